@@ -1,0 +1,174 @@
+"""Hyper-parameters of a method, read from its signature: the one schema there is."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Interval
+
+from fusion.errors import InputError
+
+UNSET = inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One keyword-only argument of a method."""
+
+    name: str
+    annotation: Any
+    default: Any
+    interval: Interval | None
+    choices: tuple[Any, ...] = ()
+
+    @property
+    def required(self) -> bool:
+        """Whether the method has no default for it."""
+        return self.default is UNSET
+
+    @property
+    def allowed(self) -> str:
+        """What may be given, in words."""
+        if self.choices:
+            return "one of " + ", ".join(map(repr, self.choices))
+        kind = type_name(self.annotation)
+        return f"{kind} {interval_name(self.interval)}" if self.interval else kind
+
+    def check(self, value: Any, owner: str) -> Any:
+        """`value`, with integers made floats where a float is asked for.
+
+        Raises:
+            InputError: another type, a value outside the interval or the choices.
+        """
+        if self.choices:
+            fits = any(value == choice and type(value) is type(choice) for choice in self.choices)
+        else:
+            fits = fits_type(value, self.annotation) and within(value, self.interval)
+        if not fits:
+            raise InputError(f"{owner}: {self.name}: {value!r}; {self.allowed} allowed")
+        is_int = isinstance(value, int) and not isinstance(value, bool)
+        return float(value) if is_int and float in members(self.annotation) else value
+
+
+def parameters(function: Callable[..., Any], hidden: Iterable[str] = ()) -> dict[str, Parameter]:
+    """The keyword-only arguments of `function`, in order, without `hidden` ones.
+
+    >>> def f(x, *, scale: Annotated[float, Interval(ge=0)] = 0.3): ...
+    >>> parameters(f)["scale"].allowed
+    'float >= 0'
+    """
+    hints = get_type_hints(function, include_extras=True)
+    found = {}
+    for name, argument in inspect.signature(function).parameters.items():
+        if argument.kind is not inspect.Parameter.KEYWORD_ONLY or name in hidden:
+            continue
+        annotation, interval = hints[name], None
+        if get_origin(annotation) is Annotated:
+            annotation, *extras = get_args(annotation)
+            interval = next((extra for extra in extras if isinstance(extra, Interval)), None)
+        choices = get_args(annotation) if get_origin(annotation) is Literal else ()
+        found[name] = Parameter(name, annotation, argument.default, interval, choices)
+    return found
+
+
+def bind(
+    owner: str, schema: Mapping[str, Parameter], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All parameters of a call: `given`, checked, over the defaults.
+
+    Raises:
+        InputError: an unknown name (with the nearest valid one), a missing one, a wrong value.
+    """
+    for name in given:
+        if name not in schema:
+            raise InputError(f"{owner}: {unknown('parameter', name, schema)}")
+    bound = {}
+    for name, parameter in schema.items():
+        if name in given:
+            bound[name] = parameter.check(given[name], owner)
+        elif parameter.required:
+            raise InputError(f"{owner}: {name}: not given; {parameter.allowed} needed")
+        else:
+            bound[name] = parameter.default
+    return bound
+
+
+def unknown(what: str, name: str, valid: Iterable[str]) -> str:
+    """`unknown parameter 'scal'; did you mean 'scale'? (valid: scale)`.
+
+    >>> unknown("method", "tys", ["ties", "dare"])
+    "unknown method 'tys'; did you mean 'ties'? (valid: dare, ties)"
+    """
+    names = sorted(valid)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f" did you mean {near[0]!r}?" if near else ""
+    return f"unknown {what} {name!r};{hint} (valid: {', '.join(names) or 'none'})"
+
+
+def members(annotation: Any) -> tuple[Any, ...]:
+    """The alternatives of a union; any other annotation alone."""
+    is_union = get_origin(annotation) is Union or type(annotation).__name__ == "UnionType"
+    return get_args(annotation) if is_union else (annotation,)
+
+
+def fits_type(value: Any, annotation: Any) -> bool:
+    """Whether `value` is of the annotation's outer type; element types are the method's to check."""
+    for member in members(annotation):
+        outer = get_origin(member) or member
+        if outer is Any or value is None and member is type(None):
+            return True
+        if isinstance(value, bool):
+            if outer is bool:
+                return True
+        elif outer is float:
+            if isinstance(value, (int, float)) and math.isfinite(value):
+                return True
+        elif isinstance(value, str):
+            if outer is str:
+                return True
+        elif isinstance(outer, type) and isinstance(value, outer):
+            return True
+    return False
+
+
+def within(value: Any, interval: Interval | None) -> bool:
+    """Whether a number lies in the interval; anything else does."""
+    if interval is None or isinstance(value, bool) or not isinstance(value, (int, float)):
+        return True
+    return all(
+        (
+            interval.ge is None or bool(value >= interval.ge),  # type: ignore[operator]
+            interval.gt is None or bool(value > interval.gt),  # type: ignore[operator]
+            interval.le is None or bool(value <= interval.le),  # type: ignore[operator]
+            interval.lt is None or bool(value < interval.lt),  # type: ignore[operator]
+        )
+    )
+
+
+def type_name(annotation: Any) -> str:
+    """`float`, `str or None`, … for messages and listings."""
+    names = []
+    for member in members(annotation):
+        outer = get_origin(member) or member
+        names.append("none" if member is type(None) else getattr(outer, "__name__", str(outer)).lower())
+    return " or ".join(names)
+
+
+def interval_name(interval: Interval) -> str:
+    """`in [0, 1]`, `> 0`, …
+
+    >>> interval_name(Interval(gt=0, le=1)), interval_name(Interval(ge=0))
+    ('in (0, 1]', '>= 0')
+    """
+    low = ("[", interval.ge) if interval.ge is not None else ("(", interval.gt)
+    high = ("]", interval.le) if interval.le is not None else (")", interval.lt)
+    if low[1] is not None and high[1] is not None:
+        return f"in {low[0]}{low[1]}, {high[1]}{high[0]}"
+    if low[1] is not None:
+        return f"{'>=' if low[0] == '[' else '>'} {low[1]}"
+    return f"{'<=' if high[0] == ']' else '<'} {high[1]}"

@@ -1,0 +1,154 @@
+"""The methods: one visible table of honest kinds, whose signatures are their schemas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Concatenate, TypeAlias
+
+from torch import Tensor
+
+from fusion.arithmetic import task_arithmetic
+from fusion.average import simple_average, weighted_average, wise_ft
+from fusion.ensemble import ensemble
+from fusion.parameters import Parameter, bind, parameters
+from fusion.state import TaskVectors
+from fusion.ties import ties, ties_survey
+
+Survey: TypeAlias = Generator[Tensor, Tensor, Any]
+"""A pass over task vectors that needs sums over the whole model: it yields a tensor, is sent back
+that tensor summed over all shards, and returns what the rule needs."""
+
+
+@dataclass(frozen=True)
+class Static:
+    """Weights -> weights: `rule(vectors, *, …) -> StateDict`."""
+
+    rule: Callable[Concatenate[TaskVectors, ...], dict[str, Tensor]]
+    paper: str
+    defaults: str
+    """Where the default hyper-parameters come from."""
+    survey: Callable[Concatenate[TaskVectors, ...], Survey] | None = None
+    """Given the same parameters as the rule; its result is the rule's argument `survey`."""
+    kind = "static"
+    needs = "nothing but weights"
+
+    @property
+    def scope(self) -> str:
+        """`tensor`: works tensor by tensor; `model`: surveys the whole model first."""
+        return "model" if self.survey else "tensor"
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """The hyper-parameters, as the rule's signature states them."""
+        return parameters(self.rule, hidden=("survey",))
+
+    @property
+    def doc(self) -> str:
+        """The rule's docstring."""
+        return self.rule.__doc__ or ""
+
+    def merge(self, vectors: TaskVectors, **params: Any) -> dict[str, Tensor]:
+        """The merged state dict of a whole model.
+
+        Raises:
+            InputError: unknown, missing or wrong parameters.
+        """
+        return self.merge_shards([vectors], **params)[0]
+
+    def merge_shards(
+        self, shards: Sequence[TaskVectors], **params: Any
+    ) -> list[dict[str, Tensor]]:
+        """The merged state dict of each shard of one model; equal to the whole's, to the bit."""
+        bound = bind(self.rule.__name__, self.parameters, params)
+        if self.survey is None:
+            return [self.rule(shard, **bound) for shard in shards]
+        result = run_surveys([self.survey(shard, **bound) for shard in shards])
+        return [self.rule(shard, survey=result, **bound) for shard in shards]
+
+
+@dataclass(frozen=True)
+class LogitSpace:
+    """Expert embeddings [T, B, D] and a zero-shot head [C, D] -> logits [B, C]."""
+
+    rule: Callable[Concatenate[Tensor, Tensor, ...], Tensor]
+    paper: str
+    defaults: str
+    kind = "logits"
+    needs = "the experts' embeddings of each image"
+    scope = "model"
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """The hyper-parameters, as the rule's signature states them."""
+        return parameters(self.rule)
+
+    @property
+    def doc(self) -> str:
+        """The rule's docstring."""
+        return self.rule.__doc__ or ""
+
+    def fuse(self, embeddings: Tensor, head: Tensor, **params: Any) -> Tensor:
+        """Logits [B, C] of the fused classifier.
+
+        Raises:
+            InputError: unknown, missing or wrong parameters.
+        """
+        return self.rule(embeddings, head, **bind(self.rule.__name__, self.parameters, params))
+
+
+Method: TypeAlias = Static | LogitSpace
+
+
+def run_surveys(surveys: Sequence[Survey]) -> Any:
+    """Run the surveys of all shards in step, summing over shards what they yield."""
+    answers: list[Tensor | None] = [None] * len(surveys)
+    while True:
+        parts, results = [], []
+        for survey, answer in zip(surveys, answers, strict=True):
+            try:
+                parts.append(survey.send(answer))  # type: ignore[arg-type]  # None starts it
+            except StopIteration as stop:
+                results.append(stop.value)
+        if results:
+            return results[0]
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part.to(total.device)
+        answers = [total] * len(surveys)
+
+
+METHODS: Mapping[str, Method] = {
+    "simple_average": Static(
+        simple_average,
+        paper="Wortsman et al. 2022, arXiv:2203.05482 (uniform soup)",
+        defaults="no parameters",
+    ),
+    "weighted_average": Static(
+        weighted_average,
+        paper="Matena & Raffel 2022, arXiv:2111.09832 §2 (isotropic merging)",
+        defaults="equal weights, normalised: FusionBench",
+    ),
+    "task_arithmetic": Static(
+        task_arithmetic,
+        paper="Ilharco et al. 2023, arXiv:2212.04089",
+        defaults="scale 0.3: the paper's for eight tasks, FusionBench",
+    ),
+    "ties": Static(
+        ties,
+        paper="Yadav et al. 2023, arXiv:2306.01708",
+        defaults="density 0.2, mean, scale 1: the paper's",
+        survey=ties_survey,
+    ),
+    "wise_ft": Static(
+        wise_ft,
+        paper="Wortsman et al. 2022, arXiv:2109.01903",
+        defaults="alpha 0.5: the paper's when there is no validation signal",
+    ),
+    "ensemble": LogitSpace(
+        ensemble,
+        paper="Wortsman et al. 2022, arXiv:2203.05482 §3 (logit ensemble)",
+        defaults="equal weights over logits: the paper's",
+    ),
+}
+"""Every method there is, by name."""
