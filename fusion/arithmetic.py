@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from annotated_types import Interval
 from torch import Tensor
 
 from fusion.coding import mix_tensor
 from fusion.state import TaskVectors
 
 
-def task_arithmetic(
-    vectors: TaskVectors, *, scale: Annotated[float, Interval()] = 0.3
-) -> dict[str, Tensor]:
+def task_arithmetic(vectors: TaskVectors, *, scale: float = 0.3) -> dict[str, Tensor]:
     """θ = θ₀ + λ·Σ_t τ_t.
 
     The task vectors are summed first, in task order, scaled once and added to the base last.

@@ -17,6 +17,8 @@ from fusion.state import TaskVectors, accumulator
 Coding: TypeAlias = Tensor
 """[B, T, G]: B = 1 one static model, G = 1 task-wise, G = number of tensors layer-wise."""
 
+CONTIGUOUS = torch.contiguous_format
+
 CHUNK = 1 << 18
 """Elements mixed at a time on a CPU: 1 MiB of float32, so that the running sum stays in cache."""
 
@@ -35,21 +37,21 @@ def one_hot(tasks: Sequence[str], task: str) -> Coding:
 def mix(vectors: TaskVectors, coding: Coding) -> dict[str, Tensor]:
     """θ_k = θ₀,k + Σ_t c_{t,g(k)} τ_{t,k} for a static coding [1, T, G].
 
-    G = 1 is one coefficient a task; G = the number of floating-point tensors is one a task and
-    tensor, in the order of `vectors.deltas`.
+    G = 1 is one coefficient a task; G = the number of floating-point tensors of the whole model
+    is one a task and tensor, in the order of `vectors.groups`.
 
     Raises:
         InputError: a coding of another shape.
     """
-    sizes = (1, len(vectors.deltas))
-    if coding.ndim != 3 or coding.shape[:2] != (1, len(vectors.tasks)):
-        raise InputError(f"coding: shape {list(coding.shape)}; [1, {len(vectors.tasks)}, G] needed")
-    if coding.shape[2] not in sizes:
-        raise InputError(f"coding: {coding.shape[2]} groups; 1 or {sizes[1]} (tensors) allowed")
+    tasks, groups = len(vectors.tasks), len(vectors.groups)
+    if coding.ndim != 3 or coding.shape[:2] != (1, tasks):
+        raise InputError(f"coding: shape {list(coding.shape)}; [1, {tasks}, G] needed")
+    if coding.shape[2] not in (1, groups):
+        raise InputError(f"coding: {coding.shape[2]} groups; 1 or {groups} (tensors) allowed")
     columns = coding[0].T.tolist()  # [G][T], as Python floats: exact, and no host sync in the loop
-    column = {
-        name: columns[index if len(columns) > 1 else 0] for index, name in enumerate(vectors.deltas)
-    }
+    if len(columns) == 1:
+        columns *= groups
+    column = dict(zip(vectors.groups, columns, strict=True))
 
     def fill(name: str, out: Tensor) -> None:
         mix_tensor(out, vectors.base[name], vectors.deltas[name], column[name])
@@ -72,40 +74,38 @@ def mix_tensor(
     once to the dtype of `out`. Each operand is read once and the result written once, chunk by
     chunk: (T + 2)·numel elements moved, the floor of a merge. A zero coefficient reads nothing.
     """
-    dtype = accumulator(out.dtype, base.dtype, deltas.dtype)
     terms = [
-        (row, c) for row, c in zip(deltas.flatten(1), coefficients, strict=True) if c and scale
+        (row.reshape(-1), c)  # a view where the row is contiguous, as the rows of an arena are
+        for row, c in zip(deltas, coefficients, strict=True)
+        if c and scale
     ]
-    # `out` is written through a flat view; the resident model's parameters are contiguous.
-    target, origin = out.view(-1), base.reshape(-1)
-    size = target.numel()
-    step = CHUNK if out.device.type == "cpu" else max(size, 1)
-    total = torch.empty(min(step, size), dtype=dtype, device=out.device)
-    for start in range(0, size, step):
-        stop = min(start + step, size)
-        add_chunk(target[start:stop], origin[start:stop], total[: stop - start],
-                  [(row[start:stop], c) for row, c in terms], scale, base_scale)
-
-
-def add_chunk(
-    out: Tensor,
-    base: Tensor,
-    total: Tensor,
-    terms: Sequence[tuple[Tensor, float]],
-    scale: float,
-    base_scale: float,
-) -> None:
-    """One chunk of `mix_tensor`; `total` is scratch in the accumulation dtype."""
-    if base_scale != 1.0:
-        base = base.to(total.dtype) * base_scale
-    if not terms:
+    if not terms and base_scale == 1.0:
         out.copy_(base)
         return
+    dtype = accumulator(out.dtype, base.dtype, deltas.dtype)
+    target = out if out.is_contiguous() else torch.empty_like(out, memory_format=CONTIGUOUS)
+    flat, origin = target.view(-1), base.reshape(-1)
+    size = flat.numel()
+    step = CHUNK if out.device.type == "cpu" else max(size, 1)
+    scratch = torch.empty(min(step, size), dtype=dtype, device=out.device)
+    for start in range(0, size, step):
+        span = slice(start, min(start + step, size))
+        total = scratch[: span.stop - start]
+        add_up(total, [(row[span], c) for row, c in terms])
+        chunk = origin[span].to(dtype)
+        if base_scale != 1.0:
+            chunk = chunk * base_scale
+        torch.add(chunk, total, alpha=scale, out=flat[span])
+    if target is not out:
+        out.copy_(target)
+
+
+def add_up(total: Tensor, terms: Sequence[tuple[Tensor, float]]) -> None:
+    """total = Σ c·row, one chunk, in the dtype of `total`; zero without terms."""
+    if not terms:
+        total.zero_()
+        return
     (first, c), *rest = terms
-    torch.mul(first, c, out=total)
+    torch.mul(first.to(total.dtype), c, out=total)
     for row, c in rest:
         total.add_(row, alpha=c)
-    if out.dtype == base.dtype == total.dtype:
-        torch.add(base, total, alpha=scale, out=out)
-    else:
-        out.copy_(base.to(total.dtype).add_(total, alpha=scale))

@@ -76,9 +76,7 @@ def parameters(function: Callable[..., Any], hidden: Iterable[str] = ()) -> dict
     return found
 
 
-def bind(
-    owner: str, schema: Mapping[str, Parameter], given: Mapping[str, Any]
-) -> dict[str, Any]:
+def bind(owner: str, schema: Mapping[str, Parameter], given: Mapping[str, Any]) -> dict[str, Any]:
     """All parameters of a call: `given`, checked, over the defaults.
 
     Raises:
@@ -117,10 +115,10 @@ def members(annotation: Any) -> tuple[Any, ...]:
 
 
 def fits_type(value: Any, annotation: Any) -> bool:
-    """Whether `value` is of the annotation's outer type; element types are the method's to check."""
+    """Whether `value` is of the annotation's outer type; elements are the method's to check."""
     for member in members(annotation):
         outer = get_origin(member) or member
-        if outer is Any or value is None and member is type(None):
+        if outer is Any or (value is None and member is type(None)):
             return True
         if isinstance(value, bool):
             if outer is bool:
@@ -155,12 +153,14 @@ def type_name(annotation: Any) -> str:
     names = []
     for member in members(annotation):
         outer = get_origin(member) or member
-        names.append("none" if member is type(None) else getattr(outer, "__name__", str(outer)).lower())
+        names.append(
+            "none" if member is type(None) else getattr(outer, "__name__", str(outer)).lower()
+        )
     return " or ".join(names)
 
 
 def interval_name(interval: Interval) -> str:
-    """`in [0, 1]`, `> 0`, …
+    """`in [0, 1]`, `> 0`, … An interval without any limit has no name: write the plain type.
 
     >>> interval_name(Interval(gt=0, le=1)), interval_name(Interval(ge=0))
     ('in (0, 1]', '>= 0')

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate, TypeAlias
 
@@ -13,11 +13,8 @@ from fusion.average import simple_average, weighted_average, wise_ft
 from fusion.ensemble import ensemble
 from fusion.parameters import Parameter, bind, parameters
 from fusion.state import TaskVectors
+from fusion.survey import Survey, run_surveys
 from fusion.ties import ties, ties_survey
-
-Survey: TypeAlias = Generator[Tensor, Tensor, Any]
-"""A pass over task vectors that needs sums over the whole model: it yields a tensor, is sent back
-that tensor summed over all shards, and returns what the rule needs."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,7 @@ class Static:
     paper: str
     defaults: str
     """Where the default hyper-parameters come from."""
-    survey: Callable[Concatenate[TaskVectors, ...], Survey] | None = None
+    survey: Callable[Concatenate[TaskVectors, ...], Survey[Any]] | None = None
     """Given the same parameters as the rule; its result is the rule's argument `survey`."""
     kind = "static"
     needs = "nothing but weights"
@@ -56,9 +53,7 @@ class Static:
         """
         return self.merge_shards([vectors], **params)[0]
 
-    def merge_shards(
-        self, shards: Sequence[TaskVectors], **params: Any
-    ) -> list[dict[str, Tensor]]:
+    def merge_shards(self, shards: Sequence[TaskVectors], **params: Any) -> list[dict[str, Tensor]]:
         """The merged state dict of each shard of one model; equal to the whole's, to the bit."""
         bound = bind(self.rule.__name__, self.parameters, params)
         if self.survey is None:
@@ -98,24 +93,6 @@ class LogitSpace:
 
 
 Method: TypeAlias = Static | LogitSpace
-
-
-def run_surveys(surveys: Sequence[Survey]) -> Any:
-    """Run the surveys of all shards in step, summing over shards what they yield."""
-    answers: list[Tensor | None] = [None] * len(surveys)
-    while True:
-        parts, results = [], []
-        for survey, answer in zip(surveys, answers, strict=True):
-            try:
-                parts.append(survey.send(answer))  # type: ignore[arg-type]  # None starts it
-            except StopIteration as stop:
-                results.append(stop.value)
-        if results:
-            return results[0]
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part.to(total.device)
-        answers = [total] * len(surveys)
 
 
 METHODS: Mapping[str, Method] = {

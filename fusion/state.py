@@ -47,6 +47,13 @@ class TaskVectors:
     """name -> τ [T, *shape], in `accumulator(base dtype, expert dtypes)`."""
     arena: StateDict | None = None
     """Where merged tensors go; None: fresh memory."""
+    groups: tuple[str, ...] = ()
+    """Names of the floating-point tensors of the whole model, in order: the G axis of layer-wise
+    codings and weights. A shard keeps the whole's; by default the names in `deltas`."""
+
+    def __post_init__(self) -> None:
+        if not self.groups:
+            object.__setattr__(self, "groups", tuple(self.deltas))
 
     @classmethod
     def from_state_dicts(cls, base: StateDict, experts: Mapping[str, StateDict]) -> TaskVectors:
@@ -71,10 +78,10 @@ class TaskVectors:
             if not tensor.is_floating_point():
                 for task in experts:
                     check_equal(tensor, experts[task][name], name, task)
-        return cls(tuple(experts), dict(base), deltas)
+        return cls(tuple(experts), {name: base[name].detach() for name in base}, deltas)
 
     def restrict(self, names: Iterable[str]) -> TaskVectors:
-        """The same task vectors for some tensors only: one shard. Shares memory.
+        """The same task vectors for some tensors only: one shard. Shares memory, keeps `groups`.
 
         Raises:
             InputError: a name that is not there.
@@ -99,13 +106,17 @@ class TaskVectors:
         Integer and bool buffers are copied from the base.
         """
         merged = {}
-        for name, tensor in self.base.items():
-            out = torch.empty_like(tensor) if self.arena is None else self.arena[name]
-            if name in self.deltas:
-                fill(name, out)
-            else:
-                out.copy_(tensor)
-            merged[name] = out
+        with torch.no_grad():  # the tensors of an arena may be a model's parameters
+            for name, tensor in self.base.items():
+                if self.arena is None:
+                    out = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+                else:
+                    out = self.arena[name]
+                if name in self.deltas:
+                    fill(name, out)
+                else:
+                    out.copy_(tensor)
+                merged[name] = out
         return merged
 
 
@@ -116,7 +127,7 @@ def stack_deltas(name: str, base: Tensor, experts: Mapping[str, Tensor]) -> Delt
         InputError: an expert's tensor of another shape, or with NaN or Inf in it.
     """
     dtype = accumulator(base.dtype, *(expert.dtype for expert in experts.values()))
-    origin = base.to(dtype)
+    origin = base.detach().to(dtype)
     deltas = torch.empty((len(experts), *base.shape), dtype=dtype, device=base.device)
     for row, (task, expert) in zip(deltas, experts.items(), strict=True):
         if expert.shape != base.shape:
@@ -126,11 +137,10 @@ def stack_deltas(name: str, base: Tensor, experts: Mapping[str, Tensor]) -> Delt
             )
         if not expert.is_floating_point():
             raise InputError(
-                f"expert {task!r}: tensor {name!r}: dtype {expert.dtype};"
-                f" the base has {base.dtype}"
+                f"expert {task!r}: tensor {name!r}: dtype {expert.dtype}; the base has {base.dtype}"
             )
         check_finite(expert, name, f"expert {task!r}")
-        torch.sub(expert.to(device=base.device, dtype=dtype), origin, out=row)
+        torch.sub(expert.detach().to(device=base.device, dtype=dtype), origin, out=row)
     return deltas
 
 

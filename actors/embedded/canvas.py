@@ -1,0 +1,93 @@
+"""What every drawn image shares: a supersampled canvas, colours that differ, camera noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+Pixels: TypeAlias = NDArray[np.uint8]
+"""One RGB image: [SIZE, SIZE, 3]."""
+Rng: TypeAlias = np.random.Generator
+Colour: TypeAlias = tuple[int, int, int]
+Point: TypeAlias = tuple[float, float]
+
+SIZE = 32
+"""Side of every image of the pool, in pixels."""
+SUPER = 3
+"""Drawn this many times larger, then averaged down: smooth edges at any position."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """How images are made, whatever they show: what differs between pretraining and the tasks."""
+
+    noise: float
+    """Standard deviation of the sensor noise, in grey levels."""
+    light: float
+    """Standard deviation of the slope of the light over the image, 1 = the whole brightness."""
+    jitter: float
+    """Objects are moved by at most this, in pixels."""
+    tilt: float
+    """Objects are turned by at most this, in degrees."""
+    contrast: float
+    """Smallest distance between ground and ink, in grey levels."""
+
+
+PLAIN = Style(noise=8, light=0.2, jitter=1.0, tilt=6, contrast=90)
+"""Clean print: what the base is pretrained on."""
+FIELD = Style(noise=8, light=0.2, jitter=1.0, tilt=6, contrast=90)
+"""Photographs: what the tasks consist of, and what the experts learn."""
+
+
+def tones(rng: Rng, style: Style, light_ground: bool = False) -> tuple[Colour, Colour]:
+    """A ground and an ink of random hue, one dark and the other light.
+
+    Which of the two is dark belongs to the task: a small model learns shapes from a thousand images
+    when contrast has one sign, and does not when it has both.
+    """
+    half = style.contrast / 2
+    dark = colour(rng.uniform(10, 125 - half, 3))
+    light = colour(rng.uniform(125 + half, 250, 3))
+    return (light, dark) if light_ground else (dark, light)
+
+
+def colour(values: Sequence[float] | NDArray[np.generic]) -> Colour:
+    """Three numbers as the integer tuple Pillow wants."""
+    red, green, blue = (int(value) for value in values)
+    return red, green, blue
+
+
+def drawn(background: Colour, paint: Callable[[ImageDraw.ImageDraw, float], None]) -> Pixels:
+    """An image painted by `paint(draw, unit)`; `unit` is the length of one final pixel."""
+    side = SIZE * SUPER
+    image = Image.new("RGB", (side, side), background)
+    paint(ImageDraw.Draw(image), float(SUPER))
+    return np.asarray(image.reduce(SUPER))
+
+
+def photographed(pixels: NDArray[np.generic], rng: Rng, style: Style) -> Pixels:
+    """`pixels` [SIZE, SIZE, 3] with light from one side and sensor noise."""
+    slope = rng.normal(0, style.light, 2)
+    grid = np.linspace(-0.5, 0.5, SIZE)
+    light = 1 + slope[0] * grid[:, None, None] + slope[1] * grid[None, :, None]
+    out = pixels * light + rng.normal(0, style.noise, (SIZE, SIZE, 3))
+    return np.clip(out, 0, 255).astype(np.uint8)
+
+
+def ramp(values: NDArray[np.floating], low: Colour, high: Colour) -> NDArray[np.floating]:
+    """Grey `values` in [0, 1], [SIZE, SIZE], as colours between `low` and `high`."""
+    start, stop = np.asarray(low, float), np.asarray(high, float)
+    return start + values[..., None] * (stop - start)
+
+
+def smooth_field(rng: Rng, cells: int) -> NDArray[np.floating]:
+    """A random field [SIZE, SIZE] in [0, 1] whose features are about SIZE / `cells` pixels wide."""
+    coarse = Image.fromarray(rng.random((cells, cells)).astype(np.float32))
+    field = np.asarray(coarse.resize((SIZE, SIZE), Image.Resampling.BICUBIC), float)
+    low, high = field.min(), field.max()
+    return (field - low) / max(high - low, 1e-6)

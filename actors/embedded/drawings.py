@@ -1,0 +1,149 @@
+"""The tasks of the embedded pool: one table of names, classes, prompts and generators."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from actors.embedded import figures, glyphs, surfaces
+from actors.embedded.canvas import FIELD, PLAIN, SIZE, Pixels, Rng, Style
+
+TRAIN, TEST = 1400, 600
+"""Images a drawn task: enough for a 95 % interval of ±2 points on a task's test accuracy."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One task: what its classes are called, and how an image of a class is made."""
+
+    classnames: tuple[str, ...]
+    templates: tuple[str, ...]
+    draw: Callable[[int, Rng, Style], Pixels]
+    """(label, generator, style) -> RGB image."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The images [N, SIZE, SIZE, 3] uint8 and labels [N] int64 of one split."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+DRAWINGS: Mapping[str, Drawing] = MappingProxyType(
+    {
+        "digits": Drawing(
+            NUMBERS, ("a scan of the digit {}.", "a handwritten {}.", "the digit {}."), glyphs.digit
+        ),
+        "letters": Drawing(
+            tuple(glyphs.LETTERS.lower()),
+            ("the letter {}.", "a printed letter {}.", "a photo of the letter {}."),
+            glyphs.letter,
+        ),
+        "greek": Drawing(
+            tuple(glyphs.GREEK),
+            ("the greek letter {}.", "a greek {}.", "the symbol {}."),
+            glyphs.greek,
+        ),
+        "signs": Drawing(
+            figures.SIGNS,
+            ("a {} sign.", "a road sign: {}.", "a photo of a {} traffic sign."),
+            figures.sign,
+        ),
+        "dials": Drawing(
+            figures.DIRECTIONS,
+            ("a dial pointing {}.", "the hand points {}.", "a compass: {}."),
+            figures.dial,
+        ),
+        "counts": Drawing(
+            figures.COUNTS,
+            ("{} dots.", "a drawing of {} discs.", "there are {} things."),
+            figures.count,
+        ),
+        "textures": Drawing(
+            surfaces.TEXTURES,
+            ("a texture of {}.", "a surface with {}.", "{}."),
+            surfaces.texture,
+        ),
+        "land": Drawing(
+            surfaces.LAND,
+            ("an aerial photo of {}.", "{} seen from above.", "a satellite image of {}."),
+            surfaces.land,
+        ),
+    }
+)
+"""Task name -> task, in the pool's order."""
+
+
+def generator(seed: int, *purpose: str) -> Rng:
+    """A generator of its own for each purpose: adding a task changes no other task's bits."""
+    return np.random.default_rng([seed, *(zlib.crc32(word.encode()) for word in purpose)])
+
+
+def parts(task: str, seed: int, train: int = TRAIN, test: int = TEST) -> dict[str, Part]:
+    """Both splits of a task: at most `train` and `test` images, classes in equal shares.
+
+    >>> {name: part.images.shape for name, part in parts("counts", 0, 14, 7).items()}
+    {'train': (14, 32, 32, 3), 'test': (7, 32, 32, 3)}
+    """
+    if task == "digits":
+        return scans(seed, train, test)
+    return {
+        split: drawn_even(task, number, generator(seed, task, split))
+        for split, number in (("train", train), ("test", test))
+    }
+
+
+def drawn_even(task: str, number: int, rng: Rng) -> Part:
+    """`number` drawn images of a task in random order, every class as often as every other."""
+    classes = len(DRAWINGS[task].classnames)
+    labels = rng.permutation(np.arange(number) % classes).astype(np.int64)
+    return drawn_part(task, labels, rng, FIELD)
+
+
+def drawn_part(task: str, labels: NDArray[np.int64], rng: Rng, style: Style) -> Part:
+    """Drawn images of a task, one for each of `labels` [N]."""
+    draw = DRAWINGS[task].draw
+    return Part(np.stack([draw(int(label), rng, style) for label in labels]), labels)
+
+
+def web(task: str, seed: int, number: int, skew: float = 1.5) -> Part:
+    """What the base is pretrained on: the task's classes with a long tail, as on the web.
+
+    Class k in a random ranking occurs in proportion to 1 / (k + 1)^skew: the base knows some
+    classes well and has hardly seen others. Digits are printed ones here, not scans.
+    """
+    rng = generator(seed, task, "web")
+    classes = len(DRAWINGS[task].classnames)
+    shares = 1.0 / np.arange(1, classes + 1) ** skew
+    shares = rng.permutation(shares / shares.sum())
+    labels = rng.choice(classes, number, p=shares).astype(np.int64)
+    return drawn_part(task, labels, rng, PLAIN)
+
+
+def scans(seed: int, train: int, test: int) -> dict[str, Part]:
+    """scikit-learn's 1797 scanned digits (8 × 8, 17 grey levels), enlarged: a third is test."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    grey = np.clip(bunch.images * 255 / 16, 0, 255).astype(np.uint8)
+    images = np.stack(
+        [
+            np.asarray(Image.fromarray(scan).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+            for scan in grey
+        ]
+    )
+    images = np.repeat(images[..., None], 3, axis=3)
+    labels = bunch.target.astype(np.int64)
+    order = generator(seed, "digits").permutation(len(labels))
+    cut = len(order) // 3
+    chosen = {"train": order[cut:][:train], "test": order[:cut][:test]}
+    return {split: Part(images[rows], labels[rows]) for split, rows in chosen.items()}

@@ -1,0 +1,149 @@
+"""Tasks made of geometry: road signs, dials, and a number of things to count."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ImageDraw
+
+from actors.embedded.canvas import (
+    SIZE,
+    SUPER,
+    Colour,
+    Pixels,
+    Point,
+    Rng,
+    Style,
+    drawn,
+    photographed,
+    tones,
+)
+
+SIGNS = (
+    "stop",
+    "yield",
+    "warning",
+    "no entry",
+    "turn left",
+    "turn right",
+    "straight ahead",
+    "crossing",
+    "priority",
+    "roundabout",
+)
+DIRECTIONS = (
+    "north",
+    "northeast",
+    "east",
+    "southeast",
+    "south",
+    "southwest",
+    "west",
+    "northwest",
+)
+COUNTS = ("one", "two", "three", "four", "five", "six", "seven")
+
+
+def ring(middle: Point, radius: float, corners: int, turn: float) -> list[Point]:
+    """The corners of a regular polygon; `turn` in radians, 0 points up."""
+    angles = turn + 2 * np.pi * np.arange(corners) / corners
+    x, y = middle[0] + radius * np.sin(angles), middle[1] - radius * np.cos(angles)
+    return [(float(a), float(b)) for a, b in zip(x, y, strict=True)]
+
+
+def arrow(middle: Point, length: float, turn: float) -> list[Point]:
+    """An arrow's outline, `length` long, pointing at `turn` radians (0: up)."""
+    shape = np.array(
+        [(0, -1), (0.6, -0.3), (0.22, -0.3), (0.22, 1), (-0.22, 1), (-0.22, -0.3), (-0.6, -0.3)]
+    )
+    cos, sin = np.cos(turn), np.sin(turn)
+    turned = shape @ np.array([[cos, sin], [-sin, cos]]) * length / 2 + np.array(middle)
+    return [(float(x), float(y)) for x, y in turned]
+
+
+def sign(label: int, rng: Rng, style: Style) -> Pixels:
+    """A road sign: its shape and symbol tell the class, its colours do not."""
+    ground, plate = tones(rng, style)
+    mark, _ = tones(rng, style)
+    radius = rng.uniform(11, 14) * SUPER
+    x, y = SIZE * SUPER / 2 + rng.uniform(-style.jitter, style.jitter, 2) * SUPER
+    tilt = float(np.radians(rng.uniform(-style.tilt, style.tilt)))
+
+    def paint(draw: ImageDraw.ImageDraw, unit: float) -> None:
+        paint_sign(draw, SIGNS[label], ((x, y), radius, tilt), (plate, mark), unit)
+
+    return photographed(drawn(ground, paint), rng, style)
+
+
+def paint_sign(
+    draw: ImageDraw.ImageDraw,
+    name: str,
+    place: tuple[Point, float, float],
+    colours: tuple[Colour, Colour],
+    unit: float,
+) -> None:
+    """Paint the plate of sign `name`, then its symbol; `place` is middle, radius and tilt."""
+    middle, radius, tilt = place
+    plate, mark = colours
+    corners, turn = {
+        "stop": (8, np.pi / 8),
+        "yield": (3, np.pi),
+        "warning": (3, 0.0),
+        "crossing": (4, np.pi / 4),
+        "priority": (4, 0.0),
+    }.get(name, (32, 0.0))
+    draw.polygon(ring(middle, radius, corners, turn + tilt), fill=plate)
+    arrows = {"turn left": -np.pi / 2, "turn right": np.pi / 2, "straight ahead": 0.0}
+    if name in arrows:
+        draw.polygon(arrow(middle, 1.3 * radius, arrows[name] + tilt), fill=mark)
+    elif name == "no entry":
+        bar = np.array(ring(middle, 0.7 * radius, 2, np.pi / 2 + tilt)).ravel()
+        draw.line([float(v) for v in bar], fill=mark, width=int(4 * unit))
+    elif name == "crossing":
+        for half in (0.0, np.pi / 2):
+            line = np.array(ring(middle, 0.6 * radius, 2, half + np.pi / 4 + tilt)).ravel()
+            draw.line([float(v) for v in line], fill=mark, width=int(2.5 * unit))
+    elif name in ("priority", "roundabout", "yield", "warning"):
+        inner = ring(middle, 0.5 * radius, corners, turn + tilt)
+        draw.polygon(inner, fill=mark)
+
+
+def dial(label: int, rng: Rng, style: Style) -> Pixels:
+    """A round dial whose hand points in one of eight directions, give or take 12 degrees."""
+    ground, face = tones(rng, style)
+    hand, _ = tones(rng, style)
+    turn = 2 * np.pi * label / len(DIRECTIONS) + np.radians(rng.uniform(-style.tilt, style.tilt))
+    radius = rng.uniform(11, 14) * SUPER
+    x, y = SIZE * SUPER / 2 + rng.uniform(-style.jitter, style.jitter, 2) * SUPER
+
+    def paint(draw: ImageDraw.ImageDraw, unit: float) -> None:
+        draw.polygon(ring((x, y), radius, 32, 0.0), fill=face)
+        tip = ring((x, y), 0.85 * radius, 1, turn)[0]
+        tail = ring((x, y), 0.2 * radius, 1, turn + np.pi)[0]
+        draw.line([*tail, *tip], fill=hand, width=int(rng.uniform(2, 3.2) * unit))
+        hub = rng.uniform(1, 2) * unit
+        draw.ellipse([x - hub, y - hub, x + hub, y + hub], fill=hand)
+
+    return photographed(drawn(ground, paint), rng, style)
+
+
+def count(label: int, rng: Rng, style: Style) -> Pixels:
+    """`label + 1` discs of one colour that do not touch."""
+    ground, disc = tones(rng, style, light_ground=True)
+    places = apart(label + 1, rng)
+    radii = rng.uniform(1.9, 3.0, label + 1)
+
+    def paint(draw: ImageDraw.ImageDraw, unit: float) -> None:
+        for (x, y), radius in zip(places * unit, radii * unit, strict=True):
+            draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=disc)
+
+    return photographed(drawn(ground, paint), rng, style)
+
+
+def apart(number: int, rng: Rng, distance: float = 7.5) -> NDArray[np.floating]:
+    """`number` points [number, 2] in the image, pairwise at least `distance` pixels apart."""
+    while True:
+        points = rng.uniform(4, SIZE - 4, (number, 2))
+        gaps = np.hypot(*(points[:, None] - points[None]).transpose(2, 0, 1))
+        if gaps[~np.eye(number, dtype=bool)].min(initial=np.inf) >= distance:
+            return points

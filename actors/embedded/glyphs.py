@@ -1,0 +1,80 @@
+"""Tasks made of writing: Latin letters and Greek letters in the fonts that matplotlib ships."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from actors.embedded.canvas import SIZE, SUPER, Pixels, Rng, Style, photographed, tones
+
+LETTERS = "ABEGKMRSTW"
+GREEK = {
+    "alpha": "α",
+    "beta": "β",
+    "gamma": "γ",
+    "delta": "δ",
+    "lambda": "λ",
+    "xi": "ξ",
+    "pi": "π",
+    "phi": "φ",
+    "psi": "ψ",
+    "omega": "ω",
+}
+FONTS = (
+    "DejaVuSans.ttf",
+    "DejaVuSans-Bold.ttf",
+    "DejaVuSansMono.ttf",
+    "DejaVuSerif.ttf",
+    "DejaVuSerif-Bold.ttf",
+    "STIXGeneral.ttf",
+)
+"""Fonts of matplotlib's own data folder that hold both alphabets: the same files everywhere."""
+LATIN_FONTS = (*FONTS, "cmtt10.ttf", "cmss10.ttf")
+
+
+@cache
+def font(name: str, size: int) -> ImageFont.FreeTypeFont:
+    """A font of matplotlib's data folder at `size` pixels."""
+    import matplotlib
+
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    return ImageFont.truetype(
+        str(folder / name), size, layout_engine=ImageFont.Layout.BASIC
+    )
+
+
+def glyph(text: str, fonts: tuple[str, ...], rng: Rng, style: Style, light_paper: bool) -> Pixels:
+    """One character: random font, size, place, slant and colours."""
+    paper, ink = tones(rng, style, light_paper)
+    size = int(rng.integers(21, 28)) * SUPER
+    face = font(fonts[rng.integers(len(fonts))], size)
+    side = SIZE * SUPER
+    image = Image.new("RGB", (side, side), paper)
+    middle = side / 2 + rng.uniform(-style.jitter, style.jitter, 2) * SUPER
+    ImageDraw.Draw(image).text(tuple(middle), text, fill=ink, font=face, anchor="mm")
+    turned = image.rotate(rng.uniform(-style.tilt, style.tilt), Image.Resampling.BILINEAR, fillcolor=paper)
+    return photographed(np.asarray(turned.reduce(SUPER)), rng, style)
+
+
+def letter(label: int, rng: Rng, style: Style) -> Pixels:
+    """A capital of `LETTERS`."""
+    return glyph(LETTERS[label], LATIN_FONTS, rng, style, light_paper=True)
+
+
+def greek(label: int, rng: Rng, style: Style) -> Pixels:
+    """A lower-case Greek letter."""
+    return glyph(list(GREEK.values())[label], FONTS, rng, style, light_paper=False)
+
+
+def digit(label: int, rng: Rng, style: Style) -> Pixels:
+    """A printed digit, white on black, as coarse as a scan of 8 × 8 pixels."""
+    image = Image.new("L", (SIZE, SIZE), 0)
+    middle = SIZE / 2 + rng.uniform(-style.jitter, style.jitter, 2)
+    face = font(LATIN_FONTS[rng.integers(len(LATIN_FONTS))], int(rng.integers(30, 40)))
+    ImageDraw.Draw(image).text(tuple(middle), str(label), fill=255, font=face, anchor="mm")
+    turned = image.rotate(rng.uniform(-style.tilt, style.tilt), Image.Resampling.BILINEAR)
+    coarse = turned.reduce(4).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+    return np.repeat(np.asarray(coarse)[..., None], 3, axis=2)

@@ -1,0 +1,150 @@
+"""Where models and data come from: a folder, the embedded pool, or the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+from fusion.errors import InputError
+
+EMBEDDED = "embedded:"
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
+"""`name` or `org/name`, with `@revision` where not the main branch."""
+
+MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+"""What a model needs from the hub; never a pickle."""
+
+INDEX = "model.safetensors.index.json"
+
+
+def cache_dir() -> Path:
+    """The project's cache: `$FUSION_SWEEPS_CACHE`, else the user's cache folder (XDG)."""
+    import platformdirs
+
+    chosen = os.environ.get("FUSION_SWEEPS_CACHE")
+    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("fusion-sweeps"))
+
+
+def resolve(source: str, *, what: str) -> Path:
+    """The folder of a model: a path, `embedded:base`, `embedded:<task>`, or a hub id.
+
+    A hub id is looked for in the local hub cache first, so that a sweep runs offline and a new
+    upload does not change it; `org/name@revision` names a revision.
+
+    Args:
+        source: what the spec says.
+        what: whose source it is, for the message; "pool.base", say.
+
+    Raises:
+        InputError: nothing of that name; the line says what is allowed.
+    """
+    folder = local(source, what)
+    if folder is not None:
+        return folder
+    if source.startswith(EMBEDDED):
+        name = source.removeprefix(EMBEDDED)
+        pool = embedded(source, what)
+        return pool["base"] if name == "base" else member(pool["experts"], name, source, what)
+    return from_hub(source, what)
+
+
+def resolve_data(source: str, *, what: str) -> Path | None:
+    """The folder of a data set: a path or `embedded:<task>`; None: a hub id.
+
+    Raises:
+        InputError: a path that is not there, or no such embedded task.
+    """
+    folder = local(source, what)
+    if folder is not None:
+        return folder
+    if source.startswith(EMBEDDED):
+        pool = embedded(source, what)
+        return member(pool["data"], source.removeprefix(EMBEDDED), source, what)
+    return None
+
+
+def local(source: str, what: str) -> Path | None:
+    """The folder a path names; None where the source does not look like a path."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if path.exists():
+        raise InputError(f"{what}: {source!r}: a file; a folder or a hub id is needed")
+    if source.startswith(("/", "./", "../", "~")):
+        raise InputError(f"{what}: {source!r}: no such folder")
+    return None
+
+
+def embedded(source: str, what: str) -> dict[str, Path]:
+    """The folders of the embedded pool.
+
+    Raises:
+        InputError: it was not built yet.
+    """
+    try:
+        from actors.embedded import locate
+
+        pool = locate()
+        folders = {name: Path(getattr(pool, name)) for name in ("base", "experts", "data")}
+    except (ImportError, FileNotFoundError, InputError):
+        folders = {}
+    if not all(folder.is_dir() for folder in folders.values()) or not folders:
+        raise InputError(
+            f"{what}: {source!r}: the embedded pool is not built; run `sweeps quickstart` first"
+        )
+    return folders
+
+
+def member(folder: Path, name: str, source: str, what: str) -> Path:
+    """One task's folder of the embedded pool."""
+    there = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    if name not in there:
+        raise InputError(f"{what}: {source!r}: no such task in the embedded pool; there: {there}")
+    return folder / name
+
+
+def from_hub(source: str, what: str) -> Path:
+    """A model's snapshot folder in the hub cache, downloaded where it is not there whole."""
+    if not HUB_ID.fullmatch(source):
+        raise InputError(
+            f"{what}: {source!r}: neither a folder nor a hub id;"
+            " allowed: a folder, embedded:NAME, name or org/name[@revision]"
+        )
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    name, _, revision = source.partition("@")
+    options = {"repo_id": name, "revision": revision or None, "allow_patterns": MODEL_FILES}
+    try:
+        cached = Path(huggingface_hub.snapshot_download(**options, local_files_only=True))
+        if complete(cached):
+            return cached
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError):
+        pass  # not in the cache: ask the hub
+    try:
+        return Path(huggingface_hub.snapshot_download(**options))
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        reason = "not in the local hub cache, and the hub cannot be reached"
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status is not None:
+            reason = f"the hub answers {status} (is the name right, is it public?)"
+        raise InputError(f"{what}: {source!r}: no such folder; as a hub id: {reason}") from None
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{what}: {source!r}: no such folder; as a hub id: {reason}") from None
+
+
+def complete(folder: Path) -> bool:
+    """Whether a cached snapshot holds a configuration and all its weights."""
+    if not (folder / "config.json").exists():
+        return False
+    if (folder / "model.safetensors").exists():
+        return True
+    try:
+        files = json.loads((folder / INDEX).read_text())["weight_map"].values()
+        return all((folder / file).exists() for file in files)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False

@@ -1,0 +1,31 @@
+"""Model fusion as mathematics: tensors in, tensors out.
+
+Axes everywhere: T tasks (experts), B batch, C classes, G groups of tensors that share a
+coefficient, D embedding width.
+"""
+
+from fusion.arithmetic import task_arithmetic as task_arithmetic
+from fusion.average import simple_average as simple_average
+from fusion.average import weighted_average as weighted_average
+from fusion.average import wise_ft as wise_ft
+from fusion.coding import Coding as Coding
+from fusion.coding import mix as mix
+from fusion.coding import one_hot as one_hot
+from fusion.ensemble import ensemble as ensemble
+from fusion.errors import InputError as InputError
+from fusion.registry import METHODS as METHODS
+from fusion.registry import LogitSpace as LogitSpace
+from fusion.registry import Method as Method
+from fusion.registry import Static as Static
+from fusion.significance import holm as holm
+from fusion.significance import mcnemar as mcnemar
+from fusion.significance import mean_interval as mean_interval
+from fusion.significance import wilson as wilson
+from fusion.state import Deltas as Deltas
+from fusion.state import StateDict as StateDict
+from fusion.state import TaskVectors as TaskVectors
+from fusion.survey import Survey as Survey
+from fusion.survey import run_surveys as run_surveys
+from fusion.ties import ties as ties
+from fusion.zeroshot import logits as logits
+from fusion.zeroshot import zero_shot_head as zero_shot_head

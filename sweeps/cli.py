@@ -1,0 +1,219 @@
+"""The command line: `sweeps run | plan | methods | train | report | export | quickstart`.
+
+Exit status: 0 done, 1 some trials failed (named), 2 wrong input (nothing was started),
+130 interrupted. Errors are one line; `--debug` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from fusion.errors import InputError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Experiment sweeps for model fusion, on Ray, Ray Tune and MLflow.",
+)
+
+Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="A sweep file (YAML).")]
+Outputs = Annotated[Path, typer.Option(help="Where all sweeps are kept.")]
+Address = Annotated[
+    str | None, typer.Option(help="A running Ray cluster; default: $RAY_ADDRESS, else this machine.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a field: methods.ties.trials=4."),
+]
+OUTPUTS = Path("outputs")
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
+) -> None:
+    """Options of every command."""
+    context.obj = debug
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+
+
+@app.command()
+def run(
+    spec: Spec,
+    address: Address = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped sweep.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Move an old one of the name aside.")] = False,
+    overrides: Set = None,
+    outputs: Outputs = OUTPUTS,
+) -> None:
+    """Run a sweep; ends with the comparison table and where everything is."""
+    from sweeps.spec import load
+
+    conduct(load(spec, overrides or []), outputs, address=address, resume=resume, fresh=fresh)
+
+
+def conduct(spec: Any, outputs: Path, *, address: str | None, resume: bool, fresh: bool) -> None:
+    """Run a loaded spec and show how it ended; `run` and `quickstart` share it."""
+    from sweeps.run import Interrupted
+    from sweeps.run import run as run_sweep
+    from sweeps.table import render
+
+    console, command = Console(), shlex.join(["sweeps", *sys.argv[1:]])
+    try:
+        outcome = run_sweep(
+            spec, outputs, console, address=address, resume=resume, fresh=fresh, command=command
+        )
+    except (Interrupted, KeyboardInterrupt):
+        console.print(f"interrupted; everything finished is kept. Go on with: {resuming(command)}")
+        raise typer.Exit(130) from None
+    render(outcome.comparison, console)
+    console.print(f"report   {outcome.folder.path / 'report.html'}", soft_wrap=True)
+    console.print(f"recipes  {outcome.folder.recipes}", soft_wrap=True)
+    console.print(
+        f"mlflow   {outcome.mlflow}  (mlflow ui --backend-store-uri {outcome.mlflow})",
+        soft_wrap=True,
+    )
+    if outcome.unsent:
+        console.print(f"MLflow lacks results ({outcome.unsent}); send them: {resuming(command)}")
+    for entry in outcome.failed:
+        console.print(f"failed: {entry.method} {dict(entry.params)}: {entry.error}", style="red")
+    if outcome.failed:
+        raise typer.Exit(1)
+
+
+def resuming(command: str) -> str:
+    """The command that goes on with a sweep.
+
+    >>> resuming("sweeps run a.yaml --fresh")
+    'sweeps run a.yaml --resume'
+    """
+    words = [word for word in shlex.split(command) if word not in ("--fresh", "--resume")]
+    return shlex.join([*words, "--resume"])
+
+
+@app.command()
+def plan(
+    spec: Spec,
+    address: Address = None,
+    overrides: Set = None,
+    outputs: Outputs = OUTPUTS,
+) -> None:
+    """Check everything and print placement, memory, trials and work; loads no weights."""
+    from sweeps.plan import show
+    from sweeps.spec import load
+
+    show(load(spec, overrides or []), outputs, Console(), address)
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method, in full.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """The methods: parameters, defaults, papers, needs."""
+    from sweeps import listing
+
+    if as_json:
+        typer.echo(json.dumps(listing.as_json(name), indent=1))
+    else:
+        Console().print(listing.describe(name))
+
+
+@app.command()
+def train(
+    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="A training file (YAML).")],
+    address: Address = None,
+    overrides: Set = None,
+) -> None:
+    """Fine-tune experts from a base (made first where the file says so), with Tune."""
+    from sweeps.train import train as train_pool
+    from sweeps.trainspec import load
+
+    failed = train_pool(load(spec, overrides or []), Console(), address=address)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    sweep: Annotated[Path, typer.Argument(metavar="SWEEP", help="A sweep's name or folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write the HTML report here.")] = None,
+    outputs: Outputs = OUTPUTS,
+) -> None:
+    """The comparison of a finished (or running) sweep."""
+    from sweeps.compare import document
+    from sweeps.report import gather, write_html
+    from sweeps.table import render
+
+    folder = sweep if sweep.is_dir() else outputs / sweep
+    comparison, _ = gather(folder)
+    if html is not None:
+        write_html(folder, html)
+    if as_json:
+        typer.echo(json.dumps(document(comparison), indent=1))
+    else:
+        render(comparison, Console())
+
+
+@app.command()
+def export(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="outputs/…/recipes/….yaml")],
+    out_dir: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="A new folder.")],
+) -> None:
+    """Rebuild a fused model from its recipe, as a Hugging Face folder."""
+    from sweeps.recipe import export as export_model
+
+    export_model(recipe, out_dir)
+    Console().print(f"{out_dir}", soft_wrap=True)
+
+
+@app.command()
+def quickstart(
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped sweep.")] = False,
+    outputs: Outputs = OUTPUTS,
+) -> None:
+    """Build the embedded pool if it is absent, and sweep over it."""
+    from sweeps.quickstart import SPEC, ensure_pool
+    from sweeps.spec import load
+
+    ensure_pool(Console())
+    conduct(load(SPEC), outputs, address=None, resume=resume, fresh=not resume)
+
+
+def main() -> None:
+    """The program: runs a command; the user's mistakes end in one line a fault and status 2."""
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    try:
+        app()
+    except InputError as error:
+        if debug:
+            raise
+        for line in getattr(error, "lines", [str(error)]):
+            typer.echo(line, err=True)
+        sys.exit(2)
+    except OSError as error:
+        if debug or error.errno != errno.ENOSPC:
+            raise
+        typer.echo(f"{error.filename or os.getcwd()}: no space left on the disk", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Reaching Ray: an existing cluster by address, or one of our own on this machine's loopback."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+
+from actors.placement import Resources
+from fusion.errors import InputError
+
+# Read by Ray when it is imported or started: no telemetry, no notices that are not the user's.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+# A /dev/shm smaller than the weights (containers: 64 MB) costs speed, not correctness.
+os.environ.setdefault("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE", "1")
+
+
+def this_machine() -> Resources:
+    """What a cluster of our own would offer."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    smallest = min((torch.cuda.mem_get_info(i)[1] for i in range(gpus)), default=0)
+    cpus = len(os.sched_getaffinity(0))
+    return Resources(cpus, gpus, psutil.virtual_memory().available, smallest)
+
+
+def of_cluster() -> Resources:
+    """What the connected cluster offers; the memory of its smallest node."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return Resources(
+        cpus=int(sum(node.get("CPU", 0) for node in nodes)),
+        gpus=int(sum(node.get("GPU", 0) for node in nodes)),
+        memory=int(
+            min(node.get("memory", 0) + node.get("object_store_memory", 0) for node in nodes)
+        ),
+    )
+
+
+def target(address: str | None) -> str | None:
+    """The cluster to use: as asked for, else `$RAY_ADDRESS`; None: one of our own."""
+    return address or os.environ.get("RAY_ADDRESS") or None
+
+
+@contextmanager
+def connected(address: str | None, store_bytes: int) -> Iterator[None]:
+    """Ray, for the length of a sweep. What we start we stop; what we found we leave running.
+
+    Raises:
+        InputError: no cluster at that address.
+    """
+    import ray
+
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        if address:
+            ray.init(address=address, **quiet)
+        else:
+            ray.init(
+                num_cpus=len(os.sched_getaffinity(0)),
+                object_store_memory=store_bytes,
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                _node_ip_address="127.0.0.1",
+                **quiet,
+            )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise InputError(f"--address: {address!r}: Ray cannot be reached: {reason}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

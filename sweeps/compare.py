@@ -1,0 +1,303 @@
+"""The comparison of a sweep: one row a method, intervals, and paired tests between rows."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fusion.errors import InputError
+from fusion.significance import holm, mcnemar, mean_interval, wilson
+from sweeps.correctness import Correct
+from sweeps.ledger import Entry, write_text
+
+Metrics: TypeAlias = Mapping[str, float | None]
+"""`acc/mean`, `acc/<task>`, `nll/…` -> value; None where it was not finite."""
+
+REFERENCES = ("pretrained", "experts")
+"""Rows that are no fused model: the floor and the ceiling."""
+
+KEPT_OF_FAILED = ("trial_key", "method", "params", "error")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the comparison: a reference, or a method's winner on the select split."""
+
+    method: str
+    kind: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    trials: int = 0
+    """Trials of the method, failed ones included."""
+    val: Metrics = field(default_factory=dict)
+    test: Metrics = field(default_factory=dict)
+    test_ci95: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    cost: Metrics = field(default_factory=dict)
+    """`wall_s`: time during which a trial of the method ran; `trial_s`: mean over its trials;
+    `peak_bytes`: the most any of them held."""
+    recipe: str | None = None
+    run_id: str | None = None
+    trial_key: str | None = None
+
+    @property
+    def score(self) -> float | None:
+        """Mean accuracy on the report split, on the select split while there is no other."""
+        return self.test.get("acc/mean", self.val.get("acc/mean"))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Exact McNemar test of two rows on the same samples, pooled over tasks."""
+
+    first: str
+    second: str
+    n: int
+    b: int
+    """Samples that only `first` has right."""
+    c: int
+    """Samples that only `second` has right."""
+    p: float
+    p_holm: float
+    """Adjusted over all pairs of the comparison."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a sweep found; `comparison.json` field by field."""
+
+    sweep: str
+    spec_hash: str
+    select_on: str
+    rows: tuple[Row, ...]
+    report_on: str = "test"
+    metric: str = "acc/mean"
+    tasks: tuple[str, ...] = ()
+    pairs: tuple[Pair, ...] = ()
+    failed: tuple[Mapping[str, Any], ...] = ()
+    """Failed trials: `trial_key`, `method`, `params`, `error`."""
+    created: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    command: str | None = None
+
+    @property
+    def optimistic(self) -> bool:
+        """Whether winners were chosen on the very split they are reported on."""
+        return self.select_on == self.report_on
+
+    @property
+    def best(self) -> Row | None:
+        """The best fused model: references aside, the highest `Row.score`."""
+        scored = [
+            row for row in self.rows if row.method not in REFERENCES and row.score is not None
+        ]
+        return max(scored, key=lambda row: row.score or 0.0, default=None)
+
+
+def compare(
+    sweep: str,
+    spec_hash: str,
+    rows: Iterable[Row],
+    correct: Mapping[str, Correct],
+    *,
+    select_on: str,
+    report_on: str = "test",
+    metric: str = "acc/mean",
+    tasks: Sequence[str] = (),
+    failed: Iterable[Entry] = (),
+    created: str | None = None,
+    versions: Mapping[str, str] | None = None,
+    command: str | None = None,
+) -> Comparison:
+    """Build the comparison: accuracies, intervals and tests come from `correct`.
+
+    Args:
+        sweep: name of the sweep.
+        spec_hash: hash of its file.
+        rows: references and winners, with their select-split metrics; other report-split metrics
+            (`nll/…`) are kept, `acc/…` is counted from `correct`.
+        correct: row name -> task -> per-sample correctness on the report split; rows that are not
+            evaluated yet (a running sweep) are absent.
+        select_on: split on which winners were chosen.
+        report_on: split of `correct`.
+        metric: what they were chosen by.
+        tasks: order of the tasks; default: as first met.
+        failed: failed ledger entries.
+        created: ISO time of the comparison.
+        versions: package -> version.
+        command: what reproduces the sweep.
+
+    Raises:
+        ValueError: two rows have a different number of samples in one task.
+    """
+    scored = sorted((with_test(row, correct.get(row.method)) for row in rows), key=position)
+    return Comparison(
+        sweep=sweep,
+        spec_hash=spec_hash,
+        select_on=select_on,
+        rows=tuple(scored),
+        report_on=report_on,
+        metric=metric,
+        tasks=tuple(tasks) or tasks_of(scored),
+        pairs=paired([row.method for row in scored], correct),
+        failed=tuple(
+            finite({name: getattr(entry, name) for name in KEPT_OF_FAILED})
+            for entry in sorted(failed, key=lambda entry: (entry.method, entry.trial_key))
+        ),
+        created=created,
+        versions=dict(versions or {}),
+        command=command,
+    )
+
+
+def with_test(row: Row, correct: Correct | None) -> Row:
+    """`row` in JSON's own types, with accuracies and 95 % intervals counted from `correct`."""
+    kind = "reference" if row.method in REFERENCES else row.kind
+    row = replace(
+        row,
+        kind=kind,
+        params=finite(row.params),
+        val=finite(row.val),
+        test=finite(row.test),
+        cost=finite(row.cost),
+    )
+    if not correct:
+        return row
+    counts = {task: (int(hits.sum()), len(hits)) for task, hits in correct.items()}
+    accuracy = {f"acc/{task}": hits / n for task, (hits, n) in counts.items()}
+    intervals = {f"acc/{task}": wilson(hits, n) for task, (hits, n) in counts.items()}
+    mean = math.fsum(accuracy.values()) / len(accuracy)
+    ci95 = {"acc/mean": mean_interval(list(counts.values())), **intervals}
+    return replace(
+        row,
+        test={**row.test, "acc/mean": mean, **accuracy},
+        test_ci95={name: (float(low), float(high)) for name, (low, high) in ci95.items()},
+    )
+
+
+def position(row: Row) -> tuple[int, float, str]:
+    """Sort key: pretrained, then ascending (without a value first), experts last."""
+    rank = {"pretrained": 0, "experts": 2}.get(row.method, 1)
+    return rank, -math.inf if row.score is None else row.score, row.method
+
+
+def tasks_of(rows: Iterable[Row]) -> tuple[str, ...]:
+    """The tasks that any row has an accuracy for, as first met."""
+    names = dict.fromkeys(name for row in rows for name in (*row.test, *row.val))
+    return tuple(
+        name.removeprefix("acc/")
+        for name in names
+        if name.startswith("acc/") and name != "acc/mean"
+    )
+
+
+def paired(names: Sequence[str], correct: Mapping[str, Correct]) -> tuple[Pair, ...]:
+    """McNemar tests between all rows that have samples, over the tasks both have."""
+    tests = []
+    for first, second in combinations([name for name in names if correct.get(name)], 2):
+        shared = [task for task in correct[first] if task in correct[second]]
+        for task in shared:
+            sizes = len(correct[first][task]), len(correct[second][task])
+            if sizes[0] != sizes[1]:
+                raise ValueError(f"{first}, {second}: {task}: {sizes[0]} and {sizes[1]} samples")
+        if shared:
+            a = np.concatenate([correct[first][task] for task in shared])
+            b = np.concatenate([correct[second][task] for task in shared])
+            only = int((a & ~b).sum()), int((b & ~a).sum())
+            tests.append((first, second, len(a), *only, float(mcnemar(a, b))))
+    adjusted = holm([test[-1] for test in tests])
+    return tuple(Pair(*test, p_holm=float(p)) for test, p in zip(tests, adjusted, strict=True))
+
+
+def finite(value: Any) -> Any:
+    """`value` as JSON has it: numpy scalars and tuples unwrapped, NaN and infinities None."""
+    if isinstance(value, Mapping):
+        return {str(name): finite(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(inner) for inner in value]
+    if isinstance(value, (np.generic, np.ndarray)):
+        return finite(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write(comparison: Comparison, folder: Path) -> None:
+    """`comparison.json` and `comparison.parquet`, each whole or not at all."""
+    document = finite(asdict(comparison))
+    text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_text(folder / "comparison.json", text + "\n")
+    part = folder / f"comparison.parquet.{os.getpid()}.part"
+    try:
+        pq.write_table(as_table(document), part)
+        part.replace(folder / "comparison.parquet")
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def as_table(document: Mapping[str, Any]) -> pa.Table:
+    """Rows as flat columns (`test/acc/mean`, `test_ci95/acc/mean/low`, …; parameters as JSON).
+
+    All but the rows is the schema's metadata, under `sweep`: nothing of the JSON is lost.
+    """
+    flat = []
+    for row in document["rows"]:
+        line = {name: value for name, value in row.items() if not isinstance(value, dict)}
+        line["params"] = json.dumps(row["params"], sort_keys=True)
+        for group in ("val", "test", "cost"):
+            line |= {f"{group}/{name}": row[group][name] for name in sorted(row[group])}
+        for name in sorted(row["test_ci95"]):
+            low, high = row["test_ci95"][name]
+            line |= {f"test_ci95/{name}/low": low, f"test_ci95/{name}/high": high}
+        flat.append(line)
+    names = list(dict.fromkeys(name for line in flat for name in line))
+    schema = pa.schema((name, column_type(name)) for name in names)
+    rest = {name: value for name, value in document.items() if name != "rows"}
+    metadata = {"sweep": json.dumps(rest, sort_keys=True)}
+    return pa.Table.from_pylist(flat, schema=schema.with_metadata(metadata))
+
+
+def column_type(name: str) -> pa.DataType:
+    """Types by name, not by content: a column of a young sweep may be all null."""
+    if name in ("trials", "cost/peak_bytes"):
+        return pa.int64()
+    return pa.float64() if "/" in name else pa.string()
+
+
+def read(folder: Path) -> Comparison:
+    """The comparison that `write` left in `folder`.
+
+    Raises:
+        InputError: there is none, or it is not one.
+    """
+    path = folder / "comparison.json"
+    try:
+        document = json.loads(path.read_text())
+        rows = tuple(
+            Row(
+                **{
+                    **known(Row, row),
+                    "test_ci95": {k: tuple(v) for k, v in row["test_ci95"].items()},
+                }
+            )
+            for row in document["rows"]
+        )
+        pairs = tuple(Pair(**known(Pair, pair)) for pair in document.get("pairs", ()))
+        lists = {name: tuple(document.get(name, ())) for name in ("tasks", "failed")}
+        return Comparison(**{**known(Comparison, document), **lists, "rows": rows, "pairs": pairs})
+    except FileNotFoundError:
+        raise InputError(f"{path}: no comparison; it is written as a sweep runs") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path}: not a comparison ({error})") from error
+
+
+def known(kind: type, document: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of `document` that are fields of `kind`: a later version may write more."""
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in document.items() if name in names}

@@ -1,0 +1,101 @@
+"""The end of a sweep: references and winners on the report split, each evaluated once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from actors.atomic import replacing
+from actors.experts import REFERENCES, Evaluation, Recipe, TaskScore
+from actors.fleet import Client, unwrapped
+from sweeps.compare import Row
+from sweeps.progress import Progress
+
+SUFFIX = ".arrow"
+
+
+def evaluate_rows(
+    client: Client, experts: Iterable[str], rows: Iterable[Row], folder: Path, progress: Progress
+) -> list[Row]:
+    """Every row with its report-split metrics; per-sample correctness goes to `<folder>/<row>.arrow`.
+
+    A row that was evaluated before, with the same trial key, is not evaluated again. Files of
+    rows that are no longer in the comparison are removed.
+    """
+    rows = list(rows)
+    known = {row.method: stored(folder / f"{row.method}{SUFFIX}", row.trial_key) for row in rows}
+    todo = [row for row in rows if row.trial_key and known[row.method] is None]
+    # Expert embeddings first, spread over the replicas: `experts` and `ensemble` only read them.
+    warm = [client.submit("embed", expert, "report") for expert in experts] if todo else []
+    pending = {
+        row.method: client.submit("evaluate", recipe_of(row), "report")
+        for row in sorted(todo, key=reads_embeddings)
+    }
+    progress.start("report split", len(warm) + len(pending))
+    for ref in warm:
+        unwrapped(ref)
+        progress.advance("report split")
+    for row in todo:
+        evaluation = unwrapped(pending[row.method])
+        known[row.method] = evaluation.metrics()
+        store(folder / f"{row.method}{SUFFIX}", row, evaluation)
+        progress.advance("report split")
+    for path in folder.glob(f"*{SUFFIX}"):
+        if path.stem not in known:
+            path.unlink()
+    return [replace(row, test=known[row.method] or {}) for row in rows]
+
+
+def reads_embeddings(row: Row) -> bool:
+    """Whether a row's evaluation reads cached expert embeddings; such rows go last."""
+    return row.method == "experts" or row.kind == "logits"
+
+
+def recipe_of(row: Row) -> Recipe:
+    """What a row of the comparison evaluates."""
+    return Recipe(row.method, {} if row.method in REFERENCES else row.params)
+
+
+def stored(path: Path, trial_key: str | None) -> Mapping[str, float] | None:
+    """The metrics of a row evaluated before; None where there are none of this trial."""
+    if not path.exists():
+        return None
+    with pa.memory_map(str(path)) as source:
+        metadata = pa.ipc.open_file(source).schema.metadata or {}
+    if metadata.get(b"trial_key", b"").decode() != trial_key:
+        return None
+    metrics: Mapping[str, float] = json.loads(metadata[b"metrics"])
+    return metrics
+
+
+def store(path: Path, row: Row, evaluation: Evaluation) -> None:
+    """Columns task, index, correct; trial key and metrics as metadata; renamed into place.
+
+    Raises:
+        InputError: the disk is full, or the folder cannot be written.
+    """
+    table = pa.concat_tables(
+        [column(task, score) for task, score in evaluation.scores.items()]
+    ).unify_dictionaries()
+    metadata = {"trial_key": row.trial_key or "", "metrics": json.dumps(evaluation.metrics())}
+    table = table.replace_schema_metadata(metadata)
+    with replacing(path) as part:
+        with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+
+
+def column(task: str, score: TaskScore) -> pa.Table:
+    """One task's rows of the correctness table."""
+    n = len(score.correct)
+    return pa.table(
+        {
+            "task": pa.array([task] * n).dictionary_encode(),
+            "index": pa.array(np.arange(n, dtype=np.int64)),
+            "correct": pa.array(score.correct),
+        }
+    )

@@ -1,0 +1,81 @@
+"""`sweeps plan`: what a sweep would do, and whether it can; loads no weights, starts nothing."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from actors.experts import REFERENCES
+from actors.placement import gigabytes
+from sweeps import cluster
+from sweeps.candidates import planned
+from sweeps.completion import completed
+from sweeps.prepare import Prepared, prepare
+from sweeps.spec import SweepSpec
+
+
+def show(spec: SweepSpec, outputs: Path, console: Console, address: str | None = None) -> None:
+    """Check everything that `run` checks, and print placement, memory, trials and work.
+
+    Raises:
+        InputError: what `run` would refuse.
+    """
+    with ExitStack() as stack:
+        if target := cluster.target(address):
+            stack.enter_context(cluster.connected(target, 0))
+            resources = cluster.of_cluster()
+        else:
+            resources = cluster.this_machine()
+        prepared = prepare(spec, outputs, resources)
+    for row in facts(prepared):
+        console.print("{:<12}{}".format(*row), soft_wrap=True)
+    console.print(trial_table(prepared))
+
+
+def facts(prepared: Prepared) -> list[tuple[str, str]]:
+    """Pool, placement, memory and data, a line each."""
+    spec, pool, plan = prepared.spec, prepared.pool, prepared.plan
+    dtypes = ", ".join(sorted({str(dtype).removeprefix("torch.") for dtype in pool.dtypes}))
+    where = "GPU" if plan.device == "cuda" else "CPU"
+    return [
+        ("sweep", f"{spec.name}: select on {spec.splits.select}, report on {spec.splits.report}"),
+        (
+            "pool",
+            f"{len(pool.experts)} experts of {spec.pool.base}: {len(pool.names)} tensors, "
+            f"{pool.parameters:,} parameters each ({dtypes} on disk)",
+        ),
+        (
+            "placement",
+            f"{plan.replicas} whole replica(s) on {where}, {plan.threads} thread(s) each, "
+            f"forward in {spec.placement.dtype}",
+        ),
+        (
+            "memory",
+            f"{gigabytes(plan.total_bytes)} a node: {gigabytes(plan.store_bytes)} base and task "
+            f"vectors once, {gigabytes(plan.replica_bytes)} a replica",
+        ),
+        (
+            "data",
+            f"{len(prepared.tasks)} tasks, {prepared.images:,} images at {prepared.preprocess.size} "
+            f"px: {gigabytes(prepared.pixel_bytes)} of pixel cache",
+        ),
+    ]
+
+
+def trial_table(prepared: Prepared) -> Table:
+    """Trials and images forwarded, a row a method."""
+    counts = planned(completed(prepared.spec))
+    rows = {split: sum(sizes.values()) for split, sizes in prepared.role_rows.items()}
+    table = Table(title="at most", title_justify="left")
+    for name in ("method", "trials", "images on select", "images on report"):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    passes = {"ensemble": len(prepared.pool.experts)}
+    for method, trials in {**dict.fromkeys(REFERENCES, 1), **counts}.items():
+        each = passes.get(method, 1)
+        # Expert embeddings are cached: an ensemble costs its forward passes once, not per trial.
+        select = rows["select"] * (each if each > 1 else trials)
+        table.add_row(method, str(trials), f"{select:,}", f"{rows['report'] * each:,}")
+    return table

@@ -1,0 +1,142 @@
+"""Recipes: what rebuilds a row of the comparison as a model. Coefficients are kept, not weights."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from actors.checkpoints import Checkpoint, content_hash, read
+from actors.experts import merged
+from actors.experts import Recipe as What
+from actors.pool import Pool, open_pool, task_vectors
+from fusion.errors import InputError
+from fusion.registry import METHODS, LogitSpace
+from sweeps.ledger import write_text
+
+
+@dataclass(frozen=True)
+class Model:
+    """One source checkpoint, and what it must hash to."""
+
+    source: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A fused model: its method, parameters and ingredients."""
+
+    method: str
+    params: Mapping[str, Any]
+    base: Model
+    experts: Mapping[str, Model]
+    code: str
+    """Version of this package."""
+    sweep: str
+    selected: Mapping[str, Any] = field(default_factory=dict)
+    """Split, metric and value it was chosen by."""
+
+
+def identify(checkpoint: Checkpoint) -> Model:
+    """Source and content hash of a checkpoint; a folder's source is made absolute."""
+    local = Path(checkpoint.source).is_dir()
+    source = str(checkpoint.folder.resolve()) if local else checkpoint.source
+    return Model(source, content_hash(checkpoint))
+
+
+def write(
+    folder: Path,
+    row: str,
+    pool: Pool,
+    params: Mapping[str, Any],
+    sweep: str,
+    selected: Mapping[str, Any],
+) -> Path:
+    """`<folder>/<row>.yaml`, written whole or not at all."""
+    content = {
+        "method": row,
+        "params": dict(params),
+        "base": vars(identify(pool.base)),
+        "experts": {task: vars(identify(expert)) for task, expert in pool.experts.items()},
+        "code": version("fusion-sweeps"),
+        "sweep": sweep,
+        "selected": dict(selected),
+    }
+    path = folder / f"{row}.yaml"
+    write_text(path, yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def load(path: Path) -> Recipe:
+    """Read and check a recipe file.
+
+    Raises:
+        InputError: no such file, not YAML, fields missing or unknown.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+        base = Model(**content.pop("base"))
+        experts = {task: Model(**model) for task, model in content.pop("experts").items()}
+        return Recipe(base=base, experts=experts, **content)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, TypeError, AttributeError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: not a recipe as `sweeps run` writes it ({reason})") from error
+
+
+def export(path: Path, out: Path) -> None:
+    """Rebuild a recipe's model as a Hugging Face folder: the base with its vision tower replaced.
+
+    Raises:
+        InputError: `out` is there already; an ingredient changed since; a recipe without a model.
+    """
+    recipe = load(path)
+    if out.exists():
+        raise InputError(f"{out}: is there already; give a new folder")
+    if isinstance(METHODS.get(recipe.method), LogitSpace) or recipe.method == "experts":
+        raise InputError(f"{path}: {recipe.method}: fuses logits; there is no single model to build")
+    pool = open_pool(recipe.base.source, {t: m.source for t, m in recipe.experts.items()})
+    for name, checkpoint, model in (
+        ("base", pool.base, recipe.base),
+        *((task, pool.experts[task], model) for task, model in recipe.experts.items()),
+    ):
+        found = content_hash(checkpoint)
+        if found != model.sha256:
+            raise InputError(
+                f"{path}: {name}: {model.source} has changed: sha256 {found[:12]}…; "
+                f"the recipe was made from {model.sha256[:12]}…"
+            )
+    fused = merged(task_vectors(pool), What(recipe.method, recipe.params))
+    write_folder(pool.base, fused, out, path)
+
+
+def write_folder(base: Checkpoint, fused: Mapping[str, Any], out: Path, recipe: Path) -> None:
+    """The base's folder with the fused tensors in place of its own, under the names it has there."""
+    from safetensors.torch import save_file
+
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        tensors = {}
+        for name, tensor in read(base, [*base.tensors, *base.rest]):
+            info = base.tensors.get(name) or base.rest[name]
+            tensors[info.key] = fused.get(name, tensor).contiguous()
+        save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
+        for file in base.folder.iterdir():
+            if file.suffix in {".json", ".txt"} and not file.name.endswith(".index.json"):
+                shutil.copy(file, part / file.name)
+        shutil.copy(recipe, part / "recipe.yaml")
+        part.rename(out)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -1,0 +1,252 @@
+"""The report of a sweep: one HTML file that needs nothing else, for a screen, a phone or paper."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from fusion.registry import METHODS
+from sweeps import plots, significance_words, wording
+from sweeps.compare import REFERENCES, Comparison, Row, compare, read
+from sweeps.ledger import Entry, Ledger, write_text
+from sweeps.profiles import Profile, profiles
+from sweeps.winners import winners
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_html(
+    source: Path | Comparison, path: Path, entries: Iterable[Entry] | None = None
+) -> None:
+    """Write the report: one file, no scripts, nothing loaded from anywhere.
+
+    Args:
+        source: a comparison, or the folder of a finished or running sweep.
+        path: the HTML file; it appears whole or not at all.
+        entries: the trials; those of the folder's ledger by default.
+
+    Raises:
+        InputError: the folder holds neither comparison nor trials, or the file cannot be written.
+    """
+    if isinstance(source, Path):
+        comparison, found = gather(source)
+        entries = found if entries is None else entries
+    else:
+        comparison = source
+    write_text(path, html(comparison, tuple(entries or ())))
+
+
+def gather(folder: Path) -> tuple[Comparison, tuple[Entry, ...]]:
+    """What is known of the sweep in `folder`: its trials alone where no comparison is there yet."""
+    entries = tuple(Ledger(folder / "ledger"))
+    if entries and not (folder / "comparison.json").exists():
+        failed = [entry for entry in entries if entry.status == "failed"]
+        split = entries[0].split
+        rows = winners(entries)
+        return compare(folder.name, "", rows, {}, select_on=split, failed=failed), entries
+    return read(folder), entries
+
+
+def html(comparison: Comparison, entries: Sequence[Entry]) -> str:
+    """The report as text."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["breaks"] = breaks
+    template = environment.get_template("report.html.j2")
+    return template.render(view(comparison, entries), words=wording, references=REFERENCES)
+
+
+def breaks(name: str) -> Markup:
+    """A name that may be broken after its underscores."""
+    return Markup("_<wbr>").join(name.split("_"))
+
+
+def view(comparison: Comparison, entries: Sequence[Entry]) -> dict[str, Any]:
+    """All that the template shows."""
+    tested = any(row.test for row in comparison.rows)
+    selected = {row.method: row.trial_key for row in comparison.rows}
+    return {
+        "c": comparison,
+        "tested": tested,
+        "split": comparison.report_on if tested else comparison.select_on,
+        "selection": wording.selection(
+            comparison.select_on, comparison.report_on, comparison.metric
+        ),
+        "total": len(entries) or sum(row.trials for row in comparison.rows),
+        "verdict": significance_words.verdict(comparison),
+        "lines": lines(comparison, tested),
+        "forest": forest(comparison, tested),
+        "profiles": [draw(each) for each in profiles(entries, selected, comparison.tasks)],
+        "matrix": significance_words.matrix(comparison),
+        "sentences": significance_words.sentences(comparison),
+        "entries": [trial(entry, selected) for entry in in_order(entries)],
+        "failed": [failure(each) for each in comparison.failed],
+        "notes": notes(row.method for row in comparison.rows),
+    }
+
+
+def lines(comparison: Comparison, tested: bool) -> list[dict[str, Any]]:
+    """The table's rows: texts, intervals, and how far each cell is from pretrained to expert."""
+    by_name = {row.method: row for row in comparison.rows}
+    columns = ["acc/mean", *(f"acc/{task}" for task in comparison.tasks)]
+    best = {
+        name: max(
+            (value for row in comparison.rows
+             if row.method not in REFERENCES and (value := metrics(row, tested).get(name))
+             is not None), default=None)
+        for name in columns
+    }  # fmt: skip
+    return [
+        {
+            "row": row,
+            "best": row is comparison.best,
+            "failed": not metrics(row, tested),
+            "cells": [cell(row, name, tested, best[name], by_name) for name in columns],
+        }
+        for row in comparison.rows
+    ]
+
+
+def metrics(row: Row, tested: bool) -> Mapping[str, float | None]:
+    """The metrics that the report shows first."""
+    return row.test if tested else row.val
+
+
+def cell(
+    row: Row, name: str, tested: bool, best: float | None, by_name: Mapping[str, Row]
+) -> dict[str, Any]:
+    """One accuracy: its text, its interval, and its tint."""
+    value = metrics(row, tested).get(name)
+    low, high = row.test_ci95.get(name, (None, None)) if tested else (None, None)
+    floor, ceiling = (
+        metrics(by_name[which], tested).get(name) if which in by_name else None
+        for which in REFERENCES
+    )
+    gain = None
+    if value is not None and floor is not None and ceiling is not None and ceiling > floor:
+        gain = (value - floor) / (ceiling - floor)
+    return {
+        "text": wording.percent(value),
+        "interval": "" if low is None else f"{wording.percent(low)}–{wording.percent(high)}",
+        "best": value is not None and value == best and row.method not in REFERENCES,
+        "below": gain is not None and gain < -1e-9,
+        "tint": None if gain is None else f"{min(abs(gain), 1.0):.2f}",
+        "gain": None if gain is None else f"{100 * gain:.0f}",
+    }
+
+
+def forest(comparison: Comparison, tested: bool) -> dict[str, Any] | None:
+    """The dot-and-interval plot of the mean; None where there is no value yet."""
+    shown = [row for row in comparison.rows if metrics(row, tested).get("acc/mean") is not None]
+    if not shown:
+        return None
+    spans = {row.method: row.test_ci95.get("acc/mean") if tested else None for row in shown}
+    values = [value for row in shown if (value := metrics(row, tested)["acc/mean"]) is not None]
+    axis = plots.Axis.around([*values, *(end for span in spans.values() if span for end in span)])
+    drawn = []
+    for row in shown:
+        style = "best" if row is comparison.best else ""
+        style = "reference" if row.method in REFERENCES else style
+        mean, span = metrics(row, tested)["acc/mean"], spans[row.method]
+        drawn.append(
+            {
+                "row": row,
+                "style": style,
+                "plot": plots.forest_line(axis, mean, span, style),
+                "value": wording.percent(mean),
+                "interval": f"[{', '.join(map(wording.percent, span))}]" if span else "",
+            }
+        )
+    return {"rows": drawn, "axis": plots.forest_axis(axis)}
+
+
+def draw(profile: Profile) -> dict[str, Any]:
+    """The charts of one method: a curve, a plane, or a margin for each parameter."""
+    means = [point.accuracy["mean"] for point in profile.points]
+    charts: list[tuple[str, Markup]] = []
+    panels: list[tuple[str, Markup, str]] = []
+    if len(profile.names) == 1:
+        charts = [(f"accuracy, %, against {profile.names[0]}", plots.curve_chart(profile))]
+        panels = plots.task_panels(profile) if len(profile.tasks) > 1 else []
+    elif len(profile.names) == 2:
+        title = f"{profile.names[1]} (up) against {profile.names[0]} (across)"
+        charts = [(title, plots.plane_chart(profile))]
+    margins = [
+        (f"mean accuracy, %, against {name}", plots.margin_chart(profile, i))
+        for i, name in enumerate(profile.names)
+        if len(profile.names) > 1
+    ]
+    return {
+        "profile": profile,
+        "charts": charts,
+        "panels": panels,
+        "margins": margins,
+        "chosen": chosen_text(profile),
+        "low": wording.percent(min(means)),
+        "high": wording.percent(max(means)),
+    }
+
+
+def chosen_text(profile: Profile) -> str:
+    """The selected trial, in words; empty where it is not among those drawn."""
+    if (point := profile.chosen) is None:
+        return ""
+    return f"selected: {f'{point.label} {point.series}'.strip()}, {wording.percent(point.accuracy['mean'])} %"
+
+
+def in_order(entries: Iterable[Entry]) -> list[Entry]:
+    """Trials by method, the best first, failed ones last."""
+    return sorted(
+        entries,
+        key=lambda entry: (
+            entry.method,
+            entry.status == "failed",
+            -(entry.metrics.get("acc/mean") or 0.0),
+            entry.trial_key,
+        ),
+    )
+
+
+def trial(entry: Entry, selected: Mapping[str, str | None]) -> dict[str, Any]:
+    """A line of the table of all trials."""
+    tasks = {
+        name.removeprefix("acc/"): value
+        for name, value in entry.metrics.items()
+        if name.startswith("acc/") and name != "acc/mean"
+    }
+    worst = min(tasks, key=lambda task: (tasks[task], task), default=None)
+    return {
+        "entry": entry,
+        "selected": selected.get(entry.method) == entry.trial_key,
+        "mean": wording.percent(entry.metrics.get("acc/mean")),
+        "worst": f"{wording.percent(tasks[worst])} {worst}" if worst is not None else "",
+        "nll": f"{entry.metrics['nll/mean']:.3f}" if "nll/mean" in entry.metrics else "",
+    }
+
+
+def failure(failed: Mapping[str, Any]) -> dict[str, Any]:
+    """A failed trial: the line that says why, and the rest."""
+    error = str(failed.get("error") or "no reason was recorded").strip()
+    parts = error.splitlines()
+    reason = parts[-1] if parts[0].startswith("Traceback") else parts[0]
+    return {**failed, "reason": reason, "rest": error if len(parts) > 1 else ""}
+
+
+def notes(methods: Iterable[str]) -> list[dict[str, Any]]:
+    """What the registry knows of the methods compared."""
+    found = []
+    for name in dict.fromkeys(methods):
+        if method := METHODS.get(name):
+            about = method.doc.split("\n\n    Args:")[0].split("\n    >>>")[0]
+            lines = [line.strip() for line in about.strip().splitlines()]
+            found.append({"name": name, "method": method, "about": "\n".join(lines)})
+    return found

@@ -1,0 +1,210 @@
+"""A sweep, from a spec to a comparison."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+
+from actors.data import prepare_data
+from actors.fleet import Client, Fleet
+from actors.sources import cache_dir
+from sweeps import cluster, recipe, tracking
+from sweeps.completion import completed
+from sweeps.compare import Comparison, Row, compare, write
+from sweeps.correctness import read_correct
+from sweeps.finals import evaluate_rows
+from sweeps.folder import Identity, SweepFolder, claim, owned
+from sweeps.ledger import Entry
+from sweeps.prepare import ROLES, Prepared, prepare
+from sweeps.progress import Progress
+from sweeps.report import write_html
+from sweeps.spec import SweepSpec, dump, spec_hash
+from sweeps.trials import Interrupted, run_trials
+from sweeps.winners import winners
+
+PACKAGES = ("fusion-sweeps", "torch", "transformers", "ray", "mlflow", "datasets")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a sweep ended."""
+
+    comparison: Comparison
+    folder: SweepFolder
+    failed: tuple[Entry, ...]
+    unsent: str | None
+    """Why MLflow lacks results; None when it has all."""
+    mlflow: str
+    """Where MLflow keeps them."""
+
+
+def run(
+    spec: SweepSpec,
+    outputs: Path,
+    console: Console,
+    *,
+    address: str | None = None,
+    resume: bool = False,
+    fresh: bool = False,
+    command: str = "",
+) -> Outcome:
+    """Run a sweep to its comparison; everything wrong with the input is found before it starts.
+
+    Args:
+        spec: what to run.
+        outputs: the folder of all sweeps; this one gets `outputs/<name>`.
+        console: for progress.
+        address: of a running Ray cluster; None: `$RAY_ADDRESS`, else one of our own.
+        resume: go on with what is there.
+        fresh: move what is there aside.
+        command: what reproduces the sweep, for the report.
+
+    Raises:
+        InputError: wrong input, nothing started.
+        Interrupted: Ctrl-C.
+    """
+    folder = SweepFolder(outputs / spec.name)
+    with ExitStack() as stack:
+        stack.enter_context(owned(folder.path))
+        progress = stack.enter_context(Progress(console))
+        if target := cluster.target(address):
+            stack.enter_context(cluster.connected(target, 0))
+            resources = cluster.of_cluster()
+        else:
+            resources = cluster.this_machine()
+        prepared = prepare(spec, outputs, resources)
+        uri = spec.mlflow.tracking_uri or tracking.default_uri(outputs)
+        client, experiment = tracking.connect(uri, spec.mlflow.experiment, outputs)
+        identity = claim(folder.path, spec_hash(spec), dump(spec), resume=resume, fresh=fresh)
+        tracker = tracking.Tracker(
+            client, experiment, spec.name, identity.sweep_id, tags_of(prepared, identity)
+        )
+        try:
+            if not target:
+                stack.enter_context(cluster.connected(None, prepared.plan.store_bytes))
+            data = prepare_data(
+                prepared.pool.base,
+                prepared.tasks,
+                prepared.splits,
+                ROLES,
+                cache_dir(),
+                select_spelled=spec.splits.select_spelled,
+                progress=lambda done, total: progress.set("images", done, total),
+            )
+            with Fleet(
+                prepared.pool, data, prepared.embeddings(), prepared.plan, spec.placement.dtype
+            ) as fleet:
+                fleet.ready()
+                comparison = swept(fleet.client, prepared, folder, identity, tracker, progress, command)
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt | Interrupted)
+            tracker.flush(folder.ledger)
+            tracker.finish("KILLED" if stopped else "FAILED", {}, [])
+            raise
+    failed = tuple(entry for entry in folder.ledger if entry.status == "failed")
+    return Outcome(comparison, folder, failed, tracker.fault, uri)
+
+
+def swept(
+    experts: Client,
+    prepared: Prepared,
+    folder: SweepFolder,
+    identity: Identity,
+    tracker: tracking.Tracker,
+    progress: Progress,
+    command: str,
+) -> Comparison:
+    """Trials, then the comparison: with experts loaded and data at hand."""
+    spec, context = prepared.spec, prepared.context()
+    ledger = folder.ledger
+    ledger.clear_failed()
+
+    def record(entry: Entry) -> None:
+        ledger.add(entry)
+        tracker.trial(entry)
+        value = entry.metrics.get(spec.metric)
+        shown = "failed" if value is None else f"{spec.metric} {value:.4f}"
+        progress.advance("trials", note=f"{entry.method}: {shown}")
+
+    run_trials(completed(spec), context, experts, prepared.pool.tasks, folder, record, progress)
+    rows = winners(ledger, spec.metric)
+    rows = evaluate_rows(experts, prepared.pool.tasks, rows, folder.correct, progress)
+    rows = [with_recipe(row, prepared, folder) for row in rows]
+    tracker.flush(ledger)
+    rows = [replace(row, run_id=tracker.run_id(row.trial_key or "")) for row in rows]
+    comparison = compare(
+        spec.name,
+        identity.spec_hash,
+        rows,
+        read_correct(folder.correct),
+        select_on=spec.splits.select,
+        report_on=spec.splits.report,
+        metric=spec.metric,
+        tasks=tuple(spec.tasks),
+        failed=[vars(entry) for entry in ledger if entry.status == "failed"],
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions={name: version(name) for name in PACKAGES},
+        command=command or None,
+    )
+    write(comparison, folder.path)
+    write_html(comparison, folder.path / "report.html", ledger)
+    log_winners(comparison, prepared, folder, tracker)
+    return comparison
+
+
+def with_recipe(row: Row, prepared: Prepared, folder: SweepFolder) -> Row:
+    """The row, with the recipe file that rebuilds it; `experts` are no one thing to rebuild."""
+    if row.trial_key is None or row.method == "experts":
+        return row
+    spec = prepared.spec
+    selected = {
+        "split": spec.splits.select,
+        "metric": spec.metric,
+        "value": row.val.get(spec.metric),
+    }
+    path = recipe.write(
+        folder.recipes, row.method, prepared.pool, row.params, spec.name, selected
+    )
+    return replace(row, recipe=str(path.relative_to(folder.path)))
+
+
+def log_winners(
+    comparison: Comparison, prepared: Prepared, folder: SweepFolder, tracker: tracking.Tracker
+) -> None:
+    """Report metrics, datasets and logged models of the winners; the sweep's artifacts."""
+    datasets = {
+        name: f"{task.fingerprint[:24]}-{prepared.splits.report}"[:36]
+        for name, task in prepared.tasks.items()
+    }
+    summary = {}
+    for row in comparison.rows:
+        if row.trial_key is None:
+            continue
+        path = folder.path / row.recipe if row.recipe else None
+        metrics = {name: value for name, value in row.test.items() if value is not None}
+        tracker.winner(row.method, row.trial_key, metrics, datasets, path)
+        if "acc/mean" in metrics:
+            summary[f"test/acc/mean/{row.method}"] = metrics["acc/mean"]
+    names = ("comparison.json", "comparison.parquet", "report.html", "spec.yaml")
+    files = [folder.path / name for name in names]
+    tracker.finish("FINISHED", summary, [*files, *sorted(folder.recipes.glob("*.yaml"))])
+
+
+def tags_of(prepared: Prepared, identity: Identity) -> dict[str, str]:
+    """Tags of the sweep's parent run."""
+    spec = prepared.spec
+    chosen_on_report = spec.splits.select == spec.splits.report
+    return {
+        "spec_hash": identity.spec_hash,
+        "select": spec.splits.select,
+        "report": spec.splits.report,
+        "selected_on_report": str(chosen_on_report).lower(),
+        "base": spec.pool.base,
+        "experts": ",".join(spec.pool.experts),
+        "code": version("fusion-sweeps"),
+    }

@@ -1,0 +1,243 @@
+"""A sweep file as one frozen model: what is swept, over what, and how it is measured."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from fusion.parameters import unknown
+from sweeps.canonical import digest
+from sweeps.entry import MethodSpec, read_methods
+from sweeps.faults import Fault, custom_error, raise_all, spec_errors
+from sweeps.space import WORDS
+from sweeps.specfile import read
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+NAME_RULE = "a name of letters, digits, '.', '_' and '-' that starts with none of '.' and '-'"
+TAKEN = ("mean", *WORDS)
+"""Names that `acc/mean` and search spaces have taken."""
+
+
+class Part(BaseModel):
+    """A part of a sweep file. Field descriptions say what is allowed: faults quote them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def check_name(name: str) -> str:
+    """`name`, if it can be a folder and a part of a metric's name."""
+    if not NAME.fullmatch(name):
+        raise custom_error(f"{NAME_RULE} allowed")
+    if name in TAKEN:
+        raise custom_error(f"another name needed: {', '.join(TAKEN)} are taken")
+    return name
+
+
+Name = Annotated[str, AfterValidator(check_name)]
+Text = Annotated[str, Field(min_length=1)]
+Source = Annotated[str, Field(min_length=1, description="a hub id or a folder")]
+
+
+class PoolSpec(Part):
+    """The models: one base and what was fine-tuned from it."""
+
+    base: Source
+    experts: Mapping[Name, Source] = Field(
+        min_length=1, description="a mapping of at least one name to a hub id or a folder"
+    )
+
+
+class TaskSpec(Part):
+    """A classification data set and the words for its zero-shot head."""
+
+    dataset: Source
+    image: Text = Field(default="image", description="the name of the image column")
+    label: Text = Field(default="label", description="the name of the label column")
+    templates: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="a list of texts with {} where the class name goes"
+    )
+    classnames: tuple[Text, ...] | None = Field(
+        default=None, min_length=1, description="a list of texts, one for each label"
+    )
+
+    @field_validator("templates")
+    @classmethod
+    def _templates(cls, templates: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        allowed = "a text with {} where the class name goes"
+        faults = [
+            Fault((at,), text, allowed)
+            for at, text in enumerate(templates or ())
+            if text.count("{}") != 1
+        ]
+        if faults:
+            raise_all(faults)
+        return templates
+
+
+class SplitSpec(Part):
+    """Which rows are learned from, selected on and reported on."""
+
+    fit: Text = Field(default="train", description="the name of a split")
+    select: Text = Field(default="val", description="the name of a split")
+    report: Text = Field(default="test", description="the name of a split")
+    val_fraction: float = Field(
+        default=0.1, gt=0, lt=1, strict=True, description="a number between 0 and 1, both excluded,"
+    )
+    seed: int = Field(default=0, ge=0, strict=True, description="an integer of at least 0")
+
+    @property
+    def select_spelled(self) -> bool:
+        """Whether the file itself names the split to select on."""
+        return "select" in self.model_fields_set
+
+    @model_validator(mode="after")
+    def _honest(self) -> SplitSpec:
+        if self.select == self.report and not self.select_spelled:
+            reason = f"selecting on it needs 'select: {self.report}' spelled out"
+            raise_all([Fault(("report",), self.report, reason)])
+        return self
+
+
+class PlacementSpec(Part):
+    """Where the experts live; `auto` leaves all of it to the plan."""
+
+    replicas: int | None = Field(
+        default=None,
+        ge=1,
+        strict=True,
+        description="an integer of at least 1, or null (as many as fit),",
+    )
+    shards: int = Field(
+        default=1, ge=1, strict=True, description="1 (this version serves whole replicas only)"
+    )
+    dtype: Literal["float32", "float16", "bfloat16", "float64"] = Field(
+        default="float32", description="float32, float16, bfloat16 or float64"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto, cpu or cuda")
+
+    @field_validator("shards")
+    @classmethod
+    def _whole(cls, shards: int) -> int:
+        if shards > 1:
+            raise custom_error("this version serves whole replicas only; 1 allowed")
+        return shards
+
+
+class MlflowSpec(Part):
+    """Where runs are tracked."""
+
+    tracking_uri: Text | None = Field(
+        default=None, description="a tracking URI, or null (a sqlite file under outputs/),"
+    )
+    experiment: Text | None = Field(default=None, description="a name, or null (the default),")
+
+
+def own_tasks(validated: dict[str, Any]) -> dict[str, TaskSpec]:
+    """Without `tasks`, each expert is measured on the data set of its own name."""
+    return {name: TaskSpec(dataset=name) for name in validated["pool"].experts}
+
+
+def metric_names(tasks: Iterable[str]) -> list[str]:
+    """Everything that a sweep may select by."""
+    return [f"{kind}/{task}" for kind in ("acc", "nll") for task in ("mean", *tasks)]
+
+
+class SweepSpec(Part):
+    """One sweep file."""
+
+    name: str = Field(pattern=f"^{NAME.pattern}$", description=NAME_RULE)
+    pool: PoolSpec = Field(description="a mapping of base and experts")
+    tasks: Mapping[Name, TaskSpec] = Field(
+        default_factory=own_tasks,
+        min_length=1,
+        description="a mapping of at least one name to {dataset: …}",
+    )
+    splits: SplitSpec = Field(
+        default=SplitSpec(), description="a mapping of fit, select, report, val_fraction and seed"
+    )
+    methods: Annotated[Mapping[str, MethodSpec], BeforeValidator(read_methods)] = Field(
+        description="a mapping of at least one method to its parameters"
+    )
+    metric: str = Field(
+        default="acc/mean", description="acc/mean, acc/<task>, nll/mean or nll/<task>"
+    )
+    seed: int = Field(default=0, ge=0, strict=True, description="an integer of at least 0")
+    placement: Annotated[
+        PlacementSpec, BeforeValidator(lambda given: {} if given == "auto" else given)
+    ] = Field(
+        default=PlacementSpec(),
+        description="auto, or a mapping of replicas, shards, dtype and device,",
+    )
+    mlflow: MlflowSpec = Field(
+        default=MlflowSpec(), description="a mapping of tracking_uri and experiment"
+    )
+
+    @property
+    def mode(self) -> Literal["min", "max"]:
+        """Whether a small or a large metric is good."""
+        return "min" if self.metric.startswith("nll/") else "max"
+
+    @field_validator("metric")
+    @classmethod
+    def _known_metric(cls, metric: str, info: ValidationInfo) -> str:
+        # Where the tasks are at fault, their names are not known, and theirs is the line to print.
+        known = metric_names(info.data.get("tasks", ()))
+        if "tasks" in info.data and metric not in known:
+            raise custom_error(unknown("metric", metric, known))
+        return metric
+
+
+def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> SweepSpec:
+    """The sweep file at `path`, with `key=value` overrides (dotted keys, YAML values) applied.
+
+    Raises:
+        InputError: no such file, or not YAML.
+        SpecErrors: an InputError with one line for each fault in `lines`.
+    """
+    return validate(read(path, overrides), str(path))
+
+
+def validate(data: Any, file: str) -> SweepSpec:
+    """A spec from plain data; `file` is what faults say it came from.
+
+    Raises:
+        SpecErrors: an InputError with one line for each fault in `lines`.
+    """
+    try:
+        return SweepSpec.model_validate(data)
+    except ValidationError as error:
+        raise spec_errors(error, SweepSpec, file) from None
+
+
+def dump(spec: SweepSpec) -> str:
+    """YAML with the defaults written out, that loads back equal."""
+    data = spec.model_dump(mode="json")
+    if not spec.splits.select_spelled:
+        del data["splits"]["select"]
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+
+
+def spec_hash(spec: SweepSpec) -> str:
+    """16 hex digits for what decides the numbers; the order of keys does not matter.
+
+    Left out, since the same results come of any of them: `name` (a folder), `mlflow` (where results
+    are written), and of `placement` replicas, shards and device (where they are computed; its
+    `dtype` is rounding, and stays).
+    """
+    data = spec.model_dump(mode="json", exclude={"name", "mlflow", "placement"})
+    return digest({**data, "dtype": spec.placement.dtype})

@@ -1,0 +1,115 @@
+"""A training file: a base, tasks, and how experts are fine-tuned from it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import Annotated, Any
+
+from pydantic import Field, PlainValidator, ValidationError, field_validator, model_validator
+
+from actors.pretraining import Sizes, pretrain
+from actors.training import fine_tune
+from fusion.parameters import Parameter, parameters, unknown
+from sweeps.entry import MethodSpec, read_parameter, trials_faults
+from sweeps.faults import Fault, raise_all, spec_errors
+from sweeps.spec import NAME, NAME_RULE, Part, SplitSpec, TaskSpec, Text, check_names
+from sweeps.specfile import read
+
+OURS = ("seed", "threads", "device", "advance", "sizes")
+"""Arguments that the program gives: they are no hyper-parameters."""
+
+SIZES = {field.name: Parameter(field.name, int, field.default, None) for field in fields(Sizes)}
+
+
+def schema(function: Callable[..., Any]) -> dict[str, Parameter]:
+    """The hyper-parameters of a training function, from its signature."""
+    return parameters(function, hidden=OURS)
+
+
+def read_search(raw: Any) -> MethodSpec:
+    """`finetune`: hyper-parameters, fixed or with search spaces, and `trials`."""
+    known, faults, params = schema(fine_tune), [], {}
+    if not isinstance(raw, Mapping):
+        raise_all([Fault((), raw, "a mapping of hyper-parameters, or {}, allowed")])
+    for key, value in raw.items():
+        if key == "trials":
+            continue
+        if key not in known:
+            faults.append(Fault((str(key),), value, unknown("parameter", str(key), known)))
+            continue
+        try:
+            params[key] = read_parameter(known[key], value)
+        except Fault as fault:
+            faults.append(fault.under(key))
+    entry = MethodSpec(params=params)
+    faults += trials_faults(raw.get("trials"), bool(entry.sampled))
+    if faults:
+        raise_all(faults)
+    return MethodSpec(params=params, trials=raw.get("trials"))
+
+
+def read_pretrain(raw: Any) -> dict[str, Any] | None:
+    """`pretrain`: sizes of the towers and hyper-parameters, fixed values only."""
+    if raw is None:
+        return None
+    known, faults, params = {**SIZES, **schema(pretrain)}, [], {}
+    if not isinstance(raw, Mapping):
+        raise_all([Fault((), raw, "a mapping of sizes and hyper-parameters, or {}, allowed")])
+    for key, value in raw.items():
+        try:
+            if key not in known:
+                raise Fault((), value, unknown("parameter", str(key), known))
+            params[key] = read_parameter(known[key], value)
+        except Fault as fault:
+            faults.append(fault.under(str(key)))
+    if faults:
+        raise_all(faults)
+    return params
+
+
+class TrainSpec(Part):
+    """One training file."""
+
+    name: str = Field(pattern=f"^{NAME.pattern}$", description=NAME_RULE)
+    out: Text = Field(description="the folder that gets base/ and experts/<task>/")
+    base: Text | None = Field(None, description="a hub id or a folder")
+    pretrain: Annotated[dict[str, Any] | None, PlainValidator(read_pretrain)] = Field(
+        None, description="a mapping of sizes and hyper-parameters"
+    )
+    tasks: Mapping[str, TaskSpec] = Field(
+        min_length=1, description="a mapping of names to {dataset: …}"
+    )
+    splits: SplitSpec = Field(
+        SplitSpec(), description="a mapping of fit, select, report, val_fraction and seed"
+    )
+    finetune: Annotated[MethodSpec, PlainValidator(read_search)] = Field(
+        MethodSpec(), description="a mapping of hyper-parameters"
+    )
+    seed: int = Field(0, ge=0, strict=True, description="an integer of at least 0")
+
+    @field_validator("tasks")
+    @classmethod
+    def _task_names(cls, tasks: Mapping[str, TaskSpec]) -> Mapping[str, TaskSpec]:
+        return check_names(tasks)
+
+    @model_validator(mode="after")
+    def _one_base(self) -> TrainSpec:
+        if (self.base is None) == (self.pretrain is None):
+            reason = "exactly one of base and pretrain needed"
+            raise_all([Fault(("base",), self.base, reason)])
+        return self
+
+
+def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> TrainSpec:
+    """The training file at `path`, with `key=value` overrides applied.
+
+    Raises:
+        InputError: no such file, or not YAML.
+        SpecErrors: an InputError with one line for each fault in `lines`.
+    """
+    try:
+        return TrainSpec.model_validate(read(path, overrides))
+    except ValidationError as error:
+        raise spec_errors(error, TrainSpec, str(path)) from None

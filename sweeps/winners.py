@@ -1,0 +1,72 @@
+"""Each method's winner on the select split, and what its trials cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from sweeps.compare import Row, finite
+from sweeps.ledger import Entry
+
+
+def winners(entries: Iterable[Entry], metric: str = "acc/mean") -> list[Row]:
+    """One row a method: its best trial; a method that only failed has no metrics.
+
+    Accuracies are maximised, `nll/…` minimised; ties go to the lower trial key, whatever the order
+    in which trials finished.
+    """
+    sign = 1.0 if metric.startswith("nll") else -1.0
+    methods: dict[str, list[Entry]] = {}
+    for entry in sorted(entries, key=lambda entry: (entry.method, entry.trial_key)):
+        methods.setdefault(entry.method, []).append(entry)
+    rows = []
+    for method, tried in methods.items():
+        row = Row(method, tried[0].kind, trials=len(tried), cost=cost(tried))
+        valid = [
+            entry
+            for entry in tried
+            if entry.status == "done" and math.isfinite(entry.metrics.get(metric, math.nan))
+        ]
+        if valid:
+            best = min(valid, key=lambda entry: sign * entry.metrics[metric])
+            row = replace(
+                row,
+                params=finite(best.params),
+                val=finite(best.metrics),
+                trial_key=best.trial_key,
+            )
+        rows.append(row)
+    return rows
+
+
+def cost(entries: Sequence[Entry]) -> dict[str, float | None]:
+    """`wall_s`, `trial_s` and `peak_bytes` of one method's trials.
+
+    Trials of many methods run side by side, so a method's wall time counts only the time in which
+    at least one of its own was running.
+    """
+    spans = sorted(
+        (start, start + entry.trial_s)
+        for entry in entries
+        if (start := timestamp(entry.started)) is not None
+    )
+    wall, until = 0.0, -math.inf
+    for start, end in spans:
+        wall += max(0.0, end - max(start, until))
+        until = max(until, end)
+    timed = [entry.trial_s for entry in entries if entry.trial_s > 0]
+    return {
+        "wall_s": wall if spans else None,
+        "trial_s": math.fsum(timed) / len(timed) if timed else None,
+        "peak_bytes": max((entry.peak_bytes for entry in entries), default=0) or None,
+    }
+
+
+def timestamp(text: str) -> float | None:
+    """Seconds since the epoch of an ISO time; None where there is none."""
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return None

@@ -1,0 +1,154 @@
+"""How numbers are put into words, the same in the terminal and in the report."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+MISSING = "—"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """An accuracy.
+
+    >>> percent(0.7126), percent(None)
+    ('71.3', '—')
+    """
+    return MISSING if value is None else f"{100 * value:.{digits}f}"
+
+
+def points(value: float) -> str:
+    """A difference of accuracies, in percentage points.
+
+    >>> points(0.0123), points(-0.004), points(0.0)
+    ('+1.2', '−0.4', '0.0')
+    """
+    text = f"{100 * abs(value):.1f}"
+    sign = "" if text == "0.0" else "+" if value > 0 else "−"
+    return sign + text
+
+
+def probability(p: float) -> str:
+    """A p-value; never "0".
+
+    >>> probability(0.0312), probability(1e-9), probability(0.5), probability(1.0)
+    ('0.031', '< 0.001', '0.50', '1')
+    """
+    if p < 0.001:
+        return "< 0.001"
+    return "1" if p > 0.995 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def equation(p: float) -> str:
+    """`p = 0.031` or `p < 0.001`."""
+    return f"p {probability(p)}" if p < 0.001 else f"p = {probability(p)}"
+
+
+def seconds(value: float | None) -> str:
+    """A duration.
+
+    >>> seconds(0.042), seconds(7.31), seconds(75), seconds(4000), seconds(200_000)
+    ('0.04 s', '7.3 s', '1 min 15 s', '1 h 07 min', '2 d 8 h')
+    """
+    if value is None:
+        return MISSING
+    if value < 1:
+        return f"{value:.2f} s"
+    if value < 59.95:
+        return f"{value:.1f} s"
+    whole = round(value)
+    for unit, small, size in (("min", "s", 60), ("h", "min", 3600), ("d", "h", 86_400)):
+        limit = {60: 3600, 3600: 86_400}.get(size, math.inf)
+        if whole < limit:
+            rest = whole % size // {"s": 1, "min": 60, "h": 3600}[small]
+            padded = f"{rest:02d}" if small == "min" else str(rest)
+            return f"{whole // size} {unit} {padded} {small}"
+    raise AssertionError("the last unit has no limit")
+
+
+def size(value: float | None) -> str:
+    """A number of bytes.
+
+    >>> size(512), size(3_400_000), size(1_760_000_000)
+    ('512 B', '3.4 MB', '1.8 GB')
+    """
+    if value is None:
+        return MISSING
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def moment(text: str) -> str:
+    """An ISO time, to the minute; anything else as it is.
+
+    >>> moment("2026-03-01T09:40:12.5+00:00"), moment("")
+    ('2026-03-01 09:40 UTC', '')
+    """
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return f"{time:%Y-%m-%d %H:%M} {time.tzname() or ''}".strip()
+
+
+def value_text(value: Any, digits: int = 6) -> str:
+    """A parameter's value, as a sweep file would have it.
+
+    >>> value_text(0.30000000000000004), value_text(1e-05), value_text([1, 2.0]), value_text("mean")
+    ('0.3', '1e-05', '[1, 2.0]', 'mean')
+    """
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    if isinstance(value, float):
+        return repr(float(f"{value:.{digits}g}"))
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(value_text(inner, digits) for inner in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k}: {value_text(v, digits)}" for k, v in value.items()) + "}"
+    return str(value)
+
+
+def short(text: str, limit: int = 32) -> str:
+    """`text`, cut where it is longer than a table cell should be.
+
+    >>> short("[0.1, 0.2, 0.3, 0.4]", 12)
+    '[0.1, 0.2, …'
+    """
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+def params_words(params: Mapping[str, Any], limit: int = 32, digits: int = 4) -> list[str]:
+    """Each parameter, for reading rather than for copying.
+
+    >>> params_words({"density": 0.2, "scale": 0.900615})
+    ['density=0.2', 'scale=0.9006']
+    """
+    return [f"{n}={short(value_text(value, digits), limit)}" for n, value in params.items()]
+
+
+def params_text(params: Mapping[str, Any]) -> str:
+    """`density=0.2 scale=0.9`; a dash where there are none."""
+    return " ".join(params_words(params)) or MISSING
+
+
+def count(n: int, noun: str) -> str:
+    """A number and its noun.
+
+    >>> count(1, "trial"), count(4000, "trial")
+    ('1 trial', '4,000 trials')
+    """
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def selection(select_on: str, report_on: str, metric: str) -> str:
+    """What was chosen on what; selection on the report split is named for what it is."""
+    chosen = f"selected on {select_on} by {metric}, reported on {report_on}"
+    if select_on != report_on:
+        return chosen
+    return f"{chosen} — selected on the report split: optimistic"
