@@ -1,0 +1,1 @@
+"""Where weights and data live: checkpoints, tasks, resident models, and Ray actors."""

@@ -288,7 +288,7 @@ def read(
 def content_hash(checkpoint: Checkpoint) -> str:
     """sha256 over `config.json` and the weights; computed once, then remembered."""
     files = [checkpoint.folder / "config.json", *checkpoint.files]
-    return hash_files(files, checkpoint.folder)
+    return hash_files({file.name: file for file in files})
 
 
 def one_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Experts: merge by recipe, evaluate on a task's rows. One process; `fleet.py` is the same on Ray."""
+"""Experts: merge by recipe, evaluate on a task's rows; in one process. `fleet.py`: on Ray."""
 
 from __future__ import annotations
 

@@ -45,8 +45,14 @@ class Setup:
 class Replica:
     """`LocalExperts` in a process of its own."""
 
-    def __init__(self, setup: Setup, flat: FlatVectors) -> None:
+    def __init__(self, setup: Setup, weights: bytes) -> None:
+        """`weights`: a pickled reference to `FlatVectors`, which the fleet keeps alive.
+
+        As an argument proper it would be the actor's own, and Ray warns of each that a restart
+        may not find it.
+        """
         torch.set_num_threads(setup.threads)
+        flat: FlatVectors = ray.get(ray.cloudpickle.loads(weights))
         vectors = unflatten(flat, setup.device)
         encoder = ImageEncoder(setup.base, setup.device, getattr(torch, setup.dtype))
         self.experts = LocalExperts(vectors, encoder, setup.data, setup.embeddings)
@@ -127,9 +133,9 @@ class Fleet:
             "max_restarts": RESTARTS,
             "max_task_retries": RESTARTS,
         }
-        actor = ray.remote(Replica)
+        actor, weights = ray.remote(Replica), ray.cloudpickle.dumps(self.flat)
         self.replicas = [
-            actor.options(**options).remote(setup, self.flat) for _ in range(plan.replicas)
+            actor.options(**options).remote(setup, weights) for _ in range(plan.replicas)
         ]
         self.desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=1000).remote(self.replicas)
         self.client = Client(self.desk)
@@ -182,5 +188,3 @@ def root_cause(error: BaseException) -> BaseException:
     while isinstance(error, ray.exceptions.RayTaskError) and error.cause is not None:
         error = error.cause
     return error
-
-

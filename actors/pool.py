@@ -119,12 +119,13 @@ def open_pool(base: str, experts: Mapping[str, str]) -> Pool:
 
 def check_base(base: Checkpoint) -> None:
     """Raise InputError where the base cannot make zero-shot heads."""
-    needed = (PROJECTION, *HEAD_TENSORS)
-    missing = [name for name in needed if name not in (*base.tensors, *base.rest)]
-    if missing or not any(name.startswith("text_model.") for name in base.rest):
+    missing = [n for n in (PROJECTION, *HEAD_TENSORS) if n not in (*base.tensors, *base.rest)]
+    if not any(name.startswith("text_model.") for name in base.rest):
+        missing.append("text_model")
+    if missing:
         raise InputError(
-            f"pool.base: {base.folder}: {missing[0] if missing else 'text_model'}: missing; the base"
-            " must be a full CLIPModel (its text tower, projections and scale make the heads)"
+            f"pool.base: {base.folder}: {missing[0]}: missing; the base must be a full CLIPModel"
+            " (its text tower, projections and scale make the heads)"
         )
 
 
@@ -137,7 +138,7 @@ def check_architecture(base: Checkpoint, expert: Checkpoint) -> None:
                 f"{expert.name}: {expert.folder / 'config.json'}: {field}: {theirs[field]!r};"
                 f" the base has {value!r}"
             )
-    for name, info in (expert.tensors | expert.rest).items():
+    for name, info in {**expert.tensors, **expert.rest}.items():
         original = base.tensors.get(name) or base.rest.get(name)
         if original is None:
             raise InputError(f"{expert.name}: {info.file}: tensor {name!r}: not in the base")

@@ -88,10 +88,11 @@ def embedded(source: str, what: str) -> dict[str, Path]:
         from actors.embedded import locate
 
         pool = locate()
-        folders = {name: Path(getattr(pool, name)) for name in ("base", "experts", "data")}
     except (ImportError, FileNotFoundError, InputError):
-        folders = {}
-    if not all(folder.is_dir() for folder in folders.values()) or not folders:
+        pool = None
+    names = ("base", "experts", "data")
+    folders = {} if pool is None else {name: Path(getattr(pool, name)) for name in names}
+    if not folders or not all(folder.is_dir() for folder in folders.values()):
         raise InputError(
             f"{what}: {source!r}: the embedded pool is not built; run `sweeps quickstart` first"
         )

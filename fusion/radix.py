@@ -99,7 +99,9 @@ def digit_chunks(row: Iterable[Tensor], prefix: int, shift: int, *, wide: bool) 
     dtype, kind = (torch.float64, torch.int64) if wide else (torch.float32, torch.int32)
     leading = shift_is_leading(shift, wide=wide)
     magnitude = torch.iinfo(kind).max  # all bits but the sign's
-    scratch = torch.empty(2, CHUNK, dtype=kind)
+    row = list(row)
+    longest = max((tensor.numel() for tensor in row), default=0)
+    scratch = torch.empty(2, min(CHUNK, longest), dtype=kind)
     for tensor in row:
         flat = tensor.reshape(-1)
         if flat.device.type != "cpu":  # few large kernels; their temporaries are one tensor's

@@ -41,4 +41,5 @@ def logits(embeddings: Tensor, head: Tensor) -> Tensor:
 
 def normalized(embeddings: Tensor) -> Tensor:
     """Each embedding (the last axis) divided by its L2 norm, without an epsilon, as CLIP does."""
-    return embeddings / torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True)
+    unit: Tensor = embeddings / torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True)
+    return unit

@@ -1,0 +1,1 @@
+"""What a user touches: sweep files, Tune, MLflow, reports, the command line."""

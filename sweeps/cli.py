@@ -30,7 +30,8 @@ app = typer.Typer(
 Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="A sweep file (YAML).")]
 Outputs = Annotated[Path, typer.Option(help="Where all sweeps are kept.")]
 Address = Annotated[
-    str | None, typer.Option(help="A running Ray cluster; default: $RAY_ADDRESS, else this machine.")
+    str | None,
+    typer.Option(help="A running Ray cluster; default: $RAY_ADDRESS, else this machine."),
 ]
 Set = Annotated[
     list[str] | None,
@@ -42,7 +43,7 @@ OUTPUTS = Path("outputs")
 @app.callback()
 def options(
     context: typer.Context,
-    debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Options of every command."""
     context.obj = debug
@@ -54,7 +55,9 @@ def run(
     spec: Spec,
     address: Address = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped sweep.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Move an old one of the name aside.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Move an old one of the name aside.")
+    ] = False,
     overrides: Set = None,
     outputs: Outputs = OUTPUTS,
 ) -> None:
@@ -66,9 +69,9 @@ def run(
 
 def conduct(spec: Any, outputs: Path, *, address: str | None, resume: bool, fresh: bool) -> None:
     """Run a loaded spec and show how it ended; `run` and `quickstart` share it."""
-    from sweeps.run import Interrupted
     from sweeps.run import run as run_sweep
     from sweeps.table import render
+    from sweeps.trials import Interrupted
 
     console, command = Console(), shlex.join(["sweeps", *sys.argv[1:]])
     try:
@@ -111,10 +114,12 @@ def plan(
     outputs: Outputs = OUTPUTS,
 ) -> None:
     """Check everything and print placement, memory, trials and work; loads no weights."""
-    from sweeps.plan import show
     from sweeps.spec import load
 
-    show(load(spec, overrides or []), outputs, Console(), address)
+    loaded = load(spec, overrides or [])
+    from sweeps.plan import show  # after the spec: its faults need no torch to be found
+
+    show(loaded, outputs, Console(), address)
 
 
 @app.command()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import combinations
@@ -15,10 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from actors.atomic import replacing
 from fusion.errors import InputError
 from fusion.significance import holm, mcnemar, mean_interval, wilson
 from sweeps.correctness import Correct
-from sweeps.ledger import Entry, write_text
+from sweeps.ledger import write_text
 
 Metrics: TypeAlias = Mapping[str, float | None]
 """`acc/mean`, `acc/<task>`, `nll/…` -> value; None where it was not finite."""
@@ -95,11 +95,13 @@ class Comparison:
 
     @property
     def best(self) -> Row | None:
-        """The best fused model: references aside, the highest `Row.score`."""
-        scored = [
-            row for row in self.rows if row.method not in REFERENCES and row.score is not None
-        ]
-        return max(scored, key=lambda row: row.score or 0.0, default=None)
+        """The best fused model: references aside, the highest mean accuracy.
+
+        Once a row is reported, only reported ones count: splits are not compared to each other.
+        """
+        rows = [row for row in self.rows if row.method not in REFERENCES and row.score is not None]
+        rows = [row for row in rows if row.test] or rows
+        return max(rows, key=lambda row: row.score or 0.0, default=None)
 
 
 def compare(
@@ -112,7 +114,7 @@ def compare(
     report_on: str = "test",
     metric: str = "acc/mean",
     tasks: Sequence[str] = (),
-    failed: Iterable[Entry] = (),
+    failed: Iterable[Mapping[str, Any]] = (),
     created: str | None = None,
     versions: Mapping[str, str] | None = None,
     command: str | None = None,
@@ -130,7 +132,7 @@ def compare(
         report_on: split of `correct`.
         metric: what they were chosen by.
         tasks: order of the tasks; default: as first met.
-        failed: failed ledger entries.
+        failed: failed ledger entries, field by field.
         created: ISO time of the comparison.
         versions: package -> version.
         command: what reproduces the sweep.
@@ -149,8 +151,8 @@ def compare(
         tasks=tuple(tasks) or tasks_of(scored),
         pairs=paired([row.method for row in scored], correct),
         failed=tuple(
-            finite({name: getattr(entry, name) for name in KEPT_OF_FAILED})
-            for entry in sorted(failed, key=lambda entry: (entry.method, entry.trial_key))
+            finite({name: entry[name] for name in KEPT_OF_FAILED})
+            for entry in sorted(failed, key=lambda entry: (entry["method"], entry["trial_key"]))
         ),
         created=created,
         versions=dict(versions or {}),
@@ -228,26 +230,32 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def document(comparison: Comparison) -> dict[str, Any]:
+    """What `comparison.json` holds."""
+    content: dict[str, Any] = finite(asdict(comparison))
+    return content
+
+
 def write(comparison: Comparison, folder: Path) -> None:
-    """`comparison.json` and `comparison.parquet`, each whole or not at all."""
-    document = finite(asdict(comparison))
-    text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    """`comparison.json` and `comparison.parquet`, each whole or not at all.
+
+    Raises:
+        InputError: the disk is full, or the folder cannot be written.
+    """
+    content = document(comparison)
+    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     write_text(folder / "comparison.json", text + "\n")
-    part = folder / f"comparison.parquet.{os.getpid()}.part"
-    try:
-        pq.write_table(as_table(document), part)
-        part.replace(folder / "comparison.parquet")
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(folder / "comparison.parquet") as part:
+        pq.write_table(as_table(content), part)
 
 
-def as_table(document: Mapping[str, Any]) -> pa.Table:
+def as_table(content: Mapping[str, Any]) -> pa.Table:
     """Rows as flat columns (`test/acc/mean`, `test_ci95/acc/mean/low`, …; parameters as JSON).
 
     All but the rows is the schema's metadata, under `sweep`: nothing of the JSON is lost.
     """
     flat = []
-    for row in document["rows"]:
+    for row in content["rows"]:
         line = {name: value for name, value in row.items() if not isinstance(value, dict)}
         line["params"] = json.dumps(row["params"], sort_keys=True)
         for group in ("val", "test", "cost"):
@@ -258,7 +266,7 @@ def as_table(document: Mapping[str, Any]) -> pa.Table:
         flat.append(line)
     names = list(dict.fromkeys(name for line in flat for name in line))
     schema = pa.schema((name, column_type(name)) for name in names)
-    rest = {name: value for name, value in document.items() if name != "rows"}
+    rest = {name: value for name, value in content.items() if name != "rows"}
     metadata = {"sweep": json.dumps(rest, sort_keys=True)}
     return pa.Table.from_pylist(flat, schema=schema.with_metadata(metadata))
 
@@ -278,7 +286,7 @@ def read(folder: Path) -> Comparison:
     """
     path = folder / "comparison.json"
     try:
-        document = json.loads(path.read_text())
+        content = json.loads(path.read_text())
         rows = tuple(
             Row(
                 **{
@@ -286,18 +294,18 @@ def read(folder: Path) -> Comparison:
                     "test_ci95": {k: tuple(v) for k, v in row["test_ci95"].items()},
                 }
             )
-            for row in document["rows"]
+            for row in content["rows"]
         )
-        pairs = tuple(Pair(**known(Pair, pair)) for pair in document.get("pairs", ()))
-        lists = {name: tuple(document.get(name, ())) for name in ("tasks", "failed")}
-        return Comparison(**{**known(Comparison, document), **lists, "rows": rows, "pairs": pairs})
+        pairs = tuple(Pair(**known(Pair, pair)) for pair in content.get("pairs", ()))
+        lists = {name: tuple(content.get(name, ())) for name in ("tasks", "failed")}
+        return Comparison(**{**known(Comparison, content), **lists, "rows": rows, "pairs": pairs})
     except FileNotFoundError:
         raise InputError(f"{path}: no comparison; it is written as a sweep runs") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path}: not a comparison ({error})") from error
 
 
-def known(kind: type, document: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of `document` that are fields of `kind`: a later version may write more."""
+def known(kind: type, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of `content` that are fields of `kind`: a later version may write more."""
     names = {field.name for field in fields(kind)}
-    return {name: value for name, value in document.items() if name in names}
+    return {name: value for name, value in content.items() if name in names}

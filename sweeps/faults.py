@@ -148,10 +148,10 @@ def shown(value: Any) -> str:
     """A value on one line, cut in the middle when long.
 
     >>> shown({"grid": list(range(100))})
-    "{'grid': [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, … 92, 93, 94, 95, 96, 97, 98, 99]}"
+    "{'grid': [0, 1, 2, 3, 4, 5, 6, 7, 8, 9 … 92, 93, 94, 95, 96, 97, 98, 99]}"
     """
     text = repr(value)
     if len(text) <= LONGEST:
         return text
     half = LONGEST // 2
-    return f"{text[:half].rstrip()} … {text[-half + 6 :].lstrip()}"
+    return f"{text[:half].rstrip(' ,')} … {text[-half + 6 :].lstrip(' ,')}"

@@ -31,6 +31,9 @@ class Entry:
     """Seconds of merging and evaluating, in the replica."""
     peak_bytes: int = 0
     started: str = ""
+    """ISO time at which the trial asked for its evaluation."""
+    ended: str = ""
+    """ISO time at which it had the result."""
     seed: int = 0
     error: str | None = None
 

@@ -38,7 +38,7 @@ def show(spec: SweepSpec, outputs: Path, console: Console, address: str | None =
 def facts(prepared: Prepared) -> list[tuple[str, str]]:
     """Pool, placement, memory and data, a line each."""
     spec, pool, plan = prepared.spec, prepared.pool, prepared.plan
-    dtypes = ", ".join(sorted({str(dtype).removeprefix("torch.") for dtype in pool.dtypes}))
+    dtypes = ", ".join(sorted(set(pool.dtypes.values())))
     where = "GPU" if plan.device == "cuda" else "CPU"
     return [
         ("sweep", f"{spec.name}: select on {spec.splits.select}, report on {spec.splits.report}"),
@@ -68,7 +68,7 @@ def facts(prepared: Prepared) -> list[tuple[str, str]]:
 def trial_table(prepared: Prepared) -> Table:
     """Trials and images forwarded, a row a method."""
     counts = planned(completed(prepared.spec))
-    rows = {split: sum(sizes.values()) for split, sizes in prepared.role_rows.items()}
+    rows = prepared.role_rows
     table = Table(title="at most", title_justify="left")
     for name in ("method", "trials", "images on select", "images on report"):
         table.add_column(name, justify="left" if name == "method" else "right")

@@ -1,20 +1,14 @@
-"""The report's charts: inline SVG whose width follows the page and whose colours follow its theme.
-
-Horizontal places are percentages and the text is in pixels, so a chart is as legible on a phone as
-on a wide screen; colours are classes of the page's style sheet. No library draws them, so the same
-sweep gives the same bytes on every machine.
-"""
+"""The report's charts, as inline SVG."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from sweeps.axes import Axis, frame, pct, polyline, px, spread, svg, tag, tried_ticks
 from sweeps.profiles import Profile, Tried, curves
-from sweeps.wording import percent, short
+from sweeps.wording import middle, percent, value_text
 
 LABEL = 14
 """Longest direct label, in characters."""
@@ -23,111 +17,23 @@ LINE = 13.0
 """Least distance between two direct labels, in pixels."""
 
 
-@dataclass(frozen=True)
-class Axis:
-    """Values to fractions of the plot's width or height."""
-
-    low: float
-    high: float
-    log: bool = False
-
-    @classmethod
-    def around(cls, values: Iterable[float], log: bool = False, pad: float = 0.05) -> Axis:
-        """An axis with room around the values; of some width even for one value."""
-        found = [math.log10(value) if log else value for value in values]
-        low, high = min(found), max(found)
-        room = (high - low) * pad or max(abs(high) * pad, 0.02)
-        return cls(low - room, high + room, log)
-
-    def at(self, value: float) -> float:
-        """Where `value` is, from 0 to 1."""
-        place = math.log10(value) if self.log else value
-        return (place - self.low) / (self.high - self.low)
-
-    def ticks(self, most: int = 6) -> list[float]:
-        """Round values on the axis, at most `most`."""
-        if self.log:
-            return log_ticks(self.low, self.high, most)
-        raw = (self.high - self.low) / most
-        unit = 10 ** math.floor(math.log10(raw))
-        step = next(unit * m for m in (1, 2, 5, 10, 20) if unit * m >= raw)
-        first, last = math.ceil(self.low / step), math.floor(self.high / step)
-        return [round(i * step, 12) for i in range(first, last + 1)]
-
-
-def log_ticks(low: float, high: float, most: int) -> list[float]:
-    """Powers of ten between two logarithms; 2 and 5 times them where there are few."""
-    powers = range(math.floor(low), math.ceil(high) + 1)
-    for factors in ((1, 2, 5), (1, 3), (1,)):
-        found = [f * 10.0**p for p in powers for f in factors]
-        found = [value for value in found if low <= math.log10(value) <= high]
-        if len(found) <= most:
-            return found
-    return found[:: math.ceil(len(found) / most)]
-
-
-def tried_ticks(axis: Axis, values: Iterable[float]) -> list[float]:
-    """The tried values themselves where they are few and far enough apart, round ones elsewhere."""
-    tried = sorted(set(values))
-    places = [axis.at(value) for value in tried]
-    gaps = [b - a for a, b in zip(places, places[1:], strict=False)]
-    tidy = all(len(f"{value:g}") <= 5 for value in tried)
-    return tried if tidy and min(gaps, default=1) >= 0.12 else axis.ticks()
-
-
-def tick_text(value: float) -> str:
-    """A value on an axis, in few characters.
-
-    >>> tick_text(0.3), tick_text(1e-4), tick_text(30000)
-    ('0.3', '1e-4', '3e4')
-    """
-    if value and not 1e-3 <= abs(value) < 1e4:
-        mantissa, exponent = f"{value:.2e}".split("e")
-        return f"{float(mantissa):g}e{int(exponent)}"
-    return f"{value:g}"
-
-
-def pct(fraction: float) -> str:
-    """A horizontal place; rounded, so that bytes do not depend on the last bit."""
-    return f"{100 * fraction:.2f}%"
-
-
-def px(value: float) -> str:
-    """A vertical place."""
-    return f"{value:.1f}"
-
-
-def tag(template: str, *values: object) -> Markup:
-    """`template` with the values escaped into it."""
-    return Markup(template).format(*values)
-
-
-def svg(parts: Iterable[Markup], height: float, label: str, style: str) -> Markup:
-    """A drawing; what it shows is said in `label`."""
-    opening = tag(
-        '<svg class="{}" height="{}" role="img" aria-label="{}">', style, px(height), label
-    )
-    return opening + Markup("").join(parts) + Markup("</svg>")
-
-
 def forest_line(
-    axis: Axis, mean: float | None, ci95: tuple[float, float] | None, style: str, height: int = 34
+    axis: Axis, mean: float | None, ci95: tuple[float, float] | None, style: str
 ) -> Markup:
-    """One row of the forest plot: gridlines, interval, dot."""
-    middle = px(height / 2)
+    """One row of the forest plot, as high as its place: gridlines, interval, dot."""
     parts = [
-        tag('<line class="grid" x1="{0}" x2="{0}" y1="0" y2="{1}"/>', pct(axis.at(t)), height)
+        tag('<line class="grid" x1="{0}" x2="{0}" y1="0" y2="100%"/>', pct(axis.at(t)))
         for t in axis.ticks()
     ]
     if ci95:
         low, high = (pct(axis.at(value)) for value in ci95)
-        line = '<line class="bar {0}" x1="{1}" x2="{2}" y1="{3}" y2="{3}"/>'
-        parts.append(tag(line, style, low, high, middle))
+        line = '<line class="bar {0}" x1="{1}" x2="{2}" y1="50%" y2="50%"/>'
+        parts.append(tag(line, style, low, high))
     if mean is not None:
-        where = pct(axis.at(mean))
-        parts.append(tag('<circle class="dot {}" cx="{}" cy="{}" r="5"/>', style, where, middle))
+        dot = '<circle class="dot {}" cx="{}" cy="50%" r="5"/>'
+        parts.append(tag(dot, style, pct(axis.at(mean))))
     label = percent(mean) if ci95 is None else f"{percent(mean)} ({', '.join(map(percent, ci95))})"
-    return svg(parts, height, label, "forest-line")
+    return svg(parts, 34, label, "forest-line")
 
 
 def forest_axis(axis: Axis) -> Markup:
@@ -139,78 +45,8 @@ def forest_axis(axis: Axis) -> Markup:
     return svg(parts, 18, "accuracy, %", "forest-line")
 
 
-def frame(x: Axis, y: Axis, height: float, x_ticks: Sequence[float], y_ticks: Sequence[float],
-          percent_y: bool = True) -> list[Markup]:  # fmt: skip
-    """Gridlines and tick labels."""
-    parts = []
-    for tick in y_ticks:
-        place, text = px(height * (1 - y.at(tick))), f"{100 * tick if percent_y else tick:g}"
-        parts.append(tag('<line class="grid" x1="0" x2="100%" y1="{0}" y2="{0}"/>', place))
-        parts.append(tag('<text x="-7" y="{}" dy="4" text-anchor="end">{}</text>', place, text))
-    for tick in x_ticks:
-        place = pct(x.at(tick))
-        parts.append(
-            tag(
-                '<line class="tick" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>',
-                place,
-                px(height),
-                px(height + 4),
-            )  # fmt: skip
-        )
-        parts.append(
-            tag(
-                '<text x="{}" y="{}" text-anchor="middle">{}</text>',
-                place,
-                px(height + 17),
-                tick_text(tick),
-            )  # fmt: skip
-        )
-    return parts
-
-
-def polyline(
-    points: Sequence[tuple[float, float]], x: Axis, y: Axis, height: float, style: str
-) -> list[Markup]:
-    """A curve as segments: only they may have percentages for places."""
-    places = [(pct(x.at(a)), px(height * (1 - y.at(b)))) for a, b in points]
-    return [
-        tag('<line class="{}" x1="{}" y1="{}" x2="{}" y2="{}"/>', style, *start, *end)
-        for start, end in zip(places, places[1:], strict=False)
-    ]
-
-
-def spread(places: Sequence[float], gap: float, high: float) -> list[float]:
-    """The places moved apart to at least `gap`, each as little as going in order allows.
-
-    >>> spread([10, 11, 50], gap=10, high=100)
-    [5.5, 15.5, 50.0]
-    """
-    blocks: list[list[float]] = []  # each: first place, sum of wishes, count
-    order = sorted(range(len(places)), key=places.__getitem__)
-    members: list[list[int]] = []
-    for i in order:
-        blocks.append([places[i], 1.0])
-        members.append([i])
-        while len(blocks) > 1 and overlap(blocks[-2], blocks[-1], gap):
-            (a, m), (b, n) = blocks[-2:]
-            centre = (a * m + b * n) / (m + n)
-            blocks[-2:] = [[centre, m + n]]
-            members[-2:] = [members[-2] + members[-1]]
-    out = [0.0] * len(places)
-    for (centre, n), group in zip(blocks, members, strict=True):
-        first = min(max(centre - gap * (n - 1) / 2, 0.0), max(0.0, high - gap * (n - 1)))
-        for k, i in enumerate(group):
-            out[i] = first + k * gap
-    return out
-
-
-def overlap(a: Sequence[float], b: Sequence[float], gap: float) -> bool:
-    """Whether two blocks (centre, count) of labels touch."""
-    return b[0] - a[0] < gap * (a[1] + b[1]) / 2
-
-
 def curve_chart(profile: Profile) -> Markup:
-    """Accuracy against the one swept parameter: the mean, the tasks behind it, the selected value."""
+    """Accuracy against the one swept parameter: the mean, the tasks, the selected value."""
     height = max(230.0, LINE * (len(profile.tasks) + 3))
     lines = {name: curves(profile, name) for name in ("mean", *profile.tasks)}
     chosen = profile.chosen
@@ -220,7 +56,7 @@ def curve_chart(profile: Profile) -> Markup:
     ticks = tried_ticks(x, (point.at[0] for point in profile.points))
     parts = frame(x, y, height, ticks, y.ticks())
     ends: list[tuple[str, float, str]] = []
-    for task in profile.tasks:
+    for task in profile.tasks if len(profile.tasks) > 1 else ():
         if line := lines[task].get(main):
             parts += polyline(line, x, y, height, "task")
             ends.append((task, line[-1][1], "task"))
@@ -228,7 +64,7 @@ def curve_chart(profile: Profile) -> Markup:
         style = "mean" if series == main else "other"
         parts += polyline(line, x, y, height, style)
         parts += dots(line, x, y, height, style, profile.names[0])
-        ends.append((series or "mean", line[-1][1], style))
+        ends.append((series or whole(profile), line[-1][1], style))
     parts += mark(chosen, x, y, height)
     places = spread([height * (1 - y.at(value)) for _, value, _ in ends], LINE, height)
     for (name, _, style), place in zip(ends, places, strict=True):
@@ -237,11 +73,16 @@ def curve_chart(profile: Profile) -> Markup:
                 '<text class="{}" x="100%" dx="6" y="{}" dy="4">{}</text>',
                 style,
                 px(place),
-                short(name, LABEL),
-            )  # fmt: skip
+                middle(name, LABEL),
+            )
         )
     label = f"{profile.method}: accuracy against {profile.names[0]}"
     return svg(parts, height, label, "chart")
+
+
+def whole(profile: Profile) -> str:
+    """What the mean is called: a single task is its own mean."""
+    return profile.tasks[0] if len(profile.tasks) == 1 else "mean"
 
 
 def dots(
@@ -293,9 +134,9 @@ def task_panels(profile: Profile) -> list[tuple[str, Markup, str]]:
                 '<circle class="own" cx="{}" cy="{}" r="4"/>',
                 pct(x.at(own[0])),
                 px(height * (1 - y.at(own[1]))),
-            )  # fmt: skip
+            )
         )
-        note = f"best {percent(own[1])} at {own[0]:g}"
+        note = f"best {percent(own[1])} at {value_text(own[0], 3)}"
         panels.append((task, svg(parts, height, f"{task}: {note}", "panel"), note))
     return panels
 
@@ -340,7 +181,7 @@ def margin_chart(profile: Profile, dimension: int) -> Markup:
     height = 120.0
     x = Axis.around((p.at[dimension] for p in profile.points), profile.logs[dimension])
     y = Axis.around(p.accuracy["mean"] for p in profile.points)
-    ticks = tried_ticks(x, (p.at[dimension] for p in profile.points))
+    ticks = tried_ticks(x, (p.at[dimension] for p in profile.points), most=4)
     parts = frame(x, y, height, ticks, y.ticks(4))
     for point in sorted(profile.points, key=lambda point: point.selected):
         mean = point.accuracy["mean"]

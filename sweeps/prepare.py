@@ -10,7 +10,10 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+
+import torch
 
 from actors.checkpoints import content_hash
 from actors.embeddings import EmbeddingCache
@@ -19,14 +22,20 @@ from actors.placement import Plan, Resources, gigabytes, plan
 from actors.pool import Pool, open_pool
 from actors.preprocess import Preprocess, read_preprocess
 from actors.sources import cache_dir
-from actors.tasks import Splits, Task, TaskSource, assign, open_task
+from actors.tasks import Role, Splits, Task, TaskSource, assign, open_task
 from fusion.errors import InputError
+from fusion.registry import METHODS, LogitSpace
+from fusion.state import TaskVectors
+from sweeps.candidates import random_points
 from sweeps.spec import SweepSpec
 
 NUMBERS = 1
 """Raised when a change of this code changes results: finished trials are then not reused."""
 
-ROLES = ("select", "report")
+REHEARSED = 64
+"""Candidates of a method tried on stand-ins; more differ in numbers, seldom in names."""
+
+ROLES: tuple[Role, ...] = ("select", "report")
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,8 @@ class Prepared:
     splits: Splits
     preprocess: Preprocess
     plan: Plan
+    role_rows: Mapping[Role, int]
+    """Rows of all tasks in a role; of a carved part to within rounding by class."""
     images: int
     """Rows of all source splits that the sweep reads."""
     pixel_bytes: int
@@ -79,20 +90,23 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
     preprocess = read_preprocess(pool.base.folder)
     splits = Splits(**spec.splits.model_dump())
     tasks = {
-        name: open_task(
-            TaskSource(name, t.dataset, t.image, t.label, t.templates, t.classnames)
-        )
+        name: open_task(TaskSource(name, t.dataset, t.image, t.label, t.templates, t.classnames))
         for name, t in spec.tasks.items()
     }
-    sources = set()
+    sources, role_rows = set(), dict.fromkeys(ROLES, 0)
     for name, task in tasks.items():
         places = assign(task, splits, select_spelled=spec.splits.select_spelled)
-        sources |= {(name, places[role].split) for role in ROLES}
+        for role in ROLES:
+            place = places[role]
+            sources.add((name, place.split))
+            share = {"all": 1.0, "fit": 1 - splits.val_fraction, "val": splits.val_fraction}
+            role_rows[role] += round(task.splits[place.split] * share[place.part])
     images = sum(tasks[name].splits[split] for name, split in sources)
     side = preprocess.size
     pixel_bytes = images * 3 * side * side
-    for place, needed in ((cache_dir(), pixel_bytes), (outputs, 10**7)):
-        check_disk(place, needed)
+    for folder, needed in ((cache_dir(), pixel_bytes), (outputs, 10**7)):
+        check_disk(folder, needed)
+    rehearse(spec, pool)
     vision = pool.base.config.get("vision_config", pool.base.config)
     placement = plan(
         pool.parameters * 4,
@@ -103,8 +117,29 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
         device=spec.placement.device,
     )
     return Prepared(
-        spec, pool, tasks, splits, preprocess, placement, images, pixel_bytes
+        spec, pool, tasks, splits, preprocess, placement, role_rows, images, pixel_bytes
     )
+
+
+def rehearse(spec: SweepSpec, pool: Pool) -> None:
+    """Run every method on stand-ins of one element a tensor: finds wrong names inside parameters.
+
+    Raises:
+        InputError: what the method itself refuses: an unknown expert, a weight too few.
+    """
+    zeros = {name: torch.zeros(1) for name in pool.names}
+    vectors = TaskVectors.from_state_dicts(zeros, dict.fromkeys(pool.tasks, zeros))
+    embeddings, head = torch.ones(len(pool.tasks), 1, 2), torch.ones(2, 2)
+    for name, entry in spec.methods.items():
+        method = METHODS[name]
+        for params in islice(random_points(entry, name, spec.seed), REHEARSED):
+            try:
+                if isinstance(method, LogitSpace):
+                    method.fuse(embeddings, head, **params)
+                else:
+                    method.merge(vectors, **params)
+            except InputError as error:
+                raise InputError(f"methods.{name}: {error}") from None
 
 
 def activation_bytes(vision: Mapping[str, int], side: int) -> int:

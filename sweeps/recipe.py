@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from actors.checkpoints import Checkpoint, content_hash, read
-from actors.experts import merged
 from actors.experts import Recipe as What
+from actors.experts import merged
 from actors.pool import Pool, open_pool, task_vectors
 from fusion.errors import InputError
 from fusion.registry import METHODS, LogitSpace
@@ -102,7 +102,9 @@ def export(path: Path, out: Path) -> None:
     if out.exists():
         raise InputError(f"{out}: is there already; give a new folder")
     if isinstance(METHODS.get(recipe.method), LogitSpace) or recipe.method == "experts":
-        raise InputError(f"{path}: {recipe.method}: fuses logits; there is no single model to build")
+        raise InputError(
+            f"{path}: {recipe.method}: fuses logits; there is no single model to build"
+        )
     pool = open_pool(recipe.base.source, {t: m.source for t, m in recipe.experts.items()})
     for name, checkpoint, model in (
         ("base", pool.base, recipe.base),

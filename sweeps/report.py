@@ -11,9 +11,11 @@ from markupsafe import Markup
 
 from fusion.registry import METHODS
 from sweeps import plots, significance_words, wording
-from sweeps.compare import REFERENCES, Comparison, Row, compare, read
+from sweeps.axes import Axis
+from sweeps.compare import REFERENCES, Comparison, Row, compare, finite, read
 from sweeps.ledger import Entry, Ledger, write_text
 from sweeps.profiles import Profile, profiles
+from sweeps.spec import load, spec_hash
 from sweeps.winners import winners
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -44,11 +46,29 @@ def gather(folder: Path) -> tuple[Comparison, tuple[Entry, ...]]:
     """What is known of the sweep in `folder`: its trials alone where no comparison is there yet."""
     entries = tuple(Ledger(folder / "ledger"))
     if entries and not (folder / "comparison.json").exists():
-        failed = [entry for entry in entries if entry.status == "failed"]
-        split = entries[0].split
-        rows = winners(entries)
-        return compare(folder.name, "", rows, {}, select_on=split, failed=failed), entries
+        return running(folder, entries), entries
     return read(folder), entries
+
+
+def running(folder: Path, entries: Sequence[Entry]) -> Comparison:
+    """The comparison so far: winners of the trials that have finished, nothing reported."""
+    failed = [vars(entry) for entry in entries if entry.status == "failed"]
+    file = folder / "spec.yaml"
+    if not file.exists():
+        rows = winners(entries)
+        return compare(folder.name, "", rows, {}, select_on=entries[0].split, failed=failed)
+    spec = load(file)
+    return compare(
+        spec.name,
+        spec_hash(spec),
+        winners(entries, spec.metric),
+        {},
+        select_on=spec.splits.select,
+        report_on=spec.splits.report,
+        metric=spec.metric,
+        tasks=tuple(spec.tasks),
+        failed=failed,
+    )
 
 
 def html(comparison: Comparison, entries: Sequence[Entry]) -> str:
@@ -73,6 +93,7 @@ def breaks(name: str) -> Markup:
 def view(comparison: Comparison, entries: Sequence[Entry]) -> dict[str, Any]:
     """All that the template shows."""
     tested = any(row.test for row in comparison.rows)
+    entries = in_order(entries, comparison)
     selected = {row.method: row.trial_key for row in comparison.rows}
     return {
         "c": comparison,
@@ -83,12 +104,15 @@ def view(comparison: Comparison, entries: Sequence[Entry]) -> dict[str, Any]:
         ),
         "total": len(entries) or sum(row.trials for row in comparison.rows),
         "verdict": significance_words.verdict(comparison),
-        "lines": lines(comparison, tested),
+        "lines": (table := lines(comparison, tested)),
+        "tinted": any(cell["tint"] for line in table for cell in line["cells"]),
+        "sunk": any(cell["below"] for line in table for cell in line["cells"]),
+        "columns": columns(comparison),
         "forest": forest(comparison, tested),
         "profiles": [draw(each) for each in profiles(entries, selected, comparison.tasks)],
         "matrix": significance_words.matrix(comparison),
         "sentences": significance_words.sentences(comparison),
-        "entries": [trial(entry, selected) for entry in in_order(entries)],
+        "entries": [trial(entry, selected) for entry in entries],
         "failed": [failure(each) for each in comparison.failed],
         "notes": notes(row.method for row in comparison.rows),
     }
@@ -97,23 +121,28 @@ def view(comparison: Comparison, entries: Sequence[Entry]) -> dict[str, Any]:
 def lines(comparison: Comparison, tested: bool) -> list[dict[str, Any]]:
     """The table's rows: texts, intervals, and how far each cell is from pretrained to expert."""
     by_name = {row.method: row for row in comparison.rows}
-    columns = ["acc/mean", *(f"acc/{task}" for task in comparison.tasks)]
+    names = ["acc/mean", *(f"acc/{task}" for task in columns(comparison))]
     best = {
         name: max(
             (value for row in comparison.rows
              if row.method not in REFERENCES and (value := metrics(row, tested).get(name))
              is not None), default=None)
-        for name in columns
+        for name in names
     }  # fmt: skip
     return [
         {
             "row": row,
             "best": row is comparison.best,
             "failed": not metrics(row, tested),
-            "cells": [cell(row, name, tested, best[name], by_name) for name in columns],
+            "cells": [cell(row, name, tested, best[name], by_name) for name in names],
         }
         for row in comparison.rows
     ]
+
+
+def columns(comparison: Comparison) -> tuple[str, ...]:
+    """The tasks that have a column; a single one is the mean."""
+    return comparison.tasks if len(comparison.tasks) > 1 else ()
 
 
 def metrics(row: Row, tested: bool) -> Mapping[str, float | None]:
@@ -151,7 +180,7 @@ def forest(comparison: Comparison, tested: bool) -> dict[str, Any] | None:
         return None
     spans = {row.method: row.test_ci95.get("acc/mean") if tested else None for row in shown}
     values = [value for row in shown if (value := metrics(row, tested)["acc/mean"]) is not None]
-    axis = plots.Axis.around([*values, *(end for span in spans.values() if span for end in span)])
+    axis = Axis.around([*values, *(end for span in spans.values() if span for end in span)])
     drawn = []
     for row in shown:
         style = "best" if row is comparison.best else ""
@@ -161,6 +190,7 @@ def forest(comparison: Comparison, tested: bool) -> dict[str, Any] | None:
             {
                 "row": row,
                 "style": style,
+                "params": " ".join(wording.params_words(row.params)),
                 "plot": plots.forest_line(axis, mean, span, style),
                 "value": wording.percent(mean),
                 "interval": f"[{', '.join(map(wording.percent, span))}]" if span else "",
@@ -191,6 +221,7 @@ def draw(profile: Profile) -> dict[str, Any]:
         "panels": panels,
         "margins": margins,
         "chosen": chosen_text(profile),
+        "several": several(profile),
         "low": wording.percent(min(means)),
         "high": wording.percent(max(means)),
     }
@@ -200,17 +231,29 @@ def chosen_text(profile: Profile) -> str:
     """The selected trial, in words; empty where it is not among those drawn."""
     if (point := profile.chosen) is None:
         return ""
-    return f"selected: {f'{point.label} {point.series}'.strip()}, {wording.percent(point.accuracy['mean'])} %"
+    where = f"{point.label} {point.series}".strip()
+    return f"selected: {where}, {wording.percent(point.accuracy['mean'])} %"
 
 
-def in_order(entries: Iterable[Entry]) -> list[Entry]:
-    """Trials by method, the best first, failed ones last."""
+def several(profile: Profile) -> str:
+    """What the styles of the lines mean where a parameter that is no number varied too."""
+    if len({point.series for point in profile.points}) < 2 or len(profile.names) > 1:
+        return ""
+    return (
+        f"for {profile.chosen.series}; dotted: other means" if profile.chosen else "several means"
+    )
+
+
+def in_order(entries: Iterable[Entry], comparison: Comparison) -> list[Entry]:
+    """Trials by method as in the comparison, the best first and failed ones last."""
+    ranks = {row.method: rank for rank, row in enumerate(comparison.rows)}
     return sorted(
         entries,
         key=lambda entry: (
+            ranks.get(entry.method, len(ranks)),
             entry.method,
             entry.status == "failed",
-            -(entry.metrics.get("acc/mean") or 0.0),
+            -(finite(entry.metrics).get("acc/mean") or 0.0),
             entry.trial_key,
         ),
     )
@@ -218,16 +261,17 @@ def in_order(entries: Iterable[Entry]) -> list[Entry]:
 
 def trial(entry: Entry, selected: Mapping[str, str | None]) -> dict[str, Any]:
     """A line of the table of all trials."""
+    metrics = finite(entry.metrics)
     tasks = {
         name.removeprefix("acc/"): value
-        for name, value in entry.metrics.items()
-        if name.startswith("acc/") and name != "acc/mean"
+        for name, value in metrics.items()
+        if name.startswith("acc/") and name != "acc/mean" and value is not None
     }
     worst = min(tasks, key=lambda task: (tasks[task], task), default=None)
     return {
         "entry": entry,
         "selected": selected.get(entry.method) == entry.trial_key,
-        "mean": wording.percent(entry.metrics.get("acc/mean")),
+        "mean": wording.percent(metrics.get("acc/mean")),
         "worst": f"{wording.percent(tasks[worst])} {worst}" if worst is not None else "",
         "nll": f"{entry.metrics['nll/mean']:.3f}" if "nll/mean" in entry.metrics else "",
     }

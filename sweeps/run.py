@@ -14,8 +14,8 @@ from actors.data import prepare_data
 from actors.fleet import Client, Fleet
 from actors.sources import cache_dir
 from sweeps import cluster, recipe, tracking
-from sweeps.completion import completed
 from sweeps.compare import Comparison, Row, compare, write
+from sweeps.completion import completed
 from sweeps.correctness import read_correct
 from sweeps.finals import evaluate_rows
 from sweeps.folder import Identity, SweepFolder, claim, owned
@@ -100,7 +100,9 @@ def run(
                 prepared.pool, data, prepared.embeddings(), prepared.plan, spec.placement.dtype
             ) as fleet:
                 fleet.ready()
-                comparison = swept(fleet.client, prepared, folder, identity, tracker, progress, command)
+                comparison = swept(
+                    fleet.client, prepared, folder, identity, tracker, progress, command
+                )
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt | Interrupted)
             tracker.flush(folder.ledger)
@@ -167,9 +169,7 @@ def with_recipe(row: Row, prepared: Prepared, folder: SweepFolder) -> Row:
         "metric": spec.metric,
         "value": row.val.get(spec.metric),
     }
-    path = recipe.write(
-        folder.recipes, row.method, prepared.pool, row.params, spec.name, selected
-    )
+    path = recipe.write(folder.recipes, row.method, prepared.pool, row.params, spec.name, selected)
     return replace(row, recipe=str(path.relative_to(folder.path)))
 
 

@@ -131,14 +131,12 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
         self, method: str, candidates: Iterator[dict[str, Any] | None]
     ) -> Iterator[dict[str, Any] | None]:
         """The candidates that are neither known nor running."""
-        seen = set(self._running.values())
         for params in candidates:
             if params is None:
                 yield None
                 continue
             key = trial_key(method, params, self._context)
-            if key not in seen and key not in self._results:
-                seen.add(key)
+            if key not in self._results and key not in self._running.values():
                 yield params
 
     def _guided(self, method: str, entry: MethodSpec, seed: int) -> Iterator[dict[str, Any] | None]:

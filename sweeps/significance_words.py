@@ -133,16 +133,15 @@ def gap(comparison: Comparison, best: Row, tested: bool) -> list[str]:
 def standing(comparison: Comparison, best: Row) -> list[str]:
     """Which rows the data cannot tell from the best one."""
     pairs = oriented(comparison)
-    ties = [
-        row.method
+    others = {
+        row.method: pairs[best.method, row.method]
         for row in reversed(comparison.rows)
-        if (pair := pairs.get((best.method, row.method)))
-        and pair.p_holm >= LEVEL
-        and row.method not in REFERENCES
-    ]
+        if row.method not in REFERENCES and (best.method, row.method) in pairs
+    }
+    ties = [name for name, pair in others.items() if pair.p_holm >= LEVEL]
     if ties:
         return [f"The samples do not tell it from {', '.join(ties)} (paired tests below)."]
-    if any(best.method in key for key in pairs):
+    if others:
         return ["It differs significantly from every other method (paired tests below)."]
     return []
 

@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from fusion.errors import InputError
 from fusion.parameters import unknown
 from sweeps.canonical import digest
 from sweeps.entry import MethodSpec, read_methods
@@ -46,6 +47,13 @@ def check_name(name: str) -> str:
     if name in TAKEN:
         raise custom_error(f"another name needed: {', '.join(TAKEN)} are taken")
     return name
+
+
+def check_names(named: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`named`, if all its names are good ones."""
+    for name in named:
+        check_name(name)
+    return named
 
 
 Name = Annotated[str, AfterValidator(check_name)]
@@ -217,11 +225,14 @@ def validate(data: Any, file: str) -> SweepSpec:
 
     Raises:
         SpecErrors: an InputError with one line for each fault in `lines`.
+        InputError: data that holds itself.
     """
     try:
         return SweepSpec.model_validate(data)
     except ValidationError as error:
         raise spec_errors(error, SweepSpec, file) from None
+    except RecursionError:
+        raise InputError(f"{file}: an alias that holds itself: plain data needed") from None
 
 
 def dump(spec: SweepSpec) -> str:

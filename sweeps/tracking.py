@@ -54,7 +54,7 @@ def connect(uri: str | None, experiment: str | None, outputs: Path) -> tuple[Mlf
     """
     where = uri or default_uri(outputs)
     name = experiment or EXPERIMENT
-    if where.startswith("file:") or "://" not in where and not where.startswith("sqlite:"):
+    if where.startswith("file:") or "://" not in where:
         raise InputError(
             f"mlflow.tracking_uri: {where!r}: MLflow keeps no file stores any more;"
             " sqlite:///ABSOLUTE_PATH or http(s)://HOST:PORT allowed"

@@ -27,7 +27,7 @@ from actors.pixels import open_pixels
 from actors.pool import open_pool, task_vectors
 from actors.pretraining import Sizes, pretrain
 from actors.sources import cache_dir
-from actors.tasks import Splits, Task, TaskSource, open_task
+from actors.tasks import Role, Splits, Task, TaskSource, open_task
 from actors.training import fine_tune
 from sweeps import cluster
 from sweeps.candidates import random_points
@@ -38,7 +38,7 @@ from sweeps.progress import Progress
 from sweeps.trainspec import TrainSpec
 
 STORE_BYTES = 300 * 2**20
-ROLES = ("fit", "select", "report")
+ROLES: tuple[Role, ...] = ("fit", "select", "report")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def load(
     base: Checkpoint,
     tasks: Mapping[str, Task],
     splits: Splits,
-    roles: Iterable[str],
+    roles: Iterable[Role],
     progress: Progress,
 ) -> dict[str, TaskData]:
     """Pixels, rows and heads of the tasks."""
@@ -181,6 +181,10 @@ class Advancing(tune.Callback):  # type: ignore[misc]  # ray is untyped
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
+
+    def __getstate__(self) -> dict[str, object]:
+        """Nothing: Tune pickles its callbacks beside its state."""
+        return {}
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """One more expert."""

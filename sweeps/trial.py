@@ -45,6 +45,7 @@ def finished(
         trial_s=evaluation.seconds,
         peak_bytes=evaluation.peak_bytes,
         started=started,
+        ended=datetime.now(UTC).isoformat(),
         seed=seed,
     )
 
@@ -58,7 +59,8 @@ def failed(config: Mapping[str, Any], error: str) -> Entry:
         params=config["params"],
         status="failed",
         split="select",
-        started=datetime.now(UTC).isoformat(),
+        started=(now := datetime.now(UTC).isoformat()),
+        ended=now,
         seed=config["seed"],
         error=error,
     )
@@ -76,6 +78,10 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray is untyped
     def __init__(self, record: Callable[[Entry], None]) -> None:
         self.record = record
 
+    def __getstate__(self) -> dict[str, object]:
+        """Nothing: Tune pickles its callbacks beside its state, and ours hold a live connection."""
+        return {}
+
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
     ) -> None:
@@ -85,5 +91,5 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray is untyped
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A failure: the last line of what the trial raised."""
-        lines = (trial.get_error() and str(trial.get_error()) or "unknown").strip().splitlines()
+        lines = str(trial.get_error() or "unknown").strip().splitlines()
         self.record(failed(trial.config, lines[-1][:1000]))

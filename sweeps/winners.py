@@ -47,11 +47,7 @@ def cost(entries: Sequence[Entry]) -> dict[str, float | None]:
     Trials of many methods run side by side, so a method's wall time counts only the time in which
     at least one of its own was running.
     """
-    spans = sorted(
-        (start, start + entry.trial_s)
-        for entry in entries
-        if (start := timestamp(entry.started)) is not None
-    )
+    spans = sorted(span for entry in entries if (span := running(entry)))
     wall, until = 0.0, -math.inf
     for start, end in spans:
         wall += max(0.0, end - max(start, until))
@@ -62,6 +58,14 @@ def cost(entries: Sequence[Entry]) -> dict[str, float | None]:
         "trial_s": math.fsum(timed) / len(timed) if timed else None,
         "peak_bytes": max((entry.peak_bytes for entry in entries), default=0) or None,
     }
+
+
+def running(entry: Entry) -> tuple[float, float] | None:
+    """When a trial ran: before its end, since between its start and that it may have queued."""
+    if (end := timestamp(entry.ended)) is not None:
+        return end - entry.trial_s, end
+    start = timestamp(entry.started)
+    return None if start is None else (start, start + entry.trial_s)
 
 
 def timestamp(text: str) -> float | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -51,7 +50,7 @@ def seconds(value: float | None) -> str:
     """A duration.
 
     >>> seconds(0.042), seconds(7.31), seconds(75), seconds(4000), seconds(200_000)
-    ('0.04 s', '7.3 s', '1 min 15 s', '1 h 07 min', '2 d 8 h')
+    ('0.04 s', '7.3 s', '1 min 15 s', '1 h 06 min', '2 d 7 h')
     """
     if value is None:
         return MISSING
@@ -59,14 +58,13 @@ def seconds(value: float | None) -> str:
         return f"{value:.2f} s"
     if value < 59.95:
         return f"{value:.1f} s"
-    whole = round(value)
-    for unit, small, size in (("min", "s", 60), ("h", "min", 3600), ("d", "h", 86_400)):
-        limit = {60: 3600, 3600: 86_400}.get(size, math.inf)
-        if whole < limit:
-            rest = whole % size // {"s": 1, "min": 60, "h": 3600}[small]
-            padded = f"{rest:02d}" if small == "min" else str(rest)
-            return f"{whole // size} {unit} {padded} {small}"
-    raise AssertionError("the last unit has no limit")
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes:02d} min"
+    return f"{hours // 24} d {hours % 24} h"
 
 
 def size(value: float | None) -> str:
@@ -118,9 +116,21 @@ def short(text: str, limit: int = 32) -> str:
     """`text`, cut where it is longer than a table cell should be.
 
     >>> short("[0.1, 0.2, 0.3, 0.4]", 12)
-    '[0.1, 0.2, …'
+    '[0.1, 0.2,…'
     """
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+def middle(text: str, limit: int) -> str:
+    """`text`, cut in the middle: names of a family differ at their ends.
+
+    >>> middle("dataset_of_letters_07", 12)
+    'datase…rs_07'
+    """
+    if len(text) <= limit:
+        return text
+    tail = (limit - 1) // 2
+    return f"{text[: limit - 1 - tail]}…{text[-tail:]}"
 
 
 def params_words(params: Mapping[str, Any], limit: int = 32, digits: int = 4) -> list[str]:

@@ -34,26 +34,17 @@ class Style:
     """Objects are moved by at most this, in pixels."""
     tilt: float
     """Objects are turned by at most this, in degrees."""
-    contrast: float
-    """Smallest distance between ground and ink, in grey levels."""
 
 
-PLAIN = Style(noise=8, light=0.2, jitter=1.0, tilt=6, contrast=90)
+PLAIN = Style(noise=8, light=0.2, jitter=1.0, tilt=6)
 """Clean print: what the base is pretrained on."""
-FIELD = Style(noise=8, light=0.2, jitter=1.0, tilt=6, contrast=90)
+FIELD = Style(noise=8, light=0.2, jitter=1.0, tilt=6)
 """Photographs: what the tasks consist of, and what the experts learn."""
 
 
-def tones(rng: Rng, style: Style, light_ground: bool = False) -> tuple[Colour, Colour]:
-    """A ground and an ink of random hue, one dark and the other light.
-
-    Which of the two is dark belongs to the task: a small model learns shapes from a thousand images
-    when contrast has one sign, and does not when it has both.
-    """
-    half = style.contrast / 2
-    dark = colour(rng.uniform(10, 125 - half, 3))
-    light = colour(rng.uniform(125 + half, 250, 3))
-    return (light, dark) if light_ground else (dark, light)
+def near(middle: Colour, rng: Rng, spread: float = 35.0) -> Colour:
+    """A colour each channel of which is at most `spread` from that of `middle`."""
+    return colour(np.clip(np.asarray(middle) + rng.uniform(-spread, spread, 3), 0, 255))
 
 
 def colour(values: Sequence[float] | NDArray[np.generic]) -> Colour:

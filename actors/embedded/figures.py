@@ -15,8 +15,8 @@ from actors.embedded.canvas import (
     Rng,
     Style,
     drawn,
+    near,
     photographed,
-    tones,
 )
 
 SIGNS = (
@@ -41,7 +41,7 @@ DIRECTIONS = (
     "west",
     "northwest",
 )
-COUNTS = ("one", "two", "three", "four", "five", "six", "seven")
+COUNTS = ("one", "two", "three", "four", "five", "six")
 
 
 def ring(middle: Point, radius: float, corners: int, turn: float) -> list[Point]:
@@ -63,8 +63,8 @@ def arrow(middle: Point, length: float, turn: float) -> list[Point]:
 
 def sign(label: int, rng: Rng, style: Style) -> Pixels:
     """A road sign: its shape and symbol tell the class, its colours do not."""
-    ground, plate = tones(rng, style)
-    mark, _ = tones(rng, style)
+    ground, plate = near((90, 140, 80), rng), near((215, 70, 60), rng)
+    mark = near((235, 235, 225), rng)
     radius = rng.uniform(11, 14) * SUPER
     x, y = SIZE * SUPER / 2 + rng.uniform(-style.jitter, style.jitter, 2) * SUPER
     tilt = float(np.radians(rng.uniform(-style.tilt, style.tilt)))
@@ -110,8 +110,8 @@ def paint_sign(
 
 def dial(label: int, rng: Rng, style: Style) -> Pixels:
     """A round dial whose hand points in one of eight directions, give or take 12 degrees."""
-    ground, face = tones(rng, style)
-    hand, _ = tones(rng, style)
+    ground, face = near((135, 135, 140), rng), near((55, 55, 60), rng)
+    hand = near((240, 200, 60), rng)
     turn = 2 * np.pi * label / len(DIRECTIONS) + np.radians(rng.uniform(-style.tilt, style.tilt))
     radius = rng.uniform(11, 14) * SUPER
     x, y = SIZE * SUPER / 2 + rng.uniform(-style.jitter, style.jitter, 2) * SUPER
@@ -129,9 +129,9 @@ def dial(label: int, rng: Rng, style: Style) -> Pixels:
 
 def count(label: int, rng: Rng, style: Style) -> Pixels:
     """`label + 1` discs of one colour that do not touch."""
-    ground, disc = tones(rng, style, light_ground=True)
+    ground, disc = near((200, 235, 235), rng), near((140, 40, 140), rng)
     places = apart(label + 1, rng)
-    radii = rng.uniform(1.9, 3.0, label + 1)
+    radii = rng.uniform(2.2, 3.2, label + 1)
 
     def paint(draw: ImageDraw.ImageDraw, unit: float) -> None:
         for (x, y), radius in zip(places * unit, radii * unit, strict=True):
@@ -140,7 +140,7 @@ def count(label: int, rng: Rng, style: Style) -> Pixels:
     return photographed(drawn(ground, paint), rng, style)
 
 
-def apart(number: int, rng: Rng, distance: float = 7.5) -> NDArray[np.floating]:
+def apart(number: int, rng: Rng, distance: float = 8.0) -> NDArray[np.floating]:
     """`number` points [number, 2] in the image, pairwise at least `distance` pixels apart."""
     while True:
         points = rng.uniform(4, SIZE - 4, (number, 2))

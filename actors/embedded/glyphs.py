@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from actors.embedded.canvas import SIZE, SUPER, Pixels, Rng, Style, photographed, tones
+from actors.embedded.canvas import SIZE, SUPER, Colour, Pixels, Rng, Style, photographed, near
 
 LETTERS = "ABEGKMRSTW"
 GREEK = {
@@ -46,27 +46,27 @@ def font(name: str, size: int) -> ImageFont.FreeTypeFont:
     )
 
 
-def glyph(text: str, fonts: tuple[str, ...], rng: Rng, style: Style, light_paper: bool) -> Pixels:
+def glyph(text: str, fonts: tuple[str, ...], rng: Rng, style: Style, paper: Colour, ink: Colour) -> Pixels:
     """One character: random font, size, place, slant and colours."""
-    paper, ink = tones(rng, style, light_paper)
+    ground = near(paper, rng)
     size = int(rng.integers(21, 28)) * SUPER
     face = font(fonts[rng.integers(len(fonts))], size)
     side = SIZE * SUPER
-    image = Image.new("RGB", (side, side), paper)
+    image = Image.new("RGB", (side, side), ground)
     middle = side / 2 + rng.uniform(-style.jitter, style.jitter, 2) * SUPER
-    ImageDraw.Draw(image).text(tuple(middle), text, fill=ink, font=face, anchor="mm")
-    turned = image.rotate(rng.uniform(-style.tilt, style.tilt), Image.Resampling.BILINEAR, fillcolor=paper)
+    ImageDraw.Draw(image).text(tuple(middle), text, fill=near(ink, rng), font=face, anchor="mm")
+    turned = image.rotate(rng.uniform(-style.tilt, style.tilt), Image.Resampling.BILINEAR, fillcolor=ground)
     return photographed(np.asarray(turned.reduce(SUPER)), rng, style)
 
 
 def letter(label: int, rng: Rng, style: Style) -> Pixels:
     """A capital of `LETTERS`."""
-    return glyph(LETTERS[label], LATIN_FONTS, rng, style, light_paper=True)
+    return glyph(LETTERS[label], LATIN_FONTS, rng, style, (225, 215, 180), (55, 45, 45))
 
 
 def greek(label: int, rng: Rng, style: Style) -> Pixels:
     """A lower-case Greek letter."""
-    return glyph(list(GREEK.values())[label], FONTS, rng, style, light_paper=False)
+    return glyph(list(GREEK.values())[label], FONTS, rng, style, (35, 50, 110), (205, 225, 245))
 
 
 def digit(label: int, rng: Rng, style: Style) -> Pixels:

@@ -11,10 +11,10 @@ from actors.embedded.canvas import (
     Pixels,
     Rng,
     Style,
+    near,
     photographed,
     ramp,
     smooth_field,
-    tones,
 )
 
 TEXTURES = (
@@ -43,7 +43,7 @@ def soft(values: Field, sharpness: float = 4.0) -> Field:
 
 def texture(label: int, rng: Rng, style: Style) -> Pixels:
     """A texture of random period (4 to 9 pixels), phase, slight rotation and colours."""
-    low, high = tones(rng, style)
+    low, high = near((95, 55, 115), rng), near((230, 170, 150), rng)
     values = pattern(TEXTURES[label], rng, style)
     return photographed(ramp(values, low, high), rng, style)
 
@@ -77,15 +77,9 @@ def pattern(name: str, rng: Rng, style: Style) -> Field:
 def land(label: int, rng: Rng, style: Style) -> Pixels:
     """Land from above: random soil, and what stands on it or runs through it."""
     soil = (int(rng.integers(90, 190)), int(rng.integers(90, 170)), int(rng.integers(40, 120)))
-    ground = ramp(smooth_field(rng, 5), soil, shifted(soil, rng, 35))
+    ground = ramp(smooth_field(rng, 5), soil, near(soil, rng, 35))
     painted = LANDSCAPES[LAND[label]](ground, rng)
     return photographed(painted, rng, style)
-
-
-def shifted(base: Colour, rng: Rng, spread: float) -> Colour:
-    """`base` with each channel moved by at most `spread`."""
-    values = np.clip(np.asarray(base) + rng.uniform(-spread, spread, 3), 0, 255)
-    return int(values[0]), int(values[1]), int(values[2])
 
 
 def cover(ground: Field, mask: Field, paint: Colour) -> Field:
@@ -103,8 +97,8 @@ def across(rng: Rng, bend: float) -> Field:
 
 def forest(ground: Field, rng: Rng) -> Field:
     """Tree crowns without a gap."""
-    green = shifted((50, 90, 45), rng, 25)
-    return 0.25 * ground + 0.75 * ramp(smooth_field(rng, 13), green, shifted(green, rng, 45))
+    green = near((50, 90, 45), rng, 25)
+    return 0.25 * ground + 0.75 * ramp(smooth_field(rng, 13), green, near(green, rng, 45))
 
 
 def river(ground: Field, rng: Rng) -> Field:
@@ -114,7 +108,7 @@ def river(ground: Field, rng: Rng) -> Field:
 
 def water(rng: Rng) -> Colour:
     """A colour of water, from blue to brown."""
-    return shifted((70, 95, 125), rng, 45)
+    return near((70, 95, 125), rng, 45)
 
 
 def lake(ground: Field, rng: Rng) -> Field:
@@ -135,7 +129,7 @@ def highway(ground: Field, rng: Rng) -> Field:
 def crops(ground: Field, rng: Rng) -> Field:
     """Furrows, in one or two fields."""
     rows = np.sin(across(rng, 0.0) * 2 * np.pi / rng.uniform(3, 5))
-    green = shifted((110, 140, 60), rng, 40)
+    green = near((110, 140, 60), rng, 40)
     return cover(ground, 0.7 * soft(rows) * soft(across(rng, 0.0) + 9), green)
 
 
@@ -146,16 +140,16 @@ def houses(ground: Field, rng: Rng) -> Field:
         for column in range(left, SIZE - 3, step):
             if rng.random() < 0.85:
                 height, width = rng.integers(3, 6, 2)
-                roof = shifted((170, 90, 75), rng, 50)
+                roof = near((170, 90, 75), rng, 50)
                 ground[row : row + height, column : column + width] = roof
     return ground
 
 
 def desert(ground: Field, rng: Rng) -> Field:
     """Sand with soft dunes."""
-    sand = shifted((205, 180, 130), rng, 30)
+    sand = near((205, 180, 130), rng, 30)
     dunes = soft(np.sin(across(rng, 2.0) * 2 * np.pi / rng.uniform(8, 13)), 1.5)
-    return 0.3 * ground + 0.7 * ramp(dunes, sand, shifted(sand, rng, 30))
+    return 0.3 * ground + 0.7 * ramp(dunes, sand, near(sand, rng, 30))
 
 
 def coast(ground: Field, rng: Rng) -> Field:
@@ -172,7 +166,7 @@ def orchard(ground: Field, rng: Rng) -> Field:
     y = (ROWS * np.cos(turn) - COLUMNS * np.sin(turn)) * wave + phase[0]
     x = (ROWS * np.sin(turn) + COLUMNS * np.cos(turn)) * wave + phase[1]
     trees = soft(np.minimum(np.sin(y), np.sin(x)) - 0.1, 8.0)
-    return cover(ground, trees, shifted((55, 95, 50), rng, 25))
+    return cover(ground, trees, near((55, 95, 50), rng, 25))
 
 
 LANDSCAPES = {

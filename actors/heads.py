@@ -1,0 +1,179 @@
+"""Zero-shot heads: a task's classes as the base's text tower sees them, [C, D]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actors.atomic import replacing
+from actors.checkpoints import Checkpoint, content_hash, one_line, read
+from actors.hashes import hash_files, hash_text
+from actors.prompts import fill
+from actors.tasks import Task
+from fusion.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+TEXT_PREFIX = "text_model."
+
+PROMPTS = 256
+"""Prompts a forward pass."""
+
+
+def zero_shot_heads(
+    base: Checkpoint,
+    tasks: Mapping[str, Task],
+    root: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Path]:
+    """Each task's head, made by the base's text tower where it is not in the cache yet.
+
+    Args:
+        base: a full CLIP model, in whose folder the tokenizer is.
+        tasks: name -> task: its class names and templates.
+        root: the cache folder.
+        progress: called with heads done and heads to be made.
+
+    Returns:
+        name -> safetensors file with one tensor `head`, float32 [C, D], logit scale included.
+
+    Raises:
+        InputError: no tokenizer, or a prompt longer than the text tower's positions.
+    """
+    identity = (content_hash(base), tokenizer_hash(base))
+    paths = {
+        name: root / "heads" / f"{head_key(identity, task)}.safetensors"
+        for name, task in tasks.items()
+    }
+    missing = {path: tasks[name] for name, path in paths.items() if not path.exists()}
+    if missing:
+        from safetensors.torch import save
+
+        from fusion.zeroshot import zero_shot_head
+
+        encoder = TextEncoder(base)
+        for done, (path, task) in enumerate(missing.items()):
+            sentences = encoder.embed(prompts(task), f"task {task.name!r}")
+            classes = sentences.view(len(task.classnames), len(task.templates), -1)
+            head = zero_shot_head(list(classes), encoder.logit_scale)
+            with replacing(path) as part:
+                part.write_bytes(save({"head": head.contiguous()}))
+            if progress is not None:
+                progress(done + 1, len(missing))
+    return paths
+
+
+def read_head(path: Path) -> Tensor:
+    """A cached head: float32 [C, D], logit scale included.
+
+    Raises:
+        InputError: missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        # Read, not mapped: a head is small, and its file may be replaced.
+        head: Tensor = load(path.read_bytes())["head"]
+        return head
+    except (SafetensorError, OSError, KeyError) as error:
+        raise InputError(f"{path}: not a head: {one_line(error)}; delete it") from None
+
+
+def head_key(identity: tuple[str, str], task: Task) -> str:
+    """A hash of all that a head depends on."""
+    return hash_text("head-1", identity, task.classnames, task.templates)
+
+
+def tokenizer_hash(base: Checkpoint) -> str:
+    """Content hash of the tokenizer's files.
+
+    Raises:
+        InputError: there is no tokenizer in the folder.
+    """
+    there = {name: base.folder / name for name in TOKENIZER_FILES}
+    there = {name: file for name, file in there.items() if file.exists()}
+    if "tokenizer.json" not in there and not {"vocab.json", "merges.txt"} <= there.keys():
+        raise InputError(
+            f"{base.name}: {base.folder}: no tokenizer (tokenizer.json, or vocab.json and"
+            " merges.txt); the base needs one, for the zero-shot heads"
+        )
+    return hash_files(there)
+
+
+def prompts(task: Task) -> list[str]:
+    """Every class in every template: class by class."""
+    return [fill(template, name) for name in task.classnames for template in task.templates]
+
+
+class TextEncoder:
+    """The base's text tower, projection and logit scale, on the CPU in float32."""
+
+    def __init__(self, base: Checkpoint) -> None:
+        """Build and fill the tower.
+
+        Raises:
+            InputError: the tokenizer cannot be read, or weights are missing.
+        """
+        import torch
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        from actors.models import clip_config, empty, weights
+
+        config = clip_config(base).text_config
+        self.positions = int(config.max_position_embeddings)
+        self.tower = empty(CLIPTextModel, config, "cpu", torch.float32)
+        tensors = dict(read(base, base.rest))
+        for name, memory in weights(self.tower).items():
+            source = tensors.get(TEXT_PREFIX + name)
+            if source is None or source.shape != memory.shape:
+                fault = "missing" if source is None else f"shape {list(source.shape)}"
+                raise InputError(
+                    f"{base.name}: {base.folder}: tensor {TEXT_PREFIX + name}: {fault}"
+                )
+            memory.copy_(source)
+        self.projection = tensors["text_projection.weight"].float()
+        self.logit_scale = tensors["logit_scale"].float()
+        try:
+            self.tokenizer: Any = CLIPTokenizer.from_pretrained(base.folder)
+        except Exception as error:  # `tokenizers` raises bare Exception for damaged files
+            raise InputError(
+                f"{base.name}: {base.folder}: the tokenizer cannot be read: {one_line(error)}"
+            ) from None
+
+    def embed(self, texts: Sequence[str], what: str) -> Tensor:
+        """Projected embeddings [len(texts), D], not normalised.
+
+        Raises:
+            InputError: a text of more tokens than the tower has positions.
+        """
+        import torch
+
+        parts = []
+        for start in range(0, len(texts), PROMPTS):
+            batch = list(texts[start : start + PROMPTS])
+            tokens = self.tokenizer(batch, padding=True, return_tensors="pt")
+            lengths = tokens["attention_mask"].sum(dim=1)
+            if int(lengths.max()) > self.positions:
+                worst = int(lengths.argmax())
+                raise InputError(
+                    f"{what}: prompt {batch[worst]!r}: {int(lengths[worst])} tokens;"
+                    f" the text tower has {self.positions} positions"
+                )
+            with torch.inference_mode():
+                out = self.tower(
+                    input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
+                )
+                parts.append(torch.nn.functional.linear(out.pooler_output, self.projection))
+        return torch.cat(parts)

@@ -1,0 +1,19 @@
+"""`make bench`: every benchmark, each in a process of its own, results kept under results/."""
+
+import subprocess
+import sys
+
+MODULES = ("merging", "ties", "sweep")
+
+
+def main() -> int:
+    """Run all; the exit status is that of the worst."""
+    worst = 0
+    for name in MODULES:
+        done = subprocess.run([sys.executable, "-m", f"benchmarks.{name}", "--save"], check=False)
+        worst = max(worst, abs(done.returncode))
+    return worst
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from actors.atomic import replacing
+from fusion.errors import InputError
+
+
+def test_a_file_appears_whole(tmp_path: Path) -> None:
+    with replacing(tmp_path / "a" / "file") as part:
+        part.write_text("new")
+        assert not (tmp_path / "a" / "file").exists()
+    assert (tmp_path / "a" / "file").read_text() == "new"
+    assert len(list((tmp_path / "a").iterdir())) == 1
+
+
+def test_a_failure_keeps_the_old_file_and_leaves_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("old")
+    with pytest.raises(RuntimeError), replacing(file) as part:
+        part.write_text("half")
+        raise RuntimeError
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    with pytest.raises(InputError, match="file: cannot be written: No space"), replacing(file) as p:
+        p.write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert list(tmp_path.iterdir()) == []

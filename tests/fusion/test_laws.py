@@ -1,0 +1,98 @@
+"""Every law on every row of the table, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fusion.registry import METHODS, LogitSpace, Static
+from fusion.state import StateDict, TaskVectors
+from tests.fusion import laws
+from tests.fusion.laws import LAWS, LOGIT, LOGIT_LAWS, STATIC, toy
+
+
+def merge(name: str, vectors: TaskVectors, params: dict[str, Any]) -> StateDict:
+    method = METHODS[name]
+    assert isinstance(method, Static)
+    return method.merge(vectors, **params)
+
+
+def fuse(name: str, embeddings: Tensor, head: Tensor, params: dict[str, Any]) -> Tensor:
+    method = METHODS[name]
+    assert isinstance(method, LogitSpace)
+    return method.fuse(embeddings, head, **params)
+
+
+@pytest.mark.parametrize("name", STATIC)
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+def test_static(law: Callable[[laws.Merge, str], None], name: str) -> None:
+    law(merge, name)
+
+
+@pytest.mark.parametrize("name", LOGIT)
+@pytest.mark.parametrize("law", LOGIT_LAWS, ids=lambda law: law.__name__)
+def test_logit_space(law: Callable[[laws.Fuse, str], None], name: str) -> None:
+    law(fuse, name)
+
+
+def test_every_row_is_under_some_law() -> None:
+    assert sorted(STATIC + LOGIT) == sorted(METHODS)
+
+
+@pytest.mark.parametrize("name", STATIC)
+def test_an_arena_is_what_is_handed_back(name: str) -> None:
+    vectors = toy("mixed")
+    arena = {key: torch.ones_like(tensor) for key, tensor in vectors.base.items()}
+    for params in laws.examples(name, vectors):
+        merged = merge(name, vectors.into(arena), params)
+        assert all(merged[key] is arena[key] for key in arena)
+
+
+@pytest.mark.parametrize("name", STATIC)
+def test_parameters_of_a_model_can_be_the_arena(name: str) -> None:
+    vectors = toy()
+    params = laws.examples(name, vectors)[0]
+    arena = {key: torch.nn.Parameter(tensor.clone()) for key, tensor in vectors.base.items()}
+    merge(name, vectors.into(arena), params)
+    laws.assert_same_bits(arena, merge(name, vectors, params))
+
+
+@pytest.mark.parametrize("name", STATIC)
+def test_the_number_of_threads_changes_no_bit(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    base, *experts = ({"w": torch.randn(70_003, generator=generator)} for _ in range(4))
+    vectors = TaskVectors.from_state_dicts(base, dict(zip(laws.TASKS, experts, strict=True)))
+    threads = torch.get_num_threads()
+    params = laws.examples(name, vectors)[0]
+    results = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            results.append(merge(name, vectors, params))
+    finally:
+        torch.set_num_threads(threads)
+    laws.assert_same_bits(*results)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_rows_say_where_they_come_from(name: str) -> None:
+    method = METHODS[name]
+    assert method.paper
+    assert method.defaults
+    assert method.needs
+    assert "Source:" in method.doc
+    assert method.rule.__name__ == name
+
+
+def test_a_row_without_usable_defaults_needs_an_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rule(vectors: TaskVectors, *, rank: int) -> dict[str, Tensor]:
+        return {}
+
+    row = Static(rule, paper="none", defaults="none")
+    monkeypatch.setattr(laws, "METHODS", {**METHODS, "new": row})
+    with pytest.raises(AssertionError, match=r"new: parameters \['rank'\] have no default"):
+        laws.examples("new", toy())
