@@ -168,6 +168,7 @@ def headers(folder: Path, config: Mapping[str, Any], name: str) -> dict[str, Ten
     for shard in shards:
         if not isinstance(shard, str) or Path(shard).name != shard:
             raise InputError(f"{name}: {index}: {shard!r}: a file name in the folder is needed")
+    for shard in shards:
         if not (folder / shard).exists():
             raise InputError(f"{name}: {folder / shard}: missing; {INDEX} lists it")
         inside = header(folder / shard, name)

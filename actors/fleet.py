@@ -125,7 +125,7 @@ class Fleet:
     ) -> None:
         setup = Setup(pool.base.folder, plan.device, dtype, plan.threads, data, embeddings)
         # Read once, by a task, so that the weights never pass through the driver.
-        reader = ray.remote(read).options(name="read experts", num_cpus=1, num_returns=2)
+        reader = ray.remote(read).options(name="read experts", num_cpus=0, num_returns=2)
         self.read, self.flat = reader.remote(pool)
         options = {
             "num_cpus": 1 if plan.device == "cpu" else 0,

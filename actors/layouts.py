@@ -225,6 +225,7 @@ def open_hub(dataset: str, image: str, label: str, what: str) -> Layout:
     """
     import datasets
 
+    datasets.disable_progress_bars()
     name, _, revision = dataset.partition("@")
     name, _, config = name.partition(":")
     address = (name, config or None)

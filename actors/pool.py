@@ -170,17 +170,18 @@ def load_flat(pool: Pool, *, advance: Callable[[int], None] | None = None) -> Fl
             base's. The line names member, file and tensor.
     """
     check_unfused(pool)
+    names = pool.names
     slots = lay_out(
         {
             name: (info.shape, info.dtype, pool.delta_dtype(name))
             for name, info in pool.base.tensors.items()
-            if name in pool.names
+            if name in names
         }
     )
     flat = allocate(pool.tasks, slots)
     views = unflatten(flat)
-    streams = {task: read(expert, pool.names) for task, expert in pool.experts.items()}
-    for name, origin in read(pool.base, pool.names):
+    streams = {task: read(expert, names) for task, expert in pool.experts.items()}
+    for name, origin in read(pool.base, names):
         check_finite(origin, name, owner(pool.base, name))
         views.base[name].copy_(origin)
         deltas = views.deltas[name]

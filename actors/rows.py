@@ -167,5 +167,6 @@ def hub_table(
     """A split as an Arrow table over memory-mapped files; images stay encoded."""
     import datasets
 
+    datasets.disable_progress_bars()
     loaded = datasets.load_dataset(dataset, config, revision=revision, split=split)
-    return loaded.cast_column(image, datasets.Image(decode=False)).with_format("arrow")[:]
+    return loaded.cast_column(image, datasets.Image(decode=False)).data.table

@@ -69,9 +69,9 @@ def resolve_data(source: str, *, what: str) -> Path | None:
 def local(source: str, what: str) -> Path | None:
     """The folder a path names; None where the source does not look like a path."""
     path = Path(source).expanduser()
-    if path.is_dir():
+    if source and path.is_dir():
         return path.resolve()
-    if path.exists():
+    if path.is_file():
         raise InputError(f"{what}: {source!r}: a file; a folder or a hub id is needed")
     if source.startswith(("/", "./", "../", "~")):
         raise InputError(f"{what}: {source!r}: no such folder")

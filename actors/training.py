@@ -126,7 +126,7 @@ def optimise(
     decayed = [p for n, p in trainable if p.ndim > 1 and "embedding" not in n]
     kept = [p for n, p in trainable if p.ndim <= 1 or "embedding" in n]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept}]
-    optimiser = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=0.0, fused=True, eps=float(os.environ.get('EPS','1e-8')))
+    optimiser = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, cosine(steps, warmup))
     for step, rows in enumerate(batches, 1):
         value = loss(rows)

@@ -69,6 +69,9 @@ def run(
 
 def conduct(spec: Any, outputs: Path, *, address: str | None, resume: bool, fresh: bool) -> None:
     """Run a loaded spec and show how it ended; `run` and `quickstart` share it."""
+    from sweeps import cluster
+
+    cluster.stay_on_loopback(address)
     from sweeps.run import run as run_sweep
     from sweeps.table import render
     from sweeps.trials import Interrupted
@@ -143,10 +146,14 @@ def train(
     overrides: Set = None,
 ) -> None:
     """Fine-tune experts from a base (made first where the file says so), with Tune."""
-    from sweeps.train import train as train_pool
+    from sweeps import cluster
     from sweeps.trainspec import load
 
-    failed = train_pool(load(spec, overrides or []), Console(), address=address)
+    loaded = load(spec, overrides or [])
+    cluster.stay_on_loopback(address)
+    from sweeps.train import train as train_pool
+
+    failed = train_pool(loaded, Console(), address=address)
     if failed:
         raise typer.Exit(1)
 

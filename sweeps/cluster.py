@@ -20,6 +20,16 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE", "1")
 
 
+def stay_on_loopback(address: str | None) -> None:
+    """Make a cluster of our own listen on 127.0.0.1 only; call before `ray` is imported.
+
+    Ray's public arguments bind the dashboard there, but its servers to the host's address. On
+    macOS and Windows Ray keeps to loopback; this variable asks for the same elsewhere.
+    """
+    if target(address) is None:
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+
 def this_machine() -> Resources:
     """What a cluster of our own would offer."""
     import torch
@@ -71,7 +81,6 @@ def connected(address: str | None, store_bytes: int) -> Iterator[None]:
                 object_store_memory=store_bytes,
                 include_dashboard=True,
                 dashboard_host="127.0.0.1",
-                _node_ip_address="127.0.0.1",
                 **quiet,
             )
     except (ConnectionError, ValueError, RuntimeError) as error:

@@ -56,6 +56,39 @@ class Identity:
     created: str
 
 
+def check_free(path: Path, spec_hash: str, *, resume: bool, fresh: bool) -> Identity | None:
+    """The sweep that is in `path` and may be gone on with; None: a new one may start there.
+
+    Raises:
+        InputError: there is one and neither `resume` nor `fresh` was asked for, or it was started
+            from another spec and is to be resumed.
+    """
+    folder = SweepFolder(path)
+    if not folder.identity.exists() or fresh:
+        return None
+    known = read_identity(folder)
+    if not resume:
+        count = sum(1 for _ in folder.ledger)
+        raise InputError(
+            f"{path}: holds a sweep with {count} finished trials; "
+            "--resume goes on with it, --fresh moves it aside and starts anew"
+        )
+    if known.spec_hash != spec_hash:
+        raise InputError(
+            f"{path}: was started from another spec (hash {known.spec_hash}, now {spec_hash}); "
+            f"compare with {path / 'spec.yaml'}, give another name, or use --fresh"
+        )
+    return known
+
+
+def read_identity(folder: SweepFolder) -> Identity:
+    """What the sweep in a folder was started as."""
+    try:
+        return Identity(**json.loads(folder.identity.read_text()))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{folder.identity}: damaged ({error}); use --fresh") from error
+
+
 def claim(path: Path, spec_hash: str, spec_text: str, *, resume: bool, fresh: bool) -> Identity:
     """Start a sweep's folder, or take up the one that is there.
 
@@ -64,30 +97,17 @@ def claim(path: Path, spec_hash: str, spec_text: str, *, resume: bool, fresh: bo
         spec_hash: of the spec about to run.
         spec_text: kept as `spec.yaml`.
         resume: go on with what is there (and start where nothing is).
-        fresh: move what is there aside, to `<name>.<its start>`.
+        fresh: move what is there aside, to `<name>.<time>`.
 
     Raises:
-        InputError: it is there and neither was asked for, or it was started from another spec.
+        InputError: see `check_free`.
     """
+    if known := check_free(path, spec_hash, resume=resume, fresh=fresh):
+        return known
     folder = SweepFolder(path)
     if folder.identity.exists():
-        known = Identity(**json.loads(folder.identity.read_text()))
-        if fresh:
-            stamp = known.created.replace(":", "").replace("-", "")[:15]
-            path.rename(path.with_name(f"{path.name}.{stamp}.{known.sweep_id[:4]}"))
-        elif not resume:
-            count = sum(1 for _ in folder.ledger)
-            raise InputError(
-                f"{path}: holds a sweep with {count} finished trials; "
-                "--resume goes on with it, --fresh moves it aside and starts anew"
-            )
-        elif known.spec_hash != spec_hash:
-            raise InputError(
-                f"{path}: was started from another spec (hash {known.spec_hash}, now {spec_hash}); "
-                f"compare with {path / 'spec.yaml'}, give another name, or use --fresh"
-            )
-        else:
-            return known
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+        path.rename(path.with_name(f"{path.name}.{stamp}.{uuid.uuid4().hex[:4]}"))
     identity = Identity(uuid.uuid4().hex, spec_hash, datetime.now(UTC).isoformat())
     write_text(path / "spec.yaml", spec_text)
     write_text(folder.identity, json.dumps(vars(identity), indent=1))

@@ -18,7 +18,7 @@ from sweeps.compare import Comparison, Row, compare, write
 from sweeps.completion import completed
 from sweeps.correctness import read_correct
 from sweeps.finals import evaluate_rows
-from sweeps.folder import Identity, SweepFolder, claim, owned
+from sweeps.folder import Identity, SweepFolder, check_free, claim, owned
 from sweeps.ledger import Entry
 from sweeps.prepare import ROLES, Prepared, prepare
 from sweeps.progress import Progress
@@ -79,30 +79,30 @@ def run(
             resources = cluster.this_machine()
         prepared = prepare(spec, outputs, resources)
         uri = spec.mlflow.tracking_uri or tracking.default_uri(outputs)
+        check_free(folder.path, spec_hash(spec), resume=resume, fresh=fresh)
         client, experiment = tracking.connect(uri, spec.mlflow.experiment, outputs)
+        if not target:
+            stack.enter_context(cluster.connected(None, prepared.plan.store_bytes))
+        data = prepare_data(
+            prepared.pool.base,
+            prepared.tasks,
+            prepared.splits,
+            ROLES,
+            cache_dir(),
+            select_spelled=spec.splits.select_spelled,
+            progress=lambda done, total: progress.set("images", done, total),
+        )
+        fleet = stack.enter_context(
+            Fleet(prepared.pool, data, prepared.embeddings(), prepared.plan, spec.placement.dtype)
+        )
+        fleet.ready()
+        # Only now, with every weight and image accepted, does the sweep leave a trace.
         identity = claim(folder.path, spec_hash(spec), dump(spec), resume=resume, fresh=fresh)
         tracker = tracking.Tracker(
             client, experiment, spec.name, identity.sweep_id, tags_of(prepared, identity)
         )
         try:
-            if not target:
-                stack.enter_context(cluster.connected(None, prepared.plan.store_bytes))
-            data = prepare_data(
-                prepared.pool.base,
-                prepared.tasks,
-                prepared.splits,
-                ROLES,
-                cache_dir(),
-                select_spelled=spec.splits.select_spelled,
-                progress=lambda done, total: progress.set("images", done, total),
-            )
-            with Fleet(
-                prepared.pool, data, prepared.embeddings(), prepared.plan, spec.placement.dtype
-            ) as fleet:
-                fleet.ready()
-                comparison = swept(
-                    fleet.client, prepared, folder, identity, tracker, progress, command
-                )
+            comparison = swept(fleet.client, prepared, folder, identity, tracker, progress, command)
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt | Interrupted)
             tracker.flush(folder.ledger)

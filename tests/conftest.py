@@ -1,8 +1,13 @@
-"""One Ray cluster for the whole test run, on loopback, of a stated size."""
+"""One Ray cluster for the whole test run, on loopback, of a stated size; one tiny pool."""
 
 from collections.abc import Iterator
 
 import pytest
+
+from sweeps import cluster
+from tests.tinypool import TinyPool, make_pool
+
+cluster.stay_on_loopback(None)  # before any test module imports ray
 
 
 @pytest.fixture(scope="session")
@@ -10,11 +15,16 @@ def ray_cluster() -> Iterator[None]:
     import ray
 
     ray.init(
-        num_cpus=2,
+        num_cpus=4,  # logical: a fleet of two stands while others start
         object_store_memory=300 * 2**20,
         include_dashboard=False,
-        _node_ip_address="127.0.0.1",
         log_to_driver=False,
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_pool(tmp_path_factory: pytest.TempPathFactory) -> TinyPool:
+    """A base, three experts and three tasks, made by the project's own code."""
+    return make_pool(tmp_path_factory.mktemp("pool"))

@@ -36,10 +36,8 @@ class Style:
     """Objects are turned by at most this, in degrees."""
 
 
-PLAIN = Style(noise=8, light=0.2, jitter=1.0, tilt=6)
-"""Clean print: what the base is pretrained on."""
-FIELD = Style(noise=8, light=0.2, jitter=1.0, tilt=6)
-"""Photographs: what the tasks consist of, and what the experts learn."""
+STYLE = Style(noise=8, light=0.2, jitter=1.0, tilt=6)
+"""Every task's style."""
 
 
 def near(middle: Colour, rng: Rng, spread: float = 35.0) -> Colour:

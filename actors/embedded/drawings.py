@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from actors.embedded import figures, glyphs, surfaces
-from actors.embedded.canvas import FIELD, PLAIN, SIZE, Pixels, Rng, Style
+from actors.embedded.canvas import SIZE, STYLE, Pixels, Rng, Style
+from actors.tasks import partition
 
 TRAIN, TEST = 1400, 600
 """Images a drawn task: enough for a 95 % interval of ±2 points on a task's test accuracy."""
@@ -106,27 +107,33 @@ def drawn_even(task: str, number: int, rng: Rng) -> Part:
     """`number` drawn images of a task in random order, every class as often as every other."""
     classes = len(DRAWINGS[task].classnames)
     labels = rng.permutation(np.arange(number) % classes).astype(np.int64)
-    return drawn_part(task, labels, rng, FIELD)
+    return drawn_part(task, labels, rng)
 
 
-def drawn_part(task: str, labels: NDArray[np.int64], rng: Rng, style: Style) -> Part:
+def drawn_part(task: str, labels: NDArray[np.int64], rng: Rng) -> Part:
     """Drawn images of a task, one for each of `labels` [N]."""
     draw = DRAWINGS[task].draw
-    return Part(np.stack([draw(int(label), rng, style) for label in labels]), labels)
+    return Part(np.stack([draw(int(label), rng, STYLE) for label in labels]), labels)
 
 
-def web(task: str, seed: int, number: int, skew: float = 1.5) -> Part:
+def web(task: str, seed: int, number: int, skew: float) -> Part:
     """What the base is pretrained on: the task's classes with a long tail, as on the web.
 
-    Class k in a random ranking occurs in proportion to 1 / (k + 1)^skew: the base knows some
-    classes well and has hardly seen others. Digits are printed ones here, not scans.
+    Class k in a random ranking occurs in proportion to 1 / k^skew, so the base knows some classes
+    well and has hardly seen others: its zero-shot accuracy is middling on every task. Digits are
+    drawn from the scans that experts are trained on, with repetition; never from test scans.
     """
     rng = generator(seed, task, "web")
     classes = len(DRAWINGS[task].classnames)
-    shares = 1.0 / np.arange(1, classes + 1) ** skew
-    shares = rng.permutation(shares / shares.sum())
-    labels = rng.choice(classes, number, p=shares).astype(np.int64)
-    return drawn_part(task, labels, rng, PLAIN)
+    shares = rng.permutation(1.0 / np.arange(1, classes + 1) ** skew)
+    if task != "digits":
+        labels = rng.choice(classes, number, p=shares / shares.sum()).astype(np.int64)
+        return drawn_part(task, labels, rng)
+    train = parts(task, seed)["train"]
+    fit, _ = partition(train.labels)
+    weights = shares[train.labels[fit]]
+    rows = rng.choice(fit, number, p=weights / weights.sum())
+    return Part(train.images[rows], train.labels[rows])
 
 
 def scans(seed: int, train: int, test: int) -> dict[str, Part]:

@@ -1,0 +1,226 @@
+"""Building the embedded pool: draw the tasks, pretrain the base, fine-tune the experts.
+
+Each folder is written under a temporary name and renamed when it is whole, so a build that was
+killed goes on with the folders that are missing. Drawing and fine-tuning run two at a time in
+processes of one thread each; pretraining runs here, in one thread: bits do not depend on the
+number of cores.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from actors.embedded.drawings import DRAWINGS, Part, parts, web
+from actors.embedded.layout import MARKER, EmbeddedPool, default_root, folders, locate, made_from
+from fusion.errors import InputError
+
+# torch and transformers are imported where they are used: whoever asks for a finished pool, and a
+# process that only draws, does without them.
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["EmbeddedPool", "Recipe", "build", "locate"]
+
+Progress: TypeAlias = Callable[[str, float], None]
+"""(what is being done, fraction of the whole build that is done)."""
+
+PROCESSES = 2
+
+WEB, DATA, BASE, EXPERTS = 0.05, 0.1, 0.4, 0.45
+"""Shares of the whole build, in seconds of a first build: what the progress bar goes by."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How much is drawn and trained: part of what the bits depend on."""
+
+    train: int = 1400
+    """Images a task in the train split (digits: what scikit-learn has)."""
+    test: int = 600
+    web: int = 2000
+    """Images a task that the base is pretrained on."""
+    skew: float = 2.0
+    """Of the classes in pretraining: the k-th occurs in proportion to 1 / k^skew."""
+    pretraining_steps: int = 300
+    pretraining_rate: float = 1.5e-3
+    epochs: float = 8.0
+    batch_size: int = 64
+    learning_rate: float = 2e-4
+
+
+def build(
+    root: Path | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    recipe: Recipe | None = None,
+) -> EmbeddedPool:
+    """The embedded pool, built where it is not there yet: about a minute on two cores.
+
+    A finished pool is returned at once. An unfinished one is completed.
+
+    Args:
+        root: the pool's folder; None: in the user's cache.
+        seed: of everything drawn and trained. Same seed, same bits, on the same kind of CPU.
+        progress: told what is being done, and the fraction that is done.
+        recipe: how much is drawn and trained; None: `Recipe()`.
+
+    Raises:
+        InputError: `root` holds a pool of another seed or recipe.
+    """
+    root = default_root(seed) if root is None else root
+    recipe = recipe or Recipe()
+    made = {"tasks": list(DRAWINGS), "seed": seed, "recipe": asdict(recipe)}
+    before = made_from(root)
+    if before is not None:
+        if before != made:
+            raise InputError(f"{root}: holds an embedded pool made otherwise: {before}")
+        return folders(root, list(DRAWINGS))
+    pool = folders(root, list(DRAWINGS))
+    tell = progress or (lambda what, fraction: None)
+    with workers() as executor:
+        data = submit_data(executor, pool, seed, recipe)
+        build_base(executor, pool, seed, recipe, tell)
+        for done in as_completed(data):
+            done.result()
+        build_experts(executor, pool, seed, recipe, tell)
+    write_marker(root, made)
+    tell("the embedded pool is ready", 1.0)
+    return pool
+
+
+@contextmanager
+def workers() -> Iterator[ProcessPoolExecutor]:
+    """Two fresh processes; on an exception, what has not started yet is dropped."""
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(PROCESSES, mp_context=context)
+    try:
+        yield executor
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def submit_data(
+    executor: ProcessPoolExecutor, pool: EmbeddedPool, seed: int, recipe: Recipe
+) -> list[Future[None]]:
+    """Have the missing data folders drawn; the tasks' data are needed only by the experts."""
+    return [
+        executor.submit(draw_data, folder, task, seed, recipe)
+        for task, folder in pool.data.items()
+        if not folder.exists()
+    ]
+
+
+def build_base(
+    executor: ProcessPoolExecutor, pool: EmbeddedPool, seed: int, recipe: Recipe, tell: Progress
+) -> None:
+    """Pretrain the base, unless it is there."""
+    if pool.base.exists():
+        return
+    tell("drawing", 0.0)
+    drawn = {task: executor.submit(draw_web, task, seed, recipe) for task in DRAWINGS}
+    from actors.pretraining import Captioned, pretrain
+
+    corpus = {}
+    for done, (task, future) in enumerate(drawn.items(), 1):
+        images, labels = tensors(future.result())
+        words = DRAWINGS[task]
+        corpus[task] = Captioned(images, labels, words.classnames, words.templates)
+        tell("drawing", WEB * done / len(drawn))
+
+    def advance(step: int, total: int, loss: float) -> None:
+        tell(f"pretraining the base (loss {loss:.2f})", WEB + BASE * step / total)
+
+    pretrain(
+        corpus,
+        pool.base,
+        steps=recipe.pretraining_steps,
+        learning_rate=recipe.pretraining_rate,
+        seed=seed,
+        threads=1,
+        advance=advance,
+    )
+
+
+def build_experts(
+    executor: ProcessPoolExecutor, pool: EmbeddedPool, seed: int, recipe: Recipe, tell: Progress
+) -> None:
+    """Fine-tune the missing experts, two at a time."""
+    missing = [task for task, folder in pool.experts.items() if not folder.exists()]
+    if not missing:
+        return
+    what = "fine-tuning the experts"
+    tell(what, 1.0 - EXPERTS)
+    running = [executor.submit(make_expert, pool, task, seed, recipe) for task in missing]
+    for done, future in enumerate(as_completed(running), 1):
+        tell(f"{what} ({future.result()} done)", 1.0 - EXPERTS * (1 - done / len(missing)))
+
+
+def draw_data(folder: Path, task: str, seed: int, recipe: Recipe) -> None:
+    """Draw one task's data (in a worker)."""
+    from actors.embedded import shelf
+    from actors.training import staged
+
+    words = DRAWINGS[task]
+    with staged(folder) as part:
+        drawn = parts(task, seed, recipe.train, recipe.test)
+        shelf.write(part, drawn, words.classnames, words.templates)
+
+
+def draw_web(task: str, seed: int, recipe: Recipe) -> Part:
+    """Draw one task's images for pretraining (in a worker)."""
+    return web(task, seed, recipe.web, recipe.skew)
+
+
+def make_expert(pool: EmbeddedPool, task: str, seed: int, recipe: Recipe) -> str:
+    """Fine-tune one task's expert (in a worker); returns the task."""
+    from transformers import AutoTokenizer, CLIPModel
+
+    from actors.embedded import shelf
+    from actors.pretraining import zero_shot_head
+    from actors.tasks import partition
+    from actors.training import fine_tune
+
+    model = CLIPModel.from_pretrained(pool.base).eval()
+    tokenizer = AutoTokenizer.from_pretrained(pool.base)
+    words = DRAWINGS[task]
+    head = zero_shot_head(model, tokenizer, words.classnames, words.templates)
+    part = shelf.read(pool.data[task], "train")
+    # Experts never see the rows that sweeps select on.
+    fit, _ = partition(part.labels)
+    images, labels = tensors(Part(part.images[fit], part.labels[fit]))
+    fine_tune(
+        pool.base,
+        images,
+        labels,
+        head,
+        pool.experts[task],
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
+        seed=seed,
+        threads=1,
+    )
+    return task
+
+
+def tensors(part: Part) -> tuple[Tensor, Tensor]:
+    """Images [N, 3, H, W] uint8 and labels [N] int64."""
+    import torch
+
+    images = torch.from_numpy(part.images).permute(0, 3, 1, 2).contiguous()
+    return images, torch.from_numpy(part.labels)
+
+
+def write_marker(root: Path, made: dict[str, object]) -> None:
+    """Say that the pool is finished."""
+    from actors.atomic import replacing
+
+    with replacing(root / MARKER) as part:
+        part.write_text(json.dumps(made, indent=1) + "\n")

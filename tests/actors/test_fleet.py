@@ -1,0 +1,200 @@
+"""The fleet is the local experts, elsewhere: same laws, same numbers to the bit, through failures."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from actors.data import prepare_data
+from actors.embeddings import EmbeddingCache
+from actors.experts import LocalExperts, Recipe, merged
+from actors.fleet import Fleet, unwrapped
+from actors.flat import flatten, unflatten
+from actors.models import ImageEncoder
+from actors.placement import Plan
+from actors.pool import open_pool, task_vectors
+from actors.tasks import Splits, TaskSource, open_task
+from fusion.errors import InputError
+from fusion.registry import METHODS, LogitSpace
+from tests.fusion import laws
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+PLAN = Plan(2, "cpu", 1, 0, 0, 0)
+
+
+def on_ray(name, vectors, params):
+    """Merge in another process, from read-only views of the object store."""
+
+    def work(flat):
+        return merged(unflatten(flat), Recipe(name, params))
+
+    remote = unwrapped(ray.remote(work).options(num_cpus=0.5).remote(ray.put(flatten(vectors))))
+    if vectors.arena is None:
+        return remote
+    for key, tensor in remote.items():
+        vectors.arena[key].copy_(tensor)
+    return dict(vectors.arena)
+
+
+@pytest.mark.parametrize("name", laws.STATIC)
+@pytest.mark.parametrize("law", laws.LAWS, ids=lambda law: law.__name__)
+def test_static_laws_on_ray(law, name):
+    law(on_ray, name)
+
+
+@pytest.mark.parametrize("name", laws.LOGIT)
+@pytest.mark.parametrize("law", laws.LOGIT_LAWS, ids=lambda law: law.__name__)
+def test_logit_laws_on_ray(law, name):
+    def fuse(method, embeddings, head, params):
+        def work(a, b):
+            return METHODS[method].fuse(a.clone(), b, **params)
+
+        return unwrapped(ray.remote(work).options(num_cpus=0.5).remote(embeddings, head)).clone()
+
+    law(fuse, name)
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_pool, tmp_path_factory, ray_cluster):
+    """Pool, data and local experts."""
+    os.environ["FUSION_SWEEPS_CACHE"] = str(tmp_path_factory.mktemp("fleet-cache"))
+    root = tiny_pool.root
+    names = ("lines", "tones", "blobs")
+    pool = open_pool(str(root / "base"), {task: str(root / "experts" / task) for task in names})
+    tasks = {task: open_task(TaskSource(task, str(root / "data" / task))) for task in names}
+    cache = tmp_path_factory.mktemp("cache")
+    data = prepare_data(pool.base, tasks, Splits(), ["select", "report"], cache)
+    embeddings = EmbeddingCache(cache / "embeddings", {task: task for task in names})
+    local = LocalExperts(task_vectors(pool), ImageEncoder(pool.base), data, embeddings)
+    return pool, data, embeddings, local
+
+
+@pytest.fixture(scope="module")
+def fleet(parts):
+    pool, data, _, _ = parts
+    elsewhere = EmbeddingCache(Path(str(parts[2].root) + "-fleet"), parts[2].identity)
+    with Fleet(pool, data, elsewhere, PLAN) as started:
+        started.ready(120)
+        yield started
+
+
+RECIPES = [
+    Recipe("pretrained"),
+    Recipe("experts"),
+    *(
+        Recipe(name, params)
+        for name in METHODS
+        for params in (
+            [{}, {"average": "features"}]
+            if isinstance(METHODS[name], LogitSpace)
+            else laws.examples(name, laws.toy(tasks=laws.TASKS))
+        )
+        if "weights" not in params and "expert" not in params
+    ),
+    Recipe("wise_ft", {"expert": "tones", "alpha": 0.3}),
+    Recipe("weighted_average", {"weights": {"lines": 1.0, "tones": 0.5, "blobs": 2.0}}),
+]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_fleet_equals_local_to_the_bit(recipe, fleet, parts):
+    local = parts[3]
+    torch.set_num_threads(1)  # as many as a replica has: sums are then made in the same order
+    ours, theirs = local.evaluate(recipe, "report"), fleet.client.evaluate(recipe, "report")
+    assert ours.metrics() == theirs.metrics()
+    for task, score in ours.scores.items():
+        assert np.array_equal(score.correct, theirs.scores[task].correct)
+    if recipe.method != "experts" and not isinstance(METHODS.get(recipe.method), LogitSpace):
+        laws.assert_same_bits(fleet.client.merge(recipe), local.merge(recipe))
+
+
+def test_experts_are_measured_on_their_own_task(parts):
+    local = parts[3]
+    scores = local.evaluate(Recipe("experts"), "report").scores
+    assert list(scores) == ["lines", "tones", "blobs"]
+    for task in scores:
+        alone = local.evaluate(Recipe("wise_ft", {"expert": task, "alpha": 1.0}), "report")
+        assert scores[task].accuracy == alone.scores[task].accuracy
+
+
+def test_accuracy_and_loss_are_those_of_transformers(parts, tiny_pool):
+    """An independent path: transformers' own model and processor, plain PyTorch."""
+    import io
+
+    import pyarrow.parquet as pq
+    from PIL import Image
+    from transformers import CLIPModel, CLIPProcessor
+
+    base = tiny_pool.root / "base"
+    model, processor = CLIPModel.from_pretrained(base).eval(), CLIPProcessor.from_pretrained(base)
+    score = parts[3].evaluate(Recipe("pretrained"), "report").scores["tones"]
+    rows = pq.read_table(tiny_pool.root / "data/tones/test.parquet").to_pylist()
+    images = [Image.open(io.BytesIO(row["image"]["bytes"])) for row in rows]
+    labels = torch.tensor([row["label"] for row in rows])
+    words = [f"a photo of a {name}." for name in ("dark", "grey", "light")]
+    inputs = processor(text=words, images=images, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        logits = model(**inputs).logits_per_image
+    assert np.array_equal(score.correct, (logits.argmax(1) == labels).numpy())
+    expected = torch.nn.functional.cross_entropy(logits.double(), labels).item()
+    assert score.nll == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_killed_replica_comes_back_and_the_call_is_run_again(fleet):
+    before = fleet.client.evaluate(Recipe("ties"), "report").metrics()
+    pids = ray.get([replica.pid.remote() for replica in fleet.replicas])
+    refs = [fleet.client.submit("evaluate", Recipe("ties"), "report") for _ in range(12)]
+    time.sleep(0.05)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    assert [unwrapped(ref).metrics() for ref in refs] == [before] * 12
+    assert set(ray.get([r.pid.remote() for r in fleet.replicas])).isdisjoint(pids)
+
+
+def test_what_a_replica_refuses_arrives_as_itself(fleet):
+    with pytest.raises(InputError, match=r"ties: density: 2; float in \[0, 1\] allowed"):
+        fleet.client.evaluate(Recipe("ties", {"density": 2}), "select")
+    with pytest.raises(InputError, match="unknown method 'tys'; did you mean 'ties'"):
+        fleet.client.evaluate(Recipe("tys"), "select")
+
+
+def test_weights_with_nan_are_refused_before_anything_runs(parts, tiny_pool, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    bad = tmp_path / "bad"
+    shutil.copytree(tiny_pool.root / "experts" / "tones", bad)
+    state = load_file(bad / "model.safetensors")
+    key = next(name for name in state if name.endswith("post_layernorm.weight"))
+    state[key][3] = float("nan")
+    save_file(state, bad / "model.safetensors")
+    _, data, embeddings, _ = parts
+    pool = open_pool(str(tiny_pool.root / "base"), {"tones": str(bad)})
+    with (
+        pytest.raises(InputError, match=r"model\.safetensors.*post_layernorm.*1 of 32 are NaN"),
+        Fleet(pool, data, embeddings, Plan(1, "cpu", 1, 0, 0, 0)) as doomed,
+    ):
+        doomed.ready(60)
+
+
+def test_a_closed_fleet_leaves_no_actor(parts):
+    from ray.util.state import list_actors
+
+    pool, data, embeddings, _ = parts
+    with Fleet(pool, data, embeddings, Plan(1, "cpu", 1, 0, 0, 0)) as short:
+        short.ready(60)
+        ours = {actor._actor_id.hex() for actor in (*short.replicas, short.desk)}
+    deadline = time.time() + 20
+    while time.time() < deadline:
+        alive = {a.actor_id for a in list_actors(filters=[("state", "!=", "DEAD")], limit=1000)}
+        if not ours & alive:
+            return
+        time.sleep(0.2)
+    pytest.fail(f"still alive: {ours & alive}")

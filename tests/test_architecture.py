@@ -1,0 +1,45 @@
+"""What import-linter cannot say: no Tune below sweeps, small files, a test file a method."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from fusion.registry import METHODS
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("fusion", "actors", "sweeps")
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Names of all modules that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_layers(path):
+    names = imported(path)
+    if path.is_relative_to(ROOT / "actors"):
+        assert not [name for name in names if name.startswith(("ray.tune", "sweeps"))]
+    if path.is_relative_to(ROOT / "sweeps") and path.name != "tracking.py":
+        assert not [name for name in names if name.partition(".")[0] == "mlflow"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_one_idea_a_file(path):
+    assert len(path.read_text().splitlines()) <= 320
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_a_test_file(name):
+    method = METHODS[name]
+    module = method.rule.__module__.partition(".")[2]
+    text = (ROOT / "tests" / "fusion" / f"test_{module}.py").read_text()
+    assert name in text
