@@ -230,6 +230,7 @@ def open_hub(dataset: str, image: str, label: str, what: str) -> Layout:
     name, _, config = name.partition(":")
     address = (name, config or None)
     try:
+        offline_if_unreachable(name)
         builder = datasets.load_dataset_builder(*address, revision=revision or None)
         features = builder.info.features
         sizes = {split: part.num_examples for split, part in (builder.info.splits or {}).items()}
@@ -254,3 +255,25 @@ def open_hub(dataset: str, image: str, label: str, what: str) -> Layout:
         fingerprint = hash_text("hub", name, builder.config_id, builder.hash, split, image, label)
         found[str(split)] = Split(count, fingerprint, 0, ((rows, True),))
     return Layout(found, tuple(names) if names else None)
+
+
+def offline_if_unreachable(name: str) -> None:
+    """Switch the hub libraries to their caches where the hub does not answer at once.
+
+    `datasets` would try six times, half a minute in all, before it looks into its cache or says
+    that a path is misspelt. The switch holds for this process: the network will not be back
+    within one sweep's preparation, and the caches are asked first in any case.
+    """
+    import datasets
+    import huggingface_hub
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if Path(name).exists() or constants.HF_HUB_OFFLINE:
+        return
+    try:
+        huggingface_hub.HfApi().dataset_info(name, timeout=10)
+    except HfHubHTTPError:
+        pass  # it answers: `datasets` will say what is wrong
+    except Exception:  # whatever the HTTP client raises when there is no way there
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -180,20 +181,33 @@ def load_flat(pool: Pool, *, advance: Callable[[int], None] | None = None) -> Fl
     )
     flat = allocate(pool.tasks, slots)
     views = unflatten(flat)
-    streams = {task: read(expert, names) for task, expert in pool.experts.items()}
-    for name, origin in read(pool.base, names):
-        check_finite(origin, name, owner(pool.base, name))
-        views.base[name].copy_(origin)
-        deltas = views.deltas[name]
-        for row, (task, expert) in zip(deltas, pool.experts.items(), strict=True):
-            if name not in expert.tensors:
-                row.zero_()
-                continue
-            _, tensor = next(streams[task])
-            subtract(tensor, origin, row, name, owner(expert, name))
-            if advance is not None:
-                advance(expert.tensors[name].nbytes)
+    with one_thread():
+        streams = {task: read(expert, names) for task, expert in pool.experts.items()}
+        for name, origin in read(pool.base, names):
+            check_finite(origin, name, owner(pool.base, name))
+            views.base[name].copy_(origin)
+            deltas = views.deltas[name]
+            for row, (task, expert) in zip(deltas, pool.experts.items(), strict=True):
+                if name not in expert.tensors:
+                    row.zero_()
+                    continue
+                _, tensor = next(streams[task])
+                subtract(tensor, origin, row, name, owner(expert, name))
+                if advance is not None:
+                    advance(expert.tensors[name].nbytes)
     return flat
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: many short operations bound by memory gain nothing from more, and
+    where cores are busy they wait for each other's threads at every one of them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def subtract(tensor: Tensor, base: Tensor, out: Tensor, name: str, who: str) -> None:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fusion.errors import InputError
+
+if TYPE_CHECKING:
+    from actors.embedded.layout import EmbeddedPool
 
 EMBEDDED = "embedded:"
 
@@ -45,9 +50,8 @@ def resolve(source: str, *, what: str) -> Path:
     if folder is not None:
         return folder
     if source.startswith(EMBEDDED):
-        name = source.removeprefix(EMBEDDED)
-        pool = embedded(source, what)
-        return pool["base"] if name == "base" else member(pool["experts"], name, source, what)
+        pool = embedded_pool(source, what)
+        return pool.base if source == f"{EMBEDDED}base" else member(pool.experts, source, what)
     return from_hub(source, what)
 
 
@@ -61,8 +65,7 @@ def resolve_data(source: str, *, what: str) -> Path | None:
     if folder is not None:
         return folder
     if source.startswith(EMBEDDED):
-        pool = embedded(source, what)
-        return member(pool["data"], source.removeprefix(EMBEDDED), source, what)
+        return member(embedded_pool(source, what).data, source, what)
     return None
 
 
@@ -78,33 +81,30 @@ def local(source: str, what: str) -> Path | None:
     return None
 
 
-def embedded(source: str, what: str) -> dict[str, Path]:
-    """The folders of the embedded pool.
+def embedded_pool(source: str, what: str) -> EmbeddedPool:
+    """The embedded pool of this machine.
 
     Raises:
         InputError: it was not built yet.
     """
-    try:
-        from actors.embedded import locate
+    from actors.embedded.layout import locate
 
-        pool = locate()
-    except (ImportError, FileNotFoundError, InputError):
-        pool = None
-    names = ("base", "experts", "data")
-    folders = {} if pool is None else {name: Path(getattr(pool, name)) for name in names}
-    if not folders or not all(folder.is_dir() for folder in folders.values()):
+    pool = locate()
+    if pool is None:
         raise InputError(
             f"{what}: {source!r}: the embedded pool is not built; run `sweeps quickstart` first"
         )
-    return folders
+    return pool
 
 
-def member(folder: Path, name: str, source: str, what: str) -> Path:
+def member(folders: Mapping[str, Path], source: str, what: str) -> Path:
     """One task's folder of the embedded pool."""
-    there = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    if name not in there:
-        raise InputError(f"{what}: {source!r}: no such task in the embedded pool; there: {there}")
-    return folder / name
+    name = source.removeprefix(EMBEDDED)
+    if name not in folders:
+        raise InputError(
+            f"{what}: {source!r}: no such task in the embedded pool; there: {sorted(folders)}"
+        )
+    return folders[name]
 
 
 def from_hub(source: str, what: str) -> Path:

@@ -76,7 +76,10 @@ def task_weights(task: str, entry: Any, groups: Sequence[str]) -> dict[str, floa
 def named_weights(
     owner: str, patterns: Mapping[str, Any], groups: Sequence[str]
 ) -> dict[str, float]:
-    """Tensor name -> weight, from names and patterns; a name wins, else the first that matches."""
+    """Tensor name -> weight, from names and patterns: a name wins, else the longest pattern.
+
+    Of equally long ones the first in the alphabet: a mapping means the same in any order.
+    """
     values = {
         str(pattern): number(f"{owner}: {pattern!r}", weight)
         for pattern, weight in patterns.items()
@@ -85,8 +88,9 @@ def named_weights(
         if pattern not in groups and not any(fnmatchcase(name, pattern) for name in groups):
             raise InputError(f"{owner}: {pattern!r}: no floating-point tensor has such a name")
     found = {}
+    ranked = sorted(values, key=lambda pattern: (-len(pattern), pattern))
     for name in groups:
-        match = name if name in values else next((p for p in values if fnmatchcase(name, p)), None)
+        match = name if name in values else next((p for p in ranked if fnmatchcase(name, p)), None)
         if match is None:
             raise InputError(f"{owner}: tensor {name!r}: no weight given (add '*' for the rest)")
         found[name] = values[match]

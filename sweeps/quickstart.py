@@ -11,13 +11,13 @@ SPEC = Path(__file__).parent / "configs" / "quickstart.yaml"
 
 def ensure_pool(console: Console) -> None:
     """Build the embedded pool where it is absent, with a progress bar."""
-    from actors.embedded import locate
+    from actors.embedded.layout import locate
 
     if locate() is not None:
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from actors.embedded import build
+    from actors.embedded.build import build
 
     columns = (TextColumn("{task.description:<34}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:

@@ -1,6 +1,5 @@
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,9 +8,7 @@ from fusion.errors import InputError
 
 
 def install_pool(monkeypatch: pytest.MonkeyPatch, located: object) -> None:
-    module = ModuleType("actors.embedded")
-    module.locate = lambda: located  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "actors.embedded", module)
+    monkeypatch.setattr("actors.embedded.layout.locate", lambda: located)
 
 
 def test_cache_dir_from_the_environment_and_from_xdg(
@@ -50,10 +47,9 @@ def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
 
 
 def test_embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("base", "experts/digits", "data/digits"):
-        (tmp_path / name).mkdir(parents=True)
-    places = {name: tmp_path / name for name in ("base", "experts", "data")}
-    install_pool(monkeypatch, SimpleNamespace(**places))
+    experts, data = ({"digits": tmp_path / name / "digits"} for name in ("experts", "data"))
+    pool = SimpleNamespace(base=tmp_path / "base", experts=experts, data=data)
+    install_pool(monkeypatch, pool)
     assert resolve("embedded:base", what="pool.base") == tmp_path / "base"
     assert resolve("embedded:digits", what="x") == tmp_path / "experts" / "digits"
     assert resolve_data("embedded:digits", what="x") == tmp_path / "data" / "digits"

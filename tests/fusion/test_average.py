@@ -63,8 +63,8 @@ def test_weights_in_every_form(weights: Any) -> None:
 
 
 def test_weights_by_tensor() -> None:
-    # Of task a: an exact name wins over a pattern before it, the first pattern over later ones.
-    weights = {"a": {"*": 1, "b": 3}, "b": {"[wb]": 2, "*": 4, "w": 2}, "c": 0}
+    # An exact name wins over a pattern, the longest pattern over others, in any order.
+    weights = {"a": {"*": 1, "b": 3}, "b": {"*": 4, "[wb]": 2, "w": 2}, "c": 0}
     merged = weighted_average(VECTORS, weights=weights)
     torch.testing.assert_close(merged["w"], (A["w"] + 2 * B["w"]) / 3)
     torch.testing.assert_close(merged["b"], (3 * A["b"] + 2 * B["b"]) / 5)
