@@ -9,7 +9,7 @@ from actors.checkpoints import Checkpoint
 from actors.experts import Rows, TaskData
 from actors.heads import zero_shot_heads
 from actors.pixels import open_pixels, prepare
-from actors.preprocess import Preprocess, read_preprocess
+from actors.preprocess import clip_preprocess, read_preprocess
 from actors.pretraining import Captioned
 from actors.tasks import Role, Splits, Task, assign, partition
 
@@ -69,7 +69,7 @@ def captioned(
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Captioned]:
     """The fit rows of each task with its words, at `image` pixels: what a base is pretrained on."""
-    preprocess = Preprocess(shortest_edge=image, resize=None, crop=(image, image))
+    preprocess = clip_preprocess(image)
     places = {name: assign(task, splits)["fit"] for name, task in tasks.items()}
     needed = {(name, place.split): tasks[name] for name, place in places.items()}
     files = prepare(tasks, list(needed), preprocess, root, progress)

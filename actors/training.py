@@ -172,9 +172,9 @@ def shuffled_batches(count: int, batch_size: int, steps: int, seed: int) -> Iter
 def standardised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """uint8 [B, 3, H, W] as the float32 pixels the image processor would make of them."""
     shape = (1, 3, 1, 1)
-    return (images.float() / 255 - mean.to(images.device).view(shape)) / std.to(
-        images.device
-    ).view(shape)
+    return (images.float() / 255 - mean.to(images.device).view(shape)) / std.to(images.device).view(
+        shape
+    )
 
 
 def pixel_statistics(folder: Path) -> tuple[Tensor, Tensor]:

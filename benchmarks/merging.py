@@ -10,6 +10,7 @@ measurement has a process of its own, so that its peak memory is its own.
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import time
 from collections.abc import Callable, Mapping
@@ -175,10 +176,8 @@ def timed(work: Callable[[], object]) -> float:
 
 def reset_peak() -> int:
     """Forget the process's peak memory so far, where the kernel allows it; the peak from here."""
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
     return peak_bytes()
 
 
@@ -200,7 +199,7 @@ def alone(work: Callable[..., Result], *args: object) -> Result:
 def run() -> list[Row]:
     """All figures."""
     model = 4 * sum(torch.Size(shape).numel() for shape in vision_shapes().values())
-    rows = []
+    rows: list[Row] = []
     for name in PARAMS:
         ours = alone(measure_ours, name)
         reads = 3 if name == "ties" else 1  # two passes find the cut, one merges

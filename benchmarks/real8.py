@@ -2,7 +2,7 @@
 
     python -m benchmarks.real8 DATA [--save]
 
-DATA holds one folder a task (mnist, fashion_mnist, …), each with train.parquet and test.parquet. Runs
+DATA holds one folder a task (mnist, …), each with train.parquet and test.parquet. Runs
 `sweeps train` (a small CLIP pretrained jointly for a short while, then one expert a task) and
 `sweeps run`, as a user would, and writes spec, pool and comparison to results/real8_<date>.md.
 """

@@ -6,8 +6,8 @@ All three evaluate the same ten merged models on the same rows, and must find th
 
 * sweep: Tune trials over the fleet; timed from the first trial's start to the last one's end.
 * bare loop: one process that already holds weights, images and heads; all cores.
-* reloading loop: what a shell loop round a one-shot tool does: for each value, load nine models through
-  transformers, encode the class names, decode and process every image, merge, evaluate.
+* reloading loop: what a shell loop round a one-shot tool does: for each value, load nine models
+  through transformers, encode the class names, decode and process every image, merge, evaluate.
 """
 
 from __future__ import annotations
@@ -157,7 +157,8 @@ def main() -> None:
     assert all(abs(a - b) < 2e-3 for a, b in zip(ours, reloaded, strict=False)), (ours, reloaded)
     finish(
         "sweep",
-        f"{len(SCALES)} values of λ, {len(prepared.tasks)} tasks, select split, {replicas} replicas",
+        f"{len(SCALES)} values of λ, {len(prepared.tasks)} tasks,"
+        f" {prepared.role_rows['select']} images of the select split, {replicas} replicas",
         [
             Row("sweep ÷ bare loop", span / loop, "≤ 1.3", f"{span:.2f} s ÷ {loop:.2f} s"),
             Row(

@@ -39,7 +39,7 @@ def textbook(vectors: TaskVectors) -> dict[str, Tensor]:
     sign = trimmed.sum(0).sign()
     chosen = trimmed * (trimmed * sign > 0)
     merged = chosen.sum(0) / (chosen != 0).sum(0).clamp(min=1)
-    parts = merged.split([vectors.base[name].numel() for name in names])
+    parts = torch.split(merged, [vectors.base[name].numel() for name in names])
     return {
         name: vectors.base[name] + part.view_as(vectors.base[name])
         for name, part in zip(names, parts, strict=True)

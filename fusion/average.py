@@ -50,8 +50,8 @@ def weighted_average(
         weights: None for equal weights; else one entry a task, as a list [T] in the order of
             `vectors.tasks` or as a mapping from task to entry. An entry is a number, or, for
             weights that differ by tensor, a mapping from tensor name or pattern to number
-            (`{"*.mlp.*": 0.7, "*": 0.5}`: an exact name wins, else the longest pattern
-            that matches), or a list [G] in the order of `vectors.groups`, the floating-point tensors
+            (`{"*.mlp.*": 0.7, "*": 0.5}`: an exact name wins, else the longest pattern that
+            matches), or a list [G] in the order of `vectors.groups`, the floating-point tensors
             of the whole model. A tensor [T] or [T, G] is read as such a list. Names and order
             are the whole model's, so that a shard takes the same weights as the whole.
         normalize: divide by the plain sum (no absolute values) over tasks, tensor by tensor.

@@ -14,9 +14,12 @@ from torch import Tensor
 from fusion.radix import kth_largest
 from fusion.state import TaskVectors, accumulator
 from fusion.survey import Survey, run_surveys
+from fusion.threads import SERIAL, in_threads, portions
 
-CHUNK = 1 << 16
-"""Elements merged at a time on a CPU: T trimmed rows and the running sums stay in cache."""
+CHUNK = SERIAL
+"""Elements merged at a time on a CPU; T trimmed rows and the running sums stay in cache too."""
+
+CONTIGUOUS = torch.contiguous_format
 
 Merge: TypeAlias = Literal["mean", "sum", "max"]
 Granularity: TypeAlias = Literal["model", "tensor"]
@@ -161,41 +164,51 @@ def merge_tensor(
 ) -> None:
     """One tensor of `ties`, chunk by chunk: `base` [*shape], `deltas` [T, *shape]."""
     dtype = accumulator(out.dtype, base.dtype, deltas.dtype)
-    target = out if out.is_contiguous() else torch.empty(out.shape, dtype=out.dtype)
+    target = (
+        out.detach() if out.is_contiguous() else torch.empty_like(out, memory_format=CONTIGUOUS)
+    )
     flat, origin = target.view(-1), base.reshape(-1)
-    for span, mass, kept in trimmed_chunks(deltas, cut.smallest):
-        sign = mass.sign_()
-        if cut.tiebreak:
-            sign[sign == 0] = cut.tiebreak
-        side = torch.where(sign > 0, 1.0, -1.0).to(sign) if compat == "fusionbench" else sign
-        size = disjoint(kept, side, merge)
-        merged = size.mul_(sign if merge == "max" else side).to(dtype)
-        torch.add(origin[span].to(dtype), merged, alpha=scale, out=flat[span])
-    if target is not out:
+    rows = [delta.reshape(-1) for delta in deltas]
+
+    def merge_portion(portion: slice) -> None:
+        for span, mass, kept in trimmed_chunks(rows, cut.smallest, portion):
+            sign = mass.sign_()
+            if cut.tiebreak:
+                sign[sign == 0] = cut.tiebreak
+            side = torch.where(sign > 0, 1.0, -1.0).to(sign) if compat == "fusionbench" else sign
+            size = disjoint(kept, side, merge)
+            merged = size.mul_(sign if merge == "max" else side).to(dtype)
+            torch.add(origin[span].to(dtype), merged, alpha=scale, out=flat[span])
+
+    in_threads(merge_portion, portions(len(flat), chunk_size(flat)))
+    if not out.is_contiguous():
         out.copy_(target)
 
 
+def chunk_size(flat: Tensor) -> int:
+    """Elements to handle at a time: few on a CPU; on a GPU, whole tensors in large kernels."""
+    return CHUNK if flat.device.type == "cpu" else max(1, len(flat))
+
+
 def trimmed_chunks(
-    deltas: Tensor, smallest: Sequence[float]
+    rows: Sequence[Tensor], smallest: Sequence[float], portion: slice
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Trim, chunk by chunk: (where in the flat tensor, mass [n], trimmed task vectors [T, n]).
+    """Trim flat task vectors: (where, mass [n], trimmed task vectors [T, n]), chunk by chunk.
 
     The two tensors are scratch: valid, and free to be written to, until the next chunk.
     """
-    dtype = accumulator(deltas.dtype)
-    rows = [delta.reshape(-1) for delta in deltas]
+    dtype = accumulator(rows[0].dtype)
     floors = [below(value, dtype) for value in smallest]
-    size = deltas[0].numel()
-    step = min(size, CHUNK) if deltas.device.type == "cpu" else size
-    scratch = torch.empty(1 + len(rows), step, dtype=dtype, device=deltas.device)
-    for start in range(0, size, step or 1):
-        span = slice(start, min(start + step, size))
-        mass, kept = scratch[0, : span.stop - start], scratch[1:, : span.stop - start]
+    step = min(chunk_size(rows[0]), portion.stop - portion.start)
+    scratch = torch.empty(1 + len(rows), step, dtype=dtype, device=rows[0].device)
+    for start in range(portion.start, portion.stop, step):
+        span = slice(start, min(start + step, portion.stop))
+        mass, *kept = scratch[:, : span.stop - start]
         mass.zero_()
         for row, floor, trimmed in zip(rows, floors, kept, strict=True):
             torch.hardshrink(row[span].to(dtype), floor, out=trimmed)  # 0 where |τ| <= floor
             mass.add_(trimmed)
-        yield span, mass, kept
+        yield span, mass, scratch[1:, : span.stop - start]
 
 
 def disjoint(kept: Tensor, side: Tensor, merge: Merge) -> Tensor:
@@ -217,7 +230,14 @@ def disjoint(kept: Tensor, side: Tensor, merge: Merge) -> Tensor:
 
 def majority(deltas: Tensor, smallest: Sequence[float]) -> int:
     """Σ_j s_j of one tensor: how many more entries elect plus than minus."""
-    return sum(int(mass.sign_().sum()) for _, mass, _ in trimmed_chunks(deltas, smallest))
+    rows = [delta.reshape(-1) for delta in deltas]
+
+    def count(portion: slice) -> int:
+        return sum(
+            int(mass.sign_().sum()) for _, mass, _ in trimmed_chunks(rows, smallest, portion)
+        )
+
+    return sum(in_threads(count, portions(len(rows[0]), chunk_size(rows[0]))))
 
 
 def below(value: float, dtype: torch.dtype) -> float:

@@ -82,7 +82,8 @@ def conduct(spec: Any, outputs: Path, *, address: str | None, resume: bool, fres
             spec, outputs, console, address=address, resume=resume, fresh=fresh, command=command
         )
     except (Interrupted, KeyboardInterrupt):
-        console.print(f"interrupted; everything finished is kept. Go on with: {resuming(command)}")
+        console.print("interrupted; everything finished is kept. Go on with:")
+        console.print(resuming(command), soft_wrap=True)
         raise typer.Exit(130) from None
     render(outcome.comparison, console)
     console.print(f"report   {outcome.folder.path / 'report.html'}", soft_wrap=True)
@@ -92,7 +93,8 @@ def conduct(spec: Any, outputs: Path, *, address: str | None, resume: bool, fres
         soft_wrap=True,
     )
     if outcome.unsent:
-        console.print(f"MLflow lacks results ({outcome.unsent}); send them: {resuming(command)}")
+        console.print(f"MLflow lacks results ({outcome.unsent}); send them with:")
+        console.print(resuming(command), soft_wrap=True)
     for entry in outcome.failed:
         console.print(f"failed: {entry.method} {dict(entry.params)}: {entry.error}", style="red")
     if outcome.failed:

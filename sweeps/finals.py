@@ -22,9 +22,9 @@ SUFFIX = ".arrow"
 def evaluate_rows(
     client: Client, experts: Iterable[str], rows: Iterable[Row], folder: Path, progress: Progress
 ) -> list[Row]:
-    """Every row with its report-split metrics; per-sample correctness goes to `<folder>/<row>.arrow`.
+    """Every row with its report-split metrics; per-sample correctness goes to `folder`.
 
-    A row that was evaluated before, with the same trial key, is not evaluated again. Files of
+    Files are `<row>.arrow`. A row that was evaluated before, with the same trial key, is not evaluated again. Files of
     rows that are no longer in the comparison are removed.
     """
     rows = list(rows)
@@ -84,9 +84,12 @@ def store(path: Path, row: Row, evaluation: Evaluation) -> None:
     ).unify_dictionaries()
     metadata = {"trial_key": row.trial_key or "", "metrics": json.dumps(evaluation.metrics())}
     table = table.replace_schema_metadata(metadata)
-    with replacing(path) as part:
-        with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
+    with (
+        replacing(path) as part,
+        pa.OSFile(str(part), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema) as writer,
+    ):
+        writer.write_table(table)
 
 
 def column(task: str, score: TaskScore) -> pa.Table:

@@ -59,8 +59,8 @@ def facts(prepared: Prepared) -> list[tuple[str, str]]:
         ),
         (
             "data",
-            f"{len(prepared.tasks)} tasks, {prepared.images:,} images at {prepared.preprocess.size} "
-            f"px: {gigabytes(prepared.pixel_bytes)} of pixel cache",
+            f"{len(prepared.tasks)} tasks, {prepared.images:,} images at "
+            f"{prepared.preprocess.size} px: {gigabytes(prepared.pixel_bytes)} of pixel cache",
         ),
     ]
 

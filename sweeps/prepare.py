@@ -107,11 +107,10 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
     for folder, needed in ((cache_dir(), pixel_bytes), (outputs, 10**7)):
         check_disk(folder, needed)
     rehearse(spec, pool)
-    vision = pool.base.config.get("vision_config", pool.base.config)
     placement = plan(
         pool.parameters * 4,
         len(pool.experts),
-        activation_bytes(vision, side),
+        activation_bytes(pool.base.fields, side),
         resources,
         replicas=spec.placement.replicas,
         device=spec.placement.device,

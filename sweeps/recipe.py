@@ -121,7 +121,7 @@ def export(path: Path, out: Path) -> None:
 
 
 def write_folder(base: Checkpoint, fused: Mapping[str, Any], out: Path, recipe: Path) -> None:
-    """The base's folder with the fused tensors in place of its own, under the names it has there."""
+    """The base's folder with the fused tensors in place of its own, under their names there."""
     from safetensors.torch import save_file
 
     part = out.with_name(f".{out.name}.{os.getpid()}.part")

@@ -20,7 +20,13 @@ the fleet and not for cores that the replicas occupy."""
 def run_trial(config: Mapping[str, Any], experts: Experts) -> None:
     """The trainable: one suggestion of `MethodSearch`, evaluated on the select split."""
     started = datetime.now(UTC).isoformat()
-    evaluation = experts.evaluate(Recipe(config["method"], config["params"]), "select")
+    try:
+        evaluation = experts.evaluate(Recipe(config["method"], config["params"]), "select")
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [""]
+        entry = failed(config, f"{type(error).__name__}: {reason[-1]}"[:1000], started)
+        tune.report({"entry": vars(entry)})
+        raise
     entry = finished(config["trial_key"], config, evaluation, started, config["seed"])
     tune.report({**entry.metrics, "entry": vars(entry)})
 
@@ -50,8 +56,9 @@ def finished(
     )
 
 
-def failed(config: Mapping[str, Any], error: str) -> Entry:
+def failed(config: Mapping[str, Any], error: str, started: str | None = None) -> Entry:
     """The ledger entry of a trial that raised."""
+    now = datetime.now(UTC).isoformat()
     return Entry(
         trial_key=config["trial_key"],
         method=config["method"],
@@ -59,7 +66,7 @@ def failed(config: Mapping[str, Any], error: str) -> Entry:
         params=config["params"],
         status="failed",
         split="select",
-        started=(now := datetime.now(UTC).isoformat()),
+        started=started or now,
         ended=now,
         seed=config["seed"],
         error=error,
@@ -77,6 +84,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray is untyped
 
     def __init__(self, record: Callable[[Entry], None]) -> None:
         self.record = record
+        self.heard: set[str] = set()
 
     def __getstate__(self) -> dict[str, object]:
         """Nothing: Tune pickles its callbacks beside its state, and ours hold a live connection."""
@@ -85,11 +93,12 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray is untyped
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
     ) -> None:
-        """A success; a trial reports once, when it is done."""
+        """A trial reports once, when it is done or has failed."""
         if "entry" in result:
+            self.heard.add(result["entry"]["trial_key"])
             self.record(Entry(**result["entry"]))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """A failure: the last line of what the trial raised."""
-        lines = str(trial.get_error() or "unknown").strip().splitlines()
-        self.record(failed(trial.config, lines[-1][:1000]))
+        """A trial that could not even say why: its process died."""
+        if trial.config["trial_key"] not in self.heard:
+            self.record(failed(trial.config, "the trial's process died"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
@@ -90,6 +91,8 @@ def tuned(
             faults.append(fault)
             raise
 
+    # Failed trials are ours to show, once, at the end; Tune would print each with its traceback.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     trainable = tune.with_parameters(run_trial, experts=experts)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"memory": TRIAL_MEMORY}),

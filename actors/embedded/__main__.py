@@ -16,9 +16,7 @@ def main() -> None:
     )
     with Progress(*columns) as bar:
         line = bar.add_task("the embedded pool", total=1.0)
-        pool = build(
-            progress=lambda what, done: bar.update(line, description=what, completed=done)
-        )
+        pool = build(progress=lambda what, done: bar.update(line, description=what, completed=done))
     Console().print(str(pool.root))
 
 

@@ -66,7 +66,7 @@ DRAWINGS: Mapping[str, Drawing] = MappingProxyType(
         ),
         "counts": Drawing(
             figures.COUNTS,
-            ("{} dots.", "a drawing of {} discs.", "there are {} things."),
+            ("{} pips.", "a domino with {} pips.", "there are {} spots."),
             figures.count,
         ),
         "textures": Drawing(
@@ -131,7 +131,7 @@ def web(task: str, seed: int, number: int, skew: float) -> Part:
         return drawn_part(task, labels, rng)
     train = parts(task, seed)["train"]
     fit, _ = partition(train.labels)
-    weights = shares[train.labels[fit]]
+    weights = np.sqrt(shares)[train.labels[fit]]
     rows = rng.choice(fit, number, p=weights / weights.sum())
     return Part(train.images[rows], train.labels[rows])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import ImageDraw
 
 from actors.embedded.canvas import (
@@ -41,7 +40,24 @@ DIRECTIONS = (
     "west",
     "northwest",
 )
-COUNTS = ("one", "two", "three", "four", "five", "six")
+COUNTS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+CORNERS: tuple[Point, ...] = ((-1, -1), (1, 1), (-1, 1), (1, -1))
+SIDES: tuple[Point, ...] = ((-1, 0), (1, 0))
+ENDS: tuple[Point, ...] = ((0, -1), (0, 1))
+MIDDLE: tuple[Point, ...] = ((0, 0),)
+PIPS = (
+    MIDDLE,
+    CORNERS[:2],
+    CORNERS[:2] + MIDDLE,
+    CORNERS,
+    CORNERS + MIDDLE,
+    CORNERS + SIDES,
+    CORNERS + SIDES + MIDDLE,
+    CORNERS + SIDES + ENDS,
+    CORNERS + SIDES + ENDS + MIDDLE,
+)
+"""Where the pips of each count are, in steps from the middle."""
 
 
 def ring(middle: Point, radius: float, corners: int, turn: float) -> list[Point]:
@@ -128,22 +144,17 @@ def dial(label: int, rng: Rng, style: Style) -> Pixels:
 
 
 def count(label: int, rng: Rng, style: Style) -> Pixels:
-    """`label + 1` discs of one colour that do not touch."""
-    ground, disc = near((200, 235, 235), rng), near((140, 40, 140), rng)
-    places = apart(label + 1, rng)
-    radii = rng.uniform(2.2, 3.2, label + 1)
+    """`label + 1` pips, arranged as on a domino."""
+    ground, pip = near((200, 235, 235), rng), near((140, 40, 140), rng)
+    step, radius = rng.uniform(7.5, 9.5) * SUPER, rng.uniform(2.0, 3.2) * SUPER
+    middle = SIZE * SUPER / 2 + rng.uniform(-style.jitter, style.jitter, 2) * SUPER
+    turn = np.radians(rng.uniform(-style.tilt, style.tilt))
+    cos, sin = np.cos(turn), np.sin(turn)
+    places = np.array(PIPS[label]) @ np.array([[cos, sin], [-sin, cos]]) * step + middle
+    places += rng.uniform(-0.7, 0.7, places.shape) * SUPER
 
     def paint(draw: ImageDraw.ImageDraw, unit: float) -> None:
-        for (x, y), radius in zip(places * unit, radii * unit, strict=True):
-            draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=disc)
+        for x, y in places:
+            draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=pip)
 
     return photographed(drawn(ground, paint), rng, style)
-
-
-def apart(number: int, rng: Rng, distance: float = 8.0) -> NDArray[np.floating]:
-    """`number` points [number, 2] in the image, pairwise at least `distance` pixels apart."""
-    while True:
-        points = rng.uniform(4, SIZE - 4, (number, 2))
-        gaps = np.hypot(*(points[:, None] - points[None]).transpose(2, 0, 1))
-        if gaps[~np.eye(number, dtype=bool)].min(initial=np.inf) >= distance:
-            return points

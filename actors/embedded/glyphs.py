@@ -41,12 +41,12 @@ def font(name: str, size: int) -> ImageFont.FreeTypeFont:
     import matplotlib
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    return ImageFont.truetype(
-        str(folder / name), size, layout_engine=ImageFont.Layout.BASIC
-    )
+    return ImageFont.truetype(str(folder / name), size, layout_engine=ImageFont.Layout.BASIC)
 
 
-def glyph(text: str, fonts: tuple[str, ...], rng: Rng, style: Style, paper: Colour, ink: Colour) -> Pixels:
+def glyph(
+    text: str, fonts: tuple[str, ...], rng: Rng, style: Style, paper: Colour, ink: Colour
+) -> Pixels:
     """One character: random font, size, place, slant and colours."""
     ground = near(paper, rng)
     size = int(rng.integers(21, 28)) * SUPER
@@ -55,7 +55,9 @@ def glyph(text: str, fonts: tuple[str, ...], rng: Rng, style: Style, paper: Colo
     image = Image.new("RGB", (side, side), ground)
     middle = side / 2 + rng.uniform(-style.jitter, style.jitter, 2) * SUPER
     ImageDraw.Draw(image).text(tuple(middle), text, fill=near(ink, rng), font=face, anchor="mm")
-    turned = image.rotate(rng.uniform(-style.tilt, style.tilt), Image.Resampling.BILINEAR, fillcolor=ground)
+    turned = image.rotate(
+        rng.uniform(-style.tilt, style.tilt), Image.Resampling.BILINEAR, fillcolor=ground
+    )
     return photographed(np.asarray(turned.reduce(SUPER)), rng, style)
 
 

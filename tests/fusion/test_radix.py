@@ -32,7 +32,7 @@ def awkward(dtype: torch.dtype) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("step", [64, 1 << 17])
+@pytest.mark.parametrize("step", [64, 1 << 15])
 def test_every_rank_is_that_of_a_sort(
     dtype: torch.dtype, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,7 +52,10 @@ def test_a_second_process_is_refused_and_the_lock_dies_with_its_owner(tmp_path):
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(InputError, match="another process is running this sweep"), owned(tmp_path / "s"):
+    with (
+        pytest.raises(InputError, match="another process is running this sweep"),
+        owned(tmp_path / "s"),
+    ):
         pass
     holder.kill()
     holder.wait()

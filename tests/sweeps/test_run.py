@@ -114,3 +114,25 @@ def test_killed_and_resumed_equals_undisturbed(undisturbed, tiny_pool, tmp_path)
     with sqlite3.connect(tmp_path / "outputs" / "mlflow.db") as db:
         keys = [key for (key,) in db.execute("select value from tags where key = 'trial_key'")]
     assert sorted(keys) == sorted(path.stem for path in ledger.glob("*.json"))
+
+
+def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tiny_pool, tmp_path):
+    spec = tiny_pool.write(tmp_path / "tiny.yaml")
+    ledger = tmp_path / "outputs/tiny/ledger"
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "sweeps", "run", str(spec)],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    while len(list(ledger.glob("*.json"))) < 2:
+        assert driver.poll() is None, "ended before it could be interrupted"
+        time.sleep(0.01)
+    driver.send_signal(signal.SIGINT)
+    said = driver.communicate(timeout=60)[0]
+    assert driver.returncode == 130, said
+    assert f"sweeps run {spec} --resume" in said
+    assert "Traceback" not in said
+    assert len(list(ledger.glob("*.json"))) >= 2
+    with sqlite3.connect(tmp_path / "outputs" / "mlflow.db") as db:
+        tagged = "select status from runs join tags using (run_uuid) where key='role' and value="
+        assert db.execute(f"{tagged}'sweep'").fetchall() == [("KILLED",)]
+        assert len(db.execute(f"{tagged}'trial'").fetchall()) == len(list(ledger.glob("*.json")))

@@ -1,0 +1,86 @@
+"""Trials on Tune: a failure is recorded and the sweep goes on; a fault of the ledger ends it."""
+
+import json
+
+import numpy as np
+import pytest
+import ray
+from rich.console import Console
+
+from actors.experts import Evaluation, TaskScore
+from fusion.errors import InputError
+from sweeps.folder import SweepFolder
+from sweeps.progress import Progress
+from sweeps.spec import validate
+from sweeps.trials import run_trials
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+
+class Fake:
+    """Experts whose accuracy is λ, and that fail where λ is 0.5."""
+
+    def __init__(self, log):
+        self.log = str(log)
+
+    def evaluate(self, recipe, role):
+        with open(self.log, "a") as file:
+            file.write(json.dumps([recipe.method, dict(recipe.params)]) + "\n")
+        scale = recipe.params.get("scale", 0.0)
+        if scale == 0.5:
+            raise RuntimeError("no luck with a half")
+        hits = np.arange(10) < round(10 * scale)
+        return Evaluation({"x": TaskScore(hits, 1.0)}, 0.01, 1)
+
+    def submit(self, method, *args):
+        return ray.put(getattr(self, method)(*args) if method == "evaluate" else None)
+
+
+@pytest.fixture
+def spec():
+    return validate(
+        {
+            "name": "t",
+            "pool": {"base": "b", "experts": {"x": "e"}},
+            "tasks": {"x": {"dataset": "d"}},
+            "methods": {"task_arithmetic": {"scale": {"grid": [0.1, 0.5, 0.9]}}},
+        },
+        "t.yaml",
+    )
+
+
+def run(spec, folder, log, record=None):
+    with Progress(Console(quiet=True)) as progress:
+        keep = record or folder.ledger.add
+        run_trials(spec, "ctx", Fake(log), ["x"], folder, keep, progress)
+
+
+def calls(log):
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    return sorted(params.get("scale", -1) for _, params in lines)
+
+
+def test_a_failed_trial_is_recorded_and_only_it_runs_again(spec, tmp_path):
+    folder, log = SweepFolder(tmp_path / "t"), tmp_path / "log"
+    run(spec, folder, log)
+    entries = {entry.params.get("scale"): entry for entry in folder.ledger if entry.params}
+    assert {scale: entry.status for scale, entry in entries.items()} == {
+        0.1: "done",
+        0.5: "failed",
+        0.9: "done",
+    }
+    assert "no luck with a half" in entries[0.5].error
+    assert entries[0.9].metrics["acc/mean"] == 0.9
+    assert calls(log) == [-1, -1, 0.1, 0.5, 0.9]  # with pretrained and experts
+    log.unlink()
+    folder.ledger.clear_failed()
+    run(spec, folder, log)
+    assert calls(log) == [0.5]
+
+
+def test_a_ledger_that_cannot_be_written_ends_the_sweep_with_its_line(spec, tmp_path):
+    def full(entry):
+        raise InputError("ledger/x.json: cannot be written: No space left on device")
+
+    with pytest.raises(InputError, match="No space left on device"):
+        run(spec, SweepFolder(tmp_path / "t"), tmp_path / "log", full)
