@@ -5,6 +5,7 @@ Axes: N images, B batch, C classes (of all tasks together), P prompts, S tokens,
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from actors.prompts import fill
 from actors.training import (
     Advance,
     cpu_threads,
     optimise,
+    quiet,
     shuffled_batches,
     silent,
     staged,
     standardised,
 )
+from fusion import zeroshot
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
@@ -104,7 +108,7 @@ def pretrain(
 
     sizes = sizes or Sizes()
     prompts = [
-        [template.format(name) for template in task.templates]
+        [fill(template, name) for template in task.templates]
         for task in tasks.values()
         for name in task.classnames
     ]
@@ -122,10 +126,10 @@ def pretrain(
         def loss(rows: Tensor) -> Tensor:
             chosen = [row[int(torch.randint(len(row), (), generator=rng))] for row in tokens]
             head = text_embeddings(model, stacked(chosen, tokenizer.pad_token_id))
+            head = model.logit_scale.exp() * zeroshot.normalized(head)
             pixels = standardised(images[rows], mean, std)
             seen = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
-            logits = model.logit_scale.exp() * F.normalize(seen, dim=-1) @ head.T
-            return F.cross_entropy(logits, labels[rows])
+            return F.cross_entropy(zeroshot.logits(seen, head), labels[rows])
 
         optimise(
             loss,
@@ -138,7 +142,7 @@ def pretrain(
             clip_norm=clip_norm,
             advance=advance,
         )
-    with staged(out) as folder:
+    with staged(out) as folder, quiet():
         model.to("cpu").eval().save_pretrained(folder)
         save_processor(tokenizer, processor, folder)
     return out
@@ -208,8 +212,6 @@ def train_tokenizer(texts: Sequence[str], merges: int = 400) -> Any:
             show_progress=False,
         ),
     )
-    import json
-
     pairs = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
     words = [*letters, *(letter + "</w>" for letter in letters)]
     words += [first + second for first, second in pairs]
@@ -229,10 +231,11 @@ def stacked(rows: Sequence[Tensor], pad: int) -> Tensor:
 
 
 def text_embeddings(model: Any, tokens: Tensor) -> Tensor:
-    """Normalised text embeddings [P, D] of token ids [P, S]."""
+    """Text embeddings [P, D] of token ids [P, S], not normalised."""
     # No attention mask: attention is causal and pooling is at the first EOS, before any padding.
     pooled = model.text_model(input_ids=tokens).pooler_output
-    return F.normalize(model.text_projection(pooled), dim=-1)
+    embeddings: Tensor = model.text_projection(pooled)
+    return embeddings
 
 
 def zero_shot_head(
@@ -241,12 +244,10 @@ def zero_shot_head(
     """The head [C, D] of a task: its classes' mean prompt embeddings, times the logit scale."""
     with torch.no_grad():
         rows = [
-            text_embeddings(model, tokenised(tokenizer, [t.format(name) for t in templates]))
+            text_embeddings(model, tokenised(tokenizer, [fill(t, name) for t in templates]))
             for name in classnames
         ]
-        means = torch.stack([F.normalize(row.mean(0), dim=-1) for row in rows])
-        head: Tensor = model.logit_scale.exp() * means
-        return head
+        return zeroshot.zero_shot_head(rows, model.logit_scale)
 
 
 def save_processor(tokenizer: Any, processor: Any, folder: Path) -> None:

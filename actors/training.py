@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fusion import zeroshot
+
 Advance: TypeAlias = Callable[[int, int, float], None]
 """Progress: (steps done, steps in all, loss of the last step)."""
 
@@ -75,7 +77,7 @@ def fine_tune(
     """
     from transformers import CLIPModel
 
-    with cpu_threads(threads):
+    with cpu_threads(threads), quiet():
         model = CLIPModel.from_pretrained(base).to(device).eval()
         model.requires_grad_(False)
         tower = model.vision_model.requires_grad_(True)
@@ -85,8 +87,9 @@ def fine_tune(
         def loss(rows: Tensor) -> Tensor:
             pixels = standardised(data[rows], mean, std)
             embedding = model.visual_projection(tower(pixel_values=pixels).pooler_output)
-            logits = F.normalize(embedding, dim=-1) @ head.T
-            return F.cross_entropy(logits, answers[rows], label_smoothing=label_smoothing)
+            return F.cross_entropy(
+                zeroshot.logits(embedding, head), answers[rows], label_smoothing=label_smoothing
+            )
 
         steps = max(1, round(epochs * len(images) / batch_size))
         optimise(
@@ -125,7 +128,10 @@ def optimise(
     parameters = [p for _, p in trainable]
     decayed = [p for n, p in trainable if p.ndim > 1 and "embedding" not in n]
     kept = [p for n, p in trainable if p.ndim <= 1 or "embedding" in n]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept}]
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": kept},
+    ]
     optimiser = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, cosine(steps, warmup))
     for step, rows in enumerate(batches, 1):
@@ -195,6 +201,20 @@ def save_expert(base: Path, tower: Any, folder: Path) -> None:
     model.load_state_dict(tower.state_dict())
     model.save_pretrained(folder)
     CLIPImageProcessorPil.from_pretrained(base).save_pretrained(folder)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers without its own progress bars: the caller has one."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @contextmanager

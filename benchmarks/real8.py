@@ -61,14 +61,14 @@ def train_spec(data: Path) -> dict[str, Any]:
         "pretrain": {
             "patch": 4,
             "width": 96,
-            "layers": 4,
+            "layers": 3,
             "heads": 4,
-            "mlp": 288,
-            "steps": 300,
+            "mlp": 192,
+            "steps": 1500,
             "batch_size": 128,
         },
         "tasks": {task: {"dataset": str(data / task)} for task in TASKS},
-        "finetune": {"epochs": 6, "batch_size": 64, "learning_rate": 5.0e-4},
+        "finetune": {"epochs": 6, "batch_size": 64, "learning_rate": {"grid": [1.5e-4, 3.0e-4]}},
     }
 
 

@@ -1,9 +1,8 @@
-"""What every drawn image shares: a supersampled canvas, colours that differ, camera noise."""
+"""What every drawn image shares: a supersampled canvas, colours near a task's own, camera noise."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -12,6 +11,8 @@ from PIL import Image, ImageDraw
 
 Pixels: TypeAlias = NDArray[np.uint8]
 """One RGB image: [SIZE, SIZE, 3]."""
+Field: TypeAlias = NDArray[np.floating]
+"""Real numbers, one a pixel: [SIZE, SIZE], or [SIZE, SIZE, 3] where they are colours."""
 Rng: TypeAlias = np.random.Generator
 Colour: TypeAlias = tuple[int, int, int]
 Point: TypeAlias = tuple[float, float]
@@ -22,22 +23,14 @@ SUPER = 3
 """Drawn this many times larger, then averaged down: smooth edges at any position."""
 
 
-@dataclass(frozen=True)
-class Style:
-    """How images are made, whatever they show: what differs between pretraining and the tasks."""
-
-    noise: float
-    """Standard deviation of the sensor noise, in grey levels."""
-    light: float
-    """Standard deviation of the slope of the light over the image, 1 = the whole brightness."""
-    jitter: float
-    """Objects are moved by at most this, in pixels."""
-    tilt: float
-    """Objects are turned by at most this, in degrees."""
-
-
-STYLE = Style(noise=8, light=0.2, jitter=1.0, tilt=6)
-"""Every task's style."""
+NOISE = 8.0
+"""Standard deviation of the sensor noise, in grey levels."""
+LIGHT = 0.2
+"""Standard deviation of the slope of the light over the image; 1 is the whole brightness."""
+JITTER = 1.0
+"""Objects are moved by at most this, in pixels."""
+TILT = 6.0
+"""Objects are turned by at most this, in degrees."""
 
 
 def near(middle: Colour, rng: Rng, spread: float = 35.0) -> Colour:
@@ -59,24 +52,27 @@ def drawn(background: Colour, paint: Callable[[ImageDraw.ImageDraw, float], None
     return np.asarray(image.reduce(SUPER))
 
 
-def photographed(pixels: NDArray[np.generic], rng: Rng, style: Style) -> Pixels:
+def photographed(pixels: NDArray[np.generic], rng: Rng) -> Pixels:
     """`pixels` [SIZE, SIZE, 3] with light from one side and sensor noise."""
-    slope = rng.normal(0, style.light, 2)
+    slope = rng.normal(0, LIGHT, 2)
     grid = np.linspace(-0.5, 0.5, SIZE)
     light = 1 + slope[0] * grid[:, None, None] + slope[1] * grid[None, :, None]
-    out = pixels * light + rng.normal(0, style.noise, (SIZE, SIZE, 3))
-    return np.clip(out, 0, 255).astype(np.uint8)
+    out: Field = pixels * light + rng.normal(0, NOISE, (SIZE, SIZE, 3))
+    pixels8: Pixels = np.clip(out, 0, 255).astype(np.uint8)
+    return pixels8
 
 
-def ramp(values: NDArray[np.floating], low: Colour, high: Colour) -> NDArray[np.floating]:
+def ramp(values: Field, low: Colour, high: Colour) -> Field:
     """Grey `values` in [0, 1], [SIZE, SIZE], as colours between `low` and `high`."""
     start, stop = np.asarray(low, float), np.asarray(high, float)
-    return start + values[..., None] * (stop - start)
+    colours: Field = start + values[..., None] * (stop - start)
+    return colours
 
 
-def smooth_field(rng: Rng, cells: int) -> NDArray[np.floating]:
+def smooth_field(rng: Rng, cells: int) -> Field:
     """A random field [SIZE, SIZE] in [0, 1] whose features are about SIZE / `cells` pixels wide."""
     coarse = Image.fromarray(rng.random((cells, cells)).astype(np.float32))
     field = np.asarray(coarse.resize((SIZE, SIZE), Image.Resampling.BICUBIC), float)
     low, high = field.min(), field.max()
-    return (field - low) / max(high - low, 1e-6)
+    stretched: Field = (field - low) / max(high - low, 1e-6)
+    return stretched

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from actors.embedded import figures, glyphs, surfaces
-from actors.embedded.canvas import SIZE, STYLE, Pixels, Rng, Style
+from actors.embedded.canvas import SIZE, Pixels, Rng
 from actors.tasks import partition
 
 TRAIN, TEST = 1400, 600
@@ -25,8 +25,8 @@ class Drawing:
 
     classnames: tuple[str, ...]
     templates: tuple[str, ...]
-    draw: Callable[[int, Rng, Style], Pixels]
-    """(label, generator, style) -> RGB image."""
+    draw: Callable[[int, Rng], Pixels] | None
+    """(label, generator) -> RGB image; None: the images are scans, `scans()`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 DRAWINGS: Mapping[str, Drawing] = MappingProxyType(
     {
         "digits": Drawing(
-            NUMBERS, ("a scan of the digit {}.", "a handwritten {}.", "the digit {}."), glyphs.digit
+            NUMBERS, ("a scan of the digit {}.", "a handwritten {}.", "the digit {}."), None
         ),
         "letters": Drawing(
             tuple(glyphs.LETTERS.lower()),
@@ -95,7 +95,7 @@ def parts(task: str, seed: int, train: int = TRAIN, test: int = TEST) -> dict[st
     >>> {name: part.images.shape for name, part in parts("counts", 0, 14, 7).items()}
     {'train': (14, 32, 32, 3), 'test': (7, 32, 32, 3)}
     """
-    if task == "digits":
+    if DRAWINGS[task].draw is None:
         return scans(seed, train, test)
     return {
         split: drawn_even(task, number, generator(seed, task, split))
@@ -113,27 +113,29 @@ def drawn_even(task: str, number: int, rng: Rng) -> Part:
 def drawn_part(task: str, labels: NDArray[np.int64], rng: Rng) -> Part:
     """Drawn images of a task, one for each of `labels` [N]."""
     draw = DRAWINGS[task].draw
-    return Part(np.stack([draw(int(label), rng, STYLE) for label in labels]), labels)
+    assert draw is not None, f"task {task!r} is scanned"
+    return Part(np.stack([draw(int(label), rng) for label in labels]), labels)
 
 
-def web(task: str, seed: int, number: int, skew: float) -> Part:
+def web(task: str, seed: int, number: int, skew: float, train: int = TRAIN) -> Part:
     """What the base is pretrained on: the task's classes with a long tail, as on the web.
 
     Class k in a random ranking occurs in proportion to 1 / k^skew, so the base knows some classes
-    well and has hardly seen others: its zero-shot accuracy is middling on every task. Digits are
-    drawn from the scans that experts are trained on, with repetition; never from test scans.
+    well and has hardly seen others: its zero-shot accuracy is middling on every task. Scans are
+    taken, with repetition and half the skew, from those that experts are trained on: the fit part
+    of `train` images.
     """
     rng = generator(seed, task, "web")
     classes = len(DRAWINGS[task].classnames)
     shares = rng.permutation(1.0 / np.arange(1, classes + 1) ** skew)
-    if task != "digits":
+    if DRAWINGS[task].draw is not None:
         labels = rng.choice(classes, number, p=shares / shares.sum()).astype(np.int64)
         return drawn_part(task, labels, rng)
-    train = parts(task, seed)["train"]
-    fit, _ = partition(train.labels)
-    weights = np.sqrt(shares)[train.labels[fit]]
+    scanned = parts(task, seed, train)["train"]
+    fit, _ = partition(scanned.labels)
+    weights = np.sqrt(shares)[scanned.labels[fit]]
     rows = rng.choice(fit, number, p=weights / weights.sum())
-    return Part(train.images[rows], train.labels[rows])
+    return Part(scanned.images[rows], scanned.labels[rows])
 
 
 def scans(seed: int, train: int, test: int) -> dict[str, Part]:

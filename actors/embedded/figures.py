@@ -6,13 +6,14 @@ import numpy as np
 from PIL import ImageDraw
 
 from actors.embedded.canvas import (
+    JITTER,
     SIZE,
     SUPER,
+    TILT,
     Colour,
     Pixels,
     Point,
     Rng,
-    Style,
     drawn,
     near,
     photographed,
@@ -77,18 +78,18 @@ def arrow(middle: Point, length: float, turn: float) -> list[Point]:
     return [(float(x), float(y)) for x, y in turned]
 
 
-def sign(label: int, rng: Rng, style: Style) -> Pixels:
+def sign(label: int, rng: Rng) -> Pixels:
     """A road sign: its shape and symbol tell the class, its colours do not."""
     ground, plate = near((90, 140, 80), rng), near((215, 70, 60), rng)
     mark = near((235, 235, 225), rng)
     radius = rng.uniform(11, 14) * SUPER
-    x, y = SIZE * SUPER / 2 + rng.uniform(-style.jitter, style.jitter, 2) * SUPER
-    tilt = float(np.radians(rng.uniform(-style.tilt, style.tilt)))
+    x, y = SIZE * SUPER / 2 + rng.uniform(-JITTER, JITTER, 2) * SUPER
+    tilt = float(np.radians(rng.uniform(-TILT, TILT)))
 
     def paint(draw: ImageDraw.ImageDraw, unit: float) -> None:
         paint_sign(draw, SIGNS[label], ((x, y), radius, tilt), (plate, mark), unit)
 
-    return photographed(drawn(ground, paint), rng, style)
+    return photographed(drawn(ground, paint), rng)
 
 
 def paint_sign(
@@ -124,13 +125,13 @@ def paint_sign(
         draw.polygon(inner, fill=mark)
 
 
-def dial(label: int, rng: Rng, style: Style) -> Pixels:
+def dial(label: int, rng: Rng) -> Pixels:
     """A round dial whose hand points in one of eight directions, give or take 12 degrees."""
     ground, face = near((135, 135, 140), rng), near((55, 55, 60), rng)
     hand = near((240, 200, 60), rng)
-    turn = 2 * np.pi * label / len(DIRECTIONS) + np.radians(rng.uniform(-style.tilt, style.tilt))
+    turn = 2 * np.pi * label / len(DIRECTIONS) + np.radians(rng.uniform(-TILT, TILT))
     radius = rng.uniform(11, 14) * SUPER
-    x, y = SIZE * SUPER / 2 + rng.uniform(-style.jitter, style.jitter, 2) * SUPER
+    x, y = SIZE * SUPER / 2 + rng.uniform(-JITTER, JITTER, 2) * SUPER
 
     def paint(draw: ImageDraw.ImageDraw, unit: float) -> None:
         draw.polygon(ring((x, y), radius, 32, 0.0), fill=face)
@@ -140,15 +141,15 @@ def dial(label: int, rng: Rng, style: Style) -> Pixels:
         hub = rng.uniform(1, 2) * unit
         draw.ellipse([x - hub, y - hub, x + hub, y + hub], fill=hand)
 
-    return photographed(drawn(ground, paint), rng, style)
+    return photographed(drawn(ground, paint), rng)
 
 
-def count(label: int, rng: Rng, style: Style) -> Pixels:
+def count(label: int, rng: Rng) -> Pixels:
     """`label + 1` pips, arranged as on a domino."""
     ground, pip = near((200, 235, 235), rng), near((140, 40, 140), rng)
     step, radius = rng.uniform(7.5, 9.5) * SUPER, rng.uniform(2.0, 3.2) * SUPER
-    middle = SIZE * SUPER / 2 + rng.uniform(-style.jitter, style.jitter, 2) * SUPER
-    turn = np.radians(rng.uniform(-style.tilt, style.tilt))
+    middle = SIZE * SUPER / 2 + rng.uniform(-JITTER, JITTER, 2) * SUPER
+    turn = np.radians(rng.uniform(-TILT, TILT))
     cos, sin = np.cos(turn), np.sin(turn)
     places = np.array(PIPS[label]) @ np.array([[cos, sin], [-sin, cos]]) * step + middle
     places += rng.uniform(-0.7, 0.7, places.shape) * SUPER
@@ -157,4 +158,4 @@ def count(label: int, rng: Rng, style: Style) -> Pixels:
         for x, y in places:
             draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=pip)
 
-    return photographed(drawn(ground, paint), rng, style)
+    return photographed(drawn(ground, paint), rng)

@@ -8,7 +8,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from actors.embedded.canvas import SIZE, SUPER, Colour, Pixels, Rng, Style, photographed, near
+from actors.embedded.canvas import (
+    JITTER,
+    SIZE,
+    SUPER,
+    TILT,
+    Colour,
+    Pixels,
+    Rng,
+    near,
+    photographed,
+)
 
 LETTERS = "ABEGKMRSTW"
 GREEK = {
@@ -44,39 +54,24 @@ def font(name: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(folder / name), size, layout_engine=ImageFont.Layout.BASIC)
 
 
-def glyph(
-    text: str, fonts: tuple[str, ...], rng: Rng, style: Style, paper: Colour, ink: Colour
-) -> Pixels:
+def glyph(text: str, fonts: tuple[str, ...], rng: Rng, paper: Colour, ink: Colour) -> Pixels:
     """One character: random font, size, place, slant and colours."""
     ground = near(paper, rng)
     size = int(rng.integers(21, 28)) * SUPER
     face = font(fonts[rng.integers(len(fonts))], size)
     side = SIZE * SUPER
     image = Image.new("RGB", (side, side), ground)
-    middle = side / 2 + rng.uniform(-style.jitter, style.jitter, 2) * SUPER
+    middle = side / 2 + rng.uniform(-JITTER, JITTER, 2) * SUPER
     ImageDraw.Draw(image).text(tuple(middle), text, fill=near(ink, rng), font=face, anchor="mm")
-    turned = image.rotate(
-        rng.uniform(-style.tilt, style.tilt), Image.Resampling.BILINEAR, fillcolor=ground
-    )
-    return photographed(np.asarray(turned.reduce(SUPER)), rng, style)
+    turned = image.rotate(rng.uniform(-TILT, TILT), Image.Resampling.BILINEAR, fillcolor=ground)
+    return photographed(np.asarray(turned.reduce(SUPER)), rng)
 
 
-def letter(label: int, rng: Rng, style: Style) -> Pixels:
+def letter(label: int, rng: Rng) -> Pixels:
     """A capital of `LETTERS`."""
-    return glyph(LETTERS[label], LATIN_FONTS, rng, style, (225, 215, 180), (55, 45, 45))
+    return glyph(LETTERS[label], LATIN_FONTS, rng, (225, 215, 180), (55, 45, 45))
 
 
-def greek(label: int, rng: Rng, style: Style) -> Pixels:
+def greek(label: int, rng: Rng) -> Pixels:
     """A lower-case Greek letter."""
-    return glyph(list(GREEK.values())[label], FONTS, rng, style, (35, 50, 110), (205, 225, 245))
-
-
-def digit(label: int, rng: Rng, style: Style) -> Pixels:
-    """A printed digit, white on black, as coarse as a scan of 8 × 8 pixels."""
-    image = Image.new("L", (SIZE, SIZE), 0)
-    middle = SIZE / 2 + rng.uniform(-style.jitter, style.jitter, 2)
-    face = font(LATIN_FONTS[rng.integers(len(LATIN_FONTS))], int(rng.integers(30, 40)))
-    ImageDraw.Draw(image).text(tuple(middle), str(label), fill=255, font=face, anchor="mm")
-    turned = image.rotate(rng.uniform(-style.tilt, style.tilt), Image.Resampling.BILINEAR)
-    coarse = turned.reduce(4).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
-    return np.repeat(np.asarray(coarse)[..., None], 3, axis=2)
+    return glyph(list(GREEK.values())[label], FONTS, rng, (35, 50, 110), (205, 225, 245))

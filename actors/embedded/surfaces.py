@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from actors.embedded.canvas import (
     SIZE,
+    TILT,
     Colour,
+    Field,
     Pixels,
     Rng,
-    Style,
     near,
     photographed,
     ramp,
@@ -31,27 +31,26 @@ TEXTURES = (
 )
 LAND = ("forest", "river", "lake", "highway", "crops", "houses", "desert", "coast", "orchard")
 
-Field = NDArray[np.floating]
-
 ROWS, COLUMNS = np.meshgrid(np.arange(SIZE) - SIZE / 2, np.arange(SIZE) - SIZE / 2, indexing="ij")
 
 
 def soft(values: Field, sharpness: float = 4.0) -> Field:
     """A smooth step: 0 where `values` are far below 0, 1 far above."""
-    return 1 / (1 + np.exp(-np.clip(sharpness * values, -30, 30)))
+    step: Field = 1 / (1 + np.exp(-np.clip(sharpness * values, -30, 30)))
+    return step
 
 
-def texture(label: int, rng: Rng, style: Style) -> Pixels:
+def texture(label: int, rng: Rng) -> Pixels:
     """A texture of random period (4 to 9 pixels), phase, slight rotation and colours."""
     low, high = near((95, 55, 115), rng), near((230, 170, 150), rng)
-    values = pattern(TEXTURES[label], rng, style)
-    return photographed(ramp(values, low, high), rng, style)
+    values = pattern(TEXTURES[label], rng)
+    return photographed(ramp(values, low, high), rng)
 
 
-def pattern(name: str, rng: Rng, style: Style) -> Field:
+def pattern(name: str, rng: Rng) -> Field:
     """The grey values [SIZE, SIZE] in [0, 1] of texture `name`."""
     wave = 2 * np.pi / rng.uniform(4, 9)
-    turn, phase = np.radians(rng.uniform(-style.tilt, style.tilt)), rng.uniform(0, 2 * np.pi, 2)
+    turn, phase = np.radians(rng.uniform(-TILT, TILT)), rng.uniform(0, 2 * np.pi, 2)
     turn += {"falling stripes": np.pi / 4, "rising stripes": -np.pi / 4}.get(name, 0.0)
     y = (ROWS * np.cos(turn) - COLUMNS * np.sin(turn)) * wave + phase[0]
     x = (ROWS * np.sin(turn) + COLUMNS * np.cos(turn)) * wave + phase[1]
@@ -74,12 +73,12 @@ def pattern(name: str, rng: Rng, style: Style) -> Field:
     return soft(np.sin(y))  # the three other stripes
 
 
-def land(label: int, rng: Rng, style: Style) -> Pixels:
+def land(label: int, rng: Rng) -> Pixels:
     """Land from above: random soil, and what stands on it or runs through it."""
     soil = (int(rng.integers(90, 190)), int(rng.integers(90, 170)), int(rng.integers(40, 120)))
     ground = ramp(smooth_field(rng, 5), soil, near(soil, rng, 35))
     painted = LANDSCAPES[LAND[label]](ground, rng)
-    return photographed(painted, rng, style)
+    return photographed(painted, rng)
 
 
 def cover(ground: Field, mask: Field, paint: Colour) -> Field:
@@ -92,7 +91,8 @@ def across(rng: Rng, bend: float) -> Field:
     turn, offset = rng.uniform(0, np.pi), rng.uniform(-6, 6)
     along = ROWS * np.sin(turn) + COLUMNS * np.cos(turn)
     over = ROWS * np.cos(turn) - COLUMNS * np.sin(turn) + offset
-    return over + bend * np.sin(along / rng.uniform(3.5, 6) + rng.uniform(0, 6))
+    distance: Field = over + bend * np.sin(along / rng.uniform(3.5, 6) + rng.uniform(0, 6))
+    return distance
 
 
 def forest(ground: Field, rng: Rng) -> Field:
