@@ -24,8 +24,8 @@ def evaluate_rows(
 ) -> list[Row]:
     """Every row with its report-split metrics; per-sample correctness goes to `folder`.
 
-    Files are `<row>.arrow`. A row that was evaluated before, with the same trial key, is not evaluated again. Files of
-    rows that are no longer in the comparison are removed.
+    Files are `<row>.arrow`. A row that was evaluated before, with the same trial key, is not
+    evaluated again; files of rows that are no longer in the comparison are removed.
     """
     rows = list(rows)
     known = {row.method: stored(folder / f"{row.method}{SUFFIX}", row.trial_key) for row in rows}

@@ -37,6 +37,9 @@ from mlflow.exceptions import MlflowException
 log = logging.getLogger(__name__)
 
 EXPERIMENT = "fusion-sweeps"
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Opens the experiment's page on runs and metrics, not on traces of language models."""
+
 MAX_PARAM = 6000
 """Characters MLflow takes in a parameter's value."""
 
@@ -72,7 +75,7 @@ def connect(uri: str | None, experiment: str | None, outputs: Path) -> tuple[Mlf
         # A server has an artifact root of its own; a sqlite store would use the working directory.
         local = where.startswith("sqlite:")
         place = (outputs / "mlflow-artifacts" / name).resolve().as_uri() if local else None
-        return client, client.create_experiment(name, artifact_location=place)
+        return client, client.create_experiment(name, artifact_location=place, tags=KIND)
     except Exception as error:  # whatever the store raises: SQL, HTTP, operating system
         reason = str(error).strip().splitlines()[0][:200]
         raise InputError(f"mlflow.tracking_uri: {where!r}: cannot be used: {reason}") from error

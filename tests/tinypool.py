@@ -1,4 +1,4 @@
-"""A tiny pool made by the project's own code: a base, three experts, three tasks of drawn images."""
+"""A tiny pool made by the project's own code: a base, three experts, three drawn tasks."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The fleet is the local experts, elsewhere: same laws, same numbers to the bit, through failures."""
+"""The fleet is the local experts, elsewhere: same laws, same bits, through failures."""
 
 import os
 import signal
@@ -13,8 +13,8 @@ import torch
 from actors.data import prepare_data
 from actors.embeddings import EmbeddingCache
 from actors.experts import LocalExperts, Recipe, merged
-from actors.fleet import Fleet, unwrapped
 from actors.flat import flatten, unflatten
+from actors.fleet import Fleet, unwrapped
 from actors.models import ImageEncoder
 from actors.placement import Plan
 from actors.pool import open_pool, task_vectors

@@ -48,7 +48,7 @@ def test_a_sweep_ends_with_everything_the_contract_names(undisturbed):
     rows = {
         row["method"]: row for row in json.loads((folder / "comparison.json").read_text())["rows"]
     }
-    assert list(rows)[0] == "pretrained"
+    assert next(iter(rows)) == "pretrained"
     assert list(rows)[-1] == "experts"
     assert {"simple_average", "ensemble", "task_arithmetic", "ties", "wise_ft"} <= set(rows)
     row = rows["task_arithmetic"]

@@ -1,5 +1,6 @@
 """MLflow: nothing twice, nothing lost."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,19 @@ ENTRY = Entry(
     metrics={"acc/mean": 0.5, "acc/x": 0.5}, n={"x": 2}, trial_s=1.5, peak_bytes=7,
     started="2026-01-02T03:04:05+00:00",
 )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory):
+    """A fresh store costs seconds of migrations: made once, copied for each test."""
+    folder = tmp_path_factory.mktemp("store")
+    tracking.connect(None, "other", folder)
+    return folder / "mlflow.db"
+
+
+@pytest.fixture(autouse=True)
+def store(migrated, tmp_path):
+    shutil.copy(migrated, tmp_path / "mlflow.db")
 
 
 def tracker(tmp_path, sweep_id="id1"):
