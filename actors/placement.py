@@ -15,7 +15,8 @@ GPU_CONTEXT_BYTES = 600 * 2**20
 STORE_MARGIN = 1.15
 """Object store over what is put into it: Ray's own objects and fragmentation."""
 
-MIN_STORE_BYTES = 200 * 2**20
+DATA_STORE_BYTES = 300 * 2**20
+"""Object store for images on their way into the pixel cache, and for results."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def plan(
     if device == "cuda" and not resources.gpus:
         raise InputError("placement.device: 'cuda'; this machine or cluster has no GPU: use 'cpu'")
     weights = model_bytes * (experts + 1)
-    store = max(int(weights * STORE_MARGIN), MIN_STORE_BYTES)
+    store = int(weights * STORE_MARGIN) + DATA_STORE_BYTES
     work = model_bytes + activation_bytes
     slots = resources.gpus if device == "cuda" else max(resources.cpus, 1)
     if replicas is not None and replicas > slots:
@@ -101,7 +102,7 @@ def plan(
         raise InputError(
             f"placement: {max(count, 1)} replica(s) need "
             f"{gigabytes(store + max(count, 1) * host)} of memory, {gigabytes(resources.memory)} "
-            f"are there; use {'fewer replicas' if fitting else 'fewer experts or a larger node'}"
+            f"are there; use {'fewer replicas' if fitting > 0 else 'fewer experts or a larger node'}"
         )
     threads = 1 if device == "cuda" else max(resources.cpus // count, 1)
     return Plan(count, device, threads, store, each, store + count * host)

@@ -196,7 +196,8 @@ def save_expert(base: Path, tower: Any, folder: Path) -> None:
     from transformers import CLIPVisionModel
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    # A tower taken out of a CLIPModel is a plain part; a CLIPVisionModel knows how to be saved.
+    # Loaded anew, because a model is saved under the tensor names that it was loaded from: those
+    # of the hub. The tower inside a CLIPModel would be saved under bare ones.
     model = CLIPVisionModel.from_pretrained(base)
     model.load_state_dict(tower.state_dict())
     model.save_pretrained(folder)
@@ -205,14 +206,16 @@ def save_expert(base: Path, tower: Any, folder: Path) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """transformers without its own progress bars: the caller has one."""
+    """transformers without its own progress bars, and without its notes on unused tensors."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 

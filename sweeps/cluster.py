@@ -62,8 +62,11 @@ def target(address: str | None) -> str | None:
 
 
 @contextmanager
-def connected(address: str | None, store_bytes: int) -> Iterator[None]:
+def connected(address: str | None, store_bytes: int) -> Iterator[str]:
     """Ray, for the length of a sweep. What we start we stop; what we found we leave running.
+
+    Yields:
+        The dashboard's address; empty where there is none.
 
     Raises:
         InputError: no cluster at that address.
@@ -72,13 +75,13 @@ def connected(address: str | None, store_bytes: int) -> Iterator[None]:
 
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if ray.is_initialized():
-        yield
+        yield ""
         return
     try:
         if address:
-            ray.init(address=address, **quiet)
+            context = ray.init(address=address, **quiet)
         else:
-            ray.init(
+            context = ray.init(
                 num_cpus=len(os.sched_getaffinity(0)),
                 object_store_memory=store_bytes,
                 include_dashboard=True,
@@ -89,6 +92,6 @@ def connected(address: str | None, store_bytes: int) -> Iterator[None]:
         reason = str(error).strip().splitlines()[0][:200]
         raise InputError(f"--address: {address!r}: Ray cannot be reached: {reason}") from error
     try:
-        yield
+        yield f"http://{context.dashboard_url}" if context.dashboard_url else ""
     finally:
         ray.shutdown()

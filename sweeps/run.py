@@ -82,7 +82,8 @@ def run(
         check_free(folder.path, spec_hash(spec), resume=resume, fresh=fresh)
         client, experiment = tracking.connect(uri, spec.mlflow.experiment, outputs)
         if not target:
-            stack.enter_context(cluster.connected(None, prepared.plan.store_bytes))
+            page = stack.enter_context(cluster.connected(None, prepared.plan.store_bytes))
+            progress.say(f"dashboard {page}")
         data = prepare_data(
             prepared.pool.base,
             prepared.tasks,

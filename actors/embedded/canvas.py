@@ -23,7 +23,7 @@ SUPER = 3
 """Drawn this many times larger, then averaged down: smooth edges at any position."""
 
 
-NOISE = 8.0
+NOISE = 5.0
 """Standard deviation of the sensor noise, in grey levels."""
 LIGHT = 0.2
 """Standard deviation of the slope of the light over the image; 1 is the whole brightness."""

@@ -15,7 +15,7 @@ from actors.embedded import figures, glyphs, surfaces
 from actors.embedded.canvas import SIZE, Pixels, Rng
 from actors.tasks import partition
 
-TRAIN, TEST = 1400, 600
+TRAIN, TEST = 1400, 900
 """Images a drawn task: enough for a 95 % interval of ±2 points on a task's test accuracy."""
 
 
@@ -66,7 +66,7 @@ DRAWINGS: Mapping[str, Drawing] = MappingProxyType(
         ),
         "counts": Drawing(
             figures.COUNTS,
-            ("{} pips.", "a domino with {} pips.", "there are {} spots."),
+            ("{} pips.", "a die that shows {}.", "there are {} spots."),
             figures.count,
         ),
         "textures": Drawing(
@@ -122,8 +122,8 @@ def web(task: str, seed: int, number: int, skew: float, train: int = TRAIN) -> P
 
     Class k in a random ranking occurs in proportion to 1 / k^skew, so the base knows some classes
     well and has hardly seen others: its zero-shot accuracy is middling on every task. Scans are
-    taken, with repetition and half the skew, from those that experts are trained on: the fit part
-    of `train` images.
+    taken, with repetition and half the skew, from those that experts are trained on, at most as
+    many as there are: the fit part of `train` images.
     """
     rng = generator(seed, task, "web")
     classes = len(DRAWINGS[task].classnames)
@@ -134,7 +134,7 @@ def web(task: str, seed: int, number: int, skew: float, train: int = TRAIN) -> P
     scanned = parts(task, seed, train)["train"]
     fit, _ = partition(scanned.labels)
     weights = np.sqrt(shares)[scanned.labels[fit]]
-    rows = rng.choice(fit, number, p=weights / weights.sum())
+    rows = rng.choice(fit, min(number, len(fit)), p=weights / weights.sum())
     return Part(scanned.images[rows], scanned.labels[rows])
 
 

@@ -41,11 +41,10 @@ DIRECTIONS = (
     "west",
     "northwest",
 )
-COUNTS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+COUNTS = ("one", "two", "three", "four", "five", "six")
 
 CORNERS: tuple[Point, ...] = ((-1, -1), (1, 1), (-1, 1), (1, -1))
 SIDES: tuple[Point, ...] = ((-1, 0), (1, 0))
-ENDS: tuple[Point, ...] = ((0, -1), (0, 1))
 MIDDLE: tuple[Point, ...] = ((0, 0),)
 PIPS = (
     MIDDLE,
@@ -54,9 +53,6 @@ PIPS = (
     CORNERS,
     CORNERS + MIDDLE,
     CORNERS + SIDES,
-    CORNERS + SIDES + MIDDLE,
-    CORNERS + SIDES + ENDS,
-    CORNERS + SIDES + ENDS + MIDDLE,
 )
 """Where the pips of each count are, in steps from the middle."""
 
@@ -145,9 +141,9 @@ def dial(label: int, rng: Rng) -> Pixels:
 
 
 def count(label: int, rng: Rng) -> Pixels:
-    """`label + 1` pips, arranged as on a domino."""
+    """`label + 1` pips, arranged as on a die."""
     ground, pip = near((200, 235, 235), rng), near((140, 40, 140), rng)
-    step, radius = rng.uniform(7.5, 9.5) * SUPER, rng.uniform(2.0, 3.2) * SUPER
+    step, radius = rng.uniform(7.5, 9.5) * SUPER, rng.uniform(2.3, 3.4) * SUPER
     middle = SIZE * SUPER / 2 + rng.uniform(-JITTER, JITTER, 2) * SUPER
     turn = np.radians(rng.uniform(-TILT, TILT))
     cos, sin = np.cos(turn), np.sin(turn)

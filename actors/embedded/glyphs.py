@@ -57,7 +57,7 @@ def font(name: str, size: int) -> ImageFont.FreeTypeFont:
 def glyph(text: str, fonts: tuple[str, ...], rng: Rng, paper: Colour, ink: Colour) -> Pixels:
     """One character: random font, size, place, slant and colours."""
     ground = near(paper, rng)
-    size = int(rng.integers(21, 28)) * SUPER
+    size = int(rng.integers(23, 29)) * SUPER
     face = font(fonts[rng.integers(len(fonts))], size)
     side = SIZE * SUPER
     image = Image.new("RGB", (side, side), ground)
