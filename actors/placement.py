@@ -99,10 +99,11 @@ def plan(
     fitting = (resources.memory - store) // host
     count = min(slots, fitting) if replicas is None else replicas
     if fitting < max(count, 1):
+        wanted = max(count, 1)
+        remedy = "fewer replicas" if fitting > 0 else "fewer experts or a larger node"
         raise InputError(
-            f"placement: {max(count, 1)} replica(s) need "
-            f"{gigabytes(store + max(count, 1) * host)} of memory, {gigabytes(resources.memory)} "
-            f"are there; use {'fewer replicas' if fitting > 0 else 'fewer experts or a larger node'}"
+            f"placement: {wanted} replica(s) need {gigabytes(store + wanted * host)} of memory, "
+            f"{gigabytes(resources.memory)} are there; use {remedy}"
         )
     threads = 1 if device == "cuda" else max(resources.cpus // count, 1)
     return Plan(count, device, threads, store, each, store + count * host)
