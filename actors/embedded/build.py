@@ -46,7 +46,7 @@ class Recipe:
     test: int = 900
     web: int = 2500
     """Images a task that the base is pretrained on."""
-    skew: float = 2.25
+    skew: float = 2.5
     """Of the classes in pretraining: the k-th occurs in proportion to 1 / k^skew."""
     width: int = 160
     """Of the vision tower: a wider, shallower tower interferes less when experts are added up."""
@@ -55,7 +55,9 @@ class Recipe:
     pretraining_rate: float = 1.5e-3
     epochs: float = 8.0
     batch_size: int = 128
-    learning_rate: float = 2e-4
+    learning_rate: float = 1e-4
+    """Small: the further experts move, the more they interfere, and the nearer the best λ is to
+    1 / T, where task arithmetic is the simple average."""
 
 
 def build(

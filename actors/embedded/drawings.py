@@ -25,8 +25,8 @@ class Drawing:
 
     classnames: tuple[str, ...]
     templates: tuple[str, ...]
-    draw: Callable[[int, Rng], Pixels] | None
-    """(label, generator) -> RGB image; None: the images are scans, `scans()`."""
+    draw: Callable[[int, Rng], Pixels]
+    """(label, generator) -> RGB image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +37,15 @@ class Part:
     labels: NDArray[np.int64]
 
 
+SCANNED = "digits"
+"""The task whose images are real scans; its drawn ones serve pretraining only."""
+
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 DRAWINGS: Mapping[str, Drawing] = MappingProxyType(
     {
         "digits": Drawing(
-            NUMBERS, ("a scan of the digit {}.", "a handwritten {}.", "the digit {}."), None
+            NUMBERS, ("a scan of the digit {}.", "a handwritten {}.", "the digit {}."), glyphs.digit
         ),
         "letters": Drawing(
             tuple(glyphs.LETTERS.lower()),
@@ -95,7 +98,7 @@ def parts(task: str, seed: int, train: int = TRAIN, test: int = TEST) -> dict[st
     >>> {name: part.images.shape for name, part in parts("counts", 0, 14, 7).items()}
     {'train': (14, 32, 32, 3), 'test': (7, 32, 32, 3)}
     """
-    if DRAWINGS[task].draw is None:
+    if task == SCANNED:
         return scans(seed, train, test)
     return {
         split: drawn_even(task, number, generator(seed, task, split))
@@ -113,7 +116,6 @@ def drawn_even(task: str, number: int, rng: Rng) -> Part:
 def drawn_part(task: str, labels: NDArray[np.int64], rng: Rng) -> Part:
     """Drawn images of a task, one for each of `labels` [N]."""
     draw = DRAWINGS[task].draw
-    assert draw is not None, f"task {task!r} is scanned"
     return Part(np.stack([draw(int(label), rng) for label in labels]), labels)
 
 
@@ -121,21 +123,25 @@ def web(task: str, seed: int, number: int, skew: float, train: int = TRAIN) -> P
     """What the base is pretrained on: the task's classes with a long tail, as on the web.
 
     Class k in a random ranking occurs in proportion to 1 / k^skew, so the base knows some classes
-    well and has hardly seen others: its zero-shot accuracy is middling on every task. Scans are
-    taken, with repetition and half the skew, from those that experts are trained on, at most as
-    many as there are: the fit part of `train` images.
+    well and has hardly seen others: its zero-shot accuracy is middling on every task. Where the
+    task's images are scans, a quarter are scans (of the fit part of `train` images: those that
+    experts are trained on, with repetition) and the others printed, all classes alike.
     """
     rng = generator(seed, task, "web")
     classes = len(DRAWINGS[task].classnames)
     shares = rng.permutation(1.0 / np.arange(1, classes + 1) ** skew)
-    if DRAWINGS[task].draw is not None:
+    if task != SCANNED:
         labels = rng.choice(classes, number, p=shares / shares.sum()).astype(np.int64)
         return drawn_part(task, labels, rng)
     scanned = parts(task, seed, train)["train"]
     fit, _ = partition(scanned.labels)
-    weights = np.sqrt(shares)[scanned.labels[fit]]
-    rows = rng.choice(fit, min(number, len(fit)), p=weights / weights.sum())
-    return Part(scanned.images[rows], scanned.labels[rows])
+    weights = shares[scanned.labels[fit]]
+    rows = rng.choice(fit, number // 4, p=weights / weights.sum())
+    printed = drawn_part(task, np.arange(number - len(rows)) % classes, rng)
+    return Part(
+        np.concatenate([scanned.images[rows], printed.images]),
+        np.concatenate([scanned.labels[rows], printed.labels]),
+    )
 
 
 def scans(seed: int, train: int, test: int) -> dict[str, Part]:

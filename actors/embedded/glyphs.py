@@ -75,3 +75,14 @@ def letter(label: int, rng: Rng) -> Pixels:
 def greek(label: int, rng: Rng) -> Pixels:
     """A lower-case Greek letter."""
     return glyph(list(GREEK.values())[label], FONTS, rng, (35, 50, 110), (205, 225, 245))
+
+
+def digit(label: int, rng: Rng) -> Pixels:
+    """A printed digit, white on black, as coarse as a scan of 8 × 8 pixels."""
+    image = Image.new("L", (SIZE, SIZE), 0)
+    middle = SIZE / 2 + rng.uniform(-1.5 * JITTER, 1.5 * JITTER, 2)
+    face = font(LATIN_FONTS[rng.integers(len(LATIN_FONTS))], int(rng.integers(34, 43)))
+    ImageDraw.Draw(image).text(tuple(middle), str(label), fill=255, font=face, anchor="mm")
+    turned = image.rotate(rng.uniform(-2 * TILT, 2 * TILT), Image.Resampling.BILINEAR)
+    coarse = turned.reduce(4).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+    return np.repeat(np.asarray(coarse)[..., None], 3, axis=2)
