@@ -36,13 +36,12 @@ GREEK = {
 FONTS = (
     "DejaVuSans.ttf",
     "DejaVuSans-Bold.ttf",
-    "DejaVuSansMono.ttf",
     "DejaVuSerif.ttf",
     "DejaVuSerif-Bold.ttf",
     "STIXGeneral.ttf",
 )
 """Fonts of matplotlib's own data folder that hold both alphabets: the same files everywhere."""
-LATIN_FONTS = (*FONTS, "cmtt10.ttf", "cmss10.ttf")
+LATIN_FONTS = (*FONTS, "cmss10.ttf")
 
 
 @cache

@@ -75,8 +75,8 @@ def pattern(name: str, rng: Rng) -> Field:
 
 def land(label: int, rng: Rng) -> Pixels:
     """Land from above: random soil, and what stands on it or runs through it."""
-    soil = (int(rng.integers(90, 190)), int(rng.integers(90, 170)), int(rng.integers(40, 120)))
-    ground = ramp(smooth_field(rng, 5), soil, near(soil, rng, 35))
+    soil = near((150, 120, 80), rng)
+    ground = ramp(smooth_field(rng, 5), soil, near(soil, rng, 20))
     painted = LANDSCAPES[LAND[label]](ground, rng)
     return photographed(painted, rng)
 
@@ -130,7 +130,7 @@ def crops(ground: Field, rng: Rng) -> Field:
     """Furrows, in one or two fields."""
     rows = np.sin(across(rng, 0.0) * 2 * np.pi / rng.uniform(3, 5))
     green = near((110, 140, 60), rng, 40)
-    return cover(ground, 0.7 * soft(rows) * soft(across(rng, 0.0) + 9), green)
+    return cover(ground, 0.9 * soft(rows) * soft(across(rng, 0.0) + 9), green)
 
 
 def houses(ground: Field, rng: Rng) -> Field:

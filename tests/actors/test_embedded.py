@@ -173,7 +173,7 @@ def test_the_literatures_order(tmp_path: Path) -> None:
         assert intervals[lower][1] < intervals[higher][0], report
     chance = np.mean([1 / len(drawing.classnames) for drawing in DRAWINGS.values()])
     assert means["pretrained"] > 3 * chance, report
-    assert means["experts"] > 0.85, report
+    assert means["experts"] > means["pretrained"] + 0.15, report
 
 
 class Trial:
