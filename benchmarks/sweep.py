@@ -24,7 +24,7 @@ from rich.console import Console
 from actors.data import prepare_data
 from actors.embeddings import EmbeddingCache
 from actors.experts import LocalExperts, Recipe
-from actors.fleet import Fleet
+from actors.fleet import Fleet, unwrapped
 from actors.models import ImageEncoder
 from actors.pool import task_vectors
 from actors.sources import cache_dir
@@ -56,6 +56,10 @@ def swept(prepared: Prepared, folder: Path) -> tuple[float, float, list[float], 
         )
         with Fleet(prepared.pool, data, prepared.embeddings(), prepared.plan) as fleet:
             fleet.ready()
+            # One evaluation a replica that is not counted, as the bare loop has one.
+            warm = Recipe("task_arithmetic", {"scale": 0.05})
+            for ref in [r.evaluate.remote(warm, "select") for r in fleet.replicas]:
+                unwrapped(ref)
             search = MethodSearch(prepared.spec, prepared.context())
             tuned(prepared.spec, search, fleet.client, SweepFolder(folder), entries.append)
     starts = [datetime.fromisoformat(entry.started) for entry in entries]
@@ -146,6 +150,11 @@ def text_head(model: Any, processor: Any, classnames: Any, templates: Any) -> to
 
 def main() -> None:
     """Run all three and print the ratios."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
     console = Console()
     ensure_pool(console)
     with tempfile.TemporaryDirectory() as scratch:
