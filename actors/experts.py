@@ -92,6 +92,15 @@ class Evaluation:
         found["nll/mean"] = float(np.mean([score.nll for score in self.scores.values()]))
         return found
 
+    def plain(self) -> dict[str, Any]:
+        """What a ledger entry keeps: metrics, samples a task, seconds, peak memory."""
+        return {
+            "metrics": self.metrics(),
+            "n": {task: len(score.correct) for task, score in self.scores.items()},
+            "trial_s": self.seconds,
+            "peak_bytes": self.peak_bytes,
+        }
+
 
 class Experts(Protocol):
     """Where pinned experts are reached: in this process, or on a cluster."""

@@ -61,6 +61,10 @@ class Replica:
         """See `LocalExperts.evaluate`."""
         return self.experts.evaluate(recipe, role)
 
+    def measure(self, method: str, params: dict[str, Any], role: str) -> dict[str, Any]:
+        """`evaluate` in plain types, for callers that do without torch."""
+        return self.experts.evaluate(Recipe(method, params), role).plain()
+
     def merge(self, recipe: Recipe) -> dict[str, Tensor]:
         """See `LocalExperts.merge`."""
         return self.experts.merge(recipe)

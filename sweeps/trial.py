@@ -1,4 +1,4 @@
-"""One trial: a thin client that asks the fleet to merge and evaluate, and reports floats."""
+"""Finished trials as ledger entries, and how the driver hears of them."""
 
 from __future__ import annotations
 
@@ -8,75 +8,41 @@ from typing import Any
 
 from ray import tune
 
-from actors.experts import Evaluation, Experts, Recipe
+from actors.experts import Evaluation
 from fusion.registry import METHODS
 from sweeps.ledger import Entry
 
-TRIAL_MEMORY = 200 * 2**20
-"""What a trial's process holds. It computes nothing: no CPU is asked for, so that trials queue at
-the fleet and not for cores that the replicas occupy."""
 
-
-def run_trial(config: Mapping[str, Any], experts: Experts) -> None:
-    """The trainable: one suggestion of `MethodSearch`, evaluated on the select split."""
-    started = datetime.now(UTC).isoformat()
-    try:
-        evaluation = experts.evaluate(Recipe(config["method"], config["params"]), "select")
-    except Exception as error:
-        reason = str(error).strip().splitlines() or [""]
-        entry = failed(config, f"{type(error).__name__}: {reason[-1]}"[:1000], started)
-        tune.report({"entry": vars(entry)})
-        raise
-    entry = finished(config["trial_key"], config, evaluation, started, config["seed"])
-    tune.report({**entry.metrics, "entry": vars(entry)})
-
-
-def finished(
-    trial_key: str,
-    what: Mapping[str, Any],
-    evaluation: Evaluation,
-    started: str,
-    seed: int = 0,
-) -> Entry:
-    """The ledger entry of a successful evaluation on the select split."""
-    return Entry(
-        trial_key=trial_key,
-        method=what["method"],
-        kind=kind_of(what["method"]),
-        params=what["params"],
-        status="done",
-        split="select",
-        metrics=evaluation.metrics(),
-        n={task: len(score.correct) for task, score in evaluation.scores.items()},
-        trial_s=evaluation.seconds,
-        peak_bytes=evaluation.peak_bytes,
-        started=started,
-        ended=datetime.now(UTC).isoformat(),
-        seed=seed,
+def finished(trial_key: str, method: str, evaluation: Evaluation, started: str) -> Entry:
+    """The ledger entry of a reference that was evaluated on the select split."""
+    return complete(
+        {
+            "trial_key": trial_key,
+            "method": method,
+            "params": {},
+            "status": "done",
+            "split": "select",
+            **evaluation.plain(),
+            "started": started,
+            "ended": datetime.now(UTC).isoformat(),
+        }
     )
 
 
-def failed(config: Mapping[str, Any], error: str, started: str | None = None) -> Entry:
-    """The ledger entry of a trial that raised."""
+def died(config: Mapping[str, Any]) -> Entry:
+    """The ledger entry of a trial that could not even say why it failed."""
     now = datetime.now(UTC).isoformat()
-    return Entry(
-        trial_key=config["trial_key"],
-        method=config["method"],
-        kind=kind_of(config["method"]),
-        params=config["params"],
-        status="failed",
-        split="select",
-        started=started or now,
-        ended=now,
-        seed=config["seed"],
-        error=error,
+    reason = "the trial's process died"
+    return complete(
+        {**config, "status": "failed", "split": "select", "started": now, "ended": now}
+        | {"error": reason}
     )
 
 
-def kind_of(method: str) -> str:
-    """`static`, `logits`, … or `reference`."""
-    row = METHODS.get(method)
-    return row.kind if row is not None else "reference"
+def complete(fields: Mapping[str, Any]) -> Entry:
+    """An entry from what a trial reported; the method's kind is the table's to say."""
+    row = METHODS.get(fields["method"])
+    return Entry(**fields, kind=row.kind if row is not None else "reference")
 
 
 class Recorder(tune.Callback):  # type: ignore[misc]  # ray is untyped
@@ -96,9 +62,9 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray is untyped
         """A trial reports once, when it is done or has failed."""
         if "entry" in result:
             self.heard.add(result["entry"]["trial_key"])
-            self.record(Entry(**result["entry"]))
+            self.record(complete(result["entry"]))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """A trial that could not even say why: its process died."""
+        """A trial whose process died without a word."""
         if trial.config["trial_key"] not in self.heard:
-            self.record(failed(trial.config, "the trial's process died"))
+            self.record(died(trial.config))

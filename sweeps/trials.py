@@ -18,7 +18,12 @@ from sweeps.ledger import Entry
 from sweeps.progress import Progress
 from sweeps.search import MethodSearch
 from sweeps.spec import SweepSpec
-from sweeps.trial import TRIAL_MEMORY, Recorder, finished, run_trial
+from sweeps.thin import run_trial
+from sweeps.trial import Recorder, finished
+
+TRIAL_MEMORY = 200 * 2**20
+"""What a trial's process holds. It computes nothing: no CPU is asked for, so that trials queue at
+the fleet and not for cores that the replicas occupy."""
 
 IN_FLIGHT = 4
 """Trials at a time: enough that each replica has the next call waiting when it ends one."""
@@ -60,18 +65,17 @@ def run_trials(
     for method in REFERENCES:
         key = trial_key(method, {}, context)
         if key not in done:
-            what = {"method": method, "params": {}}
             started = datetime.now(UTC).isoformat()
             ref = experts.submit("evaluate", Recipe(method), "select")
-            references[key] = (what, started, ref)
+            references[key] = (method, started, ref)
     known = {key: entry.metrics.get(spec.metric) for key, entry in done.items()}
     search = MethodSearch(spec, context, known)
     if search.suggest("probe") != tune.search.Searcher.FINISHED:
         tuned(spec, MethodSearch(spec, context, known), experts, folder, record)
     for ref in warm:
         unwrapped(ref)
-    for key, (what, started, ref) in references.items():
-        record(finished(key, what, unwrapped(ref), started))
+    for key, (method, started, ref) in references.items():
+        record(finished(key, method, unwrapped(ref), started))
 
 
 def tuned(
@@ -93,7 +97,7 @@ def tuned(
 
     # Failed trials are ours to show, once, at the end; Tune would print each with its traceback.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    trainable = tune.with_parameters(run_trial, experts=experts)
+    trainable = tune.with_parameters(run_trial, desk=experts.desk)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"memory": TRIAL_MEMORY}),
         tune_config=tune.TuneConfig(

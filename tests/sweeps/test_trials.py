@@ -7,7 +7,8 @@ import pytest
 import ray
 from rich.console import Console
 
-from actors.experts import Evaluation, TaskScore
+from actors.experts import Evaluation, Recipe, TaskScore
+from actors.fleet import Client, Desk
 from fusion.errors import InputError
 from sweeps.folder import SweepFolder
 from sweeps.progress import Progress
@@ -18,7 +19,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
 class Fake:
-    """Experts whose accuracy is λ, and that fail where λ is 0.5."""
+    """A replica whose accuracy is λ, and that fails where λ is 0.5."""
 
     def __init__(self, log):
         self.log = str(log)
@@ -32,8 +33,11 @@ class Fake:
         hits = np.arange(10) < round(10 * scale)
         return Evaluation({"x": TaskScore(hits, 1.0)}, 0.01, 1)
 
-    def submit(self, method, *args):
-        return ray.put(getattr(self, method)(*args) if method == "evaluate" else None)
+    def measure(self, method, params, role):
+        return self.evaluate(Recipe(method, params), role).plain()
+
+    def embed(self, expert, role):
+        pass
 
 
 @pytest.fixture
@@ -52,7 +56,9 @@ def spec():
 def run(spec, folder, log, record=None):
     with Progress(Console(quiet=True)) as progress:
         keep = record or folder.ledger.add
-        run_trials(spec, "ctx", Fake(log), ["x"], folder, keep, progress)
+        replica = ray.remote(Fake).options(num_cpus=0).remote(log)
+        desk = ray.remote(Desk).options(num_cpus=0).remote([replica])
+        run_trials(spec, "ctx", Client(desk), ["x"], folder, keep, progress)
 
 
 def calls(log):
