@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from actors.checkpoints import Checkpoint
-from actors.experts import Rows, TaskData
+from actors.evaluation import Rows, TaskData
+from actors.extractor import Extractor
+from actors.features import prepare_features
 from actors.heads import zero_shot_heads
 from actors.pixels import open_pixels, prepare
 from actors.preprocess import clip_preprocess, read_preprocess
@@ -22,11 +25,22 @@ def prepare_data(
     root: Path,
     *,
     select_spelled: bool = False,
+    extractors: Collection[Extractor] = (),
     progress: Callable[[int, int], None] | None = None,
+    device: str = "cpu",
 ) -> dict[str, TaskData]:
     """Decode what is not in the cache yet, and say for each task which rows play which role.
 
-    Needs an initialised Ray when something has to be decoded.
+    Args:
+        base: whose preprocessing and text tower are used.
+        tasks: name -> opened task.
+        splits: which rows play which role.
+        roles: those that are read.
+        root: the cache folder.
+        select_spelled: whether the spec itself names the split to select on.
+        extractors: of gates; their features are made for all these rows.
+        progress: called with images done and images in all.
+        device: where features are computed.
 
     Raises:
         InputError: a split that is not there or empty; a broken image, by name.
@@ -38,12 +52,21 @@ def prepare_data(
     needed = {(name, places[name][role].split): tasks[name] for name in tasks for role in wanted}
     files = prepare(tasks, list(needed), read_preprocess(base.folder), root, progress)
     heads = zero_shot_heads(base, tasks, root)
+    features = {
+        extractor.fingerprint: prepare_features(
+            extractor, tasks, list(needed), root, progress, device=device
+        )
+        for extractor in extractors
+    }
     return {
         name: TaskData(
             name,
             heads[name],
             {
-                role: rows(files[name, place.split], place.part, splits)
+                role: replace(
+                    rows(files[name, place.split], place.part, splits),
+                    features={key: found[name, place.split] for key, found in features.items()},
+                )
                 for role, place in places[name].items()
                 if role in wanted
             },

@@ -1,81 +1,41 @@
-"""Experts on a Ray cluster: replicas as actors, weights once a node. The only file here that
-knows actors; everything they do is `LocalExperts`.
+"""Experts on a Ray cluster: replicas of shards as actors, weights once a node. The only file here
+that starts actors; what they do is `LocalExperts` and `Shard`.
 
-A *replica* is one resident model and read-only views of base and task vectors in the node's
-object store. The *desk* hands each call to the next free replica; callers (trials) hold nothing
-but its handle. Calls carry all they need, so a replica that dies is restarted and its call run
-again, with the same result to the bit.
+A *replica* is one whole model: in one process, or a conductor of several *shards*, each in a
+process of its own. Base and task vectors are read-only views of the node's object store. The
+*desk* hands each call to the next free replica; callers (trials) hold nothing but its handle. Calls
+carry all they need, so an actor that dies is restarted and its call run again, with the same result
+to the bit.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
-import torch
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import Tensor
 
 from actors.embeddings import EmbeddingCache
-from actors.experts import Evaluation, LocalExperts, Recipe, TaskData
-from actors.models import ImageEncoder
+from actors.experts import Evaluation, Recipe, TaskData
 from actors.placement import Plan
-from actors.pool import FlatVectors, Pool, load_flat, unflatten
+from actors.pool import FlatVectors, Pool, load_flat
+from actors.replica import LANES, Replica, Setup, ShardActor
+from actors.segments import clip_segments, segment_names
+from actors.transport import fetched as unwrapped
+from fusion.errors import InputError
+from fusion.learning import Gradient, Lesson
+from fusion.trim import Trim
 
-RESTARTS = 3
-"""How often a replica that dies is started again, and a call that it took down is run again."""
+RESTARTS = 50
+"""How often an actor that dies is started again."""
 
-
-@dataclass(frozen=True)
-class Setup:
-    """What a replica is built from, beside the weights."""
-
-    base: Path
-    device: str
-    dtype: str
-    threads: int
-    data: Mapping[str, TaskData]
-    embeddings: EmbeddingCache
-
-
-class Replica:
-    """`LocalExperts` in a process of its own."""
-
-    def __init__(self, setup: Setup, weights: bytes) -> None:
-        """`weights`: a pickled reference to `FlatVectors`, which the fleet keeps alive.
-
-        As an argument proper it would be the actor's own, and Ray warns of each that a restart
-        may not find it.
-        """
-        torch.set_num_threads(setup.threads)
-        flat: FlatVectors = ray.get(ray.cloudpickle.loads(weights))
-        vectors = unflatten(flat, setup.device)
-        encoder = ImageEncoder(setup.base, setup.device, getattr(torch, setup.dtype))
-        self.experts = LocalExperts(vectors, encoder, setup.data, setup.embeddings)
-
-    def evaluate(self, recipe: Recipe, role: str) -> Evaluation:
-        """See `LocalExperts.evaluate`."""
-        return self.experts.evaluate(recipe, role)
-
-    def measure(self, method: str, params: dict[str, Any], role: str) -> dict[str, Any]:
-        """`evaluate` in plain types, for callers that do without torch."""
-        return self.experts.evaluate(Recipe(method, params), role).plain()
-
-    def merge(self, recipe: Recipe) -> dict[str, Tensor]:
-        """See `LocalExperts.merge`."""
-        return self.experts.merge(recipe)
-
-    def embed(self, expert: str, role: str) -> None:
-        """See `LocalExperts.embed`."""
-        self.experts.embed(expert, role)
-
-    def pid(self) -> int:
-        """The process, so that a test can kill it."""
-        return os.getpid()
+RETRIES = 3
+"""How often a call that an actor took down with it is run again."""
 
 
 class Desk:
@@ -100,6 +60,7 @@ class Client:
     """What a trial holds of a fleet: `Experts`, by way of the desk."""
 
     desk: Any
+    replicas: int = 1
 
     def evaluate(self, recipe: Recipe, role: str) -> Evaluation:
         """Blocks until a replica has done it."""
@@ -110,6 +71,15 @@ class Client:
         """Blocks; moves a whole model through the object store: for tests and exports."""
         result: dict[str, Tensor] = unwrapped(self.submit("merge", recipe))
         return result
+
+    def gradients(self, lessons: Sequence[Lesson], role: str, trim: Trim) -> list[Gradient]:
+        """Blocks; lessons are dealt to all replicas: the result is the same on any of them."""
+        each = -(-len(lessons) // self.replicas)
+        refs = [
+            self.submit("gradients", lessons[start : start + each], role, trim)
+            for start in range(0, len(lessons), each)
+        ]
+        return [gradient for ref in refs for gradient in unwrapped(ref)]
 
     def submit(self, method: str, *args: Any) -> Any:
         """An object reference to the result."""
@@ -127,45 +97,80 @@ class Fleet:
         plan: Plan,
         dtype: str = "float32",
     ) -> None:
-        setup = Setup(pool.base.folder, plan.device, dtype, plan.threads, data, embeddings)
-        # Read once, by a task, so that the weights never pass through the driver.
+        setup = Setup(pool.base, pool.tasks, pool.groups, plan, dtype, data, embeddings)
+        chain = clip_segments(pool.base)
+        # Read by tasks, a block each, so that the weights never pass through the driver.
         reader = ray.remote(read).options(name="read experts", num_cpus=0, num_returns=2)
-        self.read, self.flat = reader.remote(pool)
-        options = {
-            "num_cpus": 1 if plan.device == "cpu" else 0,
-            "num_gpus": 1 if plan.device == "cuda" else 0,
-            "max_restarts": RESTARTS,
-            "max_task_retries": RESTARTS,
-        }
-        actor, weights = ray.remote(Replica), ray.cloudpickle.dumps(self.flat)
-        self.replicas = [
-            actor.options(**options).remote(setup, weights) for _ in range(plan.replicas)
+        blocks = [segment_names(chain, *block) for block in plan.blocks]
+        self.read, self.flat = zip(*(reader.remote(pool, names) for names in blocks), strict=True)
+        weights = [ray.cloudpickle.dumps(flat) for flat in self.flat]
+        self.groups: list[PlacementGroup] = []
+        self.shards: list[Any] = []
+        self.replicas: list[Any] = []
+        for number in range(plan.replicas):
+            self.start_replica(setup, weights, number)
+        lanes = [
+            replica for replica in self.replicas for _ in range(LANES if plan.shards > 1 else 1)
         ]
-        self.desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=1000).remote(self.replicas)
-        self.client = Client(self.desk)
+        self.desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=1000).remote(lanes)
+        self.client = Client(self.desk, plan.replicas)
+
+    def start_replica(self, setup: Setup, weights: list[bytes], number: int) -> None:
+        """The actors of one replica, in a placement group of a bundle a shard."""
+        plan = setup.plan
+        need = {"GPU": plan.gpus} if plan.device == "cuda" else {"CPU": 1.0}
+        group = placement_group([need] * plan.shards, strategy="PACK")
+        self.groups.append(group)
+        robust = {"max_restarts": RESTARTS, "max_task_retries": RETRIES}
+
+        def options(index: int) -> dict[str, Any]:
+            place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
+            return {
+                "num_cpus": need.get("CPU", 0),
+                "num_gpus": need.get("GPU", 0),
+                "scheduling_strategy": place,
+                **robust,
+            }
+
+        if plan.shards == 1:
+            actor = ray.remote(Replica).options(**options(0))
+            self.replicas.append(actor.remote(setup, weights[0]))
+            return
+        direct = {"enable_tensor_transport": True} if plan.device == "cuda" else {}
+        shards = [
+            ray.remote(ShardActor).options(**options(index), **direct).remote(setup, each, index)
+            for index, each in enumerate(weights)
+        ]
+        self.shards += shards
+        conductor = ray.remote(Replica).options(num_cpus=0, max_concurrency=LANES, **robust)
+        self.replicas.append(conductor.remote(setup, None, shards))
 
     def ready(self, timeout: float = 600.0) -> None:
-        """Wait until every replica holds its weights.
+        """Wait until every actor holds its weights.
 
         Raises:
             InputError: the weights were refused (the line names the tensor and the file).
-            TimeoutError: the cluster did not give the replicas their place in time.
+            TimeoutError: the cluster did not give the actors their place in time.
         """
-        refs = [replica.pid.remote() for replica in self.replicas]
+        refs = [actor.pid.remote() for actor in (*self.shards, *self.replicas)]
         try:
-            unwrapped(self.read, timeout)
+            for each in self.read:
+                unwrapped(each, timeout)
             ray.get(refs, timeout=timeout)
         except ray.exceptions.GetTimeoutError:
-            have = ray.cluster_resources()
+            have, needed = ray.cluster_resources(), self.groups[0].bundle_specs
             raise TimeoutError(
-                f"fleet: {len(self.replicas)} replicas did not start within {timeout:.0f} s; the "
-                f"cluster has {have.get('CPU', 0):.0f} CPUs and {have.get('GPU', 0):.0f} GPUs"
+                f"fleet: {len(self.groups)} replica(s) of {needed} did not start within"
+                f" {timeout:.0f} s; the cluster has {have.get('CPU', 0):.0f} CPUs and"
+                f" {have.get('GPU', 0):.0f} GPUs"
             ) from None
 
     def close(self) -> None:
-        """Kill what was started."""
-        for actor in (self.desk, *self.replicas):
+        """Kill what was started, and give its places back."""
+        for actor in (self.desk, *self.replicas, *self.shards):
             ray.kill(actor)
+        for group in self.groups:
+            remove_placement_group(group)
 
     def __enter__(self) -> Fleet:
         return self
@@ -174,21 +179,17 @@ class Fleet:
         self.close()
 
 
-def read(pool: Pool) -> tuple[tuple[str, ...], FlatVectors]:
-    """The experts' names, small enough to fetch (or to fail by), and the weights."""
-    return pool.tasks, load_flat(pool)
+def read(pool: Pool, names: tuple[str, ...]) -> tuple[tuple[str, ...], FlatVectors]:
+    """The experts' names, small enough to fetch (or to fail by), and a block's weights.
 
-
-def unwrapped(ref: Any, timeout: float | None = None) -> Any:
-    """The value of a reference; an error raised remotely is raised here as itself."""
-    try:
-        return ray.get(ref, timeout=timeout)
-    except ray.exceptions.RayTaskError as error:
-        raise root_cause(error) from None
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """The user's exception inside Ray's (nested, where a call went through the desk)."""
-    while isinstance(error, ray.exceptions.RayTaskError) and error.cause is not None:
-        error = error.cause
-    return error
+    Raises:
+        InputError: an expert that is not there on this node, or is refused.
+    """
+    for member in (pool.base, *pool.experts.values()):
+        for info in member.tensors.values():
+            if not info.file.exists():
+                raise InputError(
+                    f"{member.name}: {info.file}: missing on node {ray.util.get_node_ip_address()}"
+                )
+            break
+    return pool.tasks, load_flat(pool, only=names)

@@ -129,7 +129,7 @@ class TextEncoder:
         import torch
         from transformers import CLIPTextModel, CLIPTokenizer
 
-        from actors.models import clip_config, empty, weights
+        from actors.towers import clip_config, empty, weights
 
         config = clip_config(base).text_config
         self.positions = int(config.max_position_embeddings)

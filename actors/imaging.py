@@ -1,7 +1,8 @@
-"""What happens to an image before a CLIP model sees it.
+"""What happens to an image before a model sees it: a CLIP, or the frozen network of a gate.
 
 Two halves: up to uint8 pixels, done once and kept on disk (`pixels.py`); and from there to
-normalised floats, done at each forward pass. Together they equal `CLIPImageProcessorPil`.
+normalised floats, done at each forward pass. Together they equal `CLIPImageProcessorPil` and, on
+RGB images, `ConvNextImageProcessorPil`.
 
 Imports neither torch nor `fusion` when loaded: processes that only decode start in a tenth of
 the time.
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
+BILINEAR = 2
+"""Pillow's number of that filter, which is also what torchvision's `Resize` uses."""
+
 
 @dataclass(frozen=True)
 class Preprocess:
@@ -42,6 +46,9 @@ class Preprocess:
     rescale: float = 1 / 255
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
+    squash: tuple[int, int] | None = None
+    """Before all else, resize to exactly (height, width), bilinear, aspect ratio lost, 8 bits: the
+    loader of the original DAWE, which its ResNet's preprocessing follows; None: do not."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -59,6 +66,8 @@ class Preprocess:
     def fingerprint(self) -> str:
         """Of what determines the uint8 pixels; rescaling and normalisation come after them."""
         pixels = {k: v for k, v in asdict(self).items() if k not in ("rescale", "mean", "std")}
+        if self.squash is None:
+            del pixels["squash"]  # younger than many a cache: hashes without it stay as they were
         return hashlib.sha256(json.dumps(["pixels-1", pixels]).encode()).hexdigest()[:32]
 
     def to_uint8(self, image: Image) -> NDArray[np.uint8]:
@@ -67,6 +76,8 @@ class Preprocess:
         # resized independently, so the result is the same to the bit.
         grey = image.mode == "L" and "transparency" not in image.info
         ready = image if grey else to_rgb(image)
+        if self.squash is not None:
+            ready = ready.resize(self.squash[::-1], BILINEAR)
         width, height = ready.size
         if self.shortest_edge is not None:
             short, long = min(width, height), max(width, height)

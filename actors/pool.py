@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -42,6 +42,11 @@ class Pool:
         """The tensors that are fused. `visual_projection` is one iff some expert brings its own."""
         projected = any(PROJECTION in expert.tensors for expert in self.experts.values())
         return tuple(name for name in self.base.tensors if projected or name != PROJECTION)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The floating-point tensors among them: the G axis of layer-wise codings."""
+        return tuple(name for name in self.names if self.delta_dtype(name) is not None)
 
     @property
     def dtypes(self) -> dict[str, str]:
@@ -155,7 +160,12 @@ def task_vectors(pool: Pool, *, advance: Callable[[int], None] | None = None) ->
     return unflatten(load_flat(pool, advance=advance))
 
 
-def load_flat(pool: Pool, *, advance: Callable[[int], None] | None = None) -> FlatVectors:
+def load_flat(
+    pool: Pool,
+    *,
+    only: Collection[str] | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> FlatVectors:
     """Read base and experts tensor by tensor, and subtract.
 
     Files are memory-mapped: beside the result, the peak is what the system keeps of them in its
@@ -163,6 +173,7 @@ def load_flat(pool: Pool, *, advance: Callable[[int], None] | None = None) -> Fl
 
     Args:
         pool: an opened pool.
+        only: the tensors of one shard; None: all of `pool.names`.
         advance: called with the bytes of experts read since its last call; `pool.read_bytes` in
             all.
 
@@ -170,8 +181,9 @@ def load_flat(pool: Pool, *, advance: Callable[[int], None] | None = None) -> Fl
         InputError: NaN or Inf, or an expert whose text tower, scale or position ids are not the
             base's. The line names member, file and tensor.
     """
-    check_unfused(pool)
-    names = pool.names
+    if only is None or pool.names[0] in only:  # once a pool, whatever the number of shards
+        check_unfused(pool)
+    names = tuple(name for name in pool.names if only is None or name in only)
     slots = lay_out(
         {
             name: (info.shape, info.dtype, pool.delta_dtype(name))

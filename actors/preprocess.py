@@ -18,6 +18,15 @@ KINDS = (
     "CLIPFeatureExtractor",
 )
 
+CONVNEXT = (
+    "ConvNextImageProcessor",
+    "ConvNextImageProcessorPil",
+    "ConvNextImageProcessorFast",
+    "ConvNextFeatureExtractor",
+)
+
+STEPS = ("rescale", "normalize")
+
 FLAGS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
 
 
@@ -27,36 +36,84 @@ def clip_preprocess(size: int) -> Preprocess:
 
 
 def read_preprocess(folder: Path) -> Preprocess:
-    """The preprocessing of a model folder: `preprocessor_config.json` or `processor_config.json`.
+    """The preprocessing of a CLIP: `preprocessor_config.json` or `processor_config.json`.
 
     Raises:
         InputError: neither file, or something in it that is not supported, by name.
     """
     file, config = read_file(folder)
-    kind = config.get("image_processor_type") or config.get("feature_extractor_type") or KINDS[0]
-    if kind not in KINDS:
-        raise InputError(f"{file}: image_processor_type {kind!r}; allowed: {', '.join(KINDS)}")
+    check(config, KINDS, file)
+    return clip(config, file)
+
+
+def read_convnext(folder: Path) -> Preprocess:
+    """The preprocessing of a ResNet: ConvNeXt's, which the ResNets on the hub carry.
+
+    Below 384 pixels the shorter edge becomes int(size / crop_pct) and the middle is kept (224:
+    256, then 224); from 384 on the whole image is squashed. Defaults as in
+    `transformers.ConvNextImageProcessor`: size 384, crop_pct 224 / 256, bicubic, mean and std 0.5.
+
+    Raises:
+        InputError: as `read_preprocess`.
+    """
+    file, config = read_file(folder)
+    check(config, CONVNEXT, file)
+    edge, _ = sizes({"size": config.get("size", {"shortest_edge": 384})}, file)
+    share = config.get("crop_pct")
+    share = 224 / 256 if share is None else share
+    if edge is None or edge < 1:
+        raise InputError(f"{file}: size: {config['size']!r}; shortest_edge needed")
+    if type(share) not in (int, float) or not 0 < share <= 1:
+        raise InputError(f"{file}: crop_pct: {share!r}; more than 0, at most 1")
+    if config.get("do_resize") is False:
+        raise InputError(f"{file}: do_resize: False; images would differ in size")
+    if config.get("do_center_crop"):
+        raise InputError(f"{file}: do_center_crop: True; not supported (crop_pct says it)")
+    square = (edge, edge)
+    geometry = (None, square, None) if edge >= 384 else (int(edge / share), None, square)
+    return finish(config, file, geometry, (0.5,) * 3, (0.5,) * 3)
+
+
+def check(config: Mapping[str, Any], kinds: tuple[str, ...], file: Path) -> None:
+    """Raise InputError for another kind of processor, and for steps that nothing here does."""
+    kind = config.get("image_processor_type") or config.get("feature_extractor_type") or kinds[0]
+    if kind not in kinds:
+        raise InputError(f"{file}: image_processor_type {kind!r}; allowed: {', '.join(kinds)}")
     for name, value in config.items():
         if name.startswith("do_") and name not in FLAGS and value:
             raise InputError(f"{file}: {name}: {value!r}; not supported (allowed: {list(FLAGS)})")
     if config.get("do_convert_rgb") is False:
-        raise InputError(f"{file}: do_convert_rgb: False; not supported (CLIP needs RGB)")
-    on = {name: config.get(name) is not False for name in FLAGS}
-    shortest_edge, resize = sizes(config, file) if on["do_resize"] else (None, None)
-    crop = square(config.get("crop_size", 224), "crop_size", file) if on["do_center_crop"] else None
+        raise InputError(f"{file}: do_convert_rgb: False; not supported (the models need RGB)")
+
+
+def clip(config: Mapping[str, Any], file: Path) -> Preprocess:
+    """What a CLIP processor's file says."""
+    resized, cropped = (config.get(f"do_{step}") is not False for step in ("resize", "center_crop"))
+    shortest_edge, resize = sizes(config, file) if resized else (None, None)
+    crop = square(config.get("crop_size", 224), "crop_size", file) if cropped else None
     if crop is None and resize is None:
         raise InputError(f"{file}: do_center_crop: False; images would differ in size")
+    return finish(config, file, (shortest_edge, resize, crop), MEAN, STD)
+
+
+def finish(
+    config: Mapping[str, Any],
+    file: Path,
+    geometry: tuple[int | None, tuple[int, int] | None, tuple[int, int] | None],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Preprocess:
+    """Geometry (shortest edge, resize, crop), and what the file says of filter and values."""
+    rescaled, normalised = (config.get(f"do_{step}") is not False for step in STEPS)
     resample = config.get("resample", 3)
     if type(resample) is not int or not 0 <= resample <= 5:
         raise InputError(f"{file}: resample: {resample!r}; Pillow's filters 0 to 5 allowed")
     return Preprocess(
-        shortest_edge,
-        resize,
-        crop,
+        *geometry,
         resample,
-        float(config.get("rescale_factor", 1 / 255)) if on["do_rescale"] else 1.0,
-        channels(config, "image_mean", MEAN, file) if on["do_normalize"] else (0.0,) * 3,
-        channels(config, "image_std", STD, file) if on["do_normalize"] else (1.0,) * 3,
+        float(config.get("rescale_factor", 1 / 255)) if rescaled else 1.0,
+        channels(config, "image_mean", mean, file) if normalised else (0.0,) * 3,
+        channels(config, "image_std", std, file) if normalised else (1.0,) * 3,
     )
 
 

@@ -34,7 +34,7 @@ def cache_dir() -> Path:
 
 
 def resolve(source: str, *, what: str) -> Path:
-    """The folder of a model: a path, `embedded:base`, `embedded:<task>`, or a hub id.
+    """The folder of a model: a path, `embedded:base`, `:extractor`, `:<task>`, or a hub id.
 
     A hub id is looked for in the local hub cache first, so that a sweep runs offline and a new
     upload does not change it; `org/name@revision` names a revision.
@@ -51,6 +51,8 @@ def resolve(source: str, *, what: str) -> Path:
         return folder
     if source.startswith(EMBEDDED):
         pool = embedded_pool(source, what)
+        if source == f"{EMBEDDED}extractor":
+            return extractor_of(pool, source, what)
         return pool.base if source == f"{EMBEDDED}base" else member(pool.experts, source, what)
     return from_hub(source, what)
 
@@ -95,6 +97,16 @@ def embedded_pool(source: str, what: str) -> EmbeddedPool:
             f"{what}: {source!r}: the embedded pool is not built; run `sweeps quickstart` first"
         )
     return pool
+
+
+def extractor_of(pool: EmbeddedPool, source: str, what: str) -> Path:
+    """The embedded pool's extractor, which pools of the first releases lack."""
+    if not pool.extractor.exists():
+        raise InputError(
+            f"{what}: {source!r}: the embedded pool was built before it had an extractor;"
+            " run `python -m actors.embedded` to add it"
+        )
+    return pool.extractor
 
 
 def member(folders: Mapping[str, Path], source: str, what: str) -> Path:

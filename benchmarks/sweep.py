@@ -23,10 +23,9 @@ from rich.console import Console
 
 from actors.data import prepare_data
 from actors.embeddings import EmbeddingCache
-from actors.experts import LocalExperts, Recipe
+from actors.experts import Recipe
 from actors.fleet import Fleet, unwrapped
-from actors.models import ImageEncoder
-from actors.pool import task_vectors
+from actors.local import local_experts
 from actors.sources import cache_dir
 from benchmarks.environment import Row, finish
 from sweeps import cluster
@@ -78,12 +77,7 @@ def bare(prepared: Prepared) -> tuple[float, list[float]]:
             prepared.pool.base, prepared.tasks, prepared.splits, ["select"], cache_dir()
         )
     with tempfile.TemporaryDirectory() as scratch:
-        experts = LocalExperts(
-            task_vectors(prepared.pool),
-            ImageEncoder(prepared.pool.base),
-            data,
-            EmbeddingCache(Path(scratch), {}),
-        )
+        experts = local_experts(prepared.pool, data, EmbeddingCache(Path(scratch), {}))
         experts.evaluate(Recipe("task_arithmetic", {"scale": 0.1}), "select")
         start = time.perf_counter()
         found = [

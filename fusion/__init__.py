@@ -4,6 +4,7 @@ Axes everywhere: T tasks (experts), B batch, C classes, G groups of tensors that
 coefficient, D embedding width.
 """
 
+from fusion.adamerging import adamerging as adamerging
 from fusion.arithmetic import task_arithmetic as task_arithmetic
 from fusion.average import simple_average as simple_average
 from fusion.average import weighted_average as weighted_average
@@ -11,11 +12,19 @@ from fusion.average import wise_ft as wise_ft
 from fusion.coding import Coding as Coding
 from fusion.coding import mix as mix
 from fusion.coding import one_hot as one_hot
+from fusion.dawe import dawe as dawe
+from fusion.dawin import dawin as dawin
 from fusion.ensemble import ensemble as ensemble
 from fusion.errors import InputError as InputError
+from fusion.gate import Gate as Gate
+from fusion.lowrank import LowRank as LowRank
+from fusion.merged import merged_linear as merged_linear
 from fusion.registry import METHODS as METHODS
+from fusion.registry import Adaptive as Adaptive
+from fusion.registry import Gated as Gated
 from fusion.registry import LogitSpace as LogitSpace
 from fusion.registry import Method as Method
+from fusion.registry import Routed as Routed
 from fusion.registry import Static as Static
 from fusion.significance import holm as holm
 from fusion.significance import mcnemar as mcnemar

@@ -8,9 +8,13 @@ from typing import Any, Concatenate, TypeAlias
 
 from torch import Tensor
 
+from fusion.adamerging import adamerging
 from fusion.arithmetic import task_arithmetic
 from fusion.average import simple_average, weighted_average, wise_ft
+from fusion.dawe import dawe
+from fusion.dawin import Evidence, Routing, dawin
 from fusion.ensemble import ensemble
+from fusion.learning import Learning, Shape
 from fusion.parameters import Parameter, bind, parameters
 from fusion.state import TaskVectors
 from fusion.survey import Survey, run_surveys
@@ -92,7 +96,75 @@ class LogitSpace:
         return self.rule(embeddings, head, **bind(self.rule.__name__, self.parameters, params))
 
 
-Method: TypeAlias = Static | LogitSpace
+@dataclass(frozen=True)
+class Adaptive:
+    """Unlabelled batches -> one coding: `rule(shape, *, …) -> Learning`."""
+
+    rule: Callable[Concatenate[Shape, ...], Learning]
+    paper: str
+    defaults: str
+    kind = "adaptive"
+    needs = "unlabelled images of each task"
+    scope = "model"
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """The hyper-parameters, as the rule's signature states them."""
+        return parameters(self.rule)
+
+    @property
+    def doc(self) -> str:
+        """The rule's docstring."""
+        return self.rule.__doc__ or ""
+
+    def learning(self, shape: Shape, **params: Any) -> Learning:
+        """What is learned, and how.
+
+        Raises:
+            InputError: unknown, missing or wrong parameters.
+        """
+        return self.rule(shape, **bind(self.rule.__name__, self.parameters, params))
+
+
+@dataclass(frozen=True)
+class Gated(Adaptive):
+    """Unlabelled batches -> a router, which gives each sample a coding from its features."""
+
+    kind = "routed"
+    needs = "unlabelled images of each task, and a frozen network's features of every image"
+
+
+@dataclass(frozen=True)
+class Routed:
+    """The experts' logits of a task's rows -> codings: `rule(evidence, *, …) -> Routing`."""
+
+    rule: Callable[Concatenate[Evidence, ...], Routing]
+    paper: str
+    defaults: str
+    kind = "routed"
+    needs = "the experts' embeddings of each image"
+    scope = "model"
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """The hyper-parameters, as the rule's signature states them."""
+        return parameters(self.rule)
+
+    @property
+    def doc(self) -> str:
+        """The rule's docstring."""
+        return self.rule.__doc__ or ""
+
+    def route(self, evidence: Evidence, **params: Any) -> Routing:
+        """Which rows go to which merged model.
+
+        Raises:
+            InputError: unknown, missing or wrong parameters; what the rule refuses.
+        """
+        return self.rule(evidence, **bind(self.rule.__name__, self.parameters, params))
+
+
+Method: TypeAlias = Static | LogitSpace | Adaptive | Routed
 
 
 METHODS: Mapping[str, Method] = {
@@ -121,6 +193,21 @@ METHODS: Mapping[str, Method] = {
         wise_ft,
         paper="Wortsman et al. 2022, arXiv:2109.01903",
         defaults="alpha 0.5: the paper's when there is no validation signal",
+    ),
+    "adamerging": Adaptive(
+        adamerging,
+        paper="Yang et al. 2024, arXiv:2310.02575",
+        defaults="λ 0.3, Adam 1e-3, batch 16: the paper's; 1000 steps: FusionBench",
+    ),
+    "dawe": Gated(
+        dawe,
+        paper="Tang et al., data-adaptive weight-ensembling (dict_fusion)",
+        defaults="λ₀ 0.3, Adam 1e-5, batch 16, 1000 steps, ResNet-50: the published runs'",
+    ),
+    "dawin": Routed(
+        dawin,
+        paper="Oh et al. 2025, arXiv:2410.03782",
+        defaults="domain-wise, scale 0.3: the released code's for several experts",
     ),
     "ensemble": LogitSpace(
         ensemble,

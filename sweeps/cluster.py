@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psutil
 
-from actors.placement import Resources
+from actors.placement import Node, Resources
 from fusion.errors import InputError
 
 # Read by Ray when it is imported or started: no telemetry, no notices that are not the user's.
@@ -20,6 +20,9 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
 # A /dev/shm smaller than the weights (containers: 64 MB) costs speed, not correctness.
 os.environ.setdefault("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE", "1")
+
+PATIENCE = 60.0
+"""Seconds for a cluster's nodes to say how large their GPUs are."""
 
 
 def stay_on_loopback(address: str | None) -> None:
@@ -34,26 +37,70 @@ def stay_on_loopback(address: str | None) -> None:
 
 def this_machine() -> Resources:
     """What a cluster of our own would offer."""
-    import torch
-
-    gpus = torch.cuda.device_count()
-    smallest = min((torch.cuda.mem_get_info(i)[1] for i in range(gpus)), default=0)
+    gpus = gpu_sizes()
     cpus = len(os.sched_getaffinity(0))
-    return Resources(cpus, gpus, psutil.virtual_memory().available, smallest)
+    memory = psutil.virtual_memory().available
+    return Resources((Node(cpus, len(gpus), memory, min(gpus, default=0), "this machine"),))
 
 
 def of_cluster() -> Resources:
-    """What the connected cluster offers; the memory of its smallest node."""
+    """What the connected cluster offers, node by node."""
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    sizes = gpu_memory([node["NodeID"] for node in alive if node["Resources"].get("GPU")])
     return Resources(
-        cpus=int(sum(node.get("CPU", 0) for node in nodes)),
-        gpus=int(sum(node.get("GPU", 0) for node in nodes)),
-        memory=int(
-            min(node.get("memory", 0) + node.get("object_store_memory", 0) for node in nodes)
-        ),
+        tuple(
+            Node(
+                cpus=int(there.get("CPU", 0)),
+                gpus=int(there.get("GPU", 0)),
+                memory=int(there.get("memory", 0) + there.get("object_store_memory", 0)),
+                gpu_memory=sizes.get(node["NodeID"], 0),
+                name=node["NodeManagerHostname"],
+            )
+            for node in alive
+            for there in [node["Resources"]]
+        )
     )
+
+
+def gpu_sizes() -> list[int]:
+    """Bytes of each GPU that this process may use."""
+    import torch
+
+    return [torch.cuda.mem_get_info(index)[1] for index in range(torch.cuda.device_count())]
+
+
+def gpu_memory(nodes: list[str]) -> dict[str, int]:
+    """Bytes of the smallest GPU, a node. Nodes that do not answer in `PATIENCE` are left out.
+
+    Asked by a task on each node that takes no GPU of its own, and whose process ends with it, so
+    that no CUDA context stays behind.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    probe = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(gpu_sizes)
+    asked = {
+        probe.options(
+            name="ask for GPU memory",
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+            # Else a worker without a GPU of its own may be shown none.
+            runtime_env={"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}},
+        ).remote(): node
+        for node in nodes
+    }
+    done, late = (
+        ray.wait(list(asked), num_returns=len(asked), timeout=PATIENCE) if asked else ([], [])
+    )
+    for ref in late:
+        ray.cancel(ref, force=True)
+    found = {}
+    for ref in done:
+        # A node whose GPUs torch cannot see (or that just went) stays at "not known".
+        with suppress(ray.exceptions.RayError):
+            found[asked[ref]] = min(ray.get(ref), default=0)
+    return found
 
 
 def target(address: str | None) -> str | None:

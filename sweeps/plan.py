@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.experts import REFERENCES
-from actors.placement import gigabytes
+from actors.placement import Plan, gigabytes
 from sweeps import cluster
 from sweeps.candidates import planned
 from sweeps.completion import completed
@@ -39,7 +39,6 @@ def facts(prepared: Prepared) -> list[tuple[str, str]]:
     """Pool, placement, memory and data, a line each."""
     spec, pool, plan = prepared.spec, prepared.pool, prepared.plan
     dtypes = ", ".join(sorted(set(pool.dtypes.values())))
-    where = "GPU" if plan.device == "cuda" else "CPU"
     return [
         ("sweep", f"{spec.name}: select on {spec.splits.select}, report on {spec.splits.report}"),
         (
@@ -49,20 +48,45 @@ def facts(prepared: Prepared) -> list[tuple[str, str]]:
         ),
         (
             "placement",
-            f"{plan.replicas} whole replica(s) on {where}, {plan.threads} thread(s) each, "
+            f"{arrangement(plan)}, {plan.threads} thread(s) each, "
             f"forward in {spec.placement.dtype}",
         ),
-        (
-            "memory",
-            f"{gigabytes(plan.total_bytes)} a node: {gigabytes(plan.store_bytes)} base and task "
-            f"vectors once, {gigabytes(plan.replica_bytes)} a replica",
-        ),
+        ("memory", memory(plan)),
         (
             "data",
             f"{len(prepared.tasks)} tasks, {prepared.images:,} images at "
             f"{prepared.preprocess.size} px: {gigabytes(prepared.pixel_bytes)} of pixel cache",
         ),
     ]
+
+
+def arrangement(plan: Plan) -> str:
+    """Replicas, shards and where they are.
+
+    >>> arrangement(Plan(2, 2, ((0, 7), (7, 14)), "cuda", 1, 0.5, 0, (0, 0), 0))
+    '2 replica(s) of 2 shards (segments 0-6, 7-13) on GPU (0.5 of one each)'
+    """
+    where = "GPU" if plan.device == "cuda" else "CPU"
+    if plan.device == "cuda" and plan.gpus < 1:
+        where += f" ({plan.gpus:g} of one each)"
+    if plan.shards == 1:
+        return f"{plan.replicas} whole replica(s) on {where}"
+    blocks = ", ".join(
+        f"{start}-{stop - 1}" if stop - start > 1 else f"{start}" for start, stop in plan.blocks
+    )
+    return f"{plan.replicas} replica(s) of {plan.shards} shards (segments {blocks}) on {where}"
+
+
+def memory(plan: Plan) -> str:
+    """Main memory of the fullest node, and what a shard takes beside what its node shares."""
+    low, high = gigabytes(min(plan.shard_bytes)), gigabytes(max(plan.shard_bytes))
+    each = high if low == high else f"{low.removesuffix(' GB')} to {high}"
+    part = "replica" if plan.shards == 1 else "shard"
+    where = " on its GPU" if plan.device == "cuda" else ""
+    return (
+        f"{gigabytes(plan.total_bytes)} a node: {gigabytes(plan.store_bytes)} base and task "
+        f"vectors once, {each} a {part}{where}"
+    )
 
 
 def trial_table(prepared: Prepared) -> Table:

@@ -21,10 +21,10 @@ from rich.table import Table
 from actors.checkpoints import Checkpoint, content_hash, inspect
 from actors.data import prepare_data
 from actors.embeddings import EmbeddingCache
-from actors.experts import LocalExperts, Recipe, TaskData
-from actors.models import ImageEncoder
+from actors.experts import Recipe, TaskData
+from actors.local import local_experts
 from actors.pixels import open_pixels
-from actors.pool import open_pool, task_vectors
+from actors.pool import open_pool
 from actors.pretraining import Sizes, pretrain
 from actors.sources import cache_dir
 from actors.tasks import Role, Splits, Task, TaskSource, open_task
@@ -224,12 +224,8 @@ def fine_tune_trial(
         )
     seconds = time.perf_counter() - start
     pool = open_pool(str(folder), {task.name: str(place)})
-    experts = LocalExperts(
-        task_vectors(pool),
-        ImageEncoder(folder, device),
-        {task.name: task},
-        EmbeddingCache(out / "trained" / "embeddings", {}),
-    )
+    nowhere = EmbeddingCache(out / "trained" / "embeddings", {})
+    experts = local_experts(pool, {task.name: task}, nowhere, device=device)
     # With one expert, averaging IS the expert: measured by the same code as every fused model.
     select, report = (
         experts.evaluate(Recipe("simple_average"), role).scores[task.name].accuracy

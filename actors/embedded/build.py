@@ -2,8 +2,8 @@
 
 Each folder is written under a temporary name and renamed when it is whole, so a build that was
 killed goes on with the folders that are missing. Drawing and fine-tuning run two at a time in
-processes of one thread each; pretraining runs here, in one thread: bits do not depend on the
-number of cores.
+processes of one thread each; pretraining runs here, in one thread, while one of them trains the
+extractor: bits do not depend on the number of cores.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from actors.embedded.drawings import DRAWINGS, Part, parts, web
 from actors.embedded.layout import MARKER, EmbeddedPool, default_root, folders, locate, made_from
@@ -25,6 +25,8 @@ from fusion.errors import InputError
 # process that only draws, does without them.
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from actors.pretraining import Captioned
 
 __all__ = ["EmbeddedPool", "Recipe", "build", "locate"]
 
@@ -58,6 +60,8 @@ class Recipe:
     learning_rate: float = 1e-4
     """Small: the further experts move, the more they interfere, and the nearer the best λ is to
     1 / T, where task arithmetic is the simple average."""
+    extractor_steps: int = 300
+    """Of the ResNet whose features gates read."""
 
 
 def build(
@@ -68,7 +72,8 @@ def build(
 ) -> EmbeddedPool:
     """The embedded pool, built where it is not there yet: about a minute on two cores.
 
-    A finished pool is returned at once. An unfinished one is completed.
+    A finished pool is returned at once. An unfinished one is completed, and so is one that was
+    finished before pools had an extractor: nothing that is there is made again.
 
     Args:
         root: the pool's folder; None: in the user's cache.
@@ -82,24 +87,40 @@ def build(
     root = default_root(seed) if root is None else root
     recipe = recipe or Recipe()
     made = {"tasks": list(DRAWINGS), "seed": seed, "recipe": asdict(recipe)}
+    pool = folders(root, list(DRAWINGS))
     before = made_from(root)
     if before is not None:
-        if before != made:
+        if not agree(before, made):
             raise InputError(f"{root}: holds an embedded pool made otherwise: {before}")
-        return folders(root, list(DRAWINGS))
-    pool = folders(root, list(DRAWINGS))
+        if pool.extractor.exists():
+            return pool
     tell = progress or (lambda what, fraction: None)
     with workers() as executor:
-        corpus = submit_corpus(executor, pool, seed, recipe)
+        drawing = submit_corpus(executor, pool, seed, recipe)
         data = submit_data(executor, pool, seed, recipe)
+        corpus = gather(drawing, tell)
+        extractor = submit_extractor(executor, corpus, pool, seed, recipe)
         if not pool.base.exists():
             build_base(corpus, pool, seed, recipe, tell)
         for done in as_completed(data):
             done.result()
         build_experts(executor, pool, seed, recipe, tell)
-    write_marker(root, made)
+        for done in extractor:
+            tell("training the extractor", 1.0)
+            done.result()
+    if before is None:
+        write_marker(root, made)
     tell("the embedded pool is ready", 1.0)
     return pool
+
+
+def agree(before: dict[str, Any], made: dict[str, Any]) -> bool:
+    """Whether a finished pool is the one asked for.
+
+    The marker of a pool from before there was an extractor says nothing of it: that is no
+    difference.
+    """
+    return {**before, "recipe": {**made["recipe"], **before["recipe"]}} == made
 
 
 @contextmanager
@@ -116,8 +137,8 @@ def workers() -> Iterator[ProcessPoolExecutor]:
 def submit_corpus(
     executor: ProcessPoolExecutor, pool: EmbeddedPool, seed: int, recipe: Recipe
 ) -> dict[str, Future[Part]]:
-    """Have the images for pretraining drawn, unless the base is there; task by task."""
-    if pool.base.exists():
+    """Have the images for pretraining drawn, task by task, unless all that needs them is there."""
+    if pool.base.exists() and pool.extractor.exists():
         return {}
     return {task: executor.submit(draw_web, task, seed, recipe) for task in DRAWINGS}
 
@@ -133,25 +154,40 @@ def submit_data(
     ]
 
 
-def build_base(
-    drawn: dict[str, Future[Part]], pool: EmbeddedPool, seed: int, recipe: Recipe, tell: Progress
-) -> None:
-    """Pretrain the base on the images that are being drawn."""
+def gather(drawing: dict[str, Future[Part]], tell: Progress) -> dict[str, Part]:
+    """The images for pretraining, as soon as all are drawn."""
     tell("drawing", 0.0)
-    from actors.pretraining import Captioned, Sizes, pretrain
-
     corpus = {}
-    for done, (task, future) in enumerate(drawn.items(), 1):
-        images, labels = tensors(future.result())
-        words = DRAWINGS[task]
-        corpus[task] = Captioned(images, labels, words.classnames, words.templates)
-        tell("drawing", DRAWING * done / len(drawn))
+    for done, (task, future) in enumerate(drawing.items(), 1):
+        corpus[task] = future.result()
+        tell("drawing", DRAWING * done / len(drawing))
+    return corpus
+
+
+def submit_extractor(
+    executor: ProcessPoolExecutor,
+    corpus: dict[str, Part],
+    pool: EmbeddedPool,
+    seed: int,
+    recipe: Recipe,
+) -> list[Future[None]]:
+    """Have the extractor trained, unless it is there, while the base is pretrained."""
+    if pool.extractor.exists():
+        return []
+    return [executor.submit(make_extractor, corpus, pool.extractor, seed, recipe)]
+
+
+def build_base(
+    corpus: dict[str, Part], pool: EmbeddedPool, seed: int, recipe: Recipe, tell: Progress
+) -> None:
+    """Pretrain the base on the images that were drawn for it."""
+    from actors.pretraining import Sizes, pretrain
 
     def advance(step: int, total: int, loss: float) -> None:
         tell(f"pretraining the base (loss {loss:.2f})", DRAWING + PRETRAINING * step / total)
 
     pretrain(
-        corpus,
+        captioned(corpus),
         pool.base,
         sizes=Sizes(
             width=recipe.width,
@@ -197,6 +233,13 @@ def draw_web(task: str, seed: int, recipe: Recipe) -> Part:
     return web(task, seed, recipe.web, recipe.skew, recipe.train)
 
 
+def make_extractor(corpus: dict[str, Part], out: Path, seed: int, recipe: Recipe) -> None:
+    """Train the extractor (in a worker)."""
+    from actors.embedded.extractor import train_extractor
+
+    train_extractor(captioned(corpus), out, steps=recipe.extractor_steps, seed=seed, threads=1)
+
+
 def make_expert(pool: EmbeddedPool, task: str, seed: int, recipe: Recipe) -> str:
     """Fine-tune one task's expert (in a worker); returns the task."""
     from transformers import AutoTokenizer, CLIPModel
@@ -228,6 +271,16 @@ def make_expert(pool: EmbeddedPool, task: str, seed: int, recipe: Recipe) -> str
         threads=1,
     )
     return task
+
+
+def captioned(corpus: dict[str, Part]) -> dict[str, Captioned]:
+    """The images for pretraining with their words."""
+    from actors.pretraining import Captioned
+
+    return {
+        task: Captioned(*tensors(part), DRAWINGS[task].classnames, DRAWINGS[task].templates)
+        for task, part in corpus.items()
+    }
 
 
 def tensors(part: Part) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from actors.sources import cache_dir
 
@@ -27,6 +28,8 @@ class EmbeddedPool:
     """Task -> folder of a fine-tuned vision tower."""
     data: dict[str, Path]
     """Task -> folder with `train.parquet`, `test.parquet` and `meta.json`."""
+    extractor: Path
+    """A small ResNet whose features a gate reads; pools of the first releases lack it."""
 
 
 def folders(root: Path, tasks: Sequence[str]) -> EmbeddedPool:
@@ -36,6 +39,7 @@ def folders(root: Path, tasks: Sequence[str]) -> EmbeddedPool:
         root / "base",
         {task: root / "experts" / task for task in tasks},
         {task: root / "data" / task for task in tasks},
+        root / "extractor",
     )
 
 
@@ -56,10 +60,10 @@ def locate(seed: int = 0, root: Path | None = None) -> EmbeddedPool | None:
     return None if made is None else folders(root, made["tasks"])
 
 
-def made_from(root: Path) -> dict[str, list[str]] | None:
+def made_from(root: Path) -> dict[str, Any] | None:
     """What the marker of a finished pool says; None: there is none."""
     try:
-        made: dict[str, list[str]] = json.loads((root / MARKER).read_text())
+        made: dict[str, Any] = json.loads((root / MARKER).read_text())
     except FileNotFoundError:
         return None
     return made

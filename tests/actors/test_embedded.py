@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from actors.embedded import EmbeddedPool, build, locate
 from actors.embedded.build import Recipe
@@ -13,7 +14,15 @@ from actors.embedded.drawings import DRAWINGS, generator, parts, web
 from fusion.errors import InputError
 
 MICRO = Recipe(
-    train=40, test=20, web=40, width=32, layers=1, pretraining_steps=2, epochs=1, batch_size=16
+    train=40,
+    test=20,
+    web=40,
+    width=32,
+    layers=1,
+    pretraining_steps=2,
+    epochs=1,
+    batch_size=16,
+    extractor_steps=2,
 )
 
 
@@ -94,6 +103,48 @@ def test_models_load_as_from_the_hub(pool: EmbeddedPool) -> None:
         expert = CLIPVisionModel.from_pretrained(folder).state_dict()
         assert expert.keys() == base.keys()
         assert any(not torch.equal(expert[name], base[name]) for name in base)
+
+
+def test_the_extractor_loads_as_from_the_hub(pool: EmbeddedPool) -> None:
+    from transformers import AutoImageProcessor, ResNetForImageClassification
+
+    from actors.extractor import load_extractor, open_extractor
+
+    model = ResNetForImageClassification.from_pretrained(pool.extractor)
+    names = [f"{task}: {name}" for task, d in DRAWINGS.items() for name in d.classnames]
+    assert list(model.config.id2label.values()) == names
+    assert AutoImageProcessor.from_pretrained(pool.extractor).crop_pct == 1.0
+    extractor = open_extractor(str(pool.extractor), "gate.extractor")
+    assert (extractor.kind, extractor.width) == ("resnet", 128)
+    assert extractor.preprocess.shape == (32, 32)
+    images = parts("land", 0, 4, 2)["train"].images
+    prepared = extractor.preprocess.to_uint8(Image.fromarray(images[0]))
+    assert np.array_equal(prepared, images[0].transpose(2, 0, 1))  # not enlarged
+    found = load_extractor(extractor)(torch.from_numpy(prepared)[None])
+    assert found.isfinite().all()
+    assert found.min() >= 0
+
+
+def test_a_pool_without_an_extractor_is_completed(pool: EmbeddedPool, cache: Path) -> None:
+    from actors.sources import resolve
+
+    root = shutil.copytree(pool.root, cache / "embedded" / "v1-seed0")
+    shutil.rmtree(root / "extractor")
+    marker = json.loads((root / "pool.json").read_text())
+    del marker["recipe"]["extractor_steps"]  # as pools of the first releases have it
+    (root / "pool.json").write_text(json.dumps(marker))
+    assert resolve("embedded:base", what="pool.base") == root / "base"
+    with pytest.raises(InputError, match=r"gate: 'embedded:extractor': .*`python -m actors"):
+        resolve("embedded:extractor", what="gate")
+    before = {file: file.stat().st_mtime_ns for file in root.rglob("*") if file.is_file()}
+    completed = build(recipe=MICRO)
+    assert resolve("embedded:extractor", what="gate") == completed.extractor
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    for name in ("model.safetensors", "config.json", "preprocessor_config.json"):
+        made = (completed.extractor / name).read_bytes()
+        assert made == (pool.extractor / name).read_bytes()
+    with pytest.raises(InputError, match="made otherwise"):
+        build(seed=1, root=root, recipe=MICRO)
 
 
 def test_data_read_as_any_other(pool: EmbeddedPool) -> None:

@@ -12,20 +12,25 @@ import torch
 
 from actors.data import prepare_data
 from actors.embeddings import EmbeddingCache
-from actors.experts import LocalExperts, Recipe, merged
+from actors.experts import Recipe, merged
 from actors.flat import flatten, unflatten
 from actors.fleet import Fleet, unwrapped
-from actors.models import ImageEncoder
+from actors.local import local_experts
 from actors.placement import Plan
-from actors.pool import open_pool, task_vectors
+from actors.pool import open_pool
 from actors.tasks import Splits, TaskSource, open_task
 from fusion.errors import InputError
-from fusion.registry import METHODS, LogitSpace
+from fusion.registry import METHODS, Adaptive, LogitSpace, Routed, Static
 from tests.fusion import laws
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
-PLAN = Plan(2, "cpu", 1, 0, 0, 0)
+
+def plan_of(replicas, blocks=((0, 4),)):
+    return Plan(replicas, len(blocks), tuple(blocks), "cpu", 1, 0.0, 0, (0,) * len(blocks), 0)
+
+
+PLAN = plan_of(2)
 
 
 def on_ray(name, vectors, params):
@@ -70,8 +75,10 @@ def parts(tiny_pool, tmp_path_factory, ray_cluster):
     tasks = {task: open_task(TaskSource(task, str(root / "data" / task))) for task in names}
     cache = tmp_path_factory.mktemp("cache")
     data = prepare_data(pool.base, tasks, Splits(), ["select", "report"], cache)
-    embeddings = EmbeddingCache(cache / "embeddings", {task: task for task in names})
-    local = LocalExperts(task_vectors(pool), ImageEncoder(pool.base), data, embeddings)
+    embeddings = EmbeddingCache(
+        cache / "embeddings", {task: task for task in (*names, "pretrained")}
+    )
+    local = local_experts(pool, data, embeddings)
     return pool, data, embeddings, local
 
 
@@ -90,12 +97,15 @@ RECIPES = [
     *(
         Recipe(name, params)
         for name in METHODS
+        if not isinstance(METHODS[name], Adaptive)
         for params in (
             [{}, {"average": "features"}]
             if isinstance(METHODS[name], LogitSpace)
+            else [{}, {"granularity": "sample"}, {"granularity": "cluster", "expert": "tones"}]
+            if isinstance(METHODS[name], Routed)
             else laws.examples(name, laws.toy(tasks=laws.TASKS))
         )
-        if "weights" not in params and "expert" not in params
+        if "weights" not in params and (name == "dawin" or "expert" not in params)
     ),
     Recipe("wise_ft", {"expert": "tones", "alpha": 0.3}),
     Recipe("weighted_average", {"weights": {"lines": 1.0, "tones": 0.5, "blobs": 2.0}}),
@@ -110,7 +120,7 @@ def test_fleet_equals_local_to_the_bit(recipe, fleet, parts):
     assert ours.metrics() == theirs.metrics()
     for task, score in ours.scores.items():
         assert np.array_equal(score.correct, theirs.scores[task].correct)
-    if recipe.method != "experts" and not isinstance(METHODS.get(recipe.method), LogitSpace):
+    if recipe.method == "pretrained" or isinstance(METHODS.get(recipe.method), Static):
         laws.assert_same_bits(fleet.client.merge(recipe), local.merge(recipe))
 
 
@@ -179,14 +189,14 @@ def test_weights_with_nan_are_refused_before_anything_runs(parts, tiny_pool, tmp
     pool = open_pool(str(tiny_pool.root / "base"), {"tones": str(bad)})
     with (
         pytest.raises(InputError, match=r"model\.safetensors.*post_layernorm.*1 of 32 are NaN"),
-        Fleet(pool, data, embeddings, Plan(1, "cpu", 1, 0, 0, 0)) as doomed,
+        Fleet(pool, data, embeddings, plan_of(1)) as doomed,
     ):
         doomed.ready(60)
 
 
 def test_a_closed_fleet_leaves_no_actor(parts):
     pool, data, embeddings, _ = parts
-    with Fleet(pool, data, embeddings, Plan(1, "cpu", 1, 0, 0, 0)) as short:
+    with Fleet(pool, data, embeddings, plan_of(1)) as short:
         short.ready(60)
         pid = unwrapped(short.client.submit("pid"))
     deadline = time.time() + 20

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from actors.imaging import MEAN, STD
-from actors.preprocess import clip_preprocess, read_preprocess
+from actors.preprocess import clip_preprocess, read_convnext, read_preprocess
 from fusion.errors import InputError
 
 OLD = {
@@ -79,3 +79,46 @@ def test_missing_and_damaged(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text("[")
     with pytest.raises(InputError, match="not a JSON object"):
         read_preprocess(tmp_path)
+
+
+RESNET = {
+    "crop_pct": 0.875,
+    "do_normalize": True,
+    "do_resize": True,
+    "feature_extractor_type": "ConvNextFeatureExtractor",
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+    "resample": 3,
+    "size": 224,
+}
+"""As microsoft/resnet-18 and -50 have it."""
+
+
+def test_a_resnets(tmp_path: Path) -> None:
+    found = read_convnext(write(tmp_path, RESNET))
+    assert (found.shortest_edge, found.resize, found.crop) == (256, None, (224, 224))
+    assert (found.mean, found.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert (found.resample, found.rescale, found.squash) == (3, 1 / 255, None)
+    large = read_convnext(write(tmp_path, RESNET | {"size": {"shortest_edge": 384}}))
+    assert (large.shortest_edge, large.resize, large.crop) == (None, (384, 384), None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"feature_extractor_type": "CLIPFeatureExtractor"}, "allowed: ConvNextImageProcessor"),
+        ({"size": {"height": 9, "width": 9}}, "shortest_edge needed"),
+        ({"size": 0}, "size: 0; shortest_edge needed"),
+        ({"crop_pct": 0}, "crop_pct: 0; more than 0, at most 1"),
+        ({"crop_pct": True}, "crop_pct: True"),
+        ({"do_resize": False}, "images would differ in size"),
+        ({"do_center_crop": True}, "do_center_crop: True; not supported"),
+        ({"do_pad": True}, "do_pad: True; not supported"),
+        ({"resample": "bicubic"}, "resample: 'bicubic'"),
+    ],
+)
+def test_refusals_for_a_resnet(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read_convnext(write(tmp_path, RESNET | change))
+    assert message in str(caught.value)
+    assert str(tmp_path / "preprocessor_config.json") in str(caught.value)

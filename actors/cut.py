@@ -1,0 +1,176 @@
+"""Where to cut a chain of segments into shards, and what each of them takes.
+
+A *shard* holds a contiguous block of segments. With W_b the float32 bytes of its block, W those of
+the model, T experts, d and c the bytes an element of task vectors and of the resident model:
+
+    weights  = W_b + T·W_b·d/4                     (CPU: once a node, in its object store)
+    copy     = T·W_b·d/4                           (where methods transform the task vectors)
+    resident = W_b·c/4
+    merging  = 2 · the largest segment of the block
+    work     = forward + training·(W_b/W)·(S − s)  (shard s of S keeps S − s micro-batches: 1F1B)
+
+A GPU holds all of it and a context; a CPU shard holds copy, resident, merging, work and a process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import accumulate
+
+from fusion.errors import InputError
+
+PROCESS_BYTES = 700 * 2**20
+"""Resident memory of a shard's process before any weight: interpreter, torch, transformers."""
+
+GPU_CONTEXT_BYTES = 600 * 2**20
+"""A CUDA context and its libraries."""
+
+STORE_MARGIN = 1.15
+"""Object store over what is put into it: Ray's own objects and fragmentation."""
+
+DATA_STORE_BYTES = 300 * 2**20
+"""Object store for images on their way into the pixel cache, and for results."""
+
+FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class Load:
+    """What has to be placed."""
+
+    segments: tuple[int, ...]
+    """Bytes of the base, a segment, in float32."""
+    experts: int
+    """T."""
+    delta_itemsize: int = FLOAT32
+    """Bytes an element of the task vectors as kept."""
+    compute_itemsize: int = FLOAT32
+    """Bytes an element of the resident model."""
+    forward_bytes: int = 0
+    """Peak activations of one evaluation batch, one block at a time."""
+    training_bytes: int = 0
+    """Activations of one micro-batch kept for backward, whole model; 0: nothing is trained."""
+    transformed: bool = False
+    """Whether a pruned or cast copy of the task vectors is needed too."""
+
+    def halved(self) -> Load:
+        """The same computed in 16 bits, where it is in more."""
+        was = max(self.compute_itemsize, 2)
+        return replace(
+            self,
+            compute_itemsize=2,
+            forward_bytes=self.forward_bytes * 2 // was,
+            training_bytes=self.training_bytes * 2 // was,
+        )
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes of one shard: shared by its node, in its own process, and on its GPU."""
+
+    weights: int
+    host: int
+    device: int = 0
+
+
+def cut(costs: Sequence[float], blocks: int) -> tuple[tuple[int, int], ...]:
+    """The contiguous split whose largest sum is smallest; exact, and always the same one.
+
+    With `best(b, i)` the smallest largest sum of the first i costs in b blocks:
+    `best(b, i) = min over m < i of max(best(b − 1, m), costs[m] + … + costs[i − 1])`. Among equal
+    ones a small sum of squares is preferred, so that the light blocks are even too.
+
+    Args:
+        costs: of each segment, in order; at least 0.
+        blocks: how many; none is left empty.
+
+    Returns:
+        `[start, stop)` of each block.
+
+    Raises:
+        InputError: fewer than 1 block, or more blocks than segments.
+
+    >>> cut([1, 1, 1, 3], 2)
+    ((0, 3), (3, 4))
+    """
+    if not 1 <= blocks <= len(costs):
+        raise InputError(
+            f"cut: {blocks} blocks of {len(costs)} segments; 1 to {len(costs)} allowed"
+        )
+    sums = [0, *accumulate(costs)]
+    best: dict[int, tuple[float, float, tuple[int, ...]]]
+    # best[i]: (largest sum, sum of squares, stops) of the first i costs in b blocks.
+    best = {i: (sums[i], sums[i] ** 2, (i,)) for i in range(1, len(sums))}
+    for count in range(2, blocks + 1):
+        best = {
+            i: min(extended(best[m], sums[i] - sums[m], i) for m in range(count - 1, i))
+            for i in range(count, len(sums))
+        }
+    stops = best[len(costs)][2]
+    return tuple(zip((0, *stops[:-1]), stops, strict=True))
+
+
+def extended(
+    split: tuple[float, float, tuple[int, ...]], cost: float, stop: int
+) -> tuple[float, float, tuple[int, ...]]:
+    """A split with one more block of that cost."""
+    largest, squares, stops = split
+    return max(largest, cost), squares + cost**2, (*stops, stop)
+
+
+@cache
+def blocks_of(segments: tuple[int, ...], shards: int) -> tuple[tuple[int, int], ...]:
+    """The segments of each shard, cut by bytes (for CLIP that is by work, too)."""
+    return cut(segments, shards)
+
+
+def needs(load: Load, shards: int, device: str) -> list[Need]:
+    """What each of the shards of one replica takes; the formulas at the top of this file."""
+    found, model = [], max(sum(load.segments), 1)
+    for index, (start, stop) in enumerate(blocks_of(load.segments, shards)):
+        block = sum(load.segments[start:stop])
+        deltas = load.experts * block * load.delta_itemsize // FLOAT32
+        weights = block + deltas
+        kept = load.training_bytes * block * (shards - index) // model
+        work = (
+            (deltas if load.transformed else 0)
+            + block * load.compute_itemsize // FLOAT32
+            + 2 * max(load.segments[start:stop])
+            + load.forward_bytes
+            + kept
+        )
+        if device == "cuda":
+            found.append(Need(weights, PROCESS_BYTES, weights + work + GPU_CONTEXT_BYTES))
+        else:
+            found.append(Need(weights, PROCESS_BYTES + work))
+    return found
+
+
+def store(shards: Sequence[Need], placed: Sequence[int]) -> int:
+    """Object store of a node with these shards: each block once."""
+    return int(sum(shards[s].weights for s in set(placed)) * STORE_MARGIN) + DATA_STORE_BYTES
+
+
+def memory(shards: Sequence[Need], placed: Sequence[int]) -> int:
+    """Main memory of a node with these shards."""
+    return store(shards, placed) + sum(shards[s].host for s in placed)
+
+
+def gigabytes(size: float) -> str:
+    """`1.25 GB` (10⁹ bytes).
+
+    >>> gigabytes(1_250_000_000)
+    '1.25 GB'
+    """
+    return f"{size / 1e9:.2f} GB"
+
+
+def round_up(size: int) -> int:
+    """The next 0.1 GB.
+
+    >>> round_up(1_210_000_000)
+    1300000000
+    """
+    return -(-size // 10**8) * 10**8

@@ -1,0 +1,114 @@
+"""What is evaluated, on which rows, and what an evaluation found."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+BATCH = 256
+"""Images a forward pass; small enough for a laptop, large enough for full matrix products."""
+
+REFERENCES = ("pretrained", "experts")
+"""What can be evaluated beside the methods: the base, and each expert on its own task."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is evaluated: a method of `fusion.METHODS`, or a reference, with its parameters."""
+
+    method: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    learned: bytes | None = field(default=None, repr=False)
+    """Of a method that learns: the file of what was learned (a gate, or a coding)."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one task that play one role: a pixel file, and which of its rows."""
+
+    pixels: Path
+    indices: NDArray[np.int64] | None = None
+    """None: all, in order."""
+    features: Mapping[str, Path] = field(default_factory=dict)
+    """Hash of an extractor -> its features of all rows of the pixel file's split."""
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """One task as an evaluation reads it."""
+
+    name: str
+    head: Path
+    """The zero-shot head [C, D], logit scale included."""
+    rows: Mapping[str, Rows]
+    """role (fit, select, report) -> rows."""
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One task's result on N rows."""
+
+    correct: NDArray[np.bool_]
+    """[N]: whether the top class is the label (the first of equal logits counts as the top)."""
+    nll: float
+    """Mean negative log-likelihood over the N rows, in nats."""
+
+    @property
+    def accuracy(self) -> float:
+        """The fraction that is correct."""
+        return float(self.correct.mean())
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation found and cost."""
+
+    scores: Mapping[str, TaskScore]
+    seconds: float
+    peak_bytes: int
+    """Peak resident memory of the process so far; on a GPU its peak allocated memory."""
+
+    def metrics(self) -> dict[str, float]:
+        """`acc/<task>`, `nll/<task>` and their unweighted means over tasks."""
+        found = {f"acc/{task}": score.accuracy for task, score in self.scores.items()}
+        found["acc/mean"] = float(np.mean([score.accuracy for score in self.scores.values()]))
+        found |= {f"nll/{task}": score.nll for task, score in self.scores.items()}
+        found["nll/mean"] = float(np.mean([score.nll for score in self.scores.values()]))
+        return found
+
+    def plain(self) -> dict[str, Any]:
+        """What a ledger entry keeps: metrics, samples a task, seconds, peak memory."""
+        return {
+            "metrics": self.metrics(),
+            "n": {task: len(score.correct) for task, score in self.scores.items()},
+            "trial_s": self.seconds,
+            "peak_bytes": self.peak_bytes,
+        }
+
+
+def score(z: Tensor, labels: Tensor) -> TaskScore:
+    """Compare logits [N, C] with labels [N]."""
+    # Losses are summed in float64, so that the mean does not depend on the batch size.
+    nll = torch.nn.functional.cross_entropy(z.double(), labels).item()
+    return TaskScore((z.argmax(dim=1) == labels).numpy(), nll)
+
+
+def batches(size: int, batch: int = BATCH) -> Iterator[slice]:
+    """Consecutive slices of at most `batch` rows."""
+    for start in range(0, size, batch):
+        yield slice(start, min(start + batch, size))
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Peak memory of this process: allocated on a GPU, resident otherwise."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,54 @@
+"""Experts in this process: what a replica is, without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from actors.embeddings import EmbeddingCache
+from actors.experts import LocalExperts, TaskData
+from actors.heads import read_head
+from actors.pipeline import Direct, Pipeline
+from actors.pool import Pool, task_vectors
+from actors.segments import clip_segments, segment_names
+from actors.shard import Shard
+from fusion.state import TaskVectors
+
+
+def local_experts(
+    pool: Pool,
+    data: Mapping[str, TaskData],
+    embeddings: EmbeddingCache,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    blocks: Sequence[tuple[int, int] | None] = (None,),
+    vectors: TaskVectors | None = None,
+) -> LocalExperts:
+    """Load a pool and build its shards here.
+
+    Args:
+        pool: an opened pool.
+        data: of each task.
+        embeddings: cache of expert embeddings.
+        device: where to compute.
+        dtype: what to compute in.
+        blocks: segments [start, stop) of each shard; None: one shard with all.
+        vectors: the pool's task vectors, where they are loaded already.
+
+    Raises:
+        InputError: see `load_flat`.
+    """
+    vectors = task_vectors(pool) if vectors is None else vectors
+    chain = clip_segments(pool.base)
+    heads = {name: read_head(task.head) for name, task in data.items()}
+    shards = []
+    for block in blocks:
+        names = segment_names(chain, *(block or (0, len(chain))))
+        part = vectors.restrict([name for name in vectors.base if name in names])
+        shards.append(Shard(pool.base, part, heads, device, dtype, block, len(blocks)))
+    names_of = [shard.names() for shard in shards]
+    return LocalExperts(
+        Pipeline(shards, names_of, pool.groups, Direct()), pool.tasks, data, embeddings, device
+    )

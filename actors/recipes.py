@@ -1,0 +1,89 @@
+"""What a recipe makes: one model, by a static method or a learned coding, or a gate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from actors.codings import load_coding
+from actors.evaluation import Recipe
+from actors.gates import fit, load
+from fusion.coding import mix
+from fusion.errors import InputError
+from fusion.gate import Gate
+from fusion.learning import Shape
+from fusion.parameters import unknown
+from fusion.registry import METHODS, Adaptive, Gated, LogitSpace, Routed, Static
+from fusion.state import TaskVectors
+from fusion.survey import run_surveys
+from fusion.trim import Trim, trim_survey, trimmed
+
+BASE = "pretrained"
+"""The recipe of the base itself."""
+
+
+def static_method(recipe: Recipe) -> Static | Adaptive | None:
+    """The method of a recipe that makes one model; None: the base.
+
+    Raises:
+        InputError: an unknown name, or a method that makes no single model.
+    """
+    method = METHODS.get(recipe.method)
+    if isinstance(method, LogitSpace):
+        raise InputError(f"{recipe.method}: fuses logits; there is no single model to build")
+    if isinstance(method, Gated | Routed):
+        raise InputError(f"{recipe.method}: one model a sample; there is no single model to build")
+    if method is None and recipe.method != BASE:
+        raise InputError(unknown("method", recipe.method, [*METHODS, BASE]))
+    return method
+
+
+def learned_coding(
+    method: Adaptive, recipe: Recipe, tasks: Sequence[str], groups: Sequence[str]
+) -> tuple[Tensor, Trim]:
+    """The coding that an adaptive method learned, and what it was learned on.
+
+    Raises:
+        InputError: nothing learned, or by another pool.
+    """
+    learning = method.learning(Shape(tuple(tasks), tuple(groups)), **recipe.params)
+    if recipe.learned is None:
+        raise InputError(f"{recipe.method}: nothing learned; a recipe needs its coding file")
+    return load_coding(recipe.learned, tasks, groups, recipe.method), learning.trim
+
+
+def opened_gate(
+    method: Gated, recipe: Recipe, tasks: Sequence[str], groups: Sequence[str]
+) -> tuple[Gate, str, Trim]:
+    """The gate of a recipe, the hash of its extractor, and what it was learned on.
+
+    Raises:
+        InputError: nothing learned, or a gate that does not fit this pool.
+    """
+    if recipe.learned is None:
+        raise InputError(f"{recipe.method}: nothing learned; a recipe needs its gate file")
+    gate, manifest = load(recipe.learned, recipe.method)
+    names, key = tuple(groups), manifest.extractor_hash
+    gate = fit(
+        gate, manifest, tasks=tuple(tasks), groups=names, extractor_hash=key,
+        width=manifest.width, where=recipe.method,
+    )  # fmt: skip
+    shape = Shape(tuple(tasks), names, manifest.width)
+    return gate, key, method.learning(shape, **recipe.params).trim
+
+
+def merged(vectors: TaskVectors, recipe: Recipe) -> dict[str, Tensor]:
+    """θ by recipe, for exports: all at once, in this process.
+
+    Raises:
+        InputError: an unknown name, or a method that makes no single model.
+    """
+    method = static_method(recipe)
+    if isinstance(method, Static):
+        return method.merge(vectors, **recipe.params)
+    if method is None:
+        return mix(vectors, torch.zeros(1, len(vectors.tasks), 1))
+    coding, trim = learned_coding(method, recipe, vectors.tasks, vectors.groups)
+    return mix(trimmed(vectors, trim, run_surveys([trim_survey(vectors, trim)])), coding)

@@ -1,0 +1,171 @@
+"""What runs in a fleet's actors: shards, and replicas over them. Ray calls them; `fleet.py` starts
+them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+import torch
+from torch import Tensor
+
+from actors.checkpoints import Checkpoint
+from actors.embeddings import EmbeddingCache
+from actors.experts import Evaluation, LocalExperts, Recipe, TaskData
+from actors.heads import read_head
+from actors.pipeline import Direct, Pipeline
+from actors.placement import Plan
+from actors.pool import FlatVectors, unflatten
+from actors.shard import Batch, Shard, Weights
+from actors.transport import GpuToGpu, Stored, choose, pack, unpack
+from fusion.learning import Gradient, Lesson
+from fusion.trim import Trim
+
+LANES = 2
+"""Calls that a conductor takes at a time: one call's bubbles are another's work."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What an actor is built from, beside the weights."""
+
+    base: Checkpoint
+    tasks: tuple[str, ...]
+    groups: tuple[str, ...]
+    plan: Plan
+    dtype: str
+    data: Mapping[str, TaskData]
+    embeddings: EmbeddingCache
+
+
+def build_shard(setup: Setup, weights: bytes, index: int) -> Shard:
+    """One shard of the plan, from a pickled reference to its `FlatVectors`.
+
+    The fleet keeps the weights alive. As an argument proper the reference would be the actor's
+    own, and Ray warns of each that a restart may not find it.
+    """
+    torch.set_num_threads(setup.plan.threads)
+    flat: FlatVectors = ray.get(ray.cloudpickle.loads(weights))
+    vectors = replace(unflatten(flat, setup.plan.device), groups=setup.groups)
+    last = index == setup.plan.shards - 1
+    heads = {name: read_head(task.head) for name, task in setup.data.items()} if last else {}
+    return Shard(
+        setup.base,
+        vectors,
+        heads,
+        setup.plan.device,
+        getattr(torch, setup.dtype),
+        setup.plan.blocks[index],
+        contexts=LANES * (setup.plan.shards - index),
+    )
+
+
+class ShardActor:
+    """`Shard` in a process of its own; carries come and go as its link sends them."""
+
+    def __init__(self, setup: Setup, weights: bytes, index: int) -> None:
+        self.shard = build_shard(setup, weights, index)
+        self.results: dict[str, Any] = {}
+
+    def names(self) -> tuple[str, ...]:
+        """See `Shard.names`."""
+        return self.shard.names()
+
+    def survey(self, weights: Weights, answers: list[Tensor]) -> tuple[bool, Any]:
+        """See `Shard.survey`."""
+        return self.shard.survey(weights, answers)
+
+    def merge(self, weights: Weights) -> dict[str, Tensor]:
+        """See `Shard.merge`."""
+        return {name: tensor.cpu() for name, tensor in self.shard.merge(weights).items()}
+
+    def run(self, carry: Any, weights: Weights) -> Any:
+        """See `Shard.run`."""
+        return pack(self.shard.run(unpack(carry), weights))
+
+    def code(self, carry: Any, weights: Weights) -> Any:
+        """See `Shard.code`."""
+        return pack(self.shard.code(unpack(carry), weights))
+
+    def forward(self, key: str, carry: Any, weights: Weights) -> Any:
+        """See `Shard.forward`."""
+        return pack(self.shard.forward(key, unpack(carry), weights))
+
+    def backward(self, key: str, carry: Any, weights: Weights, gradient: Any) -> Any:
+        """See `Shard.backward`."""
+        return pack(self.shard.backward(key, unpack(carry), weights, unpack(gradient)))
+
+    def finish(self, carry: Any, weights: Weights, batch: Batch) -> Any:
+        """See `Shard.finish`."""
+        return pack(self.shard.finish(unpack(carry), weights, batch))
+
+    def keep(self, key: str, method: str, *args: Any) -> Any:
+        """A call whose carry stays on the device; its other results wait for `kept`."""
+        found = getattr(self.shard, method)(*args)
+        if not isinstance(found, tuple):
+            return found
+        *small, carry = found
+        self.results[key] = pack(tuple(small) if len(small) > 1 else small[0])
+        return carry
+
+    def kept(self, key: str) -> Any:
+        """The small results of a `keep`, once."""
+        return self.results.pop(key)
+
+    def pid(self) -> int:
+        """The process, so that a test can kill it."""
+        return os.getpid()
+
+
+class Replica:
+    """`LocalExperts` in a process of its own: over a shard of its own, or as their conductor."""
+
+    def __init__(self, setup: Setup, weights: bytes | None, shards: Sequence[Any] = ()) -> None:
+        """`weights`: those of the whole model; None: `shards` have them."""
+        if weights is not None:
+            whole = build_shard(setup, weights, 0)
+            pipeline = Pipeline([whole], [whole.names()], setup.groups, Direct())
+            device = setup.plan.device
+        else:
+            names = ray.get([shard.names.remote() for shard in shards])
+            link = choose(shards, setup.plan.device, setup.plan.gpus)
+            pipeline = Pipeline(shards, names, setup.groups, link)
+            device = "cpu"
+        self.experts = LocalExperts(pipeline, setup.tasks, setup.data, setup.embeddings, device)
+
+    def evaluate(self, recipe: Recipe, role: str) -> Evaluation:
+        """See `LocalExperts.evaluate`."""
+        return self.guarded(self.experts.evaluate, recipe, role)
+
+    def measure(self, method: str, params: dict[str, Any], role: str) -> dict[str, Any]:
+        """`evaluate` in plain types, for callers that do without torch."""
+        return self.evaluate(Recipe(method, params), role).plain()
+
+    def merge(self, recipe: Recipe) -> dict[str, Tensor]:
+        """See `LocalExperts.merge`."""
+        return self.guarded(self.experts.merge, recipe)
+
+    def gradients(self, lessons: Sequence[Lesson], role: str, trim: Trim) -> list[Gradient]:
+        """See `LocalExperts.gradients`."""
+        return self.guarded(self.experts.gradients, lessons, role, trim)
+
+    def embed(self, expert: str, role: str) -> None:
+        """See `LocalExperts.embed`."""
+        self.guarded(self.experts.embed, expert, role)
+
+    def guarded(self, call: Any, *args: Any) -> Any:
+        """A call; where a direct transport broke down with a shard, again through the store."""
+        try:
+            return call(*args)
+        except ray.exceptions.RayError:
+            if not isinstance(self.experts.pipeline.link, GpuToGpu):
+                raise
+            self.experts.pipeline.link = Stored()
+            return call(*args)
+
+    def pid(self) -> int:
+        """The process, so that a test can kill it."""
+        return os.getpid()

@@ -1,0 +1,315 @@
+"""A shard: a block of consecutive segments of base and all task vectors, in one process.
+
+A plain class. Every call carries all that it needs, so that a shard that died and came back, with
+nothing but its weights, answers the same to the bit. What it keeps between calls only saves time:
+the resident weights of the last filling, and the activations of forward passes whose backward pass
+is to come.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from actors.checkpoints import Checkpoint
+from actors.models import ImageEncoder
+from actors.pixels import Pixels, open_pixels
+from actors.segments import Carry, Embed
+from fusion.coding import mix
+from fusion.entropy import entropy
+from fusion.learning import Gradient
+from fusion.parameters import bind
+from fusion.registry import METHODS, Static
+from fusion.state import TaskVectors
+from fusion.surgery import Mixer, check_coding, leaves, merge_layers
+from fusion.survey import Survey
+from fusion.trim import Trim, trim_survey, trimmed
+from fusion.zeroshot import logits
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of pixel files: what the first segment reads, and what the loss is grouped by."""
+
+    parts: tuple[tuple[str, Path, NDArray[np.int64]], ...]
+    """(task, pixel file, rows)."""
+
+    @property
+    def size(self) -> int:
+        """Images in all."""
+        return sum(len(rows) for _, _, rows in self.parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """Which weights a pass goes through; `key` is equal where all else is."""
+
+    key: str
+    method: str | None = None
+    """A static method, with `params` and the result of its `survey`."""
+    params: Mapping[str, Any] | None = None
+    coding: Tensor | None = None
+    """[1 or B, T, 1 or G]."""
+    trim: Trim = field(default_factory=Trim)
+    survey: Any = None
+    """Of the method, or of the trim."""
+
+
+@dataclass
+class Context:
+    """A forward pass that waits for its backward pass."""
+
+    inputs: Carry
+    columns: dict[str, Tensor]
+    outputs: Carry
+
+
+class Shard:
+    """Segments [start, stop) with their base, task vectors and resident weights."""
+
+    def __init__(
+        self,
+        base: Checkpoint,
+        vectors: TaskVectors,
+        heads: Mapping[str, Tensor],
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        block: tuple[int, int] | None = None,
+        contexts: int = 1,
+    ) -> None:
+        """Build the block.
+
+        Args:
+            base: the base's checkpoint.
+            vectors: of this block, on `device`; `groups` are the whole model's.
+            heads: task -> zero-shot head [C, D]; read by the shard that has the last segment.
+            device: where it computes.
+            dtype: what activations and merged weights are.
+            block: segments [start, stop); None: all.
+            contexts: forward passes kept for their backward passes; older ones are run again.
+        """
+        self.encoder = ImageEncoder(base, device, dtype, block)
+        self.vectors = vectors
+        self.heads = {task: head.to(device) for task, head in heads.items()}
+        self.device = torch.device(device)
+        self.mixer = Mixer(vectors)
+        self.merged = [self.without_weights(i) for i in range(len(self.encoder.modules))]
+        self.capacity = contexts
+        self.contexts: OrderedDict[str, Context] = OrderedDict()
+        self.filled = ""
+        self.trims: tuple[str, TaskVectors] = ("", vectors)
+        self.passes: tuple[str, list[Tensor], Any] = ("", [], None)
+        self.opened: dict[Path, Pixels] = {}
+
+    def without_weights(self, index: int) -> nn.Module:
+        """A segment whose fused layers read merged weights; others share the resident's."""
+        link, resident = self.encoder.chain[index], self.encoder.modules[index]
+        module = merge_layers(link.build(), self.mixer, link.names)
+        for name, parameter in resident.named_parameters():
+            owner, _, leaf = name.rpartition(".")
+            if link.names[name] not in self.vectors.deltas:
+                setattr(module.get_submodule(owner), leaf, parameter)
+        if isinstance(module, Embed):
+            module.dtype = self.encoder.dtype
+        return module
+
+    def names(self) -> tuple[str, ...]:
+        """The fused tensors of this block, in the order of the gradients it returns."""
+        return tuple(self.vectors.deltas)
+
+    # ---------------------------------------------------------------- surveys and resident weights
+
+    def survey(self, weights: Weights, answers: list[Tensor]) -> tuple[bool, Any]:
+        """The next question of a survey, given all answers so far: (finished, question or result).
+
+        The generator of the last call is gone on with where it is this survey's; else it is
+        run again from its start.
+        """
+        key, heard, passes = self.passes
+        if key != weights.key or len(heard) != len(answers) - 1 or passes is None:
+            passes, heard = self.start_survey(weights), []
+            try:
+                question = next(passes)
+                for answer in answers:
+                    question = passes.send(answer)
+            except StopIteration as stop:
+                return True, stop.value
+        else:
+            try:
+                question = passes.send(answers[-1])
+            except StopIteration as stop:
+                self.passes = ("", [], None)
+                return True, stop.value
+        self.passes = (weights.key, list(answers), passes)
+        return False, question
+
+    def start_survey(self, weights: Weights) -> Survey[Any]:
+        """The survey of a method or of a trim."""
+        if weights.method is None:
+            return trim_survey(self.vectors, weights.trim)
+        method = METHODS[weights.method]
+        assert isinstance(method, Static)
+        assert method.survey is not None
+        return method.survey(
+            self.vectors, **bind(weights.method, method.parameters, weights.params or {})
+        )
+
+    def fill(self, weights: Weights) -> None:
+        """Merge into the resident model; at once where it is filled so already."""
+        if self.filled == weights.key:
+            return
+        self.filled = ""
+        self.merge(weights, self.vectors.into(self.encoder.arena))
+        self.filled = weights.key
+
+    def merge(self, weights: Weights, vectors: TaskVectors | None = None) -> dict[str, Tensor]:
+        """The merged tensors of this block, fresh or into the arena of `vectors`.
+
+        Raises:
+            InputError: what the method refuses.
+        """
+        vectors = self.vectors if vectors is None else vectors
+        if weights.method is not None:
+            method = METHODS[weights.method]
+            assert isinstance(method, Static)
+            bound = bind(weights.method, method.parameters, weights.params or {})
+            if method.survey is None:
+                return method.rule(vectors, **bound)
+            return method.rule(vectors, survey=weights.survey, **bound)
+        coding = weights.coding
+        if coding is None:
+            coding = torch.zeros(1, len(vectors.tasks), 1)
+        return mix(
+            self.trimmed(weights).into(vectors.arena) if vectors.arena else self.trimmed(weights),
+            coding,
+        )
+
+    def trimmed(self, weights: Weights) -> TaskVectors:
+        """This block's task vectors as `weights.trim` wants them; one kind is kept at a time."""
+        if weights.trim.nothing:
+            return self.vectors
+        key = f"{weights.trim} {weights.survey}"
+        if self.trims[0] != key:
+            self.trims = ("", self.vectors)  # let go of the old before making the new
+            self.trims = (key, trimmed(self.vectors, weights.trim, weights.survey))
+        return self.trims[1]
+
+    # ------------------------------------------------------------------------------ forward passes
+
+    def run(self, carry: Carry | Batch, weights: Weights) -> Carry:
+        """Through the resident model filled with `weights`."""
+        self.fill(weights)
+        return self.encoder.run(self.entered(carry))
+
+    def code(self, carry: Carry | Batch, weights: Weights) -> Carry:
+        """Through merged layers, one model a row where the coding has as many; no gradients."""
+        with torch.inference_mode():
+            return self.chained(self.entered(carry), weights, self.columns(carry, weights))
+
+    def forward(self, key: str, carry: Carry | Batch, weights: Weights) -> Carry:
+        """As `code`, keeping what `backward` needs under `key`."""
+        context = self.record(carry, weights)
+        self.contexts[key] = context
+        while len(self.contexts) > self.capacity:
+            self.contexts.popitem(last=False)
+        return {name: value.detach() for name, value in context.outputs.items()}
+
+    def backward(
+        self, key: str, carry: Carry | Batch, weights: Weights, gradient: Carry
+    ) -> tuple[Tensor, Carry]:
+        """(∂L/∂coding of this block's tensors [M, T, G_block], ∂L/∂carry).
+
+        `carry` and `weights` are those of the forward pass, which is run again where it is not
+        kept.
+        """
+        context = self.contexts.pop(key, None) or self.record(carry, weights)
+        outputs = [context.outputs[name] for name in gradient]
+        torch.autograd.backward(outputs, [value.to(self.device) for value in gradient.values()])
+        return self.gradients(context)
+
+    def finish(
+        self, carry: Carry | Batch, weights: Weights, batch: Batch
+    ) -> tuple[dict[str, float], Tensor, Carry]:
+        """Forward, entropies and backward of the last shard: (losses, ∂/∂coding, ∂/∂carry)."""
+        context = self.record(carry, weights)
+        embedding = context.outputs["embedding"].float()
+        losses, at = [], 0
+        for task, _, rows in batch.parts:
+            z = logits(embedding[at : at + len(rows)], self.heads[task])
+            losses.append(entropy(z).mean())
+            at += len(rows)
+        torch.stack(losses).sum().backward()
+        names = [task for task, _, _ in batch.parts]
+        found = {task: float(loss) for task, loss in zip(names, losses, strict=True)}
+        return found, *self.gradients(context)
+
+    def record(self, carry: Carry | Batch, weights: Weights) -> Context:
+        """A forward pass with autograd on, from fresh leaves."""
+        inputs = {
+            name: value.detach().requires_grad_(value.is_floating_point())
+            for name, value in self.entered(carry).items()
+        }
+        columns = self.columns(carry, weights)
+        with torch.enable_grad():
+            return Context(inputs, columns, self.chained(inputs, weights, columns))
+
+    def gradients(self, context: Context) -> tuple[Tensor, Carry]:
+        """What autograd left in the leaves of a context."""
+        columns = [zeros_or(column) for column in context.columns.values()]
+        models, tasks = next(iter(context.columns.values())).shape if columns else (1, 0)
+        empty = torch.zeros(models, tasks, 0)
+        coding = torch.stack(columns, dim=2).cpu() if columns else empty
+        return coding, {
+            name: zeros_or(value) for name, value in context.inputs.items() if value.requires_grad
+        }
+
+    def chained(self, carry: Carry, weights: Weights, columns: Mapping[str, Tensor]) -> Carry:
+        """The carry after the merged segments."""
+        self.mixer.vectors = self.trimmed(weights)
+        with self.mixer.coded(columns):
+            for module in self.merged:
+                carry = module(carry)
+        return carry
+
+    def columns(self, carry: Carry | Batch, weights: Weights) -> dict[str, Tensor]:
+        """The coding's columns for this block's tensors, as leaves.
+
+        Raises:
+            InputError: a coding that fits neither the task vectors nor the batch.
+        """
+        assert weights.coding is not None
+        size = carry.size if isinstance(carry, Batch) else len(next(iter(carry.values())))
+        check_coding(weights.coding, len(self.vectors.tasks), len(self.vectors.groups), size)
+        coding = weights.coding.to(self.device)
+        return leaves(self.names(), self.vectors.groups, coding)
+
+    def entered(self, carry: Carry | Batch) -> Carry:
+        """The carry on this device; a batch is read from its pixel files."""
+        if not isinstance(carry, Batch):
+            return {name: value.to(self.device) for name, value in carry.items()}
+        images = [self.open(path).images[torch.from_numpy(rows)] for _, path, rows in carry.parts]
+        return {"pixels": torch.cat(images).to(self.device)}
+
+    def open(self, path: Path) -> Pixels:
+        """The memory-mapped pixel file, opened once."""
+        if path not in self.opened:
+            self.opened[path] = open_pixels(path)
+        return self.opened[path]
+
+
+def zeros_or(leaf: Tensor) -> Tensor:
+    """A leaf's gradient; zeros where nothing reached it."""
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+
+
+def gradient_of(losses: Mapping[str, float], coding: Tensor, grouped: bool) -> Gradient:
+    """A lesson's gradient from that of each tensor's column [M, T, G]; summed where G = 1."""
+    return Gradient(dict(losses), coding if grouped else coding.sum(2, keepdim=True))

@@ -1,0 +1,125 @@
+"""How shards that are actors are called, and how activations get from one to the next.
+
+The one seam between pipelines and Ray's transports. On a CPU, and wherever nothing better is
+there, results lie in Ray's object store as NumPy arrays, which readers map without a copy. Where
+every shard has a GPU of its own, Ray's direct transport (an alpha API) moves them from GPU to GPU.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from torch import Tensor
+
+from actors.flat import as_tensor
+
+log = logging.getLogger(__name__)
+
+BITS = {torch.bfloat16: torch.int16}
+"""dtypes that NumPy lacks, and what their bits travel as."""
+
+
+def pack(value: Any) -> Any:
+    """Tensors of a carry as NumPy arrays (bfloat16 as its bits); anything else as it is."""
+    if isinstance(value, dict):
+        return {name: pack(inner) for name, inner in value.items()}
+    if isinstance(value, tuple):
+        return tuple(pack(inner) for inner in value)
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach().cpu().contiguous()
+    if value.dtype in BITS:
+        return (str(value.dtype).removeprefix("torch."), value.view(BITS[value.dtype]).numpy())
+    return value.numpy()
+
+
+def unpack(value: Any) -> Any:
+    """The inverse of `pack`; arrays from the object store stay where they are, and are not written
+    to."""
+    if isinstance(value, dict):
+        return {name: unpack(inner) for name, inner in value.items()}
+    if isinstance(value, np.ndarray):
+        return as_tensor(value, "cpu")
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
+        return as_tensor(value[1], "cpu").view(getattr(torch, value[0]))
+    if isinstance(value, tuple):
+        return tuple(unpack(inner) for inner in value)
+    return value
+
+
+class Stored:
+    """Results through the object store."""
+
+    def call(self, shard: Any, method: str, *args: Any, returns: int = 1) -> Any:
+        """A reference, or as many as the method returns."""
+        return getattr(shard, method).options(num_returns=returns).remote(*args)
+
+    def get(self, pending: Any) -> Any:
+        """Fetched, as tensors."""
+        return unpack(fetched(pending))
+
+
+class GpuToGpu:
+    """Carries from device to device by Ray's direct transport; small results as `Stored`.
+
+    A direct transport takes methods of one result only, so a shard keeps the small ones of a call
+    until they are asked for. What a shard kept is lost with it: the whole call is then made again.
+    """
+
+    def __init__(self, shards: Sequence[Any], transport: str) -> None:
+        """Join the shards into one group of `transport` (`nccl`; `gloo` on CPUs)."""
+        from ray.experimental.collective import create_collective_group
+
+        backend = {"nccl": "nccl", "gloo": "torch_gloo"}[transport]
+        create_collective_group(list(shards), backend=backend)
+        self.last = shards[-1]
+        self.transport = transport
+        self.stored = Stored()
+
+    def call(self, shard: Any, method: str, *args: Any, returns: int = 1) -> Any:
+        """References; that of the carry, which comes last, is to a tensor on the device."""
+        leaves = returns == 1 and shard == self.last  # to whoever asked, who is in no group
+        if leaves or method in ("survey", "merge", "names"):
+            return self.stored.call(shard, method, *args, returns=returns)
+        key = uuid.uuid4().hex
+        direct = shard.keep.options(tensor_transport=self.transport)
+        carry = direct.remote(key, method, *args)
+        if returns == 1:
+            return carry
+        small = shard.kept.options(num_returns=returns - 1).remote(key)
+        return (*([small] if returns == 2 else small), carry)
+
+    def get(self, pending: Any) -> Any:
+        """Fetched, as tensors."""
+        return self.stored.get(pending)
+
+
+def choose(shards: Sequence[Any], device: str, gpus: float) -> Stored | GpuToGpu:
+    """The fastest transport that is there: direct where each of several shards has a whole GPU."""
+    if device == "cuda" and gpus >= 1 and len(shards) > 1:
+        try:
+            return GpuToGpu(shards, "nccl")
+        except (ImportError, AttributeError, RuntimeError, ValueError) as error:
+            log.warning("transport: object store, since NCCL is not to be had: %s", error)
+    return Stored()
+
+
+def fetched(ref: Any, timeout: float | None = None) -> Any:
+    """The value of a reference; an error raised remotely is raised here as itself."""
+    try:
+        return ray.get(ref, timeout=timeout)
+    except ray.exceptions.RayTaskError as error:
+        raise root_cause(error) from None
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The user's exception inside Ray's (nested, where a call went through others)."""
+    while isinstance(error, ray.exceptions.RayTaskError) and error.cause is not None:
+        error = error.cause
+    return error
