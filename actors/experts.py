@@ -240,8 +240,9 @@ class LocalExperts:
     def batch(self, task: str, role: str, part: slice | Tensor) -> Batch:
         """Some of a task's rows, as rows of its pixel file."""
         rows = self.data[task].rows[role]
-        whole = isinstance(part, slice)
-        at: NDArray[np.int64] = np.arange(part.start, part.stop) if whole else part.numpy()
+        at: NDArray[np.int64] = (
+            np.arange(part.start, part.stop) if isinstance(part, slice) else part.numpy()
+        )
         return Batch(((task, rows.pixels, at if rows.indices is None else rows.indices[at]),))
 
     def labels(self, task: str, role: str) -> Tensor:

@@ -236,6 +236,7 @@ class Worker:
 def features(extract: Extract, chunk: Chunk) -> NDArray[np.float32]:
     """The features [n, d] of a chunk of prepared images."""
     images = open_pixels(Path(chunk.pixels)).images[chunk.start : chunk.stop]
-    blocks = [extract(batch).float().cpu() for batch in images.split(BATCH)]
+    batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
+    blocks = [extract(batch).float().cpu() for batch in batches]
     values: NDArray[np.float32] = torch.cat(blocks).numpy()
     return values

@@ -26,7 +26,7 @@ from actors.placement import Plan
 from actors.pool import FlatVectors, Pool, load_flat
 from actors.replica import LANES, Replica, Setup, ShardActor
 from actors.segments import clip_segments, segment_names
-from actors.transport import fetched as unwrapped
+from actors.transport import fetched
 from fusion.errors import InputError
 from fusion.learning import Gradient, Lesson
 from fusion.trim import Trim
@@ -64,12 +64,12 @@ class Client:
 
     def evaluate(self, recipe: Recipe, role: str) -> Evaluation:
         """Blocks until a replica has done it."""
-        result: Evaluation = unwrapped(self.submit("evaluate", recipe, role))
+        result: Evaluation = fetched(self.submit("evaluate", recipe, role))
         return result
 
     def merge(self, recipe: Recipe) -> dict[str, Tensor]:
         """Blocks; moves a whole model through the object store: for tests and exports."""
-        result: dict[str, Tensor] = unwrapped(self.submit("merge", recipe))
+        result: dict[str, Tensor] = fetched(self.submit("merge", recipe))
         return result
 
     def gradients(self, lessons: Sequence[Lesson], role: str, trim: Trim) -> list[Gradient]:
@@ -79,7 +79,7 @@ class Client:
             self.submit("gradients", lessons[start : start + each], role, trim)
             for start in range(0, len(lessons), each)
         ]
-        return [gradient for ref in refs for gradient in unwrapped(ref)]
+        return [gradient for ref in refs for gradient in fetched(ref)]
 
     def submit(self, method: str, *args: Any) -> Any:
         """An object reference to the result."""
@@ -155,7 +155,7 @@ class Fleet:
         refs = [actor.pid.remote() for actor in (*self.shards, *self.replicas)]
         try:
             for each in self.read:
-                unwrapped(each, timeout)
+                fetched(each, timeout)
             ray.get(refs, timeout=timeout)
         except ray.exceptions.GetTimeoutError:
             have, needed = ray.cluster_resources(), self.groups[0].bundle_specs

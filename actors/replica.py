@@ -138,7 +138,8 @@ class Replica:
 
     def evaluate(self, recipe: Recipe, role: str) -> Evaluation:
         """See `LocalExperts.evaluate`."""
-        return self.guarded(self.experts.evaluate, recipe, role)
+        found: Evaluation = self.guarded(self.experts.evaluate, recipe, role)
+        return found
 
     def measure(self, method: str, params: dict[str, Any], role: str) -> dict[str, Any]:
         """`evaluate` in plain types, for callers that do without torch."""
@@ -146,11 +147,13 @@ class Replica:
 
     def merge(self, recipe: Recipe) -> dict[str, Tensor]:
         """See `LocalExperts.merge`."""
-        return self.guarded(self.experts.merge, recipe)
+        found: dict[str, Tensor] = self.guarded(self.experts.merge, recipe)
+        return found
 
     def gradients(self, lessons: Sequence[Lesson], role: str, trim: Trim) -> list[Gradient]:
         """See `LocalExperts.gradients`."""
-        return self.guarded(self.experts.gradients, lessons, role, trim)
+        found: list[Gradient] = self.guarded(self.experts.gradients, lessons, role, trim)
+        return found
 
     def embed(self, expert: str, role: str) -> None:
         """See `LocalExperts.embed`."""

@@ -246,7 +246,7 @@ class Shard:
             z = logits(embedding[at : at + len(rows)], self.heads[task])
             losses.append(entropy(z).mean())
             at += len(rows)
-        torch.stack(losses).sum().backward()
+        torch.autograd.backward([torch.stack(losses).sum()])
         names = [task for task, _, _ in batch.parts]
         found = {task: float(loss) for task, loss in zip(names, losses, strict=True)}
         return found, *self.gradients(context)

@@ -24,9 +24,10 @@ from rich.console import Console
 from actors.data import prepare_data
 from actors.embeddings import EmbeddingCache
 from actors.experts import Recipe
-from actors.fleet import Fleet, unwrapped
+from actors.fleet import Fleet
 from actors.local import local_experts
 from actors.sources import cache_dir
+from actors.transport import fetched
 from benchmarks.environment import Row, finish
 from sweeps import cluster
 from sweeps.canonical import trial_key
@@ -58,7 +59,7 @@ def swept(prepared: Prepared, folder: Path) -> tuple[float, float, list[float], 
             # One evaluation a replica that is not counted, as the bare loop has one.
             warm = Recipe("task_arithmetic", {"scale": 0.05})
             for ref in [r.evaluate.remote(warm, "select") for r in fleet.replicas]:
-                unwrapped(ref)
+                fetched(ref)
             search = MethodSearch(prepared.spec, prepared.context())
             tuned(prepared.spec, search, fleet.client, SweepFolder(folder), entries.append)
     starts = [datetime.fromisoformat(entry.started) for entry in entries]

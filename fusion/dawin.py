@@ -115,11 +115,10 @@ def dawin(
     models its scripts use `cluster` with 3 clusters, and the offset.
 
     Not reproduced: the release's Dirichlet mixture fits T clusters whatever it is asked for, takes
-    the first, and estimates no concentration (α = m); here K clusters are K, with a concentration.
-    Its cluster-wise and sample-wise routes for several experts do not run. Left out: its ratios of
-    maximal logits and of confidences (`maxlogit`, `expconf`, `expconfdiff`): the last two read
-    the base's logits for the expert's side too, so that λ ≈ ½ and their published numbers say
-    nothing; and its pseudo-labels from a merged model, which need a forward pass of that model.
+    the first, and estimates no concentration; its cluster-wise and sample-wise routes for several
+    experts do not run. Left out: its ratios of maximal logits and of confidences (`maxlogit`,
+    `expconf`, `expconfdiff`): the last two read the base's logits for the expert's side too, so
+    that λ ≈ ½ and their published numbers say nothing; and its pseudo-labels from a merged model.
 
     Source: Oh et al., arXiv:2410.03782 (DaWin), and its released code, naver-ai/dawin.
 
@@ -172,10 +171,8 @@ def check(evidence: Evidence) -> None:
     """Refuse logits that do not fit together, or are not finite."""
     shape, base = list(evidence.experts.shape), list(evidence.base.shape)
     if len(shape) != 3 or shape[0] != len(evidence.tasks) or 0 in shape:
-        tasks = len(evidence.tasks)
-        raise InputError(
-            f"evidence: experts: shape {shape}; [{tasks}, N, C] needed, none of them 0"
-        )
+        needed = f"[{len(evidence.tasks)}, N, C] needed, none of them 0"
+        raise InputError(f"evidence: experts: shape {shape}; {needed}")
     if base != shape[1:]:
         raise InputError(f"evidence: base: shape {base}; {shape[1:]} needed, as the experts'")
     for name, logits in (("experts", evidence.experts), ("base", evidence.base)):
@@ -244,12 +241,10 @@ def true_classes(labels: Tensor | None, logits: Tensor) -> Tensor:
 def shrunk(unsure: Tensor) -> Tensor:
     """(1 − λ, λ) [2, N] from (H_Z, H_F) [2, N], with the offset."""
     plain, means = (-unsure).softmax(0)[1], unsure.mean(1)
-    if float(means.sum()) == 0:  # sure of every row, both of them: nothing to tell them apart
-        return torch.stack([1 - plain, plain])
     # A model that is sure of every row varies by 0 of 0: its CV is 0.
     spread = unsure.std(1) / means.clamp_min(torch.finfo(means.dtype).tiny)
     offset, prior = spread.mean(), means[0] / means.sum()
-    if float(offset) == 0:
+    if float(offset) == 0:  # γ = 0, even where both exponentials are 0, or no prior is defined
         return torch.stack([1 - plain, plain])
     gamma = offset / ((-unsure).exp().sum(0) + offset)
     shares = (1 - gamma) * plain + gamma * prior

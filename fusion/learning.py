@@ -156,7 +156,7 @@ def learn_step(
     losses: dict[str, float] = {}
     for lesson, gradient in zip(given, gradients, strict=True):
         losses |= gradient.losses
-        bad = [task for task, loss in gradient.losses.items() if not loss - loss == 0]
+        bad = [task for task, loss in gradient.losses.items() if loss - loss != 0]
         if bad or not bool(gradient.coding.isfinite().all()):
             task = bad[0] if bad else next(iter(lesson.rows))
             raise InputError(

@@ -95,7 +95,7 @@ def merged_linear(
         if form == "auto":
             form = form_for(flat.shape[1], tasks, x.device.type, training)
         kernel = Merge if form == "A" else Scale
-        out = kernel.apply(flat, coefficients, base, deltas)
+        out = kernel.apply(flat, coefficients, base, deltas)  # type: ignore[no-untyped-call]
     if bias is not None:
         out = out + bias.unsqueeze(1).to(out.dtype)
     return out.view(*x.shape[:-1], base.shape[0])
@@ -253,9 +253,11 @@ def merged_embedding(ids: Tensor, coefficients: Tensor, base: Tensor, deltas: Te
     rows, steps = base[ids].to(wide), deltas[:, ids].to(wide)  # [B, n, D], [T, B, n, D]
     c = coefficients.to(wide)
     if len(c) == 1:
-        return rows + torch.tensordot(c[0], steps, dims=1)
+        one: Tensor = rows + torch.tensordot(c[0], steps, dims=1)
+        return one
     if len(ids) == 1:
-        return rows + torch.tensordot(c, steps[:, 0], dims=1)
+        each: Tensor = rows + torch.tensordot(c, steps[:, 0], dims=1)
+        return each
     return rows + torch.einsum("bt,tbnd->bnd", c, steps)
 
 

@@ -47,6 +47,8 @@ class Row:
     recipe: str | None = None
     run_id: str | None = None
     trial_key: str | None = None
+    notes: tuple[str, ...] = ()
+    """What a reader must know beside the numbers: images that it adapted to, labels it read."""
 
     @property
     def score(self) -> float | None:
@@ -258,6 +260,7 @@ def as_table(content: Mapping[str, Any]) -> pa.Table:
     for row in content["rows"]:
         line = {name: value for name, value in row.items() if not isinstance(value, dict)}
         line["params"] = json.dumps(row["params"], sort_keys=True)
+        line["notes"] = "; ".join(row["notes"])
         for group in ("val", "test", "cost"):
             line |= {f"{group}/{name}": row[group][name] for name in sorted(row[group])}
         for name in sorted(row["test_ci95"]):
@@ -292,6 +295,7 @@ def read(folder: Path) -> Comparison:
                 **{
                     **known(Row, row),
                     "test_ci95": {k: tuple(v) for k, v in row["test_ci95"].items()},
+                    "notes": tuple(row.get("notes", ())),
                 }
             )
             for row in content["rows"]

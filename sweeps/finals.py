@@ -12,15 +12,25 @@ import pyarrow as pa
 
 from actors.atomic import replacing
 from actors.experts import REFERENCES, Evaluation, Recipe, TaskScore
-from actors.fleet import Client, unwrapped
+from actors.fleet import Client
+from actors.recipes import BASE
+from actors.transport import fetched
+from fusion.errors import InputError
+from fusion.registry import METHODS, Adaptive, LogitSpace, Routed
 from sweeps.compare import Row
+from sweeps.learning import learned_file
 from sweeps.progress import Progress
 
 SUFFIX = ".arrow"
 
 
 def evaluate_rows(
-    client: Client, experts: Iterable[str], rows: Iterable[Row], folder: Path, progress: Progress
+    client: Client,
+    experts: Iterable[str],
+    rows: Iterable[Row],
+    folder: Path,
+    learned: Path,
+    progress: Progress,
 ) -> list[Row]:
     """Every row with its report-split metrics; per-sample correctness goes to `folder`.
 
@@ -31,17 +41,17 @@ def evaluate_rows(
     known = {row.method: stored(folder / f"{row.method}{SUFFIX}", row.trial_key) for row in rows}
     todo = [row for row in rows if row.trial_key and known[row.method] is None]
     # Expert embeddings first, spread over the replicas: `experts` and `ensemble` only read them.
-    warm = [client.submit("embed", expert, "report") for expert in experts] if todo else []
+    warm = [client.submit("embed", name, "report") for name in (*experts, BASE)] if todo else []
     pending = {
-        row.method: client.submit("evaluate", recipe_of(row), "report")
+        row.method: client.submit("evaluate", recipe_of(row, learned), "report")
         for row in sorted(todo, key=reads_embeddings)
     }
     progress.start("report split", len(warm) + len(pending))
     for ref in warm:
-        unwrapped(ref)
+        fetched(ref)
         progress.advance("report split")
     for row in todo:
-        evaluation = unwrapped(pending[row.method])
+        evaluation = fetched(pending[row.method])
         known[row.method] = evaluation.metrics()
         store(folder / f"{row.method}{SUFFIX}", row, evaluation)
         progress.advance("report split")
@@ -53,12 +63,26 @@ def evaluate_rows(
 
 def reads_embeddings(row: Row) -> bool:
     """Whether a row's evaluation reads cached expert embeddings; such rows go last."""
-    return row.method == "experts" or row.kind == "logits"
+    return row.method == "experts" or isinstance(METHODS.get(row.method), LogitSpace | Routed)
 
 
-def recipe_of(row: Row) -> Recipe:
-    """What a row of the comparison evaluates."""
-    return Recipe(row.method, {} if row.method in REFERENCES else row.params)
+def recipe_of(row: Row, learned: Path) -> Recipe:
+    """What a row of the comparison evaluates; of a method that learns, with what it learned.
+
+    Raises:
+        InputError: its file is gone.
+    """
+    params = {} if row.method in REFERENCES else row.params
+    if not isinstance(METHODS.get(row.method), Adaptive):
+        return Recipe(row.method, params)
+    path = learned_file(learned, row.trial_key or "")
+    try:
+        return Recipe(row.method, params, path.read_bytes())
+    except OSError as error:
+        raise InputError(
+            f"{path}: what {row.method} learned cannot be read: {error.strerror}; delete its"
+            f" ledger entry {row.trial_key}.json, and --resume learns it again"
+        ) from None
 
 
 def stored(path: Path, trial_key: str | None) -> Mapping[str, float] | None:

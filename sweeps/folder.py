@@ -37,6 +37,11 @@ class SweepFolder:
         return self.path / "recipes"
 
     @property
+    def learned(self) -> Path:
+        """Gates and codings of trials that learn, and checkpoints of those that have not ended."""
+        return self.path / "learned"
+
+    @property
     def tune(self) -> Path:
         """Tune's own folder: its state and TensorBoard events."""
         return self.path / "tune"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +35,10 @@ class Entry:
     ended: str = ""
     """ISO time at which it had the result."""
     seed: int = 0
+    steps: int = 0
+    """Of a method that learns: how many it took; fewer than asked for where it was stopped."""
+    curve: Sequence[Mapping[str, float]] = ()
+    """Of a method that learns: losses and coding range at each checkpoint."""
     error: str | None = None
 
 

@@ -18,22 +18,23 @@ import torch
 from actors.checkpoints import content_hash
 from actors.embeddings import EmbeddingCache
 from actors.experts import BATCH
-from actors.placement import Plan, Resources, gigabytes, plan
+from actors.placement import Load, Plan, Resources, gigabytes, plan
 from actors.pool import Pool, open_pool
 from actors.preprocess import Preprocess, read_preprocess
+from actors.recipes import BASE
+from actors.segments import clip_segments
 from actors.sources import cache_dir
 from actors.tasks import Role, Splits, Task, TaskSource, assign, open_task
+from fusion.dawin import Evidence
 from fusion.errors import InputError
-from fusion.registry import METHODS, LogitSpace
+from fusion.registry import METHODS, Adaptive, LogitSpace, Routed
 from fusion.state import TaskVectors
 from sweeps.candidates import random_points
+from sweeps.courses import REHEARSED, Needs, needs_of
 from sweeps.spec import SweepSpec
 
-NUMBERS = 1
+NUMBERS = 2
 """Raised when a change of this code changes results: finished trials are then not reused."""
-
-REHEARSED = 64
-"""Candidates of a method tried on stand-ins; more differ in numbers, seldom in names."""
 
 ROLES: tuple[Role, ...] = ("select", "report")
 
@@ -53,7 +54,14 @@ class Prepared:
     images: int
     """Rows of all source splits that the sweep reads."""
     pixel_bytes: int
-    """Disk that their prepared form takes."""
+    """Disk that their prepared form takes, for the model and for every extractor."""
+    needs: Needs
+    """Of the methods that learn."""
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """Roles whose images are read."""
+        return roles_of(self.needs)
 
     def context(self) -> str:
         """What every trial's result depends on besides its recipe, as a hash."""
@@ -67,15 +75,19 @@ class Prepared:
             },
             "splits": vars(self.splits),
             "dtype": self.spec.placement.dtype,
+            "seed": self.spec.seed,
+            "extractors": {str(k): e.fingerprint for k, e in self.needs.extractors.items()},
+            "gates": dict(self.needs.gates),
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def embeddings(self) -> EmbeddingCache:
         """Where this pool's expert embeddings are kept."""
         base = content_hash(self.pool.base)
+        where = f"{NUMBERS} {self.plan.device} {self.spec.placement.dtype}"
+        members = {BASE: self.pool.base, **self.pool.experts}
         identity = {
-            name: f"{base} {content_hash(expert)} {self.plan.device} {self.spec.placement.dtype}"
-            for name, expert in self.pool.experts.items()
+            name: f"{base} {content_hash(member)} {where}" for name, member in members.items()
         }
         return EmbeddingCache(cache_dir() / "embeddings", identity)
 
@@ -93,30 +105,49 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
         name: open_task(TaskSource(name, t.dataset, t.image, t.label, t.templates, t.classnames))
         for name, t in spec.tasks.items()
     }
-    sources, role_rows = set(), dict.fromkeys(ROLES, 0)
+    needs = needs_of(spec, pool.tasks, pool.groups)
+    sources, role_rows = set(), dict.fromkeys(roles_of(needs), 0)
     for name, task in tasks.items():
         places = assign(task, splits, select_spelled=spec.splits.select_spelled)
-        for role in ROLES:
+        for role in role_rows:
             place = places[role]
             sources.add((name, place.split))
             share = {"all": 1.0, "fit": 1 - splits.val_fraction, "val": splits.val_fraction}
             role_rows[role] += round(task.splits[place.split] * share[place.part])
     images = sum(tasks[name].splits[split] for name, split in sources)
-    side = preprocess.size
-    pixel_bytes = images * 3 * side * side
+    sizes = [preprocess.shape, *(e.preprocess.shape for e in needs.extractors.values())]
+    pixel_bytes = sum(images * 3 * height * width for height, width in sizes)
     for folder, needed in ((cache_dir(), pixel_bytes), (outputs, 10**7)):
         check_disk(folder, needed)
     rehearse(spec, pool)
     placement = plan(
-        pool.parameters * 4,
-        len(pool.experts),
-        activation_bytes(pool.base.fields, side),
+        load_of(spec, pool, needs),
         resources,
         replicas=spec.placement.replicas,
+        shards=spec.placement.shards,
         device=spec.placement.device,
+        gpus=spec.placement.gpus,
     )
     return Prepared(
-        spec, pool, tasks, splits, preprocess, placement, role_rows, images, pixel_bytes
+        spec, pool, tasks, splits, preprocess, placement, role_rows, images, pixel_bytes, needs
+    )
+
+
+def roles_of(needs: Needs) -> tuple[Role, ...]:
+    """Select and report, and fit where some method adapts to it."""
+    return ("fit", *ROLES) if "fit" in needs.adapts_on else ROLES
+
+
+def load_of(spec: SweepSpec, pool: Pool, needs: Needs) -> Load:
+    """What has to be placed."""
+    fields, itemsize = pool.base.fields, getattr(torch, spec.placement.dtype).itemsize
+    return Load(
+        segments=tuple(4 * segment.numel for segment in clip_segments(pool.base)),
+        experts=len(pool.experts),
+        compute_itemsize=itemsize,
+        forward_bytes=itemsize * BATCH * activations(fields)[0],
+        training_bytes=itemsize * needs.images * activations(fields)[1],
+        transformed=needs.transformed,
     )
 
 
@@ -129,28 +160,37 @@ def rehearse(spec: SweepSpec, pool: Pool) -> None:
     zeros = {name: torch.zeros(1) for name in pool.names}
     vectors = TaskVectors.from_state_dicts(zeros, dict.fromkeys(pool.tasks, zeros))
     embeddings, head = torch.ones(len(pool.tasks), 1, 2), torch.ones(2, 2)
+    evidence = torch.arange(8.0).view(4, 2)
+    stack = evidence.expand(len(pool.tasks), 4, 2)
     for name, entry in spec.methods.items():
         method = METHODS[name]
+        if isinstance(method, Adaptive):
+            continue  # `needs_of` has built each of its routers
         for params in islice(random_points(entry, name, spec.seed), REHEARSED):
             try:
                 if isinstance(method, LogitSpace):
                     method.fuse(embeddings, head, **params)
+                elif isinstance(method, Routed):
+                    labels = torch.zeros(len(evidence), dtype=torch.int64)
+                    method.route(Evidence(pool.tasks, stack, evidence, labels), **params)
                 else:
                     method.merge(vectors, **params)
             except InputError as error:
                 raise InputError(f"methods.{name}: {error}") from None
 
 
-def activation_bytes(vision: Mapping[str, int], side: int) -> int:
-    """Peak activations of one forward batch: tokens × the widest of a block's tensors, in float32.
+def activations(vision: Mapping[str, int]) -> tuple[int, int]:
+    """Elements of activations an image: (peak of a forward pass, kept for a backward pass).
 
-    Counts, for one block at a time, the residual stream, q, k, v, the attention scores and the
-    MLP's hidden layer.
+    Forward counts, for one block at a time, the residual stream, q, k, v, the attention scores
+    and the MLP's hidden layer; backward all of that of every block.
     """
-    tokens = (side // vision["patch_size"]) ** 2 + 1
+    tokens = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
     width, hidden = vision["hidden_size"], vision["intermediate_size"]
     heads = vision["num_attention_heads"]
-    return 4 * BATCH * tokens * (5 * width + hidden + heads * tokens)
+    block = tokens * (5 * width + hidden + heads * tokens)
+    kept = tokens * (9 * width + 2 * hidden + heads * tokens)
+    return block, kept * vision["num_hidden_layers"]
 
 
 def check_disk(place: Path, needed: int) -> None:

@@ -13,7 +13,8 @@ def ensure_pool(console: Console) -> None:
     """Build the embedded pool where it is absent, with a progress bar."""
     from actors.embedded.layout import locate
 
-    if locate() is not None:
+    pool = locate()
+    if pool is not None and pool.extractor.exists():  # older pools lack it
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -12,12 +13,13 @@ from typing import Any
 
 import yaml
 
+from actors.atomic import replacing
 from actors.checkpoints import Checkpoint, content_hash, read
 from actors.experts import Recipe as What
 from actors.experts import merged
 from actors.pool import Pool, open_pool, task_vectors
 from fusion.errors import InputError
-from fusion.registry import METHODS, LogitSpace
+from fusion.registry import METHODS, Gated, LogitSpace, Routed
 from sweeps.ledger import write_text
 
 
@@ -42,6 +44,8 @@ class Recipe:
     sweep: str
     selected: Mapping[str, Any] = field(default_factory=dict)
     """Split, metric and value it was chosen by."""
+    learned: Model | None = None
+    """Of a method that learns: its gate or coding file, beside the recipe."""
 
 
 def identify(checkpoint: Checkpoint) -> Model:
@@ -58,8 +62,9 @@ def write(
     params: Mapping[str, Any],
     sweep: str,
     selected: Mapping[str, Any],
+    learned: Path | None = None,
 ) -> Path:
-    """`<folder>/<row>.yaml`, written whole or not at all."""
+    """`<folder>/<row>.yaml`, written whole or not at all; what was learned is copied beside it."""
     content = {
         "method": row,
         "params": dict(params),
@@ -69,6 +74,12 @@ def write(
         "sweep": sweep,
         "selected": dict(selected),
     }
+    if learned is not None:
+        data = learned.read_bytes()
+        with replacing(folder / f"{row}.safetensors") as part:
+            part.write_bytes(data)
+        digest = hashlib.sha256(data).hexdigest()
+        content["learned"] = vars(Model(f"{row}.safetensors", digest))
     path = folder / f"{row}.yaml"
     write_text(path, yaml.safe_dump(content, sort_keys=False))
     return path
@@ -84,7 +95,8 @@ def load(path: Path) -> Recipe:
         content = yaml.safe_load(path.read_text())
         base = Model(**content.pop("base"))
         experts = {task: Model(**model) for task, model in content.pop("experts").items()}
-        return Recipe(base=base, experts=experts, **content)
+        learned = Model(**content.pop("learned")) if content.get("learned") else None
+        return Recipe(base=base, experts=experts, learned=learned, **content)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, TypeError, AttributeError, KeyError) as error:
@@ -101,10 +113,8 @@ def export(path: Path, out: Path) -> None:
     recipe = load(path)
     if out.exists():
         raise InputError(f"{out}: is there already; give a new folder")
-    if isinstance(METHODS.get(recipe.method), LogitSpace) or recipe.method == "experts":
-        raise InputError(
-            f"{path}: {recipe.method}: fuses logits; there is no single model to build"
-        )
+    check_single(recipe, path)
+    data = learned_data(recipe, path)
     pool = open_pool(recipe.base.source, {t: m.source for t, m in recipe.experts.items()})
     for name, checkpoint, model in (
         ("base", pool.base, recipe.base),
@@ -116,8 +126,40 @@ def export(path: Path, out: Path) -> None:
                 f"{path}: {name}: {model.source} has changed: sha256 {found[:12]}…; "
                 f"the recipe was made from {model.sha256[:12]}…"
             )
-    fused = merged(task_vectors(pool), What(recipe.method, recipe.params))
+    fused = merged(task_vectors(pool), What(recipe.method, recipe.params, data))
     write_folder(pool.base, fused, out, path)
+
+
+def check_single(recipe: Recipe, path: Path) -> None:
+    """Raise InputError where a recipe makes no single model."""
+    row = METHODS.get(recipe.method)
+    if isinstance(row, LogitSpace) or recipe.method == "experts":
+        raise InputError(
+            f"{path}: {recipe.method}: fuses logits; there is no single model to build"
+        )
+    if isinstance(row, Gated | Routed):
+        kept = f"; its gate is {path.parent / recipe.learned.source}" if recipe.learned else ""
+        raise InputError(
+            f"{path}: {recipe.method}: one model a sample; there is no single model to build{kept}"
+        )
+
+
+def learned_data(recipe: Recipe, path: Path) -> bytes | None:
+    """What was learned, where the recipe names it.
+
+    Raises:
+        InputError: the file is gone or has changed.
+    """
+    if recipe.learned is None:
+        return None
+    file = path.parent / recipe.learned.source
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: learned: {file}: {error.strerror}") from error
+    if hashlib.sha256(data).hexdigest() != recipe.learned.sha256:
+        raise InputError(f"{path}: learned: {file} has changed since the recipe was written")
+    return data
 
 
 def write_folder(base: Checkpoint, fused: Mapping[str, Any], out: Path, recipe: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -11,16 +12,20 @@ from pathlib import Path
 from rich.console import Console
 
 from actors.data import prepare_data
+from actors.experts import TaskData
 from actors.fleet import Client, Fleet
 from actors.sources import cache_dir
+from fusion.registry import METHODS, Adaptive
 from sweeps import cluster, recipe, tracking
 from sweeps.compare import Comparison, Row, compare, write
 from sweeps.completion import completed
 from sweeps.correctness import read_correct
 from sweeps.finals import evaluate_rows
 from sweeps.folder import Identity, SweepFolder, check_free, claim, owned
+from sweeps.learning import Course, learned_file
 from sweeps.ledger import Entry
-from sweeps.prepare import ROLES, Prepared, prepare
+from sweeps.notes import notes_of
+from sweeps.prepare import Prepared, prepare
 from sweeps.progress import Progress
 from sweeps.report import write_html
 from sweeps.spec import SweepSpec, dump, spec_hash
@@ -88,9 +93,10 @@ def run(
             prepared.pool.base,
             prepared.tasks,
             prepared.splits,
-            ROLES,
+            prepared.roles,
             cache_dir(),
             select_spelled=spec.splits.select_spelled,
+            extractors=list(prepared.needs.extractors.values()),
             progress=lambda done, total: progress.set("images", done, total),
         )
         fleet = stack.enter_context(
@@ -103,7 +109,10 @@ def run(
             client, experiment, spec.name, identity.sweep_id, tags_of(prepared, identity)
         )
         try:
-            comparison = swept(fleet.client, prepared, folder, identity, tracker, progress, command)
+            course = course_of(prepared, data, folder)
+            comparison = swept(
+                fleet.client, prepared, folder, identity, tracker, progress, command, course
+            )
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt | Interrupted)
             tracker.flush(folder.ledger)
@@ -121,6 +130,7 @@ def swept(
     tracker: tracking.Tracker,
     progress: Progress,
     command: str,
+    course: Course | None,
 ) -> Comparison:
     """Trials, then the comparison: with experts loaded and data at hand."""
     spec, context = prepared.spec, prepared.context()
@@ -134,9 +144,10 @@ def swept(
         shown = "failed" if value is None else f"{spec.metric} {value:.4f}"
         progress.advance("trials", note=f"{entry.method}: {shown}")
 
-    run_trials(completed(spec), context, experts, prepared.pool.tasks, folder, record, progress)
-    rows = winners(ledger, spec.metric)
-    rows = evaluate_rows(experts, prepared.pool.tasks, rows, folder.correct, progress)
+    names = prepared.pool.tasks
+    run_trials(completed(spec), context, experts, names, folder, record, progress, course)
+    rows = [noted(row, spec) for row in winners(ledger, spec.metric)]
+    rows = evaluate_rows(experts, names, rows, folder.correct, folder.learned, progress)
     rows = [with_recipe(row, prepared, folder) for row in rows]
     tracker.flush(ledger)
     rows = [replace(row, run_id=tracker.run_id(row.trial_key or "")) for row in rows]
@@ -160,6 +171,28 @@ def swept(
     return comparison
 
 
+def course_of(
+    prepared: Prepared, data: Mapping[str, TaskData], folder: SweepFolder
+) -> Course | None:
+    """What learning trials are given; None where there are none."""
+    entries = prepared.spec.methods
+    if not any(isinstance(METHODS[name], Adaptive) for name in entries):
+        return None
+    return Course(
+        prepared.pool.tasks,
+        prepared.pool.groups,
+        data,
+        prepared.needs.extractors,
+        folder.learned.resolve(),
+        frozenset(name for name, entry in entries.items() if entry.scheduler),
+    )
+
+
+def noted(row: Row, spec: SweepSpec) -> Row:
+    """The row, with what its reader must know."""
+    return replace(row, notes=notes_of(row.method, row.params, spec.splits))
+
+
 def with_recipe(row: Row, prepared: Prepared, folder: SweepFolder) -> Row:
     """The row, with the recipe file that rebuilds it; `experts` are no one thing to rebuild."""
     if row.trial_key is None or row.method == "experts":
@@ -170,7 +203,12 @@ def with_recipe(row: Row, prepared: Prepared, folder: SweepFolder) -> Row:
         "metric": spec.metric,
         "value": row.val.get(spec.metric),
     }
-    path = recipe.write(folder.recipes, row.method, prepared.pool, row.params, spec.name, selected)
+    learned = None
+    if isinstance(METHODS.get(row.method), Adaptive):
+        learned = learned_file(folder.learned, row.trial_key)
+    path = recipe.write(
+        folder.recipes, row.method, prepared.pool, row.params, spec.name, selected, learned
+    )
     return replace(row, recipe=str(path.relative_to(folder.path)))
 
 

@@ -30,8 +30,8 @@ from sweeps.specfile import read
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 NAME_RULE = "a name of letters, digits, '.', '_' and '-' that starts with none of '.' and '-'"
-TAKEN = ("mean", *WORDS)
-"""Names that `acc/mean` and search spaces have taken."""
+TAKEN = ("mean", "pretrained", *WORDS)
+"""Names that `acc/mean`, the base and search spaces have taken."""
 
 
 class Part(BaseModel):
@@ -130,20 +130,22 @@ class PlacementSpec(Part):
         strict=True,
         description="an integer of at least 1, or null (as many as fit),",
     )
-    shards: int = Field(
-        default=1, ge=1, strict=True, description="1 (this version serves whole replicas only)"
+    shards: int | None = Field(
+        default=None,
+        ge=1,
+        strict=True,
+        description="an integer of at least 1, or null (as few as fit),",
+    )
+    gpus: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="a fraction of a GPU for each shard, or null (a whole one),",
     )
     dtype: Literal["float32", "float16", "bfloat16", "float64"] = Field(
         default="float32", description="float32, float16, bfloat16 or float64"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto, cpu or cuda")
-
-    @field_validator("shards")
-    @classmethod
-    def _whole(cls, shards: int) -> int:
-        if shards > 1:
-            raise custom_error("this version serves whole replicas only; 1 allowed")
-        return shards
 
 
 class MlflowSpec(Part):
@@ -189,7 +191,7 @@ class SweepSpec(Part):
         PlacementSpec, BeforeValidator(lambda given: {} if given == "auto" else given)
     ] = Field(
         default=PlacementSpec(),
-        description="auto, or a mapping of replicas, shards, dtype and device,",
+        description="auto, or a mapping of replicas, shards, gpus, dtype and device,",
     )
     mlflow: MlflowSpec = Field(
         default=MlflowSpec(), description="a mapping of tracking_uri and experiment"

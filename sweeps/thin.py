@@ -6,6 +6,7 @@ for. So this file knows the desk by its calls alone, and speaks plain numbers an
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -14,14 +15,24 @@ import ray
 from ray import tune
 
 
-def run_trial(config: Mapping[str, Any], desk: Any) -> None:
+def run_trial(config: Mapping[str, Any], client: bytes, desk: Any, course: bytes | None) -> None:
     """The trainable: one suggestion of `MethodSearch`, measured on the select split.
 
     Reports the metrics and, under `entry`, the fields of a ledger entry; `status` says whether it
-    failed, and then the error is raised as well, for Tune to see.
+    failed, and then the error is raised as well, for Tune to see. A method that learns reports on
+    the way as well, with `rung` below 9: what stands there counts where a scheduler stops it.
+
+    Args:
+        config: the suggestion.
+        client: a pickled `Client`; opened by trials that learn, which need torch.
+        desk: the fleet's.
+        course: a pickled `Course`, where `config["method"]` learns.
     """
     entry = {**config, "split": "select", "started": datetime.now(UTC).isoformat()}
     try:
+        if course is not None and config["method"] in (opened := pickle.loads(course))["learns"]:
+            learn_trial(config, entry, ray.cloudpickle.loads(client), opened["course"])
+            return
         found = ray.get(desk.call.remote("measure", config["method"], config["params"], "select"))
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[-1]
@@ -32,3 +43,19 @@ def run_trial(config: Mapping[str, Any], desk: Any) -> None:
         raise
     entry |= {**found, "status": "done", "ended": datetime.now(UTC).isoformat()}
     tune.report({**found["metrics"], "entry": entry})
+
+
+def learn_trial(
+    config: Mapping[str, Any], entry: dict[str, Any], client: Any, course: bytes
+) -> None:
+    """A trial of a method that learns; imports torch."""
+    from sweeps.learning import LAST_RUNG, learn
+
+    def report(rung: int, evaluation: Any, state: Any) -> None:
+        found = evaluation.plain()
+        facts = {"trial_s": state.seconds, "steps": state.step, "curve": state.curve}
+        now = datetime.now(UTC).isoformat()
+        done = {**entry, **found, **facts, "status": "done", "ended": now}
+        tune.report({**found["metrics"], "rung": rung, "final": rung == LAST_RUNG, "entry": done})
+
+    learn(config, client, ray.cloudpickle.loads(course), report)

@@ -51,6 +51,8 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray is untyped
     def __init__(self, record: Callable[[Entry], None]) -> None:
         self.record = record
         self.heard: set[str] = set()
+        self.partial: dict[str, dict[str, Any]] = {}
+        """Trial key -> the last result on the way of a trial that learns."""
 
     def __getstate__(self) -> dict[str, object]:
         """Nothing: Tune pickles its callbacks beside its state, and ours hold a live connection."""
@@ -59,10 +61,22 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray is untyped
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
     ) -> None:
-        """A trial reports once, when it is done or has failed."""
-        if "entry" in result:
-            self.heard.add(result["entry"]["trial_key"])
-            self.record(complete(result["entry"]))
+        """A trial reports when it is done or has failed; one that learns, on the way as well."""
+        if "entry" not in result:
+            return
+        entry = result["entry"]
+        if result.get("final", True):
+            self.heard.add(entry["trial_key"])
+            self.record(complete(entry))
+        else:
+            self.partial[entry["trial_key"]] = entry
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """A trial that a scheduler stopped: its last result on the way stands."""
+        key = trial.config["trial_key"]
+        if key in self.partial and key not in self.heard:
+            self.heard.add(key)
+            self.record(complete(self.partial.pop(key)))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A trial whose process died without a word."""

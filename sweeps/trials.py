@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
+import ray
 from ray import tune
 
 from actors.experts import REFERENCES, Recipe
-from actors.fleet import Client, unwrapped
+from actors.fleet import Client
+from actors.recipes import BASE
+from actors.transport import fetched
+from fusion.registry import METHODS, Adaptive
 from sweeps.candidates import planned
 from sweeps.canonical import trial_key
 from sweeps.folder import SweepFolder
+from sweeps.learning import Course
 from sweeps.ledger import Entry
 from sweeps.progress import Progress
+from sweeps.scheduler import Halving
 from sweeps.search import MethodSearch
 from sweeps.spec import SweepSpec
 from sweeps.thin import run_trial
@@ -41,6 +48,7 @@ def run_trials(
     folder: SweepFolder,
     record: Callable[[Entry], None],
     progress: Progress,
+    course: Course | None = None,
 ) -> None:
     """Run what the ledger lacks; every trial that ends is handed to `record` at once.
 
@@ -52,6 +60,7 @@ def run_trials(
         folder: of the sweep; its ledger says what is finished.
         record: keeps an entry; what it raises ends the sweep.
         progress: gets a phase `trials`.
+        course: what methods that learn are given; None: there are none.
 
     Raises:
         Interrupted: Ctrl-C; the trials in flight were ended.
@@ -60,7 +69,7 @@ def run_trials(
     progress.start("trials", sum(planned(spec).values()) + len(REFERENCES))
     progress.advance("trials", len(done))
     # Embeddings and references need no Tune; they keep the replicas busy while it starts.
-    warm = [experts.submit("embed", name, "select") for name in names]
+    warm = [experts.submit("embed", name, "select") for name in (*names, BASE)]
     references = {}
     for method in REFERENCES:
         key = trial_key(method, {}, context)
@@ -71,11 +80,11 @@ def run_trials(
     known = {key: entry.metrics.get(spec.metric) for key, entry in done.items()}
     search = MethodSearch(spec, context, known)
     if search.suggest("probe") != tune.search.Searcher.FINISHED:
-        tuned(spec, MethodSearch(spec, context, known), experts, folder, record)
+        tuned(spec, MethodSearch(spec, context, known), experts, folder, record, course)
     for ref in warm:
-        unwrapped(ref)
+        fetched(ref)
     for key, (method, started, ref) in references.items():
-        record(finished(key, method, unwrapped(ref), started))
+        record(finished(key, method, fetched(ref), started))
 
 
 def tuned(
@@ -84,6 +93,7 @@ def tuned(
     experts: Client,
     folder: SweepFolder,
     record: Callable[[Entry], None],
+    course: Course | None = None,
 ) -> None:
     """The Tune run; the ledger and not Tune's own state is what a resumed sweep goes by."""
     faults: list[BaseException] = []
@@ -97,11 +107,19 @@ def tuned(
 
     # Failed trials are ours to show, once, at the end; Tune would print each with its traceback.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    trainable = tune.with_parameters(run_trial, desk=experts.desk)
+    learns = [name for name, row in METHODS.items() if isinstance(row, Adaptive)]
+    given = None
+    if course is not None:
+        # Pickled twice: a trial that does not learn opens the outer one only, without torch.
+        given = pickle.dumps({"learns": learns, "course": ray.cloudpickle.dumps(course)})
+    trainable = tune.with_parameters(
+        run_trial, desk=experts.desk, client=ray.cloudpickle.dumps(experts), course=given
+    )
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"memory": TRIAL_MEMORY}),
         tune_config=tune.TuneConfig(
             search_alg=search,
+            scheduler=Halving(spec),
             num_samples=-1,
             max_concurrent_trials=IN_FLIGHT,
             reuse_actors=True,

@@ -14,11 +14,12 @@ from actors.data import prepare_data
 from actors.embeddings import EmbeddingCache
 from actors.experts import Recipe, merged
 from actors.flat import flatten, unflatten
-from actors.fleet import Fleet, unwrapped
+from actors.fleet import Fleet
 from actors.local import local_experts
 from actors.placement import Plan
 from actors.pool import open_pool
 from actors.tasks import Splits, TaskSource, open_task
+from actors.transport import fetched
 from fusion.errors import InputError
 from fusion.registry import METHODS, Adaptive, LogitSpace, Routed, Static
 from tests.fusion import laws
@@ -39,7 +40,7 @@ def on_ray(name, vectors, params):
     def work(flat):
         return merged(unflatten(flat), Recipe(name, params))
 
-    remote = unwrapped(ray.remote(work).options(num_cpus=0.5).remote(ray.put(flatten(vectors))))
+    remote = fetched(ray.remote(work).options(num_cpus=0.5).remote(ray.put(flatten(vectors))))
     if vectors.arena is None:
         return remote
     for key, tensor in remote.items():
@@ -60,7 +61,7 @@ def test_logit_laws_on_ray(law, name):
         def work(a, b):
             return METHODS[method].fuse(a.clone(), b, **params)
 
-        return unwrapped(ray.remote(work).options(num_cpus=0.5).remote(embeddings, head)).clone()
+        return fetched(ray.remote(work).options(num_cpus=0.5).remote(embeddings, head)).clone()
 
     law(fuse, name)
 
@@ -163,7 +164,7 @@ def test_a_killed_replica_comes_back_and_the_call_is_run_again(fleet):
     time.sleep(0.05)
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
-    assert [unwrapped(ref).metrics() for ref in refs] == [before] * 12
+    assert [fetched(ref).metrics() for ref in refs] == [before] * 12
     assert set(ray.get([r.pid.remote() for r in fleet.replicas])).isdisjoint(pids)
 
 
@@ -198,7 +199,7 @@ def test_a_closed_fleet_leaves_no_actor(parts):
     pool, data, embeddings, _ = parts
     with Fleet(pool, data, embeddings, plan_of(1)) as short:
         short.ready(60)
-        pid = unwrapped(short.client.submit("pid"))
+        pid = fetched(short.client.submit("pid"))
     deadline = time.time() + 20
     calls = (short.replicas[0].pid.remote, lambda: short.desk.call.remote("pid"))
     while Path(f"/proc/{pid}").exists() or not all(map(dead, calls)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import sys
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor
 from fusion.coding import mix
 from fusion.dawin import Evidence, Routing, dawin, is_oracle, transductive
 from fusion.errors import InputError
-from fusion.mixtures import fit_beta, fit_dirichlet
+from fusion.mixtures import Mixture, fit_beta, fit_dirichlet
 from fusion.parameters import bind, parameters
 from fusion.state import TaskVectors
 
@@ -131,6 +132,13 @@ def test_an_offset_of_models_that_never_vary_changes_nothing() -> None:
     rows = two_rows()
     constant = Evidence(("a",), rows.experts[:, :1].repeat(1, 3, 1), rows.base[:1].repeat(3, 1))
     close(dawin(constant, offset=True).codings.flatten(), [2 / 3])
+    far = torch.tensor([[0.0, 5000]] * 3)  # e^{-5000} is 0
+    routing = dawin(
+        Evidence(("a",), far[None], far, torch.zeros(3, dtype=torch.int64)),
+        offset=True,
+        expertise="label",
+    )
+    close(routing.codings.flatten(), [1 / 2])
     sure = Evidence(("a",), constant.experts, constant.experts[0])  # entropies of 0: CV is 0/0
     close(dawin(sure, offset=True).codings.flatten(), [1 / 2])
 
@@ -211,6 +219,22 @@ def test_no_model_is_merged_that_no_row_goes_to() -> None:
             models = len(routing.codings)
             assert set(routing.assign.tolist()) == set(range(models))
             assert models <= clusters
+
+
+def test_a_cluster_without_rows_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    third = torch.full((3,), 1 / 3, dtype=torch.float64)
+    means = torch.tensor([[0.2], [0.9], [0.5]], dtype=torch.float64)
+    fit = Mixture(third, means, 9 * third, torch.tensor([2] * 20 + [1] * 40), 0.0)
+    monkeypatch.setattr(sys.modules[dawin.__module__], "fit_beta", lambda *_: fit)
+    routing = dawin(ONE, granularity="cluster")
+    close(routing.codings.flatten(), [0.9, 0.5])
+    assert routing.assign.tolist() == [1] * 20 + [0] * 40
+
+
+@pytest.mark.parametrize("evidence", [ONE, THREE], ids=["beta", "dirichlet"])
+def test_the_seed_reaches_the_mixture(evidence: Evidence) -> None:
+    one, two = (dawin(evidence, granularity="cluster", clusters=5, seed=s) for s in (0, 3))
+    assert (coefficients(one) - coefficients(two)).abs().max() > 1e-4
 
 
 def test_one_cluster_is_the_domain() -> None:

@@ -15,7 +15,13 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from fusion.errors import InputError
-from fusion.mixtures import Mixture, fit_beta, fit_dirichlet
+from fusion.mixtures import (
+    Mixture,
+    dirichlet_concentration,
+    expectation_maximisation,
+    fit_beta,
+    fit_dirichlet,
+)
 
 RANDOM = np.random.default_rng(5)
 APART = torch.from_numpy(np.concatenate([RANDOM.beta(8, 40, 3000), RANDOM.beta(30, 6, 1000)]))
@@ -189,6 +195,15 @@ def test_fewer_values_than_clusters() -> None:
     fit = fit_beta(values, 8)
     assert len(fit.means) == 2
     torch.testing.assert_close(fit.means[fit.assign, 0], values)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_cluster_that_no_row_answers_for_is_gone() -> None:
+    rows = SIMPLEX.numpy()
+    shares = np.zeros((len(rows), 2))
+    shares[:, 1] = 1
+    fit = expectation_maximisation(rows, shares, 50, 1e-6, dirichlet_concentration)
+    torch.testing.assert_close(fit.means, SIMPLEX.mean(0, keepdim=True))
 
 
 def test_corners_of_the_simplex_are_clusters_of_their_own() -> None:

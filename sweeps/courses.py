@@ -1,0 +1,129 @@
+"""What the learning methods of a sweep file need: extractors, gates, unlabelled splits, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from actors.extractor import Extractor, open_extractor
+from actors.gates import fit, read
+from actors.hashes import hash_files
+from fusion.errors import InputError
+from fusion.gate import Gate
+from fusion.learning import Learning, Shape
+from fusion.parameters import bind
+from fusion.registry import METHODS, Adaptive, Gated
+from sweeps.candidates import random_points
+from sweeps.spec import SweepSpec
+
+REHEARSED = 64
+"""Candidates of a method that are tried; more differ in numbers, seldom in names."""
+
+Source = tuple[str, bool]
+"""An extractor's source, and whether images are squashed for it."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a sweep's learning methods need beside the pool."""
+
+    extractors: Mapping[Source, Extractor]
+    gates: Mapping[str, str]
+    """Gate file -> its content hash."""
+    adapts_on: frozenset[str]
+    """Roles whose unlabelled images are learned from."""
+    images: int
+    """The most images in one forward and backward pass; 0: nothing is learned."""
+    transformed: bool
+    """Whether some method trims or casts task vectors."""
+
+
+def learning_points(spec: SweepSpec) -> Iterator[tuple[str, Adaptive, dict[str, Any]]]:
+    """Candidates of every method that learns: (method, row, all parameters)."""
+    for name, entry in spec.methods.items():
+        method = METHODS[name]
+        if isinstance(method, Adaptive):
+            for params in islice(random_points(entry, name, spec.seed), REHEARSED):
+                yield name, method, bind(name, method.parameters, params)
+
+
+def needs_of(spec: SweepSpec, tasks: tuple[str, ...], groups: tuple[str, ...]) -> Needs:
+    """Open every extractor and gate that a candidate names, and build every router once.
+
+    Raises:
+        InputError: what cannot be opened or does not fit the pool, by method and parameter.
+    """
+    extractors: dict[Source, Extractor] = {}
+    gates: dict[str, str] = {}
+    adapts, images, transformed = set(), 0, False
+    for name, method, params in learning_points(spec):
+        source = source_of(method, params)
+        if source is not None and source not in extractors:
+            what = f"methods.{name}.extractor"
+            extractors[source] = open_extractor(source[0], what, squash=source[1])
+        try:
+            learning = learning_of(method, params, tasks, groups, extractors)
+        except InputError as error:
+            raise InputError(f"methods.{name}: {error}") from None
+        if learning.gate is not None:
+            gates[learning.gate] = hash_files({"gate": Path(learning.gate)})
+        if learning.steps:
+            adapts.add(learning.adapt_on)
+            tasks_at_once = len(spec.tasks) if learning.shared else 1
+            images = max(images, learning.batch_size * tasks_at_once)
+        transformed |= not learning.trim.nothing
+    return Needs(extractors, gates, frozenset(adapts), images, transformed)
+
+
+def source_of(method: Adaptive, params: Mapping[str, Any]) -> Source | None:
+    """The extractor that a candidate reads; None: none."""
+    return (params["extractor"], params["squash"]) if isinstance(method, Gated) else None
+
+
+def learning_of(
+    method: Adaptive,
+    params: Mapping[str, Any],
+    tasks: tuple[str, ...],
+    groups: tuple[str, ...],
+    extractors: Mapping[Source, Extractor],
+) -> Learning:
+    """The course of one candidate; its router is the gate that it starts from, where it names one.
+
+    Raises:
+        InputError: wrong parameters, or a gate that does not fit.
+    """
+    source = source_of(method, params)
+    width = extractors[source].width if source is not None else 0
+    learning = method.learning(Shape(tasks, groups, width), **params)
+    if learning.gate is None or source is None:
+        return learning
+    gate = started_gate(learning, extractors[source], tasks, groups, str(params["grouping"]))
+    return Learning(**{**vars(learning), "router": gate})
+
+
+def started_gate(
+    learning: Learning,
+    extractor: Extractor,
+    tasks: tuple[str, ...],
+    groups: tuple[str, ...],
+    grouping: str,
+) -> Gate:
+    """The gate of a file, for this pool and extractor."""
+    assert learning.gate is not None
+    gate, manifest = read(Path(learning.gate), "gate")
+    where = f"gate: {learning.gate}"
+    if manifest.grouping != grouping:
+        raise InputError(f"{where}: grouping {manifest.grouping!r}; {grouping!r} is asked for")
+    fitted = fit(
+        gate,
+        manifest,
+        tasks=tasks,
+        groups=groups,
+        extractor_hash=extractor.fingerprint,
+        width=extractor.width,
+        where=where,
+    )
+    return fitted

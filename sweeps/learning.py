@@ -1,0 +1,233 @@
+"""One trial of a method that learns: steps, checkpoints, results on the way, what was learned.
+
+Runs in a trial's process, beside the gate and its optimiser; the experts are asked for gradients.
+What is kept on disk is the router and Adam's moments alone: kilobytes to a few megabytes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from actors.atomic import replacing
+from actors.codings import dump_coding
+from actors.evaluation import Evaluation, Recipe, TaskData
+from actors.experts import Experts
+from actors.extractor import Extractor
+from actors.features import open_features
+from actors.gates import Manifest, dump
+from actors.pixels import open_pixels
+from fusion.gate import Gate, hidden_norm
+from fusion.learning import Learning, Lesson, learn_step, lessons
+from fusion.parameters import bind
+from fusion.registry import METHODS, Adaptive
+from sweeps.courses import Source, learning_of, source_of
+
+RUNGS = {1: 9, 3: 3}
+"""Rung -> divisor: results are reported after 1/9 and 1/3 of the steps; the last rung is 9."""
+
+LAST_RUNG = 9
+
+MEASURED = 4096
+"""Rows of each task whose features' norm sets a normalised learning rate."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """What every learning trial of a sweep is given."""
+
+    tasks: tuple[str, ...]
+    """The experts' names."""
+    groups: tuple[str, ...]
+    data: Mapping[str, TaskData]
+    extractors: Mapping[Source, Extractor]
+    folder: Path
+    """Where states and learned files go, by trial key."""
+    stepwise: frozenset[str]
+    """Methods with a scheduler: they are measured on the way."""
+
+
+@dataclass
+class State:
+    """How far a trial is."""
+
+    step: int = 0
+    seconds: float = 0.0
+    curve: list[dict[str, float]] = field(default_factory=list)
+    """[{"step", "loss/<task>", …, "coding/min|mean|max"}] at each checkpoint."""
+
+
+Report = Callable[[int, Evaluation, State], None]
+"""report(rung, evaluation on select, state)."""
+
+
+def learned_file(folder: Path, trial_key: str) -> Path:
+    """Where a trial's gate or coding lies."""
+    return folder / f"{trial_key}.safetensors"
+
+
+def state_file(folder: Path, trial_key: str) -> Path:
+    """Where an unfinished trial's checkpoint lies."""
+    return folder / f"{trial_key}.state"
+
+
+def learn(config: Mapping[str, Any], experts: Experts, course: Course, report: Report) -> None:
+    """Learn, from the checkpoint where there is one; every result is reported, the last on rung 9.
+
+    Raises:
+        InputError: a loss that is not finite, a gate that does not fit; names step and task.
+    """
+    method = METHODS[config["method"]]
+    assert isinstance(method, Adaptive)
+    params = bind(config["method"], method.parameters, config["params"])
+    learning = learning_of(method, params, course.tasks, course.groups, course.extractors)
+    source = source_of(method, params)
+    extractor = course.extractors[source] if source else None
+    features = features_of(course, learning.adapt_on, extractor) if learning.steps else {}
+    sizes = (
+        {name: rows(task, learning.adapt_on) for name, task in course.data.items()}
+        if learning.steps
+        else {}
+    )
+    rate = learning.learning_rate
+    if learning.rate_per_norm and isinstance(learning.router, Gate) and features:
+        rate /= hidden_norm(learning.router, torch.cat([f[:MEASURED] for f in features.values()]))
+    optimizer = torch.optim.Adam(learning.router.parameters(), lr=rate)
+    place = state_file(course.folder, config["trial_key"])
+    state = restore(place, learning.router, optimizer)
+    stops = {learning.steps // part: rung for rung, part in RUNGS.items()}
+    stops = stops if config["method"] in course.stepwise and learning.steps >= LAST_RUNG else {}
+    start, seen = time.perf_counter() - state.seconds, []
+
+    def finish(rung: int) -> None:
+        """Keep what is learned so far, measure it and report it."""
+        data = learned(config["method"], learning, extractor, course, state.step)
+        with replacing(learned_file(course.folder, config["trial_key"])) as part:
+            part.write_bytes(data)
+        found = experts.evaluate(Recipe(config["method"], config["params"], data), "select")
+        state.seconds = time.perf_counter() - start
+        report(rung, found, state)
+
+    while state.step < learning.steps:
+        given = lessons(learning, sizes, features, state.step, config["seed"])
+        losses = learn_step(
+            learning,
+            optimizer,
+            given,
+            lambda asked: experts.gradients(asked, learning.adapt_on, learning.trim),
+            state.step,
+        )
+        seen.append(losses)
+        state.step += 1
+        if state.step % learning.save_every == 0 or state.step == learning.steps:
+            state.curve.append(point(state.step, seen, given))
+            state.seconds, seen = time.perf_counter() - start, []
+            save(place, learning.router, optimizer, state)
+        if state.step in stops:
+            finish(stops[state.step])
+    finish(LAST_RUNG)
+    place.unlink(missing_ok=True)
+
+
+def features_of(course: Course, role: str, extractor: Extractor | None) -> dict[str, Tensor]:
+    """Task -> features [N, d] of the rows that are adapted to."""
+    found: dict[str, Tensor] = {}
+    if extractor is None:
+        return found
+    for name, task in course.data.items():
+        at = task.rows[role]
+        features = open_features(at.features[extractor.fingerprint])
+        found[name] = features if at.indices is None else features[torch.from_numpy(at.indices)]
+    return found
+
+
+def rows(task: TaskData, role: str) -> int:
+    """How many rows a task has in a role."""
+    at = task.rows[role]
+    return len(open_pixels(at.pixels).labels) if at.indices is None else len(at.indices)
+
+
+def point(step: int, seen: list[dict[str, float]], given: list[Lesson]) -> dict[str, float]:
+    """Mean losses since the last checkpoint, and the coding's range at this step."""
+    losses = {f"loss/{task}": sum(each[task] for each in seen) / len(seen) for task in seen[-1]}
+    coding = torch.cat([lesson.coding.detach().flatten() for lesson in given])
+    return {
+        "step": step,
+        "loss": sum(losses.values()),
+        **losses,
+        "coding/min": float(coding.min()),
+        "coding/mean": float(coding.mean()),
+        "coding/max": float(coding.max()),
+    }
+
+
+def learned(
+    method: str, learning: Learning, extractor: Extractor | None, course: Course, steps: int
+) -> bytes:
+    """The file of what was learned: a gate with its manifest, or a coding."""
+    router = learning.router
+    if not isinstance(router, Gate) or extractor is None:
+        with torch.no_grad():
+            return dump_coding(router(None), course.tasks, course.groups)
+    layered = router.groups > 1
+    manifest = Manifest(
+        method=method,
+        extractor=extractor.source,
+        extractor_hash=extractor.fingerprint,
+        preprocessing=extractor.preprocess.fingerprint,
+        width=extractor.width,
+        tasks=course.tasks,
+        grouping="layer" if layered else "task",
+        keys=course.groups if layered else (),
+        steps=steps,
+        **router.options,
+    )
+    return dump(router, manifest)
+
+
+def save(
+    path: Path, router: torch.nn.Module, optimizer: torch.optim.Optimizer, state: State
+) -> None:
+    """Router, Adam's moments and progress; whole or not at all."""
+    from safetensors.torch import save as to_bytes
+
+    tensors = {f"router.{name}": value for name, value in router.state_dict().items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"adam.{index}.{name}": value for name, value in moments.items()}
+    about = {"state": json.dumps(vars(state))}
+    with replacing(path) as part:
+        part.write_bytes(to_bytes({k: v.contiguous() for k, v in tensors.items()}, metadata=about))
+
+
+def restore(path: Path, router: torch.nn.Module, optimizer: torch.optim.Optimizer) -> State:
+    """The state of a checkpoint, its tensors put in place; the beginning where there is none.
+
+    A damaged checkpoint counts as none: the trial starts over.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads(file.metadata()["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        return State()
+    router.load_state_dict(
+        {k.removeprefix("router."): v for k, v in tensors.items() if k.startswith("router.")}
+    )
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("adam."):
+            _, index, key = name.split(".")
+            moments.setdefault(int(index), {})[key] = value
+    content = optimizer.state_dict()
+    content["state"] = moments
+    optimizer.load_state_dict(content)
+    return State(**about)

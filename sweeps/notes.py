@@ -1,0 +1,37 @@
+"""What a reader must know of a row beside its numbers: which images it has seen, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fusion.dawin import is_oracle, transductive
+from fusion.parameters import bind
+from fusion.registry import METHODS, Adaptive, Routed
+from sweeps.spec import SplitSpec
+
+
+def notes_of(method: str, params: Mapping[str, Any], splits: SplitSpec) -> tuple[str, ...]:
+    """Short remarks; none for a method that sees nothing but weights.
+
+    >>> notes_of("adamerging", {"adapt_on": "report"}, SplitSpec())
+    ('adapted to the unlabelled test images it is reported on',)
+    """
+    row = METHODS.get(method)
+    if isinstance(row, Adaptive):
+        bound = bind(method, row.parameters, params)
+        role = bound["adapt_on"]
+        split = getattr(splits, role)
+        if not bound["steps"]:
+            return ()
+        if split == splits.report:
+            return (f"adapted to the unlabelled {split} images it is reported on",)
+        return (f"adapted to unlabelled {split} images",)
+    if isinstance(row, Routed):
+        found = []
+        if is_oracle(params):
+            found.append("oracle: reads the labels it is measured by")
+        if transductive(params):
+            found.append("coefficients read off all images it is measured on, without labels")
+        return tuple(found)
+    return ()

@@ -1,0 +1,138 @@
+"""Replicas of shards on real processes: what they compute is what one process computes."""
+
+import pickle
+import threading
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from actors.fleet import Fleet
+from actors.replica import Replica
+from actors.transport import Stored
+from fusion.learning import Lesson
+from fusion.trim import Trim
+from tests.actors.sharded import make_parts, plan_of, random_gate, recipes
+from tests.fusion import laws
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_pool, tmp_path_factory):
+    return make_parts(tiny_pool.root, tmp_path_factory.mktemp("sharded"))
+
+
+@pytest.fixture(scope="module")
+def local(parts):
+    return parts.local()
+
+
+@pytest.fixture(scope="module", params=[(1, 2), (1, 3), (2, 1)], ids=lambda p: f"{p[0]}x{p[1]}")
+def fleet(request, parts, ray_cluster):
+    pool, data, _ = parts.args
+    embeddings = parts.embeddings(f"fleet-{request.param}")  # each makes its own
+    with Fleet(pool, data, embeddings, plan_of(*request.param)) as started:
+        started.ready(120)
+        yield started
+
+
+def lessons_of(parts, kind: str) -> list[Lesson]:
+    """Three tasks' lessons, with the codings that a gate gives."""
+    grouping, models = kind.split()
+    gate, features = random_gate(parts.pool, grouping), parts.features("select")
+    found = []
+    for at, task in enumerate(features):
+        rows = torch.arange(5 + at)
+        with torch.no_grad():
+            coding = gate(features[task][rows])
+        found.append(Lesson({task: rows}, coding if models == "sample" else coding.mean(0)[None]))
+    shared = found[0].coding[:1]
+    return [*found, Lesson({task: torch.arange(4) for task in features}, shared)]
+
+
+def test_evaluations_equal_local_to_the_bit(fleet, local, parts):
+    for name, recipe in recipes(parts.pool).items():
+        ours, theirs = local.evaluate(recipe, "report"), fleet.client.evaluate(recipe, "report")
+        assert ours.metrics() == theirs.metrics(), name
+        for task, score in ours.scores.items():
+            assert np.array_equal(score.correct, theirs.scores[task].correct), (name, task)
+
+
+def test_merges_equal_local_to_the_bit(fleet, local, parts):
+    for name in ("pretrained", "ties", "adamerging++"):
+        recipe = recipes(parts.pool)[name]
+        laws.assert_same_bits(fleet.client.merge(recipe), local.merge(recipe))
+
+
+@pytest.mark.parametrize("trim", [Trim(), Trim(0.3, elect=True)], ids=["whole", "elected"])
+@pytest.mark.parametrize("kind", ["task mean", "layer mean", "task sample", "layer sample"])
+def test_gradients_equal_local_to_the_bit(kind, trim, fleet, local, parts):
+    lessons = lessons_of(parts, kind)
+    expected = local.gradients(lessons, "select", trim)
+    found = fleet.client.gradients(lessons, "select", trim)
+    for ours, theirs in zip(expected, found, strict=True):
+        assert ours.losses == theirs.losses
+        assert torch.equal(ours.coding, theirs.coding)
+        assert bool(ours.coding.any())
+
+
+def test_two_trainings_at_once_are_each_as_alone(fleet, local, parts):
+    """Other seeds, learning rates, groupings and trims; four lanes ask for a conductor's two."""
+    courses = [
+        {"grouping": "task", "learning_rate": 1e-2},
+        {"grouping": "layer", "batch_mean": False, "gate_seed": 1},
+    ]
+    alone = [parts.train(local, steps=6, **course) for course in courses]
+    found: dict[int, dict[str, torch.Tensor]] = {}
+
+    def work(at: int) -> None:
+        torch.set_num_threads(1)
+        found[at] = parts.train(fleet.client, steps=6, **courses[at % 2])
+
+    threads = [threading.Thread(target=work, args=(at,)) for at in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    for at in range(4):
+        laws.assert_same_bits(found[at], alone[at % 2])
+
+
+class Watched(Stored):
+    """Notes what is fetched."""
+
+    def __init__(self):
+        self.fetched: list[object] = []
+
+    def get(self, pending):
+        value = super().get(pending)
+        self.fetched.append(value)
+        return value
+
+
+def test_activations_pass_neither_through_the_conductor_nor_through_the_driver(fleet, local, parts):
+    """A conductor in this process, over the fleet's own shards, notes all that it fetches."""
+    if not fleet.shards:
+        pytest.skip("one shard: nothing travels")
+    conductor = Replica(fleet.setup, None, fleet.shards)
+    link = conductor.experts.pipeline.link = Watched()
+    lessons = lessons_of(parts, "layer sample")
+    found = conductor.gradients(lessons, "select", Trim())
+    for ours, theirs in zip(local.gradients(lessons, "select", Trim()), found, strict=True):
+        assert torch.equal(ours.coding, theirs.coding)
+    for value in link.fetched:  # losses, and gradients by coding of a block's tensors
+        columns = isinstance(value, torch.Tensor) and value.shape[1] == len(parts.pool.tasks)
+        losses = isinstance(value, dict) and all(type(v) is float for v in value.values())
+        assert columns or losses
+    link.fetched.clear()
+    conductor.evaluate(recipes(parts.pool)["dawe"], "report")
+    assert all(value.keys() == {"embedding"} for value in link.fetched)
+    # And to a client come losses and codings, or scores: less than one hidden state takes.
+    hidden = 8 * 5 * 32 * 4  # images, tokens, width, bytes
+    lessons = lessons_of(parts, "task mean")
+    answer = ray.get(fleet.client.submit("gradients", lessons, "select", Trim()))
+    assert sum(gradient.coding.nbytes for gradient in answer) < hidden
+    answer = ray.get(fleet.client.submit("evaluate", recipes(parts.pool)["ties"], "report"))
+    assert len(pickle.dumps(answer)) < hidden
