@@ -28,7 +28,7 @@ from fusion.entropy import entropy
 from fusion.learning import Gradient
 from fusion.parameters import bind
 from fusion.registry import METHODS, Static
-from fusion.state import TaskVectors
+from fusion.state import TaskVectors, accumulator
 from fusion.surgery import Mixer, check_coding, leaves, merge_layers
 from fusion.survey import Survey
 from fusion.trim import Trim, trim_survey, trimmed
@@ -240,15 +240,16 @@ class Shard:
     ) -> tuple[dict[str, float], Tensor, Carry]:
         """Forward, entropies and backward of the last shard: (losses, ∂/∂coding, ∂/∂carry)."""
         context = self.record(carry, weights)
-        embedding = context.outputs["embedding"].float()
+        embedding = context.outputs["embedding"]
+        embedding = embedding.to(accumulator(embedding.dtype))
         losses, at = [], 0
         for task, _, rows in batch.parts:
-            z = logits(embedding[at : at + len(rows)], self.heads[task])
+            z = logits(embedding[at : at + len(rows)], self.heads[task].to(embedding.dtype))
             losses.append(entropy(z).mean())
             at += len(rows)
         torch.autograd.backward([torch.stack(losses).sum()])
         names = [task for task, _, _ in batch.parts]
-        found = {task: float(loss) for task, loss in zip(names, losses, strict=True)}
+        found = {task: loss.item() for task, loss in zip(names, losses, strict=True)}
         return found, *self.gradients(context)
 
     def record(self, carry: Carry | Batch, weights: Weights) -> Context:

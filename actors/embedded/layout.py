@@ -10,7 +10,7 @@ from typing import Any
 
 from actors.sources import cache_dir
 
-VERSION = 1
+VERSION = 2
 """Raised when the same seed no longer gives the same pool: an old one is then left alone."""
 
 MARKER = "pool.json"

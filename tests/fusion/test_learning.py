@@ -135,7 +135,7 @@ def teach(given: Sequence[Lesson]) -> list[Gradient]:
         coding = lesson.coding.clone().requires_grad_()
         losses = {task: toy_loss(coding, rows, task) for task, rows in lesson.rows.items()}
         (gradient,) = torch.autograd.grad(torch.stack(list(losses.values())).sum(), coding)
-        found.append(Gradient({task: float(loss) for task, loss in losses.items()}, gradient))
+        found.append(Gradient({task: loss.item() for task, loss in losses.items()}, gradient))
     return found
 
 
