@@ -39,7 +39,9 @@ def load_coding(data: bytes, tasks: Sequence[str], groups: Sequence[str], where:
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{where}: not a coding file: {' '.join(str(error).split())}") from None
     if named != list(tasks):
-        raise InputError(f"{where}: tasks: {', '.join(map(str, named))}; the pool has {', '.join(tasks)}")
+        raise InputError(
+            f"{where}: tasks: {', '.join(map(str, named))}; the pool has {', '.join(tasks)}"
+        )
     if coding.shape != (1, len(named), len(keys) or 1) or not bool(torch.isfinite(coding).all()):
         raise InputError(
             f"{where}: coding: shape {list(coding.shape)}, or not finite;"

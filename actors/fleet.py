@@ -11,12 +11,18 @@ to the bit.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import Tensor
 
@@ -34,25 +40,90 @@ from fusion.trim import Trim
 RESTARTS = 50
 """How often an actor that dies is started again."""
 
-RETRIES = 3
-"""How often a call that an actor took down with it is run again."""
+RETRIES = 20
+"""How often a call that an actor took down with it is run again. A node that dies is asked again and
+again until the cluster has noticed."""
+
+ROBUST = {"max_restarts": RESTARTS, "max_task_retries": RETRIES}
+
+PATIENCE = 300.0
+"""Seconds that a call waits for a place that its replica lost, with a node say."""
+
+PULSE = 2.0
+"""Seconds between looks at whether a replica still has its place."""
+
+
+class Unplaced(InputError):
+    """The cluster has no room for a replica: one line saying what is needed, and what is there."""
+
+
+@dataclass
+class Lane:
+    """A call at a time of one replica."""
+
+    replica: Any
+    group: PlacementGroup
+    lost: bool = False
+    """Whether patience with it has ended."""
 
 
 class Desk:
     """Hands calls to free replicas, first come, first served."""
 
-    def __init__(self, replicas: list[Any]) -> None:
-        self.free: asyncio.Queue[Any] = asyncio.Queue()
-        for replica in replicas:
-            self.free.put_nowait(replica)
+    def __init__(self, lanes: list[Lane], patience: float) -> None:
+        self.lanes, self.patience = lanes, patience
+        self.free: asyncio.Queue[Lane] = asyncio.Queue()
+        for lane in lanes:
+            self.free.put_nowait(lane)
 
     async def call(self, method: str, *args: Any) -> Any:
-        """`method(*args)` on the next free replica; a caller that dies leaves nothing behind."""
-        replica = await self.free.get()
-        try:
-            return await getattr(replica, method).remote(*args)
-        finally:
-            self.free.put_nowait(replica)
+        """`method(*args)` on the next free replica; a caller that dies leaves nothing behind.
+
+        Raises:
+            Unplaced: no replica has had a place for longer than `patience`.
+        """
+        while True:
+            lane = await self.free.get()
+            try:
+                return await self.watched(lane, method, args)
+            except Unplaced:
+                if not any(placed(each.group) for each in self.lanes):
+                    raise
+            finally:
+                self.free.put_nowait(lane)
+
+    async def watched(self, lane: Lane, method: str, args: tuple[Any, ...]) -> Any:
+        """A call's result; Ray itself would wait without end for a replica that lost its place."""
+        result = asyncio.ensure_future(getattr(lane.replica, method).remote(*args))
+        since = time.monotonic()
+        while not (await asyncio.wait([result], timeout=PULSE))[0]:
+            if placed(lane.group):
+                since, lane.lost = time.monotonic(), False
+            elif lane.lost or time.monotonic() - since > self.patience:
+                lane.lost = True
+                raise Unplaced(shortage([each.group for each in self.lanes]))
+        return result.result()
+
+
+def placed(group: PlacementGroup) -> bool:
+    """Whether a placement group has all its places."""
+    return bool(placement_group_table(group)["state"] == "CREATED")
+
+
+def shortage(groups: Sequence[PlacementGroup]) -> str:
+    """What these placement groups need, and what is there, in one line."""
+    different = {group.id: group for group in groups}.values()
+    lost = [group for group in different if not placed(group)]
+    specs = [spec for group in lost for spec in group.bundle_specs]
+    each = " and ".join(f"{amount:g} {kind}" for kind, amount in specs[0].items()) if specs else ""
+    there, free = (
+        ", ".join(f"{found.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
+        for found in (ray.cluster_resources(), ray.available_resources())
+    )
+    return (
+        f"fleet: no place for {len(lost)} of {len(different)} replicas: {len(specs)} shards need"
+        f" {each} each; the cluster has {there} in all, {free} free"
+    )
 
 
 @dataclass(frozen=True)
@@ -96,8 +167,10 @@ class Fleet:
         embeddings: EmbeddingCache,
         plan: Plan,
         dtype: str = "float32",
+        patience: float = PATIENCE,
     ) -> None:
         setup = Setup(pool.base, pool.tasks, pool.groups, plan, dtype, data, embeddings)
+        self.setup = ray.put(setup)
         chain = clip_segments(pool.base)
         # Read by tasks, a block each, so that the weights never pass through the driver.
         reader = ray.remote(read).options(name="read experts", num_cpus=0, num_returns=2)
@@ -108,20 +181,21 @@ class Fleet:
         self.shards: list[Any] = []
         self.replicas: list[Any] = []
         for number in range(plan.replicas):
-            self.start_replica(setup, weights, number)
+            self.start_replica(plan, ray.cloudpickle.dumps(self.setup), weights, number)
         lanes = [
-            replica for replica in self.replicas for _ in range(LANES if plan.shards > 1 else 1)
+            Lane(replica, group)
+            for replica, group in zip(self.replicas, self.groups, strict=True)
+            for _ in range(LANES if plan.shards > 1 else 1)
         ]
-        self.desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=1000).remote(lanes)
+        desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=1000, **ROBUST)
+        self.desk = desk.remote(lanes, patience)
         self.client = Client(self.desk, plan.replicas)
 
-    def start_replica(self, setup: Setup, weights: list[bytes], number: int) -> None:
+    def start_replica(self, plan: Plan, setup: bytes, weights: list[bytes], number: int) -> None:
         """The actors of one replica, in a placement group of a bundle a shard."""
-        plan = setup.plan
         need = {"GPU": plan.gpus} if plan.device == "cuda" else {"CPU": 1.0}
         group = placement_group([need] * plan.shards, strategy="PACK")
         self.groups.append(group)
-        robust = {"max_restarts": RESTARTS, "max_task_retries": RETRIES}
 
         def options(index: int) -> dict[str, Any]:
             place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
@@ -129,44 +203,50 @@ class Fleet:
                 "num_cpus": need.get("CPU", 0),
                 "num_gpus": need.get("GPU", 0),
                 "scheduling_strategy": place,
-                **robust,
+                **ROBUST,
             }
 
         if plan.shards == 1:
             actor = ray.remote(Replica).options(**options(0))
             self.replicas.append(actor.remote(setup, weights[0]))
             return
-        direct = {"enable_tensor_transport": True} if plan.device == "cuda" else {}
+        # Of the class: as one of `options`, Ray would take it and ignore it.
+        kind = ray.remote(enable_tensor_transport=plan.device == "cuda")(ShardActor)
         shards = [
-            ray.remote(ShardActor).options(**options(index), **direct).remote(setup, each, index)
+            kind.options(**options(index)).remote(setup, each, index)
             for index, each in enumerate(weights)
         ]
         self.shards += shards
-        conductor = ray.remote(Replica).options(num_cpus=0, max_concurrency=LANES, **robust)
+        conductor = ray.remote(Replica).options(num_cpus=0, max_concurrency=LANES, **ROBUST)
         self.replicas.append(conductor.remote(setup, None, shards))
 
     def ready(self, timeout: float = 600.0) -> None:
         """Wait until every actor holds its weights.
 
         Raises:
-            InputError: the weights were refused (the line names the tensor and the file).
-            TimeoutError: the cluster did not give the actors their place in time.
+            InputError: what an actor refused; of weights, the line names the tensor and the file.
+            Unplaced: the cluster has no room for them.
+            TimeoutError: it has, but they are not ready in time.
         """
-        refs = [actor.pid.remote() for actor in (*self.shards, *self.replicas)]
-        try:
-            for each in self.read:
-                fetched(each, timeout)
-            ray.get(refs, timeout=timeout)
-        except ray.exceptions.GetTimeoutError:
-            have, needed = ray.cluster_resources(), self.groups[0].bundle_specs
-            raise TimeoutError(
-                f"fleet: {len(self.groups)} replica(s) of {needed} did not start within"
-                f" {timeout:.0f} s; the cluster has {have.get('CPU', 0):.0f} CPUs and"
-                f" {have.get('GPU', 0):.0f} GPUs"
-            ) from None
+        deadline = time.monotonic() + timeout
+        pids = [actor.pid.remote() for actor in (*self.shards, *self.replicas)]
+        waiting = [*self.read, *pids]  # in order of cause and effect
+        while waiting:
+            done, waiting = ray.wait(waiting, timeout=max(0.0, deadline - time.monotonic()))
+            for ref in done:
+                fetched(ref)
+            if not done and not all(map(placed, self.groups)):
+                raise Unplaced(f"{shortage(self.groups)}; waited {timeout:.0f} s")
+            if not done:
+                raise TimeoutError(
+                    f"fleet: {len(waiting)} of {len(self.read) + len(pids)} readers and actors"
+                    f" are not ready after {timeout:.0f} s"
+                )
 
     def close(self) -> None:
-        """Kill what was started, and give its places back."""
+        """End what was started, and give its places back."""
+        for ref in self.read:
+            ray.cancel(ref, force=True)  # nothing where it is done
         for actor in (self.desk, *self.replicas, *self.shards):
             ray.kill(actor)
         for group in self.groups:
@@ -186,10 +266,8 @@ def read(pool: Pool, names: tuple[str, ...]) -> tuple[tuple[str, ...], FlatVecto
         InputError: an expert that is not there on this node, or is refused.
     """
     for member in (pool.base, *pool.experts.values()):
-        for info in member.tensors.values():
-            if not info.file.exists():
-                raise InputError(
-                    f"{member.name}: {info.file}: missing on node {ray.util.get_node_ip_address()}"
-                )
-            break
+        for file in dict.fromkeys(info.file for info in member.tensors.values()):
+            if not file.exists():
+                node = ray.util.get_node_ip_address()
+                raise InputError(f"{member.name}: {file}: missing on node {node}")
     return pool.tasks, load_flat(pool, only=names)

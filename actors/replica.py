@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,8 +22,11 @@ from actors.placement import Plan
 from actors.pool import FlatVectors, unflatten
 from actors.shard import Batch, Shard, Weights
 from actors.transport import GpuToGpu, Stored, choose, pack, unpack
+from fusion.errors import InputError
 from fusion.learning import Gradient, Lesson
 from fusion.trim import Trim
+
+log = logging.getLogger(__name__)
 
 LANES = 2
 """Calls that a conductor takes at a time: one call's bubbles are another's work."""
@@ -41,14 +45,19 @@ class Setup:
     embeddings: EmbeddingCache
 
 
-def build_shard(setup: Setup, weights: bytes, index: int) -> Shard:
-    """One shard of the plan, from a pickled reference to its `FlatVectors`.
+def opened(reference: bytes) -> Any:
+    """What a pickled object reference stands for.
 
-    The fleet keeps the weights alive. As an argument proper the reference would be the actor's
-    own, and Ray warns of each that a restart may not find it.
+    The fleet keeps what it stands for alive. As an argument proper the reference would be the
+    actor's own, and Ray warns of each that a restart may not find it.
     """
+    return ray.get(ray.cloudpickle.loads(reference))
+
+
+def build_shard(setup: Setup, weights: bytes, index: int) -> Shard:
+    """One shard of the plan, from a pickled reference to its `FlatVectors`."""
     torch.set_num_threads(setup.plan.threads)
-    flat: FlatVectors = ray.get(ray.cloudpickle.loads(weights))
+    flat: FlatVectors = opened(weights)
     vectors = replace(unflatten(flat, setup.plan.device), groups=setup.groups)
     last = index == setup.plan.shards - 1
     heads = {name: read_head(task.head) for name, task in setup.data.items()} if last else {}
@@ -66,8 +75,9 @@ def build_shard(setup: Setup, weights: bytes, index: int) -> Shard:
 class ShardActor:
     """`Shard` in a process of its own; carries come and go as its link sends them."""
 
-    def __init__(self, setup: Setup, weights: bytes, index: int) -> None:
-        self.shard = build_shard(setup, weights, index)
+    def __init__(self, setup: bytes, weights: bytes, index: int) -> None:
+        """`setup`, `weights`: pickled references to a `Setup` and a block's `FlatVectors`."""
+        self.shard = build_shard(opened(setup), weights, index)
         self.results: dict[str, Any] = {}
 
     def names(self) -> tuple[str, ...]:
@@ -123,8 +133,10 @@ class ShardActor:
 class Replica:
     """`LocalExperts` in a process of its own: over a shard of its own, or as their conductor."""
 
-    def __init__(self, setup: Setup, weights: bytes | None, shards: Sequence[Any] = ()) -> None:
-        """`weights`: those of the whole model; None: `shards` have them."""
+    def __init__(self, given: bytes, weights: bytes | None, shards: Sequence[Any] = ()) -> None:
+        """`given`: a pickled reference to a `Setup`; `weights`: to those of the whole model;
+        None: `shards` have them."""
+        setup: Setup = opened(given)
         if weights is not None:
             whole = build_shard(setup, weights, 0)
             pipeline = Pipeline([whole], [whole.names()], setup.groups, Direct())
@@ -160,12 +172,19 @@ class Replica:
         self.guarded(self.experts.embed, expert, role)
 
     def guarded(self, call: Any, *args: Any) -> Any:
-        """A call; where a direct transport broke down with a shard, again through the store."""
+        """A call; where a direct transport broke down with a shard, again through the store.
+
+        It breaks down in many ways (what a shard kept is gone, a peer hangs up), all but refusals.
+        """
+        link = self.experts.pipeline.link  # another lane may change it meanwhile
         try:
             return call(*args)
-        except ray.exceptions.RayError:
-            if not isinstance(self.experts.pipeline.link, GpuToGpu):
+        except InputError:
+            raise
+        except Exception as error:
+            if not isinstance(link, GpuToGpu):
                 raise
+            log.warning("transport: object store from now on: %s", " ".join(str(error).split()))
             self.experts.pipeline.link = Stored()
             return call(*args)
 

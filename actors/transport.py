@@ -10,19 +10,30 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import ray
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from actors.flat import as_tensor
+from fusion.errors import InputError
 
 log = logging.getLogger(__name__)
 
 BITS = {torch.bfloat16: torch.int16}
 """dtypes that NumPy lacks, and what their bits travel as."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bits:
+    """A tensor of a dtype that NumPy lacks."""
+
+    dtype: str
+    array: NDArray[np.generic]
 
 
 def pack(value: Any) -> Any:
@@ -35,7 +46,8 @@ def pack(value: Any) -> Any:
         return value
     value = value.detach().cpu().contiguous()
     if value.dtype in BITS:
-        return (str(value.dtype).removeprefix("torch."), value.view(BITS[value.dtype]).numpy())
+        name = str(value.dtype).removeprefix("torch.")
+        return Bits(name, value.view(BITS[value.dtype]).numpy())
     return value.numpy()
 
 
@@ -46,8 +58,8 @@ def unpack(value: Any) -> Any:
         return {name: unpack(inner) for name, inner in value.items()}
     if isinstance(value, np.ndarray):
         return as_tensor(value, "cpu")
-    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
-        return as_tensor(value[1], "cpu").view(getattr(torch, value[0]))
+    if isinstance(value, Bits):
+        return as_tensor(value.array, "cpu").view(getattr(torch, value.dtype))
     if isinstance(value, tuple):
         return tuple(unpack(inner) for inner in value)
     return value
@@ -111,11 +123,21 @@ def choose(shards: Sequence[Any], device: str, gpus: float) -> Stored | GpuToGpu
 
 
 def fetched(ref: Any, timeout: float | None = None) -> Any:
-    """The value of a reference; an error raised remotely is raised here as itself."""
+    """The value of a reference; an error raised remotely is raised here as itself.
+
+    Raises:
+        InputError: what an actor refused when it was built; Ray hands on only its text.
+    """
     try:
         return ray.get(ref, timeout=timeout)
     except ray.exceptions.RayTaskError as error:
         raise root_cause(error) from None
+    except ray.exceptions.ActorDiedError as error:
+        *_, last = str(error).strip().splitlines()
+        kind, _, reason = last.partition(": ")
+        if kind.endswith("." + InputError.__name__):
+            raise InputError(reason) from None
+        raise
 
 
 def root_cause(error: BaseException) -> BaseException:

@@ -64,7 +64,11 @@ def tried_ticks(axis: Axis, values: Iterable[float], most: int = 6) -> list[floa
     places = [axis.at(value) for value in tried]
     gaps = [b - a for a, b in pairwise(places)]
     tidy = all(len(f"{value:g}") <= 5 for value in tried)
-    return tried if tidy and min(gaps, default=1) >= 0.75 / most else axis.ticks(most)
+    if tidy and min(gaps, default=1) >= 0.75 / most:
+        return tried
+    ticks = axis.ticks(most)
+    wide = any(len(tick_text(tick)) > 5 for tick in ticks)
+    return axis.ticks(max(2, most // 2)) if wide else ticks
 
 
 def tick_text(value: float) -> str:

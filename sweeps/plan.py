@@ -9,12 +9,17 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.experts import REFERENCES
+from actors.extractor import Extractor
 from actors.placement import Plan, gigabytes
 from sweeps import cluster
 from sweeps.candidates import planned
 from sweeps.completion import completed
+from sweeps.courses import learning_points
+from sweeps.entry import MethodSpec
+from sweeps.learning import RUNGS
 from sweeps.prepare import Prepared, prepare
-from sweeps.spec import SweepSpec
+from sweeps.spec import SplitSpec, SweepSpec
+from sweeps.wording import size
 
 
 def show(spec: SweepSpec, outputs: Path, console: Console, address: str | None = None) -> None:
@@ -38,6 +43,8 @@ def show(spec: SweepSpec, outputs: Path, console: Console, address: str | None =
 def facts(prepared: Prepared) -> list[tuple[str, str]]:
     """Pool, placement, memory and data, a line each."""
     spec, pool, plan = prepared.spec, prepared.pool, prepared.plan
+    extractors = prepared.needs.extractors.values()
+    others = sum(extracted_bytes(each, prepared.images) for each in extractors)
     dtypes = ", ".join(sorted(set(pool.dtypes.values())))
     return [
         ("sweep", f"{spec.name}: select on {spec.splits.select}, report on {spec.splits.report}"),
@@ -55,9 +62,38 @@ def facts(prepared: Prepared) -> list[tuple[str, str]]:
         (
             "data",
             f"{len(prepared.tasks)} tasks, {prepared.images:,} images at "
-            f"{prepared.preprocess.size} px: {gigabytes(prepared.pixel_bytes)} of pixel cache",
+            f"{prepared.preprocess.size} px: {size(prepared.pixel_bytes - others)} of pixel cache",
         ),
+        *(("extractor", extractor_text(each, prepared.images)) for each in extractors),
+        *(("learning", adaptation(role, spec.splits)) for role in sorted(prepared.needs.adapts_on)),
     ]
+
+
+def extractor_text(extractor: Extractor, images: int) -> str:
+    """Name, width, images, and the disk that pixels and features take."""
+    height, width = extractor.preprocess.shape
+    squashed = " of squashed images" if extractor.preprocess.squash else ""
+    return (
+        f"{extractor.source}: {extractor.width} features{squashed}, {images:,} images at "
+        f"{height} × {width} px: {size(extracted_bytes(extractor, images))} of pixel cache, "
+        f"{size(4 * images * extractor.width)} of features"
+    )
+
+
+def extracted_bytes(extractor: Extractor, images: int) -> int:
+    """Disk that images take as an extractor wants them."""
+    height, width = extractor.preprocess.shape
+    return images * 3 * height * width
+
+
+def adaptation(role: str, splits: SplitSpec) -> str:
+    """Which images are learned from.
+
+    >>> adaptation("fit", SplitSpec()), adaptation("report", SplitSpec())
+    ('adapts to fit', 'adapts to report: the images it is reported on, without labels')
+    """
+    seen = getattr(splits, role) == splits.report
+    return f"adapts to {role}" + (": the images it is reported on, without labels" if seen else "")
 
 
 def arrangement(plan: Plan) -> str:
@@ -90,16 +126,38 @@ def memory(plan: Plan) -> str:
 
 
 def trial_table(prepared: Prepared) -> Table:
-    """Trials and images forwarded, a row a method."""
+    """Trials, images forwarded and images learned from, a row a method."""
     counts = planned(completed(prepared.spec))
-    rows = prepared.role_rows
+    rows, learned = prepared.role_rows, learned_images(prepared.spec)
     table = Table(title="at most", title_justify="left")
-    for name in ("method", "trials", "images on select", "images on report"):
+    names = ["method", "trials", "images on select", "images on report"]
+    for name in [*names, "images learned from"] if learned else names:
         table.add_column(name, justify="left" if name == "method" else "right")
     passes = {"ensemble": len(prepared.pool.experts)}
     for method, trials in {**dict.fromkeys(REFERENCES, 1), **counts}.items():
         each = passes.get(method, 1)
         # Expert embeddings are cached: an ensemble costs its forward passes once, not per trial.
         select = rows["select"] * (each if each > 1 else trials)
-        table.add_row(method, str(trials), f"{select:,}", f"{rows['report'] * each:,}")
+        if method in counts and prepared.spec.methods.get(method, MethodSpec()).scheduler:
+            select *= 1 + len(RUNGS)  # measured on the way as well
+        cells = [method, str(trials), f"{select:,}", f"{rows['report'] * each:,}"]
+        if learned:
+            cells.append(f"{learned[method]:,}" if method in learned else "")
+        table.add_row(*cells)
     return table
+
+
+def learned_images(spec: SweepSpec) -> dict[str, int]:
+    """Learning method -> trials × steps × batch size × tasks, as drawn: an image counts each time.
+
+    Where not every candidate is known beforehand, the largest of those known stands for them.
+    """
+    works: dict[str, list[int]] = {}
+    for name, _, params in learning_points(spec):
+        work = params["steps"] * params["batch_size"] * len(spec.tasks)
+        works.setdefault(name, []).append(work)
+    return {
+        name: sum(each) if len(each) == trials else max(each) * trials
+        for name, trials in planned(spec).items()
+        if (each := works.get(name))
+    }

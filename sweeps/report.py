@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from fusion.registry import METHODS
-from sweeps import plots, significance_words, wording
+from sweeps import curves, plots, significance_words, wording
 from sweeps.axes import Axis
 from sweeps.compare import REFERENCES, Comparison, Row, compare, finite, read
 from sweeps.ledger import Entry, Ledger, write_text
@@ -109,6 +109,7 @@ def view(comparison: Comparison, entries: Sequence[Entry]) -> dict[str, Any]:
         "sunk": any(cell["below"] for line in table for cell in line["cells"]),
         "columns": columns(comparison),
         "forest": forest(comparison, tested),
+        "learning": curves.figures(entries, selected),
         "profiles": [draw(each) for each in profiles(entries, selected, comparison.tasks)],
         "matrix": significance_words.matrix(comparison),
         "sentences": significance_words.sentences(comparison),
@@ -273,6 +274,7 @@ def trial(entry: Entry, selected: Mapping[str, str | None]) -> dict[str, Any]:
         "selected": selected.get(entry.method) == entry.trial_key,
         "mean": wording.percent(metrics.get("acc/mean")),
         "worst": f"{wording.percent(tasks[worst])} {worst}" if worst is not None else "",
+        "steps": curves.steps_text(entry),
         "nll": f"{entry.metrics['nll/mean']:.3f}" if "nll/mean" in entry.metrics else "",
     }
 

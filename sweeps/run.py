@@ -226,7 +226,16 @@ def log_winners(
             continue
         path = folder.path / row.recipe if row.recipe else None
         metrics = {name: value for name, value in row.test.items() if value is not None}
-        tracker.winner(row.method, row.trial_key, metrics, datasets, path)
+        learned = path.with_suffix(".safetensors") if path else None
+        tracker.winner(
+            row.method,
+            row.trial_key,
+            metrics,
+            datasets,
+            path,
+            notes=row.notes,
+            files=[learned] if learned and learned.exists() else [],
+        )
         if "acc/mean" in metrics:
             summary[f"test/acc/mean/{row.method}"] = metrics["acc/mean"]
     names = ("comparison.json", "comparison.parquet", "report.html", "spec.yaml")

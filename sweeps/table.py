@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -18,6 +18,8 @@ NARROW = 100
 def render(comparison: Comparison, console: Console) -> None:
     """Print the comparison, with a column a task where the terminal is wide enough."""
     console.print(table(comparison, console.width))
+    for note, mark in marks(comparison).items():
+        console.print(f"{mark} {escape(note)}", style="dim", highlight=False)
     failed = len(comparison.failed)
     if failed:
         named = ", ".join(sorted({str(trial["method"]) for trial in comparison.failed}))
@@ -26,12 +28,25 @@ def render(comparison: Comparison, console: Console) -> None:
         console.print("selected on the report split: optimistic", style="yellow")
 
 
+def marks(comparison: Comparison) -> dict[str, str]:
+    """Note -> the mark of its footnote.
+
+    >>> rows = [Row("a", "x", notes=("seen",)), Row("b", "x", notes=("told", "seen"))]
+    >>> marks(Comparison("s", "", "val", tuple(rows)))
+    {'seen': '*', 'told': '**'}
+    """
+    notes = dict.fromkeys(note for row in comparison.rows for note in row.notes)
+    return {note: "*" * (i + 1) if i < 3 else f"*{i + 1}" for i, note in enumerate(notes)}
+
+
 def table(comparison: Comparison, width: int) -> Table:
     """The rich table, for a terminal of `width` columns."""
     tested = any(row.test for row in comparison.rows)
     narrow = width < NARROW
-    words = {row.method: parameters(row, "\n" if narrow else " ") for row in comparison.rows}
-    tasks = () if width < fixed(words) + task_width(comparison) else comparison.tasks
+    marked = marks(comparison)
+    names = [" ".join([row.method, *(marked[n] for n in row.notes)]) for row in comparison.rows]
+    words = [parameters(row, "\n" if narrow else " ") for row in comparison.rows]
+    tasks = () if width < fixed(names, words) + task_width(comparison) else comparison.tasks
     out = Table(
         title=f"{escape(comparison.sweep)}: accuracy, %",
         caption=caption(comparison, tested),
@@ -51,9 +66,9 @@ def table(comparison: Comparison, width: int) -> Table:
     for name in ("trials",) if narrow else ("trials", "a trial", "peak"):
         out.add_column(name, justify="right", no_wrap=True)
     best = comparison.best
-    for row in comparison.rows:
+    for row, name, text in zip(comparison.rows, names, words, strict=True):
         metrics = row.test if tested else row.val
-        cells = [f"{'▸ ' if row is best else '  '}{row.method}", words[row.method]]
+        cells = [f"{'▸ ' if row is best else '  '}{name}", text]
         cells.append(wording.percent(row.val.get("acc/mean")))
         if tested:
             cells.append(interval(row))
@@ -74,9 +89,9 @@ def parameters(row: Row, separator: str) -> str:
     return separator.join(wording.params_words(row.params, limit=20)) or wording.MISSING
 
 
-def fixed(words: Mapping[str, str]) -> int:
+def fixed(names: Sequence[str], words: Sequence[str]) -> int:
     """Characters that everything but the tasks takes."""
-    return 62 + max(map(len, words), default=0) + min(44, max(map(len, words.values()), default=0))
+    return 62 + max(map(len, names), default=0) + min(44, max(map(len, words), default=0))
 
 
 def task_width(comparison: Comparison) -> int:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from fusion.errors import InputError
+from sweeps.curves import asked_steps
 from sweeps.ledger import Entry
 
 # A dead server must be noticed in seconds, not after MLflow's own minutes of retries.
@@ -42,6 +43,9 @@ KIND = {"mlflow.experimentKind": "custom_model_development"}
 
 MAX_PARAM = 6000
 """Characters MLflow takes in a parameter's value."""
+
+MAX_BATCH = 800
+"""Metrics in a call: MLflow takes 1000 things, of which up to 100 are parameters."""
 
 
 def default_uri(outputs: Path) -> str:
@@ -162,12 +166,19 @@ class Tracker:
         now = millis(entry.started, entry.trial_s)
         values = {**entry.metrics, "trial_s": entry.trial_s, "peak_bytes": float(entry.peak_bytes)}
         params = {name: str(value)[:MAX_PARAM] for name, value in flat(entry.params).items()}
+        if entry.steps:
+            values["steps"] = float(entry.steps)  # taken; the parameter says how many were asked
+            params = {"steps": str(asked_steps(entry)), **params}
+        metrics = [Metric(name, value, now, 0) for name, value in sorted(values.items())]
+        metrics += curve_metrics(entry, now)
         self.client.log_batch(
             run_id,
-            metrics=[Metric(name, value, now, 0) for name, value in sorted(values.items())],
+            metrics=metrics[:MAX_BATCH],
             params=[Param(name, value) for name, value in list(params.items())[:100]],
             tags=[RunTag("error", entry.error[:1000])] if entry.error else [],
         )
+        for start in range(MAX_BATCH, len(metrics), MAX_BATCH):
+            self.client.log_batch(run_id, metrics=metrics[start : start + MAX_BATCH])
         self.client.set_terminated(run_id, status=state, end_time=now)
         self.sent[entry.trial_key] = (run_id, state)
 
@@ -190,11 +201,15 @@ class Tracker:
         metrics: Mapping[str, float],
         datasets: Mapping[str, str],
         recipe: Path | None,
+        *,
+        notes: Sequence[str] = (),
+        files: Sequence[Path] = (),
     ) -> None:
         """Log a method's winner: report metrics and datasets on its run, and a logged model.
 
         `datasets`: task -> digest of its report rows. The model's weights are not stored: its
-        recipe is, and rebuilds them.
+        recipe is, with the `files` that it names (what was learned), and rebuilds them. `notes`:
+        what a reader of the numbers must know, as a tag.
         """
         run_id = self.run_id(trial_key)
         if self.fault or run_id is None:
@@ -224,8 +239,10 @@ class Tracker:
                 )  # fmt: skip
             self.client.log_batch(run_id, metrics=batch)
             self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
-            if recipe is not None:
-                self.client.log_artifact(run_id, str(recipe), "recipe")
+            for path in (*([recipe] if recipe else []), *files):
+                self.client.log_artifact(run_id, str(path), "recipe")
+            if notes:
+                self.client.set_tag(run_id, "notes", "; ".join(notes)[:MAX_PARAM])
             self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
             self.client.set_tag(run_id, "winner", row)
         except MlflowException as error:
@@ -257,6 +274,16 @@ def run_name(entry: Entry) -> str:
         for name, value in flat(entry.params).items()
     }
     return " ".join([entry.method, *(f"{name}={value}" for name, value in shown.items())])
+
+
+def curve_metrics(entry: Entry, now: int) -> list[Metric]:
+    """Losses and coding range of a trial that learned, at their steps."""
+    return [
+        Metric(name, value, now, int(point["step"]))
+        for point in entry.curve
+        for name, value in point.items()
+        if name != "step"
+    ]
 
 
 def flat(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

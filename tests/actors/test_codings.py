@@ -52,7 +52,8 @@ def test_what_is_written_is_plain() -> None:
     assert not found.requires_grad
     assert torch.equal(found, coding() * 2)
     strided = coding().transpose(1, 2).contiguous().transpose(1, 2)
-    assert torch.equal(load_coding(dump_coding(strided, TASKS, GROUPS), TASKS, GROUPS, "x"), coding())  # fmt: skip
+    found = load_coding(dump_coding(strided, TASKS, GROUPS), TASKS, GROUPS, "x")
+    assert torch.equal(found, coding())
 
 
 def test_tensors_are_picked_by_name() -> None:
@@ -81,7 +82,8 @@ def test_other_tasks(tasks: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("shape", [(2, 3), (2, 2, 3), (1, 3, 3), (1, 2, 2), (1, 2, 1), (1, 2, 4)])
 def test_other_shapes(shape: tuple[int, ...]) -> None:
-    assert f"shape {list(shape)}, or not finite; [1, 2, 3] needed" in refusal(file(torch.ones(shape)))  # fmt: skip
+    said = f"shape {list(shape)}, or not finite; [1, 2, 3] needed"
+    assert said in refusal(file(torch.ones(shape)))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -116,4 +118,4 @@ def test_what_is_not_a_coding_file(data: bytes) -> None:
 
 @pytest.mark.parametrize("tasks", [[1, 2], [None, "mnist"], [["cars"], "mnist"]])
 def test_tasks_that_are_no_names(tasks: list[Any]) -> None:
-    assert "tasks" in refusal(file(tasks=tasks)) or "not a coding file" in refusal(file(tasks=tasks))  # fmt: skip
+    assert "the pool has cars, mnist" in refusal(file(tasks=tasks))

@@ -128,7 +128,7 @@ def test_the_extractor_loads_as_from_the_hub(pool: EmbeddedPool) -> None:
 def test_a_pool_without_an_extractor_is_completed(pool: EmbeddedPool, cache: Path) -> None:
     from actors.sources import resolve
 
-    root = shutil.copytree(pool.root, cache / "embedded" / "v1-seed0")
+    root = shutil.copytree(pool.root, cache / "embedded" / "v2-seed0")
     shutil.rmtree(root / "extractor")
     marker = json.loads((root / "pool.json").read_text())
     del marker["recipe"]["extractor_steps"]  # as pools of the first releases have it
@@ -190,7 +190,7 @@ def test_another_pool_is_not_overwritten(pool: EmbeddedPool) -> None:
 
 def test_the_pool_lies_in_the_users_cache(cache: Path, pool: EmbeddedPool) -> None:
     assert locate() is None
-    shutil.copytree(pool.root, cache / "embedded" / "v1-seed0")
+    shutil.copytree(pool.root, cache / "embedded" / "v2-seed0")
     found = locate()
     assert found is not None
     assert found.root.is_relative_to(cache)

@@ -26,8 +26,16 @@ from fusion.learning import Gradient, Learning, Lesson, learn_step
 from fusion.registry import METHODS, Static
 from fusion.trim import Trim
 from tests.actors.conftest import Tiny
-from tests.actors.test_shard import CLASSES, EXACT, EXTRACTOR, KINDS, WIDTH, Oracle, World
-from tests.actors.test_shard import make_world as make_world
+from tests.actors.test_shard import (
+    CLASSES,
+    EXACT,
+    EXTRACTOR,
+    KINDS,
+    WIDTH,
+    Oracle,
+    World,
+    make_world,
+)
 from tests.fusion.laws import assert_same_bits
 
 CUTS = [
@@ -260,14 +268,14 @@ def test_runs_that_cross_do_not_disturb_each_other(
             shard.capacity = contexts
     calls = len(ours) * 5
     for before in range(1, calls + 1, 3):
-        ran = []
+        ran: list[list[Gradient]] = []
 
-        def other(ran: list[Any] = ran) -> None:
-            experts.pipeline.link = Direct()
+        def other(ran: list[list[Gradient]] = ran) -> None:
+            outer, experts.pipeline.link = experts.pipeline.link, Direct()
             ran.append(experts.gradients(theirs, "fit", Trim()))
             evaluated = experts.pipeline.weights("task_arithmetic", {"scale": 0.2})
             list(experts.pipeline.embed(evaluated, [world.batch(t0=[0])]))
-            experts.pipeline.link = link
+            experts.pipeline.link = outer
 
         link = Intruding(before, other)
         experts.pipeline.link = link
@@ -337,13 +345,14 @@ def test_columns_are_in_the_order_of_the_whole_model(world: World) -> None:
     dealt = [Told(*groups[::-2]), Told(*groups[-2::-2][::-1])]
     assert sorted([*dealt[0].own, *dealt[1].own]) == sorted(groups)
     pipeline = Pipeline(dealt, [told.own for told in dealt], groups, Direct())
-    given = [(world.batch(t0=[0]), Weights("", coding=torch.zeros(1, 3, size))) for size in (1, len(groups))]  # fmt: skip
+    codings = [torch.zeros(1, 3, size) for size in (1, len(groups))]
+    given = [(world.batch(t0=[0]), Weights("", coding=coding)) for coding in codings]
     summed, each = pipeline.gradients(given)
     assert torch.equal(each.coding, torch.arange(len(groups)).float().expand(1, 3, -1))
     assert torch.equal(summed.coding, torch.full((1, 3, 1), sum(range(len(groups))) * 1.0))
 
 
-# ------------------------------------------------------------------- mathematics, through LocalExperts
+# ------------------------------------------------------------ mathematics, through LocalExperts
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -400,7 +409,8 @@ def test_a_gates_step_is_that_of_the_summed_loss(
         batch = world.batch(**{task: rows})
         embedded = oracle.embed(oracle.merged(coding), world.pixels(batch))
         losses.append(oracle.losses(embedded, batch)[task])
-    wanted = torch.autograd.grad(torch.stack(losses).sum(), list(gate.parameters()), retain_graph=True)  # fmt: skip
+    total = torch.stack(losses).sum()
+    wanted = torch.autograd.grad(total, list(gate.parameters()), retain_graph=True)
     before = [p.detach().clone() for p in gate.parameters()]
     found = learn_step(
         learning,
@@ -434,7 +444,9 @@ def test_adamerging_goes_down(clamp: bool, world: World, local: LocalExperts) ->
 
 
 @pytest.mark.parametrize("grouping", ["task", "layer"])
-def test_step_0_of_dawe_is_task_arithmetic(grouping: str, world: World, local: LocalExperts) -> None:
+def test_step_0_of_dawe_is_task_arithmetic(
+    grouping: str, world: World, local: LocalExperts
+) -> None:
     gate = Recipe("dawe", {"grouping": grouping}, gate_file(world, grouping, weight=0.0)[1])
     static = Recipe("task_arithmetic", {"scale": 0.3})
     moved = Recipe("dawe", {"grouping": grouping}, gate_file(world, grouping)[1])
@@ -467,7 +479,8 @@ def test_rows_of_a_role_are_those_of_its_split(world: World, local: LocalExperts
     (part,) = local.lesson_batch(lesson, "fit").parts
     assert part[2].tolist() == [indices[3], indices[0]]
     everything = replace(world.data["t1"].rows["fit"], indices=None)
-    other = replace(world, data={**world.data, "t1": replace(world.data["t1"], rows={"fit": everything})})  # fmt: skip
+    task = replace(world.data["t1"], rows={"fit": everything})
+    other = replace(world, data={**world.data, "t1": task})
     moved = Lesson({"t1": torch.from_numpy(np.array([indices[3], indices[0]]))}, lesson.coding)
     wanted = other.experts(None).gradients([moved], "fit", Trim())
     assert_same_gradients(local.gradients([lesson], "fit", Trim()), wanted)

@@ -75,8 +75,15 @@ def test_defaults() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("density", 0.0), ("density", 1.1), ("learning_rate", 0.0), ("steps", -1), ("adapt_on", "all"), ("grouping", "block")],
-)  # fmt: skip
+    [
+        ("density", 0.0),
+        ("density", 1.1),
+        ("learning_rate", 0.0),
+        ("steps", -1),
+        ("adapt_on", "all"),
+        ("grouping", "block"),
+    ],
+)
 def test_wrong_parameters_are_refused(name: str, value: object) -> None:
     method = METHODS["adamerging"]
     assert isinstance(method, Adaptive)

@@ -155,9 +155,12 @@ def test_a_step_descends_the_sum_over_tasks(make: Callable[[], Any]) -> None:
     router, changes = make()
     course = learning(router, **changes)
     given = lessons_made(router, course)
-    total = torch.stack(
-        [toy_loss(lesson.coding, rows, task) for lesson in given for task, rows in lesson.rows.items()]
-    ).sum()  # fmt: skip
+    losses_made = [
+        toy_loss(lesson.coding, rows, task)
+        for lesson in given
+        for task, rows in lesson.rows.items()
+    ]
+    total = torch.stack(losses_made).sum()
     wanted = torch.autograd.grad(total, list(router.parameters()), retain_graph=True)
     before = [p.detach().clone() for p in router.parameters()]
     for p in router.parameters():
@@ -199,7 +202,9 @@ def test_what_is_not_finite_is_refused_and_nothing_moves(loss: float) -> None:
             return [fine, replace(bad, coding=broken), last]
         return [fine, replace(bad, losses={"b": loss}), last]
 
-    with pytest.raises(InputError, match=r"^step 17: task 'b': loss .*learning_rate 0\.1") as caught:
+    with pytest.raises(
+        InputError, match=r"^step 17: task 'b': loss .*learning_rate 0\.1"
+    ) as caught:
         learn_step(course, optimizer, lessons_made(router, course, 1), spoilt, 17)
     assert f"loss {loss if not math.isfinite(loss) else ''}" in str(caught.value)
     for p, old, moment in zip(router.parameters(), before, moments, strict=True):

@@ -38,7 +38,8 @@ def drawn(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 def layer() -> tuple[Tensor, LowRank]:
     """θ₀ [out, in] and low-rank task vectors."""
-    return drawn(OUT, IN, seed=1), LowRank(drawn(TASKS, RANK, IN, seed=2), drawn(TASKS, OUT, RANK, seed=3))  # fmt: skip
+    factors = LowRank(drawn(TASKS, RANK, IN, seed=2), drawn(TASKS, OUT, RANK, seed=3))
+    return drawn(OUT, IN, seed=1), factors
 
 
 def linear(form: Any, x: Tensor, c: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -399,7 +400,7 @@ def test_task_vectors_that_do_not_fit(low: bool) -> None:
     base, factors = layer()
     deltas = factors if low else factors.dense()
     with pytest.raises(InputError, match=r"task vectors \[3, 6, 5\]; \[2, 6, 5\] needed"):
-        merged_linear(torch.ones(1, IN), torch.ones(1, 2), base, deltas)  # type: ignore[arg-type]
+        merged_linear(torch.ones(1, IN), torch.ones(1, 2), base, deltas)
 
 
 @pytest.mark.parametrize(("shape", "models"), [((5, 4), 1), ((4, IN), 5), ((1, 5, IN), 5)])

@@ -135,7 +135,9 @@ def test_layers_without_task_vectors_are_left_alone() -> None:
 )
 def test_unknown_layers_are_refused(layer: Callable[[], nn.Module], kind: str) -> None:
     module = net(lambda: nn.Sequential(nn.Linear(4, 4), layer()))
-    with pytest.raises(InputError, match=rf"^global\.1\.\w+: {kind}: a layer that cannot be merged"):
+    with pytest.raises(
+        InputError, match=rf"^global\.1\.\w+: {kind}: a layer that cannot be merged"
+    ):
         merge_layers(module, Mixer(vectors_for(module)), names_of(module))
 
 
@@ -154,9 +156,14 @@ def test_a_layer_by_itself_is_refused() -> None:
 
 def test_columns_are_let_go_of_even_after_a_failure() -> None:
     mixer = Mixer(vectors_for(net()))
-    with pytest.raises(RuntimeError, match="halfway"), mixer.coded({"x": torch.ones(1, 3)}):
-        assert set(mixer.columns) == {"x"}
-        raise RuntimeError("halfway")
+
+    def fail() -> None:
+        with mixer.coded({"x": torch.ones(1, 3)}):
+            assert set(mixer.columns) == {"x"}
+            raise RuntimeError("halfway")
+
+    with pytest.raises(RuntimeError, match="halfway"):
+        fail()
     assert mixer.columns == {}
     assert mixer.table(None) is None
 

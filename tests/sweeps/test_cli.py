@@ -64,7 +64,7 @@ def changed(spec: dict, path: str, value) -> dict:
         ("tasks.tones.dataset", "./nowhere", "no such folder"),
         ("pool.base", "./nowhere", "no such folder"),
         ("placement", {"device": "cuda"}, "has no GPU: use 'cpu'"),
-        ("placement", {"shards": 2}, "this version serves whole replicas only"),
+        ("placement", {"shards": 9}, "the model has 4 segments: 1 to 4 allowed"),
         ("mlflow.tracking_uri", "http://127.0.0.1:9", "mlflow.tracking_uri: 'http://127.0.0.1:9'"),
         ("mlflow.tracking_uri", "file:///tmp/x", "no file stores any more"),
     ],
@@ -141,10 +141,10 @@ def test_a_disk_that_is_too_full(here, tiny_pool, monkeypatch, capsys):
 
 
 def test_memory_that_is_too_small(here, tiny_pool, monkeypatch, capsys):
-    from actors.placement import Resources
+    from actors.placement import Node, Resources
     from sweeps import cluster
 
-    monkeypatch.setattr(cluster, "this_machine", lambda: Resources(2, 0, 500 * 2**20))
+    monkeypatch.setattr(cluster, "this_machine", lambda: Resources((Node(2, 0, 500 * 2**20),)))
     spec = tiny_pool.write(here / "s.yaml")
     refused(monkeypatch, capsys, here, spec, "need")
 

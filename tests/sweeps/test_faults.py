@@ -158,15 +158,15 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     # placement and mlflow
     (
         {"placement": "gpu"},
-        "placement: 'gpu': auto, or a mapping of replicas, shards, dtype and device, allowed",
-    ),
-    (
-        {"placement": {"shards": 2}},
-        "placement.shards: 2: this version serves whole replicas only; 1 allowed",
+        "placement: 'gpu': auto, or a mapping of replicas, shards, gpus, dtype and device, allowed",
     ),
     (
         {"placement": {"shards": 0}},
-        "placement.shards: 0: 1 (this version serves whole replicas only) allowed",
+        "placement.shards: 0: an integer of at least 1, or null (as few as fit), allowed",
+    ),
+    (
+        {"placement": {"gpus": 2}},
+        "placement.gpus: 2: a fraction of a GPU for each shard, or null (a whole one), allowed",
     ),
     (
         {"placement": {"replicas": 0}},

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from fusion import InputError
-from sweeps import axes, wording
+from sweeps import axes, table, wording
+from sweeps import curves as learning
 from sweeps.axes import Axis, spread, tried_ticks
 from sweeps.compare import Comparison, Pair, Row, compare, write
 from sweeps.ledger import Entry, Ledger
@@ -371,8 +372,8 @@ def test_two_values_make_no_curve():
     assert profiles(entries, {}, ("a",)) == []
 
 
-@pytest.mark.parametrize("module", [axes, wording])
-def test_examples_of_wording_and_axes_hold(module):
+@pytest.mark.parametrize("module", [axes, learning, table, wording])
+def test_examples_hold(module):
     assert doctest.testmod(module).failed == 0
 
 
@@ -390,3 +391,86 @@ def test_labels_are_spread_but_stay_inside():
     places = spread([99.0, 98.0, 3.0, 97.0], gap=10, high=100)
     assert places == pytest.approx([100.0, 90.0, 3.0, 80.0])
     assert all(math.isfinite(place) for place in spread([5.0] * 40, gap=10, high=100))
+
+
+def course(rate: float, steps: int, value: float, **changes) -> Entry:
+    """A trial of AdaMerging that was to take 20 steps, with a checkpoint every five."""
+    curve = [
+        {"step": at, "loss": 6 - 0.1 * at, "loss/cars": 6 - 0.1 * at, "coding/min": 0.3 - 0.01 * at,
+         "coding/mean": 0.3, "coding/max": 0.3 + 0.02 * at}
+        for at in range(5, steps + 1, 5)
+    ]  # fmt: skip
+    params = {"learning_rate": rate, "steps": 20}
+    made = entry("adamerging", params, accuracies(value), kind="adaptive", steps=steps, curve=curve)
+    return replace(made, **changes)
+
+
+def learned_report(entries: list[Entry]) -> str:
+    made = finished([*trials(), *entries])
+    rows = [replace(row, notes=("adapted to <unlabelled> val images",))
+            if row.method == "adamerging" else row for row in made.rows]  # fmt: skip
+    return html(replace(made, rows=tuple(rows)), [*trials(), *entries])
+
+
+def test_learning_is_drawn_with_the_winner_above_and_stopped_trials_crossed():
+    text = learned_report([course(1e-3, 20, 0.8), course(2e-3, 5, 0.7), course(3e-3, 10, 0.75)])
+    assert "<h2>Learning</h2>" in text
+    told = "selected: learning_rate=0.001, 20 steps; loss 5.5 at first, 4 at last"
+    assert f'aria-label="adamerging: loss against step; 3 trials, 2 stopped early; {told}"' in text
+    assert (
+        'aria-label="adamerging: coefficients of the selected trial against step;'
+        ' last: max 0.7, mean 0.3, min 0.1"' in text
+    )
+    page = Page(text)
+    assert told in page.text
+    assert "loss against step, by learning_rate" in page.text
+    assert "×: a trial that was stopped early" in page.text
+    assert text.count('class="cross task"') == 2
+    assert "learning_rate=0.002 steps=20: 5 of 20 steps, loss 5.5, stopped early" in page.text
+    assert "A trial that was stopped early counts with the accuracy" in page.text
+    (chart,) = re.findall(r"<svg[^>]*loss against step.*?</svg>", text)
+    lines = re.findall(r'<line class="(mean|task)"', chart)
+    assert lines == ["task"] + ["mean"] * 3  # one point makes no line; the winner comes last
+    ends = re.findall(r'<text class="beside (\w+)"[^>]*>([^<]*)', chart)
+    assert sorted(ends) == [("mean", "0.001"), ("task", "0.002"), ("task", "0.003")]
+
+
+def test_notes_stand_beneath_the_method_and_steps_among_the_trials(report):
+    text = learned_report([course(1e-3, 20, 0.8), course(2e-3, 5, 0.7)])
+    note = '<small class="note">adapted to &lt;unlabelled&gt; val images</small>'
+    assert text.count(note) == 2  # beside its interval, and in the table
+    assert '<th scope="row" abbr="adamerging">' in text
+    assert '<th scope="col">steps</th>' in text
+    assert "<td>20</td>" in text
+    assert "<td>5 of 20</td>" in text
+    for absent in ("<h2>Learning</h2>", "steps</th>", '<small class="note">', "stopped early"):
+        assert absent not in report
+
+
+def test_curves_of_odd_trials_do_not_break_the_report():
+    nan, params = math.nan, {"learning_rate": EVIL}
+    odd = [
+        course(1e-3, 5, 0.8),
+        course(1e-3, 20, 0.5, trial_key="nan", curve=[{"step": 5, "loss": nan}]),
+        course(1e-3, 20, 0.5, trial_key="evil", params=params),
+        course(1e-3, 20, 0.5, trial_key="x", method="of_another_version"),
+        *(course(1e-3 * i, 20, 0.4) for i in range(2, 12)),
+    ]
+    text = learned_report(odd)
+    assert "<script" not in text
+    assert "nan" not in "".join(re.findall(r"<svg.*?</svg>", text))
+    assert "adamerging: loss against step; 12 trials, 1 stopped early" in text
+    (chart,) = re.findall(r"<svg[^>]*adamerging: loss against step.*?</svg>", text)
+    assert "beside" not in chart
+    assert "of_another_version: loss against step; 1 trial" in text
+
+
+def test_long_curves_are_thinned_to_stretches():
+    curve = [{"step": 5 * i, "loss": float(i % 2), "coding/min": -float(i), "coding/mean": 0.0,
+              "coding/max": float(i)} for i in range(1, 1001)]  # fmt: skip
+    many = [course(1e-3 * i, 5000, 0.5, curve=curve) for i in range(1, 41)]
+    drawn = learning.figures(many, {"adamerging": many[3].trial_key})
+    assert len(drawn) == 1
+    assert 40 * 60 < drawn[0]["loss"].count("<line") < learning.SEGMENTS + 50
+    assert drawn[0]["coding"].count("<line") < 3 * 150 + 30
+    assert "last: max 1e+03, mean 0, min -1e+03" in drawn[0]["coding"]

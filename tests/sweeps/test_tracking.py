@@ -107,6 +107,46 @@ def test_a_winner_is_one_logged_model_with_metrics_and_datasets(tmp_path):
     ]
 
 
+def test_a_curve_is_metrics_at_their_steps(tmp_path):
+    curve = [{"step": at, "loss": 5 - 0.01 * at, "loss/x": 1.0, "coding/min": 0.1,
+              "coding/mean": 0.2, "coding/max": 0.3} for at in range(1, 301)]  # fmt: skip
+    entry = replace(ENTRY, method="adamerging", params={"grouping": "task"}, steps=300, curve=curve)
+    sent = tracker(tmp_path)
+    sizes, log_batch = [], sent.client.log_batch
+
+    def counted(run_id, metrics=(), params=(), tags=()):
+        sizes.append(len(metrics) + len(params) + len(tags))
+        return log_batch(run_id, metrics, params, tags)
+
+    sent.client.log_batch = counted
+    sent.flush([entry])
+    sent.flush([entry])
+    assert sent.fault is None
+    assert len(sizes) == 2
+    assert max(sizes) <= 1000
+    run_id = sent.run_id("k1")
+    found = sent.client.get_metric_history(run_id, "loss")
+    assert [(m.step, m.value) for m in found] == [(p["step"], p["loss"]) for p in curve]
+    assert len(sent.client.get_metric_history(run_id, "coding/max")) == 300
+    run = sent.client.get_run(run_id)
+    assert run.data.metrics["steps"] == 300
+    assert run.data.params == {"grouping": "task", "steps": "1000"}
+    assert run.data.metrics["acc/mean"] == 0.5
+
+
+def test_a_winner_s_notes_and_what_it_learned_stay_with_it(tmp_path):
+    sent = tracker(tmp_path)
+    sent.flush([ENTRY])
+    recipe, learned = tmp_path / "ties.yaml", tmp_path / "ties.safetensors"
+    recipe.write_text("method: ties\n")
+    learned.write_bytes(b"weights")
+    sent.winner("ties", "k1", {"acc/mean": 0.75}, {}, recipe, notes=("a", "b"), files=[learned])
+    run = sent.client.get_run(sent.run_id("k1"))
+    assert run.data.tags["notes"] == "a; b"
+    found = sent.client.list_artifacts(run.info.run_id, "recipe")
+    assert sorted(file.path for file in found) == ["recipe/ties.safetensors", "recipe/ties.yaml"]
+
+
 @pytest.mark.parametrize(
     ("uri", "reason"),
     [

@@ -1,0 +1,59 @@
+"""`sweeps plan` of methods that learn: how much is learned from what, and what that reads."""
+
+from rich.console import Console
+
+from sweeps.plan import learned_images, show
+from sweeps.spec import validate
+from tests.sweeps.learningpool import ADAMERGING, DAWE, gated_spec, make_extractor
+
+
+def planned(spec: dict, folder) -> str:
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    show(validate(spec, "s.yaml"), folder, console)
+    return console.export_text()
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """Method -> its other cells."""
+    lines = [line.split("│")[1:-1] for line in text.splitlines() if line.startswith("│")]
+    return {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines}
+
+
+def test_learning_is_counted_and_its_sources_are_named(tiny_pool, tmp_path):
+    extractor = str(make_extractor(tmp_path / "resnet"))
+    adamerging = {**ADAMERGING, "learning_rate": {"loguniform": [1e-4, 1e-2]}, "trials": 5,
+                  "scheduler": "asha", "adapt_on": "report"}  # fmt: skip
+    dawe = {**DAWE, "steps": {"grid": [0, 10, 100]}}
+    spec = gated_spec(tiny_pool, extractor, adamerging=adamerging, dawe=dawe, wise_ft={
+        "alpha": {"grid": [0.1, 0.9]}, "expert": "tones"})  # fmt: skip
+    text = planned(spec, tmp_path)
+    # 3 tasks of 80 and 60 images; 32 × 32 × 3 bytes of pixels and 4 × 8 of features an image.
+    assert "420 images at 32 px: 1.3 MB of pixel cache" in text
+    assert (
+        f"extractor   {extractor}: 8 features, 420 images at 32 × 32 px: "
+        "1.3 MB of pixel cache, 13.4 kB of features" in text
+    )
+    assert "learning    adapts to fit\n" in text
+    assert "learning    adapts to report: the images it is reported on, without labels\n" in text
+    assert "images learned from" in text
+    found = rows(text)
+    assert found["adamerging"][-1] == f"{5 * 9 * 8 * 3:,}"
+    assert found["dawe"][-1] == f"{110 * 8 * 3:,}"
+    assert found["wise_ft"][-1] == found["pretrained"][-1] == ""
+    select = int(found["pretrained"][1])
+    assert int(found["adamerging"][1].replace(",", "")) == 5 * 3 * select  # on three rungs
+    assert int(found["dawe"][1]) == 3 * select
+
+
+def test_more_candidates_than_are_known_count_as_the_largest_known(tiny_pool, tmp_path):
+    steps = {"grid": [10, 20]}
+    sampled = {"learning_rate": {"loguniform": [1e-4, 1e-2]}, "trials": 50}
+    adamerging = {**ADAMERGING, **sampled, "steps": steps}
+    spec = gated_spec(tiny_pool, "unused", adamerging=adamerging)
+    assert learned_images(validate(spec, "s"))["adamerging"] == 100 * 20 * 8 * 3
+
+
+def test_nothing_learned_nothing_said(tiny_pool, tmp_path):
+    text = planned(tiny_pool.spec(), tmp_path)
+    for absent in ("learned from", "extractor", "adapts"):
+        assert absent not in text
