@@ -168,7 +168,7 @@ def report(
     outputs: Outputs = OUTPUTS,
 ) -> None:
     """The comparison of a finished (or running) sweep."""
-    from sweeps.compare import document
+    from sweeps.comparisonfile import document
     from sweeps.report import gather, write_html
     from sweeps.table import render
 

@@ -128,7 +128,9 @@ def connected(address: str | None, store_bytes: int) -> Iterator[str]:
         if address:
             context = ray.init(address=address, **quiet)
         else:
+            # "local": without it Ray would join whatever cluster was last started on this machine.
             context = ray.init(
+                address="local",
                 num_cpus=len(os.sched_getaffinity(0)),
                 object_store_memory=store_bytes,
                 include_dashboard=True,

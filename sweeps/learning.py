@@ -133,7 +133,6 @@ def learn(config: Mapping[str, Any], experts: Experts, course: Course, report: R
         if state.step in stops:
             finish(stops[state.step])
     finish(LAST_RUNG)
-    place.unlink(missing_ok=True)
 
 
 def features_of(course: Course, role: str, extractor: Extractor | None) -> dict[str, Tensor]:

@@ -37,7 +37,7 @@ class Entry:
     seed: int = 0
     steps: int = 0
     """Of a method that learns: how many it took; fewer than asked for where it was stopped."""
-    curve: Sequence[Mapping[str, float]] = ()
+    curve: Sequence[Mapping[str, float]] = field(default_factory=list)
     """Of a method that learns: losses and coding range at each checkpoint."""
     error: str | None = None
 

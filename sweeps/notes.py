@@ -8,6 +8,7 @@ from typing import Any
 from fusion.dawin import is_oracle, transductive
 from fusion.parameters import bind
 from fusion.registry import METHODS, Adaptive, Routed
+from sweeps.compare import ORACLE
 from sweeps.spec import SplitSpec
 
 
@@ -30,7 +31,7 @@ def notes_of(method: str, params: Mapping[str, Any], splits: SplitSpec) -> tuple
     if isinstance(row, Routed):
         found = []
         if is_oracle(params):
-            found.append("oracle: reads the labels it is measured by")
+            found.append(f"{ORACLE}: reads the labels it is measured by")
         if transductive(params):
             found.append("coefficients read off all images it is measured on, without labels")
         return tuple(found)

@@ -12,7 +12,8 @@ from markupsafe import Markup
 from fusion.registry import METHODS
 from sweeps import curves, plots, significance_words, wording
 from sweeps.axes import Axis
-from sweeps.compare import REFERENCES, Comparison, Row, compare, finite, read
+from sweeps.compare import REFERENCES, Comparison, Row, compare, finite
+from sweeps.comparisonfile import read
 from sweeps.ledger import Entry, Ledger, write_text
 from sweeps.profiles import Profile, profiles
 from sweeps.spec import load, spec_hash

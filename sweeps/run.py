@@ -17,12 +17,13 @@ from actors.fleet import Client, Fleet
 from actors.sources import cache_dir
 from fusion.registry import METHODS, Adaptive
 from sweeps import cluster, recipe, tracking
-from sweeps.compare import Comparison, Row, compare, write
+from sweeps.compare import Comparison, Row, compare
+from sweeps.comparisonfile import write
 from sweeps.completion import completed
 from sweeps.correctness import read_correct
 from sweeps.finals import evaluate_rows
 from sweeps.folder import Identity, SweepFolder, check_free, claim, owned
-from sweeps.learning import Course, learned_file
+from sweeps.learning import Course, learned_file, state_file
 from sweeps.ledger import Entry
 from sweeps.notes import notes_of
 from sweeps.prepare import Prepared, prepare
@@ -139,6 +140,7 @@ def swept(
 
     def record(entry: Entry) -> None:
         ledger.add(entry)
+        state_file(folder.learned, entry.trial_key).unlink(missing_ok=True)
         tracker.trial(entry)
         value = entry.metrics.get(spec.metric)
         shown = "failed" if value is None else f"{spec.metric} {value:.4f}"

@@ -15,6 +15,7 @@ def ray_cluster() -> Iterator[None]:
     import ray
 
     ray.init(
+        address="local",
         num_cpus=4,  # logical: a fleet of two stands while others start
         object_store_memory=300 * 2**20,
         include_dashboard=False,

@@ -1,6 +1,8 @@
 """A cluster of three nodes loses them one by one; run by `test_failures.py` in its own process."""
 
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +10,8 @@ from pathlib import Path
 from sweeps import cluster
 
 cluster.stay_on_loopback(None)  # before ray is imported
+# Of its own, or whoever starts a Ray on this machine meanwhile joins this one.
+os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray-")
 
 import ray  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402

@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from fusion import InputError
-from sweeps.compare import Row, compare, document, read, write
+from sweeps.compare import Row, compare
+from sweeps.comparisonfile import document, read, write
 from sweeps.correctness import read_correct
 from sweeps.ledger import Entry
 from sweeps.table import render

@@ -32,7 +32,7 @@ def lines(data: Any) -> tuple[str, ...]:
 
 
 NAME = "a name of letters, digits, '.', '_' and '-' that starts with none of '.' and '-' allowed"
-TAKEN = "another name needed: mean, grid, choice, uniform, loguniform are taken"
+TAKEN = "another name needed: mean, pretrained, grid, choice, uniform, loguniform are taken"
 METRICS = "acc/mean, acc/mnist, acc/svhn, nll/mean, nll/mnist, nll/svhn"
 VALID = ", ".join(sorted(METHODS))
 TIES = ", ".join(sorted((*METHODS["ties"].parameters, *RESERVED)))

@@ -13,7 +13,8 @@ from fusion import InputError
 from sweeps import axes, table, wording
 from sweeps import curves as learning
 from sweeps.axes import Axis, spread, tried_ticks
-from sweeps.compare import Comparison, Pair, Row, compare, write
+from sweeps.compare import Comparison, Pair, Row, compare
+from sweeps.comparisonfile import write
 from sweeps.ledger import Entry, Ledger
 from sweeps.profiles import curves, profile, profiles
 from sweeps.report import html, write_html

@@ -72,7 +72,7 @@ def test_the_contract_file_loads(tmp_path: Path) -> None:
     assert spec.methods["ensemble"] == MethodSpec()
     assert list(spec.methods) == list(yaml.safe_load(WHOLE)["methods"])
     assert spec.tasks["mnist"].templates == ("a photo of {}.",)
-    assert (spec.mode, spec.placement.replicas, spec.placement.shards) == ("max", None, 1)
+    assert (spec.mode, spec.placement.replicas, spec.placement.shards) == ("max", None, None)
 
 
 def test_defaults() -> None:

@@ -1,0 +1,100 @@
+"""The comparison on disk: `comparison.json`, and the same as a Parquet table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from actors.atomic import replacing
+from fusion.errors import InputError
+from sweeps.compare import Comparison, Pair, Row, finite
+from sweeps.ledger import write_text
+
+
+def document(comparison: Comparison) -> dict[str, Any]:
+    """What `comparison.json` holds."""
+    content: dict[str, Any] = finite(asdict(comparison))
+    return content
+
+
+def write(comparison: Comparison, folder: Path) -> None:
+    """`comparison.json` and `comparison.parquet`, each whole or not at all.
+
+    Raises:
+        InputError: the disk is full, or the folder cannot be written.
+    """
+    content = document(comparison)
+    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_text(folder / "comparison.json", text + "\n")
+    with replacing(folder / "comparison.parquet") as part:
+        pq.write_table(as_table(content), part)
+
+
+def as_table(content: Mapping[str, Any]) -> pa.Table:
+    """Rows as flat columns (`test/acc/mean`, `test_ci95/acc/mean/low`, …; parameters as JSON).
+
+    All but the rows is the schema's metadata, under `sweep`: nothing of the JSON is lost.
+    """
+    flat = []
+    for row in content["rows"]:
+        line = {name: value for name, value in row.items() if not isinstance(value, dict)}
+        line["params"] = json.dumps(row["params"], sort_keys=True)
+        line["notes"] = "; ".join(row["notes"])
+        for group in ("val", "test", "cost"):
+            line |= {f"{group}/{name}": row[group][name] for name in sorted(row[group])}
+        for name in sorted(row["test_ci95"]):
+            low, high = row["test_ci95"][name]
+            line |= {f"test_ci95/{name}/low": low, f"test_ci95/{name}/high": high}
+        flat.append(line)
+    names = list(dict.fromkeys(name for line in flat for name in line))
+    schema = pa.schema((name, column_type(name)) for name in names)
+    rest = {name: value for name, value in content.items() if name != "rows"}
+    metadata = {"sweep": json.dumps(rest, sort_keys=True)}
+    return pa.Table.from_pylist(flat, schema=schema.with_metadata(metadata))
+
+
+def column_type(name: str) -> pa.DataType:
+    """Types by name, not by content: a column of a young sweep may be all null."""
+    if name in ("trials", "cost/peak_bytes"):
+        return pa.int64()
+    return pa.float64() if "/" in name else pa.string()
+
+
+def read(folder: Path) -> Comparison:
+    """The comparison that `write` left in `folder`.
+
+    Raises:
+        InputError: there is none, or it is not one.
+    """
+    path = folder / "comparison.json"
+    try:
+        content = json.loads(path.read_text())
+        rows = tuple(
+            Row(
+                **{
+                    **known(Row, row),
+                    "test_ci95": {k: tuple(v) for k, v in row["test_ci95"].items()},
+                    "notes": tuple(row.get("notes", ())),
+                }
+            )
+            for row in content["rows"]
+        )
+        pairs = tuple(Pair(**known(Pair, pair)) for pair in content.get("pairs", ()))
+        lists = {name: tuple(content.get(name, ())) for name in ("tasks", "failed")}
+        return Comparison(**{**known(Comparison, content), **lists, "rows": rows, "pairs": pairs})
+    except FileNotFoundError:
+        raise InputError(f"{path}: no comparison; it is written as a sweep runs") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path}: not a comparison ({error})") from error
+
+
+def known(kind: type, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of `content` that are fields of `kind`: a later version may write more."""
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in content.items() if name in names}
