@@ -41,8 +41,8 @@ RESTARTS = 50
 """How often an actor that dies is started again."""
 
 RETRIES = 20
-"""How often a call that an actor took down with it is run again. A node that dies is asked again and
-again until the cluster has noticed."""
+"""How often a call that an actor took down with it is run again. A node that dies is asked again
+and again until the cluster has noticed."""
 
 ROBUST = {"max_restarts": RESTARTS, "max_task_retries": RETRIES}
 

@@ -23,10 +23,10 @@ ROWS = [row("ties", 0.5), row("adamerging", 0.6, SEEN), row("dawe", 0.7, SEEN),
         row("dawin", 0.8, ORACLE, SEEN)]  # fmt: skip
 
 
-def test_notes_are_footnotes():
+def test_notes_are_footnotes_and_an_oracle_is_never_best():
     lines = shown(ROWS, 120).splitlines()
     names = {line.split("  ")[0 if line[0] == "▸" else 1] for line in lines[2:6]}
-    assert names == {"ties", "adamerging *", "dawe *", "▸ dawin ** *"}
+    assert names == {"ties", "adamerging *", "▸ dawe *", "dawin ** *"}
     assert [line.strip() for line in lines if line.startswith("*")] == [f"* {SEEN}", f"** {ORACLE}"]
 
 
