@@ -70,10 +70,12 @@ class Lane:
 class Desk:
     """Hands calls to free replicas, first come, first served."""
 
-    def __init__(self, lanes: list[Lane], patience: float) -> None:
-        self.lanes, self.patience = lanes, patience
+    def __init__(self, lanes: bytes, patience: float) -> None:
+        """`lanes`: pickled, since Ray would keep them apart and warn that they may be lost."""
+        self.lanes: list[Lane] = ray.cloudpickle.loads(lanes)
+        self.patience = patience
         self.free: asyncio.Queue[Lane] = asyncio.Queue()
-        for lane in lanes:
+        for lane in self.lanes:
             self.free.put_nowait(lane)
 
     async def call(self, method: str, *args: Any) -> Any:
@@ -168,8 +170,9 @@ class Fleet:
         plan: Plan,
         dtype: str = "float32",
         patience: float = PATIENCE,
+        transport: str = "store",
     ) -> None:
-        setup = Setup(pool.base, pool.tasks, pool.groups, plan, dtype, data, embeddings)
+        setup = Setup(pool.base, pool.tasks, pool.groups, plan, dtype, data, embeddings, transport)
         self.setup = ray.put(setup)
         chain = clip_segments(pool.base)
         # Read by tasks, a block each, so that the weights never pass through the driver.
@@ -181,18 +184,19 @@ class Fleet:
         self.shards: list[Any] = []
         self.replicas: list[Any] = []
         for number in range(plan.replicas):
-            self.start_replica(plan, ray.cloudpickle.dumps(self.setup), weights, number)
+            self.start_replica(setup, ray.cloudpickle.dumps(self.setup), weights, number)
         lanes = [
             Lane(replica, group)
             for replica, group in zip(self.replicas, self.groups, strict=True)
             for _ in range(LANES if plan.shards > 1 else 1)
         ]
         desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=1000, **ROBUST)
-        self.desk = desk.remote(lanes, patience)
+        self.desk = desk.remote(ray.cloudpickle.dumps(lanes), patience)
         self.client = Client(self.desk, plan.replicas)
 
-    def start_replica(self, plan: Plan, setup: bytes, weights: list[bytes], number: int) -> None:
+    def start_replica(self, known: Setup, setup: bytes, weights: list[bytes], number: int) -> None:
         """The actors of one replica, in a placement group of a bundle a shard."""
+        plan = known.plan
         need = {"GPU": plan.gpus} if plan.device == "cuda" else {"CPU": 1.0}
         group = placement_group([need] * plan.shards, strategy="PACK")
         self.groups.append(group)
@@ -211,7 +215,8 @@ class Fleet:
             self.replicas.append(actor.remote(setup, weights[0]))
             return
         # Of the class: as one of `options`, Ray would take it and ignore it.
-        kind = ray.remote(enable_tensor_transport=plan.device == "cuda")(ShardActor)
+        direct = plan.device == "cuda" and known.transport == "direct"
+        kind = ray.remote(enable_tensor_transport=direct)(ShardActor)
         shards = [
             kind.options(**options(index)).remote(setup, each, index)
             for index, each in enumerate(weights)

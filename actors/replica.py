@@ -43,6 +43,8 @@ class Setup:
     dtype: str
     data: Mapping[str, TaskData]
     embeddings: EmbeddingCache
+    transport: str = "store"
+    """`store`, or `direct` where it can be had."""
 
 
 def opened(reference: bytes) -> Any:
@@ -143,7 +145,7 @@ class Replica:
             device = setup.plan.device
         else:
             names = ray.get([shard.names.remote() for shard in shards])
-            link = choose(shards, setup.plan.device, setup.plan.gpus)
+            link = choose(shards, setup.plan.device, setup.plan.gpus, setup.transport)
             pipeline = Pipeline(shards, names, setup.groups, link)
             device = "cpu"
         self.experts = LocalExperts(pipeline, setup.tasks, setup.data, setup.embeddings, device)

@@ -112,9 +112,15 @@ class GpuToGpu:
         return self.stored.get(pending)
 
 
-def choose(shards: Sequence[Any], device: str, gpus: float) -> Stored | GpuToGpu:
-    """The fastest transport that is there: direct where each of several shards has a whole GPU."""
-    if device == "cuda" and gpus >= 1 and len(shards) > 1:
+def choose(
+    shards: Sequence[Any], device: str, gpus: float, wanted: str = "direct"
+) -> Stored | GpuToGpu:
+    """The object store, or, where `direct` is wanted, the GPUs' own where it can be had.
+
+    It can where each of several shards has a whole GPU and NCCL is there. It is not the default:
+    in Ray 2.60 a transfer that fails takes both actors with it, and they do not come back.
+    """
+    if wanted == "direct" and device == "cuda" and gpus >= 1 and len(shards) > 1:
         try:
             return GpuToGpu(shards, "nccl")
         except (ImportError, AttributeError, RuntimeError, ValueError) as error:

@@ -36,6 +36,7 @@ def adamerging(
     steps: Annotated[int, Interval(ge=0)] = 1000,
     batch_size: Annotated[int, Interval(ge=1)] = 16,
     adapt_on: Unlabelled = "fit",
+    tasks_at_once: Annotated[int | None, Interval(ge=1)] = None,
     save_every: Annotated[int, Interval(ge=1)] = 50,
 ) -> Learning:
     """θ_k = θ₀,k + Σ_t λ_{t[,k]} τ_{t,k}, λ minimising Σ_tasks mean_batch H(softmax(logits)).
@@ -56,6 +57,8 @@ def adamerging(
         batch_size: images a task and step. Default 16: the paper's.
         adapt_on: whose unlabelled images are learned from; the paper uses the test split
             (`report`).
+        tasks_at_once: how many tasks go through one forward pass; the gradient is that of all of
+            them, the activations kept are those of so many. Default: all, which merges once.
         save_every: steps between checkpoints.
 
     Source: Yang et al. 2024, arXiv:2310.02575, §3; FusionBench's CLIP implementation.
@@ -70,4 +73,5 @@ def adamerging(
         adapt_on=adapt_on,
         save_every=save_every,
         trim=Trim(density, elect=density < 1.0),
+        tasks_at_once=tasks_at_once,
     )

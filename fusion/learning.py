@@ -58,6 +58,8 @@ class Learning:
     gate: str | None = None
     """A gate file to start from."""
     trim: Trim = field(default_factory=Trim)
+    tasks_at_once: int | None = None
+    """Of those that share a coding, how many go through one forward pass; None: all."""
 
     @property
     def shared(self) -> bool:
@@ -114,7 +116,7 @@ def lessons(
     step: int,
     seed: int,
 ) -> list[Lesson]:
-    """One step's lessons: one a task; a single one with all tasks where they share a coding.
+    """One step's lessons: one a task; where they share a coding, one with all of them (or some).
 
     Args:
         learning: what is learned.
@@ -128,7 +130,10 @@ def lessons(
         for at, (task, size) in enumerate(sizes.items())
     }
     if learning.shared:
-        return [Lesson(rows, learning.router(None))]
+        coding, names = learning.router(None), list(rows)
+        each = learning.tasks_at_once or len(names)
+        parts = [names[start : start + each] for start in range(0, len(names), each)]
+        return [Lesson({name: rows[name] for name in part}, coding) for part in parts]
     found = []
     for task, at in rows.items():
         coding = learning.router(features[task][at])

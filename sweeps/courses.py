@@ -72,8 +72,8 @@ def needs_of(spec: SweepSpec, tasks: tuple[str, ...], groups: tuple[str, ...]) -
             gates[learning.gate] = hash_files({"gate": Path(learning.gate)})
         if learning.steps:
             adapts.add(learning.adapt_on)
-            tasks_at_once = len(spec.tasks) if learning.shared else 1
-            images = max(images, learning.batch_size * tasks_at_once)
+            at_once = learning.tasks_at_once or len(spec.tasks) if learning.shared else 1
+            images = max(images, learning.batch_size * min(at_once, len(spec.tasks)))
         transformed |= not learning.trim.nothing
     return Needs(extractors, gates, frozenset(adapts), images, transformed)
 

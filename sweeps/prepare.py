@@ -182,15 +182,14 @@ def rehearse(spec: SweepSpec, pool: Pool) -> None:
 def activations(vision: Mapping[str, int]) -> tuple[int, int]:
     """Elements of activations an image: (peak of a forward pass, kept for a backward pass).
 
-    Forward counts, for one block at a time, the residual stream, q, k, v, the attention scores
-    and the MLP's hidden layer; backward all of that of every block.
+    Forward counts, for one block at a time, the residual stream, q, k, v and the MLP's hidden
+    layer; backward what autograd keeps of every block. Attention scores are never there as a
+    whole (scaled dot product attention).
     """
     tokens = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
     width, hidden = vision["hidden_size"], vision["intermediate_size"]
-    heads = vision["num_attention_heads"]
-    block = tokens * (5 * width + hidden + heads * tokens)
-    kept = tokens * (9 * width + 2 * hidden + heads * tokens)
-    return block, kept * vision["num_hidden_layers"]
+    block = tokens * (5 * width + hidden)
+    return block, tokens * (9 * width + 2 * hidden) * vision["num_hidden_layers"]
 
 
 def check_disk(place: Path, needed: int) -> None:

@@ -101,7 +101,14 @@ def run(
             progress=lambda done, total: progress.set("images", done, total),
         )
         fleet = stack.enter_context(
-            Fleet(prepared.pool, data, prepared.embeddings(), prepared.plan, spec.placement.dtype)
+            Fleet(
+                prepared.pool,
+                data,
+                prepared.embeddings(),
+                prepared.plan,
+                spec.placement.dtype,
+                transport=spec.placement.transport,
+            )
         )
         fleet.ready()
         # Only now, with every weight and image accepted, does the sweep leave a trace.

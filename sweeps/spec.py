@@ -142,6 +142,9 @@ class PlacementSpec(Part):
         le=1,
         description="a fraction of a GPU for each shard, or null (a whole one),",
     )
+    transport: Literal["store", "direct"] = Field(
+        default="store", description="store (Ray's object store) or direct (GPU to GPU)"
+    )
     dtype: Literal["float32", "float16", "bfloat16", "float64"] = Field(
         default="float32", description="float32, float16, bfloat16 or float64"
     )
@@ -191,7 +194,7 @@ class SweepSpec(Part):
         PlacementSpec, BeforeValidator(lambda given: {} if given == "auto" else given)
     ] = Field(
         default=PlacementSpec(),
-        description="auto, or a mapping of replicas, shards, gpus, dtype and device,",
+        description="auto, or a mapping of replicas, shards, gpus, transport, dtype and device,",
     )
     mlflow: MlflowSpec = Field(
         default=MlflowSpec(), description="a mapping of tracking_uri and experiment"

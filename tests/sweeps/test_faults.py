@@ -158,7 +158,8 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     # placement and mlflow
     (
         {"placement": "gpu"},
-        "placement: 'gpu': auto, or a mapping of replicas, shards, gpus, dtype and device, allowed",
+        "placement: 'gpu': auto, or a mapping of replicas, shards, gpus, transport, dtype and"
+        " device, allowed",
     ),
     (
         {"placement": {"shards": 0}},

@@ -102,7 +102,7 @@ def test_small_gpus_hold_shards_or_say_what_would(local, tmp_path, monkeypatch):
     if size == "b32":
         assert "whole replica(s) on GPU" in shown(spec, machine(2, 16), tmp_path, monkeypatch)
         return
-    said = shown(spec, machine(4, 24), tmp_path, monkeypatch)
+    said = shown(spec, machine(4, 16), tmp_path, monkeypatch)
     assert "shards (segments 0-" in said
     with pytest.raises(InputError, match=r"placement.*16\.00 GB.*would") as refused:
         shown(spec, machine(1, 16), tmp_path, monkeypatch)

@@ -8,7 +8,7 @@ import ray
 from rich.console import Console
 
 from actors.experts import Evaluation, Recipe, TaskScore
-from actors.fleet import Client, Desk
+from actors.fleet import Client, Desk, Lane
 from fusion.errors import InputError
 from sweeps.folder import SweepFolder
 from sweeps.progress import Progress
@@ -57,8 +57,13 @@ def run(spec, folder, log, record=None):
     with Progress(Console(quiet=True)) as progress:
         keep = record or folder.ledger.add
         replica = ray.remote(Fake).options(num_cpus=0).remote(log)
-        desk = ray.remote(Desk).options(num_cpus=0).remote([replica])
-        run_trials(spec, "ctx", Client(desk), ["x"], folder, keep, progress)
+        group = ray.util.placement_group([{"CPU": 0.1}])
+        lanes = ray.cloudpickle.dumps([Lane(replica, group)])
+        desk = ray.remote(Desk).options(num_cpus=0).remote(lanes, 60.0)
+        try:
+            run_trials(spec, "ctx", Client(desk), ["x"], folder, keep, progress)
+        finally:
+            ray.util.remove_placement_group(group)
 
 
 def calls(log):
