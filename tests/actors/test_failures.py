@@ -105,7 +105,14 @@ class OwnFault(Exception):
     """Of whoever uses a fleet."""
 
 
-@pytest.mark.parametrize("fault", [None, OwnFault, KeyboardInterrupt])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        KeyboardInterrupt,
+        pytest.param(None, marks=pytest.mark.slow),
+        pytest.param(OwnFault, marks=pytest.mark.slow),
+    ],
+)
 def test_nothing_of_a_closed_fleet_stays(fault, parts):
     before, groups = ours("Replica", "ShardActor", "Desk", "read experts"), standing()
     try:

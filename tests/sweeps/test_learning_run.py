@@ -72,6 +72,7 @@ def test_a_learned_coding_is_exported_and_a_gate_is_not(folder, undisturbed):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_gate_of_one_sweep_serves_another(folder, undisturbed):
     spec = yaml.safe_load((folder / "s.yaml").read_text())
     gate = folder / "outputs/learning/recipes/dawe.safetensors"
