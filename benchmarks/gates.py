@@ -1,6 +1,6 @@
 """Training a gate, evaluating with one model a sample, and AdaMerging's gradients.
 
-    python -m benchmarks.gates [--save] [--size embedded|b32|both] [--parts train memory code static]
+    python -m benchmarks.gates [--save] [--size embedded] [--parts train memory code static]
 
 Random weights, eight experts, on the sizes of the embedded pool and of CLIP ViT-B/32. Ours is what
 a sweep runs (`LocalExperts`, `learn_step`, `Shard.code`). The textbook merges state dicts by
@@ -120,7 +120,7 @@ def compared(name: str, found: Mapping[str, float], least: tuple[float, str]) ->
 def train(pool: RandomPool, repeats: int, rate: float) -> list[Row]:
     """Steps of training."""
     rows = []
-    sides = {"ours": pool.experts(), "textbook": Textbook(pool)}
+    sides: dict[str, LocalExperts | Textbook] = {"ours": pool.experts(), "textbook": Textbook(pool)}
     for grouping in GROUPINGS:
         runs = {name: Training(pool, grouping, side) for name, side in sides.items()}
         losses = {name: run.step() for name, run in runs.items()}

@@ -11,11 +11,13 @@ and of the ratio. Both forms and the loop must give the same outputs and gradien
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +54,7 @@ def medians(
 
     for repeat in range(repeats + 1):
         for name, work in works.items():
-            taken = timed(lambda work=work: whole(work))  # type: ignore[misc]
+            taken = timed(partial(whole, work))
             if repeat:
                 seconds[name].append(taken)
     return {name: statistics.median(each) for name, each in seconds.items()}
@@ -154,7 +156,7 @@ def crossover(ratios: Sequence[tuple[int, float]]) -> float:
     >>> crossover([(1, 0.25), (4, 4.0)])
     2.0
     """
-    for (n, low), (m, high) in zip(ratios, ratios[1:], strict=False):
+    for (n, low), (m, high) in itertools.pairwise(ratios):
         if low < 1 <= high:
             share = math.log(1 / low) / math.log(high / low)
             return math.exp(math.log(n) + share * math.log(m / n))
@@ -165,15 +167,17 @@ def measure(
     tasks: int, layer: tuple[int, int], counts: Sequence[int], device: str, repeats: int
 ) -> list[Row]:
     """The rows of one layer and number of tasks."""
-    rows, forward, training = [], [], []
+    rows: list[Row] = []
+    forward: list[tuple[int, float]] = []
+    training: list[tuple[int, float]] = []
     label = f"T = {tasks}, {layer[0]}×{layer[1]}"
     for tokens in counts:
         case = Case.random(tokens, tasks, layer, device)
         check(case)
         works: dict[str, Callable[[], object]] = {}
         for form in ("A", "B", "loop"):
-            works[f"{form} forward"] = lambda form=form: case.forward(form)  # type: ignore[misc]
-            works[f"{form} both"] = lambda form=form: case.both(form)  # type: ignore[misc]
+            works[f"{form} forward"] = partial(case.forward, form)
+            works[f"{form} both"] = partial(case.both, form)
         found = {name: 1e3 * value for name, value in medians(works, repeats, device).items()}
         for pass_, ratios in (("forward", forward), ("both", training)):
             a, b, loop = (found[f"{form} {pass_}"] for form in ("A", "B", "loop"))

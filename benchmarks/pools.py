@@ -99,7 +99,7 @@ def write_base(size: Size, folder: Path) -> Path:
     torch.manual_seed(SEED)
     CLIPModel(config).save_pretrained(folder)
     square = {"height": size.image, "width": size.image}
-    about = {"image_processor_type": "CLIPImageProcessor", "crop_size": square}
+    about: dict[str, Any] = {"image_processor_type": "CLIPImageProcessor", "crop_size": square}
     about |= {"size": {"shortest_edge": size.image}, "resample": 3}
     (folder / "preprocessor_config.json").write_text(json.dumps(about))
     return folder

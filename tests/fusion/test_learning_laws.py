@@ -1,0 +1,83 @@
+"""Laws of every method that learns or routes, over the whole table."""
+
+import pytest
+import torch
+
+from fusion.dawin import Evidence
+from fusion.errors import InputError
+from fusion.learning import Shape, lessons
+from fusion.registry import METHODS, Adaptive, Gated, Routed
+
+SHAPE = Shape(("a", "b", "c"), ("x", "y"), width=6)
+LEARNING = [name for name, method in METHODS.items() if isinstance(method, Adaptive)]
+ROUTED = [name for name, method in METHODS.items() if isinstance(method, Routed)]
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def coding(name, **params):
+    method = METHODS[name]
+    features = drawn(4, SHAPE.width) if isinstance(method, Gated) else None
+    return method.learning(SHAPE, **params).router(features)
+
+
+@pytest.mark.parametrize("name", LEARNING)
+@pytest.mark.parametrize("grouping", ["task", "layer"])
+def test_step_zero_is_task_arithmetic(name, grouping):
+    found = coding(name, grouping=grouping, scale=0.25)
+    assert found.shape[1:] == (3, 1 if grouping == "task" else 2)
+    assert bool((found == 0.25).all())
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_every_parameter_of_the_router_learns(name):
+    method = METHODS[name]
+    learning = method.learning(SHAPE, grouping="layer")
+    optimizer = torch.optim.SGD(learning.router.parameters(), lr=0.1)
+    features = drawn(4, SHAPE.width) if isinstance(method, Gated) else None
+    for step in range(2):  # a gate's first layer moves once its last one has
+        optimizer.zero_grad()
+        (learning.router(features) * drawn(3, 2, seed=step)).sum().backward()
+        optimizer.step()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in learning.router.parameters())
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_same_parameters_same_router_and_rows(name):
+    first, second = (METHODS[name].learning(SHAPE) for _ in range(2))
+    for ours, theirs in zip(
+        first.router.state_dict().values(), second.router.state_dict().values(), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+    features = {task: drawn(9, SHAPE.width) for task in SHAPE.tasks}
+    sizes = dict.fromkeys(SHAPE.tasks, 9)
+    pairs = zip(
+        lessons(first, sizes, features, 3, 7), lessons(second, sizes, features, 3, 7), strict=True
+    )
+    for ours, theirs in pairs:
+        assert all(torch.equal(ours.rows[task], theirs.rows[task]) for task in ours.rows)
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_a_misspelt_parameter_names_the_nearest(name):
+    with pytest.raises(InputError, match="did you mean 'steps'"):
+        METHODS[name].learning(SHAPE, step=3)
+    with pytest.raises(InputError, match="steps: -1; int >= 0 allowed"):
+        METHODS[name].learning(SHAPE, steps=-1)
+
+
+@pytest.mark.parametrize("name", ROUTED)
+def test_a_routing_gives_every_row_a_model(name):
+    evidence = Evidence(SHAPE.tasks, drawn(3, 8, 5), drawn(8, 5, seed=1))
+    before = evidence.experts.clone()
+    for granularity in ("domain", "cluster", "sample"):
+        routing = METHODS[name].route(evidence, granularity=granularity)
+        assert routing.codings.shape[1:] == (3, 1)
+        assert routing.assign.shape == (8,)
+        assert int(routing.assign.max()) < len(routing.codings)
+        assert bool(routing.codings.isfinite().all())
+    assert torch.equal(evidence.experts, before)
+    with pytest.raises(InputError, match="did you mean 'scale'"):
+        METHODS[name].route(evidence, scal=1.0)
