@@ -94,6 +94,17 @@ def load(data: bytes, where: str) -> tuple[Gate, Manifest]:
     return build(tensors, manifest, where), manifest
 
 
+def has_manifest(path: Path) -> bool:
+    """Whether a file is safetensors with our manifest: a gate of ours and no published one."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return KEY in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
 def write(path: Path, data: bytes) -> None:
     """Write a gate file, whole or not at all; InputError as `replacing` has it."""
     with replacing(path) as part:

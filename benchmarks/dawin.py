@@ -26,6 +26,7 @@ from actors.experts import LocalExperts, Recipe
 from actors.local import local_experts
 from actors.recipes import BASE
 from actors.sources import cache_dir
+from actors.tasks import Role
 from benchmarks.environment import Row, finish
 from benchmarks.layers import arguments, medians
 from fusion.dawin import Evidence, Routing, dawin
@@ -126,9 +127,7 @@ def run(device: str, repeats: int, role: Role) -> tuple[str, list[Row]]:
         repeats,
         device,
     )
-    one, loop, floor, routing = (
-        seconds[name] for name in ("ours", "textbook", "floor", "routing")
-    )
+    one, loop, floor, routing = (seconds[name] for name in ("ours", "textbook", "floor", "routing"))
     images = sum(ours.size(task, role) for task in data)
     model = sum(tensor.nbytes for tensor in vectors.base.values()) / 1e6
     merges = f"{theirs.merges} merges against at most {CLUSTERS * len(data)}"

@@ -65,7 +65,6 @@ METHODS = {
         "rate": "per_norm",
         "learning_rate": {"grid": [1e-3, 1e-2]},
         "steps": 200,
-        "scheduler": "asha",
     },
     "dawin": {"granularity": {"grid": ["domain", "cluster", "sample"]}},
 }

@@ -62,7 +62,8 @@ def dawe(
         delta_dtype: round task vectors to it.
         squash: squash images to a square of 224 pixels before the extractor's own preprocessing,
             as the original's loader does.
-        gate: a gate file to start from: `gates/<trial>.safetensors` of another sweep, say. The
+        gate: a gate file to start from: `recipes/dawe.safetensors` of another sweep, or the
+            state dict of a published gate (its tasks must be the pool's, in their order). The
             gate of one backbone serves another: with `steps: 0` as it is.
         save_every: steps between checkpoints. Default 50: the original's.
         gate_seed: of W₁ and b₁.

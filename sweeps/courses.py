@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from actors.extractor import Extractor, open_extractor
-from actors.gates import fit, read
+from actors.gates import fit, has_manifest, read
 from actors.hashes import hash_files
+from actors.openclip import import_gate, read_published
 from fusion.errors import InputError
 from fusion.gate import Gate
 from fusion.learning import Learning, Shape
@@ -111,10 +112,25 @@ def started_gate(
     groups: tuple[str, ...],
     grouping: str,
 ) -> Gate:
-    """The gate of a file, for this pool and extractor."""
+    """The gate of a file, for this pool and extractor.
+
+    A file without a manifest of ours is taken as a published gate: one of this pool's tasks, in
+    their order, on features of this extractor, from a backbone of as many layers as the pool's.
+    """
     assert learning.gate is not None
-    gate, manifest = read(Path(learning.gate), "gate")
-    where = f"gate: {learning.gate}"
+    path, where = Path(learning.gate), f"gate: {learning.gate}"
+    if has_manifest(path) or not path.is_file():
+        gate, manifest = read(path, "gate")
+    else:
+        gate, manifest = import_gate(
+            read_published(path),
+            tasks=tasks,
+            blocks=1 + max(int(name.split(".")[2]) for name in groups if ".layers." in name),
+            extractor=extractor.source,
+            extractor_hash=extractor.fingerprint,
+            preprocessing=extractor.preprocess.fingerprint,
+            where=where,
+        )
     if manifest.grouping != grouping:
         raise InputError(f"{where}: grouping {manifest.grouping!r}; {grouping!r} is asked for")
     fitted = fit(

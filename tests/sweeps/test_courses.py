@@ -93,3 +93,38 @@ def test_a_gate_that_fits_is_the_router(tiny_pool, tmp_path):
 def test_an_extractor_that_is_not_there(source, tiny_pool):
     with pytest.raises(InputError, match=r"methods\.dawe\.extractor"):
         needs(gated_spec(tiny_pool, source))
+
+
+@pytest.mark.parametrize("layered", [False, True])
+def test_a_published_gate_is_imported_by_its_layout(layered, tiny_pool, tmp_path):
+    from safetensors.torch import save_file
+
+    from actors.openclip import openclip_keys
+    from actors.pool import open_pool
+    from fusion.registry import METHODS
+    from sweeps.courses import learning_of, learning_points
+
+    root, extractor = tiny_pool.root, make_extractor(tmp_path / "r", 8)
+    pool = open_pool(str(root / "base"), {task: str(root / "experts" / task) for task in TASKS})
+    outputs = 3 * (len(openclip_keys(2)) if layered else 1)
+    published = {
+        "0.weight": torch.zeros(8, 8), "0.bias": torch.ones(8),
+        "2.weight": torch.zeros(outputs, 8), "2.bias": torch.arange(float(outputs)),
+    }  # fmt: skip
+    path = tmp_path / "dict_mapping_step=1000.safetensors"
+    save_file(published, path)
+    dawe = {**DAWE, "gate": str(path), "steps": 0, "grouping": "layer" if layered else "task"}
+    spec = validate(gated_spec(tiny_pool, str(extractor), dawe=dawe), "s")
+    found = needs_of(spec, pool.tasks, pool.groups)
+    params = next(p for name, _, p in learning_points(spec) if name == "dawe")
+    learning = learning_of(METHODS["dawe"], params, pool.tasks, pool.groups, found.extractors)
+    coding = learning.router(torch.zeros(1, 8))
+    assert coding.shape == (1, 3, len(pool.groups) if layered else 1)
+    if layered:  # q and k share the coefficient of the joint weight they were cut from
+        at = pool.groups.index
+        name = "encoder.layers.0.self_attn.{}_proj.weight"
+        assert torch.equal(coding[..., at(name.format("q"))], coding[..., at(name.format("k"))])
+    wrong = gated_spec(tiny_pool, str(extractor), dawe={**dawe, "grouping": "layer"})
+    if not layered:
+        with pytest.raises(InputError, match="grouping 'task'; 'layer' is asked for"):
+            needs_of(validate(wrong, "s"), pool.tasks, pool.groups)
