@@ -12,6 +12,7 @@ and accuracies must be. The floor is one forward pass of the rows with nothing m
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 from pathlib import Path
 
@@ -40,8 +41,8 @@ from sweeps.spec import load
 CLUSTERS = 3
 BATCH = 128
 """Images a batch of the textbook."""
-PARAMS = {"granularity": "cluster", "clusters": CLUSTERS}
-RECIPE = Recipe("dawin", PARAMS)
+RECIPE = Recipe("dawin", {"granularity": "cluster", "clusters": CLUSTERS})
+METHODS = f"methods={{dawin: {{granularity: cluster, clusters: {CLUSTERS}}}}}"
 TOLERANCE = 1e-3
 """Of accuracies: an image or two whose best classes are equal to rounding."""
 
@@ -106,7 +107,7 @@ def accuracies(ours: LocalExperts, recipe: Recipe, role: str) -> dict[str, float
 
 def run(device: str, repeats: int, role: Role) -> tuple[str, list[Row]]:
     """Rows evaluated, and all figures."""
-    spec = load(SPEC, ["methods={dawin: {granularity: cluster, clusters: 3}}"])
+    spec = load(SPEC, [METHODS, f"placement={{device: {device}}}"])
     with tempfile.TemporaryDirectory() as scratch:
         prepared = prepare(spec, Path(scratch), cluster.this_machine())
     pool = prepared.pool
@@ -135,13 +136,13 @@ def run(device: str, repeats: int, role: Role) -> tuple[str, list[Row]]:
         Row("textbook's time ÷ ours", loop / one, "", f"{loop:.3g} s ÷ {one:.3g} s; {merges}"),
         Row(
             "the same without routing",
-            (loop - routing) / (one - routing),
+            (loop - routing) / (one - routing) if one > routing else math.nan,
             "",
             f"less {routing:.3g} s of evidence and mixtures on either side",
         ),
         Row(
             "ours without routing ÷ floor",
-            (one - routing) / floor,
+            (one - routing) / floor if one > routing else math.nan,
             "",
             f"floor: {floor:.3g} s, the same rows through the base",
         ),

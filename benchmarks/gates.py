@@ -198,19 +198,25 @@ def peak(
     kind: str, size: Size, folder: Path, device: str, threads: int, grouping: str
 ) -> tuple[int, int]:
     """(peak bytes of two steps over what was there before any weight, bytes of all weights)."""
-    from transformers import CLIPVisionModel  # noqa: F401  # imported: not counted
-
     torch.set_num_threads(threads)
+
+    def training(size: Size, folder: Path) -> tuple[Training, int]:
+        pool = RandomPool(size, folder, device)
+        side = pool.experts() if kind == "ours" else Textbook(pool)
+        return Training(pool, grouping, side), pool.nbytes
+
+    with tempfile.TemporaryDirectory() as scratch:  # what is imported and set up is not counted
+        write_base(EMBEDDED, Path(scratch) / "base")
+        training(EMBEDDED, Path(scratch))[0].step()
     before = psutil.Process().memory_info().rss
-    pool = RandomPool(size, folder, device)
-    run = Training(pool, grouping, pool.experts() if kind == "ours" else Textbook(pool))
+    run, weights = training(size, folder)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     reset_peak()
     for _ in range(2):
         run.step()
     found = torch.cuda.max_memory_allocated() if device == "cuda" else peak_bytes() - before
-    return found, pool.nbytes
+    return found, weights
 
 
 def memory(size: Size, folder: Path, device: str, threads: int, activations: int) -> list[Row]:

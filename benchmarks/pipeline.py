@@ -22,9 +22,8 @@ import os
 import statistics
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,7 +42,7 @@ from actors.placement import Plan
 from actors.pool import Pool, open_pool
 from actors.segments import clip_segments
 from benchmarks.environment import Row, finish
-from benchmarks.layers import arguments, difference, medians
+from benchmarks.layers import arguments, difference, medians, synchronise
 from benchmarks.merging import timed
 from benchmarks.pools import (
     EMBEDDED,
@@ -161,13 +160,13 @@ def stages(world: World, shards: int, repeats: int) -> list[tuple[float, float]]
     for repeat in range(repeats + 1):
         key, carries, ahead = uuid.uuid4().hex, [batch], []
         for shard in first:
-            spent, out = clocked(shard.forward, key, carries[-1], weights)
+            spent, out = clocked(world, shard.forward, key, carries[-1], weights)
             ahead.append(spent)
             carries.append(out)
-        spent, (_, _, back) = clocked(last.finish, carries[-1], weights, batch)
+        spent, (_, _, back) = clocked(world, last.finish, carries[-1], weights, batch)
         times = [(0.0, spent)]
         for shard, carry, before in reversed(list(zip(first, carries, ahead, strict=False))):
-            spent, (_, back) = clocked(shard.backward, key, carry, weights, back)
+            spent, (_, back) = clocked(world, shard.backward, key, carry, weights, back)
             times.insert(0, (before, spent))
         for stage, each in zip(found, times, strict=True):
             stage.extend([each] if repeat else [])
@@ -177,10 +176,15 @@ def stages(world: World, shards: int, repeats: int) -> list[tuple[float, float]]
     ]
 
 
-def clocked(call: Any, *args: Any) -> tuple[float, Any]:
+def clocked(world: World, call: Any, *args: Any) -> tuple[float, Any]:
     """Seconds, and the result."""
     results: list[Any] = []
-    return timed(lambda: results.append(call(*args))), results[0]
+
+    def whole() -> None:
+        results.append(call(*args))
+        synchronise(world.device)
+
+    return timed(whole), results[0]
 
 
 def makespan(times: Sequence[tuple[float, float]], items: int) -> float:
@@ -199,25 +203,6 @@ def makespan(times: Sequence[tuple[float, float]], items: int) -> float:
         free[step.stage] = start + times[step.stage][step.backward]
         done[step.stage, step.backward, step.item] = free[step.stage]
     return max(free)
-
-
-@contextmanager
-def cluster(cpus: int) -> Iterator[None]:
-    """A Ray of our own: as `sweeps.cluster.connected`, but a logical core for each shard."""
-    stay_on_loopback(None)
-    import ray
-
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        object_store_memory=STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def against_local(world: World, given: argparse.Namespace) -> list[Row]:
@@ -290,9 +275,18 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="the embedded pool's size")
     given = parser.parse_args()
     size = EMBEDDED if given.small else MIDDLE
-    with tempfile.TemporaryDirectory() as scratch, cluster(max(given.shards, 2)):
-        world = World.made(size, Path(scratch), given.device)
-        rows = against_local(world, given) + sharded(world, given)
+    stay_on_loopback(None)
+    import ray
+
+    # As `sweeps.cluster.connected`, but with a logical core for each shard.
+    started = {"object_store_memory": STORE_BYTES, "include_dashboard": False}
+    ray.init(address="local", num_cpus=given.shards, log_to_driver=False, **started)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            world = World.made(size, Path(scratch), given.device)
+            rows = against_local(world, given) + sharded(world, given)
+    finally:
+        ray.shutdown()
     sizes = (
         f"{size}; {EXPERTS} experts, 16 images a micro-batch, layer-wise gate, float32, on"
         f" {given.device}; {len(os.sched_getaffinity(0))} cores, shards of one thread each;"

@@ -76,7 +76,9 @@ B32 = Size("b32", 768, 12, 12, 3072, 32, 224, 512)
 def write_base(size: Size, folder: Path) -> Path:
     """A random CLIP in the hub's layout, with a text tower as small as can be."""
     from transformers import CLIPConfig, CLIPModel
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     vision = {
         "hidden_size": size.width,
         "num_hidden_layers": size.layers,

@@ -29,8 +29,9 @@ from fusion.state import accumulator
 
 Form: TypeAlias = Literal["auto", "A", "B"]
 
-BUDGET = 256 << 20
-"""Bytes of merged weights that a layer holds at a time; models are merged in chunks of it."""
+BUDGET = {"cpu": 64 << 20, "cuda": 256 << 20}
+"""Device -> bytes of merged weights that a layer holds at a time; models are merged in chunks of
+it. On a CPU memory that is new each time costs more than what larger products gain."""
 
 COLUMNS = 1 << 15
 """Weights merged at a time on a CPU where there are several models: operands stay in cache."""
@@ -101,9 +102,9 @@ def merged_linear(
     return out.view(*x.shape[:-1], base.shape[0])
 
 
-def chunks(models: int, numel: int, itemsize: int) -> Iterator[slice]:
+def chunks(models: int, numel: int, itemsize: int, device: str) -> Iterator[slice]:
     """Models to merge at a time, so that their weights stay within `BUDGET`; evenly sized."""
-    most = max(1, BUDGET // max(1, numel * itemsize))
+    most = max(1, BUDGET.get(device, BUDGET["cuda"]) // max(1, numel * itemsize))
     parts = math.ceil(models / most)
     step = math.ceil(models / parts)
     for start in range(0, models, step):
@@ -150,7 +151,7 @@ class Merge(torch.autograd.Function):
         """Merge a chunk of models, multiply, let go of the weights."""
         ctx.save_for_backward(x, c, base, deltas)
         out = x.new_empty(*x.shape[:2], base.shape[0])
-        for part in chunks(len(x), base.numel(), x.element_size()):
+        for part in chunks(len(x), base.numel(), x.element_size(), x.device.type):
             weight = merge_weights(c[part], base, deltas, x.dtype)
             multiply(x[part], weight.transpose(1, 2), out[part])
         return out
@@ -162,7 +163,7 @@ class Merge(torch.autograd.Function):
         dy = gradients[0].contiguous()
         dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         dc = torch.empty_like(c) if ctx.needs_input_grad[1] else None
-        for part in chunks(len(x), base.numel(), x.element_size()):
+        for part in chunks(len(x), base.numel(), x.element_size(), x.device.type):
             if dx is not None:
                 weight = merge_weights(c[part], base, deltas, x.dtype)
                 multiply(dy[part], weight, dx[part])

@@ -78,9 +78,9 @@ def oracle(x: Tensor, c: Tensor, bias: Tensor | None = None) -> Tensor:
 @pytest.fixture(params=[False, True], ids=["whole", "chunked"])
 def chunked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     if request.param:
-        monkeypatch.setattr(module, "BUDGET", 2 * OUT * IN * 8 + 3)
+        monkeypatch.setattr(module, "BUDGET", {"cpu": 2 * OUT * IN * 8 + 3})
         monkeypatch.setattr(module, "COLUMNS", 7)
-        assert [part.stop for part in chunks(5, OUT * IN, 8)] == [2, 4, 5]
+        assert [part.stop for part in chunks(5, OUT * IN, 8, "cpu")] == [2, 4, 5]
     return bool(request.param)
 
 
@@ -176,7 +176,7 @@ def test_merged_weights_stay_within_the_budget(monkeypatch: pytest.MonkeyPatch) 
         sizes.append(weights.numel() * weights.element_size())
         return weights
 
-    monkeypatch.setattr(module, "BUDGET", 3 * OUT * IN * 8)
+    monkeypatch.setattr(module, "BUDGET", {"cpu": 3 * OUT * IN * 8})
     monkeypatch.setattr(module, "merge_weights", watched)
     x, c = drawn(7, 4, IN, seed=4).requires_grad_(), drawn(7, TASKS, seed=5).requires_grad_()
     linear("A", x, c).sum().backward()
@@ -184,13 +184,13 @@ def test_merged_weights_stay_within_the_budget(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_chunks_cover_all_models_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BUDGET", 400)
+    monkeypatch.setattr(module, "BUDGET", {"cpu": 400})
     for models in range(1, 20):
-        parts = [range(models)[part] for part in chunks(models, 25, 4)]
+        parts = [range(models)[part] for part in chunks(models, 25, 4, "cpu")]
         assert [m for part in parts for m in part] == list(range(models))
         assert max(map(len, parts)) <= 4
-    assert [len(range(10)[part]) for part in chunks(10, 25, 4)] == [4, 4, 2]
-    assert len(list(chunks(3, 10**9, 4))) == 3  # one model at least
+    assert [len(range(10)[part]) for part in chunks(10, 25, 4, "cpu")] == [4, 4, 2]
+    assert len(list(chunks(3, 10**9, 4, "cpu"))) == 3  # one model at least
 
 
 @pytest.mark.parametrize(
