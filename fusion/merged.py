@@ -104,7 +104,8 @@ def merged_linear(
 
 def chunks(models: int, numel: int, itemsize: int, device: str) -> Iterator[slice]:
     """Models to merge at a time, so that their weights stay within `BUDGET`; evenly sized."""
-    most = max(1, BUDGET.get(device, BUDGET["cuda"]) // max(1, numel * itemsize))
+    budget = BUDGET[device if device in BUDGET else "cuda"]
+    most = max(1, budget // max(1, numel * itemsize))
     parts = math.ceil(models / most)
     step = math.ceil(models / parts)
     for start in range(0, models, step):
