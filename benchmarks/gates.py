@@ -110,9 +110,15 @@ def floor(size: Size, images: int, passes: int, rate: float) -> tuple[float, str
 
 def compared(name: str, found: Mapping[str, float], least: tuple[float, str]) -> list[Row]:
     """The rows of one comparison."""
-    ours, theirs = found["ours"], found["textbook"]
+    ours = found["ours"]
     return [
-        Row(f"{name}: textbook's time ÷ ours", theirs / ours, "", f"{theirs:.3g} s ÷ {ours:.3g} s"),
+        *(
+            Row(
+                f"{name}: {side}'s time ÷ ours", theirs / ours, "", f"{theirs:.3g} s ÷ {ours:.3g} s"
+            )
+            for side, theirs in found.items()
+            if side != "ours"
+        ),
         Row(f"{name}: ours ÷ floor", ours / least[0], "", least[1]),
     ]
 
@@ -120,7 +126,11 @@ def compared(name: str, found: Mapping[str, float], least: tuple[float, str]) ->
 def train(pool: RandomPool, repeats: int, rate: float) -> list[Row]:
     """Steps of training."""
     rows = []
-    sides: dict[str, LocalExperts | Textbook] = {"ours": pool.experts(), "textbook": Textbook(pool)}
+    sides: dict[str, LocalExperts | Textbook] = {
+        "ours": pool.experts(),
+        "textbook": Textbook(pool),
+        "textbook, a sample at a time": Textbook(pool, by_sample=True),
+    }
     for grouping in GROUPINGS:
         runs = {name: Training(pool, grouping, side) for name, side in sides.items()}
         losses = {name: run.step() for name, run in runs.items()}

@@ -233,9 +233,11 @@ class RandomPool:
 class Textbook:
     """State dicts added up, and transformers' CLIPVisionModel called with them."""
 
-    def __init__(self, pool: RandomPool) -> None:
+    def __init__(self, pool: RandomPool, *, by_sample: bool = False) -> None:
+        """`by_sample`: one `functional_call` an image in training, and not one a batch."""
         from transformers import CLIPVisionModel
 
+        self.by_sample = by_sample
         self.vectors, self.device = pool.vectors, pool.device
         config = clip_config(pool.base).vision_config
         self.model = empty(CLIPVisionModel, config, pool.device, torch.float32)
@@ -265,7 +267,9 @@ class Textbook:
 
     def loss(self, state: Mapping[str, Tensor], task: str, rows: Tensor) -> Tensor:
         """Mean entropy of a task's rows."""
-        embedded = self.embed(state, self.pixels(task, rows))
+        images = self.pixels(task, rows)
+        each = torch.split(images, 1 if self.by_sample else len(images))
+        embedded = torch.cat([self.embed(state, part) for part in each])
         return entropy(logits(embedded, self.heads[task])).mean()
 
     def code(self, task: str, rows: Tensor, coding: Tensor) -> Tensor:
