@@ -12,7 +12,7 @@ from torch import Tensor
 from fusion.registry import METHODS, LogitSpace, Static
 from fusion.state import StateDict, TaskVectors
 from tests.fusion import laws
-from tests.fusion.laws import LAWS, LOGIT, LOGIT_LAWS, STATIC, toy
+from tests.fusion.laws import LAWS, LEARNING, LOGIT, LOGIT_LAWS, ROUTED, STATIC, toy
 
 
 def merge(name: str, vectors: TaskVectors, params: dict[str, Any]) -> StateDict:
@@ -40,7 +40,7 @@ def test_logit_space(law: Callable[[laws.Fuse, str], None], name: str) -> None:
 
 
 def test_every_row_is_under_some_law() -> None:
-    assert sorted(STATIC + LOGIT) == sorted(METHODS)
+    assert sorted(STATIC + LOGIT + LEARNING + ROUTED) == sorted(METHODS)
 
 
 @pytest.mark.parametrize("name", STATIC)

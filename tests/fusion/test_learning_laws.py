@@ -6,11 +6,10 @@ import torch
 from fusion.dawin import Evidence
 from fusion.errors import InputError
 from fusion.learning import Shape, lessons
-from fusion.registry import METHODS, Adaptive, Gated, Routed
+from fusion.registry import METHODS, Gated
+from tests.fusion.laws import LEARNING, ROUTED
 
 SHAPE = Shape(("a", "b", "c"), ("x", "y"), width=6)
-LEARNING = [name for name, method in METHODS.items() if isinstance(method, Adaptive)]
-ROUTED = [name for name, method in METHODS.items() if isinstance(method, Routed)]
 
 
 def drawn(*shape, seed=0):
