@@ -223,7 +223,7 @@ class Fleet:
         ]
         self.shards += shards
         conductor = ray.remote(Replica).options(num_cpus=0, max_concurrency=LANES, **ROBUST)
-        self.replicas.append(conductor.remote(setup, None, shards))
+        self.replicas.append(conductor.remote(setup, None, ray.cloudpickle.dumps(shards)))
 
     def ready(self, timeout: float = 600.0) -> None:
         """Wait until every actor holds its weights.

@@ -135,15 +135,16 @@ class ShardActor:
 class Replica:
     """`LocalExperts` in a process of its own: over a shard of its own, or as their conductor."""
 
-    def __init__(self, given: bytes, weights: bytes | None, shards: Sequence[Any] = ()) -> None:
+    def __init__(self, given: bytes, weights: bytes | None, conducted: bytes = b"") -> None:
         """`given`: a pickled reference to a `Setup`; `weights`: to those of the whole model;
-        None: `shards` have them."""
+        None: the pickled shards `conducted` have them."""
         setup: Setup = opened(given)
         if weights is not None:
             whole = build_shard(setup, weights, 0)
             pipeline = Pipeline([whole], [whole.names()], setup.groups, Direct())
             device = setup.plan.device
         else:
+            shards: list[Any] = ray.cloudpickle.loads(conducted)
             names = ray.get([shard.names.remote() for shard in shards])
             link = choose(shards, setup.plan.device, setup.plan.gpus, setup.transport)
             pipeline = Pipeline(shards, names, setup.groups, link)

@@ -116,7 +116,9 @@ def test_activations_pass_neither_through_the_conductor_nor_through_the_driver(f
     """A conductor in this process, over the fleet's own shards, notes all that it fetches."""
     if not fleet.shards:
         pytest.skip("one shard: nothing travels")
-    conductor = Replica(ray.cloudpickle.dumps(fleet.setup), None, fleet.shards)
+    conductor = Replica(
+        ray.cloudpickle.dumps(fleet.setup), None, ray.cloudpickle.dumps(fleet.shards)
+    )
     link = conductor.experts.pipeline.link = Watched()
     lessons = lessons_of(parts, "layer sample")
     found = conductor.gradients(lessons, "select", Trim())

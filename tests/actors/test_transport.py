@@ -188,7 +188,7 @@ def test_a_direct_transport_gives_the_same_bits(parts, shards):
     Where a transfer fails, Ray 2.60 kills sender and receiver for good (`rdt_manager`, since
     collectives cannot be aborted), so the store is of no help to shards that had one in flight.
     """
-    replica = Replica(setup_of(parts), None, shards)
+    replica = Replica(setup_of(parts), None, ray.cloudpickle.dumps(shards))
     lessons = [
         Lesson({task: torch.arange(6)}, torch.full((1, 3, 1), 0.1 * at))
         for at, task in enumerate(parts.data, start=1)
