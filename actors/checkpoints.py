@@ -136,20 +136,29 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
     Raises:
         InputError: none, not JSON, or of another kind of model.
     """
+    config = load_config(folder, name)
+    if config.get("model_type") not in MODEL_TYPES:
+        raise InputError(
+            f"{name}: {folder / 'config.json'}: model_type {config.get('model_type')!r};"
+            f" allowed: {', '.join(MODEL_TYPES)}"
+            " (CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection)"
+        )
+    return config
+
+
+def load_config(folder: Path, name: str) -> dict[str, Any]:
+    """`config.json` of any model.
+
+    Raises:
+        InputError: none, or not a JSON object.
+    """
     file = folder / "config.json"
     try:
-        config = json.loads(file.read_text())
-        kind = config.get("model_type")
+        return dict(json.loads(file.read_text()).items())
     except FileNotFoundError:
         raise InputError(f"{name}: {file}: missing; a Hugging Face folder is needed") from None
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{name}: {file}: not a JSON object: {one_line(error)}") from None
-    if kind not in MODEL_TYPES:
-        raise InputError(
-            f"{name}: {file}: model_type {kind!r}; allowed: {', '.join(MODEL_TYPES)}"
-            " (CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection)"
-        )
-    return dict(config)
 
 
 def headers(folder: Path, config: Mapping[str, Any], name: str) -> dict[str, TensorInfo]:

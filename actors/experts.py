@@ -31,6 +31,7 @@ from actors.shard import Batch, Weights
 from fusion.coding import one_hot
 from fusion.dawin import Evidence, is_oracle
 from fusion.errors import InputError
+from fusion.gate import Gate
 from fusion.learning import Gradient, Lesson
 from fusion.registry import METHODS, Gated, LogitSpace, Routed, Static
 from fusion.trim import Trim
@@ -115,7 +116,8 @@ class LocalExperts:
         elif isinstance(method, Routed):
             found = {name: self.routed(method, recipe, name, role) for name in names}
         elif isinstance(method, Gated):
-            found = {name: self.gated(method, recipe, name, role) for name in names}
+            opened = opened_gate(method, recipe, self.tasks, self.pipeline.groups)
+            found = {name: self.gated(*opened, name, role) for name in names}
         else:
             weights = self.weights(recipe)
             found = {name: self.classified(weights, name, role) for name in names}
@@ -138,10 +140,9 @@ class LocalExperts:
             [method.fuse(stack[:, rows], head, **recipe.params) for rows in batches(stack.shape[1])]
         )
 
-    def gated(self, method: Gated, recipe: Recipe, task: str, role: str) -> Tensor:
+    def gated(self, gate: Gate, extractor: str, trim: Trim, task: str, role: str) -> Tensor:
         """Logits [N, C], one model a sample."""
-        gate, key, trim = opened_gate(method, recipe, self.tasks, self.pipeline.groups)
-        features = self.features(task, role, key)
+        features = self.features(task, role, extractor)
         surveyed = self.trimmed(trim)
 
         def coded() -> Iterator[tuple[Batch, Weights]]:

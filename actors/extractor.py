@@ -7,7 +7,6 @@ embedding, not normalised.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +16,14 @@ import torch
 from torch import Tensor
 
 from actors.architecture import PROJECTION
-from actors.checkpoints import MODEL_TYPES, content_hash, headers, inspect, one_line
+from actors.checkpoints import (
+    MODEL_TYPES,
+    content_hash,
+    headers,
+    inspect,
+    load_config,
+    one_line,
+)
 from actors.hashes import hash_files, hash_text
 from actors.preprocess import Preprocess, read_convnext, read_preprocess
 from actors.sources import resolve
@@ -153,18 +159,12 @@ def read_config(folder: Path, what: str) -> dict[str, Any]:
     Raises:
         InputError: none, not JSON, or of another kind of model.
     """
-    file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text())
-        kind = config.get("model_type")
-    except FileNotFoundError:
-        raise InputError(f"{what}: {file}: missing; a Hugging Face folder is needed") from None
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{what}: {file}: not a JSON object: {one_line(error)}") from None
-    if kind not in (RESNET, *MODEL_TYPES):
-        allowed = ", ".join((RESNET, *MODEL_TYPES))
-        raise InputError(f"{what}: {file}: model_type {kind!r}; an extractor: {allowed}")
-    return dict(config)
+    config = load_config(folder, what)
+    kind, allowed = config.get("model_type"), (RESNET, *MODEL_TYPES)
+    if kind not in allowed:
+        file, words = folder / "config.json", ", ".join(allowed)
+        raise InputError(f"{what}: {file}: model_type {kind!r}; an extractor: {words}")
+    return config
 
 
 def resnet_fields(config: Mapping[str, Any], file: str) -> dict[str, Any]:

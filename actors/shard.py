@@ -23,13 +23,12 @@ from actors.checkpoints import Checkpoint
 from actors.models import ImageEncoder
 from actors.pixels import Pixels, open_pixels
 from actors.segments import Carry, Embed
-from fusion.coding import mix
+from fusion.coding import check_coding, leaves, mix
 from fusion.entropy import entropy
 from fusion.learning import Gradient
-from fusion.parameters import bind
 from fusion.registry import METHODS, Static
-from fusion.state import TaskVectors, accumulator
-from fusion.surgery import Mixer, check_coding, leaves, merge_layers
+from fusion.state import StateDict, TaskVectors, accumulator
+from fusion.surgery import Mixer, merge_layers
 from fusion.survey import Survey
 from fusion.trim import Trim, trim_survey, trimmed
 from fusion.zeroshot import logits
@@ -106,7 +105,8 @@ class Shard:
         self.contexts: OrderedDict[str, Context] = OrderedDict()
         self.filled = ""
         self.trims: tuple[str, TaskVectors] = ("", vectors)
-        self.passes: tuple[str, list[Tensor], Any] = ("", [], None)
+        self.passes: tuple[str, int, Survey[Any] | None] = ("", 0, None)
+        """The survey under way: key of its weights, answers it has heard, generator."""
         self.opened: dict[Path, Pixels] = {}
 
     def without_weights(self, index: int) -> nn.Module:
@@ -134,21 +134,16 @@ class Shard:
         run again from its start.
         """
         key, heard, passes = self.passes
-        if key != weights.key or len(heard) != len(answers) - 1 or passes is None:
-            passes, heard = self.start_survey(weights), []
-            try:
-                question = next(passes)
-                for answer in answers:
-                    question = passes.send(answer)
-            except StopIteration as stop:
-                return True, stop.value
-        else:
-            try:
-                question = passes.send(answers[-1])
-            except StopIteration as stop:
-                self.passes = ("", [], None)
-                return True, stop.value
-        self.passes = (weights.key, list(answers), passes)
+        unheard: list[Any] = answers[-1:]
+        if passes is None or key != weights.key or heard != len(answers) - 1:
+            passes, unheard = self.start_survey(weights), [None, *answers]  # None starts it
+        self.passes = ("", 0, None)
+        try:
+            for answer in unheard:
+                question = passes.send(answer)
+        except StopIteration as stop:
+            return True, stop.value
+        self.passes = (weights.key, len(answers), passes)
         return False, question
 
     def start_survey(self, weights: Weights) -> Survey[Any]:
@@ -157,40 +152,31 @@ class Shard:
             return trim_survey(self.vectors, weights.trim)
         method = METHODS[weights.method]
         assert isinstance(method, Static)
-        assert method.survey is not None
-        return method.survey(
-            self.vectors, **bind(weights.method, method.parameters, weights.params or {})
-        )
+        return method.start_survey(self.vectors, weights.params or {})
 
     def fill(self, weights: Weights) -> None:
         """Merge into the resident model; at once where it is filled so already."""
         if self.filled == weights.key:
             return
         self.filled = ""
-        self.merge(weights, self.vectors.into(self.encoder.arena))
+        self.merge(weights, self.encoder.arena)
         self.filled = weights.key
 
-    def merge(self, weights: Weights, vectors: TaskVectors | None = None) -> dict[str, Tensor]:
-        """The merged tensors of this block, fresh or into the arena of `vectors`.
+    def merge(self, weights: Weights, arena: StateDict | None = None) -> dict[str, Tensor]:
+        """The merged tensors of this block, fresh or into `arena`.
 
         Raises:
             InputError: what the method refuses.
         """
-        vectors = self.vectors if vectors is None else vectors
-        if weights.method is not None:
-            method = METHODS[weights.method]
-            assert isinstance(method, Static)
-            bound = bind(weights.method, method.parameters, weights.params or {})
-            if method.survey is None:
-                return method.rule(vectors, **bound)
-            return method.rule(vectors, survey=weights.survey, **bound)
-        coding = weights.coding
-        if coding is None:
-            coding = torch.zeros(1, len(vectors.tasks), 1)
-        return mix(
-            self.trimmed(weights).into(vectors.arena) if vectors.arena else self.trimmed(weights),
-            coding,
-        )
+        vectors = self.trimmed(weights)
+        if arena is not None:
+            vectors = vectors.into(arena)
+        if weights.method is None:
+            assert weights.coding is not None
+            return mix(vectors, weights.coding)
+        method = METHODS[weights.method]
+        assert isinstance(method, Static)
+        return method.merge_surveyed(vectors, weights.survey, weights.params or {})
 
     def trimmed(self, weights: Weights) -> TaskVectors:
         """This block's task vectors as `weights.trim` wants them; one kind is kept at a time."""

@@ -22,22 +22,13 @@ from fusion.ties import ties, ties_survey
 
 
 @dataclass(frozen=True)
-class Static:
-    """Weights -> weights: `rule(vectors, *, …) -> StateDict`."""
+class Row:
+    """What every row of the table says of its rule."""
 
-    rule: Callable[Concatenate[TaskVectors, ...], dict[str, Tensor]]
+    rule: Callable[..., Any]
     paper: str
     defaults: str
     """Where the default hyper-parameters come from."""
-    survey: Callable[Concatenate[TaskVectors, ...], Survey[Any]] | None = None
-    """Given the same parameters as the rule; its result is the rule's argument `survey`."""
-    kind = "static"
-    needs = "nothing but weights"
-
-    @property
-    def scope(self) -> str:
-        """`tensor`: works tensor by tensor; `model`: surveys the whole model first."""
-        return "model" if self.survey else "tensor"
 
     @property
     def parameters(self) -> dict[str, Parameter]:
@@ -49,6 +40,30 @@ class Static:
         """The rule's docstring."""
         return self.rule.__doc__ or ""
 
+    def bound(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """All hyper-parameters of a call: `params`, checked, over the defaults.
+
+        Raises:
+            InputError: unknown, missing or wrong parameters.
+        """
+        return bind(self.rule.__name__, self.parameters, params)
+
+
+@dataclass(frozen=True)
+class Static(Row):
+    """Weights -> weights: `rule(vectors, *, …) -> StateDict`."""
+
+    rule: Callable[Concatenate[TaskVectors, ...], dict[str, Tensor]]
+    survey: Callable[Concatenate[TaskVectors, ...], Survey[Any]] | None = None
+    """Given the same parameters as the rule; its result is the rule's argument `survey`."""
+    kind = "static"
+    needs = "nothing but weights"
+
+    @property
+    def scope(self) -> str:
+        """`tensor`: works tensor by tensor; `model`: surveys the whole model first."""
+        return "model" if self.survey else "tensor"
+
     def merge(self, vectors: TaskVectors, **params: Any) -> dict[str, Tensor]:
         """The merged state dict of a whole model.
 
@@ -59,33 +74,32 @@ class Static:
 
     def merge_shards(self, shards: Sequence[TaskVectors], **params: Any) -> list[dict[str, Tensor]]:
         """The merged state dict of each shard of one model; equal to the whole's, to the bit."""
-        bound = bind(self.rule.__name__, self.parameters, params)
-        if self.survey is None:
-            return [self.rule(shard, **bound) for shard in shards]
-        result = run_surveys([self.survey(shard, **bound) for shard in shards])
-        return [self.rule(shard, survey=result, **bound) for shard in shards]
+        result = None
+        if self.survey is not None:
+            result = run_surveys([self.start_survey(shard, params) for shard in shards])
+        return [self.merge_surveyed(shard, result, params) for shard in shards]
+
+    def start_survey(self, vectors: TaskVectors, params: Mapping[str, Any]) -> Survey[Any]:
+        """The survey of one shard, not yet begun; of a method that has one."""
+        assert self.survey is not None
+        return self.survey(vectors, **self.bound(params))
+
+    def merge_surveyed(
+        self, vectors: TaskVectors, result: Any, params: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        """The merged state dict of one shard, given the result of the surveys of all."""
+        found = {} if self.survey is None else {"survey": result}
+        return self.rule(vectors, **found, **self.bound(params))
 
 
 @dataclass(frozen=True)
-class LogitSpace:
+class LogitSpace(Row):
     """Expert embeddings [T, B, D] and a zero-shot head [C, D] -> logits [B, C]."""
 
     rule: Callable[Concatenate[Tensor, Tensor, ...], Tensor]
-    paper: str
-    defaults: str
     kind = "logits"
     needs = "the experts' embeddings of each image"
     scope = "model"
-
-    @property
-    def parameters(self) -> dict[str, Parameter]:
-        """The hyper-parameters, as the rule's signature states them."""
-        return parameters(self.rule)
-
-    @property
-    def doc(self) -> str:
-        """The rule's docstring."""
-        return self.rule.__doc__ or ""
 
     def fuse(self, embeddings: Tensor, head: Tensor, **params: Any) -> Tensor:
         """Logits [B, C] of the fused classifier.
@@ -93,29 +107,17 @@ class LogitSpace:
         Raises:
             InputError: unknown, missing or wrong parameters.
         """
-        return self.rule(embeddings, head, **bind(self.rule.__name__, self.parameters, params))
+        return self.rule(embeddings, head, **self.bound(params))
 
 
 @dataclass(frozen=True)
-class Adaptive:
+class Adaptive(Row):
     """Unlabelled batches -> one coding: `rule(shape, *, …) -> Learning`."""
 
     rule: Callable[Concatenate[Shape, ...], Learning]
-    paper: str
-    defaults: str
     kind = "adaptive"
     needs = "unlabelled images of each task"
     scope = "model"
-
-    @property
-    def parameters(self) -> dict[str, Parameter]:
-        """The hyper-parameters, as the rule's signature states them."""
-        return parameters(self.rule)
-
-    @property
-    def doc(self) -> str:
-        """The rule's docstring."""
-        return self.rule.__doc__ or ""
 
     def learning(self, shape: Shape, **params: Any) -> Learning:
         """What is learned, and how.
@@ -123,7 +125,7 @@ class Adaptive:
         Raises:
             InputError: unknown, missing or wrong parameters.
         """
-        return self.rule(shape, **bind(self.rule.__name__, self.parameters, params))
+        return self.rule(shape, **self.bound(params))
 
 
 @dataclass(frozen=True)
@@ -135,25 +137,13 @@ class Gated(Adaptive):
 
 
 @dataclass(frozen=True)
-class Routed:
+class Routed(Row):
     """The experts' logits of a task's rows -> codings: `rule(evidence, *, …) -> Routing`."""
 
     rule: Callable[Concatenate[Evidence, ...], Routing]
-    paper: str
-    defaults: str
     kind = "routed"
     needs = "the experts' embeddings of each image"
     scope = "model"
-
-    @property
-    def parameters(self) -> dict[str, Parameter]:
-        """The hyper-parameters, as the rule's signature states them."""
-        return parameters(self.rule)
-
-    @property
-    def doc(self) -> str:
-        """The rule's docstring."""
-        return self.rule.__doc__ or ""
 
     def route(self, evidence: Evidence, **params: Any) -> Routing:
         """Which rows go to which merged model.
@@ -161,7 +151,7 @@ class Routed:
         Raises:
             InputError: unknown, missing or wrong parameters; what the rule refuses.
         """
-        return self.rule(evidence, **bind(self.rule.__name__, self.parameters, params))
+        return self.rule(evidence, **self.bound(params))
 
 
 Method: TypeAlias = Static | LogitSpace | Adaptive | Routed

@@ -189,26 +189,3 @@ def merge_layers(module: nn.Module, mixer: Mixer, names: Mapping[str, str]) -> n
         parent, _, child = path.rpartition(".")
         setattr(module.get_submodule(parent), child, new)
     return module
-
-
-def leaves(names: tuple[str, ...], groups: tuple[str, ...], coding: Tensor) -> dict[str, Tensor]:
-    """Tensor name -> its column [M, T] of a coding [M, T, G], each a leaf of its own.
-
-    Gradients of single columns, added up afterwards in a fixed order, are the same bits however a
-    model is cut into shards.
-    """
-    shared = coding.shape[2] == 1
-    at = {name: index for index, name in enumerate(groups)}
-    return {
-        name: coding[:, :, 0 if shared else at[name]].detach().clone().requires_grad_()
-        for name in names
-    }
-
-
-def check_coding(coding: Tensor, tasks: int, groups: int, batch: int) -> None:
-    """Raise InputError where a coding fits neither the task vectors nor the batch."""
-    fits = coding.ndim == 3 and coding.shape[0] in (1, batch) and coding.shape[1] == tasks
-    if not fits or coding.shape[2] not in (1, groups):
-        raise InputError(
-            f"coding: shape {list(coding.shape)}; [1 or {batch}, {tasks}, 1 or {groups}] needed"
-        )

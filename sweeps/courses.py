@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ def learning_of(
     if learning.gate is None or source is None:
         return learning
     gate = started_gate(learning, extractors[source], tasks, groups, str(params["grouping"]))
-    return Learning(**{**vars(learning), "router": gate})
+    return replace(learning, router=gate)
 
 
 def started_gate(
@@ -133,7 +133,7 @@ def started_gate(
         )
     if manifest.grouping != grouping:
         raise InputError(f"{where}: grouping {manifest.grouping!r}; {grouping!r} is asked for")
-    fitted = fit(
+    return fit(
         gate,
         manifest,
         tasks=tasks,
@@ -142,4 +142,3 @@ def started_gate(
         width=extractor.width,
         where=where,
     )
-    return fitted

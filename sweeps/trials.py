@@ -29,8 +29,8 @@ from sweeps.thin import run_trial
 from sweeps.trial import Recorder, finished
 
 TRIAL_MEMORY = 200 * 2**20
-"""What a trial's process holds. It computes nothing: no CPU is asked for, so that trials queue at
-the fleet and not for cores that the replicas occupy."""
+"""What a trial's process holds; one that learns, and so imports torch, about twice that. No CPU is
+asked for, so that trials queue at the fleet and not for cores that the replicas occupy."""
 
 IN_FLIGHT = 4
 """Trials at a time: enough that each replica has the next call waiting when it ends one."""

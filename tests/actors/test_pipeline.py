@@ -17,7 +17,7 @@ from actors.evaluation import Recipe
 from actors.experts import LocalExperts
 from actors.gates import Manifest, dump
 from actors.pipeline import Direct, Pipeline, one_forward_one_backward
-from actors.recipes import merged
+from actors.recipes import merged, opened_gate
 from actors.shard import Batch, Shard, Weights
 from fusion.adamerging import Coefficients
 from fusion.errors import InputError
@@ -155,7 +155,8 @@ def logits(experts: LocalExperts, recipe: Recipe, task: str) -> Tensor:
     if recipe.method == "experts":
         return experts.fused(recipe, task, "report")
     if recipe.method == "dawe":
-        return experts.gated(method, recipe, task, "report")
+        opened = opened_gate(method, recipe, experts.tasks, experts.pipeline.groups)
+        return experts.gated(*opened, task, "report")
     return experts.classified(experts.weights(recipe), task, "report")
 
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fusion.coding import check_coding, leaves
 from fusion.errors import InputError
 from fusion.state import TaskVectors
-from fusion.surgery import Bare, Mixer, check_coding, leaves, merge_layers
+from fusion.surgery import Bare, Mixer, merge_layers
 
 TASKS = ("a", "b", "c")
 
