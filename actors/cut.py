@@ -9,7 +9,8 @@ the model, T experts, d and c the bytes an element of task vectors and of the re
     merging  = 2 · the largest segment of the block
     work     = forward + training·(W_b/W)·(S − s)  (shard s of S keeps S − s micro-batches: 1F1B)
 
-A GPU holds all of it and a context; a CPU shard holds copy, resident, merging, work and a process.
+A GPU holds all of it and a context (where a run measured the peak of a whole replica, that and a
+tenth more); a CPU shard holds copy, resident, merging, work and a process.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ GPU_CONTEXT_BYTES = 600 * 2**20
 
 STORE_MARGIN = 1.15
 """Object store over what is put into it: Ray's own objects and fragmentation."""
+
+MEASURED_MARGIN = 1.1
+"""GPU memory over the largest allocation ever measured: the allocator's fragments."""
 
 DATA_STORE_BYTES = 300 * 2**20
 """Object store for images on their way into the pixel cache, and for results."""
@@ -54,6 +58,8 @@ class Load:
     """Activations of one micro-batch kept for backward, whole model; 0: nothing is trained."""
     transformed: bool = False
     """Whether a pruned or cast copy of the task vectors is needed too."""
+    measured: int = 0
+    """Peak bytes that a whole replica was seen to allocate on a GPU; 0: not known yet."""
 
     def halved(self) -> Load:
         """The same computed in 16 bits, where it is in more."""
@@ -142,7 +148,10 @@ def needs(load: Load, shards: int, device: str) -> list[Need]:
             + kept
         )
         if device == "cuda":
-            found.append(Need(weights, PROCESS_BYTES, weights + work + GPU_CONTEXT_BYTES))
+            device_bytes = weights + work
+            if load.measured and shards == 1:
+                device_bytes = int(load.measured * MEASURED_MARGIN)
+            found.append(Need(weights, PROCESS_BYTES, device_bytes + GPU_CONTEXT_BYTES))
         else:
             found.append(Need(weights, PROCESS_BYTES + work))
     return found

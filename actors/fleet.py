@@ -10,28 +10,32 @@ to the bit.
 
 from __future__ import annotations
 
-import asyncio
+import itertools
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from ray.util.placement_group import (
-    PlacementGroup,
-    placement_group,
-    placement_group_table,
-    remove_placement_group,
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import (
+    NodeAffinitySchedulingStrategy,
+    PlacementGroupSchedulingStrategy,
 )
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import Tensor
 
+from actors.desk import PATIENCE, Desk, Lane, placed, shortage
+from actors.desk import Unplaced as Unplaced
 from actors.embeddings import EmbeddingCache
 from actors.experts import Evaluation, Recipe, TaskData
+from actors.labels import selector
+from actors.models import blueprint
+from actors.names import actor_name
 from actors.placement import Plan
 from actors.pool import FlatVectors, Pool, load_flat
 from actors.replica import LANES, Replica, Setup, ShardActor
-from actors.segments import clip_segments, segment_names
+from actors.segments import segment_names
+from actors.spread import home
 from actors.transport import fetched
 from fusion.errors import InputError
 from fusion.learning import Gradient, Lesson
@@ -46,87 +50,6 @@ and again until the cluster has noticed."""
 
 ROBUST = {"max_restarts": RESTARTS, "max_task_retries": RETRIES}
 
-PATIENCE = 300.0
-"""Seconds that a call waits for a place that its replica lost, with a node say."""
-
-PULSE = 2.0
-"""Seconds between looks at whether a replica still has its place."""
-
-
-class Unplaced(InputError):
-    """The cluster has no room for a replica: one line saying what is needed, and what is there."""
-
-
-@dataclass
-class Lane:
-    """A call at a time of one replica."""
-
-    replica: Any
-    group: PlacementGroup
-    lost: bool = False
-    """Whether patience with it has ended."""
-
-
-class Desk:
-    """Hands calls to free replicas, first come, first served."""
-
-    def __init__(self, lanes: bytes, patience: float) -> None:
-        """`lanes`: pickled, since Ray would keep them apart and warn that they may be lost."""
-        self.lanes: list[Lane] = ray.cloudpickle.loads(lanes)
-        self.patience = patience
-        self.free: asyncio.Queue[Lane] = asyncio.Queue()
-        for lane in self.lanes:
-            self.free.put_nowait(lane)
-
-    async def call(self, method: str, *args: Any) -> Any:
-        """`method(*args)` on the next free replica; a caller that dies leaves nothing behind.
-
-        Raises:
-            Unplaced: no replica has had a place for longer than `patience`.
-        """
-        while True:
-            lane = await self.free.get()
-            try:
-                return await self.watched(lane, method, args)
-            except Unplaced:
-                if not any(placed(each.group) for each in self.lanes):
-                    raise
-            finally:
-                self.free.put_nowait(lane)
-
-    async def watched(self, lane: Lane, method: str, args: tuple[Any, ...]) -> Any:
-        """A call's result; Ray itself would wait without end for a replica that lost its place."""
-        result = asyncio.ensure_future(getattr(lane.replica, method).remote(*args))
-        since = time.monotonic()
-        while not (await asyncio.wait([result], timeout=PULSE))[0]:
-            if placed(lane.group):
-                since, lane.lost = time.monotonic(), False
-            elif lane.lost or time.monotonic() - since > self.patience:
-                lane.lost = True
-                raise Unplaced(shortage([each.group for each in self.lanes]))
-        return result.result()
-
-
-def placed(group: PlacementGroup) -> bool:
-    """Whether a placement group has all its places."""
-    return bool(placement_group_table(group)["state"] == "CREATED")
-
-
-def shortage(groups: Sequence[PlacementGroup]) -> str:
-    """What these placement groups need, and what is there, in one line."""
-    different = {group.id: group for group in groups}.values()
-    lost = [group for group in different if not placed(group)]
-    specs = [spec for group in lost for spec in group.bundle_specs]
-    each = " and ".join(f"{amount:g} {kind}" for kind, amount in specs[0].items()) if specs else ""
-    there, free = (
-        ", ".join(f"{found.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
-        for found in (ray.cluster_resources(), ray.available_resources())
-    )
-    return (
-        f"fleet: no place for {len(lost)} of {len(different)} replicas: {len(specs)} shards need"
-        f" {each} each; the cluster has {there} in all, {free} free"
-    )
-
 
 @dataclass(frozen=True)
 class Client:
@@ -134,6 +57,8 @@ class Client:
 
     desk: Any
     replicas: int = 1
+    label: str = ""
+    """Who pays for its calls."""
 
     def evaluate(self, recipe: Recipe, role: str) -> Evaluation:
         """Blocks until a replica has done it."""
@@ -156,7 +81,25 @@ class Client:
 
     def submit(self, method: str, *args: Any) -> Any:
         """An object reference to the result."""
-        return self.desk.call.remote(method, *args)
+        return self.desk.call.remote(method, *args, label=self.label)
+
+    def named(self, label: str) -> Client:
+        """The same, its calls paid by another."""
+        return replace(self, label=label)
+
+    def spent(self) -> float:
+        """Seconds that replicas have worked for the label."""
+        return float(ray.get(self.desk.spent.remote(self.label)))
+
+
+@dataclass(frozen=True)
+class Member:
+    """One replica of a fleet, with what it is made of."""
+
+    number: int
+    replica: Any
+    shards: tuple[Any, ...]
+    group: PlacementGroup
 
 
 class Fleet:
@@ -171,59 +114,126 @@ class Fleet:
         dtype: str = "float32",
         patience: float = PATIENCE,
         transport: str = "store",
+        readers: Sequence[str] = (),
+        sweep: str = "",
     ) -> None:
-        setup = Setup(pool.base, pool.tasks, pool.groups, plan, dtype, data, embeddings, transport)
-        self.setup = ray.put(setup)
-        chain = clip_segments(pool.base)
+        """Start everything; nothing is waited for.
+
+        Args:
+            pool: the models.
+            data: of each task.
+            embeddings: cache of expert embeddings.
+            plan: how many replicas of how many shards, and where.
+            dtype: what is computed in.
+            patience: seconds that calls wait where no replica has a place any more.
+            transport: how activations travel between shards; see `transport.choose`.
+            readers: ids of nodes that see the checkpoints: the weights' blocks are read there in
+                turn, and pulled from there by other nodes. None: wherever Ray likes.
+            sweep: its name, for those of the actors; one fleet at a time has it.
+        """
+        base = blueprint(pool.base, pool.names)
+        self.known = Setup(
+            base, pool.tasks, pool.groups, plan, dtype, data, embeddings, transport, home()
+        )
+        self.plan, self.sweep = plan, sweep
+        self.setup = ray.put(self.known)
         # Read by tasks, a block each, so that the weights never pass through the driver.
-        reader = ray.remote(read).options(name="read experts", num_cpus=0, num_returns=2)
-        blocks = [segment_names(chain, *block) for block in plan.blocks]
-        self.read, self.flat = zip(*(reader.remote(pool, names) for names in blocks), strict=True)
-        weights = [ray.cloudpickle.dumps(flat) for flat in self.flat]
-        self.groups: list[PlacementGroup] = []
-        self.shards: list[Any] = []
-        self.replicas: list[Any] = []
-        for number in range(plan.replicas):
-            self.start_replica(setup, ray.cloudpickle.dumps(self.setup), weights, number)
-        lanes = [
-            Lane(replica, group)
-            for replica, group in zip(self.replicas, self.groups, strict=True)
-            for _ in range(LANES if plan.shards > 1 else 1)
-        ]
-        desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=1000, **ROBUST)
+        self.read, self.flat = [], []
+        for index, block in enumerate(plan.blocks):
+            options: dict[str, Any] = {"name": f"read experts: block {index}", "num_cpus": 0}
+            if readers:
+                options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(
+                    readers[index % len(readers)], soft=True
+                )
+            reader = ray.remote(read).options(num_returns=2, **options)
+            names, flat = reader.remote(pool, segment_names(base.chain, *block))
+            self.read.append(names)
+            self.flat.append(flat)
+        self.numbers = itertools.count()
+        self.members: list[Member] = []
+        for _ in range(plan.replicas):
+            self.start()
+        desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=1000, **self.name(), **ROBUST)
+        lanes = [lane for member in self.members for lane in self.lanes(member)]
         self.desk = desk.remote(ray.cloudpickle.dumps(lanes), patience)
         self.client = Client(self.desk, plan.replicas)
 
-    def start_replica(self, known: Setup, setup: bytes, weights: list[bytes], number: int) -> None:
-        """The actors of one replica, in a placement group of a bundle a shard."""
-        plan = known.plan
-        need = {"GPU": plan.gpus} if plan.device == "cuda" else {"CPU": 1.0}
-        group = placement_group([need] * plan.shards, strategy="PACK")
-        self.groups.append(group)
+    @property
+    def replicas(self) -> list[Any]:
+        """One actor a replica."""
+        return [member.replica for member in self.members]
 
-        def options(index: int) -> dict[str, Any]:
+    @property
+    def shards(self) -> list[Any]:
+        """The actors of all shards; none where replicas are whole."""
+        return [shard for member in self.members for shard in member.shards]
+
+    @property
+    def groups(self) -> list[PlacementGroup]:
+        """The places, one group a replica."""
+        return [member.group for member in self.members]
+
+    def start(self) -> Member:
+        """The actors of one more replica, in a placement group of a bundle a shard."""
+        plan, number = self.plan, next(self.numbers)
+        setup = ray.cloudpickle.dumps(self.setup)
+        weights = [ray.cloudpickle.dumps(flat) for flat in self.flat]
+        need = share(plan)
+        group = reserve(plan, self.name(number).get("name", ""))
+
+        def options(index: int, shard: int | None = None) -> dict[str, Any]:
             place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
             return {
                 "num_cpus": need.get("CPU", 0),
                 "num_gpus": need.get("GPU", 0),
                 "scheduling_strategy": place,
+                **self.name(number, shard),
                 **ROBUST,
             }
 
         if plan.shards == 1:
-            actor = ray.remote(Replica).options(**options(0))
-            self.replicas.append(actor.remote(setup, weights[0]))
-            return
-        # Of the class: as one of `options`, Ray would take it and ignore it.
-        direct = plan.device == "cuda" and known.transport == "direct"
-        kind = ray.remote(enable_tensor_transport=direct)(ShardActor)
-        shards = [
-            kind.options(**options(index)).remote(setup, each, index)
-            for index, each in enumerate(weights)
-        ]
-        self.shards += shards
-        conductor = ray.remote(Replica).options(num_cpus=0, max_concurrency=LANES, **ROBUST)
-        self.replicas.append(conductor.remote(setup, None, ray.cloudpickle.dumps(shards)))
+            whole = ray.remote(Replica).options(**options(0)).remote(setup, weights[0])
+            member = Member(number, whole, (), group)
+        else:
+            # Of the class: as one of `options`, Ray would take it and ignore it.
+            direct = plan.device == "cuda" and self.known.transport == "direct"
+            kind = ray.remote(enable_tensor_transport=direct)(ShardActor)
+            shards = tuple(
+                kind.options(**options(index, index)).remote(setup, each, index)
+                for index, each in enumerate(weights)
+            )
+            conductor = ray.remote(Replica).options(
+                num_cpus=0, max_concurrency=LANES, **self.name(number), **ROBUST
+            )
+            replica = conductor.remote(setup, None, ray.cloudpickle.dumps(shards))
+            member = Member(number, replica, shards, group)
+        self.members.append(member)
+        return member
+
+    def name(self, replica: int | None = None, shard: int | None = None) -> dict[str, str]:
+        """The name of an actor, as an option; none where the sweep has no name."""
+        return {"name": actor_name(self.sweep, replica, shard)} if self.sweep else {}
+
+    def lanes(self, member: Member) -> list[Lane]:
+        """What the desk is given of a replica: as many calls at a time as it takes."""
+        count = LANES if member.shards else 1
+        return [Lane(member.number, member.replica, member.group) for _ in range(count)]
+
+    def staff(self, members: Sequence[Member], coming: Sequence[Member] = ()) -> None:
+        """Which replicas take calls from now on.
+
+        Args:
+            members: are ready.
+            coming: are not yet, and stay. All others are given up: the calls that they have are
+                made again by others.
+        """
+        lanes = [lane for member in members for lane in self.lanes(member)]
+        ray.get(self.desk.staff.remote(ray.cloudpickle.dumps(lanes)))
+        kept = {member.number: member for member in (*members, *coming)}
+        for member in self.members:
+            if member.number not in kept:
+                end(member)
+        self.members = list(kept.values())
 
     def ready(self, timeout: float = 600.0) -> None:
         """Wait until every actor holds its weights.
@@ -234,8 +244,8 @@ class Fleet:
             TimeoutError: it has, but they are not ready in time.
         """
         deadline = time.monotonic() + timeout
-        pids = [actor.pid.remote() for actor in (*self.shards, *self.replicas)]
-        waiting = [*self.read, *pids]  # in order of cause and effect
+        waiting = [*self.read, *pids(self.members)]  # in order of cause and effect
+        count = len(waiting)
         while waiting:
             done, waiting = ray.wait(waiting, timeout=max(0.0, deadline - time.monotonic()))
             for ref in done:
@@ -244,7 +254,7 @@ class Fleet:
                 raise Unplaced(f"{shortage(self.groups)}; waited {timeout:.0f} s")
             if not done:
                 raise TimeoutError(
-                    f"fleet: {len(waiting)} of {len(self.read) + len(pids)} readers and actors"
+                    f"fleet: {len(waiting)} of {count} readers and actors"
                     f" are not ready after {timeout:.0f} s"
                 )
 
@@ -252,16 +262,45 @@ class Fleet:
         """End what was started, and give its places back."""
         for ref in self.read:
             ray.cancel(ref, force=True)  # nothing where it is done
-        for actor in (self.desk, *self.replicas, *self.shards):
-            ray.kill(actor)
-        for group in self.groups:
-            remove_placement_group(group)
+        ray.kill(self.desk)
+        for member in self.members:
+            end(member)
 
     def __enter__(self) -> Fleet:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def share(plan: Plan) -> dict[str, float]:
+    """What each shard asks Ray for."""
+    return {"GPU": plan.gpus} if plan.device == "cuda" else {"CPU": 1.0}
+
+
+def reserve(plan: Plan, name: str = "") -> PlacementGroup:
+    """A place for one replica: a bundle a shard, together as far as may be, where each fits."""
+    places = plan.places or ((),) * plan.shards
+    return placement_group(
+        [share(plan)] * plan.shards,
+        strategy="PACK",
+        name=name,
+        bundle_label_selector=[selector(place, plan.labels) for place in places],
+    )
+
+
+def pids(members: Iterable[Member]) -> list[Any]:
+    """References that are ready when these replicas are; shards first."""
+    members = list(members)
+    actors = [shard for member in members for shard in member.shards]
+    return [actor.pid.remote() for actor in (*actors, *(member.replica for member in members))]
+
+
+def end(member: Member) -> None:
+    """Kill a replica's actors, give its place back."""
+    for actor in (member.replica, *member.shards):
+        ray.kill(actor)
+    remove_placement_group(member.group)
 
 
 def read(pool: Pool, names: tuple[str, ...]) -> tuple[tuple[str, ...], FlatVectors]:

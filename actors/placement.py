@@ -1,111 +1,29 @@
 """How many replicas of how many shards, on what, with how much memory: one pure function.
 
-What a shard takes is in `cut.py`.
+What a shard takes is in `cut.py`, which goes where in `packing.py`; here is what is decided and
+what is said where nothing fits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Literal, TypeAlias
 
-from actors.cut import (
-    DATA_STORE_BYTES,
-    STORE_MARGIN,
-    Need,
-    blocks_of,
-    memory,
-    needs,
-    round_up,
-    store,
-)
 from actors.cut import Load as Load
 from actors.cut import cut as cut
 from actors.cut import gigabytes as gigabytes
+from actors.cut import memory, needs, round_up
+from actors.labels import matches
+from actors.packing import Node as Node
+from actors.packing import Plan as Plan
+from actors.packing import Resources as Resources
+from actors.packing import Wish, fit
 from fusion.errors import InputError
 
-
-@dataclass(frozen=True)
-class Node:
-    """One machine. Bytes of main memory; bytes of its smallest GPU (0: not known)."""
-
-    cpus: int
-    gpus: int
-    memory: int
-    gpu_memory: int = 0
-    name: str = ""
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What a cluster offers."""
-
-    nodes: tuple[Node, ...]
-
-    @property
-    def cpus(self) -> int:
-        """Of all nodes."""
-        return sum(node.cpus for node in self.nodes)
-
-    @property
-    def gpus(self) -> int:
-        """Of all nodes."""
-        return sum(node.gpus for node in self.nodes)
-
-    @property
-    def memory(self) -> int:
-        """Bytes of main memory on the smallest node."""
-        return min((node.memory for node in self.nodes), default=0)
-
-    @property
-    def gpu_memory(self) -> int:
-        """Bytes of the smallest GPU whose size is known; 0: none is."""
-        return min((n.gpu_memory for n in self.nodes if n.gpus and n.gpu_memory), default=0)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Where the experts go."""
-
-    replicas: int
-    shards: int
-    """Of each replica."""
-    blocks: tuple[tuple[int, int], ...]
-    """Segments [start, stop) of each shard."""
-    device: str
-    threads: int
-    """Torch threads of a shard."""
-    gpus: float
-    """Fraction of a GPU that each shard asks for; 0 on CPU."""
-    store_bytes: int
-    """Object store of the fullest node: base and task vectors, once a node."""
-    shard_bytes: tuple[int, ...]
-    """Main memory of each shard beside the shared weights (GPU: all of it, on the device)."""
-    total_bytes: int
-    """Main memory of the fullest node in all."""
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What was asked for; None: whatever fits."""
-
-    replicas: int | None
-    shards: int | None
-    device: str
-    per_gpu: int
-
-    def slots(self, node: Node) -> int:
-        """Shards that a node may take."""
-        return node.gpus * self.per_gpu if self.device == "cuda" else node.cpus
-
-    def room(self, node: Node) -> float:
-        """Bytes on a GPU for each shard."""
-        return node.gpu_memory // self.per_gpu or float("inf")
-
-    def each(self) -> str:
-        """`one a GPU`."""
-        number = "one" if self.per_gpu == 1 or self.device == "cpu" else f"{self.per_gpu}"
-        return f"{number} a {'GPU' if self.device == 'cuda' else 'CPU core'}"
+SHARED = 4
+"""Shards that `gpus: auto` puts on one GPU at most: they take turns on its cores, so more of them
+only fill the gaps."""
 
 
 def plan(
@@ -115,7 +33,8 @@ def plan(
     replicas: int | None = None,
     shards: int | None = None,
     device: str = "auto",
-    gpus: float | None = None,
+    gpus: float | Literal["auto"] | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> Plan:
     """Replicas first, shards where memory demands.
 
@@ -128,24 +47,55 @@ def plan(
         replicas: a wish; None: as many as fit.
         shards: a wish; None: the fewest that fit.
         device: `auto`, `cpu` or `cuda`.
-        gpus: fraction of a GPU that a shard asks for; None: 1. Without meaning on CPU.
+        gpus: fraction of a GPU that a shard asks for; None: 1; `auto`: the smallest 1/n, n ≤ 4,
+            that whole replicas fit in. Without meaning on CPU.
+        labels: what nodes must carry, as Ray's label selectors say it.
 
     Raises:
         InputError: it does not fit, or more is asked for than there is; says what would do.
     """
+    resources = labelled(resources, labels or {})
     if device == "auto":
         device = "cuda" if resources.gpus else "cpu"
     if device == "cuda" and not resources.gpus:
         raise InputError("placement.device: 'cuda'; this machine or cluster has no GPU: use 'cpu'")
-    fraction = 1.0 if gpus is None else gpus
+    wish = Wish(replicas, shards, device, 1, labels or {})
+    fraction = sharing(load, resources, wish) if gpus == "auto" else 1.0 if gpus is None else gpus
     if not 1e-4 <= fraction <= 1:
         raise InputError(f"placement.gpus: {gpus}; a fraction of a GPU, 0.0001 to 1, allowed")
-    wish = Wish(replicas, shards, device, int(1 / fraction + 1e-9))
+    wish = replace(wish, per_gpu=int(1 / fraction + 1e-9))
     check(wish, load, resources)
     found = fit(load, resources.nodes, wish)
     if found is None:
         raise InputError(refusal(load, resources, wish))
-    return replace(found, gpus=fraction if device == "cuda" else 0.0)
+    return replace(found, gpus=fraction if device == "cuda" else 0.0, labels=dict(labels or {}))
+
+
+def labelled(resources: Resources, labels: Mapping[str, str]) -> Resources:
+    """The nodes that carry these labels.
+
+    Raises:
+        InputError: none does; says what nodes carry.
+    """
+    if not labels:
+        return resources
+    nodes = tuple(node for node in resources.nodes if matches(node.labels, labels))
+    if nodes:
+        return Resources(nodes)
+    carried = sorted(
+        {f"{key}={node.labels.get(key, '-')}" for node in resources.nodes for key in labels}
+    )
+    raise InputError(
+        f"placement.labels: {dict(labels)}: no node carries them; there: {', '.join(carried)}"
+    )
+
+
+def sharing(load: Load, resources: Resources, wish: Wish) -> float:
+    """The smallest 1/n of a GPU, n ≤ `SHARED`, in which a whole replica fits; 1 where none does."""
+    if wish.device != "cuda" or wish.shards not in (None, 1) or not resources.gpu_memory:
+        return 1.0
+    (whole,) = needs(load, 1, "cuda")
+    return 1 / min(max(resources.gpu_memory // whole.device, 1), SHARED)
 
 
 def check(wish: Wish, load: Load, resources: Resources) -> None:
@@ -162,73 +112,6 @@ def check(wish: Wish, load: Load, resources: Resources) -> None:
         asked = f": {replicas} replicas of {shards} shards are {replicas * shards}"
     fewer = f"; replicas: {slots // shards} would do" if slots >= shards > 1 < replicas else ""
     raise InputError(f"placement{asked}; at most {slots}: {wish.each()}{fewer}")
-
-
-def pack(
-    shards: Sequence[Need], nodes: Sequence[Node], wish: Wish, most: int
-) -> tuple[int, list[list[int]]]:
-    """Place replicas one by one, each on as few nodes as hold it, the emptiest first.
-
-    Returns:
-        How many found their place (at most `most`), and the shards on each node.
-    """
-    placed: list[list[int]] = [[] for _ in nodes]
-    for made in range(most):
-        trial, start = [list(there) for there in placed], 0
-        while start < len(shards):
-            reach = [takes(shards, n, t, start, wish) for n, t in zip(nodes, trial, strict=True)]
-            best = max(
-                range(len(nodes)),
-                key=lambda i: (reach[i], nodes[i].memory - memory(shards, trial[i])),
-            )
-            if reach[best] == 0:
-                return made, placed
-            trial[best].extend(range(start, start + reach[best]))
-            start += reach[best]
-        placed = trial
-    return most, placed
-
-
-def takes(shards: Sequence[Need], node: Node, placed: Sequence[int], start: int, wish: Wish) -> int:
-    """How many of the shards from `start` on a node can take beside those it has."""
-    free, held = wish.slots(node) - len(placed), set(placed)
-    weights = sum(shards[s].weights for s in held)
-    host = sum(shards[s].host for s in placed) + DATA_STORE_BYTES
-    for at in range(start, len(shards)):
-        need = shards[at]
-        weights += 0 if at in held else need.weights
-        host += need.host
-        fits = int(weights * STORE_MARGIN) + host <= node.memory
-        if at - start == free or need.device > wish.room(node) or not fits:
-            return at - start
-    return len(shards) - start
-
-
-def fit(load: Load, nodes: tuple[Node, ...], wish: Wish) -> Plan | None:
-    """The plan with the fewest shards that keeps the wish; None where there is none."""
-    slots = sum(wish.slots(node) for node in nodes)
-    for count in (wish.shards,) if wish.shards else range(1, len(load.segments) + 1):
-        most = wish.replicas or slots // count
-        if most == 0 or most * count > slots:
-            return None
-        shards = needs(load, count, wish.device)
-        made, placed = pack(shards, nodes, wish, most)
-        if made < (wish.replicas or 1):
-            continue
-        used = [(node, there) for node, there in zip(nodes, placed, strict=True) if there]
-        cores = max(min(node.cpus // len(there) for node, there in used), 1)
-        return Plan(
-            replicas=made,
-            shards=count,
-            blocks=blocks_of(load.segments, count),
-            device=wish.device,
-            threads=1 if wish.device == "cuda" else cores,
-            gpus=0.0,
-            store_bytes=max(store(shards, there) for _, there in used),
-            shard_bytes=tuple(s.device if wish.device == "cuda" else s.host for s in shards),
-            total_bytes=max(memory(shards, there) for _, there in used),
-        )
-    return None
 
 
 def refusal(load: Load, resources: Resources, wish: Wish) -> str:

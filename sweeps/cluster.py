@@ -5,12 +5,17 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import psutil
 
 from actors.placement import Node, Resources
 from fusion.errors import InputError
+
+if TYPE_CHECKING:  # they import ray, which `stay_on_loopback` must come before
+    from actors.nodes import Found
+    from actors.pool import Pool
 
 # Read by Ray when it is imported or started: no telemetry, no notices that are not the user's.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -20,9 +25,6 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
 # A /dev/shm smaller than the weights (containers: 64 MB) costs speed, not correctness.
 os.environ.setdefault("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE", "1")
-
-PATIENCE = 60.0
-"""Seconds for a cluster's nodes to say how large their GPUs are."""
 
 
 def stay_on_loopback(address: str | None) -> None:
@@ -37,70 +39,67 @@ def stay_on_loopback(address: str | None) -> None:
 
 def this_machine() -> Resources:
     """What a cluster of our own would offer."""
+    from actors.nodes import gpu_sizes
+
     gpus = gpu_sizes()
     cpus = len(os.sched_getaffinity(0))
     memory = psutil.virtual_memory().available
     return Resources((Node(cpus, len(gpus), memory, min(gpus, default=0), "this machine"),))
 
 
-def of_cluster() -> Resources:
-    """What the connected cluster offers, node by node."""
+def of_cluster(known: dict[str, Found] | None = None) -> Resources:
+    """What the connected cluster offers, node by node.
+
+    Args:
+        known: what nodes said before, by id; they are not asked again, and new ones are added.
+
+    Raises:
+        InputError: a node lacks the project, or has it (or torch, …) in another version.
+    """
     import ray
 
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    sizes = gpu_memory([node["NodeID"] for node in alive if node["Resources"].get("GPU")])
+    from actors.nodes import Found, ask, check_same
+
+    known = {} if known is None else known
+    alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+    new = {id: bool(node["Resources"].get("GPU")) for id, node in alive.items() if id not in known}
+    found = ask(new)
+    check_same(found)
+    known |= found
+    silent = Found((), {}, frozenset())
     return Resources(
         tuple(
             Node(
                 cpus=int(there.get("CPU", 0)),
                 gpus=int(there.get("GPU", 0)),
                 memory=int(there.get("memory", 0) + there.get("object_store_memory", 0)),
-                gpu_memory=sizes.get(node["NodeID"], 0),
+                gpu_memory=min(known.get(id, silent).gpus, default=0),
                 name=node["NodeManagerHostname"],
+                id=id,
+                labels=node["Labels"],
             )
-            for node in alive
+            for id, node in alive.items()
             for there in [node["Resources"]]
         )
     )
 
 
-def gpu_sizes() -> list[int]:
-    """Bytes of each GPU that this process may use."""
-    import torch
+def readers(pool: Pool, resources: Resources) -> tuple[list[str], list[str]]:
+    """Where weights are read: the nodes that see all checkpoint files, largest memory first.
 
-    return [torch.cuda.mem_get_info(index)[1] for index in range(torch.cuda.device_count())]
-
-
-def gpu_memory(nodes: list[str]) -> dict[str, int]:
-    """Bytes of the smallest GPU, a node. Nodes that do not answer in `PATIENCE` are left out.
-
-    Asked by a task on each node that takes no GPU of its own, and whose process ends with it, so
-    that no CUDA context stays behind.
+    Returns:
+        Ids of those nodes (the driver's own where no other does), and names of the nodes that do
+        not see the files and are sent the weights.
     """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    from actors.nodes import ask, own_id, read_from
 
-    probe = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(gpu_sizes)
-    asked = {
-        probe.options(
-            name="ask for GPU memory",
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
-            # Else a worker without a GPU of its own may be shown none.
-            runtime_env={"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}},
-        ).remote(): node
-        for node in nodes
-    }
-    done, late = (
-        ray.wait(list(asked), num_returns=len(asked), timeout=PATIENCE) if asked else ([], [])
-    )
-    for ref in late:
-        ray.cancel(ref, force=True)
-    found = {}
-    for ref in done:
-        # A node whose GPUs torch cannot see (or that just went) stays at "not known".
-        with suppress(ray.exceptions.RayError):
-            found[asked[ref]] = min(ray.get(ref), default=0)
-    return found
+    members = (pool.base, *pool.experts.values())
+    files = sorted({str(info.file) for each in members for info in each.tensors.values()})
+    nodes = sorted(resources.nodes, key=lambda node: (not node.gpus, -node.memory))
+    found = ask({node.id: False for node in nodes}, files)
+    seeing = read_from([node.id for node in nodes], found, files)
+    blind = [n.name or n.id for n in nodes if n.id not in seeing and n.id != own_id()]
+    return seeing, blind
 
 
 def target(address: str | None) -> str | None:
@@ -137,9 +136,14 @@ def connected(address: str | None, store_bytes: int) -> Iterator[str]:
                 dashboard_host="127.0.0.1",
                 **quiet,
             )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise InputError(f"--address: {address!r}: Ray cannot be reached: {reason}") from error
+    except (
+        ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError
+    ) as error:  # fmt: skip
+        reason = str(error).strip().splitlines()[0].split(". ")[0][:200]
+        raise InputError(
+            f"--address: {address!r}: Ray cannot be reached: {reason}; where tokens are on it"
+            " wants the cluster's: RAY_AUTH_MODE=token and ~/.ray/auth_token"
+        ) from error
     try:
         yield f"http://{context.dashboard_url}" if context.dashboard_url else ""
     finally:

@@ -1,0 +1,210 @@
+"""The desk: an actor that hands calls to free replicas, and sees to it that none waits in vain.
+
+Ray itself waits without end for an actor whose place went with a node. The desk looks at the places
+every two seconds: a call whose replica lost its place is made again on another that is free, and
+where none has had a place for long, callers hear so in one line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group_table
+
+from actors.meter import Meter
+from actors.metrics import gauge
+from actors.names import call_name
+from fusion.errors import InputError
+
+PATIENCE = 300.0
+"""Seconds that a call waits for a place that its replica lost, where there is no other replica."""
+
+FAILOVER = 10.0
+"""The same, where another replica has a place."""
+
+PULSE = 2.0
+"""Seconds between looks at whether replicas still have their places."""
+
+
+class Unplaced(InputError):
+    """The cluster has no room for a replica: one line saying what is needed, and what is there."""
+
+
+@dataclass
+class Lane:
+    """A call at a time of one replica."""
+
+    number: int
+    """Of the replica."""
+    replica: Any
+    group: PlacementGroup
+    seen: float = field(default_factory=time.monotonic)
+    """When it last had its place."""
+    gone: bool = False
+    """Whether the replica was given up."""
+
+    def lost(self) -> float:
+        """Seconds since it last had its place; below `2 * PULSE` it still has it."""
+        return time.monotonic() - self.seen
+
+    @property
+    def well(self) -> bool:
+        """Whether it takes calls."""
+        return not self.gone and self.lost() < FAILOVER
+
+
+class Desk:
+    """Hands calls to free replicas, first come, first served."""
+
+    def __init__(self, lanes: bytes, patience: float) -> None:
+        """`lanes`: pickled, since Ray would keep them apart and warn that they may be lost."""
+        self.lanes: list[Lane] = []
+        self.patience = patience
+        self.free: asyncio.Queue[Lane] = asyncio.Queue()
+        self.idle: list[Lane] = []
+        """Lanes that lost their place; they are free again when they have one."""
+        self.meter = Meter()
+        self.waiting = 0
+        self.watch: asyncio.Task[None] | None = None
+        self.take(ray.cloudpickle.loads(lanes))
+
+    def take(self, lanes: Sequence[Lane]) -> None:
+        """Take lanes on."""
+        for lane in lanes:
+            lane.seen = time.monotonic()  # another machine's clock until now
+            self.lanes.append(lane)
+            self.free.put_nowait(lane)
+
+    async def staff(self, lanes: bytes) -> None:
+        """The replicas there are from now on; calls of those that are not are made again.
+
+        All of them are named, so that a desk that died and came back is put right.
+        """
+        wanted: list[Lane] = ray.cloudpickle.loads(lanes)
+        numbers = {lane.number for lane in wanted}
+        for lane in self.lanes:
+            lane.gone = lane.gone or lane.number not in numbers
+        known = {lane.number for lane in self.lanes}
+        self.lanes = [lane for lane in self.lanes if not lane.gone]
+        self.take([lane for lane in wanted if lane.number not in known])
+
+    async def spent(self, label: str) -> float:
+        """Seconds that replicas have worked for a label."""
+        return self.meter.of(label)
+
+    async def call(self, method: str, *args: Any, label: str = "") -> Any:
+        """`method(*args)` on the next free replica; a caller that dies leaves nothing behind.
+
+        `label`: who pays, see `spent`.
+
+        Raises:
+            Unplaced: no replica has had a place for longer than `patience`.
+        """
+        if self.watch is None:
+            self.watch = asyncio.ensure_future(self.look())
+        while True:
+            lane = await self.next()
+            self.meter.start(lane.number, label)
+            try:
+                done, result = await self.watched(lane, method, args)
+            finally:
+                self.meter.stop(lane.number, label)
+                self.give(lane)
+            if done:
+                return result
+
+    async def next(self) -> Lane:
+        """The next free lane; waits for it.
+
+        Raises:
+            Unplaced: see `call`.
+        """
+        self.waiting += 1
+        got = asyncio.ensure_future(self.free.get())
+        try:
+            while True:
+                while not (await asyncio.wait([got], timeout=PULSE))[0]:
+                    if self.hopeless():
+                        raise Unplaced(shortage([lane.group for lane in self.lanes]))
+                if got.result().well:
+                    return got.result()
+                self.give(got.result())
+                got = asyncio.ensure_future(self.free.get())
+        finally:
+            self.waiting -= 1
+            if not got.done():
+                got.cancel()
+
+    def give(self, lane: Lane) -> None:
+        """A lane back: free, or aside until it has a place again."""
+        if lane.well:
+            self.free.put_nowait(lane)
+        elif not lane.gone:
+            self.idle.append(lane)
+
+    def hopeless(self) -> bool:
+        """Whether no replica has had a place for longer than `patience`."""
+        return all(lane.lost() > self.patience for lane in self.lanes)
+
+    async def watched(self, lane: Lane, method: str, args: tuple[Any, ...]) -> tuple[bool, Any]:
+        """Whether the call came to an end on this lane, and its result."""
+        named = getattr(lane.replica, method).options(name=call_name(method, args))
+        ref = named.remote(*args)
+        result = asyncio.ensure_future(ref)
+        while not (await asyncio.wait([result], timeout=PULSE))[0]:
+            others = any(other.well and other.number != lane.number for other in self.lanes)
+            if lane.gone or lane.lost() > (FAILOVER if others else self.patience):
+                result.cancel()
+                if not others and not lane.gone:
+                    raise Unplaced(shortage([each.group for each in self.lanes]))
+                return False, None
+        try:
+            return True, result.result()
+        except ray.exceptions.ActorDiedError:
+            lane.gone = True  # for good: it was given up, or died too often
+            if not any(other.well for other in self.lanes):
+                raise
+            return False, None
+
+    async def look(self) -> None:
+        """See who has a place, now and then; tell how busy the desk is."""
+        while True:
+            table = await asyncio.to_thread(placement_group_table)
+            now = time.monotonic()
+            for lane in self.lanes:
+                if table.get(lane.group.id.hex(), {}).get("state") == "CREATED":
+                    lane.seen = now
+            back = [lane for lane in self.idle if lane.well]
+            self.idle = [lane for lane in self.idle if not lane.well and not lane.gone]
+            for lane in back:
+                self.free.put_nowait(lane)
+            gauge("waiting_calls", self.waiting)
+            gauge("busy_lanes", len(self.lanes) - self.free.qsize() - len(self.idle))
+            gauge("lanes", len(self.lanes))
+            await asyncio.sleep(PULSE)
+
+
+def placed(group: PlacementGroup) -> bool:
+    """Whether a placement group has all its places."""
+    return bool(placement_group_table(group)["state"] == "CREATED")
+
+
+def shortage(groups: Sequence[PlacementGroup]) -> str:
+    """What these placement groups need, and what is there, in one line."""
+    different = {group.id: group for group in groups}.values()
+    lost = [group for group in different if not placed(group)]
+    specs: list[Mapping[str, float]] = [spec for group in lost for spec in group.bundle_specs]
+    each = " and ".join(f"{amount:g} {kind}" for kind, amount in specs[0].items()) if specs else ""
+    there, free = (
+        ", ".join(f"{found.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
+        for found in (ray.cluster_resources(), ray.available_resources())
+    )
+    return (
+        f"fleet: no place for {len(lost)} of {len(different)} replicas: {len(specs)} shards need"
+        f" {each} each; the cluster has {there} in all, {free} free"
+    )

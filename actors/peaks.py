@@ -1,0 +1,38 @@
+"""Measured peak memory on GPUs, kept for the next plan: `cache/peaks/<hash of the load>.json`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from actors.atomic import replacing
+from actors.cut import Load
+from actors.hashes import hash_text
+
+
+def peak_file(load: Load, root: Path) -> Path:
+    """Where the peak of a load is kept; whatever changes what is placed changes the name."""
+    text = json.dumps(asdict(replace(load, measured=0)), sort_keys=True)
+    return root / "peaks" / f"{hash_text('peaks-1', text)}.json"
+
+
+def with_measured(load: Load, root: Path) -> Load:
+    """The load, with the peak that earlier sweeps measured of it, if any did."""
+    try:
+        return replace(load, measured=int(json.loads(peak_file(load, root).read_text())["bytes"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return load
+
+
+def keep_peak(load: Load, size: int, root: Path) -> None:
+    """Remember a peak, where it is the largest so far.
+
+    Args:
+        load: what was placed, as whole replicas.
+        size: bytes allocated on the GPU at most (`torch.cuda.max_memory_allocated`).
+        root: the cache folder.
+    """
+    if size > with_measured(load, root).measured:
+        with replacing(peak_file(load, root)) as part:
+            part.write_text(json.dumps({"bytes": size}))
