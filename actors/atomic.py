@@ -1,4 +1,7 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all.
+
+Imports no `fusion` (and so no torch) when loaded, for the reason `imaging.py` gives.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,6 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from fusion.errors import InputError
 
 USER_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 """What a user has to mend: space, quota, permissions."""
@@ -32,6 +33,8 @@ def replacing(path: Path) -> Iterator[Path]:
         part.replace(path)
     except OSError as error:
         if error.errno in USER_FAULTS:
+            from fusion.errors import InputError
+
             raise InputError(f"{path}: cannot be written: {os.strerror(error.errno)}") from None
         raise
     finally:

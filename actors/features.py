@@ -215,6 +215,10 @@ def workers(extractor: Extractor, chunks: list[Chunk], device: str) -> int:
     work = sum(chunk.stop - chunk.start for chunk in chunks) * height * width
     if not ray.is_initialized() or work < FEW * 224 * 224:
         return 0
+    from actors.sight import workplaces
+
+    if workplaces({str(extractor.folder), *(chunk.pixels for chunk in chunks)}) != {}:
+        return 0  # nodes that do not see them; this process does
     kind = "GPU" if torch.device(device).type == "cuda" else "CPU"
     # Of what is free now: an actor that waits for a processor that a fleet holds waits for ever.
     return min(int(ray.available_resources().get(kind, 0)), len(chunks))

@@ -3,15 +3,39 @@ written into."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from actors.checkpoints import Checkpoint, inspect, read
-from actors.preprocess import read_preprocess
-from actors.segments import Carry, Embed, clip_segments
+from actors.preprocess import Preprocess, read_preprocess
+from actors.segments import Carry, Embed, Segment, clip_segments
+from fusion.state import StateDict
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A base apart from its files: what a node builds a model from that does not see them."""
+
+    chain: tuple[Segment, ...]
+    preprocess: Preprocess
+    tensors: StateDict
+    """Canonical name -> weights, in canonical order."""
+
+
+def blueprint(base: Checkpoint, fused: Collection[str]) -> Blueprint:
+    """A base's layout, and the weights that do not come with the task vectors (the projection,
+    where no expert brings its own).
+
+    Raises:
+        InputError: see `clip_segments`.
+    """
+    rest = [name for name in base.tensors if name not in fused]
+    tensors = {name: tensor.clone() for name, tensor in read(base, rest)}
+    return Blueprint(clip_segments(base), read_preprocess(base.folder), tensors)
 
 
 class ImageEncoder:
@@ -19,7 +43,7 @@ class ImageEncoder:
 
     def __init__(
         self,
-        base: Path | str | Checkpoint,
+        base: Path | str | Checkpoint | Blueprint,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         block: tuple[int, int] | None = None,
@@ -27,7 +51,8 @@ class ImageEncoder:
         """Build the tower from its configuration and fill it from the file.
 
         Args:
-            base: the folder of a model with a projection, or its inspected checkpoint.
+            base: the folder of a model with a projection, its inspected checkpoint, or a
+                blueprint with all weights of the block.
             device: where it lives and computes.
             dtype: what it computes in.
             block: segments [start, stop) only (see `clip_segments`); None: all of them.
@@ -35,11 +60,13 @@ class ImageEncoder:
         Raises:
             InputError: no projection, or images prepared to another size than the model's.
         """
-        checkpoint = base if isinstance(base, Checkpoint) else inspect(str(base), "pool.base")
+        if not isinstance(base, Checkpoint | Blueprint):
+            base = inspect(str(base), "pool.base")
+        plan = base if isinstance(base, Blueprint) else blueprint(base, base.tensors)
         self.device = torch.device(device)
         self.dtype = dtype
-        self.chain = clip_segments(checkpoint)[slice(*(block or (None, None)))]
-        self.preprocess = read_preprocess(checkpoint.folder)
+        self.chain = plan.chain[slice(*(block or (None, None)))]
+        self.preprocess = plan.preprocess
         self.arena: dict[str, Tensor] = {}
         """Canonical name -> the live memory of that parameter, contiguous."""
         self.modules = []
@@ -50,9 +77,11 @@ class ImageEncoder:
             for name, parameter in module.named_parameters():
                 self.arena[segment.names[name]] = parameter.data
             self.modules.append(module)
-        order = [name for name in checkpoint.tensors if name in self.arena]
-        self.arena = {name: self.arena[name] for name in order}
-        self.load(read(checkpoint, self.arena))
+        self.arena = {name: self.arena[name] for name in base.tensors if name in self.arena}
+        if isinstance(base, Checkpoint):
+            self.load(read(base, self.arena))
+        else:
+            self.load((name, base.tensors[name]) for name in self.arena)
 
     def load(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Copy weights into the arena."""

@@ -21,7 +21,7 @@ import pyarrow as pa
 from actors.hashes import hash_text
 from actors.imaging import Preprocess
 from actors.pixelfile import PixelWriter
-from actors.rows import Chunk, decode
+from actors.rows import Chunk, FileRows, ParquetRows, Rows, decode
 from actors.tasks import Task
 from fusion.errors import InputError
 
@@ -67,8 +67,8 @@ def prepare(
 ) -> dict[tuple[str, str], Path]:
     """Make sure that these splits are prepared; decode those that are not, all in one go.
 
-    Runs through Ray Data where a Ray is initialised (all its nodes decode, this process writes),
-    and in this process where none is.
+    Runs through Ray Data where a Ray is initialised (all its nodes that see the data decode, this
+    process writes), and in this process where none is.
 
     Args:
         tasks: name -> task.
@@ -138,7 +138,12 @@ def decoded(chunks: list[Chunk], preprocess: Preprocess) -> Iterator[pa.Table]:
     """Decoded chunks, in any order."""
     import ray
 
-    if not ray.is_initialized() or sum(chunk.rows.count for chunk in chunks) < FEW:
+    from actors.sight import workplaces
+
+    places = None
+    if ray.is_initialized() and sum(chunk.rows.count for chunk in chunks) >= FEW:
+        places = workplaces(file for chunk in chunks for file in local_files(chunk.rows))
+    if places is None:
         yield from (decode(chunk, preprocess) for chunk in chunks)
         return
     import ray.data
@@ -151,7 +156,15 @@ def decoded(chunks: list[Chunk], preprocess: Preprocess) -> Iterator[pa.Table]:
             decode_batch, batch_size=1, batch_format="pyarrow", fn_kwargs={"preprocess": preprocess}
         )
         dataset.context.enable_progress_bars = False
+        dataset.context.execution_options.label_selector = places or None
         yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+
+
+def local_files(rows: Rows) -> tuple[str, ...]:
+    """A file of this machine that rows are read from; none where they come from the hub."""
+    if isinstance(rows, ParquetRows):
+        return (rows.file,)
+    return rows.files[:1] if isinstance(rows, FileRows) else ()
 
 
 @contextmanager

@@ -13,14 +13,17 @@ import ray
 import torch
 from torch import Tensor
 
-from actors.checkpoints import Checkpoint
 from actors.embeddings import EmbeddingCache
 from actors.experts import Evaluation, LocalExperts, Recipe, TaskData
 from actors.heads import read_head
+from actors.metrics import timed
+from actors.models import Blueprint
 from actors.pipeline import Direct, Pipeline
 from actors.placement import Plan
 from actors.pool import FlatVectors, unflatten
 from actors.shard import Batch, Shard, Weights
+from actors.sources import cache_dir
+from actors.spread import Home, paths, settled
 from actors.transport import GpuToGpu, Stored, choose, pack, unpack
 from fusion.errors import InputError
 from fusion.learning import Gradient, Lesson
@@ -36,7 +39,8 @@ LANES = 2
 class Setup:
     """What an actor is built from, beside the weights."""
 
-    base: Checkpoint
+    base: Blueprint
+    """With the weights that are not fused; the others come with the task vectors."""
     tasks: tuple[str, ...]
     groups: tuple[str, ...]
     plan: Plan
@@ -45,6 +49,24 @@ class Setup:
     embeddings: EmbeddingCache
     transport: str = "store"
     """`store`, or `direct` where it can be had."""
+    home: Home | None = None
+    """Whose paths those of `data` and `embeddings` are; None: every node's."""
+
+    def here(self) -> Setup:
+        """The same with paths of this node, after what it lacks was fetched.
+
+        Where it lacked nothing (a shared file system), expert embeddings are shared as well;
+        elsewhere each node keeps its own.
+
+        Raises:
+            InputError: see `settled`.
+        """
+        data = settled(self.data, self.home)
+        if paths(data) == paths(self.data):
+            return self
+        return replace(
+            self, data=data, embeddings=replace(self.embeddings, root=cache_dir() / "embeddings")
+        )
 
 
 def opened(reference: bytes) -> Any:
@@ -62,15 +84,18 @@ def build_shard(setup: Setup, weights: bytes, index: int) -> Shard:
     flat: FlatVectors = opened(weights)
     vectors = replace(unflatten(flat, setup.plan.device), groups=setup.groups)
     last = index == setup.plan.shards - 1
-    heads = {name: read_head(task.head) for name, task in setup.data.items()} if last else {}
+    kinds = [kind for kind, read in (("pixels", index == 0), ("heads", last)) if read]
+    data = settled(setup.data, setup.home, kinds)
+    heads = {name: read_head(task.head) for name, task in data.items()} if last else {}
     return Shard(
-        setup.base,
+        replace(setup.base, tensors={**vectors.base, **setup.base.tensors}),
         vectors,
         heads,
         setup.plan.device,
         getattr(torch, setup.dtype),
         setup.plan.blocks[index],
         contexts=LANES * (setup.plan.shards - index),
+        places={path.name: path for path in paths(data)},
     )
 
 
@@ -138,7 +163,8 @@ class Replica:
     def __init__(self, given: bytes, weights: bytes | None, conducted: bytes = b"") -> None:
         """`given`: a pickled reference to a `Setup`; `weights`: to those of the whole model;
         None: the pickled shards `conducted` have them."""
-        setup: Setup = opened(given)
+        known: Setup = opened(given)
+        setup = known.here()
         if weights is not None:
             whole = build_shard(setup, weights, 0)
             pipeline = Pipeline([whole], [whole.names()], setup.groups, Direct())
@@ -181,7 +207,8 @@ class Replica:
         """
         link = self.experts.pipeline.link  # another lane may change it meanwhile
         try:
-            return call(*args)
+            with timed(call.__name__, getattr(args[0], "method", "")):
+                return call(*args)
         except InputError:
             raise
         except Exception as error:

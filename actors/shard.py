@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from actors.checkpoints import Checkpoint
-from actors.models import ImageEncoder
+from actors.metrics import count, gauge
+from actors.models import Blueprint, ImageEncoder
 from actors.pixels import Pixels, open_pixels
 from actors.segments import Carry, Embed
 from fusion.coding import check_coding, leaves, mix
@@ -76,24 +77,27 @@ class Shard:
 
     def __init__(
         self,
-        base: Checkpoint,
+        base: Checkpoint | Blueprint,
         vectors: TaskVectors,
         heads: Mapping[str, Tensor],
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         block: tuple[int, int] | None = None,
         contexts: int = 1,
+        places: Mapping[str, Path] | None = None,
     ) -> None:
         """Build the block.
 
         Args:
-            base: the base's checkpoint.
+            base: the base's checkpoint, or its blueprint with all weights of the block.
             vectors: of this block, on `device`; `groups` are the whole model's.
             heads: task -> zero-shot head [C, D]; read by the shard that has the last segment.
             device: where it computes.
             dtype: what activations and merged weights are.
             block: segments [start, stop); None: all.
             contexts: forward passes kept for their backward passes; older ones are run again.
+            places: name of a pixel file -> where it lies on this node; others lie where batches
+                say.
         """
         self.encoder = ImageEncoder(base, device, dtype, block)
         self.vectors = vectors
@@ -107,6 +111,7 @@ class Shard:
         self.trims: tuple[str, TaskVectors] = ("", vectors)
         self.passes: tuple[str, int, Survey[Any] | None] = ("", 0, None)
         """The survey under way: key of its weights, answers it has heard, generator."""
+        self.places = places or {}
         self.opened: dict[Path, Pixels] = {}
 
     def without_weights(self, index: int) -> nn.Module:
@@ -156,7 +161,9 @@ class Shard:
 
     def fill(self, weights: Weights) -> None:
         """Merge into the resident model; at once where it is filled so already."""
-        if self.filled == weights.key:
+        there = self.filled == weights.key
+        count("cache", cache="resident", found="hit" if there else "miss")
+        if there:
             return
         self.filled = ""
         self.merge(weights, self.encoder.arena)
@@ -206,6 +213,7 @@ class Shard:
         self.contexts[key] = context
         while len(self.contexts) > self.capacity:
             self.contexts.popitem(last=False)
+        gauge("activations", len(self.contexts))
         return {name: value.detach() for name, value in context.outputs.items()}
 
     def backward(
@@ -217,6 +225,7 @@ class Shard:
         kept.
         """
         context = self.contexts.pop(key, None) or self.record(carry, weights)
+        gauge("activations", len(self.contexts))
         outputs = [context.outputs[name] for name in gradient]
         torch.autograd.backward(outputs, [value.to(self.device) for value in gradient.values()])
         return self.gradients(context)
@@ -288,7 +297,7 @@ class Shard:
     def open(self, path: Path) -> Pixels:
         """The memory-mapped pixel file, opened once."""
         if path not in self.opened:
-            self.opened[path] = open_pixels(path)
+            self.opened[path] = open_pixels(self.places.get(path.name, path))
         return self.opened[path]
 
 

@@ -30,7 +30,8 @@ def cache_dir() -> Path:
     import platformdirs
 
     chosen = os.environ.get("FUSION_SWEEPS_CACHE")
-    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("fusion-sweeps"))
+    chosen = chosen or platformdirs.user_cache_dir("fusion-sweeps")
+    return Path(chosen).absolute()  # workers of a cluster have other working directories
 
 
 def resolve(source: str, *, what: str) -> Path:

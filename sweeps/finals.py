@@ -18,7 +18,7 @@ from actors.transport import fetched
 from fusion.errors import InputError
 from fusion.registry import METHODS, Adaptive, LogitSpace, Routed
 from sweeps.compare import Row
-from sweeps.learning import learned_file
+from sweeps.learning import learned_name
 from sweeps.progress import Progress
 
 SUFFIX = ".arrow"
@@ -75,7 +75,7 @@ def recipe_of(row: Row, learned: Path) -> Recipe:
     params = {} if row.method in REFERENCES else row.params
     if not isinstance(METHODS.get(row.method), Adaptive):
         return Recipe(row.method, params)
-    path = learned_file(learned, row.trial_key or "")
+    path = learned / learned_name(row.trial_key or "")
     try:
         return Recipe(row.method, params, path.read_bytes())
     except OSError as error:

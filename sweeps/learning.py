@@ -16,19 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actors.atomic import replacing
 from actors.codings import dump_coding
 from actors.evaluation import Evaluation, Recipe, TaskData
 from actors.experts import Experts
 from actors.extractor import Extractor
 from actors.features import open_features
 from actors.gates import Manifest, dump
+from actors.nodes import own_id
 from actors.pixels import open_pixels
+from actors.sources import cache_dir
+from actors.spread import Home, fetch, settle
 from fusion.gate import Gate, hidden_norm
 from fusion.learning import Learning, Lesson, learn_step, lessons
 from fusion.parameters import bind
 from fusion.registry import METHODS, Adaptive
 from sweeps.courses import Source, learning_of, source_of
+from sweeps.keeper import Keep
 
 RUNGS = {1: 9, 3: 3}
 """Rung -> divisor: results are reported after 1/9 and 1/3 of the steps; the last rung is 9."""
@@ -47,11 +50,17 @@ class Course:
     """The experts' names."""
     groups: tuple[str, ...]
     data: Mapping[str, TaskData]
+    sizes: Mapping[str, Mapping[str, int]]
+    """Task -> role -> rows."""
     extractors: Mapping[Source, Extractor]
-    folder: Path
+    keep: Keep
     """Where states and learned files go, by trial key."""
     stepwise: frozenset[str]
     """Methods with a scheduler: they are measured on the way."""
+    gates: Mapping[str, tuple[Path, str]] = field(default_factory=dict)
+    """Gate that a candidate starts from, as the spec writes it -> its file, and content hash."""
+    home: Home | None = None
+    """Whose paths those of `data` and `gates` are; None: every node's."""
 
 
 @dataclass
@@ -68,14 +77,14 @@ Report = Callable[[int, Evaluation, State], None]
 """report(rung, evaluation on select, state)."""
 
 
-def learned_file(folder: Path, trial_key: str) -> Path:
-    """Where a trial's gate or coding lies."""
-    return folder / f"{trial_key}.safetensors"
+def learned_name(trial_key: str) -> str:
+    """The file of a trial's gate or coding."""
+    return f"{trial_key}.safetensors"
 
 
-def state_file(folder: Path, trial_key: str) -> Path:
-    """Where an unfinished trial's checkpoint lies."""
-    return folder / f"{trial_key}.state"
+def state_name(trial_key: str) -> str:
+    """The checkpoint of an unfinished trial."""
+    return f"{trial_key}.state"
 
 
 def learn(config: Mapping[str, Any], experts: Experts, course: Course, report: Report) -> None:
@@ -87,21 +96,20 @@ def learn(config: Mapping[str, Any], experts: Experts, course: Course, report: R
     method = METHODS[config["method"]]
     assert isinstance(method, Adaptive)
     params = bind(config["method"], method.parameters, config["params"])
+    if params.get("gate"):
+        params["gate"] = str(gate_of(course, params["gate"]))
     learning = learning_of(method, params, course.tasks, course.groups, course.extractors)
     source = source_of(method, params)
     extractor = course.extractors[source] if source else None
     features = features_of(course, learning.adapt_on, extractor) if learning.steps else {}
-    sizes = (
-        {name: rows(task, learning.adapt_on) for name, task in course.data.items()}
-        if learning.steps
-        else {}
-    )
+    rows = course.sizes if learning.steps else {}
+    sizes = {name: count[learning.adapt_on] for name, count in rows.items()}
     rate = learning.learning_rate
     if learning.rate_per_norm and isinstance(learning.router, Gate) and features:
         rate /= hidden_norm(learning.router, torch.cat([f[:MEASURED] for f in features.values()]))
     optimizer = torch.optim.Adam(learning.router.parameters(), lr=rate)
-    place = state_file(course.folder, config["trial_key"])
-    state = restore(place, learning.router, optimizer)
+    place = state_name(config["trial_key"])
+    state = restore(course.keep.get(place), learning.router, optimizer)
     stops = {learning.steps // part: rung for rung, part in RUNGS.items()}
     stops = stops if config["method"] in course.stepwise and learning.steps >= LAST_RUNG else {}
     start, seen = time.perf_counter() - state.seconds, []
@@ -109,8 +117,7 @@ def learn(config: Mapping[str, Any], experts: Experts, course: Course, report: R
     def finish(rung: int) -> None:
         """Keep what is learned so far, measure it and report it."""
         data = learned(config["method"], learning, extractor, course, state.step)
-        with replacing(learned_file(course.folder, config["trial_key"])) as part:
-            part.write_bytes(data)
+        course.keep.put(learned_name(config["trial_key"]), data)
         found = experts.evaluate(Recipe(config["method"], config["params"], data), "select")
         state.seconds = time.perf_counter() - start
         report(rung, found, state)
@@ -129,28 +136,52 @@ def learn(config: Mapping[str, Any], experts: Experts, course: Course, report: R
         if state.step % learning.save_every == 0 or state.step == learning.steps:
             state.curve.append(point(state.step, seen, given))
             state.seconds, seen = time.perf_counter() - start, []
-            save(place, learning.router, optimizer, state)
+            course.keep.put(place, checkpoint(learning.router, optimizer, state))
         if state.step in stops:
             finish(stops[state.step])
     finish(LAST_RUNG)
 
 
 def features_of(course: Course, role: str, extractor: Extractor | None) -> dict[str, Tensor]:
-    """Task -> features [N, d] of the rows that are adapted to."""
+    """Task -> features [N, d] of the rows that are adapted to.
+
+    Raises:
+        InputError: this node lacks them, and cannot get them.
+    """
     found: dict[str, Tensor] = {}
     if extractor is None:
         return found
     for name, task in course.data.items():
         at = task.rows[role]
-        features = open_features(at.features[extractor.fingerprint])
+        path = at.features[extractor.fingerprint]
+        features = open_features(settle(path, course.home) if course.home else path)
         found[name] = features if at.indices is None else features[torch.from_numpy(at.indices)]
     return found
 
 
-def rows(task: TaskData, role: str) -> int:
-    """How many rows a task has in a role."""
-    at = task.rows[role]
-    return len(open_pixels(at.pixels).labels) if at.indices is None else len(at.indices)
+def gate_of(course: Course, path: str) -> Path:
+    """Where this node has a gate that a candidate starts from.
+
+    Its name is the user's, so a file that another node has there may be another gate.
+
+    Raises:
+        InputError: this node lacks it, and cannot get it.
+    """
+    gate, key = course.gates.get(path, (Path(path), ""))
+    if course.home is None or not key or course.home.node == own_id():
+        return gate
+    return fetch(gate, course.home, cache_dir() / "gates" / key / gate.name)
+
+
+def sizes_of(data: Mapping[str, TaskData]) -> dict[str, dict[str, int]]:
+    """Task -> role -> rows."""
+    return {
+        name: {
+            role: len(open_pixels(at.pixels).labels if at.indices is None else at.indices)
+            for role, at in task.rows.items()
+        }
+        for name, task in data.items()
+    }
 
 
 def point(step: int, seen: list[dict[str, float]], given: list[Lesson]) -> dict[str, float]:
@@ -191,32 +222,32 @@ def learned(
     return dump(router, manifest)
 
 
-def save(
-    path: Path, router: torch.nn.Module, optimizer: torch.optim.Optimizer, state: State
-) -> None:
-    """Router, Adam's moments and progress; whole or not at all."""
-    from safetensors.torch import save as to_bytes
+def checkpoint(router: torch.nn.Module, optimizer: torch.optim.Optimizer, state: State) -> bytes:
+    """Router, Adam's moments and progress, as a file."""
+    from safetensors.torch import save
 
     tensors = {f"router.{name}": value for name, value in router.state_dict().items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"adam.{index}.{name}": value for name, value in moments.items()}
     about = {"state": json.dumps(vars(state))}
-    with replacing(path) as part:
-        part.write_bytes(to_bytes({k: v.contiguous() for k, v in tensors.items()}, metadata=about))
+    return bytes(save({k: v.contiguous() for k, v in tensors.items()}, metadata=about))
 
 
-def restore(path: Path, router: torch.nn.Module, optimizer: torch.optim.Optimizer) -> State:
+def restore(data: bytes | None, router: torch.nn.Module, optimizer: torch.optim.Optimizer) -> State:
     """The state of a checkpoint, its tensors put in place; the beginning where there is none.
 
     A damaged checkpoint counts as none: the trial starts over.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
+    from safetensors.torch import load
 
+    if data is None:
+        return State()
     try:
-        with safe_open(path, "pt") as file:
-            about = json.loads(file.metadata()["state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        tensors: dict[str, Tensor] = load(data)
+        size = int.from_bytes(data[:8], "little")
+        about = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["state"])
+    except (SafetensorError, ValueError, KeyError, TypeError):
         return State()
     router.load_state_dict(
         {k.removeprefix("router."): v for k, v in tensors.items() if k.startswith("router.")}

@@ -1,3 +1,6 @@
+import pickle
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +10,8 @@ import torch
 from PIL import Image
 
 from actors.architecture import PROJECTION
-from actors.models import ImageEncoder
+from actors.checkpoints import inspect, read
+from actors.models import ImageEncoder, blueprint
 from actors.pool import open_pool, task_vectors
 from fusion.coding import mix, one_hot
 from fusion.errors import InputError
@@ -88,3 +92,20 @@ def test_images_of_another_size(tiny: Any, tmp_path: Path) -> None:
     file.write_text(file.read_text().replace("32", "64"))
     with pytest.raises(InputError, match=r"\(64, 64\).*\(32, 32\)"):
         ImageEncoder(folder)
+
+
+@pytest.mark.parametrize("projected", [True, False])
+def test_a_blueprint_needs_no_file(projected: bool, tiny: Any, tmp_path: Path) -> None:
+    """What comes with the task vectors, and what does not, make the same model elsewhere."""
+    base = inspect(str(tiny.base(tmp_path / "base")), "pool.base")
+    wanted = ImageEncoder(base, block=(1, 4))
+    fused = [name for name in base.tensors if projected or name != PROJECTION]
+    plan = pickle.loads(pickle.dumps(blueprint(base, fused)))
+    assert list(plan.tensors) == ([] if projected else [PROJECTION])
+    vectors = {name: tensor.clone() for name, tensor in read(base, fused)}
+    shutil.rmtree(tmp_path / "base")
+    found = ImageEncoder(replace(plan, tensors={**vectors, **plan.tensors}), block=(1, 4))
+    assert list(found.arena) == list(wanted.arena)
+    assert all(torch.equal(found.arena[name], tensor) for name, tensor in wanted.arena.items())
+    carry = {"hidden": torch.randn(2, 5, base.fields["hidden_size"])}
+    assert torch.equal(found.run(carry)["embedding"], wanted.run(carry)["embedding"])
