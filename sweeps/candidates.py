@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from sweeps.canonical import canonical, derive_seed
+from sweeps.canonical import Context, canonical, derive_seed, trial_key
+from sweeps.compare import REFERENCES
 from sweeps.entry import MethodSpec
 from sweeps.space import Choice, fill
 from sweeps.spec import SweepSpec
@@ -45,6 +46,32 @@ def random_points(entry: MethodSpec, method: str, seed: int) -> Iterator[dict[st
 def planned(spec: SweepSpec) -> dict[str, int]:
     """How many trials each method has at most; samples that repeat one are not run again."""
     return {method: planned_trials(entry) for method, entry in spec.methods.items()}
+
+
+def standing(spec: SweepSpec, context: str | Context, done: Mapping[str, str]) -> tuple[int, int]:
+    """How many of a sweep's trials have finished, and how many there are; references are trials.
+
+    Trials that an extended spec no longer means are in neither. Which trials TPE and CMA-ES suggest
+    is not known beforehand: of those methods any finished trials count, up to their number.
+
+    Args:
+        spec: with all methods that the comparison will have.
+        context: see `trial_key`.
+        done: trial key -> method of what has finished.
+    """
+    finished = sum(trial_key(name, {}, context) in done for name in REFERENCES)
+    total = len(REFERENCES)
+    for method, entry in spec.methods.items():
+        if entry.searcher == "random" or not entry.sampled:
+            points = random_points(entry, method, spec.seed)
+            keys = {trial_key(method, params, context) for params in points}
+            finished += sum(key in done for key in keys)
+            total += len(keys)
+        else:
+            most = planned_trials(entry)
+            finished += min(most, sum(each == method for each in done.values()))
+            total += most
+    return finished, total
 
 
 def planned_trials(entry: MethodSpec) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from fusion.parameters import bind
@@ -12,6 +13,27 @@ from fusion.registry import METHODS
 
 EXACT = 2**53
 """Integers up to here are floats too, and then `1` and `1.0` are one value."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """All that decides a trial's numbers besides its recipe, as hashes."""
+
+    common: str
+    """What all trials depend on: base, experts, tasks and splits, dtype, seed, version."""
+    extractors: Mapping[tuple[str, bool], str] = field(default_factory=dict)
+    """(`extractor`, `squash`) of a gate's parameters -> hash of what they name."""
+    gates: Mapping[str, str] = field(default_factory=dict)
+    """`gate` of such parameters -> hash of the file."""
+
+    def of(self, params: Mapping[str, Any]) -> Any:
+        """What a trial of these parameters depends on: of files, only those that it names.
+
+        So a sweep that is extended by a method with another extractor keeps its finished trials.
+        """
+        source = params.get("extractor"), params.get("squash")
+        named = [self.extractors.get(source), self.gates.get(params.get("gate"))]  # type: ignore[arg-type]
+        return [self.common, *named] if any(named) else self.common
 
 
 def canonical(value: Any) -> str:
@@ -30,7 +52,7 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:16]
 
 
-def trial_key(method: str, params: Mapping[str, Any], context: str = "") -> str:
+def trial_key(method: str, params: Mapping[str, Any], context: str | Context = "") -> str:
     """What a trial is known by, in the ledger, in MLflow and to the searcher.
 
     Parameters that are left out count with their defaults: `{}` and `{scale: 0.3}` are one trial,
@@ -39,15 +61,14 @@ def trial_key(method: str, params: Mapping[str, Any], context: str = "") -> str:
     Args:
         method: A name of the table, or of a reference row (`pretrained`, `experts`).
         params: The parameters of the call.
-        context: All else that decides the numbers: hashes of base, experts, tasks and splits, the
-            dtype, the sweep's seed for methods that draw, the version of the mathematics.
+        context: All else that decides the numbers.
 
     Raises:
         InputError: parameters that the method does not take.
     """
     row = METHODS.get(method)
     bound = bind(method, row.parameters, params) if row else dict(params)
-    return digest([method, bound, context])
+    return digest([method, bound, context.of(bound) if isinstance(context, Context) else context])
 
 
 def derive_seed(seed: int, *purpose: Any) -> int:

@@ -4,15 +4,34 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from fusion.errors import InputError
 from sweeps.ledger import Ledger, write_text
+
+
+def outputs_dir() -> Path:
+    """The folder of all sweeps, where none is given: `$FUSION_SWEEPS_OUTPUTS`, else `./outputs`.
+
+    A job that runs in Ray's copy of what was sent to it, which goes with the job, keeps its sweeps
+    in the home of who runs the cluster.
+    """
+    if chosen := os.environ.get("FUSION_SWEEPS_OUTPUTS"):
+        return Path(chosen).expanduser()
+    if in_job() and "runtime_resources" in Path.cwd().parts:
+        return Path.home() / "fusion-sweeps" / "outputs"
+    return Path("outputs")
+
+
+def in_job() -> bool:
+    """Whether this process was started by Ray as a job."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 @dataclass(frozen=True)
@@ -54,48 +73,123 @@ class SweepFolder:
 
 @dataclass(frozen=True)
 class Identity:
-    """What a sweep was started as."""
+    """What a sweep was started as, and what it was extended to."""
 
     sweep_id: str
     spec_hash: str
+    """Of the spec it runs now."""
     created: str
+    history: tuple[Mapping[str, str], ...] = ()
+    """`{spec_hash, started, spec}` of each spec it has had, the first first; `spec` is its file."""
+
+    @property
+    def spec_file(self) -> str:
+        """The file of the spec it runs now, within the folder."""
+        return self.history[-1]["spec"] if self.history else "spec.yaml"
+
+    def dump(self) -> str:
+        """As JSON, for `sweep.json`."""
+        return json.dumps(asdict(self), indent=1)
+
+    def having(self, spec_hash: str) -> Identity:
+        """The same sweep, gone on with under another spec."""
+        now = datetime.now(UTC).isoformat()
+        spec = {"spec_hash": spec_hash, "started": now, "spec": f"specs/{spec_hash}.yaml"}
+        return replace(self, spec_hash=spec_hash, history=(*self.history, spec))
 
 
-def check_free(path: Path, spec_hash: str, *, resume: bool, fresh: bool) -> Identity | None:
+def check_free(
+    path: Path,
+    spec_hash: str,
+    spec_text: str,
+    *,
+    resume: bool = False,
+    fresh: bool = False,
+    extend: bool = False,
+) -> Identity | None:
     """The sweep that is in `path` and may be gone on with; None: a new one may start there.
 
     Raises:
-        InputError: there is one and neither `resume` nor `fresh` was asked for, or it was started
-            from another spec and is to be resumed.
+        InputError: see `check_known`.
     """
     folder = SweepFolder(path)
     if not folder.identity.exists() or fresh:
         return None
     known = read_identity(folder)
+    file = path / known.spec_file
+    old = file.read_text() if file.exists() else ""
+    count = sum(1 for _ in folder.ledger)
+    check_known(
+        str(path), known, old, count, spec_hash, spec_text, resume=resume or extend, extend=extend
+    )
+    return known
+
+
+def check_known(
+    where: str,
+    known: Identity,
+    old_text: str,
+    count: int,
+    spec_hash: str,
+    spec_text: str,
+    *,
+    resume: bool,
+    extend: bool,
+) -> None:
+    """Refuse a sweep that is there already, unless it is to be gone on with, and can be.
+
+    Args:
+        where: it is: a folder or URL.
+        known: what it was started as.
+        old_text: its spec's file.
+        count: of its finished trials.
+        spec_hash: of the spec about to run.
+        spec_text: of that spec's file.
+        resume: go on with it.
+        extend: even where methods, search spaces or metric changed.
+
+    Raises:
+        InputError: it was not asked for; or its spec changed: a line a changed field.
+    """
     if not resume:
-        count = sum(1 for _ in folder.ledger)
         raise InputError(
-            f"{path}: holds a sweep with {count} finished trials; "
+            f"{where}: holds a sweep with {count} finished trials; "
             "--resume goes on with it, --fresh moves it aside and starts anew"
         )
     if known.spec_hash != spec_hash:
-        raise InputError(
-            f"{path}: was started from another spec (hash {known.spec_hash}, now {spec_hash}); "
-            f"compare with {path / 'spec.yaml'}, give another name, or use --fresh"
-        )
-    return known
+        from sweeps.changes import check_extends  # imports torch
+
+        check_extends(where, old_text, spec_text, extend=extend)
 
 
 def read_identity(folder: SweepFolder) -> Identity:
     """What the sweep in a folder was started as."""
+    return parse_identity(folder.identity.read_bytes(), str(folder.identity))
+
+
+def parse_identity(data: bytes, where: str) -> Identity:
+    """What `sweep.json` says; `where` names it in a fault."""
     try:
-        return Identity(**json.loads(folder.identity.read_text()))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{folder.identity}: damaged ({error}); use --fresh") from error
+        content = json.loads(data)
+        return Identity(**{**content, "history": tuple(content.get("history", ()))})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{where}: damaged ({error}); use --fresh") from error
 
 
-def claim(path: Path, spec_hash: str, spec_text: str, *, resume: bool, fresh: bool) -> Identity:
+def claim(
+    path: Path,
+    spec_hash: str,
+    spec_text: str,
+    *,
+    resume: bool = False,
+    fresh: bool = False,
+    extend: bool = False,
+) -> Identity:
     """Start a sweep's folder, or take up the one that is there.
+
+    An extended sweep keeps its id, and so its runs in MLflow; `sweep.json` lists every spec it has
+    had, each kept as `specs/<hash>.yaml`. Trials that the new spec no longer means stay in the
+    ledger and in MLflow, and count in the comparison while it has their method.
 
     Args:
         path: `outputs/<name>`.
@@ -103,20 +197,34 @@ def claim(path: Path, spec_hash: str, spec_text: str, *, resume: bool, fresh: bo
         spec_text: kept as `spec.yaml`.
         resume: go on with what is there (and start where nothing is).
         fresh: move what is there aside, to `<name>.<time>`.
+        extend: as `resume`, and methods, search spaces and metric may have changed.
 
     Raises:
-        InputError: see `check_free`.
+        InputError: see `check_known`.
     """
-    if known := check_free(path, spec_hash, resume=resume, fresh=fresh):
+    known = check_free(path, spec_hash, spec_text, resume=resume, fresh=fresh, extend=extend)
+    if known and known.spec_hash == spec_hash:
         return known
     folder = SweepFolder(path)
-    if folder.identity.exists():
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-        path.rename(path.with_name(f"{path.name}.{stamp}.{uuid.uuid4().hex[:4]}"))
-    identity = Identity(uuid.uuid4().hex, spec_hash, datetime.now(UTC).isoformat())
+    if not known:
+        if folder.identity.exists():
+            path.rename(path.with_name(f"{path.name}.{aside_suffix()}"))
+        known = Identity(uuid.uuid4().hex, spec_hash, datetime.now(UTC).isoformat())
+    elif not known.history:  # of a version that kept none
+        old = {"spec_hash": known.spec_hash, "started": known.created}
+        old["spec"] = f"specs/{known.spec_hash}.yaml"
+        write_text(path / old["spec"], (path / "spec.yaml").read_text())
+        known = replace(known, history=(old,))
+    identity = known.having(spec_hash)
+    write_text(path / identity.spec_file, spec_text)
     write_text(path / "spec.yaml", spec_text)
-    write_text(folder.identity, json.dumps(vars(identity), indent=1))
+    write_text(folder.identity, identity.dump())
     return identity
+
+
+def aside_suffix() -> str:
+    """What the name of a sweep that is moved aside ends with: a time, and some chance."""
+    return f"{datetime.now(UTC).strftime('%Y%m%dT%H%M%S')}.{uuid.uuid4().hex[:4]}"
 
 
 @contextmanager

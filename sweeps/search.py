@@ -21,7 +21,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from sweeps.candidates import grid_points, planned, random_points
-from sweeps.canonical import derive_seed, trial_key
+from sweeps.canonical import Context, derive_seed, trial_key
 from sweeps.entry import MethodSpec
 from sweeps.space import Choice, LogUniform, Space, Uniform, fill
 from sweeps.spec import SweepSpec
@@ -46,7 +46,7 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
     def __init__(
         self,
         spec: SweepSpec,
-        context: str = "",
+        context: str | Context = "",
         known: Mapping[str, float | None] | None = None,
         *,
         batch: int = BATCH,
