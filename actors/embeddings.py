@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actors.atomic import replacing
+from actors.metrics import count
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ class EmbeddingCache:
         rows = b"all" if indices is None else indices.tobytes()
         text = f"{self.identity[expert]} {pixels.name} ".encode()
         path = self.root / f"{hashlib.sha256(text + rows).hexdigest()[:32]}.npy"
-        if not path.exists():
+        there = path.exists()
+        count("cache", cache="embeddings", found="hit" if there else "miss")
+        if not there:
             with replacing(path) as part, part.open("wb") as file:
                 np.save(file, make().numpy())
         return torch.from_numpy(np.load(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from actors.evaluation import TaskScore as TaskScore
 from actors.evaluation import batches, peak_bytes, score
 from actors.features import open_features
 from actors.heads import read_head
+from actors.metrics import count
 from actors.pipeline import Pipeline
 from actors.pixels import Pixels, open_pixels
 from actors.recipes import BASE, learned_coding, opened_gate, static_method
@@ -80,6 +82,9 @@ class LocalExperts:
         self.heads = {name: read_head(task.head) for name, task in data.items()}
         self.opened: dict[Path, Pixels] = {}
         self.trims: dict[Trim, Weights] = {}
+        self.filling = threading.Lock()
+        """Held over passes through the resident model: two callers in turn would each time merge
+        anew what the other has just overwritten."""
 
     def merge(self, recipe: Recipe) -> dict[str, Tensor]:
         """The merged state dict, on the CPU; the resident model is not touched.
@@ -120,8 +125,10 @@ class LocalExperts:
             found = {name: self.gated(*opened, name, role) for name in names}
         else:
             weights = self.weights(recipe)
-            found = {name: self.classified(weights, name, role) for name in names}
+            with self.filling:
+                found = {name: self.classified(weights, name, role) for name in names}
         scores = {name: score(z, self.labels(name, role)) for name, z in found.items()}
+        count("samples", sum(map(len, found.values())), method=recipe.method)
         return Evaluation(scores, time.perf_counter() - start, peak_bytes(self.device))
 
     def classified(self, weights: Weights, task: str, role: str) -> Tensor:
@@ -181,8 +188,9 @@ class LocalExperts:
             weights = self.pipeline.weights(coding=coding[None])
             cut = [rows[part] for part in batches(len(rows))]
             parts = self.pipeline.embed(weights, (self.batch(task, role, at) for at in cut))
-            for at, z in zip(cut, parts, strict=True):
-                found[at] = logits(z.float(), head.to(z.device)).cpu()
+            with self.filling:
+                for at, z in zip(cut, parts, strict=True):
+                    found[at] = logits(z.float(), head.to(z.device)).cpu()
         return found
 
     def gradients(self, lessons: Sequence[Lesson], role: str, trim: Trim) -> list[Gradient]:
@@ -224,7 +232,8 @@ class LocalExperts:
                 coding=coding if expert == BASE else one_hot(self.tasks, expert)
             )
             cut = (self.batch(task, role, part) for part in batches(self.size(task, role)))
-            return torch.cat([z.float().cpu() for z in self.pipeline.embed(weights, cut)])
+            with self.filling:
+                return torch.cat([z.float().cpu() for z in self.pipeline.embed(weights, cut)])
 
         return self.embeddings.get(expert, rows.pixels, rows.indices, make)
 

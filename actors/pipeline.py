@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from actors.metrics import count
 from actors.shard import Batch, Weights, gradient_of
 from fusion.learning import Gradient
 from fusion.registry import METHODS, Static
@@ -156,16 +157,23 @@ class Pipeline:
 
     def flow(self, method: str, batches: Iterable[tuple[Batch, Weights]]) -> Iterator[Tensor]:
         """Batches through all shards, a few in flight, in order."""
-        flying: deque[Any] = deque()
+        flying: deque[tuple[int, Any]] = deque()
+
+        def landed() -> Tensor:
+            size, carry = flying.popleft()
+            embedding: Tensor = self.link.get(carry)["embedding"]
+            count("images", size, use="forward")
+            return embedding
+
         for batch, weights in batches:
             carry: Any = batch
             for shard in self.shards:
                 carry = self.link.call(shard, method, carry, weights)
-            flying.append(carry)
+            flying.append((batch.size, carry))
             if len(flying) > len(self.shards):
-                yield self.link.get(flying.popleft())["embedding"]
+                yield landed()
         while flying:
-            yield self.link.get(flying.popleft())["embedding"]
+            yield landed()
 
     def gradients(self, lessons: Sequence[tuple[Batch, Weights]]) -> list[Gradient]:
         """Losses and coding gradients of each lesson; all are asked for before any is awaited."""
@@ -192,10 +200,11 @@ class Pipeline:
             else:
                 carries[stage + 1, item] = call(shard, "forward", key, carry, weights)
         found = []
-        for item, (_, weights) in enumerate(lessons):
+        for item, (batch, weights) in enumerate(lessons):
             columns = [self.link.get(parts[stage, item]) for stage in range(last + 1)]
             whole = torch.cat(columns, dim=2)[:, :, self.order]
             assert weights.coding is not None
             grouped = weights.coding.shape[2] == len(self.groups)
             found.append(gradient_of(self.link.get(losses[item]), whole, grouped))
+            count("images", batch.size, use="learn")
         return found
