@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow check format bench install clean
+.PHONY: demo test test-slow test-cluster check format bench install clean
 
 demo: $(STAMP)
 	$(BIN)/sweeps quickstart
@@ -14,6 +14,12 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow
+
+# Needs root. Installs what it lacks from Debian; its hosts and servers go with it, however it ends.
+test-cluster: $(STAMP)
+	tests/cluster/install.sh
+	$(BIN)/python -m pytest -q -m cluster tests/cluster; status=$$?; \
+	$(BIN)/python -m tests.cluster.hosts && exit $$status
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

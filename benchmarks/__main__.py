@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-MODULES = ("merging", "ties", "sweep", "layers", "gates", "pipeline", "dawin")
+MODULES = ("merging", "ties", "sweep", "layers", "gates", "pipeline", "dawin", "scale")
 
 
 def main() -> int:

@@ -12,6 +12,7 @@ import logging
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ import typer
 from rich.console import Console
 
 from fusion.errors import InputError
+from sweeps.folder import outputs_dir
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,7 +39,15 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a field: methods.ties.trials=4."),
 ]
-OUTPUTS = Path("outputs")
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        envvar="FUSION_SWEEPS_STORAGE",
+        help="Durable storage (a folder, s3://…): the sweep is copied there after every trial.",
+    ),
+]
+OUTPUTS = outputs_dir()
 
 
 @app.callback()
@@ -58,16 +68,38 @@ def run(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Move an old one of the name aside.")
     ] = False,
+    extend: Annotated[
+        bool,
+        typer.Option("--extend", help="Go on with other methods, search spaces or metric."),
+    ] = False,
+    storage: Storage = None,
     overrides: Set = None,
     outputs: Outputs = OUTPUTS,
 ) -> None:
     """Run a sweep; ends with the comparison table and where everything is."""
     from sweeps.spec import load
 
-    conduct(load(spec, overrides or []), outputs, address=address, resume=resume, fresh=fresh)
+    conduct(
+        load(spec, overrides or []),
+        outputs,
+        address=address,
+        resume=resume,
+        fresh=fresh,
+        extend=extend,
+        storage=storage,
+    )
 
 
-def conduct(spec: Any, outputs: Path, *, address: str | None, resume: bool, fresh: bool) -> None:
+def conduct(
+    spec: Any,
+    outputs: Path,
+    *,
+    address: str | None,
+    resume: bool,
+    fresh: bool,
+    extend: bool = False,
+    storage: str | None = None,
+) -> None:
     """Run a loaded spec and show how it ended; `run` and `quickstart` share it."""
     from sweeps import cluster
 
@@ -79,7 +111,15 @@ def conduct(spec: Any, outputs: Path, *, address: str | None, resume: bool, fres
     console, command = Console(), shlex.join(["sweeps", *sys.argv[1:]])
     try:
         outcome = run_sweep(
-            spec, outputs, console, address=address, resume=resume, fresh=fresh, command=command
+            spec,
+            outputs,
+            console,
+            address=address,
+            resume=resume,
+            fresh=fresh,
+            extend=extend,
+            storage=storage,
+            command=command,
         )
     except (Interrupted, KeyboardInterrupt):
         console.print("interrupted; everything finished is kept. Go on with:")
@@ -88,12 +128,14 @@ def conduct(spec: Any, outputs: Path, *, address: str | None, resume: bool, fres
     render(outcome.comparison, console)
     console.print(f"report   {outcome.folder.path / 'report.html'}", soft_wrap=True)
     console.print(f"recipes  {outcome.folder.recipes}", soft_wrap=True)
-    console.print(
-        f"mlflow   {outcome.mlflow}  (mlflow ui --backend-store-uri {outcome.mlflow})",
-        soft_wrap=True,
-    )
+    local = outcome.mlflow.startswith("sqlite:")
+    how = f"  (mlflow ui --backend-store-uri {outcome.mlflow})" if local else ""
+    console.print(f"mlflow   {outcome.mlflow}{how}", soft_wrap=True)
     if outcome.unsent:
         console.print(f"MLflow lacks results ({outcome.unsent}); send them with:")
+        console.print(resuming(command), soft_wrap=True)
+    if outcome.unstored:
+        console.print(f"the storage lacks results ({outcome.unstored}); send them with:")
         console.print(resuming(command), soft_wrap=True)
     for entry in outcome.failed:
         console.print(f"failed: {entry.method} {dict(entry.params)}: {entry.error}", style="red")
@@ -107,7 +149,8 @@ def resuming(command: str) -> str:
     >>> resuming("sweeps run a.yaml --fresh")
     'sweeps run a.yaml --resume'
     """
-    words = [word for word in shlex.split(command) if word not in ("--fresh", "--resume")]
+    begins = ("--fresh", "--resume", "--extend")
+    words = [word for word in shlex.split(command) if word not in begins]
     return shlex.join([*words, "--resume"])
 
 
@@ -115,6 +158,13 @@ def resuming(command: str) -> str:
 def plan(
     spec: Spec,
     address: Address = None,
+    cluster: Annotated[
+        Path | None,
+        typer.Option(help="Plan for this cluster.yaml; nothing is asked of its hosts."),
+    ] = None,
+    gpu_memory: Annotated[
+        float, typer.Option(help="With --cluster: GB of a GPU, where no label says it.")
+    ] = 0.0,
     overrides: Set = None,
     outputs: Outputs = OUTPUTS,
 ) -> None:
@@ -124,7 +174,7 @@ def plan(
     loaded = load(spec, overrides or [])
     from sweeps.plan import show  # after the spec: its faults need no torch to be found
 
-    show(loaded, outputs, Console(), address)
+    show(loaded, outputs, Console(), address, cluster, gpu_memory)
 
 
 @app.command()
@@ -162,23 +212,45 @@ def train(
 
 @app.command()
 def report(
-    sweep: Annotated[Path, typer.Argument(metavar="SWEEP", help="A sweep's name or folder.")],
+    context: typer.Context,
+    sweep: Annotated[
+        str, typer.Argument(metavar="SWEEP", help="A sweep's name, folder, or URL on a storage.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write the HTML report here.")] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="A live table until the sweep ends.")
+    ] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 5.0,
+    address: Annotated[
+        str | None, typer.Option(help="Read the folder on the head of this Ray cluster.")
+    ] = None,
+    storage: Storage = None,
     outputs: Outputs = OUTPUTS,
 ) -> None:
     """The comparison of a finished (or running) sweep."""
     from sweeps.comparisonfile import document
-    from sweeps.report import gather, write_html
+    from sweeps.gather import gather
+    from sweeps.report import write_html
     from sweeps.table import render
+    from sweeps.watch import watched
 
-    folder = sweep if sweep.is_dir() else outputs / sweep
-    comparison, _ = gather(folder)
-    if html is not None:
-        write_html(folder, html)
+    given = context.get_parameter_source("outputs")
+    chosen = given is not None and given.name == "COMMANDLINE"
+    # As jobs are given it: `sweeps/jobs.py`.
+    there = str(outputs) if chosen else os.environ.get("FUSION_SWEEPS_OUTPUTS")
+    with watched(sweep, outputs, storage=storage, address=address, outputs_there=there) as found:
+        if follow:
+            from sweeps.follow import follow as follow_sweep
+
+            if follow_sweep(found, Console(), every).state != "finished":
+                raise typer.Exit(1)
+        comparison, _ = gather(found.folder)
+        if html is not None:
+            write_html(found.folder, html)
     if as_json:
         typer.echo(json.dumps(document(comparison), indent=1))
-    else:
+    elif not follow:
         render(comparison, Console())
 
 
@@ -207,13 +279,13 @@ def quickstart(
     conduct(load(SPEC), outputs, address=None, resume=resume, fresh=not resume)
 
 
-def main() -> None:
+def main(program: Callable[[], object] = app) -> None:
     """The program: runs a command; the user's mistakes end in one line a fault and status 2."""
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
     try:
-        app()
+        program()
     except InputError as error:
         if debug:
             raise

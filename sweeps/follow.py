@@ -21,10 +21,10 @@ from sweeps.candidates import planned
 from sweeps.compare import REFERENCES
 from sweeps.completion import completed, counted
 from sweeps.folder import SweepFolder, read_identity
+from sweeps.gather import gather, kept_spec
 from sweeps.ledger import Entry
 from sweeps.owner import FILE as OWNER
 from sweeps.owner import STALE, Owner, read_owner
-from sweeps.report import gather, kept_spec
 from sweeps.table import render
 from sweeps.watch import Watched
 from sweeps.winners import timestamp, winners

@@ -30,6 +30,10 @@ class Entry:
     trial_s: float = 0.0
     """Seconds of merging and evaluating, in the replica."""
     peak_bytes: int = 0
+    busy_s: float = 0.0
+    """Seconds that replicas worked for it, all calls together."""
+    gpu_s: float = 0.0
+    """GPU-seconds: `busy_s` times the GPUs (or parts of one) of a replica."""
     started: str = ""
     """ISO time at which the trial asked for its evaluation."""
     ended: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from actors.extractor import Extractor
 from actors.placement import Plan, gigabytes
 from sweeps import cluster
 from sweeps.candidates import planned
+from sweeps.clusterfile import of_file
 from sweeps.completion import completed
 from sweeps.courses import learning_points
 from sweeps.entry import MethodSpec
@@ -22,14 +24,31 @@ from sweeps.spec import SplitSpec, SweepSpec
 from sweeps.wording import size
 
 
-def show(spec: SweepSpec, outputs: Path, console: Console, address: str | None = None) -> None:
+def show(
+    spec: SweepSpec,
+    outputs: Path,
+    console: Console,
+    address: str | None = None,
+    file: Path | None = None,
+    gpu_memory: float = 0.0,
+) -> None:
     """Check everything that `run` checks, and print placement, memory, trials and work.
+
+    Args:
+        spec: what would run.
+        outputs: where.
+        console: for the plan.
+        address: of a running cluster; None: `$RAY_ADDRESS`, else this machine.
+        file: a `cluster.yaml` to plan for instead; nothing is asked of its hosts.
+        gpu_memory: of that file's GPUs, in GB, where their labels do not say it; 0: not known.
 
     Raises:
         InputError: what `run` would refuse.
     """
     with ExitStack() as stack:
-        if target := cluster.target(address):
+        if file is not None:
+            resources = of_file(file, gpu_memory)
+        elif target := cluster.target(address):
             stack.enter_context(cluster.connected(target, 0))
             resources = cluster.of_cluster()
         else:
@@ -58,6 +77,7 @@ def facts(prepared: Prepared) -> list[tuple[str, str]]:
             f"{arrangement(plan)}, {plan.threads} thread(s) each, "
             f"forward in {spec.placement.dtype}",
         ),
+        *([("nodes", spread(plan))] if len(plan.nodes) > 1 else []),
         ("memory", memory(plan)),
         (
             "data",
@@ -111,6 +131,19 @@ def arrangement(plan: Plan) -> str:
         f"{start}-{stop - 1}" if stop - start > 1 else f"{start}" for start, stop in plan.blocks
     )
     return f"{plan.replicas} replica(s) of {plan.shards} shards (segments {blocks}) on {where}"
+
+
+def spread(plan: Plan) -> str:
+    """How many shards go to which nodes; nodes of one name and number together.
+
+    >>> spread(Plan(5, 1, ((0, 3),), "cuda", 1, 1, 0, (0,), 0, (("a", 1), ("b", 2), ("b", 2))))
+    'a: 1, 2 × b: 2'
+    """
+    counted = Counter(plan.nodes)
+    return ", ".join(
+        f"{f'{nodes} × ' if nodes > 1 else ''}{name}: {shards}"
+        for (name, shards), nodes in counted.items()
+    )
 
 
 def memory(plan: Plan) -> str:

@@ -18,6 +18,7 @@ import torch
 from actors.checkpoints import content_hash
 from actors.embeddings import EmbeddingCache
 from actors.experts import BATCH
+from actors.peaks import with_measured
 from actors.placement import Load, Plan, Resources, gigabytes, plan
 from actors.pool import Pool, open_pool
 from actors.preprocess import Preprocess, read_preprocess
@@ -30,6 +31,7 @@ from fusion.errors import InputError
 from fusion.registry import METHODS, Adaptive, LogitSpace, Routed
 from fusion.state import TaskVectors
 from sweeps.candidates import random_points
+from sweeps.canonical import Context
 from sweeps.courses import REHEARSED, Needs, needs_of
 from sweeps.spec import SweepSpec
 
@@ -59,12 +61,17 @@ class Prepared:
     """Of the methods that learn."""
 
     @property
+    def load(self) -> Load:
+        """What has to be placed."""
+        return load_of(self.spec, self.pool, self.needs)
+
+    @property
     def roles(self) -> tuple[Role, ...]:
         """Roles whose images are read."""
         return roles_of(self.needs)
 
-    def context(self) -> str:
-        """What every trial's result depends on besides its recipe, as a hash."""
+    def context(self) -> Context:
+        """What every trial's result depends on besides its recipe."""
         facts = {
             "numbers": NUMBERS,
             "base": content_hash(self.pool.base),
@@ -76,10 +83,10 @@ class Prepared:
             "splits": vars(self.splits),
             "dtype": self.spec.placement.dtype,
             "seed": self.spec.seed,
-            "extractors": {str(k): e.fingerprint for k, e in self.needs.extractors.items()},
-            "gates": dict(self.needs.gates),
         }
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        common = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        extractors = {k: e.fingerprint for k, e in self.needs.extractors.items()}
+        return Context(common, extractors, self.needs.gates)
 
     def embeddings(self) -> EmbeddingCache:
         """Where this pool's expert embeddings are kept."""
@@ -120,16 +127,29 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
     for folder, needed in ((cache_dir(), pixel_bytes), (outputs, 10**7)):
         check_disk(folder, needed)
     rehearse(spec, pool)
-    placement = plan(
-        load_of(spec, pool, needs),
-        resources,
-        replicas=spec.placement.replicas,
-        shards=spec.placement.shards,
-        device=spec.placement.device,
-        gpus=spec.placement.gpus,
-    )
+    placement = arrange(spec, pool, needs, resources)
     return Prepared(
         spec, pool, tasks, splits, preprocess, placement, role_rows, images, pixel_bytes, needs
+    )
+
+
+def arrange(
+    spec: SweepSpec, pool: Pool, needs: Needs, resources: Resources, shards: int | None = None
+) -> Plan:
+    """The plan for these resources; `shards`: of a fleet that stands already.
+
+    Raises:
+        InputError: it does not fit; says what would do.
+    """
+    wish = spec.placement
+    return plan(
+        with_measured(load_of(spec, pool, needs), cache_dir()),
+        resources,
+        replicas=wish.replicas,
+        shards=shards or wish.shards,
+        device=wish.device,
+        gpus=wish.gpus,
+        labels=wish.labels,
     )
 
 

@@ -12,12 +12,10 @@ from markupsafe import Markup
 from fusion.registry import METHODS
 from sweeps import curves, plots, significance_words, wording
 from sweeps.axes import Axis
-from sweeps.compare import REFERENCES, Comparison, Row, compare, finite
-from sweeps.comparisonfile import read
-from sweeps.ledger import Entry, Ledger, write_text
+from sweeps.compare import REFERENCES, Comparison, Row, finite
+from sweeps.gather import gather
+from sweeps.ledger import Entry, write_text
 from sweeps.profiles import Profile, profiles
-from sweeps.spec import load, spec_hash
-from sweeps.winners import winners
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -41,35 +39,6 @@ def write_html(
     else:
         comparison = source
     write_text(path, html(comparison, tuple(entries or ())))
-
-
-def gather(folder: Path) -> tuple[Comparison, tuple[Entry, ...]]:
-    """What is known of the sweep in `folder`: its trials alone where no comparison is there yet."""
-    entries = tuple(Ledger(folder / "ledger"))
-    if entries and not (folder / "comparison.json").exists():
-        return running(folder, entries), entries
-    return read(folder), entries
-
-
-def running(folder: Path, entries: Sequence[Entry]) -> Comparison:
-    """The comparison so far: winners of the trials that have finished, nothing reported."""
-    failed = [vars(entry) for entry in entries if entry.status == "failed"]
-    file = folder / "spec.yaml"
-    if not file.exists():
-        rows = winners(entries)
-        return compare(folder.name, "", rows, {}, select_on=entries[0].split, failed=failed)
-    spec = load(file)
-    return compare(
-        spec.name,
-        spec_hash(spec),
-        winners(entries, spec.metric),
-        {},
-        select_on=spec.splits.select,
-        report_on=spec.splits.report,
-        metric=spec.metric,
-        tasks=tuple(spec.tasks),
-        failed=failed,
-    )
 
 
 def html(comparison: Comparison, entries: Sequence[Entry]) -> str:

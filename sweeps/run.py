@@ -11,25 +11,34 @@ from pathlib import Path
 
 from rich.console import Console
 
+from actors import metrics
 from actors.data import prepare_data
 from actors.experts import TaskData
 from actors.fleet import Client, Fleet
+from actors.peaks import keep_peak
 from actors.sources import cache_dir
+from actors.spread import home
 from fusion.registry import METHODS, Adaptive
-from sweeps import cluster, recipe, tracking
+from sweeps import fetch, figures, markdown, recipe, tracking
 from sweeps.compare import Comparison, Row, compare
 from sweeps.comparisonfile import write
-from sweeps.completion import completed
+from sweeps.completion import completed, counted
 from sweeps.correctness import read_correct
 from sweeps.finals import evaluate_rows
 from sweeps.folder import Identity, SweepFolder, check_free, claim, owned
-from sweeps.learning import Course, learned_file, state_file
+from sweeps.keeper import keep
+from sweeps.learning import Course, learned_name, sizes_of, state_name
 from sweeps.ledger import Entry
+from sweeps.mirror import Mirror
 from sweeps.notes import notes_of
 from sweeps.prepare import Prepared, prepare
 from sweeps.progress import Progress
 from sweeps.report import write_html
+from sweeps.runs import totals
+from sweeps.site import Site
 from sweeps.spec import SweepSpec, dump, spec_hash
+from sweeps.storage import reach
+from sweeps.tracker import Tracker
 from sweeps.trials import Interrupted, run_trials
 from sweeps.winners import winners
 
@@ -47,6 +56,8 @@ class Outcome:
     """Why MLflow lacks results; None when it has all."""
     mlflow: str
     """Where MLflow keeps them."""
+    unstored: str | None = None
+    """Why the storage lacks results; None when it has all, or there is none."""
 
 
 def run(
@@ -57,6 +68,8 @@ def run(
     address: str | None = None,
     resume: bool = False,
     fresh: bool = False,
+    extend: bool = False,
+    storage: str | None = None,
     command: str = "",
 ) -> Outcome:
     """Run a sweep to its comparison; everything wrong with the input is found before it starts.
@@ -68,6 +81,8 @@ def run(
         address: of a running Ray cluster; None: `$RAY_ADDRESS`, else one of our own.
         resume: go on with what is there.
         fresh: move what is there aside.
+        extend: go on with what is there, with other methods, search spaces or metric.
+        storage: a URL to which the sweep's folder is copied after every trial.
         command: what reproduces the sweep, for the report.
 
     Raises:
@@ -78,17 +93,17 @@ def run(
     with ExitStack() as stack:
         stack.enter_context(owned(folder.path))
         progress = stack.enter_context(Progress(console))
-        if target := cluster.target(address):
-            stack.enter_context(cluster.connected(target, 0))
-            resources = cluster.of_cluster()
-        else:
-            resources = cluster.this_machine()
-        prepared = prepare(spec, outputs, resources)
+        site = Site(address, progress.say)
+        stack.enter_context(site.join())
+        prepared = prepare(spec, outputs, site.resources())
         uri = spec.mlflow.tracking_uri or tracking.default_uri(outputs)
-        check_free(folder.path, spec_hash(spec), resume=resume, fresh=fresh)
+        now, text = spec_hash(spec), dump(spec)
+        check_free(folder.path, now, text, resume=resume, fresh=fresh, extend=extend)
+        store = reach(storage, folder.path) if storage else None
+        if store:
+            fetch.check_there(store, folder, now, text, resume=resume, fresh=fresh, extend=extend)
         client, experiment = tracking.connect(uri, spec.mlflow.experiment, outputs)
-        if not target:
-            page = stack.enter_context(cluster.connected(None, prepared.plan.store_bytes))
+        if page := stack.enter_context(site.start(prepared)):
             progress.say(f"dashboard {page}")
         data = prepare_data(
             prepared.pool.base,
@@ -108,18 +123,22 @@ def run(
                 prepared.plan,
                 spec.placement.dtype,
                 transport=spec.placement.transport,
+                readers=site.readers(prepared),
+                sweep=spec.name,
             )
         )
         fleet.ready()
+        stack.enter_context(site.elastic(fleet, prepared))
         # Only now, with every weight and image accepted, does the sweep leave a trace.
-        identity = claim(folder.path, spec_hash(spec), dump(spec), resume=resume, fresh=fresh)
-        tracker = tracking.Tracker(
-            client, experiment, spec.name, identity.sweep_id, tags_of(prepared, identity)
-        )
+        sent = fetch.take_up(store, folder, fresh=fresh) if store else {}
+        identity = claim(folder.path, now, text, resume=resume, fresh=fresh, extend=extend)
+        mirror = stack.enter_context(Mirror(folder, store, sent, progress.say))
+        tags = tags_of(prepared, identity)
+        tracker = Tracker(client, experiment, spec.name, identity.sweep_id, tags, watch=folder.path)
         try:
-            course = course_of(prepared, data, folder)
+            course = course_of(prepared, data, folder, everywhere=bool(site.target))
             comparison = swept(
-                fleet.client, prepared, folder, identity, tracker, progress, command, course
+                fleet.client, prepared, folder, identity, tracker, progress, command, course, mirror
             )
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt | Interrupted)
@@ -127,7 +146,7 @@ def run(
             tracker.finish("KILLED" if stopped else "FAILED", {}, [])
             raise
     failed = tuple(entry for entry in folder.ledger if entry.status == "failed")
-    return Outcome(comparison, folder, failed, tracker.fault, uri)
+    return Outcome(comparison, folder, failed, tracker.fault, uri, mirror.fault)
 
 
 def swept(
@@ -135,27 +154,34 @@ def swept(
     prepared: Prepared,
     folder: SweepFolder,
     identity: Identity,
-    tracker: tracking.Tracker,
+    tracker: Tracker,
     progress: Progress,
     command: str,
     course: Course | None,
+    mirror: Mirror,
 ) -> Comparison:
     """Trials, then the comparison: with experts loaded and data at hand."""
     spec, context = prepared.spec, prepared.context()
-    ledger = folder.ledger
+    ledger, plan = folder.ledger, prepared.plan
     ledger.clear_failed()
+    metrics.label(sweep=spec.name)
 
     def record(entry: Entry) -> None:
+        entry = replace(entry, gpu_s=entry.busy_s * plan.gpus * plan.shards)
         ledger.add(entry)
-        state_file(folder.learned, entry.trial_key).unlink(missing_ok=True)
+        if plan.device == "cuda" and plan.shards == 1:
+            keep_peak(prepared.load, entry.peak_bytes, cache_dir())
+        (folder.learned / state_name(entry.trial_key)).unlink(missing_ok=True)
+        metrics.count("trials", method=entry.method, status=entry.status)
         tracker.trial(entry)
+        mirror.wake()
         value = entry.metrics.get(spec.metric)
         shown = "failed" if value is None else f"{spec.metric} {value:.4f}"
         progress.advance("trials", note=f"{entry.method}: {shown}")
 
     names = prepared.pool.tasks
     run_trials(completed(spec), context, experts, names, folder, record, progress, course)
-    rows = [noted(row, spec) for row in winners(ledger, spec.metric)]
+    rows = [noted(row, spec) for row in winners(counted(ledger, spec), spec.metric)]
     rows = evaluate_rows(experts, names, rows, folder.correct, folder.learned, progress)
     rows = [with_recipe(row, prepared, folder) for row in rows]
     tracker.flush(ledger)
@@ -169,31 +195,37 @@ def swept(
         report_on=spec.splits.report,
         metric=spec.metric,
         tasks=tuple(spec.tasks),
-        failed=[vars(entry) for entry in ledger if entry.status == "failed"],
+        failed=[vars(entry) for entry in counted(ledger, spec) if entry.status == "failed"],
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={name: version(name) for name in PACKAGES},
         command=command or None,
     )
     write(comparison, folder.path)
-    write_html(comparison, folder.path / "report.html", ledger)
+    write_html(comparison, folder.path / "report.html", counted(ledger, spec))
     log_winners(comparison, prepared, folder, tracker)
     return comparison
 
 
 def course_of(
-    prepared: Prepared, data: Mapping[str, TaskData], folder: SweepFolder
+    prepared: Prepared, data: Mapping[str, TaskData], folder: SweepFolder, *, everywhere: bool
 ) -> Course | None:
-    """What learning trials are given; None where there are none."""
-    entries = prepared.spec.methods
+    """What learning trials are given; None where there are none.
+
+    `everywhere`: whether there may be trials on other nodes.
+    """
+    entries, needs = prepared.spec.methods, prepared.needs
     if not any(isinstance(METHODS[name], Adaptive) for name in entries):
         return None
     return Course(
         prepared.pool.tasks,
         prepared.pool.groups,
         data,
-        prepared.needs.extractors,
-        folder.learned.resolve(),
+        sizes_of(data),
+        needs.extractors,
+        keep(folder.learned.resolve(), everywhere=everywhere),
         frozenset(name for name, entry in entries.items() if entry.scheduler),
+        {gate: (Path(gate).absolute(), key) for gate, key in needs.gates.items()},
+        home(),
     )
 
 
@@ -214,7 +246,7 @@ def with_recipe(row: Row, prepared: Prepared, folder: SweepFolder) -> Row:
     }
     learned = None
     if isinstance(METHODS.get(row.method), Adaptive):
-        learned = learned_file(folder.learned, row.trial_key)
+        learned = folder.learned / learned_name(row.trial_key)
     path = recipe.write(
         folder.recipes, row.method, prepared.pool, row.params, spec.name, selected, learned
     )
@@ -222,14 +254,14 @@ def with_recipe(row: Row, prepared: Prepared, folder: SweepFolder) -> Row:
 
 
 def log_winners(
-    comparison: Comparison, prepared: Prepared, folder: SweepFolder, tracker: tracking.Tracker
+    comparison: Comparison, prepared: Prepared, folder: SweepFolder, tracker: Tracker
 ) -> None:
     """Report metrics, datasets and logged models of the winners; the sweep's artifacts."""
     datasets = {
         name: f"{task.fingerprint[:24]}-{prepared.splits.report}"[:36]
         for name, task in prepared.tasks.items()
     }
-    summary = {}
+    summary = totals(folder.ledger)
     for row in comparison.rows:
         if row.trial_key is None:
             continue
@@ -249,7 +281,12 @@ def log_winners(
             summary[f"test/acc/mean/{row.method}"] = metrics["acc/mean"]
     names = ("comparison.json", "comparison.parquet", "report.html", "spec.yaml")
     files = [folder.path / name for name in names]
-    tracker.finish("FINISHED", summary, [*files, *sorted(folder.recipes.glob("*.yaml"))])
+    files += [
+        *sorted(folder.recipes.glob("*.yaml")),
+        *figures.draw(comparison, folder.path / "plots"),
+    ]
+    note = markdown.described(comparison)
+    tracker.finish("FINISHED", summary, files, note=note, datasets=datasets)
 
 
 def tags_of(prepared: Prepared, identity: Identity) -> dict[str, str]:

@@ -35,6 +35,9 @@ is one for all machines: more than 4 workers are kept busy by the other methods 
 Results = dict[str, float | None]
 """Trial key -> the metric; None: the trial failed."""
 
+Suggestion = tuple[str, dict[str, Any], str]
+"""Method, parameters, trial key."""
+
 
 class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
     """Suggests `{"method", "params", "trial_key", "seed"}` for every trial of a sweep.
@@ -42,6 +45,9 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
     `save` writes results, not the state of samplers: `restore` starts over and replays the results,
     as a new run with `known` does.
     """
+
+    _ahead: Suggestion | None
+    """The next suggestion, where it was looked at already."""
 
     def __init__(
         self,
@@ -69,17 +75,29 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial; None: results are awaited first; FINISHED: there are no more."""
+        found, self._ahead = self._ahead or self._next(), None
+        if found is None:
+            return None if self._turns else str(Searcher.FINISHED)
+        method, params, key = found
+        self._running[trial_id] = key
+        seed = derive_seed(self._spec.seed, key)
+        return {"method": method, "params": params, "trial_key": key, "seed": seed}
+
+    def left(self) -> bool:
+        """Whether there is a trial to suggest, now or once awaited results are there."""
+        self._ahead = self._ahead or self._next()
+        return self._ahead is not None or bool(self._turns)
+
+    def _next(self) -> Suggestion | None:
+        """The next candidate; None: results are awaited first, or there are no more."""
         for _ in range(len(self._turns)):
             method, candidates = self._turns.popleft()
             for params in candidates:
                 self._turns.append((method, candidates))
                 if params is None:
                     break  # this one waits; the next method's turn
-                key = trial_key(method, params, self._context)
-                self._running[trial_id] = key
-                seed = derive_seed(self._spec.seed, key)
-                return {"method": method, "params": params, "trial_key": key, "seed": seed}
-        return None if self._turns else str(Searcher.FINISHED)
+                return method, params, trial_key(method, params, self._context)
+        return None
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -102,7 +120,9 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
         self._start()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_turns"}
+        return {
+            name: value for name, value in self.__dict__.items() if name not in ("_turns", "_ahead")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -110,6 +130,7 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
 
     def _start(self) -> None:
         """Begin all methods anew; what is known or running will be passed over."""
+        self._ahead = None
         self._turns = deque(
             (method, self._fresh(method, candidates))
             for method, entry in self._spec.methods.items()

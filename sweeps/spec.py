@@ -14,6 +14,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -29,6 +30,7 @@ from sweeps.space import WORDS
 from sweeps.specfile import read
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+SELECTOR = r"^!?(in\([^()]+\)|[^!()]+)$"
 NAME_RULE = "a name of letters, digits, '.', '_' and '-' that starts with none of '.' and '-'"
 TAKEN = ("mean", "pretrained", *WORDS)
 """Names that `acc/mean`, the base and search spaces have taken."""
@@ -58,6 +60,10 @@ def check_names(named: Mapping[str, Any]) -> Mapping[str, Any]:
 
 Name = Annotated[str, AfterValidator(check_name)]
 Text = Annotated[str, Field(min_length=1)]
+Selector = Annotated[
+    str,
+    Field(pattern=SELECTOR, description="value, !value, in(a, b) or !in(a, b)"),
+]
 Source = Annotated[str, Field(min_length=1, description="a hub id or a folder")]
 
 
@@ -121,6 +127,16 @@ class SplitSpec(Part):
         return self
 
 
+def check_share(value: Any) -> float | Literal["auto"] | None:
+    """`value`, if it is a fraction of a GPU, `auto` or None."""
+    if value is None or value == "auto":
+        return None if value is None else "auto"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        allowed = "a fraction of a GPU for each shard, auto, or null (a whole one), allowed"
+        raise custom_error(allowed)
+    return float(value)
+
+
 class PlacementSpec(Part):
     """Where the experts live; `auto` leaves all of it to the plan."""
 
@@ -136,12 +152,15 @@ class PlacementSpec(Part):
         strict=True,
         description="an integer of at least 1, or null (as few as fit),",
     )
-    gpus: float | None = Field(
+    gpus: Annotated[float | Literal["auto"] | None, PlainValidator(check_share)] = Field(
         default=None,
-        gt=0,
-        le=1,
-        description="a fraction of a GPU for each shard, or null (a whole one),",
+        description="a fraction of a GPU for each shard, auto, or null (a whole one),",
     )
+    """`auto`: as small a part, to a quarter, as holds a replica's measured peak memory."""
+    labels: Mapping[Text, Selector] = Field(
+        default_factory=dict, description="a mapping of node labels to selectors"
+    )
+    """What nodes must carry that experts go to."""
     transport: Literal["store", "direct"] = Field(
         default="store", description="store (Ray's object store) or direct (GPU to GPU)"
     )
@@ -194,7 +213,8 @@ class SweepSpec(Part):
         PlacementSpec, BeforeValidator(lambda given: {} if given == "auto" else given)
     ] = Field(
         default=PlacementSpec(),
-        description="auto, or a mapping of replicas, shards, gpus, transport, dtype and device,",
+        description="auto, or a mapping of replicas, shards, gpus, labels, transport, dtype and "
+        "device,",
     )
     mlflow: MlflowSpec = Field(
         default=MlflowSpec(), description="a mapping of tracking_uri and experiment"
@@ -255,5 +275,10 @@ def spec_hash(spec: SweepSpec) -> str:
     are written), and of `placement` replicas, shards and device (where they are computed; its
     `dtype` is rounding, and stays).
     """
+    return digest(deciding(spec))
+
+
+def deciding(spec: SweepSpec) -> dict[str, Any]:
+    """What decides the numbers, as plain data."""
     data = spec.model_dump(mode="json", exclude={"name", "mlflow", "placement"})
-    return digest({**data, "dtype": spec.placement.dtype})
+    return {**data, "dtype": spec.placement.dtype}

@@ -33,7 +33,9 @@ def run_trial(config: Mapping[str, Any], client: bytes, desk: Any, course: bytes
         if course is not None and config["method"] in (opened := pickle.loads(course))["learns"]:
             learn_trial(config, entry, ray.cloudpickle.loads(client), opened["course"])
             return
-        found = ray.get(desk.call.remote("measure", config["method"], config["params"], "select"))
+        key, asked = config["trial_key"], (config["method"], config["params"], "select")
+        found = ray.get(desk.call.remote("measure", *asked, label=key))
+        found["busy_s"] = ray.get(desk.spent.remote(key))
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[-1]
         kind = type(getattr(error, "cause", None) or error).__name__
@@ -51,9 +53,12 @@ def learn_trial(
     """A trial of a method that learns; imports torch."""
     from sweeps.learning import LAST_RUNG, learn
 
+    client = client.named(config["trial_key"])
+
     def report(rung: int, evaluation: Any, state: Any) -> None:
         found = evaluation.plain()
         facts = {"trial_s": state.seconds, "steps": state.step, "curve": state.curve}
+        facts["busy_s"] = client.spent()
         now = datetime.now(UTC).isoformat()
         done = {**entry, **found, **facts, "status": "done", "ended": now}
         tune.report({**found["metrics"], "rung": rung, "final": rung == LAST_RUNG, "entry": done})

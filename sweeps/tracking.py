@@ -1,71 +1,74 @@
-"""MLflow: one parent run a sweep, one child run a trial. The only file that knows it.
+"""MLflow: where it is, whether it may be used, and which of its faults pass.
 
-Everything is idempotent: runs are found again by tags (`sweep_id`, `trial_key`), so what could not
-be sent, because the server died, is sent when the sweep is resumed, and nothing is sent twice.
+This file, `tracker.py` and `runs.py` are the only ones that know MLflow.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import datetime
+import re
 from pathlib import Path
-from typing import Any
+from urllib.parse import urlsplit
 
 from fusion.errors import InputError
-from sweeps.curves import asked_steps
-from sweeps.ledger import Entry
+from sweeps.pages import EXPERIMENT_TAGS
 
-# A dead server must be noticed in seconds, not after MLflow's own minutes of retries.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+# MLflow would send a request again by itself, and a repeated "create" is a second run: we try
+# again ourselves (sender.py), and look first whether the lost answer was to something done.
+os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+# Two printed lines and one request for each run that ends, otherwise.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from mlflow import MlflowClient
-from mlflow.entities import (
-    Dataset,
-    DatasetInput,
-    LoggedModelOutput,
-    LoggedModelStatus,
-    Metric,
-    Param,
-    RunTag,
-)
 from mlflow.exceptions import MlflowException
 
-log = logging.getLogger(__name__)
-
 EXPERIMENT = "fusion-sweeps"
-KIND = {"mlflow.experimentKind": "custom_model_development"}
-"""Opens the experiment's page on runs and metrics, not on traces of language models."""
 
-MAX_PARAM = 6000
-"""Characters MLflow takes in a parameter's value."""
+PASSING = (401, 408, 429)
+"""HTTP statuses below 500 that may be over in a minute: a server that starts, or is busy."""
 
-MAX_BATCH = 800
-"""Metrics in a call: MLflow takes 1000 things, of which up to 100 are parameters."""
+CREDENTIALS = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+
+
+WAIT = "FUSION_SWEEPS_MLFLOW_WAIT"
+"""Environment: seconds that the end of a sweep waits for a server that is away."""
+
+
+def patience() -> float:
+    """Seconds of `$FUSION_SWEEPS_MLFLOW_WAIT`; 60 where it is not set.
+
+    Raises:
+        InputError: it is no number of seconds.
+    """
+    given = os.environ.get(WAIT, "60")
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 1e6:
+        raise InputError(f"${WAIT}: {given!r}: a number of seconds allowed")
+    return seconds
 
 
 def default_uri(outputs: Path) -> str:
-    """An absolute sqlite file under the outputs folder: no process's working directory matters."""
-    return f"sqlite:///{(outputs / 'mlflow.db').resolve()}"
+    """`$MLFLOW_TRACKING_URI`, else a sqlite file under the outputs folder, by its absolute path."""
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    return given or f"sqlite:///{(outputs / 'mlflow.db').resolve()}"
 
 
 def connect(uri: str | None, experiment: str | None, outputs: Path) -> tuple[MlflowClient, str]:
     """A client and the experiment's id, made if absent. Initialises a fresh sqlite store.
 
     Raises:
-        InputError: the store cannot be reached or opened.
+        InputError: the store cannot be reached, opened or written, or the password is wrong.
     """
     where = uri or default_uri(outputs)
     name = experiment or EXPERIMENT
-    if where.startswith("file:") or "://" not in where:
-        raise InputError(
-            f"mlflow.tracking_uri: {where!r}: MLflow keeps no file stores any more;"
-            " sqlite:///ABSOLUTE_PATH or http(s)://HOST:PORT allowed"
-        )
+    check(where)
+    patience()
     quiet = logging.getLogger("alembic"), logging.getLogger("mlflow")
     for logger in quiet:  # the migrations of a fresh store are not news
         logger.setLevel(logging.WARNING)
@@ -74,233 +77,93 @@ def connect(uri: str | None, experiment: str | None, outputs: Path) -> tuple[Mlf
             outputs.mkdir(parents=True, exist_ok=True)
         client = MlflowClient(where)
         found = client.get_experiment_by_name(name)
-        if found is not None:
+        if found is None:
+            return client, made(client, name, where, outputs)
+        if found.lifecycle_stage == "active":  # a harmless write: may this user write here?
+            for key, value in EXPERIMENT_TAGS.items():
+                client.set_experiment_tag(found.experiment_id, key, value)
             return client, found.experiment_id
-        # A server has an artifact root of its own; a sqlite store would use the working directory.
-        local = where.startswith("sqlite:")
-        place = (outputs / "mlflow-artifacts" / name).resolve().as_uri() if local else None
-        return client, client.create_experiment(name, artifact_location=place, tags=KIND)
     except Exception as error:  # whatever the store raises: SQL, HTTP, operating system
-        reason = str(error).strip().splitlines()[0][:200]
-        raise InputError(f"mlflow.tracking_uri: {where!r}: cannot be used: {reason}") from error
+        raise InputError(f"mlflow.tracking_uri: {where!r}: {unusable(error)}") from error
+    raise InputError(
+        f"mlflow.experiment: {name!r}: deleted at {where}; restore it or give another name"
+    )
 
 
-class Tracker:
-    """Sends a sweep's trials to MLflow from the driver, in the background, one call a batch."""
-
-    def __init__(
-        self,
-        client: MlflowClient,
-        experiment: str,
-        sweep: str,
-        sweep_id: str,
-        tags: Mapping[str, str],
-    ) -> None:
-        self.client = client
-        self.experiment = experiment
-        self.worker = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
-        self.pending: list[Future[None]] = []
-        self.fault: str | None = None
-        """Why sending stopped; None while all is well."""
-        parents = client.search_runs(
-            [experiment], f"tags.sweep_id = '{sweep_id}' and tags.role = 'sweep'", max_results=1
+def check(where: str) -> None:
+    """Refuse what no store can be at, and passwords in a file that is kept and shown."""
+    if where.startswith("file:") or "://" not in where:
+        raise InputError(
+            f"mlflow.tracking_uri: {where!r}: MLflow keeps no file stores any more;"
+            " sqlite:///ABSOLUTE_PATH or http(s)://HOST:PORT allowed"
         )
-        if parents:
-            self.parent = parents[0].info.run_id
-            client.update_run(self.parent, status="RUNNING")
-        else:
-            marks = {**tags, "sweep": sweep, "sweep_id": sweep_id, "role": "sweep"}
-            self.parent = client.create_run(experiment, run_name=sweep, tags=marks).info.run_id
-        self.sent = self.find_children()
-
-    def find_children(self) -> dict[str, tuple[str, str]]:
-        """trial_key -> (run id, status) of the runs already there."""
-        children: dict[str, tuple[str, str]] = {}
-        token = None
-        while True:
-            page = self.client.search_runs(
-                [self.experiment],
-                f"tags.mlflow.parentRunId = '{self.parent}'",
-                max_results=1000,
-                page_token=token,
-            )
-            for run in page:
-                key = run.data.tags.get("trial_key", "")
-                children[key] = (run.info.run_id, run.info.status)
-            token = page.token
-            if not token:
-                return children
-
-    def trial(self, entry: Entry) -> None:
-        """Queue one finished trial; returns at once."""
-        self.pending.append(self.worker.submit(self.guarded, entry))
-
-    def guarded(self, entry: Entry) -> None:
-        """Send, unless the store has failed before; never raises."""
-        if self.fault is None:
-            try:
-                self.send(entry)
-            except Exception as error:  # the sweep goes on: the ledger keeps what is not sent
-                self.fault = str(error).strip().splitlines()[0][:200]
-                log.warning("MLflow: %s; results stay on disk, --resume sends them", self.fault)
-
-    def send(self, entry: Entry) -> None:
-        """Create or complete the child run of one trial."""
-        state = "FINISHED" if entry.status == "done" else "FAILED"
-        run_id, sent = self.sent.get(entry.trial_key, ("", ""))
-        if sent == state:
-            return
-        began = millis(entry.started)
-        if not run_id:
-            tags = {
-                "mlflow.parentRunId": self.parent,
-                "trial_key": entry.trial_key,
-                "method": entry.method,
-                "kind": entry.kind,
-                "split": entry.split,
-                "role": "trial",
-            }
-            run_id = self.client.create_run(
-                self.experiment, start_time=began, run_name=run_name(entry), tags=tags
-            ).info.run_id
-        now = millis(entry.started, entry.trial_s)
-        values = {**entry.metrics, "trial_s": entry.trial_s, "peak_bytes": float(entry.peak_bytes)}
-        params = {name: str(value)[:MAX_PARAM] for name, value in flat(entry.params).items()}
-        if entry.steps:
-            values["steps"] = float(entry.steps)  # taken; the parameter says how many were asked
-            params = {"steps": str(asked_steps(entry)), **params}
-        metrics = [Metric(name, value, now, 0) for name, value in sorted(values.items())]
-        metrics += curve_metrics(entry, now)
-        self.client.log_batch(
-            run_id,
-            metrics=metrics[:MAX_BATCH],
-            params=[Param(name, value) for name, value in list(params.items())[:100]],
-            tags=[RunTag("error", entry.error[:1000])] if entry.error else [],
+    parts = urlsplit(where)
+    if parts.scheme in ("http", "https") and "@" in parts.netloc:
+        shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        raise InputError(
+            f"mlflow.tracking_uri: {shown!r}: has a user or a password in it, which would be kept"
+            f" with the results; {CREDENTIALS} allowed (environment)"
         )
-        for start in range(MAX_BATCH, len(metrics), MAX_BATCH):
-            self.client.log_batch(run_id, metrics=metrics[start : start + MAX_BATCH])
-        self.client.set_terminated(run_id, status=state, end_time=now)
-        self.sent[entry.trial_key] = (run_id, state)
-
-    def flush(self, entries: Iterable[Entry]) -> None:
-        """Wait for what is queued, then send whatever of `entries` is not there yet."""
-        for future in self.pending:
-            future.result()
-        self.pending.clear()
-        for entry in entries:
-            self.guarded(entry)
-
-    def run_id(self, trial_key: str) -> str | None:
-        """The child run of a trial; None where it could not be sent."""
-        return self.sent.get(trial_key, (None, None))[0]
-
-    def winner(
-        self,
-        row: str,
-        trial_key: str,
-        metrics: Mapping[str, float],
-        datasets: Mapping[str, str],
-        recipe: Path | None,
-        *,
-        notes: Sequence[str] = (),
-        files: Sequence[Path] = (),
-    ) -> None:
-        """Log a method's winner: report metrics and datasets on its run, and a logged model.
-
-        `datasets`: task -> digest of its report rows. The model's weights are not stored: its
-        recipe is, with the `files` that it names (what was learned), and rebuilds them. `notes`:
-        what a reader of the numbers must know, as a tag.
-        """
-        run_id = self.run_id(trial_key)
-        if self.fault or run_id is None:
-            return
-        now = int(time.time() * 1000)
-        try:
-            if "winner" in self.client.get_run(run_id).data.tags:
-                return  # sent before the sweep was resumed
-            inputs = [
-                DatasetInput(Dataset(task, digest, "local", f"{task} (report)"))
-                for task, digest in datasets.items()
-            ]
-            self.client.log_inputs(run_id, inputs)
-            tags = {"sweep": self.parent, "method": row}
-            model = self.client.create_logged_model(
-                self.experiment, name=row, source_run_id=run_id, tags=tags, model_type="fusion"
-            )
-            batch = []
-            for name, value in metrics.items():
-                task = name.partition("/")[2]
-                digest = datasets.get(task)
-                batch.append(
-                    Metric(
-                        f"test/{name}", value, now, 0, model_id=model.model_id,
-                        dataset_name=task if digest else None, dataset_digest=digest,
-                    )
-                )  # fmt: skip
-            self.client.log_batch(run_id, metrics=batch)
-            self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
-            for path in (*([recipe] if recipe else []), *files):
-                self.client.log_artifact(run_id, str(path), "recipe")
-            if notes:
-                self.client.set_tag(run_id, "notes", "; ".join(notes)[:MAX_PARAM])
-            self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-            self.client.set_tag(run_id, "winner", row)
-        except MlflowException as error:
-            self.fault = str(error).strip().splitlines()[0][:200]
-            log.warning("MLflow: %s; results stay on disk, --resume sends them", self.fault)
-
-    def finish(self, status: str, metrics: Mapping[str, float], files: Iterable[Path]) -> None:
-        """End the parent run with the winners' metrics and the sweep's artifacts."""
-        try:
-            if self.fault is None:
-                now = int(time.time() * 1000)
-                self.client.log_batch(
-                    self.parent, metrics=[Metric(k, v, now, 0) for k, v in metrics.items()]
-                )
-                for path in files:
-                    target = "recipes" if path.parent.name == "recipes" else None
-                    self.client.log_artifact(self.parent, str(path), target)
-                self.client.set_terminated(self.parent, status=status)
-        except Exception as error:  # the results are on disk; say it once
-            self.fault = str(error).strip().splitlines()[0][:200]
-            log.warning("MLflow: %s; results stay on disk, --resume sends them", self.fault)
-        self.worker.shutdown(wait=False)
 
 
-def run_name(entry: Entry) -> str:
-    """`task_arithmetic scale=0.3`."""
-    shown = {
-        name: f"{value:.6g}" if isinstance(value, float) else str(value)[:24]
-        for name, value in flat(entry.params).items()
-    }
-    return " ".join([entry.method, *(f"{name}={value}" for name, value in shown.items())])
+def made(client: MlflowClient, name: str, where: str, outputs: Path) -> str:
+    """The id of a new experiment; of the one that another sweep has just made."""
+    # A server has an artifact root of its own; a sqlite store would use the working directory.
+    local = where.startswith("sqlite:")
+    place = (outputs / "mlflow-artifacts" / name).resolve().as_uri() if local else None
+    try:
+        made_id: str = client.create_experiment(name, artifact_location=place, tags=EXPERIMENT_TAGS)
+        return made_id
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        found_id: str = found.experiment_id
+        return found_id
 
 
-def curve_metrics(entry: Entry, now: int) -> list[Metric]:
-    """Losses and coding range of a trial that learned, at their steps."""
-    return [
-        Metric(name, value, now, int(point["step"]))
-        for point in entry.curve
-        for name, value in point.items()
-        if name != "step"
-    ]
+def unusable(error: Exception) -> str:
+    """What `connect` says of a store."""
+    status = status_of(error)
+    if status == 401:
+        user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+        if user is None or "MLFLOW_TRACKING_PASSWORD" not in os.environ:
+            return f"asks for a user and a password; set {CREDENTIALS}"
+        return f"wrong user or password (user {user!r}); {CREDENTIALS} are asked for"
+    if status == 403:
+        user = os.environ.get("MLFLOW_TRACKING_USERNAME", "")
+        return f"user {user!r} may not write here; EDIT permission on the experiment is needed"
+    return f"cannot be used: {reason(error)}"
 
 
-def flat(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested parameters under dotted names.
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status of a fault; None for one that has none."""
+    if isinstance(error, MlflowException):
+        return int(error.get_http_status_code())
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return int(status) if status is not None else None
 
-    >>> flat({"weights": {"a": 1.0}, "scale": 0.3})
-    {'weights.a': 1.0, 'scale': 0.3}
+
+def passes(error: Exception) -> bool:
+    """Whether the same call may succeed later: the server or its database is away or busy.
+
+    >>> passes(ConnectionError("refused")), passes(ValueError("no such metric"))
+    (True, False)
     """
-    named: dict[str, Any] = {}
-    for key, value in params.items():
-        if isinstance(value, Mapping):
-            named |= flat(value, f"{prefix}{key}.")
-        else:
-            named[f"{prefix}{key}"] = value
-    return named
+    status = status_of(error)
+    if status is not None:
+        return status >= 500 or status in PASSING
+    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
 
 
-def millis(started: str, seconds: float = 0.0) -> int:
-    """Epoch milliseconds of an ISO time, plus seconds."""
-    return int((datetime.fromisoformat(started).timestamp() + seconds) * 1000)
+def reason(error: BaseException) -> str:
+    """A fault in a line of at most 200 characters; of a failed connection, what caused it.
+
+    >>> reason(OSError('Max retries exceeded (Caused by ResponseError("too many 503 answers"))'))
+    'too many 503 answers'
+    """
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    cause = re.split(r"\([\"']", text.partition("Caused by ")[2])[-1].rstrip(")\"'")
+    return (cause.rpartition(", '")[2] or text)[:200]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+import psutil
 import ray
 from ray import tune
 
@@ -16,8 +19,8 @@ from actors.fleet import Client
 from actors.recipes import BASE
 from actors.transport import fetched
 from fusion.registry import METHODS, Adaptive
-from sweeps.candidates import planned
-from sweeps.canonical import trial_key
+from sweeps.candidates import standing
+from sweeps.canonical import Context, trial_key
 from sweeps.folder import SweepFolder
 from sweeps.learning import Course
 from sweeps.ledger import Entry
@@ -33,7 +36,11 @@ TRIAL_MEMORY = 200 * 2**20
 asked for, so that trials queue at the fleet and not for cores that the replicas occupy."""
 
 IN_FLIGHT = 4
-"""Trials at a time: enough that each replica has the next call waiting when it ends one."""
+"""Trials at a time, at least."""
+
+PER_CORE = 8
+"""Trials at a time for each core of the driver's machine, at most: a process takes seconds of a
+core to start, and all may start there."""
 
 
 class Interrupted(Exception):
@@ -42,7 +49,7 @@ class Interrupted(Exception):
 
 def run_trials(
     spec: SweepSpec,
-    context: str,
+    context: str | Context,
     experts: Client,
     names: Iterable[str],
     folder: SweepFolder,
@@ -66,8 +73,9 @@ def run_trials(
         Interrupted: Ctrl-C; the trials in flight were ended.
     """
     done = folder.ledger.done()
-    progress.start("trials", sum(planned(spec).values()) + len(REFERENCES))
-    progress.advance("trials", len(done))
+    ready, total = standing(spec, context, {key: each.method for key, each in done.items()})
+    progress.start("trials", total)
+    progress.advance("trials", ready)
     # Embeddings and references need no Tune; they keep the replicas busy while it starts.
     warm = [experts.submit("embed", name, "select") for name in (*names, BASE)]
     references = {}
@@ -75,16 +83,18 @@ def run_trials(
         key = trial_key(method, {}, context)
         if key not in done:
             started = datetime.now(UTC).isoformat()
-            ref = experts.submit("evaluate", Recipe(method), "select")
-            references[key] = (method, started, ref)
+            payer = experts.named(key)
+            ref = payer.submit("evaluate", Recipe(method), "select")
+            references[key] = (method, started, payer, ref)
     known = {key: entry.metrics.get(spec.metric) for key, entry in done.items()}
     search = MethodSearch(spec, context, known)
-    if search.suggest("probe") != tune.search.Searcher.FINISHED:
-        tuned(spec, MethodSearch(spec, context, known), experts, folder, record, course)
+    if search.left():
+        tuned(spec, search, experts, folder, record, course)
     for ref in warm:
         fetched(ref)
-    for key, (method, started, ref) in references.items():
-        record(finished(key, method, fetched(ref), started))
+    for key, (method, started, payer, ref) in references.items():
+        entry = finished(key, method, fetched(ref), started)
+        record(replace(entry, busy_s=payer.spent()))
 
 
 def tuned(
@@ -121,7 +131,12 @@ def tuned(
             search_alg=search,
             scheduler=Halving(spec),
             num_samples=-1,
-            max_concurrent_trials=IN_FLIGHT,
+            max_concurrent_trials=in_flight(
+                experts.replicas,
+                not spec.methods.keys().isdisjoint(learns),
+                psutil.virtual_memory().available,
+                len(os.sched_getaffinity(0)),
+            ),
             reuse_actors=True,
             trial_name_creator=trial_name,
             trial_dirname_creator=trial_folder,
@@ -139,8 +154,27 @@ def tuned(
         if faults:
             raise faults[0] from None
         raise
-    if search.suggest("probe") != tune.search.Searcher.FINISHED:
+    if search.left():
         raise Interrupted
+
+
+def in_flight(replicas: int, learning: bool, memory: int, cores: int) -> int:
+    """Trials at a time: two a replica, so that its next call waits when it ends one.
+
+    Of more than `IN_FLIGHT`, the driver's machine must be able to hold all, in half of its free
+    memory: what they do to it, driver and replicas suffer.
+
+    Args:
+        replicas: of the fleet.
+        learning: whether there may be trials that learn, which take twice the memory.
+        memory: free bytes of the driver's machine.
+        cores: of it.
+
+    >>> [in_flight(n, False, 2**36, 16) for n in (1, 16, 64)]
+    [4, 32, 128]
+    """
+    each = TRIAL_MEMORY * (2 if learning else 1)
+    return max(IN_FLIGHT, min(2 * replicas, memory // 2 // each, PER_CORE * cores))
 
 
 def trial_name(trial: Any) -> str:

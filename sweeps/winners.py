@@ -42,7 +42,7 @@ def winners(entries: Iterable[Entry], metric: str = "acc/mean") -> list[Row]:
 
 
 def cost(entries: Sequence[Entry]) -> dict[str, float | None]:
-    """`wall_s`, `trial_s` and `peak_bytes` of one method's trials.
+    """`wall_s`, `trial_s` (mean), `peak_bytes` and `gpu_s` (sum) of one method's trials.
 
     Trials of many methods run side by side, so a method's wall time counts only the time in which
     at least one of its own was running.
@@ -57,6 +57,7 @@ def cost(entries: Sequence[Entry]) -> dict[str, float | None]:
         "wall_s": wall if spans else None,
         "trial_s": math.fsum(timed) / len(timed) if timed else None,
         "peak_bytes": max((entry.peak_bytes for entry in entries), default=0) or None,
+        "gpu_s": math.fsum(entry.gpu_s for entry in entries) or None,
     }
 
 

@@ -1,5 +1,6 @@
 """One Ray cluster for the whole test run, on loopback, of a stated size; one tiny pool."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -8,6 +9,7 @@ from sweeps import cluster
 from tests.tinypool import TinyPool, make_pool
 
 cluster.stay_on_loopback(None)  # before any test module imports ray
+os.environ.pop("MLFLOW_TRACKING_URI", None)  # no test sends to the user's server
 
 
 @pytest.fixture(scope="session")

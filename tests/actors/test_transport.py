@@ -8,6 +8,7 @@ import ray
 import torch
 
 from actors import transport
+from actors.models import blueprint
 from actors.replica import Replica, Setup, ShardActor
 from actors.transport import GpuToGpu, Stored, choose, pack, unpack
 from fusion.errors import InputError
@@ -177,7 +178,8 @@ def shards(parts, ray_cluster):
 def setup_of(parts):
     """A pickled reference to what the actors are built from."""
     pool, data, embeddings = parts.args
-    setup = Setup(pool.base, pool.tasks, pool.groups, plan_of(1, 2), "float32", data, embeddings)
+    base = blueprint(pool.base, pool.names)
+    setup = Setup(base, pool.tasks, pool.groups, plan_of(1, 2), "float32", data, embeddings)
     return ray.cloudpickle.dumps(ray.put(setup))
 
 

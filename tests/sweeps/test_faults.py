@@ -158,7 +158,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     # placement and mlflow
     (
         {"placement": "gpu"},
-        "placement: 'gpu': auto, or a mapping of replicas, shards, gpus, transport, dtype and"
+        "placement: 'gpu': auto, or a mapping of replicas, shards, gpus, labels, transport, dtype and"
         " device, allowed",
     ),
     (
@@ -167,7 +167,8 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"placement": {"gpus": 2}},
-        "placement.gpus: 2: a fraction of a GPU for each shard, or null (a whole one), allowed",
+        "placement.gpus: 2: a fraction of a GPU for each shard, auto, or null (a whole one),"
+        " allowed",
     ),
     (
         {"placement": {"replicas": 0}},

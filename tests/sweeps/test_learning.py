@@ -16,7 +16,8 @@ from actors.local import local_experts
 from actors.pool import open_pool
 from actors.tasks import Splits, TaskSource, open_task
 from fusion.errors import InputError
-from sweeps.learning import Course, learn, learned_file, state_file
+from sweeps.keeper import Folder
+from sweeps.learning import Course, learn, learned_name, sizes_of, state_name
 from tests.sweeps.learningpool import ADAMERGING, DAWE, make_extractor
 
 NAMES = ("lines", "tones", "blobs")
@@ -36,8 +37,9 @@ def parts(tiny_pool, tmp_path_factory):
     identity = {task: task for task in (*NAMES, "pretrained")}
     experts = local_experts(pool, data, EmbeddingCache(cache / "e", identity))
     course = Course(
-        pool.tasks, pool.groups, data, {(source, False): extractor}, Path(), frozenset({"dawe"})
-    )
+        pool.tasks, pool.groups, data, sizes_of(data), {(source, False): extractor},
+        Folder(Path()), frozenset({"dawe"}),
+    )  # fmt: skip
     return experts, course, source
 
 
@@ -53,7 +55,7 @@ def trial(method, parts, folder, **params):
     experts, course, source = parts
     given = {"extractor": source, **DAWE} if method == "dawe" else dict(ADAMERGING)
     config = {"method": method, "params": given | params, "trial_key": "k", "seed": 5}
-    return config, experts, replace(course, folder=folder)
+    return config, experts, replace(course, keep=Folder(folder))
 
 
 def run(method, parts, folder, **params):
@@ -63,7 +65,7 @@ def run(method, parts, folder, **params):
     learn(config, experts, course, lambda rung, found, state: reports.append(
         (rung, found.metrics(), state.step, [dict(p) for p in state.curve])
     ))  # fmt: skip
-    return reports, learned_file(folder, "k").read_bytes()
+    return reports, (folder / learned_name("k")).read_bytes()
 
 
 @pytest.mark.parametrize("method", ["dawe", "adamerging"])
@@ -83,7 +85,7 @@ def test_a_trial_interrupted_between_checkpoints_ends_the_same(method, parts, tm
 
     with pytest.raises(KeyboardInterrupt):
         learn(config, Dies(), course, lambda *_: None)
-    assert state_file(course.folder, "k").exists()  # of step 3
+    assert course.keep.get(state_name("k"))  # of step 3
     taken = []
 
     class Counts(Dies):
@@ -96,7 +98,7 @@ def test_a_trial_interrupted_between_checkpoints_ends_the_same(method, parts, tm
     steps = config["params"]["steps"]
     assert len(taken) == steps - 3  # what the checkpoint holds is not learned again
     assert resumed[-1] == whole[-1][:3]
-    assert learned_file(course.folder, "k").read_bytes() == learned
+    assert course.keep.get(learned_name("k")) == learned
 
 
 def test_rungs_are_reported_for_methods_with_a_scheduler_only(parts, tmp_path):
@@ -173,7 +175,6 @@ def test_features_of_another_width_are_one_line(parts, tmp_path):
 def test_a_damaged_checkpoint_starts_over(parts, tmp_path):
     _, learned = run("dawe", parts, tmp_path / "whole")
     config, experts, course = trial("dawe", parts, tmp_path / "bad")
-    course.folder.mkdir()
-    state_file(course.folder, "k").write_bytes(b"nonsense")
+    course.keep.put(state_name("k"), b"nonsense")
     learn(config, experts, course, lambda *_: None)
-    assert learned_file(course.folder, "k").read_bytes() == learned
+    assert course.keep.get(learned_name("k")) == learned

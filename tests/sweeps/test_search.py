@@ -340,3 +340,25 @@ def test_tune_runs_what_is_suggested(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert [str(error).count("on purpose") > 0 for error in results.errors] == [True]
     assert search.suggest("probe") == Searcher.FINISHED
+
+
+def test_looking_ahead_changes_no_suggestion():
+    plain, looked = MethodSearch(sweep()), MethodSearch(sweep())
+    for number in itertools.count():
+        assert looked.left() is looked.left()
+        expected = plain.suggest(str(number))
+        left = looked.left()
+        assert looked.suggest(str(number)) == expected
+        if expected == Searcher.FINISHED:
+            assert not left
+            return
+        assert left
+        assert isinstance(expected, dict)
+        for each in (plain, looked):
+            each.on_trial_complete(str(number), {"acc/mean": score(expected)})
+
+
+def test_what_was_looked_at_survives_a_copy():
+    looked = MethodSearch(sweep())
+    assert looked.left()
+    assert pickle.loads(pickle.dumps(looked)).suggest("0") == MethodSearch(sweep()).suggest("0")

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from fusion.errors import InputError
-from sweeps import tracking
+from sweeps import sender, tracking
 from sweeps.ledger import Entry
+from sweeps.tracker import Tracker
 
 ENTRY = Entry(
     "k1", "ties", "static", {"density": 0.2, "weights": {"a": 0.1}}, "done", "select",
@@ -29,9 +30,9 @@ def store(migrated, tmp_path):
     shutil.copy(migrated, tmp_path / "mlflow.db")
 
 
-def tracker(tmp_path, sweep_id="id1"):
+def tracker(tmp_path, sweep_id="id1", patience=0.2):
     client, experiment = tracking.connect(None, None, tmp_path)
-    return tracking.Tracker(client, experiment, "s", sweep_id, {"select": "val"})
+    return Tracker(client, experiment, "s", sweep_id, {"select": "val"}, patience=patience)
 
 
 def children(client, parent):
@@ -46,8 +47,8 @@ def test_a_trial_is_one_run_however_often_it_is_sent(tmp_path):
     first.trial(ENTRY)
     first.flush([ENTRY])
     again = tracker(tmp_path)  # the driver was killed, and the sweep resumed
-    assert again.parent == first.parent
     again.flush([ENTRY])
+    assert again.parent == first.parent
     (run,) = children(again.client, again.parent)
     assert run.data.tags["trial_key"] == "k1"
     assert run.data.metrics["acc/mean"] == 0.5
@@ -66,28 +67,152 @@ def test_a_failed_trial_is_failed_and_its_rerun_completes_the_same_run(tmp_path)
     tracker(tmp_path).flush([ENTRY])
     (run,) = children(sent.client, sent.parent)
     assert run.info.status == "FINISHED"
+    assert "error" not in run.data.tags
 
 
 def test_another_sweep_of_the_same_name_has_a_parent_of_its_own(tmp_path):
-    assert tracker(tmp_path, "id1").parent != tracker(tmp_path, "id2").parent
+    trackers = [tracker(tmp_path, "id1"), tracker(tmp_path, "id2")]
+    for each in trackers:
+        each.flush([])
+    assert all(each.parent for each in trackers)
+    assert trackers[0].parent != trackers[1].parent
 
 
-def test_a_store_that_dies_loses_nothing(tmp_path, monkeypatch, caplog):
+class Flaky:
+    """A client whose every call fails first: before it is carried out, or its answer is lost."""
+
+    def __init__(self, client, after):
+        self.client, self.after, self.calls = client, after, set()
+
+    def __getattr__(self, name):
+        call = getattr(self.client, name)
+
+        def flaky(*args, **options):
+            first = name not in self.calls
+            self.calls.add(name)
+            if first and not self.after:
+                raise ConnectionError("server gone")
+            answer = call(*args, **options)
+            if first:
+                raise ConnectionError("answer lost")
+            return answer
+
+        return flaky
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_store_that_goes_away_at_every_call_loses_and_doubles_nothing(
+    tmp_path, monkeypatch, after
+):
+    monkeypatch.setattr(sender, "FIRST", 0.01)
+    client, experiment = tracking.connect(None, None, tmp_path)
+    recipe = tmp_path / "ties.yaml"
+    recipe.write_text("method: ties\n")
+    sent = Tracker(Flaky(client, after), experiment, "s", "id1", {}, patience=5)
+    sent.trial(ENTRY)
+    sent.flush([ENTRY])
+    sent.winner("ties", "k1", {"acc/mean": 0.75, "acc/x": 0.75}, {"x": "digest"}, recipe)
+    sent.finish("FINISHED", {"test/acc/mean/ties": 0.75}, [recipe], note="### s")
+    assert sent.fault is None
+    (parent,) = client.search_runs([experiment], "tags.role = 'sweep'")
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics == {"test/acc/mean/ties": 0.75}
+    assert parent.data.tags["mlflow.note.content"] == "### s"
+    assert client.get_experiment(experiment).tags["mlflow.note.content"].startswith("### s\n")
+    (run,) = children(client, sent.parent)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["acc/mean"] == 0.5
+    for name in run.data.metrics:
+        assert len(client.get_metric_history(run.info.run_id, name)) == 1, name
+    (model,) = client.search_logged_models([experiment])
+    assert (model.name, model.status.value) == ("ties", "READY")
+    assert [o.model_id for o in run.outputs.model_outputs] == [model.model_id]
+
+
+def test_a_request_carried_out_after_it_was_given_up_leaves_one_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(sender, "FIRST", 0.01)
+    sent = tracker(tmp_path, patience=5)
+    sent.flush([])
+    create, late = sent.client.create_run, []
+
+    def slow(*args, **options):
+        if not late:
+            late.append((args, options))
+            raise ConnectionError("timed out")
+        return create(*args, **options)
+
+    monkeypatch.setattr(sent.client, "create_run", slow)
+    sent.trial(ENTRY)
+    sent.sender.drain()
+    create(*late[0][0], **late[0][1])  # the server had been slow, not dead
+    assert len(children(sent.client, sent.parent)) == 2
+    sent.flush([ENTRY])
+    (run,) = children(sent.client, sent.parent)
+    assert (run.info.run_id, run.info.status) == (sent.run_id("k1"), "FINISHED")
+
+
+def test_a_store_that_stays_away_is_given_up_and_resumed(tmp_path, monkeypatch, caplog):
     sent = tracker(tmp_path)
-    create = sent.client.create_run
+    sent.flush([])
 
     def dead(*_args, **_options):
         raise ConnectionError("server gone")
 
-    monkeypatch.setattr(sent.client, "create_run", dead)
+    for name in ("create_run", "get_experiment", "get_run", "log_batch"):
+        monkeypatch.setattr(sent.client, name, dead)
     sent.trial(ENTRY)
-    sent.flush([])
+    sent.flush([ENTRY])
+    sent.finish("FINISHED", {}, [])
     assert sent.fault == "server gone"
     assert caplog.text.count("--resume sends them") == 1
-    monkeypatch.setattr(sent.client, "create_run", create)
     resumed = tracker(tmp_path)
     resumed.flush([ENTRY])
     assert len(children(resumed.client, resumed.parent)) == 1
+
+
+def test_how_long_to_wait_is_checked_before_anything_starts(tmp_path, monkeypatch):
+    monkeypatch.setenv("FUSION_SWEEPS_MLFLOW_WAIT", "soon")
+    with pytest.raises(InputError, match="'soon': a number of seconds allowed"):
+        tracking.connect(None, None, tmp_path)
+    monkeypatch.setenv("FUSION_SWEEPS_MLFLOW_WAIT", "2.5")
+    assert tracker(tmp_path, patience=None).sender.patience == 2.5
+
+
+def test_cost_and_vitals_are_system_metrics(tmp_path):
+    client, experiment = tracking.connect(None, None, tmp_path)
+    sent = Tracker(client, experiment, "s", "id1", {}, watch=tmp_path)
+    sent.flush([replace(ENTRY, busy_s=3.5, gpu_s=1.75, peak_bytes=2_000_000)])
+    sent.finish("FINISHED", {}, [])
+    metrics = client.get_run(sent.run_id("k1")).data.metrics
+    assert metrics["system/gpu_seconds"] == 1.75
+    assert metrics["system/busy_seconds"] == 3.5
+    assert metrics["system/peak_memory_megabytes"] == 2
+    driver = client.get_run(sent.parent).data.metrics
+    assert driver["trials"] == 1
+    assert 0 < driver["system/driver_memory_megabytes"] < 10**5
+    assert 0 <= driver["system/system_memory_usage_percentage"] <= 100
+
+
+def test_the_winner_of_an_extended_sweep_replaces_the_old_one(tmp_path):
+    sent, other = tracker(tmp_path), replace(ENTRY, trial_key="k2", params={"density": 0.5})
+    sent.flush([ENTRY, other])
+    for key in ("k1", "k2"):
+        sent.winner("ties", key, {"acc/mean": 0.75}, {}, None)
+    won = [
+        run.info.run_id for run in children(sent.client, sent.parent) if "winner" in run.data.tags
+    ]
+    assert won == [sent.run_id("k2")]
+    models = sent.client.search_logged_models([sent.experiment])
+    assert [model.source_run_id for model in models] == won
+
+
+def test_the_experiment_describes_its_newest_sweeps(tmp_path):
+    for number in range(7):
+        each = tracker(tmp_path, f"id{number}")
+        each.finish("FINISHED", {}, [], note=f"### sweep {number}")
+    page = each.client.get_experiment(each.experiment).tags["mlflow.note.content"]
+    assert page.splitlines()[:9:2] == [f"### sweep {number}" for number in (6, 5, 4, 3, 2)]
+    assert page.endswith(f"(#/experiments/{each.experiment}/runs?viewStateShareKey=winners)")
 
 
 def test_a_winner_is_one_logged_model_with_metrics_and_datasets(tmp_path):

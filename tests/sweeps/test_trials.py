@@ -13,7 +13,7 @@ from fusion.errors import InputError
 from sweeps.folder import SweepFolder
 from sweeps.progress import Progress
 from sweeps.spec import validate
-from sweeps.trials import run_trials
+from sweeps.trials import IN_FLIGHT, in_flight, run_trials
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -58,7 +58,7 @@ def run(spec, folder, log, record=None):
         keep = record or folder.ledger.add
         replica = ray.remote(Fake).options(num_cpus=0).remote(log)
         group = ray.util.placement_group([{"CPU": 0.1}])
-        lanes = ray.cloudpickle.dumps([Lane(replica, group)])
+        lanes = ray.cloudpickle.dumps([Lane(0, replica, group)])
         desk = ray.remote(Desk).options(num_cpus=0).remote(lanes, 60.0)
         try:
             run_trials(spec, "ctx", Client(desk), ["x"], folder, keep, progress)
@@ -95,3 +95,20 @@ def test_a_ledger_that_cannot_be_written_ends_the_sweep_with_its_line(spec, tmp_
 
     with pytest.raises(InputError, match="No space left on device"):
         run(spec, SweepFolder(tmp_path / "t"), tmp_path / "log", full)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "learning", "gigabytes", "cores", "trials"),
+    [
+        (1, False, 64, 16, IN_FLIGHT),
+        (2, True, 1, 1, IN_FLIGHT),  # as it was: small machines are Ray's to guard
+        (64, False, 256, 16, 128),
+        (64, False, 20, 16, 51),  # half of 20 GiB in pieces of 200 MiB
+        (64, True, 20, 16, 25),
+        (64, False, 256, 2, 16),
+    ],
+)
+def test_as_many_trials_as_replicas_and_the_driver_take(
+    replicas, learning, gigabytes, cores, trials
+):
+    assert in_flight(replicas, learning, gigabytes * 2**30, cores) == trials

@@ -1,0 +1,88 @@
+"""The comparison as Markdown, for a description in MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sweeps import wording
+from sweeps.compare import REFERENCES, Comparison, Row
+from sweeps.table import interval, marks
+
+WIDE = 10
+"""More tasks than this get no columns."""
+
+
+def described(comparison: Comparison) -> str:
+    """The whole comparison in its first line, which is all that a folded page shows; the table."""
+    lines = [headline(comparison), "", *table(comparison)]
+    chosen = wording.selection(comparison.select_on, comparison.report_on, comparison.metric)
+    count = sum(row.trials for row in comparison.rows)
+    lines += ["", f"Accuracy in %, 95 % interval; {chosen}; {wording.count(count, 'trial')}."]
+    lines += [f"{escaped(mark)} {escaped(note)}" for note, mark in marks(comparison).items()]
+    if comparison.created:
+        lines.append(wording.moment(comparison.created) + ".")
+    return "\n".join(lines)
+
+
+def headline(comparison: Comparison) -> str:
+    """Name and mean accuracies, best first; references in brackets."""
+    fused = [row for row in reversed(comparison.rows) if row.method not in REFERENCES]
+    shown = ", ".join(scored(comparison, row) for row in fused)
+    apart = ", ".join(scored(comparison, r) for r in comparison.rows if r.method in REFERENCES)
+    tail = f" ({apart})" if apart else ""
+    return f"**{escaped(comparison.sweep)}**, {split(comparison)} accuracy in %: {shown}{tail}"
+
+
+def scored(comparison: Comparison, row: Row) -> str:
+    """`ties 62.7`; the best stands out."""
+    text = f"{escaped(row.method)} {wording.percent(row.score)}"
+    return f"**{text}**" if row is comparison.best else text
+
+
+def split(comparison: Comparison) -> str:
+    """The split that the rows' scores are of."""
+    tested = any(row.test for row in comparison.rows)
+    return comparison.report_on if tested else comparison.select_on
+
+
+def table(comparison: Comparison) -> list[str]:
+    """The rows, best first: what is looked for stands where the eye begins."""
+    tasks = comparison.tasks if len(comparison.tasks) <= WIDE else ()
+    tested = any(row.test for row in comparison.rows)
+    head = ["method", "parameters", comparison.select_on]
+    head += [comparison.report_on] if tested else []
+    head += [*tasks, "trials", "a trial", "peak"]
+    marked = marks(comparison)
+    lines = [line(head), "|---|---" + "|--:" * (len(head) - 2) + "|"]
+    for row in reversed(comparison.rows):
+        metrics = row.test if tested else row.val
+        name = " ".join([row.method, *(marked[note] for note in row.notes)])
+        cells = [escaped(name), words(row) or wording.MISSING]
+        cells.append(wording.percent(row.val.get("acc/mean")))
+        cells += [interval(row)] if tested else []
+        cells += [wording.percent(metrics.get(f"acc/{task}")) for task in tasks]
+        cells.append(str(row.trials) if row.trials else wording.MISSING)
+        cells.append(wording.seconds(row.cost.get("trial_s")))
+        cells.append(wording.size(row.cost.get("peak_bytes")))
+        best = row is comparison.best
+        lines.append(line([f"**{cells[0]}**", *cells[1:]] if best else cells))
+    return lines
+
+
+def words(row: Row) -> str:
+    """`density=0.2 scale=1.0`, as code."""
+    return " ".join(f"`{word}`" for word in wording.params_words(row.params, limit=20))
+
+
+def line(cells: Sequence[str]) -> str:
+    """One line of a table."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def escaped(text: str) -> str:
+    """Names with underscores and stars, as they are.
+
+    >>> escaped("wise_ft *")
+    'wise\\\\_ft \\\\*'
+    """
+    return text.replace("_", "\\_").replace("*", "\\*")

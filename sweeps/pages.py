@@ -1,0 +1,85 @@
+"""What MLflow's pages show of an experiment: descriptions, and a table of winners.
+
+MLflow shows the tag `mlflow.note.content` as a description. The table is a "shared view" of its
+run list: a tag that its page reads (tried with MLflow 3.17; no public interface, and where a later
+version does not know it, the link opens the plain list).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+NOTE = "mlflow.note.content"
+"""The tag that MLflow shows as a description, read as Markdown."""
+
+MAX_NOTE, MAX_PAGE = 8000, 20000
+"""Characters MLflow takes in the description of a run, and of an experiment."""
+
+SHOWN = 5
+"""Sweeps whose comparison stands in the description of their experiment."""
+
+KEY = "winners"
+
+COLUMNS = (
+    "metrics.`test/acc/mean`",
+    "metrics.`acc/mean`",
+    "tags.`winner`",
+    "tags.`sweep`",
+    "attributes.`Models`",
+    "metrics.`trial_s`",
+    "metrics.`peak_bytes`",
+    "metrics.`system/gpu_seconds`",
+)
+
+VIEW = json.dumps(
+    {
+        "searchFilter": "tags.winner != ''",
+        "orderByKey": "metrics.`test/acc/mean`",
+        "orderByAsc": False,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "modelVersionFilter": "All Runs",
+        "datasetsFilter": [],
+        "selectedColumns": list(COLUMNS),
+        "columnOrder": [],
+        "columnWidths": {},
+        "runsExpanded": {},
+        "runsPinned": [],
+        "runsHidden": [],
+        "runsVisibilityMap": {},
+        "runsHiddenMode": "FIRST_10_RUNS",
+        "groupBy": None,
+        "groupsExpanded": {},
+        "useGroupedValuesInCharts": True,
+        "hideEmptyCharts": True,
+        "autoRefreshEnabled": True,
+        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0},
+    }
+)
+
+EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",  # its page opens on runs, not on traces
+    f"mlflow.sharedViewState.{KEY}": VIEW,
+}
+
+
+def page(experiment: str, notes: Iterable[str]) -> str:
+    """The description of an experiment: as many notes as fit, and the way to the winners.
+
+    >>> print(page("7", ["**a**"]))
+    **a**
+    <BLANKLINE>
+    [The winners of all sweeps, best first](#/experiments/7/runs?viewStateShareKey=winners)
+    """
+    link = f"#/experiments/{experiment}/runs?viewStateShareKey={KEY}"
+    last = f"[The winners of all sweeps, best first]({link})"
+    return fitted("\n\n".join(notes), MAX_PAGE - len(last) - 2) + f"\n\n{last}"
+
+
+def fitted(text: str, most: int) -> str:
+    """The leading lines of a text that fit."""
+    lines = text.splitlines()
+    while len("\n".join(lines)) > most:
+        lines.pop()
+    return "\n".join(lines)

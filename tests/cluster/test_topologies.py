@@ -1,0 +1,64 @@
+"""Eight nodes on this machine: placement as planned, nodes that come and go, too little memory."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.sweeps.test_run import comparison
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+
+SCRIPT = Path(__file__).with_name("topologies_script.py")
+METHODS = {
+    "task_arithmetic": {"scale": {"grid": [round(0.02 * i, 2) for i in range(1, 51)]}},
+    "ties": {"density": {"choice": [0.2, 0.5]}, "scale": {"uniform": [0.2, 1.0]}, "trials": 20},
+}
+"""Enough trials that something can happen in mid-sweep."""
+
+
+def run(*words: object, cwd: Path) -> str:
+    """A part of the script, in a process and a Ray of its own."""
+    done = subprocess.run(
+        [sys.executable, SCRIPT, *map(str, words)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=850,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_pool, tmp_path_factory):
+    """The spec, and the folder of the same sweep on one machine."""
+    cwd = tmp_path_factory.mktemp("alone")
+    os.environ["FUSION_SWEEPS_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
+    spec = tiny_pool.write(cwd / "tiny.yaml", methods=METHODS)
+    done = subprocess.run(
+        [sys.executable, "-m", "sweeps", "run", spec],
+        cwd=cwd, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return spec, cwd / "outputs/tiny"
+
+
+def test_replicas_and_shards_go_where_they_were_planned(tmp_path):
+    assert run("placement", cwd=tmp_path).endswith('"all well"\n')
+
+
+def test_nodes_that_come_and_go_and_a_killed_driver_change_nothing(alone, tmp_path):
+    spec, folder = alone
+    run("coming_and_going", spec, tmp_path, cwd=tmp_path)
+    assert comparison(tmp_path / "outputs/tiny") == comparison(folder)
+
+
+def test_a_replica_killed_for_memory_changes_nothing(alone, tmp_path):
+    spec, folder = alone
+    said = run("memory", spec, tmp_path, cwd=tmp_path)
+    assert "went" in said
+    assert comparison(tmp_path / "outputs/tiny") == comparison(folder)
