@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,6 @@ from ray.util.placement_group import PlacementGroup, placement_group_table
 from actors.meter import Meter
 from actors.metrics import gauge
 from actors.names import call_name
-from fusion.errors import InputError
 
 PATIENCE = 300.0
 """Seconds that a call waits for a place that its replica lost, where there is no other replica."""
@@ -29,10 +28,6 @@ FAILOVER = 10.0
 
 PULSE = 2.0
 """Seconds between looks at whether replicas still have their places."""
-
-
-class Unplaced(InputError):
-    """The cluster has no room for a replica: one line saying what is needed, and what is there."""
 
 
 @dataclass
@@ -130,7 +125,7 @@ class Desk:
             while True:
                 while not (await asyncio.wait([got], timeout=PULSE))[0]:
                     if self.hopeless():
-                        raise Unplaced(shortage([lane.group for lane in self.lanes]))
+                        raise unplaced([lane.group for lane in self.lanes])
                 if got.result().well:
                     return got.result()
                 self.give(got.result())
@@ -161,7 +156,7 @@ class Desk:
             if lane.gone or lane.lost() > (FAILOVER if others else self.patience):
                 result.cancel()
                 if not others and not lane.gone:
-                    raise Unplaced(shortage([each.group for each in self.lanes]))
+                    raise unplaced([each.group for each in self.lanes])
                 return False, None
         try:
             return True, result.result()
@@ -194,17 +189,8 @@ def placed(group: PlacementGroup) -> bool:
     return bool(placement_group_table(group)["state"] == "CREATED")
 
 
-def shortage(groups: Sequence[PlacementGroup]) -> str:
-    """What these placement groups need, and what is there, in one line."""
-    different = {group.id: group for group in groups}.values()
-    lost = [group for group in different if not placed(group)]
-    specs: list[Mapping[str, float]] = [spec for group in lost for spec in group.bundle_specs]
-    each = " and ".join(f"{amount:g} {kind}" for kind, amount in specs[0].items()) if specs else ""
-    there, free = (
-        ", ".join(f"{found.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
-        for found in (ray.cluster_resources(), ray.available_resources())
-    )
-    return (
-        f"fleet: no place for {len(lost)} of {len(different)} replicas: {len(specs)} shards need"
-        f" {each} each; the cluster has {there} in all, {free} free"
-    )
+def unplaced(groups: Sequence[PlacementGroup]) -> Exception:
+    """What is raised where none of these has a place; imported late, as it brings torch."""
+    from actors.unplaced import Unplaced, shortage
+
+    return Unplaced(shortage(groups))

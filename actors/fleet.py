@@ -24,8 +24,7 @@ from ray.util.scheduling_strategies import (
 )
 from torch import Tensor
 
-from actors.desk import PATIENCE, Desk, Lane, placed, shortage
-from actors.desk import Unplaced as Unplaced
+from actors.desk import PATIENCE, Desk, Lane, placed
 from actors.embeddings import EmbeddingCache
 from actors.experts import Evaluation, Recipe, TaskData
 from actors.labels import selector
@@ -37,6 +36,8 @@ from actors.replica import LANES, Replica, Setup, ShardActor
 from actors.segments import segment_names
 from actors.spread import home
 from actors.transport import fetched
+from actors.unplaced import Unplaced as Unplaced
+from actors.unplaced import shortage
 from fusion.errors import InputError
 from fusion.learning import Gradient, Lesson
 from fusion.trim import Trim

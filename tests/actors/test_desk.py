@@ -7,7 +7,8 @@ import pytest
 import ray
 
 from actors import desk as module
-from actors.desk import Desk, Lane, Unplaced
+from actors.desk import Desk, Lane
+from actors.unplaced import Unplaced
 
 
 class Id(str):

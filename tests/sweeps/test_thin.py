@@ -3,9 +3,13 @@
 import subprocess
 import sys
 
+import pytest
 
-def test_a_trial_process_imports_no_torch():
+
+@pytest.mark.parametrize("module", ["sweeps.thin", "actors.desk"])
+def test_a_trial_process_imports_no_torch(module):
+    """It imports `thin`, and `desk` when it is handed the desk."""
     heavy = ("torch", "mlflow", "fusion")
-    code = f"import sys, sweeps.thin; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
