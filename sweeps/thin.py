@@ -19,7 +19,8 @@ def run_trial(config: Mapping[str, Any], client: bytes, desk: Any, course: bytes
     """The trainable: one suggestion of `MethodSearch`, measured on the select split.
 
     Reports the metrics and, under `entry`, the fields of a ledger entry; `status` says whether it
-    failed, and then the error is raised as well, for Tune to see. A method that learns reports on
+    failed. Nothing is raised: to Tune, a trial that raised is one whose process died, and those run
+    again. A method that learns reports on
     the way as well, with `rung` below 9: what stands there counts where a scheduler stops it.
 
     Args:
@@ -42,7 +43,7 @@ def run_trial(config: Mapping[str, Any], client: bytes, desk: Any, course: bytes
         said = reason if reason.startswith(kind) else f"{kind}: {reason}"
         entry |= {"status": "failed", "error": said[:1000]}
         tune.report({"entry": {**entry, "ended": datetime.now(UTC).isoformat()}})
-        raise
+        return
     entry |= {**found, "status": "done", "ended": datetime.now(UTC).isoformat()}
     tune.report({**found["metrics"], "entry": entry})
 

@@ -43,6 +43,10 @@ PER_CORE = 8
 core to start, and all may start there."""
 
 
+RESTARTS = 3
+"""How often a trial runs again whose process died: with a node, say, or for want of memory."""
+
+
 class Interrupted(Exception):
     """Ctrl-C: everything finished is kept, and the sweep can be resumed."""
 
@@ -145,6 +149,7 @@ def tuned(
             name=folder.tune.name,
             storage_path=str(folder.path.resolve()),
             callbacks=[Recorder(guarded)],
+            failure_config=tune.FailureConfig(max_failures=RESTARTS),
             verbose=0,
         ),
     )

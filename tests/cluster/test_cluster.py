@@ -87,6 +87,15 @@ def test_a_lost_terminal_loses_nothing(site: Site, submitted: str) -> None:
     assert {"task_arithmetic", "ties", "dawe"} <= {row["method"] for row in rows}
 
 
+def test_what_else_the_docs_do_with_the_launcher(site: Site, submitted: str) -> None:
+    assert "Active:" in site.user.ray("exec", "cluster.yaml", "ray status").stdout
+    said = site.user.ray("exec", "cluster.yaml", "sweeps report several-hosts").stdout
+    assert "task_arithmetic" in said
+    (site.user.project / "mine.yaml").write_text(SPEC.read_text())
+    site.user.ray("rsync-up", "cluster.yaml", "mine.yaml", "~/mine.yaml")
+    assert (site.head.home / "mine.yaml").read_text() == SPEC.read_text()
+
+
 def test_wrong_input_ends_in_one_line_and_starts_nothing(site: Site) -> None:
     before = site.head.run("ray job list").stdout.count("submission_id")
     lines = {

@@ -13,8 +13,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 SCRIPT = Path(__file__).with_name("topologies_script.py")
 METHODS = {
-    "task_arithmetic": {"scale": {"grid": [round(0.02 * i, 2) for i in range(1, 51)]}},
-    "ties": {"density": {"choice": [0.2, 0.5]}, "scale": {"uniform": [0.2, 1.0]}, "trials": 20},
+    "task_arithmetic": {"scale": {"grid": [round(0.005 * i, 3) for i in range(1, 201)]}},
+    "ties": {"density": {"choice": [0.2, 0.5]}, "scale": {"uniform": [0.2, 1.0]}, "trials": 60},
 }
 """Enough trials that something can happen in mid-sweep."""
 

@@ -158,8 +158,8 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     # placement and mlflow
     (
         {"placement": "gpu"},
-        "placement: 'gpu': auto, or a mapping of replicas, shards, gpus, labels, transport, dtype and"
-        " device, allowed",
+        "placement: 'gpu': auto, or a mapping of replicas, shards, gpus, labels, transport, dtype"
+        " and device, allowed",
     ),
     (
         {"placement": {"shards": 0}},
