@@ -243,9 +243,11 @@ def test_cost_counts_time_in_which_a_trial_ran():
     # 0 to 2 and 1 to 3 overlap; 30 to 32 stands alone; the last queued from 40 and ran from 48.
     queued = at(40, "d", ended="2026-03-01T09:00:50+00:00")
     row = winners([at(0, "a"), at(1, "b", peak_bytes=300), at(30, "c"), queued])[0]
-    assert row.cost == {"wall_s": 7.0, "trial_s": 2.0, "peak_bytes": 300}
+    assert row.cost == {"wall_s": 7.0, "trial_s": 2.0, "peak_bytes": 300, "gpu_s": None}
     bare = winners([entry("a", "ties", None, started="", trial_s=0.0, peak_bytes=0)])[0]
-    assert bare.cost == {"wall_s": None, "trial_s": None, "peak_bytes": None}
+    assert bare.cost == {"wall_s": None, "trial_s": None, "peak_bytes": None, "gpu_s": None}
+    paid = winners([at(0, "a", gpu_s=0.5), at(1, "b", gpu_s=1.25)])[0]
+    assert paid.cost["gpu_s"] == 1.75  # of all trials
 
 
 def store(path, rows) -> None:

@@ -105,6 +105,7 @@ def test_killed_while_learning_and_resumed_equals_undisturbed(folder, undisturbe
     assert comparison(tmp_path / "outputs/learning") == undisturbed
 
 
+@pytest.mark.slow
 def test_shards_give_what_replicas_give(folder, undisturbed, tmp_path):
     """The same sweep over two shards of one model: the same table, to the last digit."""
     done = sweeps(
