@@ -44,7 +44,7 @@ class Lane:
     """Whether the replica was given up."""
 
     def lost(self) -> float:
-        """Seconds since it last had its place; below `2 * PULSE` it still has it."""
+        """Seconds since it was last seen to have its place; a few where it has it still."""
         return time.monotonic() - self.seen
 
     @property

@@ -129,7 +129,7 @@ class Fleet:
             patience: seconds that calls wait where no replica has a place any more.
             transport: how activations travel between shards; see `transport.choose`.
             readers: ids of nodes that see the checkpoints: the weights' blocks are read there in
-                turn, and pulled from there by other nodes. None: wherever Ray likes.
+                turn, and pulled from there by other nodes. Empty: wherever Ray likes.
             sweep: its name, for those of the actors; one fleet at a time has it.
         """
         base = blueprint(pool.base, pool.names)

@@ -162,5 +162,9 @@ def read_from(nodes: Iterable[str], found: Mapping[str, Found], files: Sequence[
     >>> read_from(["n1", "n2"], {"n1": there}, ["a", "b"])
     ['n1']
     """
-    seeing = [n for n in nodes if n in found and found[n].sees.issuperset(files)]
-    return seeing or [own_id()]
+    return seeing(nodes, found, files) or [own_id()]
+
+
+def seeing(nodes: Iterable[str], found: Mapping[str, Found], files: Sequence[str]) -> list[str]:
+    """The nodes, of those given, that see all these files."""
+    return [node for node in nodes if node in found and found[node].sees.issuperset(files)]

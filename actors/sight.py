@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import ray
 
 from actors.labels import selector
-from actors.nodes import ask
+from actors.nodes import ask, seeing
 
 
 def workplaces(files: Iterable[str]) -> dict[str, str] | None:
@@ -27,7 +27,7 @@ def workplaces(files: Iterable[str]) -> dict[str, str] | None:
         return {}
     wanted = sorted(set(files))
     found = ask(dict.fromkeys(able, False), wanted)
-    seeing = [node for node in able if node in found and found[node].sees.issuperset(wanted)]
-    if seeing == able:
+    good = seeing(able, found, wanted)
+    if good == able:
         return {}
-    return selector(tuple(seeing), {}) if seeing else None
+    return selector(tuple(good), {}) if good else None

@@ -266,19 +266,19 @@ def log_winners(
         if row.trial_key is None:
             continue
         path = folder.path / row.recipe if row.recipe else None
-        metrics = {name: value for name, value in row.test.items() if value is not None}
+        tested = {name: value for name, value in row.test.items() if value is not None}
         learned = path.with_suffix(".safetensors") if path else None
         tracker.winner(
             row.method,
             row.trial_key,
-            metrics,
+            tested,
             datasets,
             path,
             notes=row.notes,
             files=[learned] if learned and learned.exists() else [],
         )
-        if "acc/mean" in metrics:
-            summary[f"test/acc/mean/{row.method}"] = metrics["acc/mean"]
+        if "acc/mean" in tested:
+            summary[f"test/acc/mean/{row.method}"] = tested["acc/mean"]
     names = ("comparison.json", "comparison.parquet", "report.html", "spec.yaml")
     files = [folder.path / name for name in names]
     files += [

@@ -18,6 +18,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from actors.atomic import replacing
+from actors.checkpoints import one_line
 from fusion.errors import InputError
 
 T = TypeVar("T")
@@ -163,5 +164,4 @@ def asked(store: Store, question: Callable[[], T]) -> T:
 
 def reason(error: BaseException) -> str:
     """An error in at most one line."""
-    text = " ".join(str(error).split())[:200]
-    return text or type(error).__name__
+    return one_line(error)[:200]

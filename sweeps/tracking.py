@@ -1,6 +1,6 @@
 """MLflow: where it is, whether it may be used, and which of its faults pass.
 
-This file, `tracker.py` and `runs.py` are the only ones that know MLflow.
+This file, `tracker.py`, `runs.py` and `logged.py` are the only ones that know MLflow.
 """
 
 from __future__ import annotations

@@ -42,7 +42,6 @@ PER_CORE = 8
 """Trials at a time for each core of the driver's machine, at most: a process takes seconds of a
 core to start, and all may start there."""
 
-
 RESTARTS = 3
 """How often a trial runs again whose process died: with a node, say, or for want of memory."""
 
@@ -143,7 +142,7 @@ def tuned(
             ),
             reuse_actors=True,
             trial_name_creator=trial_name,
-            trial_dirname_creator=trial_folder,
+            trial_dirname_creator=trial_name,
         ),
         run_config=tune.RunConfig(
             name=folder.tune.name,
@@ -183,10 +182,5 @@ def in_flight(replicas: int, learning: bool, memory: int, cores: int) -> int:
 
 
 def trial_name(trial: Any) -> str:
-    """`ties-3f2a…`: what Tune, its dashboard and TensorBoard call a trial."""
+    """`ties-3f2a…`: what Tune, its dashboard and TensorBoard call a trial, and its folder."""
     return f"{trial.config['method']}-{trial.config['trial_key']}"
-
-
-def trial_folder(trial: Any) -> str:
-    """Its folder under `tune/`."""
-    return trial_name(trial)

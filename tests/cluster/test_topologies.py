@@ -48,7 +48,7 @@ def alone(tiny_pool, tmp_path_factory):
 
 
 def test_replicas_and_shards_go_where_they_were_planned(tmp_path):
-    assert run("placement", cwd=tmp_path).endswith('"all well"\n')
+    assert run("placement", cwd=tmp_path).endswith("all well\n")
 
 
 def test_a_node_that_goes_and_a_killed_driver_change_nothing(alone, tmp_path):

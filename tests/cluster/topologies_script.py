@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -11,6 +10,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from sweeps import cluster
@@ -25,7 +25,7 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from ray.util.placement_group import placement_group_table, remove_placement_group  # noqa: E402
 
 from actors.fleet import reserve  # noqa: E402
-from actors.placement import Load, Plan, plan  # noqa: E402
+from actors.placement import Load, Plan, Resources, plan  # noqa: E402
 from tests.actors.sharded import wait_until  # noqa: E402
 
 STORE = 80 * 2**20
@@ -103,12 +103,11 @@ def placement() -> None:
     )
     # Of unequal GPUs (told, since logical ones have no memory) only the large ones are taken.
     large = {node.id for node in there.nodes if node.gpus == 4}
-    told = [
-        node.__class__(**{**vars(node), "gpu_memory": (80 if node.id in large else 1) * 10**9})
-        for node in there.nodes
-    ]
+    told = tuple(
+        replace(node, gpu_memory=(80 if node.id in large else 1) * 10**9) for node in there.nodes
+    )
     heavy = Load(segments=(10**9,) * 2, experts=4)
-    fits = plan(heavy, there.__class__(tuple(told)), device="cuda", shards=1, replicas=5)
+    fits = plan(heavy, Resources(told), device="cuda", shards=1, replicas=5)
     assert {node for (node,) in reserved(fits)} == large
     ray.shutdown()
     nodes.shutdown()
@@ -139,18 +138,18 @@ def finished(driver: subprocess.Popen[str], cwd: Path) -> str:
     return said
 
 
-def eight(cpus: int = 1, **system: object) -> tuple[Cluster, list[object]]:
+def eight() -> tuple[Cluster, list[object]]:
     """A head and three workers without cores, and four workers with one for a replica each: more
     replicas than that only wait for each other on a small machine."""
     nodes = Cluster(
         initialize_head=True,
         head_node_args={
             "num_cpus": 0, "num_gpus": 0, "object_store_memory": STORE,
-            "include_dashboard": False, "_system_config": system,
+            "include_dashboard": False,
         },
     )  # fmt: skip
     workers = [
-        nodes.add_node(num_cpus=cpus if index < 4 else 0, object_store_memory=STORE)
+        nodes.add_node(num_cpus=1 if index < 4 else 0, object_store_memory=STORE)
         for index in range(7)
     ]
     ray.init(address=nodes.address, log_to_driver=False)
@@ -282,4 +281,4 @@ if __name__ == "__main__":
         "memory": memory,
     }
     parts[part](*map(Path, rest))
-    say(json.dumps("all well"))
+    say("all well")
