@@ -16,6 +16,7 @@ from typing import Any
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table
 
+from actors.crew import Crew
 from actors.meter import Meter
 from actors.metrics import gauge
 from actors.names import call_name
@@ -28,6 +29,9 @@ FAILOVER = 10.0
 
 PULSE = 2.0
 """Seconds between looks at whether replicas still have their places."""
+
+GLANCE = 0.05
+"""Seconds between looks at whether all trials have a process."""
 
 
 @dataclass
@@ -64,6 +68,7 @@ class Desk:
         self.idle: list[Lane] = []
         """Lanes that lost their place; they are free again when they have one."""
         self.meter = Meter()
+        self.crew = Crew()
         self.waiting = 0
         self.watch: asyncio.Task[None] | None = None
         self.take(ray.cloudpickle.loads(lanes))
@@ -92,16 +97,28 @@ class Desk:
         """Seconds that replicas have worked for a label."""
         return self.meter.of(label)
 
+    async def expect(self, label: str) -> None:
+        """A trial was given to Tune; see `actors.crew`."""
+        self.crew.expect(label)
+
     async def call(self, method: str, *args: Any, label: str = "") -> Any:
         """`method(*args)` on the next free replica; a caller that dies leaves nothing behind.
 
-        `label`: who pays, see `spent`.
+        `label`: who pays, see `spent`. A measurement is told when all trials have a process.
 
         Raises:
             Unplaced: no replica has had a place for longer than `patience`.
         """
+        self.crew.arrived(label)
         if self.watch is None:
             self.watch = asyncio.ensure_future(self.look())
+        result = await self.served(method, args, label)
+        while method == "measure" and not self.crew.complete():
+            await asyncio.sleep(GLANCE)
+        return result
+
+    async def served(self, method: str, args: tuple[Any, ...], label: str) -> Any:
+        """The result, from whichever replica comes to give it."""
         while True:
             lane = await self.next()
             self.meter.start(lane.number, label)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
         *,
         batch: int = BATCH,
         metric: str | None = None,
+        told: Callable[[str], object] | None = None,
     ) -> None:
         """A searcher that has suggested nothing yet.
 
@@ -66,11 +67,13 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
             known: Results of finished trials, which are not suggested again; None for a failed one.
             batch: How many trials TPE and CMA-ES are asked for at once.
             metric: The metric's name in reported results, when it is not the spec's.
+            told: Hears the key of each trial that is suggested; not saved.
         """
         super().__init__(metric=metric or spec.metric, mode=spec.mode)
         self._spec, self._context, self._batch = spec, context, batch
         self._results: Results = {key: _finite(value) for key, value in (known or {}).items()}
         self._running: dict[str, str] = {}
+        self._told = told
         self._start()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -80,6 +83,8 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
             return None if self._turns else str(Searcher.FINISHED)
         method, params, key = found
         self._running[trial_id] = key
+        if self._told is not None:
+            self._told(key)
         seed = derive_seed(self._spec.seed, key)
         return {"method": method, "params": params, "trial_key": key, "seed": seed}
 
@@ -120,12 +125,12 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
         self._start()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            name: value for name, value in self.__dict__.items() if name not in ("_turns", "_ahead")
-        }
+        left_out = ("_turns", "_ahead", "_told")
+        return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._told = None
         self._start()
 
     def _start(self) -> None:

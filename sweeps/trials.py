@@ -90,7 +90,7 @@ def run_trials(
             ref = payer.submit("evaluate", Recipe(method), "select")
             references[key] = (method, started, payer, ref)
     known = {key: entry.metrics.get(spec.metric) for key, entry in done.items()}
-    search = MethodSearch(spec, context, known)
+    search = MethodSearch(spec, context, known, told=experts.desk.expect.remote)
     if search.left():
         tuned(spec, search, experts, folder, record, course)
     for ref in warm:

@@ -57,9 +57,10 @@ def test_a_node_that_goes_and_a_killed_driver_change_nothing(alone, tmp_path):
     assert comparison(tmp_path / "outputs/tiny") == comparison(folder)
 
 
-@pytest.mark.xfail(reason="a new node's replica does not come up while the sweep runs; not solved")
-def test_a_node_that_joins_gets_a_replica(alone, tmp_path):
-    run("joining", alone[0], tmp_path, cwd=tmp_path)
+def test_a_node_that_joins_gets_a_replica(tiny_pool, tmp_path):
+    endless = {"task_arithmetic": {"scale": {"grid": [i / 4000 for i in range(1, 4001)]}}}
+    spec = tiny_pool.write(tmp_path / "tiny.yaml", methods=endless)
+    run("joining", spec, tmp_path, cwd=tmp_path)
 
 
 def test_a_replica_killed_for_memory_changes_nothing(alone, tmp_path):

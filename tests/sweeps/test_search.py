@@ -232,6 +232,16 @@ def test_a_guided_search_waits_for_its_batch_and_for_nothing_else() -> None:
     assert trial["method"] == wise
 
 
+def test_each_suggestion_is_told_and_who_hears_is_not_pickled() -> None:
+    heard: list[str] = []
+    search = MethodSearch(sweep(), "c", told=lambda key: heard.append(key))
+    first = search.suggest("0")
+    assert isinstance(first, dict)
+    assert heard == [first["trial_key"]]
+    assert isinstance(pickle.loads(pickle.dumps(search)).suggest("1"), dict)
+    assert len(heard) == 1
+
+
 def test_nobody_waits_for_the_last_batch() -> None:
     search = MethodSearch(sweep({"wise_ft": {**METHODS["wise_ft"], "trials": 3}}))
     told = [search.suggest(str(number)) for number in range(4)]
