@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +13,18 @@ from fusion.coding import Coding
 from fusion.errors import InputError
 
 
-def dump_coding(coding: Coding, tasks: Sequence[str], groups: Sequence[str]) -> bytes:
-    """safetensors: `coding` [1, T, G] float32; tasks and, where G > 1, tensor names beside it."""
+def dump_coding(
+    coding: Coding, tasks: Sequence[str], groups: Sequence[str], beta: float = 1.0
+) -> bytes:
+    """safetensors: `coding` [1, T, G] float32; tasks and, where G > 1, tensor names beside it.
+
+    `beta`: inverse temperature of the logits that was learned along.
+    """
     from safetensors.torch import save
 
     keys = list(groups) if coding.shape[2] > 1 else []
-    about = json.dumps({"format": 1, "tasks": list(tasks), "keys": keys})
+    tempered = {"beta": beta} if beta != 1.0 else {}
+    about = json.dumps({"format": 1, "tasks": list(tasks), "keys": keys, **tempered})
     tensor = coding.detach().float().cpu().contiguous()
     return bytes(save({"coding": tensor}, metadata={"coding": about}))
 
@@ -33,8 +40,7 @@ def load_coding(data: bytes, tasks: Sequence[str], groups: Sequence[str], where:
 
     try:
         coding: Tensor = load(data)["coding"]
-        size = int.from_bytes(data[:8], "little")
-        about = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["coding"])
+        about = about_coding(data)
         named, keys = list(about["tasks"]), list(about["keys"])
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{where}: not a coding file: {' '.join(str(error).split())}") from None
@@ -53,3 +59,15 @@ def load_coding(data: bytes, tasks: Sequence[str], groups: Sequence[str], where:
     if missing:
         raise InputError(f"{where}: keys: no {missing[0]!r}, which the pool has")
     return coding[:, :, [keys.index(name) for name in groups]]
+
+
+def about_coding(data: bytes) -> dict[str, Any]:
+    """What a coding file says beside its tensor."""
+    size = int.from_bytes(data[:8], "little")
+    about: dict[str, Any] = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["coding"])
+    return about
+
+
+def beta_of(data: bytes) -> float:
+    """The inverse temperature of a coding file, 1 where none was learned."""
+    return float(about_coding(data).get("beta", 1.0))

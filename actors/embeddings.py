@@ -24,6 +24,12 @@ class EmbeddingCache:
     identity: Mapping[str, str]
     """Expert -> what its embeddings depend on besides the pixels: content hashes, dtype."""
 
+    def place(self, expert: str, pixels: Path, indices: NDArray[np.int64] | None) -> Path:
+        """The file of an expert's embeddings of these rows, which may not be there yet."""
+        rows = b"all" if indices is None else indices.tobytes()
+        text = f"{self.identity[expert]} {pixels.name} ".encode()
+        return self.root / f"{hashlib.sha256(text + rows).hexdigest()[:32]}.npy"
+
     def get(
         self,
         expert: str,
@@ -35,9 +41,7 @@ class EmbeddingCache:
 
         The pixel file's name is a content hash itself, so the key is one too.
         """
-        rows = b"all" if indices is None else indices.tobytes()
-        text = f"{self.identity[expert]} {pixels.name} ".encode()
-        path = self.root / f"{hashlib.sha256(text + rows).hexdigest()[:32]}.npy"
+        path = self.place(expert, pixels, indices)
         there = path.exists()
         count("cache", cache="embeddings", found="hit" if there else "miss")
         if not there:

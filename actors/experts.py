@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,47 +22,31 @@ from actors.evaluation import TaskData as TaskData
 from actors.evaluation import TaskScore as TaskScore
 from actors.evaluation import batches, peak_bytes, score
 from actors.features import open_features
+from actors.fits import fit, fitted_logits
 from actors.heads import read_head
 from actors.metrics import count
 from actors.pipeline import Pipeline
 from actors.pixels import Pixels, open_pixels
-from actors.recipes import BASE, learned_coding, opened_gate, static_method
+from actors.protocol import Experts as Experts
+from actors.recipes import BASE, learned_beta, learned_coding, opened_gate, static_method
 from actors.recipes import merged as merged
+from actors.routing import SAMPLES, routed
 from actors.shard import Batch, Weights
-from fusion.coding import one_hot
-from fusion.dawin import Evidence, is_oracle
+from fusion.coding import one_hot, sole
 from fusion.errors import InputError
+from fusion.fitted import Plane
 from fusion.gate import Gate
+from fusion.gram import Gram
 from fusion.learning import Gradient, Lesson
-from fusion.registry import METHODS, Gated, LogitSpace, Routed, Static
+from fusion.registry import METHODS, Fitted, Gated, LogitSpace, Routed, Static
 from fusion.trim import Trim
 from fusion.zeroshot import logits
-
-SAMPLES = 64
-"""Images a forward pass that has a model for each of them."""
-
-MERGES = 16
-"""Models that a task's rows are dealt to by merging each of them once; of more, one a sample."""
-
-
-class Experts(Protocol):
-    """Where pinned experts are reached: in this process, or on a cluster."""
-
-    def evaluate(self, recipe: Recipe, role: str) -> Evaluation:
-        """Every task's rows of that role through what the recipe makes."""
-        ...
-
-    def merge(self, recipe: Recipe) -> dict[str, Tensor]:
-        """The merged state dict, on the CPU."""
-        ...
-
-    def gradients(self, lessons: Sequence[Lesson], role: str, trim: Trim) -> list[Gradient]:
-        """Entropies of the lessons' rows of that role, and their gradients by coding."""
-        ...
 
 
 class LocalExperts:
     """A pipeline of shards, and the data of each task."""
+
+    replicas = 1
 
     def __init__(
         self,
@@ -82,7 +65,7 @@ class LocalExperts:
         self.heads = {name: read_head(task.head) for name, task in data.items()}
         self.opened: dict[Path, Pixels] = {}
         self.trims: dict[Trim, Weights] = {}
-        self.filling = threading.Lock()
+        self.filling = threading.RLock()
         """Held over passes through the resident model: two callers in turn would each time merge
         anew what the other has just overwritten."""
 
@@ -114,25 +97,44 @@ class LocalExperts:
         `experts` evaluates each expert on the task of its name; tasks without one are left out.
         """
         start = time.perf_counter()
-        method = METHODS.get(recipe.method)
-        names = [name for name in self.data if recipe.method != "experts" or name in self.tasks]
-        if recipe.method == "experts" or isinstance(method, LogitSpace):
-            found = {name: self.fused(recipe, name, role) for name in names}
-        elif isinstance(method, Routed):
-            found = {name: self.routed(method, recipe, name, role) for name in names}
-        elif isinstance(method, Gated):
-            opened = opened_gate(method, recipe, self.tasks, self.pipeline.groups)
-            found = {name: self.gated(*opened, name, role) for name in names}
-        else:
-            weights = self.weights(recipe)
-            with self.filling:
-                found = {name: self.classified(weights, name, role) for name in names}
+        found = self.logits(recipe, role)
         scores = {name: score(z, self.labels(name, role)) for name, z in found.items()}
         count("samples", sum(map(len, found.values())), method=recipe.method)
         return Evaluation(scores, time.perf_counter() - start, peak_bytes(self.device))
 
+    def logits(self, recipe: Recipe, role: str) -> dict[str, Tensor]:
+        """Task -> logits [N, C] of its rows of that role, what `evaluate` compares with labels."""
+        method = METHODS.get(recipe.method)
+        names = [name for name in self.data if recipe.method != "experts" or name in self.tasks]
+        if recipe.method == "experts" or isinstance(method, LogitSpace):
+            return {name: self.fused(recipe, name, role) for name in names}
+        if isinstance(method, Fitted):
+            return {
+                name: fitted_logits(method, self.plane(name), name, recipe, role) for name in names
+            }
+        if isinstance(method, Routed):
+            return {name: routed(self, method, recipe, name, role) for name in names}
+        if isinstance(method, Gated):
+            opened = opened_gate(method, recipe, self.tasks, self.pipeline.groups)
+            return {name: self.gated(*opened, name, role) for name in names}
+        weights, beta = self.weights(recipe), learned_beta(recipe)
+        with self.filling:
+            return {name: beta * self.classified(weights, name, role) for name in names}
+
+    def evaluate_all(self, recipes: Sequence[Recipe], role: str) -> list[Evaluation]:
+        """One after the other."""
+        return [self.evaluate(recipe, role) for recipe in recipes]
+
+    def gram(self) -> Gram:
+        """Inner products of the task vectors, tensor by tensor."""
+        return self.pipeline.gram()
+
     def classified(self, weights: Weights, task: str, role: str) -> Tensor:
-        """Logits [N, C] of one model."""
+        """Logits [N, C] of one model; of one that is an expert, from its cached embeddings."""
+        if weights.coding is not None and weights.trim.nothing:
+            expert = sole(weights.coding)
+            if expert is not None:
+                return self.logits_of(self.tasks[expert], task, role)
         cut = (self.batch(task, role, rows) for rows in batches(self.size(task, role)))
         parts = self.pipeline.embed(weights, cut)
         return torch.cat([logits(z.float(), self.heads[task].to(z.device)).cpu() for z in parts])
@@ -145,6 +147,19 @@ class LocalExperts:
         stack = torch.stack([self.embedded(expert, task, role) for expert in self.tasks])
         return torch.cat(
             [method.fuse(stack[:, rows], head, **recipe.params) for rows in batches(stack.shape[1])]
+        )
+
+    def fit(self, recipe: Recipe) -> tuple[bytes, dict[str, float]]:
+        """See `actors.fits.fit`."""
+        return fit(self.plane, self.data, recipe)
+
+    def plane(self, task: str) -> Plane:
+        """One task as methods of the logit plane see it."""
+        return Plane(
+            self.tasks,
+            self.heads[task],
+            lambda role: self.labels(task, role),
+            lambda source, role, at: self.embedded_at(source, task, role, at),
         )
 
     def gated(self, gate: Gate, extractor: str, trim: Trim, task: str, role: str) -> Tensor:
@@ -161,40 +176,8 @@ class LocalExperts:
         parts = self.pipeline.embed_coded(coded())
         return torch.cat([logits(z.float(), self.heads[task].to(z.device)).cpu() for z in parts])
 
-    def routed(self, method: Routed, recipe: Recipe, task: str, role: str) -> Tensor:
-        """Logits [N, C] by coefficients read off the experts' logits."""
-        evidence = Evidence(
-            self.tasks,
-            torch.stack([self.logits_of(expert, task, role) for expert in self.tasks]),
-            self.logits_of(BASE, task, role),
-            self.labels(task, role) if is_oracle(recipe.params) else None,
-        )
-        routing = method.route(evidence, **recipe.params)
-        if routing.logits is not None:
-            return routing.logits
-        head = self.heads[task]
-        if len(routing.codings) > MERGES:
-            parts = self.pipeline.embed_coded(
-                (
-                    self.batch(task, role, rows),
-                    self.pipeline.weights(coding=routing.codings[routing.assign[rows]]),
-                )
-                for rows in batches(len(routing.assign), SAMPLES)
-            )
-            return torch.cat([logits(z.float(), head.to(z.device)).cpu() for z in parts])
-        found = torch.empty(len(routing.assign), len(head))
-        for index, coding in enumerate(routing.codings):
-            rows = torch.nonzero(routing.assign == index).flatten()
-            weights = self.pipeline.weights(coding=coding[None])
-            cut = [rows[part] for part in batches(len(rows))]
-            parts = self.pipeline.embed(weights, (self.batch(task, role, at) for at in cut))
-            with self.filling:
-                for at, z in zip(cut, parts, strict=True):
-                    found[at] = logits(z.float(), head.to(z.device)).cpu()
-        return found
-
     def gradients(self, lessons: Sequence[Lesson], role: str, trim: Trim) -> list[Gradient]:
-        """Entropies of the lessons' rows of that role, and their gradients by coding."""
+        """Losses of the lessons' rows of that role, and their gradients by coding."""
         surveyed = self.trimmed(trim)
         return self.pipeline.gradients(
             [
@@ -204,9 +187,12 @@ class LocalExperts:
         )
 
     def lesson_batch(self, lesson: Lesson, role: str) -> Batch:
-        """Where a lesson's rows lie."""
-        parts = [self.batch(task, role, rows).parts[0] for task, rows in lesson.rows.items()]
-        return Batch(tuple(parts))
+        """Where a lesson's rows lie, with their labels where it learns from labels."""
+        parts = tuple(self.batch(task, role, rows).parts[0] for task, rows in lesson.rows.items())
+        if lesson.beta is None:
+            return Batch(parts)
+        labels = [self.labels(task, role)[rows] for task, rows in lesson.rows.items()]
+        return Batch(parts, torch.cat(labels), float(lesson.beta))
 
     def trimmed(self, trim: Trim) -> Weights:
         """Weights without a coding, whose trim is surveyed: once for all steps."""
@@ -227,15 +213,30 @@ class LocalExperts:
         rows = self.data[task].rows[role]
 
         def make() -> Tensor:
-            coding = torch.zeros(1, len(self.tasks), 1)
-            weights = self.pipeline.weights(
-                coding=coding if expert == BASE else one_hot(self.tasks, expert)
-            )
-            cut = (self.batch(task, role, part) for part in batches(self.size(task, role)))
-            with self.filling:
-                return torch.cat([z.float().cpu() for z in self.pipeline.embed(weights, cut)])
+            return self.embed_rows(expert, task, role, list(batches(self.size(task, role))))
 
         return self.embeddings.get(expert, rows.pixels, rows.indices, make)
+
+    def embedded_at(self, expert: str, task: str, role: str, at: Tensor | None) -> Tensor:
+        """Embeddings of some rows; only those are made where the cache has not all."""
+        if at is None:
+            return self.embedded(expert, task, role)
+        rows = self.data[task].rows[role]
+        if self.embeddings.place(expert, rows.pixels, rows.indices).exists():
+            return self.embedded(expert, task, role)[at]
+        return self.embed_rows(expert, task, role, [at[part] for part in batches(len(at))])
+
+    def embed_rows(
+        self, expert: str, task: str, role: str, parts: Sequence[slice | Tensor]
+    ) -> Tensor:
+        """Embeddings of parts of a role's rows, made now."""
+        coding = torch.zeros(1, len(self.tasks), 1)
+        weights = self.pipeline.weights(
+            coding=coding if expert == BASE else one_hot(self.tasks, expert)
+        )
+        cut = (self.batch(task, role, part) for part in parts)
+        with self.filling:
+            return torch.cat([z.float().cpu() for z in self.pipeline.embed(weights, cut)])
 
     def logits_of(self, expert: str, task: str, role: str) -> Tensor:
         """Logits [N, C] of one expert, or of the base."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -22,11 +22,11 @@ from ray.util.scheduling_strategies import (
     NodeAffinitySchedulingStrategy,
     PlacementGroupSchedulingStrategy,
 )
-from torch import Tensor
 
+from actors.client import Client as Client
 from actors.desk import PATIENCE, Desk, Lane, placed
 from actors.embeddings import EmbeddingCache
-from actors.experts import Evaluation, Recipe, TaskData
+from actors.experts import TaskData
 from actors.labels import selector
 from actors.models import blueprint
 from actors.names import actor_name
@@ -39,8 +39,6 @@ from actors.transport import fetched
 from actors.unplaced import Unplaced as Unplaced
 from actors.unplaced import shortage
 from fusion.errors import InputError
-from fusion.learning import Gradient, Lesson
-from fusion.trim import Trim
 
 RESTARTS = 50
 """How often an actor that dies is started again."""
@@ -50,47 +48,6 @@ RETRIES = 20
 and again until the cluster has noticed."""
 
 ROBUST = {"max_restarts": RESTARTS, "max_task_retries": RETRIES}
-
-
-@dataclass(frozen=True)
-class Client:
-    """What a trial holds of a fleet: `Experts`, by way of the desk."""
-
-    desk: Any
-    replicas: int = 1
-    label: str = ""
-    """Who pays for its calls."""
-
-    def evaluate(self, recipe: Recipe, role: str) -> Evaluation:
-        """Blocks until a replica has done it."""
-        result: Evaluation = fetched(self.submit("evaluate", recipe, role))
-        return result
-
-    def merge(self, recipe: Recipe) -> dict[str, Tensor]:
-        """Blocks; moves a whole model through the object store: for tests and exports."""
-        result: dict[str, Tensor] = fetched(self.submit("merge", recipe))
-        return result
-
-    def gradients(self, lessons: Sequence[Lesson], role: str, trim: Trim) -> list[Gradient]:
-        """Blocks; lessons are dealt to all replicas: the result is the same on any of them."""
-        each = -(-len(lessons) // self.replicas)
-        refs = [
-            self.submit("gradients", lessons[start : start + each], role, trim)
-            for start in range(0, len(lessons), each)
-        ]
-        return [gradient for ref in refs for gradient in fetched(ref)]
-
-    def submit(self, method: str, *args: Any) -> Any:
-        """An object reference to the result."""
-        return self.desk.call.remote(method, *args, label=self.label)
-
-    def named(self, label: str) -> Client:
-        """The same, its calls paid by another."""
-        return replace(self, label=label)
-
-    def spent(self) -> float:
-        """Seconds that replicas have worked for the label."""
-        return float(ray.get(self.desk.spent.remote(self.label)))
 
 
 @dataclass(frozen=True)

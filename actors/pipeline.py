@@ -18,6 +18,7 @@ from torch import Tensor
 
 from actors.metrics import count
 from actors.shard import Batch, Weights, gradient_of
+from fusion.gram import Gram, merged_grams
 from fusion.learning import Gradient
 from fusion.registry import METHODS, Static
 from fusion.trim import Trim
@@ -147,6 +148,11 @@ class Pipeline:
         parts = [self.link.call(shard, "merge", weights) for shard in self.shards]
         return {k: v.cpu() for part in parts for k, v in self.link.get(part).items()}
 
+    def gram(self) -> Gram:
+        """Inner products of the task vectors of the whole model."""
+        parts = [self.link.call(shard, "gram") for shard in self.shards]
+        return merged_grams([self.link.get(part) for part in parts])
+
     def embed(self, weights: Weights, batches: Iterable[Batch]) -> Iterator[Tensor]:
         """Embeddings [B, D] of each batch through the resident models filled with `weights`."""
         return self.flow("run", ((batch, weights) for batch in batches))
@@ -205,6 +211,7 @@ class Pipeline:
             whole = torch.cat(columns, dim=2)[:, :, self.order]
             assert weights.coding is not None
             grouped = weights.coding.shape[2] == len(self.groups)
-            found.append(gradient_of(self.link.get(losses[item]), whole, grouped))
+            lost, tilt = self.link.get(losses[item])
+            found.append(gradient_of(lost, whole, grouped, tilt))
             count("images", batch.size, use="learn")
         return found

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from actors.codings import load_coding
+from actors.codings import beta_of, load_coding
 from actors.evaluation import Recipe
 from actors.gates import fit, load
 from fusion.coding import mix
@@ -15,7 +15,17 @@ from fusion.errors import InputError
 from fusion.gate import Gate
 from fusion.learning import Shape
 from fusion.parameters import unknown
-from fusion.registry import METHODS, Adaptive, Gated, LogitSpace, Routed, Static
+from fusion.registry import (
+    METHODS,
+    Adaptive,
+    Fitted,
+    Gated,
+    Learned,
+    LogitSpace,
+    Routed,
+    Selected,
+    Static,
+)
 from fusion.state import TaskVectors
 from fusion.survey import run_surveys
 from fusion.trim import Trim, trim_survey, trimmed
@@ -24,14 +34,14 @@ BASE = "pretrained"
 """The recipe of the base itself."""
 
 
-def static_method(recipe: Recipe) -> Static | Adaptive | None:
+def static_method(recipe: Recipe) -> Static | Learned | None:
     """The method of a recipe that makes one model; None: the base.
 
     Raises:
         InputError: an unknown name, or a method that makes no single model.
     """
     method = METHODS.get(recipe.method)
-    if isinstance(method, LogitSpace):
+    if isinstance(method, LogitSpace | Fitted):
         raise InputError(f"{recipe.method}: fuses logits; there is no single model to build")
     if isinstance(method, Gated | Routed):
         raise InputError(f"{recipe.method}: one model a sample; there is no single model to build")
@@ -41,17 +51,29 @@ def static_method(recipe: Recipe) -> Static | Adaptive | None:
 
 
 def learned_coding(
-    method: Adaptive, recipe: Recipe, tasks: Sequence[str], groups: Sequence[str]
+    method: Learned, recipe: Recipe, tasks: Sequence[str], groups: Sequence[str]
 ) -> tuple[Tensor, Trim]:
-    """The coding that an adaptive method learned, and what it was learned on.
+    """The coding that was learned or chosen, and the task vectors it is meant for.
 
     Raises:
         InputError: nothing learned, or by another pool.
     """
-    learning = method.learning(Shape(tuple(tasks), tuple(groups)), **recipe.params)
+    trim = Trim()
+    if isinstance(method, Adaptive):
+        trim = method.learning(Shape(tuple(tasks), tuple(groups)), **recipe.params).trim
     if recipe.learned is None:
         raise InputError(f"{recipe.method}: nothing learned; a recipe needs its coding file")
-    return load_coding(recipe.learned, tasks, groups, recipe.method), learning.trim
+    return load_coding(recipe.learned, tasks, groups, recipe.method), trim
+
+
+def learned_beta(recipe: Recipe) -> float:
+    """The inverse temperature that was learned with a coding; 1 for all else."""
+    method = METHODS.get(recipe.method)
+    if recipe.learned is None or isinstance(method, Gated):
+        return 1.0
+    if not isinstance(method, Adaptive | Selected):
+        return 1.0
+    return beta_of(recipe.learned)
 
 
 def opened_gate(

@@ -26,6 +26,7 @@ from actors.sources import cache_dir
 from actors.spread import Home, paths, settled
 from actors.transport import GpuToGpu, Stored, choose, pack, unpack
 from fusion.errors import InputError
+from fusion.gram import Gram
 from fusion.learning import Gradient, Lesson
 from fusion.trim import Trim
 
@@ -119,6 +120,10 @@ class ShardActor:
         """See `Shard.merge`."""
         return {name: tensor.cpu() for name, tensor in self.shard.merge(weights).items()}
 
+    def gram(self) -> Gram:
+        """See `Shard.gram`."""
+        return self.shard.gram()
+
     def run(self, carry: Any, weights: Weights) -> Any:
         """See `Shard.run`."""
         return pack(self.shard.run(unpack(carry), weights))
@@ -186,6 +191,11 @@ class Replica:
         """`evaluate` in plain types, for callers that do without torch."""
         return self.evaluate(Recipe(method, params), role).plain()
 
+    def logits(self, recipe: Recipe, role: str) -> dict[str, Tensor]:
+        """See `LocalExperts.logits`."""
+        found: dict[str, Tensor] = self.guarded(self.experts.logits, recipe, role)
+        return found
+
     def merge(self, recipe: Recipe) -> dict[str, Tensor]:
         """See `LocalExperts.merge`."""
         found: dict[str, Tensor] = self.guarded(self.experts.merge, recipe)
@@ -194,6 +204,16 @@ class Replica:
     def gradients(self, lessons: Sequence[Lesson], role: str, trim: Trim) -> list[Gradient]:
         """See `LocalExperts.gradients`."""
         found: list[Gradient] = self.guarded(self.experts.gradients, lessons, role, trim)
+        return found
+
+    def gram(self) -> Gram:
+        """See `LocalExperts.gram`."""
+        found: Gram = self.guarded(self.experts.gram)
+        return found
+
+    def fit(self, recipe: Recipe) -> tuple[bytes, dict[str, float]]:
+        """See `LocalExperts.fit`."""
+        found: tuple[bytes, dict[str, float]] = self.guarded(self.experts.fit, recipe)
         return found
 
     def embed(self, expert: str, role: str) -> None:
@@ -207,7 +227,7 @@ class Replica:
         """
         link = self.experts.pipeline.link  # another lane may change it meanwhile
         try:
-            with timed(call.__name__, getattr(args[0], "method", "")):
+            with timed(call.__name__, getattr(args[0] if args else None, "method", "")):
                 return call(*args)
         except InputError:
             raise

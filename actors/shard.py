@@ -10,57 +10,31 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from actors.checkpoints import Checkpoint
 from actors.metrics import count, gauge
 from actors.models import Blueprint, ImageEncoder
+from actors.passes import Batch as Batch
+from actors.passes import Weights as Weights
 from actors.pixels import Pixels, open_pixels
 from actors.segments import Carry, Embed
 from fusion.coding import check_coding, leaves, mix
 from fusion.entropy import entropy
+from fusion.gram import Gram, gram
 from fusion.learning import Gradient
 from fusion.registry import METHODS, Static
 from fusion.state import StateDict, TaskVectors, accumulator
 from fusion.surgery import Mixer, merge_layers
 from fusion.survey import Survey
-from fusion.trim import Trim, trim_survey, trimmed
+from fusion.trim import trim_survey, trimmed
 from fusion.zeroshot import logits
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows of pixel files: what the first segment reads, and what the loss is grouped by."""
-
-    parts: tuple[tuple[str, Path, NDArray[np.int64]], ...]
-    """(task, pixel file, rows)."""
-
-    @property
-    def size(self) -> int:
-        """Images in all."""
-        return sum(len(rows) for _, _, rows in self.parts)
-
-
-@dataclass(frozen=True, eq=False)
-class Weights:
-    """Which weights a pass goes through; `key` is equal where all else is."""
-
-    key: str
-    method: str | None = None
-    """A static method, with `params` and the result of its `survey`."""
-    params: Mapping[str, Any] | None = None
-    coding: Tensor | None = None
-    """[1 or B, T, 1 or G]."""
-    trim: Trim = field(default_factory=Trim)
-    survey: Any = None
-    """Of the method, or of the trim."""
 
 
 @dataclass
@@ -195,6 +169,10 @@ class Shard:
             self.trims = (key, trimmed(self.vectors, weights.trim, weights.survey))
         return self.trims[1]
 
+    def gram(self) -> Gram:
+        """Inner products of this block's task vectors."""
+        return gram(self.vectors)
+
     # ------------------------------------------------------------------------------ forward passes
 
     def run(self, carry: Carry | Batch, weights: Weights) -> Carry:
@@ -232,20 +210,27 @@ class Shard:
 
     def finish(
         self, carry: Carry | Batch, weights: Weights, batch: Batch
-    ) -> tuple[dict[str, float], Tensor, Carry]:
-        """Forward, entropies and backward of the last shard: (losses, ∂/∂coding, ∂/∂carry)."""
+    ) -> tuple[tuple[dict[str, float], float], Tensor, Carry]:
+        """Forward, losses and backward of the last shard: ((losses, ∂/∂β), ∂/∂coding, ∂/∂carry)."""
         context = self.record(carry, weights)
         embedding = context.outputs["embedding"]
         embedding = embedding.to(accumulator(embedding.dtype))
         losses, at = [], 0
+        beta = torch.tensor(batch.beta, dtype=embedding.dtype, device=self.device)
+        beta.requires_grad_()
         for task, _, rows in batch.parts:
-            z = logits(embedding[at : at + len(rows)], self.heads[task].to(embedding.dtype))
-            losses.append(entropy(z).mean())
+            here = slice(at, at + len(rows))
+            z = logits(embedding[here], self.heads[task].to(embedding.dtype))
+            if batch.labels is None:
+                losses.append(entropy(z).mean())
+            else:
+                losses.append(cross_entropy(beta * z, batch.labels[here].to(self.device)))
             at += len(rows)
         torch.autograd.backward([torch.stack(losses).sum()])
         names = [task for task, _, _ in batch.parts]
         found = {task: loss.item() for task, loss in zip(names, losses, strict=True)}
-        return found, *self.gradients(context)
+        tilt = 0.0 if beta.grad is None else beta.grad.item()
+        return (found, tilt), *self.gradients(context)
 
     def record(self, carry: Carry | Batch, weights: Weights) -> Context:
         """A forward pass with autograd on, from fresh leaves."""
@@ -306,6 +291,8 @@ def zeros_or(leaf: Tensor) -> Tensor:
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
 
-def gradient_of(losses: Mapping[str, float], coding: Tensor, grouped: bool) -> Gradient:
+def gradient_of(
+    losses: Mapping[str, float], coding: Tensor, grouped: bool, beta: float = 0.0
+) -> Gradient:
     """A lesson's gradient from that of each tensor's column [M, T, G]; summed where G = 1."""
-    return Gradient(dict(losses), coding if grouped else coding.sum(2, keepdim=True))
+    return Gradient(dict(losses), coding if grouped else coding.sum(2, keepdim=True), beta)

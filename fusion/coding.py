@@ -36,6 +36,20 @@ def one_hot(tasks: Sequence[str], task: str) -> Coding:
     return coding
 
 
+def sole(coding: Coding) -> int | None:
+    """Which expert a coding IS; None where it mixes.
+
+    >>> sole(one_hot(("a", "b"), "b")), sole(torch.full((1, 2, 1), 0.5))
+    (1, None)
+    """
+    if coding.shape[0] != 1:
+        return None
+    at = int(coding[0, :, 0].argmax())
+    hot = torch.zeros_like(coding)
+    hot[:, at] = 1.0
+    return at if torch.equal(coding, hot) else None
+
+
 def mix(vectors: TaskVectors, coding: Coding) -> dict[str, Tensor]:
     """θ_k = θ₀,k + Σ_t c_{t,g(k)} τ_{t,k} for a static coding [1, T, G].
 

@@ -1,4 +1,4 @@
-"""Learning a router on unlabelled batches: what is learned, how rows are drawn, one step.
+"""Learning a router on batches: what is learned, how rows are drawn, one step.
 
 The loop knows nothing of models. It hands codings and row numbers to whoever holds the experts,
 and is handed back each loss and its gradient with respect to the coding; from there autograd goes
@@ -21,6 +21,9 @@ from fusion.trim import Trim
 Unlabelled: TypeAlias = Literal["fit", "select", "report"]
 """Which split's images (never labels) a method adapts to. `report` is what the literature does: the
 result has then seen the very images it is reported on, and is marked so."""
+
+Labelled: TypeAlias = Literal["fit", "select"]
+"""Which split's images and labels a method learns from; never those that it is reported on."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,10 @@ class Learning:
     trim: Trim = field(default_factory=Trim)
     tasks_at_once: int | None = None
     """Of those that share a coding, how many go through one forward pass; None: all."""
+    labelled: bool = False
+    """Minimise cross-entropies with labels, at the router's `beta()`; False: entropies, without."""
+    entropy_weight: float = 0.0
+    """Times Σ_t c_t·ln c_t, averaged over groups, of a coding of shares."""
 
     @property
     def shared(self) -> bool:
@@ -75,6 +82,9 @@ class Lesson:
     """Task -> int64 [B], among the rows of the split that is adapted to."""
     coding: Coding
     """[1, T, G], or [B, T, G] one a row."""
+    beta: Tensor | None = None
+    """Inverse temperature of the logits, whose cross-entropy with the labels is the loss; None: the
+    loss is their entropy."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,8 @@ class Gradient:
     """Task -> mean loss over its rows, in nats."""
     coding: Tensor
     """∂(Σ_tasks loss)/∂coding, of the coding's shape."""
+    beta: float = 0.0
+    """∂(Σ_tasks loss)/∂beta."""
 
 
 Teach: TypeAlias = Callable[[Sequence[Lesson]], Sequence[Gradient]]
@@ -133,7 +145,8 @@ def lessons(
         coding, names = learning.router(None), list(rows)
         each = learning.tasks_at_once or len(names)
         parts = [names[start : start + each] for start in range(0, len(names), each)]
-        return [Lesson({name: rows[name] for name in part}, coding) for part in parts]
+        beta = learning.router.beta() if learning.labelled else None  # type: ignore[operator]
+        return [Lesson({name: rows[name] for name in part}, coding, beta) for part in parts]
     found = []
     for task, at in rows.items():
         coding = learning.router(features[task][at])
@@ -150,13 +163,16 @@ def learn_step(
     teach: Teach,
     step: int,
 ) -> dict[str, float]:
-    """One step on the sum over tasks of the mean entropies: task -> loss.
+    """One step on the sum over tasks of the mean losses: task -> loss.
 
     Raises:
         InputError: a loss or gradient that is NaN or infinite, by task and step; nothing was
             updated.
     """
-    detached = [Lesson(lesson.rows, lesson.coding.detach()) for lesson in given]
+    detached = [
+        Lesson(each.rows, each.coding.detach(), None if each.beta is None else each.beta.detach())
+        for each in given
+    ]
     gradients = teach(detached)
     losses: dict[str, float] = {}
     for lesson, gradient in zip(given, gradients, strict=True):
@@ -169,12 +185,15 @@ def learn_step(
                 f" not finite; learning_rate {learning.learning_rate:g} may be too large"
             )
     optimizer.zero_grad()
-    torch.autograd.backward(
-        [lesson.coding for lesson in given],
-        [
-            gradient.coding.to(lesson.coding)
-            for gradient, lesson in zip(gradients, given, strict=True)
-        ],
-    )
+    known: list[tuple[Tensor, Tensor]] = []
+    for lesson, gradient in zip(given, gradients, strict=True):
+        known.append((lesson.coding, gradient.coding.to(lesson.coding)))
+        if lesson.beta is not None and lesson.beta.requires_grad:
+            known.append((lesson.beta, torch.full_like(lesson.beta, gradient.beta)))
+    if learning.entropy_weight:
+        shares = given[0].coding
+        pull = learning.entropy_weight * torch.xlogy(shares, shares).sum(1).mean()
+        known.append((pull, torch.ones_like(pull)))
+    torch.autograd.backward([at for at, _ in known], [gradient for _, gradient in known])
     optimizer.step()
     return losses

@@ -2,160 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Concatenate, TypeAlias
+from collections.abc import Mapping
 
-from torch import Tensor
-
+from fusion import fitted_caches, fitted_heads
 from fusion.adamerging import adamerging
 from fusion.arithmetic import task_arithmetic
 from fusion.average import simple_average, weighted_average, wise_ft
 from fusion.dawe import dawe
-from fusion.dawin import Evidence, Routing, dawin
+from fusion.dawin import dawin
 from fusion.ensemble import ensemble
-from fusion.learning import Learning, Shape
-from fusion.parameters import Parameter, bind, parameters
-from fusion.state import TaskVectors
-from fusion.survey import Survey, run_surveys
+from fusion.kinds import Adaptive as Adaptive
+from fusion.kinds import Fitted as Fitted
+from fusion.kinds import Gated as Gated
+from fusion.kinds import Learned as Learned
+from fusion.kinds import LogitSpace as LogitSpace
+from fusion.kinds import Method as Method
+from fusion.kinds import Routed as Routed
+from fusion.kinds import Row as Row
+from fusion.kinds import Selected as Selected
+from fusion.kinds import Static as Static
+from fusion.learned_soup import learned_soup
+from fusion.selection import best_single, greedy_soup, oracle_single
+from fusion.soup import soup_survey, uniform_soup
 from fusion.ties import ties, ties_survey
-
-
-@dataclass(frozen=True)
-class Row:
-    """What every row of the table says of its rule."""
-
-    rule: Callable[..., Any]
-    paper: str
-    defaults: str
-    """Where the default hyper-parameters come from."""
-
-    @property
-    def parameters(self) -> dict[str, Parameter]:
-        """The hyper-parameters, as the rule's signature states them."""
-        return parameters(self.rule, hidden=("survey",))
-
-    @property
-    def doc(self) -> str:
-        """The rule's docstring."""
-        return self.rule.__doc__ or ""
-
-    def bound(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """All hyper-parameters of a call: `params`, checked, over the defaults.
-
-        Raises:
-            InputError: unknown, missing or wrong parameters.
-        """
-        return bind(self.rule.__name__, self.parameters, params)
-
-
-@dataclass(frozen=True)
-class Static(Row):
-    """Weights -> weights: `rule(vectors, *, …) -> StateDict`."""
-
-    rule: Callable[Concatenate[TaskVectors, ...], dict[str, Tensor]]
-    survey: Callable[Concatenate[TaskVectors, ...], Survey[Any]] | None = None
-    """Given the same parameters as the rule; its result is the rule's argument `survey`."""
-    kind = "static"
-    needs = "nothing but weights"
-
-    @property
-    def scope(self) -> str:
-        """`tensor`: works tensor by tensor; `model`: surveys the whole model first."""
-        return "model" if self.survey else "tensor"
-
-    def merge(self, vectors: TaskVectors, **params: Any) -> dict[str, Tensor]:
-        """The merged state dict of a whole model.
-
-        Raises:
-            InputError: unknown, missing or wrong parameters.
-        """
-        return self.merge_shards([vectors], **params)[0]
-
-    def merge_shards(self, shards: Sequence[TaskVectors], **params: Any) -> list[dict[str, Tensor]]:
-        """The merged state dict of each shard of one model; equal to the whole's, to the bit."""
-        result = None
-        if self.survey is not None:
-            result = run_surveys([self.start_survey(shard, params) for shard in shards])
-        return [self.merge_surveyed(shard, result, params) for shard in shards]
-
-    def start_survey(self, vectors: TaskVectors, params: Mapping[str, Any]) -> Survey[Any]:
-        """The survey of one shard, not yet begun; of a method that has one."""
-        assert self.survey is not None
-        return self.survey(vectors, **self.bound(params))
-
-    def merge_surveyed(
-        self, vectors: TaskVectors, result: Any, params: Mapping[str, Any]
-    ) -> dict[str, Tensor]:
-        """The merged state dict of one shard, given the result of the surveys of all."""
-        found = {} if self.survey is None else {"survey": result}
-        return self.rule(vectors, **found, **self.bound(params))
-
-
-@dataclass(frozen=True)
-class LogitSpace(Row):
-    """Expert embeddings [T, B, D] and a zero-shot head [C, D] -> logits [B, C]."""
-
-    rule: Callable[Concatenate[Tensor, Tensor, ...], Tensor]
-    kind = "logits"
-    needs = "the experts' embeddings of each image"
-    scope = "model"
-
-    def fuse(self, embeddings: Tensor, head: Tensor, **params: Any) -> Tensor:
-        """Logits [B, C] of the fused classifier.
-
-        Raises:
-            InputError: unknown, missing or wrong parameters.
-        """
-        return self.rule(embeddings, head, **self.bound(params))
-
-
-@dataclass(frozen=True)
-class Adaptive(Row):
-    """Unlabelled batches -> one coding: `rule(shape, *, …) -> Learning`."""
-
-    rule: Callable[Concatenate[Shape, ...], Learning]
-    kind = "adaptive"
-    needs = "unlabelled images of each task"
-    scope = "model"
-
-    def learning(self, shape: Shape, **params: Any) -> Learning:
-        """What is learned, and how.
-
-        Raises:
-            InputError: unknown, missing or wrong parameters.
-        """
-        return self.rule(shape, **self.bound(params))
-
-
-@dataclass(frozen=True)
-class Gated(Adaptive):
-    """Unlabelled batches -> a router, which gives each sample a coding from its features."""
-
-    kind = "routed"
-    needs = "unlabelled images of each task, and a frozen network's features of every image"
-
-
-@dataclass(frozen=True)
-class Routed(Row):
-    """The experts' logits of a task's rows -> codings: `rule(evidence, *, …) -> Routing`."""
-
-    rule: Callable[Concatenate[Evidence, ...], Routing]
-    kind = "routed"
-    needs = "the experts' embeddings of each image"
-    scope = "model"
-
-    def route(self, evidence: Evidence, **params: Any) -> Routing:
-        """Which rows go to which merged model.
-
-        Raises:
-            InputError: unknown, missing or wrong parameters; what the rule refuses.
-        """
-        return self.rule(evidence, **self.bound(params))
-
-
-Method: TypeAlias = Static | LogitSpace | Adaptive | Routed
-
 
 METHODS: Mapping[str, Method] = {
     "simple_average": Static(
@@ -178,6 +47,33 @@ METHODS: Mapping[str, Method] = {
         paper="Yadav et al. 2023, arXiv:2306.01708",
         defaults="density 0.2, mean, scale 1: the paper's",
         survey=ties_survey,
+    ),
+    "uniform_soup": Static(
+        uniform_soup,
+        paper="Wortsman et al. 2022, arXiv:2203.05482",
+        defaults="all ingredients, equal ones counted once",
+        survey=soup_survey,
+    ),
+    "greedy_soup": Selected(
+        greedy_soup,
+        paper="Wortsman et al. 2022, arXiv:2203.05482, Recipe 1",
+        defaults="by validation score, kept where not worse: the paper's",
+    ),
+    "learned_soup": Adaptive(
+        learned_soup,
+        paper="Wortsman et al. 2022, arXiv:2203.05482, appendix I",
+        defaults="by tensor, Adam 0.05, batch 256, about 5 passes of 26,000: the released code's",
+        labelled=True,
+    ),
+    "best_single": Selected(
+        best_single,
+        paper="Wortsman et al. 2022, arXiv:2203.05482, table 1 (best on the validation set)",
+        defaults="no parameters",
+    ),
+    "oracle_single": Selected(
+        oracle_single,
+        paper="Wortsman et al. 2022, arXiv:2203.05482, table 1 (best on each test set)",
+        defaults="no parameters",
     ),
     "wise_ft": Static(
         wise_ft,
@@ -203,6 +99,49 @@ METHODS: Mapping[str, Method] = {
         ensemble,
         paper="Wortsman et al. 2022, arXiv:2203.05482 §3 (logit ensemble)",
         defaults="equal weights over logits: the paper's",
+    ),
+    "greedy_ensemble": Fitted(
+        fitted_heads.greedy_ensemble,
+        paper="Wortsman et al. 2022, arXiv:2203.05482, appendix (greedy ensemble)",
+        defaults="accuracy, logits, kept where not worse: the paper's",
+        apply=fitted_heads.ensemble_logits,
+        fits=False,
+    ),
+    "linear_probe": Fitted(
+        fitted_heads.linear_probe,
+        paper="Radford et al. 2021, arXiv:2103.00020",
+        defaults="C 0.316 on features as they are: its repository's example",
+        apply=fitted_heads.probe_logits,
+    ),
+    "wise_ft_linear": Fitted(
+        fitted_heads.wise_ft_linear,
+        paper="Wortsman et al. 2022, arXiv:2109.01903 (linear classifier)",
+        defaults="α exact on the select split; C 100: ours",
+        apply=fitted_heads.wise_logits,
+    ),
+    "tip_adapter": Fitted(
+        fitted_caches.tip_adapter,
+        paper="Zhang et al. 2022, arXiv:2207.09519",
+        defaults="16 shots: the paper's; β over all of its ranges, α exact",
+        apply=fitted_caches.cache_model_logits,
+    ),
+    "tip_adapter_f": Fitted(
+        fitted_caches.tip_adapter_f,
+        paper="Zhang et al. 2022, arXiv:2207.09519, §3.3",
+        defaults="AdamW 1e-3, 20 epochs, batch 256: the code's",
+        apply=fitted_caches.cache_model_logits,
+    ),
+    "clip_adapter": Fitted(
+        fitted_caches.clip_adapter,
+        paper="Gao et al. 2021, arXiv:2110.04544",
+        defaults="ratio 0.2, bottleneck 4: the code's; 100 epochs at 1e-3: ours",
+        apply=fitted_caches.adapter_logits,
+    ),
+    "cafo": Fitted(
+        fitted_caches.cafo,
+        paper="Zhang et al. 2023, arXiv:2303.02151",
+        defaults="z-scores, β 1: the code's; temperature and α chosen on the select split",
+        apply=fitted_caches.cafo_logits,
     ),
 }
 """Every method there is, by name."""

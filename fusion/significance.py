@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -90,6 +91,46 @@ def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
+def paired_bootstrap(
+    correct_a: ArrayLike,
+    correct_b: ArrayLike,
+    *,
+    level: float = 0.95,
+    samples: int = 10_000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """accuracy(B) − accuracy(A) on the same samples, and its percentile bootstrap interval.
+
+    Resampling N pairs with replacement is drawing how often each of the three differences −1, 0
+    and 1 comes up: one multinomial a resample, whatever N is.
+
+    Args:
+        correct_a: [N], whether classifier A is right on each sample.
+        correct_b: [N], the same of B, on the same samples in the same order.
+        level: coverage, in (0, 1).
+        samples: resamples.
+        seed: of numpy's default generator.
+
+    Returns:
+        Difference, low, high.
+
+    Raises:
+        InputError: another number of samples, or none.
+
+    Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, §13.3.
+    """
+    a, b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
+    if a.shape != b.shape or a.size == 0:
+        raise InputError(f"{a.size} and {b.size} samples: a paired interval needs the same ones")
+    worse, better = int((a & ~b).sum()), int((b & ~a).sum())
+    shares = np.array([worse, a.size - worse - better, better]) / a.size
+    drawn = np.random.default_rng(seed).multinomial(a.size, shares, size=samples)
+    low, high = np.quantile(
+        (drawn[:, 2] - drawn[:, 0]) / a.size, [0.5 - level / 2, 0.5 + level / 2]
+    )
+    return (better - worse) / a.size, float(low), float(high)
+
+
 def holm(pvalues: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values, in the order given: step-down Bonferroni.
 
@@ -104,3 +145,39 @@ def holm(pvalues: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(pvalues) - rank) * pvalues[index]))
         adjusted[index] = highest
     return adjusted
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What an accepted step gained, and how sure that is."""
+
+    difference: float
+    """Accuracy after − accuracy before."""
+    low: float
+    high: float
+    """Its paired bootstrap interval, 95 %."""
+    p: float
+    """Exact McNemar p-value that there is no difference."""
+
+
+def accept_interval(
+    correct_before: ArrayLike, correct_after: ArrayLike, *, samples: int = 10_000, seed: int = 0
+) -> Gain:
+    """The gain of an accepted step on the samples it was decided on.
+
+    The step was chosen because of these samples: the interval says how small the gain is beside
+    the noise, not how large it is on new data.
+
+    Args:
+        correct_before: [N], whether the subset before is right on each sample.
+        correct_after: [N], the same of the subset after.
+        samples: bootstrap resamples.
+        seed: of the bootstrap.
+
+    Raises:
+        InputError: another number of samples, or none.
+    """
+    difference, low, high = paired_bootstrap(
+        correct_before, correct_after, samples=samples, seed=seed
+    )
+    return Gain(difference, low, high, mcnemar(correct_before, correct_after))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from sweeps.canonical import Context, canonical, derive_seed, trial_key
-from sweeps.compare import REFERENCES
+from sweeps.completion import references
 from sweeps.entry import MethodSpec
 from sweeps.space import Choice, fill
 from sweeps.spec import SweepSpec
@@ -59,8 +59,9 @@ def standing(spec: SweepSpec, context: str | Context, done: Mapping[str, str]) -
         context: see `trial_key`.
         done: trial key -> method of what has finished.
     """
-    finished = sum(trial_key(name, {}, context) in done for name in REFERENCES)
-    total = len(REFERENCES)
+    others = references(spec)
+    finished = sum(trial_key(name, {}, context) in done for name in others)
+    total = len(others)
     for method, entry in spec.methods.items():
         if entry.searcher == "random" or not entry.sampled:
             points = random_points(entry, method, spec.seed)

@@ -16,7 +16,7 @@ from fusion.errors import InputError
 from fusion.gate import Gate
 from fusion.learning import Learning, Shape
 from fusion.parameters import bind
-from fusion.registry import METHODS, Adaptive, Gated
+from fusion.registry import METHODS, Adaptive, Fitted, Gated
 from sweeps.candidates import random_points
 from sweeps.spec import SweepSpec
 
@@ -40,6 +40,8 @@ class Needs:
     """The most images in one forward and backward pass; 0: nothing is learned."""
     transformed: bool
     """Whether some method trims or casts task vectors."""
+    fits: bool
+    """Whether some method fits a classifier to embeddings of the fit rows."""
 
 
 def learning_points(spec: SweepSpec) -> Iterator[tuple[str, Adaptive, dict[str, Any]]]:
@@ -76,7 +78,9 @@ def needs_of(spec: SweepSpec, tasks: tuple[str, ...], groups: tuple[str, ...]) -
             at_once = learning.tasks_at_once or len(spec.tasks) if learning.shared else 1
             images = max(images, learning.batch_size * min(at_once, len(spec.tasks)))
         transformed |= not learning.trim.nothing
-    return Needs(extractors, gates, frozenset(adapts), images, transformed)
+    rows = [METHODS[name] for name in spec.methods]
+    fits = any(isinstance(row, Fitted) and row.fits for row in rows)
+    return Needs(extractors, gates, frozenset(adapts), images, transformed, fits)
 
 
 def source_of(method: Adaptive, params: Mapping[str, Any]) -> Source | None:

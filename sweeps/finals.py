@@ -16,7 +16,7 @@ from actors.fleet import Client
 from actors.recipes import BASE
 from actors.transport import fetched
 from fusion.errors import InputError
-from fusion.registry import METHODS, Adaptive, LogitSpace, Routed
+from fusion.registry import METHODS, Fitted, Learned, LogitSpace, Routed
 from sweeps.compare import Row
 from sweeps.learning import learned_name
 from sweeps.progress import Progress
@@ -63,7 +63,8 @@ def evaluate_rows(
 
 def reads_embeddings(row: Row) -> bool:
     """Whether a row's evaluation reads cached expert embeddings; such rows go last."""
-    return row.method == "experts" or isinstance(METHODS.get(row.method), LogitSpace | Routed)
+    found = METHODS.get(row.method)
+    return row.method == "experts" or isinstance(found, LogitSpace | Routed | Fitted)
 
 
 def recipe_of(row: Row, learned: Path) -> Recipe:
@@ -73,7 +74,7 @@ def recipe_of(row: Row, learned: Path) -> Recipe:
         InputError: its file is gone.
     """
     params = {} if row.method in REFERENCES else row.params
-    if not isinstance(METHODS.get(row.method), Adaptive):
+    if not isinstance(METHODS.get(row.method), Learned):
         return Recipe(row.method, params)
     path = learned / learned_name(row.trial_key or "")
     try:

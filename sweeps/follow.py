@@ -19,7 +19,7 @@ from fusion.errors import InputError
 from sweeps import wording
 from sweeps.candidates import planned
 from sweeps.compare import REFERENCES
-from sweeps.completion import completed, counted
+from sweeps.completion import completed, counted, references
 from sweeps.folder import SweepFolder, read_identity
 from sweeps.gather import gather, kept_spec
 from sweeps.ledger import Entry
@@ -90,7 +90,7 @@ def snapshot(folder: Path) -> Snapshot:
     if spec is None:
         raise InputError(f"{folder / 'spec.yaml'}: a sweep file that this version reads needed")
     entries = counted(about.ledger, spec)
-    most = {**dict.fromkeys(REFERENCES, 1), **planned(completed(spec))}
+    most = {**dict.fromkeys(references(spec), 1), **planned(completed(spec))}
     best = {row.method: row for row in winners(entries, spec.metric)}
     lines = []
     for method, trials in most.items():

@@ -61,6 +61,10 @@ class Course:
     """Gate that a candidate starts from, as the spec writes it -> its file, and content hash."""
     home: Home | None = None
     """Whose paths those of `data` and `gates` are; None: every node's."""
+    metric: str = "acc/mean"
+    """What the sweep is judged by."""
+    hashes: tuple[str, ...] = ()
+    """Of each expert's checkpoint; equal ones are one ingredient."""
 
 
 @dataclass
@@ -69,6 +73,10 @@ class State:
 
     step: int = 0
     seconds: float = 0.0
+    choices: list[dict[str, Any]] = field(default_factory=list)
+    """Of a method that selects: its decisions."""
+    chosen: dict[str, float] = field(default_factory=dict)
+    """Of a method that fits: what it chose, by name."""
     curve: list[dict[str, float]] = field(default_factory=list)
     """[{"step", "loss/<task>", …, "coding/min|mean|max"}] at each checkpoint."""
 
@@ -205,7 +213,8 @@ def learned(
     router = learning.router
     if not isinstance(router, Gate) or extractor is None:
         with torch.no_grad():
-            return dump_coding(router(None), course.tasks, course.groups)
+            beta = float(router.beta()) if learning.labelled else 1.0  # type: ignore[operator]
+            return dump_coding(router(None), course.tasks, course.groups, beta)
     layered = router.groups > 1
     manifest = Manifest(
         method=method,

@@ -43,6 +43,8 @@ class Entry:
     """Of a method that learns: how many it took; fewer than asked for where it was stopped."""
     curve: Sequence[Mapping[str, float]] = field(default_factory=list)
     """Of a method that learns: losses and coding range at each checkpoint."""
+    choices: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    """Of a method that selects: every candidate that was asked about, and what came of it."""
     error: str | None = None
 
 

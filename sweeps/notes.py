@@ -7,7 +7,7 @@ from typing import Any
 
 from fusion.dawin import is_oracle, transductive
 from fusion.parameters import bind
-from fusion.registry import METHODS, Adaptive, Routed
+from fusion.registry import METHODS, Adaptive, Fitted, Routed, Selected
 from sweeps.compare import ORACLE
 from sweeps.spec import SplitSpec
 
@@ -20,14 +20,14 @@ def notes_of(method: str, params: Mapping[str, Any], splits: SplitSpec) -> tuple
     """
     row = METHODS.get(method)
     if isinstance(row, Adaptive):
-        bound = bind(method, row.parameters, params)
-        role = bound["adapt_on"]
-        split = getattr(splits, role)
-        if not bound["steps"]:
+        return learned_from(row, bind(method, row.parameters, params), splits)
+    if isinstance(row, Fitted):
+        split = " and ".join(dict.fromkeys([*([splits.fit] if row.fits else []), splits.select]))
+        return (f"fitted to labelled {split} embeddings, task by task",)
+    if isinstance(row, Selected):
+        if row.selection(**params).role == "select":
             return ()
-        if split == splits.report:
-            return (f"adapted to the unlabelled {split} images it is reported on",)
-        return (f"adapted to unlabelled {split} images",)
+        return (f"{ORACLE}: chosen by the labels it is measured by",)
     if isinstance(row, Routed):
         found = []
         if is_oracle(params):
@@ -36,3 +36,17 @@ def notes_of(method: str, params: Mapping[str, Any], splits: SplitSpec) -> tuple
             found.append("coefficients read off all images it is measured on, without labels")
         return tuple(found)
     return ()
+
+
+def learned_from(row: Adaptive, params: Mapping[str, Any], splits: SplitSpec) -> tuple[str, ...]:
+    """Which images a method has learned from, and whether it is measured on them."""
+    role = params["adapt_on"]
+    split = getattr(splits, role)
+    if not params["steps"]:
+        return ()
+    if row.labelled:
+        optimistic = "; its score there is no measurement" if role == "select" else ""
+        return (f"learned from {split} images with their labels{optimistic}",)
+    if split == splits.report:
+        return (f"adapted to the unlabelled {split} images it is reported on",)
+    return (f"adapted to unlabelled {split} images",)

@@ -9,13 +9,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from actors.experts import REFERENCES
 from actors.extractor import Extractor
 from actors.placement import Plan, gigabytes
 from sweeps import cluster
 from sweeps.candidates import planned
 from sweeps.clusterfile import of_file
-from sweeps.completion import completed
+from sweeps.completion import completed, references
 from sweeps.courses import learning_points
 from sweeps.entry import MethodSpec
 from sweeps.learning import RUNGS
@@ -167,7 +166,7 @@ def trial_table(prepared: Prepared) -> Table:
     for name in [*names, "images learned from"] if learned else names:
         table.add_column(name, justify="left" if name == "method" else "right")
     passes = {"ensemble": len(prepared.pool.experts)}
-    for method, trials in {**dict.fromkeys(REFERENCES, 1), **counts}.items():
+    for method, trials in {**dict.fromkeys(references(prepared.spec), 1), **counts}.items():
         each = passes.get(method, 1)
         # Expert embeddings are cached: an ensemble costs its forward passes once, not per trial.
         select = rows["select"] * (each if each > 1 else trials)

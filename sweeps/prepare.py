@@ -10,7 +10,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -26,13 +25,10 @@ from actors.recipes import BASE
 from actors.segments import clip_segments
 from actors.sources import cache_dir
 from actors.tasks import Role, Splits, Task, TaskSource, assign, open_task
-from fusion.dawin import Evidence
 from fusion.errors import InputError
-from fusion.registry import METHODS, Adaptive, LogitSpace, Routed
-from fusion.state import TaskVectors
-from sweeps.candidates import random_points
 from sweeps.canonical import Context
-from sweeps.courses import REHEARSED, Needs, needs_of
+from sweeps.courses import Needs, needs_of
+from sweeps.rehearsal import rehearse
 from sweeps.spec import SweepSpec
 
 NUMBERS = 2
@@ -154,8 +150,8 @@ def arrange(
 
 
 def roles_of(needs: Needs) -> tuple[Role, ...]:
-    """Select and report, and fit where some method adapts to it."""
-    return ("fit", *ROLES) if "fit" in needs.adapts_on else ROLES
+    """Select and report, and fit where some method learns from it."""
+    return ("fit", *ROLES) if needs.fits or "fit" in needs.adapts_on else ROLES
 
 
 def load_of(spec: SweepSpec, pool: Pool, needs: Needs) -> Load:
@@ -169,34 +165,6 @@ def load_of(spec: SweepSpec, pool: Pool, needs: Needs) -> Load:
         training_bytes=itemsize * needs.images * activations(fields)[1],
         transformed=needs.transformed,
     )
-
-
-def rehearse(spec: SweepSpec, pool: Pool) -> None:
-    """Run every method on stand-ins of one element a tensor: finds wrong names inside parameters.
-
-    Raises:
-        InputError: what the method itself refuses: an unknown expert, a weight too few.
-    """
-    zeros = {name: torch.zeros(1) for name in pool.names}
-    vectors = TaskVectors.from_state_dicts(zeros, dict.fromkeys(pool.tasks, zeros))
-    embeddings, head = torch.ones(len(pool.tasks), 1, 2), torch.ones(2, 2)
-    evidence = torch.arange(8.0).view(4, 2)
-    stack = evidence.expand(len(pool.tasks), 4, 2)
-    for name, entry in spec.methods.items():
-        method = METHODS[name]
-        if isinstance(method, Adaptive):
-            continue  # `needs_of` has built each of its routers
-        for params in islice(random_points(entry, name, spec.seed), REHEARSED):
-            try:
-                if isinstance(method, LogitSpace):
-                    method.fuse(embeddings, head, **params)
-                elif isinstance(method, Routed):
-                    labels = torch.zeros(len(evidence), dtype=torch.int64)
-                    method.route(Evidence(pool.tasks, stack, evidence, labels), **params)
-                else:
-                    method.merge(vectors, **params)
-            except InputError as error:
-                raise InputError(f"methods.{name}: {error}") from None
 
 
 def activations(vision: Mapping[str, int]) -> tuple[int, int]:

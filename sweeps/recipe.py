@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -18,8 +19,9 @@ from actors.checkpoints import Checkpoint, content_hash, read
 from actors.experts import Recipe as What
 from actors.experts import merged
 from actors.pool import Pool, open_pool, task_vectors
+from actors.recipes import learned_beta
 from fusion.errors import InputError
-from fusion.registry import METHODS, Gated, LogitSpace, Routed
+from fusion.registry import METHODS, Fitted, Gated, LogitSpace, Routed
 from sweeps.ledger import write_text
 
 
@@ -126,14 +128,22 @@ def export(path: Path, out: Path) -> None:
                 f"{path}: {name}: {model.source} has changed: sha256 {found[:12]}…; "
                 f"the recipe was made from {model.sha256[:12]}…"
             )
-    fused = merged(task_vectors(pool), What(recipe.method, recipe.params, data))
+    what = What(recipe.method, recipe.params, data)
+    fused = {**merged(task_vectors(pool), what), **tempered(pool.base, learned_beta(what))}
     write_folder(pool.base, fused, out, path)
+
+
+def tempered(base: Checkpoint, beta: float) -> dict[str, Any]:
+    """The base's logit scale with an inverse temperature in it: exp(s + ln β) = β·exp(s)."""
+    if beta == 1.0 or "logit_scale" not in base.rest:
+        return {}
+    return {name: scale + math.log(beta) for name, scale in read(base, ["logit_scale"])}
 
 
 def check_single(recipe: Recipe, path: Path) -> None:
     """Raise InputError where a recipe makes no single model."""
     row = METHODS.get(recipe.method)
-    if isinstance(row, LogitSpace) or recipe.method == "experts":
+    if isinstance(row, LogitSpace | Fitted) or recipe.method == "experts":
         raise InputError(
             f"{path}: {recipe.method}: fuses logits; there is no single model to build"
         )

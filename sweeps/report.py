@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from fusion.registry import METHODS
-from sweeps import curves, plots, significance_words, wording
+from sweeps import choices, curves, plots, significance_words, wording
 from sweeps.axes import Axis
 from sweeps.compare import REFERENCES, Comparison, Row, finite
 from sweeps.gather import gather
@@ -18,6 +18,9 @@ from sweeps.ledger import Entry, write_text
 from sweeps.profiles import Profile, profiles
 
 TEMPLATES = Path(__file__).parent / "templates"
+
+ANALYSIS = "analysis/analysis.html"
+"""The page of `sweeps analyse`, from the report's own folder."""
 
 
 def write_html(
@@ -38,21 +41,28 @@ def write_html(
         entries = found if entries is None else entries
     else:
         comparison = source
-    write_text(path, html(comparison, tuple(entries or ())))
+    there = (path.parent / ANALYSIS).exists()
+    write_text(path, html(comparison, tuple(entries or ()), analysis=ANALYSIS if there else ""))
 
 
-def html(comparison: Comparison, entries: Sequence[Entry]) -> str:
-    """The report as text."""
-    environment = Environment(
+def html(comparison: Comparison, entries: Sequence[Entry], *, analysis: str = "") -> str:
+    """The report as text; `analysis`: where, beside it, the page of `sweeps analyse` is."""
+    template = environment().get_template("report.html.j2")
+    shown = view(comparison, entries)
+    return template.render(shown, words=wording, references=REFERENCES, analysis=analysis)
+
+
+def environment() -> Environment:
+    """What pages are rendered with."""
+    made = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["breaks"] = breaks
-    template = environment.get_template("report.html.j2")
-    return template.render(view(comparison, entries), words=wording, references=REFERENCES)
+    made.filters["breaks"] = breaks
+    return made
 
 
 def breaks(name: str) -> Markup:
@@ -80,6 +90,7 @@ def view(comparison: Comparison, entries: Sequence[Entry]) -> dict[str, Any]:
         "columns": columns(comparison),
         "forest": forest(comparison, tested),
         "learning": curves.figures(entries, selected),
+        "soups": choices.tables(entries, selected, comparison.metric),
         "profiles": [draw(each) for each in profiles(entries, selected, comparison.tasks)],
         "matrix": significance_words.matrix(comparison),
         "sentences": significance_words.sentences(comparison),

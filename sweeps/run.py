@@ -12,13 +12,14 @@ from pathlib import Path
 from rich.console import Console
 
 from actors import metrics
+from actors.checkpoints import content_hash
 from actors.data import prepare_data
 from actors.experts import TaskData
 from actors.fleet import Client, Fleet
 from actors.peaks import keep_peak
 from actors.sources import cache_dir
 from actors.spread import home
-from fusion.registry import METHODS, Adaptive
+from fusion.registry import METHODS, Learned
 from sweeps import fetch, figures, markdown, recipe, tracking
 from sweeps.compare import Comparison, Row, compare
 from sweeps.comparisonfile import write
@@ -214,7 +215,7 @@ def course_of(
     `everywhere`: whether there may be trials on other nodes.
     """
     entries, needs = prepared.spec.methods, prepared.needs
-    if not any(isinstance(METHODS[name], Adaptive) for name in entries):
+    if not any(isinstance(METHODS[name], Learned) for name in entries):
         return None
     return Course(
         prepared.pool.tasks,
@@ -226,6 +227,8 @@ def course_of(
         frozenset(name for name, entry in entries.items() if entry.scheduler),
         {gate: (Path(gate).absolute(), key) for gate, key in needs.gates.items()},
         home(),
+        prepared.spec.metric,
+        tuple(content_hash(prepared.pool.experts[name]) for name in prepared.pool.tasks),
     )
 
 
@@ -245,7 +248,7 @@ def with_recipe(row: Row, prepared: Prepared, folder: SweepFolder) -> Row:
         "value": row.val.get(spec.metric),
     }
     learned = None
-    if isinstance(METHODS.get(row.method), Adaptive):
+    if isinstance(METHODS.get(row.method), Learned):
         learned = folder.learned / learned_name(row.trial_key)
     path = recipe.write(
         folder.recipes, row.method, prepared.pool, row.params, spec.name, selected, learned

@@ -52,16 +52,23 @@ def learn_trial(
     config: Mapping[str, Any], entry: dict[str, Any], client: Any, course: bytes
 ) -> None:
     """A trial of a method that learns; imports torch."""
+    from fusion.registry import METHODS, Fitted, Selected
+    from sweeps.fitting import fit
     from sweeps.learning import LAST_RUNG, learn
+    from sweeps.selecting import select
 
     client = client.named(config["trial_key"])
 
     def report(rung: int, evaluation: Any, state: Any) -> None:
         found = evaluation.plain()
         facts = {"trial_s": state.seconds, "steps": state.step, "curve": state.curve}
+        facts["choices"] = state.choices
         facts["busy_s"] = client.spent()
         now = datetime.now(UTC).isoformat()
+        found["metrics"] |= {f"chosen/{name}": value for name, value in state.chosen.items()}
         done = {**entry, **found, **facts, "status": "done", "ended": now}
         tune.report({**found["metrics"], "rung": rung, "final": rung == LAST_RUNG, "entry": done})
 
-    learn(config, client, ray.cloudpickle.loads(course), report)
+    method = METHODS[config["method"]]
+    find = select if isinstance(method, Selected) else fit if isinstance(method, Fitted) else learn
+    find(config, client, ray.cloudpickle.loads(course), report)

@@ -14,13 +14,14 @@ import psutil
 import ray
 from ray import tune
 
-from actors.experts import REFERENCES, Recipe
+from actors.experts import Recipe
 from actors.fleet import Client
 from actors.recipes import BASE
 from actors.transport import fetched
-from fusion.registry import METHODS, Adaptive
+from fusion.registry import METHODS, Learned
 from sweeps.candidates import standing
 from sweeps.canonical import Context, trial_key
+from sweeps.completion import references
 from sweeps.folder import SweepFolder
 from sweeps.learning import Course
 from sweeps.ledger import Entry
@@ -81,21 +82,21 @@ def run_trials(
     progress.advance("trials", ready)
     # Embeddings and references need no Tune; they keep the replicas busy while it starts.
     warm = [experts.submit("embed", name, "select") for name in (*names, BASE)]
-    references = {}
-    for method in REFERENCES:
+    asked = {}
+    for method in references(spec):
         key = trial_key(method, {}, context)
         if key not in done:
             started = datetime.now(UTC).isoformat()
             payer = experts.named(key)
             ref = payer.submit("evaluate", Recipe(method), "select")
-            references[key] = (method, started, payer, ref)
+            asked[key] = (method, started, payer, ref)
     known = {key: entry.metrics.get(spec.metric) for key, entry in done.items()}
     search = MethodSearch(spec, context, known, told=experts.desk.expect.remote)
     if search.left():
         tuned(spec, search, experts, folder, record, course)
     for ref in warm:
         fetched(ref)
-    for key, (method, started, payer, ref) in references.items():
+    for key, (method, started, payer, ref) in asked.items():
         entry = finished(key, method, fetched(ref), started)
         record(replace(entry, busy_s=payer.spent()))
 
@@ -120,7 +121,7 @@ def tuned(
 
     # Failed trials are ours to show, once, at the end; Tune would print each with its traceback.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    learns = [name for name, row in METHODS.items() if isinstance(row, Adaptive)]
+    learns = [name for name, row in METHODS.items() if isinstance(row, Learned)]
     given = None
     if course is not None:
         # Pickled twice: a trial that does not learn opens the outer one only, without torch.

@@ -21,7 +21,7 @@ from actors.pool import open_pool
 from actors.tasks import Splits, TaskSource, open_task
 from actors.transport import fetched
 from fusion.errors import InputError
-from fusion.registry import METHODS, Adaptive, LogitSpace, Routed, Static
+from fusion.registry import METHODS, Learned, LogitSpace, Routed, Static
 from tests.fusion import laws
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -98,7 +98,7 @@ RECIPES = [
     *(
         Recipe(name, params)
         for name in METHODS
-        if not isinstance(METHODS[name], Adaptive)
+        if not isinstance(METHODS[name], Learned)
         for params in (
             [{}, {"average": "features"}]
             if isinstance(METHODS[name], LogitSpace)

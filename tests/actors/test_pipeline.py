@@ -332,7 +332,7 @@ def test_columns_are_in_the_order_of_the_whole_model(world: World) -> None:
             self.own = names
 
         def finish(self, carry: Any, weights: Weights, batch: Batch) -> Any:
-            return {"t0": 1.0}, self.columns(), {}
+            return ({"t0": 1.0}, 0.0), self.columns(), {}
 
         def forward(self, key: str, carry: Any, weights: Weights) -> Any:
             return carry

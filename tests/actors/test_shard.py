@@ -30,6 +30,7 @@ from fusion.coding import mix
 from fusion.errors import InputError
 from fusion.state import TaskVectors
 from fusion.trim import Trim
+from fusion.zeroshot import logits
 from tests.actors.conftest import Tiny, write_parquet
 
 CLASSES = {"t0": 2, "t1": 3, "t2": 4}
@@ -228,7 +229,7 @@ def test_values_and_gradients_are_those_of_transformers(
     torch.testing.assert_close(found, embedded.detach(), **EXACT)
     wanted = oracle.losses(embedded, batch)
     (gradient,) = torch.autograd.grad(torch.stack(list(wanted.values())).sum(), leaf)
-    losses, columns, carry = shard.finish(batch, weights(coding), batch)
+    (losses, _), columns, carry = shard.finish(batch, weights(coding), batch)
     assert list(losses) == list(ROWS)
     for task, loss in wanted.items():
         assert losses[task] == pytest.approx(loss.item(), rel=1e-10)
@@ -241,13 +242,43 @@ def test_values_and_gradients_are_those_of_transformers(
     assert carry == {}  # pixels have no gradient
 
 
+def test_labelled_losses_and_their_gradients(world: World) -> None:
+    shard, plain = world.shard(), world.batch(**ROWS)
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.randint(0, 2, (plain.size,), generator=generator)
+    coding = world.coding("layer mean", plain.size)
+
+    def found(beta: float, at: Tensor = coding) -> tuple[float, float, Tensor]:
+        (losses, tilt), columns, _ = shard.finish(
+            batch := replace(plain, labels=labels, beta=beta), weights(at), batch
+        )
+        return sum(losses.values()), tilt, columns
+
+    z = shard.code(plain, weights(coding))["embedding"]
+    wanted, start = 0.0, 0
+    for task, _, rows in plain.parts:
+        here = slice(start, start + len(rows))
+        scaled = 1.7 * logits(z[here], shard.heads[task].to(z.dtype))
+        wanted += -scaled.log_softmax(1)[range(len(rows)), labels[here]].mean().item()
+        start += len(rows)
+    loss, tilt, columns = found(1.7)
+    assert loss == pytest.approx(wanted, rel=1e-10)
+    step = 1e-5
+    assert tilt == pytest.approx((found(1.7 + step)[0] - found(1.7 - step)[0]) / (2 * step), 1e-6)
+    direction = torch.randn(coding.shape, generator=generator, dtype=torch.float64)
+    slope = (
+        found(1.7, coding + step * direction)[0] - found(1.7, coding - step * direction)[0]
+    ) / (2 * step)
+    assert slope == pytest.approx(float((columns * direction).sum()), rel=1e-5)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_finite_differences(kind: str, world: World) -> None:
     shard, batch = world.shard(), world.batch(**ROWS)
     coding, step = world.coding(kind, batch.size), 1e-5
 
     def loss(at: Tensor) -> float:
-        return sum(shard.finish(batch, weights(at), batch)[0].values())
+        return sum(shard.finish(batch, weights(at), batch)[0][0].values())
 
     columns = shard.finish(batch, weights(coding), batch)[1]
     gradient = columns if coding.shape[2] > 1 else columns.sum(2, keepdim=True)
@@ -322,10 +353,10 @@ def test_low_precision(dtype: torch.dtype, world: World) -> None:
     assert found.dtype == dtype
     error = (found.double() - wanted).norm() / wanted.norm()
     assert error < 16 * torch.finfo(dtype).eps
-    losses, columns, _ = low.finish(batch, weights(coding.float()), batch)
+    (losses, _), columns, _ = low.finish(batch, weights(coding.float()), batch)
     precise = exact.finish(batch, weights(coding), batch)
     for task, loss in losses.items():
-        assert loss == pytest.approx(precise[0][task], rel=0.1)
+        assert loss == pytest.approx(precise[0][0][task], rel=0.1)
     assert columns.dtype == torch.float32  # of the coding, whatever is computed in
     similar = torch.cosine_similarity(columns.double().flatten(), precise[1].flatten(), dim=0)
     assert similar > 0.95
@@ -344,7 +375,7 @@ def trained(
 ) -> tuple[Any, ...]:
     """Everything that a forward and backward pass over two shards gives."""
     hidden = first.forward("k", batch, given)
-    losses, late, back = last.finish(hidden, given, batch)
+    (losses, _), late, back = last.finish(hidden, given, batch)
     forget()
     early, none = first.backward("k", batch, given, back)
     return hidden["hidden"], losses, late, back["hidden"], early, none
@@ -397,7 +428,8 @@ def test_interleaved_passes_do_not_disturb_each_other(contexts: int, world: Worl
     late = {i: last.finish(hidden[i], given[i], batches[i]) for i in (1, 0)}
     early = {i: first.backward(f"{i}", batches[i], given[i], late[i][2])[0] for i in (0, 1)}
     for i in range(2):
-        found = (hidden[i]["hidden"], *late[i][:2], late[i][2]["hidden"], early[i])
+        (losses, _), columns, back = late[i]
+        found = (hidden[i]["hidden"], losses, columns, back["hidden"], early[i])
         for ours, theirs in zip(found, alone[i], strict=False):
             assert torch.equal(ours, theirs) if isinstance(ours, Tensor) else ours == theirs
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fusion.errors import InputError
-from fusion.registry import METHODS, Adaptive, LogitSpace, Routed, Static
+from fusion.registry import METHODS, Adaptive, Fitted, LogitSpace, Routed, Selected, Static
 from fusion.state import StateDict, TaskVectors
 
 Merge = Callable[[str, TaskVectors, dict[str, Any]], StateDict]
@@ -284,4 +284,6 @@ LOGIT_LAWS: list[Callable[[Fuse, str], None]] = [
 STATIC = sorted(name for name, method in METHODS.items() if isinstance(method, Static))
 LOGIT = sorted(name for name, method in METHODS.items() if isinstance(method, LogitSpace))
 LEARNING = sorted(name for name, method in METHODS.items() if isinstance(method, Adaptive))
+FITTED = sorted(name for name, method in METHODS.items() if isinstance(method, Fitted))
+SELECTED = sorted(name for name, method in METHODS.items() if isinstance(method, Selected))
 ROUTED = sorted(name for name, method in METHODS.items() if isinstance(method, Routed))

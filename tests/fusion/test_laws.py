@@ -9,10 +9,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from fusion.registry import METHODS, LogitSpace, Static
+from fusion.errors import InputError
+from fusion.registry import METHODS, LogitSpace, Selected, Static
 from fusion.state import StateDict, TaskVectors
 from tests.fusion import laws
-from tests.fusion.laws import LAWS, LEARNING, LOGIT, LOGIT_LAWS, ROUTED, STATIC, toy
+from tests.fusion.laws import (
+    FITTED,
+    LAWS,
+    LEARNING,
+    LOGIT,
+    LOGIT_LAWS,
+    ROUTED,
+    SELECTED,
+    STATIC,
+    toy,
+)
 
 
 def merge(name: str, vectors: TaskVectors, params: dict[str, Any]) -> StateDict:
@@ -40,7 +51,16 @@ def test_logit_space(law: Callable[[laws.Fuse, str], None], name: str) -> None:
 
 
 def test_every_row_is_under_some_law() -> None:
-    assert sorted(STATIC + LOGIT + LEARNING + ROUTED) == sorted(METHODS)
+    assert sorted(STATIC + LOGIT + LEARNING + ROUTED + SELECTED + FITTED) == sorted(METHODS)
+
+
+@pytest.mark.parametrize("name", SELECTED)
+def test_a_selection_reads_the_select_split_unless_it_is_called_an_oracle(name: str) -> None:
+    method = METHODS[name]
+    assert isinstance(method, Selected)
+    assert (method.selection().role == "report") == name.startswith("oracle")
+    with pytest.raises(InputError, match="unknown parameter 'shares'"):
+        method.selection(shares=1)
 
 
 @pytest.mark.parametrize("name", STATIC)

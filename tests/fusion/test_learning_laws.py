@@ -22,7 +22,10 @@ def coding(name, **params):
     return method.learning(SHAPE, **params).router(features)
 
 
-@pytest.mark.parametrize("name", LEARNING)
+UNLABELLED = [name for name in LEARNING if not METHODS[name].labelled]
+
+
+@pytest.mark.parametrize("name", UNLABELLED)
 @pytest.mark.parametrize("grouping", ["task", "layer"])
 def test_step_zero_is_task_arithmetic(name, grouping):
     found = coding(name, grouping=grouping, scale=0.25)
@@ -33,12 +36,14 @@ def test_step_zero_is_task_arithmetic(name, grouping):
 @pytest.mark.parametrize("name", LEARNING)
 def test_every_parameter_of_the_router_learns(name):
     method = METHODS[name]
-    learning = method.learning(SHAPE, grouping="layer")
+    finest = {"granularity": "tensor"} if method.labelled else {"grouping": "layer"}
+    learning = method.learning(SHAPE, **finest)
     optimizer = torch.optim.SGD(learning.router.parameters(), lr=0.1)
     features = drawn(4, SHAPE.width) if isinstance(method, Gated) else None
     for step in range(2):  # a gate's first layer moves once its last one has
         optimizer.zero_grad()
-        (learning.router(features) * drawn(3, 2, seed=step)).sum().backward()
+        loss = (learning.router(features) * drawn(3, 2, seed=step)).sum()
+        (loss + learning.router.beta() if learning.labelled else loss).backward()
         optimizer.step()
     assert all(p.grad is not None and bool(p.grad.any()) for p in learning.router.parameters())
 

@@ -1,0 +1,223 @@
+"""The honest kinds of method: what each takes and gives, and what a row of the table says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Concatenate, TypeAlias
+
+from torch import Tensor
+
+from fusion.dawin import Evidence, Routing
+from fusion.fitted import Fit, Plane
+from fusion.learning import Learning, Shape
+from fusion.parameters import Parameter, bind, parameters
+from fusion.selection import Selection
+from fusion.state import TaskVectors
+from fusion.survey import Survey, run_surveys
+
+
+@dataclass(frozen=True)
+class Row:
+    """What every row of the table says of its rule."""
+
+    rule: Callable[..., Any]
+    paper: str
+    defaults: str
+    """Where the default hyper-parameters come from."""
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """The hyper-parameters, as the rule's signature states them."""
+        return parameters(self.rule, hidden=("survey",))
+
+    @property
+    def doc(self) -> str:
+        """The rule's docstring."""
+        return self.rule.__doc__ or ""
+
+    def bound(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """All hyper-parameters of a call: `params`, checked, over the defaults.
+
+        Raises:
+            InputError: unknown, missing or wrong parameters.
+        """
+        return bind(self.rule.__name__, self.parameters, params)
+
+
+@dataclass(frozen=True)
+class Static(Row):
+    """Weights -> weights: `rule(vectors, *, …) -> StateDict`."""
+
+    rule: Callable[Concatenate[TaskVectors, ...], dict[str, Tensor]]
+    survey: Callable[Concatenate[TaskVectors, ...], Survey[Any]] | None = None
+    """Given the same parameters as the rule; its result is the rule's argument `survey`."""
+    kind = "static"
+    needs = "nothing but weights"
+
+    @property
+    def scope(self) -> str:
+        """`tensor`: works tensor by tensor; `model`: surveys the whole model first."""
+        return "model" if self.survey else "tensor"
+
+    def merge(self, vectors: TaskVectors, **params: Any) -> dict[str, Tensor]:
+        """The merged state dict of a whole model.
+
+        Raises:
+            InputError: unknown, missing or wrong parameters.
+        """
+        return self.merge_shards([vectors], **params)[0]
+
+    def merge_shards(self, shards: Sequence[TaskVectors], **params: Any) -> list[dict[str, Tensor]]:
+        """The merged state dict of each shard of one model; equal to the whole's, to the bit."""
+        result = None
+        if self.survey is not None:
+            result = run_surveys([self.start_survey(shard, params) for shard in shards])
+        return [self.merge_surveyed(shard, result, params) for shard in shards]
+
+    def start_survey(self, vectors: TaskVectors, params: Mapping[str, Any]) -> Survey[Any]:
+        """The survey of one shard, not yet begun; of a method that has one."""
+        assert self.survey is not None
+        return self.survey(vectors, **self.bound(params))
+
+    def merge_surveyed(
+        self, vectors: TaskVectors, result: Any, params: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        """The merged state dict of one shard, given the result of the surveys of all."""
+        found = {} if self.survey is None else {"survey": result}
+        return self.rule(vectors, **found, **self.bound(params))
+
+
+@dataclass(frozen=True)
+class LogitSpace(Row):
+    """Expert embeddings [T, B, D] and a zero-shot head [C, D] -> logits [B, C]."""
+
+    rule: Callable[Concatenate[Tensor, Tensor, ...], Tensor]
+    kind = "logits"
+    needs = "the experts' embeddings of each image"
+    scope = "model"
+
+    def fuse(self, embeddings: Tensor, head: Tensor, **params: Any) -> Tensor:
+        """Logits [B, C] of the fused classifier.
+
+        Raises:
+            InputError: unknown, missing or wrong parameters.
+        """
+        return self.rule(embeddings, head, **self.bound(params))
+
+
+@dataclass(frozen=True)
+class Learned(Row):
+    """What a trial finds by looking at images, and keeps as a file of its own: a coding, a gate."""
+
+    scope = "model"
+
+
+@dataclass(frozen=True)
+class Selected(Learned):
+    """Scores of candidate soups -> which ingredients are mixed: `rule(*, …) -> Selection`."""
+
+    rule: Callable[..., Selection]
+    kind = "selected"
+    needs = "labelled images of the select split"
+
+    def selection(self, **params: Any) -> Selection:
+        """How ingredients are chosen.
+
+        Raises:
+            InputError: unknown, missing or wrong parameters.
+        """
+        return self.rule(**self.bound(params))
+
+
+@dataclass(frozen=True)
+class Fitted(Learned):
+    """Embeddings and labels of each task -> a classifier of its embeddings, task by task."""
+
+    rule: Callable[Concatenate[Plane, ...], Fit]
+    apply: Callable[..., Tensor]
+    """(embedded, head, kept, experts, *, …) -> logits [N, C]."""
+    fits: bool = True
+    """Whether it reads the fit rows too, and not the select rows alone."""
+    kind = "logits"
+
+    @property
+    def needs(self) -> str:
+        """What it reads beside weights."""
+        rows = "fit and select splits" if self.fits else "select split"
+        return f"embeddings and labels of the {rows}"
+
+    def fit(self, plane: Plane, **params: Any) -> Fit:
+        """What is kept of one task.
+
+        Raises:
+            InputError: unknown, missing or wrong parameters; what the rule refuses.
+        """
+        return self.rule(plane, **self.bound(params))
+
+    def logits(
+        self,
+        embedded: Callable[[str], Tensor],
+        head: Tensor,
+        kept: Mapping[str, Tensor],
+        experts: tuple[str, ...],
+        **params: Any,
+    ) -> Tensor:
+        """Logits [N, C] of rows, by what was kept of their task."""
+        return self.apply(embedded, head, kept, experts, **self.bound(params))
+
+
+@dataclass(frozen=True)
+class Adaptive(Learned):
+    """Batches -> one coding: `rule(shape, *, …) -> Learning`."""
+
+    rule: Callable[Concatenate[Shape, ...], Learning]
+    labelled: bool = False
+    """Whether it learns from labels too."""
+    kind = "adaptive"
+
+    @property
+    def needs(self) -> str:
+        """What it reads beside weights."""
+        return f"{'' if self.labelled else 'un'}labelled images of each task"
+
+    def learning(self, shape: Shape, **params: Any) -> Learning:
+        """What is learned, and how.
+
+        Raises:
+            InputError: unknown, missing or wrong parameters.
+        """
+        return self.rule(shape, **self.bound(params))
+
+
+@dataclass(frozen=True)
+class Gated(Adaptive):
+    """Unlabelled batches -> a router, which gives each sample a coding from its features."""
+
+    kind = "routed"
+
+    @property
+    def needs(self) -> str:
+        """What it reads beside weights."""
+        return f"{super().needs}, and a frozen network's features of every image"
+
+
+@dataclass(frozen=True)
+class Routed(Row):
+    """The experts' logits of a task's rows -> codings: `rule(evidence, *, …) -> Routing`."""
+
+    rule: Callable[Concatenate[Evidence, ...], Routing]
+    kind = "routed"
+    needs = "the experts' embeddings of each image"
+    scope = "model"
+
+    def route(self, evidence: Evidence, **params: Any) -> Routing:
+        """Which rows go to which merged model.
+
+        Raises:
+            InputError: unknown, missing or wrong parameters; what the rule refuses.
+        """
+        return self.rule(evidence, **self.bound(params))
+
+
+Method: TypeAlias = Static | LogitSpace | Adaptive | Selected | Fitted | Routed

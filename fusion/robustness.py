@@ -1,0 +1,210 @@
+"""Robustness to distribution shift: effective and relative, logit axes, and what WiSE-FT shows.
+
+Accuracies are fractions in [0, 1]. *Reference* is accuracy on the distribution a model was tuned
+on, *shift* accuracy on another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
+
+from fusion.errors import InputError
+
+EPSILON = 1e-3
+"""How near to 0 and 1 an accuracy may come in a logit: one image in a thousand."""
+
+TICKS = (0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
+
+
+def logit(accuracy: ArrayLike, eps: float = EPSILON) -> NDArray[np.float64]:
+    """ln(p/(1 − p)) of accuracies clipped to [eps, 1 − eps], float64.
+
+    Raises:
+        InputError: an accuracy outside [0, 1] (NaN too), or an eps outside (0, 0.5).
+    """
+    if not 0 < eps < 0.5:
+        raise InputError(f"eps: {eps!r}; float in (0, 0.5) allowed")
+    p = np.asarray(accuracy, dtype=np.float64)
+    wrong = p[~((p >= 0) & (p <= 1))]
+    if wrong.size:
+        raise InputError(f"accuracy: {wrong.flat[0]!s}; a fraction in [0, 1] needed")
+    p = p.clip(eps, 1 - eps)
+    return np.asarray(np.log(p / (1 - p)))
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What accuracy under shift reference models have: σ(slope·logit(reference) + intercept)."""
+
+    slope: float
+    intercept: float
+    eps: float = EPSILON
+
+    def __call__(self, reference: ArrayLike) -> NDArray[np.float64]:
+        """The accuracy under shift that is expected of models with these accuracies."""
+        return np.asarray(expit(self.slope * logit(reference, self.eps) + self.intercept))
+
+
+def fit_baseline(reference: ArrayLike, shift: ArrayLike, *, eps: float = EPSILON) -> Baseline:
+    """Least squares of logit(shift) on logit(reference) over K reference models, in float64.
+
+    Args:
+        reference: [K].
+        shift: [K], of the same models.
+        eps: accuracies are clipped to [eps, 1 − eps].
+
+    Raises:
+        InputError: fewer than two models, or all of one accuracy.
+
+    Source: Taori et al. 2020, arXiv:2007.00644; Wortsman et al. 2022, arXiv:2109.01903, §2.
+    """
+    x, y = logit(reference, eps), logit(shift, eps)
+    if x.ndim != 1 or x.shape != y.shape or len(x) < 2:
+        raise InputError(
+            f"baseline: {x.size} reference and {y.size} shift accuracies;"
+            " as many of both, of at least 2 models, needed"
+        )
+    spread = x - x.mean()
+    if not spread @ spread > 1e-12 * max(float(x @ x), 1e-12):
+        raise InputError("baseline: all models have one reference accuracy; two different needed")
+    slope = float(spread @ (y - y.mean()) / (spread @ spread))
+    return Baseline(slope, float(y.mean() - slope * x.mean()), eps)
+
+
+def effective_robustness(
+    baseline: Baseline, reference: ArrayLike, shift: ArrayLike
+) -> NDArray[np.float64]:
+    """ρ = shift − baseline(reference): accuracy under shift beyond what was expected."""
+    return np.asarray(shift, dtype=np.float64) - baseline(reference)
+
+
+def relative_robustness(shift: ArrayLike, zero_shot_shift: ArrayLike) -> NDArray[np.float64]:
+    """Accuracy under shift beyond that of the model before fine-tuning."""
+    return np.asarray(shift, dtype=np.float64) - np.asarray(zero_shot_shift, dtype=np.float64)
+
+
+def logit_axis_limits(
+    accuracies: ArrayLike, *, margin: float = 0.05, eps: float = EPSILON
+) -> tuple[float, float]:
+    """(low, high) of a logit-scaled axis over these accuracies, always inside (0, 1).
+
+    The margin is a fraction of their extent in logits, at least of one logit. A limit of
+    1.05 × the largest accuracy, as published plots have it, is above 1 from 0.953 on, and its
+    logit NaN.
+
+    Raises:
+        InputError: no accuracy, or one that is none.
+
+    >>> low, high = logit_axis_limits([0.5, 1.0])
+    >>> low < 0.5, 0.999 < high < 1
+    (True, True)
+    """
+    values = logit(accuracies, eps)
+    if not values.size:
+        raise InputError("axis: no accuracies")
+    low, high = float(values.min()), float(values.max())
+    spare = margin * max(high - low, 1.0)
+    return float(expit(low - spare)), float(expit(high + spare))
+
+
+def logit_ticks(low: float, high: float) -> list[float]:
+    """The round accuracies within the limits of an axis.
+
+    >>> logit_ticks(0.75, 0.96)
+    [0.8, 0.9, 0.95]
+    """
+    return [tick for tick in TICKS if low <= tick <= high]
+
+
+def prediction_diversity(first: ArrayLike, second: ArrayLike, labels: ArrayLike) -> float:
+    """P(two models disagree and one of them is right), over the same N samples.
+
+    Args:
+        first: [N] predicted classes.
+        second: [N].
+        labels: [N].
+
+    Raises:
+        InputError: no samples, or other numbers of them.
+
+    Source: Wortsman et al. 2022, arXiv:2109.01903, App. (measures of diversity).
+
+    >>> prediction_diversity([0, 1, 2, 0], [0, 2, 1, 1], [0, 1, 0, 1])
+    0.5
+    """
+    a, b, y = np.asarray(first), np.asarray(second), np.asarray(labels)
+    if not a.shape == b.shape == y.shape or a.ndim != 1 or not a.size:
+        raise InputError(f"predictions: {a.size} and {b.size} for {y.size} labels: the same needed")
+    return float(np.mean((a == y) != (b == y)))
+
+
+@dataclass(frozen=True)
+class Concavity:
+    """Whether accuracy along a path never falls below the line between its ends."""
+
+    holds: bool
+    margin: float
+    """min over α of Acc(θ_α) − (1 − α)·Acc(θ_0) − α·Acc(θ_1); negative where it does not hold."""
+    alpha: float
+    """Where that is."""
+
+
+def concavity(alphas: Sequence[float], accuracies: ArrayLike, *, slack: float = 1e-12) -> Concavity:
+    """Check Acc(θ_α) ≥ (1 − α)·Acc(θ_0) + α·Acc(θ_1) on a path that has both ends.
+
+    Raises:
+        InputError: a path without α = 0 or α = 1, or of another length.
+
+    >>> concavity([0, 0.5, 1], [0.5, 0.75, 0.75])
+    Concavity(holds=True, margin=0.0, alpha=0.0)
+    """
+    at, values = path(alphas, accuracies)
+    first, last = ends(at, values)
+    excess = values - (1 - at) * first - at * last
+    worst = int(excess.argmin())
+    return Concavity(bool(excess[worst] >= -slack), float(excess[worst]), float(at[worst]))
+
+
+def beats_both(alphas: Sequence[float], columns: Mapping[str, ArrayLike]) -> list[float]:
+    """The α at which the fused model beats both ends, strictly, on every column.
+
+    Args:
+        alphas: with 0 and 1 among them.
+        columns: data set -> accuracy at each α; for WiSE-FT: the reference and a shift.
+
+    Raises:
+        InputError: no column, a path without its ends, or of another length.
+    """
+    if not columns:
+        raise InputError("beats_both: no column of accuracies")
+    wins = np.ones(len(alphas), dtype=bool)
+    for values in columns.values():
+        at, column = path(alphas, values)
+        wins &= column > max(ends(at, column))
+    return [float(alpha) for alpha, win in zip(alphas, wins, strict=True) if win]
+
+
+def path(
+    alphas: Sequence[float], accuracies: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """α and accuracies as float64 arrays of one length."""
+    at, values = np.asarray(alphas, dtype=np.float64), np.asarray(accuracies, dtype=np.float64)
+    if at.ndim != 1 or at.shape != values.shape or np.isnan(values).any():
+        raise InputError(f"path: {values.size} accuracies at {at.size} alphas; one each needed")
+    return at, values
+
+
+def ends(at: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[float, float]:
+    """Accuracies at α = 0 and α = 1."""
+    found = []
+    for end in (0.0, 1.0):
+        there = np.flatnonzero(at == end)
+        if not there.size:
+            raise InputError(f"path: no accuracy at alpha = {end:g}; both ends needed")
+        found.append(float(values[there[0]]))
+    return found[0], found[1]

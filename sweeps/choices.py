@@ -1,0 +1,81 @@
+"""How soups were made: what was asked of each ingredient, and how sure each gain is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sweeps.ledger import Entry
+from sweeps.wording import equation, percent, points
+
+WORDS = {
+    "start": "begins",
+    "accepted": "taken",
+    "rejected": "left",
+    "failed": "failed",
+    "duplicate": "a copy",
+    "vanished": "gone",
+}
+
+
+def tables(
+    entries: Iterable[Entry], selected: Mapping[str, str | None], metric: str
+) -> list[dict[str, Any]]:
+    """Of each method that selects, the decisions of its selected trial.
+
+    Args:
+        entries: the ledger, in the order of the report.
+        selected: method -> key of its selected trial.
+        metric: the sweep's, which scores are of where a method has none of its own.
+    """
+    return [
+        {
+            "method": entry.method,
+            "lines": [
+                line(choice, entry.params.get("metric") or metric) for choice in entry.choices
+            ],
+            "summary": summary(entry.choices),
+        }
+        for entry in entries
+        if entry.choices and selected.get(entry.method) == entry.trial_key
+    ]
+
+
+def line(choice: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    """One decision in words."""
+    gain = ""
+    if choice.get("gain") is not None:
+        low, high = (points(choice[name]) for name in ("low", "high"))
+        gain = f"{points(choice['gain'])} pp ({low} to {high}), {equation(choice['p'])}"
+    return {
+        "what": choice.get("ingredient") or choice["candidate"],
+        "soup": choice["candidate"],
+        "outcome": WORDS[choice["outcome"]],
+        "taken": choice["outcome"] == "accepted",
+        "score": score(choice.get("score"), metric),
+        "best": score(choice.get("best"), metric),
+        "gain": gain or choice.get("note", ""),
+    }
+
+
+def summary(choices: Iterable[Mapping[str, Any]]) -> str:
+    """Of the ingredients taken, how many gains are larger than chance.
+
+    >>> summary([{"outcome": "accepted", "gain": 0.1, "low": 0.01}, {"outcome": "rejected"}])
+    '1 of 2 taken; of 1 the 95 % interval of the gain lies above 0.'
+    """
+    choices = list(choices)
+    taken = [choice for choice in choices if choice["outcome"] == "accepted"]
+    gains = [choice for choice in taken if choice.get("gain") is not None]
+    text = f"{len(taken)} of {len(choices)} taken"
+    if not gains:
+        return f"{text}."
+    sure = sum(choice["low"] > 0 for choice in gains)
+    return f"{text}; of {sure} the 95 % interval of the gain lies above 0."
+
+
+def score(value: float | None, metric: str) -> str:
+    """An accuracy in percent, or a loss in nats; nothing where there is none."""
+    if value is None:
+        return ""
+    return f"{value:.4f}" if metric.startswith("nll") else percent(value, 2)

@@ -1,0 +1,75 @@
+"""A rehearsal of every method before anything starts: finds wrong names inside parameters."""
+
+from __future__ import annotations
+
+import warnings
+from itertools import islice
+
+import torch
+
+from actors.pool import Pool
+from fusion.dawin import Evidence
+from fusion.errors import InputError
+from fusion.fitted import Plane
+from fusion.parameters import unknown
+from fusion.registry import METHODS, Adaptive, Fitted, LogitSpace, Routed, Selected
+from fusion.selection import Selection
+from fusion.soup import positions
+from fusion.state import TaskVectors
+from sweeps.candidates import random_points
+from sweeps.courses import REHEARSED
+from sweeps.spec import SweepSpec, metric_names
+
+
+def rehearse(spec: SweepSpec, pool: Pool) -> None:
+    """Run every method on stand-ins of one element a tensor: finds wrong names inside parameters.
+
+    Raises:
+        InputError: what the method itself refuses: an unknown expert, a weight too few.
+    """
+    zeros = {name: torch.zeros(1) for name in pool.names}
+    vectors = TaskVectors.from_state_dicts(zeros, dict.fromkeys(pool.tasks, zeros))
+    embeddings, head = torch.ones(len(pool.tasks), 1, 2), torch.ones(2, 2)
+    evidence = torch.arange(8.0).view(4, 2)
+    stack = evidence.expand(len(pool.tasks), 4, 2)
+    for name, entry in spec.methods.items():
+        method = METHODS[name]
+        if isinstance(method, Adaptive):
+            continue  # `needs_of` has built each of its routers
+        for params in islice(random_points(entry, name, spec.seed), REHEARSED):
+            try:
+                if isinstance(method, LogitSpace):
+                    method.fuse(embeddings, head, **params)
+                elif isinstance(method, Selected):
+                    check_selection(method.selection(**params), pool, spec)
+                elif isinstance(method, Fitted):
+                    with warnings.catch_warnings(action="ignore"):
+                        method.fit(stand_in(pool), **params)
+                elif isinstance(method, Routed):
+                    labels = torch.zeros(len(evidence), dtype=torch.int64)
+                    method.route(Evidence(pool.tasks, stack, evidence, labels), **params)
+                else:
+                    method.merge(vectors, **params)
+            except InputError as error:
+                raise InputError(f"methods.{name}: {error}") from None
+
+
+def check_selection(selection: Selection, pool: Pool, spec: SweepSpec) -> None:
+    """Raise InputError where it names an ingredient or a metric that is not there."""
+    for names in (selection.ingredients, selection.start):
+        positions(pool.tasks, names)
+    known = metric_names(spec.tasks)
+    if selection.metric is not None and selection.metric not in known:
+        raise InputError(f"metric: {unknown('metric', selection.metric, known)}")
+
+
+def stand_in(pool: Pool) -> Plane:
+    """A task of two classes whose embeddings are random."""
+
+    def embedded(source: str, role: str, at: torch.Tensor | None) -> torch.Tensor:
+        drawn = torch.Generator().manual_seed(len(source) + (role == "fit"))
+        rows = torch.randn(12, 8, generator=drawn)
+        return rows if at is None else rows[at]
+
+    labels = torch.arange(12) % 2
+    return Plane(pool.tasks, torch.eye(2, 8), lambda role: labels, embedded)

@@ -1,0 +1,57 @@
+"""A made-up task for methods of the logit plane."""
+
+from typing import ClassVar
+
+import torch
+
+from fusion.fitted import Plane
+from fusion.registry import METHODS
+from fusion.zeroshot import logits
+
+D, C, EXPERTS = 12, 3, ("a", "b")
+
+
+class World:
+    """Three classes in 12 dimensions, seen by a base and two experts, one better than the other."""
+
+    noise: ClassVar = {"pretrained": 1.1, "a": 0.9, "b": 0.5}
+
+    def __init__(self, sizes=(60, 45, 45)):
+        rng = torch.Generator().manual_seed(0)
+        self.centres = torch.randn(C, D, generator=rng)
+        self.head = 10 * torch.nn.functional.normalize(
+            self.centres + 0.8 * torch.randn(C, D, generator=rng), dim=1
+        )
+        self.labels = {
+            role: torch.arange(n) % C
+            for role, n in zip(("fit", "select", "report"), sizes, strict=True)
+        }
+        self.z = {
+            (source, role): self.centres[y] + noise * torch.randn(len(y), D, generator=rng)
+            for role, y in self.labels.items()
+            for source, noise in self.noise.items()
+        }
+        self.read = set()
+
+    @property
+    def plane(self):
+        def labels(role):
+            self.read.add(role)
+            return self.labels[role]
+
+        def embedded(source, role, at):
+            self.read.add(role)
+            z = self.z[source, role]
+            return z if at is None else z[at]
+
+        return Plane(EXPERTS, self.head, labels, embedded)
+
+    def logits(self, name, kept, role, **params):
+        row = METHODS[name]
+        return row.logits(lambda s: self.z[s, role], self.head, kept, EXPERTS, **params)
+
+    def accuracy(self, z, role):
+        return float((z.argmax(1) == self.labels[role]).float().mean())
+
+    def zero_shot(self, role, source="pretrained"):
+        return self.accuracy(logits(self.z[source, role], self.head), role)
