@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
-MODULES = ("merging", "ties", "sweep", "layers", "gates", "pipeline", "dawin", "scale")
+MODULES = (
+    "merging", "ties", "sweep", "layers", "gates", "pipeline", "dawin", "scale",
+    "exact_alpha", "tip_search",
+)  # fmt: skip
 
 
 def main() -> int:

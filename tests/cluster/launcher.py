@@ -50,14 +50,14 @@ class Launcher:
         }
 
     def ray(
-        self, *words: str, timeout: float = 300, check: bool = True
+        self, *words: str, timeout: float = 300, check: bool = True, typed: str = ""
     ) -> subprocess.CompletedProcess[str]:
-        """Run `ray WORDS` in the project's folder."""
+        """Run `ray WORDS` in the project's folder; `typed`: what it reads from its input."""
         done = subprocess.run(
             [sys.executable, "-m", "ray.scripts.scripts", *words],
             cwd=self.project,
             env=self.environment(),
-            stdin=subprocess.DEVNULL,
+            input=typed,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -91,6 +91,8 @@ def test_what_else_the_docs_do_with_the_launcher(site: Site, submitted: str) -> 
     assert "Active:" in site.user.ray("exec", "cluster.yaml", "ray status").stdout
     said = site.user.ray("exec", "cluster.yaml", "sweeps report several-hosts").stdout
     assert "task_arithmetic" in said
+    typed = "echo $((40 + 2)) is here\nexit\n"
+    assert "42 is here" in site.user.ray("attach", "cluster.yaml", typed=typed).stdout
     (site.user.project / "mine.yaml").write_text(SPEC.read_text())
     site.user.ray("rsync-up", "cluster.yaml", "mine.yaml", "~/mine.yaml")
     assert (site.head.home / "mine.yaml").read_text() == SPEC.read_text()
