@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import ray
 import torch
 
+from actors.codings import dump_coding
 from actors.data import prepare_data
 from actors.embeddings import EmbeddingCache
 from actors.experts import Recipe, merged
@@ -21,7 +23,9 @@ from actors.pool import open_pool
 from actors.tasks import Splits, TaskSource, open_task
 from actors.transport import fetched
 from fusion.errors import InputError
+from fusion.learning import Lesson
 from fusion.registry import METHODS, Learned, LogitSpace, Routed, Static
+from fusion.trim import Trim
 from tests.fusion import laws
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -75,7 +79,7 @@ def parts(tiny_pool, tmp_path_factory, ray_cluster):
     pool = open_pool(str(root / "base"), {task: str(root / "experts" / task) for task in names})
     tasks = {task: open_task(TaskSource(task, str(root / "data" / task))) for task in names}
     cache = tmp_path_factory.mktemp("cache")
-    data = prepare_data(pool.base, tasks, Splits(), ["select", "report"], cache)
+    data = prepare_data(pool.base, tasks, Splits(), ["fit", "select", "report"], cache)
     embeddings = EmbeddingCache(
         cache / "embeddings", {task: task for task in (*names, "pretrained")}
     )
@@ -123,6 +127,52 @@ def test_fleet_equals_local_to_the_bit(recipe, fleet, parts):
         assert np.array_equal(score.correct, theirs.scores[task].correct)
     if recipe.method == "pretrained" or isinstance(METHODS.get(recipe.method), Static):
         laws.assert_same_bits(fleet.client.merge(recipe), local.merge(recipe))
+
+
+@pytest.mark.parametrize("name", laws.FITTED)
+def test_what_a_replica_fits_is_what_is_fitted_here(name, fleet, parts):
+    local = parts[3]
+    torch.set_num_threads(1)
+    quick = {"epochs": 3} if "epochs" in METHODS[name].parameters else {}
+    recipe = Recipe(name, quick)
+    ours, chosen = local.fit(recipe)
+    assert fleet.client.fit(recipe) == (ours, chosen)
+    kept = replace(recipe, learned=ours)
+    found = local.evaluate(kept, "report")
+    assert fleet.client.evaluate(kept, "report").metrics() == found.metrics()
+    with pytest.raises(InputError, match=f"{name}: fuses logits; there is no single model"):
+        local.merge(kept)
+
+
+def test_a_soup_by_its_coding_is_the_mean_of_its_ingredients(fleet, parts):
+    local = parts[3]
+    tasks, groups = local.tasks, local.pipeline.groups
+    half = dump_coding(torch.tensor([0.5, 0.0, 0.5]).view(1, 3, 1), tasks, groups)
+    recipe = Recipe("greedy_soup", {}, half)
+    named = Recipe("uniform_soup", {"ingredients": [tasks[0], tasks[2]]})
+    laws.assert_same_bits(local.merge(recipe), local.merge(named))
+    both = fleet.client.evaluate_all([recipe, named], "report")
+    assert both[0].metrics() == both[1].metrics() == local.evaluate(named, "report").metrics()
+    # One that is a single ingredient is read off its cached embeddings: the same logits.
+    alone = dump_coding(torch.tensor([0.0, 1.0, 0.0]).view(1, 3, 1), tasks, groups)
+    merged_ = Recipe("wise_ft", {"expert": tasks[1], "alpha": 1.0})
+    assert (
+        local.evaluate(replace(recipe, learned=alone), "report").metrics()
+        == local.evaluate(merged_, "report").metrics()
+    )
+
+
+def test_labelled_lessons_and_gram_are_the_same_here_and_there(fleet, parts):
+    local = parts[3]
+    rows = {task: torch.arange(5) for task in local.tasks}
+    coding = torch.full((1, 3, 1), 1 / 3)
+    lesson = Lesson(rows, coding, torch.tensor(1.5))
+    (ours,) = local.gradients([lesson], "select", Trim())
+    (theirs,) = fleet.client.gradients([lesson], "select", Trim())
+    assert ours.losses == theirs.losses
+    assert ours.beta == theirs.beta != 0
+    assert torch.equal(ours.coding, theirs.coding)
+    assert torch.equal(local.gram().total, fleet.client.gram().total)
 
 
 def test_experts_are_measured_on_their_own_task(parts):
