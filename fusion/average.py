@@ -12,7 +12,7 @@ from fusion.coding import mix_tensor
 from fusion.errors import InputError
 from fusion.parameters import unknown
 from fusion.state import TaskVectors
-from fusion.weights import tensor_weights
+from fusion.weights import named_weights, tensor_weights
 
 
 def simple_average(vectors: TaskVectors) -> dict[str, Tensor]:
@@ -99,19 +99,24 @@ def wise_ft(
     vectors: TaskVectors,
     *,
     alpha: Annotated[float, Interval(ge=0, le=1)] = 0.5,
+    blocks: Mapping[str, float] | None = None,
     expert: str | None = None,
 ) -> dict[str, Tensor]:
-    """θ = (1 − α)·θ₀ + α·θ_e = θ₀ + α·τ_e, for one expert e.
+    """θ_k = (1 − α_k)·θ₀,k + α_k·θ_e,k = θ₀,k + α_k·τ_e,k, for one expert e; α_k = α by default.
 
     α = 0 is the base to the bit; α = 1 is the expert up to the rounding of its task vector.
 
     Args:
         vectors: base and task vectors.
         alpha: α. Default 0.5, the paper's choice without a validation signal.
+        blocks: α_k of some tensors, by name or pattern, in [0, 1] (`{"*.layers.1?.*": 0.8}`: an
+            exact name wins, else the longest pattern that matches); all others take `alpha`.
+            Default: none, the paper's.
         expert: the expert's name; None: the only one there is.
 
     Raises:
-        InputError: an unknown expert, or none named among several.
+        InputError: an unknown expert, or none named among several; a pattern without a tensor, an
+            α_k outside.
 
     Source: Wortsman et al. 2022, arXiv:2109.01903, §3.
 
@@ -129,8 +134,12 @@ def wise_ft(
     if expert not in vectors.tasks:
         raise InputError(f"wise_ft: expert: {unknown('expert', expert, vectors.tasks)}")
     chosen = [float(task == expert) for task in vectors.tasks]
+    shares = named_weights("wise_ft: blocks", {"*": alpha, **(blocks or {})}, vectors.groups)
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise InputError(f"wise_ft: blocks: {share:g} for {name!r}; 0 to 1 allowed")
 
     def fill(name: str, out: Tensor) -> None:
-        mix_tensor(out, vectors.base[name], vectors.deltas[name], chosen, scale=alpha)
+        mix_tensor(out, vectors.base[name], vectors.deltas[name], chosen, scale=shares[name])
 
     return vectors.build(fill)

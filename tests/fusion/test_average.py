@@ -144,3 +144,25 @@ def test_wise_ft_asks_which_of_several() -> None:
         wise_ft(VECTORS)
     with pytest.raises(InputError, match="unknown expert 'd'"):
         wise_ft(VECTORS, expert="d")
+
+
+def test_wise_ft_by_block_is_a_weighted_average_by_tensor():
+    from tests.fusion.laws import assert_same_bits, toy
+
+    vectors = toy(tasks=("dtd",))
+    blocks = {"block.*": 0.25, "block.1.weight": 1.0}
+    found = wise_ft(vectors, alpha=0.5, blocks=blocks)
+    for name, base in vectors.base.items():
+        share = 1.0 if name == "block.1.weight" else 0.25 if name.startswith("block") else 0.5
+        wanted = base.double() + share * vectors.deltas[name][0].double()
+        torch.testing.assert_close(found[name].double(), wanted, rtol=1e-6, atol=1e-6)
+    assert_same_bits(
+        wise_ft(vectors, blocks={"*": 0.3}),
+        wise_ft(vectors, alpha=0.3),
+    )
+    for wrong, said in (
+        ({"nothing.*": 0.5}, "no floating-point tensor has such a name"),
+        ({"block.*": 1.5}, "0 to 1 allowed"),
+    ):
+        with pytest.raises(InputError, match=said):
+            wise_ft(vectors, blocks=wrong)
