@@ -10,6 +10,8 @@ from torch import Tensor
 from actors.codings import beta_of, load_coding
 from actors.evaluation import Recipe
 from actors.gates import fit, load
+from actors.pool import Pool, task_vectors
+from actors.streamed import streamed
 from fusion.coding import mix
 from fusion.errors import InputError
 from fusion.gate import Gate
@@ -94,6 +96,23 @@ def opened_gate(
     )  # fmt: skip
     shape = Shape(tuple(tasks), names, manifest.width)
     return gate, key, method.learning(shape, **recipe.params).trim
+
+
+def rebuilt(pool: Pool, recipe: Recipe) -> dict[str, Tensor]:
+    """θ by recipe from a pool's files: tensor by tensor where it is a mix with a known coding.
+
+    Raises:
+        InputError: see `merged`, `streamed` and `load_flat`.
+    """
+    method = static_method(recipe)
+    if isinstance(method, Learned):
+        coding, trim = learned_coding(method, recipe, pool.tasks, pool.groups)
+        if trim.nothing:
+            shared = coding.shape[2] == 1
+            at = {name: 0 if shared else i for i, name in enumerate(pool.groups)}
+            columns = coding[0].T.tolist()
+            return dict(streamed(pool, lambda name: columns[at[name]]))
+    return merged(task_vectors(pool), recipe)
 
 
 def merged(vectors: TaskVectors, recipe: Recipe) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ import sys
 
 MODULES = (
     "merging", "ties", "sweep", "layers", "gates", "pipeline", "dawin", "scale",
-    "exact_alpha", "tip_search",
+    "exact_alpha", "tip_search", "soup",
 )  # fmt: skip
 
 

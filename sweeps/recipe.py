@@ -17,9 +17,8 @@ import yaml
 from actors.atomic import replacing
 from actors.checkpoints import Checkpoint, content_hash, read
 from actors.experts import Recipe as What
-from actors.experts import merged
-from actors.pool import Pool, open_pool, task_vectors
-from actors.recipes import learned_beta
+from actors.pool import Pool, open_pool
+from actors.recipes import learned_beta, rebuilt
 from fusion.errors import InputError
 from fusion.registry import METHODS, Fitted, Gated, LogitSpace, Routed
 from sweeps.ledger import write_text
@@ -129,7 +128,7 @@ def export(path: Path, out: Path) -> None:
                 f"the recipe was made from {model.sha256[:12]}…"
             )
     what = What(recipe.method, recipe.params, data)
-    fused = {**merged(task_vectors(pool), what), **tempered(pool.base, learned_beta(what))}
+    fused = {**rebuilt(pool, what), **tempered(pool.base, learned_beta(what))}
     write_folder(pool.base, fused, out, path)
 
 
