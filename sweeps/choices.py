@@ -21,14 +21,14 @@ WORDS = {
 def tables(
     entries: Iterable[Entry], selected: Mapping[str, str | None], metric: str
 ) -> list[dict[str, Any]]:
-    """Of each method that selects, the decisions of its selected trial.
+    """Of each method that selects, the decisions of its selected trial; soups before single ones.
 
     Args:
         entries: the ledger, in the order of the report.
         selected: method -> key of its selected trial.
         metric: the sweep's, which scores are of where a method has none of its own.
     """
-    return [
+    found = [
         {
             "method": entry.method,
             "lines": [
@@ -39,6 +39,7 @@ def tables(
         for entry in entries
         if entry.choices and selected.get(entry.method) == entry.trial_key
     ]
+    return sorted(found, key=lambda each: not any(line["gain"] for line in each["lines"]))
 
 
 def line(choice: Mapping[str, Any], metric: str) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def summary(choices: Iterable[Mapping[str, Any]]) -> str:
     """Of the ingredients taken, how many gains are larger than chance.
 
     >>> summary([{"outcome": "accepted", "gain": 0.1, "low": 0.01}, {"outcome": "rejected"}])
-    '1 of 2 taken; of 1 the 95 % interval of the gain lies above 0.'
+    '1 of 2 taken; gains whose 95 % interval lies above 0: 1.'
     """
     choices = list(choices)
     taken = [choice for choice in choices if choice["outcome"] == "accepted"]
@@ -71,7 +72,7 @@ def summary(choices: Iterable[Mapping[str, Any]]) -> str:
     if not gains:
         return f"{text}."
     sure = sum(choice["low"] > 0 for choice in gains)
-    return f"{text}; of {sure} the 95 % interval of the gain lies above 0."
+    return f"{text}; gains whose 95 % interval lies above 0: {sure or 'none'}."
 
 
 def score(value: float | None, metric: str) -> str:
