@@ -1,4 +1,4 @@
-"""The command line: `sweeps run | plan | methods | train | report | export | quickstart`.
+"""The command line: `sweeps run | plan | methods | train | report | analyse | export | quickstart`.
 
 Exit status: 0 done, 1 some trials failed (named), 2 wrong input (nothing was started),
 130 interrupted. Errors are one line; `--debug` shows the traceback.
@@ -20,7 +20,8 @@ import typer
 from rich.console import Console
 
 from fusion.errors import InputError
-from sweeps.folder import outputs_dir
+from sweeps.analyse_command import analyse
+from sweeps.options import OUTPUTS, Address, Outputs, Set, Spec, Storage
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,26 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Experiment sweeps for model fusion, on Ray, Ray Tune and MLflow.",
 )
-
-Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="A sweep file (YAML).")]
-Outputs = Annotated[Path, typer.Option(help="Where all sweeps are kept.")]
-Address = Annotated[
-    str | None,
-    typer.Option(help="A running Ray cluster; default: $RAY_ADDRESS, else this machine."),
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a field: methods.ties.trials=4."),
-]
-Storage = Annotated[
-    str | None,
-    typer.Option(
-        metavar="URL",
-        envvar="FUSION_SWEEPS_STORAGE",
-        help="Durable storage (a folder, s3://…): the sweep is copied there after every trial.",
-    ),
-]
-OUTPUTS = outputs_dir()
 
 
 @app.callback()
@@ -252,6 +233,9 @@ def report(
         typer.echo(json.dumps(document(comparison), indent=1))
     elif not follow:
         render(comparison, Console())
+
+
+app.command()(analyse)
 
 
 @app.command()

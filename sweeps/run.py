@@ -13,9 +13,8 @@ from rich.console import Console
 
 from actors import metrics
 from actors.checkpoints import content_hash
-from actors.data import prepare_data
 from actors.experts import TaskData
-from actors.fleet import Client, Fleet
+from actors.fleet import Client
 from actors.peaks import keep_peak
 from actors.sources import cache_dir
 from actors.spread import home
@@ -38,6 +37,7 @@ from sweeps.report import write_html
 from sweeps.runs import totals
 from sweeps.site import Site
 from sweeps.spec import SweepSpec, dump, spec_hash
+from sweeps.stand import stand
 from sweeps.storage import reach
 from sweeps.tracker import Tracker
 from sweeps.trials import Interrupted, run_trials
@@ -106,30 +106,14 @@ def run(
         client, experiment = tracking.connect(uri, spec.mlflow.experiment, outputs)
         if page := stack.enter_context(site.start(prepared)):
             progress.say(f"dashboard {page}")
-        data = prepare_data(
-            prepared.pool.base,
-            prepared.tasks,
-            prepared.splits,
+        fleet, data = stand(
+            stack,
+            site,
+            prepared,
+            progress,
             prepared.roles,
-            cache_dir(),
-            select_spelled=spec.splits.select_spelled,
             extractors=list(prepared.needs.extractors.values()),
-            progress=lambda done, total: progress.set("images", done, total),
         )
-        fleet = stack.enter_context(
-            Fleet(
-                prepared.pool,
-                data,
-                prepared.embeddings(),
-                prepared.plan,
-                spec.placement.dtype,
-                transport=spec.placement.transport,
-                readers=site.readers(prepared),
-                sweep=spec.name,
-            )
-        )
-        fleet.ready()
-        stack.enter_context(site.elastic(fleet, prepared))
         # Only now, with every weight and image accepted, does the sweep leave a trace.
         sent = fetch.take_up(store, folder, fresh=fresh) if store else {}
         identity = claim(folder.path, now, text, resume=resume, fresh=fresh, extend=extend)

@@ -281,3 +281,22 @@ class Tracker:
         )
         notes = [run.data.tags[NOTE] for run in newest if NOTE in run.data.tags][:SHOWN]
         self.client.set_experiment_tag(self.experiment, NOTE, page(self.experiment, notes))
+
+
+def attach(
+    client: MlflowClient, experiment: str, sweep_id: str, files: Iterable[tuple[Path, str]]
+) -> int:
+    """Log files with the parent run of a sweep that is there; to how many runs they went: 0 or 1.
+
+    Args:
+        client: of a store that `tracking.connect` has reached.
+        experiment: id of the experiment.
+        sweep_id: finds the run.
+        files: each with the folder among the run's artifacts; empty: their root.
+    """
+    where = f"tags.sweep_id = '{sweep_id}' and tags.role = 'sweep'"
+    runs = client.search_runs([experiment], where, max_results=1)
+    for run in runs:
+        for path, place in files:
+            client.log_artifact(run.info.run_id, str(path), place or None)
+    return len(runs)

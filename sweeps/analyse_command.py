@@ -1,0 +1,60 @@
+"""The command `sweeps analyse`: what is asked of it, and what it says in the end."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from sweeps.options import OUTPUTS, Address, Outputs, Set, Spec
+
+
+def analyse(
+    spec: Spec,
+    only: Annotated[
+        str, typer.Option(metavar="PARTS", help="gram, plane, angles, barriers, grid, gap: some.")
+    ] = "",
+    plane: Annotated[
+        str,
+        typer.Option(metavar="[ORIGIN,]FIRST,SECOND", help="Also pretrained, best, second."),
+    ] = "",
+    pair: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIRST,SECOND", help="For barriers and gap; may be given again."),
+    ] = None,
+    size: Annotated[int, typer.Option(min=2, help="Points along each axis of the plane.")] = 21,
+    most: Annotated[int, typer.Option(min=2, help="Pairs are of so many models, the best.")] = 12,
+    alpha: Annotated[float, typer.Option(min=0, max=1, help="Of the gap.")] = 0.5,
+    rows: Annotated[
+        int, typer.Option(min=0, help="Images a task for plane, barriers, gap; 0: all of select.")
+    ] = 1000,
+    address: Address = None,
+    overrides: Set = None,
+    outputs: Outputs = OUTPUTS,
+) -> None:
+    """Geometry of a sweep's models: landscape, angles, barriers; a page, tables, pictures."""
+    from sweeps import cluster
+    from sweeps.spec import load
+
+    loaded = load(spec, overrides or [])
+    cluster.stay_on_loopback(address)
+    from sweeps.analyse import PARTS, analyse
+    from sweeps.geometry import wished
+
+    wish = wished(plane, pair or [], size=size, most=most, alpha=alpha)
+    parts = [part.strip() for part in only.split(",")] if only else list(PARTS)
+    console = Console()
+    try:
+        found = analyse(
+            loaded, outputs, console, parts=parts, wish=wish, rows=rows, address=address
+        )
+    except KeyboardInterrupt:
+        console.print("interrupted; points found are kept. The same command goes on from them.")
+        raise typer.Exit(130) from None
+    for finding in found.findings:
+        for line in finding.lines:
+            console.print(f"{finding.part}: {line}", soft_wrap=True, markup=False, highlight=False)
+    console.print(f"page    {found.page}", soft_wrap=True)
+    console.print(f"tables  {found.folder}", soft_wrap=True)
+    console.print(f"mlflow  {found.logged}", soft_wrap=True)

@@ -1,0 +1,96 @@
+"""Experts whose loss is a formula of the coefficients: no model, no image."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from rich.console import Console
+
+from actors.codings import load_coding
+from actors.evaluation import Evaluation, Rows, TaskData, TaskScore
+from fusion.gram import Gram
+from sweeps.geometry import Given
+from sweeps.points import PROBE, Points
+from sweeps.progress import Progress
+
+N, C = 40, 3
+NAMES = ("a", "b", "c")
+VECTORS = torch.tensor([[3.0, 0.0], [1.0, 2.0], [3.0, 0.0]], dtype=torch.float64)
+"""Task vectors in two dimensions; a and c are the same model."""
+
+LOWEST = torch.tensor([1.0, 1.0], dtype=torch.float64)
+"""Where the bowl of the loss is lowest."""
+
+
+@dataclass
+class Bowl:
+    """loss = ‖θ − LOWEST‖², and as many of the samples wrong, in hundredths of the loss."""
+
+    replicas: int = 2
+    fails_after: float = math.inf
+    asked: list[tuple[float, ...]] = field(default_factory=list)
+    roles: set[str] = field(default_factory=set)
+
+    def coefficients(self, recipe) -> torch.Tensor:
+        return load_coding(recipe.learned, NAMES, ("w",), "test").flatten().double()
+
+    def evaluate_all(self, recipes, role):
+        if len(self.asked) + len(recipes) > self.fails_after:
+            raise ConnectionError("killed")
+        self.roles.add(role)
+        return [self.evaluate(recipe, role) for recipe in recipes]
+
+    def evaluate(self, recipe, role):
+        point = self.coefficients(recipe)
+        self.asked.append(tuple(point.tolist()))
+        loss = float((point @ VECTORS - LOWEST).square().sum())
+        hits = np.arange(100) >= min(100, round(10 * loss))
+        return Evaluation({"t": TaskScore(hits, loss)}, 0.0, 1)
+
+    def logits(self, recipe, role):
+        """Linear in the coefficients: a soup's logits are the ensemble's."""
+        assert role == PROBE
+        parts = torch.randn(len(NAMES) + 1, N, C, generator=torch.Generator().manual_seed(0))
+        drift = torch.einsum("t,tnc->nc", self.coefficients(recipe).float(), parts[1:])
+        return {"t": parts[0] + drift}
+
+    def gram(self) -> Gram:
+        total = VECTORS @ VECTORS.T
+        return Gram(NAMES, total, {"w": total})
+
+
+def pixel_file(path: Path, labels: list[int]) -> Path:
+    """Images of one grey pixel, with these labels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(3 * len(labels), np.uint8)), 3)
+    batch = pa.record_batch([images, pa.array(labels, pa.int64())], ["image", "label"])
+    batch = batch.replace_schema_metadata({"shape": "3,1,1"})
+    with pa.ipc.new_file(str(path), batch.schema) as writer:
+        writer.write_batch(batch)
+    return path
+
+
+def given(folder: Path, experts: Bowl | None = None, **changes) -> Given:
+    """What parts read, over a bowl."""
+    experts = experts or Bowl()
+    pixels = folder / "pixels.arrow"
+    if not pixels.exists():
+        labels = torch.randint(C, (N,), generator=torch.Generator().manual_seed(1))
+        pixel_file(pixels, labels.tolist())
+    rows = Rows(pixels)
+    progress = Progress(Console(quiet=True))
+    whole, probe = (
+        Points(experts, NAMES, role, folder / "points" / f"{role}.json", progress)
+        for role in ("select", PROBE)
+    )
+    singles = whole([whole.of({name: 1.0}) for name in NAMES], "experts")
+    known = {
+        "context": "x", "gram": experts.gram(), "whole": whole, "probe": probe,
+        "data": {"t": TaskData("t", folder / "head", {"select": rows, PROBE: rows})},
+        "singles": dict(zip(NAMES, singles, strict=True)), "metric": "acc/mean", "recipes": {},
+        "dtype": "float32", "seed": 0, "images": N, "soup": True,
+    }  # fmt: skip
+    return Given(**(known | changes))
