@@ -1,31 +1,36 @@
-"""Fine-tuning the vision tower of a CLIP on one task, and what every training here shares.
+"""Fine-tuning the vision tower of a CLIP on one task.
 
 Axes: N images, B batch, C classes, D embedding width, H × W pixels.
 """
 
 from __future__ import annotations
 
-import math
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import copy
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Annotated
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from annotated_types import Interval
+from torch import Tensor, nn
 
-from fusion import zeroshot
-
-Advance: TypeAlias = Callable[[int, int, float], None]
-"""Progress: (steps done, steps in all, loss of the last step)."""
-
-
-def silent(step: int, total: int, loss: float) -> None:
-    """The progress callback that reports nothing."""
+from actors.augment import Augmentation
+from actors.objective import Embed, Objective
+from actors.optimising import Advance as Advance
+from actors.optimising import cosine as cosine
+from actors.optimising import cpu_threads as cpu_threads
+from actors.optimising import optimise as optimise
+from actors.optimising import pixel_statistics as pixel_statistics
+from actors.optimising import quiet as quiet
+from actors.optimising import save_expert as save_expert
+from actors.optimising import shuffled_batches as shuffled_batches
+from actors.optimising import silent as silent
+from actors.optimising import staged as staged
+from actors.optimising import standardised as standardised
+from actors.unfinished import Averages, Look, Run, blind
+from fusion.errors import InputError
+from fusion.trajectory import freeze_batchnorm
 
 
 def fine_tune(
@@ -35,24 +40,37 @@ def fine_tune(
     head: Tensor,
     out: Path,
     *,
-    epochs: float = 10.0,
-    batch_size: int = 64,
-    learning_rate: float = 1e-5,
-    weight_decay: float = 0.1,
-    warmup: float = 0.1,
-    label_smoothing: float = 0.0,
-    clip_norm: float = 1.0,
-    seed: int = 0,
+    epochs: Annotated[float, Interval(gt=0)] = 10.0,
+    batch_size: Annotated[int, Interval(ge=1)] = 64,
+    learning_rate: Annotated[float, Interval(gt=0)] = 1e-5,
+    weight_decay: Annotated[float, Interval(ge=0)] = 0.1,
+    warmup: Annotated[float, Interval(ge=0, le=1)] = 0.1,
+    label_smoothing: Annotated[float, Interval(ge=0, le=1)] = 0.0,
+    clip_norm: Annotated[float, Interval(gt=0)] = 1.0,
+    mixup: Annotated[float, Interval(ge=0)] = 0.0,
+    augmentation: Augmentation = "none",
+    crop_scale: Annotated[float, Interval(gt=0, le=1)] = 0.9,
+    operations: Annotated[int, Interval(ge=0)] = 2,
+    magnitude: Annotated[float, Interval(ge=0, le=30)] = 9.0,
+    soft_targets: Annotated[float, Interval(ge=0, le=1)] = 0.0,
+    soft_temperature: Annotated[float, Interval(gt=0)] = 2.0,
+    ema: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
+    swa: Annotated[float, Interval(ge=0, le=1)] = 0.0,
+    frozen_batchnorm: bool = False,
+    seed: Annotated[int, Interval(ge=0)] = 0,
     threads: int = 1,
     device: str = "cpu",
     advance: Advance = silent,
+    state: Path | None = None,
+    look: Look = blind,
 ) -> Path:
     """Fine-tune the vision tower of `base` on one task; everything else stays frozen.
 
     The loss is the cross-entropy against the frozen zero-shot head; AdamW, a cosine schedule after
-    a linear warm-up, gradients clipped by their global norm. The result is written under a
-    temporary name and renamed, so `out` is either absent or whole. Same arguments, same bits on
-    the same kind of CPU.
+    a linear warm-up, gradients clipped by their global norm. The tower stays in eval mode. Results
+    are written under a temporary name and renamed, so `out` is either absent or whole, and where
+    it is there, the averages asked for are. Same arguments, same bits on the same kind of CPU, also
+    of a run that was killed and went on from `state`.
 
     Args:
         base: folder of a Hugging Face CLIP (both towers).
@@ -67,13 +85,34 @@ def fine_tune(
         warmup: fraction of the steps in which the learning rate rises.
         label_smoothing: share of the target spread over all classes.
         clip_norm: largest global gradient norm.
-        seed: of the order of the images.
+        mixup: a of Beta(a, a); 0: no mixup.
+        augmentation: of the images of a step; see `augment.py`.
+        crop_scale: of crops: smallest share of the area. Default: WiSE-FT's.
+        operations: of RandAugment, an image.
+        magnitude: of RandAugment.
+        soft_targets: share of the loss that is the cross-entropy to a teacher's probabilities; the
+            teacher is the base under the same head.
+        soft_temperature: the teacher's logits are divided by it. Default: that of the authors'
+            commands (their code: 4).
+        ema: decay of a moving average of the weights, written to `<out>-ema`, warmed up as in
+            `ema_decay`; 0: none.
+        swa: share of the steps, the last ones, whose weights' mean is written to `<out>-swa`; 0:
+            none. The schedule stays the cosine: SWA's constant rate is not used.
+        frozen_batchnorm: keep statistics of batch norm; refused where the tower has none, as a
+            CLIP ViT has not.
+        seed: of the order of the images, of augmentation and mixup.
         threads: CPU threads; fixes the order of sums, so part of what the bits depend on.
         device: where to train.
         advance: called after each step.
+        state: a file in which the state of the unfinished run is kept, after each of `STOPS`; where
+            it is there, left by a run of the same arguments, the run goes on from it.
+        look: called after each of `STOPS`, and again at the one that a run goes on from.
 
     Returns:
         `out`.
+
+    Raises:
+        InputError: `frozen_batchnorm` of a tower without batch norm.
     """
     from transformers import CLIPModel
 
@@ -81,17 +120,50 @@ def fine_tune(
         model = CLIPModel.from_pretrained(base).to(device).eval()
         model.requires_grad_(False)
         tower = model.vision_model.requires_grad_(True)
+        if frozen_batchnorm and not freeze_batchnorm(tower):
+            raise InputError(
+                f"frozen_batchnorm: True: the vision tower of {base} has no batch norm; false"
+                " allowed"
+            )
         data, answers, head = images.to(device), labels.to(device), head.detach().to(device)
         mean, std = pixel_statistics(base)
 
+        def standardise(rows: Tensor) -> Tensor:
+            return standardised(rows, mean, std)
+
+        student = embedder(tower, model.visual_projection)
+        teacher = embedder(frozen(tower), model.visual_projection) if soft_targets else None
+        objective = Objective(
+            label_smoothing=label_smoothing,
+            mixup=mixup,
+            augmentation=augmentation,
+            crop_scale=crop_scale,
+            operations=operations,
+            magnitude=magnitude,
+            soft_targets=soft_targets,
+            soft_temperature=soft_temperature,
+            seed=seed,
+        )
+        steps = max(1, round(epochs * len(images) / batch_size))
+        run = Run(tower, Averages(ema, swa, steps), steps, state)
+        found = run.resume(device)
+
+        def seen(rows: Tensor) -> Tensor:
+            with torch.no_grad():
+                return student(standardise(rows.to(device)))
+
+        def after(step: int, optimiser: torch.optim.Optimizer) -> None:
+            run.after(step, optimiser)
+            run.show(step, look, seen)
+
+        run.show(run.begun, look, seen)
+        numbers = itertools.count(run.begun + 1)
+
         def loss(rows: Tensor) -> Tensor:
-            pixels = standardised(data[rows], mean, std)
-            embedding = model.visual_projection(tower(pixel_values=pixels).pooler_output)
-            return F.cross_entropy(
-                zeroshot.logits(embedding, head), answers[rows], label_smoothing=label_smoothing
+            return objective.loss(
+                next(numbers), data[rows], answers[rows], student, head, standardise, teacher
             )
 
-        steps = max(1, round(epochs * len(images) / batch_size))
         optimise(
             loss,
             tower,
@@ -102,151 +174,32 @@ def fine_tune(
             warmup=warmup,
             clip_norm=clip_norm,
             advance=advance,
+            after=after,
+            resumed=found,
         )
+
+        def passes() -> Iterator[dict[str, Tensor]]:
+            return ({"pixel_values": standardise(part)} for part in torch.split(data, batch_size))
+
+        for kind, averaged in run.averages.models(tower, passes):
+            with staged(beside(out, kind)) as folder:
+                save_expert(base, averaged, folder)
         with staged(out) as folder:
             save_expert(base, tower, folder)
+        run.end()
     return out
 
 
-def optimise(
-    loss: Callable[[Tensor], Tensor],
-    module: torch.nn.Module,
-    batches: Iterator[Tensor],
-    steps: int,
-    *,
-    learning_rate: float,
-    weight_decay: float,
-    warmup: float,
-    clip_norm: float,
-    advance: Advance,
-) -> None:
-    """Minimise `loss(rows)` over the trainable parameters of `module` for `steps` steps.
-
-    `batches` yields the row numbers [B] of each step.
-    """
-    trainable = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-    parameters = [p for _, p in trainable]
-    decayed = [p for n, p in trainable if p.ndim > 1 and "embedding" not in n]
-    kept = [p for n, p in trainable if p.ndim <= 1 or "embedding" in n]
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": kept},
-    ]
-    optimiser = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=0.0, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, cosine(steps, warmup))
-    for step, rows in enumerate(batches, 1):
-        value = loss(rows)
-        value.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
-        optimiser.step()
-        schedule.step()
-        optimiser.zero_grad()
-        advance(step, steps, float(value.detach()))
+def beside(out: Path, kind: str) -> Path:
+    """Where an average of a run is kept: `<out>-ema`, `<out>-swa`."""
+    return out.with_name(f"{out.name}-{kind}")
 
 
-def cosine(steps: int, warmup: float) -> Callable[[int], float]:
-    """Step number -> share of the highest learning rate: a linear rise, then half a cosine.
-
-    >>> [round(cosine(10, 0.2)(step), 2) for step in (0, 1, 2, 6, 9)]
-    [0.5, 1.0, 1.0, 0.5, 0.04]
-    """
-    rise = max(1, round(steps * warmup))
-
-    def factor(step: int) -> float:
-        if step < rise:
-            return (step + 1) / rise
-        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-
-    return factor
+def embedder(tower: nn.Module, projection: nn.Module) -> Embed:
+    """Standardised pixels -> embeddings, not normalised."""
+    return lambda pixels: projection(tower(pixel_values=pixels).pooler_output)
 
 
-def shuffled_batches(count: int, batch_size: int, steps: int, seed: int) -> Iterator[Tensor]:
-    """Row numbers [B] of `steps` batches: each pass over `count` rows in a new order.
-
-    A batch may span two passes, so all are equally large (all rows, where there are fewer).
-    """
-    rng = torch.Generator().manual_seed(seed)
-    size = min(batch_size, count)
-    waiting = torch.empty(0, dtype=torch.int64)
-    for _ in range(steps):
-        while len(waiting) < size:
-            waiting = torch.cat([waiting, torch.randperm(count, generator=rng)])
-        yield waiting[:size]
-        waiting = waiting[size:]
-
-
-def standardised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 [B, 3, H, W] as the float32 pixels the image processor would make of them."""
-    shape = (1, 3, 1, 1)
-    return (images.float() / 255 - mean.to(images.device).view(shape)) / std.to(images.device).view(
-        shape
-    )
-
-
-def pixel_statistics(folder: Path) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [3] a channel, from a folder's image processor."""
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    processor = CLIPImageProcessorPil.from_pretrained(folder)
-    return torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
-
-
-def save_expert(base: Path, tower: Any, folder: Path) -> None:
-    """Write a vision tower as `CLIPVisionModel.save_pretrained` does, and its image processor."""
-    from transformers import CLIPVisionModel
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    # Loaded anew, because a model is saved under the tensor names that it was loaded from: those
-    # of the hub. The tower inside a CLIPModel would be saved under bare ones.
-    model = CLIPVisionModel.from_pretrained(base)
-    model.load_state_dict(tower.state_dict())
-    model.save_pretrained(folder)
-    CLIPImageProcessorPil.from_pretrained(base).save_pretrained(folder)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """transformers without its own progress bars, and without its notes on unused tensors."""
-    from transformers.utils import logging
-
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if shown:
-            logging.enable_progress_bar()
-
-
-@contextmanager
-def cpu_threads(threads: int) -> Iterator[None]:
-    """Torch with a fixed number of CPU threads; the caller's number is put back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def staged(out: Path) -> Iterator[Path]:
-    """A folder to write in that becomes `out` when the block ends without an exception.
-
-    A rename is atomic, so `out` is absent or whole, whenever the program is killed. Where another
-    program finished the same folder first, its result stays.
-    """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        yield folder
-        folder.chmod(0o755)
-        try:
-            os.rename(folder, out)
-        except OSError:
-            if not out.is_dir():
-                raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def frozen(tower: nn.Module) -> nn.Module:
+    """A copy that does not learn."""
+    return copy.deepcopy(tower).requires_grad_(False)

@@ -1,57 +1,38 @@
-"""`sweeps train`: a base where one is asked for, then one expert a task, fine-tuned with Tune.
+"""`sweeps train`: a base where one is asked for, then each task fine-tuned with Tune.
 
-`<out>/base/` and `<out>/experts/<task>/` are Hugging Face folders; `<out>/trained/` has one JSON
-file a trial, which a second call of the same file goes by: nothing is trained twice.
+`<out>/base/`, `<out>/experts/<task>/` (the best of each task) or `<out>/ingredients/<task>/<key>/`
+(several of each) are Hugging Face folders; `<out>/trained/` has one JSON file a trial, which a
+second call of the same file goes by: nothing is trained twice.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-import time
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
-from ray import tune
 from rich.console import Console
 from rich.table import Table
 
 from actors.checkpoints import Checkpoint, content_hash, inspect
 from actors.data import prepare_data
-from actors.embeddings import EmbeddingCache
-from actors.experts import Recipe, TaskData
-from actors.local import local_experts
-from actors.pixels import open_pixels
-from actors.pool import open_pool
+from actors.experts import TaskData
+from actors.hashes import hash_text
 from actors.pretraining import Sizes, pretrain
 from actors.sources import cache_dir
 from actors.tasks import Role, Splits, Task, TaskSource, open_task
 from actors.training import fine_tune
 from sweeps import cluster
-from sweeps.candidates import random_points
-from sweeps.canonical import derive_seed, trial_key
 from sweeps.folder import owned
+from sweeps.ingredients import Ingredient, chosen, home, is_there, pool_yaml, read_scores
 from sweeps.ledger import write_text
 from sweeps.progress import Progress
-from sweeps.trainspec import TrainSpec
+from sweeps.trainshifts import open_shifts, score_shifts, shift_rows
+from sweeps.trainspec import TrainSpec, schema
+from sweeps.traintrials import Yard, run_trials
 
 STORE_BYTES = 300 * 2**20
 ROLES: tuple[Role, ...] = ("fit", "select", "report")
-
-
-@dataclass(frozen=True)
-class Trained:
-    """One finished fine-tuning."""
-
-    key: str
-    task: str
-    params: Mapping[str, Any]
-    select: float
-    """Accuracy on the select split; the best of a task becomes its expert."""
-    report: float
-    seconds: float
 
 
 def train(spec: TrainSpec, console: Console, *, address: str | None = None) -> list[str]:
@@ -59,6 +40,7 @@ def train(spec: TrainSpec, console: Console, *, address: str | None = None) -> l
 
     Raises:
         InputError: wrong input; nothing was started.
+        KeyboardInterrupt: what has ended is kept.
     """
     out = Path(spec.out).resolve()
     splits = Splits(**spec.splits.model_dump())
@@ -66,6 +48,7 @@ def train(spec: TrainSpec, console: Console, *, address: str | None = None) -> l
         name: open_task(TaskSource(name, t.dataset, t.image, t.label, t.templates, t.classnames))
         for name, t in spec.tasks.items()
     }
+    others = open_shifts(spec, tasks)
     base = inspect(spec.base, "base") if spec.base else None
     target = cluster.target(address)
     with owned(out), Progress(console) as progress, cluster.connected(target, STORE_BYTES):
@@ -74,13 +57,22 @@ def train(spec: TrainSpec, console: Console, *, address: str | None = None) -> l
                 make_base(spec, tasks, splits, out / "base", progress)
             base = inspect(str(out / "base"), "base")
         data = load(base, tasks, splits, ROLES, progress)
-        wanted = candidates(spec, base, tasks, splits)
-        run_trials(wanted, base, data, out, progress)
-    best = choose(wanted, out)
-    write_text(out / "pool.yaml", pool_yaml(base, best, out))
-    console.print(table(best))
+        yard = Yard(spec, base, data, contexts(spec, base, tasks, splits), out, defaults())
+        run_trials(yard, progress)
+        kept = {task: kept_of(yard, task) for task in tasks}
+        if spec.shifts:
+            places = [(each, home(out, each, spec.keep)) for g in kept.values() for each in g]
+            score_shifts(places, yard, shift_rows(spec, base, data, others), progress)
+    kept = {task: group for task, group in kept.items() if group}
+    told = {
+        name: t.model_dump(mode="json", exclude_defaults=True) for name, t in spec.tasks.items()
+    }
+    cut = spec.splits.model_dump(mode="json", exclude_defaults=True)
+    text = pool_yaml(base.folder, kept, out, spec.keep, told, cut)
+    write_text(out / "pool.yaml", text)
+    console.print(table(kept, spec, out))
     console.print(f"pool  {out / 'pool.yaml'}", soft_wrap=True)
-    missing = [task for task in tasks if task not in best]
+    missing = [task for task in tasks if task not in kept]
     for task in missing:
         console.print(f"failed: {task}: no fine-tuning of it succeeded", style="red")
     return missing
@@ -127,162 +119,44 @@ def make_base(
     pretrain(rows, out, sizes=sizes, seed=spec.seed, advance=advance, **given)
 
 
-def candidates(
+def contexts(
     spec: TrainSpec, base: Checkpoint, tasks: Mapping[str, Task], splits: Splits
-) -> list[dict[str, Any]]:
-    """All trials: {"key", "task", "params", "seed"}; a pure function of files and spec."""
-    context = f"{content_hash(base)} {splits}"
+) -> dict[str, str]:
+    """Task -> what its trials depend on besides hyper-parameters: base, splits, data, words."""
+    common = f"{content_hash(base)} {splits}"
     found = {}
     for name, task in tasks.items():
-        for params in random_points(spec.finetune, f"finetune {name}", spec.seed):
-            key = trial_key(f"finetune {name}", params, f"{context} {task.fingerprint}")
-            seed = derive_seed(spec.seed, key) % 2**31
-            found[key] = {"key": key, "task": name, "params": params, "seed": seed}
-    return list(found.values())
+        found[name] = f"{common} {task.fingerprint}"
+        given = spec.tasks[name]
+        if given.templates or given.classnames:
+            found[name] += " " + hash_text("words", task.templates, task.classnames)
+    return found
 
 
-def run_trials(
-    wanted: list[dict[str, Any]],
-    base: Checkpoint,
-    data: Mapping[str, TaskData],
-    out: Path,
-    progress: Progress,
-) -> None:
-    """Fine-tune what has no result yet, one CPU (or GPU) a trial."""
-    todo = [trial for trial in wanted if finished(trial, out) is None]
-    progress.start("experts", len(wanted))
-    progress.advance("experts", len(wanted) - len(todo))
-    if not todo:
-        return
-    gpus = cluster.of_cluster().gpus
-    resources = {"cpu": 1, "gpu": 1} if gpus else {"cpu": 1}
-    device = "cuda" if gpus else "cpu"
-    trainable = tune.with_parameters(
-        fine_tune_trial, folder=base.folder, data=data, out=out, device=device
-    )
-    tune.Tuner(
-        tune.with_resources(trainable, resources),
-        param_space={"trial": tune.grid_search(todo)},
-        tune_config=tune.TuneConfig(
-            reuse_actors=True,
-            trial_dirname_creator=lambda trial: trial.config["trial"]["key"],
-        ),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=str(out / "trained"),
-            callbacks=[Advancing(progress)],
-            verbose=0,
-        ),
-    ).fit()
+def defaults() -> dict[str, object]:
+    """Hyper-parameters of fine-tuning that are not given; the seed is the trial's own."""
+    return {p.name: p.default for p in schema(fine_tune).values() if p.name != "seed"}
 
 
-class Advancing(tune.Callback):  # type: ignore[misc]  # ray is untyped
-    """Moves the progress bar as trials end."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-
-    def __getstate__(self) -> dict[str, object]:
-        """Nothing: Tune pickles its callbacks beside its state."""
-        return {}
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """One more expert."""
-        task = trial.config["trial"]["task"]
-        self.progress.advance("experts", note=f"{task}: {trial.last_result.get('select', 0):.4f}")
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """One that failed; said at once."""
-        what = trial.config["trial"]
-        reason = str(trial.get_error()).strip().splitlines()[-1]
-        self.progress.say(f"failed: {what['task']} {what['params']}: {reason}")
-        self.progress.advance("experts")
+def kept_of(yard: Yard, task: str) -> list[Ingredient]:
+    """A task's ingredients that stay and are there."""
+    keep = yard.spec.keep
+    found = chosen(yard.results(task), keep)
+    return [each for each in found if is_there(yard.out, each, keep)]
 
 
-def fine_tune_trial(
-    config: Mapping[str, Any], folder: Path, data: Mapping[str, TaskData], out: Path, device: str
-) -> None:
-    """One fine-tuning: train on fit, measure on select and report, keep folder and result."""
-    from actors.heads import read_head
-
-    trial = config["trial"]
-    task = data[trial["task"]]
-    rows, place = task.rows["fit"], out / "trained" / trial["key"] / "expert"
-    pixels = open_pixels(rows.pixels)
-    at = slice(None) if rows.indices is None else rows.indices
-    start = time.perf_counter()
-    if not place.is_dir():
-        fine_tune(
-            folder,
-            pixels.images[at],
-            pixels.labels[at],
-            read_head(task.head),
-            place,
-            seed=trial["seed"],
-            device=device,
-            **trial["params"],
-        )
-    seconds = time.perf_counter() - start
-    pool = open_pool(str(folder), {task.name: str(place)})
-    nowhere = EmbeddingCache(out / "trained" / "embeddings", {})
-    experts = local_experts(pool, {task.name: task}, nowhere, device=device)
-    # With one expert, averaging IS the expert: measured by the same code as every fused model.
-    select, report = (
-        experts.evaluate(Recipe("simple_average"), role).scores[task.name].accuracy
-        for role in ("select", "report")
-    )
-    result = Trained(trial["key"], task.name, trial["params"], select, report, seconds)
-    write_text(result_file(trial, out), json.dumps(asdict(result), indent=1))
-    tune.report({"select": select, "report": report})
-
-
-def result_file(trial: Mapping[str, Any], out: Path) -> Path:
-    """Where a trial's result is kept."""
-    return out / "trained" / f"{trial['task']}-{trial['key']}.json"
-
-
-def finished(trial: Mapping[str, Any], out: Path) -> Trained | None:
-    """A trial's result, if it has one."""
-    path = result_file(trial, out)
-    return Trained(**json.loads(path.read_text())) if path.exists() else None
-
-
-def choose(wanted: Iterable[Mapping[str, Any]], out: Path) -> dict[str, Trained]:
-    """Each task's best trial on select; its model becomes `experts/<task>`, others are deleted."""
-    best: dict[str, Trained] = {}
-    for trial in wanted:
-        result = finished(trial, out)
-        if result is not None and (
-            result.task not in best or result.select > best[result.task].select
-        ):
-            best[result.task] = result
-    for task, result in best.items():
-        place, made = out / "experts" / task, out / "trained" / result.key / "expert"
-        if made.is_dir():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(place, ignore_errors=True)
-            made.rename(place)
-    for trial in wanted:
-        if trial["task"] in best:
-            shutil.rmtree(out / "trained" / trial["key"], ignore_errors=True)
-    return best
-
-
-def pool_yaml(base: Checkpoint, best: Mapping[str, Trained], out: Path) -> str:
-    """The `pool` of a sweep file, ready to paste."""
-    lines = ["pool:", f"  base: {base.folder}", "  experts:"]
-    lines += [f"    {task}: {out / 'experts' / task}" for task in best]
-    return "\n".join(lines) + "\n"
-
-
-def table(best: Mapping[str, Trained]) -> Table:
-    """The experts' accuracies."""
-    shown = Table(title="experts", title_justify="left")
-    for name in ("task", "chosen", "select", "report", "seconds"):
-        shown.add_column(name, justify="left" if name in ("task", "chosen") else "right")
-    for task, result in best.items():
-        params = " ".join(f"{name}={value}" for name, value in result.params.items())
-        shown.add_row(
-            task, params, f"{result.select:.4f}", f"{result.report:.4f}", f"{result.seconds:.1f}"
-        )
+def table(kept: Mapping[str, Sequence[Ingredient]], spec: TrainSpec, out: Path) -> Table:
+    """What was kept, with accuracies."""
+    shown = Table(title="experts" if spec.keep == "best" else "ingredients", title_justify="left")
+    texts = ("task", "chosen" if spec.keep == "best" else "ingredient")
+    for name in (*texts, "select", "report", *spec.shifts, "seconds"):
+        shown.add_column(name, justify="left" if name in texts else "right")
+    for task, group in kept.items():
+        for each in group:
+            params = " ".join(f"{name}={value}" for name, value in each.params.items())
+            what = params if each.kind == "expert" else f"{params} ({each.kind})".strip()
+            shifts = read_scores(home(out, each, spec.keep)).get("shifts", {})
+            marks = [f"{shifts[name]:.4f}" if name in shifts else "" for name in spec.shifts]
+            numbers = (f"{each.select:.4f}", f"{each.report:.4f}", *marks, f"{each.seconds:.1f}")
+            shown.add_row(task, what, *numbers)
     return shown

@@ -7,17 +7,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Annotated, Any
 
-from pydantic import Field, PlainValidator, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    PlainValidator,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from actors.corruptions import CORRUPTIONS, SEVERITIES
 from actors.pretraining import Sizes, pretrain
 from actors.training import fine_tune
 from fusion.parameters import Parameter, parameters, unknown
-from sweeps.entry import MethodSpec, read_parameter, trials_faults
-from sweeps.faults import Fault, raise_all, spec_errors
-from sweeps.spec import NAME, NAME_RULE, Part, SplitSpec, TaskSpec, Text, check_names
+from sweeps.entry import RESERVED, MethodSpec, read_parameter, searcher_faults, trials_faults
+from sweeps.faults import NOT_GIVEN, Fault, custom_error, raise_all, spec_errors
+from sweeps.ingredients import Keep
+from sweeps.space import spaces
+from sweeps.spec import NAME, NAME_RULE, Part, Source, SplitSpec, TaskSpec, Text, check_names
 from sweeps.specfile import read
 
-OURS = ("seed", "threads", "device", "advance", "sizes")
+OURS = ("threads", "device", "advance", "sizes", "state", "look")
 """Arguments that the program gives: they are no hyper-parameters."""
 
 SIZES = {field.name: Parameter(field.name, int, field.default, None) for field in fields(Sizes)}
@@ -29,25 +38,50 @@ def schema(function: Callable[..., Any]) -> dict[str, Parameter]:
 
 
 def read_search(raw: Any) -> MethodSpec:
-    """`finetune`: hyper-parameters, fixed or with search spaces, and `trials`."""
+    """`finetune`: hyper-parameters, fixed or with search spaces; trials, searcher, scheduler."""
     known, faults, params = schema(fine_tune), [], {}
     if not isinstance(raw, Mapping):
         raise_all([Fault((), raw, "a mapping of hyper-parameters, or {}, allowed")])
     for key, value in raw.items():
-        if key == "trials":
+        if key in RESERVED:
             continue
         if key not in known:
-            faults.append(Fault((str(key),), value, unknown("parameter", str(key), known)))
+            hint = unknown("parameter", str(key), (*known, *RESERVED))
+            faults.append(Fault((str(key),), value, hint))
             continue
         try:
             params[key] = read_parameter(known[key], value)
         except Fault as fault:
             faults.append(fault.under(key))
-    entry = MethodSpec(params=params)
-    faults += trials_faults(raw.get("trials"), bool(entry.sampled))
+    sampled = list(MethodSpec(params=params).sampled.values())
+    faults += trials_faults(raw.get("trials"), bool(sampled))
+    faults += searcher_faults(raw.get("searcher", "random"), sampled)
+    faults += own_faults(raw, params)
     if faults:
         raise_all(faults)
-    return MethodSpec(params=params, trials=raw.get("trials"))
+    return MethodSpec(params=params, **{key: raw[key] for key in RESERVED if key in raw})
+
+
+def own_faults(raw: Mapping[str, Any], params: Mapping[str, Any]) -> list[Fault]:
+    """Faults that only fine-tuning has: another scheduler than ASHA, batch norm in a CLIP ViT."""
+    found = []
+    if raw.get("scheduler") not in (None, "asha"):
+        found.append(Fault(("scheduler",), raw["scheduler"], "null or 'asha' allowed"))
+    frozen = params.get("frozen_batchnorm", False)
+    inside = [value for _, space in spaces(frozen) for value in getattr(space, "values", ())]
+    if frozen is True or True in inside:
+        reason = "a CLIP ViT has no batch norm; false allowed"
+        found.append(Fault(("frozen_batchnorm",), raw["frozen_batchnorm"], reason))
+    return found
+
+
+def check_keep(value: Any) -> Keep:
+    """`value`, if it says how many ingredients stay."""
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if value not in ("best", "all") and not is_count:
+        raise custom_error("best, all or an integer of at least 1 allowed")
+    kept: Keep = value
+    return kept
 
 
 def read_pretrain(raw: Any) -> dict[str, Any] | None:
@@ -55,6 +89,7 @@ def read_pretrain(raw: Any) -> dict[str, Any] | None:
     if raw is None:
         return None
     known, faults, params = {**SIZES, **schema(pretrain)}, [], {}
+    known.pop("seed", None)  # the file's own
     if not isinstance(raw, Mapping):
         raise_all([Fault((), raw, "a mapping of sizes and hyper-parameters, or {}, allowed")])
     for key, value in raw.items():
@@ -67,6 +102,30 @@ def read_pretrain(raw: Any) -> dict[str, Any] | None:
     if faults:
         raise_all(faults)
     return params
+
+
+class ShiftSpec(Part):
+    """Rows under a distribution shift: the report rows corrupted, or another data set."""
+
+    corruption: Text | None = Field(None, description=f"one of {', '.join(CORRUPTIONS)}")
+    severity: int = Field(3, ge=1, le=len(SEVERITIES), strict=True, description="1, 2, 3, 4 or 5")
+    seed: int = Field(0, ge=0, strict=True, description="an integer of at least 0")
+    dataset: Source | None = Field(None, description="a hub id or a folder")
+    image: Text = Field("image", description="the name of the image column")
+    label: Text = Field("label", description="the name of the label column")
+    task: Text | None = Field(None, description="the name of a task, or null (all)")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> ShiftSpec:
+        if (self.corruption is None) == (self.dataset is None):
+            given = self.corruption
+            raise_all(
+                [Fault(("corruption",), given, "exactly one of corruption and dataset needed")]
+            )
+        if self.corruption is not None and self.corruption not in CORRUPTIONS:
+            hint = unknown("corruption", self.corruption, CORRUPTIONS)
+            raise_all([Fault(("corruption",), self.corruption, hint)])
+        return self
 
 
 class TrainSpec(Part):
@@ -87,18 +146,34 @@ class TrainSpec(Part):
     finetune: Annotated[MethodSpec, PlainValidator(read_search)] = Field(
         MethodSpec(), description="a mapping of hyper-parameters"
     )
+    keep: Annotated[Keep, PlainValidator(check_keep)] = Field(
+        "best", description="best, all or an integer of at least 1"
+    )
+    """How many ingredients of a task stay on disk."""
+    shifts: Mapping[str, ShiftSpec] = Field(
+        default_factory=dict,
+        description="a mapping of names to {corruption: …, severity: …} or {dataset: …}",
+    )
+    """What kept ingredients are also measured on."""
     seed: int = Field(0, ge=0, strict=True, description="an integer of at least 0")
 
-    @field_validator("tasks")
+    @field_validator("tasks", "shifts")
     @classmethod
-    def _task_names(cls, tasks: Mapping[str, TaskSpec]) -> Mapping[str, TaskSpec]:
-        return check_names(tasks)
+    def _names(cls, named: Mapping[str, Any]) -> Mapping[str, Any]:
+        return check_names(named)
 
     @model_validator(mode="after")
     def _one_base(self) -> TrainSpec:
         if (self.base is None) == (self.pretrain is None):
             reason = "exactly one of base and pretrain needed"
             raise_all([Fault(("base",), self.base, reason)])
+        for name, shift in self.shifts.items():
+            if shift.task is not None and shift.task not in self.tasks:
+                hint = unknown("task", shift.task, self.tasks)
+                raise_all([Fault(("shifts", name, "task"), shift.task, hint)])
+            if shift.dataset is not None and shift.task is None and len(self.tasks) > 1:
+                reason = f"one of {', '.join(self.tasks)} needed, whose classes the data set has"
+                raise_all([Fault(("shifts", name, "task"), NOT_GIVEN, reason)])
         return self
 
 

@@ -1,0 +1,256 @@
+"""What `sweeps train` keeps: results of trials, and the best models of each task as folders.
+
+`<out>/trained/<task>-<key>.json` is a trial's result, which stays; `<out>/trained/<key>/` its
+models, until they are moved to where they are kept, or deleted. One trial makes up to three
+models, its *ingredients*: the fine-tuned one, and averages along the run (`ema`, `swa`).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import yaml
+
+from actors.training import beside
+from fusion.errors import InputError
+from sweeps.ledger import write_text
+
+Keep: TypeAlias = Literal["best", "all"] | int
+"""How many ingredients of a task stay; `best`: one, as the task's expert."""
+
+KINDS = ("expert", "ema", "swa")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One fine-tuning that ended, or was stopped by a scheduler."""
+
+    key: str
+    task: str
+    params: Mapping[str, Any]
+    select: float
+    """Accuracy on the select split; of one that was stopped, when it was."""
+    report: float | None
+    """Accuracy on the report split; None: it was stopped."""
+    seconds: float
+    seed: int = 0
+    context: str = ""
+    """What the result depends on besides parameters; part of the key."""
+    stopped: int = 0
+    """The rung on which a scheduler stopped it; 0: it ended."""
+    rungs: Mapping[str, float] = field(default_factory=dict)
+    """Rung -> accuracy on select on the way."""
+    made: Sequence[Mapping[str, Any]] = ()
+    """`{kind, select, report, sha256}` of each ingredient; the select rows chose none of them."""
+
+
+@dataclass(frozen=True)
+class Ingredient:
+    """One model that a trial made."""
+
+    task: str
+    key: str
+    kind: str
+    params: Mapping[str, Any]
+    seed: int
+    select: float
+    report: float
+    sha256: str
+    """Of its weights; empty: not known (of an older version)."""
+    seconds: float = 0.0
+    """Of the trial's training."""
+    twins: tuple[str, ...] = ()
+    """Names of others with the same weights to the bit."""
+
+    @property
+    def folder(self) -> str:
+        """`<key>`, `<key>-ema` or `<key>-swa`."""
+        return self.key if self.kind == "expert" else f"{self.key}-{self.kind}"
+
+    @property
+    def name(self) -> str:
+        """What a pool calls it."""
+        return f"{self.task}-{self.folder}"
+
+
+def result_file(out: Path, task: str, key: str) -> Path:
+    """Where a trial's result is kept."""
+    return out / "trained" / f"{task}-{key}.json"
+
+
+def write_result(out: Path, result: Trained) -> None:
+    """Keep a result, whole or not at all."""
+    text = json.dumps(asdict(result), indent=1)
+    write_text(result_file(out, result.task, result.key), text)
+
+
+def read_results(out: Path, task: str) -> list[Trained]:
+    """All results of a task that are there, in the order of their keys.
+
+    Raises:
+        InputError: a file that is none.
+    """
+    found = []
+    for path in sorted((out / "trained").glob(f"{task}-*.json")):
+        try:
+            result = Trained(**json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{path}: not a result of training ({error}); delete it") from None
+        if result.task == task:  # and not one of a longer name
+            found.append(result)
+    return found
+
+
+def ingredients(results: Iterable[Trained]) -> list[Ingredient]:
+    """What ended trials made, in the order of the trials."""
+    found = []
+    for each in results:
+        made = each.made or [
+            {"kind": "expert", "select": each.select, "report": each.report, "sha256": ""}
+        ]
+        if not each.stopped:
+            found += [
+                Ingredient(
+                    each.task,
+                    each.key,
+                    params=each.params,
+                    seed=each.seed,
+                    seconds=each.seconds,
+                    **one,
+                )
+                for one in made
+            ]
+    return found
+
+
+def chosen(results: Iterable[Trained], keep: Keep) -> list[Ingredient]:
+    """The ingredients of one task that stay: the best on select; of equals the first.
+
+    Ingredients of the same weights count once: the first stays and names the others.
+    """
+    ranked = sorted(ingredients(results), key=lambda each: -each.select)
+    kept: list[Ingredient] = []
+    first: dict[str, int] = {}
+    for each in ranked:
+        at = first.setdefault(each.sha256 or each.name, len(kept))
+        if at == len(kept):
+            kept.append(each)
+        else:
+            kept[at] = replace(kept[at], twins=(*kept[at].twins, each.name))
+    return kept[: 1 if keep == "best" else None if keep == "all" else keep]
+
+
+def made_at(out: Path, each: Ingredient) -> Path:
+    """Where a trial leaves it."""
+    place = out / "trained" / each.key / "expert"
+    return place if each.kind == "expert" else beside(place, each.kind)
+
+
+def home(out: Path, each: Ingredient, keep: Keep) -> Path:
+    """Where it is kept."""
+    if keep == "best":
+        return out / "experts" / each.task
+    return out / "ingredients" / each.task / each.folder
+
+
+def is_there(out: Path, each: Ingredient, keep: Keep) -> bool:
+    """Whether its weights are: where they were made, or where they are kept."""
+    return made_at(out, each).is_dir() or holds(home(out, each, keep), each)
+
+
+def holds(place: Path, each: Ingredient) -> bool:
+    """Whether a folder is this ingredient's: its recipe says so, or it has none (older)."""
+    if not place.is_dir():
+        return False
+    try:
+        recipe = yaml.safe_load((place / "recipe.yaml").read_text())
+        return bool(recipe["key"] == each.key and recipe["kind"] == each.kind)
+    except FileNotFoundError:
+        return True
+    except (yaml.YAMLError, TypeError, KeyError):
+        return False
+
+
+def settle(out: Path, results: Sequence[Trained], keep: Keep, about: Mapping[str, Any]) -> None:
+    """Move one task's chosen ingredients to where they are kept; delete what its others left.
+
+    Done after every trial, so that disk is bounded; done again, it changes nothing.
+
+    Args:
+        out: the folder of the training.
+        results: of the task.
+        keep: how many stay.
+        about: what every recipe says: `base`, `defaults` of hyper-parameters.
+    """
+    stay = chosen(results, keep)
+    for each in stay:
+        place, made = home(out, each, keep), made_at(out, each)
+        if made.is_dir():
+            write_papers(made, each, about)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(place, ignore_errors=True)
+            made.rename(place)
+        elif place.is_dir():
+            write_papers(place, each, about)
+    for each in ingredients(results):
+        place = home(out, each, keep)
+        if keep != "best" and each.folder not in {one.folder for one in stay} and place.is_dir():
+            shutil.rmtree(place, ignore_errors=True)
+    for result in results:
+        shutil.rmtree(out / "trained" / result.key, ignore_errors=True)
+
+
+def write_papers(place: Path, each: Ingredient, about: Mapping[str, Any]) -> None:
+    """`recipe.yaml` and `scores.json` beside the weights; scores on shifts stay as they are."""
+    recipe = {
+        "task": each.task,
+        "key": each.key,
+        "kind": each.kind,
+        "params": {**about["defaults"], **each.params},
+        "seed": each.seed,
+        "base": about["base"],
+        "sha256": each.sha256,
+        "code": version("fusion-sweeps"),
+        "twins": list(each.twins),
+    }
+    write_text(place / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
+    scores = read_scores(place)
+    scores |= {"select": each.select, "report": each.report}
+    write_text(place / "scores.json", json.dumps({"shifts": {}, **scores}, indent=1))
+
+
+def read_scores(place: Path) -> dict[str, Any]:
+    """`scores.json` of an ingredient; empty where there is none."""
+    try:
+        found: dict[str, Any] = json.loads((place / "scores.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def pool_yaml(
+    base: Path,
+    kept: Mapping[str, Sequence[Ingredient]],
+    out: Path,
+    keep: Keep,
+    tasks: Mapping[str, Any],
+    splits: Mapping[str, Any],
+) -> str:
+    """The `pool` of a sweep file, ready to paste; of ingredients with `tasks` (and `splits`)."""
+    if keep == "best":
+        lines = ["pool:", f"  base: {base}", "  experts:"]
+        lines += [f"    {task}: {home(out, each, keep)}" for task, (each,) in kept.items()]
+        return "\n".join(lines) + "\n"
+    experts = {each.name: str(home(out, each, keep)) for group in kept.values() for each in group}
+    content = {
+        "pool": {"base": str(base), "experts": experts},
+        "tasks": {task: dict(given) for task, given in tasks.items() if task in kept},
+        **({"splits": dict(splits)} if splits else {}),
+    }
+    return yaml.safe_dump(content, sort_keys=False, width=1000)

@@ -1,0 +1,130 @@
+"""One fine-tuning as a trial of Tune: what its process runs."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+from torch import Tensor
+
+from actors.checkpoints import content_hash, inspect
+from actors.embeddings import EmbeddingCache
+from actors.experts import Recipe, TaskData
+from actors.heads import read_head
+from actors.local import local_experts
+from actors.pixels import open_pixels
+from actors.pool import open_pool
+from actors.training import beside, fine_tune
+from actors.unfinished import STOPS
+from fusion import zeroshot
+from sweeps.ingredients import KINDS, Trained, write_result
+from sweeps.ledger import write_text
+
+RUNGS = {STOPS[0]: 1, STOPS[1]: 3}
+"""Share of a run's steps -> the rung that it reports on then; 9 is the end."""
+
+
+def seed_of(trial: Mapping[str, Any]) -> int:
+    """The hyper-parameter, where there is one; else the trial's own."""
+    return int(trial["params"].get("seed", trial["seed"] % 2**31))
+
+
+def fine_tune_trial(
+    config: Mapping[str, Any],
+    folder: Path,
+    data: Mapping[str, TaskData],
+    contexts: Mapping[str, str],
+    out: Path,
+    device: str,
+    halved: bool,
+) -> None:
+    """One fine-tuning: train on fit, measure on select and report, leave models and result."""
+    task, key = data[config["task"]], config["trial_key"]
+    place, rungs = out / "trained" / key / "expert", Rungs(out / "trained" / key, halved)
+    images, labels = rows_of(task, "fit")
+    head, start = read_head(task.head), time.perf_counter()
+    if not place.is_dir():
+        fine_tune(
+            folder,
+            images,
+            labels,
+            head,
+            place,
+            device=device,
+            state=place.with_name("state.pt"),
+            look=rungs.look(task, head),
+            **{**config["params"], "seed": seed_of(config)},
+        )
+    seconds = time.perf_counter() - start
+    made: list[Any] = []
+    for kind in KINDS:
+        where = place if kind == "expert" else beside(place, kind)
+        if where.is_dir():
+            found = measured(folder, task, where, ("select", "report"), device)
+            sha = content_hash(inspect(str(where), kind))
+            made.append({"kind": kind, **found, "sha256": sha})
+    best, rest = made[0], (seed_of(config), contexts[task.name], 0, rungs.found, made)
+    params = config["params"]
+    write_result(
+        out, Trained(key, task.name, params, best["select"], best["report"], seconds, *rest)
+    )
+    final = {"select": best["select"], "report": best["report"], "rung": 9, "final": True}
+    tune.report({**final, "rungs": rungs.found})
+
+
+class Rungs:
+    """What a trial with a scheduler reports on the way; kept, so that it is not lost with it."""
+
+    def __init__(self, folder: Path, halved: bool) -> None:
+        """`folder`: of the trial; `halved`: whether anything is reported. Reports what is known."""
+        self.file, self.halved = folder / "rungs.json", halved
+        self.found: dict[str, float] = {}
+        if halved and self.file.exists():
+            for rung, select in json.loads(self.file.read_text()).items():
+                self.report(rung, select)
+
+    def report(self, rung: str, select: float) -> None:
+        """Tell Tune; here a trial ends that is stopped."""
+        self.found[rung] = select
+        about = {"rung": int(rung), "rungs": dict(self.found), "final": False}
+        tune.report({"select": select, **about})
+
+    def look(self, task: TaskData, head: Tensor) -> Callable[[float, Any], None]:
+        """A look that measures accuracy on select, at the shares that are rungs."""
+
+        def look(share: float, embed: Callable[[Tensor], Tensor]) -> None:
+            rung = str(RUNGS.get(share, ""))
+            if not self.halved or not rung or rung in self.found:
+                return
+            images, labels = rows_of(task, "select")
+            parts = [embed(part) for part in torch.split(images, 256)]
+            top = [zeroshot.logits(z, head.to(z.device)).argmax(1).cpu() for z in parts]
+            select = float((torch.cat(top) == labels).double().mean())
+            write_text(self.file, json.dumps({**self.found, rung: select}))
+            self.report(rung, select)
+
+        return look
+
+
+def rows_of(task: TaskData, role: str) -> tuple[Tensor, Tensor]:
+    """Images uint8 [N, 3, H, W] and labels [N] of a role."""
+    rows = task.rows[role]
+    pixels = open_pixels(rows.pixels)
+    at = slice(None) if rows.indices is None else rows.indices
+    return pixels.images[at], pixels.labels[at]
+
+
+def measured(
+    base: Path, task: TaskData, place: Path, roles: Sequence[str], device: str
+) -> dict[str, float]:
+    """Role -> accuracy of one model, by the code that measures every fused model."""
+    pool = open_pool(str(base), {task.name: str(place)})
+    # With one expert, averaging IS the expert; nothing is read from a cache of embeddings.
+    experts = local_experts(pool, {task.name: task}, EmbeddingCache(place, {}), device=device)
+    recipe = Recipe("simple_average")
+    return {role: experts.evaluate(recipe, role).scores[task.name].accuracy for role in roles}
