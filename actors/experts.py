@@ -105,7 +105,11 @@ class LocalExperts:
     def logits(self, recipe: Recipe, role: str) -> dict[str, Tensor]:
         """Task -> logits [N, C] of its rows of that role, what `evaluate` compares with labels."""
         method = METHODS.get(recipe.method)
-        names = [name for name in self.data if recipe.method != "experts" or name in self.tasks]
+        names = [
+            name
+            for name, task in self.data.items()
+            if role in task.rows and (recipe.method != "experts" or name in self.tasks)
+        ]
         if recipe.method == "experts" or isinstance(method, LogitSpace):
             return {name: self.fused(recipe, name, role) for name in names}
         if isinstance(method, Fitted):

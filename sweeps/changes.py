@@ -12,9 +12,9 @@ from sweeps.faults import SpecErrors, shown
 from sweeps.spec import SweepSpec, deciding, validate
 from sweeps.specfile import parse_yaml
 
-EXTENDS = ("methods", "metric")
-"""Parts of a spec that may change under a sweep: what is tried, and what is selected by. Numbers of
-finished trials depend on none of them; they depend on all others."""
+EXTENDS = ("methods", "metric", "shifts")
+"""Parts of a spec that may change under a sweep: what is tried, what is selected by, and what rows
+are measured on beside. Numbers of finished trials depend on none of them; they do on all others."""
 
 MOST = 10
 """Lines of changes that are shown."""

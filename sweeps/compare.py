@@ -37,6 +37,8 @@ class Row:
     val: Metrics = field(default_factory=dict)
     test: Metrics = field(default_factory=dict)
     test_ci95: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    shifts: Mapping[str, Metrics] = field(default_factory=dict)
+    """Shift set -> the same metrics on its rows."""
     cost: Metrics = field(default_factory=dict)
     """`wall_s`: time during which a trial of the method ran; `trial_s`: mean over its trials;
     `peak_bytes`: the most any of them held."""
@@ -176,6 +178,7 @@ def with_test(row: Row, correct: Correct | None) -> Row:
         params=finite(row.params),
         val=finite(row.val),
         test=finite(row.test),
+        shifts={name: finite(found) for name, found in row.shifts.items()},
         cost=finite(row.cost),
     )
     if not correct:

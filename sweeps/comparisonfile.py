@@ -51,6 +51,9 @@ def as_table(content: Mapping[str, Any]) -> pa.Table:
         for name in sorted(row["test_ci95"]):
             low, high = row["test_ci95"][name]
             line |= {f"test_ci95/{name}/low": low, f"test_ci95/{name}/high": high}
+        for shift in sorted(row["shifts"]):
+            found = row["shifts"][shift]
+            line |= {f"shift/{shift}/{name}": found[name] for name in sorted(found)}
         flat.append(line)
     names = list(dict.fromkeys(name for line in flat for name in line))
     schema = pa.schema((name, column_type(name)) for name in names)

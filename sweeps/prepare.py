@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -29,6 +29,7 @@ from fusion.errors import InputError
 from sweeps.canonical import Context
 from sweeps.courses import Needs, needs_of
 from sweeps.rehearsal import rehearse
+from sweeps.shifts import open_shifts
 from sweeps.spec import SweepSpec
 
 NUMBERS = 2
@@ -54,6 +55,8 @@ class Prepared:
     pixel_bytes: int
     """Disk that their prepared form takes, for the model and for every extractor."""
     needs: Needs
+    others: Mapping[tuple[str, str], Task] = field(default_factory=dict)
+    """(shift set, task) -> the other data set that it is."""
     """Of the methods that learn."""
 
     @property
@@ -124,9 +127,11 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
         check_disk(folder, needed)
     rehearse(spec, pool)
     placement = arrange(spec, pool, needs, resources)
+    others = open_shifts(spec.shifts, spec.splits.report, tasks)
     return Prepared(
-        spec, pool, tasks, splits, preprocess, placement, role_rows, images, pixel_bytes, needs
-    )
+        spec, pool, tasks, splits, preprocess, placement, role_rows, images, pixel_bytes, needs,
+        others,
+    )  # fmt: skip
 
 
 def arrange(

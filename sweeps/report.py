@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from fusion.registry import METHODS
-from sweeps import choices, curves, plots, significance_words, wording
+from sweeps import choices, curves, plots, robust, significance_words, wording
 from sweeps.axes import Axis
 from sweeps.compare import REFERENCES, Comparison, Row, finite
 from sweeps.gather import gather
@@ -90,6 +90,7 @@ def view(comparison: Comparison, entries: Sequence[Entry]) -> dict[str, Any]:
         "columns": columns(comparison),
         "forest": forest(comparison, tested),
         "learning": curves.figures(entries, selected),
+        "robust": robust.table(comparison),
         "soups": choices.tables(entries, selected, comparison.metric),
         "profiles": [draw(each) for each in profiles(entries, selected, comparison.tasks)],
         "matrix": significance_words.matrix(comparison),

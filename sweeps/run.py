@@ -25,6 +25,7 @@ from sweeps.comparisonfile import write
 from sweeps.completion import completed, counted
 from sweeps.correctness import read_correct
 from sweeps.finals import evaluate_rows
+from sweeps.finalshifts import measure_shifts
 from sweeps.folder import Identity, SweepFolder, check_free, claim, owned
 from sweeps.keeper import keep
 from sweeps.learning import Course, learned_name, sizes_of, state_name
@@ -35,6 +36,7 @@ from sweeps.prepare import Prepared, prepare
 from sweeps.progress import Progress
 from sweeps.report import write_html
 from sweeps.runs import totals
+from sweeps.shifts import with_shifts
 from sweeps.site import Site
 from sweeps.spec import SweepSpec, dump, spec_hash
 from sweeps.stand import stand
@@ -112,6 +114,9 @@ def run(
             prepared,
             progress,
             prepared.roles,
+            lambda found: with_shifts(
+                spec.shifts, spec.splits.report, prepared.pool.base, found, prepared.others
+            ),
             extractors=list(prepared.needs.extractors.values()),
         )
         # Only now, with every weight and image accepted, does the sweep leave a trace.
@@ -168,6 +173,7 @@ def swept(
     run_trials(completed(spec), context, experts, names, folder, record, progress, course)
     rows = [noted(row, spec) for row in winners(counted(ledger, spec), spec.metric)]
     rows = evaluate_rows(experts, names, rows, folder.correct, folder.learned, progress)
+    rows = measure_shifts(experts, spec.shifts, rows, folder.correct, folder.learned, progress)
     rows = [with_recipe(row, prepared, folder) for row in rows]
     tracker.flush(ledger)
     rows = [replace(row, run_id=tracker.run_id(row.trial_key or "")) for row in rows]

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
-    AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PlainValidator,
     ValidationError,
@@ -26,45 +22,22 @@ from fusion.parameters import unknown
 from sweeps.canonical import digest
 from sweeps.entry import MethodSpec, read_methods
 from sweeps.faults import Fault, custom_error, raise_all, spec_errors
-from sweeps.space import WORDS
+from sweeps.parts import NAME as NAME
+from sweeps.parts import NAME_RULE as NAME_RULE
+from sweeps.parts import Name as Name
+from sweeps.parts import Part as Part
+from sweeps.parts import Source as Source
+from sweeps.parts import Text as Text
+from sweeps.parts import check_names as check_names
+from sweeps.shiftspec import ShiftSpec, check_shifts
 from sweeps.specfile import read
 
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 SELECTOR = r"^!?(in\([^()]+\)|[^!()]+)$"
-NAME_RULE = "a name of letters, digits, '.', '_' and '-' that starts with none of '.' and '-'"
-TAKEN = ("mean", "pretrained", *WORDS)
-"""Names that `acc/mean`, the base and search spaces have taken."""
 
-
-class Part(BaseModel):
-    """A part of a sweep file. Field descriptions say what is allowed: faults quote them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-def check_name(name: str) -> str:
-    """`name`, if it can be a folder and a part of a metric's name."""
-    if not NAME.fullmatch(name):
-        raise custom_error(f"{NAME_RULE} allowed")
-    if name in TAKEN:
-        raise custom_error(f"another name needed: {', '.join(TAKEN)} are taken")
-    return name
-
-
-def check_names(named: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`named`, if all its names are good ones."""
-    for name in named:
-        check_name(name)
-    return named
-
-
-Name = Annotated[str, AfterValidator(check_name)]
-Text = Annotated[str, Field(min_length=1)]
 Selector = Annotated[
     str,
     Field(pattern=SELECTOR, description="value, !value, in(a, b) or !in(a, b)"),
 ]
-Source = Annotated[str, Field(min_length=1, description="a hub id or a folder")]
 
 
 class PoolSpec(Part):
@@ -216,6 +189,11 @@ class SweepSpec(Part):
         description="auto, or a mapping of replicas, shards, gpus, labels, transport, dtype and "
         "device,",
     )
+    shifts: Mapping[Name, ShiftSpec] = Field(
+        default={},
+        description="a mapping of names to {corruption: …, severity: …} or {dataset: …}",
+    )
+    """What rows are also measured on at the end; nothing is chosen by it."""
     mlflow: MlflowSpec = Field(
         default=MlflowSpec(), description="a mapping of tracking_uri and experiment"
     )
@@ -224,6 +202,11 @@ class SweepSpec(Part):
     def mode(self) -> Literal["min", "max"]:
         """Whether a small or a large metric is good."""
         return "min" if self.metric.startswith("nll/") else "max"
+
+    @model_validator(mode="after")
+    def _shifts(self) -> SweepSpec:
+        check_shifts(self.shifts, self.tasks)
+        return self
 
     @field_validator("metric")
     @classmethod
@@ -281,4 +264,6 @@ def spec_hash(spec: SweepSpec) -> str:
 def deciding(spec: SweepSpec) -> dict[str, Any]:
     """What decides the numbers, as plain data."""
     data = spec.model_dump(mode="json", exclude={"name", "mlflow", "placement"})
+    if not spec.shifts:
+        del data["shifts"]
     return {**data, "dtype": spec.placement.dtype}

@@ -27,7 +27,8 @@ from sweeps.folder import owned
 from sweeps.ingredients import Ingredient, chosen, home, is_there, pool_yaml, read_scores
 from sweeps.ledger import write_text
 from sweeps.progress import Progress
-from sweeps.trainshifts import open_shifts, score_shifts, shift_rows
+from sweeps.shifts import open_shifts, shift_rows
+from sweeps.trainshifts import score_shifts
 from sweeps.trainspec import TrainSpec, schema
 from sweeps.traintrials import Yard, run_trials
 
@@ -48,7 +49,7 @@ def train(spec: TrainSpec, console: Console, *, address: str | None = None) -> l
         name: open_task(TaskSource(name, t.dataset, t.image, t.label, t.templates, t.classnames))
         for name, t in spec.tasks.items()
     }
-    others = open_shifts(spec, tasks)
+    others = open_shifts(spec.shifts, spec.splits.report, tasks)
     base = inspect(spec.base, "base") if spec.base else None
     target = cluster.target(address)
     with owned(out), Progress(console) as progress, cluster.connected(target, STORE_BYTES):
@@ -62,7 +63,8 @@ def train(spec: TrainSpec, console: Console, *, address: str | None = None) -> l
         kept = {task: kept_of(yard, task) for task in tasks}
         if spec.shifts:
             places = [(each, home(out, each, spec.keep)) for g in kept.values() for each in g]
-            score_shifts(places, yard, shift_rows(spec, base, data, others), progress)
+            rows = shift_rows(spec.shifts, spec.splits.report, base, data, others)
+            score_shifts(places, yard, rows, progress)
     kept = {task: group for task, group in kept.items() if group}
     told = {
         name: t.model_dump(mode="json", exclude_defaults=True) for name, t in spec.tasks.items()

@@ -10,86 +10,14 @@ from typing import Any
 
 import ray
 
-from actors.checkpoints import Checkpoint
-from actors.experts import Rows, TaskData
+from actors.experts import Rows
 from actors.hashes import hash_text
-from actors.pixels import prepare
-from actors.preprocess import read_preprocess
-from actors.shifts import corrupted
-from actors.sources import cache_dir
-from actors.tasks import Task, TaskSource, open_task
-from fusion.errors import InputError
 from sweeps import cluster
 from sweeps.ingredients import Ingredient, read_scores
 from sweeps.ledger import write_text
 from sweeps.progress import Progress
-from sweeps.trainspec import TrainSpec
 from sweeps.traintrial import measured
 from sweeps.traintrials import Yard
-
-
-def open_shifts(spec: TrainSpec, tasks: Mapping[str, Task]) -> dict[tuple[str, str], Task]:
-    """(shift, task) -> the other data set; nothing is decoded.
-
-    Raises:
-        InputError: data that are not there, or have no rows to report on.
-    """
-    found = {}
-    for name, shift in spec.shifts.items():
-        if shift.dataset is None:
-            continue
-        for task in [shift.task] if shift.task else tasks:
-            source = TaskSource(
-                f"{task} (shifts.{name})",
-                shift.dataset,
-                shift.image,
-                shift.label,
-                classnames=tasks[task].classnames,
-            )
-            found[name, task] = open_task(source)
-            split_of(found[name, task], spec.splits.report, name)
-    return found
-
-
-def split_of(task: Task, report: str, name: str) -> str:
-    """The split of another data set that is reported on: of the same name, or its only one."""
-    if report in task.splits:
-        return report
-    if len(task.splits) == 1:
-        return next(iter(task.splits))
-    raise InputError(
-        f"shifts.{name}.dataset: {task.dataset}: no split {report!r}; there:"
-        f" {', '.join(task.splits)}"
-    )
-
-
-def shift_rows(
-    spec: TrainSpec,
-    base: Checkpoint,
-    data: Mapping[str, TaskData],
-    others: Mapping[tuple[str, str], Task],
-) -> dict[str, dict[str, Rows]]:
-    """Task -> shift -> its rows, prepared.
-
-    Raises:
-        InputError: see `corrupted` and `prepare`.
-    """
-    root = cache_dir()
-    found: dict[str, dict[str, Rows]] = {task: {} for task in data}
-    for name, shift in spec.shifts.items():
-        for task, each in data.items():
-            if shift.corruption is not None and shift.task in (None, task):
-                found[task][name] = corrupted(
-                    each.rows["report"], shift.corruption, shift.severity, root, seed=shift.seed
-                )
-            elif (name, task) in others:
-                other = others[name, task]
-                split = split_of(other, spec.splits.report, name)
-                files = prepare(
-                    {other.name: other}, [(other.name, split)], read_preprocess(base.folder), root
-                )
-                found[task][name] = Rows(files[other.name, split])
-    return found
 
 
 def score_shifts(

@@ -15,15 +15,15 @@ from pydantic import (
     model_validator,
 )
 
-from actors.corruptions import CORRUPTIONS, SEVERITIES
 from actors.pretraining import Sizes, pretrain
 from actors.training import fine_tune
 from fusion.parameters import Parameter, parameters, unknown
 from sweeps.entry import RESERVED, MethodSpec, read_parameter, searcher_faults, trials_faults
-from sweeps.faults import NOT_GIVEN, Fault, custom_error, raise_all, spec_errors
+from sweeps.faults import Fault, custom_error, raise_all, spec_errors
 from sweeps.ingredients import Keep
+from sweeps.shiftspec import ShiftSpec, check_shifts
 from sweeps.space import spaces
-from sweeps.spec import NAME, NAME_RULE, Part, Source, SplitSpec, TaskSpec, Text, check_names
+from sweeps.spec import NAME, NAME_RULE, Part, SplitSpec, TaskSpec, Text, check_names
 from sweeps.specfile import read
 
 OURS = ("threads", "device", "advance", "sizes", "state", "look")
@@ -104,30 +104,6 @@ def read_pretrain(raw: Any) -> dict[str, Any] | None:
     return params
 
 
-class ShiftSpec(Part):
-    """Rows under a distribution shift: the report rows corrupted, or another data set."""
-
-    corruption: Text | None = Field(None, description=f"one of {', '.join(CORRUPTIONS)}")
-    severity: int = Field(3, ge=1, le=len(SEVERITIES), strict=True, description="1, 2, 3, 4 or 5")
-    seed: int = Field(0, ge=0, strict=True, description="an integer of at least 0")
-    dataset: Source | None = Field(None, description="a hub id or a folder")
-    image: Text = Field("image", description="the name of the image column")
-    label: Text = Field("label", description="the name of the label column")
-    task: Text | None = Field(None, description="the name of a task, or null (all)")
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> ShiftSpec:
-        if (self.corruption is None) == (self.dataset is None):
-            given = self.corruption
-            raise_all(
-                [Fault(("corruption",), given, "exactly one of corruption and dataset needed")]
-            )
-        if self.corruption is not None and self.corruption not in CORRUPTIONS:
-            hint = unknown("corruption", self.corruption, CORRUPTIONS)
-            raise_all([Fault(("corruption",), self.corruption, hint)])
-        return self
-
-
 class TrainSpec(Part):
     """One training file."""
 
@@ -167,13 +143,7 @@ class TrainSpec(Part):
         if (self.base is None) == (self.pretrain is None):
             reason = "exactly one of base and pretrain needed"
             raise_all([Fault(("base",), self.base, reason)])
-        for name, shift in self.shifts.items():
-            if shift.task is not None and shift.task not in self.tasks:
-                hint = unknown("task", shift.task, self.tasks)
-                raise_all([Fault(("shifts", name, "task"), shift.task, hint)])
-            if shift.dataset is not None and shift.task is None and len(self.tasks) > 1:
-                reason = f"one of {', '.join(self.tasks)} needed, whose classes the data set has"
-                raise_all([Fault(("shifts", name, "task"), NOT_GIVEN, reason)])
+        check_shifts(self.shifts, self.tasks)
         return self
 
 

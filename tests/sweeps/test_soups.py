@@ -30,6 +30,7 @@ def ingredients(spec: Path) -> Path:
     }
     content["tasks"] = {"shapes": content["tasks"]["blobs"]}
     content["methods"]["wise_ft"]["expert"] = "run_blobs"
+    content["shifts"] = {"noise": {"corruption": "gaussian_noise", "severity": 2}}
     spec.write_text(yaml.safe_dump(content))
     return spec
 
@@ -60,6 +61,13 @@ def test_soups_stand_beside_their_baselines(souped):
     assert greedy["val"]["acc/mean"] >= best["val"]["acc/mean"]
     assert rows["oracle_single"]["test"]["acc/mean"] >= best["test"]["acc/mean"]
     assert all(row["test_ci95"] for row in rows.values())
+
+
+def test_rows_are_measured_under_shift(souped):
+    rows = rows_of(souped)
+    assert all({"acc/mean", "nll/shapes"} <= row["shifts"]["noise"].keys() for row in rows.values())
+    assert rows["pretrained"]["shifts"]["noise"] != rows["pretrained"]["test"]
+    assert "Under shift" in (souped / "outputs/tiny/report.html").read_text()
 
 
 def test_decisions_are_kept_and_shown(souped):

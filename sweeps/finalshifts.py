@@ -1,0 +1,78 @@
+"""Rows of the comparison on shift sets: measured once each, at the end; nothing is chosen by it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from actors.fleet import Client
+from actors.transport import fetched
+from fusion.registry import METHODS, Gated
+from sweeps.canonical import digest
+from sweeps.compare import Row
+from sweeps.finals import recipe_of
+from sweeps.ledger import write_text
+from sweeps.progress import Progress
+from sweeps.shifts import ROLE
+from sweeps.shiftspec import ShiftSpec
+
+SUFFIX = ".shifts.json"
+
+
+def measure_shifts(
+    client: Client,
+    shifts: Mapping[str, ShiftSpec],
+    rows: Iterable[Row],
+    folder: Path,
+    learned: Path,
+    progress: Progress,
+) -> list[Row]:
+    """Every row with its metrics on each shift set; kept in `<folder>/<row>.shifts.json`.
+
+    What was measured before, of the same trial on the same set, is not measured again. Gates read
+    features of clean images, so that methods with a gate are left out.
+    """
+    rows = list(rows)
+    marks = {name: digest(shift.model_dump(mode="json")) for name, shift in shifts.items()}
+    known = {row.method: stored(folder / f"{row.method}{SUFFIX}", row) for row in rows}
+    pending: dict[tuple[str, str], Any] = {}
+    for row in rows:
+        if row.trial_key is None or isinstance(METHODS.get(row.method), Gated):
+            continue
+        for name, mark in marks.items():
+            if known[row.method].get(name, {}).get("mark") != mark:
+                recipe = recipe_of(row, learned)
+                pending[row.method, name] = client.submit("evaluate", recipe, f"{ROLE}{name}")
+    if pending:
+        progress.start("shift sets", len(pending))
+    keys = {row.method: row.trial_key for row in rows}
+    for (method, name), ref in pending.items():
+        found = {"mark": marks[name], "metrics": fetched(ref).metrics()}
+        known[method] = {**known[method], name: found}
+        about = {"trial_key": keys[method], "shifts": known[method]}
+        write_text(folder / f"{method}{SUFFIX}", json.dumps(about, indent=1))
+        progress.advance("shift sets")
+    return [
+        replace(
+            row,
+            shifts={
+                name: known[row.method][name]["metrics"]
+                for name, mark in marks.items()
+                if known[row.method].get(name, {}).get("mark") == mark
+            },
+        )
+        for row in rows
+    ]
+
+
+def stored(path: Path, row: Row) -> dict[str, Any]:
+    """What was measured of this trial before: shift set -> mark and metrics."""
+    try:
+        about = json.loads(path.read_text())
+        found: dict[str, Any] = about["shifts"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return found if about["trial_key"] == row.trial_key else {}

@@ -1,0 +1,50 @@
+"""Rows on shift sets, as the report shows them: accuracies, and what they gain on the base."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sweeps.compare import Comparison, Row
+from sweeps.wording import percent, points
+
+
+def table(comparison: Comparison) -> dict[str, Any] | None:
+    """Columns and lines; None where nothing was measured on a shift set.
+
+    A cell is the mean accuracy on the set, and the difference to the base on the same set: relative
+    robustness, Taori et al. 2020, arXiv:2007.00644. The last column is the mean over sets.
+    """
+    names = list(dict.fromkeys(name for row in comparison.rows for name in row.shifts))
+    if not names:
+        return None
+    base = next((row for row in comparison.rows if row.method == "pretrained"), None)
+    lines = [
+        {
+            "row": row,
+            "report": percent(row.test.get("acc/mean")),
+            "cells": [
+                *(cell(accuracy(row, name), accuracy(base, name)) for name in names),
+                cell(mean(row, names), mean(base, names)),
+            ],
+        }
+        for row in comparison.rows
+        if row.shifts
+    ]
+    return {"columns": [*names, "mean"], "lines": lines}
+
+
+def accuracy(row: Row | None, name: str) -> float | None:
+    """The mean accuracy of a row on a shift set."""
+    return row.shifts.get(name, {}).get("acc/mean") if row is not None else None
+
+
+def mean(row: Row | None, names: list[str]) -> float | None:
+    """Over all shift sets, each counting alike."""
+    found = [value for name in names if (value := accuracy(row, name)) is not None]
+    return sum(found) / len(names) if len(found) == len(names) else None
+
+
+def cell(value: float | None, base: float | None) -> dict[str, str]:
+    """One accuracy, and how far it is from the base's."""
+    gain = "" if value is None or base is None else points(value - base)
+    return {"text": percent(value), "gain": gain}
