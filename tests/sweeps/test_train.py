@@ -22,8 +22,9 @@ from actors.tasks import Splits, TaskSource, open_task
 from fusion.errors import InputError
 from sweeps import trainspec, traintrial
 from sweeps.ingredients import read_results
+from sweeps.shifts import open_shifts, shift_rows
 from sweeps.train import contexts, defaults, train
-from sweeps.trainshifts import mark, open_shifts, shift_rows
+from sweeps.trainshifts import mark
 from sweeps.traintrials import Settling, Yard
 
 
@@ -213,8 +214,8 @@ def test_rows_of_shift_sets(tiny_pool, yard, tmp_path, monkeypatch):
     }
     loaded = load(content, tmp_path)
     tasks = {"lines": open_task(TaskSource("lines", loaded.tasks["lines"].dataset))}
-    others = open_shifts(loaded, tasks)
-    rows = shift_rows(loaded, yard.base, yard.data, others)["lines"]
+    others = open_shifts(loaded.shifts, "test", tasks)
+    rows = shift_rows(loaded.shifts, "test", yard.base, yard.data, others)["lines"]
     assert set(rows) == {"noise", "boxes"}
     clean = open_pixels(yard.data["lines"].rows["report"].pixels)
     noisy = open_pixels(rows["noise"].pixels)
@@ -225,11 +226,10 @@ def test_rows_of_shift_sets(tiny_pool, yard, tmp_path, monkeypatch):
     assert len({mark(one) for one in (*rows.values(), yard.data["lines"].rows["report"])}) == 3
     content["shifts"] = {"tones": {"dataset": str(tiny_pool.root / "data/tones")}}
     with pytest.raises(InputError, match="3 classes"):
-        open_shifts(load(content, tmp_path), tasks)
+        open_shifts(load(content, tmp_path).shifts, "test", tasks)
     content |= {"shifts": {"boxes": {"dataset": str(tiny_pool.root / "data/blobs")}}}
-    content["splits"] = {"report": "holdout"}
     with pytest.raises(InputError, match=r"shifts.boxes.dataset: .*no split 'holdout'; there: t"):
-        open_shifts(load(content, tmp_path), tasks)
+        open_shifts(load(content, tmp_path).shifts, "holdout", tasks)
 
 
 def command(file: Path, **environment) -> subprocess.Popen:
