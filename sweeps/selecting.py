@@ -71,7 +71,7 @@ class Scores:
             for name, evaluation in zip(new, found, strict=True):
                 self.known[name] = {
                     "score": evaluation.metrics().get(self.metric, math.nan),
-                    "correct": packed(evaluation),
+                    "correct": packed(evaluation, self.metric),
                 }
             self.course.keep.put(self.place, json.dumps(self.known).encode())
         return [self.sign * float(self.known[self.name(soup)]["score"]) for soup in soups]
@@ -155,7 +155,7 @@ def pool_of(selection: Selection, course: Course) -> list[int]:
 
 
 def decision(step: Any, scores: Scores) -> dict[str, Any]:
-    """One decision in plain types; of an accepted one, how sure its gain is."""
+    """One decision in plain types; of an accepted one, how sure its gain in accuracy is."""
     before = step.candidate[:-1]
     said = {
         "candidate": scores.name(step.candidate),
@@ -165,7 +165,7 @@ def decision(step: Any, scores: Scores) -> dict[str, Any]:
         "best": None if step.best is None else scores.sign * step.best,
         "note": step.note,
     }
-    if step.outcome == "accepted" and before:
+    if step.outcome == "accepted" and before and not scores.metric.startswith("nll"):
         gain = accept_interval(
             scores.correct(before), scores.correct(step.candidate), samples=RESAMPLES
         )
@@ -173,9 +173,12 @@ def decision(step: Any, scores: Scores) -> dict[str, Any]:
     return said
 
 
-def packed(evaluation: Evaluation) -> str:
-    """Which samples are right, all tasks one after the other, in few characters."""
-    correct = np.concatenate([score.correct for score in evaluation.scores.values()])
+def packed(evaluation: Evaluation, metric: str) -> str:
+    """Which samples are right, in few characters: of the metric's task, or of all in a row."""
+    task = metric.partition("/")[2]
+    scores = evaluation.scores
+    chosen = [scores[task]] if task in scores else list(scores.values())
+    correct = np.concatenate([score.correct for score in chosen])
     return f"{len(correct)} {b64encode(np.packbits(correct).tobytes()).decode()}"
 
 

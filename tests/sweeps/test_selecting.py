@@ -135,6 +135,7 @@ def test_orders_prunes_and_given_pools(tmp_path):
     ]  # fmt: skip
     losses = run(tmp_path / "5", metric="nll/mean")[2].choices
     assert losses[0]["best"] == pytest.approx(0.2)  # a loss again, not its negative
+    assert not any("gain" in choice for choice in losses)  # a gain is one of accuracy
 
 
 def test_copies_are_not_taken_twice(tmp_path):
@@ -159,4 +160,5 @@ def test_wrong_input_is_one_line(tmp_path, params, said):
 def test_correctness_is_packed_and_unpacked():
     hits = np.random.default_rng(0).random(77) < 0.5
     found = Evaluation({"t": TaskScore(hits[:30], 0.0), "u": TaskScore(hits[30:], 0.0)}, 0, 0)
-    assert (unpacked(packed(found)) == hits).all()
+    assert (unpacked(packed(found, "acc/mean")) == hits).all()
+    assert (unpacked(packed(found, "acc/u")) == hits[30:]).all()
