@@ -6,6 +6,7 @@ for. So this file knows the desk by its calls alone, and speaks plain numbers an
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -65,7 +66,9 @@ def learn_trial(
         facts["choices"] = state.choices
         facts["busy_s"] = client.spent()
         now = datetime.now(UTC).isoformat()
-        found["metrics"] |= {f"chosen/{name}": value for name, value in state.chosen.items()}
+        # What is infinite (a temperature that is a plain mean) is no metric; the kept file has it.
+        finite = {name: value for name, value in state.chosen.items() if math.isfinite(value)}
+        found["metrics"] |= {f"chosen/{name}": value for name, value in finite.items()}
         done = {**entry, **found, **facts, "status": "done", "ended": now}
         tune.report({**found["metrics"], "rung": rung, "final": rung == LAST_RUNG, "entry": done})
 
