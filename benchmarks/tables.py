@@ -59,7 +59,8 @@ def learned(folder: Path) -> list[str]:
     lines = [
         "## Trials that learned",
         "",
-        "Loss: sum over tasks of mean entropies (nats), over the steps since the last checkpoint.",
+        "Loss: sum over tasks of mean entropies (of a learned soup: cross-entropies; nats), over"
+        " the steps since the last checkpoint.",
         "",
         "| method | parameters | steps | first loss | last loss | val mean | s |",
         "|---|---|---|---|---|---|---|",

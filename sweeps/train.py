@@ -156,7 +156,7 @@ def table(kept: Mapping[str, Sequence[Ingredient]], spec: TrainSpec, out: Path) 
     for task, group in kept.items():
         for each in group:
             params = " ".join(f"{name}={value}" for name, value in each.params.items())
-            what = params if each.kind == "expert" else f"{params} ({each.kind})".strip()
+            what = params if spec.keep == "best" else each.folder  # its recipe.yaml has the rest
             shifts = read_scores(home(out, each, spec.keep)).get("shifts", {})
             marks = [f"{shifts[name]:.4f}" if name in shifts else "" for name in spec.shifts]
             numbers = (f"{each.select:.4f}", f"{each.report:.4f}", *marks, f"{each.seconds:.1f}")
