@@ -63,7 +63,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     (
         {"nmae": "x"},
         "nmae: 'x': unknown field 'nmae'; did you mean 'name'? (valid: methods, metric, mlflow,"
-        " name, placement, pool, seed, splits, tasks)",
+        " name, placement, pool, seed, shifts, splits, tasks)",
     ),
     # pool
     ({"pool": "b"}, "pool: 'b': a mapping of base and experts allowed"),
