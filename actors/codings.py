@@ -29,6 +29,11 @@ def dump_coding(
     return bytes(save({"coding": tensor}, metadata={"coding": about}))
 
 
+def dump_shares(shares: Sequence[float], tasks: Sequence[str]) -> bytes:
+    """The file of one coefficient a task [T] for the whole model; see `dump_coding`."""
+    return dump_coding(torch.tensor(shares, dtype=torch.float64).view(1, -1, 1), tasks, ())
+
+
 def load_coding(data: bytes, tasks: Sequence[str], groups: Sequence[str], where: str) -> Coding:
     """The coding of a file, its tensors picked by name.
 

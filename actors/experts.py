@@ -47,6 +47,7 @@ class LocalExperts:
     """A pipeline of shards, and the data of each task."""
 
     replicas = 1
+    """One call at a time."""
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actors.codings import dump_coding
+from actors.codings import dump_shares
 from actors.evaluation import Recipe, Rows, TaskData
 from actors.pixels import open_pixels
 from actors.protocol import Experts
@@ -72,7 +72,7 @@ class Points:
 
     def recipe(self, point: Tensor) -> Recipe:
         """What makes a point's model."""
-        return Recipe(METHOD, {}, dump_coding(point.view(1, -1, 1), self.names, ()))
+        return Recipe(METHOD, {}, dump_shares(point.tolist(), self.names))
 
     def __call__(self, points: Sequence[Tensor], phase: str) -> list[Metrics]:
         """The metrics of each point [T]: those that are not known yet are evaluated, some at a

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fusion.robustness import relative_robustness
 from sweeps.compare import Comparison, Row
 from sweeps.wording import percent, points
 
@@ -46,5 +47,6 @@ def mean(row: Row | None, names: list[str]) -> float | None:
 
 def cell(value: float | None, base: float | None) -> dict[str, str]:
     """One accuracy, and how far it is from the base's."""
-    gain = "" if value is None or base is None else points(value - base)
-    return {"text": percent(value), "gain": gain}
+    if value is None or base is None:
+        return {"text": percent(value), "gain": ""}
+    return {"text": percent(value), "gain": points(float(relative_robustness(value, base)))}

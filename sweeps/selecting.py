@@ -15,10 +15,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from actors.codings import dump_coding
+from actors.codings import dump_shares
 from actors.evaluation import Evaluation, Recipe
 from actors.experts import Experts
 from fusion.errors import InputError
@@ -28,6 +27,7 @@ from fusion.parameters import bind
 from fusion.registry import METHODS, Selected
 from fusion.selection import Selection
 from fusion.soup import positions
+from sweeps.compare import finite
 from sweeps.learning import LAST_RUNG, Course, Report, State, learned_name, state_name
 
 RESAMPLES = 2000
@@ -57,9 +57,7 @@ class Scores:
         """The coding file of a soup: each ingredient as often as it was taken."""
         counts = Counter(soup)
         shares = [counts[i] / len(soup) for i in range(len(self.course.tasks))]
-        return dump_coding(
-            torch.tensor(shares).view(1, -1, 1), self.course.tasks, self.course.groups
-        )
+        return dump_shares(shares, self.course.tasks)
 
     def __call__(self, soups: Sequence[Subset]) -> list[float]:
         """The score of each, larger is better; NaN where it is no finite number."""
@@ -129,7 +127,6 @@ def chosen(
     kept = set(pool)
     if selection.prune is not None:
         kept &= set(pruned(singles, selection.prune))
-    # Of `given`, the order is the user's, even where the first is not the best.
     state = begin(
         [i for i in order if i in kept],
         singles,
@@ -196,8 +193,3 @@ def restored(data: bytes | None) -> dict[str, dict[str, Any]]:
         return {name: {"score": v["score"], "correct": v["correct"]} for name, v in found.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
-
-
-def finite(value: float) -> float | None:
-    """The value; None where it is none."""
-    return value if math.isfinite(value) else None
