@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fusion.errors import InputError
+from fusion.lazy import Computed
 
 StateDict: TypeAlias = Mapping[str, Tensor]
 """Tensor name -> tensor; read-only by convention."""
@@ -90,11 +91,27 @@ class TaskVectors:
         for name in wanted:
             if name not in self.base:
                 raise InputError(f"tensor {name!r}: not in these task vectors")
-        return replace(
-            self,
-            base={name: self.base[name] for name in wanted},
-            deltas={name: self.deltas[name] for name in wanted if name in self.deltas},
+        deltas: Mapping[str, Deltas] = (
+            self.deltas.some(wanted)
+            if isinstance(self.deltas, Computed)
+            else {name: self.deltas[name] for name in wanted if name in self.deltas}
         )
+        return replace(self, base={name: self.base[name] for name in wanted}, deltas=deltas)
+
+    def altered(self, change: Callable[[str, Deltas], Deltas]) -> TaskVectors:
+        """The same base with task vectors `change(name, τ)` [T, *shape], made as they are read.
+
+        `change` returns a new tensor: what it is given is never written to. A rule of altered
+        task vectors is a composition: DARE is a rule of task vectors with entries dropped.
+
+        >>> experts = {"a": {"w": torch.ones(2)}}
+        >>> v = TaskVectors.from_state_dicts({"w": torch.zeros(2)}, experts)
+        >>> v.altered(lambda name, delta: 2 * delta).deltas["w"].tolist()
+        [[2.0, 2.0]]
+        """
+        deltas = self.deltas
+        made = Computed(deltas, lambda name: change(name, deltas[name]))
+        return replace(self, deltas=made)
 
     def into(self, arena: StateDict) -> TaskVectors:
         """The same task vectors, whose merges are written into the tensors of `arena`."""
