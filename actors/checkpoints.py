@@ -19,6 +19,7 @@ from torch import Tensor
 from actors.architecture import PREFIX, PROJECTION, vision_fields, vision_tensors
 from actors.hashes import hash_files
 from actors.sources import INDEX, resolve
+from actors.spans import stamp_of
 from fusion.errors import InputError
 
 DTYPES = {
@@ -54,6 +55,10 @@ class TensorInfo:
     """Its name in the file."""
     dtype: torch.dtype
     shape: tuple[int, ...]
+    offset: int
+    """Where its bytes begin in the file."""
+    stamp: tuple[int, int]
+    """The file's size and time of change when its header was read."""
 
     @property
     def numel(self) -> int:
@@ -199,8 +204,10 @@ def header(file: Path, name: str) -> dict[str, TensorInfo]:
 
     found = {}
     try:
-        with safe_open(file, "pt") as handle:
-            for key in handle.keys():  # noqa: SIM118 (not a mapping)
+        with safe_open(file, "pt") as handle, file.open("rb") as raw:
+            stamp = stamp_of(raw.fileno())
+            offset = 8 + int.from_bytes(raw.read(8), "little")  # data follow the header, no holes
+            for key in handle.offset_keys():
                 part = handle.get_slice(key)
                 dtype = part.get_dtype()
                 if dtype not in DTYPES:
@@ -208,7 +215,9 @@ def header(file: Path, name: str) -> dict[str, TensorInfo]:
                         f"{name}: {file}: tensor {key!r}: dtype {dtype};"
                         f" allowed: {', '.join(DTYPES)}"
                     )
-                found[key] = TensorInfo(file, key, DTYPES[dtype], tuple(part.get_shape()))
+                shape = tuple(part.get_shape())
+                found[key] = TensorInfo(file, key, DTYPES[dtype], shape, offset, stamp)
+                offset += found[key].nbytes
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"{name}: {file}: truncated or not a safetensors file: {one_line(error)}"

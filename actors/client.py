@@ -45,6 +45,20 @@ class Client:
         found: tuple[bytes, dict[str, float]] = fetched(self.submit("fit", recipe))
         return found
 
+    def statistics(self, recipe: Recipe) -> tuple[str, ...]:
+        """Blocks until a replica has them."""
+        found: tuple[str, ...] = fetched(self.submit("statistics", recipe))
+        return found
+
+    def train(
+        self, recipe: Recipe, state: bytes | None, first: int, last: int, seed: int
+    ) -> tuple[bytes, list[dict[str, float]]]:
+        """Blocks until a replica has taken the steps."""
+        found: tuple[bytes, list[dict[str, float]]] = fetched(
+            self.submit("train", recipe, state, first, last, seed)
+        )
+        return found
+
     def gram(self) -> Gram:
         """Blocks; inner products of the task vectors."""
         found: Gram = fetched(self.submit("gram"))

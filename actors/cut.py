@@ -4,13 +4,16 @@ A *shard* holds a contiguous block of segments. With W_b the float32 bytes of it
 the model, T experts, d and c the bytes an element of task vectors and of the resident model:
 
     weights  = W_b + T·W_b·d/4                     (CPU: once a node, in its object store)
+               W_b                                 (where task vectors stay in files)
     copy     = T·W_b·d/4                           (where methods transform the task vectors)
     resident = W_b·c/4
     merging  = 2 · the largest segment of the block
+    making   = T·(the model's largest tensor)      (where they stay in files; thrice that where
+                                                   methods transform them)
     work     = forward + training·(W_b/W)·(S − s)  (shard s of S keeps S − s micro-batches: 1F1B)
 
 A GPU holds all of it and a context (where a run measured the peak of a whole replica, that and a
-tenth more); a CPU shard holds copy, resident, merging, work and a process.
+tenth more); a CPU shard holds copy or making, resident, merging, work and a process.
 """
 
 from __future__ import annotations
@@ -58,6 +61,10 @@ class Load:
     """Activations of one micro-batch kept for backward, whole model; 0: nothing is trained."""
     transformed: bool = False
     """Whether a pruned or cast copy of the task vectors is needed too."""
+    filed: bool = False
+    """Whether task vectors stay in files: one tensor's are in memory at a time."""
+    largest: int = 0
+    """Bytes of the base's largest tensor, in float32; 0: not known."""
     measured: int = 0
     """Peak bytes that a whole replica was seen to allocate on a GPU; 0: not known yet."""
 
@@ -138,10 +145,10 @@ def needs(load: Load, shards: int, device: str) -> list[Need]:
     for index, (start, stop) in enumerate(blocks_of(load.segments, shards)):
         block = sum(load.segments[start:stop])
         deltas = load.experts * block * load.delta_itemsize // FLOAT32
-        weights = block + deltas
+        weights = block + (0 if load.filed else deltas)
         kept = load.training_bytes * block * (shards - index) // model
         work = (
-            (deltas if load.transformed else 0)
+            made(load, deltas)
             + block * load.compute_itemsize // FLOAT32
             + 2 * max(load.segments[start:stop])
             + load.forward_bytes
@@ -155,6 +162,16 @@ def needs(load: Load, shards: int, device: str) -> list[Need]:
         else:
             found.append(Need(weights, PROCESS_BYTES + work))
     return found
+
+
+def made(load: Load, deltas: int) -> int:
+    """Bytes of task vectors that a process makes for itself, of a block's `deltas` bytes of them.
+
+    Of those in files one tensor's: as read, and where methods transform it, while that is done.
+    """
+    if not load.filed:
+        return deltas if load.transformed else 0
+    return load.experts * load.largest * (3 if load.transformed else 1)
 
 
 def store(shards: Sequence[Need], placed: Sequence[int]) -> int:

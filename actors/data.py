@@ -1,4 +1,4 @@
-"""A sweep's data, ready for replicas: pixels, rows a role, and zero-shot heads."""
+"""A sweep's data, ready for replicas: pixels, rows a role, and heads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from actors.checkpoints import Checkpoint
 from actors.evaluation import Rows, TaskData
 from actors.extractor import Extractor
 from actors.features import prepare_features
-from actors.heads import zero_shot_heads
+from actors.heads import task_heads
 from actors.pixels import open_pixels, prepare
 from actors.preprocess import clip_preprocess, read_preprocess
 from actors.pretraining import Captioned
@@ -51,7 +51,7 @@ def prepare_data(
     }
     needed = {(name, places[name][role].split): tasks[name] for name in tasks for role in wanted}
     files = prepare(tasks, list(needed), read_preprocess(base.folder), root, progress)
-    heads = zero_shot_heads(base, tasks, root)
+    heads = task_heads(base, tasks, root)
     features = {
         extractor.fingerprint: prepare_features(
             extractor, tasks, list(needed), root, progress, device=device

@@ -101,10 +101,15 @@ class Desk:
         """A trial was given to Tune; see `actors.crew`."""
         self.crew.expect(label)
 
-    async def call(self, method: str, *args: Any, label: str = "") -> Any:
+    async def call(self, method: str, *args: Any, label: str = "", held: bool = False) -> Any:
         """`method(*args)` on the next free replica; a caller that dies leaves nothing behind.
 
-        `label`: who pays, see `spent`. A measurement is told when all trials have a process.
+        Args:
+            method: of the replica.
+            args: its arguments.
+            label: who pays, see `spent`.
+            held: the result is told when all trials have a process (`actors.crew`): for calls
+                that are a whole short trial.
 
         Raises:
             Unplaced: no replica has had a place for longer than `patience`.
@@ -113,7 +118,7 @@ class Desk:
         if self.watch is None:
             self.watch = asyncio.ensure_future(self.look())
         result = await self.served(method, args, label)
-        while method == "measure" and not self.crew.complete():
+        while held and not self.crew.complete():
             await asyncio.sleep(GLANCE)
         return result
 

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actors.atomic import replacing
+from actors.matrices import matrix_shape, open_matrix, write_matrix
 from actors.metrics import count
 
 
@@ -27,8 +26,8 @@ class EmbeddingCache:
     def place(self, expert: str, pixels: Path, indices: NDArray[np.int64] | None) -> Path:
         """The file of an expert's embeddings of these rows, which may not be there yet."""
         rows = b"all" if indices is None else indices.tobytes()
-        text = f"{self.identity[expert]} {pixels.name} ".encode()
-        return self.root / f"{hashlib.sha256(text + rows).hexdigest()[:32]}.npy"
+        text = f"embeddings-2 {self.identity[expert]} {pixels.name} ".encode()
+        return self.root / f"{hashlib.sha256(text + rows).hexdigest()[:32]}.arrow"
 
     def get(
         self,
@@ -37,14 +36,19 @@ class EmbeddingCache:
         indices: NDArray[np.int64] | None,
         make: Callable[[], Tensor],
     ) -> Tensor:
-        """From disk, or made, written under a temporary name and renamed. float32 [N, D].
+        """From disk, or made and written first: float32 [N, D], memory-mapped and read-only.
 
-        The pixel file's name is a content hash itself, so the key is one too.
+        The pixel file's name is a content hash itself, so the key is one too. A damaged file is
+        made again.
+
+        Raises:
+            InputError: it cannot be written.
         """
         path = self.place(expert, pixels, indices)
-        there = path.exists()
+        there = matrix_shape(path) is not None
         count("cache", cache="embeddings", found="hit" if there else "miss")
         if not there:
-            with replacing(path) as part, part.open("wb") as file:
-                np.save(file, make().numpy())
-        return torch.from_numpy(np.load(path))
+            made = make().numpy()
+            ids = np.arange(len(made)) if indices is None else indices
+            write_matrix(path, ids, made.shape[1], [made])
+        return open_matrix(path, "embeddings")

@@ -6,12 +6,14 @@ import resource
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from actors.tasks import Role
 
 BATCH = 256
 """Images a forward pass; small enough for a laptop, large enough for full matrix products."""
@@ -47,7 +49,7 @@ class TaskData:
 
     name: str
     head: Path
-    """The zero-shot head [C, D], logit scale included."""
+    """The zero-shot head [C, D], or the task's own, logit scale included."""
     rows: Mapping[str, Rows]
     """role (fit, select, report) -> rows."""
 
@@ -95,10 +97,11 @@ class Evaluation:
 
 
 def score(z: Tensor, labels: Tensor) -> TaskScore:
-    """Compare logits [N, C] with labels [N]."""
+    """Compare logits [N, C] with labels [N]; a row with a NaN or +∞ is wrong, and its loss NaN."""
     # Losses are summed in float64, so that the mean does not depend on the batch size.
     nll = torch.nn.functional.cross_entropy(z.double(), labels).item()
-    return TaskScore((z.argmax(dim=1) == labels).numpy(), nll)
+    top = torch.where((z.isnan() | z.isposinf()).any(dim=1), -1, z.argmax(dim=1))
+    return TaskScore((top == labels).numpy(), nll)
 
 
 def batches(size: int, batch: int = BATCH) -> Iterator[slice]:
@@ -112,3 +115,16 @@ def peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def tasks_with(data: Mapping[str, TaskData], role: str) -> list[str]:
+    """Tasks with rows of that role: all for fit, select and report; a shift set may be of some.
+
+    Raises:
+        KeyError: rows that were not prepared: a bug of the caller, not the user's.
+    """
+    there = [name for name, task in data.items() if role in task.rows]
+    lacking = [name for name in data if name not in there]
+    if lacking and (role in get_args(Role) or not there):
+        raise KeyError(f"task {lacking[0]!r} has no rows of role {role!r}")
+    return there

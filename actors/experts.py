@@ -20,25 +20,28 @@ from actors.evaluation import Recipe as Recipe
 from actors.evaluation import Rows as Rows
 from actors.evaluation import TaskData as TaskData
 from actors.evaluation import TaskScore as TaskScore
-from actors.evaluation import batches, peak_bytes, score
+from actors.evaluation import batches, peak_bytes, score, tasks_with
 from actors.features import open_features
 from actors.fits import fit, fitted_logits
 from actors.heads import read_head
+from actors.informed import gathered
 from actors.metrics import count
+from actors.passes import Batch, Weights, for_task, weights_of
 from actors.pipeline import Pipeline
 from actors.pixels import Pixels, open_pixels
 from actors.protocol import Experts as Experts
 from actors.recipes import BASE, learned_beta, learned_coding, opened_gate, static_method
 from actors.recipes import merged as merged
+from actors.residing import Trained, opened, routed_logits, train
 from actors.routing import SAMPLES, routed
-from actors.shard import Batch, Weights
 from fusion.coding import one_hot, sole
 from fusion.errors import InputError
 from fusion.fitted import Plane
 from fusion.gate import Gate
 from fusion.gram import Gram
+from fusion.kinds import Resident
 from fusion.learning import Gradient, Lesson
-from fusion.registry import METHODS, Fitted, Gated, LogitSpace, Routed, Static
+from fusion.registry import METHODS, Fitted, Gated, Informed, LogitSpace, PerTask, Routed, Static
 from fusion.trim import Trim
 from fusion.zeroshot import logits
 
@@ -85,10 +88,15 @@ class LocalExperts:
             InputError: see `merge`.
         """
         method = static_method(recipe)
+        if isinstance(method, Informed):
+            found = self.statistics(recipe)
+            return self.pipeline.weights(recipe.method, recipe.params, statistics=found)
         if isinstance(method, Static):
             return self.pipeline.weights(recipe.method, recipe.params)
         if method is None:
             return self.pipeline.weights(coding=torch.zeros(1, len(self.tasks), 1))
+        if isinstance(method, Resident):
+            return opened(self, recipe)[0]
         coding, trim = learned_coding(method, recipe, self.tasks, self.pipeline.groups)
         return self.pipeline.weights(coding=coding, trim=trim)
 
@@ -106,11 +114,8 @@ class LocalExperts:
     def logits(self, recipe: Recipe, role: str) -> dict[str, Tensor]:
         """Task -> logits [N, C] of its rows of that role, what `evaluate` compares with labels."""
         method = METHODS.get(recipe.method)
-        names = [
-            name
-            for name, task in self.data.items()
-            if role in task.rows and (recipe.method != "experts" or name in self.tasks)
-        ]
+        own = recipe.method == "experts" or isinstance(method, PerTask)
+        names = [name for name in self.tasks_of(role) if not own or name in self.tasks]
         if recipe.method == "experts" or isinstance(method, LogitSpace):
             return {name: self.fused(recipe, name, role) for name in names}
         if isinstance(method, Fitted):
@@ -120,15 +125,35 @@ class LocalExperts:
         if isinstance(method, Routed):
             return {name: routed(self, method, recipe, name, role) for name in names}
         if isinstance(method, Gated):
-            opened = opened_gate(method, recipe, self.tasks, self.pipeline.groups)
-            return {name: self.gated(*opened, name, role) for name in names}
+            gate = opened_gate(method, recipe, self.tasks, self.pipeline.groups)
+            return {name: self.gated(*gate, name, role) for name in names}
+        if isinstance(method, Resident) and method.blend is None:
+            return routed_logits(self, recipe, names, role)
+        if isinstance(method, PerTask):
+            every = self.pipeline.weights(recipe.method, recipe.params)
+            with self.filling:
+                return {name: self.classified(for_task(every, name), name, role) for name in names}
         weights, beta = self.weights(recipe), learned_beta(recipe)
         with self.filling:
             return {name: beta * self.classified(weights, name, role) for name in names}
 
+    def tasks_of(self, role: str) -> list[str]:
+        """See `tasks_with`."""
+        return tasks_with(self.data, role)
+
     def evaluate_all(self, recipes: Sequence[Recipe], role: str) -> list[Evaluation]:
         """One after the other."""
         return [self.evaluate(recipe, role) for recipe in recipes]
+
+    def statistics(self, recipe: Recipe) -> tuple[str, ...]:
+        """See `actors.informed.gathered`."""
+        return gathered(self, recipe.method, recipe.params)
+
+    def train(
+        self, recipe: Recipe, state: bytes | None, first: int, last: int, seed: int
+    ) -> Trained:
+        """See `actors.residing.train`."""
+        return train(self, recipe, state, first, last, seed)
 
     def gram(self) -> Gram:
         """Inner products of the task vectors, tensor by tensor."""
@@ -284,8 +309,3 @@ class LocalExperts:
         if path not in self.opened:
             self.opened[path] = open_pixels(path)
         return self.opened[path]
-
-
-def weights_of(surveyed: Weights, coding: Tensor) -> Weights:
-    """The same treatment of task vectors with this coding; keyless: nothing is filled with it."""
-    return Weights("", coding=coding, trim=surveyed.trim, survey=surveyed.survey)

@@ -1,15 +1,14 @@
 """Features of a frozen extractor on disk: computed once, memory-mapped ever after.
 
-One `.npy` file holds one source split: float32 [N, d], all its rows in the data set's order. Its
-name is a content hash of extractor, data and preprocessing. Batches are cut at the same rows
-wherever they are computed, so neither the number of workers nor the way (Ray or this process)
-changes what is computed; the number of threads, the kind of processor and GPUs change the order
-of sums, hence the last digits (1e-5, relatively).
+One Arrow file (`matrices.py`) holds one source split: float32 [N, d], all its rows in the data
+set's order. Its name is a content hash of extractor, data and preprocessing. Batches are cut at the
+same rows wherever they are computed, so neither the number of workers nor the way (Ray or this
+process) changes what is computed; the number of threads, the kind of processor and GPUs change the
+order of sums, hence the last digits (1e-5, relatively).
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actors.atomic import replacing
 from actors.extractor import Extract, Extractor, load_extractor
 from actors.hashes import hash_text
+from actors.matrices import matrix_shape, open_matrix, write_matrix
 from actors.pixels import Progress, open_pixels, prepare, quiet
 from actors.tasks import Task
 from fusion.errors import InputError
@@ -60,7 +59,8 @@ class Chunk:
 
 def features_path(extractor: Extractor, pixels: Path, root: Path) -> Path:
     """Where a split's features lie: a pixel file's name is a content hash, and so is this."""
-    return root / "features" / f"{hash_text('features-1', extractor.fingerprint, pixels.name)}.npy"
+    key = hash_text("features-2", extractor.fingerprint, pixels.name)
+    return root / "features" / f"{key}.arrow"
 
 
 def prepare_features(
@@ -87,7 +87,7 @@ def prepare_features(
         device: `cpu` or a CUDA device; workers take one processor or one GPU each.
 
     Returns:
-        (task, source split) -> `.npy` file, float32 [N, d].
+        (task, source split) -> Arrow file, float32 [N, d].
 
     Raises:
         InputError: as `pixels.prepare`; features that are not finite, naming extractor, task,
@@ -98,7 +98,7 @@ def prepare_features(
     missing: dict[Path, Split] = {}
     for at, path in paths.items():
         rows = len(open_pixels(pixels[at]).labels)
-        if not cached(path, (rows, extractor.width)):
+        if matrix_shape(path) != (rows, extractor.width):
             missing.setdefault(path, Split(path, pixels[at], *at, rows))
     if missing:
         write(extractor, list(missing.values()), progress or (lambda done, total: None), device)
@@ -111,34 +111,7 @@ def open_features(path: Path) -> Tensor:
     Raises:
         InputError: missing or damaged.
     """
-    try:
-        array = mapped(path)
-    except (OSError, ValueError, EOFError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: not a file of features: {reason}; delete it") from None
-    with warnings.catch_warnings():
-        # Torch has no read-only tensors and says so; nothing writes to cached features.
-        warnings.filterwarnings("ignore", message=".*not writable.*")
-        return torch.from_numpy(array)
-
-
-def mapped(path: Path) -> NDArray[np.float32]:
-    """The array of a file of features; ValueError where it is not whole, or something else."""
-    array = np.load(path, mmap_mode="r")
-    if array.ndim != 2 or array.dtype != np.float32:
-        raise ValueError(f"{array.dtype} {list(array.shape)} instead of float32 [N, d]")
-    whole = array.offset + array.nbytes
-    if path.stat().st_size != whole:
-        raise ValueError(f"{path.stat().st_size} bytes instead of {whole}")
-    return np.asarray(array)
-
-
-def cached(path: Path, shape: tuple[int, int]) -> bool:
-    """Whether a whole file of this shape is there."""
-    try:
-        return mapped(path).shape == shape
-    except (OSError, ValueError, EOFError):
-        return False
+    return open_matrix(path, "features")
 
 
 def write(extractor: Extractor, splits: list[Split], progress: Progress, device: str) -> None:
@@ -151,17 +124,18 @@ def write(extractor: Extractor, splits: list[Split], progress: Progress, device:
     done, total = 0, sum(split.rows for split in splits)
     progress(done, total)
     blocks = computed(extractor, chunks, device)
+
+    def checked(split: Split) -> Iterator[NDArray[np.float32]]:
+        nonlocal done
+        for start in range(0, split.rows, CHUNK):
+            block = next(blocks)
+            check_finite(block, start, extractor, split)
+            yield block
+            done += len(block)
+            progress(done, total)
+
     for split in splits:
-        shape = (split.rows, extractor.width)
-        with replacing(split.path) as part, part.open("wb") as file:
-            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            for start in range(0, split.rows, CHUNK):
-                block = next(blocks)
-                check_finite(block, start, extractor, split)
-                file.write(block.tobytes())
-                done += len(block)
-                progress(done, total)
+        write_matrix(split.path, np.arange(split.rows), extractor.width, checked(split))
 
 
 def check_finite(

@@ -2,10 +2,10 @@
 that starts actors; what they do is `LocalExperts` and `Shard`.
 
 A *replica* is one whole model: in one process, or a conductor of several *shards*, each in a
-process of its own. Base and task vectors are read-only views of the node's object store. The
-*desk* hands each call to the next free replica; callers (trials) hold nothing but its handle. Calls
-carry all they need, so an actor that dies is restarted and its call run again, with the same result
-to the bit.
+process of its own. Base and task vectors are read-only views of the node's object store (or task
+vectors are made from the experts' files as they are read: `filed.py`). The *desk* hands each call
+to the next free replica; callers (trials) hold nothing but its handle. Calls carry all they need,
+so an actor that dies is restarted and its call run again, with the same result to the bit.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from actors.client import Client as Client
 from actors.desk import PATIENCE, Desk, Lane, placed
 from actors.embeddings import EmbeddingCache
 from actors.experts import TaskData
+from actors.filed import FiledVectors, file_vectors
 from actors.labels import selector
 from actors.models import blueprint
 from actors.names import actor_name
@@ -74,6 +75,7 @@ class Fleet:
         transport: str = "store",
         readers: Sequence[str] = (),
         sweep: str = "",
+        weights: str = "memory",
     ) -> None:
         """Start everything; nothing is waited for.
 
@@ -88,6 +90,8 @@ class Fleet:
             readers: ids of nodes that see the checkpoints: the weights' blocks are read there in
                 turn, and pulled from there by other nodes. Empty: wherever Ray likes.
             sweep: its name, for those of the actors; one fleet at a time has it.
+            weights: `memory`, or `files`: task vectors are no objects, each replica opens the
+                experts' files; its node must see them.
         """
         base = blueprint(pool.base, pool.names)
         self.known = Setup(
@@ -104,7 +108,7 @@ class Fleet:
                     readers[index % len(readers)], soft=True
                 )
             reader = ray.remote(read).options(num_returns=2, **options)
-            names, flat = reader.remote(pool, segment_names(base.chain, *block))
+            names, flat = reader.remote(pool, segment_names(base.chain, *block), weights)
             self.read.append(names)
             self.flat.append(flat)
         self.numbers = itertools.count()
@@ -261,15 +265,21 @@ def end(member: Member) -> None:
     remove_placement_group(member.group)
 
 
-def read(pool: Pool, names: tuple[str, ...]) -> tuple[tuple[str, ...], FlatVectors]:
+def read(
+    pool: Pool, names: tuple[str, ...], weights: str = "memory"
+) -> tuple[tuple[str, ...], FlatVectors | FiledVectors]:
     """The experts' names, small enough to fetch (or to fail by), and a block's weights.
+
+    Of weights that stay in files, those of the base.
 
     Raises:
         InputError: an expert that is not there on this node, or is refused.
     """
+    node = ray.util.get_node_ip_address()
     for member in (pool.base, *pool.experts.values()):
         for file in dict.fromkeys(info.file for info in member.tensors.values()):
             if not file.exists():
-                node = ray.util.get_node_ip_address()
                 raise InputError(f"{member.name}: {file}: missing on node {node}")
+    if weights == "files":
+        return pool.tasks, file_vectors(pool, only=names, node=node)
     return pool.tasks, load_flat(pool, only=names)

@@ -1,7 +1,8 @@
-"""Zero-shot heads: a task's classes as the base's text tower sees them, [C, D]."""
+"""Heads [C, D] of tasks: a task's classes as the base's text tower sees them, or a given file."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from actors.atomic import replacing
 from actors.checkpoints import Checkpoint, content_hash, one_line, read
 from actors.hashes import hash_files, hash_text
+from actors.headfile import check_head
 from actors.prompts import fill
 from actors.tasks import Task
 from fusion.errors import InputError
@@ -29,6 +31,40 @@ TEXT_PREFIX = "text_model."
 
 PROMPTS = 256
 """Prompts a forward pass."""
+
+
+def task_heads(base: Checkpoint, tasks: Mapping[str, Task], root: Path) -> dict[str, Path]:
+    """Each task's head in the cache: a copy of the file it names, else its zero-shot head.
+
+    A copy, named by its content: a file that is replaced in mid-sweep changes nothing, and nodes
+    that do not see it are sent it as all else.
+
+    Raises:
+        InputError: see `check_head` and `zero_shot_heads`.
+    """
+    words = {name: task for name, task in tasks.items() if task.source.head is None}
+    found = zero_shot_heads(base, words, root) if words else {}
+    for name, file in check_heads(base, tasks).items():
+        data = file.read_bytes()
+        found[name] = root / "heads" / f"{hashlib.sha256(data).hexdigest()[:32]}.safetensors"
+        if not found[name].exists():
+            with replacing(found[name]) as part:
+                part.write_bytes(data)
+    return {name: found[name] for name in tasks}
+
+
+def check_heads(base: Checkpoint, tasks: Mapping[str, Task]) -> dict[str, Path]:
+    """The head files that tasks name.
+
+    Raises:
+        InputError: see `check_head`.
+    """
+    found = {}
+    for name, task in tasks.items():
+        if task.source.head is not None:
+            found[name] = Path(task.source.head).expanduser()
+            check_head(found[name], f"tasks.{name}.head", base, task.classnames)
+    return found
 
 
 def zero_shot_heads(

@@ -19,6 +19,9 @@ from fusion import zeroshot
 Embed: TypeAlias = Callable[[Tensor], Tensor]
 """Standardised pixels float32 [B, 3, H, W] -> embeddings [B, D], not normalised."""
 
+Teach: TypeAlias = Callable[[Tensor], Tensor]
+"""Standardised pixels float32 [B, 3, H, W] -> a teacher's logits [B, C]."""
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -42,7 +45,7 @@ class Objective:
         embed: Embed,
         head: Tensor,
         standardise: Callable[[Tensor], Tensor],
-        teacher: Embed | None = None,
+        teacher: Teach | None = None,
     ) -> Tensor:
         """(1 − s)·CE(y, z) + s·CE(softmax(z_T/T), z), the mean over the batch.
 
@@ -55,9 +58,9 @@ class Objective:
             images: uint8 [B, 3, H, W].
             labels: int64 [B].
             embed: the student.
-            head: zero-shot head [C, D].
+            head: the student's [C, D].
             standardise: uint8 images -> pixels.
-            teacher: needed where `soft_targets` > 0; its head is `head`.
+            teacher: needed where `soft_targets` > 0.
 
         Source of the soft term: He et al. 2023, arXiv:2210.07574, and its code.
         """
@@ -80,7 +83,7 @@ class Objective:
         if self.soft_targets:
             assert teacher is not None
             with torch.no_grad():
-                told = zeroshot.logits(teacher(pixels), head) / self.soft_temperature
+                told = teacher(pixels) / self.soft_temperature
             soft = F.cross_entropy(z, told.softmax(dim=1))
             value = (1 - self.soft_targets) * value + self.soft_targets * soft
         return value

@@ -59,7 +59,8 @@ def optimise(
         clip_norm: largest global gradient norm.
         advance: called after each step.
         after: called after each step with its number (from 1) and the optimiser, `advance` done.
-        resumed: `step` and `optimiser`'s state of a run to go on with, whose weights `module` has.
+        resumed: `step` and `optimiser`'s state of a run to go on with, whose weights `module` has;
+            rate and decay may be others from there on.
     """
     trainable = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     parameters = [p for _, p in trainable]
@@ -74,7 +75,12 @@ def optimise(
     begun = 0
     if resumed is not None:
         begun = schedule.last_epoch = int(resumed["step"])
-        optimiser.load_state_dict(resumed["optimiser"])  # with the rate of the step to come
+        optimiser.load_state_dict(resumed["optimiser"])
+        # Rates are those of now: of a run that goes on as it was, the same to the bit.
+        for group, own in zip(optimiser.param_groups, groups, strict=True):
+            group["lr"] = learning_rate * cosine(steps, warmup)(begun)
+            group["initial_lr"] = learning_rate
+            group["weight_decay"] = own.get("weight_decay", 0.0)
     for step, rows in enumerate(batches, 1):
         if step <= begun:
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,18 @@ class Batch:
 
 
 @dataclass(frozen=True, eq=False)
+class Parcel:
+    """Tensors by name, which calls carry and few of them open."""
+
+    content: Any
+
+    def open(self) -> Mapping[str, Tensor]:
+        """The tensors."""
+        found: Mapping[str, Tensor] = self.content
+        return found
+
+
+@dataclass(frozen=True, eq=False)
 class Weights:
     """Which weights a pass goes through; `key` is equal where all else is."""
 
@@ -44,3 +56,18 @@ class Weights:
     trim: Trim = field(default_factory=Trim)
     survey: Any = None
     """Of the method, or of the trim."""
+    statistics: tuple[str, ...] = ()
+    """Of a method that needs some: the key of each expert's files."""
+    learned: Parcel | None = None
+    """Of a method whose parameters live in the shards: what was learned."""
+
+
+def weights_of(surveyed: Weights, coding: Tensor) -> Weights:
+    """The same treatment of task vectors with this coding; keyless: nothing is filled with it."""
+    return Weights("", coding=coding, trim=surveyed.trim, survey=surveyed.survey)
+
+
+def for_task(every: Weights, task: str) -> Weights:
+    """One task's model, of a method that makes one a task; the survey is the same for all."""
+    params = {**(every.params or {}), "task": task}
+    return replace(every, key=f"{every.key} {task}", params=params)

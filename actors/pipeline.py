@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from actors.metrics import count
+from actors.passes import Parcel
 from actors.shard import Batch, Weights, gradient_of
 from fusion.gram import Gram, merged_grams
 from fusion.learning import Gradient
@@ -35,6 +36,10 @@ class Link(Protocol):
         """The result itself."""
         ...
 
+    def put(self, tensors: Mapping[str, Tensor]) -> Parcel:
+        """Tensors that calls carry without moving them each time."""
+        ...
+
 
 class Direct:
     """Shards in this process: a call is a call."""
@@ -46,6 +51,10 @@ class Direct:
     def get(self, pending: Any) -> Any:
         """What it is given."""
         return pending
+
+    def put(self, tensors: Mapping[str, Tensor]) -> Parcel:
+        """The tensors themselves."""
+        return Parcel(tensors)
 
 
 @dataclass(frozen=True)
@@ -120,9 +129,12 @@ class Pipeline:
         params: Mapping[str, Any] | None = None,
         coding: Tensor | None = None,
         trim: Trim | None = None,
+        statistics: tuple[str, ...] = (),
+        learned: Parcel | None = None,
     ) -> Weights:
         """What passes go through, surveyed over all shards where that is needed."""
-        made = Weights(uuid.uuid4().hex, method, params, coding, trim or Trim())
+        key, trim = uuid.uuid4().hex, trim or Trim()
+        made = Weights(key, method, params, coding, trim, None, statistics, learned)
         if method is not None:
             row = METHODS[method]
             surveyed = isinstance(row, Static) and row.survey is not None
@@ -161,7 +173,13 @@ class Pipeline:
         """Embeddings of each batch through merged layers, with a coding of its own."""
         return self.flow("code", batches)
 
-    def flow(self, method: str, batches: Iterable[tuple[Batch, Weights]]) -> Iterator[Tensor]:
+    def embed_routed(self, weights: Weights, batches: Iterable[Batch]) -> Iterator[Tensor]:
+        """Embeddings of each batch through blocks with the routers that `weights` bring."""
+        return self.flow("reside", ((batch, weights) for batch in batches), "route")
+
+    def flow(
+        self, method: str, batches: Iterable[tuple[Batch, Weights]], *what: str
+    ) -> Iterator[Tensor]:
         """Batches through all shards, a few in flight, in order."""
         flying: deque[tuple[int, Any]] = deque()
 
@@ -174,7 +192,7 @@ class Pipeline:
         for batch, weights in batches:
             carry: Any = batch
             for shard in self.shards:
-                carry = self.link.call(shard, method, carry, weights)
+                carry = self.link.call(shard, method, *what, carry, weights)
             flying.append((batch.size, carry))
             if len(flying) > len(self.shards):
                 yield landed()

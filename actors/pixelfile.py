@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import itertools
-import mmap
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from actors.arrowfile import Column, skeleton, write_all
 from actors.atomic import replacing
-
-HOLE = 1 << 16
-"""Writes of this many bytes or more are zeros of the skeleton, and are skipped."""
 
 
 class PixelWriter:
@@ -76,7 +71,9 @@ class Part:
         outer.push(self.stack)
         temporary = self.stack.enter_context(replacing(path))
         self.file = self.stack.enter_context(temporary.open("w+b", buffering=0))
-        self.images, self.labels = skeleton(self.file, temporary, rows, width, about)
+        columns = [Column("image", pa.uint8(), width), Column("label", pa.int64())]
+        at = skeleton(self.file, temporary, rows, columns, about)
+        self.images, self.labels = at["image"], at["label"]
 
     def write(self, row: int, images: pa.ChunkedArray, labels: np.ndarray[Any, Any]) -> None:
         """Consecutive rows from `row` on."""
@@ -89,67 +86,3 @@ class Part:
         self.left -= len(labels)
         if self.left == 0:
             self.stack.close()
-
-
-def write_all(file: BinaryIO, data: Any, at: int) -> int:
-    """Write at a position, however many calls it takes; the position after it."""
-    view = memoryview(data).cast("B")
-    while len(view):
-        # Not through a memory map: a full disk would kill the process with SIGBUS.
-        count = os.pwrite(file.fileno(), view, at)
-        view, at = view[count:], at + count
-    return at
-
-
-def skeleton(
-    file: BinaryIO, path: Path, rows: int, width: int, about: Mapping[str, str]
-) -> tuple[int, int]:
-    """An Arrow file of zeros of the final size; where its images and labels begin, in bytes.
-
-    Arrow lays a record batch out before it writes it, and all images must lie in one batch to
-    be one tensor; so the frame is written first, around holes that rows are put into as they
-    come. Space is claimed at once: a disk that is too small is found out before any decoding.
-    """
-    if hasattr(os, "posix_fallocate") and rows:
-        os.posix_fallocate(file.fileno(), 0, rows * (width + 8))
-    size = max(rows * width, 1)
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-    zeros = pa.py_buffer(mmap.mmap(-1, size, flags=flags, prot=mmap.PROT_READ))
-    values = pa.UInt8Array.from_buffers(pa.uint8(), rows * width, [None, zeros])
-    images = pa.FixedSizeListArray.from_arrays(values, width)
-    labels = pa.array(np.zeros(rows, dtype=np.int64))
-    batch = pa.record_batch([images, labels], ["image", "label"])
-    schema = batch.schema.with_metadata(dict(about))
-    sink = pa.PythonFile(Holes(file), mode="w")
-    with pa.ipc.new_file(sink, schema) as writer:
-        writer.write_batch(batch.replace_schema_metadata(dict(about)))
-    file.truncate(file.tell())
-    mapped = pa.memory_map(str(path))
-    origin = mapped.read_buffer().address
-    mapped.seek(0)
-    written = pa.ipc.open_file(mapped).get_batch(0)
-    return (
-        written.column("image").values.buffers()[1].address - origin,
-        written.column("label").buffers()[1].address - origin,
-    )
-
-
-class Holes(io.RawIOBase):
-    """A file in which long writes (here always zeros) become holes."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__()
-        self.file = file
-
-    def writable(self) -> bool:
-        """It is."""
-        return True
-
-    def write(self, data: Any) -> int:
-        """Skip what is long, write what is short."""
-        count = memoryview(data).nbytes
-        if count >= HOLE:
-            self.file.seek(count, os.SEEK_CUR)
-        else:
-            self.file.write(data)
-        return count

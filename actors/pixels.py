@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import pickle
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from actors.arrowfile import flat, tensor_of
 from actors.hashes import hash_text
 from actors.imaging import Preprocess
 from actors.pixelfile import PixelWriter
@@ -192,23 +192,13 @@ def open_pixels(path: Path) -> Pixels:
     Raises:
         InputError: missing or damaged.
     """
-    import torch
-
     try:
         batch, (channels, height, width) = open_batch(path)
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: not a pixel file: {reason}; delete it") from None
-    values = batch.column("image").values
-    images = np.frombuffer(values.buffers()[1], dtype=np.uint8, count=len(values))
-    labels = batch.column("label").to_numpy(zero_copy_only=True)
-    with warnings.catch_warnings():
-        # Torch has no read-only tensors and says so; nothing writes to prepared images.
-        warnings.filterwarnings("ignore", message=".*not writable.*")
-        return Pixels(
-            torch.from_numpy(images.reshape(-1, channels, height, width)),
-            torch.from_numpy(labels),
-        )
+    images = flat(batch, "image", np.uint8).reshape(-1, channels, height, width)
+    return Pixels(tensor_of(images), tensor_of(flat(batch, "label", np.int64)))
 
 
 def open_batch(path: Path) -> tuple[pa.RecordBatch, tuple[int, int, int]]:

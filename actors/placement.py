@@ -173,6 +173,8 @@ def changes(load: Load, nodes: tuple[Node, ...], wish: Wish) -> Iterator[Iterabl
             least = max(found.shard_bytes) * wish.per_gpu if on_gpu else found.total_bytes
             size = round_up(least)
             yield [(f"{what} of {gigabytes(size)}", load, enlarged(nodes, size, on_gpu), wish)]
+    if load.largest and not load.filed:
+        yield [("placement.weights: files", replace(load, filed=True), nodes, wish)]
     half = load.halved()
     yield [
         ("placement.dtype: float16", half, nodes, wish),

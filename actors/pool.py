@@ -181,9 +181,8 @@ def load_flat(
         InputError: NaN or Inf, or an expert whose text tower, scale or position ids are not the
             base's. The line names member, file and tensor.
     """
-    if only is None or pool.names[0] in only:  # once a pool, whatever the number of shards
-        check_unfused(pool)
-    names = tuple(name for name in pool.names if only is None or name in only)
+    check_once(pool, only)
+    names = names_of(pool, only)
     slots = lay_out(
         {
             name: (info.shape, info.dtype, pool.delta_dtype(name))
@@ -194,20 +193,53 @@ def load_flat(
     flat = allocate(pool.tasks, slots)
     views = unflatten(flat)
     with one_thread():
-        streams = {task: read(expert, names) for task, expert in pool.experts.items()}
-        for name, origin in read(pool.base, names):
+        for name, origin, theirs in in_step(pool, names):
             check_finite(origin, name, owner(pool.base, name))
             views.base[name].copy_(origin)
             deltas = views.deltas[name]
-            for row, (task, expert) in zip(deltas, pool.experts.items(), strict=True):
-                if name not in expert.tensors:
+            for row, expert, tensor in zip(deltas, pool.experts.values(), theirs, strict=True):
+                if tensor is None:
                     row.zero_()
                     continue
-                _, tensor = next(streams[task])
                 subtract(tensor, origin, row, name, owner(expert, name))
                 if advance is not None:
-                    advance(expert.tensors[name].nbytes)
+                    advance(tensor.nbytes)
     return flat
+
+
+def names_of(pool: Pool, only: Collection[str] | None) -> tuple[str, ...]:
+    """The fused tensors of one shard, in the pool's order; None: all of them."""
+    return tuple(name for name in pool.names if only is None or name in only)
+
+
+def check_once(pool: Pool, only: Collection[str] | None) -> None:
+    """`check_unfused` once a pool, whatever the number of shards.
+
+    Raises:
+        InputError: see there.
+    """
+    if only is None or pool.names[0] in only:
+        check_unfused(pool)
+
+
+def in_step(
+    pool: Pool, names: Collection[str]
+) -> Iterator[tuple[str, Tensor, list[Tensor | None]]]:
+    """(name, the base's tensor, each expert's or None where it has none), memory-mapped.
+
+    Raises:
+        InputError: see `read`.
+    """
+    streams = {task: read(expert, names) for task, expert in pool.experts.items()}
+    for name, origin in read(pool.base, names):
+        yield (
+            name,
+            origin,
+            [
+                next(streams[task])[1] if name in expert.tensors else None
+                for task, expert in pool.experts.items()
+            ],
+        )
 
 
 @contextmanager

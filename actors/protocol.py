@@ -37,6 +37,17 @@ class Experts(Protocol):
         """The merged state dict, on the CPU."""
         ...
 
+    def statistics(self, recipe: Recipe) -> tuple[str, ...]:
+        """Keys of the statistics of data that a method merges by; gathered where they lack."""
+        ...
+
+    def train(
+        self, recipe: Recipe, state: bytes | None, first: int, last: int, seed: int
+    ) -> tuple[bytes, list[dict[str, float]]]:
+        """Steps [first, last) of a method whose parameters live in the shards: the state after
+        them, as a file, and task -> loss of each step. State None: the beginning."""
+        ...
+
     def gram(self) -> Gram:
         """Inner products of the task vectors."""
         ...

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from actors.codings import beta_of, load_coding
 from actors.evaluation import Recipe
+from actors.filed import filed_vectors
 from actors.gates import fit, load
-from actors.pool import Pool, task_vectors
+from actors.pool import Pool
+from actors.residentfile import learned_tensors
 from actors.streamed import streamed
 from fusion.coding import mix
 from fusion.errors import InputError
@@ -24,6 +27,8 @@ from fusion.registry import (
     Gated,
     Learned,
     LogitSpace,
+    PerTask,
+    Resident,
     Routed,
     Selected,
     Static,
@@ -47,6 +52,11 @@ def static_method(recipe: Recipe) -> Static | Learned | None:
         raise InputError(f"{recipe.method}: fuses logits; there is no single model to build")
     if isinstance(method, Gated | Routed):
         raise InputError(f"{recipe.method}: one model a sample; there is no single model to build")
+    if isinstance(method, Resident) and method.blend is None:
+        raise InputError(f"{recipe.method}: one model a sample; there is no single model to build")
+    if isinstance(method, PerTask) and "task" not in recipe.params:
+        method.bound(recipe.params)  # a misspelt parameter is the nearer fault
+        raise InputError(f"{recipe.method}: one model a task; there is no single model to build")
     if method is None and recipe.method != BASE:
         raise InputError(unknown("method", recipe.method, [*METHODS, BASE]))
     return method
@@ -99,20 +109,25 @@ def opened_gate(
 
 
 def rebuilt(pool: Pool, recipe: Recipe) -> dict[str, Tensor]:
-    """θ by recipe from a pool's files: tensor by tensor where it is a mix with a known coding.
+    """θ by recipe from a pool's files, one tensor's task vectors in memory at a time.
 
     Raises:
-        InputError: see `merged`, `streamed` and `load_flat`.
+        InputError: see `merged`, `streamed` and `file_vectors`.
     """
     method = static_method(recipe)
-    if isinstance(method, Learned):
+    if isinstance(method, Learned) and not isinstance(method, Resident):
         coding, trim = learned_coding(method, recipe, pool.tasks, pool.groups)
         if trim.nothing:
             shared = coding.shape[2] == 1
             at = {name: 0 if shared else i for i, name in enumerate(pool.groups)}
             columns = coding[0].T.tolist()
             return dict(streamed(pool, lambda name: columns[at[name]]))
-    return merged(task_vectors(pool), recipe)
+    return merged(filed_vectors(pool), recipe)
+
+
+def of_task(recipe: Recipe, task: str) -> Recipe:
+    """The recipe of one task's model, of a method that makes one a task."""
+    return replace(recipe, params={**recipe.params, "task": task})
 
 
 def merged(vectors: TaskVectors, recipe: Recipe) -> dict[str, Tensor]:
@@ -126,5 +141,8 @@ def merged(vectors: TaskVectors, recipe: Recipe) -> dict[str, Tensor]:
         return method.merge(vectors, **recipe.params)
     if method is None:
         return mix(vectors, torch.zeros(1, len(vectors.tasks), 1))
+    if isinstance(method, Resident):
+        learned = learned_tensors(recipe, vectors.tasks)
+        return method.merge_surveyed(vectors, None, {**recipe.params, "learned": learned})
     coding, trim = learned_coding(method, recipe, vectors.tasks, vectors.groups)
     return mix(trimmed(vectors, trim, run_surveys([trim_survey(vectors, trim)])), coding)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from actors.embeddings import EmbeddingCache
 from actors.experts import Evaluation, LocalExperts, Recipe, TaskData
+from actors.filed import FiledVectors, opened_vectors
 from actors.heads import read_head
 from actors.metrics import timed
 from actors.models import Blueprint
@@ -28,6 +29,7 @@ from actors.transport import GpuToGpu, Stored, choose, pack, unpack
 from fusion.errors import InputError
 from fusion.gram import Gram
 from fusion.learning import Gradient, Lesson
+from fusion.state import TaskVectors
 from fusion.trim import Trim
 
 log = logging.getLogger(__name__)
@@ -79,11 +81,21 @@ def opened(reference: bytes) -> Any:
     return ray.get(ray.cloudpickle.loads(reference))
 
 
+def vectors_of(weights: FlatVectors | FiledVectors, device: str) -> TaskVectors:
+    """Views of the object store, or task vectors made from files.
+
+    Raises:
+        InputError: files that this node does not see, or that are not what they were.
+    """
+    if isinstance(weights, FiledVectors):
+        return opened_vectors(weights, device, ray.util.get_node_ip_address())
+    return unflatten(weights, device)
+
+
 def build_shard(setup: Setup, weights: bytes, index: int) -> Shard:
-    """One shard of the plan, from a pickled reference to its `FlatVectors`."""
+    """One shard of the plan, from a pickled reference to its weights."""
     torch.set_num_threads(setup.plan.threads)
-    flat: FlatVectors = opened(weights)
-    vectors = replace(unflatten(flat, setup.plan.device), groups=setup.groups)
+    vectors = replace(vectors_of(opened(weights), setup.plan.device), groups=setup.groups)
     last = index == setup.plan.shards - 1
     kinds = [kind for kind, read in (("pixels", index == 0), ("heads", last)) if read]
     data = settled(setup.data, setup.home, kinds)
@@ -104,7 +116,7 @@ class ShardActor:
     """`Shard` in a process of its own; carries come and go as its link sends them."""
 
     def __init__(self, setup: bytes, weights: bytes, index: int) -> None:
-        """`setup`, `weights`: pickled references to a `Setup` and a block's `FlatVectors`."""
+        """`setup`, `weights`: pickled references to a `Setup` and a block's weights."""
         self.shard = build_shard(opened(setup), weights, index)
         self.results: dict[str, Any] = {}
 
@@ -143,6 +155,14 @@ class ShardActor:
     def finish(self, carry: Any, weights: Weights, batch: Batch) -> Any:
         """See `Shard.finish`."""
         return pack(self.shard.finish(unpack(carry), weights, batch))
+
+    def gather(self, what: str, *args: Any) -> Any:
+        """See `Shard.gather`."""
+        return pack(self.shard.gather(what, *unpack(args)))
+
+    def reside(self, what: str, *args: Any) -> Any:
+        """See `Shard.reside`."""
+        return pack(self.shard.reside(what, *unpack(args)))
 
     def keep(self, key: str, method: str, *args: Any) -> Any:
         """A call whose carry stays on the device; its other results wait for `kept`."""
@@ -204,6 +224,19 @@ class Replica:
     def gradients(self, lessons: Sequence[Lesson], role: str, trim: Trim) -> list[Gradient]:
         """See `LocalExperts.gradients`."""
         found: list[Gradient] = self.guarded(self.experts.gradients, lessons, role, trim)
+        return found
+
+    def statistics(self, recipe: Recipe) -> tuple[str, ...]:
+        """See `LocalExperts.statistics`."""
+        found: tuple[str, ...] = self.guarded(self.experts.statistics, recipe)
+        return found
+
+    def train(
+        self, recipe: Recipe, state: bytes | None, first: int, last: int, seed: int
+    ) -> tuple[bytes, list[dict[str, float]]]:
+        """See `LocalExperts.train`."""
+        args = recipe, state, first, last, seed
+        found: tuple[bytes, list[dict[str, float]]] = self.guarded(self.experts.train, *args)
         return found
 
     def gram(self) -> Gram:

@@ -19,17 +19,19 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from actors.checkpoints import Checkpoint
+from actors.gathering import Gathering, opened
 from actors.metrics import count, gauge
 from actors.models import Blueprint, ImageEncoder
 from actors.passes import Batch as Batch
 from actors.passes import Weights as Weights
 from actors.pixels import Pixels, open_pixels
+from actors.resident import Residing
 from actors.segments import Carry, Embed
 from fusion.coding import check_coding, leaves, mix
 from fusion.entropy import entropy
 from fusion.gram import Gram, gram
 from fusion.learning import Gradient
-from fusion.registry import METHODS, Static
+from fusion.registry import METHODS, Resident, Static
 from fusion.state import StateDict, TaskVectors, accumulator
 from fusion.surgery import Mixer, merge_layers
 from fusion.survey import Survey
@@ -77,6 +79,8 @@ class Shard:
         self.vectors = vectors
         self.heads = {task: head.to(device) for task, head in heads.items()}
         self.device = torch.device(device)
+        self.gathering = Gathering(self, block[0] if block else 0)
+        self.residing = Residing(self, block[0] if block else 0)
         self.mixer = Mixer(vectors)
         self.merged = [self.without_weights(i) for i in range(len(self.encoder.modules))]
         self.capacity = contexts
@@ -131,7 +135,7 @@ class Shard:
             return trim_survey(self.vectors, weights.trim)
         method = METHODS[weights.method]
         assert isinstance(method, Static)
-        return method.start_survey(self.vectors, weights.params or {})
+        return method.start_survey(self.vectors, self.given(weights))
 
     def fill(self, weights: Weights) -> None:
         """Merge into the resident model; at once where it is filled so already."""
@@ -156,8 +160,17 @@ class Shard:
             assert weights.coding is not None
             return mix(vectors, weights.coding)
         method = METHODS[weights.method]
-        assert isinstance(method, Static)
-        return method.merge_surveyed(vectors, weights.survey, weights.params or {})
+        assert isinstance(method, Static | Resident)
+        return method.merge_surveyed(vectors, weights.survey, self.given(weights))
+
+    def given(self, weights: Weights) -> dict[str, Any]:
+        """The parameters of a method's call, with the statistics that it needs."""
+        params = dict(weights.params or {})
+        if weights.statistics:
+            params["statistics"] = opened(weights.statistics, self.gathering.segments)
+        if weights.learned is not None:
+            params["learned"] = weights.learned.open()
+        return params
 
     def trimmed(self, weights: Weights) -> TaskVectors:
         """This block's task vectors as `weights.trim` wants them; one kind is kept at a time."""
@@ -166,12 +179,21 @@ class Shard:
         key = f"{weights.trim} {weights.survey}"
         if self.trims[0] != key:
             self.trims = ("", self.vectors)  # let go of the old before making the new
-            self.trims = (key, trimmed(self.vectors, weights.trim, weights.survey))
+            with torch.inference_mode(False):  # a lesson may want what an evaluation made
+                self.trims = (key, trimmed(self.vectors, weights.trim, weights.survey))
         return self.trims[1]
 
     def gram(self) -> Gram:
         """Inner products of this block's task vectors."""
         return gram(self.vectors)
+
+    def gather(self, what: str, *args: Any) -> Any:
+        """A call of `Gathering`, which looks on while experts run through this block."""
+        return getattr(self.gathering, what)(*args)
+
+    def reside(self, what: str, *args: Any) -> Any:
+        """A call of `Residing`, whose parameters live and learn beside this block's weights."""
+        return getattr(self.residing, what)(*args)
 
     # ------------------------------------------------------------------------------ forward passes
 

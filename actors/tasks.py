@@ -40,6 +40,8 @@ class TaskSource:
     """The label column; None: "label"."""
     templates: Sequence[str] | None = None
     classnames: Sequence[str] | None = None
+    head: str | None = None
+    """A head file; None: the zero-shot head."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +16,8 @@ from annotated_types import Interval
 from torch import Tensor, nn
 
 from actors.augment import Augmentation
-from actors.objective import Embed, Objective
+from actors.headfile import HeadKind
+from actors.objective import Embed, Objective, Teach
 from actors.optimising import Advance as Advance
 from actors.optimising import cosine as cosine
 from actors.optimising import cpu_threads as cpu_threads
@@ -28,7 +29,8 @@ from actors.optimising import shuffled_batches as shuffled_batches
 from actors.optimising import silent as silent
 from actors.optimising import staged as staged
 from actors.optimising import standardised as standardised
-from actors.unfinished import Averages, Look, Run, blind
+from actors.unfinished import STOPS, Averages, Look, Run, blind
+from fusion import zeroshot
 from fusion.errors import InputError
 from fusion.trajectory import freeze_batchnorm
 
@@ -37,9 +39,10 @@ def fine_tune(
     base: Path,
     images: Tensor,
     labels: Tensor,
-    head: Tensor,
+    zero_shot: Tensor,
     out: Path,
     *,
+    head: HeadKind = "zero_shot",
     epochs: Annotated[float, Interval(gt=0)] = 10.0,
     batch_size: Annotated[int, Interval(ge=1)] = 64,
     learning_rate: Annotated[float, Interval(gt=0)] = 1e-5,
@@ -60,14 +63,16 @@ def fine_tune(
     seed: Annotated[int, Interval(ge=0)] = 0,
     threads: int = 1,
     device: str = "cpu",
+    probe: Tensor | None = None,
     advance: Advance = silent,
     state: Path | None = None,
+    stops: Sequence[float] = STOPS,
     look: Look = blind,
 ) -> Path:
     """Fine-tune the vision tower of `base` on one task; everything else stays frozen.
 
-    The loss is the cross-entropy against the frozen zero-shot head; AdamW, a cosine schedule after
-    a linear warm-up, gradients clipped by their global norm. The tower stays in eval mode. Results
+    The loss is the cross-entropy against a frozen head; AdamW, a cosine schedule after a linear
+    warm-up, gradients clipped by their global norm. The tower stays in eval mode. Results
     are written under a temporary name and renamed, so `out` is either absent or whole, and where
     it is there, the averages asked for are. Same arguments, same bits on the same kind of CPU, also
     of a run that was killed and went on from `state`.
@@ -76,8 +81,12 @@ def fine_tune(
         base: folder of a Hugging Face CLIP (both towers).
         images: uint8 [N, 3, H, W], at the model's image size.
         labels: int64 [N], in [0, C).
-        head: zero-shot head [C, D], logit scale included: logits = normalised embedding @ headᵀ.
+        zero_shot: head [C, D], logit scale included: logits = normalised embedding @ headᵀ.
         out: the expert's folder: `CLIPVisionModel`, with the base's image processor beside it.
+        head: under which the tower is tuned: the zero-shot one, or a linear probe's (LP-FT, Kumar
+            et al. 2022, arXiv:2202.10054). The paper then trains the head with the tower, by SGD;
+            here it stays as the probe left it, for all ingredients of a task share one head, so
+            that they can be averaged and compared.
         epochs: passes over the images; a fraction is rounded to whole steps.
         batch_size: images a step.
         learning_rate: AdamW's, at its highest.
@@ -91,7 +100,7 @@ def fine_tune(
         operations: of RandAugment, an image.
         magnitude: of RandAugment.
         soft_targets: share of the loss that is the cross-entropy to a teacher's probabilities; the
-            teacher is the base under the same head.
+            teacher is the base under its zero-shot head, whatever `head` is.
         soft_temperature: the teacher's logits are divided by it. Default: that of the authors'
             commands (their code: 4).
         ema: decay of a moving average of the weights, written to `<out>-ema`, warmed up as in
@@ -103,19 +112,24 @@ def fine_tune(
         seed: of the order of the images, of augmentation and mixup.
         threads: CPU threads; fixes the order of sums, so part of what the bits depend on.
         device: where to train.
+        probe: the probe's head [C, D], read as `zero_shot`; needed where `head` asks for it.
         advance: called after each step.
-        state: a file in which the state of the unfinished run is kept, after each of `STOPS`; where
-            it is there, left by a run of the same arguments, the run goes on from it.
-        look: called after each of `STOPS`, and again at the one that a run goes on from.
+        state: a file in which the state of the unfinished run is kept, after each of `stops`; where
+            it is there, left by a run of the same arguments, the run goes on from it. What is read
+            at each step may be other from there on: rates, the loss, augmentation, the seed.
+        stops: shares of the steps.
+        look: called after each of `stops`, and again at the one that a run goes on from.
 
     Returns:
         `out`.
 
     Raises:
-        InputError: `frozen_batchnorm` of a tower without batch norm.
+        InputError: `frozen_batchnorm` of a tower without batch norm, or no `probe`.
     """
     from transformers import CLIPModel
 
+    if head == "linear_probe" and probe is None:
+        raise InputError("head: 'linear_probe': no probe is given; it is fitted beforehand")
     with cpu_threads(threads), quiet():
         model = CLIPModel.from_pretrained(base).to(device).eval()
         model.requires_grad_(False)
@@ -125,14 +139,17 @@ def fine_tune(
                 f"frozen_batchnorm: True: the vision tower of {base} has no batch norm; false"
                 " allowed"
             )
-        data, answers, head = images.to(device), labels.to(device), head.detach().to(device)
+        data, answers = images.to(device), labels.to(device)
+        words = zero_shot.detach().to(device)
+        under = words if probe is None or head == "zero_shot" else probe.detach().to(device)
         mean, std = pixel_statistics(base)
 
         def standardise(rows: Tensor) -> Tensor:
             return standardised(rows, mean, std)
 
         student = embedder(tower, model.visual_projection)
-        teacher = embedder(frozen(tower), model.visual_projection) if soft_targets else None
+        first = embedder(frozen(tower), model.visual_projection) if soft_targets else None
+        teacher = None if first is None else classifier(first, words)
         objective = Objective(
             label_smoothing=label_smoothing,
             mixup=mixup,
@@ -145,7 +162,7 @@ def fine_tune(
             seed=seed,
         )
         steps = max(1, round(epochs * len(images) / batch_size))
-        run = Run(tower, Averages(ema, swa, steps), steps, state)
+        run = Run(tower, Averages(ema, swa, steps), steps, state, stops)
         found = run.resume(device)
 
         def seen(rows: Tensor) -> Tensor:
@@ -161,7 +178,7 @@ def fine_tune(
 
         def loss(rows: Tensor) -> Tensor:
             return objective.loss(
-                next(numbers), data[rows], answers[rows], student, head, standardise, teacher
+                next(numbers), data[rows], answers[rows], student, under, standardise, teacher
             )
 
         optimise(
@@ -198,6 +215,11 @@ def beside(out: Path, kind: str) -> Path:
 def embedder(tower: nn.Module, projection: nn.Module) -> Embed:
     """Standardised pixels -> embeddings, not normalised."""
     return lambda pixels: projection(tower(pixel_values=pixels).pooler_output)
+
+
+def classifier(embed: Embed, head: Tensor) -> Teach:
+    """Standardised pixels -> logits under a head."""
+    return lambda pixels: zeroshot.logits(embed(pixels), head)
 
 
 def frozen(tower: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actors.flat import as_tensor
+from actors.passes import Parcel
 from fusion.errors import InputError
 
 log = logging.getLogger(__name__)
+
+CARRIES = ("run", "code", "forward", "backward", "finish")
+"""Calls whose (last) result is a carry, which may stay on the device."""
 
 BITS = {torch.bfloat16: torch.int16}
 """dtypes that NumPy lacks, and what their bits travel as."""
@@ -40,8 +44,8 @@ def pack(value: Any) -> Any:
     """Tensors of a carry as NumPy arrays (bfloat16 as its bits); anything else as it is."""
     if isinstance(value, dict):
         return {name: pack(inner) for name, inner in value.items()}
-    if isinstance(value, tuple):
-        return tuple(pack(inner) for inner in value)
+    if isinstance(value, tuple | list):
+        return type(value)(pack(inner) for inner in value)
     if not isinstance(value, Tensor):
         return value
     value = value.detach().cpu().contiguous()
@@ -60,9 +64,18 @@ def unpack(value: Any) -> Any:
         return as_tensor(value, "cpu")
     if isinstance(value, Bits):
         return as_tensor(value.array, "cpu").view(getattr(torch, value.dtype))
-    if isinstance(value, tuple):
-        return tuple(unpack(inner) for inner in value)
+    if isinstance(value, tuple | list):
+        return type(value)(unpack(inner) for inner in value)
     return value
+
+
+class Referred(Parcel):
+    """Tensors in the object store; whoever opens it maps them."""
+
+    def open(self) -> Mapping[str, Tensor]:
+        """The tensors."""
+        found: Mapping[str, Tensor] = unpack(fetched(self.content))
+        return found
 
 
 class Stored:
@@ -75,6 +88,10 @@ class Stored:
     def get(self, pending: Any) -> Any:
         """Fetched, as tensors."""
         return unpack(fetched(pending))
+
+    def put(self, tensors: Mapping[str, Tensor]) -> Parcel:
+        """In the object store, as long as someone holds the parcel."""
+        return Referred(ray.put(pack(dict(tensors))))
 
 
 class GpuToGpu:
@@ -97,7 +114,7 @@ class GpuToGpu:
     def call(self, shard: Any, method: str, *args: Any, returns: int = 1) -> Any:
         """References; that of the carry, which comes last, is to a tensor on the device."""
         leaves = returns == 1 and shard == self.last  # to whoever asked, who is in no group
-        if leaves or method in ("survey", "merge", "names"):
+        if leaves or method not in CARRIES:
             return self.stored.call(shard, method, *args, returns=returns)
         key = uuid.uuid4().hex
         direct = shard.keep.options(tensor_transport=self.transport)
@@ -110,6 +127,10 @@ class GpuToGpu:
     def get(self, pending: Any) -> Any:
         """Fetched, as tensors."""
         return self.stored.get(pending)
+
+    def put(self, tensors: Mapping[str, Tensor]) -> Parcel:
+        """See `Stored.put`."""
+        return self.stored.put(tensors)
 
 
 def choose(
@@ -137,13 +158,19 @@ def fetched(ref: Any, timeout: float | None = None) -> Any:
     try:
         return ray.get(ref, timeout=timeout)
     except ray.exceptions.RayTaskError as error:
-        raise root_cause(error) from None
+        raise refused(root_cause(error)) from None
     except ray.exceptions.ActorDiedError as error:
+        raise refused(error) from None
+
+
+def refused(error: BaseException) -> BaseException:
+    """What an actor refused when it was built, where it died of that; else the error itself."""
+    if isinstance(error, ray.exceptions.ActorDiedError):
         *_, last = str(error).strip().splitlines()
         kind, _, reason = last.partition(": ")
         if kind.endswith("." + InputError.__name__):
-            raise InputError(reason) from None
-        raise
+            return InputError(reason)
+    return error
 
 
 def root_cause(error: BaseException) -> BaseException:

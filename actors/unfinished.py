@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -99,13 +99,15 @@ class Run:
     steps: int
     file: Path | None = None
     """Where its state is kept; None: nowhere."""
+    shares: Sequence[float] = STOPS
+    """Of the steps, rising: after which the state is kept and the model may be looked at."""
     begun: int = 0
     """The step after which it went on; 0: it is a new one."""
     stops: dict[int, float] = field(init=False)
     """Step -> share of the run; the last step is none of them."""
 
     def __post_init__(self) -> None:
-        at = {max(1, round(share * self.steps)): share for share in reversed(STOPS)}
+        at = {max(1, round(share * self.steps)): share for share in reversed(self.shares)}
         self.stops = {step: share for step, share in at.items() if step < self.steps}
 
     def resume(self, device: str) -> dict[str, Any] | None:

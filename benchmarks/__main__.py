@@ -5,7 +5,7 @@ import sys
 
 MODULES = (
     "merging", "ties", "sweep", "layers", "gates", "pipeline", "dawin", "scale",
-    "exact_alpha", "tip_search", "soup",
+    "exact_alpha", "tip_search", "soup", "learned_soup", "greedy", "landscape",
 )  # fmt: skip
 
 

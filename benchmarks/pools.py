@@ -23,6 +23,7 @@ from actors.pipeline import Direct, Pipeline
 from actors.pixelfile import PixelWriter
 from actors.pixels import open_pixels
 from actors.preprocess import read_preprocess
+from actors.recipes import BASE
 from actors.shard import Shard
 from actors.towers import clip_config, empty
 from fusion.entropy import entropy
@@ -186,7 +187,8 @@ def experts(
     heads = {name: read_head(task.head) for name, task in data.items()}
     shard = Shard(base, vectors, heads, device)
     pipeline = Pipeline([shard], [shard.names()], vectors.groups, Direct())
-    cache = EmbeddingCache(base.folder / "embeddings", {})
+    members = (*vectors.tasks, BASE)
+    cache = EmbeddingCache(base.folder / "embeddings", dict(zip(members, members, strict=True)))
     return LocalExperts(pipeline, vectors.tasks, data, cache, device)
 
 

@@ -26,6 +26,7 @@ from fusion.registry import Gated as Gated
 from fusion.registry import Learned as Learned
 from fusion.registry import LogitSpace as LogitSpace
 from fusion.registry import Method as Method
+from fusion.registry import Resident as Resident
 from fusion.registry import Routed as Routed
 from fusion.registry import Selected as Selected
 from fusion.registry import Static as Static

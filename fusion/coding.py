@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fusion.errors import InputError
+from fusion.lazy import weighed
 from fusion.state import TaskVectors, accumulator
 
 Coding: TypeAlias = Tensor
@@ -70,7 +71,9 @@ def mix(vectors: TaskVectors, coding: Coding) -> dict[str, Tensor]:
     column = dict(zip(vectors.groups, columns, strict=True))
 
     def fill(name: str, out: Tensor) -> None:
-        mix_tensor(out, vectors.base[name], vectors.deltas[name], column[name])
+        coefficients = column[name]
+        deltas = weighed(vectors.deltas, name, coefficients)
+        mix_tensor(out, vectors.base[name], deltas, coefficients)
 
     return vectors.build(fill)
 

@@ -65,6 +65,9 @@ def ensemble(
     shares = shares.to(embeddings.device)
     rates = torch.tensor(inverse_temperatures(len(embeddings), temperatures), dtype=dtype)
     rates = rates.to(embeddings.device)
+    used = shares.nonzero().flatten()
+    if len(used) < len(shares):  # 0 times NaN is NaN: who has no weight has no say at all
+        embeddings, shares, rates = embeddings[used], shares[used], rates[used]
     if average == "features":
         if temperatures is not None:
             raise InputError("temperatures: given; features have none (average: logits, say)")

@@ -8,7 +8,7 @@ sorting their ends gives its maximum.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -72,10 +72,18 @@ class ExactAlpha:
     """Task -> (right at `middle`, samples)."""
     plateaus: tuple[Plateau, ...]
     """All on which the best accuracy is reached, in order."""
+    curve: tuple[float, ...] = ()
+    """Accuracy at each α that was asked about."""
 
 
 def exact_alpha(
-    constant: Tensor, slope: Tensor, labels: Tensor, *, low: float = 0.0, high: float = 1.0
+    constant: Tensor,
+    slope: Tensor,
+    labels: Tensor,
+    *,
+    low: float = 0.0,
+    high: float = 1.0,
+    at: Sequence[float] = (),
 ) -> ExactAlpha:
     """The α in [low, high] at which argmax(A + αB) is right most often.
 
@@ -90,9 +98,11 @@ def exact_alpha(
         labels: int64 [N], 0 to C − 1.
         low: least α allowed, finite.
         high: largest; may be infinite.
+        at: values of α, from `low` to `high`, whose accuracy is wanted too: a look-up each.
 
     Raises:
-        InputError: shapes that do not fit, no samples, a label outside, NaN or Inf, high < low.
+        InputError: shapes that do not fit, no samples, a label outside, NaN or Inf, high < low, an
+            α of `at` outside.
 
     Source: ours; the interval argument is elementary.
 
@@ -101,11 +111,11 @@ def exact_alpha(
     >>> best.accuracy, best.low, best.high, best.middle
     (1.0, 0.0, 0.5, 0.25)
     """
-    return exact_alpha_tasks({"": (constant, slope, labels)}, low=low, high=high)
+    return exact_alpha_tasks({"": (constant, slope, labels)}, low=low, high=high, at=at)
 
 
 def exact_alpha_tasks(
-    tasks: Mapping[str, Linear], *, low: float = 0.0, high: float = 1.0
+    tasks: Mapping[str, Linear], *, low: float = 0.0, high: float = 1.0, at: Sequence[float] = ()
 ) -> ExactAlpha:
     """The α in [low, high] with the largest unweighted mean over tasks of accuracies.
 
@@ -113,6 +123,7 @@ def exact_alpha_tasks(
         tasks: task -> (A, B, labels), each as `exact_alpha` takes them; C may differ.
         low: least α allowed, finite.
         high: largest; may be infinite.
+        at: as of `exact_alpha`.
 
     Raises:
         InputError: as `exact_alpha`, naming the task; no tasks.
@@ -121,6 +132,9 @@ def exact_alpha_tasks(
         raise InputError("no tasks: no accuracy to maximise")
     if not (math.isfinite(low) and low <= high):
         raise InputError(f"low, high: {low}, {high}; a finite low, not above high, needed")
+    for alpha in at:
+        if not low <= alpha <= high or math.isinf(alpha):
+            raise InputError(f"at: {alpha}; a finite number from {low} to {high} needed")
     last = (high, 0.0 if math.isinf(high) else 1.0)  # infinity itself is no α
     ends = [np.array([(low, 0.0), last])]
     changes = [np.zeros((2, len(tasks)), dtype=np.int64)]
@@ -132,7 +146,7 @@ def exact_alpha_tasks(
             column[:, t] = change
             changes.append(column)
     sizes = np.array([len(linear[2]) for linear in tasks.values()])
-    return optimum(np.concatenate(ends), np.concatenate(changes), sizes, list(tasks))
+    return optimum(np.concatenate(ends), np.concatenate(changes), sizes, list(tasks), at)
 
 
 def segment(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -212,7 +226,11 @@ def before(a: Cuts, b: Cuts) -> NDArray[np.bool_]:
 
 
 def optimum(
-    ends: Cuts, changes: NDArray[np.int64], sizes: NDArray[np.int64], names: list[str]
+    ends: Cuts,
+    changes: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    names: list[str],
+    at: Sequence[float] = (),
 ) -> ExactAlpha:
     """Sweep over the cuts `ends` [M, 2] at which counts change by `changes` [M, T]."""
     order = np.lexsort((ends[:, 1], ends[:, 0]))
@@ -237,7 +255,22 @@ def optimum(
         n=int(sizes.sum()),
         counts={name: (right[t], int(sizes[t])) for t, name in enumerate(names)},
         plateaus=plateaus,
+        curve=tuple(means[cells(ends, at)].tolist()),
     )
+
+
+def cells(ends: Cuts, at: Sequence[float]) -> NDArray[np.intp]:
+    """Between which two of the sorted cuts each α lies: i, for those of `ends[i]`, `ends[i + 1]`.
+
+    >>> cells(np.array([[0.0, 0], [0.5, 1], [0.7, 0], [1, 1]]), [0.0, 0.5, 0.6, 0.7]).tolist()
+    [0, 0, 1, 2]
+    """
+    values, wanted = ends[:, 0], np.asarray(at, dtype=np.float64)
+    first = np.searchsorted(values, wanted)
+    # A cut just before α itself is behind it too.
+    here = np.minimum(first, len(ends) - 1)
+    found: NDArray[np.intp] = first - 1 + ((values[here] == wanted) & (ends[here, 1] == 0))
+    return found
 
 
 def plateau(start: Cuts, stop: Cuts) -> Plateau:

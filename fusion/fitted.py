@@ -6,7 +6,7 @@ methods themselves are in `fitted_heads` and `fitted_caches`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -17,6 +17,7 @@ from fusion.cache_model import (
     few_shot,
 )
 from fusion.errors import InputError
+from fusion.exact import ExactAlpha
 from fusion.labelled import Labelled
 from fusion.parameters import unknown
 from fusion.plane_search import Surface
@@ -72,7 +73,16 @@ def scalar(value: float) -> Tensor:
 
 
 def surface_of(found: Surface) -> dict[str, Tensor]:
-    """A search's surface as it is kept."""
-    columns = ("values", "accuracy", "low", "high", "alpha", "alphas", "grid")
+    """A search's surface as it is kept: `surface.beta` or `surface.temperature` [R], and so on."""
+    columns = ("accuracy", "low", "high", "alpha", "alphas", "grid")
     kept = {f"surface.{name}": getattr(found, name) for name in columns}
-    return {name: tensor for name, tensor in kept.items() if tensor is not None}
+    return {f"surface.{found.name}": found.values, **kept}
+
+
+def curve_of(found: ExactAlpha, at: Sequence[float]) -> dict[str, Tensor]:
+    """Accuracy over α alone as it is kept: a surface of one row, without a second axis."""
+    row = {"accuracy": found.accuracy, "low": found.low, "high": found.high, "alpha": found.middle}
+    kept = {f"surface.{name}": scalar(value)[None] for name, value in row.items()}
+    alphas = torch.tensor(list(at), dtype=torch.float64)
+    grid = torch.tensor([found.curve], dtype=torch.float64)
+    return {**kept, "surface.alphas": alphas, "surface.grid": grid}

@@ -12,11 +12,17 @@ from torch import Tensor
 from fusion.ensemble import ensemble, fitted_temperatures, shares
 from fusion.ensemble import greedy_ensemble as choose_members
 from fusion.exact import exact_alpha, segment
-from fusion.fitted import BASE, Embedded, Fit, Plane, scalar
+from fusion.fitted import BASE, Embedded, Fit, Plane, curve_of, scalar
 from fusion.greedy import Tie
 from fusion.probe import Convention
 from fusion.probe import linear_probe as fit_probe
 from fusion.zeroshot import logits, normalized
+
+FAILED = "failed"
+"""Name of how many experts were left out, their logits being NaN or infinite."""
+
+DRAWN = tuple(j / 100 for j in range(101))
+"""Where accuracy over α is looked up for a picture."""
 
 
 def greedy_ensemble(
@@ -57,9 +63,10 @@ def greedy_ensemble(
         tie=tie, min_delta=min_delta, replacement=replacement,
     )  # fmt: skip
     weights = torch.tensor(shares(found.subset, len(z)), dtype=torch.float64)
+    failed = {FAILED: float(len(found.failed))} if found.failed else {}
     return Fit(
         {"weights": weights, "temperatures": torch.tensor(rates, dtype=torch.float64)},
-        {"experts": float((weights > 0).sum())},
+        {"experts": float((weights > 0).sum()), **failed},
     )
 
 
@@ -152,9 +159,9 @@ def wise_ft_linear(
     select = plane.rows(features, "select")
     unit = normalized(select.features)
     first, second = segment(unit @ plane.head.T, unit @ weight.T.to(unit.dtype) + bias)
-    best = exact_alpha(first, second, select.labels)
+    best = exact_alpha(first, second, select.labels, at=DRAWN)
     chosen = {"alpha": best.middle, "alpha/low": best.low, "alpha/high": best.high}
-    return Fit({**kept, "alpha": scalar(best.middle)}, chosen)
+    return Fit({**kept, "alpha": scalar(best.middle), **curve_of(best, DRAWN)}, chosen)
 
 
 def wise_logits(

@@ -25,14 +25,10 @@ from fusion.greedy_state import Outcome as Outcome
 from fusion.greedy_state import Step as Step
 from fusion.greedy_state import Subset as Subset
 from fusion.greedy_state import Tie as Tie
-from fusion.greedy_state import as_json as as_json
-from fusion.greedy_state import from_json as from_json
 from fusion.ordering import Order as Order
 from fusion.ordering import checked
 from fusion.ordering import order_of as order_of
 from fusion.ordering import pruned as pruned
-from fusion.significance import Gain as Gain
-from fusion.significance import accept_interval as accept_interval
 
 PASSES = 8
 """At most so many times through the order, with replacement: a loss may improve for ever."""
@@ -79,15 +75,21 @@ def begin(
     if passes is not None and passes < 1:
         raise InputError(f"passes: {passes}; an integer >= 1 needed")
     order = checked("order", order, count)
-    chosen = checked("start", start, count, distinct=not replacement)
+    singles = tuple(float(s) if math.isfinite(s) else None for s in scores)
+    asked = tuple(i for i in order if singles[i] is not None)
+    given = checked("start", start, count, distinct=not replacement)
+    accepted = given or asked[:1]
+    if not accepted:
+        raise InputError("no ingredient has a finite score; at least one needed")
+    best = singles[accepted[0]] if len(set(accepted)) == 1 else start_score
+    if best is not None and not math.isfinite(best):
+        raise InputError(f"start_score: {best!r}; a finite number needed")
     state = Greedy(
-        order=tuple(i for i in order if math.isfinite(scores[i])),
-        singles=tuple(float(s) if math.isfinite(s) else None for s in scores),
-        accepted=(),
-        best=None,
-        position=0,
-        start=chosen,
-        start_score=start_score,
+        order=asked,
+        singles=singles,
+        accepted=accepted,
+        best=best,
+        position=0 if given else 1,
         tie=tie,
         min_delta=min_delta,
         replacement=replacement,
@@ -96,28 +98,10 @@ def begin(
         steps=tuple(
             Step((i,), i, "failed", note=f"own score {float(scores[i])}")
             for i in order
-            if not math.isfinite(scores[i])
+            if singles[i] is None
         ),
     )
-    return restarted(state)
-
-
-def restarted(state: Greedy) -> Greedy:
-    """The machine at its beginning, with the order and start it has; steps and counts are kept."""
-    if state.start:
-        accepted, best, position = state.start, state.start_score, 0
-        if len(set(accepted)) == 1:
-            best = state.singles[accepted[0]]
-    elif state.order:
-        accepted, position = state.order[:1], 1
-        best = state.singles[accepted[0]]
-    else:
-        raise InputError("no ingredient has a finite score; at least one needed")
-    if best is not None and not math.isfinite(best):
-        raise InputError(f"start_score: {best!r}; a finite number needed")
-    return settled(
-        replace(state, accepted=accepted, best=best, position=position, tried=()),
-    )
+    return settled(state)
 
 
 def copies(state: Greedy, i: int, j: int) -> bool:
@@ -145,7 +129,7 @@ def settled(state: Greedy) -> Greedy:
             break
         twin = next(j for j in state.accepted if copies(state, i, j))
         note = f"a copy of {twin}" if twin != i else "the model would be the same"
-        step = Step((*state.accepted, i), i, "duplicate", best=state.best, note=note)
+        step = Step((*state.accepted, i), i, "duplicate", None, state.best, note, twin)
         state = replace(
             state, position=position + 1, tried=(*state.tried, i), steps=(*state.steps, step)
         )
@@ -167,11 +151,6 @@ def candidates(state: Greedy, p: int = 1) -> list[Subset]:
         if not skipped:
             found.append((*state.accepted, i))
     return found
-
-
-def finished(state: Greedy) -> bool:
-    """Whether nothing is left to ask."""
-    return not candidates(state)
 
 
 def advance(state: Greedy, scores: Sequence[float]) -> Greedy:
@@ -222,7 +201,7 @@ def started(state: Greedy, score: float) -> Greedy:
     if not math.isfinite(score):
         raise InputError(f"start: {list(state.accepted)} scores {score}; a finite score needed")
     step = Step(state.accepted, state.accepted[-1], "start", score)
-    return replace(state, best=score, start_score=score, steps=(*state.steps, step))
+    return replace(state, best=score, steps=(*state.steps, step))
 
 
 def passes_rule(state: Greedy, i: int, score: float) -> bool:
@@ -232,32 +211,6 @@ def passes_rule(state: Greedy, i: int, score: float) -> bool:
     if state.tie == "gt" or any(copies(state, i, j) for j in state.accepted):
         return score > needed
     return score >= needed
-
-
-def vanished(state: Greedy, ingredient: int) -> Greedy:
-    """The machine without an ingredient that cannot be read any more, recorded.
-
-    The result is that of the pool without it. One that is not in the subset had no influence: the
-    selection goes on. One that is in makes it begin again; a driver that keeps the scores of
-    subsets has to score new subsets only.
-
-    Raises:
-        InputError: no other ingredient is left.
-    """
-    step = Step((*state.accepted, ingredient), ingredient, "vanished", best=state.best)
-    rest = tuple(i for i in state.order if i != ingredient)
-    state = replace(state, steps=(*state.steps, step))
-    if ingredient in (*state.accepted, *state.start):
-        left = tuple(i for i in state.start if i != ingredient)
-        score = state.start_score if left == state.start else None
-        return restarted(replace(state, order=rest, start=left, start_score=score))
-    if ingredient not in state.order:
-        return state
-    passed, place = divmod(state.position, len(state.order))
-    place -= state.order.index(ingredient) < place
-    tried = tuple(i for i in state.tried if i != ingredient)
-    position = passed * len(rest) + place
-    return settled(replace(state, order=rest, position=position, tried=tried))
 
 
 def greedy(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 Tie: TypeAlias = Literal["ge", "gt"]
 Subset: TypeAlias = tuple[int, ...]
-Outcome: TypeAlias = Literal["start", "accepted", "rejected", "failed", "duplicate", "vanished"]
+Outcome: TypeAlias = Literal["start", "accepted", "rejected", "failed", "duplicate"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,8 @@ class Step:
     best: float | None = None
     """What had to be reached."""
     note: str = ""
+    twin: int | None = None
+    """Of a duplicate: which ingredient of the subset it is a copy of, itself perhaps."""
 
     @property
     def accepted(self) -> bool:
@@ -46,9 +47,6 @@ class Greedy:
     """Its score; None: not known yet (a start of several ingredients)."""
     position: int
     """The next place in the order, counted on through all passes."""
-    start: Subset = ()
-    """What it began with, where that was said."""
-    start_score: float | None = None
     tie: Tie = "ge"
     min_delta: float = 0.0
     replacement: bool = False
@@ -72,22 +70,3 @@ class Greedy:
     def failed(self) -> Subset:
         """Ingredients of which a score was no finite number."""
         return tuple(step.ingredient for step in self.steps if step.outcome == "failed")
-
-    @property
-    def vanished(self) -> Subset:
-        """Ingredients that were lost on the way."""
-        return tuple(step.ingredient for step in self.steps if step.outcome == "vanished")
-
-
-def as_json(state: Greedy) -> dict[str, Any]:
-    """The state as plain data without a NaN; `from_json` gives it back."""
-    return asdict(state)
-
-
-def from_json(data: Mapping[str, Any]) -> Greedy:
-    """The state that `as_json` wrote, lists made tuples again."""
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-    fields["steps"] = tuple(
-        Step(**{**step, "candidate": tuple(step["candidate"])}) for step in data["steps"]
-    )
-    return Greedy(**fields)

@@ -3,46 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Concatenate, TypeAlias
 
 from torch import Tensor
 
 from fusion.dawin import Evidence, Routing
+from fusion.errors import InputError
 from fusion.fitted import Fit, Plane
 from fusion.learning import Learning, Shape
-from fusion.parameters import Parameter, bind, parameters
+from fusion.parameters import Parameter, parameters
+from fusion.resident import ResidentCourse
+from fusion.rows import Learned as Learned
+from fusion.rows import Row as Row
 from fusion.selection import Selection
 from fusion.state import TaskVectors
+from fusion.statistics import Asked
 from fusion.survey import Survey, run_surveys
-
-
-@dataclass(frozen=True)
-class Row:
-    """What every row of the table says of its rule."""
-
-    rule: Callable[..., Any]
-    paper: str
-    defaults: str
-    """Where the default hyper-parameters come from."""
-
-    @property
-    def parameters(self) -> dict[str, Parameter]:
-        """The hyper-parameters, as the rule's signature states them."""
-        return parameters(self.rule, hidden=("survey",))
-
-    @property
-    def doc(self) -> str:
-        """The rule's docstring."""
-        return self.rule.__doc__ or ""
-
-    def bound(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """All hyper-parameters of a call: `params`, checked, over the defaults.
-
-        Raises:
-            InputError: unknown, missing or wrong parameters.
-        """
-        return bind(self.rule.__name__, self.parameters, params)
 
 
 @dataclass(frozen=True)
@@ -89,6 +66,98 @@ class Static(Row):
 
 
 @dataclass(frozen=True)
+class PerTask(Static):
+    """Weights -> one model a task: `rule(vectors, *, task, …) -> StateDict`.
+
+    Among the parameters of a call, `task` names the expert whose model is wanted; it is no
+    hyper-parameter, so specs cannot set it.
+    """
+
+    needs = "nothing but weights, and of each image the task that it is of"
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """The hyper-parameters, as the rule's signature states them."""
+        return parameters(self.rule, hidden=("survey", "task"))
+
+    def start_survey(self, vectors: TaskVectors, params: Mapping[str, Any]) -> Survey[Any]:
+        """The survey of one shard: the same for all tasks."""
+        rest = {key: value for key, value in params.items() if key != "task"}
+        return super().start_survey(vectors, rest)
+
+    def merge_surveyed(
+        self, vectors: TaskVectors, result: Any, params: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        """The merged state dict of one shard, of the task that `params` names.
+
+        Raises:
+            InputError: no task named, or an unknown one; wrong parameters.
+        """
+        rest = dict(params)
+        task = rest.pop("task", None)
+        rest = self.bound(rest)
+        if task not in vectors.tasks:
+            allowed = f"one model a task; one of {', '.join(vectors.tasks)} allowed"
+            raise InputError(f"{self.rule.__name__}: task: {task!r}: {allowed}")
+        found = {} if self.survey is None else {"survey": result}
+        return self.rule(vectors, task=task, **found, **rest)
+
+
+@dataclass(frozen=True)
+class Informed(Static):
+    """Weights and statistics of data -> weights: `rule(vectors, *, statistics, …) -> StateDict`.
+
+    Among the parameters of a call, `statistics` maps tensor names to [T, …]; it is no
+    hyper-parameter. `asks` says, given the hyper-parameters, which statistics those are.
+    """
+
+    asks: Callable[..., Asked] = field(kw_only=True)
+    """The rule's hyper-parameters -> what has to be known of the data."""
+    needs = "images of the fit split of each task"
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """The hyper-parameters, as the rule's signature states them."""
+        return parameters(self.rule, hidden=("survey", "statistics"))
+
+    def asked(self, params: Mapping[str, Any]) -> Asked:
+        """What has to be known of the data.
+
+        Raises:
+            InputError: unknown, missing or wrong parameters.
+        """
+        return self.asks(**self.bound(params))
+
+    def start_survey(self, vectors: TaskVectors, params: Mapping[str, Any]) -> Survey[Any]:
+        """The survey of one shard, not yet begun."""
+        assert self.survey is not None
+        found, rest = self.split(params)
+        return self.survey(vectors, statistics=found, **rest)
+
+    def merge_surveyed(
+        self, vectors: TaskVectors, result: Any, params: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        """The merged state dict of one shard.
+
+        Raises:
+            InputError: wrong parameters; statistics that are missing or of other weights.
+        """
+        found, rest = self.split(params)
+        surveyed = {} if self.survey is None else {"survey": result}
+        return self.rule(vectors, statistics=found, **surveyed, **rest)
+
+    def split(self, params: Mapping[str, Any]) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+        """The statistics, and all hyper-parameters."""
+        rest = dict(params)
+        found = rest.pop("statistics", None)
+        rest = self.bound(rest)
+        if found is None:
+            name = self.rule.__name__
+            raise InputError(f"{name}: statistics: none given; {self.asks(**rest).kind} needed")
+        return found, rest
+
+
+@dataclass(frozen=True)
 class LogitSpace(Row):
     """Expert embeddings [T, B, D] and a zero-shot head [C, D] -> logits [B, C]."""
 
@@ -104,13 +173,6 @@ class LogitSpace(Row):
             InputError: unknown, missing or wrong parameters.
         """
         return self.rule(embeddings, head, **self.bound(params))
-
-
-@dataclass(frozen=True)
-class Learned(Row):
-    """What a trial finds by looking at images, and keeps as a file of its own: a coding, a gate."""
-
-    scope = "model"
 
 
 @dataclass(frozen=True)
@@ -203,6 +265,40 @@ class Gated(Adaptive):
 
 
 @dataclass(frozen=True)
+class Resident(Learned):
+    """Unlabelled batches -> parameters beside the weights: `rule(shape, *, …)` says how."""
+
+    rule: Callable[Concatenate[Shape, ...], ResidentCourse]
+    blend: Callable[[TaskVectors, Mapping[str, Tensor], ResidentCourse], dict[str, Tensor]] | None
+    """What was learned -> the merged model; None: there is one model a sample."""
+    kind = "resident"
+    needs = "unlabelled images of each task"
+
+    def course(self, shape: Shape, **params: Any) -> ResidentCourse:
+        """What is learned, and how.
+
+        Raises:
+            InputError: unknown, missing or wrong parameters.
+        """
+        return self.rule(shape, **self.bound(params))
+
+    def merge_surveyed(
+        self, vectors: TaskVectors, result: None, params: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        """The merged state dict of one shard; among the parameters, `learned` is name -> tensor.
+
+        Raises:
+            InputError: wrong parameters; what was learned is of other weights; no single model.
+        """
+        rest = dict(params)
+        found = rest.pop("learned", {})
+        if self.blend is None:
+            name = self.rule.__name__
+            raise InputError(f"{name}: one model a sample; there is no single model to build")
+        return self.blend(vectors, found, self.course(Shape(vectors.tasks, vectors.groups), **rest))
+
+
+@dataclass(frozen=True)
 class Routed(Row):
     """The experts' logits of a task's rows -> codings: `rule(evidence, *, …) -> Routing`."""
 
@@ -220,4 +316,4 @@ class Routed(Row):
         return self.rule(evidence, **self.bound(params))
 
 
-Method: TypeAlias = Static | LogitSpace | Adaptive | Selected | Fitted | Routed
+Method: TypeAlias = Static | LogitSpace | Adaptive | Selected | Fitted | Routed | Resident

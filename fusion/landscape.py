@@ -79,14 +79,6 @@ def plane(gram: Gram, first: str, second: str, origin: str | None = None) -> Pla
     return Plane(gram.tasks, marks, start, torch.stack([u1, rest / height]))
 
 
-def projected(gram: Gram, where: Plane, coefficients: Tensor) -> tuple[float, float, float]:
-    """(x, y, distance from the plane) of any model θ₀ + Σ c_t τ_t, `coefficients` [T]."""
-    apart = coefficients.double() - where.origin
-    x, y = (where.axes @ gram.total @ apart).tolist()
-    off = apart - torch.tensor([x, y], dtype=torch.float64) @ where.axes
-    return x, y, max(float(off @ gram.total @ off), 0.0) ** 0.5
-
-
 def grid(where: Plane, size: int = 21, margin: float = 0.3) -> tuple[list[float], list[float]]:
     """(xs, ys): `size` values each, over the three marks and `margin` of their extent around.
 

@@ -86,7 +86,6 @@ def learned_soup(
         adapt_on=adapt_on,
         save_every=save_every,
         tasks_at_once=tasks_at_once,
-        labelled=True,
         entropy_weight=entropy_weight,
     )
 

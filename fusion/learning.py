@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -63,8 +63,6 @@ class Learning:
     trim: Trim = field(default_factory=Trim)
     tasks_at_once: int | None = None
     """Of those that share a coding, how many go through one forward pass; None: all."""
-    labelled: bool = False
-    """Minimise cross-entropies with labels, at the router's `beta()`; False: entropies, without."""
     entropy_weight: float = 0.0
     """Times Σ_t c_t·ln c_t, averaged over groups, of a coding of shares."""
 
@@ -101,6 +99,21 @@ class Gradient:
 
 Teach: TypeAlias = Callable[[Sequence[Lesson]], Sequence[Gradient]]
 """Who holds the experts: lessons -> gradients, in order."""
+
+
+@runtime_checkable
+class Tempered(Protocol):
+    """A router that learns from labels, with an inverse temperature of the logits beside it."""
+
+    def beta(self) -> Tensor:
+        """The inverse temperature, a scalar."""
+        ...
+
+
+def temperature(router: nn.Module) -> Tensor | None:
+    """β of a router that learns from labels: it minimises cross-entropies of β·logits. None: the
+    router has none, and minimises entropies, without labels."""
+    return router.beta() if isinstance(router, Tempered) else None
 
 
 def draw(size: int, batch: int, step: int, seed: int) -> Tensor:
@@ -145,7 +158,7 @@ def lessons(
         coding, names = learning.router(None), list(rows)
         each = learning.tasks_at_once or len(names)
         parts = [names[start : start + each] for start in range(0, len(names), each)]
-        beta = learning.router.beta() if learning.labelled else None  # type: ignore[operator]
+        beta = temperature(learning.router)
         return [Lesson({name: rows[name] for name in part}, coding, beta) for part in parts]
     found = []
     for task, at in rows.items():
@@ -180,9 +193,12 @@ def learn_step(
         bad = [task for task, loss in gradient.losses.items() if loss - loss != 0]
         if bad or not bool(gradient.coding.isfinite().all()):
             task = bad[0] if bad else next(iter(lesson.rows))
+            why = f"learning_rate {learning.learning_rate:g} may be too large"
+            if step == 0:
+                why = "nothing is learned yet: the weights of base or experts make it so"
             raise InputError(
                 f"step {step}: task {task!r}: loss {gradient.losses[task]}, or its gradient, is"
-                f" not finite; learning_rate {learning.learning_rate:g} may be too large"
+                f" not finite; {why}"
             )
     optimizer.zero_grad()
     known: list[tuple[Tensor, Tensor]] = []

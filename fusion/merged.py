@@ -10,7 +10,8 @@ column of a coding: [M, T]. Three forms of one linear layer give the same number
 * C, low rank: τ_t = B_t A_t stays two factors: Y = X θ₀ᵀ + Σ_t c_t (X A_tᵀ) B_tᵀ.
 
 Only inputs and coefficients are kept for the backward pass, which merges again; task vectors and
-base are never differentiated. B is the better for few tokens a model: see `form_for`.
+base are never differentiated, and task vectors that come `Remade` are made again, too. B is the
+better for few tokens a model: see `form_for`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fusion.errors import InputError
+from fusion.lazy import Remade
 from fusion.lowrank import LowRank
 from fusion.state import accumulator
 
@@ -58,7 +60,7 @@ def merged_linear(
     x: Tensor,
     coefficients: Tensor,
     base: Tensor,
-    deltas: Tensor | LowRank,
+    deltas: Tensor | LowRank | Remade,
     bias: Tensor | None = None,
     form: Form = "auto",
 ) -> Tensor:
@@ -68,7 +70,8 @@ def merged_linear(
         x: [B, …, in]; where there are M > 1 models, B = M.
         coefficients: [M, T].
         base: θ₀ [out, in].
-        deltas: τ [T, out, in], dense, or low-rank factors (form C whatever `form` says).
+        deltas: τ [T, out, in], dense, or low-rank factors (form C whatever `form` says), or
+            dense ones that are made in the forward pass and again in the backward pass.
         bias: [M, out], merged already (`merged_table`), or None.
         form: `A`, `B`, or `auto` for `form_for`.
 
@@ -79,9 +82,11 @@ def merged_linear(
         InputError: shapes that do not fit.
     """
     models, tasks = coefficients.shape
-    if deltas.shape != (tasks, *base.shape):
+    again = deltas if isinstance(deltas, Remade) else None
+    steps = deltas.make() if isinstance(deltas, Remade) else deltas
+    if steps.shape != (tasks, *base.shape):
         raise InputError(
-            f"merged layer: task vectors {list(deltas.shape)}; {[tasks, *base.shape]} needed"
+            f"merged layer: task vectors {list(steps.shape)}; {[tasks, *base.shape]} needed"
         )
     if x.shape[-1] != base.shape[1] or (models > 1 and x.shape[0] != models):
         raise InputError(
@@ -90,13 +95,13 @@ def merged_linear(
         )
     flat = x.reshape(models, -1, x.shape[-1]).contiguous()
     training = torch.is_grad_enabled() and (x.requires_grad or coefficients.requires_grad)
-    if isinstance(deltas, LowRank):
-        out = low_rank(flat, coefficients, base, deltas)
+    if isinstance(steps, LowRank):
+        out = low_rank(flat, coefficients, base, steps)
     else:
         if form == "auto":
             form = form_for(flat.shape[1], tasks, x.device.type, training)
         kernel = Merge if form == "A" else Scale
-        out = kernel.apply(flat, coefficients, base, deltas)  # type: ignore[no-untyped-call]
+        out = kernel.apply(flat, coefficients, base, steps, again)  # type: ignore[no-untyped-call]
     if bias is not None:
         out = out + bias.unsqueeze(1).to(out.dtype)
     return out.view(*x.shape[:-1], base.shape[0])
@@ -144,13 +149,29 @@ def contract(gradient: Tensor, deltas: Tensor) -> Tensor:
     return total
 
 
+def keep(
+    ctx: Any, x: Tensor, c: Tensor, base: Tensor, deltas: Tensor, again: Remade | None
+) -> None:
+    """Save what a backward pass needs; of task vectors that are made again, how."""
+    ctx.again = again
+    ctx.save_for_backward(x, c, base, *([deltas] if again is None else []))
+
+
+def kept(ctx: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `keep` saved: x, c, base and task vectors."""
+    x, c, base, *deltas = ctx.saved_tensors
+    return x, c, base, deltas[0] if deltas else ctx.again.make()
+
+
 class Merge(torch.autograd.Function):
     """Form A on x [M, n, in]."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, c: Tensor, base: Tensor, deltas: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, c: Tensor, base: Tensor, deltas: Tensor, again: Remade | None
+    ) -> Tensor:
         """Merge a chunk of models, multiply, let go of the weights."""
-        ctx.save_for_backward(x, c, base, deltas)
+        keep(ctx, x, c, base, deltas, again)
         out = x.new_empty(*x.shape[:2], base.shape[0])
         for part in chunks(len(x), base.numel(), x.element_size(), x.device.type):
             weight = merge_weights(c[part], base, deltas, x.dtype)
@@ -160,7 +181,7 @@ class Merge(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         """Merge again for dX; dW lives for one chunk only."""
-        x, c, base, deltas = ctx.saved_tensors
+        x, c, base, deltas = kept(ctx)
         dy = gradients[0].contiguous()
         dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         dc = torch.empty_like(c) if ctx.needs_input_grad[1] else None
@@ -172,7 +193,7 @@ class Merge(torch.autograd.Function):
             if dc is not None:
                 dw = torch.bmm(dy[part].transpose(1, 2), x[part])
                 dc[part] = contract(dw, deltas).to(c.dtype)
-        return dx, dc, None, None
+        return dx, dc, None, None, None
 
 
 def multiply(x: Tensor, weights: Tensor, out: Tensor) -> None:
@@ -187,9 +208,11 @@ class Scale(torch.autograd.Function):
     """Form B on x [M, n, in]."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, c: Tensor, base: Tensor, deltas: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, c: Tensor, base: Tensor, deltas: Tensor, again: Remade | None
+    ) -> Tensor:
         """One product a task, added up; sums in the input's dtype."""
-        ctx.save_for_backward(x, c, base, deltas)
+        keep(ctx, x, c, base, deltas, again)
         rows = x.reshape(-1, x.shape[-1])
         out = rows @ base.T.to(x.dtype)
         for t, delta in enumerate(deltas):
@@ -200,7 +223,7 @@ class Scale(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         """U_t = dY·τ_t serves both gradients."""
-        x, c, base, deltas = ctx.saved_tensors
+        x, c, base, deltas = kept(ctx)
         dy = gradients[0].reshape(-1, gradients[0].shape[-1])
         wide = accumulator(x.dtype)
         dx = (dy @ base.to(x.dtype)).view_as(x) if ctx.needs_input_grad[0] else None
@@ -210,7 +233,7 @@ class Scale(torch.autograd.Function):
             dc[:, t] = (u.to(wide) * x.to(wide)).sum((1, 2)).to(c.dtype)
             if dx is not None:
                 dx.addcmul_(u, c[:, t, None, None].to(x.dtype).expand_as(u))
-        return dx, dc if ctx.needs_input_grad[1] else None, None, None
+        return dx, dc if ctx.needs_input_grad[1] else None, None, None, None
 
 
 def low_rank(x: Tensor, c: Tensor, base: Tensor, deltas: LowRank) -> Tensor:
@@ -223,11 +246,13 @@ def low_rank(x: Tensor, c: Tensor, base: Tensor, deltas: LowRank) -> Tensor:
     return F.linear(x, base.to(x.dtype)) + F.linear(scaled, up)
 
 
-def merged_table(coefficients: Tensor, base: Tensor, deltas: Tensor) -> Tensor:
+def merged_table(coefficients: Tensor, base: Tensor, deltas: Tensor | Remade) -> Tensor:
     """θ₀ + Σ_t c_mt τ_t of a vector or table: [M, T] and [T, *shape] -> [M, *shape].
 
     In float32 (float64); autograd keeps the coefficients and a view of the task vectors.
     """
+    if isinstance(deltas, Remade):
+        return deltas.through(lambda c, made: merged_table(c, base, made), coefficients)
     wide = accumulator(base.dtype, deltas.dtype)
     tasks = deltas.shape[0]
     rows = deltas.reshape(tasks, -1).to(wide)
@@ -246,11 +271,15 @@ def merged_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     )
 
 
-def merged_embedding(ids: Tensor, coefficients: Tensor, base: Tensor, deltas: Tensor) -> Tensor:
+def merged_embedding(
+    ids: Tensor, coefficients: Tensor, base: Tensor, deltas: Tensor | Remade
+) -> Tensor:
     """Rows of a merged table: ids [B|1, n] and a table [V, D] -> [max(B, M), n, D].
 
     Only the rows asked for are mixed.
     """
+    if isinstance(deltas, Remade):
+        return deltas.through(lambda c, made: merged_embedding(ids, c, base, made), coefficients)
     wide = accumulator(base.dtype, deltas.dtype)
     rows, steps = base[ids].to(wide), deltas[:, ids].to(wide)  # [B, n, D], [T, B, n, D]
     c = coefficients.to(wide)
@@ -267,7 +296,7 @@ def merged_conv2d(
     x: Tensor,
     coefficients: Tensor,
     base: Tensor,
-    deltas: Tensor,
+    deltas: Tensor | Remade,
     bias: Tensor | None = None,
     *,
     stride: tuple[int, int] = (1, 1),

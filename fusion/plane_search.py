@@ -24,6 +24,10 @@ from fusion.exact import exact_alpha
 from fusion.labelled import check_labels
 from fusion.state import accumulator
 
+DRAWN = (0.0, *(10 ** (j / 10) for j in range(-20, 41)))
+"""Where accuracy is looked up for a picture, where α is exact: 0, and ten values a decade from
+0.01 to 10000."""
+
 BUDGET = 2**26
 """Default bytes of temporary affinities: 64 MiB."""
 
@@ -60,10 +64,10 @@ class Surface:
     """[R]: and ends; infinite where no α is too large."""
     alpha: Tensor
     """[R]: its middle; of a grid, the middle grid point (the lower of two)."""
-    alphas: Tensor | None = None
-    """[A]: the grid of α; None: α is exact."""
-    grid: Tensor | None = None
-    """[R, A]: accuracies of the whole grid."""
+    alphas: Tensor
+    """[A], ascending: the grid of α; where α is exact, where accuracy was looked up besides."""
+    grid: Tensor
+    """[R, A]: accuracies at `values` and `alphas`."""
 
     @property
     def best(self) -> Point:
@@ -187,14 +191,15 @@ def surface(
 ) -> Surface:
     """Accuracy of z₀ + α·direction(value) [N, C] over values and α."""
     check_labels("labels", labels, len(zero_shot), zero_shot.shape[1])
-    steps = None if alphas is None else ascending("alphas", alphas)
+    steps = drawn(low, high) if alphas is None else ascending("alphas", alphas)
     rows: list[Reach] = []
     grid: list[list[float]] = []
     for value in values:
         slope = direction(value)
-        if steps is None:
-            found = exact_alpha(zero_shot, slope, labels, low=low, high=high)
+        if alphas is None:
+            found = exact_alpha(zero_shot, slope, labels, low=low, high=high, at=steps)
             rows.append((found.accuracy, found.low, found.high, found.middle))
+            grid.append(list(found.curve))
         else:
             grid.append(accuracies(zero_shot, slope, labels, steps))
             rows.append(plateau(grid[-1], steps))
@@ -206,9 +211,15 @@ def surface(
         low=columns[1],
         high=columns[2],
         alpha=columns[3],
-        alphas=None if steps is None else torch.tensor(steps, dtype=torch.float64),
-        grid=None if steps is None else torch.tensor(grid, dtype=torch.float64),
+        alphas=torch.tensor(steps, dtype=torch.float64),
+        grid=torch.tensor(grid, dtype=torch.float64),
     )
+
+
+def drawn(low: float, high: float) -> list[float]:
+    """Where accuracy over [low, high] is looked up: what of `DRAWN` lies inside, and the ends."""
+    inside = {alpha for alpha in DRAWN if low <= alpha <= high}
+    return sorted(inside | {low} | ({high} if math.isfinite(high) else set()))
 
 
 def accuracies(

@@ -86,7 +86,7 @@ class Probe:
     weight: Tensor
     """W [C, D]."""
     bias: Tensor
-    """b [C]: logits are xWᵀ + b, x the feature as it is."""
+    """b [C]: logits are xWᵀ + b, x the feature as the convention reads it."""
     C: float
     """The chosen one."""
     accuracy: float
@@ -99,6 +99,8 @@ def lp_ft_probe(
     fit: Labelled,
     select: Labelled,
     *,
+    convention: Convention = "unnormalised",
+    intercept: bool = True,
     low: Annotated[float, Interval(gt=0)] = 1e-7,
     high: Annotated[float, Interval(gt=0)] = 1e2,
     count: Annotated[int, Interval(ge=1)] = 50,
@@ -111,9 +113,15 @@ def lp_ft_probe(
     dimension. Fits go from small C to large, each from the one before. The scaling is undone in the
     head: W = W'/σ, b = b' − (μ/σ)·Σ_d W'_d.
 
+    The defaults are the authors'. `convention="normalised"` with `intercept=False` is a deviation
+    from them that gives a head of CLIP's form, logits n(f)Wᵀ: features are divided by their length
+    first, b = 0, and μ = 0, for a mean that is taken off cannot be given back without b.
+
     Args:
         fit: what is learned from.
         select: what C is chosen on; of equal accuracies the smallest C.
+        convention: as `linear_probe`'s: whether f is the feature or n(feature).
+        intercept: whether b is fitted.
         low: smallest C.
         high: largest C.
         count: fits, log-spaced. Default 50: the authors' launcher (their function: 100).
@@ -135,12 +143,19 @@ def lp_ft_probe(
         classes = int(torch.cat([fit.labels.cpu(), select.labels.cpu()]).max()) + 1
     for rows in (fit, select):
         check_labels(f"{rows.split}: labels", rows.labels, len(rows), classes)
-    x = to_array(fit.features)
-    mean, std = float(x.mean()), float(x.std())
+    x, others = (
+        to_array(
+            rows.features
+            if convention == "unnormalised"
+            else directions(f"{rows.split}: features", rows.features)
+        )
+        for rows in (fit, select)
+    )
+    mean, std = float(x.mean()) if intercept else 0.0, float(x.std())
     if std == 0:
         raise InputError(f"{fit.split}: features: all equal; nothing to learn from")
-    problem = Problem((x - mean) / std, fit.labels.cpu().numpy(), classes)
-    scaled = (to_array(select.features) - mean) / std
+    problem = Problem((x - mean) / std, fit.labels.cpu().numpy(), classes, intercept)
+    scaled = (others - mean) / std
     wanted = select.labels.cpu().numpy()
 
     best: tuple[float, float, Fitted] | None = None
@@ -173,8 +188,11 @@ class Fitted:
 class Problem:
     """Logistic regression on rows [N, D] with labels in 0 … C − 1."""
 
-    def __init__(self, rows: Array, labels: NDArray[np.int64], classes: int) -> None:
-        self.rows, self.classes = rows, classes
+    def __init__(
+        self, rows: Array, labels: NDArray[np.int64], classes: int, intercept: bool = True
+    ) -> None:
+        """`intercept`: whether b is fitted; else it stays zero."""
+        self.rows, self.classes, self.intercept = rows, classes, intercept
         self.present, self.targets = np.unique(labels, return_inverse=True)
         if len(self.present) < 2:
             raise InputError(f"labels: class {self.present[0]} only; 2 or more classes needed")
@@ -215,7 +233,7 @@ class Problem:
         residual /= len(self.rows)
         gradient = np.empty_like(theta)
         gradient[:, :-1] = residual.T @ self.rows + decay * weight
-        gradient[:, -1] = residual.sum(0)
+        gradient[:, -1] = residual.sum(0) if self.intercept else 0.0
         return float(loss), gradient.ravel()
 
 

@@ -31,27 +31,28 @@ BINS = 1 << DIGIT
 
 
 def kth_largest(
-    rows: Sequence[Iterable[Tensor]], ranks: Sequence[int], *, wide: bool = False
+    groups: Iterable[Sequence[Tensor]], ranks: Sequence[int], *, wide: bool = False
 ) -> Survey[list[float]]:
-    """For each row, the magnitude of rank k over all its tensors, on all shards.
+    """For each of T rows, the magnitude of rank k over all tensors, on all shards.
 
     Args:
-        rows: T collections of floating-point tensors of any shape, each iterated once a pass.
+        groups: of floating-point tensors [T, *shape], iterated once a pass; each group is let go
+            of before the next is asked for (`fusion.lazy.Groups`).
         ranks: T ranks k over all shards, 1 the largest, at most the number of elements.
-        wide: read the rows as float64 rather than as float32. All shards must say the same;
+        wide: read the tensors as float64 rather than as float32. All shards must say the same;
             needed as soon as one tensor on one shard is float64.
 
     Returns:
         T magnitudes, exact.
 
     >>> from fusion.survey import run_surveys
-    >>> shards = [torch.tensor([1.0, -4.0])], [torch.tensor([[3.0], [-2.0]])]
+    >>> shards = [torch.tensor([[1.0, -4.0]])], [torch.tensor([[[3.0], [-2.0]]])]
     >>> run_surveys([kth_largest([shard], [2]) for shard in shards])
     [3.0]
     """
     prefixes, ranks = [0] * len(ranks), list(ranks)
     for shift in range((64 if wide else 32) - DIGIT, -1, -DIGIT):
-        histograms = yield row_histograms(rows, prefixes, shift, wide=wide)
+        histograms = yield row_histograms(groups, prefixes, shift, wide=wide)
         for t, counts in enumerate(histograms.cpu().numpy()):
             digit, above = descend(counts, ranks[t])
             prefixes[t], ranks[t] = prefixes[t] << DIGIT | digit, ranks[t] - above
@@ -60,16 +61,19 @@ def kth_largest(
 
 
 def row_histograms(
-    rows: Sequence[Iterable[Tensor]], prefixes: Sequence[int], shift: int, *, wide: bool
+    groups: Iterable[Sequence[Tensor]], prefixes: Sequence[int], shift: int, *, wide: bool
 ) -> Tensor:
-    """`histogram` of each row, stacked: [T, 65,536]."""
-    found = torch.empty(len(rows), BINS, dtype=torch.int64)
+    """`Histogram` of each row, stacked: [T, 65,536]."""
+    found = [Histogram(prefix, shift, wide=wide) for prefix in prefixes]
+    for group in groups:
+        count_group(group, found)
+        del group  # before the next is made
+    return torch.stack([each.counted() for each in found])
 
-    def count_row(t: int) -> None:
-        found[t].copy_(histogram(rows[t], prefixes[t], shift, wide=wide))
 
-    in_threads(count_row, range(len(rows)))
-    return found
+def count_group(group: Sequence[Tensor], found: Sequence[Histogram]) -> None:
+    """Add each row of each tensor of a group to that row's histogram."""
+    in_threads(lambda t: found[t].add([tensor[t] for tensor in group]), range(len(found)))
 
 
 def descend(counts: NDArray[np.int64], rank: int) -> tuple[int, int]:
@@ -83,23 +87,33 @@ def descend(counts: NDArray[np.int64], rank: int) -> tuple[int, int]:
     return len(counts) - 1 - place, int(from_top[place - 1]) if place else 0
 
 
-def histogram(row: Iterable[Tensor], prefix: int, shift: int, *, wide: bool = False) -> Tensor:
-    """How often each digit follows `prefix` in the magnitudes' bits: [65,536], int64, on the CPU.
+class Histogram:
+    """How often each digit follows `prefix` in the magnitudes' bits of what is added.
 
     The digit is the 16 bits from bit `shift` up; `prefix` is all bits above them.
     """
-    total = torch.zeros(BINS, dtype=torch.int64)
-    pending: list[Tensor] = []
-    waiting = 0
-    for digits in digit_chunks(row, prefix, shift, wide=wide):
-        # A bin's members are few, and counting them costs all 65,536 bins each time: hence seldom.
-        pending.append(digits)
-        waiting += len(digits)
-        if shift_is_leading(shift, wide=wide) or waiting >= PENDING:
-            count(pending, total)
-            waiting = 0
-    count(pending, total)
-    return total
+
+    def __init__(self, prefix: int, shift: int, *, wide: bool) -> None:
+        self.prefix, self.shift, self.wide = prefix, shift, wide
+        self.total = torch.zeros(BINS, dtype=torch.int64)
+        self.pending: list[Tensor] = []
+        self.waiting = 0
+
+    def add(self, row: Sequence[Tensor]) -> None:
+        """Count one row's part of some tensors."""
+        leading = shift_is_leading(self.shift, wide=self.wide)
+        for digits in digit_chunks(row, self.prefix, self.shift, wide=self.wide):
+            # A bin's members are few, and counting costs all 65,536 bins each time: hence seldom.
+            self.pending.append(digits)
+            self.waiting += len(digits)
+            if leading or self.waiting >= PENDING:
+                count(self.pending, self.total)
+                self.waiting = 0
+
+    def counted(self) -> Tensor:
+        """[65,536], int64, on the CPU."""
+        count(self.pending, self.total)
+        return self.total
 
 
 def count(pending: list[Tensor], total: Tensor) -> None:
@@ -110,12 +124,11 @@ def count(pending: list[Tensor], total: Tensor) -> None:
         pending.clear()
 
 
-def digit_chunks(row: Iterable[Tensor], prefix: int, shift: int, *, wide: bool) -> Iterator[Tensor]:
-    """The digits that `histogram` counts. Of the leading digit, each is valid until the next."""
+def digit_chunks(row: Sequence[Tensor], prefix: int, shift: int, *, wide: bool) -> Iterator[Tensor]:
+    """The digits that `Histogram` counts. Of the leading digit, each is valid until the next."""
     dtype, kind = (torch.float64, torch.int64) if wide else (torch.float32, torch.int32)
     leading = shift_is_leading(shift, wide=wide)
     magnitude = torch.iinfo(kind).max  # all bits but the sign's
-    row = list(row)
     longest = max((tensor.numel() for tensor in row), default=0)
     scratch = torch.empty(2, min(CHUNK, longest), dtype=kind)
     for tensor in row:

@@ -8,23 +8,40 @@ from fusion import fitted_caches, fitted_heads
 from fusion.adamerging import adamerging
 from fusion.arithmetic import task_arithmetic
 from fusion.average import simple_average, weighted_average, wise_ft
+from fusion.breadcrumbs import breadcrumbs
+from fusion.concrete import concrete_adamerging, concrete_task_arithmetic, masked_merge
+from fusion.dare import dare, dare_survey
 from fusion.dawe import dawe
 from fusion.dawin import dawin
+from fusion.emr import emr, emr_survey
 from fusion.ensemble import ensemble
+from fusion.fisher import fisher, fisher_asks, fisher_survey
+from fusion.iso import iso_c, iso_cts
 from fusion.kinds import Adaptive as Adaptive
 from fusion.kinds import Fitted as Fitted
 from fusion.kinds import Gated as Gated
+from fusion.kinds import Informed as Informed
 from fusion.kinds import Learned as Learned
 from fusion.kinds import LogitSpace as LogitSpace
 from fusion.kinds import Method as Method
+from fusion.kinds import PerTask as PerTask
+from fusion.kinds import Resident as Resident
 from fusion.kinds import Routed as Routed
 from fusion.kinds import Row as Row
 from fusion.kinds import Selected as Selected
 from fusion.kinds import Static as Static
 from fusion.learned_soup import learned_soup
+from fusion.magmax import magmax
+from fusion.model_stock import model_stock
+from fusion.regmean import regmean, regmean_asks, regmean_plusplus, regmean_plusplus_asks
 from fusion.selection import best_single, greedy_soup, oracle_single
+from fusion.slerp import slerp
 from fusion.soup import soup_survey, uniform_soup
+from fusion.tall import consensus, tall_mask
 from fusion.ties import ties, ties_survey
+from fusion.tsv import tsv_m
+from fusion.wemoe import ewemoe, wemoe
+from fusion.wudi import wudi
 
 METHODS: Mapping[str, Method] = {
     "simple_average": Static(
@@ -47,6 +64,87 @@ METHODS: Mapping[str, Method] = {
         paper="Yadav et al. 2023, arXiv:2306.01708",
         defaults="density 0.2, mean, scale 1: the paper's",
         survey=ties_survey,
+    ),
+    "dare": Static(
+        dare,
+        paper="Yu et al. 2024, arXiv:2311.03099",
+        defaults="density 0.5, rescaled: FusionBench; then those of the method that merges",
+        survey=dare_survey,
+    ),
+    "breadcrumbs": Static(
+        breadcrumbs,
+        paper="Davari & Belilovsky 2023, arXiv:2312.06795",
+        defaults="density 0.15, gamma 0.006, scale 0.2: where the released code's search begins",
+    ),
+    "magmax": Static(
+        magmax,
+        paper="Marczak et al. 2024, arXiv:2407.06322",
+        defaults="scale 0.5: FusionBench",
+    ),
+    "slerp": Static(
+        slerp,
+        paper="Shoemake 1985 (SIGGRAPH); of weights as FusionBench, arXiv:2406.03280",
+        defaults="t 0.5, threshold 0.9995: FusionBench",
+    ),
+    "model_stock": Static(
+        model_stock,
+        paper="Jang et al. 2024, arXiv:2403.19522",
+        defaults="no parameters that change the method",
+    ),
+    "tsv_m": Static(
+        tsv_m,
+        paper="Gargiulo et al. 2025, arXiv:2412.00081",
+        defaults="scale 1: FusionBench",
+    ),
+    "iso_c": Static(
+        iso_c,
+        paper="Marczak et al. 2025, arXiv:2502.04959",
+        defaults="scale 1: FusionBench, whose tables use 1.5",
+    ),
+    "iso_cts": Static(
+        iso_cts,
+        paper="Marczak et al. 2025, arXiv:2502.04959, §5",
+        defaults="scale 1, common_fraction 0.8: FusionBench",
+    ),
+    "wudi": Static(
+        wudi,
+        paper="Cheng et al. 2025, arXiv:2503.08099",
+        defaults="Adam 1e-5, 400 steps: FusionBench",
+    ),
+    "fisher": Informed(
+        fisher,
+        paper="Matena & Raffel 2022, arXiv:2111.09832",
+        defaults="normalised, one sampled label: the paper's; 256 images, ε 1e-6: FusionBench",
+        survey=fisher_survey,
+        asks=fisher_asks,
+    ),
+    "regmean": Informed(
+        regmean,
+        paper="Jin et al. 2023, arXiv:2212.09849",
+        defaults="α 0.95, 256 images: FusionBench for CLIP; ridge 1e-6: ours",
+        asks=regmean_asks,
+    ),
+    "regmean_plusplus": Informed(
+        regmean_plusplus,
+        paper="Nguyen et al. 2025, arXiv:2508.03121",
+        defaults="α 0.95, 256 images: FusionBench for CLIP; ridge 1e-6: ours",
+        asks=regmean_plusplus_asks,
+    ),
+    "consensus": Static(
+        consensus,
+        paper="Wang et al. 2024, arXiv:2405.07813, §4.3",
+        defaults="two tasks: the paper's; threshold 0.4: the middle of its range",
+    ),
+    "emr": PerTask(
+        emr,
+        paper="Huang et al. 2024, arXiv:2405.17461",
+        defaults="no parameters that change the method",
+        survey=emr_survey,
+    ),
+    "tall_mask": PerTask(
+        tall_mask,
+        paper="Wang et al. 2024, arXiv:2405.07813, §4.1",
+        defaults="threshold 0.4: the middle of the paper's range; scale 1",
     ),
     "uniform_soup": Static(
         uniform_soup,
@@ -84,6 +182,30 @@ METHODS: Mapping[str, Method] = {
         adamerging,
         paper="Yang et al. 2024, arXiv:2310.02575",
         defaults="λ 0.3, Adam 1e-3, batch 16: the paper's; 1000 steps: FusionBench",
+    ),
+    "concrete_task_arithmetic": Resident(
+        concrete_task_arithmetic,
+        paper="Tang et al. 2023, arXiv:2312.06173",
+        defaults="λ 0.3, T 0.5, Adam 1e-3, 2000 steps: FusionBench; batch 16: what its file says",
+        blend=masked_merge,
+    ),
+    "concrete_adamerging": Resident(
+        concrete_adamerging,
+        paper="Tang et al. 2023, arXiv:2312.06173, algorithm 1",
+        defaults="λ 0.3, T 0.5, Adam 1e-3, inner 1, 1000 + 1000 steps: FusionBench",
+        blend=masked_merge,
+    ),
+    "wemoe": Resident(
+        wemoe,
+        paper="Tang et al. 2024, arXiv:2402.00433",
+        defaults="λ₀ 0.3, depth 2, Adam 1e-4, batch 16, 1000 steps: FusionBench",
+        blend=None,
+    ),
+    "ewemoe": Resident(
+        ewemoe,
+        paper="Shen et al. 2024, arXiv:2410.21804",
+        defaults="a tenth kept, one router, else as wemoe: FusionBench",
+        blend=None,
     ),
     "dawe": Gated(
         dawe,

@@ -6,6 +6,7 @@ on, *shift* accuracy on another.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,11 @@ from fusion.errors import InputError
 EPSILON = 1e-3
 """How near to 0 and 1 an accuracy may come in a logit: one image in a thousand."""
 
-TICKS = (0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
+TICKS = (0.5, 0.9, 0.1, 0.99, 0.01, 0.7, 0.3, 0.8, 0.2, 0.6, 0.4, 0.95, 0.05, 0.999, 0.001)
+"""Round accuracies, the roundest first."""
+
+STEPS = (0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
+"""Of an axis that is too narrow for three of them: multiples of the first that will do."""
 
 
 def logit(accuracy: ArrayLike, eps: float = EPSILON) -> NDArray[np.float64]:
@@ -112,13 +117,43 @@ def logit_axis_limits(
     return float(expit(low - spare)), float(expit(high + spare))
 
 
-def logit_ticks(low: float, high: float) -> list[float]:
-    """The round accuracies within the limits of an axis.
+def logit_ticks(low: float, high: float, *, gap: float = 0.05) -> list[float]:
+    """The round accuracies within the limits of an axis, rounder ones first where they crowd.
 
-    >>> logit_ticks(0.75, 0.96)
-    [0.8, 0.9, 0.95]
+    Args:
+        low: where the axis begins, above 0.
+        high: where it ends, below 1.
+        gap: least distance of two ticks, as a fraction of the axis in logits. Default: our choice
+            for a picture as wide as a page.
+
+    Raises:
+        InputError: limits that are none.
+
+    >>> logit_ticks(0.75, 0.96), logit_ticks(0.91, 0.94)
+    ([0.8, 0.9, 0.95], [0.91, 0.92, 0.93, 0.94])
+    >>> logit_ticks(0.05, 0.95, gap=0.12)
+    [0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95]
     """
-    return [tick for tick in TICKS if low <= tick <= high]
+    if not 0 < low < high < 1:
+        raise InputError(f"axis: {low!r} to {high!r}; 0 < low < high < 1 needed")
+    there = [tick for tick in TICKS if low <= tick <= high]
+    for step in STEPS:
+        if len(there) >= 3:
+            break
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        ends = [tick for tick in (EPSILON, 1 - EPSILON) if low <= tick <= high]
+        there = list(dict.fromkeys([*ends, *(round(n * step, 3) for n in range(first, last + 1))]))
+    extent = logit_of(high) - logit_of(low)
+    kept: list[float] = []
+    for tick in there:
+        if all(abs(logit_of(tick) - logit_of(other)) >= gap * extent for other in kept):
+            kept.append(tick)
+    return sorted(kept)
+
+
+def logit_of(p: float) -> float:
+    """ln(p/(1 − p)), not clipped: of a number strictly between 0 and 1."""
+    return math.log(p / (1 - p))
 
 
 def prediction_diversity(first: ArrayLike, second: ArrayLike, labels: ArrayLike) -> float:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion.errors import InputError
+from fusion.lazy import Remade, lasting
 from fusion.merged import (
     Form,
     merged_conv2d,
@@ -42,9 +43,13 @@ class Mixer:
         finally:
             self.columns = {}
 
-    def parts(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Coefficients [M, T], base and task vectors of one tensor."""
-        return self.columns[name], self.vectors.base[name], self.vectors.deltas[name]
+    def parts(self, name: str) -> tuple[Tensor, Tensor, Tensor | Remade]:
+        """Coefficients [M, T], base and task vectors of one tensor.
+
+        Task vectors that are made when they are read are handed on unmade, so that a layer keeps
+        none of them for its backward pass.
+        """
+        return self.columns[name], self.vectors.base[name], lasting(self.vectors.deltas, name)
 
     def table(self, name: str | None) -> Tensor | None:
         """A merged vector or table [M, *shape]; None for None."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeAlias
 
@@ -11,6 +11,7 @@ import torch
 from annotated_types import Interval
 from torch import Tensor
 
+from fusion.lazy import Groups
 from fusion.radix import kth_largest
 from fusion.state import TaskVectors, accumulator
 from fusion.survey import Survey, run_surveys
@@ -98,7 +99,7 @@ def ties(
         deltas = vectors.deltas[name]
         cut = whole
         if cut is None:  # granularity "tensor"
-            cut = run_surveys([cut_survey([deltas], len(vectors.tasks), density, compat)])
+            cut = run_surveys([cut_survey({name: deltas}, len(vectors.tasks), density, compat)])
         merge_tensor(out, vectors.base[name], deltas, cut, scale=scale, merge=merge, compat=compat)
 
     return vectors.build(fill)
@@ -119,25 +120,35 @@ def ties_survey(
     """
     if granularity == "tensor":
         return None
-    tensors = list(vectors.deltas.values())
-    return (yield from cut_survey(tensors, len(vectors.tasks), density, compat))
+    return (yield from cut_survey(vectors.deltas, len(vectors.tasks), density, compat))
 
 
 def cut_survey(
-    tensors: Sequence[Tensor], tasks: int, density: float, compat: Compat
+    deltas: Mapping[str, Tensor], tasks: int, density: float, compat: Compat
 ) -> Survey[Cut]:
-    """The cut over some [T, *shape] task vectors: sizes, then digits, then signs if needed."""
-    doubles = sum(deltas.dtype == torch.float64 for deltas in tensors)
-    totals = yield torch.tensor([sum(deltas[0].numel() for deltas in tensors), doubles])
+    """The cut over some [T, *shape] task vectors: sizes, then digits, then signs if needed.
+
+    Task vectors that are made when they are read are made once a pass, one tensor's at a time:
+    two passes for float32, four for float64, one more for the signs.
+    """
+    groups = Groups(deltas)
+    size = doubles = 0
+    for outline in groups.outlines():
+        size += outline[0].numel()
+        doubles += outline.dtype == torch.float64
+    totals = yield torch.tensor([size, doubles])
     size, wide = int(totals[0]), bool(totals[1])
     kept = kept_entries(size, density, compat)
     if not kept:
         return Cut((math.inf,) * tasks)
-    rows = [[deltas[t] for deltas in tensors] for t in range(tasks)]
-    smallest = yield from kth_largest(rows, [kept] * tasks, wide=wide)
+    smallest = yield from kth_largest(groups, [kept] * tasks, wide=wide)
     if compat == "paper":
         return Cut(tuple(smallest))
-    votes = yield torch.tensor(sum(majority(deltas, smallest) for deltas in tensors))
+    ahead = 0
+    for group in groups:
+        ahead += sum(majority(stack, smallest) for stack in group)
+        del group  # before the next is made
+    votes = yield torch.tensor(ahead)
     return Cut(tuple(smallest), tiebreak=float(votes.sign()))
 
 

@@ -121,24 +121,6 @@ def result(average: Average, like: StateDict) -> dict[str, Tensor]:
     return {name: held[name].to(tensor.dtype, copy=True) for name, tensor in like.items()}
 
 
-def swa_learning_rate(epoch: float, *, swa_start: float, base: float, swa: float) -> float:
-    """SWA's schedule: `base` up to half of `swa_start`, linear to `swa` at 0.9 of it, then `swa`.
-
-    Raises:
-        InputError: a start or a learning rate that is not positive.
-
-    Source: Izmailov et al. 2018, arXiv:1803.05407, and its code (timgaripov/swa).
-
-    >>> [round(swa_learning_rate(e, swa_start=10, base=0.1, swa=0.05), 4) for e in (5, 7, 9, 20)]
-    [0.1, 0.075, 0.05, 0.05]
-    """
-    for name, value in (("swa_start", swa_start), ("base", base), ("swa", swa)):
-        if not value > 0:
-            raise InputError(f"{name}: {value!r}; float > 0 allowed")
-    passed = min(max((epoch / swa_start - 0.5) / 0.4, 0.0), 1.0)
-    return base + (swa - base) * passed
-
-
 def batchnorms(module: nn.Module) -> dict[str, _BatchNorm]:
     """name -> batch-norm layer of a module."""
     return {name: part for name, part in module.named_modules() if isinstance(part, _BatchNorm)}

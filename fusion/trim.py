@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from fusion.lazy import Computed
 from fusion.state import TaskVectors
 from fusion.survey import Survey
 from fusion.ties import Cut, chunk_size, cut_survey, trimmed_chunks
@@ -38,12 +39,13 @@ def trim_survey(vectors: TaskVectors, trim: Trim) -> Survey[Cut | None]:
     """The cut of a whole model from its shards; None where rows are cut by themselves."""
     if not trim.elect:
         return None
-    tensors = list(vectors.deltas.values())
-    return (yield from cut_survey(tensors, len(vectors.tasks), trim.density, "paper"))
+    return (yield from cut_survey(vectors.deltas, len(vectors.tasks), trim.density, "paper"))
 
 
 def trimmed(vectors: TaskVectors, trim: Trim, cut: Cut | None) -> TaskVectors:
     """The task vectors after `trim`; a copy of them (base and buffers are shared).
+
+    Of task vectors that are made when they are read there is no copy: they are trimmed each time.
 
     Args:
         vectors: a model or a shard.
@@ -56,8 +58,8 @@ def trimmed(vectors: TaskVectors, trim: Trim, cut: Cut | None) -> TaskVectors:
     if trim.nothing:
         return vectors
     dtype = getattr(torch, trim.dtype)
-    deltas = {}
-    for name, delta in vectors.deltas.items():
+
+    def change(name: str, delta: Tensor) -> Tensor:
         if trim.elect:
             assert cut is not None
             kept = elected(delta, cut)
@@ -66,7 +68,11 @@ def trimmed(vectors: TaskVectors, trim: Trim, cut: Cut | None) -> TaskVectors:
         else:
             kept = delta
         # Doubles stay doubles: a float64 run is an oracle, and rounding it would blind it.
-        deltas[name] = kept if delta.dtype == torch.float64 else kept.to(dtype)
+        return kept if delta.dtype == torch.float64 else kept.to(dtype)
+
+    if isinstance(vectors.deltas, Computed):
+        return vectors.altered(change)
+    deltas = {name: change(name, delta) for name, delta in vectors.deltas.items()}
     return replace(vectors, deltas=deltas)
 
 

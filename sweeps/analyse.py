@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -16,10 +16,20 @@ from rich.console import Console
 from actors.evaluation import TaskData
 from actors.protocol import Experts
 from actors.recipes import BASE
+from actors.tasks import Role
 from fusion.diagnosis import diagnose
 from fusion.errors import InputError
 from fusion.parameters import unknown
-from sweeps import averages, finding, geometry, soup_ensemble, tracker, tracking, walks
+from sweeps import (
+    averages,
+    finding,
+    geometry,
+    robustness_part,
+    soup_ensemble,
+    tracker,
+    tracking,
+    walks,
+)
 from sweeps.analysis_page import write_page
 from sweeps.completion import is_soup
 from sweeps.finding import Finding
@@ -30,6 +40,7 @@ from sweeps.points import PROBE, Points, labels_of, with_probe
 from sweeps.prepare import Prepared, prepare
 from sweeps.progress import Progress
 from sweeps.report import write_html
+from sweeps.shiftprobes import described, grounds_of, with_shift_probes
 from sweeps.site import Site
 from sweeps.spec import SweepSpec
 from sweeps.stand import stand
@@ -41,6 +52,7 @@ PARTS: Mapping[str, Callable[[Given, Wish], Finding]] = {
     "barriers": walks.barriers,
     "grid": averages.grid,
     "gap": soup_ensemble.gap,
+    "robustness": robustness_part.robustness,
 }
 """In the order in which they are computed."""
 
@@ -104,12 +116,18 @@ def analyse(
                 if (found := recipe_of(model.folder)) is not None
             }
             running.enter_context(site.start(prepared))
-            fleet, data = stand(
-                running, site, prepared, progress, ("select",),
-                lambda data: with_probe(data, rows, spec.seed),
-            )  # fmt: skip
+            under_shift = "robustness" in parts and bool(described(prepared).about)
+
+            def probed(data: Mapping[str, TaskData]) -> dict[str, TaskData]:
+                found = with_probe(data, rows, spec.seed)
+                return with_shift_probes(found, prepared, rows) if under_shift else found
+
+            roles: list[Role] = ["fit", "select"] if under_shift and wish.linear else ["select"]
+            fleet, data = stand(running, site, prepared, progress, roles, probed)
             here = folder.path / "analysis"
             given = given_of(fleet.client, prepared, data, recipes, here, rows, progress)
+            if under_shift:
+                given = replace(given, shifted=grounds_of(given.probe, prepared, data))
             files = computed(given, wish, parts, here)
         return concluded(given, spec, outputs, folder, files)
 
@@ -129,6 +147,16 @@ def check(spec: SweepSpec, parts: Sequence[str], wish: Wish) -> None:
                 raise InputError(f"--pair: {unknown('expert', name, spec.pool.experts)}")
         if len(set(pair)) < len(pair):
             raise InputError(f"--pair: {','.join(pair)}: two different experts needed")
+    check_path(spec, wish)
+
+
+def check_path(spec: SweepSpec, wish: Wish) -> None:
+    """Raise InputError where the path is to lead to no expert that has a task to be measured on."""
+    soup = is_soup(spec)
+    own = [name for name in spec.pool.experts if soup or name in spec.tasks]
+    if wish.path is not None and wish.path not in own:
+        what = "expert" if soup else "expert with a task of its own"
+        raise InputError(f"--path: {unknown(what, wish.path, own)}")
 
 
 def given_of(
@@ -161,6 +189,7 @@ def given_of(
         spec.seed,
         sum(len(labels_of(task, PROBE)) for task in data.values()),
         is_soup(spec),
+        described(prepared),
     )
 
 
@@ -181,7 +210,12 @@ def concluded(
 ) -> Analysis:
     """The diagnosis, the page, the report that links to it, and MLflow."""
     here = folder.path / "analysis"
-    findings = [found for part in PARTS if (found := finding.read(here, part, given.context))]
+    contexts = {robustness_part.PART: given.context_under_shift}
+    findings = [
+        found
+        for part in PARTS
+        if (found := finding.read(here, part, contexts.get(part, given.context)))
+    ]
     findings.append(diagnosis(given, findings))
     files = [*files, *finding.write(findings[-1], here)]
     report = folder.path / "report.html"

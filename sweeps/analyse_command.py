@@ -13,7 +13,10 @@ from sweeps.options import OUTPUTS, Address, Outputs, Set, Spec
 def analyse(
     spec: Spec,
     only: Annotated[
-        str, typer.Option(metavar="PARTS", help="gram, plane, angles, barriers, grid, gap: some.")
+        str,
+        typer.Option(
+            metavar="PARTS", help="Some of gram, plane, angles, barriers, grid, gap, robustness."
+        ),
     ] = "",
     plane: Annotated[
         str,
@@ -26,14 +29,28 @@ def analyse(
     size: Annotated[int, typer.Option(min=2, help="Points along each axis of the plane.")] = 21,
     most: Annotated[int, typer.Option(min=2, help="Pairs are of so many models, the best.")] = 12,
     alpha: Annotated[float, typer.Option(min=0, max=1, help="Of the gap.")] = 0.5,
+    path: Annotated[
+        str,
+        typer.Option(
+            metavar="EXPERT",
+            help="Where robustness walks to; default: the best, or each task's own expert.",
+        ),
+    ] = "",
+    alphas: Annotated[int, typer.Option(min=2, help="Points on that path, with both ends.")] = 11,
+    linear: Annotated[
+        bool, typer.Option(help="Walk the linear classifier's path too: reads all fit rows.")
+    ] = True,
     rows: Annotated[
-        int, typer.Option(min=0, help="Images a task for plane, barriers, gap; 0: all of select.")
+        int,
+        typer.Option(
+            min=0, help="Images a task for plane, barriers, gap, robustness; 0: all of select."
+        ),
     ] = 1000,
     address: Address = None,
     overrides: Set = None,
     outputs: Outputs = OUTPUTS,
 ) -> None:
-    """Geometry of a sweep's models: landscape, angles, barriers; a page, tables, pictures."""
+    """Geometry of a sweep's models, and WiSE-FT under shift; a page, tables, pictures."""
     from sweeps import cluster
     from sweeps.spec import load
 
@@ -42,7 +59,10 @@ def analyse(
     from sweeps.analyse import PARTS, analyse
     from sweeps.geometry import wished
 
-    wish = wished(plane, pair or [], size=size, most=most, alpha=alpha)
+    wish = wished(
+        plane, pair or [], size=size, most=most, alpha=alpha, path=path or None, alphas=alphas,
+        linear=linear,
+    )  # fmt: skip
     parts = [part.strip() for part in only.split(",")] if only else list(PARTS)
     console = Console()
     try:

@@ -22,6 +22,7 @@ TITLES = {
     "barriers": "Barriers",
     "grid": "Along one hyper-parameter",
     "gap": "Soup against ensemble",
+    "robustness": "Robustness to shift",
 }
 """Part -> its heading, in the order of the page."""
 

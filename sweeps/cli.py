@@ -51,7 +51,7 @@ def run(
     ] = False,
     extend: Annotated[
         bool,
-        typer.Option("--extend", help="Go on with other methods, search spaces or metric."),
+        typer.Option("--extend", help="Go on with other methods, spaces, metric or shifts."),
     ] = False,
     storage: Storage = None,
     overrides: Set = None,
@@ -186,7 +186,13 @@ def train(
     cluster.stay_on_loopback(address)
     from sweeps.train import train as train_pool
 
-    failed = train_pool(loaded, Console(), address=address)
+    console = Console()
+    try:
+        failed = train_pool(loaded, console, address=address)
+    except KeyboardInterrupt:
+        console.print("interrupted; what has ended is kept. Go on with:")
+        console.print(shlex.join(["sweeps", *sys.argv[1:]]), soft_wrap=True)
+        raise typer.Exit(130) from None
     if failed:
         raise typer.Exit(1)
 

@@ -27,6 +27,10 @@ os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
 os.environ.setdefault("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE", "1")
 
 
+SEEN: dict[tuple[str, ...], bool] = {}
+"""(node, files of a pool) -> whether it sees them: nodes are asked once."""
+
+
 def stay_on_loopback(address: str | None) -> None:
     """Make a cluster of our own listen on 127.0.0.1 only; call before `ray` is imported.
 
@@ -100,6 +104,44 @@ def readers(pool: Pool, resources: Resources) -> tuple[list[str], list[str]]:
     seeing = read_from([node.id for node in nodes], found, files)
     blind = [n.name or n.id for n in nodes if n.id not in seeing and n.id != own_id()]
     return seeing, blind
+
+
+def narrowed(pool: Pool, resources: Resources) -> Resources:
+    """Those nodes that see the experts' files, where these are read all the time.
+
+    Nodes without an id (this machine, before Ray is there; those of a `cluster.yaml`) are not
+    asked.
+
+    Args:
+        pool: whose files.
+        resources: what there is.
+
+    Raises:
+        InputError: no node sees them.
+    """
+    if not all(node.id for node in resources.nodes):
+        return resources
+    from actors.nodes import ask, seeing
+
+    files = expert_files(pool)
+    new = [node.id for node in resources.nodes if (node.id, *files) not in SEEN]
+    found = ask(dict.fromkeys(new, False), files)
+    SEEN.update({(id, *files): bool(seeing([id], found, files)) for id in found})
+    nodes = tuple(node for node in resources.nodes if SEEN.get((node.id, *files)))
+    if not nodes:
+        names = ", ".join(node.name or node.id for node in resources.nodes[:5])
+        folder = next(iter(pool.experts.values())).folder
+        raise InputError(
+            f"placement.weights: 'files': no node ({names}) sees all experts' files ({folder}, …):"
+            " share that folder with them, or use placement.weights: memory"
+        )
+    return Resources(nodes)
+
+
+def expert_files(pool: Pool) -> list[str]:
+    """Of all experts, in order."""
+    members = pool.experts.values()
+    return sorted({str(info.file) for each in members for info in each.tensors.values()})
 
 
 def target(address: str | None) -> str | None:

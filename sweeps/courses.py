@@ -16,7 +16,7 @@ from fusion.errors import InputError
 from fusion.gate import Gate
 from fusion.learning import Learning, Shape
 from fusion.parameters import bind
-from fusion.registry import METHODS, Adaptive, Fitted, Gated
+from fusion.registry import METHODS, Adaptive, Fitted, Gated, Informed
 from sweeps.candidates import random_points
 from sweeps.spec import SweepSpec
 
@@ -41,7 +41,7 @@ class Needs:
     transformed: bool
     """Whether some method trims or casts task vectors."""
     fits: bool
-    """Whether some method fits a classifier to embeddings of the fit rows."""
+    """Whether some method reads the fit rows: fits a classifier to them, or takes statistics."""
 
 
 def learning_points(spec: SweepSpec) -> Iterator[tuple[str, Adaptive, dict[str, Any]]]:
@@ -79,7 +79,7 @@ def needs_of(spec: SweepSpec, tasks: tuple[str, ...], groups: tuple[str, ...]) -
             images = max(images, learning.batch_size * min(at_once, len(spec.tasks)))
         transformed |= not learning.trim.nothing
     rows = [METHODS[name] for name in spec.methods]
-    fits = any(isinstance(row, Fitted) and row.fits for row in rows)
+    fits = any((isinstance(row, Fitted) and row.fits) or isinstance(row, Informed) for row in rows)
     return Needs(extractors, gates, frozenset(adapts), images, transformed, fits)
 
 

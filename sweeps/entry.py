@@ -41,7 +41,7 @@ class MethodSpec(BaseModel):
     trials: int | None = None
     """Samples for each combination of the grids; None: nothing is sampled."""
     searcher: Searcher = "random"
-    scheduler: Literal["asha"] | None = None
+    scheduler: Literal["asha", "pbt"] | None = None
 
     @property
     def spaces(self) -> dict[Path, Space]:

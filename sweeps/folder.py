@@ -61,6 +61,11 @@ class SweepFolder:
         return self.path / "learned"
 
     @property
+    def surfaces(self) -> Path:
+        """Tables of what winners of the logit plane searched."""
+        return self.path / "surfaces"
+
+    @property
     def tune(self) -> Path:
         """Tune's own folder: its state and TensorBoard events."""
         return self.path / "tune"

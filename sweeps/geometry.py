@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from fusion.gram import Gram
 from sweeps.finding import Finding, Line
 from sweeps.hyperparameters import Recipe
 from sweeps.points import Metrics, Points
+from sweeps.shiftprobes import Shifted
 
 TOWER = ("embeddings", "pre_layrnorm", "encoder", "post_layernorm", "visual_projection")
 """Parts of the vision tower, in order."""
@@ -47,6 +49,13 @@ class Given:
     """Rows of the probe, all tasks together."""
     soup: bool
     """Whether the models are ingredients: runs of the same tasks."""
+    shifted: Shifted = field(default_factory=Shifted)
+    """Shift sets, and points on their rows where those are wanted."""
+
+    @property
+    def context_under_shift(self) -> str:
+        """`context`, of what depends on shift sets too."""
+        return f"{self.context}-{self.shifted.key}" if self.shifted.key else self.context
 
     def score(self, name: str) -> float:
         """An expert's metric on select, larger is better; NaN: it has none."""
@@ -77,10 +86,16 @@ class Wish:
     most: int = 12
     """Models that pairs are made of, the best."""
     alpha: float = 0.5
+    path: str | None = None
+    """The expert that WiSE-FT's path leads to; None: the best, or each task's own."""
+    alphas: int = 11
+    """Points on that path."""
+    linear: bool = True
+    """Whether the path of the linear classifier is walked too."""
 
 
-def wished(plane: str, pairs: Sequence[str], *, size: int, most: int, alpha: float) -> Wish:
-    """What the command line asks for.
+def wished(plane: str, pairs: Sequence[str], **others: Any) -> Wish:
+    """What the command line asks for; `others` as `Wish` has them.
 
     Raises:
         InputError: a plane of neither two nor three names, a pair of other than two.
@@ -97,7 +112,7 @@ def wished(plane: str, pairs: Sequence[str], *, size: int, most: int, alpha: flo
             raise InputError(f"--pair: {pair!r}: FIRST,SECOND allowed")
         both.append((names[0], names[1]))
     where = (three[0], three[1], three[2]) if three else None
-    return Wish(where, tuple(both), size=size, most=most, alpha=alpha)
+    return Wish(where, tuple(both), **others)
 
 
 def skipped(given: Given, part: str, why: str) -> Finding:

@@ -39,6 +39,8 @@ class Chain:
 def recipe_of(folder: Path) -> Recipe | None:
     """The hyper-parameters of an ingredient; None where its folder has no recipe.
 
+    None also of a member of a population, which had others from one step to the next.
+
     Raises:
         InputError: a recipe that is none.
     """
@@ -50,6 +52,8 @@ def recipe_of(folder: Path) -> Recipe | None:
         params = content["params"]
         if not isinstance(params, Mapping):
             raise TypeError("params: a mapping needed")
+        if content.get("schedule"):
+            return None
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{file}: not the recipe of an ingredient: {reason}") from None

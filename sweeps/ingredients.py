@@ -17,6 +17,8 @@ from typing import Any, Literal, TypeAlias
 
 import yaml
 
+from actors.headfile import FILE as HEAD
+from actors.headfile import HeadKind, head_facts
 from actors.training import beside
 from fusion.errors import InputError
 from sweeps.ledger import write_text
@@ -47,7 +49,9 @@ class Trained:
     rungs: Mapping[str, float] = field(default_factory=dict)
     """Rung -> accuracy on select on the way."""
     made: Sequence[Mapping[str, Any]] = ()
-    """`{kind, select, report, sha256}` of each ingredient; the select rows chose none of them."""
+    """`{kind, select, report, sha256, head}` of each ingredient; the select rows chose none."""
+    schedule: Sequence[Mapping[str, Any]] = ()
+    """Of a member of a population: from which step on, whose weights and which values."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,20 @@ class Ingredient:
     report: float
     sha256: str
     """Of its weights; empty: not known (of an older version)."""
+    head: str = ""
+    """Identity of the head that it was tuned under; empty: not known."""
     seconds: float = 0.0
     """Of the trial's training."""
     twins: tuple[str, ...] = ()
     """Names of others with the same weights to the bit."""
+    schedule: Sequence[Mapping[str, Any]] = ()
+    """See `Trained`."""
+
+    @property
+    def tuned_under(self) -> HeadKind:
+        """The kind of its head: a hyper-parameter."""
+        kind: HeadKind = self.params.get("head", "zero_shot")
+        return kind
 
     @property
     def folder(self) -> str:
@@ -122,6 +136,7 @@ def ingredients(results: Iterable[Trained]) -> list[Ingredient]:
                     params=each.params,
                     seed=each.seed,
                     seconds=each.seconds,
+                    schedule=each.schedule,
                     **one,
                 )
                 for one in made
@@ -132,13 +147,13 @@ def ingredients(results: Iterable[Trained]) -> list[Ingredient]:
 def chosen(results: Iterable[Trained], keep: Keep) -> list[Ingredient]:
     """The ingredients of one task that stay: the best on select; of equals the first.
 
-    Ingredients of the same weights count once: the first stays and names the others.
+    Ingredients of the same weights (and head) count once: the first stays and names the others.
     """
     ranked = sorted(ingredients(results), key=lambda each: -each.select)
     kept: list[Ingredient] = []
-    first: dict[str, int] = {}
+    first: dict[tuple[str, str], int] = {}
     for each in ranked:
-        at = first.setdefault(each.sha256 or each.name, len(kept))
+        at = first.setdefault((each.sha256 or each.name, each.head), len(kept))
         if at == len(kept):
             kept.append(each)
         else:
@@ -157,6 +172,28 @@ def home(out: Path, each: Ingredient, keep: Keep) -> Path:
     if keep == "best":
         return out / "experts" / each.task
     return out / "ingredients" / each.task / each.folder
+
+
+def head_file(out: Path, task: str, kind: HeadKind) -> Path:
+    """Where a task's head of a kind is kept; copies lie beside the weights tuned under it."""
+    return out / "heads" / task / f"{kind}.safetensors"
+
+
+def by_head(kept: Mapping[str, Sequence[Ingredient]]) -> list[dict[str, list[Ingredient]]]:
+    """One head a task: those tuned under the head of their task's best, then the others, if any.
+
+    Towers tuned under different heads cannot be fused; there are two kinds, so two pools hold all.
+    """
+    first = {
+        task: [each for each in group if each.tuned_under == group[0].tuned_under]
+        for task, group in kept.items()
+    }
+    others = {
+        task: [each for each in group if each.tuned_under != group[0].tuned_under]
+        for task, group in kept.items()
+    }
+    others = {task: group for task, group in others.items() if group}
+    return [first, others] if others else [first]
 
 
 def is_there(out: Path, each: Ingredient, keep: Keep) -> bool:
@@ -216,6 +253,8 @@ def write_papers(place: Path, each: Ingredient, about: Mapping[str, Any]) -> Non
         "seed": each.seed,
         "base": about["base"],
         "sha256": each.sha256,
+        **told_head(place / HEAD),
+        **({"schedule": [dict(part) for part in each.schedule]} if each.schedule else {}),
         "code": version("fusion-sweeps"),
         "twins": list(each.twins),
     }
@@ -223,6 +262,16 @@ def write_papers(place: Path, each: Ingredient, about: Mapping[str, Any]) -> Non
     scores = read_scores(place)
     scores |= {"select": each.select, "report": each.report}
     write_text(place / "scores.json", json.dumps({"shifts": {}, **scores}, indent=1))
+
+
+def told_head(file: Path) -> dict[str, Any]:
+    """`head` of a recipe: which one the tower was tuned under, and the order of its classes."""
+    if not file.exists():
+        return {}
+    facts, _ = head_facts(file)
+    strength = {} if facts.C is None else {"C": facts.C}
+    told = {"kind": facts.kind, "identity": facts.identity, **strength}
+    return {"head": {**told, "classnames": list(facts.classnames)}}
 
 
 def read_scores(place: Path) -> dict[str, Any]:
@@ -242,15 +291,28 @@ def pool_yaml(
     tasks: Mapping[str, Any],
     splits: Mapping[str, Any],
 ) -> str:
-    """The `pool` of a sweep file, ready to paste; of ingredients with `tasks` (and `splits`)."""
-    if keep == "best":
+    """The `pool` of a sweep file, ready to paste; of ingredients with `tasks` (and `splits`).
+
+    A task whose ingredients were tuned under a linear probe's head names it: `kept` has, of each
+    task, those of one head.
+    """
+    heads = {
+        task: {"head": str(head_file(out, task, "linear_probe"))}
+        for task, group in kept.items()
+        if group[0].tuned_under == "linear_probe"
+    }
+    if keep == "best" and not heads:
         lines = ["pool:", f"  base: {base}", "  experts:"]
         lines += [f"    {task}: {home(out, each, keep)}" for task, (each,) in kept.items()]
         return "\n".join(lines) + "\n"
-    experts = {each.name: str(home(out, each, keep)) for group in kept.values() for each in group}
+    experts = {
+        task if keep == "best" else each.name: str(home(out, each, keep))
+        for task, group in kept.items()
+        for each in group
+    }
     content = {
         "pool": {"base": str(base), "experts": experts},
-        "tasks": {task: dict(given) for task, given in tasks.items() if task in kept},
+        "tasks": {t: {**given, **heads.get(t, {})} for t, given in tasks.items() if t in kept},
         **({"splits": dict(splits)} if splits else {}),
     }
     return yaml.safe_dump(content, sort_keys=False, width=1000)

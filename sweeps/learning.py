@@ -27,7 +27,7 @@ from actors.pixels import open_pixels
 from actors.sources import cache_dir
 from actors.spread import Home, fetch, settle
 from fusion.gate import Gate, hidden_norm
-from fusion.learning import Learning, Lesson, learn_step, lessons
+from fusion.learning import Learning, Lesson, learn_step, lessons, temperature
 from fusion.parameters import bind
 from fusion.registry import METHODS, Adaptive
 from sweeps.courses import Source, learning_of, source_of
@@ -213,8 +213,11 @@ def learned(
     router = learning.router
     if not isinstance(router, Gate) or extractor is None:
         with torch.no_grad():
-            beta = float(router.beta()) if learning.labelled else 1.0  # type: ignore[operator]
-            return dump_coding(router(None), course.tasks, course.groups, beta)
+            beta = temperature(router)
+            coding = router(None)
+        return dump_coding(
+            coding, course.tasks, course.groups, 1.0 if beta is None else float(beta)
+        )
     layered = router.groups > 1
     manifest = Manifest(
         method=method,

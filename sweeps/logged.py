@@ -36,12 +36,13 @@ def log_winner(
     row: str,
     metrics: Mapping[str, float],
     datasets: Mapping[str, str],
-    files: Sequence[Path],
+    files: Sequence[tuple[Path, str]],
     notes: Sequence[str],
 ) -> None:
     """Make a trial's run the winner of its row; may be cut off anywhere and done again.
 
-    The tag `winner` is set last: a run that has it, has all.
+    `files`: each with its folder among the run's artifacts. The tag `winner` is set last: a run
+    that has it, has all.
     """
     client = place.client
     run = client.get_run(run_id)
@@ -51,8 +52,8 @@ def log_winner(
     client.log_inputs(run_id, inputs(datasets))
     model = model_of(place, row, run)
     client.log_batch(run_id, metrics=tested(metrics, datasets, model, run.info.end_time))
-    for path in files:
-        client.log_artifact(run_id, str(path), "recipe")
+    for path, where in files:
+        client.log_artifact(run_id, str(path), where)
     if notes:
         client.set_tag(run_id, "notes", "; ".join(notes)[:MAX_PARAM])
     client.finalize_logged_model(model, LoggedModelStatus.READY)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,10 +14,9 @@ from numpy.typing import NDArray
 
 from sweeps.figures import BEST, OTHER, REFERENCE
 from sweeps.finding import Finding, Line
+from sweeps.picture import NAME, Picture, Tables, canvas, value
+from sweeps.robustness_plot import drawn_robustness
 from sweeps.wording import middle
-
-NAME = 22
-"""Longest name in a picture, in characters."""
 
 PRINTED = 16
 """Rows of a heat map up to which its cells have their numbers in them."""
@@ -28,22 +25,10 @@ LEVELS = 12
 """Contour lines of a landscape."""
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A drawing, and what it shows in words."""
-
-    name: str
-    title: str
-    figure: Figure
-
-
 def pictures(finding: Finding) -> list[Picture]:
     """All that a finding's tables are good for; none of a part that was skipped."""
     draw = DRAWN.get(finding.part)
     return draw(finding.tables) if draw and finding.tables else []
-
-
-Tables = Mapping[str, Sequence[Line]]
 
 
 def drawn_gram(tables: Tables) -> list[Picture]:
@@ -222,6 +207,7 @@ DRAWN: Mapping[str, Callable[[Tables], list[Picture]]] = {
     "barriers": drawn_barriers,
     "grid": drawn_grid,
     "gap": drawn_gap,
+    "robustness": drawn_robustness,
 }
 
 
@@ -252,14 +238,3 @@ def heat_map(
     axes.set_yticks(range(len(rows)), [middle(name, NAME) for name in rows], fontsize=small)
     figure.colorbar(image, label=label, shrink=0.8)
     return figure
-
-
-def canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure of so many inches."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.add_subplot()
-
-
-def value(cell: Any) -> float:
-    """A number of a table; NaN where it has none."""
-    return math.nan if cell is None else float(cell)

@@ -30,6 +30,7 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("ledger", ()),
     ("correct", ()),
     ("recipes", ()),
+    ("surfaces", ()),
     ("plots", ()),
     ("", ("comparison.parquet", "comparison.json", "report.html")),
 )

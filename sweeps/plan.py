@@ -77,7 +77,7 @@ def facts(prepared: Prepared) -> list[tuple[str, str]]:
             f"forward in {spec.placement.dtype}",
         ),
         *([("nodes", spread(plan))] if len(plan.nodes) > 1 else []),
-        ("memory", memory(plan)),
+        ("memory", memory(plan, spec.placement.weights)),
         (
             "data",
             f"{len(prepared.tasks)} tasks, {prepared.images:,} images at "
@@ -145,15 +145,17 @@ def spread(plan: Plan) -> str:
     )
 
 
-def memory(plan: Plan) -> str:
+def memory(plan: Plan, weights: str = "memory") -> str:
     """Main memory of the fullest node, and what a shard takes beside what its node shares."""
     low, high = gigabytes(min(plan.shard_bytes)), gigabytes(max(plan.shard_bytes))
     each = high if low == high else f"{low.removesuffix(' GB')} to {high}"
     part = "replica" if plan.shards == 1 else "shard"
     where = " on its GPU" if plan.device == "cuda" else ""
+    held = "base and task vectors" if weights == "memory" else "base"
+    made = "" if weights == "memory" else "; task vectors stay in files, made a tensor at a time"
     return (
-        f"{gigabytes(plan.total_bytes)} a node: {gigabytes(plan.store_bytes)} base and task "
-        f"vectors once, {each} a {part}{where}"
+        f"{gigabytes(plan.total_bytes)} a node: {gigabytes(plan.store_bytes)} {held} once, "
+        f"{each} a {part}{where}{made}"
     )
 
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -17,6 +17,8 @@ import torch
 from actors.checkpoints import content_hash
 from actors.embeddings import EmbeddingCache
 from actors.experts import BATCH
+from actors.hashes import hash_files
+from actors.heads import check_heads
 from actors.peaks import with_measured
 from actors.placement import Load, Plan, Resources, gigabytes, plan
 from actors.pool import Pool, open_pool
@@ -26,7 +28,9 @@ from actors.segments import clip_segments
 from actors.sources import cache_dir
 from actors.tasks import Role, Splits, Task, TaskSource, assign, open_task
 from fusion.errors import InputError
+from sweeps.ancestry import check_ancestry
 from sweeps.canonical import Context
+from sweeps.cluster import narrowed
 from sweeps.courses import Needs, needs_of
 from sweeps.rehearsal import rehearse
 from sweeps.shifts import open_shifts
@@ -55,9 +59,11 @@ class Prepared:
     pixel_bytes: int
     """Disk that their prepared form takes, for the model and for every extractor."""
     needs: Needs
+    """Of the methods that learn."""
     others: Mapping[tuple[str, str], Task] = field(default_factory=dict)
     """(shift set, task) -> the other data set that it is."""
-    """Of the methods that learn."""
+    heads: Mapping[str, str] = field(default_factory=dict)
+    """Task -> hash of the head file that it names."""
 
     @property
     def load(self) -> Load:
@@ -76,7 +82,10 @@ class Prepared:
             "base": content_hash(self.pool.base),
             "experts": {name: content_hash(e) for name, e in self.pool.experts.items()},
             "tasks": {
-                name: [task.fingerprint, list(task.classnames), list(task.templates)]
+                name: [
+                    *(task.fingerprint, list(task.classnames), list(task.templates)),
+                    *([self.heads[name]] if name in self.heads else []),
+                ]
                 for name, task in self.tasks.items()
             },
             "splits": vars(self.splits),
@@ -108,9 +117,13 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
     preprocess = read_preprocess(pool.base.folder)
     splits = Splits(**spec.splits.model_dump())
     tasks = {
-        name: open_task(TaskSource(name, t.dataset, t.image, t.label, t.templates, t.classnames))
+        name: open_task(
+            TaskSource(name, t.dataset, t.image, t.label, t.templates, t.classnames, t.head)
+        )
         for name, t in spec.tasks.items()
     }
+    heads = {name: hash_files({"head": f}) for name, f in check_heads(pool.base, tasks).items()}
+    check_ancestry(pool, tasks)
     needs = needs_of(spec, pool.tasks, pool.groups)
     sources, role_rows = set(), dict.fromkeys(roles_of(needs), 0)
     for name, task in tasks.items():
@@ -130,7 +143,7 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
     others = open_shifts(spec.shifts, spec.splits.report, tasks)
     return Prepared(
         spec, pool, tasks, splits, preprocess, placement, role_rows, images, pixel_bytes, needs,
-        others,
+        others, heads,
     )  # fmt: skip
 
 
@@ -142,8 +155,10 @@ def arrange(
     Raises:
         InputError: it does not fit; says what would do.
     """
-    wish = spec.placement
-    return plan(
+    wish, everywhere = spec.placement, len(resources.nodes)
+    if wish.weights == "files":
+        resources = narrowed(pool, resources)
+    found = plan(
         with_measured(load_of(spec, pool, needs), cache_dir()),
         resources,
         replicas=wish.replicas,
@@ -152,6 +167,11 @@ def arrange(
         gpus=wish.gpus,
         labels=wish.labels,
     )
+    if found.places or len(resources.nodes) == everywhere:
+        return found
+    # To Ray, a shard without places may go anywhere.
+    seeing = tuple(node.id for node in resources.nodes)
+    return replace(found, places=(seeing,) * found.shards)
 
 
 def roles_of(needs: Needs) -> tuple[Role, ...]:
@@ -169,6 +189,8 @@ def load_of(spec: SweepSpec, pool: Pool, needs: Needs) -> Load:
         forward_bytes=itemsize * BATCH * activations(fields)[0],
         training_bytes=itemsize * needs.images * activations(fields)[1],
         transformed=needs.transformed,
+        filed=spec.placement.weights == "files",
+        largest=4 * max(pool.base.tensors[name].numel for name in pool.names),
     )
 
 

@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -17,10 +17,13 @@ import yaml
 from actors.atomic import replacing
 from actors.checkpoints import Checkpoint, content_hash, read
 from actors.experts import Recipe as What
+from actors.filed import filed_vectors
+from actors.gathering import opened, place
 from actors.pool import Pool, open_pool
-from actors.recipes import learned_beta, rebuilt
+from actors.recipes import learned_beta, merged, of_task, rebuilt
+from actors.segments import clip_segments
 from fusion.errors import InputError
-from fusion.registry import METHODS, Fitted, Gated, LogitSpace, Routed
+from fusion.registry import METHODS, Fitted, Gated, Informed, LogitSpace, PerTask, Routed
 from sweeps.ledger import write_text
 
 
@@ -47,6 +50,8 @@ class Recipe:
     """Split, metric and value it was chosen by."""
     learned: Model | None = None
     """Of a method that learns: its gate or coding file, beside the recipe."""
+    statistics: Sequence[str] = ()
+    """Of a method that merges by statistics of data: each expert's key in the cache."""
 
 
 def identify(checkpoint: Checkpoint) -> Model:
@@ -64,6 +69,7 @@ def write(
     sweep: str,
     selected: Mapping[str, Any],
     learned: Path | None = None,
+    statistics: Sequence[str] = (),
 ) -> Path:
     """`<folder>/<row>.yaml`, written whole or not at all; what was learned is copied beside it."""
     content = {
@@ -81,6 +87,8 @@ def write(
             part.write_bytes(data)
         digest = hashlib.sha256(data).hexdigest()
         content["learned"] = vars(Model(f"{row}.safetensors", digest))
+    if statistics:
+        content["statistics"] = list(statistics)
     path = folder / f"{row}.yaml"
     write_text(path, yaml.safe_dump(content, sort_keys=False))
     return path
@@ -108,6 +116,8 @@ def load(path: Path) -> Recipe:
 def export(path: Path, out: Path) -> None:
     """Rebuild a recipe's model as a Hugging Face folder: the base with its vision tower replaced.
 
+    A method that makes one model a task gives one folder a task, in `out`.
+
     Raises:
         InputError: `out` is there already; an ingredient changed since; a recipe without a model.
     """
@@ -127,9 +137,33 @@ def export(path: Path, out: Path) -> None:
                 f"{path}: {name}: {model.source} has changed: sha256 {found[:12]}…; "
                 f"the recipe was made from {model.sha256[:12]}…"
             )
-    what = What(recipe.method, recipe.params, data)
+    what = What(recipe.method, {**recipe.params, **known_statistics(recipe, pool, path)}, data)
+    if isinstance(METHODS.get(recipe.method), PerTask):
+        vectors = filed_vectors(pool)
+        for task in pool.tasks:
+            write_folder(pool.base, merged(vectors, of_task(what, task)), out / task, path)
+        return
     fused = {**rebuilt(pool, what), **tempered(pool.base, learned_beta(what))}
     write_folder(pool.base, fused, out, path)
+
+
+def known_statistics(recipe: Recipe, pool: Pool, path: Path) -> dict[str, Any]:
+    """The statistics that a recipe names, as a parameter of its method.
+
+    Raises:
+        InputError: this machine's cache does not have them.
+    """
+    if not isinstance(METHODS.get(recipe.method), Informed):
+        return {}
+    segments = range(len(clip_segments(pool.base)))
+    files = [place(key, at) for key in recipe.statistics for at in segments]
+    gone = next((file for file in files if not file.exists()), None)
+    if gone is not None or not files:
+        raise InputError(
+            f"{path}: statistics: {gone or 'none named'}: not in this machine's cache; they are of"
+            f" images, so run the sweep {recipe.sweep!r} here (--resume), then export"
+        )
+    return {"statistics": opened(recipe.statistics, segments)}
 
 
 def tempered(base: Checkpoint, beta: float) -> dict[str, Any]:
@@ -180,9 +214,9 @@ def write_folder(base: Checkpoint, fused: Mapping[str, Any], out: Path, recipe: 
     try:
         part.mkdir(parents=True)
         tensors = {}
-        for name, tensor in read(base, [*base.tensors, *base.rest]):
-            info = base.tensors.get(name) or base.rest[name]
-            tensors[info.key] = fused.get(name, tensor).contiguous()
+        infos = {**base.tensors, **base.rest, **base.buffers}
+        for name, tensor in read(base, infos):
+            tensors[infos[name].key] = fused.get(name, tensor).contiguous()
         save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
         for file in base.folder.iterdir():
             if file.suffix in {".json", ".txt"} and not file.name.endswith(".index.json"):

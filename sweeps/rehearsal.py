@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from itertools import islice
+from typing import Any
 
 import torch
 
@@ -12,7 +13,18 @@ from fusion.dawin import Evidence
 from fusion.errors import InputError
 from fusion.fitted import Plane
 from fusion.parameters import unknown
-from fusion.registry import METHODS, Adaptive, Fitted, LogitSpace, Routed, Selected
+from fusion.registry import (
+    METHODS,
+    Adaptive,
+    Fitted,
+    Informed,
+    LogitSpace,
+    Method,
+    PerTask,
+    Routed,
+    Selected,
+    Static,
+)
 from fusion.selection import Selection
 from fusion.soup import positions
 from fusion.state import TaskVectors
@@ -27,31 +39,58 @@ def rehearse(spec: SweepSpec, pool: Pool) -> None:
     Raises:
         InputError: what the method itself refuses: an unknown expert, a weight too few.
     """
-    zeros = {name: torch.zeros(1) for name in pool.names}
-    vectors = TaskVectors.from_state_dicts(zeros, dict.fromkeys(pool.tasks, zeros))
-    embeddings, head = torch.ones(len(pool.tasks), 1, 2), torch.ones(2, 2)
-    evidence = torch.arange(8.0).view(4, 2)
-    stack = evidence.expand(len(pool.tasks), 4, 2)
     for name, entry in spec.methods.items():
         method = METHODS[name]
         if isinstance(method, Adaptive):
             continue  # `needs_of` has built each of its routers
         for params in islice(random_points(entry, name, spec.seed), REHEARSED):
             try:
-                if isinstance(method, LogitSpace):
-                    method.fuse(embeddings, head, **params)
-                elif isinstance(method, Selected):
-                    check_selection(method.selection(**params), pool, spec)
-                elif isinstance(method, Fitted):
-                    with warnings.catch_warnings(action="ignore"):
-                        method.fit(stand_in(pool), **params)
-                elif isinstance(method, Routed):
-                    labels = torch.zeros(len(evidence), dtype=torch.int64)
-                    method.route(Evidence(pool.tasks, stack, evidence, labels), **params)
+                if isinstance(method, Static):
+                    merge(method, params, pool, spec)
                 else:
-                    method.merge(vectors, **params)
+                    try_out(method, params, pool, spec)
             except InputError as error:
                 raise InputError(f"methods.{name}: {error}") from None
+
+
+def merge(method: Static, params: dict[str, Any], pool: Pool, spec: SweepSpec) -> None:
+    """A method of weights, with all else that it is given."""
+    zeros = {name: torch.zeros(1) for name in pool.names}
+    vectors = TaskVectors.from_state_dicts(zeros, dict.fromkeys(pool.tasks, zeros))
+    given: dict[str, Any] = {}
+    if isinstance(method, Informed):
+        check_tasks(pool, spec)
+        given["statistics"] = {name: torch.ones(len(pool.tasks), 1) for name in pool.names}
+    if isinstance(method, PerTask):
+        given["task"] = pool.tasks[0]
+    method.merge(vectors, **params, **given)
+
+
+def try_out(method: Method, params: dict[str, Any], pool: Pool, spec: SweepSpec) -> None:
+    """A method that reads embeddings, or scores."""
+    embeddings, head = torch.ones(len(pool.tasks), 1, 2), torch.ones(2, 2)
+    if isinstance(method, LogitSpace):
+        method.fuse(embeddings, head, **params)
+    elif isinstance(method, Selected):
+        check_selection(method.selection(**params), pool, spec)
+    elif isinstance(method, Fitted):
+        with warnings.catch_warnings(action="ignore"):
+            method.fit(stand_in(pool), **params)
+    elif isinstance(method, Routed):
+        evidence = torch.arange(8.0).view(4, 2)
+        stack = evidence.expand(len(pool.tasks), 4, 2)
+        labels = torch.zeros(len(evidence), dtype=torch.int64)
+        method.route(Evidence(pool.tasks, stack, evidence, labels), **params)
+
+
+def check_tasks(pool: Pool, spec: SweepSpec) -> None:
+    """Raise InputError where an expert has no task of its own to take statistics of."""
+    lacking = [name for name in pool.tasks if name not in spec.tasks]
+    if lacking:
+        tasks = ", ".join(spec.tasks)
+        raise InputError(
+            f"expert {lacking[0]!r}: no task of its name, whose images are needed; tasks: {tasks}"
+        )
 
 
 def check_selection(selection: Selection, pool: Pool, spec: SweepSpec) -> None:

@@ -13,9 +13,11 @@ from fusion.registry import METHODS
 from sweeps import choices, curves, plots, robust, significance_words, wording
 from sweeps.axes import Axis
 from sweeps.compare import REFERENCES, Comparison, Row, finite
+from sweeps.folder import SweepFolder
 from sweeps.gather import gather
 from sweeps.ledger import Entry, write_text
 from sweeps.profiles import Profile, profiles
+from sweeps.surface_plots import pictures
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -41,14 +43,26 @@ def write_html(
         entries = found if entries is None else entries
     else:
         comparison = source
-    there = (path.parent / ANALYSIS).exists()
-    write_text(path, html(comparison, tuple(entries or ()), analysis=ANALYSIS if there else ""))
+    analysis = ANALYSIS if (path.parent / ANALYSIS).exists() else ""
+    folder = SweepFolder(source if isinstance(source, Path) else path.parent)
+    text = html(comparison, tuple(entries or ()), analysis=analysis, learned=folder.learned)
+    write_text(path, text)
 
 
-def html(comparison: Comparison, entries: Sequence[Entry], *, analysis: str = "") -> str:
-    """The report as text; `analysis`: where, beside it, the page of `sweeps analyse` is."""
+def html(
+    comparison: Comparison,
+    entries: Sequence[Entry],
+    *,
+    analysis: str = "",
+    learned: Path | None = None,
+) -> str:
+    """The report as text.
+
+    `analysis`: where, beside it, the page of `sweeps analyse` is; `learned`: the folder of what
+    trials learned, whose surfaces are drawn.
+    """
     template = environment().get_template("report.html.j2")
-    shown = view(comparison, entries)
+    shown = view(comparison, entries) | {"surfaces": pictures(comparison.rows, learned)}
     return template.render(shown, words=wording, references=REFERENCES, analysis=analysis)
 
 

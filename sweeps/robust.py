@@ -1,4 +1,10 @@
-"""Rows on shift sets, as the report shows them: accuracies, and what they gain on the base."""
+"""Rows on shift sets, as the report shows them: accuracies, and what they gain on the base.
+
+Effective robustness is not among them: its baseline is of single models tuned on the reference, and
+a comparison has at most two of those (`best_single`, `oracle_single`); all other rows are averages,
+ensembles or experts of different tasks, which are what a baseline would judge. `sweeps analyse`
+has the single models.
+"""
 
 from __future__ import annotations
 

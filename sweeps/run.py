@@ -13,16 +13,16 @@ from rich.console import Console
 
 from actors import metrics
 from actors.checkpoints import content_hash
-from actors.experts import TaskData
+from actors.experts import Experts, Recipe, TaskData
 from actors.fleet import Client
 from actors.peaks import keep_peak
 from actors.sources import cache_dir
 from actors.spread import home
-from fusion.registry import METHODS, Learned
+from fusion.registry import METHODS, Informed, Learned
 from sweeps import fetch, figures, markdown, recipe, tracking
 from sweeps.compare import Comparison, Row, compare
 from sweeps.comparisonfile import write
-from sweeps.completion import completed, counted
+from sweeps.completion import completed, counted, is_soup
 from sweeps.correctness import read_correct
 from sweeps.finals import evaluate_rows
 from sweeps.finalshifts import measure_shifts
@@ -31,7 +31,7 @@ from sweeps.keeper import keep
 from sweeps.learning import Course, learned_name, sizes_of, state_name
 from sweeps.ledger import Entry
 from sweeps.mirror import Mirror
-from sweeps.notes import notes_of
+from sweeps.notes import notes_of, notes_of_pool
 from sweeps.prepare import Prepared, prepare
 from sweeps.progress import Progress
 from sweeps.report import write_html
@@ -41,6 +41,7 @@ from sweeps.site import Site
 from sweeps.spec import SweepSpec, dump, spec_hash
 from sweeps.stand import stand
 from sweeps.storage import reach
+from sweeps.surfaces import write_tables
 from sweeps.tracker import Tracker
 from sweeps.trials import Interrupted, run_trials
 from sweeps.winners import winners
@@ -171,10 +172,10 @@ def swept(
 
     names = prepared.pool.tasks
     run_trials(completed(spec), context, experts, names, folder, record, progress, course)
-    rows = [noted(row, spec) for row in winners(counted(ledger, spec), spec.metric)]
+    rows = [noted(row, prepared) for row in winners(counted(ledger, spec), spec.metric)]
     rows = evaluate_rows(experts, names, rows, folder.correct, folder.learned, progress)
     rows = measure_shifts(experts, spec.shifts, rows, folder.correct, folder.learned, progress)
-    rows = [with_recipe(row, prepared, folder) for row in rows]
+    rows = [with_recipe(row, prepared, folder, experts) for row in rows]
     tracker.flush(ledger)
     rows = [replace(row, run_id=tracker.run_id(row.trial_key or "")) for row in rows]
     comparison = compare(
@@ -222,12 +223,17 @@ def course_of(
     )
 
 
-def noted(row: Row, spec: SweepSpec) -> Row:
+def noted(row: Row, prepared: Prepared) -> Row:
     """The row, with what its reader must know."""
-    return replace(row, notes=notes_of(row.method, row.params, spec.splits))
+    spec, experts = prepared.spec, prepared.pool.experts
+    notes = [*row.notes, *notes_of(row.method, row.params, spec.splits)]
+    if is_soup(spec):
+        hashes = {name: content_hash(expert) for name, expert in experts.items()}
+        notes += notes_of_pool(row.method, hashes)
+    return replace(row, notes=tuple(notes))
 
 
-def with_recipe(row: Row, prepared: Prepared, folder: SweepFolder) -> Row:
+def with_recipe(row: Row, prepared: Prepared, folder: SweepFolder, experts: Experts) -> Row:
     """The row, with the recipe file that rebuilds it; `experts` are no one thing to rebuild."""
     if row.trial_key is None or row.method == "experts":
         return row
@@ -240,9 +246,13 @@ def with_recipe(row: Row, prepared: Prepared, folder: SweepFolder) -> Row:
     learned = None
     if isinstance(METHODS.get(row.method), Learned):
         learned = folder.learned / learned_name(row.trial_key)
+    statistics: tuple[str, ...] = ()
+    if isinstance(METHODS.get(row.method), Informed):
+        statistics = experts.statistics(Recipe(row.method, row.params))
     path = recipe.write(
-        folder.recipes, row.method, prepared.pool, row.params, spec.name, selected, learned
-    )
+        folder.recipes, row.method, prepared.pool, row.params, spec.name, selected, learned,
+        statistics,
+    )  # fmt: skip
     return replace(row, recipe=str(path.relative_to(folder.path)))
 
 
@@ -255,6 +265,7 @@ def log_winners(
         for name, task in prepared.tasks.items()
     }
     summary = totals(folder.ledger)
+    surfaces = write_tables(comparison.rows, folder.learned, folder.surfaces)
     for row in comparison.rows:
         if row.trial_key is None:
             continue
@@ -269,6 +280,7 @@ def log_winners(
             path,
             notes=row.notes,
             files=[learned] if learned and learned.exists() else [],
+            surface=surfaces.get(row.method),
         )
         if "acc/mean" in tested:
             summary[f"test/acc/mean/{row.method}"] = tested["acc/mean"]

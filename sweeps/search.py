@@ -89,9 +89,9 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
         return {"method": method, "params": params, "trial_key": key, "seed": seed}
 
     def left(self) -> bool:
-        """Whether there is a trial to suggest, now or once awaited results are there."""
+        """Whether a trial has not ended: it runs, or is to suggest, now or once others ended."""
         self._ahead = self._ahead or self._next()
-        return self._ahead is not None or bool(self._turns)
+        return self._ahead is not None or bool(self._turns) or bool(self._running)
 
     def _next(self) -> Suggestion | None:
         """The next candidate; None: results are awaited first, or there are no more."""

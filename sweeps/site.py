@@ -50,7 +50,12 @@ class Site:
         seeing, blind = cluster.readers(prepared.pool, self.resources())
         if blind:
             names = ", ".join(blind[:5]) + (f" and {len(blind) - 5} more" if blind[5:] else "")
-            self.say(f"weights are sent, once a node, to {names}: they do not see the checkpoints")
+            self.say(
+                f"no experts go to {names}: they do not see the checkpoints (placement.weights:"
+                " files)"
+                if prepared.spec.placement.weights == "files"
+                else f"weights are sent, once a node, to {names}: they do not see the checkpoints"
+            )
         return seeing
 
     def elastic(self, fleet: Fleet, prepared: Prepared) -> AbstractContextManager[object]:

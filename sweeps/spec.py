@@ -61,6 +61,9 @@ class TaskSpec(Part):
     classnames: tuple[Text, ...] | None = Field(
         default=None, min_length=1, description="a list of texts, one for each label"
     )
+    head: Text | None = Field(
+        default=None, description="a head file of `sweeps train`, or null (the zero-shot head),"
+    )
 
     @field_validator("templates")
     @classmethod
@@ -137,6 +140,11 @@ class PlacementSpec(Part):
     transport: Literal["store", "direct"] = Field(
         default="store", description="store (Ray's object store) or direct (GPU to GPU)"
     )
+    weights: Literal["memory", "files"] = Field(
+        default="memory",
+        description="memory (task vectors are loaded once) or files (they stay in the experts' "
+        "files, and are made a tensor at a time),",
+    )
     dtype: Literal["float32", "float16", "bfloat16", "float64"] = Field(
         default="float32", description="float32, float16, bfloat16 or float64"
     )
@@ -186,8 +194,8 @@ class SweepSpec(Part):
         PlacementSpec, BeforeValidator(lambda given: {} if given == "auto" else given)
     ] = Field(
         default=PlacementSpec(),
-        description="auto, or a mapping of replicas, shards, gpus, labels, transport, dtype and "
-        "device,",
+        description="auto, or a mapping of replicas, shards, gpus, labels, transport, weights, "
+        "dtype and device,",
     )
     shifts: Mapping[Name, ShiftSpec] = Field(
         default={},
@@ -255,8 +263,8 @@ def spec_hash(spec: SweepSpec) -> str:
     """16 hex digits for what decides the numbers; the order of keys does not matter.
 
     Left out, since the same results come of any of them: `name` (a folder), `mlflow` (where results
-    are written), and of `placement` replicas, shards and device (where they are computed; its
-    `dtype` is rounding, and stays).
+    are written), and of `placement` replicas, shards, device and weights (where they are computed,
+    and from what; its `dtype` is rounding, and stays).
     """
     return digest(deciding(spec))
 
@@ -266,4 +274,7 @@ def deciding(spec: SweepSpec) -> dict[str, Any]:
     data = spec.model_dump(mode="json", exclude={"name", "mlflow", "placement"})
     if not spec.shifts:
         del data["shifts"]
+    for task in data["tasks"].values():
+        if task["head"] is None:
+            del task["head"]
     return {**data, "dtype": spec.placement.dtype}

@@ -61,6 +61,7 @@ def stand(
             transport=prepared.spec.placement.transport,
             readers=site.readers(prepared),
             sweep=prepared.spec.name,
+            weights=prepared.spec.placement.weights,
         )
     )
     fleet.ready()

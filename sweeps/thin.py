@@ -36,7 +36,7 @@ def run_trial(config: Mapping[str, Any], client: bytes, desk: Any, course: bytes
             learn_trial(config, entry, ray.cloudpickle.loads(client), opened["course"])
             return
         key, asked = config["trial_key"], (config["method"], config["params"], "select")
-        found = ray.get(desk.call.remote("measure", *asked, label=key))
+        found = ray.get(desk.call.remote("measure", *asked, label=key, held=True))
         found["busy_s"] = ray.get(desk.spent.remote(key))
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[-1]

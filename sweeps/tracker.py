@@ -216,18 +216,20 @@ class Tracker:
         *,
         notes: Sequence[str] = (),
         files: Sequence[Path] = (),
+        surface: Path | None = None,
     ) -> None:
         """Log a method's winner: report metrics and datasets on its run, and a logged model.
 
         `datasets`: task -> digest of its report rows. The model's weights are not stored: its
         recipe is, with the `files` that it names (what was learned), and rebuilds them. `notes`:
-        what a reader of the numbers must know, as a tag.
+        what a reader of the numbers must know, as a tag. `surface`: the table of what it searched.
         """
         run_id = self.run_id(trial_key)
         if run_id is None:
             return
         place = Place(self.client, self.experiment, self.parent, self.sweep)
-        paths = [*([recipe] if recipe else []), *files]
+        paths = [(path, "recipe") for path in (recipe, *files) if path]
+        paths += [(surface, "surface")] if surface else []
         self.sender.do(lambda: log_winner(place, run_id, row, metrics, datasets, paths, notes))
 
     def finish(

@@ -23,17 +23,32 @@ from actors.sources import cache_dir
 from actors.tasks import Role, Splits, Task, TaskSource, open_task
 from actors.training import fine_tune
 from sweeps import cluster
+from sweeps.canonical import digest
 from sweeps.folder import owned
-from sweeps.ingredients import Ingredient, chosen, home, is_there, pool_yaml, read_scores
+from sweeps.ingredients import (
+    Ingredient,
+    by_head,
+    chosen,
+    head_file,
+    home,
+    is_there,
+    pool_yaml,
+    read_scores,
+)
 from sweeps.ledger import write_text
+from sweeps.populationspec import LEGS
 from sweeps.progress import Progress
 from sweeps.shifts import open_shifts, shift_rows
+from sweeps.trainheads import make_heads
 from sweeps.trainshifts import score_shifts
 from sweeps.trainspec import TrainSpec, schema
 from sweeps.traintrials import Yard, run_trials
 
 STORE_BYTES = 300 * 2**20
 ROLES: tuple[Role, ...] = ("fit", "select", "report")
+
+OTHERS = "pool-other-heads.yaml"
+"""Beside `pool.yaml`, where a search tried two heads: the ingredients that do not fit in there."""
 
 
 def train(spec: TrainSpec, console: Console, *, address: str | None = None) -> list[str]:
@@ -59,6 +74,7 @@ def train(spec: TrainSpec, console: Console, *, address: str | None = None) -> l
             base = inspect(str(out / "base"), "base")
         data = load(base, tasks, splits, ROLES, progress)
         yard = Yard(spec, base, data, contexts(spec, base, tasks, splits), out, defaults())
+        make_heads(yard, tasks, progress)
         run_trials(yard, progress)
         kept = {task: kept_of(yard, task) for task in tasks}
         if spec.shifts:
@@ -70,10 +86,15 @@ def train(spec: TrainSpec, console: Console, *, address: str | None = None) -> l
         name: t.model_dump(mode="json", exclude_defaults=True) for name, t in spec.tasks.items()
     }
     cut = spec.splits.model_dump(mode="json", exclude_defaults=True)
-    text = pool_yaml(base.folder, kept, out, spec.keep, told, cut)
-    write_text(out / "pool.yaml", text)
     console.print(table(kept, spec, out))
-    console.print(f"pool  {out / 'pool.yaml'}", soft_wrap=True)
+    (out / OTHERS).unlink(missing_ok=True)
+    for name, group in zip(("pool.yaml", OTHERS), by_head(kept), strict=False):
+        write_text(out / name, pool_yaml(base.folder, group, out, spec.keep, told, cut))
+        console.print(f"pool  {out / name}", soft_wrap=True)
+        for task, found in group.items():
+            if found[0].tuned_under == "linear_probe":
+                file = head_file(out, task, "linear_probe")
+                console.print(f"head  tasks.{task}.head: {file}", soft_wrap=True)
     missing = [task for task in tasks if task not in kept]
     for task in missing:
         console.print(f"failed: {task}: no fine-tuning of it succeeded", style="red")
@@ -132,6 +153,8 @@ def contexts(
         given = spec.tasks[name]
         if given.templates or given.classnames:
             found[name] += " " + hash_text("words", task.templates, task.classnames)
+        if spec.finetune.scheduler == "pbt":  # what becomes of one depends on all
+            found[name] += " " + digest([LEGS, spec.finetune.model_dump(mode="json"), spec.seed])
     return found
 
 

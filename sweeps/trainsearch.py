@@ -114,7 +114,7 @@ class TaskSearch(Searcher):  # type: ignore[misc]  # ray is untyped
             self.searches[task].on_trial_complete(trial_id, result, error)
 
     def left(self) -> bool:
-        """Whether there is a trial to suggest, now or once awaited results are there."""
+        """Whether a trial has not ended: it runs, or is to suggest, now or once others ended."""
         return any(search.left() for search in self.searches.values())
 
     def save(self, checkpoint_path: str) -> None:

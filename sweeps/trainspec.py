@@ -21,12 +21,13 @@ from fusion.parameters import Parameter, parameters, unknown
 from sweeps.entry import RESERVED, MethodSpec, read_parameter, searcher_faults, trials_faults
 from sweeps.faults import Fault, custom_error, raise_all, spec_errors
 from sweeps.ingredients import Keep
+from sweeps.populationspec import population_faults
 from sweeps.shiftspec import ShiftSpec, check_shifts
 from sweeps.space import spaces
 from sweeps.spec import NAME, NAME_RULE, Part, SplitSpec, TaskSpec, Text, check_names
 from sweeps.specfile import read
 
-OURS = ("threads", "device", "advance", "sizes", "state", "look")
+OURS = ("threads", "device", "advance", "sizes", "state", "look", "probe", "stops")
 """Arguments that the program gives: they are no hyper-parameters."""
 
 SIZES = {field.name: Parameter(field.name, int, field.default, None) for field in fields(Sizes)}
@@ -63,10 +64,12 @@ def read_search(raw: Any) -> MethodSpec:
 
 
 def own_faults(raw: Mapping[str, Any], params: Mapping[str, Any]) -> list[Fault]:
-    """Faults that only fine-tuning has: another scheduler than ASHA, batch norm in a CLIP ViT."""
-    found = []
-    if raw.get("scheduler") not in (None, "asha"):
-        found.append(Fault(("scheduler",), raw["scheduler"], "null or 'asha' allowed"))
+    """Faults that only fine-tuning has: its schedulers, batch norm in a CLIP ViT."""
+    found, scheduler = [], raw.get("scheduler")
+    if scheduler not in (None, "asha", "pbt"):
+        found.append(Fault(("scheduler",), scheduler, "null, 'asha' or 'pbt' allowed"))
+    if scheduler == "pbt":
+        found += population_faults(params, raw.get("trials"), raw.get("searcher", "random"))
     frozen = params.get("frozen_batchnorm", False)
     inside = [value for _, space in spaces(frozen) for value in getattr(space, "values", ())]
     if frozen is True or True in inside:
@@ -144,6 +147,14 @@ class TrainSpec(Part):
             reason = "exactly one of base and pretrain needed"
             raise_all([Fault(("base",), self.base, reason)])
         check_shifts(self.shifts, self.tasks)
+        reason = "finetune.head says under which head is tuned; null allowed"
+        faults = [
+            Fault(("tasks", name, "head"), task.head, reason)
+            for name, task in self.tasks.items()
+            if task.head is not None
+        ]
+        if faults:
+            raise_all(faults)
         return self
 
 

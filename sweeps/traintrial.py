@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch import Tensor
 from actors.checkpoints import content_hash, inspect
 from actors.embeddings import EmbeddingCache
 from actors.experts import Recipe, TaskData
+from actors.headfile import FILE as HEAD
+from actors.headfile import head_facts
 from actors.heads import read_head
 from actors.local import local_experts
 from actors.pixels import open_pixels
@@ -24,6 +27,7 @@ from actors.unfinished import STOPS
 from fusion import zeroshot
 from sweeps.ingredients import KINDS, Trained, write_result
 from sweeps.ledger import write_text
+from sweeps.trainheads import copy_head, given_head
 
 RUNGS = {STOPS[0]: 1, STOPS[1]: 3}
 """Share of a run's steps -> the rung that it reports on then; 9 is the end."""
@@ -47,27 +51,25 @@ def fine_tune_trial(
     task, key = data[config["task"]], config["trial_key"]
     place, rungs = out / "trained" / key / "expert", Rungs(out / "trained" / key, halved)
     images, labels = rows_of(task, "fit")
-    head, start = read_head(task.head), time.perf_counter()
+    words, start = read_head(task.head), time.perf_counter()
+    kind = config["params"].get("head", "zero_shot")
+    own = given_head(out, task.name, kind, place.parent)
+    under = words if own is None else read_head(own)
     if not place.is_dir():
         fine_tune(
             folder,
             images,
             labels,
-            head,
+            words,
             place,
+            probe=None if own is None or kind == "zero_shot" else under,
             device=device,
             state=place.with_name("state.pt"),
-            look=rungs.look(task, head),
+            look=rungs.look(task, under),
             **{**config["params"], "seed": seed_of(config)},
         )
     seconds = time.perf_counter() - start
-    made: list[Any] = []
-    for kind in KINDS:
-        where = place if kind == "expert" else beside(place, kind)
-        if where.is_dir():
-            found = measured(folder, task, where, ("select", "report"), device)
-            sha = content_hash(inspect(str(where), kind))
-            made.append({"kind": kind, **found, "sha256": sha})
+    made = made_by(folder, task, place, own, device)
     best, rest = made[0], (seed_of(config), contexts[task.name], 0, rungs.found, made)
     params = config["params"]
     write_result(
@@ -75,6 +77,26 @@ def fine_tune_trial(
     )
     final = {"select": best["select"], "report": best["report"], "rung": 9, "final": True}
     tune.report({**final, "rungs": rungs.found})
+
+
+def made_by(
+    base: Path, task: TaskData, place: Path, head: Path | None, device: str
+) -> list[dict[str, Any]]:
+    """`{kind, select, report, sha256, head}` of what a fine-tuning left at `place` and beside it.
+
+    A copy of its own head, where it has one, is put beside each model.
+    """
+    made = []
+    for what in KINDS:
+        where = place if what == "expert" else beside(place, what)
+        if where.is_dir():
+            if head is not None:
+                copy_head(head, where / HEAD)
+            found = measured(base, task, where, ("select", "report"), device)
+            sha = content_hash(inspect(str(where), what))
+            identity = "" if head is None else head_facts(head)[0].identity
+            made.append({"kind": what, **found, "sha256": sha, "head": identity})
+    return made
 
 
 class Rungs:
@@ -101,14 +123,19 @@ class Rungs:
             rung = str(RUNGS.get(share, ""))
             if not self.halved or not rung or rung in self.found:
                 return
-            images, labels = rows_of(task, "select")
-            parts = [embed(part) for part in torch.split(images, 256)]
-            top = [zeroshot.logits(z, head.to(z.device)).argmax(1).cpu() for z in parts]
-            select = float((torch.cat(top) == labels).double().mean())
+            select = accuracy(task, head, embed)
             write_text(self.file, json.dumps({**self.found, rung: select}))
             self.report(rung, select)
 
         return look
+
+
+def accuracy(task: TaskData, head: Tensor, embed: Callable[[Tensor], Tensor]) -> float:
+    """The share of the select rows that an unfinished model has right under a head."""
+    images, labels = rows_of(task, "select")
+    parts = [embed(part) for part in torch.split(images, 256)]
+    top = [zeroshot.logits(z, head.to(z.device)).argmax(1).cpu() for z in parts]
+    return float((torch.cat(top) == labels).double().mean())
 
 
 def rows_of(task: TaskData, role: str) -> tuple[Tensor, Tensor]:
@@ -122,7 +149,12 @@ def rows_of(task: TaskData, role: str) -> tuple[Tensor, Tensor]:
 def measured(
     base: Path, task: TaskData, place: Path, roles: Sequence[str], device: str
 ) -> dict[str, float]:
-    """Role -> accuracy of one model, by the code that measures every fused model."""
+    """Role -> accuracy of one model under its own head, where one lies beside it.
+
+    By the code that measures every fused model.
+    """
+    if (place / HEAD).exists():
+        task = replace(task, head=place / HEAD)
     pool = open_pool(str(base), {task.name: str(place)})
     # With one expert, averaging IS the expert; nothing is read from a cache of embeddings.
     experts = local_experts(pool, {task.name: task}, EmbeddingCache(place, {}), device=device)

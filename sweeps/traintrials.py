@@ -24,6 +24,7 @@ from sweeps.ingredients import (
     settle,
     write_result,
 )
+from sweeps.population import run_population
 from sweeps.progress import Progress
 from sweeps.scheduler import Halving
 from sweeps.search import MethodSearch
@@ -77,6 +78,11 @@ def run_trials(yard: Yard, progress: Progress) -> None:
     known = {task: yard.usable(task) for task in yard.data}
     progress.start("experts", sum(count(entry, task, spec.seed) for task in yard.data))
     progress.advance("experts", sum(map(len, known.values())))
+    if entry.scheduler == "pbt":
+        for task in yard.data:
+            run_population(yard, task, progress)
+            yard.settle(task)
+        return
     search = TaskSearch(
         {
             task: MethodSearch(
@@ -134,7 +140,6 @@ def tuned(
             raise callback.faults[0] from None
         raise
     if search.left():  # Tune ends quietly on Ctrl-C
-        progress.say("interrupted; what has ended is kept, and the same command goes on from it")
         raise KeyboardInterrupt
 
 

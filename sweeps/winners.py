@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
+from fusion.fitted_heads import FAILED
+from sweeps.choices import remarks
 from sweeps.compare import Row, finite
 from sweeps.ledger import Entry
 
@@ -36,9 +38,32 @@ def winners(entries: Iterable[Entry], metric: str = "acc/mean") -> list[Row]:
                 params=finite(best.params),
                 val=finite(best.metrics),
                 trial_key=best.trial_key,
+                notes=(*remarks(best.choices), *broken(best.metrics)),
             )
+        elif any(entry.status == "done" for entry in tried):
+            row = replace(row, notes=(f"no trial has a finite {metric}",))
         rows.append(row)
     return rows
+
+
+def broken(metrics: Mapping[str, float]) -> tuple[str, ...]:
+    """What is to be said of logits that are NaN or infinite.
+
+    >>> broken({"nll/mean": float("nan")})
+    ('logits on select are NaN or infinite on some images',)
+    >>> broken({"chosen/digits/failed": 2.0})
+    ('digits: 2 experts left out, their logits NaN or infinite',)
+    """
+    found = []
+    if not math.isfinite(metrics.get("nll/mean", 0.0)):
+        found.append("logits on select are NaN or infinite on some images")
+    for name, value in metrics.items():
+        kind, _, rest = name.partition("/")
+        task, _, what = rest.rpartition("/")
+        if kind == "chosen" and what == FAILED and value:
+            many = "1 expert" if value == 1 else f"{value:.0f} experts"
+            found.append(f"{task}: {many} left out, their logits NaN or infinite")
+    return tuple(found)
 
 
 def cost(entries: Sequence[Entry]) -> dict[str, float | None]:

@@ -48,8 +48,6 @@ class Replica:
     def work(self) -> Method:
         return Method(self)
 
-    measure = work
-
     async def run(self, *args):
         self.calls.append(args)
         while self.hangs:
@@ -110,16 +108,16 @@ def test_calls_are_handed_to_free_replicas_in_turn(world):
     assert all(0.015 < each < 0.5 for each in spent)
 
 
-def test_a_measurement_is_told_when_all_trials_have_come(world):
+def test_a_held_result_is_told_when_all_trials_have_come(world):
     async def go():
         desk = Made([lane(world, Replica(0))], 5.0)
         await desk.expect("a")
         await desk.expect("b")
-        first = asyncio.ensure_future(desk.call("measure", label="a"))
+        first = asyncio.ensure_future(desk.call("work", label="a", held=True))
         await asyncio.sleep(0.2)
         early = first.done()
         other = await desk.call("work", label="a")  # the replica is free meanwhile
-        return early, other, await desk.call("measure", label="b"), await first
+        return early, other, await desk.call("work", label="b", held=True), await first
 
     assert asyncio.run(go()) == (False, 0, 0, 0)
 

@@ -1,7 +1,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from actors import features
 from actors.extractor import Extractor, load_extractor, open_extractor
 from actors.features import features_path, open_features, prepare_features
+from actors.matrices import matrix_ids, write_matrix
 from actors.pixels import open_pixels, prepare
 from actors.tasks import Task, TaskSource, open_task
 from fusion.errors import InputError
@@ -36,7 +36,7 @@ def expected(extractor: Extractor, task: Task, split: str, root: Path) -> torch.
 
 
 def left_behind(root: Path) -> list[str]:
-    return [file.name for file in (root / "features").iterdir() if file.suffix != ".npy"]
+    return [file.name for file in (root / "features").iterdir() if file.suffix != ".arrow"]
 
 
 def test_computed_once_in_order(extractor: Extractor, task: Task, tmp_path: Path) -> None:
@@ -51,6 +51,7 @@ def test_computed_once_in_order(extractor: Extractor, task: Task, tmp_path: Path
         assert (values.shape, values.dtype) == ((rows, 20), torch.float32)
         torch.testing.assert_close(values, expected(extractor, task, split, tmp_path))
         assert path.parent == tmp_path / "features"
+        assert matrix_ids(path).tolist() == list(range(rows))
     assert seen.count((0, 26)) == 2  # images, then features
     assert seen[-1] == (26, 26)
     times = [path.stat().st_mtime_ns for path in found.values()]
@@ -113,28 +114,27 @@ def test_a_damaged_file_is_made_again(
     (path,) = prepare_features(extractor, {"pets": task}, NEEDED[1:], tmp_path).values()
     whole = path.read_bytes()
     path.write_bytes(DAMAGE[damage](whole))
-    with pytest.raises(InputError, match=r"\.npy: not a file of features: .*; delete it") as caught:
+    said = r"\.arrow: not a file of features: .*; delete it"
+    with pytest.raises(InputError, match=said) as caught:
         open_features(path)
     assert "\n" not in str(caught.value)
     prepare_features(extractor, {"pets": task}, NEEDED[1:], tmp_path)
     assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize(
-    "array", [np.zeros((5, 20), np.float32), np.zeros((6, 20)), np.zeros(6, np.float32)]
-)
+@pytest.mark.parametrize("shape", [(5, 20), (6, 19), (0, 20)])
 def test_a_file_of_something_else_is_made_again(
-    extractor: Extractor, task: Task, tmp_path: Path, array: Any
+    extractor: Extractor, task: Task, tmp_path: Path, shape: tuple[int, int]
 ) -> None:
     (path,) = prepare_features(extractor, {"pets": task}, NEEDED[1:], tmp_path).values()
-    np.save(path, array)
+    write_matrix(path, np.arange(shape[0]), shape[1], [np.zeros(shape, np.float32)])
     prepare_features(extractor, {"pets": task}, NEEDED[1:], tmp_path)
     assert open_features(path).shape == (6, 20)
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none\.npy: not a file of features: .*No such file"):
-        open_features(tmp_path / "none.npy")
+    with pytest.raises(InputError, match=r"none\.arrow: not a file of features: .*No such file"):
+        open_features(tmp_path / "none.arrow")
 
 
 def test_features_must_be_finite(extractor: Extractor, task: Task, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Logits are what evaluations compare with labels, whatever makes them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from actors.codings import dump_coding
 from actors.data import prepare_data
 from actors.embeddings import EmbeddingCache
 from actors.evaluation import Recipe, score
+from actors.experts import LocalExperts
 from actors.local import local_experts
 from actors.pool import open_pool
 from actors.tasks import Splits, TaskSource, open_task
@@ -54,3 +57,32 @@ def test_a_point_that_is_an_expert_has_its_logits(experts):
     )
     assert torch.equal(point["tones"], alone["tones"])
     assert not torch.equal(point["lines"], alone["lines"])
+
+
+def test_a_row_that_is_no_number_is_wrong_whatever_its_label():
+    nan, inf = float("nan"), float("inf")
+    z = torch.tensor([[nan, 0.0], [2.0, 1.0], [inf, 0.0], [-inf, 0.0], [0.0, 3.0]])
+    found = score(z, torch.tensor([0, 0, 0, 1, 1]))
+    assert found.correct.tolist() == [False, True, False, True, True]
+    assert found.nll != found.nll
+    assert score(z[[1, 3, 4]], torch.tensor([0, 1, 1])).nll > 0
+
+
+def test_shift_sets_may_be_of_some_tasks_and_other_roles_of_all(experts):
+    def with_roles(**roles):
+        data = {
+            name: replace(task, rows={**task.rows, **roles.get(name, {})})
+            for name, task in experts.data.items()
+        }
+        return LocalExperts(experts.pipeline, experts.tasks, data, experts.embeddings)
+
+    rows = experts.data["tones"].rows["report"]
+    some = with_roles(tones={"shift/dark": rows, "fit": rows})
+    found = some.evaluate(Recipe("pretrained"), "shift/dark")
+    assert list(found.scores) == ["tones"]
+    assert list(some.evaluate(Recipe("experts"), "shift/dark").scores) == ["tones"]
+    assert found.metrics()["acc/mean"] == found.metrics()["acc/tones"]
+    with pytest.raises(KeyError, match="task 'lines' has no rows of role 'fit'"):
+        some.evaluate(Recipe("pretrained"), "fit")
+    with pytest.raises(KeyError, match="task 'lines' has no rows of role 'shift/light'"):
+        some.evaluate(Recipe("pretrained"), "shift/light")

@@ -3,6 +3,7 @@
 import math
 import re
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -101,6 +102,20 @@ def test_a_shard_is_what_its_parts_are():
     assert host[2] == deltas + 2 * 400 + 2 * 400 + 50 + 30 + PROCESS_BYTES
 
 
+def test_task_vectors_in_files_take_one_tensor_each():
+    load = Load((400, 400, 400), 3, 2, 8, forward_bytes=50, filed=True, largest=100)
+    found = plan(load, cores((3, GB * 9)), shards=3)
+    assert found.shard_bytes[0] == 3 * 100 + 2 * 400 + 2 * 400 + 50 + PROCESS_BYTES
+    assert found.store_bytes == int(3 * 400 * STORE_MARGIN) + DATA_STORE_BYTES
+    many = plan(replace(load, experts=30), cores((3, GB * 9)), shards=3)
+    assert many.store_bytes == found.store_bytes
+    assert many.shard_bytes[0] - found.shard_bytes[0] == 27 * 100
+    changed = plan(replace(load, transformed=True), cores((3, GB * 9)), shards=3)
+    assert changed.shard_bytes[0] - found.shard_bytes[0] == 2 * 3 * 100
+    on_gpu = plan(replace(load, delta_itemsize=4), gpus(3, 16), shards=3).shard_bytes[0]
+    assert on_gpu == 400 + 3 * 100 + 2 * 400 + 2 * 400 + 50 + GPU_CONTEXT_BYTES
+
+
 def test_whole_replicas_first_then_shards():
     assert plan(full(L14), gpus(4, 24)).replicas == 4
     found = plan(full(L14), gpus(4, 16))
@@ -196,7 +211,12 @@ def test_what_cannot_fit_on_a_gpu_says_what_would():
 
 def test_what_cannot_fit_in_main_memory_says_what_would():
     load = Load(B32, 8, forward_bytes=GB)
+    filed = Load(L14, 8, largest=4 * 1024 * 4096)
+    line = refused(filed, cores((2, 8 * GB)))
+    assert ", placement.weights: files or 3 experts would do" in line
+    assert plan(replace(filed, filed=True), cores((2, 8 * GB))).replicas == 2
     line = refused(load, cores((2, 3 * GB)))
+    assert "weights: files" not in line  # how large a tensor is, is not known
     assert "1 replica(s) need 6.09 GB of memory, 3.00 GB are there; shards of one machine" in line
     assert "main memory of 6.10 GB would do" in line
     assert plan(load, cores((2, 6.1 * GB))).replicas == 1

@@ -1,6 +1,9 @@
 """Replicas of shards on real processes: what they compute is what one process computes."""
 
+import os
 import pickle
+import shutil
+import signal
 import threading
 
 import numpy as np
@@ -8,9 +11,12 @@ import pytest
 import ray
 import torch
 
+from actors.filed import FiledVectors
 from actors.fleet import Fleet
+from actors.pool import open_pool
 from actors.replica import Replica
 from actors.transport import Stored
+from fusion.errors import InputError
 from fusion.learning import Lesson
 from fusion.trim import Trim
 from tests.actors.sharded import make_parts, plan_of, random_gate, recipes
@@ -139,3 +145,46 @@ def test_activations_pass_neither_through_the_conductor_nor_through_the_driver(f
     assert sum(gradient.coding.nbytes for gradient in answer) < hidden
     answer = ray.get(fleet.client.submit("evaluate", recipes(parts.pool)["ties"], "report"))
     assert len(pickle.dumps(answer)) < hidden
+
+
+@pytest.fixture
+def loose(parts, tmp_path):
+    """The pool with experts' files of its own, to be lost."""
+    experts = {}
+    for task in parts.pool.tasks:
+        folder = parts.pool.experts[task].folder
+        experts[task] = str(shutil.copytree(folder, tmp_path / task))
+    return open_pool(str(parts.pool.base.folder), experts)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), pytest.param((1, 2), marks=pytest.mark.slow)], ids=str)
+def test_experts_that_stay_in_files(shape, loose, local, parts):
+    """The same bits; no task vector in the object store; a lost file ends in its name, at once and
+    for a replica that starts again."""
+    _, data, embeddings = parts.args
+    lessons, known = lessons_of(parts, "layer sample"), recipes(parts.pool)
+    with Fleet(loose, data, embeddings, plan_of(*shape), weights="files") as fleet:
+        fleet.ready(120)
+        for filed in ray.get(fleet.flat):
+            assert isinstance(filed, FiledVectors)
+            assert not filed.flat.deltas
+        for name in ("task_arithmetic", "ties", "adamerging++"):
+            ours, theirs = (who.evaluate(known[name], "report") for who in (local, fleet.client))
+            assert ours.metrics() == theirs.metrics(), name
+        expected = local.gradients(lessons, "select", Trim())
+        found = fleet.client.gradients(lessons, "select", Trim())
+        for mine, its in zip(expected, found, strict=True):
+            assert mine.losses == its.losses
+            assert torch.equal(mine.coding, its.coding)
+        files = [expert.files[0] for expert in loose.experts.values()]
+        file = files[0]
+        for gone in (files[:1], files[1:]):
+            for each in gone:
+                each.unlink()
+            if file not in gone:  # a replica that sees none does not come up again
+                victim = (fleet.shards or fleet.replicas)[0]
+                os.kill(ray.get(victim.pid.remote()), signal.SIGKILL)
+            with pytest.raises(InputError) as caught:
+                fleet.client.gradients(lessons, "select", Trim())
+            assert str(caught.value).startswith("pool.experts.")
+            assert f"{file}: No such file or directory (node " in str(caught.value)

@@ -338,7 +338,7 @@ def objective(**changes: Any) -> Objective:
 def test_the_loss_by_hand() -> None:
     images, labels = torch.zeros(2, 1, 1, 2, dtype=torch.uint8), torch.tensor([0, 1])
     z = torch.tensor([[3.0, 4.0], [1.0, 0.0]])  # 5·(0.6, 0.8), (1, 0): logits are those
-    told = torch.tensor([[0.0, 2.0], [1.0, 0.0]])
+    told = torch.tensor([[0.0, 1.0], [1.0, 0.0]])  # the teacher's logits
     logits = torch.tensor([[0.6, 0.8], [1.0, 0.0]], dtype=torch.float64)
     hard = -logits.log_softmax(1)[[0, 1], [0, 1]].mean()
     soft = -(torch.tensor([[0.0, 1.0], [1.0, 0.0]]).double() / 2).softmax(1)
@@ -357,3 +357,22 @@ def test_the_loss_by_hand() -> None:
     other = -logits.log_softmax(1)[[0, 1], labels[order]].mean()
     assert loss(mixup=0.5) == pytest.approx(float(share * hard + (1 - share) * other))
     assert order.tolist() == [1, 0] or share == 1  # else this would say nothing
+
+
+def test_a_tower_is_tuned_under_the_probe_s_head_and_taught_under_the_words(
+    base: Path, head: Tensor, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 16, "learning_rate": 3e-3}
+    probe = head.flip(0)
+
+    def tuned(name: str, words: Tensor = head, **more: Any) -> bytes:
+        return weights(fine_tune(base, *tones(), words, tmp_path / name, **{**options, **more}))
+
+    under: dict[str, Any] = {"head": "linear_probe", "probe": probe}
+    assert tuned("probe", **under) == tuned("same", words=probe)  # nothing else differs
+    assert tuned("unread", probe=probe) == tuned("words")
+    assert tuned("taught", soft_targets=0.5, **under) != tuned("other", words=probe,
+                                                               soft_targets=0.5)  # fmt: skip
+    with pytest.raises(InputError, match="head: 'linear_probe': no probe is given"):
+        tuned("none", head="linear_probe")
+    assert not (tmp_path / "none").exists()

@@ -15,7 +15,16 @@ import torch
 from torch import Tensor
 
 from fusion.errors import InputError
-from fusion.registry import METHODS, Adaptive, Fitted, LogitSpace, Routed, Selected, Static
+from fusion.registry import (
+    METHODS,
+    Adaptive,
+    Fitted,
+    Informed,
+    LogitSpace,
+    Routed,
+    Selected,
+    Static,
+)
 from fusion.state import StateDict, TaskVectors
 
 Merge = Callable[[str, TaskVectors, dict[str, Any]], StateDict]
@@ -45,12 +54,35 @@ SCHEMAS: dict[str, dict[str, tuple[torch.dtype, tuple[int, ...]]]] = {
 """Toy models: one as most are, one with every dtype and shape that is allowed."""
 
 
+def toy_statistics(
+    vectors: Mapping[str, Tensor], tasks: Sequence[str], kind: str
+) -> dict[str, Tensor]:
+    """Statistics of toy task vectors; an expert's depend on its name only."""
+    found = {}
+    for name, deltas in vectors.items():
+        shape = deltas.shape[1:]
+        if kind != "fisher" and len(shape) != 2:
+            continue
+        rows = []
+        for task in tasks:
+            generator = torch.Generator().manual_seed(sum(map(ord, task + name)))
+            if kind == "fisher":
+                rows.append(torch.rand(shape, generator=generator))
+                continue
+            x = torch.randn(3 * shape[1], shape[1], generator=generator)
+            rows.append(x.T @ x / len(x))
+        found[name] = torch.stack(rows)
+    return found
+
+
 def by_name(task: str, tensor: str) -> float:
     """Some weight that depends on the two names only, whatever their order."""
     return 0.5 + sum(map(ord, task + tensor)) % 11 / 10
 
 
 EXAMPLES: Mapping[str, Callable[[Sequence[str], Sequence[str]], list[dict[str, Any]]]] = {
+    "fisher": lambda tasks, groups: [{}, {"normalize": False, "floor": 0.0}],
+    "regmean": lambda tasks, groups: [{}, {"non_diagonal": 0.5, "ridge": 0.1}],
     "weighted_average": lambda tasks, groups: [
         {},
         {"weights": {task: by_name(task, "") for task in tasks}},
@@ -64,6 +96,36 @@ EXAMPLES: Mapping[str, Callable[[Sequence[str], Sequence[str]], list[dict[str, A
         {"density": 0.5, "scale": 0.3, "merge": "sum", "compat": "fusionbench"},
         {"density": 1.0, "merge": "max"},
     ],
+    "magmax": lambda tasks, groups: [{}, {"scale": -0.5}],
+    "breadcrumbs": lambda tasks, groups: [
+        {},
+        {"density": 0.5, "gamma": 0.1, "scale": 1.0},
+        {"density": 0.5, "gamma": 0.2, "granularity": "row"},
+        {"density": 0.0},
+        {"density": 1.0, "gamma": 0.0},
+    ],
+    "slerp": lambda tasks, groups: [
+        {"experts": sorted(tasks)[:2], "t": 0.3},
+        {"experts": sorted(tasks)[-1:], "t": 0.7, "compat": "fusionbench"},
+    ],
+    "dare": lambda tasks, groups: [
+        {},
+        {"density": 0.3, "merge": "average", "seed": 3},
+        {"density": 0.7, "merge": "ties", "trim_density": 0.5},
+        {"density": 0.0},
+        {"density": 1.0},
+        {"only_matrices": True, "rescale": False},
+    ],
+    "tsv_m": lambda tasks, groups: [{}, {"scale": 0.5}, {"compat": "fusionbench"}],
+    "iso_c": lambda tasks, groups: [{}, {"scale": 1.5}],
+    "iso_cts": lambda tasks, groups: [{}, {"common_fraction": 0.5}],
+    "wudi": lambda tasks, groups: [{"steps": 20}, {"steps": 3, "learning_rate": 1e-3}],
+    "consensus": lambda tasks, groups: [{}, {"threshold": 0.0, "least": 1, "scale": 1.0}],
+    "emr": lambda tasks, groups: [
+        {"task": sorted(tasks)[0]},
+        {"task": sorted(tasks)[-1], "compat": "fusionbench"},
+    ],
+    "tall_mask": lambda tasks, groups: [{"task": sorted(tasks)[-1], "threshold": 0.6}],
     "wise_ft": lambda tasks, groups: [{"expert": sorted(tasks)[-1], "alpha": 0.3}],
 }
 """method -> (tasks, groups) -> parameters to try; a method that is absent is tried with its
@@ -76,12 +138,24 @@ def examples(name: str, vectors: TaskVectors) -> list[dict[str, Any]]:
     A row without an entry, whose signature has a required parameter, fails here.
     """
     if name in EXAMPLES:
-        return EXAMPLES[name](vectors.tasks, vectors.groups)
+        return [
+            {**params, **statistics(name, vectors)}
+            for params in EXAMPLES[name](vectors.tasks, vectors.groups)
+        ]
     required = [key for key, value in METHODS[name].parameters.items() if value.required]
     assert not required, (
         f"{name}: parameters {required} have no default: add it to EXAMPLES in {__name__}"
     )
-    return [{}]
+    return [statistics(name, vectors)]
+
+
+def statistics(name: str, vectors: TaskVectors) -> dict[str, Any]:
+    """The statistics that a method needs, where it needs some."""
+    method = METHODS[name]
+    if not isinstance(method, Informed):
+        return {}
+    kind = method.asked({}).kind
+    return {"statistics": toy_statistics(vectors.deltas, vectors.tasks, kind)}
 
 
 def state_dict(schema: str, seed: int) -> dict[str, Tensor]:
@@ -211,7 +285,7 @@ def repeated_merges_are_equal(merge: Merge, name: str) -> None:
 def unknown_parameter_names_the_nearest(merge: Merge, name: str) -> None:
     """A misspelt parameter is refused before anything runs, with the nearest valid name."""
     valid = list(METHODS[name].parameters)
-    wrong = valid[0][:-1] if valid else "scal"
+    wrong = (valid[0][:-1] or f"{valid[0]}s") if valid else "scal"
     hint = f"did you mean {valid[0]!r}" if valid else "valid: none"
     with pytest.raises(InputError, match=re.escape(hint)):
         merge(name, toy(), {wrong: 1.0})

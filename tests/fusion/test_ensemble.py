@@ -44,6 +44,16 @@ def test_one_expert_alone() -> None:
     torch.testing.assert_close(fused, alone.log_softmax(-1))
 
 
+def test_who_has_no_weight_has_no_say_even_where_it_is_not_finite() -> None:
+    broken = Z.clone()
+    broken[2] = torch.nan
+    for average in ("logits", "probabilities", "features"):
+        fused = ensemble(broken, HEAD, weights=[1, 3, 0], average=average)  # type: ignore[arg-type]
+        wanted = ensemble(Z[:2], HEAD, weights=[1, 3], average=average)  # type: ignore[arg-type]
+        assert torch.equal(fused, wanted)
+        assert bool(ensemble(broken, HEAD, average=average).isnan().all())  # type: ignore[arg-type]
+
+
 def test_logits_ignore_the_length_of_embeddings_and_features_do_not() -> None:
     longer = Z * torch.tensor([1.0, 10.0, 1.0])[:, None, None]
     torch.testing.assert_close(ensemble(longer, HEAD), ensemble(Z, HEAD))

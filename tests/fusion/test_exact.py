@@ -93,6 +93,25 @@ def test_no_grid_is_better() -> None:
         assert all(right(a, b, labels, alpha) == found.count for alpha in inside)
 
 
+@pytest.mark.parametrize("whole", [1, 3])
+def test_the_curve_is_the_accuracy_at_each_alpha(whole: int) -> None:
+    at = [-1.0, -0.5, 0.0, 0.25, 0.5, 1.0, 1.5, 2.0]  # whole logits change at many of these
+    for seed in range(12):
+        a, b, labels = linear(seed, n=9, classes=3, whole=whole)
+        found = exact_alpha(a, b, labels, low=-1.0, high=2.0, at=at)
+        rows = a.tolist(), b.tolist(), labels.tolist()
+        assert found.curve == tuple(count_at(*rows, Fraction(alpha)) / 9 for alpha in at)
+        assert max(found.curve) <= found.accuracy
+    assert exact_alpha(a, b, labels).curve == ()
+
+
+@pytest.mark.parametrize("alpha", [1.5, -0.1, math.inf, math.nan])
+def test_the_curve_ends_where_alpha_does(alpha: float) -> None:
+    a, b, labels = linear(0, n=3, classes=3, whole=2)
+    with pytest.raises(InputError, match=r"^at: .*; a finite number from 0\.0 to 1\.0 needed$"):
+        exact_alpha(a, b, labels, at=[0.5, alpha])
+
+
 def test_the_first_of_equal_logits_wins() -> None:
     a, b = torch.tensor([[0.0, 1.0]]), torch.tensor([[2.0, 0.0]])  # equal at ½
     first = exact_alpha(a, b, torch.tensor([0]))

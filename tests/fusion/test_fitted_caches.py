@@ -12,9 +12,11 @@ def test_shots_are_a_class_each_and_a_cafo_of_one_source_is_a_cache():
     tip = METHODS["tip_adapter"].fit(world.plane, shots=2)
     assert tip.kept["keys"].shape == (2 * C, D)
     assert torch.bincount(tip.kept["classes"]).tolist() == [2] * C
-    assert tip.kept["surface.values"].shape == (200,)
+    assert tip.kept["surface.beta"].shape == (200,)
+    assert tip.kept["surface.grid"].shape == (200, len(tip.kept["surface.alphas"]))
     cafo = METHODS["cafo"].fit(world.plane, shots=2, sources=["b"])
     assert cafo.kept["keys.0"].shape == (2 * C, D)
+    assert cafo.kept["surface.temperature"][-1].isinf()
 
 
 def test_tip_adapter_f_of_no_epochs_is_tip_adapter_at_its_alpha_and_beta():

@@ -41,5 +41,11 @@ def test_the_exact_alpha_is_no_worse_than_any_of_a_grid():
     for step in range(21):
         at = row.fit(world.plane, alpha=step / 20).kept
         assert world.accuracy(world.logits("wise_ft_linear", at, "select"), "select") <= reached
+        curve = best.kept["surface.grid"][0, 5 * step]
+        assert world.accuracy(world.logits("wise_ft_linear", at, "select"), "select") == (
+            pytest.approx(float(curve), abs=1e-6)
+        )
     low, high = best.chosen["alpha/low"], best.chosen["alpha/high"]
     assert low <= best.chosen["alpha"] <= high
+    assert best.kept["surface.high"].tolist() == [high]
+    assert "surface.grid" not in row.fit(world.plane, alpha=0.5).kept

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import re
@@ -16,20 +15,14 @@ from fusion.errors import InputError
 from fusion.greedy import (
     Greedy,
     Subset,
-    accept_interval,
     advance,
-    as_json,
     begin,
     candidates,
-    finished,
-    from_json,
     greedy,
     order_of,
     pruned,
     run,
-    vanished,
 )
-from fusion.significance import mcnemar, paired_bootstrap
 
 Evaluate = Callable[[Sequence[Subset]], list[float]]
 NAN = float("nan")
@@ -94,6 +87,7 @@ def test_copies_are_not_asked() -> None:
         ((0, 2, 1, 4), "duplicate"),
     ]
     assert [step.note for step in found.steps] == ["a copy of 0", "", "", "a copy of 1"]
+    assert [step.twin for step in found.steps] == [0, None, None, 1]
     assert found.evaluations == 2
 
 
@@ -113,7 +107,7 @@ def test_all_ingredients_equal() -> None:
 
 def test_one_ingredient() -> None:
     state = begin([0], [0.5])
-    assert finished(state)
+    assert candidates(state) == []
     assert (state.subset, state.best, state.steps) == ((0,), 0.5, ())
 
 
@@ -233,63 +227,6 @@ def test_a_start_of_several_is_scored_first() -> None:
         advance(state, [NAN])
 
 
-@pytest.mark.parametrize("rule", RULES, ids=str)
-def test_a_lost_ingredient_leaves_the_result_of_the_pool_without_it(rule: dict[str, Any]) -> None:
-    for seed in range(12):
-        score = random_scores(seed)
-        singles = [0.5 + i % 4 / 100 for i in range(10)]
-        order = order_of(singles, "random", seed=seed)
-
-        def evaluate(asked: Sequence[Subset], score: Any = score) -> list[float]:
-            return [0.55 if subset == (3, 5) else score(subset) for subset in asked]
-
-        lost = seed % 10
-        state = begin(order, singles, **rule)
-        for _ in range(seed):
-            if asked := candidates(state, 2):
-                state = advance(state, evaluate(asked))
-        left = dict(rule)
-        if "start" in rule:
-            left["start"] = tuple(i for i in rule["start"] if i != lost)
-        wanted = greedy([i for i in order if i != lost], singles, evaluate, **left)
-        found = run(vanished(state, lost), evaluate, 3)
-        assert (found.subset, found.best) == (wanted.subset, wanted.best)
-        assert found.vanished == (lost,)
-
-
-def test_after_a_loss_none_is_skipped_and_none_asked_twice() -> None:
-    state = advance(begin(range(5), [0.5] * 5, replacement=True), [0.6, 0.4])  # 1 is in
-    state = advance(state, [0.4, 0.4])  # 2 and 3 are not
-    assert state.subset == (0, 1)
-    state = vanished(state, 2)
-    assert candidates(state, 9) == [(0, 1, 4), (0, 1, 0), (0, 1, 1)]
-    state = advance(state, [0.4, 0.4])
-    assert candidates(state, 9) == [(0, 1, 1)]
-    assert [step.outcome for step in state.steps].count("vanished") == 1
-
-
-def test_nothing_left() -> None:
-    with pytest.raises(InputError, match="no ingredient has a finite score"):
-        vanished(begin([0], [0.5]), 0)
-
-
-def test_a_killed_run_goes_on_from_its_json() -> None:
-    score = random_scores(3)
-    singles = [0.5, 0.51, NAN, 0.5, 0.52, 0.5, 0.5]
-
-    def evaluate(asked: Sequence[Subset]) -> list[float]:
-        return [score(subset) for subset in asked]
-
-    whole = greedy(order_of(singles), singles, evaluate, replacement=True, hashes=list("abcdefg"))
-    state = begin(order_of(singles), singles, replacement=True, hashes=list("abcdefg"))
-    while asked := candidates(state):
-        state = advance(state, evaluate(asked))
-        text = json.dumps(as_json(state), allow_nan=False)
-        assert from_json(json.loads(text)) == state
-        state = from_json(json.loads(text))
-    assert state == whole
-
-
 def test_orders() -> None:
     scores = [0.7, 0.9, NAN, 0.9, 0.8]
     assert order_of(scores) == [1, 3, 4, 0, 2]
@@ -327,33 +264,8 @@ def test_pruned_pool() -> None:
         (lambda: order_of([0.5], "angle"), "angles: not given; the order 'angle' needs those"),
         (lambda: order_of([0.5], "angle", angles=[1.0]), "angles: shape [1]; [1, 1]"),
         (lambda: pruned([0.5], -0.1), "delta: -0.1; a number >= 0 needed"),
-        (lambda: accept_interval([], []), "0 and 0 samples: a paired interval needs the same"),
-        (lambda: accept_interval([1], [1, 0]), "1 and 2 samples: a paired interval needs the same"),
     ],
 )
 def test_wrong_input(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         call()
-
-
-def test_gain_of_an_accepted_step() -> None:
-    rng = np.random.default_rng(0)
-    before = rng.random(400) < 0.8
-    after = np.where(rng.random(400) < 0.1, ~before, before)
-    gain = accept_interval(before, after, seed=1)
-    pairs = after.astype(float) - before
-    resampled = pairs[rng.integers(0, 400, (4000, 400))].mean(1)  # the definition
-    assert gain.difference == pytest.approx(pairs.mean())
-    assert gain.low == pytest.approx(np.quantile(resampled, 0.025), abs=0.004)
-    assert gain.high == pytest.approx(np.quantile(resampled, 0.975), abs=0.004)
-    assert gain.p == mcnemar(before, after)
-    assert gain == accept_interval(before, after, seed=1)
-
-
-def test_bootstrap_levels_nest_and_equal_classifiers_have_no_width() -> None:
-    a = np.arange(200) % 3 == 0
-    b = np.arange(200) % 5 == 0
-    difference, low, high = paired_bootstrap(a, b, level=0.99)
-    _, lower, upper = paired_bootstrap(a, b, level=0.5)
-    assert low < lower < difference < upper < high
-    assert paired_bootstrap(a, a) == (0.0, 0.0, 0.0)

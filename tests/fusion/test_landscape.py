@@ -18,7 +18,6 @@ from fusion.landscape import (
     gain_matrix,
     grid,
     plane,
-    projected,
 )
 from fusion.state import StateDict, TaskVectors
 
@@ -81,19 +80,6 @@ def test_marks_by_hand() -> None:
     xs, ys = grid(where, size=3, margin=0.5)
     assert xs == [-2, 2, 6]
     assert ys == [-1, 1, 3]
-
-
-def test_projection() -> None:
-    _, products = pool()
-    where = plane(products, "x", "y")
-    for task, mark in where.marks.items():
-        weight = torch.zeros(3) if task == "base" else (torch.eye(3))[products.of(task)]
-        x, y, off = projected(products, where, weight)
-        assert (x, y) == (pytest.approx(mark[0], abs=1e-9), pytest.approx(mark[1], abs=1e-9))
-        assert off == pytest.approx(0, abs=1e-6)
-    square = gram([("w", torch.eye(3))])
-    off_plane = projected(square, plane(square, "0", "1"), torch.tensor([1.0, 2.0, 3.0]))
-    assert off_plane == (pytest.approx(1), pytest.approx(2), pytest.approx(3))
 
 
 def test_models_on_one_line_are_named() -> None:

@@ -207,6 +207,8 @@ def test_what_is_not_finite_is_refused_and_nothing_moves(loss: float) -> None:
     ) as caught:
         learn_step(course, optimizer, lessons_made(router, course, 1), spoilt, 17)
     assert f"loss {loss if not math.isfinite(loss) else ''}" in str(caught.value)
+    with pytest.raises(InputError, match=r"^step 0: .*: the weights of base or experts make it so"):
+        learn_step(course, optimizer, lessons_made(router, course, 1), spoilt, 0)
     for p, old, moment in zip(router.parameters(), before, moments, strict=True):
         assert torch.equal(p.detach(), old)
         assert torch.equal(optimizer.state[p]["exp_avg"], moment)

@@ -5,7 +5,7 @@ import torch
 
 from fusion.dawin import Evidence
 from fusion.errors import InputError
-from fusion.learning import Shape, lessons
+from fusion.learning import Shape, lessons, temperature
 from fusion.registry import METHODS, Gated
 from tests.fusion.laws import LEARNING, ROUTED
 
@@ -43,7 +43,9 @@ def test_every_parameter_of_the_router_learns(name):
     for step in range(2):  # a gate's first layer moves once its last one has
         optimizer.zero_grad()
         loss = (learning.router(features) * drawn(3, 2, seed=step)).sum()
-        (loss + learning.router.beta() if learning.labelled else loss).backward()
+        beta = temperature(learning.router)
+        assert (beta is not None) == METHODS[name].labelled
+        (loss if beta is None else loss + beta).backward()
         optimizer.step()
     assert all(p.grad is not None and bool(p.grad.any()) for p in learning.router.parameters())
 

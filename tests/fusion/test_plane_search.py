@@ -12,7 +12,7 @@ import torch
 from fusion.cache_model import affinities, cache_keys, cache_values, tip_logits
 from fusion.cafo import cafo
 from fusion.errors import InputError
-from fusion.plane_search import Surface, cafo_surface, plateau, tip_surface
+from fusion.plane_search import DRAWN, Surface, cafo_surface, plateau, tip_surface
 
 N, NK, C, D = 60, 20, 5, 8
 DRAW = torch.Generator().manual_seed(0)
@@ -34,7 +34,6 @@ def right(logits: torch.Tensor) -> float:
 
 def test_grid_is_each_point_alone() -> None:
     found = tip_surface(ZERO_SHOT, NEAR, VALUES, Y, BETAS, alphas=ALPHAS)
-    assert found.grid is not None
     for i, beta in enumerate(BETAS):
         for j, alpha in enumerate(ALPHAS):
             wanted = right(tip_logits(ZERO_SHOT, NEAR, VALUES, alpha=alpha, beta=beta))
@@ -52,7 +51,6 @@ def test_exact_alpha_is_at_least_any_grid_and_is_reached() -> None:
     fine = [0.01 * j for j in range(3000)]
     grid = tip_surface(ZERO_SHOT, NEAR, VALUES, Y, BETAS, alphas=fine)
     exact = tip_surface(ZERO_SHOT, NEAR, VALUES, Y, BETAS)
-    assert exact.grid is None
     assert bool((exact.accuracy >= grid.accuracy).all())
     for row, beta in enumerate(BETAS):
         low, high, alpha = (float(c[row]) for c in (exact.low, exact.high, exact.alpha))
@@ -61,8 +59,18 @@ def test_exact_alpha_is_at_least_any_grid_and_is_reached() -> None:
         assert right(logits) == float(exact.accuracy[row])
 
 
+def test_an_exact_search_looks_accuracies_up_for_its_picture() -> None:
+    found = tip_surface(ZERO_SHOT, NEAR, VALUES, Y, BETAS)
+    assert found.alphas.tolist() == list(DRAWN)
+    grid = tip_surface(ZERO_SHOT, NEAR, VALUES, Y, BETAS, alphas=DRAWN)
+    assert torch.equal(found.grid, grid.grid)
+    assert len(found.grid.unique()) > 5
+
+
 def test_exact_alpha_keeps_its_bounds() -> None:
     found = tip_surface(ZERO_SHOT, NEAR, VALUES, Y, BETAS, low=0.2, high=0.4)
+    assert found.alphas[[0, -1]].tolist() == [0.2, 0.4]
+    assert len(found.alphas) == 5  # three of DRAWN's between
     assert bool((found.low >= 0.2).all())
     assert bool((found.high <= 0.4).all())
 
@@ -104,7 +112,7 @@ def test_cafo_grid_is_each_point_alone(options: dict[str, Any]) -> None:
 def surface(name: Any, values: list[float], accuracy: list[float]) -> Surface:
     columns = [torch.tensor(c, dtype=torch.float64) for c in (values, accuracy)]
     ends = torch.arange(len(values), dtype=torch.float64)
-    return Surface(name, columns[0], columns[1], ends, ends + 2, ends + 1)
+    return Surface(name, *columns, ends, ends + 2, ends + 1, ends[:1] + 1, columns[1][:, None])
 
 
 def test_of_equal_values_the_smoothest_is_taken() -> None:

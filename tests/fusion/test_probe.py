@@ -163,3 +163,28 @@ def test_path_refuses_its_own_rows_and_others_that_do_not_fit() -> None:
         lp_ft_probe(Labelled(torch.ones_like(X), Y, "fit"), select)
     with pytest.raises(InputError, match="select: labels: row 3: class 3; 0 to 2 allowed"):
         lp_ft_probe(Labelled(X[:3], Y[:3], "fit"), select, classes=3)
+
+
+def test_a_head_of_clip_s_form_is_the_probe_of_directions_without_intercept() -> None:
+    fit, select = Labelled(X, Y, "fit"), Labelled(OTHER, WANTED, "select")
+    found = lp_ft_probe(
+        fit, select, convention="normalised", intercept=False, low=1e-3, count=5, max_iter=5000
+    )
+    assert not found.bias.any()
+    unit, other = normalize(X, dim=-1), normalize(OTHER, dim=-1)
+    scale = unit.std(correction=0)
+    model = LogisticRegression(C=found.C, fit_intercept=False, max_iter=10_000, tol=1e-10)
+    model.fit((unit / scale).numpy(), Y.numpy())
+    logits = other @ found.weight.T
+    wanted = model.predict_proba((other / scale).numpy())
+    np.testing.assert_allclose(logits.softmax(1).numpy(), wanted, atol=1e-3)
+    assert int((logits.argmax(1) == WANTED).sum()) / N == found.accuracy
+    longer = Labelled(X * torch.arange(1.0, N + 1)[:, None], Y, "fit")  # lengths play no part
+    again = lp_ft_probe(
+        longer, select, convention="normalised", intercept=False, low=1e-3, count=5, max_iter=5000
+    )
+    torch.testing.assert_close(again.weight, found.weight, rtol=1e-3, atol=1e-3)
+    with pytest.raises(InputError, match="fit: features: row 2: of no length"):
+        lp_ft_probe(
+            Labelled(X * (torch.arange(N) != 2)[:, None], Y, "fit"), select, convention="normalised"
+        )

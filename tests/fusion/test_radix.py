@@ -11,6 +11,11 @@ from fusion.radix import kth_largest
 from fusion.survey import run_surveys
 
 
+def grouped(tensors: list[Tensor]) -> list[list[Tensor]]:
+    """One row, all tensors in one group."""
+    return [[tensor[None] for tensor in tensors]]
+
+
 def sorted_kth(tensors: list[Tensor], rank: int) -> float:
     flat = torch.cat([tensor.reshape(-1).abs().double() for tensor in tensors])
     return float(flat.sort(descending=True).values[rank - 1])
@@ -40,14 +45,25 @@ def test_every_rank_is_that_of_a_sort(
     tensors = awkward(dtype)
     size = sum(tensor.numel() for tensor in tensors)
     for rank in (1, 2, 3, 10, 500, size // 2, size - 60, size):
-        found = run_surveys([kth_largest([tensors], [rank], wide=dtype == torch.float64)])
+        found = run_surveys([kth_largest(grouped(tensors), [rank], wide=dtype == torch.float64)])
         assert found == [sorted_kth(tensors, rank)], rank
 
 
 def test_rows_have_ranks_of_their_own() -> None:
-    rows = [[torch.randn(500)], [torch.randn(3, 100), torch.randn(200)]]
+    stacks = [torch.randn(2, 3, 100), torch.randn(2, 200)]
+    rows = [[stack[t] for stack in stacks] for t in range(2)]
     wanted = [sorted_kth(rows[0], 17), sorted_kth(rows[1], 450)]
-    assert run_surveys([kth_largest(rows, [17, 450])]) == wanted
+    assert run_surveys([kth_largest([stacks], [17, 450])]) == wanted
+
+
+@pytest.mark.parametrize("pending", [7, radix.PENDING])
+def test_groups_add_up_to_one(pending: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(radix, "PENDING", pending)
+    tensors = awkward(torch.float32)
+    groups = [grouped(tensors[:2])[0], [], *([tensor[None]] for tensor in tensors[2:])]
+    size = sum(tensor.numel() for tensor in tensors)
+    for rank in (1, 10, 500, size // 2):
+        assert run_surveys([kth_largest(groups, [rank])]) == [sorted_kth(tensors, rank)]
 
 
 @pytest.mark.parametrize("wide", [False, True])
@@ -56,22 +72,24 @@ def test_shards_find_the_rank_of_the_whole(wide: bool) -> None:
     tensors = awkward(dtype)
     shards = [tensors[:1], tensors[1:4], [], tensors[4:]]
     for rank in (1, 100, 1500):
-        found = run_surveys([kth_largest([shard], [rank], wide=wide) for shard in shards])
+        found = run_surveys([kth_largest(grouped(shard), [rank], wide=wide) for shard in shards])
         assert found == [sorted_kth(tensors, rank)]
 
 
 def test_low_precision_is_read_as_float32() -> None:
     tensors = [torch.randn(300).to(dtype) for dtype in (torch.float16, torch.bfloat16)]
-    assert run_surveys([kth_largest([tensors], [77])]) == [sorted_kth(tensors, 77)]
+    assert run_surveys([kth_largest(grouped(tensors), [77])]) == [sorted_kth(tensors, 77)]
 
 
 def test_float32_beside_float64_is_read_as_float64() -> None:
     tensors = [torch.randn(300), torch.randn(300, dtype=torch.float64)]
-    assert run_surveys([kth_largest([tensors], [77], wide=True)]) == [sorted_kth(tensors, 77)]
+    assert run_surveys([kth_largest(grouped(tensors), [77], wide=True)]) == [
+        sorted_kth(tensors, 77)
+    ]
 
 
 def test_all_equal() -> None:
-    assert run_surveys([kth_largest([[torch.full((1000,), -0.3)]], [999])]) == [
+    assert run_surveys([kth_largest(grouped([torch.full((1000,), -0.3)]), [999])]) == [
         float(torch.tensor(0.3))
     ]
 
@@ -79,5 +97,5 @@ def test_all_equal() -> None:
 def test_what_is_read_is_not_written() -> None:
     tensors = awkward(torch.float32)
     before = [tensor.clone() for tensor in tensors]
-    run_surveys([kth_largest([tensors], [100])])
+    run_surveys([kth_largest(grouped(tensors), [100])])
     assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))

@@ -11,7 +11,15 @@ import pytest
 import torch
 
 from fusion.errors import InputError
-from fusion.significance import holm, mcnemar, mean_interval, wilson
+from fusion.significance import (
+    accept_interval,
+    holm,
+    mcnemar,
+    mean_interval,
+    paired_bootstrap,
+    sign_flips,
+    wilson,
+)
 
 Z = NormalDist().inv_cdf(0.975)
 
@@ -115,3 +123,69 @@ def test_holm_by_hand() -> None:
 
 def test_holm_of_one_changes_nothing() -> None:
     assert holm([0.03]) == [0.03]
+
+
+def pairs(n: int, worse: int, better: int) -> tuple[np.ndarray, np.ndarray]:
+    """Correctness of two classifiers on n samples, of which each alone has so many right."""
+    at = np.arange(n)
+    return at < worse, (at >= worse) & (at < worse + better)
+
+
+def test_gain_on_one_task_is_that_of_its_samples() -> None:
+    rng = np.random.default_rng(0)
+    before = rng.random(400) < 0.8
+    after = np.where(rng.random(400) < 0.1, ~before, before)
+    gain = accept_interval([before], [after], seed=1)
+    difference = after.astype(float) - before
+    resampled = difference[rng.integers(0, 400, (4000, 400))].mean(1)  # the definition
+    assert gain.difference == pytest.approx(difference.mean())
+    assert gain.low == pytest.approx(np.quantile(resampled, 0.025), abs=0.004)
+    assert gain.high == pytest.approx(np.quantile(resampled, 0.975), abs=0.004)
+    assert gain.p == mcnemar(before, after)
+    assert gain == accept_interval([before], [after], seed=1)
+
+
+def test_gain_over_tasks_is_that_of_their_mean() -> None:
+    # 100 samples: 30 gained, 10 lost; 1000: 20 gained, 40 lost. Pooled, nothing is gained.
+    small, large = pairs(100, 10, 30), pairs(1000, 40, 20)
+    before, after = zip(small, large, strict=True)
+    difference, low, high = paired_bootstrap(before, after, samples=200_000)
+    assert difference == pytest.approx((0.2 - 0.02) / 2)
+    # Var of a task's mean difference: (share that differs − difference²)/n; the mean of two: /4.
+    variance = ((0.4 - 0.2**2) / 100 + (0.06 - 0.02**2) / 1000) / 4
+    assert (high - low) / (2 * Z) == pytest.approx(math.sqrt(variance), rel=0.03)
+    assert low > 0
+
+
+def test_p_over_tasks_of_one_size_is_exact_and_else_drawn() -> None:
+    first, second = pairs(50, 1, 6), pairs(50, 2, 3)
+    before, after = zip(first, second, strict=True)
+    assert sign_flips(before, after) == mcnemar(np.concatenate(before), np.concatenate(after))
+    # One discordant sample in 2, three in 4: of 16 outcomes |±1/2 ± 3/4|, … as large as 5/4: 2.
+    before, after = zip(pairs(2, 0, 1), pairs(4, 0, 3), strict=True)
+    assert sign_flips(before, after) == pytest.approx(2 / 16, abs=0.005)
+    same = [np.ones(3, bool), np.zeros(5, bool)]
+    assert sign_flips(same, same) == 1.0
+
+
+def test_bootstrap_levels_nest_and_equal_classifiers_have_no_width() -> None:
+    a = np.arange(200) % 3 == 0
+    b = np.arange(200) % 5 == 0
+    difference, low, high = paired_bootstrap([a], [b], level=0.99)
+    _, lower, upper = paired_bootstrap([a], [b], level=0.5)
+    assert low < lower < difference < upper < high
+    assert paired_bootstrap([a], [a]) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ([[]], [[]], "0 and 0 samples: a paired interval needs the same ones"),
+        ([[1]], [[1, 0]], "1 and 2 samples: a paired interval needs the same ones"),
+        ([[1]], [[1], [0]], "1 and 2 tasks: a paired interval needs the same ones"),
+        ([], [], "0 and 0 tasks: a paired interval needs the same ones"),
+    ],
+)
+def test_what_cannot_be_paired(before: list, after: list, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        accept_interval(before, after)

@@ -64,7 +64,6 @@ def test_a_grid_of_alpha_has_the_one_learned_with() -> None:
     found = tip_adapter_f(
         FIT, SELECT, HEAD, KEYS, VALUES, epochs=2, betas=[1.0], alphas=[0.5], **OPTIONS
     )
-    assert found.surface.alphas is not None
     assert found.surface.alphas.tolist() == [0.5, 2.0]
     assert found.surface.values.tolist() == [1.0, 3.0]
     assert found.accuracy >= max(e.accuracy for e in found.history)

@@ -19,7 +19,6 @@ from fusion.trajectory import (
     result,
     started,
     swa,
-    swa_learning_rate,
 )
 
 
@@ -110,15 +109,6 @@ def test_weights_of_another_model_change_nothing() -> None:
     with pytest.raises(InputError, match=r"tensor 'w': shape \[3\]; the average has \[2\]"):
         swa(average, {"a": torch.zeros(2), "w": torch.ones(3)})
     assert average.shadow["a"].tolist() == [1.0, 1.0]
-
-
-def test_swa_schedule() -> None:
-    rates = [
-        swa_learning_rate(e, swa_start=160, base=0.1, swa=0.05) for e in (0, 80, 112, 144, 200)
-    ]
-    assert rates == pytest.approx([0.1, 0.1, 0.075, 0.05, 0.05])
-    with pytest.raises(InputError, match="swa_start: 0"):
-        swa_learning_rate(1, swa_start=0, base=0.1, swa=0.05)
 
 
 def network() -> nn.Sequential:

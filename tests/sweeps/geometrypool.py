@@ -62,12 +62,15 @@ class Bowl:
         return Gram(NAMES, total, {"w": total})
 
 
-def pixel_file(path: Path, labels: list[int]) -> Path:
-    """Images of one grey pixel, with these labels."""
+def pixel_file(path: Path, labels: list[int], pixels: np.ndarray | None = None) -> Path:
+    """Images [N, 3, H, W] with these labels; of one black pixel where none are given."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    images = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(3 * len(labels), np.uint8)), 3)
+    pixels = np.zeros((len(labels), 3, 1, 1)) if pixels is None else pixels
+    flat = pa.array(pixels.astype(np.uint8).ravel())
+    images = pa.FixedSizeListArray.from_arrays(flat, pixels[0].size)
     batch = pa.record_batch([images, pa.array(labels, pa.int64())], ["image", "label"])
-    batch = batch.replace_schema_metadata({"shape": "3,1,1"})
+    shape = ",".join(map(str, pixels.shape[1:]))
+    batch = batch.replace_schema_metadata({"shape": shape})
     with pa.ipc.new_file(str(path), batch.schema) as writer:
         writer.write_batch(batch)
     return path

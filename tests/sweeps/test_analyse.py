@@ -37,6 +37,14 @@ def pool_of(tiny_pool, folder: Path) -> Path:
         content["pool"]["experts"][f"run_{name}"] = str(place)
     content["tasks"] = {"shapes": content["tasks"]["blobs"]}
     content["methods"] = {"uniform_soup": {}}
+    data = Path(content["tasks"]["shapes"]["dataset"])
+    (folder / "reported").mkdir()
+    shutil.copy(data / "test.parquet", folder / "reported")
+    content["shifts"] = {
+        "noise": {"corruption": "gaussian_noise", "severity": 5},
+        "lines": {"dataset": str(data.parent / "lines")},  # two classes as well
+        "reported": {"dataset": str(folder / "reported")},
+    }
     (folder / "tiny.yaml").write_text(yaml.safe_dump(content))
     return folder / "tiny.yaml"
 
@@ -51,6 +59,7 @@ def analysed(tiny_pool, tmp_path_factory) -> Path:
     assert "plane: 28/28" in done.stdout
     assert "diagnosis: Learning rates reach from 1e-05 to 0.001" in done.stdout
     assert "not logged: there is no sweep of this name yet" in done.stdout
+    assert "robustness: Shift set 'reported' is left out" in done.stdout
     return cwd
 
 
@@ -70,7 +79,8 @@ def test_an_analysis_of_a_real_pool(analysed):
     assert (gain["first_value"], gain["second_value"]) == (1e-5, 1e-3)
     assert "data:image/png;base64," in (folder / "analysis.html").read_text()
     assert (folder / "plots/plane-loss.png").stat().st_size > 10_000
-    assert not list(folder.rglob("*.safetensors"))
+    (head,) = folder.rglob("*.safetensors")  # the linear probe: no model is ever written
+    assert head.stat().st_size < 10_000
 
 
 def test_what_was_measured_is_what_the_models_give(analysed):
@@ -103,6 +113,25 @@ def test_what_was_measured_is_what_the_models_give(analysed):
     marks = pq.read_table(folder / "plane-marks.parquet").to_pylist()
     for mark in marks[1:]:  # all of select is fewer than 1000 images: the probe is the same rows
         assert mark["loss"] == single[mark["model"]]["nll/mean"]
+
+
+def test_under_shift_nothing_that_is_reported_is_looked_at(analysed):
+    """Ends of the paths against the models themselves, on rows of select's side."""
+    folder = analysed / "outputs/tiny/analysis"
+    rows = pq.read_table(folder / "robustness-points.parquet").to_pylist()
+    assert {row["set"] for row in rows} == {"noise", "lines", "mean"}
+    assert {row["curve"] for row in rows} == {"end to end", "linear classifier", "model"}
+    single = {row["expert"]: row["acc/mean"] for row in
+              pq.read_table(folder / "gram-experts.parquet").to_pylist()}  # fmt: skip
+    for row in rows:
+        if row["curve"] == "model":
+            assert row["reference"] == single[row["model"]]
+    ends = {row["curve"]: row for row in rows if row["alpha"] == 0 and row["set"] == "noise"}
+    assert ends["end to end"]["shift"] == ends["linear classifier"]["shift"]
+    about = json.loads((folder / "robustness.json").read_text())["about"]
+    assert "noise: the same images under gaussian_noise, severity 5" in about
+    assert "lines, a part of split train" in about
+    assert (folder / "plots/robustness-sets.png").stat().st_size > 10_000
 
 
 @pytest.mark.slow
@@ -143,6 +172,7 @@ def test_a_plane_that_is_killed_goes_on_to_the_same_points(analysed, tmp_path):
         (("--plane", "lines"), "--plane: 'lines': FIRST,SECOND or ORIGIN,FIRST,SECOND allowed"),
         (("--pair", "lines,lines"), "--pair: lines,lines: two different experts needed"),
         (("--pair", "best,lines"), "--pair: unknown expert 'best'"),
+        (("--path", "tone"), "--path: unknown expert with a task of its own 'tone'; did you mean"),
     ],
 )
 def test_wrong_words_are_one_line(tiny_pool, tmp_path, monkeypatch, capsys, words, said):

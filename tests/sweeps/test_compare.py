@@ -236,6 +236,22 @@ def test_losses_are_minimised():
     assert winners(entries, "nll/mean")[0].trial_key == "k1"
 
 
+def test_rows_say_what_was_left_out_and_what_was_no_number():
+    gone = {"candidate": "a", "outcome": "vanished", "note": "its file vanished; left out"}
+    taken = {"candidate": "b", "outcome": "accepted", "note": ""}
+    metrics = {"acc/mean": 0.5, "nll/mean": math.nan, "chosen/a/failed": 1.0}
+    (row,) = winners([entry("k", "greedy_soup", 0.5, choices=[gone, taken], metrics=metrics)])
+    assert row.notes == (
+        "ingredient a: its file vanished; left out",
+        "logits on select are NaN or infinite on some images",
+        "a: 1 expert left out, their logits NaN or infinite",
+    )
+    (row,) = winners([entry("k", "ensemble", 0.5, metrics=metrics)], "nll/mean")
+    assert (row.val, row.notes) == ({}, ("no trial has a finite nll/mean",))
+    (row,) = winners([entry("k", "ensemble", 0.5, metrics={"acc/mean": 0.5, "nll/mean": 1.0})])
+    assert row.notes == ()
+
+
 def test_cost_counts_time_in_which_a_trial_ran():
     def at(second: int, key: str, **changes) -> Entry:
         return entry(key, "ties", 0.5, started=f"2026-03-01T09:00:{second:02}+00:00", **changes)

@@ -158,12 +158,17 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     # placement and mlflow
     (
         {"placement": "gpu"},
-        "placement: 'gpu': auto, or a mapping of replicas, shards, gpus, labels, transport, dtype"
-        " and device, allowed",
+        "placement: 'gpu': auto, or a mapping of replicas, shards, gpus, labels, transport,"
+        " weights, dtype and device, allowed",
     ),
     (
         {"placement": {"shards": 0}},
         "placement.shards: 0: an integer of at least 1, or null (as few as fit), allowed",
+    ),
+    (
+        {"placement": {"weights": "disk"}},
+        "placement.weights: 'disk': memory (task vectors are loaded once) or files (they stay in"
+        " the experts' files, and are made a tensor at a time), allowed",
     ),
     (
         {"placement": {"gpus": 2}},

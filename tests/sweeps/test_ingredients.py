@@ -9,6 +9,7 @@ from fusion.errors import InputError
 from sweeps import spec as sweepfile
 from sweeps.ingredients import (
     Trained,
+    by_head,
     chosen,
     home,
     is_there,
@@ -144,3 +145,26 @@ def test_the_pool_file_of_ingredients_is_part_of_a_sweep_file(tmp_path):
         f"pool:\n  base: {tmp_path / 'base'}\n  experts:\n"
         f"    digits: {tmp_path / 'experts' / 'digits'}\n"
     )
+
+
+def test_the_same_weights_under_two_heads_are_two_ingredients(tmp_path):
+    one = trained("k1", {**made(sha="s"), "head": "h1"})
+    other = trained("k2", {**made(sha="s"), "head": "h2"}, params={"head": "linear_probe"})
+    again = trained("k3", {**made(sha="s"), "head": "h1"})
+    kept = chosen([one, other, again], "all")
+    assert [(each.key, each.twins) for each in kept] == [("k1", ("digits-k3",)), ("k2", ())]
+    first, others = by_head({"digits": kept})
+    assert [each.key for each in first["digits"]] == ["k1"]
+    assert [each.key for each in others["digits"]] == ["k2"]
+    assert by_head({"digits": kept[:1]}) == [{"digits": kept[:1]}]
+
+
+def test_an_expert_tuned_under_a_probe_names_its_head(tmp_path):
+    best = {"digits": chosen([trained("k", made(), params={"head": "linear_probe"})], "best")}
+    text = pool_yaml(tmp_path / "base", best, tmp_path, "best", {"digits": {"dataset": "d"}}, {})
+    assert yaml.safe_load(text) == {
+        "pool": {"base": str(tmp_path / "base"),
+                 "experts": {"digits": str(tmp_path / "experts/digits")}},
+        "tasks": {"digits": {
+            "dataset": "d", "head": str(tmp_path / "heads/digits/linear_probe.safetensors")}},
+    }  # fmt: skip

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sweeps.notes import notes_of
+from sweeps.notes import CHOSEN_ON_FIT, notes_of, notes_of_pool
 from sweeps.spec import SplitSpec
 
 
@@ -35,3 +35,22 @@ from sweeps.spec import SplitSpec
 )
 def test_notes(method, params, expected):
     assert notes_of(method, params, SplitSpec()) == expected
+
+
+def test_choosing_on_the_rows_that_are_trained_on_is_said():
+    same, apart = SplitSpec(select="train"), SplitSpec()
+    assert notes_of("greedy_soup", {}, same) == (CHOSEN_ON_FIT,)
+    assert notes_of("greedy_soup", {}, apart) == ()
+    assert notes_of("tip_adapter", {}, same)[0].endswith(f"task by task; {CHOSEN_ON_FIT}")
+    assert "being" not in notes_of("greedy_ensemble", {}, same)[0]  # it fits on select alone
+    assert notes_of("oracle_single", {}, same) == (
+        "oracle: chosen by the labels it is measured by",
+    )
+
+
+def test_copies_and_a_single_ingredient_are_said_of_averages_alone():
+    equal = {"a": "x", "b": "x", "c": "x"}
+    assert notes_of_pool("ensemble", equal) == ("b is a copy of a", "c is a copy of a")
+    assert notes_of_pool("learned_soup", {"a": "x"}) == ("one ingredient: nothing is averaged",)
+    assert notes_of_pool("best_single", equal) == ()
+    assert notes_of_pool("uniform_soup", {"a": "x", "b": "y"}) == ()

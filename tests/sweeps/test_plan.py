@@ -1,8 +1,16 @@
 """`sweeps plan` of methods that learn: how much is learned from what, and what that reads."""
 
+import pytest
 from rich.console import Console
 
+import actors.nodes
+from actors.nodes import Found
+from actors.placement import Node, Resources
+from actors.pool import open_pool
+from fusion.errors import InputError
+from sweeps import cluster
 from sweeps.plan import learned_images, show
+from sweeps.prepare import prepare
 from sweeps.spec import validate
 from tests.sweeps.learningpool import ADAMERGING, DAWE, gated_spec, make_extractor
 
@@ -57,3 +65,42 @@ def test_nothing_learned_nothing_said(tiny_pool, tmp_path):
     text = planned(tiny_pool.spec(), tmp_path)
     for absent in ("learned from", "extractor", "adapts"):
         assert absent not in text
+
+
+def test_task_vectors_that_stay_in_files_are_no_memory(tiny_pool, tmp_path):
+    spec = tiny_pool.spec()
+    loaded = planned(spec, tmp_path)
+    filed = planned({**spec, "placement": {"weights": "files"}}, tmp_path)
+    assert " base and task vectors once, " in loaded
+    assert " base once, " in filed
+    assert "; task vectors stay in files, made a tensor at a time\n" in filed
+
+
+def test_only_nodes_that_see_the_files_take_experts_from_them(tiny_pool, tmp_path, monkeypatch):
+    spec = validate({**tiny_pool.spec(), "placement": {"weights": "files"}}, "s.yaml")
+    pool = open_pool(spec.pool.base, spec.pool.experts)
+    nodes = tuple(Node(4, 0, 8 << 30, name=name, id=name) for name in ("near", "far"))
+    sees, asked = {"near"}, []
+
+    def ask(wanted, files):
+        asked.extend(wanted)
+        return {id: Found((), {}, frozenset(files if id in sees else files[1:])) for id in wanted}
+
+    monkeypatch.setattr(actors.nodes, "ask", ask)
+    monkeypatch.setattr(cluster, "SEEN", {})
+    found = prepare(spec, tmp_path, Resources(nodes)).plan
+    assert found.nodes == (("near", 4),)
+    assert found.places == (("near",),)
+    assert cluster.narrowed(pool, Resources(nodes)).nodes == nodes[:1]
+    assert asked == ["near", "far"]  # once
+    with pytest.raises(InputError) as caught:
+        cluster.narrowed(pool, Resources(nodes[1:]))
+    folder = next(iter(pool.experts.values())).folder
+    line = str(caught.value)
+    assert line.startswith("placement.weights: 'files': no node (far) sees all experts' files")
+    assert str(folder) in line
+    # In memory, nobody is asked, and all take part.
+    asked.clear()
+    plain = validate(tiny_pool.spec(), "s.yaml")
+    assert len(prepare(plain, tmp_path, Resources(nodes)).plan.nodes) == 2
+    assert not asked

@@ -1,17 +1,29 @@
 """Recipes rebuild a row as a model that transformers loads, to the bit."""
 
+import json
 import shutil
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
+from actors.checkpoints import read
+from actors.codings import dump_coding
+from actors.data import prepare_data
+from actors.embeddings import EmbeddingCache
 from actors.experts import Recipe as What
 from actors.experts import merged
+from actors.local import local_experts
 from actors.pool import open_pool, task_vectors
+from actors.sources import cache_dir
+from actors.tasks import Splits, TaskSource, open_task
 from fusion.errors import InputError
+from fusion.registry import METHODS
 from sweeps import recipe
 from tests.fusion.laws import assert_same_bits
+
+IDS = "vision_model.embeddings.position_ids"
 
 
 @pytest.fixture
@@ -44,6 +56,17 @@ def test_an_export_is_the_merge_and_transformers_loads_it(written, pool, tmp_pat
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
+def test_one_model_a_task_is_one_folder_a_task(pool, tmp_path):
+    written = recipe.write(tmp_path / "recipes", "emr", pool, {}, "s", {})
+    recipe.export(written, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["lines", "tones"]
+    vectors = task_vectors(pool)
+    for task in pool.tasks:
+        wanted = METHODS["emr"].merge(vectors, task=task)
+        found = open_pool(str(tmp_path / "out" / task), {"it": str(tmp_path / "out" / task)})
+        assert_same_bits({n: t for n, t in read(found.base, wanted)}, wanted)
+
+
 def test_an_ingredient_that_changed_is_refused(pool, tmp_path, tiny_pool):
     moved = tmp_path / "tones"
     shutil.copytree(tiny_pool.root / "experts" / "tones", moved)
@@ -53,6 +76,82 @@ def test_an_ingredient_that_changed_is_refused(pool, tmp_path, tiny_pool):
     with pytest.raises(InputError, match=r"tones: .* has changed: sha256"):
         recipe.export(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_beta_goes_into_the_head_of_an_export(pool, tmp_path, tiny_pool):
+    """Oracle 7 of soups: β folded into the head keeps every answer, and the NLL it had outside."""
+    beta, coding = 2.5, torch.tensor([0.75, 0.25]).view(1, 2, 1)
+    (tmp_path / "x").write_bytes(data := dump_coding(coding, pool.tasks, pool.groups, beta))
+    written = recipe.write(tmp_path, "learned_soup", pool, {}, "s", {}, tmp_path / "x")
+    recipe.export(written, tmp_path / "out")
+    again = open_pool(str(tmp_path / "out"), {"it": str(tmp_path / "out")})
+    tasks = {"lines": open_task(TaskSource("lines", str(tiny_pool.root / "data" / "lines")))}
+
+    def logits(pool, what):
+        data = prepare_data(pool.base, tasks, Splits(), ["report"], cache_dir())
+        experts = local_experts(pool, data, EmbeddingCache(tmp_path / what.method, {}))
+        return experts.logits(what, "report")["lines"], experts.labels("lines", "report")
+
+    plain, labels = logits(pool, What("weighted_average", {"weights": [0.75, 0.25]}))
+    folded, _ = logits(again, What("simple_average"))
+    outside, _ = logits(pool, What("learned_soup", {}, data))
+    torch.testing.assert_close(folded, beta * plain, rtol=1e-4, atol=1e-4)
+    assert torch.equal(folded.argmax(1), plain.argmax(1))
+    nll = torch.nn.functional.cross_entropy(beta * plain.double(), labels)
+    for z in (folded, outside):
+        torch.testing.assert_close(
+            torch.nn.functional.cross_entropy(z.double(), labels), nll, rtol=1e-5, atol=0
+        )
+    assert abs(torch.nn.functional.cross_entropy(plain.double(), labels) - nll) > 1e-3
+
+
+def halved(source, folder, sign=1):
+    """A checkpoint in float16, with an integer buffer as old files have one."""
+    shutil.copytree(source, folder)
+    tensors = load_file(folder / "model.safetensors")
+    half = {name: tensor.half() for name, tensor in tensors.items()}
+    half[IDS] = torch.arange(5)[None] * sign
+    save_file(half, folder / "model.safetensors", {"format": "pt"})
+    return half
+
+
+def test_half_precision_is_summed_in_float32_and_written_as_it_came(tmp_path, tiny_pool):
+    """Oracle 13 of soups: integer buffers preserved; float16 accumulates in float32; dtypes of
+    the exported file's header."""
+    root, names = tiny_pool.root, ("lines", "tones", "blobs")
+    halved(root / "base", tmp_path / "base")
+    states = [halved(root / "experts" / name, tmp_path / name) for name in names]
+    pool = open_pool(str(tmp_path / "base"), {name: str(tmp_path / name) for name in names})
+    recipe.export(recipe.write(tmp_path, "simple_average", pool, {}, "s", {}), tmp_path / "out")
+    before = headers(tmp_path / "base" / "model.safetensors")
+    assert headers(tmp_path / "out" / "model.safetensors") == before
+    assert before[IDS] == ("I64", [1, 5])
+    assert {dtype for name, (dtype, _) in before.items() if name != IDS} == {"F16"}
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(found[IDS], torch.arange(5)[None])
+    naive = 0.0
+    for name in states[0].keys() - {IDS}:
+        mean = torch.stack([state[name].double() for state in states]).mean(0)
+        ulp = 2.0**-11 * mean.abs().clamp(min=2.0**-14) * 1.001
+        assert bool(((found[name].double() - mean).abs() <= ulp).all()), name
+        running = (states[0][name] + states[1][name] + states[2][name]) / 3
+        naive = max(naive, float(((running.double() - mean).abs() / ulp).max()))
+    assert naive > 1.2  # sums in float16 would have failed
+
+
+def test_integer_buffers_that_differ_are_refused(tmp_path, tiny_pool):
+    halved(tiny_pool.root / "base", tmp_path / "base")
+    halved(tiny_pool.root / "experts" / "lines", tmp_path / "lines", sign=2)
+    with pytest.raises(InputError, match=r"position_ids"):
+        task_vectors(open_pool(str(tmp_path / "base"), {"lines": str(tmp_path / "lines")}))
+
+
+def headers(path):
+    """Name -> (dtype, shape), as the file's header has them."""
+    size = int.from_bytes(path.read_bytes()[:8], "little")
+    content = json.loads(path.read_bytes()[8 : 8 + size])
+    content.pop("__metadata__")
+    return {name: (about["dtype"], about["shape"]) for name, about in content.items()}
 
 
 def test_there_is_no_model_to_build_of_an_ensemble(pool, tmp_path):

@@ -372,3 +372,15 @@ def test_what_was_looked_at_survives_a_copy():
     looked = MethodSearch(sweep())
     assert looked.left()
     assert pickle.loads(pickle.dumps(looked)).suggest("0") == MethodSearch(sweep()).suggest("0")
+
+
+def test_a_trial_that_runs_is_left():
+    """Else Ctrl-C while the last trials run would pass for the end of the search."""
+    search = MethodSearch(sweep({"task_arithmetic": {"scale": {"grid": [0.1, 0.2]}}}))
+    assert {search.suggest(name)["params"]["scale"] for name in ("a", "b")} == {0.1, 0.2}
+    assert search.suggest("c") == Searcher.FINISHED
+    assert search.left()
+    search.on_trial_complete("a", {"acc/mean": 0.5})
+    assert search.left()
+    search.on_trial_complete("b", error=True)
+    assert not search.left()

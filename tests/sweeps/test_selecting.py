@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,19 +10,29 @@ import pytest
 import torch
 
 from actors.codings import load_coding
+from actors.data import prepare_data
+from actors.embeddings import EmbeddingCache
 from actors.evaluation import Evaluation, TaskScore
-from fusion.errors import InputError
+from actors.experts import LocalExperts
+from actors.filed import file_vectors, opened_vectors
+from actors.heads import read_head
+from actors.pipeline import Direct, Pipeline
+from actors.pool import open_pool
+from actors.shard import Shard
+from actors.tasks import Splits, TaskSource, open_task
+from fusion.errors import InputError, Vanished
 from fusion.gram import Gram
+from sweeps.choices import remarks
 from sweeps.keeper import Folder
 from sweeps.learning import LAST_RUNG, Course, learned_name, state_name
-from sweeps.selecting import packed, select, unpacked
+from sweeps.selecting import NO_INTERVAL, packed, select, unpacked
 
 N = 200
 NAMES = ("a", "b", "c", "d")
 TABLE = {
     "a": 160, "b": 150, "c": 140, "d": 130,
     "a b": 158, "a c": 165, "a d": 150, "a c d": 165, "a b c": 161, "b c": 170, "a b d": 100,
-    "a c*2": 1, "a*2 c": 1,
+    "b c d": 120, "a c*2": 1, "a*2 c": 1,
 }  # fmt: skip
 """Soup -> how many of the samples it gets right."""
 
@@ -136,12 +147,183 @@ def test_orders_prunes_and_given_pools(tmp_path):
     losses = run(tmp_path / "5", metric="nll/mean")[2].choices
     assert losses[0]["best"] == pytest.approx(0.2)  # a loss again, not its negative
     assert not any("gain" in choice for choice in losses)  # a gain is one of accuracy
+    taken = [choice for choice in losses if choice["outcome"] == "accepted"]
+    assert [choice["note"] for choice in taken] == [NO_INTERVAL] * 2
 
 
 def test_copies_are_not_taken_twice(tmp_path):
     coding, _, state = run(tmp_path, hashes=("x", "y", "x", "z"))
     assert coding == [1, 0, 0, 0]
     assert [c["outcome"] for c in state.choices] == ["rejected", "duplicate", "rejected"]
+    assert [c["note"] for c in state.choices] == ["", "a copy of a", ""]
+    coding, _, state = run(tmp_path / "all", hashes="xxxx")
+    assert coding == [1, 0, 0, 0]
+    assert [c["note"] for c in state.choices] == ["a copy of a"] * 3
+
+
+@dataclass
+class Gone(Table):
+    """The file of `member` is not there any more, from the call `since` on."""
+
+    member: str = "c"
+    since: int = 0
+    calls: int = 0
+
+    def check(self, recipes):
+        self.calls += 1
+        names = {each for recipe in recipes for each in self.soup(recipe).split()}
+        if self.calls > self.since and self.member in {name[0] for name in names}:
+            raise Vanished(self.member, f"expert {self.member!r}: x.safetensors: no such file")
+
+    def evaluate_all(self, recipes, role):
+        self.check(recipes)
+        return super().evaluate_all(recipes, role)
+
+    def evaluate(self, recipe, role):
+        self.check([recipe])
+        return super().evaluate(recipe, role)
+
+
+@pytest.mark.parametrize(
+    ("since", "member"),
+    [(0, "c"), (2, "c"), (3, "c"), (0, "a"), (2, "a"), (4, "a"), (0, "d"), (4, "d")],
+)
+def test_an_ingredient_that_vanishes_is_left_out_and_named(tmp_path, since, member):
+    left = [name for name in NAMES if name != member]
+    wanted = run(tmp_path / "without", ingredients=left)
+    experts = Gone(member=member, since=since)
+    coding, found, state = run(tmp_path / "gone", experts)
+    assert experts.calls > since
+    assert coding == wanted[0]
+    assert found.metrics() == wanted[1].metrics()
+    assert state.choices[1:] == wanted[2].choices
+    lost = state.choices[0]
+    assert (lost["ingredient"], lost["outcome"]) == (member, "vanished")
+    assert remarks(state.choices) == (f"ingredient {member}: its file vanished; left out",)
+    asked = [name for names in experts.asked for name in names]
+    assert len(asked) == len(set(asked))  # what is known is not asked again
+
+
+def test_a_file_that_is_removed_in_mid_soup_is_left_out(tiny_pool, tmp_path):
+    """Real files that are read all the time: one goes after the ingredients were scored."""
+    root, names = tiny_pool.root, ("lines", "tones", "blobs")
+    for name in names:
+        shutil.copytree(root / "experts" / name, tmp_path / name)
+    pool = open_pool(str(root / "base"), {name: str(tmp_path / name) for name in names})
+    tasks = {"t": open_task(TaskSource("t", str(root / "data/blobs")))}
+    data = prepare_data(pool.base, tasks, Splits(), ["select", "report"], tmp_path / "cache")
+    identity = {name: name for name in (*names, "pretrained")}
+    vectors = opened_vectors(file_vectors(pool))
+    heads = {name: read_head(task.head) for name, task in data.items()}
+
+    def trial(folder, **params):
+        shard = Shard(pool.base, vectors, heads, "cpu")
+        pipeline = Pipeline([shard], [shard.names()], vectors.groups, Direct())
+        experts = LocalExperts(pipeline, names, data, EmbeddingCache(tmp_path / "e", identity))
+        course = Course(names, vectors.groups, {}, {}, {}, Folder(folder), frozenset())
+        reports = []
+        config = {"method": "greedy_soup", "params": params, "trial_key": "k", "seed": 0}
+        select(config, experts, course, lambda *given: reports.append(given))
+        return load_coding(
+            (folder / learned_name("k")).read_bytes(), names, ("w",), "test"
+        ), reports
+
+    whole = trial(tmp_path / "1")
+    second = whole[1][0][2].choices[0]["ingredient"]
+    (tmp_path / second / "model.safetensors").unlink()
+    left = [name for name in names if name != second]
+    wanted, ((_, metrics, without),) = trial(tmp_path / "2", ingredients=left)
+    coding, ((_, found, state),) = trial(tmp_path / "3")  # all single scores are at hand
+    assert torch.equal(coding, wanted)
+    assert found.metrics() == metrics.metrics()
+    assert state.choices[1:] == without.choices
+    assert remarks(state.choices) == (f"ingredient {second}: its file vanished; left out",)
+
+
+def test_a_vanished_ingredient_of_the_start_and_of_the_best_single(tmp_path):
+    started = run(tmp_path / "1", Gone(member="b"), start=["b", "c"])
+    assert started[0] == run(tmp_path / "2", start=["c"], ingredients=["a", "c", "d"])[0]
+    coding, _, state = run(tmp_path / "3", Gone(member="a"), method="best_single")
+    assert coding == [0, 1, 0, 0]
+    assert [c["outcome"] for c in state.choices] == ["vanished", "accepted", *["rejected"] * 2]
+
+
+def test_what_cannot_be_done_without_is_an_error(tmp_path):
+    class Never(Table):
+        def evaluate_all(self, recipes, role):
+            raise Vanished("b", "expert 'b': x.safetensors: no such file")
+
+    with pytest.raises(Vanished, match="expert 'b'"):
+        run(tmp_path / "1", Never())
+    with pytest.raises(InputError, match="no ingredient is left: the files of c vanished"):
+        run(tmp_path / "2", Gone(member="c"), ingredients=["c"])
+
+
+def test_logits_that_are_no_numbers_are_left_out_and_named(tmp_path):
+    class Broken(Table):
+        broken = ("b", "a c")
+
+        def evaluate_all(self, recipes, role):
+            names = [self.soup(recipe) for recipe in recipes]
+            found = super().evaluate_all(recipes, role)
+            return [
+                evaluation(N, math.nan) if name in self.broken else each
+                for name, each in zip(names, found, strict=True)
+            ]
+
+    coding, _, state = run(tmp_path / "1", Broken())
+    assert coding == [1, 0, 0, 0]
+    said = [(c["candidate"], c["outcome"]) for c in state.choices]
+    assert said == [("b", "failed"), ("a c", "failed"), ("a d", "rejected")]
+    assert state.choices[0]["note"] == "its logits are NaN or infinite; left out"
+    json.dumps(state.choices, allow_nan=False)
+    assert remarks(state.choices) == (
+        "ingredient b: its logits are NaN or infinite; left out",
+        "soup a c: its logits are NaN or infinite; left out",
+    )
+    pruned = run(tmp_path / "2", Broken(), prune=0.0)[2].choices
+    assert [(c["candidate"], c["outcome"]) for c in pruned] == [("b", "failed")]
+    single = run(tmp_path / "3", Broken(), method="best_single")
+    assert single[0] == [1, 0, 0, 0]
+    assert [c["outcome"] for c in single[2].choices] == [
+        "accepted", "failed", "rejected", "rejected",
+    ]  # fmt: skip
+    Broken.broken = NAMES
+    for method in ("greedy_soup", "best_single"):
+        said = "no ingredient has a finite acc/mean on select: the logits of a, b, c, d are NaN"
+        with pytest.raises(InputError, match=said):
+            run(tmp_path / method, Broken(), method=method)
+
+
+def test_the_interval_is_of_what_is_compared(tmp_path):
+    """Tasks of 100 and 10 samples: the mean of their gains, not that of the 110 samples."""
+
+    class Two(Table):
+        def evaluate_all(self, recipes, role):
+            return [self.two(self.soup(recipe)) for recipe in recipes]
+
+        def evaluate(self, recipe, role):
+            return self.two(self.soup(recipe))
+
+        def two(self, name):
+            large, small = {"a": (80, 5), "b": (50, 4), "a b": (77, 8)}.get(name, (1, 1))
+            return Evaluation(
+                {"t": TaskScore(np.arange(100) < large, 1.0),
+                 "u": TaskScore(np.arange(10) < small, 1.0)}, 0.0, 1,
+            )  # fmt: skip
+
+    for metric, gain, p in (
+        ("acc/mean", (0.3 - 0.03) / 2, None),
+        ("acc/u", 0.3, 2 * 0.5**3),
+    ):
+        where = tmp_path / metric.replace("/", "-")
+        taken = run(where, Two(), metric=metric, ingredients=["a", "b"])[2].choices[0]
+        assert taken["outcome"] == "accepted"
+        assert taken["gain"] == pytest.approx(gain)
+        assert taken["low"] < gain < taken["high"]
+        # Of T(x) = Σ ±1/100 (3 times) ± 1/10 (3 times), as far from 0 as 0.27: 0.3 with any of
+        # the three signs of the other task: 2 of the 8 outcomes of the small task.
+        assert taken["p"] == pytest.approx(p or 2 / 8, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +331,7 @@ def test_copies_are_not_taken_twice(tmp_path):
     [
         ({"ingredients": ["z"]}, "unknown ingredient 'z'"),
         ({"order": "given"}, "order 'given' needs ingredients"),
-        ({"metric": "acc/nothing"}, "no ingredient has a finite score"),
+        ({"metric": "acc/nothing"}, "unknown metric 'acc/nothing'"),
     ],
 )
 def test_wrong_input_is_one_line(tmp_path, params, said):
@@ -160,5 +342,8 @@ def test_wrong_input_is_one_line(tmp_path, params, said):
 def test_correctness_is_packed_and_unpacked():
     hits = np.random.default_rng(0).random(77) < 0.5
     found = Evaluation({"t": TaskScore(hits[:30], 0.0), "u": TaskScore(hits[30:], 0.0)}, 0, 0)
-    assert (unpacked(packed(found, "acc/mean")) == hits).all()
-    assert (unpacked(packed(found, "acc/u")) == hits[30:]).all()
+    both = packed(found, "acc/mean")
+    assert list(both) == ["t", "u"]
+    assert (unpacked(both["t"]) == hits[:30]).all()
+    assert (unpacked(both["u"]) == hits[30:]).all()
+    assert packed(found, "acc/u") == {"u": both["u"]}

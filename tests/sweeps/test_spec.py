@@ -145,6 +145,7 @@ def test_the_hash_does_not_depend_on_what_does_not_matter() -> None:
         data | {"name": "other"},
         data | {"mlflow": {"experiment": "x"}},
         data | {"placement": {"replicas": 2, "device": "cuda"}},
+        data | {"placement": {"weights": "files"}},
         {key: value for key, value in data.items() if key not in ("seed", "splits", "metric")},
     ]
     assert {spec_hash(validate(each, "f")) for each in same} == {known}

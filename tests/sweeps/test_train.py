@@ -78,7 +78,7 @@ def test_a_pool_is_trained_once_and_can_be_swept(tiny_pool, tmp_path):
         ({"outs": 1}, "unknown field 'outs'; did you mean 'out'?"),
         ({"keep": 0}, "keep: 0: best, all or an integer of at least 1 allowed"),
         ({"keep": "some"}, "keep: 'some': best, all or an integer of at least 1 allowed"),
-        ({"finetune": {"scheduler": "pbt"}}, "finetune.scheduler: 'pbt': null or 'asha' allowed"),
+        ({"finetune": {"scheduler": "pb"}}, "scheduler: 'pb': null, 'asha' or 'pbt' allowed"),
         ({"finetune": {"searcher": "tpe"}}, "finetune.searcher: 'tpe': nothing is sampled"),
         ({"finetune": {"searcher": "hyper"}}, "unknown searcher 'hyper'"),
         ({"finetune": {"frozen_batchnorm": True}}, "a CLIP ViT has no batch norm; false allowed"),

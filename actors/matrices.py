@@ -1,0 +1,93 @@
+"""Matrices on disk, a row a sample: features, embeddings. Memory-mapped Arrow, read without a copy.
+
+Two columns: `id`, which row of the pixel file a sample is, and `values`, its D numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from actors.arrowfile import Column, flat, skeleton, tensor_of, write_all
+from actors.atomic import replacing
+from fusion.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def write_matrix(
+    path: Path, ids: NDArray[np.int64], width: int, blocks: Iterable[NDArray[np.float32]]
+) -> None:
+    """Write a matrix block by block, as they come; the file appears whole or not at all.
+
+    Args:
+        path: the file.
+        ids: int64 [N]: each sample's row of the pixel file.
+        width: D.
+        blocks: consecutive rows, float32 [n, D].
+
+    Raises:
+        InputError: no space, no quota or no permission.
+        ValueError: blocks of another width, or of other than N rows in all.
+    """
+    columns = [Column("id", pa.int64()), Column("values", pa.float32(), width)]
+    with replacing(path) as part, part.open("w+b", buffering=0) as file:
+        at = skeleton(file, part, len(ids), columns, {})
+        write_all(file, np.ascontiguousarray(ids, dtype=np.int64), at["id"])
+        end, left = at["values"], len(ids)
+        for block in blocks:
+            left -= len(block)
+            if block.shape[1:] != (width,) or left < 0:
+                raise ValueError(f"{path}: {list(block.shape)} into {len(ids)} rows of {width}")
+            end = write_all(file, np.ascontiguousarray(block, dtype=np.float32), end)
+        if left:
+            raise ValueError(f"{path}: {left} of {len(ids)} rows missing")
+
+
+def open_matrix(path: Path, what: str) -> Tensor:
+    """The values float32 [N, D], memory-mapped: nothing may write to them.
+
+    Args:
+        path: the file.
+        what: what it should be, for the message.
+
+    Raises:
+        InputError: missing or damaged.
+    """
+    try:
+        return tensor_of(mapped(path)[1])
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: not a file of {what}: {reason}; delete it") from None
+
+
+def matrix_shape(path: Path) -> tuple[int, int] | None:
+    """(N, D); None where there is no whole file."""
+    try:
+        rows, width = mapped(path)[1].shape
+    except (pa.ArrowException, OSError, KeyError, ValueError):
+        return None
+    return rows, width
+
+
+def matrix_ids(path: Path) -> NDArray[np.int64]:
+    """Each sample's row of the pixel file, int64 [N], of a file that `open_matrix` opens."""
+    return mapped(path)[0]
+
+
+def mapped(path: Path) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Ids and values of a file; an error of Arrow's, or ValueError, where it is something else."""
+    reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    listed = reader.schema.field("values").type
+    number = pa.types.is_fixed_size_list(listed) and listed.value_type == pa.float32()
+    if not number or reader.schema.field("id").type != pa.int64() or reader.num_record_batches != 1:
+        raise ValueError(f"columns {', '.join(map(str, reader.schema))}; lists of floats needed")
+    batch = reader.get_batch(0)
+    values: NDArray[np.float32] = flat(batch, "values", np.float32)
+    return flat(batch, "id", np.int64), values.reshape(batch.num_rows, listed.list_size)
