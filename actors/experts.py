@@ -248,13 +248,20 @@ class LocalExperts:
         return self.embeddings.get(expert, rows.pixels, rows.indices, make)
 
     def embedded_at(self, expert: str, task: str, role: str, at: Tensor | None) -> Tensor:
-        """Embeddings of some rows; only those are made where the cache has not all."""
+        """Embeddings of some rows, made and cached on their own: only those are run.
+
+        Never taken from those of all rows, even where these are cached: batches cut elsewhere
+        differ in the last bits, and a result may not depend on what happened to be cached.
+        """
         if at is None:
             return self.embedded(expert, task, role)
         rows = self.data[task].rows[role]
-        if self.embeddings.place(expert, rows.pixels, rows.indices).exists():
-            return self.embedded(expert, task, role)[at]
-        return self.embed_rows(expert, task, role, [at[part] for part in batches(len(at))])
+        chosen = at.numpy() if rows.indices is None else rows.indices[at.numpy()]
+
+        def make() -> Tensor:
+            return self.embed_rows(expert, task, role, [at[p] for p in batches(len(at))])
+
+        return self.embeddings.get(expert, rows.pixels, chosen, make)
 
     def embed_rows(
         self, expert: str, task: str, role: str, parts: Sequence[slice | Tensor]

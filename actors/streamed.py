@@ -17,11 +17,11 @@ from actors.pool import Pool, check_unfused, owner
 from actors.spans import fill, opened
 from fusion.errors import InputError
 from fusion.state import accumulator, check_finite
-from fusion.threads import SERIAL, portions
+from fusion.threads import SERIAL
 
-CHUNK = 1 << 16
-"""Elements mixed at a time: the sum, the base's part and an ingredient's (of float32, 256 KiB
-each) stay in a core's cache. Fewer, and threads wait for Python's lock; more, and for memory."""
+CHUNK = 1 << 17
+"""Elements mixed at a time: the sum, the base's part and an ingredient's (of float32, 512 KiB
+each) stay in cache. Of fewer, threads wait for Python's lock more often than they read."""
 
 Shares = Callable[[str], Sequence[float]]
 """Tensor name -> a coefficient a task vector."""
@@ -51,6 +51,17 @@ class Source:
 Term = tuple[Source, float]
 """An ingredient's tensor and its coefficient."""
 
+Buffers = dict[tuple[str, torch.dtype], Tensor]
+"""What one thread works in, by use and dtype: made once, since fresh memory costs page faults."""
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Threads in each of which torch uses one, and what each works in."""
+
+    threads: ThreadPoolExecutor
+    buffers: list[Buffers]
+
 
 def streamed(pool: Pool, shares: Shares, *, scale: float = 1.0) -> Iterator[tuple[str, Tensor]]:
     """θ_k = θ₀,k + scale·Σ_t c_tk τ_t,k, one tensor after the other, in the base's dtype.
@@ -67,7 +78,7 @@ def streamed(pool: Pool, shares: Shares, *, scale: float = 1.0) -> Iterator[tupl
     groups = set(pool.groups)
     files: dict[Path, int] = {}
     with ExitStack() as stack:
-        threads = stack.enter_context(crew())
+        crew = stack.enter_context(hired())
 
         def source(member: Checkpoint, name: str) -> Source:
             info = member.tensors[name]
@@ -82,12 +93,12 @@ def streamed(pool: Pool, shares: Shares, *, scale: float = 1.0) -> Iterator[tupl
                 for expert, share in pairs
                 if share and scale and name in expert.tensors
             ]
-            yield name, mixed(source(pool.base, name), terms, scale, threads)
+            yield name, mixed(source(pool.base, name), terms, scale, crew)
 
 
 @contextmanager
-def crew() -> Iterator[ThreadPoolExecutor]:
-    """As many Python threads as torch may use, in each of which torch uses one."""
+def hired() -> Iterator[Crew]:
+    """As many Python threads as torch may use."""
     count = torch.get_num_threads()
     together = Barrier(count)
 
@@ -99,12 +110,10 @@ def crew() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(count) as threads:
         list(threads.map(alone, range(count)))
         torch.set_num_threads(count)  # what was set is also what new threads begin with
-        yield threads
+        yield Crew(threads, [{} for _ in range(count)])
 
 
-def mixed(
-    origin: Source, terms: Sequence[Term], scale: float, threads: ThreadPoolExecutor
-) -> Tensor:
+def mixed(origin: Source, terms: Sequence[Term], scale: float, crew: Crew) -> Tensor:
     """θ₀ + scale·Σ c (θ − θ₀) of one tensor, chunk by chunk; in the base's dtype.
 
     Raises:
@@ -116,41 +125,42 @@ def mixed(
         origin.load(bytes_of(flat))
         return out
 
-    def work(span: slice) -> bool:
+    def work(span: slice, buffers: Buffers) -> bool:
         with torch.no_grad():  # the mode is each thread's own
-            return mix_span(flat, span, origin, terms, scale)
+            return mix_span(flat, span, origin, terms, scale, buffers)
 
     if flat.numel() <= SERIAL:
-        sound = work(slice(0, flat.numel()))
+        sound = work(slice(0, flat.numel()), crew.buffers[0])
     else:
-        sound = all(list(threads.map(work, portions(flat.numel(), SERIAL >> 3))))
+        step = -(-flat.numel() // len(crew.buffers))
+        spans = [slice(at, min(at + step, flat.numel())) for at in range(0, flat.numel(), step)]
+        sound = all(list(crew.threads.map(work, spans, crew.buffers)))
     if not sound:
         for source, who in ((origin, "base"), *((s, owner(s.member, s.name)) for s, _ in terms)):
             check_finite(dict(read(source.member, [source.name]))[source.name], source.name, who)
     return out
 
 
-def mix_span(out: Tensor, span: slice, origin: Source, terms: Sequence[Term], scale: float) -> bool:
+def mix_span(
+    out: Tensor, span: slice, origin: Source, terms: Sequence[Term], scale: float, buffers: Buffers
+) -> bool:
     """The elements of one span of a flattened tensor; whether their sum is a number."""
-    dtypes = {source.info.dtype for source in (origin, *(source for source, _ in terms))}
-    dtype = accumulator(*dtypes)
-    most = min(CHUNK, span.stop - span.start)
-    started, total = torch.empty(most, dtype=origin.info.dtype), torch.empty(most, dtype=dtype)
-    room = {kind: torch.empty(most, dtype=kind) for kind in dtypes}
-    sound = True
+    kinds = {source.info.dtype for source, _ in terms}
+    dtype = accumulator(origin.info.dtype, *kinds)
+    sound, size = True, 0
     for start in range(span.start, span.stop, CHUNK):
-        size = min(CHUNK, span.stop - start)
-        if start == span.start or size < most:
-            started, total = started[:size], total[:size]
-            room = {kind: tensor[:size] for kind, tensor in room.items()}
-            window = {kind: bytes_of(tensor) for kind, tensor in room.items()}
-            begin = bytes_of(started)
-        origin.load(begin, start)
-        own = started.to(dtype)
+        if size != (left := min(CHUNK, span.stop - start)):  # at the start, and at the end
+            size = left
+            total = part_of(buffers, "sum", dtype, size)
+            begin = part_of(buffers, "base", origin.info.dtype, size)
+            rooms = {kind: part_of(buffers, "ingredient", kind, size) for kind in kinds}
+            windows = {kind: bytes_of(room) for kind, room in rooms.items()}
+        origin.load(bytes_of(begin), start)
+        own = begin.to(dtype)
         for at, (source, share) in enumerate(terms):
             kind = source.info.dtype
-            source.load(window[kind], start)
-            moved = room[kind].to(dtype).sub_(own)  # in place where dtypes agree: one buffer less
+            source.load(windows[kind], start)
+            moved = rooms[kind].to(dtype).sub_(own)  # in place where dtypes agree: a buffer less
             if at:
                 total.add_(moved, alpha=share)
             else:
@@ -159,6 +169,13 @@ def mix_span(out: Tensor, span: slice, origin: Source, terms: Sequence[Term], sc
         torch.add(own, total, alpha=scale, out=part)
         sound = sound and bool(part.sum(dtype=torch.float32).isfinite())
     return sound
+
+
+def part_of(buffers: Buffers, use: str, dtype: torch.dtype, size: int) -> Tensor:
+    """The first `size` elements, at most CHUNK, of a thread's buffer for this use."""
+    if (use, dtype) not in buffers:
+        buffers[use, dtype] = torch.empty(CHUNK, dtype=dtype)
+    return buffers[use, dtype][:size]
 
 
 def bytes_of(tensor: Tensor) -> memoryview:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from actors.flat import as_tensor
 from actors.passes import Parcel
-from fusion.errors import InputError
+from fusion.errors import InputError, Vanished
 
 log = logging.getLogger(__name__)
 

@@ -36,7 +36,7 @@ class Sparse:
         out = torch.zeros(self.shape, dtype=first.dtype, device=first.device)
         rows = out.view(self.shape[0], -1)
         for row, values, places in zip(rows, self.values, self.places, strict=True):
-            row.index_copy_(0, places, values)
+            row.index_add_(0, places, values)
         return out
 
 

@@ -16,7 +16,8 @@ from fusion.errors import InputError
 from fusion.gate import Gate
 from fusion.learning import Learning, Shape
 from fusion.parameters import bind
-from fusion.registry import METHODS, Adaptive, Fitted, Gated, Informed
+from fusion.registry import METHODS, Adaptive, Fitted, Gated, Informed, Resident
+from fusion.resident import MaskOptions, ResidentCourse
 from sweeps.candidates import random_points
 from sweeps.spec import SweepSpec
 
@@ -42,6 +43,8 @@ class Needs:
     """Whether some method trims or casts task vectors."""
     fits: bool
     """Whether some method reads the fit rows: fits a classifier to them, or takes statistics."""
+    kept: float = 0.0
+    """What is learned inside of shards, with moments and gradients, in models' sizes."""
 
 
 def learning_points(spec: SweepSpec) -> Iterator[tuple[str, Adaptive, dict[str, Any]]]:
@@ -51,6 +54,42 @@ def learning_points(spec: SweepSpec) -> Iterator[tuple[str, Adaptive, dict[str, 
         if isinstance(method, Adaptive):
             for params in islice(random_points(entry, name, spec.seed), REHEARSED):
                 yield name, method, bind(name, method.parameters, params)
+
+
+def resident_points(
+    spec: SweepSpec, tasks: tuple[str, ...] = (), groups: tuple[str, ...] = ()
+) -> Iterator[tuple[str, ResidentCourse]]:
+    """Candidates of every method that learns inside of shards.
+
+    Raises:
+        InputError: wrong parameters, by method.
+    """
+    for name, entry in spec.methods.items():
+        row = METHODS[name]
+        if isinstance(row, Resident):
+            for params in islice(random_points(entry, name, spec.seed), REHEARSED):
+                try:
+                    yield name, row.course(Shape(tasks, groups), **params)
+                except InputError as error:
+                    raise InputError(f"methods.{name}: {error}") from None
+
+
+def kept_of(course: ResidentCourse, tasks: int) -> float:
+    """What a course holds in the shards at its peak, in models' sizes.
+
+    A mask: logits, two moments, two gradients, Σ λτ and the mask itself. Routers: about a twelfth
+    of a block, four times; of pruned MLPs (two thirds of a block) values and places.
+    """
+    if isinstance(course.options, MaskOptions):
+        return 7.0
+    left = 0.0 if course.options.prune is None else 1 - course.options.prune
+    return 0.5 + tasks * left * 2 * 2 / 3
+
+
+def passes_of(course: ResidentCourse) -> int:
+    """Batches of each task that a course looks at."""
+    options = course.options
+    return course.steps + (options.mask_steps if isinstance(options, MaskOptions) else 0)
 
 
 def needs_of(spec: SweepSpec, tasks: tuple[str, ...], groups: tuple[str, ...]) -> Needs:
@@ -78,9 +117,16 @@ def needs_of(spec: SweepSpec, tasks: tuple[str, ...], groups: tuple[str, ...]) -
             at_once = learning.tasks_at_once or len(spec.tasks) if learning.shared else 1
             images = max(images, learning.batch_size * min(at_once, len(spec.tasks)))
         transformed |= not learning.trim.nothing
+    kept = 0.0
+    for _, course in resident_points(spec, tasks, groups):
+        if course.steps:
+            adapts.add(course.adapt_on)
+        together = getattr(course.options, "tasks_at_once", 1) or len(spec.tasks)
+        images = max(images, course.batch_size * min(together, len(spec.tasks)))
+        kept = max(kept, kept_of(course, len(tasks)))
     rows = [METHODS[name] for name in spec.methods]
     fits = any((isinstance(row, Fitted) and row.fits) or isinstance(row, Informed) for row in rows)
-    return Needs(extractors, gates, frozenset(adapts), images, transformed, fits)
+    return Needs(extractors, gates, frozenset(adapts), images, transformed, fits, kept)
 
 
 def source_of(method: Adaptive, params: Mapping[str, Any]) -> Source | None:

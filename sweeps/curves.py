@@ -11,8 +11,9 @@ from typing import Any
 from markupsafe import Markup
 
 from fusion.errors import InputError
+from fusion.learning import Shape
 from fusion.parameters import bind
-from fusion.registry import METHODS, Adaptive
+from fusion.registry import METHODS, Adaptive, Resident
 from sweeps.axes import Axis, frame, pct, polyline, px, spread, svg, tag
 from sweeps.ledger import Entry
 from sweeps.plots import LABEL, LINE
@@ -64,6 +65,9 @@ def asked_steps(entry: Entry) -> int:
     if isinstance(row, Adaptive):
         with suppress(InputError):  # of another version of the method
             params = bind(entry.method, row.parameters, params)
+    if isinstance(row, Resident):
+        with suppress(InputError):
+            return row.course(Shape((), ()), **params).steps
     return int(params.get("steps", entry.steps))
 
 

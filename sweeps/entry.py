@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, model_serializer
 
 from fusion.errors import InputError
 from fusion.parameters import Parameter, members, unknown
-from fusion.registry import METHODS, Adaptive
+from fusion.registry import METHODS, Adaptive, Resident
 from sweeps.faults import NOT_GIVEN, Fault, raise_all
 from sweeps.space import (
     Choice,
@@ -27,7 +27,9 @@ from sweeps.space import (
 Searcher = Literal["random", "tpe", "cmaes"]
 RESERVED = ("trials", "searcher", "scheduler")
 """Keys of an entry that are not parameters of the method; no method may have one of these."""
-STEPWISE = frozenset(name for name, method in METHODS.items() if isinstance(method, Adaptive))
+STEPWISE = frozenset(
+    name for name, method in METHODS.items() if isinstance(method, Adaptive | Resident)
+)
 """Methods that report results on the way, so that a scheduler can stop them: those that learn."""
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from fusion.dawin import is_oracle, transductive
 from fusion.parameters import bind
-from fusion.registry import METHODS, Adaptive, Fitted, Routed, Selected
+from fusion.registry import METHODS, Adaptive, Fitted, Resident, Routed, Selected
 from sweeps.compare import ORACLE
 from sweeps.spec import SplitSpec
 
@@ -28,7 +28,7 @@ def notes_of(method: str, params: Mapping[str, Any], splits: SplitSpec) -> tuple
     ('adapted to the unlabelled test images it is reported on',)
     """
     row = METHODS.get(method)
-    if isinstance(row, Adaptive):
+    if isinstance(row, Adaptive | Resident):
         return learned_from(row, bind(method, row.parameters, params), splits)
     if isinstance(row, Fitted):
         split = " and ".join(dict.fromkeys([*([splits.fit] if row.fits else []), splits.select]))
@@ -72,13 +72,15 @@ def notes_of_pool(method: str, hashes: Mapping[str, str]) -> tuple[str, ...]:
     )
 
 
-def learned_from(row: Adaptive, params: Mapping[str, Any], splits: SplitSpec) -> tuple[str, ...]:
+def learned_from(
+    row: Adaptive | Resident, params: Mapping[str, Any], splits: SplitSpec
+) -> tuple[str, ...]:
     """Which images a method has learned from, and whether it is measured on them."""
     role = params["adapt_on"]
     split = getattr(splits, role)
-    if not params["steps"]:
+    if not params["steps"] and not params.get("coefficient_steps"):
         return ()
-    if row.labelled:
+    if isinstance(row, Adaptive) and row.labelled:
         optimistic = "; its score there is no measurement" if role == "select" else ""
         return (f"learned from {split} images with their labels{optimistic}",)
     if split == splits.report:

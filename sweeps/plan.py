@@ -15,7 +15,7 @@ from sweeps import cluster
 from sweeps.candidates import planned
 from sweeps.clusterfile import of_file
 from sweeps.completion import completed, references
-from sweeps.courses import learning_points
+from sweeps.courses import learning_points, passes_of, resident_points
 from sweeps.entry import MethodSpec
 from sweeps.learning import RUNGS
 from sweeps.prepare import Prepared, prepare
@@ -189,6 +189,9 @@ def learned_images(spec: SweepSpec) -> dict[str, int]:
     works: dict[str, list[int]] = {}
     for name, _, params in learning_points(spec):
         work = params["steps"] * params["batch_size"] * len(spec.tasks)
+        works.setdefault(name, []).append(work)
+    for name, course in resident_points(spec):
+        work = passes_of(course) * course.batch_size * len(spec.tasks)
         works.setdefault(name, []).append(work)
     return {
         name: sum(each) if len(each) == trials else max(each) * trials

@@ -36,7 +36,7 @@ from sweeps.rehearsal import rehearse
 from sweeps.shifts import open_shifts
 from sweeps.spec import SweepSpec
 
-NUMBERS = 2
+NUMBERS = 3
 """Raised when a change of this code changes results: finished trials are then not reused."""
 
 ROLES: tuple[Role, ...] = ("select", "report")
@@ -182,12 +182,14 @@ def roles_of(needs: Needs) -> tuple[Role, ...]:
 def load_of(spec: SweepSpec, pool: Pool, needs: Needs) -> Load:
     """What has to be placed."""
     fields, itemsize = pool.base.fields, getattr(torch, spec.placement.dtype).itemsize
+    segments = tuple(4 * segment.numel for segment in clip_segments(pool.base))
+    learned = int(needs.kept * sum(segments))
     return Load(
-        segments=tuple(4 * segment.numel for segment in clip_segments(pool.base)),
+        segments=segments,
         experts=len(pool.experts),
         compute_itemsize=itemsize,
         forward_bytes=itemsize * BATCH * activations(fields)[0],
-        training_bytes=itemsize * needs.images * activations(fields)[1],
+        training_bytes=itemsize * needs.images * activations(fields)[1] + learned,
         transformed=needs.transformed,
         filed=spec.placement.weights == "files",
         largest=4 * max(pool.base.tensors[name].numel for name in pool.names),

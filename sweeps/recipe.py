@@ -23,7 +23,7 @@ from actors.pool import Pool, open_pool
 from actors.recipes import learned_beta, merged, of_task, rebuilt
 from actors.segments import clip_segments
 from fusion.errors import InputError
-from fusion.registry import METHODS, Fitted, Gated, Informed, LogitSpace, PerTask, Routed
+from fusion.registry import METHODS, Fitted, Gated, Informed, LogitSpace, PerTask, Resident, Routed
 from sweeps.ledger import write_text
 
 
@@ -180,8 +180,9 @@ def check_single(recipe: Recipe, path: Path) -> None:
         raise InputError(
             f"{path}: {recipe.method}: fuses logits; there is no single model to build"
         )
-    if isinstance(row, Gated | Routed):
-        kept = f"; its gate is {path.parent / recipe.learned.source}" if recipe.learned else ""
+    if isinstance(row, Gated | Routed) or (isinstance(row, Resident) and row.blend is None):
+        what = "routers are" if isinstance(row, Resident) else "gate is"
+        kept = f"; its {what} {path.parent / recipe.learned.source}" if recipe.learned else ""
         raise InputError(
             f"{path}: {recipe.method}: one model a sample; there is no single model to build{kept}"
         )

@@ -21,6 +21,7 @@ from fusion.registry import (
     LogitSpace,
     Method,
     PerTask,
+    Resident,
     Routed,
     Selected,
     Static,
@@ -41,8 +42,8 @@ def rehearse(spec: SweepSpec, pool: Pool) -> None:
     """
     for name, entry in spec.methods.items():
         method = METHODS[name]
-        if isinstance(method, Adaptive):
-            continue  # `needs_of` has built each of its routers
+        if isinstance(method, Adaptive | Resident):
+            continue  # `needs_of` has built each of its routers, or courses
         for params in islice(random_points(entry, name, spec.seed), REHEARSED):
             try:
                 if isinstance(method, Static):

@@ -53,9 +53,10 @@ def learn_trial(
     config: Mapping[str, Any], entry: dict[str, Any], client: Any, course: bytes
 ) -> None:
     """A trial of a method that learns; imports torch."""
-    from fusion.registry import METHODS, Fitted, Selected
+    from fusion.registry import METHODS, Fitted, Resident, Selected
     from sweeps.fitting import fit
     from sweeps.learning import LAST_RUNG, learn
+    from sweeps.residing import learn as reside
     from sweeps.selecting import select
 
     client = client.named(config["trial_key"])
@@ -73,5 +74,6 @@ def learn_trial(
         tune.report({**found["metrics"], "rung": rung, "final": rung == LAST_RUNG, "entry": done})
 
     method = METHODS[config["method"]]
-    find = select if isinstance(method, Selected) else fit if isinstance(method, Fitted) else learn
+    ways = {Selected: select, Fitted: fit, Resident: reside}
+    find = next((way for kind, way in ways.items() if isinstance(method, kind)), learn)
     find(config, client, ray.cloudpickle.loads(course), report)

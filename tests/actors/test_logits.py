@@ -50,6 +50,20 @@ def test_an_evaluation_is_of_these_logits(experts, recipe):
         assert (again.correct == measured.scores[name].correct).all()
 
 
+def test_some_rows_have_the_same_bits_whatever_is_cached(experts, tmp_path, monkeypatch):
+    """A few-shot method's keys may not depend on which method came first."""
+    at = torch.tensor([7, 3, 5])
+    first = experts.embedded_at("tones", "lines", "select", at)
+    whole = experts.embedded("tones", "lines", "select")
+    again = experts.embedded_at("tones", "lines", "select", at)
+    assert torch.equal(first, again)
+    torch.testing.assert_close(first, whole[at], rtol=1e-4, atol=1e-5)
+    other = EmbeddingCache(tmp_path, experts.embeddings.identity)
+    monkeypatch.setattr(experts, "embeddings", other)
+    experts.embedded("tones", "lines", "select")  # now the whole comes first
+    assert torch.equal(experts.embedded_at("tones", "lines", "select", at), first)
+
+
 def test_a_point_that_is_an_expert_has_its_logits(experts):
     point, alone = (
         experts.logits(Recipe("greedy_soup", {}, HOT), "report"),

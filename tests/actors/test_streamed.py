@@ -73,9 +73,9 @@ def test_the_same_bits_in_small_chunks_on_any_number_of_threads(pool, monkeypatc
 
 def test_each_thread_works_alone_and_torch_is_left_as_it_was(pool, threads):
     threads(3)
-    with module.crew() as crew:
+    with module.hired() as crew:
         assert torch.get_num_threads() == 3
-        assert set(crew.map(lambda _: torch.get_num_threads(), range(20))) == {1}
+        assert set(crew.threads.map(lambda _: torch.get_num_threads(), range(20))) == {1}
     some = streamed(pool, lambda name: [0.5, 0.5, 0.0])
     next(some)
     assert torch.get_num_threads() == 3
@@ -139,7 +139,7 @@ def test_a_file_cut_off_while_it_is_read(tiny_pool, tmp_path):
 def test_a_number_alone_and_an_empty_tensor(tmp_path):
     stacks = {"base": {"one": torch.tensor(2.0), "none": torch.empty(0, 3)}}
     stacks["run"] = {"one": torch.tensor(5.0), "none": torch.empty(0, 3)}
-    with module.crew() as crew:
+    with module.hired() as crew:
         found = {}
         for name in ("one", "none"):
             sources = []

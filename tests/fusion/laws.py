@@ -21,6 +21,7 @@ from fusion.registry import (
     Fitted,
     Informed,
     LogitSpace,
+    Resident,
     Routed,
     Selected,
     Static,
@@ -359,5 +360,6 @@ STATIC = sorted(name for name, method in METHODS.items() if isinstance(method, S
 LOGIT = sorted(name for name, method in METHODS.items() if isinstance(method, LogitSpace))
 LEARNING = sorted(name for name, method in METHODS.items() if isinstance(method, Adaptive))
 FITTED = sorted(name for name, method in METHODS.items() if isinstance(method, Fitted))
+RESIDENT = sorted(name for name, method in METHODS.items() if isinstance(method, Resident))
 SELECTED = sorted(name for name, method in METHODS.items() if isinstance(method, Selected))
 ROUTED = sorted(name for name, method in METHODS.items() if isinstance(method, Routed))

@@ -19,6 +19,7 @@ from tests.fusion.laws import (
     LEARNING,
     LOGIT,
     LOGIT_LAWS,
+    RESIDENT,
     ROUTED,
     SELECTED,
     STATIC,
@@ -51,7 +52,8 @@ def test_logit_space(law: Callable[[laws.Fuse, str], None], name: str) -> None:
 
 
 def test_every_row_is_under_some_law() -> None:
-    assert sorted(STATIC + LOGIT + LEARNING + ROUTED + SELECTED + FITTED) == sorted(METHODS)
+    every = STATIC + LOGIT + LEARNING + ROUTED + SELECTED + FITTED + RESIDENT
+    assert sorted(every) == sorted(METHODS)
 
 
 @pytest.mark.parametrize("name", SELECTED)

@@ -13,12 +13,9 @@ from actors.codings import load_coding
 from actors.data import prepare_data
 from actors.embeddings import EmbeddingCache
 from actors.evaluation import Evaluation, TaskScore
-from actors.experts import LocalExperts
 from actors.filed import file_vectors, opened_vectors
-from actors.heads import read_head
-from actors.pipeline import Direct, Pipeline
+from actors.local import local_experts
 from actors.pool import open_pool
-from actors.shard import Shard
 from actors.tasks import Splits, TaskSource, open_task
 from fusion.errors import InputError, Vanished
 from fusion.gram import Gram
@@ -214,12 +211,10 @@ def test_a_file_that_is_removed_in_mid_soup_is_left_out(tiny_pool, tmp_path):
     data = prepare_data(pool.base, tasks, Splits(), ["select", "report"], tmp_path / "cache")
     identity = {name: name for name in (*names, "pretrained")}
     vectors = opened_vectors(file_vectors(pool))
-    heads = {name: read_head(task.head) for name, task in data.items()}
 
     def trial(folder, **params):
-        shard = Shard(pool.base, vectors, heads, "cpu")
-        pipeline = Pipeline([shard], [shard.names()], vectors.groups, Direct())
-        experts = LocalExperts(pipeline, names, data, EmbeddingCache(tmp_path / "e", identity))
+        cache = EmbeddingCache(tmp_path / "e", identity)
+        experts = local_experts(pool, data, cache, vectors=vectors)
         course = Course(names, vectors.groups, {}, {}, {}, Folder(folder), frozenset())
         reports = []
         config = {"method": "greedy_soup", "params": params, "trial_key": "k", "seed": 0}
