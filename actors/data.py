@@ -16,6 +16,11 @@ from actors.preprocess import clip_preprocess, read_preprocess
 from actors.pretraining import Captioned
 from actors.tasks import Role, Splits, Task, assign, partition
 
+ROLES: tuple[Role, ...] = ("fit", "select", "report")
+
+MEASURED: tuple[Role, ...] = ("report",)
+"""Roles of a task that is measured on alone."""
+
 
 def prepare_data(
     base: Checkpoint,
@@ -28,6 +33,7 @@ def prepare_data(
     extractors: Collection[Extractor] = (),
     progress: Callable[[int, int], None] | None = None,
     device: str = "cpu",
+    unseen: Collection[str] = (),
 ) -> dict[str, TaskData]:
     """Decode what is not in the cache yet, and say for each task which rows play which role.
 
@@ -41,15 +47,24 @@ def prepare_data(
         extractors: of gates; their features are made for all these rows.
         progress: called with images done and images in all.
         device: where features are computed.
+        unseen: tasks that have report rows alone.
 
     Raises:
         InputError: a split that is not there or empty; a broken image, by name.
     """
     wanted = list(roles)
     places = {
-        name: assign(task, splits, select_spelled=select_spelled) for name, task in tasks.items()
+        name: assign(
+            task, splits, select_spelled=select_spelled, roles=MEASURED if name in unseen else ROLES
+        )
+        for name, task in tasks.items()
     }
-    needed = {(name, places[name][role].split): tasks[name] for name in tasks for role in wanted}
+    needed = {
+        (name, place.split): tasks[name]
+        for name in tasks
+        for role, place in places[name].items()
+        if role in wanted
+    }
     files = prepare(tasks, list(needed), read_preprocess(base.folder), root, progress)
     heads = task_heads(base, tasks, root)
     features = {
@@ -70,6 +85,7 @@ def prepare_data(
                 for role, place in places[name].items()
                 if role in wanted
             },
+            name in unseen,
         )
         for name in tasks
     }

@@ -52,6 +52,9 @@ class TaskData:
     """The zero-shot head [C, D], or the task's own, logit scale included."""
     rows: Mapping[str, Rows]
     """role (fit, select, report) -> rows."""
+    unseen: bool = False
+    """Whether no expert is of it: it has rows to be measured on alone, and nothing is learned,
+    fitted or chosen by it."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +80,34 @@ class Evaluation:
     seconds: float
     peak_bytes: int
     """Peak resident memory of the process so far; on a GPU its peak allocated memory."""
+    unseen: frozenset[str] = frozenset()
+    """The sweep's tasks without an expert, evaluated here or not."""
 
     def metrics(self) -> dict[str, float]:
-        """`acc/<task>`, `nll/<task>` and their unweighted means over tasks."""
-        found = {f"acc/{task}": score.accuracy for task, score in self.scores.items()}
-        found["acc/mean"] = float(np.mean([score.accuracy for score in self.scores.values()]))
-        found |= {f"nll/{task}": score.nll for task, score in self.scores.items()}
-        found["nll/mean"] = float(np.mean([score.nll for score in self.scores.values()]))
+        """`acc/<task>`, `nll/<task>` and their unweighted means over tasks.
+
+        Of a sweep with unseen tasks also the means over the two kinds, `acc/seen`, `acc/unseen`,
+        as far as tasks of the kind were evaluated.
+        """
+        found: dict[str, float] = {}
+        if not self.scores:
+            return found
+        for kind in ("acc", "nll"):
+            each = {
+                task: score.accuracy if kind == "acc" else score.nll
+                for task, score in self.scores.items()
+            }
+            found |= {f"{kind}/{task}": value for task, value in each.items()}
+            found[f"{kind}/mean"] = float(np.mean(list(each.values())))
+            if not self.unseen:
+                continue
+            for group, members in (
+                ("seen", each.keys() - self.unseen),
+                ("unseen", each.keys() & self.unseen),
+            ):
+                if members:
+                    values = [value for task, value in each.items() if task in members]
+                    found[f"{kind}/{group}"] = float(np.mean(values))
         return found
 
     def plain(self) -> dict[str, Any]:
@@ -118,13 +142,13 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def tasks_with(data: Mapping[str, TaskData], role: str) -> list[str]:
-    """Tasks with rows of that role: all for fit, select and report; a shift set may be of some.
+    """Tasks with rows of that role; a shift set may be of some, fit and select of seen tasks alone.
 
     Raises:
         KeyError: rows that were not prepared: a bug of the caller, not the user's.
     """
     there = [name for name, task in data.items() if role in task.rows]
-    lacking = [name for name in data if name not in there]
+    lacking = [name for name, task in data.items() if name not in there and not task.unseen]
     if lacking and (role in get_args(Role) or not there):
         raise KeyError(f"task {lacking[0]!r} has no rows of role {role!r}")
     return there

@@ -34,6 +34,7 @@ from actors.recipes import BASE, learned_beta, learned_coding, opened_gate, stat
 from actors.recipes import merged as merged
 from actors.residing import Trained, opened, routed_logits, train
 from actors.routing import SAMPLES, routed
+from actors.unseen import learners, measured, unseen_of
 from fusion.coding import one_hot, sole
 from fusion.errors import InputError
 from fusion.fitted import Plane
@@ -109,13 +110,13 @@ class LocalExperts:
         found = self.logits(recipe, role)
         scores = {name: score(z, self.labels(name, role)) for name, z in found.items()}
         count("samples", sum(map(len, found.values())), method=recipe.method)
-        return Evaluation(scores, time.perf_counter() - start, peak_bytes(self.device))
+        seconds = time.perf_counter() - start
+        return Evaluation(scores, seconds, peak_bytes(self.device), unseen_of(self.data))
 
     def logits(self, recipe: Recipe, role: str) -> dict[str, Tensor]:
         """Task -> logits [N, C] of its rows of that role, what `evaluate` compares with labels."""
         method = METHODS.get(recipe.method)
-        own = recipe.method == "experts" or isinstance(method, PerTask)
-        names = [name for name in self.tasks_of(role) if not own or name in self.tasks]
+        names = measured(self.data, self.tasks, recipe.method, recipe.params, role)
         if recipe.method == "experts" or isinstance(method, LogitSpace):
             return {name: self.fused(recipe, name, role) for name in names}
         if isinstance(method, Fitted):
@@ -181,7 +182,7 @@ class LocalExperts:
 
     def fit(self, recipe: Recipe) -> tuple[bytes, dict[str, float]]:
         """See `actors.fits.fit`."""
-        return fit(self.plane, self.data, recipe)
+        return fit(self.plane, learners(self.data), recipe)
 
     def plane(self, task: str) -> Plane:
         """One task as methods of the logit plane see it."""
@@ -232,7 +233,7 @@ class LocalExperts:
 
     def embed(self, expert: str, role: str) -> None:
         """Fill the cache with one expert's embeddings of every task's rows."""
-        for task in self.data:
+        for task in self.tasks_of(role):
             self.embedded(expert, task, role)
 
     def embedded(self, expert: str, task: str, role: str) -> Tensor:

@@ -13,6 +13,7 @@ from actors.hashes import hash_text
 from actors.passes import Batch, Weights
 from actors.pipeline import Pipeline
 from actors.recipes import BASE
+from actors.unseen import adapted_role
 from fusion.coding import one_hot
 from fusion.errors import InputError
 from fusion.registry import METHODS, Informed
@@ -25,7 +26,7 @@ VERSION = "statistics-1"
 """Raised when a change of this code changes statistics."""
 
 ROLE = "fit"
-"""Whose rows they are taken of."""
+"""Whose rows they are taken of; under shift, where the sweep adapts on images under shift."""
 
 
 def gathered(experts: LocalExperts, method: str, params: Mapping[str, Any]) -> tuple[str, ...]:
@@ -67,7 +68,8 @@ def drawn(experts: LocalExperts, method: str, task: str, asked: Asked) -> NDArra
         raise InputError(
             f"{method}: expert {task!r}: no task of its name to take statistics of (tasks: {tasks})"
         )
-    size = experts.size(task, ROLE) if ROLE in data.rows else 0
+    role = adapted_role(experts.data, ROLE)
+    size = experts.size(task, role) if role in data.rows else 0
     if not size:
         raise InputError(f"{method}: task {task!r}: no {ROLE} rows; at least 1 needed")
     seed = int(hash_text(asked.seed, task), 16)
@@ -82,7 +84,7 @@ def keys_of(
     identity = experts.embeddings.identity
 
     def facts(task: str) -> list[Any]:
-        at = experts.data[task].rows[ROLE]
+        at = experts.data[task].rows[adapted_role(experts.data, ROLE)]
         there = [] if at.indices is None else at.indices[rows[task]].tolist()
         said = [identity[task], at.pixels.name, there or rows[task].tolist()]
         if asked.kind == "fisher":
@@ -112,7 +114,8 @@ def cut(experts: LocalExperts, task: str, rows: NDArray[np.int64], size: int) ->
     import torch
 
     at = torch.from_numpy(rows)
-    return [experts.batch(task, ROLE, at[part]) for part in batches(len(rows), size)]
+    role = adapted_role(experts.data, ROLE)
+    return [experts.batch(task, role, at[part]) for part in batches(len(rows), size)]
 
 
 def observe(

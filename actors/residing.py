@@ -21,6 +21,7 @@ from actors.pipeline import one_forward_one_backward
 from actors.resident import Forgotten
 from actors.residentfile import dump_resident, learned_tensors, load_resident
 from actors.routing import SAMPLES
+from actors.unseen import adapted_role, learners
 from fusion.concrete import COEFFICIENTS, columns_of
 from fusion.errors import InputError
 from fusion.learning import Shape, draw
@@ -90,8 +91,8 @@ class Steps:
         """Nothing is asked of the shards yet."""
         self.experts, self.recipe, self.course, self.seed = experts, recipe, course, seed
         self.pipeline, self.key = experts.pipeline, uuid.uuid4().hex
-        self.role = course.adapt_on
-        names = experts.tasks_of(self.role) if course.steps else []
+        self.role = adapted_role(experts.data, course.adapt_on)
+        names = learners(experts.data) if course.steps else ()
         self.sizes = {name: experts.size(name, self.role) for name in names}
         self.ahead: NamedAdam | None = None
         """λ and its moments, where λ is learned."""

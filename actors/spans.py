@@ -1,8 +1,8 @@
 """Parts of files read into memory that is there already.
 
-A file that is mapped costs a page fault wherever its pages are first touched, and as much again to
-unmap: where the page cache holds it in 4 KiB pages, four times what reading the numbers costs. A
-read into a buffer that stays in a core's cache costs a copy and no fault.
+A mapped file costs a page fault wherever its pages are first touched, and half as much again to
+unmap: in pages of 4 KiB, four times what reading the numbers costs. A read into a buffer that stays
+in cache costs a copy and no fault.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -191,7 +191,13 @@ def read_meta(folder: Path, what: str) -> dict[str, Any]:
     return found
 
 
-def assign(task: Task, splits: Splits, *, select_spelled: bool = False) -> dict[Role, Place]:
+def assign(
+    task: Task,
+    splits: Splits,
+    *,
+    select_spelled: bool = False,
+    roles: Collection[Role] = ("fit", "select", "report"),
+) -> dict[Role, Place]:
     """Which rows of a task play which role.
 
     A name is one of the data set's own splits, or `val`: its own validation split by whatever
@@ -203,6 +209,7 @@ def assign(task: Task, splits: Splits, *, select_spelled: bool = False) -> dict[
         splits: the spec's names.
         select_spelled: whether the spec itself gives `select`; only then may it be the split
             that is reported on.
+        roles: those that the task plays; splits of others need not be there.
 
     Raises:
         InputError: a split that is not there or empty, or selection on the reporting split
@@ -219,6 +226,8 @@ def assign(task: Task, splits: Splits, *, select_spelled: bool = False) -> dict[
     )
     places: dict[Role, Place] = {}
     for role, name in wanted.items():
+        if role not in roles:
+            continue
         if name in task.splits:
             places[role] = Place(name, "fit" if carved and name == "train" else "all")
         elif name in VALIDATION and own is not None:
@@ -233,7 +242,8 @@ def assign(task: Task, splits: Splits, *, select_spelled: bool = False) -> dict[
             )
         if task.splits[places[role].split] == 0:
             raise InputError(f"task {task.name!r}: splits.{role}: split {name!r} is empty")
-    check_selection(task, splits, places, select_spelled)
+    if {"select", "report"} <= set(roles):
+        check_selection(task, splits, places, select_spelled)
     return places
 
 

@@ -168,7 +168,7 @@ def refused(error: BaseException) -> BaseException:
     if isinstance(error, ray.exceptions.ActorDiedError):
         *_, last = str(error).strip().splitlines()
         kind, _, reason = last.partition(": ")
-        if kind.endswith("." + InputError.__name__):
+        if kind.rpartition(".")[2] in (InputError.__name__, Vanished.__name__):
             return InputError(reason)
     return error
 

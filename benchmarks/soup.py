@@ -8,24 +8,26 @@ written. The floor is that many bytes at the speed of a copy in memory that was 
 read and a write a byte), on the same number of threads. The result's memory is fresh each time.
 
 The page cache is warm: each soup is measured after one that is not counted. How fast it can be read
-depends on how it came to be there. Reading a file leaves it in large pages (2 MiB, where the system
-has them), writing it in pages of 4 KiB, from which the system itself copies at less than half the
-speed. The first figure is of files that were read again after they were written, as those of an
-earlier day are; the second of files that were only written.
+depends on the size of its pages. Reading a file makes large ones (up to 2 MiB) where the system
+finds room for them; writing it makes mostly pages of 4 KiB, and so does reading where memory is
+fragmented. The first figure is of files that were read again after they were written, as those of
+an earlier day are; the second of files that were only written.
 
-What bounds it is that the system copies every byte once into a buffer. Mapping files saves the
-copy, and costs more: on 2 cores of a virtual machine (EPYC, Linux 6.18) 350 MB take a thread
+What bounds it is that the system copies every byte into a buffer first. Mapping files saves the
+copy, and costs more. On 2 cores of a virtual machine (EPYC, Linux 6.18), 350 MB cost a thread
 
     10 ms to add up in mapped memory that was touched before: the speed of memory
-    13 ms to copy from the page cache into a buffer of 256 KiB; 32 ms from pages of 4 KiB
-    20 ms to map, add up and unmap (large pages); 50 ms from pages of 4 KiB (4,800 faults)
-    13 ms to subtract the base and add to the sum, in cache
+    13 ms to copy from the page cache into a buffer in cache; 32 ms from pages of 4 KiB
+    50 ms to map, add up and unmap, from pages of 4 KiB (4,800 faults)
+
+beside some 15 ms to subtract the base and add to the sum. The aim leaves 30 ms.
 
 Peak memory is that of the process above what it held before, the page cache of the files left out.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import tempfile
@@ -72,6 +74,7 @@ def soups(pool: Pool, repeats: int) -> list[float]:
 
 def peak_memory(pool: Pool) -> int:
     """Bytes of its own that one soup takes at most, its result held."""
+    ctypes.CDLL(None).malloc_trim(0)  # else what is free, and counted, would be used first
     shares, held, peak, before = [1.0] * len(pool.tasks), {}, 0, anonymous()
     for name, tensor in streamed(pool, lambda name: shares, scale=1 / len(shares)):
         held[name] = tensor

@@ -27,6 +27,7 @@ from torch import Tensor
 from fusion.errors import InputError
 from fusion.lazy import Remade
 from fusion.lowrank import LowRank
+from fusion.scratch import scratch
 from fusion.state import accumulator
 
 Form: TypeAlias = Literal["auto", "A", "B"]
@@ -118,13 +119,14 @@ def chunks(models: int, numel: int, itemsize: int, device: str) -> Iterator[slic
 
 
 def merge_weights(coefficients: Tensor, base: Tensor, deltas: Tensor, dtype: torch.dtype) -> Tensor:
-    """θ₀ + C·τ for [M, T] coefficients: [M, *shape] in `dtype`, mixed in float32 (float64)."""
+    """θ₀ + C·τ for [M, T] coefficients: [M, *shape] in `dtype`, mixed in float32 (float64); valid
+    until this thread's next call."""
     wide = accumulator(base.dtype, deltas.dtype, dtype)
     tasks, size = deltas.shape[0], base.numel()
     models = coefficients.shape[0]
     c, rows = coefficients.to(wide), deltas.reshape(tasks, size)
     origin = base.reshape(1, size)
-    out = torch.empty(models, size, dtype=wide, device=base.device)
+    out = scratch(models, size, wide, base.device)
     # One model: memory-bound, and a product over all of it is at the floor. Several on a CPU:
     # columns in turn, so that what is read once from memory serves all models from cache.
     step = COLUMNS if models > 1 and base.device.type == "cpu" else max(size, 1)

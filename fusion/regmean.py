@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from fusion.coding import mix_tensor
 from fusion.errors import InputError
 from fusion.state import TaskVectors, accumulator
-from fusion.statistics import Asked, Statistics, checked
+from fusion.statistics import Asked, Statistics, sized
 
 Fraction = Annotated[float, Interval(ge=0, le=1)]
 
@@ -114,6 +115,29 @@ BATCH = 32
 """Images a forward pass: Gram matrices are sums, so it changes rounding only."""
 
 
+@dataclass(frozen=True)
+class Normal:
+    """The left side of the normal equations of one input: Ĝ_t = α·G_t + diag(extra_t)."""
+
+    grams: Tensor
+    """G [T, in, in], as they are kept: Ĝ is never formed, as it would be read once more."""
+    extra: Tensor
+    """[T, in]: (1 − α)·diag G_t + ρ·mean(diag G_t)."""
+    lower: Tensor
+    """L [in, in] with LLᵀ = Σ_t Ĝ_t."""
+    non_diagonal: float
+
+    def solve(self, deltas: Tensor) -> Tensor:
+        """(Σ_t Ĝ_t)⁻¹ Σ_t Ĝ_t τ_tᵀ, transposed: [out, in], in the dtype of L."""
+        dtype = self.lower.dtype
+        right = torch.zeros(deltas.shape[2], deltas.shape[1], dtype=dtype, device=deltas.device)
+        for gram, extra, delta in zip(self.grams, self.extra, deltas, strict=True):
+            tall = delta.T.to(dtype)
+            right.addmm_(gram.to(dtype), tall, alpha=self.non_diagonal)
+            right.addcmul_(extra[:, None].to(dtype), tall)
+        return torch.cholesky_solve(right, self.lower).T
+
+
 def least_squares(
     method: str,
     vectors: TaskVectors,
@@ -123,15 +147,15 @@ def least_squares(
 ) -> dict[str, Tensor]:
     """Matrices with a statistic by least squares, all else by the mean."""
     tasks = len(vectors.tasks)
-    solved: tuple[str, tuple[Tensor, Tensor] | None] = ("", None)
+    known: dict[tuple[str, torch.dtype], Normal] = {}
 
-    def factored(name: str, width: int) -> tuple[Tensor, Tensor]:
-        nonlocal solved
+    def normal(name: str, width: int, dtype: torch.dtype) -> Normal:
         key = statistics.key(name) if isinstance(statistics, Statistics) else name
-        if solved[0] != key or solved[1] is None:
-            grams = checked(method, statistics, name, (tasks, width, width))
-            solved = key, factor(method, name, grams, non_diagonal, ridge)
-        return solved[1]  # type: ignore[return-value]
+        if (key, dtype) not in known:
+            known.clear()  # q, k and v come one after the other: one is kept
+            grams = sized(method, statistics, name, (tasks, width, width))
+            known[key, dtype] = factor(method, name, grams, non_diagonal, ridge, dtype)
+        return known[key, dtype]
 
     def fill(name: str, out: Tensor) -> None:
         base, deltas = vectors.base[name], vectors.deltas[name]
@@ -139,46 +163,38 @@ def least_squares(
             mix_tensor(out, base, deltas, [1.0] * tasks, scale=1 / tasks)
             return
         dtype = accumulator(out.dtype, base.dtype, deltas.dtype)
-        grams, lower = factored(name, deltas.shape[2])
-        # Σ_t Ĝ_t τ_tᵀ as one product: [in, T·in] by [T·in, out].
-        _, rows, width = deltas.shape
-        wide = grams.transpose(0, 1).reshape(width, tasks * width)
-        tall = deltas.transpose(1, 2).reshape(tasks * width, rows)
-        exact = accumulator(grams.dtype, dtype)
-        right = wide.to(exact) @ tall.to(exact)
-        moved = torch.cholesky_solve(right, lower.to(exact)).T
+        moved = normal(name, deltas.shape[2], dtype).solve(deltas)
         out.copy_(base.to(dtype) + moved.to(dtype))
 
     return vectors.build(fill)
 
 
 def factor(
-    method: str, name: str, grams: Tensor, non_diagonal: float, ridge: float
-) -> tuple[Tensor, Tensor]:
-    """(Ĝ [T, in, in], L with LLᵀ = Σ_t Ĝ_t), in float32 where that can be factorised, else float64.
+    method: str,
+    name: str,
+    grams: Tensor,
+    non_diagonal: float,
+    ridge: float,
+    dtype: torch.dtype = torch.float32,
+) -> Normal:
+    """The factor in `dtype`, or in float64 where it cannot be had there.
 
     Raises:
-        InputError: the sum is singular.
+        InputError: Gram matrices that are not finite; a sum that is singular.
     """
-    hat = reduced(grams, non_diagonal, ridge)
-    lower, bad = torch.linalg.cholesky_ex(hat.sum(0))
-    if not int(bad) and bool(lower.isfinite().all()):
-        return hat, lower
-    hat = reduced(grams.double(), non_diagonal, ridge)
-    lower, bad = torch.linalg.cholesky_ex(hat.sum(0))
-    if int(bad):
-        raise InputError(
-            f"{method}: tensor {name!r}: the sum of its Gram matrices is singular at row"
-            f" {int(bad)} of {len(lower)}: too few examples, or inputs that never vary; a larger"
-            f" ridge than {ridge:g}, more examples or a smaller non_diagonal than"
-            f" {non_diagonal:g} needed"
-        )
-    return hat, lower
-
-
-def reduced(grams: Tensor, non_diagonal: float, ridge: float) -> Tensor:
-    """α·G + (1 − α)·diag G + ρ·mean(diag G)·I of [T, in, in]; its input is not written to."""
-    hat = grams * non_diagonal
-    diagonal = grams.diagonal(dim1=1, dim2=2)
-    hat.diagonal(dim1=1, dim2=2).copy_(diagonal + ridge * diagonal.mean(1, keepdim=True))
-    return hat
+    diagonal = grams.diagonal(dim1=1, dim2=2).to(accumulator(grams.dtype, dtype))
+    extra = (1 - non_diagonal) * diagonal + ridge * diagonal.mean(1, keepdim=True)
+    for wide in dict.fromkeys((accumulator(grams.dtype, dtype), torch.float64)):
+        total = grams.sum(0, dtype=wide).mul_(non_diagonal)
+        total.diagonal().add_(extra.sum(0, dtype=wide))
+        if not bool(total.sum().isfinite()):
+            raise InputError(f"{method}: statistics: tensor {name!r}: NaN or Inf")
+        lower, bad = torch.linalg.cholesky_ex(total)
+        if not int(bad) and bool(lower.diagonal().isfinite().all()):
+            return Normal(grams, extra, lower, non_diagonal)
+    raise InputError(
+        f"{method}: tensor {name!r}: the sum of its Gram matrices is singular at row"
+        f" {int(bad)} of {len(lower)}: too few examples, or inputs that never vary; a larger"
+        f" ridge than {ridge:g}, more examples or a smaller non_diagonal than"
+        f" {non_diagonal:g} needed"
+    )

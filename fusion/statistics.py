@@ -62,13 +62,11 @@ class Statistics(Mapping[str, Tensor]):
         return len(self.keys_of)
 
 
-def checked(
-    method: str, statistics: Mapping[str, Tensor], name: str, shape: Iterable[int]
-) -> Tensor:
+def sized(method: str, statistics: Mapping[str, Tensor], name: str, shape: Iterable[int]) -> Tensor:
     """The statistic of one tensor.
 
     Raises:
-        InputError: none, of another shape, or not finite.
+        InputError: none, or of another shape.
     """
     wanted = list(shape)
     if name not in statistics:
@@ -79,7 +77,19 @@ def checked(
             f"{method}: statistics: tensor {name!r}: shape {list(found.shape)}; {wanted} needed:"
             " they are of other weights"
         )
-    if not bool(found.sum(dtype=torch.float64).isfinite()):
+    return found
+
+
+def checked(
+    method: str, statistics: Mapping[str, Tensor], name: str, shape: Iterable[int]
+) -> Tensor:
+    """As `sized`, every entry looked at.
+
+    Raises:
+        InputError: see `sized`; not finite.
+    """
+    found = sized(method, statistics, name, shape)
+    if not bool(found.sum(dtype=torch.float32).isfinite()):
         raise InputError(f"{method}: statistics: tensor {name!r}: NaN or Inf")
     return found
 

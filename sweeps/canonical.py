@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fusion.parameters import bind
-from fusion.registry import METHODS
+from fusion.registry import METHODS, Adaptive, Informed, Resident
+from fusion.rows import Row
 
 EXACT = 2**53
 """Integers up to here are floats too, and then `1` and `1.0` are one value."""
@@ -25,14 +26,18 @@ class Context:
     """(`extractor`, `squash`) of a gate's parameters -> hash of what they name."""
     gates: Mapping[str, str] = field(default_factory=dict)
     """`gate` of such parameters -> hash of the file."""
+    under: str = ""
+    """Hash of the shift whose images are adapted to; empty: clean ones are."""
 
-    def of(self, params: Mapping[str, Any]) -> Any:
+    def of(self, params: Mapping[str, Any], row: Row | None = None) -> Any:
         """What a trial of these parameters depends on: of files, only those that it names.
 
         So a sweep that is extended by a method with another extractor keeps its finished trials.
         """
         source = params.get("extractor"), params.get("squash")
         named = [self.extractors.get(source), self.gates.get(params.get("gate"))]  # type: ignore[arg-type]
+        if self.under and adapts(row):
+            return [self.common, *named, self.under]
         return [self.common, *named] if any(named) else self.common
 
 
@@ -68,7 +73,20 @@ def trial_key(method: str, params: Mapping[str, Any], context: str | Context = "
     """
     row = METHODS.get(method)
     bound = bind(method, row.parameters, params) if row else dict(params)
-    return digest([method, bound, context.of(bound) if isinstance(context, Context) else context])
+    given = context.of(bound, row) if isinstance(context, Context) else context
+    return digest([method, bound, given])
+
+
+def adapts(row: Row | None) -> bool:
+    """Whether a method adapts to unlabelled images, or takes statistics of images: it then reads
+    those under `adapt_on_shift`. Methods that learn from labels, or fit to them, read clean ones.
+
+    >>> [name for name in ("ties", "adamerging", "learned_soup", "fisher") if adapts(METHODS[name])]
+    ['adamerging', 'fisher']
+    """
+    if isinstance(row, Adaptive):
+        return not row.labelled
+    return isinstance(row, Resident | Informed)
 
 
 def derive_seed(seed: int, *purpose: Any) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any, TypeAlias
@@ -21,6 +21,9 @@ REFERENCES = ("pretrained", "experts")
 
 ORACLE = "oracle"
 """How the note of a row begins that has read the labels it is measured by."""
+
+MEAN, SEEN, UNSEEN = "acc/mean", "acc/seen", "acc/unseen"
+"""Mean accuracies: over all tasks evaluated, over those with an expert, and over the others."""
 
 KEPT_OF_FAILED = ("trial_key", "method", "params", "error")
 
@@ -55,8 +58,10 @@ class Row:
 
     @property
     def score(self) -> float | None:
-        """Mean accuracy on the report split, on the select split while there is no other."""
-        return self.test.get("acc/mean", self.val.get("acc/mean"))
+        """Mean accuracy on the report split, on the select split while there is no other; over the
+        seen tasks, where some are unseen."""
+        metrics = self.test or self.val
+        return metrics.get(SEEN, metrics.get(MEAN))
 
 
 @dataclass(frozen=True)
@@ -86,12 +91,27 @@ class Comparison:
     report_on: str = "test"
     metric: str = "acc/mean"
     tasks: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
+    """Those of them without an expert, which nothing was learned from, fitted to or chosen by."""
     pairs: tuple[Pair, ...] = ()
+    """Over the seen tasks."""
     failed: tuple[Mapping[str, Any], ...] = ()
     """Failed trials: `trial_key`, `method`, `params`, `error`."""
     created: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     command: str | None = None
+    adapt_on_shift: str | None = None
+    """The shift set whose images methods adapted to; None: clean ones."""
+
+    @property
+    def headline(self) -> str:
+        """The metric that rows are ranked by: `acc/mean`, or `acc/seen` where tasks are unseen."""
+        return SEEN if self.unseen else MEAN
+
+    @property
+    def seen(self) -> tuple[str, ...]:
+        """The tasks that the headline is a mean of."""
+        return tuple(task for task in self.tasks if task not in self.unseen)
 
     @property
     def optimistic(self) -> bool:
@@ -123,10 +143,12 @@ def compare(
     report_on: str = "test",
     metric: str = "acc/mean",
     tasks: Sequence[str] = (),
+    unseen: Collection[str] = (),
     failed: Iterable[Mapping[str, Any]] = (),
     created: str | None = None,
     versions: Mapping[str, str] | None = None,
     command: str | None = None,
+    adapt_on_shift: str | None = None,
 ) -> Comparison:
     """Build the comparison: accuracies, intervals and tests come from `correct`.
 
@@ -141,15 +163,19 @@ def compare(
         report_on: split of `correct`.
         metric: what they were chosen by.
         tasks: order of the tasks; default: as first met.
+        unseen: those of them that have no expert.
         failed: failed ledger entries, field by field.
         created: ISO time of the comparison.
         versions: package -> version.
         command: what reproduces the sweep.
+        adapt_on_shift: the shift set whose images methods adapted to.
 
     Raises:
         ValueError: two rows have a different number of samples in one task.
     """
-    scored = sorted((with_test(row, correct.get(row.method)) for row in rows), key=position)
+    tested = (with_test(row, correct.get(row.method), unseen) for row in rows)
+    scored = sorted(tested, key=position)
+    names = tuple(tasks) or tasks_of(scored)
     return Comparison(
         sweep=sweep,
         spec_hash=spec_hash,
@@ -157,8 +183,9 @@ def compare(
         rows=tuple(scored),
         report_on=report_on,
         metric=metric,
-        tasks=tuple(tasks) or tasks_of(scored),
-        pairs=paired([row.method for row in scored], correct),
+        tasks=names,
+        unseen=tuple(name for name in names if name in unseen),
+        pairs=paired([row.method for row in scored], correct, unseen),
         failed=tuple(
             finite({name: entry[name] for name in KEPT_OF_FAILED})
             for entry in sorted(failed, key=lambda entry: (entry["method"], entry["trial_key"]))
@@ -166,10 +193,11 @@ def compare(
         created=created,
         versions=dict(versions or {}),
         command=command,
+        adapt_on_shift=adapt_on_shift,
     )
 
 
-def with_test(row: Row, correct: Correct | None) -> Row:
+def with_test(row: Row, correct: Correct | None, unseen: Collection[str] = ()) -> Row:
     """`row` in JSON's own types, with accuracies and 95 % intervals counted from `correct`."""
     kind = "reference" if row.method in REFERENCES else row.kind
     row = replace(
@@ -186,11 +214,21 @@ def with_test(row: Row, correct: Correct | None) -> Row:
     counts = {task: (int(hits.sum()), len(hits)) for task, hits in correct.items()}
     accuracy = {f"acc/{task}": hits / n for task, (hits, n) in counts.items()}
     intervals = {f"acc/{task}": wilson(hits, n) for task, (hits, n) in counts.items()}
-    mean = math.fsum(accuracy.values()) / len(accuracy)
-    ci95 = {"acc/mean": mean_interval(list(counts.values())), **intervals}
+    groups = {MEAN: list(counts)}
+    if unseen:
+        groups[SEEN] = [task for task in counts if task not in unseen]
+        groups[UNSEEN] = [task for task in counts if task in unseen]
+    groups = {name: members for name, members in groups.items() if members}
+    means = {
+        name: math.fsum(accuracy[f"acc/{task}"] for task in members) / len(members)
+        for name, members in groups.items()
+    }
+    ci95 = {
+        name: mean_interval([counts[task] for task in members]) for name, members in groups.items()
+    } | intervals
     return replace(
         row,
-        test={**row.test, "acc/mean": mean, **accuracy},
+        test={**row.test, **means, **accuracy},
         test_ci95={name: (float(low), float(high)) for name, (low, high) in ci95.items()},
     )
 
@@ -207,15 +245,18 @@ def tasks_of(rows: Iterable[Row]) -> tuple[str, ...]:
     return tuple(
         name.removeprefix("acc/")
         for name in names
-        if name.startswith("acc/") and name != "acc/mean"
+        if name.startswith("acc/") and name not in (MEAN, SEEN, UNSEEN)
     )
 
 
-def paired(names: Sequence[str], correct: Mapping[str, Correct]) -> tuple[Pair, ...]:
-    """McNemar tests between all rows that have samples, over the tasks both have."""
+def paired(
+    names: Sequence[str], correct: Mapping[str, Correct], unseen: Collection[str] = ()
+) -> tuple[Pair, ...]:
+    """McNemar tests between all rows that have samples, over the seen tasks that both have."""
     tests = []
     for first, second in combinations([name for name in names if correct.get(name)], 2):
-        shared = [task for task in correct[first] if task in correct[second]]
+        both = [task for task in correct[first] if task in correct[second]]
+        shared = [task for task in both if task not in unseen]
         for task in shared:
             sizes = len(correct[first][task]), len(correct[second][task])
             if sizes[0] != sizes[1]:

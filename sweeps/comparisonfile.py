@@ -89,7 +89,7 @@ def read(folder: Path) -> Comparison:
             for row in content["rows"]
         )
         pairs = tuple(Pair(**known(Pair, pair)) for pair in content.get("pairs", ()))
-        lists = {name: tuple(content.get(name, ())) for name in ("tasks", "failed")}
+        lists = {name: tuple(content.get(name, ())) for name in ("tasks", "unseen", "failed")}
         return Comparison(**{**known(Comparison, content), **lists, "rows": rows, "pairs": pairs})
     except FileNotFoundError:
         raise InputError(f"{path}: no comparison; it is written as a sweep runs") from None

@@ -114,15 +114,15 @@ def needs_of(spec: SweepSpec, tasks: tuple[str, ...], groups: tuple[str, ...]) -
             gates[learning.gate] = hash_files({"gate": Path(learning.gate)})
         if learning.steps:
             adapts.add(learning.adapt_on)
-            at_once = learning.tasks_at_once or len(spec.tasks) if learning.shared else 1
-            images = max(images, learning.batch_size * min(at_once, len(spec.tasks)))
+            at_once = learning.tasks_at_once or len(spec.seen) if learning.shared else 1
+            images = max(images, learning.batch_size * min(at_once, len(spec.seen)))
         transformed |= not learning.trim.nothing
     kept = 0.0
     for _, course in resident_points(spec, tasks, groups):
         if course.steps:
             adapts.add(course.adapt_on)
-        together = getattr(course.options, "tasks_at_once", 1) or len(spec.tasks)
-        images = max(images, course.batch_size * min(together, len(spec.tasks)))
+        together = getattr(course.options, "tasks_at_once", 1) or len(spec.seen)
+        images = max(images, course.batch_size * min(together, len(spec.seen)))
         kept = max(kept, kept_of(course, len(tasks)))
     rows = [METHODS[name] for name in spec.methods]
     fits = any((isinstance(row, Fitted) and row.fits) or isinstance(row, Informed) for row in rows)

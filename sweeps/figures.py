@@ -46,11 +46,12 @@ def means(comparison: Comparison, rows: list[Row]) -> Figure:
     figure, axes = canvas(len(rows))
     for at, row in enumerate(rows):
         color = colour(comparison, row)
-        low, high = row.test_ci95.get("acc/mean", (row.score, row.score))
+        low, high = row.test_ci95.get(comparison.headline, (row.score, row.score))
         axes.plot([100 * (low or 0), 100 * (high or 0)], [at, at], color=color, linewidth=2)
         axes.plot([100 * (row.score or 0)], [at], "o", color=color)
     named(axes, rows)
-    axes.set_xlabel(f"mean accuracy on {split(comparison)}, %, 95 % interval")
+    seen = " over seen tasks" if comparison.unseen else ""
+    axes.set_xlabel(f"mean accuracy{seen} on {split(comparison)}, %, 95 % interval")
     axes.set_title(comparison.sweep, loc="left")
     axes.grid(axis="x", alpha=0.3)
     return figure
@@ -67,7 +68,8 @@ def tasks(comparison: Comparison, rows: list[Row]) -> Figure:
             ink = "white" if cell < 65 else "black"
             axes.text(x, y, f"{cell:.0f}", ha="center", va="center", fontsize=8, color=ink)
     named(axes, rows)
-    axes.set_xticks(range(len(comparison.tasks)), comparison.tasks, rotation=30, ha="right")
+    names = [f"{task} (unseen)" if task in comparison.unseen else task for task in comparison.tasks]
+    axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
     axes.set_title(f"{comparison.sweep}: accuracy on {split(comparison)}, %", loc="left")
     return figure
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from actors.fleet import Client
 from actors.transport import fetched
-from fusion.registry import METHODS, Gated
 from sweeps.canonical import digest
 from sweeps.compare import Row
 from sweeps.finals import recipe_of
@@ -32,15 +31,14 @@ def measure_shifts(
 ) -> list[Row]:
     """Every row with its metrics on each shift set; kept in `<folder>/<row>.shifts.json`.
 
-    What was measured before, of the same trial on the same set, is not measured again. Gates read
-    features of clean images, so that methods with a gate are left out.
+    What was measured before, of the same trial on the same set, is not measured again.
     """
     rows = list(rows)
     marks = {name: digest(shift.model_dump(mode="json")) for name, shift in shifts.items()}
     known = {row.method: stored(folder / f"{row.method}{SUFFIX}", row) for row in rows}
     pending: dict[tuple[str, str], Any] = {}
     for row in rows:
-        if row.trial_key is None or isinstance(METHODS.get(row.method), Gated):
+        if row.trial_key is None:
             continue
         for name, mark in marks.items():
             if known[row.method].get(name, {}).get("mark") != mark:

@@ -59,5 +59,6 @@ def running(folder: Path, entries: Sequence[Entry], spec: SweepSpec | None) -> C
         report_on=spec.splits.report,
         metric=spec.metric,
         tasks=tuple(spec.tasks),
+        unseen=spec.unseen,
         failed=failed,
     )

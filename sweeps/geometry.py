@@ -148,6 +148,11 @@ def gram(given: Given, wish: Wish) -> Finding:
                 tables["angles"].append(line)
             else:
                 tables["blocks"].append({"block": where, **line})
+    table = grams.cosines(matrix.total).tolist()
+    tables["cosines"] = [
+        {"cosine": name, **dict(zip(matrix.tasks, line, strict=True))}
+        for name, line in zip(matrix.tasks, table, strict=True)
+    ]
     tables["norms"] = [
         {"block": where, "expert": name, "norm": length}
         for where, products in inside

@@ -26,6 +26,7 @@ from actors.nodes import own_id
 from actors.pixels import open_pixels
 from actors.sources import cache_dir
 from actors.spread import Home, fetch, settle
+from actors.unseen import adapted_role
 from fusion.gate import Gate, hidden_norm
 from fusion.learning import Learning, Lesson, learn_step, lessons, temperature
 from fusion.parameters import bind
@@ -109,9 +110,10 @@ def learn(config: Mapping[str, Any], experts: Experts, course: Course, report: R
     learning = learning_of(method, params, course.tasks, course.groups, course.extractors)
     source = source_of(method, params)
     extractor = course.extractors[source] if source else None
-    features = features_of(course, learning.adapt_on, extractor) if learning.steps else {}
+    role = learning.adapt_on if method.labelled else adapted_role(course.data, learning.adapt_on)
+    features = features_of(course, role, extractor) if learning.steps else {}
     rows = course.sizes if learning.steps else {}
-    sizes = {name: count[learning.adapt_on] for name, count in rows.items()}
+    sizes = {name: count[role] for name, count in rows.items()}
     rate = learning.learning_rate
     if learning.rate_per_norm and isinstance(learning.router, Gate) and features:
         rate /= hidden_norm(learning.router, torch.cat([f[:MEASURED] for f in features.values()]))
@@ -136,7 +138,7 @@ def learn(config: Mapping[str, Any], experts: Experts, course: Course, report: R
             learning,
             optimizer,
             given,
-            lambda asked: experts.gradients(asked, learning.adapt_on, learning.trim),
+            lambda asked: experts.gradients(asked, role, learning.trim),
             state.step,
         )
         seen.append(losses)

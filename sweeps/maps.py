@@ -43,6 +43,16 @@ def drawn_gram(tables: Tables) -> list[Picture]:
         cells[i, j] = cells[j, i] = value(line["angle"])
     figure = heat_map(cells, names, names, "{:.0f}", "viridis", label="angle, degrees")
     found = [Picture("gram", "Angles between task vectors, degrees", figure)]
+    if "cosines" in tables:  # an analysis of before has none
+        cosines = np.array([[value(line[name]) for name in names] for line in tables["cosines"]])
+        apart = cosines[~np.eye(len(names), dtype=bool)]
+        if np.isfinite(apart).any():
+            limits = (float(np.nanmin(apart)), float(np.nanmax(apart)))
+            figure = heat_map(
+                cosines, names, names, "{:.2f}", "viridis", label="cosine", limits=limits
+            )
+            title = "Cosine similarity of task vectors (colours: of different ones)"
+            found.append(Picture("gram-cosines", title, figure))
     blocks = list(dict.fromkeys(line["block"] for line in tables["norms"]))
     if len(blocks) > 1:
         figure, axes = canvas(7.5, 3.8)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sweeps import wording
+from sweeps import robust, wording
 from sweeps.compare import REFERENCES, Comparison, Row
-from sweeps.table import interval, marks
+from sweeps.table import columns_of, interval, marks
 
 WIDE = 10
 """More tasks than this get no columns."""
@@ -15,10 +15,12 @@ WIDE = 10
 def described(comparison: Comparison) -> str:
     """The whole comparison in its first line, which is all that a folded page shows; the table."""
     lines = [headline(comparison), "", *table(comparison)]
+    shifted = under_shift(comparison)
     chosen = wording.selection(comparison.select_on, comparison.report_on, comparison.metric)
     count = sum(row.trials for row in comparison.rows)
     lines += ["", f"Accuracy in %, 95 % interval; {chosen}; {wording.count(count, 'trial')}."]
     lines += [f"{escaped(mark)} {escaped(note)}" for note, mark in marks(comparison).items()]
+    lines += ["", *shifted] if shifted else []
     if comparison.created:
         lines.append(wording.moment(comparison.created) + ".")
     return "\n".join(lines)
@@ -50,22 +52,38 @@ def table(comparison: Comparison) -> list[str]:
     tasks = comparison.tasks if len(comparison.tasks) <= WIDE else ()
     tested = any(row.test for row in comparison.rows)
     head = ["method", "parameters", comparison.select_on]
-    head += [comparison.report_on] if tested else []
-    head += [*tasks, "trials", "a trial", "peak"]
+    kinds = columns_of(comparison) if tested else {}
+    head += [f"{comparison.report_on}{kind}" for kind in kinds]
+    head += [f"{task} (unseen)" if task in comparison.unseen else task for task in tasks]
+    head += ["trials", "a trial", "peak"]
     marked = marks(comparison)
     lines = [line(head), "|---|---" + "|--:" * (len(head) - 2) + "|"]
     for row in reversed(comparison.rows):
         metrics = row.test if tested else row.val
         name = " ".join([row.method, *(marked[note] for note in row.notes)])
         cells = [escaped(name), words(row) or wording.MISSING]
-        cells.append(wording.percent(row.val.get("acc/mean")))
-        cells += [interval(row)] if tested else []
+        cells.append(wording.percent(row.val.get(comparison.headline)))
+        cells += [interval(row, metric) for metric in kinds.values()]
         cells += [wording.percent(metrics.get(f"acc/{task}")) for task in tasks]
         cells.append(str(row.trials) if row.trials else wording.MISSING)
         cells.append(wording.seconds(row.cost.get("trial_s")))
         cells.append(wording.size(row.cost.get("peak_bytes")))
         best = row is comparison.best
         lines.append(line([f"**{cells[0]}**", *cells[1:]] if best else cells))
+    return lines
+
+
+def under_shift(comparison: Comparison) -> list[str]:
+    """The table of shift sets, best first; empty where nothing was measured on one."""
+    found = robust.table(comparison)
+    if found is None:
+        return []
+    head = ["method", comparison.report_on, *found["columns"]]
+    lines = [robust.sentence(comparison), "", line(head), "|---" + "|--:" * (len(head) - 1) + "|"]
+    for each in reversed(found["lines"]):
+        cells = [f"{cell['text']} ({cell['gain']})" if cell["gain"] else cell["text"]
+                 for cell in each["cells"]]  # fmt: skip
+        lines.append(line([escaped(each["row"].method), each["report"], *cells]))
     return lines
 
 

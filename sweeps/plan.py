@@ -18,6 +18,7 @@ from sweeps.completion import completed, references
 from sweeps.courses import learning_points, passes_of, resident_points
 from sweeps.entry import MethodSpec
 from sweeps.learning import RUNGS
+from sweeps.notes import under_words
 from sweeps.prepare import Prepared, prepare
 from sweeps.spec import SplitSpec, SweepSpec
 from sweeps.wording import size
@@ -84,7 +85,11 @@ def facts(prepared: Prepared) -> list[tuple[str, str]]:
             f"{prepared.preprocess.size} px: {size(prepared.pixel_bytes - others)} of pixel cache",
         ),
         *(("extractor", extractor_text(each, prepared.images)) for each in extractors),
-        *(("learning", adaptation(role, spec.splits)) for role in sorted(prepared.needs.adapts_on)),
+        *([("unseen", unseen(spec))] if spec.unseen else []),
+        *(
+            ("learning", adaptation(role, spec.splits, under_words(spec)))
+            for role in sorted(prepared.needs.adapts_on)
+        ),
     ]
 
 
@@ -105,14 +110,21 @@ def extracted_bytes(extractor: Extractor, images: int) -> int:
     return images * 3 * height * width
 
 
-def adaptation(role: str, splits: SplitSpec) -> str:
-    """Which images are learned from.
+def unseen(spec: SweepSpec) -> str:
+    """Tasks without an expert, and what becomes of them."""
+    names = ", ".join(spec.unseen)
+    return f"{names}: no expert; measured on {spec.splits.report}, never learned from or chosen by"
+
+
+def adaptation(role: str, splits: SplitSpec, under: str = "") -> str:
+    """Which images are learned from, and under which shift.
 
     >>> adaptation("fit", SplitSpec()), adaptation("report", SplitSpec())
     ('adapts to fit', 'adapts to report: the images it is reported on, without labels')
     """
     seen = getattr(splits, role) == splits.report
-    return f"adapts to {role}" + (": the images it is reported on, without labels" if seen else "")
+    shown = f"{role} under {under}" if under else role
+    return f"adapts to {shown}" + (": the images it is reported on, without labels" if seen else "")
 
 
 def arrangement(plan: Plan) -> str:
@@ -188,10 +200,10 @@ def learned_images(spec: SweepSpec) -> dict[str, int]:
     """
     works: dict[str, list[int]] = {}
     for name, _, params in learning_points(spec):
-        work = params["steps"] * params["batch_size"] * len(spec.tasks)
+        work = params["steps"] * params["batch_size"] * len(spec.seen)
         works.setdefault(name, []).append(work)
     for name, course in resident_points(spec):
-        work = passes_of(course) * course.batch_size * len(spec.tasks)
+        work = passes_of(course) * course.batch_size * len(spec.seen)
         works.setdefault(name, []).append(work)
     return {
         name: sum(each) if len(each) == trials else max(each) * trials

@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 
 from actors.checkpoints import content_hash
+from actors.data import MEASURED
+from actors.data import ROLES as ALL_ROLES
 from actors.embeddings import EmbeddingCache
 from actors.experts import BATCH
 from actors.hashes import hash_files
@@ -29,7 +31,7 @@ from actors.sources import cache_dir
 from actors.tasks import Role, Splits, Task, TaskSource, assign, open_task
 from fusion.errors import InputError
 from sweeps.ancestry import check_ancestry
-from sweeps.canonical import Context
+from sweeps.canonical import Context, digest
 from sweeps.cluster import narrowed
 from sweeps.courses import Needs, needs_of
 from sweeps.rehearsal import rehearse
@@ -91,10 +93,13 @@ class Prepared:
             "splits": vars(self.splits),
             "dtype": self.spec.placement.dtype,
             "seed": self.spec.seed,
+            **({"unseen": list(self.spec.unseen)} if self.spec.unseen else {}),
         }
         common = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         extractors = {k: e.fingerprint for k, e in self.needs.extractors.items()}
-        return Context(common, extractors, self.needs.gates)
+        shift = self.spec.adapt_on_shift
+        under = "" if shift is None else digest(self.spec.shifts[shift].model_dump(mode="json"))
+        return Context(common, extractors, self.needs.gates, under)
 
     def embeddings(self) -> EmbeddingCache:
         """Where this pool's expert embeddings are kept."""
@@ -127,8 +132,13 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
     needs = needs_of(spec, pool.tasks, pool.groups)
     sources, role_rows = set(), dict.fromkeys(roles_of(needs), 0)
     for name, task in tasks.items():
-        places = assign(task, splits, select_spelled=spec.splits.select_spelled)
-        for role in role_rows:
+        places = assign(
+            task,
+            splits,
+            select_spelled=spec.splits.select_spelled,
+            roles=MEASURED if name in spec.unseen else ALL_ROLES,
+        )
+        for role in places.keys() & role_rows.keys():
             place = places[role]
             sources.add((name, place.split))
             share = {"all": 1.0, "fit": 1 - splits.val_fraction, "val": splits.val_fraction}

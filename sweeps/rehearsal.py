@@ -31,7 +31,8 @@ from fusion.soup import positions
 from fusion.state import TaskVectors
 from sweeps.candidates import random_points
 from sweeps.courses import REHEARSED
-from sweeps.spec import SweepSpec, metric_names
+from sweeps.judged import metric_names
+from sweeps.spec import SweepSpec
 
 
 def rehearse(spec: SweepSpec, pool: Pool) -> None:
@@ -98,7 +99,7 @@ def check_selection(selection: Selection, pool: Pool, spec: SweepSpec) -> None:
     """Raise InputError where it names an ingredient or a metric that is not there."""
     for names in (selection.ingredients, selection.start):
         positions(pool.tasks, names)
-    known = metric_names(spec.tasks)
+    known = metric_names(spec.tasks, spec.unseen)
     if selection.metric is not None and selection.metric not in known:
         raise InputError(f"metric: {unknown('metric', selection.metric, known)}")
 

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from fusion.registry import METHODS
 from sweeps import choices, curves, plots, robust, significance_words, wording
 from sweeps.axes import Axis
-from sweeps.compare import REFERENCES, Comparison, Row, finite
+from sweeps.compare import MEAN, REFERENCES, SEEN, UNSEEN, Comparison, Row, finite
 from sweeps.folder import SweepFolder
 from sweeps.gather import gather
 from sweeps.ledger import Entry, write_text
@@ -102,11 +102,13 @@ def view(comparison: Comparison, entries: Sequence[Entry]) -> dict[str, Any]:
         "tinted": any(cell["tint"] for line in table for cell in line["cells"]),
         "sunk": any(cell["below"] for line in table for cell in line["cells"]),
         "columns": columns(comparison),
+        "means": means(comparison),
         "forest": forest(comparison, tested),
         "learning": curves.figures(entries, selected),
         "robust": robust.table(comparison),
+        "robust_words": robust.sentence(comparison),
         "soups": choices.tables(entries, selected, comparison.metric),
-        "profiles": [draw(each) for each in profiles(entries, selected, comparison.tasks)],
+        "profiles": [draw(each) for each in profiles(entries, selected, comparison.seen)],
         "matrix": significance_words.matrix(comparison),
         "sentences": significance_words.sentences(comparison),
         "entries": [trial(entry, selected) for entry in entries],
@@ -118,7 +120,7 @@ def view(comparison: Comparison, entries: Sequence[Entry]) -> dict[str, Any]:
 def lines(comparison: Comparison, tested: bool) -> list[dict[str, Any]]:
     """The table's rows: texts, intervals, and how far each cell is from pretrained to expert."""
     by_name = {row.method: row for row in comparison.rows}
-    names = ["acc/mean", *(f"acc/{task}" for task in columns(comparison))]
+    names = [*means(comparison), *(f"acc/{task}" for task in columns(comparison))]
     best = {
         name: max(
             (value for row in comparison.rows
@@ -138,8 +140,13 @@ def lines(comparison: Comparison, tested: bool) -> list[dict[str, Any]]:
 
 
 def columns(comparison: Comparison) -> tuple[str, ...]:
-    """The tasks that have a column; a single one is the mean."""
-    return comparison.tasks if len(comparison.tasks) > 1 else ()
+    """The tasks that have a column, seen ones first; a single one is the mean."""
+    return (*comparison.seen, *comparison.unseen) if len(comparison.tasks) > 1 else ()
+
+
+def means(comparison: Comparison) -> tuple[str, ...]:
+    """The means that have a column."""
+    return (SEEN, UNSEEN) if comparison.unseen else (MEAN,)
 
 
 def metrics(row: Row, tested: bool) -> Mapping[str, float | None]:
@@ -157,14 +164,16 @@ def cell(
         metrics(by_name[which], tested).get(name) if which in by_name else None
         for which in REFERENCES
     )
-    gain = None
+    gain, below = None, False
     if value is not None and floor is not None and ceiling is not None and ceiling > floor:
         gain = (value - floor) / (ceiling - floor)
+    elif value is not None and floor is not None and ceiling is None and value < floor - 1e-9:
+        below = True  # of an unseen task, that no expert is of
     return {
         "text": wording.percent(value),
         "interval": "" if low is None else f"{wording.percent(low)}–{wording.percent(high)}",
         "best": value is not None and value == best and row.method not in REFERENCES,
-        "below": gain is not None and gain < -1e-9,
+        "below": below or (gain is not None and gain < -1e-9),
         "tint": None if gain is None else f"{min(abs(gain), 1.0):.2f}",
         "gain": None if gain is None else f"{100 * gain:.0f}",
     }
@@ -172,17 +181,18 @@ def cell(
 
 def forest(comparison: Comparison, tested: bool) -> dict[str, Any] | None:
     """The dot-and-interval plot of the mean; None where there is no value yet."""
-    shown = [row for row in comparison.rows if metrics(row, tested).get("acc/mean") is not None]
+    name = comparison.headline
+    shown = [row for row in comparison.rows if metrics(row, tested).get(name) is not None]
     if not shown:
         return None
-    spans = {row.method: row.test_ci95.get("acc/mean") if tested else None for row in shown}
-    values = [value for row in shown if (value := metrics(row, tested)["acc/mean"]) is not None]
+    spans = {row.method: row.test_ci95.get(name) if tested else None for row in shown}
+    values = [value for row in shown if (value := metrics(row, tested)[name]) is not None]
     axis = Axis.around([*values, *(end for span in spans.values() if span for end in span)])
     drawn = []
     for row in shown:
         style = "best" if row is comparison.best else ""
         style = "reference" if row.method in REFERENCES else style
-        mean, span = metrics(row, tested)["acc/mean"], spans[row.method]
+        mean, span = metrics(row, tested)[name], spans[row.method]
         drawn.append(
             {
                 "row": row,
@@ -262,7 +272,7 @@ def trial(entry: Entry, selected: Mapping[str, str | None]) -> dict[str, Any]:
     tasks = {
         name.removeprefix("acc/"): value
         for name, value in metrics.items()
-        if name.startswith("acc/") and name != "acc/mean" and value is not None
+        if name.startswith("acc/") and name not in (MEAN, SEEN, UNSEEN) and value is not None
     }
     worst = min(tasks, key=lambda task: (tasks[task], task), default=None)
     return {

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from fusion.robustness import relative_robustness
-from sweeps.compare import Comparison, Row
+from sweeps.compare import MEAN, SEEN, Comparison, Row
 from sweeps.wording import percent, points
 
 
@@ -28,7 +28,7 @@ def table(comparison: Comparison) -> dict[str, Any] | None:
     lines = [
         {
             "row": row,
-            "report": percent(row.test.get("acc/mean")),
+            "report": percent(row.score),
             "cells": [
                 *(cell(accuracy(row, name), accuracy(base, name)) for name in names),
                 cell(mean(row, names), mean(base, names)),
@@ -37,12 +37,25 @@ def table(comparison: Comparison) -> dict[str, Any] | None:
         for row in comparison.rows
         if row.shifts
     ]
-    return {"columns": [*names, "mean"], "lines": lines}
+    return {"columns": [*names, "mean"], "lines": lines, "adapted": comparison.adapt_on_shift}
+
+
+def sentence(comparison: Comparison) -> str:
+    """What the table is of."""
+    of = "seen tasks" if comparison.unseen else "tasks"
+    found = (
+        f"Mean accuracy over {of} on shift sets, %, and in points above the pretrained model on the"
+        " same set. Nothing was chosen by them."
+    )
+    if comparison.adapt_on_shift is None:
+        return found
+    return f"{found} Methods that adapt to images saw those of {comparison.adapt_on_shift}."
 
 
 def accuracy(row: Row | None, name: str) -> float | None:
-    """The mean accuracy of a row on a shift set."""
-    return row.shifts.get(name, {}).get("acc/mean") if row is not None else None
+    """The mean accuracy of a row on a shift set; over the seen tasks, where some are unseen."""
+    found = row.shifts.get(name, {}) if row is not None else {}
+    return found.get(SEEN, found.get(MEAN))
 
 
 def mean(row: Row | None, names: list[str]) -> float | None:

@@ -18,9 +18,11 @@ from actors.fleet import Client
 from actors.peaks import keep_peak
 from actors.sources import cache_dir
 from actors.spread import home
+from actors.unseen import learners
 from fusion.registry import METHODS, Informed, Learned
 from sweeps import fetch, figures, markdown, recipe, tracking
-from sweeps.compare import Comparison, Row, compare
+from sweeps.adapting import extended
+from sweeps.compare import MEAN, SEEN, UNSEEN, Comparison, Row, compare
 from sweeps.comparisonfile import write
 from sweeps.completion import completed, counted, is_soup
 from sweeps.correctness import read_correct
@@ -31,12 +33,11 @@ from sweeps.keeper import keep
 from sweeps.learning import Course, learned_name, sizes_of, state_name
 from sweeps.ledger import Entry
 from sweeps.mirror import Mirror
-from sweeps.notes import notes_of, notes_of_pool
+from sweeps.notes import notes_of, notes_of_pool, under_words
 from sweeps.prepare import Prepared, prepare
 from sweeps.progress import Progress
 from sweeps.report import write_html
 from sweeps.runs import totals
-from sweeps.shifts import with_shifts
 from sweeps.site import Site
 from sweeps.spec import SweepSpec, dump, spec_hash
 from sweeps.stand import stand
@@ -115,9 +116,7 @@ def run(
             prepared,
             progress,
             prepared.roles,
-            lambda found: with_shifts(
-                spec.shifts, spec.splits.report, prepared.pool.base, found, prepared.others
-            ),
+            lambda found: extended(prepared, found),
             extractors=list(prepared.needs.extractors.values()),
         )
         # Only now, with every weight and image accepted, does the sweep leave a trace.
@@ -187,10 +186,12 @@ def swept(
         report_on=spec.splits.report,
         metric=spec.metric,
         tasks=tuple(spec.tasks),
+        unseen=spec.unseen,
         failed=[vars(entry) for entry in counted(ledger, spec) if entry.status == "failed"],
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={name: version(name) for name in PACKAGES},
         command=command or None,
+        adapt_on_shift=spec.adapt_on_shift,
     )
     write(comparison, folder.path)
     write_html(comparison, folder.path / "report.html", counted(ledger, spec))
@@ -208,11 +209,12 @@ def course_of(
     entries, needs = prepared.spec.methods, prepared.needs
     if not any(isinstance(METHODS[name], Learned) for name in entries):
         return None
+    seen = learners(data)
     return Course(
         prepared.pool.tasks,
         prepared.pool.groups,
-        data,
-        sizes_of(data),
+        seen,
+        sizes_of(seen),
         needs.extractors,
         keep(folder.learned.resolve(), everywhere=everywhere),
         frozenset(name for name, entry in entries.items() if entry.scheduler),
@@ -226,7 +228,9 @@ def course_of(
 def noted(row: Row, prepared: Prepared) -> Row:
     """The row, with what its reader must know."""
     spec, experts = prepared.spec, prepared.pool.experts
-    notes = [*row.notes, *notes_of(row.method, row.params, spec.splits)]
+    under = under_words(spec)
+    said = notes_of(row.method, row.params, spec.splits, unseen=spec.unseen, under=under)
+    notes = [*row.notes, *said]
     if is_soup(spec):
         hashes = {name: content_hash(expert) for name, expert in experts.items()}
         notes += notes_of_pool(row.method, hashes)
@@ -282,8 +286,9 @@ def log_winners(
             files=[learned] if learned and learned.exists() else [],
             surface=surfaces.get(row.method),
         )
-        if "acc/mean" in tested:
-            summary[f"test/acc/mean/{row.method}"] = tested["acc/mean"]
+        for name in (MEAN, SEEN, UNSEEN):
+            if name in tested:
+                summary[f"test/{name}/{row.method}"] = tested[name]
     names = ("comparison.json", "comparison.parquet", "report.html", "spec.yaml")
     files = [folder.path / name for name in names]
     files += [

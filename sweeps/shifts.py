@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from actors.checkpoints import Checkpoint
@@ -12,6 +12,7 @@ from actors.preprocess import read_preprocess
 from actors.shifts import corrupted
 from actors.sources import cache_dir
 from actors.tasks import Task, TaskSource, open_task
+from actors.unseen import ADAPT, learners
 from fusion.errors import InputError
 from sweeps.shiftspec import ShiftSpec
 
@@ -41,6 +42,29 @@ def open_shifts(
             )
             found[name, task] = open_task(source)
             split_of(found[name, task], report, name)
+    return found
+
+
+def adapted_rows(
+    shift: ShiftSpec, data: Mapping[str, TaskData], roles: Collection[str]
+) -> dict[str, TaskData]:
+    """The tasks with rows `adapt/<role>`: the images of these roles under a corruption.
+
+    Unseen tasks get none, for nothing adapts to them.
+
+    Raises:
+        InputError: see `corrupted`.
+    """
+    assert shift.corruption is not None
+    found = dict(data)
+    for task, each in learners(data).items():
+        more = {
+            f"{ADAPT}{role}": corrupted(
+                each.rows[role], shift.corruption, shift.severity, cache_dir(), seed=shift.seed
+            )
+            for role in sorted(roles)
+        }
+        found[task] = replace(each, rows={**each.rows, **more})
     return found
 
 
@@ -84,21 +108,3 @@ def shift_rows(
                 )
                 found[task][name] = Rows(files[other.name, split])
     return found
-
-
-def with_shifts(
-    shifts: Mapping[str, ShiftSpec],
-    report: str,
-    base: Checkpoint,
-    data: Mapping[str, TaskData],
-    others: Mapping[tuple[str, str], Task],
-) -> dict[str, TaskData]:
-    """The tasks, with a role `shift/<name>` for each shift set that they are in."""
-    found = shift_rows(shifts, report, base, data, others) if shifts else {}
-    return {
-        task: replace(
-            each,
-            rows={**each.rows, **{f"{ROLE}{n}": rows for n, rows in found.get(task, {}).items()}},
-        )
-        for task, each in data.items()
-    }

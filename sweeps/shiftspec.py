@@ -36,6 +36,21 @@ class ShiftSpec(Part):
         return self
 
 
+def check_adapted(name: str | None, shifts: Mapping[str, ShiftSpec]) -> None:
+    """Raise a ValidationError where what is adapted to is no corruption of all tasks' images.
+
+    Raises:
+        ValidationError: for pydantic to add to others.
+    """
+    if name is None:
+        return
+    fit = [each for each, shift in shifts.items() if shift.corruption and shift.task is None]
+    if name not in fit:
+        there = f"one of {', '.join(fit)}" if fit else "one that is there (`shifts` has none)"
+        reason = f"a corruption of all tasks among `shifts` needed: {there}"
+        raise_all([Fault(("adapt_on_shift",), name, reason)])
+
+
 def check_shifts(shifts: Mapping[str, ShiftSpec], tasks: Collection[str]) -> None:
     """Raise a ValidationError where a shift set names no task of the file, or not which.
 

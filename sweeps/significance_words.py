@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sweeps.compare import REFERENCES, Comparison, Pair, Row
+from sweeps.compare import REFERENCES, UNSEEN, Comparison, Pair, Row
 from sweeps.wording import equation, params_text, percent, points
 
 LEVEL = 0.05
@@ -29,7 +29,7 @@ def oriented(comparison: Comparison) -> dict[tuple[str, str], Pair]:
 
 def contradicts(comparison: Comparison, pair: Pair) -> bool:
     """Whether the pooled difference has another sign than that of the mean over tasks."""
-    means = {row.method: row.test.get("acc/mean") for row in comparison.rows}
+    means = {row.method: row.test.get(comparison.headline) for row in comparison.rows}
     first, second = means.get(pair.first), means.get(pair.second)
     return first is not None and second is not None and (first - second) * difference(pair) < 0
 
@@ -96,17 +96,19 @@ def verdict(comparison: Comparison) -> list[str]:
     best = comparison.best
     if best is None:
         return ["No method has a successful trial yet."]
-    tested = "acc/mean" in best.test
+    tested = comparison.headline in best.test
     split = comparison.report_on if tested else comparison.select_on
-    ci95 = best.test_ci95.get("acc/mean")
+    ci95 = best.test_ci95.get(comparison.headline)
     interval = f" [{percent(ci95[0])}, {percent(ci95[1])}]" if ci95 else ""
     named = f"{best.method} ({params_text(best.params)})" if best.params else best.method
-    average = f", averaged over {len(comparison.tasks)} tasks" if len(comparison.tasks) > 1 else ""
+    many, kind = len(comparison.seen), "seen tasks" if comparison.unseen else "tasks"
+    average = f", averaged over {many} {kind}" if many > 1 else ""
     found = [
         f"{named} is best{'' if tested else ' so far'}: {percent(best.score)} %{interval} "
         f"on {split}{average}."
     ]
     found += gap(comparison, best, tested)
+    found += generalisation(comparison, best)
     found += standing(comparison, best)
     if best.kind == "logits":
         found += single_model(comparison, best)
@@ -116,7 +118,7 @@ def verdict(comparison: Comparison) -> list[str]:
 def gap(comparison: Comparison, best: Row, tested: bool) -> list[str]:
     """How far the best row is on the way from the pretrained model to the experts."""
     scores = {
-        row.method: (row.test if tested else row.val).get("acc/mean")
+        row.method: (row.test if tested else row.val).get(comparison.headline)
         for row in comparison.rows
         if row.method in REFERENCES
     }
@@ -128,6 +130,28 @@ def gap(comparison: Comparison, best: Row, tested: bool) -> list[str]:
         f"That is {100 * share:.0f} % of the way from the pretrained model ({percent(floor)} %) "
         f"to the experts, each on its own task ({percent(ceiling)} %)."
     ]
+
+
+def generalisation(comparison: Comparison, best: Row) -> list[str]:
+    """What the best row does on tasks that it has no expert of, and which row does best there."""
+    rows = {row.method: row.test[UNSEEN] for row in comparison.rows if UNSEEN in row.test}
+    floor, own = rows.pop("pretrained", None), rows.get(best.method)
+    fused = {
+        row.method: value
+        for row in comparison.rows
+        if not row.oracle and row.method != "experts" and (value := rows.get(row.method))
+    }
+    if floor is None or not fused:
+        return []
+    high = max(fused.values())
+    tops = [name for name, value in fused.items() if value == high]
+    which = tops[0] if len(tops) == 1 else f"{len(tops)} rows"
+    highest = f"the highest there is {percent(high)} % ({which})."
+    names = ", ".join(comparison.unseen)
+    if own is None:
+        return [f"It is not measured on unseen tasks ({names}); {highest}"]
+    here = f"On unseen tasks ({names}) it has {percent(own)} %, pretrained {percent(floor)} %"
+    return [f"{here}." if best.method in tops else f"{here}; {highest}"]
 
 
 def standing(comparison: Comparison, best: Row) -> list[str]:

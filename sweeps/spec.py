@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -18,10 +18,10 @@ from pydantic import (
 )
 
 from fusion.errors import InputError
-from fusion.parameters import unknown
 from sweeps.canonical import digest
 from sweeps.entry import MethodSpec, read_methods
 from sweeps.faults import Fault, custom_error, raise_all, spec_errors
+from sweeps.judged import checked_metric, unseen_tasks
 from sweeps.parts import NAME as NAME
 from sweeps.parts import NAME_RULE as NAME_RULE
 from sweeps.parts import Name as Name
@@ -29,7 +29,7 @@ from sweeps.parts import Part as Part
 from sweeps.parts import Source as Source
 from sweeps.parts import Text as Text
 from sweeps.parts import check_names as check_names
-from sweeps.shiftspec import ShiftSpec, check_shifts
+from sweeps.shiftspec import ShiftSpec, check_adapted, check_shifts
 from sweeps.specfile import read
 
 SELECTOR = r"^!?(in\([^()]+\)|[^!()]+)$"
@@ -165,11 +165,6 @@ def own_tasks(validated: dict[str, Any]) -> dict[str, TaskSpec]:
     return {name: TaskSpec(dataset=name) for name in validated["pool"].experts}
 
 
-def metric_names(tasks: Iterable[str]) -> list[str]:
-    """Everything that a sweep may select by."""
-    return [f"{kind}/{task}" for kind in ("acc", "nll") for task in ("mean", *tasks)]
-
-
 class SweepSpec(Part):
     """One sweep file."""
 
@@ -187,8 +182,11 @@ class SweepSpec(Part):
         description="a mapping of at least one method to its parameters"
     )
     metric: str = Field(
-        default="acc/mean", description="acc/mean, acc/<task>, nll/mean or nll/<task>"
+        default="acc/mean",
+        validate_default=True,
+        description="acc/mean, acc/<task>, nll/mean or nll/<task>",
     )
+    """With unseen tasks, a mean is that over the seen ones: `acc/seen`, `nll/seen`."""
     seed: int = Field(default=0, ge=0, strict=True, description="an integer of at least 0")
     placement: Annotated[
         PlacementSpec, BeforeValidator(lambda given: {} if given == "auto" else given)
@@ -202,9 +200,23 @@ class SweepSpec(Part):
         description="a mapping of names to {corruption: …, severity: …} or {dataset: …}",
     )
     """What rows are also measured on at the end; nothing is chosen by it."""
+    adapt_on_shift: Text | None = Field(
+        default=None, description="the name of a corruption among `shifts`, or null"
+    )
+    """Methods adapt to images under it, and take statistics of such, in the place of clean ones."""
     mlflow: MlflowSpec = Field(
         default=MlflowSpec(), description="a mapping of tracking_uri and experiment"
     )
+
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """Tasks that are only measured on: see `unseen_tasks`."""
+        return unseen_tasks(self.pool.experts, self.tasks)
+
+    @property
+    def seen(self) -> tuple[str, ...]:
+        """All other tasks: what is learned from, fitted to and chosen by."""
+        return tuple(name for name in self.tasks if name not in self.unseen)
 
     @property
     def mode(self) -> Literal["min", "max"]:
@@ -214,16 +226,16 @@ class SweepSpec(Part):
     @model_validator(mode="after")
     def _shifts(self) -> SweepSpec:
         check_shifts(self.shifts, self.tasks)
+        check_adapted(self.adapt_on_shift, self.shifts)
         return self
 
     @field_validator("metric")
     @classmethod
     def _known_metric(cls, metric: str, info: ValidationInfo) -> str:
         # Where the tasks are at fault, their names are not known, and theirs is the line to print.
-        known = metric_names(info.data.get("tasks", ()))
-        if "tasks" in info.data and metric not in known:
-            raise custom_error(unknown("metric", metric, known))
-        return metric
+        if not info.data.keys() >= {"tasks", "pool"}:
+            return metric
+        return checked_metric(metric, info.data["tasks"], info.data["pool"].experts)
 
 
 def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> SweepSpec:
@@ -274,6 +286,13 @@ def deciding(spec: SweepSpec) -> dict[str, Any]:
     data = spec.model_dump(mode="json", exclude={"name", "mlflow", "placement"})
     if not spec.shifts:
         del data["shifts"]
+    if spec.adapt_on_shift is None:
+        del data["adapt_on_shift"]
+    else:  # shifts may change under a sweep; this one, which is learned from, may not
+        data["adapt_on_shift"] = {
+            "name": spec.adapt_on_shift,
+            **data["shifts"][spec.adapt_on_shift],
+        }
     for task in data["tasks"].values():
         if task["head"] is None:
             del task["head"]

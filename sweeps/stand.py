@@ -49,6 +49,7 @@ def stand(
             select_spelled=prepared.spec.splits.select_spelled,
             extractors=list(extractors),
             progress=lambda done, total: progress.set("images", done, total),
+            unseen=prepared.spec.unseen,
         )
     )
     fleet = stack.enter_context(

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sweeps import wording
-from sweeps.compare import REFERENCES, Comparison, Row
+from sweeps import robust, wording
+from sweeps.compare import MEAN, REFERENCES, SEEN, UNSEEN, Comparison, Row
 
 NARROW = 100
 """Columns of a terminal below which the cost is left to the report."""
@@ -18,6 +18,8 @@ NARROW = 100
 def render(comparison: Comparison, console: Console) -> None:
     """Print the comparison, with a column a task where the terminal is wide enough."""
     console.print(table(comparison, console.width))
+    if (shifted := under_shift(comparison)) is not None:
+        console.print(shifted)
     for note, mark in marks(comparison).items():
         console.print(f"{mark} {escape(note)}", style="dim", highlight=False)
     failed = len(comparison.failed)
@@ -26,6 +28,25 @@ def render(comparison: Comparison, console: Console) -> None:
         console.print(f"{wording.count(failed, 'trial')} failed: {escape(named)}", style="red")
     if comparison.optimistic:
         console.print("selected on the report split: optimistic", style="yellow")
+
+
+def under_shift(comparison: Comparison) -> Table | None:
+    """Accuracies on shift sets; None where there are none."""
+    found = robust.table(comparison)
+    if found is None:
+        return None
+    out = Table(
+        title="under shift: accuracy, % (points above pretrained)",
+        title_justify="left", box=None, pad_edge=False, header_style="bold",
+    )  # fmt: skip
+    out.add_column("method", no_wrap=True)
+    for name in (comparison.report_on, *found["columns"]):
+        adapted = " (adapted to)" if name == found["adapted"] else ""
+        out.add_column(escape(f"{name}{adapted}"), justify="right")
+    for line in found["lines"]:
+        cells = [f"{cell['text']} {cell['gain']}".strip() for cell in line["cells"]]
+        out.add_row(*map(escape, (f"  {line['row'].method}", line["report"], *cells)))
+    return out
 
 
 def marks(comparison: Comparison) -> dict[str, str]:
@@ -56,22 +77,26 @@ def table(comparison: Comparison, width: int) -> Table:
         pad_edge=False,
         header_style="bold",
     )
+    kinds = columns_of(comparison)
     out.add_column("method", no_wrap=True)
     out.add_column("selected parameters", overflow="fold")
     out.add_column(escape(comparison.select_on), justify="right", no_wrap=True)
     if tested:
-        out.add_column(f"{escape(comparison.report_on)} [95 % CI]", justify="right", no_wrap=True)
+        for kind in kinds:
+            name = f"{comparison.report_on}{kind} [95 % CI]"
+            out.add_column(escape(name), justify="right", no_wrap=True)
     for task in tasks:
-        out.add_column(escape(task), justify="right", no_wrap=True)
+        shown = f"{task} (unseen)" if task in comparison.unseen else task
+        out.add_column(escape(shown), justify="right", no_wrap=True)
     for name in ("trials",) if narrow else ("trials", "a trial", "peak"):
         out.add_column(name, justify="right", no_wrap=True)
     best = comparison.best
     for row, name, text in zip(comparison.rows, names, words, strict=True):
         metrics = row.test if tested else row.val
         cells = [f"{'▸ ' if row is best else '  '}{name}", text]
-        cells.append(wording.percent(row.val.get("acc/mean")))
+        cells.append(wording.percent(row.val.get(comparison.headline)))
         if tested:
-            cells.append(interval(row))
+            cells += [interval(row, metric) for metric in kinds.values()]
         cells += [wording.percent(metrics.get(f"acc/{task}")) for task in tasks]
         cells.append(str(row.trials) if row.trials else wording.MISSING)
         if not narrow:
@@ -80,6 +105,15 @@ def table(comparison: Comparison, width: int) -> Table:
         style = "bold green" if row is best else "dim" if row.method in REFERENCES else None
         out.add_row(*map(escape, cells), style=style)
     return out
+
+
+def columns_of(comparison: Comparison) -> dict[str, str]:
+    """What is said of a mean's column -> its metric: one mean, or those of seen and unseen tasks.
+
+    >>> columns_of(Comparison("s", "", "val", (), tasks=("a", "b"), unseen=("b",)))
+    {' seen': 'acc/seen', ' unseen': 'acc/unseen'}
+    """
+    return {" seen": SEEN, " unseen": UNSEEN} if comparison.unseen else {"": MEAN}
 
 
 def parameters(row: Row, separator: str) -> str:
@@ -96,12 +130,13 @@ def fixed(names: Sequence[str], words: Sequence[str]) -> int:
 
 def task_width(comparison: Comparison) -> int:
     """Characters that a column for each task takes."""
-    return sum(max(len(task), 5) + 2 for task in comparison.tasks)
+    own = sum(max(len(task), 5) + 2 for task in comparison.tasks)
+    return own + (25 + 9 * len(comparison.unseen) if comparison.unseen else 0)
 
 
-def interval(row: Row) -> str:
+def interval(row: Row, metric: str) -> str:
     """`75.2 [74.4, 76.0]`."""
-    mean, ci95 = row.test.get("acc/mean"), row.test_ci95.get("acc/mean")
+    mean, ci95 = row.test.get(metric), row.test_ci95.get(metric)
     if mean is None or ci95 is None:
         return wording.percent(mean)
     return f"{wording.percent(mean)} [{wording.percent(ci95[0])}, {wording.percent(ci95[1])}]"

@@ -5,17 +5,20 @@ import pickle
 import shutil
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
 import ray
 import torch
 
+from actors.evaluation import Recipe
 from actors.filed import FiledVectors
 from actors.fleet import Fleet
 from actors.pool import open_pool
 from actors.replica import Replica
-from actors.transport import Stored
+from actors.residentfile import learned_of
+from actors.transport import Stored, fetched
 from fusion.errors import InputError
 from fusion.learning import Lesson
 from fusion.trim import Trim
@@ -104,6 +107,36 @@ def test_two_trainings_at_once_are_each_as_alone(fleet, local, parts):
         thread.join(120)
     for at in range(4):
         laws.assert_same_bits(found[at], alone[at % 2])
+
+
+@pytest.mark.parametrize("method", laws.RESIDENT)
+def test_what_lives_and_learns_in_shards_is_what_is_learned_here(method, fleet, local, parts):
+    if len(fleet.shards) == 2:
+        pytest.skip("three shards are harder")
+    few = {"batch_size": 4, "learning_rate": 0.02, "adapt_on": "select"}
+    if method == "concrete_adamerging":
+        few |= {"steps": 1, "coefficient_steps": 2}
+    recipe = Recipe(method, few)
+    state, losses = local.train(recipe, None, 0, 3, 5)
+    found = [fleet.client.train(recipe, None, 0, 1, 5)]
+    found.append(fleet.client.train(recipe, found[0][0], 1, 3, 5))
+    assert found[1][0] == state
+    assert [*found[0][1], *found[1][1]] == losses
+    kept = Recipe(method, few, learned_of(state, method, local.tasks, 1))
+    ours, theirs = (who.evaluate(kept, "report").metrics() for who in (local, fleet.client))
+    assert ours == theirs
+
+
+@pytest.mark.slow
+def test_a_shard_that_dies_while_it_learns_changes_no_bit(fleet, local):
+    """Its parameters are gone with it: the call is made again from its start."""
+    recipe = Recipe("wemoe", {"batch_size": 4, "learning_rate": 0.02, "adapt_on": "select"})
+    state, losses = local.train(recipe, None, 0, 40, 5)
+    ref = fleet.client.submit("train", recipe, None, 0, 40, 5)
+    time.sleep(0.5)
+    victim = (fleet.shards or fleet.replicas)[-1]
+    os.kill(ray.get(victim.pid.remote()), signal.SIGKILL)
+    assert fetched(ref) == (state, losses)
 
 
 class Watched(Stored):

@@ -54,3 +54,12 @@ def test_copies_and_a_single_ingredient_are_said_of_averages_alone():
     assert notes_of_pool("learned_soup", {"a": "x"}) == ("one ingredient: nothing is averaged",)
     assert notes_of_pool("best_single", equal) == ()
     assert notes_of_pool("uniform_soup", {"a": "x", "b": "y"}) == ()
+
+
+def test_a_method_of_statistics_or_of_known_tasks_says_so():
+    assert notes_of("regmean", {}, SplitSpec()) == (
+        "statistics of unlabelled train images, of each expert on its own task",
+    )
+    assert notes_of("emr", {}, SplitSpec()) == (
+        "one model a task: of each image it must be known which task it is of",
+    )
