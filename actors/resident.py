@@ -223,7 +223,7 @@ class Residing:
         assert routed is not None
         self.shard.fill(resident_weights(routed.course.scale))
         with torch.inference_mode():
-            carry = self.shard.entered(carry)
+            found = self.shard.entered(carry)
             for module in routed.modules:
-                carry = module(carry)
-        return carry
+                found = module(found)
+        return found

@@ -23,7 +23,7 @@ from fusion.state import TaskVectors
 from fusion.surgery import Mixer, merge_layers
 from fusion.wemoe import RoutedMlp, Router
 
-TASKS, WIDTH, HIDDEN, TOKENS, SAMPLES = 8, 768, 3072, 50, 64
+TASKS, WIDTH, HIDDEN, TOKENS, SAMPLES = 8, 768, 3072, 50, 32
 REPEATS = 3
 SCALE, TEMPERATURE = 0.3, 0.5
 BLOCK = {**dict.fromkeys(("q", "k", "v", "out"), (WIDTH, WIDTH)), "fc1": (HIDDEN, WIDTH)}

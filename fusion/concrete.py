@@ -107,12 +107,16 @@ def masked_merge(
     """θ = θ₀ + m̂ ⊙ Σ_t λ_t τ_t with the mask that the options ask for.
 
     Raises:
-        InputError: logits of other tensors; the line names the first.
+        InputError: logits of other tensors (the line names the first), or λ of another shape.
     """
     options = course.options
     assert isinstance(options, MaskOptions)
     start = torch.full((1, len(vectors.tasks), 1), course.scale)
     coefficients = learned.get(COEFFICIENTS, start)
+    groups = len(vectors.groups)
+    if coefficients.shape[:2] != start.shape[:2] or coefficients.shape[2] not in (1, groups):
+        needed = f"[1, {len(vectors.tasks)}, 1 or {groups}]"
+        raise InputError(f"mask: coefficients: shape {list(coefficients.shape)}; {needed} needed")
     if options.clamp:
         coefficients = coefficients.clamp(0, 1)
     columns = columns_of(coefficients, vectors.groups)

@@ -62,7 +62,8 @@ class Router(nn.Module):
         found = hidden.to(last.dtype)
         if len(self.weights) == 2:
             found = nn.functional.linear(found, self.weights[0], self.biases[0]).relu()
-        return nn.functional.linear(found.mean(1), self.weights[-1], last)
+        out: Tensor = nn.functional.linear(found.mean(1), self.weights[-1], last)
+        return out
 
 
 class RoutedMlp(nn.Module):

@@ -112,6 +112,8 @@ def test_logits_of_other_weights_are_one_line(name):
     learned["block.0.bias"] = torch.zeros(4)
     with pytest.raises(InputError, match=r"mask: tensor 'block.0.bias': \[4\]; \[3\] needed"):
         blended(name, vectors, learned)
+    with pytest.raises(InputError, match=r"coefficients: shape \[1, 3, 2\]; \[1, 3, 1 or 5\] ne"):
+        blended(name, vectors, {**learned, "coefficients": torch.zeros(1, 3, 2)})
     del learned["block.0.bias"]
     with pytest.raises(InputError, match=r"mask: tensor 'block.0.bias': none; \[3\] needed"):
         blended(name, vectors, learned)
