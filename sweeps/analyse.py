@@ -17,6 +17,7 @@ from actors.evaluation import TaskData
 from actors.protocol import Experts
 from actors.recipes import BASE
 from actors.tasks import Role
+from actors.unseen import learners
 from fusion.diagnosis import diagnose
 from fusion.errors import InputError
 from fusion.parameters import unknown
@@ -119,7 +120,7 @@ def analyse(
             under_shift = "robustness" in parts and bool(described(prepared).about)
 
             def probed(data: Mapping[str, TaskData]) -> dict[str, TaskData]:
-                found = with_probe(data, rows, spec.seed)
+                found = with_probe(learners(data), rows, spec.seed)  # others have report rows alone
                 return with_shift_probes(found, prepared, rows) if under_shift else found
 
             roles: list[Role] = ["fit", "select"] if under_shift and wish.linear else ["select"]
@@ -183,7 +184,7 @@ def given_of(
         probe,
         data,
         dict(zip(names, singles, strict=True)),
-        spec.metric,
+        spec.metric.replace("/seen", "/mean"),  # unseen tasks are not looked at
         recipes,
         spec.placement.dtype,
         spec.seed,

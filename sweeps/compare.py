@@ -42,6 +42,8 @@ class Row:
     test_ci95: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     shifts: Mapping[str, Metrics] = field(default_factory=dict)
     """Shift set -> the same metrics on its rows."""
+    shifts_ci95: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+    """Shift set -> 95 % intervals of the accuracies."""
     cost: Metrics = field(default_factory=dict)
     """`wall_s`: time during which a trial of the method ran; `trial_s`: mean over its trials;
     `peak_bytes`: the most any of them held."""
@@ -213,24 +215,34 @@ def with_test(row: Row, correct: Correct | None, unseen: Collection[str] = ()) -
         return row
     counts = {task: (int(hits.sum()), len(hits)) for task, hits in correct.items()}
     accuracy = {f"acc/{task}": hits / n for task, (hits, n) in counts.items()}
-    intervals = {f"acc/{task}": wilson(hits, n) for task, (hits, n) in counts.items()}
-    groups = {MEAN: list(counts)}
-    if unseen:
-        groups[SEEN] = [task for task in counts if task not in unseen]
-        groups[UNSEEN] = [task for task in counts if task in unseen]
-    groups = {name: members for name, members in groups.items() if members}
+    groups = groups_of(counts, unseen)
     means = {
         name: math.fsum(accuracy[f"acc/{task}"] for task in members) / len(members)
         for name, members in groups.items()
     }
-    ci95 = {
-        name: mean_interval([counts[task] for task in members]) for name, members in groups.items()
-    } | intervals
-    return replace(
-        row,
-        test={**row.test, **means, **accuracy},
-        test_ci95={name: (float(low), float(high)) for name, (low, high) in ci95.items()},
-    )
+    ci95 = intervals(counts, unseen)
+    return replace(row, test={**row.test, **means, **accuracy}, test_ci95=ci95)
+
+
+def groups_of(tasks: Iterable[str], unseen: Collection[str]) -> dict[str, list[str]]:
+    """The means that there are -> the tasks that each is of."""
+    names = list(tasks)
+    groups = {MEAN: names}
+    if unseen:
+        groups[SEEN] = [task for task in names if task not in unseen]
+        groups[UNSEEN] = [task for task in names if task in unseen]
+    return {name: members for name, members in groups.items() if members}
+
+
+def intervals(
+    counts: Mapping[str, tuple[int, int]], unseen: Collection[str] = ()
+) -> dict[str, tuple[float, float]]:
+    """95 % intervals of the accuracies and their means, from task -> (right, samples)."""
+    found = {
+        name: mean_interval([counts[task] for task in members])
+        for name, members in groups_of(counts, unseen).items()
+    } | {f"acc/{task}": wilson(hits, n) for task, (hits, n) in counts.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in found.items()}
 
 
 def position(row: Row) -> tuple[int, float, str]:

@@ -54,6 +54,9 @@ def as_table(content: Mapping[str, Any]) -> pa.Table:
         for shift in sorted(row["shifts"]):
             found = row["shifts"][shift]
             line |= {f"shift/{shift}/{name}": found[name] for name in sorted(found)}
+            for name, (low, high) in sorted(row["shifts_ci95"].get(shift, {}).items()):
+                line |= {f"shift_ci95/{shift}/{name}/low": low}
+                line |= {f"shift_ci95/{shift}/{name}/high": high}
         flat.append(line)
     names = list(dict.fromkeys(name for line in flat for name in line))
     schema = pa.schema((name, column_type(name)) for name in names)
@@ -83,6 +86,10 @@ def read(folder: Path) -> Comparison:
                 **{
                     **known(Row, row),
                     "test_ci95": {k: tuple(v) for k, v in row["test_ci95"].items()},
+                    "shifts_ci95": {
+                        shift: {k: tuple(v) for k, v in spans.items()}
+                        for shift, spans in row.get("shifts_ci95", {}).items()
+                    },
                     "notes": tuple(row.get("notes", ())),
                 }
             )

@@ -11,7 +11,7 @@ from typing import Any
 from actors.fleet import Client
 from actors.transport import fetched
 from sweeps.canonical import digest
-from sweeps.compare import Row
+from sweeps.compare import Row, intervals
 from sweeps.finals import recipe_of
 from sweeps.ledger import write_text
 from sweeps.progress import Progress
@@ -48,21 +48,37 @@ def measure_shifts(
         progress.start("shift sets", len(pending))
     keys = {row.method: row.trial_key for row in rows}
     for (method, name), ref in pending.items():
-        found = {"mark": marks[name], "metrics": fetched(ref).metrics()}
+        evaluation = fetched(ref)
+        counts = {
+            task: (int(score.correct.sum()), len(score.correct))
+            for task, score in evaluation.scores.items()
+        }
+        found = {
+            "mark": marks[name],
+            "metrics": evaluation.metrics(),
+            "ci95": intervals(counts, evaluation.unseen),
+        }
         known[method] = {**known[method], name: found}
         about = {"trial_key": keys[method], "shifts": known[method]}
         write_text(folder / f"{method}{SUFFIX}", json.dumps(about, indent=1))
         progress.advance("shift sets")
+    measured = {
+        method: {name: about for name, about in of.items() if about.get("mark") == marks.get(name)}
+        for method, of in known.items()
+    }
     return [
         replace(
             row,
-            shifts={
-                name: known[row.method][name]["metrics"]
-                for name, mark in marks.items()
-                if known[row.method].get(name, {}).get("mark") == mark
+            shifts={name: measured[row.method][name]["metrics"] for name in there},
+            shifts_ci95={
+                name: {metric: (low, high) for metric, (low, high) in spans.items()}
+                for name in there
+                # What was measured by an earlier version has none.
+                if (spans := measured[row.method][name].get("ci95"))
             },
         )
         for row in rows
+        for there in [[name for name in marks if name in measured[row.method]]]
     ]
 
 

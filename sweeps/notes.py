@@ -63,7 +63,7 @@ def notes_of(
     """
     found = seen_by(method, params, splits, under)
     if unseen and found and isinstance(METHODS.get(method), Adaptive | Resident):
-        found = (f"{found[0]} (seen tasks alone)", *found[1:])
+        found = (f"{found[0]}, seen tasks alone", *found[1:])
     kind = next((kind for kind in WHY if isinstance(METHODS.get(method), kind)), None)
     if unseen and kind and stays_with_seen(method, params):
         return (*found, f"{LEFT_OUT}: {WHY[kind]}")

@@ -13,7 +13,7 @@ from sweeps.space import WORDS
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 NAME_RULE = "a name of letters, digits, '.', '_' and '-' that starts with none of '.' and '-'"
-TAKEN = ("mean", "pretrained", *WORDS)
+TAKEN = ("mean", "seen", "unseen", "pretrained", *WORDS)
 """Names that `acc/mean`, the base and search spaces have taken."""
 
 

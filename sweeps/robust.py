@@ -30,7 +30,10 @@ def table(comparison: Comparison) -> dict[str, Any] | None:
             "row": row,
             "report": percent(row.score),
             "cells": [
-                *(cell(accuracy(row, name), accuracy(base, name)) for name in names),
+                *(
+                    cell(accuracy(row, name), accuracy(base, name)) | {"interval": span(row, name)}
+                    for name in names
+                ),
                 cell(mean(row, names), mean(base, names)),
             ],
         }
@@ -44,8 +47,8 @@ def sentence(comparison: Comparison) -> str:
     """What the table is of."""
     of = "seen tasks" if comparison.unseen else "tasks"
     found = (
-        f"Mean accuracy over {of} on shift sets, %, and in points above the pretrained model on the"
-        " same set. Nothing was chosen by them."
+        f"Mean accuracy over {of} on shift sets, %, with 95 % intervals, and in points above the"
+        " pretrained model on the same set. Nothing was chosen by them."
     )
     if comparison.adapt_on_shift is None:
         return found
@@ -58,6 +61,13 @@ def accuracy(row: Row | None, name: str) -> float | None:
     return found.get(SEEN, found.get(MEAN))
 
 
+def span(row: Row, name: str) -> str:
+    """Its 95 % interval, in words; empty where it is not known."""
+    found = row.shifts_ci95.get(name, {})
+    ends = found.get(SEEN, found.get(MEAN))
+    return f"{percent(ends[0])}–{percent(ends[1])}" if ends else ""
+
+
 def mean(row: Row | None, names: list[str]) -> float | None:
     """Over all shift sets, each counting alike."""
     found = [value for name in names if (value := accuracy(row, name)) is not None]
@@ -67,5 +77,6 @@ def mean(row: Row | None, names: list[str]) -> float | None:
 def cell(value: float | None, base: float | None) -> dict[str, str]:
     """One accuracy, and how far it is from the base's."""
     if value is None or base is None:
-        return {"text": percent(value), "gain": ""}
-    return {"text": percent(value), "gain": points(float(relative_robustness(value, base)))}
+        return {"text": percent(value), "gain": "", "interval": ""}
+    gain = points(float(relative_robustness(value, base)))
+    return {"text": percent(value), "gain": gain, "interval": ""}

@@ -32,7 +32,10 @@ def lines(data: Any) -> tuple[str, ...]:
 
 
 NAME = "a name of letters, digits, '.', '_' and '-' that starts with none of '.' and '-' allowed"
-TAKEN = "another name needed: mean, pretrained, grid, choice, uniform, loguniform are taken"
+TAKEN = (
+    "another name needed: mean, seen, unseen, pretrained, grid, choice, uniform, loguniform are"
+    " taken"
+)
 METRICS = "acc/mean, acc/mnist, acc/svhn, nll/mean, nll/mnist, nll/svhn"
 VALID = ", ".join(sorted(METHODS))
 TIES = ", ".join(sorted((*METHODS["ties"].parameters, *RESERVED)))
@@ -62,7 +65,8 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"name": None}, f"name: None: {NAME}"),
     (
         {"nmae": "x"},
-        "nmae: 'x': unknown field 'nmae'; did you mean 'name'? (valid: methods, metric, mlflow,"
+        "nmae: 'x': unknown field 'nmae'; did you mean 'name'? (valid: adapt_on_shift, methods,"
+        " metric, mlflow,"
         " name, placement, pool, seed, shifts, splits, tasks)",
     ),
     # pool
@@ -92,13 +96,13 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"tasks": {"mean": {"dataset": "d"}}}, f"tasks.mean: 'mean': {TAKEN}"),
     (
         {"tasks": {"mnist": None}},
-        "tasks.mnist: None: a mapping of dataset, image, label, templates, classnames allowed",
+        "tasks.mnist: None: a mapping of dataset, image, label, templates, classnames, head allowed",
     ),
     ({"tasks": {"mnist": {}}}, "tasks.mnist.dataset: not given: a hub id or a folder needed"),
     (
         tasks(clasnames=["a"]),
         "tasks.mnist.clasnames: ['a']: unknown field 'clasnames'; did you mean 'classnames'?"
-        " (valid: classnames, dataset, image, label, templates)",
+        " (valid: classnames, dataset, head, image, label, templates)",
     ),
     (
         tasks(image=1),

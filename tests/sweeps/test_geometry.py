@@ -36,6 +36,14 @@ def test_angles_and_norms(tmp_path):
     assert pair["cosine"] == pytest.approx(1 / math.sqrt(5))
     assert pair["angle"] == pytest.approx(63.4349, abs=1e-4)
     assert line(found, "angles", first="a", second="c")["angle"] == pytest.approx(0, abs=1e-5)
+    names = [row["cosine"] for row in found.tables["cosines"]]
+    assert all(list(row) == ["cosine", *names] for row in found.tables["cosines"])
+    matrix = {row["cosine"]: row for row in found.tables["cosines"]}
+    assert matrix["a"]["b"] == matrix["b"]["a"] == pytest.approx(1 / math.sqrt(5))
+    assert matrix["a"]["a"] == pytest.approx(1)
+    finding.write(found, tmp_path / "out")
+    head, *_ = (tmp_path / "out/gram-cosines.csv").read_text().splitlines()
+    assert head == ",".join(f'"{name}"' for name in ("cosine", *names))
     b = line(found, "experts", expert="b")
     assert (b["norm"], b["acc/mean"], b["learning_rate"]) == (pytest.approx(5**0.5), 0.9, 1e-5)
     assert "63.4° (a, b)" in found.lines[0] or "63.4° (b, c)" in found.lines[0]
@@ -169,7 +177,9 @@ def test_findings_are_files_and_pages_are_made_of_them_alone(tmp_path):
     assert rows == back[1].tables["points"]
     page, drawn = write_page([*back, diagnosis(look, back)], out, FACTS)
     names = {path.stem for path in drawn}
-    assert {"gram", "plane-loss", "plane-error", "angles", "barriers", "grid-0", "gap"} == names
+    assert names == {
+        "gram", "gram-cosines", "plane-loss", "plane-error", "angles", "barriers", "grid-0", "gap",
+    }  # fmt: skip
     text = page.read_text()
     assert text.count("data:image/png;base64,") == len(drawn)
     assert "<script" not in text

@@ -35,5 +35,5 @@ def test_differences_are_to_the_base_on_the_same_set() -> None:
 def test_a_set_that_was_not_measured_has_no_mean() -> None:
     found = table(of(row("pretrained", a=0.5, b=0.6), row("ties", a=0.55)))
     assert found is not None
-    assert found["lines"][1]["cells"][1] == {"text": "—", "gain": ""}
+    assert found["lines"][1]["cells"][1] == {"text": "—", "gain": "", "interval": ""}
     assert found["lines"][1]["cells"][2]["text"] == "—"
