@@ -6,7 +6,7 @@ import sys
 MODULES = (
     "merging", "ties", "sweep", "layers", "gates", "pipeline", "dawin", "scale",
     "exact_alpha", "tip_search", "soup", "learned_soup", "greedy", "landscape",
-    "informed", "spectral",
+    "informed", "spectral", "resident",
 )  # fmt: skip
 
 

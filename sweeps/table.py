@@ -14,6 +14,9 @@ from sweeps.compare import MEAN, REFERENCES, SEEN, UNSEEN, Comparison, Row
 NARROW = 100
 """Columns of a terminal below which the cost is left to the report."""
 
+WIDER = 22
+"""Columns that a second mean with its interval takes."""
+
 
 def render(comparison: Comparison, console: Console) -> None:
     """Print the comparison, with a column a task where the terminal is wide enough."""
@@ -63,7 +66,7 @@ def marks(comparison: Comparison) -> dict[str, str]:
 def table(comparison: Comparison, width: int) -> Table:
     """The rich table, for a terminal of `width` columns."""
     tested = any(row.test for row in comparison.rows)
-    narrow = width < NARROW
+    narrow = width < NARROW + (WIDER if comparison.unseen else 0)
     marked = marks(comparison)
     names = [" ".join([row.method, *(marked[n] for n in row.notes)]) for row in comparison.rows]
     words = [parameters(row, "\n" if narrow else " ") for row in comparison.rows]
@@ -82,8 +85,10 @@ def table(comparison: Comparison, width: int) -> Table:
     out.add_column("selected parameters", overflow="fold")
     out.add_column(escape(comparison.select_on), justify="right", no_wrap=True)
     if tested:
-        for kind in kinds:
-            name = f"{comparison.report_on}{kind} [95 % CI]"
+        for kind, metric in kinds.items():
+            spans = " [95 % CI]" if with_interval(metric, width) else ""
+            name = f"{comparison.report_on}{kind}"
+            name = f"{name}\n{spans.strip()}" if kind and spans else f"{name}{spans}"
             out.add_column(escape(name), justify="right", no_wrap=True)
     for task in tasks:
         shown = f"{task} (unseen)" if task in comparison.unseen else task
@@ -96,7 +101,12 @@ def table(comparison: Comparison, width: int) -> Table:
         cells = [f"{'▸ ' if row is best else '  '}{name}", text]
         cells.append(wording.percent(row.val.get(comparison.headline)))
         if tested:
-            cells += [interval(row, metric) for metric in kinds.values()]
+            cells += [
+                interval(row, metric)
+                if with_interval(metric, width)
+                else wording.percent(row.test.get(metric))
+                for metric in kinds.values()
+            ]
         cells += [wording.percent(metrics.get(f"acc/{task}")) for task in tasks]
         cells.append(str(row.trials) if row.trials else wording.MISSING)
         if not narrow:
@@ -116,6 +126,11 @@ def columns_of(comparison: Comparison) -> dict[str, str]:
     return {" seen": SEEN, " unseen": UNSEEN} if comparison.unseen else {"": MEAN}
 
 
+def with_interval(metric: str, width: int) -> bool:
+    """Whether a mean's column has intervals: a second mean has none in a narrow terminal."""
+    return metric != UNSEEN or width >= NARROW
+
+
 def parameters(row: Row, separator: str) -> str:
     """The selected parameters; what is wrong where there are none for a reason."""
     if row.trials and not row.val:
@@ -131,7 +146,7 @@ def fixed(names: Sequence[str], words: Sequence[str]) -> int:
 def task_width(comparison: Comparison) -> int:
     """Characters that a column for each task takes."""
     own = sum(max(len(task), 5) + 2 for task in comparison.tasks)
-    return own + (25 + 9 * len(comparison.unseen) if comparison.unseen else 0)
+    return own + (WIDER + 9 * len(comparison.unseen) if comparison.unseen else 0)
 
 
 def interval(row: Row, metric: str) -> str:

@@ -284,7 +284,7 @@ def test_every_table_has_both_means(tmp_path):
     console = Console(width=220, record=True)
     render(found, console)
     shown = console.export_text()
-    for text in ("test seen [95 % CI]", "test unseen [95 % CI]", "c (unseen)", "n (adapted to)"):
+    for text in ("test seen", "test unseen", "[95 % CI]", "c (unseen)", "n (adapted to)"):
         assert text in shown, text
     described = markdown.described(found)
     assert "| test seen | test unseen | c (unseen) | a | b |" in described

@@ -96,7 +96,8 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"tasks": {"mean": {"dataset": "d"}}}, f"tasks.mean: 'mean': {TAKEN}"),
     (
         {"tasks": {"mnist": None}},
-        "tasks.mnist: None: a mapping of dataset, image, label, templates, classnames, head allowed",
+        "tasks.mnist: None: a mapping of dataset, image, label, templates, classnames, head"
+        " allowed",
     ),
     ({"tasks": {"mnist": {}}}, "tasks.mnist.dataset: not given: a hub id or a folder needed"),
     (
