@@ -56,7 +56,7 @@ def iso_cts(
     Args:
         vectors: base and task vectors.
         scale: λ. Default 1, FusionBench's; the paper chooses it on validation data.
-        common_fraction: f, the share of common directions. Default 0.8, the paper's; with 1, or
+        common_fraction: f, the share of common directions. Default 0.8, FusionBench's; with 1, or
             one task, it is `iso_c`.
 
     Computed in float64; memory beside base, task vectors and result: a few matrices.

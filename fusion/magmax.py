@@ -24,7 +24,7 @@ def magmax(
 
     Args:
         vectors: base and task vectors.
-        scale: λ. Default 0.5, FusionBench's; the paper, too, keeps one value.
+        scale: λ. Default 0.5, FusionBench's.
         compat: `fusionbench` takes the later task where magnitudes are equal; the order of the
             tasks then matters.
 

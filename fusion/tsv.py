@@ -30,7 +30,7 @@ def tsv_m(
 
     Args:
         vectors: base and task vectors.
-        scale: λ. Default 1, the paper's and FusionBench's.
+        scale: λ. Default 1, FusionBench's.
         compat: the two differ where r < T, so that d = 0: `paper` averages such a matrix,
             `fusionbench` leaves the base's.
 

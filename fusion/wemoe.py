@@ -56,7 +56,7 @@ class Router(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[B, S, H] -> [B, T], in the router's dtype."""
-        last = self.biases[-1]
+        last: Tensor = self.biases[-1]
         if not len(self.weights):
             return last.expand(len(hidden), -1)
         found = hidden.to(last.dtype)

@@ -128,6 +128,17 @@ def test_what_lives_and_learns_in_shards_is_what_is_learned_here(method, fleet, 
 
 
 @pytest.mark.slow
+def test_two_calls_that_learn_in_shards_are_each_as_alone(fleet, local):
+    """Both write into the same resident models, step by step in turn."""
+    few = {"batch_size": 4, "learning_rate": 0.02, "adapt_on": "select"}
+    methods = ("wemoe", "concrete_task_arithmetic", "concrete_adamerging", "ewemoe")
+    courses = [Recipe(method, few) for method in methods]
+    alone = [local.train(recipe, None, 0, 6, 5) for recipe in courses]
+    refs = [fleet.client.submit("train", recipe, None, 0, 6, 5) for recipe in courses]
+    assert [fetched(ref) for ref in refs] == alone
+
+
+@pytest.mark.slow
 def test_a_shard_that_dies_while_it_learns_changes_no_bit(fleet, local):
     """Its parameters are gone with it: the call is made again from its start."""
     recipe = Recipe("wemoe", {"batch_size": 4, "learning_rate": 0.02, "adapt_on": "select"})

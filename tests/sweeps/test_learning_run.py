@@ -88,6 +88,7 @@ def test_a_gate_of_one_sweep_serves_another(folder, undisturbed):
     assert rows["dawe"]["test"] == winner["test"]
 
 
+@pytest.mark.slow  # its like for methods that do not learn is in test_run
 def test_killed_while_learning_and_resumed_equals_undisturbed(folder, undisturbed, tmp_path):
     """kill -9 of the driver while gates are learned: they go on from their checkpoints."""
     learned = tmp_path / "outputs/learning/learned"
