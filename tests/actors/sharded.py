@@ -16,8 +16,10 @@ from actors.codings import dump_coding
 from actors.data import prepare_data
 from actors.embeddings import EmbeddingCache
 from actors.experts import Recipe, TaskData
+from actors.features import open_features
 from actors.gates import Manifest, dump
 from actors.local import local_experts
+from actors.matrices import write_matrix
 from actors.pixels import open_pixels
 from actors.placement import Plan
 from actors.pool import Pool, open_pool
@@ -59,9 +61,7 @@ class Parts:
 
     def features(self, role: str) -> dict[str, Tensor]:
         return {
-            name: torch.from_numpy(np.load(task.rows[role].features[EXTRACTOR]))[
-                rows_of(task, role)
-            ]
+            name: open_features(task.rows[role].features[EXTRACTOR])[rows_of(task, role)]
             for name, task in self.data.items()
         }
 
@@ -100,9 +100,10 @@ def make_parts(root: Path, cache: Path) -> Parts:
     for name, task in found.items():
         rows = {}
         for role, each in task.rows.items():
-            path = cache / f"{name}-{role}.npy"
+            path = cache / f"{name}-{role}.arrow"
             count = len(open_pixels(each.pixels).labels)
-            np.save(path, rng.normal(size=(count, WIDTH)).astype(np.float32))
+            values = rng.normal(size=(count, WIDTH)).astype(np.float32)
+            write_matrix(path, np.arange(count), WIDTH, [values])
             rows[role] = replace(each, features={EXTRACTOR: path})
         data[name] = replace(task, rows=rows)
     return Parts(pool, data, cache)

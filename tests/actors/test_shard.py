@@ -21,6 +21,7 @@ from actors.embeddings import EmbeddingCache
 from actors.experts import LocalExperts, TaskData
 from actors.heads import read_head
 from actors.local import local_experts
+from actors.matrices import write_matrix
 from actors.pixels import open_pixels
 from actors.pool import Pool, open_pool, task_vectors
 from actors.segments import clip_segments, segment_names
@@ -129,9 +130,10 @@ def make_world(tiny: Tiny, root: Path, projected: bool = False) -> World:
     for name, task in found.items():
         rows = {}
         for role, each in task.rows.items():
-            path = root / f"{name}-{role}.npy"
+            path = root / f"{name}-{role}.arrow"
             count = len(open_pixels(each.pixels).labels)
-            np.save(path, rng.normal(size=(count, WIDTH)).astype(np.float32))
+            values = rng.normal(size=(count, WIDTH)).astype(np.float32)
+            write_matrix(path, np.arange(count), WIDTH, [values])
             rows[role] = replace(each, features={EXTRACTOR: path})
         data[name] = replace(task, rows=rows)
     return World(pool, data, task_vectors(pool), tiny.config["vision_config"], root)
