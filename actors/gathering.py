@@ -35,17 +35,17 @@ KEYS = "keys"
 """Metadata: tensor name -> the name of the tensor whose statistic is its own as well."""
 
 
-def place(key: str, segment: int) -> Path:
-    """The file of one expert's statistics of one segment."""
-    return cache_dir() / "statistics" / f"{key}-{segment}.safetensors"
+def place(key: str, segment: int, root: Path | None = None) -> Path:
+    """The file of one expert's statistics of one segment; `root`: the cache, by default ours."""
+    return (root or cache_dir()) / "statistics" / f"{key}-{segment}.safetensors"
 
 
-def opened(keys: Sequence[str], segments: Sequence[int]) -> Statistics:
+def opened(keys: Sequence[str], segments: Sequence[int], root: Path | None = None) -> Statistics:
     """Statistics of T experts, stacked when they are read: [T, …]."""
     files: dict[str, list[Path]] = {}
     shared: dict[str, str] = {}
     for at in segments:
-        paths = [place(key, at) for key in keys]
+        paths = [place(key, at, root) for key in keys]
         with safe_open(paths[0], "pt") as first:
             names = list(first.keys())
             shared |= json.loads((first.metadata() or {}).get(KEYS, "{}"))
@@ -68,6 +68,8 @@ class Gathering:
         """`start`: the index of the block's first segment in the whole chain."""
         self.shard, self.encoder = shard, shard.encoder
         self.segments = range(start, start + len(self.encoder.modules))
+        self.root: Path | None = None
+        """The cache, where it is not this process's own."""
         self.grams: tuple[str, list[Grams]] = ("", [])
         self.squares: tuple[str, Squares | None] = ("", None)
         self.waiting: dict[str, tuple[Carry, Carry]] = {}
@@ -81,14 +83,24 @@ class Gathering:
 
     def lacking(self, keys: Sequence[str]) -> list[str]:
         """Keys some of whose files of these segments this node does not have."""
-        return [key for key in keys if not all(place(key, at).exists() for at in self.segments)]
+        return [
+            key for key in keys if not all(self.place(key, at).exists() for at in self.segments)
+        ]
+
+    def place(self, key: str, at: int) -> Path:
+        """The file of one expert's statistics of one segment."""
+        return place(key, at, self.root)
+
+    def opened(self, keys: Sequence[str], segments: Sequence[int] | None = None) -> Statistics:
+        """The statistics of this block, or of some of its segments."""
+        return opened(keys, self.segments if segments is None else segments, self.root)
 
     def write(
         self, key: str, at: int, found: Mapping[str, Tensor], keys: Mapping[str, str]
     ) -> None:
         """One file, whole or not at all."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
-        with replacing(place(key, at)) as part:
+        with replacing(self.place(key, at)) as part:
             save_file(tensors, part, metadata={KEYS: json.dumps(dict(keys))})
 
     # ------------------------------------------------------------------------------ Gram matrices
@@ -241,7 +253,7 @@ class Gathering:
                 shared = dict(grams.keys)
             for key, found in zip(keys, means, strict=True):
                 self.write(key, at, found, shared)
-            row.merge_surveyed(part, None, {**params, "statistics": opened(keys, [at])})
+            row.merge_surveyed(part, None, {**params, "statistics": self.opened(keys, [at])})
             with torch.inference_mode():
                 current = [[module(carry) for carry in batches] for batches in current]
         return current

@@ -48,6 +48,7 @@ def local_experts(
         names = segment_names(chain, *(block or (0, len(chain))))
         part = vectors.restrict([name for name in vectors.base if name in names])
         shards.append(Shard(pool.base, part, heads, device, dtype, block, len(blocks)))
+        shards[-1].gathering.root = embeddings.root.parent
     names_of = [shard.names() for shard in shards]
     return LocalExperts(
         Pipeline(shards, names_of, pool.groups, Direct()), pool.tasks, data, embeddings, device

@@ -100,7 +100,7 @@ def build_shard(setup: Setup, weights: bytes, index: int) -> Shard:
     kinds = [kind for kind, read in (("pixels", index == 0), ("heads", last)) if read]
     data = settled(setup.data, setup.home, kinds)
     heads = {name: read_head(task.head) for name, task in data.items()} if last else {}
-    return Shard(
+    shard = Shard(
         replace(setup.base, tensors={**vectors.base, **setup.base.tensors}),
         vectors,
         heads,
@@ -110,6 +110,9 @@ def build_shard(setup: Setup, weights: bytes, index: int) -> Shard:
         contexts=LANES * (setup.plan.shards - index),
         places={path.name: path for path in paths(data)},
     )
+    cache = setup.embeddings.root.parent  # the driver's; where this node has none, its own
+    shard.gathering.root = cache if cache.is_dir() else None
+    return shard
 
 
 class ShardActor:

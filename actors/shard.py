@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from actors.checkpoints import Checkpoint
-from actors.gathering import Gathering, opened
+from actors.gathering import Gathering
 from actors.metrics import count, gauge
 from actors.models import Blueprint, ImageEncoder
 from actors.passes import Batch as Batch
@@ -167,7 +167,7 @@ class Shard:
         """The parameters of a method's call, with the statistics that it needs."""
         params = dict(weights.params or {})
         if weights.statistics:
-            params["statistics"] = opened(weights.statistics, self.gathering.segments)
+            params["statistics"] = self.gathering.opened(weights.statistics)
         if weights.learned is not None:
             params["learned"] = weights.learned.open()
         return params

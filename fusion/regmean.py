@@ -132,7 +132,9 @@ class Normal:
         dtype = self.lower.dtype
         right = torch.zeros(deltas.shape[2], deltas.shape[1], dtype=dtype, device=deltas.device)
         for gram, extra, delta in zip(self.grams, self.extra, deltas, strict=True):
-            tall = delta.T.to(dtype)
+            # Memory of its own: products may depend on how an operand is aligned, and the tensors
+            # of a shard are views into one array.
+            tall = delta.T.to(dtype, copy=True, memory_format=torch.contiguous_format)
             right.addmm_(gram.to(dtype), tall, alpha=self.non_diagonal)
             right.addcmul_(extra[:, None].to(dtype), tall)
         return torch.cholesky_solve(right, self.lower).T

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 import pytest
@@ -42,16 +41,20 @@ def parts(tiny_pool, tmp_path_factory):
 
 
 def experts_of(parts, cache, blocks=WHOLE, names=NAMES, data=None):
-    pool, known, root = parts
-    os.environ["FUSION_SWEEPS_CACHE"] = str(cache)
+    pool, known, _ = parts
     identity = {name: name for name in (*NAMES, "pretrained")}
-    kept = EmbeddingCache(root / "embeddings", identity)
+    kept = EmbeddingCache(cache / "embeddings", identity)
     return local_experts(pool, known if data is None else data, kept, blocks=blocks)
 
 
 @pytest.fixture
 def whole(parts, tmp_path):
     return experts_of(parts, tmp_path / "whole")
+
+
+def found_by(experts, keys):
+    """The statistics under these keys, of the whole model."""
+    return opened(keys, range(4), experts.embeddings.root.parent)
 
 
 def model_of(tiny_pool, expert):
@@ -88,7 +91,7 @@ def inputs_of(module, run):
 
 
 def test_gram_matrices_are_those_of_the_library_s_layers(whole, tiny_pool):
-    found = opened(gathered(whole, "regmean", FEW), range(4))
+    found = found_by(whole, gathered(whole, "regmean", FEW))
     for t, task in enumerate(NAMES):
         tower = model_of(tiny_pool, task).vision_model
         images = images_of(whole, task, "regmean", FEW)
@@ -105,7 +108,7 @@ def test_gram_matrices_are_those_of_the_library_s_layers(whole, tiny_pool):
 @pytest.mark.parametrize("estimate", ["sampled", "exact", "batch"])
 def test_squared_gradients_are_those_of_autograd(estimate, whole, tiny_pool, parts):
     params = {"examples": 5, "seed": 1, "estimate": estimate, "batch_size": 2}
-    found = opened(gathered(whole, "fisher", params), range(4))
+    found = found_by(whole, gathered(whole, "fisher", params))
     task, t = "tones", 1
     model = model_of(tiny_pool, task)
     head = read_head(parts[1][task].head).double()
@@ -185,16 +188,17 @@ def test_a_model_that_is_cut_gives_the_same_bits(method, params, parts, tmp_path
 
 def test_statistics_are_gathered_once_and_are_those_of_this_data(whole, parts, tmp_path):
     keys = gathered(whole, "regmean", FEW)
-    before = {place(key, 1): place(key, 1).stat().st_mtime_ns for key in keys}
+    root = whole.embeddings.root.parent
+    before = {place(key, 1, root): place(key, 1, root).stat().st_mtime_ns for key in keys}
     assert gathered(whole, "regmean", {**FEW, "non_diagonal": 0.1}) == keys
     cut = experts_of(parts, tmp_path / "whole", CUT)
     assert gathered(cut, "regmean", FEW) == keys  # the same files for another cut
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert set(gathered(whole, "regmean", {**FEW, "seed": 4})).isdisjoint(keys)
     assert set(gathered(whole, "regmean", {**FEW, "examples": 25})).isdisjoint(keys)
-    place(keys[0], 1).unlink()
+    place(keys[0], 1, root).unlink()
     assert gathered(whole, "regmean", FEW) == keys
-    assert place(keys[0], 1).exists()
+    assert place(keys[0], 1, root).exists()
 
 
 def test_evaluations_go_on_after_statistics_as_before(whole):
