@@ -65,13 +65,13 @@ def textbook(vectors: TaskVectors, grams: Mapping[str, Tensor]) -> dict[str, Ten
     """The formula as it stands, matrix by matrix."""
     merged = {}
     for name, deltas in vectors.deltas.items():
-        total, right = None, None
+        width, rows = deltas.shape[2], deltas.shape[1]
+        total, right = torch.zeros(width, width), torch.zeros(width, rows)
         for gram, delta in zip(grams[name], deltas, strict=True):
-            off = ALPHA * gram * (1 - torch.eye(len(gram)))
+            off = ALPHA * gram * (1 - torch.eye(width))
             hat = off + torch.diag(gram.diagonal())
-            part = hat @ (vectors.base[name] + delta).T
-            total = hat if total is None else total + hat
-            right = part if right is None else right + part
+            right = right + hat @ (vectors.base[name] + delta).T
+            total = total + hat
         merged[name] = (torch.inverse(total) @ right).T
     return merged
 

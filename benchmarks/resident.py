@@ -12,6 +12,9 @@ other take turns, the best of some repeats counts.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -32,7 +35,7 @@ BLOCK |= {"fc2": (WIDTH, HIDDEN)}
 """The weights of one block."""
 
 
-def random_vectors(shapes: dict[str, tuple[int, ...]]) -> TaskVectors:
+def random_vectors(shapes: Mapping[str, tuple[int, ...]]) -> TaskVectors:
     """Base and eight task vectors."""
     generator = torch.Generator().manual_seed(0)
     base = {name: 0.02 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
@@ -142,17 +145,15 @@ def mask_rows() -> list[Row]:
         logits = torch.randn(base.shape, generator=torch.Generator().manual_seed(2))
         gradient = torch.randn(base.shape, generator=torch.Generator().manual_seed(3))
         step = summed(deltas, [SCALE] * TASKS)
-        made += timed(lambda d=deltas: summed(d, [SCALE] * TASKS))
-        best, results = [float("inf")] * 2, [base, base]
+        made += timed(partial(summed, deltas, [SCALE] * TASKS))
+        best = [float("inf")] * 2
+        works = (
+            partial(our_step, base, step, logits, gradient, out),
+            partial(textbook_step, base, deltas, logits, gradient),
+        )
         for _ in range(REPEATS):
-            for at, work in enumerate(
-                (
-                    lambda: our_step(base, step, logits, gradient, out),  # noqa: B023
-                    lambda: textbook_step(base, deltas, logits, gradient),  # noqa: B023
-                )
-            ):
-                best[at] = min(best[at], timed(work))
-        drawing += min(timed(lambda x=logits: drawn(x, 0, "w")) for _ in range(REPEATS))
+            best = [min(old, timed(work)) for old, work in zip(best, works, strict=True)]
+        drawing += min(timed(partial(drawn, logits, 0, "w")) for _ in range(REPEATS))
         results = [
             our_step(base, step, logits, gradient, out),
             textbook_step(base, deltas, logits, gradient),
