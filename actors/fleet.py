@@ -221,9 +221,13 @@ class Fleet:
                 )
 
     def close(self) -> None:
-        """End what was started, and give its places back."""
-        for ref in self.read:
-            ray.cancel(ref, force=True)  # nothing where it is done
+        """End what was started, and give its places back.
+
+        Readers that are under way end by themselves. In Ray 2.60 a task that is cancelled in the
+        moment in which it is handed to a worker takes its driver with it ("tried to complete task
+        that was not pending").
+        """
+        self.read.clear()
         ray.kill(self.desk)
         for member in self.members:
             end(member)
