@@ -29,6 +29,7 @@ from sweeps.space import Choice, Grid, Space
 from sweeps.trainlegs import legs_in, member_trial, population_folder
 from sweeps.trainsearch import method
 from sweeps.traintrial import rows_of
+from sweeps.tuning import fit
 
 if TYPE_CHECKING:
     from sweeps.traintrials import Yard
@@ -136,28 +137,24 @@ def grow(yard: Yard, task: str, trials: Mapping[str, Any], steps: int, callback:
         steps=steps,
         names=tuple(perturbed(yard.spec.finetune)),
     )
-    try:
-        tune.Tuner(
-            tune.with_resources(trainable, {"cpu": 1, "gpu": 1} if found.gpus else {"cpu": 1}),
-            param_space={"trial": tune.grid_search([dict(trial) for trial in trials.values()])},
-            tune_config=tune.TuneConfig(
-                scheduler=Population(yard.spec.finetune, yard.spec.seed, task),
-                reuse_actors=True,
-                trial_name_creator=lambda trial: trial.config["trial"]["trial_key"],
-                trial_dirname_creator=lambda trial: trial.config["trial"]["trial_key"],
-            ),
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=str(yard.out / "trained"),
-                callbacks=[callback],
-                failure_config=tune.FailureConfig(max_failures=RESTARTS),
-                verbose=0,
-            ),
-        ).fit()
-    except Exception:
-        if callback.faults:
-            raise callback.faults[0] from None
-        raise
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, {"cpu": 1, "gpu": 1} if found.gpus else {"cpu": 1}),
+        param_space={"trial": tune.grid_search([dict(trial) for trial in trials.values()])},
+        tune_config=tune.TuneConfig(
+            scheduler=Population(yard.spec.finetune, yard.spec.seed, task),
+            reuse_actors=True,
+            trial_name_creator=lambda trial: trial.config["trial"]["trial_key"],
+            trial_dirname_creator=lambda trial: trial.config["trial"]["trial_key"],
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(yard.out / "trained"),
+            callbacks=[callback],
+            failure_config=tune.FailureConfig(max_failures=RESTARTS),
+            verbose=0,
+        ),
+    )
+    fit(tuner, callback.faults)
 
 
 class Following(tune.Callback):  # type: ignore[misc]  # ray is untyped

@@ -31,6 +31,7 @@ from sweeps.search import MethodSearch
 from sweeps.trainsearch import TaskSearch, as_sweep, count, meant, method
 from sweeps.trainspec import TrainSpec
 from sweeps.traintrial import fine_tune_trial, seed_of
+from sweeps.tuning import fit
 
 
 @dataclass(frozen=True)
@@ -117,28 +118,24 @@ def tuned(
         halved=yard.spec.finetune.scheduler == "asha",
     )
     callback = Settling(yard, progress)
-    try:
-        tune.Tuner(
-            tune.with_resources(trainable, resources),
-            tune_config=tune.TuneConfig(
-                search_alg=search,
-                scheduler=scheduler(yard.spec.finetune, known, yard.spec.seed),
-                num_samples=-1,
-                max_concurrent_trials=max(1, found.gpus or found.cpus),
-                reuse_actors=True,
-                trial_dirname_creator=lambda trial: trial.config["trial_key"],
-            ),
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=str(yard.out / "trained"),
-                callbacks=[callback],
-                verbose=0,
-            ),
-        ).fit()
-    except Exception:
-        if callback.faults:
-            raise callback.faults[0] from None
-        raise
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, resources),
+        tune_config=tune.TuneConfig(
+            search_alg=search,
+            scheduler=scheduler(yard.spec.finetune, known, yard.spec.seed),
+            num_samples=-1,
+            max_concurrent_trials=max(1, found.gpus or found.cpus),
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: trial.config["trial_key"],
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(yard.out / "trained"),
+            callbacks=[callback],
+            verbose=0,
+        ),
+    )
+    fit(tuner, callback.faults)
     if search.left():  # Tune ends quietly on Ctrl-C
         raise KeyboardInterrupt
 

@@ -31,6 +31,7 @@ from sweeps.search import MethodSearch
 from sweeps.spec import SweepSpec
 from sweeps.thin import run_trial
 from sweeps.trial import Recorder, finished
+from sweeps.tuning import fit
 
 TRIAL_MEMORY = 200 * 2**20
 """What a trial's process holds; one that learns, and so imports torch, about twice that. No CPU is
@@ -153,12 +154,7 @@ def tuned(
             verbose=0,
         ),
     )
-    try:
-        tuner.fit()
-    except Exception:
-        if faults:
-            raise faults[0] from None
-        raise
+    fit(tuner, faults)
     if search.left():
         raise Interrupted
 

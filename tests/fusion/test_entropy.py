@@ -16,7 +16,7 @@ def logits(*shape: int, scale: float = 1.0) -> torch.Tensor:
     return scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
-def test_fixture() -> None:  # methods.md: FusionBench's own output
+def test_fixture() -> None:  # FusionBench's own output
     found = entropy(torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])).mean().item()
     assert found == pytest.approx(0.96550393, abs=1e-6)
 

@@ -11,16 +11,7 @@ from torch import Tensor
 from fusion.iso import iso_c, iso_cts, sizes
 from fusion.state import TaskVectors
 from tests.fusion.laws import TASKS, assert_same_bits, copied, state_dict, toy
-
-
-def vectors_of(deltas: Tensor) -> TaskVectors:
-    names = tuple(f"t{at}" for at in range(len(deltas)))
-    return TaskVectors(names, {"w": torch.zeros_like(deltas[0])}, {"w": deltas})
-
-
-def random(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+from tests.fusion.matrices import random, vectors_of
 
 
 def polar(matrix: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def flat(merged: dict[str, Tensor]) -> list[float]:
 
 
 def textbook(rows: Tensor, density: float, merge: str, compat: str) -> Tensor:
-    """[T, d] task vectors -> [d] merged, as in methods.md and the paper, over whole vectors."""
+    """[T, d] task vectors -> [d] merged, as in the paper, over whole vectors."""
     size = rows.shape[1]
     kept = math.floor(size * density + 1e-6)
     if compat == "fusionbench":

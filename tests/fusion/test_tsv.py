@@ -11,20 +11,11 @@ from torch import Tensor
 from fusion.state import TaskVectors
 from fusion.tsv import tsv_m
 from tests.fusion.laws import TASKS, assert_same_bits, copied, state_dict, toy
-
-
-def vectors_of(deltas: Tensor) -> TaskVectors:
-    names = tuple(f"t{at}" for at in range(len(deltas)))
-    return TaskVectors(names, {"w": torch.zeros_like(deltas[0])}, {"w": deltas})
-
-
-def random(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+from tests.fusion.matrices import random, vectors_of
 
 
 def textbook(deltas: Tensor) -> Tensor:
-    """As methods.md has it: full decompositions, blocks, polar factors by decompositions."""
+    """As FusionBench has it: full decompositions, blocks, polar factors by decompositions."""
     count, rank = len(deltas), min(deltas.shape[1:])
     share = int(rank * (1 / count))
     left = deltas.new_zeros(deltas.shape[1], rank)

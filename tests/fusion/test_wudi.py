@@ -9,20 +9,11 @@ from torch import Tensor
 from fusion.state import TaskVectors
 from fusion.wudi import normal_equations, wudi
 from tests.fusion.laws import TASKS, assert_same_bits, copied, state_dict, toy
-
-
-def vectors_of(deltas: Tensor) -> TaskVectors:
-    names = tuple(f"t{at}" for at in range(len(deltas)))
-    return TaskVectors(names, {"w": torch.zeros_like(deltas[0])}, {"w": deltas})
-
-
-def random(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+from tests.fusion.matrices import random, vectors_of
 
 
 def loss(merged: Tensor, deltas: Tensor) -> Tensor:
-    """Σ_t ‖(M − τ_t) τ_tᵀ‖² / ‖τ_t‖², as methods.md has it."""
+    """Σ_t ‖(M − τ_t) τ_tᵀ‖² / ‖τ_t‖², the paper's objective."""
     difference = merged[None] - deltas
     products = difference @ deltas.transpose(1, 2)
     return (products.square().sum((1, 2)) / deltas.square().sum((1, 2))).sum()
