@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,7 +78,8 @@ class Evaluation:
     scores: Mapping[str, TaskScore]
     seconds: float
     peak_bytes: int
-    """Peak resident memory of the process so far; on a GPU its peak allocated memory."""
+    """The most the process held meanwhile, resident (on a GPU: allocated); of a method that learns,
+    while it was taught too. See `highwater.py` for calls that run side by side."""
     unseen: frozenset[str] = frozenset()
     """The sweep's tasks without an expert, evaluated here or not."""
 
@@ -132,13 +132,6 @@ def batches(size: int, batch: int = BATCH) -> Iterator[slice]:
     """Consecutive slices of at most `batch` rows."""
     for start in range(0, size, batch):
         yield slice(start, min(start + batch, size))
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Peak memory of this process: allocated on a GPU, resident otherwise."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def tasks_with(data: Mapping[str, TaskData], role: str) -> list[str]:

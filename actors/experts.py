@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,29 +20,29 @@ from actors.evaluation import Recipe as Recipe
 from actors.evaluation import Rows as Rows
 from actors.evaluation import TaskData as TaskData
 from actors.evaluation import TaskScore as TaskScore
-from actors.evaluation import batches, peak_bytes, score, tasks_with
+from actors.evaluation import batches, score, tasks_with
 from actors.features import open_features
-from actors.fits import fit, fitted_logits
+from actors.fits import fit
 from actors.heads import read_head
+from actors.highwater import WATER
 from actors.informed import gathered
 from actors.metrics import count
-from actors.passes import Batch, Weights, for_task, weights_of
+from actors.passes import Batch, Weights, weights_of
 from actors.pipeline import Pipeline
 from actors.pixels import Pixels, open_pixels
 from actors.protocol import Experts as Experts
-from actors.recipes import BASE, learned_beta, learned_coding, opened_gate, static_method
+from actors.recipes import BASE, learned_coding, static_method
 from actors.recipes import merged as merged
-from actors.residing import Trained, opened, routed_logits, train
-from actors.routing import SAMPLES, routed
+from actors.residing import Trained, opened, train
 from actors.unseen import learners, measured, unseen_of
-from fusion.coding import one_hot, sole
+from actors.ways import answered
+from fusion.coding import one_hot
 from fusion.errors import InputError
 from fusion.fitted import Plane
-from fusion.gate import Gate
 from fusion.gram import Gram
 from fusion.kinds import Resident
 from fusion.learning import Gradient, Lesson
-from fusion.registry import METHODS, Fitted, Gated, Informed, LogitSpace, PerTask, Routed, Static
+from fusion.registry import Informed, Static
 from fusion.trim import Trim
 from fusion.zeroshot import logits
 
@@ -111,32 +111,13 @@ class LocalExperts:
         scores = {name: score(z, self.labels(name, role)) for name, z in found.items()}
         count("samples", sum(map(len, found.values())), method=recipe.method)
         seconds = time.perf_counter() - start
-        return Evaluation(scores, seconds, peak_bytes(self.device), unseen_of(self.data))
+        peak = WATER.told(self.device, recipe.method)
+        return Evaluation(scores, seconds, peak, unseen_of(self.data))
 
     def logits(self, recipe: Recipe, role: str) -> dict[str, Tensor]:
         """Task -> logits [N, C] of its rows of that role, what `evaluate` compares with labels."""
-        method = METHODS.get(recipe.method)
         names = measured(self.data, self.tasks, recipe.method, recipe.params, role)
-        if recipe.method == "experts" or isinstance(method, LogitSpace):
-            return {name: self.fused(recipe, name, role) for name in names}
-        if isinstance(method, Fitted):
-            return {
-                name: fitted_logits(method, self.plane(name), name, recipe, role) for name in names
-            }
-        if isinstance(method, Routed):
-            return {name: routed(self, method, recipe, name, role) for name in names}
-        if isinstance(method, Gated):
-            gate = opened_gate(method, recipe, self.tasks, self.pipeline.groups)
-            return {name: self.gated(*gate, name, role) for name in names}
-        if isinstance(method, Resident) and method.blend is None:
-            return routed_logits(self, recipe, names, role)
-        if isinstance(method, PerTask):
-            every = self.pipeline.weights(recipe.method, recipe.params)
-            with self.filling:
-                return {name: self.classified(for_task(every, name), name, role) for name in names}
-        weights, beta = self.weights(recipe), learned_beta(recipe)
-        with self.filling:
-            return {name: beta * self.classified(weights, name, role) for name in names}
+        return answered(self, recipe, names, role)
 
     def tasks_of(self, role: str) -> list[str]:
         """See `tasks_with`."""
@@ -160,26 +141,6 @@ class LocalExperts:
         """Inner products of the task vectors, tensor by tensor."""
         return self.pipeline.gram()
 
-    def classified(self, weights: Weights, task: str, role: str) -> Tensor:
-        """Logits [N, C] of one model; of one that is an expert, from its cached embeddings."""
-        if weights.coding is not None and weights.trim.nothing:
-            expert = sole(weights.coding)
-            if expert is not None:
-                return self.logits_of(self.tasks[expert], task, role)
-        cut = (self.batch(task, role, rows) for rows in batches(self.size(task, role)))
-        parts = self.pipeline.embed(weights, cut)
-        return torch.cat([logits(z.float(), self.heads[task].to(z.device)).cpu() for z in parts])
-
-    def fused(self, recipe: Recipe, task: str, role: str) -> Tensor:
-        """Logits [N, C] made of expert embeddings: the task's own, or all by a logit method."""
-        method, head = METHODS.get(recipe.method), self.heads[task]
-        if not isinstance(method, LogitSpace):
-            return self.logits_of(task, task, role)
-        stack = torch.stack([self.embedded(expert, task, role) for expert in self.tasks])
-        return torch.cat(
-            [method.fuse(stack[:, rows], head, **recipe.params) for rows in batches(stack.shape[1])]
-        )
-
     def fit(self, recipe: Recipe) -> tuple[bytes, dict[str, float]]:
         """See `actors.fits.fit`."""
         return fit(self.plane, learners(self.data), recipe)
@@ -192,20 +153,6 @@ class LocalExperts:
             lambda role: self.labels(task, role),
             lambda source, role, at: self.embedded_at(source, task, role, at),
         )
-
-    def gated(self, gate: Gate, extractor: str, trim: Trim, task: str, role: str) -> Tensor:
-        """Logits [N, C], one model a sample."""
-        features = self.features(task, role, extractor)
-        surveyed = self.trimmed(trim)
-
-        def coded() -> Iterator[tuple[Batch, Weights]]:
-            for rows in batches(len(features), SAMPLES):
-                with torch.no_grad():
-                    coding = gate(features[rows])
-                yield self.batch(task, role, rows), weights_of(surveyed, coding)
-
-        parts = self.pipeline.embed_coded(coded())
-        return torch.cat([logits(z.float(), self.heads[task].to(z.device)).cpu() for z in parts])
 
     def gradients(self, lessons: Sequence[Lesson], role: str, trim: Trim) -> list[Gradient]:
         """Losses of the lessons' rows of that role, and their gradients by coding."""
@@ -280,6 +227,11 @@ class LocalExperts:
         """Logits [N, C] of one expert, or of the base."""
         embedded, head = self.embedded(expert, task, role), self.heads[task]
         return torch.cat([logits(embedded[rows], head) for rows in batches(len(embedded))])
+
+    def headed(self, task: str, parts: Iterable[Tensor]) -> Tensor:
+        """Embeddings, batch by batch, through a task's head: logits [N, C]."""
+        head = self.heads[task]
+        return torch.cat([logits(z.float(), head.to(z.device)).cpu() for z in parts])
 
     def size(self, task: str, role: str) -> int:
         """Rows of a task in a role."""

@@ -17,6 +17,7 @@ from actors.embeddings import EmbeddingCache
 from actors.experts import Evaluation, LocalExperts, Recipe, TaskData
 from actors.filed import FiledVectors, opened_vectors
 from actors.heads import read_head
+from actors.highwater import WATER
 from actors.metrics import timed
 from actors.models import Blueprint
 from actors.pipeline import Direct, Pipeline
@@ -263,7 +264,8 @@ class Replica:
         """
         link = self.experts.pipeline.link  # another lane may change it meanwhile
         try:
-            with timed(call.__name__, getattr(args[0] if args else None, "method", "")):
+            method = getattr(args[0] if args else None, "method", "")
+            with timed(call.__name__, method), WATER.call(call.__name__, self.experts.device):
                 return call(*args)
         except InputError:
             raise

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from actors.adam import NamedAdam
 from actors.evaluation import Recipe, batches
+from actors.forgotten import ATTEMPTS, Forgotten
 from actors.metrics import count
 from actors.passes import Batch, Weights
 from actors.pipeline import one_forward_one_backward
-from actors.resident import Forgotten
 from actors.residentfile import dump_resident, learned_tensors, load_resident
 from actors.routing import SAMPLES
 from actors.unseen import adapted_role, learners
@@ -27,13 +27,9 @@ from fusion.errors import InputError
 from fusion.learning import Shape, draw
 from fusion.registry import METHODS, Resident
 from fusion.resident import MaskOptions, ResidentCourse, RouterOptions
-from fusion.zeroshot import logits
 
 if TYPE_CHECKING:
     from actors.experts import LocalExperts
-
-ATTEMPTS = 5
-"""How often a call is made in which shards die."""
 
 Trained = tuple[bytes, list[dict[str, float]]]
 """The state after the last step, as a file, and task -> loss of each step."""
@@ -312,6 +308,5 @@ def routed_logits(
             cuts = batches(experts.size(task, role), size)
             given = (experts.batch(task, role, rows) for rows in cuts)
             parts = experts.pipeline.embed_routed(weights, given)
-            head = experts.heads[task]
-            found[task] = torch.cat([logits(z.float(), head.to(z.device)).cpu() for z in parts])
+            found[task] = experts.headed(task, parts)
     return found

@@ -43,7 +43,7 @@ def routed(experts: LocalExperts, method: Routed, recipe: Recipe, task: str, rol
             )
             for rows in batches(len(routing.assign), SAMPLES)
         )
-        return torch.cat([logits(z.float(), head.to(z.device)).cpu() for z in parts])
+        return experts.headed(task, parts)
     found = torch.empty(len(routing.assign), len(head))
     for index, coding in enumerate(routing.codings):
         rows = torch.nonzero(routing.assign == index).flatten()

@@ -24,6 +24,7 @@ from actors.local import local_experts
 from actors.pool import open_pool
 from actors.sources import cache_dir
 from actors.tasks import Role, Splits, TaskSource, open_task
+from actors.ways import classified
 from benchmarks.environment import RESULTS, machine
 from fusion.entropy import entropy
 from sweeps.spec import load
@@ -42,7 +43,7 @@ def codings(tasks: int, own: int) -> dict[str, Tensor]:
 
 def measured(experts: LocalExperts, task: str, coding: Tensor) -> tuple[float, float]:
     """(mean entropy, accuracy) of one task's select rows."""
-    z = experts.classified(experts.pipeline.weights(coding=coding), task, ROLE)
+    z = classified(experts, experts.pipeline.weights(coding=coding), task, ROLE)
     hits = z.argmax(1) == experts.labels(task, ROLE)
     return entropy(z).mean().item(), hits.float().mean().item()
 

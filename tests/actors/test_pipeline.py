@@ -17,7 +17,7 @@ from actors.evaluation import Recipe
 from actors.experts import LocalExperts
 from actors.gates import Manifest, dump
 from actors.pipeline import Direct, Pipeline, one_forward_one_backward
-from actors.recipes import merged, opened_gate
+from actors.recipes import merged
 from actors.shard import Batch, Shard, Weights
 from fusion.adamerging import Coefficients
 from fusion.errors import InputError
@@ -149,17 +149,6 @@ def recipes(world: World) -> dict[str, Recipe]:
     }
 
 
-def logits(experts: LocalExperts, recipe: Recipe, task: str) -> Tensor:
-    """What `evaluate` scores."""
-    method: Any = METHODS.get(recipe.method)
-    if recipe.method == "experts":
-        return experts.fused(recipe, task, "report")
-    if recipe.method == "dawe":
-        opened = opened_gate(method, recipe, experts.tasks, experts.pipeline.groups)
-        return experts.gated(*opened, task, "report")
-    return experts.classified(experts.weights(recipe), task, "report")
-
-
 @pytest.mark.parametrize("cut", CUTS[1:], ids=str)
 def test_evaluations_of_every_cut(cut: Any, world: World, local: LocalExperts) -> None:
     sharded = world.experts(*cut, name=f"{cut}")
@@ -168,9 +157,9 @@ def test_evaluations_of_every_cut(cut: Any, world: World, local: LocalExperts) -
     for name, recipe in recipes(world).items():
         wanted, found = local.evaluate(recipe, "report"), sharded.evaluate(recipe, "report")
         assert found.metrics() == wanted.metrics(), name
-        for task in CLASSES:
-            z = logits(local, recipe, task)
-            assert torch.equal(logits(sharded, recipe, task), z), (name, task)
+        z_local, z_sharded = (each.logits(recipe, "report") for each in (local, sharded))
+        for task, z in z_local.items():
+            assert torch.equal(z_sharded[task], z), (name, task)
             seen.add((task, tuple(z.flatten().tolist())))
         if isinstance(METHODS.get(recipe.method), Static) or name.startswith("adamerging"):
             whole = merged(world.vectors, recipe)
@@ -452,9 +441,11 @@ def test_step_0_of_dawe_is_task_arithmetic(
     static = Recipe("task_arithmetic", {"scale": 0.3})
     moved = Recipe("dawe", {"grouping": grouping}, gate_file(world, grouping)[1])
     for task in CLASSES:
-        wanted = logits(local, static, task)
-        torch.testing.assert_close(logits(local, gate, task), wanted, rtol=1e-4, atol=1e-4)
-        assert float((logits(local, moved, task) - wanted).abs().max()) > 1e-2
+        wanted, found, other = (
+            local.logits(each, "report")[task] for each in (static, gate, moved)
+        )
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+        assert float((other - wanted).abs().max()) > 1e-2
 
 
 def test_adamerging_is_evaluated_as_it_was_learned(world: World, local: LocalExperts) -> None:
@@ -466,7 +457,7 @@ def test_adamerging_is_evaluated_as_it_was_learned(world: World, local: LocalExp
     rows = {task: torch.arange(7) for task in CLASSES}
     (found,) = local.gradients([Lesson(rows, weights.coding)], "report", weights.trim)
     for task in CLASSES:
-        z = logits(local, recipe, task)[:7]
+        z = local.logits(recipe, "report")[task][:7]
         loss = torch.distributions.Categorical(logits=z).entropy().mean().item()
         assert found.losses[task] == pytest.approx(loss, rel=1e-4)
 
