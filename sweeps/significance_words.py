@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fusion.registry import METHODS, Fitted, Gated, LogitSpace, PerTask, Resident, Routed
 from sweeps.compare import REFERENCES, UNSEEN, Comparison, Pair, Row
 from sweeps.wording import equation, params_text, percent, points
 
@@ -110,9 +111,7 @@ def verdict(comparison: Comparison) -> list[str]:
     found += gap(comparison, best, tested)
     found += generalisation(comparison, best)
     found += standing(comparison, best)
-    if best.kind == "logits":
-        found += single_model(comparison, best)
-    return found
+    return found + single_model(comparison, best)
 
 
 def gap(comparison: Comparison, best: Row, tested: bool) -> list[str]:
@@ -171,16 +170,32 @@ def standing(comparison: Comparison, best: Row) -> list[str]:
 
 
 def single_model(comparison: Comparison, best: Row) -> list[str]:
-    """The best row that is one model, where the best of all runs every expert."""
+    """The best row that is one model, where the best of all is not."""
     single = [
         row
         for row in comparison.rows
-        if row.kind != "logits" and row.method not in REFERENCES and row.score is not None
+        if row.method not in REFERENCES
+        and row.score is not None
+        and not row.oracle
+        and not several(row.method)
     ]
     top = max(single, key=lambda row: row.score or 0.0, default=None)
-    if top is None:
+    if top is None or not several(best.method):
         return []
     return [
-        f"{best.method} runs every expert on each input; the best single model is {top.method}, "
-        f"{percent(top.score)} %."
+        f"{best.method} {several(best.method)}; the best single model is {top.method}, "
+        f"{percent(top.score)} %."
     ]
+
+
+def several(method: str) -> str:
+    """What a method is or does that is not one model for all images; empty where it is one."""
+    row = METHODS.get(method)
+    if isinstance(row, PerTask):
+        return "is one model a task"
+    if isinstance(row, Fitted) and method != "greedy_ensemble":
+        return "is fitted to embeddings, task by task"
+    if isinstance(row, Fitted | LogitSpace):
+        return "runs every expert on each input"
+    routed = isinstance(row, Gated | Routed) or (isinstance(row, Resident) and row.blend is None)
+    return "is one model a sample" if routed else ""

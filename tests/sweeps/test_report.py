@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from fusion import InputError
+from fusion import METHODS, InputError
 from sweeps import axes, table, wording
 from sweeps import curves as learning
 from sweeps.axes import Axis, spread, tried_ticks
@@ -334,6 +334,29 @@ def test_verdict_names_what_the_data_cannot_tell_apart():
         "own task (90.0 %).",
         "The samples do not tell it from ties (paired tests below).",
         "ensemble runs every expert on each input; the best single model is ties, 60.0 %.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("best", "what"),
+    [
+        ("tall_mask", "is one model a task"),
+        ("wemoe", "is one model a sample"),
+        ("dawe", "is one model a sample"),
+        ("linear_probe", "is fitted to embeddings, task by task"),
+        ("greedy_ensemble", "runs every expert on each input"),
+        ("concrete_adamerging", None),
+    ],
+)
+def test_verdict_names_the_best_single_model_where_the_best_is_none(best: str, what: str | None):
+    names = ["ties", "emr", "dawin", "clip_adapter", best]
+    rows = [Row(name, METHODS[name].kind, test={"acc/mean": 0.5 + at / 10})
+            for at, name in enumerate(names)]  # fmt: skip
+    said = [text for text in verdict(Comparison("s", "", "val", tuple(rows), tasks=("a",)))
+            if "single model" in text]  # fmt: skip
+    wanted = [f"{best} {what}; the best single model is ties, 50.0\u00a0%."] if what else []
+    assert [text.replace("\u00a0", " ") for text in said] == [
+        text.replace("\u00a0", " ") for text in wanted
     ]
 
 
