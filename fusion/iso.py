@@ -8,7 +8,7 @@ import torch
 from annotated_types import Interval
 from torch import Tensor
 
-from fusion.spectral import Directions, leading, merge_matrices, polar, wide_copy
+from fusion.spectral import Directions, complement, leading, merge_matrices, polar, wide_copy
 from fusion.state import TaskVectors
 
 
@@ -23,7 +23,8 @@ def iso_c(vectors: TaskVectors, *, scale: float = 1.0) -> dict[str, Tensor]:
         vectors: base and task vectors.
         scale: λ. Default 1, FusionBench's; the paper chooses it on validation data.
 
-    Computed in float64; memory beside base, task vectors and result: a few matrices.
+    Float32 task vectors are summed in float64 and merged to float32's accuracy (`spectral.py`),
+    float64 ones in float64; memory beside base, task vectors and result: a few matrices.
 
     Source: Marczak et al. 2025, arXiv:2502.04959, §4 (Iso-C).
 
@@ -35,7 +36,7 @@ def iso_c(vectors: TaskVectors, *, scale: float = 1.0) -> dict[str, Tensor]:
 
     def merged(deltas: Tensor) -> Tensor:
         factor, total = polar(summed(deltas), deltas.dtype)
-        return (factor * (total / min(factor.shape))).to(deltas.dtype)
+        return factor * (total / min(factor.shape)).to(factor)
 
     return merge_matrices(vectors, merged, scale=scale)
 
@@ -59,7 +60,8 @@ def iso_cts(
         common_fraction: f, the share of common directions. Default 0.8, FusionBench's; with 1, or
             one task, it is `iso_c`.
 
-    Computed in float64; memory beside base, task vectors and result: a few matrices.
+    Float32 task vectors are summed in float64 and merged to float32's accuracy (`spectral.py`),
+    float64 ones in float64; memory beside base, task vectors and result: a few matrices.
 
     Source: Marczak et al. 2025, arXiv:2502.04959, §4 (Iso-CTS); rounding as the released
     code and FusionBench.
@@ -92,19 +94,33 @@ def with_tasks(deltas: Tensor, common: int, own: int) -> Tensor:
     """Task matrices [T, m, n] -> [m, n]: `common` directions of the sum, `own` of each task."""
     known = deltas.dtype
     shared = leading(summed(deltas), common, known)
-    parts: list[Directions] = []
-    if own:
-        for delta in deltas:
-            task = wide_copy(delta)
-            # What the common space takes away wholly leaves rounding, which is no direction.
-            noise = 10 * torch.finfo(known).eps * float(task.norm())
-            task -= shared.left @ (shared.left.T @ task)
-            parts.append(leading(task, own, known, least=noise))
+    parts = residues(deltas, shared.left, own) if own else []
     parts.append(shared)
     mean = torch.cat([part.values for part in parts]).mean()
     left, _ = polar(torch.cat([part.left for part in parts], 1), known)
     right, _ = polar(torch.cat([part.right for part in parts], 1), known)
-    return (left @ right.T * mean).to(known)
+    return left @ right.T * mean.to(known)
+
+
+def residues(deltas: Tensor, common: Tensor, own: int) -> list[Directions]:
+    """The `own` leading triplets of τ_t − U Uᵀ τ_t, U the orthonormal columns of `common` [m, c].
+
+    Columns of zeros in `common` do not count. Where m <= n it is decomposed as Wᵀτ_t, W [m, m − c]
+    the rest of an orthonormal basis: much smaller.
+    """
+    known, parts = deltas.dtype, []
+    rest = complement(common) if deltas.shape[1] <= deltas.shape[2] else None
+    for delta in deltas:
+        task = wide_copy(delta)
+        # What the common space takes away wholly leaves rounding, which is no direction.
+        noise = 10 * torch.finfo(known).eps * float(task.norm())
+        if rest is None:
+            task -= common @ (common.T @ task)
+            parts.append(leading(task, own, known, least=noise))
+        else:
+            found = leading(rest.T @ task, own, known, least=noise)
+            parts.append(found._replace(left=rest @ found.left))
+    return parts
 
 
 def summed(deltas: Tensor) -> Tensor:

@@ -34,8 +34,8 @@ def tsv_m(
         compat: the two differ where r < T, so that d = 0: `paper` averages such a matrix,
             `fusionbench` leaves the base's.
 
-    Computed in float64; memory beside base, task vectors and result: that of a few matrices
-    [m, n] in float64.
+    Float32 task vectors are merged to float32's accuracy (`spectral.py`), float64 ones in float64;
+    memory beside base, task vectors and result: that of a few matrices [m, n] in float64.
 
     Source: Gargiulo et al. 2025, arXiv:2412.00081 (TSV-Merge).
 
@@ -61,4 +61,4 @@ def orthogonalised(deltas: Tensor, share: int) -> Tensor:
     parts = [leading(wide_copy(delta), share, known) for delta in deltas]
     left, _ = polar(torch.cat([part.left for part in parts], 1), known)
     right, _ = polar(torch.cat([part.right for part in parts], 1), known)
-    return (left * torch.cat([part.values for part in parts]) @ right.T).to(known)
+    return left * torch.cat([part.values for part in parts]).to(known) @ right.T

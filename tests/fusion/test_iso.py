@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from fusion.iso import iso_c, iso_cts, sizes
 from fusion.state import TaskVectors
+from fusion.tsv import tsv_m
 from tests.fusion.laws import TASKS, assert_same_bits, copied, state_dict, toy
 from tests.fusion.matrices import random, vectors_of
 
@@ -69,6 +71,33 @@ def test_iso_cts_against_full_decompositions(
     merged = iso_cts(vectors_of(deltas), common_fraction=fraction)["w"]
     wanted = textbook_cts(deltas.double(), fraction)
     torch.testing.assert_close(merged, wanted.to(dtype), **close(dtype))
+
+
+@pytest.mark.parametrize("shape", [(3, 160, 160), (6, 400, 160), (6, 160, 400)])
+def test_large_ones_are_nearer_to_float64_than_a_float32_textbook(shape: Any) -> None:
+    deltas = 0.01 * random(*shape, dtype=torch.float32)
+    for rule, textbook in ((iso_c, textbook_c), (iso_cts, partial(textbook_cts, fraction=0.8))):
+        wanted = textbook(deltas.double())
+        off = float((rule(vectors_of(deltas))["w"] - wanted).norm() / wanted.norm())
+        assert off < min(1e-5, float((textbook(deltas) - wanted).norm() / wanted.norm()))
+
+
+def test_large_sums_without_full_rank() -> None:
+    low = random(160, 90, dtype=torch.float32) @ random(90, 160, dtype=torch.float32, seed=1)
+    u, s, v = torch.linalg.svd(3 * low.double())
+    wanted = s[:90].sum() / 160 * u[:, :90] @ v[:90]
+    for rule in (iso_c, iso_cts):  # nothing is left of the tasks beside the common space
+        merged = rule(vectors_of(low.expand(3, 160, 160)))["w"]
+        torch.testing.assert_close(merged, wanted.float(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rule", [iso_c, iso_cts, tsv_m])
+def test_bits_of_large_ones_do_not_know_where_they_lie(rule: Any) -> None:
+    deltas = random(3, 160, 192, dtype=torch.float32)
+    whole = torch.zeros(5 + deltas.numel())
+    whole[5:] = deltas.flatten()
+    moved = vectors_of(whole[5:].view_as(deltas))
+    assert_same_bits(rule(moved), rule(vectors_of(deltas)))
 
 
 def test_by_hand() -> None:

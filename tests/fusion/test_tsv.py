@@ -69,6 +69,23 @@ def test_against_full_decompositions(shape: tuple[int, int, int], dtype: torch.d
     torch.testing.assert_close(merged, wanted.to(dtype), **close)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("shape", [(3, 160, 160), (6, 400, 160), (6, 160, 400)])
+def test_large_ones_are_nearer_to_float64_than_a_float32_textbook(shape: Any) -> None:
+    deltas = 0.01 * random(*shape, dtype=torch.float32)
+    wanted = textbook(deltas.double())
+    off = float((tsv_m(vectors_of(deltas))["w"] - wanted).norm() / wanted.norm())
+    assert off < min(1e-5, float((textbook(deltas) - wanted).norm() / wanted.norm()))
+
+
+def test_large_low_rank_tasks() -> None:
+    # 20 directions of each of eight: one task has three, and one none. 6 · 20 + 3 are left.
+    deltas = random(8, 170, 160, dtype=torch.float32)
+    deltas[5] = random(170, 3, dtype=torch.float32) @ random(3, 160, dtype=torch.float32, seed=1)
+    deltas[7] = 0
+    merged = tsv_m(vectors_of(deltas))["w"].double()
+    assert int(torch.linalg.matrix_rank(merged, rtol=1e-4)) == 123
+
+
 def test_one_task_is_itself() -> None:
     for dtype in (torch.float32, torch.float64):
         delta = random(1, 11, 6, dtype=dtype)
