@@ -2,7 +2,8 @@
 
 Ray itself waits without end for an actor whose place went with a node. The desk looks at the places
 every two seconds: a call whose replica lost its place is made again on another that is free, and
-where none has had a place for long, callers hear so in one line.
+where none has had a place for long, callers hear so in one line. A call in which a shard died that
+had kept something for it (`Forgotten`) is made again from its start.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table
 
 from actors.crew import Crew
+from actors.forgotten import ATTEMPTS, is_forgotten
 from actors.meter import Meter
 from actors.metrics import gauge
 from actors.names import call_name
@@ -124,11 +126,17 @@ class Desk:
 
     async def served(self, method: str, args: tuple[Any, ...], label: str) -> Any:
         """The result, from whichever replica comes to give it."""
+        attempts = 0
         while True:
             lane = await self.next()
             self.meter.start(lane.number, label)
             try:
                 done, result = await self.watched(lane, method, args)
+            except Exception as error:
+                attempts += 1
+                if attempts == ATTEMPTS or not is_forgotten(error):
+                    raise
+                done = False
             finally:
                 self.meter.stop(lane.number, label)
                 self.give(lane)

@@ -1,64 +1,31 @@
 """Statistics of data, gathered in a shard while experts run through its block, and kept in files.
 
-One file an expert and segment, named by a hash of all that it depends on, under the node's cache
-folder: whoever needs them next maps them, and a model that is cut otherwise finds the same files.
+What is gathered is in the shard until it is written. Batches of an expert are counted: a shard that
+was started again between two of them has not seen those before, and says so (`Forgotten`).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
-from actors.atomic import replacing
+from actors.forgotten import Forgotten
 from actors.passes import Batch, Weights
 from actors.segments import Carry
-from actors.sources import cache_dir
+from actors.statisticfile import opened, place, write
 from fusion.coding import mix, one_hot
 from fusion.fisher import Squares
-from fusion.lazy import Computed
 from fusion.registry import METHODS, Informed
 from fusion.statistics import Grams, Statistics
 from fusion.zeroshot import logits
 
 if TYPE_CHECKING:
     from actors.shard import Shard
-
-KEYS = "keys"
-"""Metadata: tensor name -> the name of the tensor whose statistic is its own as well."""
-
-
-def place(key: str, segment: int, root: Path | None = None) -> Path:
-    """The file of one expert's statistics of one segment; `root`: the cache, by default ours."""
-    return (root or cache_dir()) / "statistics" / f"{key}-{segment}.safetensors"
-
-
-def opened(keys: Sequence[str], segments: Sequence[int], root: Path | None = None) -> Statistics:
-    """Statistics of T experts, stacked when they are read: [T, …]."""
-    files: dict[str, list[Path]] = {}
-    shared: dict[str, str] = {}
-    for at in segments:
-        paths = [place(key, at, root) for key in keys]
-        with safe_open(paths[0], "pt") as first:
-            names = list(first.keys())
-            shared |= json.loads((first.metadata() or {}).get(KEYS, "{}"))
-        files |= dict.fromkeys(names, paths)
-
-    def stacked(name: str) -> Tensor:
-        parts = []
-        for path in files[name]:
-            with safe_open(path, "pt") as file:
-                parts.append(file.get_tensor(name))
-        return torch.stack(parts)
-
-    return Statistics(Computed(files, stacked), shared or {name: name for name in files})
 
 
 class Gathering:
@@ -70,8 +37,10 @@ class Gathering:
         self.segments = range(start, start + len(self.encoder.modules))
         self.root: Path | None = None
         """The cache, where it is not this process's own."""
-        self.grams: tuple[str, list[Grams]] = ("", [])
-        self.squares: tuple[str, Squares | None] = ("", None)
+        self.under_way: tuple[str, int] = ("", 0)
+        """The key that is gathered, and how many batches were seen."""
+        self.grams: list[Grams] = []
+        self.squares: Squares | None = None
         self.waiting: dict[str, tuple[Carry, Carry]] = {}
 
     def parts(self) -> Iterator[tuple[int, nn.Module, Mapping[str, str]]]:
@@ -99,69 +68,90 @@ class Gathering:
         self, key: str, at: int, found: Mapping[str, Tensor], keys: Mapping[str, str]
     ) -> None:
         """One file, whole or not at all."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
-        with replacing(self.place(key, at)) as part:
-            save_file(tensors, part, metadata={KEYS: json.dumps(dict(keys))})
+        write(self.place(key, at), found, keys)
 
     # ------------------------------------------------------------------------------ Gram matrices
 
-    def observe(self, carry: Carry | Batch, weights: Weights) -> Carry:
-        """Through the resident model, looking at what its linear layers are given."""
-        key = weights.key
+    def observe(self, at: int, carry: Carry | Batch, weights: Weights) -> Carry:
+        """Batch `at` through the resident model, looking at what its linear layers are given.
+
+        Raises:
+            Forgotten: the batches before were not seen.
+        """
         self.shard.fill(weights)
-        if self.grams[0] != key:
+        if not at:
             self.forget()
-            self.grams = (
-                key,
-                [
-                    Grams([(module, names)], self.shard.vectors.deltas)
-                    for _, module, names in self.parts()
-                ],
-            )
-        for grams in self.grams[1]:
+            self.grams = [
+                Grams([(module, names)], self.shard.vectors.deltas)
+                for _, module, names in self.parts()
+            ]
+        self.count(weights.key, at)
+        for grams in self.grams:
             grams.on = True
         try:
             return self.encoder.run(self.shard.entered(carry))
         finally:
-            for grams in self.grams[1]:
+            for grams in self.grams:
                 grams.on = False
+
+    def count(self, key: str, at: int) -> None:
+        """Batch `at` is seen now; the first begins anew.
+
+        Raises:
+            Forgotten: it is not the next.
+        """
+        if at:
+            self.check(key, at)
+        self.under_way = (key, at + 1)
+
+    def check(self, key: str, batches: int) -> None:
+        """Raise Forgotten where other batches were seen than the first so many of this key."""
+        if self.under_way != (key, batches):
+            raise Forgotten(f"statistics {key}: not the {batches} batches before were seen")
 
     def forget(self) -> None:
         """Let go of what was gathered."""
-        for grams in self.grams[1]:
+        for grams in self.grams:
             grams.close()
-        self.grams, self.squares, self.waiting = ("", []), ("", None), {}
+        self.under_way, self.grams, self.squares, self.waiting = ("", 0), [], None, {}
         for _, module, _ in self.parts():
             module.requires_grad_(False)
 
-    def conclude(self, key: str) -> None:
-        """Write what was gathered under a key."""
-        if self.grams[0] == key:
-            for at, grams in zip(self.segments, self.grams[1], strict=True):
+    def conclude(self, key: str, batches: int) -> None:
+        """Write what was gathered under a key.
+
+        Raises:
+            Forgotten: not all the batches were seen.
+        """
+        self.check(key, batches)
+        if self.squares is None:
+            for at, grams in zip(self.segments, self.grams, strict=True):
                 self.write(key, at, grams.means(), grams.keys)
-        elif self.squares[0] == key and self.squares[1] is not None:
-            found = self.squares[1].means()
+        else:
+            found = self.squares.means()
             for at, _, names in self.parts():
                 mine = {name: found[name] for name in names.values() if name in found}
                 self.write(key, at, mine, {name: name for name in mine})
-        else:
-            raise LookupError(f"nothing gathered under {key}")  # a shard that was restarted
         self.forget()
 
     # --------------------------------------------------------------------- Fisher's information
 
-    def probe(self, call: str, carry: Carry | Batch, weights: Weights) -> Carry:
-        """A forward pass whose gradients will be squared; what it needs is kept under `call`."""
-        key = weights.key
+    def probe(self, at: int, call: str, carry: Carry | Batch, weights: Weights) -> Carry:
+        """The forward pass of batch `at`, whose gradients will be squared; kept under `call`.
+
+        Raises:
+            Forgotten: the batches before were not seen.
+        """
         self.shard.fill(weights)
-        if self.squares[0] != key:
+        if not at:
             self.forget()
             live: dict[str, Tensor] = {}
             for _, module, names in self.parts():
                 for name, parameter in module.named_parameters():
                     if names[name] in self.shard.vectors.deltas:
                         live[names[name]] = parameter.requires_grad_(True)
-            self.squares = (key, Squares(live))
+            self.squares = Squares(live)
+        self.count(weights.key, at)
         inputs = {
             name: value.detach().clone().requires_grad_(value.is_floating_point())
             for name, value in self.shard.entered(carry).items()
@@ -178,8 +168,11 @@ class Gathering:
 
         `sampled`: log p of one drawn label of each image; `exact`: √p_c·log p_c a class, so that
         the squares sum to the expectation; `batch`: their sum.
+
+        Raises:
+            Forgotten: that forward pass was not made here.
         """
-        inputs, outputs = self.waiting.pop(call)
+        inputs, outputs = self.waited(call)
         head = self.shard.heads[task]
         embedding = outputs["embedding"]
         logs = log_softmax(logits(embedding.float(), head.float()), dim=1)
@@ -198,8 +191,12 @@ class Gathering:
         return {name: torch.stack([b[name] for b in back]) for name in back[0]}
 
     def recoil(self, call: str, images: int, gradient: Carry) -> Carry:
-        """The backward passes of another shard, given ∂/∂outputs [n, …] of each."""
-        inputs, outputs = self.waiting.pop(call)
+        """The backward passes of another shard, given ∂/∂outputs [n, …] of each.
+
+        Raises:
+            Forgotten: that forward pass was not made here.
+        """
+        inputs, outputs = self.waited(call)
         names = list(gradient)
         count, back = len(gradient[names[0]]), []
         for i in range(count):
@@ -211,10 +208,16 @@ class Gathering:
             back.append(self.squared(inputs, images if i == 0 else 0))
         return {name: torch.stack([b[name] for b in back]) for name in back[0]}
 
+    def waited(self, call: str) -> tuple[Carry, Carry]:
+        """Inputs and outputs of a forward pass, once."""
+        if call not in self.waiting:
+            raise Forgotten(f"statistics: no forward pass {call}")
+        return self.waiting.pop(call)
+
     def squared(self, inputs: Carry, images: int) -> Carry:
         """Add the squares of one backward pass; ∂/∂inputs, which start at zero again."""
-        assert self.squares[1] is not None
-        self.squares[1].add(images)
+        assert self.squares is not None
+        self.squares.add(images)
         found = {}
         for name, value in inputs.items():
             if value.requires_grad:

@@ -34,6 +34,8 @@ def gathered(experts: LocalExperts, method: str, params: Mapping[str, Any]) -> t
 
     Raises:
         InputError: wrong parameters; an expert without a task of its name, or without fit rows.
+        Forgotten: a shard died on the way. Called again, this goes on with the expert it was at
+            (the desk does so, `actors/desk.py`): what was written stays.
     """
     row = METHODS[method]
     assert isinstance(row, Informed)
@@ -98,9 +100,9 @@ def keys_of(
     return tuple(hash_text(asks, every, task) for task in experts.tasks)
 
 
-def everywhere(pipeline: Pipeline, what: str, argument: Any) -> list[Any]:
+def everywhere(pipeline: Pipeline, what: str, *args: Any) -> list[Any]:
     """A call of every shard's `Gathering`; all are asked before any is awaited."""
-    asked = [pipeline.link.call(shard, "gather", what, argument) for shard in pipeline.shards]
+    asked = [pipeline.link.call(shard, "gather", what, *args) for shard in pipeline.shards]
     return [pipeline.link.get(each) for each in asked]
 
 
@@ -123,12 +125,13 @@ def observe(
 ) -> None:
     """Gram matrices of one expert, on images of its task."""
     weights = Weights(key, coding=one_hot(experts.tasks, task))
-    for batch in cut(experts, task, rows, asked.batch_size):
+    given = cut(experts, task, rows, asked.batch_size)
+    for i, batch in enumerate(given):
         carry: Any = batch
         for shard in experts.pipeline.shards:
-            carry = experts.pipeline.link.call(shard, "gather", "observe", carry, weights)
+            carry = experts.pipeline.link.call(shard, "gather", "observe", i, carry, weights)
         experts.pipeline.link.get(carry)
-    everywhere(experts.pipeline, "conclude", key)
+    everywhere(experts.pipeline, "conclude", key, len(given))
 
 
 def probe(
@@ -138,15 +141,16 @@ def probe(
     pipeline, weights = experts.pipeline, Weights(key, coding=one_hot(experts.tasks, task))
     estimate = asked.options["estimate"]
     call, (*before, last) = pipeline.link.call, pipeline.shards
-    for i, batch in enumerate(cut(experts, task, rows, asked.batch_size)):
+    given = cut(experts, task, rows, asked.batch_size)
+    for i, batch in enumerate(given):
         carry: Any = batch
         for shard in (*before, last):
-            carry = call(shard, "gather", "probe", f"{key} {i}", carry, weights)
+            carry = call(shard, "gather", "probe", i, f"{key} {i}", carry, weights)
         back = call(last, "gather", "judge", f"{key} {i}", task, estimate, asked.seed + i)
         for shard in reversed(before):
             back = call(shard, "gather", "recoil", f"{key} {i}", batch.size, back)
         pipeline.link.get(back)
-    everywhere(pipeline, "conclude", key)
+    everywhere(pipeline, "conclude", key, len(given))
 
 
 def advance(

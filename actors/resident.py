@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from actors.forgotten import Forgotten as Forgotten
 from actors.masks import Masks
 from actors.passes import Batch, Weights
 from actors.routers import Routers, mlp_names, resident_weights
@@ -32,10 +33,6 @@ if TYPE_CHECKING:
 
 RUNS = 2
 """Calls that are under way at a time: a conductor takes as many."""
-
-
-class Forgotten(LookupError):
-    """A shard that was started again, and does not know the call any more."""
 
 
 @dataclass

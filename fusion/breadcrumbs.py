@@ -10,9 +10,11 @@ from annotated_types import Interval
 from torch import Tensor
 
 from fusion.arithmetic import task_arithmetic
+from fusion.elementwise import spans
 from fusion.radix import kth_largest
 from fusion.state import Deltas, TaskVectors
 from fusion.survey import run_surveys
+from fusion.threads import SERIAL, in_threads, portions
 
 
 def breadcrumbs(
@@ -40,7 +42,7 @@ def breadcrumbs(
         granularity: `tensor`, the paper's layers; `row` bands each row (the last axis) by itself,
             as the released code does, which leaves 0-d tensors whole unless density is 0.
 
-    Memory beside base, task vectors and result: a few copies of one tensor's task vectors.
+    Memory beside base, task vectors and result: a copy of one tensor's task vectors.
 
     Source: Davari & Belilovsky 2023, arXiv:2312.06795 (sparse masks of each layer).
 
@@ -75,14 +77,21 @@ def tensor_band(delta: Deltas, density: float, gamma: float) -> Deltas:
     first, last = band_ranks(delta[0].numel(), density, gamma)
     if first > last:
         return torch.zeros_like(delta)
-    shape = (count,) + (1,) * (delta.ndim - 1)
     top, bottom = (
         torch.tensor(
             run_surveys([kth_largest([[delta]], [rank] * count, wide=wide)]), dtype=torch.float64
-        )
+        ).to(delta)
         for rank in (first, last)
     )
-    return between(delta, bottom.to(delta).view(shape), top.to(delta).view(shape))
+    kept = torch.empty_like(delta, memory_format=torch.contiguous_format)
+    rows, found = delta.reshape(count, -1), kept.view(count, -1)
+
+    def work(portion: slice) -> None:
+        for span in spans(portion, rows[0]):
+            found[:, span] = between(rows[:, span], bottom[:, None], top[:, None])
+
+    in_threads(work, portions(rows.shape[1], SERIAL))
+    return kept
 
 
 def row_band(delta: Deltas, density: float, gamma: float) -> Deltas:
@@ -92,11 +101,23 @@ def row_band(delta: Deltas, density: float, gamma: float) -> Deltas:
     first, last = band_ranks(delta.shape[-1], density, gamma)
     if first > last:
         return torch.zeros_like(delta)
-    ranked = delta.abs().topk(last, dim=-1, sorted=True).values
-    return between(delta, ranked[..., last - 1 :], ranked[..., first - 1 : first])
+    kept = torch.empty_like(delta, memory_format=torch.contiguous_format)
+    width = delta.shape[-1]
+    rows, found = delta.reshape(-1, width), kept.view(-1, width)
+    step = max(1, SERIAL // width)
+
+    def work(portion: slice) -> None:
+        for start in range(portion.start, portion.stop, step):
+            some = slice(start, min(start + step, portion.stop))
+            ranked = rows[some].abs().topk(last, dim=-1, sorted=True).values
+            ends = ranked[:, last - 1 :], ranked[:, first - 1 : first]
+            found[some] = between(rows[some], *ends)
+
+    in_threads(work, portions(len(rows), step))
+    return kept
 
 
 def between(delta: Tensor, bottom: Tensor, top: Tensor) -> Tensor:
     """`delta` where bottom <= |delta| <= top; elsewhere 0."""
     size = delta.abs()
-    return torch.where((size >= bottom) & (size <= top), delta, torch.zeros_like(delta))
+    return torch.where((size >= bottom) & (size <= top), delta, 0.0)

@@ -6,7 +6,8 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -18,10 +19,10 @@ from actors.atomic import replacing
 from actors.checkpoints import Checkpoint, content_hash, read
 from actors.experts import Recipe as What
 from actors.filed import filed_vectors
-from actors.gathering import opened, place
 from actors.pool import Pool, open_pool
 from actors.recipes import learned_beta, merged, of_task, rebuilt
 from actors.segments import clip_segments
+from actors.statisticfile import opened, place
 from fusion.errors import InputError
 from fusion.registry import METHODS, Fitted, Gated, Informed, LogitSpace, PerTask, Resident, Routed
 from sweeps.ledger import write_text
@@ -140,8 +141,9 @@ def export(path: Path, out: Path) -> None:
     what = What(recipe.method, {**recipe.params, **known_statistics(recipe, pool, path)}, data)
     if isinstance(METHODS.get(recipe.method), PerTask):
         vectors = filed_vectors(pool)
-        for task in pool.tasks:
-            write_folder(pool.base, merged(vectors, of_task(what, task)), out / task, path)
+        with new_folder(out) as part:
+            for task in pool.tasks:
+                write_folder(pool.base, merged(vectors, of_task(what, task)), part / task, path)
         return
     fused = {**rebuilt(pool, what), **tempered(pool.base, learned_beta(what))}
     write_folder(pool.base, fused, out, path)
@@ -210,10 +212,7 @@ def write_folder(base: Checkpoint, fused: Mapping[str, Any], out: Path, recipe: 
     """The base's folder with the fused tensors in place of its own, under their names there."""
     from safetensors.torch import save_file
 
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        part.mkdir(parents=True)
+    with new_folder(out) as part:
         tensors = {}
         infos = {**base.tensors, **base.rest, **base.buffers}
         for name, tensor in read(base, infos):
@@ -223,6 +222,20 @@ def write_folder(base: Checkpoint, fused: Mapping[str, Any], out: Path, recipe: 
             if file.suffix in {".json", ".txt"} and not file.name.endswith(".index.json"):
                 shutil.copy(file, part / file.name)
         shutil.copy(recipe, part / "recipe.yaml")
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which is at `out` when the block is left, or nowhere where it raises.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        yield part
         part.rename(out)
     except OSError as error:
         raise InputError(f"{out}: cannot be written: {error.strerror}") from error

@@ -8,6 +8,7 @@ import ray
 
 from actors import desk as module
 from actors.desk import Desk, Lane
+from actors.forgotten import ATTEMPTS, Forgotten, is_forgotten
 from actors.unplaced import Unplaced
 
 
@@ -215,3 +216,35 @@ def test_what_a_call_raises_is_the_callers(world):
         return await desk.call("work")
 
     assert asyncio.run(go()) == 0
+
+
+def in_actors(error: Exception) -> Exception:
+    """What arrives of an error that was raised in an actor which another one had called."""
+    inner = ray.exceptions.RayTaskError("observe", "", error).as_instanceof_cause()
+    return ray.exceptions.RayTaskError("evaluate", "", inner).as_instanceof_cause()
+
+
+def test_a_call_that_a_shard_forgot_in_its_midst_is_made_again(world):
+    faulty, well = Replica(0, error=in_actors(Forgotten("batch 3"))), Replica(1)
+
+    async def go():
+        desk = Made([lane(world, faulty), lane(world, well)], 5.0)
+        return [await desk.call("work", i) for i in range(2)], desk.free.qsize()
+
+    assert asyncio.run(go()) == ([1, 1], 2)
+    assert (faulty.calls, well.calls) == ([(0,), (1,)], [(0,), (1,)])  # each tried in turn
+
+
+def test_a_call_that_is_always_forgotten_ends(world):
+    faulty = Replica(0, error=in_actors(Forgotten("batch 3")))
+
+    async def go():
+        desk = Made([lane(world, faulty)], 5.0)
+        with pytest.raises(ray.exceptions.RayTaskError) as error:
+            await desk.call("work")
+        assert is_forgotten(error.value)
+        faulty.error = None
+        return await desk.call("work")
+
+    assert asyncio.run(go()) == 0
+    assert len(faulty.calls) == ATTEMPTS + 1

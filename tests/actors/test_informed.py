@@ -11,11 +11,13 @@ from transformers import CLIPModel, CLIPVisionModel
 from actors.data import prepare_data
 from actors.embeddings import EmbeddingCache
 from actors.evaluation import Recipe
-from actors.gathering import opened, place
+from actors.forgotten import Forgotten
+from actors.gathering import Gathering
 from actors.heads import read_head
 from actors.informed import drawn, gathered
 from actors.local import local_experts
 from actors.pool import open_pool
+from actors.statisticfile import gram_sizes, opened, place
 from actors.tasks import Splits, TaskSource, open_task
 from fusion.errors import InputError
 from fusion.registry import METHODS
@@ -190,6 +192,9 @@ def test_statistics_are_gathered_once_and_are_those_of_this_data(whole, parts, t
     keys = gathered(whole, "regmean", FEW)
     root = whole.embeddings.root.parent
     before = {place(key, 1, root): place(key, 1, root).stat().st_mtime_ns for key in keys}
+    sizes = gram_sizes(parts[0])  # what `sweeps plan` says of them
+    found = found_by(whole, keys)
+    assert {key: found.stacks[key][0].nbytes for key in found.stacks} == sizes
     assert gathered(whole, "regmean", {**FEW, "non_diagonal": 0.1}) == keys
     cut = experts_of(parts, tmp_path / "whole", CUT)
     assert gathered(cut, "regmean", FEW) == keys  # the same files for another cut
@@ -219,3 +224,41 @@ def test_an_expert_without_a_task_or_fit_rows_is_refused(parts, tmp_path):
     bare = {n: replace(t, rows={"select": t.rows["select"]}) for n, t in data.items()}
     with pytest.raises(InputError, match="task 'lines': no fit rows; at least 1 needed"):
         experts_of(parts, tmp_path, data=bare).merge(Recipe("fisher", {"examples": 2}))
+
+
+def restarted(experts, index):
+    """The gathering of a shard as it is after a restart: it knows of nothing."""
+    shard = experts.pipeline.shards[index]
+    shard.gathering.forget()
+    shard.gathering = Gathering(shard, shard.gathering.segments.start)
+    shard.gathering.root = experts.embeddings.root.parent
+
+
+@pytest.mark.parametrize(
+    ("method", "moment"),
+    [("regmean", "observe"), ("regmean", "conclude"), ("fisher", "probe"), ("fisher", "recoil")],
+)
+def test_a_shard_that_dies_while_gathering_is_noticed(method, moment, parts, tmp_path, monkeypatch):
+    """What it had seen is not in its sums any more: nothing is written of them."""
+    monkeypatch.setattr("fusion.regmean.BATCH", 8)
+    params = FEW if method == "regmean" else {"examples": 3}
+    undisturbed = experts_of(parts, tmp_path / "whole")
+    wanted = found_by(undisturbed, gathered(undisturbed, method, params))
+    experts = experts_of(parts, tmp_path / "cut", CUT)
+    calls, real = [0], experts.pipeline.link.call
+
+    def call(shard, name, *args, **kwargs):
+        if args[0] == moment and shard is experts.pipeline.shards[1]:
+            calls[0] += 1
+            if calls[0] == 2:  # its second batch; the second expert's `conclude`
+                restarted(experts, 1)
+        return real(shard, name, *args, **kwargs)
+
+    monkeypatch.setattr(experts.pipeline.link, "call", call)
+    with pytest.raises(Forgotten):
+        gathered(experts, method, params)
+    keys = gathered(experts, method, params)
+    found = found_by(experts, keys)
+    assert list(found) == list(wanted)
+    for name in wanted:
+        assert torch.equal(found[name], wanted[name]), name

@@ -16,7 +16,9 @@ from actors.experts import Recipe as What
 from actors.experts import merged
 from actors.local import local_experts
 from actors.pool import open_pool, task_vectors
+from actors.segments import clip_segments
 from actors.sources import cache_dir
+from actors.statisticfile import place, write
 from actors.tasks import Splits, TaskSource, open_task
 from fusion.errors import InputError
 from fusion.registry import METHODS
@@ -65,6 +67,23 @@ def test_one_model_a_task_is_one_folder_a_task(pool, tmp_path):
         wanted = METHODS["emr"].merge(vectors, task=task)
         found = open_pool(str(tmp_path / "out" / task), {"it": str(tmp_path / "out" / task)})
         assert_same_bits({n: t for n, t in read(found.base, wanted)}, wanted)
+
+
+def test_models_a_task_are_there_all_or_none(pool, tmp_path, monkeypatch):
+    written = recipe.write(tmp_path / "recipes", "emr", pool, {}, "s", {})
+    done, real = [], recipe.merged
+
+    def fails(vectors, what):
+        if done:
+            raise InputError("an expert is gone")
+        done.append(what)
+        return real(vectors, what)
+
+    monkeypatch.setattr(recipe, "merged", fails)
+    with pytest.raises(InputError, match="an expert is gone"):
+        recipe.export(written, tmp_path / "out")
+    assert len(done) == 1
+    assert left(tmp_path) == []
 
 
 def test_an_ingredient_that_changed_is_refused(pool, tmp_path, tiny_pool):
@@ -173,3 +192,57 @@ def test_a_file_that_is_no_recipe(written, tmp_path):
         path.write_text(yaml.safe_dump(broken))
         with pytest.raises(InputError, match=r"broken\.yaml: not a recipe"):
             recipe.load(path)
+
+
+KEYS = ("ab" * 16, "cd" * 16)
+"""Of the two experts' statistics."""
+
+
+@pytest.fixture
+def informed(pool, tmp_path, monkeypatch):
+    """A recipe of `fisher`, and its statistics in a cache of its own."""
+    monkeypatch.setenv("FUSION_SWEEPS_CACHE", str(tmp_path / "cache"))
+    for at, segment in enumerate(clip_segments(pool.base)):
+        names = [name for name in segment.names.values() if name in pool.groups]
+        found = {name: torch.ones(pool.base.tensors[name].shape) for name in names}
+        for key in KEYS:
+            write(place(key, at), found, {name: name for name in names})
+    return recipe.write(tmp_path, "fisher", pool, {}, "swept", {}, statistics=KEYS)
+
+
+def left(tmp_path):
+    """What an export left behind."""
+    return [p.name for p in tmp_path.iterdir() if "out" in p.name]
+
+
+def test_an_export_reads_the_statistics_that_its_recipe_names(informed, pool, tmp_path):
+    recipe.export(informed, tmp_path / "out")
+    found = open_pool(str(tmp_path / "out"), {"it": str(tmp_path / "out")}).base
+    mean = METHODS["simple_average"].merge(task_vectors(pool))  # all weights are equal
+    for name, tensor in read(found, mean):
+        torch.testing.assert_close(tensor, mean[name], rtol=1e-5, atol=1e-6)
+
+
+def test_an_export_whose_statistics_are_gone_is_one_line(informed, tmp_path):
+    gone = place(KEYS[1], 2)
+    gone.unlink()
+    with pytest.raises(InputError) as error:
+        recipe.export(informed, tmp_path / "out")
+    assert str(error.value) == (
+        f"{informed}: statistics: {gone}: not in this machine's cache; they are of images,"
+        " so run the sweep 'swept' here (--resume), then export"
+    )
+    content = yaml.safe_load(informed.read_text())
+    del content["statistics"]
+    informed.write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match="statistics: none named: not in this machine's cache"):
+        recipe.export(informed, tmp_path / "out")
+    assert left(tmp_path) == []
+
+
+def test_an_export_whose_statistics_are_damaged_is_one_line(informed, tmp_path):
+    path = place(KEYS[1], 1)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"^[^\n]+-1\.safetensors: damaged statistics \([^\n]+$"):
+        recipe.export(informed, tmp_path / "out")
+    assert left(tmp_path) == []
