@@ -8,32 +8,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from actors.architecture import PREFIX, PROJECTION, vision_fields, vision_tensors
 from actors.hashes import hash_files
-from actors.sources import INDEX, resolve
-from actors.spans import stamp_of
+from actors.headers import TensorInfo as TensorInfo
+from actors.headers import header, mapped
+from actors.headers import one_line as one_line
+from actors.sources import ADAPTER_CONFIG, INDEX, resolve
 from fusion.errors import InputError
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+if TYPE_CHECKING:
+    from actors.adapters import Adapted
 
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -44,31 +34,6 @@ REST = ("text_model.", "text_projection.weight", "logit_scale")
 
 POSITION_IDS = "embeddings.position_ids"
 """0, 1, 2, …: a buffer that old files hold and nothing reads."""
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """One tensor as a header states it."""
-
-    file: Path
-    key: str
-    """Its name in the file."""
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    offset: int
-    """Where its bytes begin in the file."""
-    stamp: tuple[int, int]
-    """The file's size and time of change when its header was read."""
-
-    @property
-    def numel(self) -> int:
-        """How many elements."""
-        return int(torch.Size(self.shape).numel())
-
-    @property
-    def nbytes(self) -> int:
-        """How many bytes."""
-        return self.numel * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -87,6 +52,19 @@ class Checkpoint:
     """Text tower, text projection, logit scale: of a full CLIP model only."""
     buffers: Mapping[str, TensorInfo]
     """Legacy position ids: checked when weights are read, then dropped."""
+    factors: Mapping[str, Adapted] = field(default_factory=dict)
+    """Of an adapter: canonical name -> low-rank factors; `tensors` are those that it has whole."""
+
+    @property
+    def described(self) -> Path:
+        """The file of its configuration."""
+        return self.folder / (ADAPTER_CONFIG if self.factors else "config.json")
+
+    @property
+    def fused_files(self) -> list[Path]:
+        """The files that hold what is fused."""
+        infos = (info for name in (*self.tensors, *self.factors) for info in self.parts(name))
+        return list(dict.fromkeys(info.file for info in infos))
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -96,8 +74,13 @@ class Checkpoint:
     @property
     def files(self) -> list[Path]:
         """The files that hold its tensors."""
-        infos = (*self.tensors.values(), *self.rest.values())
-        return sorted({info.file for info in infos})
+        return sorted({*self.fused_files, *(info.file for info in self.rest.values())})
+
+    def parts(self, name: str) -> tuple[TensorInfo, ...]:
+        """What files hold of a fused tensor: itself, or factors; nothing: it is the base's."""
+        if name in self.factors:
+            return self.factors[name].infos
+        return (self.tensors[name],) if name in self.tensors else ()
 
 
 def inspect(source: str, name: str) -> Checkpoint:
@@ -161,6 +144,11 @@ def load_config(folder: Path, name: str) -> dict[str, Any]:
     try:
         return dict(json.loads(file.read_text()).items())
     except FileNotFoundError:
+        if (folder / ADAPTER_CONFIG).exists():
+            raise InputError(
+                f"{name}: {folder}: {ADAPTER_CONFIG}: an adapter; a whole model is needed here"
+                " (only pool.experts may be adapters)"
+            ) from None
         raise InputError(f"{name}: {file}: missing; a Hugging Face folder is needed") from None
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{name}: {file}: not a JSON object: {one_line(error)}") from None
@@ -191,39 +179,6 @@ def headers(folder: Path, config: Mapping[str, Any], name: str) -> dict[str, Ten
             fault = "missing; the index says it is there" if key in stated else "not in the index"
             raise InputError(f"{name}: {folder / shard}: tensor {key!r}: {fault} ({INDEX})")
         found |= inside
-    return found
-
-
-def header(file: Path, name: str) -> dict[str, TensorInfo]:
-    """The tensors of one safetensors file.
-
-    Raises:
-        InputError: truncated or damaged, or a dtype that is not supported.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    found = {}
-    try:
-        with safe_open(file, "pt") as handle, file.open("rb") as raw:
-            stamp = stamp_of(raw.fileno())
-            offset = 8 + int.from_bytes(raw.read(8), "little")  # data follow the header, no holes
-            for key in handle.offset_keys():
-                part = handle.get_slice(key)
-                dtype = part.get_dtype()
-                if dtype not in DTYPES:
-                    raise InputError(
-                        f"{name}: {file}: tensor {key!r}: dtype {dtype};"
-                        f" allowed: {', '.join(DTYPES)}"
-                    )
-                shape = tuple(part.get_shape())
-                found[key] = TensorInfo(file, key, DTYPES[dtype], shape, offset, stamp)
-                offset += found[key].nbytes
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{name}: {file}: truncated or not a safetensors file: {one_line(error)}"
-        ) from None
-    if not found:
-        raise InputError(f"{name}: {file}: holds no tensor")
     return found
 
 
@@ -282,34 +237,12 @@ def read(
     Raises:
         InputError: a file that changed since it was inspected.
     """
-    from safetensors import SafetensorError, safe_open
-
     infos = {**checkpoint.tensors, **checkpoint.rest, **checkpoint.buffers}
-    wanted = None if names is None else set(names)
-    order = checkpoint.tensors if wanted is None else [name for name in infos if name in wanted]
-    with ExitStack() as stack:
-        opened: dict[Path, Any] = {}
-        for name in order:
-            info = infos[name]
-            try:
-                if info.file not in opened:
-                    opened[info.file] = stack.enter_context(safe_open(info.file, "pt"))
-                tensor = opened[info.file].get_tensor(info.key)
-            except (SafetensorError, OSError) as error:
-                raise InputError(f"{checkpoint.name}: {info.file}: {one_line(error)}") from None
-            if tensor.shape != info.shape or tensor.dtype != info.dtype:
-                raise InputError(
-                    f"{checkpoint.name}: {info.file}: tensor {info.key!r}: changed while in use"
-                )
-            yield name, tensor
+    wanted = checkpoint.tensors if names is None else set(names)
+    return mapped({name: info for name, info in infos.items() if name in wanted}, checkpoint.name)
 
 
 def content_hash(checkpoint: Checkpoint) -> str:
-    """sha256 over `config.json` and the weights; computed once, then remembered."""
-    files = [checkpoint.folder / "config.json", *checkpoint.files]
+    """sha256 over configuration and weights; computed once, then remembered."""
+    files = [checkpoint.described, *checkpoint.files]
     return hash_files({file.name: file for file in files})
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's message without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -5,11 +5,13 @@ the model, T experts, d and c the bytes an element of task vectors and of the re
 
     weights  = W_b + T·W_b·d/4                     (CPU: once a node, in its object store)
                W_b                                 (where task vectors stay in files)
+               W_b + F_b·d/4                       (where they stay factors, of F_b bytes in
+                                                   float32)
     copy     = T·W_b·d/4                           (where methods transform the task vectors)
     resident = W_b·c/4
     merging  = 2 · the largest segment of the block
-    making   = T·(the model's largest tensor)      (where they stay in files; thrice that where
-                                                   methods transform them)
+    making   = T·(the model's largest tensor)      (where they stay in files, or factors; thrice
+                                                   that where methods transform them)
     work     = forward + training·(W_b/W)·(S − s)  (shard s of S keeps S − s micro-batches: 1F1B)
 
 A GPU holds all of it and a context (where a run measured the peak of a whole replica, that and a
@@ -63,10 +65,25 @@ class Load:
     """Whether a pruned or cast copy of the task vectors is needed too."""
     filed: bool = False
     """Whether task vectors stay in files: one tensor's are in memory at a time."""
+    factors: tuple[int, ...] = ()
+    """Bytes of all experts' task vectors as factors, a segment, in float32; empty: some expert is
+    no adapter."""
+    factored: bool = False
+    """Whether those are what is kept: one tensor's task vectors are made of them at a time."""
     largest: int = 0
     """Bytes of the base's largest tensor, in float32; 0: not known."""
     measured: int = 0
     """Peak bytes that a whole replica was seen to allocate on a GPU; 0: not known yet."""
+
+    @property
+    def made(self) -> bool:
+        """Whether task vectors are made when they are read."""
+        return self.filed or self.factored
+
+    def of(self, experts: int) -> Load:
+        """The same with fewer experts, adapters of about one size."""
+        factors = tuple(size * experts // self.experts for size in self.factors)
+        return replace(self, experts=experts, factors=factors)
 
     def halved(self) -> Load:
         """The same computed in 16 bits, where it is in more."""
@@ -145,7 +162,8 @@ def needs(load: Load, shards: int, device: str) -> list[Need]:
     for index, (start, stop) in enumerate(blocks_of(load.segments, shards)):
         block = sum(load.segments[start:stop])
         deltas = load.experts * block * load.delta_itemsize // FLOAT32
-        weights = block + (0 if load.filed else deltas)
+        factors = sum(load.factors[start:stop]) * load.delta_itemsize // FLOAT32
+        weights = block + (0 if load.filed else factors if load.factored else deltas)
         kept = load.training_bytes * block * (shards - index) // model
         work = (
             made(load, deltas)
@@ -167,9 +185,10 @@ def needs(load: Load, shards: int, device: str) -> list[Need]:
 def made(load: Load, deltas: int) -> int:
     """Bytes of task vectors that a process makes for itself, of a block's `deltas` bytes of them.
 
-    Of those in files one tensor's: as read, and where methods transform it, while that is done.
+    Of those in files, or of factors, one tensor's: as made, and where methods transform it, while
+    that is done.
     """
-    if not load.filed:
+    if not load.made:
         return deltas if load.transformed else 0
     return load.experts * load.largest * (3 if load.transformed else 1)
 

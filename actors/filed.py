@@ -1,7 +1,8 @@
 """Task vectors that stay in files: θ_t − θ₀ of one tensor, made from the files when it is read.
 
 A pool that is kept so takes the memory of its base, and of one tensor's T task vectors at a time,
-whatever T is. Numbers are those of `pool.load_flat`, to the bit: the same subtraction.
+whatever T is; of adapters also their factors, which are small. Numbers are those of
+`pool.load_flat`, to the bit: the same subtraction, the same product.
 
 An expert's file must stay as it was when it was checked. Before a tensor is made, the files it
 comes from are looked at: one that is gone, or was written to or replaced, is refused by name
@@ -19,9 +20,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from actors.adapters import Factors, multiply, read_factors
 from actors.checkpoints import Checkpoint, read
 from actors.flat import FlatVectors, allocate, lay_out, unflatten
-from actors.pool import Pool, check_once, in_step, names_of, one_thread, owner
+from actors.members import owner
+from actors.pool import Found, Pool, check_once, in_step, names_of, one_thread
 from fusion.errors import Vanished
 from fusion.lazy import Computed
 from fusion.state import TaskVectors, check_finite
@@ -87,10 +90,10 @@ def file_vectors(
     """
     names = names_of(pool, only)
     files = {
-        (task, expert.tensors[name].file): None
+        (task, info.file): None
         for task, expert in pool.experts.items()
         for name in names
-        if name in expert.tensors
+        for info in expert.parts(name)
     }
     signs = {file: sign_of(file, task, pool.experts[task].name, node) for task, file in files}
     check_once(pool, only)
@@ -103,11 +106,14 @@ def file_vectors(
         for name, origin, theirs in in_step(pool, names):
             check_finite(origin, name, owner(pool.base, name))
             base[name].copy_(origin)
-            for expert, tensor in zip(pool.experts.values(), theirs, strict=True):
-                if tensor is not None:
-                    check_finite(tensor, name, owner(expert, name))
-                    if advance is not None:
-                        advance(tensor.nbytes)
+            for expert, found in zip(pool.experts.values(), theirs, strict=True):
+                if isinstance(found, Factors):
+                    room = torch.empty(infos[name].shape, dtype=pool.delta_dtype(name))
+                    check_finite(multiply(found, room), name, owner(expert, name))
+                elif found is not None:
+                    check_finite(found, name, owner(expert, name))
+                if advance is not None:
+                    advance(sum(info.nbytes for info in expert.parts(name)))
     kinds = {name: kind for name in names if (kind := pool.delta_dtype(name)) is not None}
     return FiledVectors(flat, pool.experts, kinds, signs, node)
 
@@ -157,12 +163,12 @@ class Source:
 
     def __init__(self, task: str, expert: Checkpoint, filed: FiledVectors, node: str) -> None:
         self.task, self.expert, self.node = task, expert, node
-        self.names = [name for name in filed.kinds if name in expert.tensors]
-        files = dict.fromkeys(expert.tensors[name].file for name in self.names)
+        self.names = [name for name in filed.kinds if expert.parts(name)]
+        files = dict.fromkeys(info.file for name in self.names for info in expert.parts(name))
         self.signs = {file: filed.signs[file] for file in files}
         self.trusted = node == filed.node
         """Whether times and inodes are those of this node's files."""
-        self.mapped: dict[str, Tensor] = {}
+        self.mapped: dict[str, Tensor | Factors] = {}
 
     def there(self) -> bool:
         """Whether this node has all the files; whose they are is not asked."""
@@ -181,24 +187,31 @@ class Source:
             self.signs[file] = sign
         self.trusted = True
 
-    def read(self, name: str) -> Tensor | None:
-        """A tensor, memory-mapped; None where the expert has none of that name.
+    def read(self, name: str) -> Found:
+        """A tensor, memory-mapped, or factors; None where the expert has none of that name.
 
         Raises:
             Vanished: see `check`.
         """
-        if name not in self.expert.tensors:
+        if not self.expert.parts(name):
             return None
         self.check()
         if not self.mapped:
-            self.mapped = dict(read(self.expert, self.names))
+            self.mapped = {
+                **dict(read(self.expert, self.names)),
+                **dict(read_factors(self.expert, self.names)),
+            }
         return self.mapped[name]
 
 
-def difference(tensor: Tensor | None, base: Tensor, out: Tensor) -> None:
-    """out = tensor − base in the dtype of `out`, on the calling thread; 0 for None."""
+def difference(tensor: Found, base: Tensor, out: Tensor) -> None:
+    """out = tensor − base in the dtype of `out`, on the calling thread; 0 for None. Factors are
+    multiplied."""
     if tensor is None:
         out.zero_()
+        return
+    if isinstance(tensor, Factors):
+        multiply(tensor, out)
         return
     flat, origin, target = tensor.view(-1), base.view(-1), out.view(-1)
     for start in range(0, flat.numel(), SERIAL):

@@ -27,6 +27,7 @@ from actors.client import Client as Client
 from actors.desk import PATIENCE, Desk, Lane, placed
 from actors.embeddings import EmbeddingCache
 from actors.experts import TaskData
+from actors.factored import FactoredVectors, factor_vectors
 from actors.filed import FiledVectors, file_vectors
 from actors.labels import selector
 from actors.models import blueprint
@@ -90,8 +91,8 @@ class Fleet:
             readers: ids of nodes that see the checkpoints: the weights' blocks are read there in
                 turn, and pulled from there by other nodes. Empty: wherever Ray likes.
             sweep: its name, for those of the actors; one fleet at a time has it.
-            weights: `memory`, or `files`: task vectors are no objects, each replica opens the
-                experts' files; its node must see them.
+            weights: `memory`; `factored`: adapters' factors are the objects; or `files`: task
+                vectors are none, each replica opens the experts' files; its node must see them.
         """
         base = blueprint(pool.base, pool.names)
         self.known = Setup(
@@ -271,7 +272,7 @@ def end(member: Member) -> None:
 
 def read(
     pool: Pool, names: tuple[str, ...], weights: str = "memory"
-) -> tuple[tuple[str, ...], FlatVectors | FiledVectors]:
+) -> tuple[tuple[str, ...], FlatVectors | FiledVectors | FactoredVectors]:
     """The experts' names, small enough to fetch (or to fail by), and a block's weights.
 
     Of weights that stay in files, those of the base.
@@ -281,9 +282,11 @@ def read(
     """
     node = ray.util.get_node_ip_address()
     for member in (pool.base, *pool.experts.values()):
-        for file in dict.fromkeys(info.file for info in member.tensors.values()):
+        for file in member.fused_files:
             if not file.exists():
                 raise InputError(f"{member.name}: {file}: missing on node {node}")
     if weights == "files":
         return pool.tasks, file_vectors(pool, only=names, node=node)
+    if weights == "factored":
+        return pool.tasks, factor_vectors(pool, only=names)
     return pool.tasks, load_flat(pool, only=names)

@@ -76,11 +76,6 @@ def matrix_shape(path: Path) -> tuple[int, int] | None:
     return rows, width
 
 
-def matrix_ids(path: Path) -> NDArray[np.int64]:
-    """Each sample's row of the pixel file, int64 [N], of a file that `open_matrix` opens."""
-    return mapped(path)[0]
-
-
 def mapped(path: Path) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Ids and values of a file; an error of Arrow's, or ValueError, where it is something else."""
     reader = pa.ipc.open_file(pa.memory_map(str(path)))

@@ -173,15 +173,19 @@ def changes(load: Load, nodes: tuple[Node, ...], wish: Wish) -> Iterator[Iterabl
             least = max(found.shard_bytes) * wish.per_gpu if on_gpu else found.total_bytes
             size = round_up(least)
             yield [(f"{what} of {gigabytes(size)}", load, enlarged(nodes, size, on_gpu), wish)]
+    if load.factors and not load.factored:
+        held = replace(load, filed=False, factored=True)
+        yield [("placement.weights: factored", held, nodes, wish)]
     if load.largest and not load.filed:
-        yield [("placement.weights: files", replace(load, filed=True), nodes, wish)]
+        held = replace(load, filed=True, factored=False)
+        yield [("placement.weights: files", held, nodes, wish)]
     half = load.halved()
     yield [
         ("placement.dtype: float16", half, nodes, wish),
         ("float16 for model and task vectors", replace(half, delta_itemsize=2), nodes, wish),
     ]
     fewer = range(load.experts - 1, 0, -1)
-    yield ((f"{t} experts", replace(load, experts=t), nodes, wish) for t in fewer)
+    yield ((f"{t} experts", load.of(t), nodes, wish) for t in fewer)
     if gpu:
         yield [("placement.device: cpu", load, nodes, replace(wish, device="cpu"))]
 

@@ -9,20 +9,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from actors.adapters import Factors, inspect_adapter, is_adapter, multiply, read_factors
 from actors.architecture import PROJECTION
-from actors.checkpoints import Checkpoint, TensorInfo, inspect, read
+from actors.checkpoints import Checkpoint, inspect, read
 from actors.flat import FlatVectors as FlatVectors
 from actors.flat import allocate, delta_dtype, lay_out
 from actors.flat import flatten as flatten
 from actors.flat import unflatten as unflatten
+from actors.members import check_architecture, check_base, check_unfused
+from actors.members import owner as owner
+from actors.sources import resolve
 from fusion.errors import InputError
 from fusion.state import TaskVectors, check_finite
 
 CHUNK = 1 << 18
 """Elements subtracted at a time: 1 MiB of float32, so that what the check for NaN has read is
 still in cache when it is subtracted."""
-
-HEAD_TENSORS = ("text_projection.weight", "logit_scale")
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Pool:
     @property
     def names(self) -> tuple[str, ...]:
         """The tensors that are fused. `visual_projection` is one iff some expert brings its own."""
-        projected = any(PROJECTION in expert.tensors for expert in self.experts.values())
+        projected = any(expert.parts(PROJECTION) for expert in self.experts.values())
         return tuple(name for name in self.base.tensors if projected or name != PROJECTION)
 
     @property
@@ -56,9 +58,9 @@ class Pool:
             member: ", ".join(
                 sorted(
                     {
-                        str(checkpoint.tensors[name].dtype).removeprefix("torch.")
+                        str(info.dtype).removeprefix("torch.")
                         for name in self.names
-                        if name in checkpoint.tensors
+                        for info in checkpoint.parts(name)
                     }
                 )
             )
@@ -88,16 +90,16 @@ class Pool:
     def read_bytes(self) -> int:
         """Bytes that `load_flat` reads of the experts, and reports to `advance`."""
         return sum(
-            expert.tensors[name].nbytes
+            info.nbytes
             for expert in self.experts.values()
             for name in self.names
-            if name in expert.tensors
+            for info in expert.parts(name)
         )
 
     def delta_dtype(self, name: str) -> torch.dtype | None:
         """What one tensor's task vectors are kept in."""
-        experts = [e.tensors[name].dtype for e in self.experts.values() if name in e.tensors]
-        return delta_dtype(self.base.tensors[name].dtype, experts)
+        found = [info.dtype for e in self.experts.values() for info in e.parts(name)]
+        return delta_dtype(self.base.tensors[name].dtype, found)
 
 
 def open_pool(base: str, experts: Mapping[str, str]) -> Pool:
@@ -105,7 +107,7 @@ def open_pool(base: str, experts: Mapping[str, str]) -> Pool:
 
     Args:
         base: source of a full CLIP model.
-        experts: name -> source of a CLIP model or vision tower.
+        experts: name -> source of a CLIP model or vision tower, or of a LoRA adapter of one.
 
     Raises:
         InputError: no expert, a damaged member, a base without text tower, or an expert of
@@ -115,44 +117,26 @@ def open_pool(base: str, experts: Mapping[str, str]) -> Pool:
         raise InputError("pool.experts: none given; at least one is needed")
     origin = inspect(base, "pool.base")
     check_base(origin)
-    pool = Pool(
-        origin, {name: inspect(source, f"pool.experts.{name}") for name, source in experts.items()}
+    return Pool(
+        origin,
+        {
+            name: open_expert(source, f"pool.experts.{name}", origin)
+            for name, source in experts.items()
+        },
     )
-    for expert in pool.experts.values():
-        check_architecture(origin, expert)
-    return pool
 
 
-def check_base(base: Checkpoint) -> None:
-    """Raise InputError where the base cannot make zero-shot heads."""
-    missing = [n for n in (PROJECTION, *HEAD_TENSORS) if n not in (*base.tensors, *base.rest)]
-    if not any(name.startswith("text_model.") for name in base.rest):
-        missing.append("text_model")
-    if missing:
-        raise InputError(
-            f"pool.base: {base.folder}: {missing[0]}: missing; the base must be a full CLIPModel"
-            " (its text tower, projections and scale make the heads)"
-        )
+def open_expert(source: str, name: str, base: Checkpoint) -> Checkpoint:
+    """A full model or an adapter of the base, inspected and compared with the base's headers.
 
-
-def check_architecture(base: Checkpoint, expert: Checkpoint) -> None:
-    """Raise InputError where an expert's fields or tensors are not the base's."""
-    theirs = expert.fields
-    for field, value in base.fields.items():
-        if theirs[field] != value:
-            raise InputError(
-                f"{expert.name}: {expert.folder / 'config.json'}: {field}: {theirs[field]!r};"
-                f" the base has {value!r}"
-            )
-    for name, info in {**expert.tensors, **expert.rest}.items():
-        original = base.tensors.get(name) or base.rest.get(name)
-        if original is None:
-            raise InputError(f"{expert.name}: {info.file}: tensor {name!r}: not in the base")
-        if info.shape != original.shape:
-            raise InputError(
-                f"{expert.name}: {info.file}: tensor {name!r}: shape {list(info.shape)};"
-                f" the base has {list(original.shape)}"
-            )
+    Raises:
+        InputError: see `open_pool`.
+    """
+    if is_adapter(resolve(source, what=name)):
+        return inspect_adapter(source, name, base)
+    expert = inspect(source, name)
+    check_architecture(base, expert)
+    return expert
 
 
 def task_vectors(pool: Pool, *, advance: Callable[[int], None] | None = None) -> TaskVectors:
@@ -166,7 +150,7 @@ def load_flat(
     only: Collection[str] | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> FlatVectors:
-    """Read base and experts tensor by tensor, and subtract.
+    """Read base and experts tensor by tensor, and subtract; an adapter's factors are multiplied.
 
     Files are memory-mapped: beside the result, the peak is what the system keeps of them in its
     page cache.
@@ -197,13 +181,15 @@ def load_flat(
             check_finite(origin, name, owner(pool.base, name))
             views.base[name].copy_(origin)
             deltas = views.deltas[name]
-            for row, expert, tensor in zip(deltas, pool.experts.values(), theirs, strict=True):
-                if tensor is None:
+            for row, expert, found in zip(deltas, pool.experts.values(), theirs, strict=True):
+                if found is None:
                     row.zero_()
-                    continue
-                subtract(tensor, origin, row, name, owner(expert, name))
+                elif isinstance(found, Factors):
+                    check_finite(multiply(found, row), name, owner(expert, name))
+                else:
+                    subtract(found, origin, row, name, owner(expert, name))
                 if advance is not None:
-                    advance(tensor.nbytes)
+                    advance(sum(info.nbytes for info in expert.parts(name)))
     return flat
 
 
@@ -219,27 +205,29 @@ def check_once(pool: Pool, only: Collection[str] | None) -> None:
         InputError: see there.
     """
     if only is None or pool.names[0] in only:
-        check_unfused(pool)
+        check_unfused(pool.base, pool.experts.values())
 
 
-def in_step(
-    pool: Pool, names: Collection[str]
-) -> Iterator[tuple[str, Tensor, list[Tensor | None]]]:
-    """(name, the base's tensor, each expert's or None where it has none), memory-mapped.
+Found = Tensor | Factors | None
+"""An expert's part in one tensor: its own, or factors of the difference; None: the base's."""
+
+
+def in_step(pool: Pool, names: Collection[str]) -> Iterator[tuple[str, Tensor, list[Found]]]:
+    """(name, the base's tensor, each expert's part in it): tensors memory-mapped.
 
     Raises:
-        InputError: see `read`.
+        InputError: see `read` and `read_factors`.
     """
-    streams = {task: read(expert, names) for task, expert in pool.experts.items()}
+    whole = {task: read(expert, names) for task, expert in pool.experts.items()}
+    factors = {task: read_factors(expert, names) for task, expert in pool.experts.items()}
     for name, origin in read(pool.base, names):
-        yield (
-            name,
-            origin,
-            [
-                next(streams[task])[1] if name in expert.tensors else None
-                for task, expert in pool.experts.items()
-            ],
-        )
+        found: list[Found] = []
+        for task, expert in pool.experts.items():
+            if name in expert.factors:
+                found.append(next(factors[task])[1])
+            else:
+                found.append(next(whole[task])[1] if name in expert.tensors else None)
+        yield name, origin, found
 
 
 @contextmanager
@@ -267,46 +255,3 @@ def subtract(tensor: Tensor, base: Tensor, out: Tensor, name: str, who: str) -> 
         if not bool(chunk.sum(dtype=torch.float32).isfinite()):
             check_finite(whole, name, who)  # says how many; a finite sum may also overflow
         torch.sub(chunk.to(out.dtype), origin[part].to(out.dtype), out=target[part])
-
-
-def check_unfused(pool: Pool) -> None:
-    """What is not fused must be the base's: text tower, scale; and position ids must count up.
-
-    Raises:
-        InputError: an expert that was fine-tuned in its text tower, say.
-    """
-    for member in (pool.base, *pool.experts.values()):
-        for name, ids in read(member, member.buffers):
-            if not torch.equal(ids.reshape(-1), torch.arange(ids.numel(), dtype=ids.dtype)):
-                raise InputError(
-                    f"{owner(member, name)}: tensor {name!r}: a buffer that differs from"
-                    " 0, 1, 2, …; only floating-point tensors can be fused"
-                )
-    for expert in pool.experts.values():
-        for (name, ours), (_, theirs) in pairs(pool.base, expert):
-            check_finite(theirs, name, owner(expert, name))
-            # An expert saved in half precision holds the base's values rounded.
-            if not torch.equal(ours.to(theirs.dtype), theirs):
-                raise InputError(
-                    f"{owner(expert, name)}: tensor {name!r}: differs from the base's; only the"
-                    " vision tower is fused, so text tower and scale must be the base's"
-                )
-
-
-def pairs(
-    base: Checkpoint, expert: Checkpoint
-) -> Iterator[tuple[tuple[str, Tensor], tuple[str, Tensor]]]:
-    """The base's and the expert's tensors of `expert.rest`, in step."""
-    names = [name for name in base.rest if name in expert.rest]
-    in_step = Checkpoint(**{**vars(expert), "rest": {name: expert.rest[name] for name in names}})
-    return zip(read(base, names), read(in_step, names), strict=True)
-
-
-def owner(checkpoint: Checkpoint, name: str) -> str:
-    """Member and file, as messages begin."""
-    infos: dict[str, TensorInfo] = {
-        **checkpoint.tensors,
-        **checkpoint.rest,
-        **checkpoint.buffers,
-    }
-    return f"{checkpoint.name}: {infos[name].file}"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from actors.embeddings import EmbeddingCache
 from actors.experts import Evaluation, LocalExperts, Recipe, TaskData
+from actors.factored import FactoredVectors, opened_factors
 from actors.filed import FiledVectors, opened_vectors
 from actors.heads import read_head
 from actors.highwater import WATER
@@ -82,14 +83,16 @@ def opened(reference: bytes) -> Any:
     return ray.get(ray.cloudpickle.loads(reference))
 
 
-def vectors_of(weights: FlatVectors | FiledVectors, device: str) -> TaskVectors:
-    """Views of the object store, or task vectors made from files.
+def vectors_of(weights: FlatVectors | FiledVectors | FactoredVectors, device: str) -> TaskVectors:
+    """Views of the object store, of task vectors or their factors; or such as are made from files.
 
     Raises:
         InputError: files that this node does not see, or that are not what they were.
     """
     if isinstance(weights, FiledVectors):
         return opened_vectors(weights, device, ray.util.get_node_ip_address())
+    if isinstance(weights, FactoredVectors):
+        return opened_factors(weights, device)
     return unflatten(weights, device)
 
 

@@ -24,6 +24,13 @@ MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 
 INDEX = "model.safetensors.index.json"
 
+ADAPTER_CONFIG = "adapter_config.json"
+"""PEFT's configuration of an adapter; its weights are in one of the next two."""
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+LINEARIZED_WEIGHTS = "linearized_adapter_model.safetensors"
+
 
 def cache_dir() -> Path:
     """The project's cache: `$FUSION_SWEEPS_CACHE`, else the user's cache folder (XDG)."""
@@ -153,6 +160,8 @@ def from_hub(source: str, what: str) -> Path:
 
 def complete(folder: Path) -> bool:
     """Whether a cached snapshot holds a configuration and all its weights."""
+    if (folder / ADAPTER_CONFIG).exists():
+        return any((folder / file).exists() for file in (ADAPTER_WEIGHTS, LINEARIZED_WEIGHTS))
     if not (folder / "config.json").exists():
         return False
     if (folder / "model.safetensors").exists():

@@ -12,8 +12,10 @@ from threading import Barrier
 import torch
 from torch import Tensor
 
+from actors.adapters import multiply, read_factors
 from actors.checkpoints import Checkpoint, TensorInfo, one_line, read
-from actors.pool import Pool, check_unfused, owner
+from actors.members import check_unfused, owner
+from actors.pool import Pool, one_thread
 from actors.spans import fill, opened
 from fusion.errors import InputError
 from fusion.state import accumulator, check_finite
@@ -48,7 +50,17 @@ class Source:
             raise InputError(f"{owner(self.member, self.name)}: {one_line(error)}") from None
 
 
-Term = tuple[Source, float]
+@dataclass(frozen=True)
+class Product:
+    """One tensor's task vector, of an adapter: multiplied out, for a part of a product would not
+    always have the whole one's bits."""
+
+    member: Checkpoint
+    name: str
+    product: Tensor
+
+
+Term = tuple[Source | Product, float]
 """An ingredient's tensor and its coefficient."""
 
 Buffers = dict[tuple[str, torch.dtype], Tensor]
@@ -67,14 +79,15 @@ def streamed(pool: Pool, shares: Shares, *, scale: float = 1.0) -> Iterator[tupl
     """θ_k = θ₀,k + scale·Σ_t c_tk τ_t,k, one tensor after the other, in the base's dtype.
 
     The same bits as `mix_tensor` of loaded task vectors. What is held is one tensor of the result
-    and a few chunks a thread; files of ingredients without a share are not read. Moved: (m + 1)
-    tensors read and one written, for m ingredients with a share.
+    and a few chunks a thread, and of adapters one tensor's task vectors; files of ingredients
+    without a share are not read. Moved: (m + 1) tensors read and one written, for m ingredients
+    with a share.
 
     Raises:
         InputError: NaN or Inf, or an expert whose text tower is not the base's, by file and tensor;
             a file that changed since it was inspected.
     """
-    check_unfused(pool)
+    check_unfused(pool.base, pool.experts.values())
     groups = set(pool.groups)
     files: dict[Path, int] = {}
     with ExitStack() as stack:
@@ -86,12 +99,26 @@ def streamed(pool: Pool, shares: Shares, *, scale: float = 1.0) -> Iterator[tupl
                 files[info.file] = stack.enter_context(opened(info.file, info.stamp, member.name))
             return Source(member, name, info, files[info.file])
 
+        def part(member: Checkpoint, name: str) -> Source | Product:
+            if name not in member.factors:
+                return source(member, name)
+            for info in member.parts(name):
+                if info.file not in files:
+                    files[info.file] = stack.enter_context(
+                        opened(info.file, info.stamp, member.name)
+                    )
+            factors = dict(read_factors(member, [name]))[name]
+            dtype = pool.delta_dtype(name)
+            with one_thread():
+                product = multiply(factors, torch.empty(pool.base.tensors[name].shape, dtype=dtype))
+            return Product(member, name, product.view(-1))
+
         for name in pool.names:
             pairs = zip(pool.experts.values(), shares(name), strict=True) if name in groups else ()
             terms = [
-                (source(expert, name), share)
+                (part(expert, name), share)
                 for expert, share in pairs
-                if share and scale and name in expert.tensors
+                if share and scale and expert.parts(name)
             ]
             yield name, mixed(source(pool.base, name), terms, scale, crew)
 
@@ -137,7 +164,11 @@ def mixed(origin: Source, terms: Sequence[Term], scale: float, crew: Crew) -> Te
         sound = all(list(crew.threads.map(work, spans, crew.buffers)))
     if not sound:
         for source, who in ((origin, "base"), *((s, owner(s.member, s.name)) for s, _ in terms)):
-            check_finite(dict(read(source.member, [source.name]))[source.name], source.name, who)
+            if isinstance(source, Product):
+                found = source.product
+            else:
+                found = dict(read(source.member, [source.name]))[source.name]
+            check_finite(found, source.name, who)
     return out
 
 
@@ -145,8 +176,9 @@ def mix_span(
     out: Tensor, span: slice, origin: Source, terms: Sequence[Term], scale: float, buffers: Buffers
 ) -> bool:
     """The elements of one span of a flattened tensor; whether their sum is a number."""
-    kinds = {source.info.dtype for source, _ in terms}
-    dtype = accumulator(origin.info.dtype, *kinds)
+    kinds = {source.info.dtype for source, _ in terms if isinstance(source, Source)}
+    made = {source.product.dtype for source, _ in terms if isinstance(source, Product)}
+    dtype = accumulator(origin.info.dtype, *kinds, *made)
     sound, size = True, 0
     for start in range(span.start, span.stop, CHUNK):
         if size != (left := min(CHUNK, span.stop - start)):  # at the start, and at the end
@@ -158,9 +190,12 @@ def mix_span(
         origin.load(bytes_of(begin), start)
         own = begin.to(dtype)
         for at, (source, share) in enumerate(terms):
-            kind = source.info.dtype
-            source.load(windows[kind], start)
-            moved = rooms[kind].to(dtype).sub_(own)  # in place where dtypes agree: a buffer less
+            if isinstance(source, Product):
+                moved = source.product[start : start + size]
+            else:
+                kind = source.info.dtype
+                source.load(windows[kind], start)
+                moved = rooms[kind].to(dtype).sub_(own)  # in place where dtypes agree
             if at:
                 total.add_(moved, alpha=share)
             else:

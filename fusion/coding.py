@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fusion.errors import InputError
 from fusion.lazy import weighed
+from fusion.lowrank import LowRank, Zeros
 from fusion.state import TaskVectors, accumulator
 
 Coding: TypeAlias = Tensor
@@ -104,7 +105,7 @@ def check_coding(coding: Tensor, tasks: int, groups: int, batch: int) -> None:
 def mix_tensor(
     out: Tensor,
     base: Tensor,
-    deltas: Tensor,
+    deltas: Tensor | LowRank | Zeros,
     coefficients: Sequence[float],
     *,
     scale: float = 1.0,
@@ -115,7 +116,13 @@ def mix_tensor(
     The sum is made in the accumulation dtype, the base is added last and the result is rounded
     once to the dtype of `out`. Each operand is read once and the result written once, chunk by
     chunk: (T + 2)·numel elements moved, the floor of a merge. A zero coefficient reads nothing.
+    Of factors the sum is one product (`LowRank.mixed`), added to the base as one task vector.
     """
+    if isinstance(deltas, LowRank) and any(coefficients):
+        wide = accumulator(out.dtype, base.dtype, deltas.dtype)
+        deltas, coefficients = deltas.mixed(coefficients, wide)[None], [1.0]
+    elif not isinstance(deltas, Tensor):
+        deltas, coefficients = torch.empty(0, *base.shape, dtype=deltas.dtype), []
     terms = [
         (row.reshape(-1), c)  # a view where the row is contiguous, as the rows of an arena are
         for row, c in zip(deltas, coefficients, strict=True)

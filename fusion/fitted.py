@@ -7,7 +7,7 @@ methods themselves are in `fitted_heads` and `fitted_caches`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import torch
@@ -21,6 +21,7 @@ from fusion.exact import ExactAlpha
 from fusion.labelled import Labelled
 from fusion.parameters import unknown
 from fusion.plane_search import Surface
+from fusion.state import accumulator
 
 BASE = "pretrained"
 
@@ -52,9 +53,18 @@ class Plane:
         labels = self.labels(role)
         return Labelled(self.embedded(source, role, at), labels if at is None else labels[at], role)
 
+    def widened(self) -> Plane:
+        """The same task, head and embeddings in float32 at least."""
+        return replace(self, head=wide(self.head), embedded=lambda *at: wide(self.embedded(*at)))
+
     def shots(self, shots: int | None, seed: int) -> Tensor | None:
         """Which fit rows: so many a class; None: all."""
         return None if shots is None else few_shot(self.labels("fit"), shots, seed, len(self.head))
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """In float32 at least: embeddings and heads in half precision are multiplied there."""
+    return tensor.to(accumulator(tensor.dtype))
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fusion.dawin import Evidence, Routing
 from fusion.errors import InputError
-from fusion.fitted import Fit, Plane
+from fusion.fitted import Fit, Plane, wide
 from fusion.learning import Learning, Shape
 from fusion.parameters import Parameter, parameters
 from fusion.resident import ResidentCourse
@@ -215,7 +215,7 @@ class Fitted(Learned):
         Raises:
             InputError: unknown, missing or wrong parameters; what the rule refuses.
         """
-        return self.rule(plane, **self.bound(params))
+        return self.rule(plane.widened(), **self.bound(params))
 
     def logits(
         self,
@@ -225,8 +225,9 @@ class Fitted(Learned):
         experts: tuple[str, ...],
         **params: Any,
     ) -> Tensor:
-        """Logits [N, C] of rows, by what was kept of their task."""
-        return self.apply(embedded, head, kept, experts, **self.bound(params))
+        """Logits [N, C] of rows, in float32 at least, by what was kept of their task."""
+        bound = self.bound(params)
+        return self.apply(lambda s: wide(embedded(s)), wide(head), kept, experts, **bound)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from fusion.lowrank import LowRank, Zeros
+
 
 class Computed(Mapping[str, Tensor]):
     """Tensor name -> task vectors [T, *shape], made anew by `make(name)` at every access.
@@ -58,6 +60,10 @@ class Computed(Mapping[str, Tensor]):
         """How many tensors."""
         return len(self.names)
 
+    def held(self, name: str) -> Tensor | LowRank | Zeros | None:
+        """What is in memory of a tensor's task vectors, whatever its form; None: nothing is."""
+        return None
+
     def some(self, names: Iterable[str]) -> Computed:
         """Those of these tensors only."""
         names = [name for name in names if name in self.known]
@@ -93,18 +99,29 @@ class Remade:
         return found
 
 
-def lasting(deltas: Mapping[str, Tensor], name: str) -> Tensor | Remade:
-    """What may be kept of one tensor's task vectors: they themselves, or how to make them again."""
-    return Remade(lambda: deltas[name]) if isinstance(deltas, Computed) else deltas[name]
+def lasting(deltas: Mapping[str, Tensor], name: str) -> Tensor | LowRank | Zeros | Remade:
+    """What may be kept of one tensor's task vectors: they themselves, their factors, or how to
+    make them again."""
+    if not isinstance(deltas, Computed):
+        return deltas[name]
+    held = deltas.held(name)
+    return Remade(lambda: deltas[name]) if held is None else held
 
 
-def weighed(deltas: Mapping[str, Tensor], name: str, coefficients: Sequence[float]) -> Tensor:
+def weighed(
+    deltas: Mapping[str, Tensor], name: str, coefficients: Sequence[float]
+) -> Tensor | LowRank | Zeros:
     """One tensor's task vectors [T, *shape] for a sum with these coefficients.
 
     Where they can be made task by task, those that have no part in it are not: a soup of three of
-    seventy ingredients reads three.
+    seventy ingredients reads three. Factors are left as they are.
     """
-    if isinstance(deltas, Computed) and deltas.part is not None:
+    if not isinstance(deltas, Computed):
+        return deltas[name]
+    held = deltas.held(name)
+    if held is not None:
+        return held
+    if deltas.part is not None:
         return deltas.part(name, [bool(c) for c in coefficients])
     return deltas[name]
 

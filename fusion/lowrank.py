@@ -1,8 +1,15 @@
-"""Low-rank task vectors: T pairs of LoRA factors for one weight, never multiplied out."""
+"""Low-rank task vectors: LoRA factors of one weight, never multiplied out until they are asked to.
+
+Factors of T experts lie side by side, R = Σ_t r_t of them: ranks may differ, and an expert that
+leaves the weight alone has rank 0. So a sum over experts is one product of inner size R.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -15,31 +22,145 @@ class LowRank:
     """τ_t = B_t·A_t for one weight [out, in]: its shape, dtype and device are the dense ones'."""
 
     down: Tensor
-    """A [T, r, in]."""
+    """[R, in]: A_1, …, A_T under each other."""
     up: Tensor
-    """B [T, out, r]; LoRA's scale α/r is in it."""
+    """[out, R]: B_1, …, B_T side by side; LoRA's scale α/r is in them."""
+    ranks: tuple[int, ...]
+    """r_t; their sum is R."""
+    dims: tuple[int, ...] = ()
+    """The weight's own shape where it is no matrix (a convolution's): out is its first axis, in
+    all others."""
 
     def __post_init__(self) -> None:
+        total = sum(self.ranks)
         if (
-            self.down.ndim != 3
-            or self.up.ndim != 3
-            or (self.down.shape[0], self.down.shape[1]) != (self.up.shape[0], self.up.shape[2])
+            self.down.ndim != 2
+            or self.up.ndim != 2
+            or (self.down.shape[0], self.up.shape[1]) != (total, total)
+            or (self.dims and self.flat != (self.dims[0], torch.Size(self.dims[1:]).numel()))
         ):
             raise InputError(
                 f"low-rank task vectors: down {list(self.down.shape)}, up {list(self.up.shape)};"
-                " [T, r, in] and [T, out, r] needed"
+                f" [{total}, in] and [out, {total}] needed for ranks {list(self.ranks)}"
+                + (f" of a weight {list(self.dims)}" if self.dims else "")
             )
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[Tensor, Tensor]], dims: Sequence[int] = ()) -> LowRank:
+        """From (A_t [r_t, in], B_t [out, r_t]) of each task, copied.
+
+        Raises:
+            InputError: factors that do not fit each other.
+        """
+        for at, (down, up) in enumerate(pairs):
+            fits = down.ndim == up.ndim == 2 and len(down) == up.shape[1]
+            if not fits or (down.shape[1], len(up)) != (pairs[0][0].shape[1], len(pairs[0][1])):
+                raise InputError(
+                    f"low-rank task vectors: expert {at}: down {list(down.shape)},"
+                    f" up {list(up.shape)}; [r, in] and [out, r] needed, in and out as all others'"
+                )
+        ranks = tuple(len(down) for down, _ in pairs)
+        down = torch.cat([down for down, _ in pairs])
+        return cls(down, torch.cat([up for _, up in pairs], dim=1), ranks, tuple(dims))
+
+    @property
+    def flat(self) -> tuple[int, int]:
+        """(out, in)."""
+        return self.up.shape[0], self.down.shape[1]
 
     @property
     def shape(self) -> torch.Size:
-        """[T, out, in]."""
-        return torch.Size((self.down.shape[0], self.up.shape[1], self.down.shape[2]))
+        """[T, out, in], or [T, *dims]."""
+        return torch.Size((len(self.ranks), *(self.dims or self.flat)))
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the factors."""
         return self.down.dtype
 
-    def dense(self) -> Tensor:
-        """The task vectors multiplied out, [T, out, in]: for tests and for rules that need them."""
-        return self.up @ self.down
+    @property
+    def device(self) -> torch.device:
+        """Of the factors."""
+        return self.down.device
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the factors: R·(in + out) elements."""
+        return self.down.nbytes + self.up.nbytes
+
+    def parts(self) -> list[slice]:
+        """Where each task's factors are among the R."""
+        stops = [*accumulate(self.ranks)]
+        return [slice(stop - rank, stop) for rank, stop in zip(self.ranks, stops, strict=True)]
+
+    @cached_property
+    def owners(self) -> Tensor:
+        """[T, R]: 1 where a factor is of a task."""
+        with torch.inference_mode(False):  # a lesson may want what an evaluation made
+            found = torch.zeros(len(self.ranks), sum(self.ranks), dtype=self.dtype)
+            for task, part in enumerate(self.parts()):
+                found[task, part] = 1.0
+            return found.to(self.device)
+
+    def dense(self, used: Sequence[bool] | None = None) -> Tensor:
+        """The task vectors multiplied out, [T, *shape], made anew; of tasks not `used`, zero.
+
+        One `product` a task: the bits of adapters that are multiplied out one by one.
+        """
+        made = torch.zeros(len(self.ranks), *self.flat, dtype=self.dtype, device=self.device)
+        for at, part in enumerate(self.parts()):
+            if self.ranks[at] and (used is None or used[at]):
+                made[at] = product(self.down[part], self.up[:, part])
+        return made.view(self.shape)
+
+    def mixed(self, coefficients: Sequence[float], dtype: torch.dtype) -> Tensor:
+        """Σ_t c_t τ_t as one product [out, R]·[R, in]: coefficients go into `up`, and what has
+        none is left out. 2·R·out·in FLOPs; in `dtype`."""
+        pairs = zip(self.parts(), coefficients, strict=True)
+        terms = [(part, c) for part, c in pairs if c and part.stop > part.start]
+        if not terms:
+            return torch.zeros(self.shape[1:], dtype=dtype, device=self.device)
+        up = torch.cat([self.up[:, part].to(dtype) * c for part, c in terms], dim=1)
+        down = torch.cat([self.down[part].to(dtype) for part, _ in terms])
+        return torch.mm(up, down).view(self.shape[1:])
+
+    def flatten(self, start: int) -> LowRank:
+        """With the axes from `start`, 2, as one: the matrix that it is."""
+        assert start == 2
+        return LowRank(self.down, self.up, self.ranks)
+
+
+@dataclass(frozen=True, eq=False)
+class Zeros:
+    """Task vectors of a tensor that no expert changes: a shape, and no memory."""
+
+    shape: torch.Size
+    """[T, *shape], of the dense ones."""
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def nbytes(self) -> int:
+        """None."""
+        return 0
+
+    def dense(self, used: Sequence[bool] | None = None) -> Tensor:
+        """[T, *shape] of one zero that all places share: to read, never to write."""
+        return torch.zeros((), dtype=self.dtype, device=self.device).expand(self.shape)
+
+    def flatten(self, start: int) -> Zeros:
+        """With the axes from `start` as one."""
+        rest = torch.Size(self.shape[start:]).numel()
+        return Zeros(torch.Size((*self.shape[:start], rest)), self.dtype, self.device)
+
+
+def product(down: Tensor, up: Tensor) -> Tensor:
+    """One expert's τ = B·A [out, in]: wherever factors come from, these are its bits.
+
+    Operands are copied first: the bits of a product may depend on where they begin in memory.
+
+    >>> product(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [0.0]])).tolist()
+    [[3.0, 6.0], [0.0, 0.0]]
+    """
+    left, right = (each.clone(memory_format=torch.contiguous_format) for each in (up, down))
+    return left @ right

@@ -7,11 +7,11 @@ column of a coding: [M, T]. Three forms of one linear layer give the same number
   2(T + n) FLOPs a weight and model. Backward: ∂L/∂c_mt = ⟨dY_mᵀX_m, τ_t⟩.
 * B, scale: Y = X θ₀ᵀ + Σ_t (c_t X) τ_tᵀ. 2n(T + 1) FLOPs, weights read once and none written.
   Backward: with U_t = dY τ_t, ∂L/∂c_mt = Σ_tokens ⟨U_t, X⟩; no gradient of a weight is made.
-* C, low rank: τ_t = B_t A_t stays two factors: Y = X θ₀ᵀ + Σ_t c_t (X A_tᵀ) B_tᵀ.
+* C, low rank: τ_t = B_t A_t stays two factors: see `fusion/formc.py`.
 
 Only inputs and coefficients are kept for the backward pass, which merges again; task vectors and
 base are never differentiated, and task vectors that come `Remade` are made again, too. B is the
-better for few tokens a model: see `form_for`.
+better for few tokens a model: see `form_for`. Vectors and tables: `fusion/tables.py`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fusion.errors import InputError
+from fusion.formc import frozen, low_rank, untouched
 from fusion.lazy import Remade
-from fusion.lowrank import LowRank
+from fusion.lowrank import LowRank, Zeros
 from fusion.scratch import scratch
 from fusion.state import accumulator
+from fusion.tables import merged_embedding as merged_embedding
+from fusion.tables import merged_norm as merged_norm
+from fusion.tables import merged_table as merged_table
 
 Form: TypeAlias = Literal["auto", "A", "B"]
 
@@ -61,7 +65,7 @@ def merged_linear(
     x: Tensor,
     coefficients: Tensor,
     base: Tensor,
-    deltas: Tensor | LowRank | Remade,
+    deltas: Tensor | LowRank | Zeros | Remade,
     bias: Tensor | None = None,
     form: Form = "auto",
 ) -> Tensor:
@@ -71,9 +75,10 @@ def merged_linear(
         x: [B, …, in]; where there are M > 1 models, B = M.
         coefficients: [M, T].
         base: θ₀ [out, in].
-        deltas: τ [T, out, in], dense, or low-rank factors (form C whatever `form` says), or
-            dense ones that are made in the forward pass and again in the backward pass.
-        bias: [M, out], merged already (`merged_table`), or None.
+        deltas: τ [T, out, in], dense, or low-rank factors (form C whatever `form` says), or none
+            at all (`Zeros`: the base's layer), or dense ones that are made in the forward pass and
+            again in the backward pass.
+        bias: [M, out] or [1, out], merged already (`merged_table`), or None.
         form: `A`, `B`, or `auto` for `form_for`.
 
     Returns:
@@ -98,6 +103,8 @@ def merged_linear(
     training = torch.is_grad_enabled() and (x.requires_grad or coefficients.requires_grad)
     if isinstance(steps, LowRank):
         out = low_rank(flat, coefficients, base, steps)
+    elif isinstance(steps, Zeros):
+        out = untouched(frozen(flat, base), coefficients)
     else:
         if form == "auto":
             form = form_for(flat.shape[1], tasks, x.device.type, training)
@@ -238,67 +245,11 @@ class Scale(torch.autograd.Function):
         return dx, dc if ctx.needs_input_grad[1] else None, None, None, None
 
 
-def low_rank(x: Tensor, c: Tensor, base: Tensor, deltas: LowRank) -> Tensor:
-    """Form C on x [M, n, in]. Autograd keeps x, c and the [M, n, T·r] products; nothing dense."""
-    tasks, rank = deltas.down.shape[:2]
-    down = deltas.down.reshape(tasks * rank, -1).to(x.dtype)
-    up = deltas.up.permute(1, 0, 2).reshape(-1, tasks * rank).to(x.dtype)
-    inner = x @ down.T
-    scaled = inner * c.to(x.dtype).repeat_interleave(rank, dim=1).unsqueeze(1)
-    return F.linear(x, base.to(x.dtype)) + F.linear(scaled, up)
-
-
-def merged_table(coefficients: Tensor, base: Tensor, deltas: Tensor | Remade) -> Tensor:
-    """θ₀ + Σ_t c_mt τ_t of a vector or table: [M, T] and [T, *shape] -> [M, *shape].
-
-    In float32 (float64); autograd keeps the coefficients and a view of the task vectors.
-    """
-    if isinstance(deltas, Remade):
-        return deltas.through(lambda c, made: merged_table(c, base, made), coefficients)
-    wide = accumulator(base.dtype, deltas.dtype)
-    tasks = deltas.shape[0]
-    rows = deltas.reshape(tasks, -1).to(wide)
-    mixed = torch.addmm(base.reshape(1, -1).to(wide), coefficients.to(wide), rows)
-    return mixed.view(coefficients.shape[0], *base.shape)
-
-
-def merged_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Layer normalisation of x [B, …, d] with merged weight and bias [M, d]."""
-    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
-    if len(weight) == 1:
-        return F.layer_norm(x, x.shape[-1:], weight[0], bias[0], eps)
-    shape = (len(weight), *([1] * (x.ndim - 2)), x.shape[-1])
-    return torch.addcmul(
-        bias.view(shape), F.layer_norm(x, x.shape[-1:], eps=eps), weight.view(shape)
-    )
-
-
-def merged_embedding(
-    ids: Tensor, coefficients: Tensor, base: Tensor, deltas: Tensor | Remade
-) -> Tensor:
-    """Rows of a merged table: ids [B|1, n] and a table [V, D] -> [max(B, M), n, D].
-
-    Only the rows asked for are mixed.
-    """
-    if isinstance(deltas, Remade):
-        return deltas.through(lambda c, made: merged_embedding(ids, c, base, made), coefficients)
-    wide = accumulator(base.dtype, deltas.dtype)
-    rows, steps = base[ids].to(wide), deltas[:, ids].to(wide)  # [B, n, D], [T, B, n, D]
-    c = coefficients.to(wide)
-    if len(c) == 1:
-        one: Tensor = rows + torch.tensordot(c[0], steps, dims=1)
-        return one
-    if len(ids) == 1:
-        each: Tensor = rows + torch.tensordot(c, steps[:, 0], dims=1)
-        return each
-    return rows + torch.einsum("bt,tbnd->bnd", c, steps)
-
-
 def merged_conv2d(
     x: Tensor,
     coefficients: Tensor,
     base: Tensor,
-    deltas: Tensor | Remade,
+    deltas: Tensor | LowRank | Zeros | Remade,
     bias: Tensor | None = None,
     *,
     stride: tuple[int, int] = (1, 1),

@@ -45,7 +45,8 @@ def regmean(
         seed: of images.
 
     Raises:
-        InputError: statistics of another shape; a sum of Gram matrices that is singular.
+        InputError: statistics of another shape, or of tensors that are not there; a sum of Gram
+            matrices that is singular.
 
     Source: Jin et al. 2023, arXiv:2212.09849, §3, eq. 2 and the reduction of non-diagonal items.
 
@@ -147,8 +148,18 @@ def least_squares(
     non_diagonal: float,
     ridge: float,
 ) -> dict[str, Tensor]:
-    """Matrices with a statistic by least squares, all else by the mean."""
+    """Matrices with a statistic by least squares, all else by the mean.
+
+    Raises:
+        InputError: see `regmean`.
+    """
     tasks = len(vectors.tasks)
+    for name in statistics:
+        if name not in vectors.groups:
+            raise InputError(
+                f"{method}: statistics: tensor {name!r}: not in this model: they are of other"
+                " weights"
+            )
     known: dict[tuple[str, torch.dtype], Normal] = {}
 
     def normal(name: str, width: int, dtype: torch.dtype) -> Normal:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fusion.errors import InputError
 from fusion.lazy import Remade, lasting
+from fusion.lowrank import LowRank, Zeros
 from fusion.merged import (
     Form,
     merged_conv2d,
@@ -43,7 +44,7 @@ class Mixer:
         finally:
             self.columns = {}
 
-    def parts(self, name: str) -> tuple[Tensor, Tensor, Tensor | Remade]:
+    def parts(self, name: str) -> tuple[Tensor, Tensor, Tensor | LowRank | Zeros | Remade]:
         """Coefficients [M, T], base and task vectors of one tensor.
 
         Task vectors that are made when they are read are handed on unmade, so that a layer keeps

@@ -59,15 +59,16 @@ def normal_equations(deltas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     start = torch.zeros_like(deltas[0], memory_format=torch.contiguous_format)
     seen = start.new_zeros(start.shape[1], start.shape[1])
     aim = torch.zeros_like(start)
+    task, unit, own = torch.empty_like(start), torch.empty_like(start), torch.empty_like(seen)
     for delta in deltas:
-        task = delta.clone(memory_format=torch.contiguous_format)
+        task.copy_(delta)
         start += task
         size = float(torch.linalg.vector_norm(task, dtype=torch.float64))
         if size:
-            unit = task / size  # first: squares of small entries vanish in float32
-            own = unit.T @ unit
+            torch.div(task, size, out=unit)  # first: squares of small entries vanish in float32
+            torch.mm(unit.T, unit, out=own)
             seen += own
-            aim += task @ own
+            aim.add_(torch.mm(task, own, out=unit))
     return start, seen, aim
 
 

@@ -15,8 +15,8 @@ from actors.shiftfeatures import corrupted_features
 from actors.sources import cache_dir
 from actors.tasks import Role, assign
 from actors.unseen import ADAPT
-from fusion.registry import METHODS, Informed
 from sweeps.prepare import Prepared
+from sweeps.reckoning import adapted_roles
 from sweeps.shifts import ROLE, adapted_rows, shift_rows, split_of
 
 
@@ -39,14 +39,6 @@ def extended(prepared: Prepared, data: Mapping[str, TaskData]) -> Mapping[str, T
     if spec.adapt_on_shift is not None:
         data = adapted_rows(spec.shifts[spec.adapt_on_shift], data, adapted_roles(prepared))
     return {name: with_features(prepared, task) for name, task in data.items()}
-
-
-def adapted_roles(prepared: Prepared) -> set[str]:
-    """Roles whose unlabelled images some method adapts to, or takes statistics of."""
-    found: set[str] = set(prepared.needs.adapts_on)
-    if any(isinstance(METHODS[name], Informed) for name in prepared.spec.methods):
-        found.add("fit")
-    return found
 
 
 def with_features(prepared: Prepared, task: TaskData) -> TaskData:

@@ -98,7 +98,7 @@ def readers(pool: Pool, resources: Resources) -> tuple[list[str], list[str]]:
     from actors.nodes import ask, own_id, read_from
 
     members = (pool.base, *pool.experts.values())
-    files = sorted({str(info.file) for each in members for info in each.tensors.values()})
+    files = sorted({str(file) for each in members for file in each.fused_files})
     nodes = sorted(resources.nodes, key=lambda node: (not node.gpus, -node.memory))
     found = ask({node.id: False for node in nodes}, files)
     seeing = read_from([node.id for node in nodes], found, files)
@@ -141,7 +141,7 @@ def narrowed(pool: Pool, resources: Resources) -> Resources:
 def expert_files(pool: Pool) -> list[str]:
     """Of all experts, in order."""
     members = pool.experts.values()
-    return sorted({str(info.file) for each in members for info in each.tensors.values()})
+    return sorted({str(file) for each in members for file in each.fused_files})
 
 
 def target(address: str | None) -> str | None:

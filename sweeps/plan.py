@@ -20,6 +20,7 @@ from sweeps.entry import MethodSpec
 from sweeps.learning import RUNGS
 from sweeps.notes import under_words
 from sweeps.prepare import Prepared, prepare
+from sweeps.reckoning import Taken, shifted_bytes, shifted_images, taken
 from sweeps.spec import SplitSpec, SweepSpec
 from sweeps.wording import size
 
@@ -85,6 +86,11 @@ def facts(prepared: Prepared) -> list[tuple[str, str]]:
             f"{prepared.preprocess.size} px: {size(prepared.pixel_bytes - others)} of pixel cache",
         ),
         *(("extractor", extractor_text(each, prepared.images)) for each in extractors),
+        *([("shifts", shifted)] if (shifted := shifts(prepared)) else []),
+        *(
+            ("statistics", f"{name}: {statistics(each)}")
+            for name, each in taken(spec, pool).items()
+        ),
         *([("unseen", unseen(spec))] if spec.unseen else []),
         *(
             ("learning", adaptation(role, spec.splits, under_words(spec)))
@@ -108,6 +114,23 @@ def extracted_bytes(extractor: Extractor, images: int) -> int:
     """Disk that images take as an extractor wants them."""
     height, width = extractor.preprocess.shape
     return images * 3 * height * width
+
+
+def shifts(prepared: Prepared) -> str:
+    """Copies of images under shift, and the disk that they take; empty where there are none."""
+    images = shifted_images(prepared)
+    kept = size(shifted_bytes(prepared))
+    return f"{images:,} more images: {kept} of pixel cache" if images else ""
+
+
+def statistics(found: Taken) -> str:
+    """Memory while they are gathered, and disk.
+
+    >>> statistics(Taken(9_700_000_000, 2_400_000_000, 1))
+    '2.4 GB more a replica while they are gathered, 9.7 GB of cache'
+    """
+    memory, disk = size(found.memory), size(found.disk)
+    return f"{memory} more a replica while they are gathered, {disk} of cache"
 
 
 def unseen(spec: SweepSpec) -> str:
@@ -163,8 +186,11 @@ def memory(plan: Plan, weights: str = "memory") -> str:
     each = high if low == high else f"{low.removesuffix(' GB')} to {high}"
     part = "replica" if plan.shards == 1 else "shard"
     where = " on its GPU" if plan.device == "cuda" else ""
-    held = "base and task vectors" if weights == "memory" else "base"
-    made = "" if weights == "memory" else "; task vectors stay in files, made a tensor at a time"
+    held, made = {
+        "memory": ("base and task vectors", ""),
+        "files": ("base", "; task vectors stay in files, made a tensor at a time"),
+        "factored": ("base and factors", "; task vectors stay factors, made a tensor at a time"),
+    }[weights]
     return (
         f"{gigabytes(plan.total_bytes)} a node: {gigabytes(plan.store_bytes)} {held} once, "
         f"{each} a {part}{where}{made}"

@@ -19,6 +19,7 @@ from actors.data import MEASURED
 from actors.data import ROLES as ALL_ROLES
 from actors.embeddings import EmbeddingCache
 from actors.experts import BATCH
+from actors.factored import check_adapters, factor_bytes
 from actors.hashes import hash_files
 from actors.heads import check_heads
 from actors.peaks import with_measured
@@ -34,6 +35,7 @@ from sweeps.ancestry import check_ancestry
 from sweeps.canonical import Context, digest
 from sweeps.cluster import narrowed
 from sweeps.courses import Needs, needs_of
+from sweeps.reckoning import rows_at, shifted_bytes, taken
 from sweeps.rehearsal import rehearse
 from sweeps.shifts import open_shifts
 from sweeps.spec import SweepSpec
@@ -119,6 +121,8 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
         InputError: a checkpoint, dataset, split, memory or disk that will not do.
     """
     pool = open_pool(spec.pool.base, spec.pool.experts)
+    if spec.placement.weights == "factored":
+        check_adapters(pool)
     preprocess = read_preprocess(pool.base.folder)
     splits = Splits(**spec.splits.model_dump())
     tasks = {
@@ -141,20 +145,21 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
         for role in places.keys() & role_rows.keys():
             place = places[role]
             sources.add((name, place.split))
-            share = {"all": 1.0, "fit": 1 - splits.val_fraction, "val": splits.val_fraction}
-            role_rows[role] += round(task.splits[place.split] * share[place.part])
+            role_rows[role] += rows_at(task, place, splits)
     images = sum(tasks[name].splits[split] for name, split in sources)
     sizes = [preprocess.shape, *(e.preprocess.shape for e in needs.extractors.values())]
     pixel_bytes = sum(images * 3 * height * width for height, width in sizes)
-    for folder, needed in ((cache_dir(), pixel_bytes), (outputs, 10**7)):
-        check_disk(folder, needed)
+    check_disk(outputs, 10**7)
     rehearse(spec, pool)
     placement = arrange(spec, pool, needs, resources)
     others = open_shifts(spec.shifts, spec.splits.report, tasks)
-    return Prepared(
+    found = Prepared(
         spec, pool, tasks, splits, preprocess, placement, role_rows, images, pixel_bytes, needs,
         others, heads,
     )  # fmt: skip
+    statistics = sum(each.disk for each in taken(spec, pool).values())
+    check_disk(cache_dir(), pixel_bytes + shifted_bytes(found) + statistics)
+    return found
 
 
 def arrange(
@@ -192,16 +197,24 @@ def roles_of(needs: Needs) -> tuple[Role, ...]:
 def load_of(spec: SweepSpec, pool: Pool, needs: Needs) -> Load:
     """What has to be placed."""
     fields, itemsize = pool.base.fields, getattr(torch, spec.placement.dtype).itemsize
-    segments = tuple(4 * segment.numel for segment in clip_segments(pool.base))
-    learned = int(needs.kept * sum(segments))
+    chain = clip_segments(pool.base)
+    segments = tuple(4 * segment.numel for segment in chain)
+    factors: tuple[int, ...] = ()
+    if all(expert.factors for expert in pool.experts.values()):
+        factors = tuple(factor_bytes(pool, segment.names.values()) for segment in chain)
+    gathered = taken(spec, pool).values()
+    learned = max(int(needs.kept * sum(segments)), *(each.memory for each in gathered), 0)
+    images = max(needs.images, *(each.images for each in gathered), 0)
     return Load(
         segments=segments,
         experts=len(pool.experts),
         compute_itemsize=itemsize,
         forward_bytes=itemsize * BATCH * activations(fields)[0],
-        training_bytes=itemsize * needs.images * activations(fields)[1] + learned,
+        training_bytes=itemsize * images * activations(fields)[1] + learned,
         transformed=needs.transformed,
         filed=spec.placement.weights == "files",
+        factors=factors,
+        factored=spec.placement.weights == "factored",
         largest=4 * max(pool.base.tensors[name].numel for name in pool.names),
     )
 

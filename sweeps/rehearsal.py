@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from actors.pool import Pool
+from actors.routers import MLP
 from fusion.dawin import Evidence
 from fusion.errors import InputError
 from fusion.fitted import Plane
@@ -43,6 +44,8 @@ def rehearse(spec: SweepSpec, pool: Pool) -> None:
     """
     for name, entry in spec.methods.items():
         method = METHODS[name]
+        if isinstance(method, Resident) and method.blend is None:
+            check_routed(name, pool)
         if isinstance(method, Adaptive | Resident):
             continue  # `needs_of` has built each of its routers, or courses
         for params in islice(random_points(entry, name, spec.seed), REHEARSED):
@@ -83,6 +86,16 @@ def try_out(method: Method, params: dict[str, Any], pool: Pool, spec: SweepSpec)
         stack = evidence.expand(len(pool.tasks), 4, 2)
         labels = torch.zeros(len(evidence), dtype=torch.int64)
         method.route(Evidence(pool.tasks, stack, evidence, labels), **params)
+
+
+def check_routed(name: str, pool: Pool) -> None:
+    """Raise InputError where no expert changes an MLP: adapters of attention alone, say."""
+    changed = (key for e in pool.experts.values() for key in (*e.tensors, *e.factors))
+    if not any(MLP in key for key in changed):
+        raise InputError(
+            f"methods.{name}: no expert changes an MLP, whose task vectors its routers weigh:"
+            " adapters of fc1 or fc2, or full models, needed"
+        )
 
 
 def check_tasks(pool: Pool, spec: SweepSpec) -> None:

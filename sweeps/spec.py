@@ -140,10 +140,11 @@ class PlacementSpec(Part):
     transport: Literal["store", "direct"] = Field(
         default="store", description="store (Ray's object store) or direct (GPU to GPU)"
     )
-    weights: Literal["memory", "files"] = Field(
+    weights: Literal["memory", "files", "factored"] = Field(
         default="memory",
-        description="memory (task vectors are loaded once) or files (they stay in the experts' "
-        "files, and are made a tensor at a time),",
+        description="memory (task vectors are loaded once), files (they stay in the experts' "
+        "files, and are made a tensor at a time) or factored (of experts that are all adapters, "
+        "their low-rank factors are loaded),",
     )
     dtype: Literal["float32", "float16", "bfloat16", "float64"] = Field(
         default="float32", description="float32, float16, bfloat16 or float64"
@@ -274,7 +275,8 @@ def dump(spec: SweepSpec) -> str:
 def spec_hash(spec: SweepSpec) -> str:
     """16 hex digits for what decides the numbers; the order of keys does not matter.
 
-    Left out, since the same results come of any of them: `name` (a folder), `mlflow` (where results
+    Left out, since the same results come of any of them (to rounding, on another device or from
+    factors): `name` (a folder), `mlflow` (where results
     are written), and of `placement` replicas, shards, device and weights (where they are computed,
     and from what; its `dtype` is rounding, and stays).
     """

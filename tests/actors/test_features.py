@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from actors import features
 from actors.extractor import Extractor, load_extractor, open_extractor
 from actors.features import features_path, open_features, prepare_features
-from actors.matrices import matrix_ids, write_matrix
+from actors.matrices import mapped, write_matrix
 from actors.pixels import open_pixels, prepare
 from actors.tasks import Task, TaskSource, open_task
 from fusion.errors import InputError
@@ -51,7 +51,7 @@ def test_computed_once_in_order(extractor: Extractor, task: Task, tmp_path: Path
         assert (values.shape, values.dtype) == ((rows, 20), torch.float32)
         torch.testing.assert_close(values, expected(extractor, task, split, tmp_path))
         assert path.parent == tmp_path / "features"
-        assert matrix_ids(path).tolist() == list(range(rows))
+        assert mapped(path)[0].tolist() == list(range(rows))
     assert seen.count((0, 26)) == 2  # images, then features
     assert seen[-1] == (26, 26)
     times = [path.stat().st_mtime_ns for path in found.values()]

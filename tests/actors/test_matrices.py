@@ -11,7 +11,7 @@ import torch
 
 from actors.arrowfile import HOLE
 from actors.embeddings import EmbeddingCache
-from actors.matrices import matrix_ids, matrix_shape, open_matrix, write_matrix
+from actors.matrices import mapped, matrix_shape, open_matrix, write_matrix
 from fusion.errors import InputError
 
 IDS = np.array([7, 3, 5, 11, 2])
@@ -36,7 +36,7 @@ def test_it_is_mapped_and_not_copied(tmp_path: Path) -> None:
     values = open_matrix(path, "numbers")
     assert torch.equal(values, torch.from_numpy(VALUES))
     assert (values.dtype, values.is_contiguous()) == (torch.float32, True)
-    assert matrix_ids(path).tolist() == IDS.tolist()
+    assert mapped(path)[0].tolist() == IDS.tolist()
     start = values.data_ptr()
     spans = [line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines()
              if line.endswith("m.arrow")]  # fmt: skip
@@ -51,7 +51,7 @@ def test_sizes(tmp_path: Path, rows: int, width: int) -> None:
     write_matrix(path, np.arange(rows)[::-1], width, np.array_split(given, 3))
     assert matrix_shape(path) == (rows, width)
     assert torch.equal(open_matrix(path, "numbers"), torch.from_numpy(given))
-    assert matrix_ids(path).tolist() == list(range(rows))[::-1]
+    assert mapped(path)[0].tolist() == list(range(rows))[::-1]
 
 
 @pytest.mark.parametrize(
@@ -127,10 +127,10 @@ def test_embeddings_are_made_once_by_sample_id_and_again_where_damaged(tmp_path:
     for _ in range(2):
         assert torch.equal(cache.get("a", Path("p.arrow"), IDS, make), torch.from_numpy(VALUES))
     place = cache.place("a", Path("p.arrow"), IDS)
-    assert matrix_ids(place).tolist() == IDS.tolist()
+    assert mapped(place)[0].tolist() == IDS.tolist()
     assert len(made) == 1
     place.write_bytes(place.read_bytes()[:200])
     assert torch.equal(cache.get("a", Path("p.arrow"), IDS, make), torch.from_numpy(VALUES))
     assert len(made) == 2
     cache.get("a", Path("p.arrow"), None, make)
-    assert matrix_ids(cache.place("a", Path("p.arrow"), None)).tolist() == [0, 1, 2, 3, 4]
+    assert mapped(cache.place("a", Path("p.arrow"), None))[0].tolist() == [0, 1, 2, 3, 4]

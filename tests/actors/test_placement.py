@@ -244,3 +244,32 @@ def test_resources_add_up():
 
 def test_gigabytes():
     assert gigabytes(0) == "0.00 GB"
+
+
+def test_factors_are_what_a_node_keeps_of_adapters():
+    load = Load((400, 400, 400), 4, forward_bytes=50, factors=(0, 60, 20), largest=100)
+    loaded = plan(load, cores((3, GB * 9)), shards=3)
+    assert loaded.store_bytes == int(3 * 5 * 400 * STORE_MARGIN) + DATA_STORE_BYTES
+    kept = replace(load, factored=True)
+    found = plan(kept, cores((3, GB * 9)), shards=3)
+    assert found.store_bytes == int((3 * 400 + 80) * STORE_MARGIN) + DATA_STORE_BYTES
+    assert found.shard_bytes[0] == 4 * 100 + 400 + 2 * 400 + 50 + PROCESS_BYTES
+    changed = plan(replace(kept, transformed=True), cores((3, GB * 9)), shards=3)
+    assert changed.shard_bytes[0] - found.shard_bytes[0] == 2 * 4 * 100
+    fewer = plan(kept.of(1), cores((3, GB * 9)), shards=3)
+    assert fewer.store_bytes == int((3 * 400 + 20) * STORE_MARGIN) + DATA_STORE_BYTES
+    on_gpu = plan(kept, gpus(3, 16), shards=3).shard_bytes
+    assert on_gpu[1] - on_gpu[0] == 60
+
+
+def test_adapters_that_do_not_fit_may_stay_factored():
+    factors = tuple(size // 50 for size in L14)
+    load = replace(full(L14), experts=20, factors=factors, largest=10**7)
+    with pytest.raises(InputError) as caught:
+        plan(load, cores((2, GB * 12)))
+    line = str(caught.value)
+    assert ", placement.weights: factored or placement.weights: files would do" in line
+    assert plan(replace(load, factored=True), cores((2, GB * 12))).replicas
+    with pytest.raises(InputError) as caught:
+        plan(replace(load, factors=()), cores((2, GB * 12)))
+    assert "factored" not in str(caught.value)

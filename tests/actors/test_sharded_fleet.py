@@ -13,8 +13,10 @@ import ray
 import torch
 
 from actors.evaluation import Recipe
+from actors.factored import FactoredVectors, factor_bytes, factored_vectors
 from actors.filed import FiledVectors
 from actors.fleet import Fleet
+from actors.local import local_experts
 from actors.pool import open_pool
 from actors.replica import Replica
 from actors.residentfile import learned_of
@@ -22,6 +24,7 @@ from actors.transport import Stored, fetched
 from fusion.errors import InputError
 from fusion.learning import Lesson
 from fusion.trim import Trim
+from tests.actors.adapterfolders import write_adapter
 from tests.actors.sharded import make_parts, plan_of, random_gate, recipes
 from tests.fusion import laws
 
@@ -199,6 +202,43 @@ def loose(parts, tmp_path):
         folder = parts.pool.experts[task].folder
         experts[task] = str(shutil.copytree(folder, tmp_path / task))
     return open_pool(str(parts.pool.base.folder), experts)
+
+
+def test_experts_that_stay_factored(parts, tmp_path):
+    """On real processes what one process gives; of task vectors, factors alone are sent."""
+    base, q = parts.pool.base.folder, "encoder.layers.0.self_attn.q_proj.weight"
+    folders = {
+        task: str(write_adapter(tmp_path / task, base, seed=at, rank=1 + at))
+        for at, task in enumerate(parts.pool.tasks)
+    }
+    pool, data = open_pool(str(base), folders), parts.data
+    torch.set_num_threads(1)
+    local, dense = (
+        local_experts(pool, data, parts.embeddings(name), vectors=vectors)
+        for name, vectors in (("factored", factored_vectors(pool)), ("dense", None))
+    )
+    coding = torch.rand(1, 3, len(pool.groups), generator=torch.Generator().manual_seed(1))
+    lesson = [Lesson({task: torch.arange(6) for task in pool.tasks}, coding)]
+    recipe = recipes(pool)["task_arithmetic"]
+    with Fleet(pool, data, parts.embeddings("adapters"), plan_of(1), weights="factored") as fleet:
+        fleet.ready(120)
+        (held,) = ray.get(fleet.flat)
+        assert isinstance(held, FactoredVectors)
+        assert held.nbytes == pool.base_bytes + factor_bytes(pool, pool.names)
+        first, *others = (
+            who.evaluate(recipe, "report").metrics() for who in (local, fleet.client, dense)
+        )
+        assert others == [first, first]
+        (mine,), (its,), (near,) = (
+            who.gradients(lesson, "select", Trim()) for who in (local, fleet.client, dense)
+        )
+    assert mine.losses == its.losses
+    assert torch.equal(mine.coding, its.coding)
+    changed = [at for at, name in enumerate(pool.groups) if name in pool.experts["lines"].factors]
+    assert pool.groups.index(q) in changed
+    assert mine.coding[:, :, changed].all()
+    assert mine.coding.count_nonzero() == 3 * len(changed)
+    torch.testing.assert_close(mine.coding, near.coding, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), pytest.param((1, 2), marks=pytest.mark.slow)], ids=str)

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from actors.sources import cache_dir, resolve, resolve_data
+from actors.sources import cache_dir, complete, resolve, resolve_data
 from fusion.errors import InputError
 
 
@@ -96,3 +96,11 @@ def test_hub_offline_and_not_cached(hub: Path) -> None:
     with pytest.raises(InputError, match=r"pool.experts.a: 'org/model': no such folder") as caught:
         resolve("org/model", what="pool.experts.a")
     assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_in_the_hub_cache(hub: Path) -> None:
+    files = {"adapter_config.json": "{}", "linearized_adapter_model.safetensors": ""}
+    folder = snapshot(hub, "org/lora", "b" * 40, files)
+    assert resolve("org/lora", what="pool.experts.a") == folder
+    snapshot(hub, "org/half", "c" * 40, {"adapter_config.json": "{}"})
+    assert not complete(hub / "models--org--half" / "snapshots" / ("c" * 40))

@@ -38,8 +38,17 @@ def drawn(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 def layer() -> tuple[Tensor, LowRank]:
     """θ₀ [out, in] and low-rank task vectors."""
-    factors = LowRank(drawn(TASKS, RANK, IN, seed=2), drawn(TASKS, OUT, RANK, seed=3))
-    return drawn(OUT, IN, seed=1), factors
+    return drawn(OUT, IN, seed=1), low(TASKS, OUT, IN)
+
+
+def low(tasks: int, out: int, width: int) -> LowRank:
+    """Factors of one rank."""
+    downs, ups = drawn(tasks, RANK, width, seed=2), drawn(tasks, out, RANK, seed=3)
+    return LowRank.of([*zip(downs, ups, strict=True)])
+
+
+def cast(factors: LowRank, dtype: torch.dtype) -> LowRank:
+    return LowRank(factors.down.to(dtype), factors.up.to(dtype), factors.ranks)
 
 
 def linear(form: Any, x: Tensor, c: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -158,7 +167,7 @@ def test_only_inputs_and_coefficients_are_kept(form: Any, models: int) -> None:
 
 
 def test_low_rank_keeps_nothing_dense() -> None:
-    base, factors = drawn(40, 30, seed=1), LowRank(drawn(3, 2, 30, seed=2), drawn(3, 40, 2, seed=3))
+    base, factors = drawn(40, 30, seed=1), low(3, 40, 30)
     x = drawn(7, 3, 30, seed=4).requires_grad_()
     c = drawn(7, TASKS, seed=5).requires_grad_()
     _, kept = saved(lambda: merged_linear(x, c, base, factors))
@@ -234,8 +243,8 @@ def test_halves_are_read_as_they_are(form: str, models: int, half: torch.dtype, 
     base, factors = layer()
     base = base.to(half) if which != "deltas" else base.float()
     kind = half if which != "base" else torch.float32
-    factors = LowRank(factors.down.to(kind), factors.up.to(kind))
-    exact = LowRank(factors.down.double(), factors.up.double()).dense()
+    factors = cast(factors, kind)
+    exact = cast(factors, torch.float64).dense()
     deltas = factors if form == "C" else factors.dense()
     if form != "C":
         exact = factors.dense().double()
@@ -257,7 +266,7 @@ def test_halves_are_read_as_they_are(form: str, models: int, half: torch.dtype, 
 @pytest.mark.parametrize("half", HALVES)
 def test_half_precision_activations(form: Any, half: torch.dtype) -> None:
     base, factors = layer()
-    deltas = LowRank(factors.down.float(), factors.up.float())
+    deltas = cast(factors, torch.float32)
     dense = factors.dense().float()
     x, c = drawn(5, 4, IN, seed=4).to(half), drawn(5, TASKS, seed=5).float().requires_grad_()
     if form == "C":

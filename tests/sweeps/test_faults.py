@@ -73,6 +73,11 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"pool": "b"}, "pool: 'b': a mapping of base and experts allowed"),
     (pool(base=3), "pool.base: 3: a hub id or a folder allowed; put it in quotes"),
     (pool(base=""), "pool.base: '': a hub id or a folder allowed"),
+    (pool(base=None), "pool.base: None: a hub id or a folder allowed"),
+    (
+        {"pool": {"experts": {"mnist": "m"}}},
+        "pool.base: not given: a hub id or a folder needed",
+    ),
     (
         pool(experts={}),
         "pool.experts: {}: a mapping of at least one name to a hub id or a folder allowed",
@@ -172,8 +177,9 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"placement": {"weights": "disk"}},
-        "placement.weights: 'disk': memory (task vectors are loaded once) or files (they stay in"
-        " the experts' files, and are made a tensor at a time), allowed",
+        "placement.weights: 'disk': memory (task vectors are loaded once), files (they stay in"
+        " the experts' files, and are made a tensor at a time) or factored (of experts that are"
+        " all adapters, their low-rank factors are loaded), allowed",
     ),
     (
         {"placement": {"gpus": 2}},

@@ -4,6 +4,7 @@ import pytest
 from rich.console import Console
 
 import actors.nodes
+from actors.factored import factor_vectors
 from actors.nodes import Found
 from actors.placement import Node, Resources
 from actors.pool import open_pool
@@ -12,6 +13,7 @@ from sweeps import cluster
 from sweeps.plan import learned_images, show
 from sweeps.prepare import prepare
 from sweeps.spec import validate
+from tests.actors.adapterfolders import write_adapter
 from tests.sweeps.learningpool import ADAMERGING, DAWE, gated_spec, make_extractor
 
 
@@ -104,3 +106,48 @@ def test_only_nodes_that_see_the_files_take_experts_from_them(tiny_pool, tmp_pat
     plain = validate(tiny_pool.spec(), "s.yaml")
     assert len(prepare(plain, tmp_path, Resources(nodes)).plan.nodes) == 2
     assert not asked
+
+
+def test_adapters_that_stay_factored(tiny_pool, tmp_path):
+    spec = tiny_pool.spec()
+    base = spec["pool"]["base"]
+    experts = {
+        task: str(write_adapter(tmp_path / task, base, seed=at))
+        for at, task in enumerate(spec["pool"]["experts"])
+    }
+    spec |= {"pool": {"base": base, "experts": experts}}
+    loaded = planned(spec, tmp_path)
+    factored = planned({**spec, "placement": {"weights": "factored"}}, tmp_path)
+    assert " base and task vectors once, " in loaded
+    assert " base and factors once, " in factored
+    assert "; task vectors stay factors, made a tensor at a time\n" in factored
+    prepared = prepare(
+        validate({**spec, "placement": {"weights": "factored"}}, "s.yaml"),
+        tmp_path,
+        cluster.this_machine(),
+    )
+    assert prepared.load.factored
+    low = factor_vectors(prepared.pool)
+    assert sum(prepared.load.factors) == low.held.nbytes == 3 * 2 * 2 * 2 * (32 + 32) * 4
+    experts["tones"] = tiny_pool.spec()["pool"]["experts"]["tones"]
+    with pytest.raises(InputError) as caught:
+        planned({**spec, "placement": {"weights": "factored"}}, tmp_path)
+    assert str(caught.value) == (
+        "placement.weights: factored; pool.experts.tones is a full model: memory or files"
+    )
+
+
+def test_routers_of_mlps_that_no_adapter_changes_are_refused(tiny_pool, tmp_path):
+    spec = tiny_pool.spec()
+    base = spec["pool"]["base"]
+    experts = {task: str(write_adapter(tmp_path / task, base)) for task in spec["pool"]["experts"]}
+    spec |= {"methods": {"ewemoe": {"steps": 1}}}
+    planned(spec, tmp_path)
+    with pytest.raises(InputError) as caught:
+        planned({**spec, "pool": {"base": base, "experts": experts}}, tmp_path)
+    assert str(caught.value) == (
+        "methods.ewemoe: no expert changes an MLP, whose task vectors its routers weigh: adapters"
+        " of fc1 or fc2, or full models, needed"
+    )
+    wider = str(write_adapter(tmp_path / "wider", base, layers=("fc2",)))
+    planned({**spec, "pool": {"base": base, "experts": {**experts, "lines": wider}}}, tmp_path)
