@@ -1,9 +1,11 @@
 """What import-linter cannot say: no Tune below sweeps, small files, a test file a method."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fusion.registry import METHODS
 
@@ -44,3 +46,10 @@ def test_every_method_has_a_test_file(name):
     module = method.rule.__module__.partition(".")[2]
     text = (ROOT / "tests" / "fusion" / f"test_{module}.py").read_text()
     assert name in text
+
+
+def test_the_readme_names_every_method_and_the_sweep_of_all_has_it():
+    told = (ROOT / "README.md").read_text().partition("## The methods")[2].partition("\n## ")[0]
+    assert set(re.findall(r"`([a-z_]+)`", told)) == set(METHODS)
+    swept = yaml.safe_load((ROOT / "sweeps" / "configs" / "real8_all.yaml").read_text())
+    assert set(swept["methods"]) == set(METHODS)
