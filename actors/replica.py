@@ -266,9 +266,10 @@ class Replica:
         It breaks down in many ways (what a shard kept is gone, a peer hangs up), all but refusals.
         """
         link = self.experts.pipeline.link  # another lane may change it meanwhile
+        name, method = call.__name__, getattr(args[0] if args else None, "method", "")
+        device = self.experts.device
         try:
-            method = getattr(args[0] if args else None, "method", "")
-            with timed(call.__name__, method), WATER.call(call.__name__, self.experts.device):
+            with timed(name, method), WATER.call(name, device):
                 return call(*args)
         except InputError:
             raise

@@ -1,6 +1,7 @@
 """Carries between processes: what is packed is unpacked to the bit, and which way it goes."""
 
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -125,7 +126,9 @@ class TwoTries:
 
     def __init__(self, link, error):
         self.error, self.calls = error, []
-        self.experts = type("", (), {"pipeline": type("", (), {"link": link})()})()
+        self.experts = SimpleNamespace(
+            pipeline=SimpleNamespace(link=link), device=torch.device("cpu")
+        )
 
     def call(self, value):
         self.calls.append(self.experts.pipeline.link)
