@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fusion.spectral import Directions, complement, leading, merge_matrices, polar, wide_copy
 from fusion.state import TaskVectors
+from fusion.threads import each_alone
 
 
 def iso_c(vectors: TaskVectors, *, scale: float = 1.0) -> dict[str, Tensor]:
@@ -108,19 +109,20 @@ def residues(deltas: Tensor, common: Tensor, own: int) -> list[Directions]:
     Columns of zeros in `common` do not count. Where m <= n it is decomposed as Wᵀτ_t, W [m, m − c]
     the rest of an orthonormal basis: much smaller.
     """
-    known, parts = deltas.dtype, []
+    known = deltas.dtype
     rest = complement(common) if deltas.shape[1] <= deltas.shape[2] else None
-    for delta in deltas:
+
+    def residue(delta: Tensor) -> Directions:
         task = wide_copy(delta)
         # What the common space takes away wholly leaves rounding, which is no direction.
         noise = 10 * torch.finfo(known).eps * float(task.norm())
         if rest is None:
             task -= common @ (common.T @ task)
-            parts.append(leading(task, own, known, least=noise))
-        else:
-            found = leading(rest.T @ task, own, known, least=noise)
-            parts.append(found._replace(left=rest @ found.left))
-    return parts
+            return leading(task, own, known, least=noise)
+        found = leading(rest.T @ task, own, known, least=noise)
+        return found._replace(left=rest @ found.left)
+
+    return each_alone(residue, list(deltas))
 
 
 def summed(deltas: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ All go through the symmetric eigenproblem of the shorter side's Gram matrix, in 
 
 Either way a float32 matrix's results are nearer to those of a float64 decomposition than a full
 float32 decomposition's are (`benchmarks/spectral.py`). Float64 matrices are decomposed as they are.
-Bits depend on how many threads LAPACK has, and on nothing beside the matrix else.
+Tasks are decomposed side by side, each on one thread (`threads.each_alone`); the bits of what is
+made of them all depend on how many threads LAPACK has, and on nothing beside the matrices else.
 
 Directions of zero singular values are arbitrary. They are left out here: results do not depend on
 what a decomposition puts in their place, nor on signs, nor on rotations among equal values.
@@ -23,7 +24,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from scipy.linalg import eigh
 from torch import Tensor
 
 from fusion.coding import mix_tensor
@@ -33,7 +33,7 @@ BLOCK = 192
 """Columns of a Gram matrix at a time: what lies above the diagonal's blocks is not computed."""
 
 FEW = 0.4
-"""Up to this share of all eigenvectors the others are not computed (an eighth: half the time)."""
+"""Up to this share of all directions float32 comes first; of more of them float64 is as fast."""
 
 SMALL = 128
 """Matrices whose shorter side is less go to float64 at once: it costs next to nothing."""
@@ -277,13 +277,9 @@ def mirrored(lower: Tensor) -> Tensor:
 def top_eigen(lower: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` largest eigenvalues [count], falling, and vectors [n, count] of a symmetric
     matrix [n, n], of which the lower triangle is read."""
-    size = len(lower)
-    if lower.device.type == "cpu" and 0 < count <= FEW * size:
-        span = [size - count, size - 1]
-        found = eigh(lower.numpy(), subset_by_index=span, check_finite=False)
-        every, basis = map(torch.from_numpy, found)
-    else:
-        every, basis = torch.linalg.eigh(lower)
+    # All of them are computed: LAPACK's choice of some takes two thirds of the time, but SciPy
+    # holds Python's lock meanwhile, and torch has it not.
+    every, basis = torch.linalg.eigh(lower)
     return every.flip(0)[:count], basis.flip(1)[:, :count]
 
 

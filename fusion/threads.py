@@ -40,6 +40,25 @@ def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Re
         return list(pool.map(quietly, items))
 
 
+def each_alone(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """`in_threads`, and within `work` torch has one thread: for decompositions, whose parts are
+    too small to be shared out. Their bits do not depend on how many threads there are.
+
+    >>> each_alone(lambda _: torch.get_num_threads(), [1, 2])
+    [1, 1]
+    """
+    threads = torch.get_num_threads()
+
+    def alone(item: Item) -> Result:
+        torch.set_num_threads(1)  # of the calling thread; and of threads that start meanwhile
+        try:
+            return work(item)
+        finally:
+            torch.set_num_threads(threads)
+
+    return in_threads(alone, items)
+
+
 def portions(size: int, chunk: int) -> list[slice]:
     """[0, size) cut at multiples of `chunk` into about as many runs as torch has threads.
 

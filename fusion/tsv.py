@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fusion.spectral import leading, merge_matrices, polar, wide_copy
 from fusion.state import TaskVectors
+from fusion.threads import each_alone
 
 
 def tsv_m(
@@ -58,7 +59,7 @@ def tsv_m(
 def orthogonalised(deltas: Tensor, share: int) -> Tensor:
     """Task matrices [T, m, n] -> [m, n], `share` directions of each."""
     known = deltas.dtype
-    parts = [leading(wide_copy(delta), share, known) for delta in deltas]
+    parts = each_alone(lambda delta: leading(wide_copy(delta), share, known), list(deltas))
     left, _ = polar(torch.cat([part.left for part in parts], 1), known)
     right, _ = polar(torch.cat([part.right for part in parts], 1), known)
     return left * torch.cat([part.values for part in parts]).to(known) @ right.T
