@@ -32,7 +32,7 @@ def compared(folder: Path, tasks: Sequence[str]) -> list[str]:
 
 def table(rows: Sequence[dict[str, Any]], tasks: Sequence[str]) -> list[str]:
     """The comparison's rows."""
-    head = ["method", "trials", "val mean", "test mean", "interval", *tasks, "s a trial", "peak MB"]
+    head = ["method", "trials", "val mean", "test mean", "interval", *tasks, "s a trial"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in rows:
         low, high = row["test_ci95"]["acc/mean"]
@@ -45,7 +45,6 @@ def table(rows: Sequence[dict[str, Any]], tasks: Sequence[str]) -> list[str]:
             f"{100 * low:.1f}–{100 * high:.1f}",
             *each,
             f"{row['cost']['trial_s']:.2f}",
-            f"{(row['cost']['peak_bytes'] or 0) / 1e6:.0f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
