@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from fusion.spectral import leading, merge_matrices, polar, wide_copy
-from fusion.state import TaskVectors
+from fusion.state import Deltas, TaskVectors
 from fusion.threads import each_alone
+from fusion.weights import tensor_weights
 
 
 def tsv_m(
     vectors: TaskVectors,
     *,
     scale: float = 1.0,
+    weights: Sequence[Any] | Mapping[str, Any] | Tensor | None = None,
     compat: Literal["paper", "fusionbench"] = "paper",
 ) -> dict[str, Tensor]:
     """θ = θ₀ + λ·polar([U_1 … U_T])·diag(S_1 … S_T)·polar([V_1 … V_T])ᵀ for each matrix [m, n].
@@ -32,6 +35,8 @@ def tsv_m(
     Args:
         vectors: base and task vectors.
         scale: λ. Default 1, FusionBench's.
+        weights: what each τ_t is multiplied by before all else, in the forms of
+            `weighted_average`; None: 1 (a list is FusionBench's `alpha` as one).
         compat: the two differ where r < T, so that d = 0: `paper` averages such a matrix,
             `fusionbench` leaves the base's.
 
@@ -47,6 +52,10 @@ def tsv_m(
     [[3.0, 0.0], [0.0, 2.0]]
     """
 
+    if weights is not None:
+        factors = tensor_weights(vectors, weights)
+        vectors = vectors.altered(lambda name, delta: scaled(delta, factors[name]))
+
     def merged(deltas: Tensor) -> Tensor:
         share = min(deltas.shape[1:]) // len(deltas)
         if not share:
@@ -54,6 +63,11 @@ def tsv_m(
         return orthogonalised(deltas, share)
 
     return merge_matrices(vectors, merged, scale=scale)
+
+
+def scaled(delta: Deltas, factors: Sequence[float]) -> Deltas:
+    """c_t·τ_t [T, *shape], of one number a task."""
+    return delta * delta.new_tensor(factors).view(-1, *[1] * (delta.ndim - 1))
 
 
 def orthogonalised(deltas: Tensor, share: int) -> Tensor:

@@ -149,3 +149,14 @@ def test_an_expert_that_is_the_base() -> None:
     assert all(bool(tensor.isfinite().all()) for tensor in merged.values())
     alone = {task: copied(base) for task in TASKS}
     assert_same_bits(tsv_m(TaskVectors.from_state_dicts(base, alone)), base)
+
+
+@pytest.mark.parametrize("weights", [[2.0, 0.5, -1.0], {"t0": 2.0, "t1": 0.5, "t2": -1.0}])
+def test_weights_come_before_the_decomposition(weights: Any) -> None:
+    deltas = random(3, 7, 5)
+    factors = torch.tensor([2.0, 0.5, -1.0], dtype=deltas.dtype)
+    wanted = textbook(deltas * factors[:, None, None])
+    vectors = vectors_of(deltas)
+    torch.testing.assert_close(tsv_m(vectors, weights=weights)["w"], wanted)
+    averaged = TaskVectors(vectors.tasks, {"b": torch.zeros(2)}, {"b": torch.ones(3, 2)})
+    torch.testing.assert_close(tsv_m(averaged, weights=weights)["b"], torch.full((2,), 0.5))
