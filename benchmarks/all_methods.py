@@ -10,6 +10,7 @@ more, alone in a process (`benchmarks.alone`), and writes results/all_methods_re
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -44,6 +45,7 @@ def memory(spec: Path) -> list[str]:
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.alone", *words],
             check=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},  # as Ray's actors have it
             stdout=subprocess.PIPE,
             text=True,
         )
