@@ -125,6 +125,7 @@ def test_the_extractor_loads_as_from_the_hub(pool: EmbeddedPool) -> None:
     assert found.min() >= 0
 
 
+@pytest.mark.slow
 def test_a_pool_without_an_extractor_is_completed(pool: EmbeddedPool, cache: Path) -> None:
     from actors.sources import resolve
 
