@@ -28,13 +28,11 @@ from actors.local import local_experts
 from actors.pool import open_pool
 from actors.sources import cache_dir
 from actors.tasks import Splits, TaskSource, open_task
-from fusion.registry import METHODS, Fitted, Learned, Resident, Selected
-from sweeps.fitting import fit
+from fusion.registry import METHODS, Learned
 from sweeps.keeper import Folder
-from sweeps.learning import Course, learn, sizes_of
-from sweeps.residing import learn as reside
-from sweeps.selecting import select
+from sweeps.learning import Course, sizes_of
 from sweeps.spec import SweepSpec, load
+from sweeps.thin import way_of
 
 STEPS = 3
 """Of methods that learn: every step holds the same."""
@@ -68,8 +66,6 @@ def held(spec: SweepSpec, method: str, params: dict[str, Any]) -> int:
         if not isinstance(row, Learned):
             experts.evaluate(Recipe(method, params), "select")
         else:
-            ways = {Selected: select, Fitted: fit, Resident: reside}
-            find = next((way for kind, way in ways.items() if isinstance(row, kind)), learn)
             few = {key: STEPS for key in ("steps", "coefficient_steps") if key in row.parameters}
             config = {"method": method, "params": params | few, "trial_key": "alone", "seed": 0}
             course = Course(
@@ -82,7 +78,7 @@ def held(spec: SweepSpec, method: str, params: dict[str, Any]) -> int:
                 frozenset(),
                 hashes=pool.tasks,
             )
-            find(config, experts, course, lambda *_: None)
+            way_of(method)(config, experts, course, lambda *_: None)
         return peak_bytes(CPU) - before
 
 

@@ -92,11 +92,6 @@ def pool_of(folder: Path) -> Pool:
     return open_pool(str(folder / "base"), {task: str(folder / task) for task in TASKS})
 
 
-def model_bytes(pool: Pool) -> int:
-    """Of one model's fused tensors."""
-    return sum(pool.base.tensors[name].nbytes for name in pool.names)
-
-
 def highest() -> int:
     """The largest resident size this process ever had, mapped files included (`VmHWM`)."""
     status = Path("/proc/self/status").read_text()
@@ -162,7 +157,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", help="these alone")
     given = parser.parse_args()
     folders = {size: written(given.folder, size) for size in (L14, CUT)}
-    whole, short = (model_bytes(pool_of(folder)) for folder in folders.values())
+    whole, short = (pool_of(folder).base_bytes for folder in folders.values())
     rows = []
     for name, (method, params) in data_free().items():
         if given.methods and method not in given.methods:

@@ -267,3 +267,12 @@ METHODS: Mapping[str, Method] = {
     ),
 }
 """Every method there is, by name."""
+
+
+def one_a_sample(row: object) -> bool:
+    """Whether a row of the table makes one model a sample: there is no single one to build.
+
+    >>> one_a_sample(METHODS["dawe"]), one_a_sample(METHODS["concrete_adamerging"])
+    (True, False)
+    """
+    return isinstance(row, Gated | Routed) or (isinstance(row, Resident) and row.blend is None)

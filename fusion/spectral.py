@@ -152,7 +152,7 @@ def leading(matrix: Tensor, count: int, known: torch.dtype, *, least: float = 0.
 def refined(matrix: Tensor, count: int) -> Directions | None:
     """The `count` leading triplets of a float64 matrix [m, n], m >= n, found in float32 first.
 
-    A third more eigenvectors than are asked for are computed of a float32 Gram matrix; within the
+    A third more eigenvectors than are asked for are taken of a float32 Gram matrix; within the
     space they span, the triplets are those of the float64 matrix (Rayleigh-Ritz). What float32
     mixes up is what lies close together: all of that is inside, the rest is at a distance `APART`.
     None where it is not, or where there are too many directions for this to be faster.

@@ -40,6 +40,9 @@ def tsv_m(
         compat: the two differ where r < T, so that d = 0: `paper` averages such a matrix,
             `fusionbench` leaves the base's.
 
+    Raises:
+        InputError: weights, as `weighted_average` says.
+
     Float32 task vectors are merged to float32's accuracy (`spectral.py`), float64 ones in float64;
     memory beside base, task vectors and result: that of a few matrices [m, n] in float64.
 

@@ -24,7 +24,7 @@ from actors.recipes import learned_beta, merged, of_task, rebuilt
 from actors.segments import clip_segments
 from actors.statisticfile import opened, place
 from fusion.errors import InputError
-from fusion.registry import METHODS, Fitted, Gated, Informed, LogitSpace, PerTask, Resident, Routed
+from fusion.registry import METHODS, Fitted, Informed, LogitSpace, PerTask, Resident, one_a_sample
 from sweeps.ledger import write_text
 
 
@@ -182,7 +182,7 @@ def check_single(recipe: Recipe, path: Path) -> None:
         raise InputError(
             f"{path}: {recipe.method}: fuses logits; there is no single model to build"
         )
-    if isinstance(row, Gated | Routed) or (isinstance(row, Resident) and row.blend is None):
+    if one_a_sample(row):
         what = "routers are" if isinstance(row, Resident) else "gate is"
         kept = f"; its {what} {path.parent / recipe.learned.source}" if recipe.learned else ""
         raise InputError(

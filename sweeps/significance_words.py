@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fusion.registry import METHODS, Fitted, Gated, LogitSpace, PerTask, Resident, Routed
+from fusion.registry import METHODS, Fitted, LogitSpace, PerTask, one_a_sample
 from sweeps.compare import REFERENCES, UNSEEN, Comparison, Pair, Row
 from sweeps.wording import equation, params_text, percent, points
 
@@ -197,5 +197,4 @@ def several(method: str) -> str:
         return "is fitted to embeddings, task by task"
     if isinstance(row, Fitted | LogitSpace):
         return "runs every expert on each input"
-    routed = isinstance(row, Gated | Routed) or (isinstance(row, Resident) and row.blend is None)
-    return "is one model a sample" if routed else ""
+    return "is one model a sample" if one_a_sample(row) else ""

@@ -276,9 +276,9 @@ def spec_hash(spec: SweepSpec) -> str:
     """16 hex digits for what decides the numbers; the order of keys does not matter.
 
     Left out, since the same results come of any of them (to rounding, on another device or from
-    factors): `name` (a folder), `mlflow` (where results
-    are written), and of `placement` replicas, shards, device and weights (where they are computed,
-    and from what; its `dtype` is rounding, and stays).
+    factors): `name` (a folder), `mlflow` (where results are written), and of `placement` replicas,
+    shards, device and weights (where they are computed, and from what; its `dtype` is rounding, and
+    stays).
     """
     return digest(deciding(spec))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -53,11 +53,7 @@ def learn_trial(
     config: Mapping[str, Any], entry: dict[str, Any], client: Any, course: bytes
 ) -> None:
     """A trial of a method that learns; imports torch."""
-    from fusion.registry import METHODS, Fitted, Resident, Selected
-    from sweeps.fitting import fit
-    from sweeps.learning import LAST_RUNG, learn
-    from sweeps.residing import learn as reside
-    from sweeps.selecting import select
+    from sweeps.learning import LAST_RUNG
 
     client = client.named(config["trial_key"])
 
@@ -73,7 +69,17 @@ def learn_trial(
         done = {**entry, **found, **facts, "status": "done", "ended": now}
         tune.report({**found["metrics"], "rung": rung, "final": rung == LAST_RUNG, "entry": done})
 
-    method = METHODS[config["method"]]
+    way_of(config["method"])(config, client, ray.cloudpickle.loads(course), report)
+
+
+def way_of(method: str) -> Callable[..., None]:
+    """How a method learns: `way(config, experts, course, report)`; imports torch."""
+    from fusion.registry import METHODS, Fitted, Resident, Selected
+    from sweeps.fitting import fit
+    from sweeps.learning import learn
+    from sweeps.residing import learn as reside
+    from sweeps.selecting import select
+
     ways = {Selected: select, Fitted: fit, Resident: reside}
-    find = next((way for kind, way in ways.items() if isinstance(method, kind)), learn)
-    find(config, client, ray.cloudpickle.loads(course), report)
+    row = METHODS[method]
+    return next((way for kind, way in ways.items() if isinstance(row, kind)), learn)
