@@ -166,7 +166,7 @@ def needs(load: Load, shards: int, device: str) -> list[Need]:
         weights = block + (0 if load.filed else factors if load.factored else deltas)
         kept = load.training_bytes * block * (shards - index) // model
         work = (
-            made(load, deltas)
+            making(load, deltas)
             + block * load.compute_itemsize // FLOAT32
             + 2 * max(load.segments[start:stop])
             + load.forward_bytes
@@ -182,7 +182,7 @@ def needs(load: Load, shards: int, device: str) -> list[Need]:
     return found
 
 
-def made(load: Load, deltas: int) -> int:
+def making(load: Load, deltas: int) -> int:
     """Bytes of task vectors that a process makes for itself, of a block's `deltas` bytes of them.
 
     Of those in files, or of factors, one tensor's: as made, and where methods transform it, while
