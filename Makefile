@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-cluster check format bench install clean
+.PHONY: demo test test-slow test-cluster fuzz check format bench install clean
 
 demo: $(STAMP)
 	$(BIN)/sweeps quickstart
@@ -20,6 +20,10 @@ test-cluster: $(STAMP)
 	tests/cluster/install.sh
 	$(BIN)/python -m pytest -q -m cluster tests/cluster; status=$$?; \
 	$(BIN)/python -m tests.cluster.hosts && exit $$status
+
+# Thousands of damaged inputs for every reader; FUZZ_EXAMPLES: how many for each (default 3000).
+fuzz: $(STAMP)
+	$(BIN)/python -m pytest -q --hypothesis-profile=fuzz --timeout=0 tests/fuzz
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -18,9 +18,8 @@ from actors.architecture import PREFIX, PROJECTION, vision_fields, vision_tensor
 from actors.hashes import hash_files
 from actors.headers import TensorInfo as TensorInfo
 from actors.headers import header, mapped
-from actors.headers import one_line as one_line
 from actors.sources import ADAPTER_CONFIG, INDEX, resolve
-from fusion.errors import InputError
+from fusion.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from actors.adapters import Adapted

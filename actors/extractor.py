@@ -22,12 +22,11 @@ from actors.checkpoints import (
     headers,
     inspect,
     load_config,
-    one_line,
 )
 from actors.hashes import hash_files, hash_text
 from actors.preprocess import Preprocess, read_convnext, read_preprocess
 from actors.sources import resolve
-from fusion.errors import InputError
+from fusion.errors import InputError, one_line
 
 RESNET = "resnet"
 """The `model_type` of a ResNet, and what files with a classifier write before its names."""

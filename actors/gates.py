@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from actors.atomic import replacing
-from actors.checkpoints import one_line
-from fusion.errors import InputError
+from fusion.errors import InputError, one_line
 from fusion.gate import DEPTHS, Gate, regroup, shapes
 
 FORMAT = 1

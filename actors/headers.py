@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from actors.spans import stamp_of
-from fusion.errors import InputError
+from fusion.errors import InputError, one_line
 
 DTYPES = {
     "F64": torch.float64,
@@ -110,8 +110,3 @@ def mapped(infos: Mapping[str, TensorInfo], who: str) -> Iterator[tuple[str, Ten
             if tensor.shape != info.shape or tensor.dtype != info.dtype:
                 raise InputError(f"{who}: {info.file}: tensor {info.key!r}: changed while in use")
             yield name, tensor
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's message without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__

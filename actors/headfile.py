@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from actors.architecture import PROJECTION
 from actors.atomic import replacing
-from actors.checkpoints import Checkpoint, content_hash, one_line
-from fusion.errors import InputError
+from actors.checkpoints import Checkpoint, content_hash
+from fusion.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.atomic import replacing
-from actors.checkpoints import Checkpoint, content_hash, one_line, read
+from actors.checkpoints import Checkpoint, content_hash, read
 from actors.hashes import hash_files, hash_text
 from actors.headfile import check_head
 from actors.prompts import fill
 from actors.tasks import Task
-from fusion.errors import InputError
+from fusion.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor

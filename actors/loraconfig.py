@@ -8,9 +8,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from actors.headers import one_line
 from actors.sources import ADAPTER_CONFIG
-from fusion.errors import InputError
+from fusion.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from actors.architecture import DEFAULTS, PROJECTION, vision_tensors
-from actors.checkpoints import one_line
 from actors.gates import Manifest, build
-from fusion.errors import InputError
+from fusion.errors import InputError, one_line
 from fusion.gate import Gate, regroup, shapes
 
 STEM = (

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from actors.adapters import multiply, read_factors
-from actors.checkpoints import Checkpoint, TensorInfo, one_line, read
+from actors.checkpoints import Checkpoint, TensorInfo, read
 from actors.members import check_unfused, owner
 from actors.pool import Pool, one_thread
 from actors.spans import fill, opened
-from fusion.errors import InputError
+from fusion.errors import InputError, one_line
 from fusion.state import accumulator, check_finite
 from fusion.threads import SERIAL
 

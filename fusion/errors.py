@@ -1,6 +1,9 @@
-"""The exception a user is meant to see: one line, no traceback."""
+"""The exception a user is meant to see, one line without a traceback, and how others become it."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class InputError(ValueError):
@@ -22,3 +25,29 @@ class Vanished(InputError):
     def __reduce__(self) -> tuple[type[Vanished], tuple[str, str]]:
         """Errors cross processes pickled, and their member with them."""
         return type(self), (self.member, str(self))
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message without line breaks; its type's name where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def reading(where: str, *, passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """The boundary of every reader of a user's file: whatever it meets becomes an `InputError`.
+
+    Args:
+        where: task or expert, and file; begins the message.
+        passing: exceptions that are raised as they are, beside `InputError`.
+
+    Raises:
+        InputError: `where`, then the reason in one line; the cause is kept for `--debug`.
+    """
+    try:
+        yield
+    except Exception as error:  # a reader's libraries raise what they like on a damaged file
+        if isinstance(error, (InputError, *passing)):
+            raise
+        # The operating system's message repeats the path, which `where` names already.
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else None
+        raise InputError(f"{where}: {reason or one_line(error)[:300]}") from error

@@ -18,8 +18,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from actors.atomic import replacing
-from actors.checkpoints import one_line
-from fusion.errors import InputError
+from fusion.errors import InputError, one_line
 
 T = TypeVar("T")
 

@@ -4,12 +4,26 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from sweeps import cluster
 from tests.tinypool import TinyPool, make_pool
 
 cluster.stay_on_loopback(None)  # before any test module imports ray
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # no test sends to the user's server
+
+# `make test` tries the same few examples each time; `make fuzz` thousands, from a random seed that
+# is printed with a failure (`--hypothesis-seed` repeats it).
+ALWAYS = {
+    "deadline": None,
+    "database": None,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+}
+settings.register_profile("test", max_examples=40, derandomize=True, **ALWAYS)
+settings.register_profile(
+    "fuzz", max_examples=int(os.environ.get("FUZZ_EXAMPLES", "3000")), print_blob=True, **ALWAYS
+)
+settings.load_profile("test")
 
 
 @pytest.fixture(scope="session")

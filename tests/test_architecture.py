@@ -1,4 +1,4 @@
-"""What import-linter cannot say: no Tune below sweeps, small files, a test file a method."""
+"""What import-linter cannot say: no Tune below sweeps, a test file a method."""
 
 import ast
 import re
@@ -33,11 +33,6 @@ def test_layers(path):
         assert not [name for name in names if name.startswith(("ray.tune", "sweeps"))]
     if path.is_relative_to(ROOT / "sweeps") and path.name not in MLFLOW:
         assert not [name for name in names if name.partition(".")[0] == "mlflow"]
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_one_idea_a_file(path):
-    assert len(path.read_text().splitlines()) <= 320
 
 
 @pytest.mark.parametrize("name", METHODS)
