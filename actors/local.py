@@ -10,7 +10,7 @@ from actors.embeddings import EmbeddingCache
 from actors.experts import LocalExperts, TaskData
 from actors.heads import read_head
 from actors.pipeline import Direct, Pipeline
-from actors.pool import Pool, task_vectors
+from actors.pool import Pool, load_flat, unflatten
 from actors.segments import clip_segments, segment_names
 from actors.shard import Shard
 from fusion.state import TaskVectors
@@ -35,12 +35,12 @@ def local_experts(
         device: where to compute.
         dtype: what to compute in.
         blocks: segments [start, stop) of each shard; None: one shard with all.
-        vectors: the pool's task vectors, where they are loaded already.
+        vectors: the pool's task vectors, where they are loaded already: on `device`.
 
     Raises:
         InputError: see `load_flat`.
     """
-    vectors = task_vectors(pool) if vectors is None else vectors
+    vectors = unflatten(load_flat(pool), device) if vectors is None else vectors
     chain = clip_segments(pool.base)
     heads = {name: read_head(task.head) for name, task in data.items()}
     shards = []

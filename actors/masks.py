@@ -107,8 +107,8 @@ class Masks:
             if key == "final":
                 found[name] = mask_of(logits.detach(), self.options, name)
             else:
-                uniform = drawn(logits.detach(), self.seed, f"{key} {name}")
-                found[name] = relaxed(logits.detach(), uniform, self.options.temperature)
+                numbers = drawn(logits.detach(), self.seed, f"{key} {name}")
+                found[name] = relaxed(logits.detach(), numbers, self.options.temperature)
         self.drawn = (key, found)
 
     def gradients(self) -> dict[str, Tensor]:

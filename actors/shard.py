@@ -74,7 +74,13 @@ class Shard:
             contexts: forward passes kept for their backward passes; older ones are run again.
             places: name of a pixel file -> where it lies on this node; others lie where batches
                 say.
+
+        Raises:
+            ValueError: task vectors on another device: a bug of the caller.
         """
+        strays = [k for k, v in vectors.base.items() if v.device.type != torch.device(device).type]
+        if strays:
+            raise ValueError(f"{strays[0]}: task vectors on {vectors.base[strays[0]].device}")
         self.encoder = ImageEncoder(base, device, dtype, block)
         self.vectors = vectors
         self.heads = {task: head.to(device) for task, head in heads.items()}

@@ -8,7 +8,6 @@ are written out tensor by tensor; no graph over the model is kept.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
 from typing import Annotated, Literal
 
 import torch
@@ -16,6 +15,7 @@ from annotated_types import Interval
 from torch import Tensor
 
 from fusion.coding import mix_tensor
+from fusion.draws import key_of, uniform
 from fusion.errors import InputError
 from fusion.learning import Shape, Unlabelled
 from fusion.merged import contract
@@ -27,38 +27,36 @@ COEFFICIENTS = "coefficients"
 
 
 def drawn(like: Tensor, seed: int, what: str) -> Tensor:
-    """Uniform numbers in (0, 1) of a tensor's shape, dtype and device, by (seed, what) alone.
+    """Uniform numbers in (0, 1) of a tensor's shape, by (seed, what) alone, on its device.
 
-    `what` names step and tensor, so a model that is cut draws what the whole one draws.
+    `what` names step and tensor, so a model that is cut draws what the whole one draws, and a mask
+    drawn on one device can be drawn again on another.
     """
-    digest = sha256(f"{seed} {what}".encode()).digest()
-    generator = torch.Generator(like.device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    found = torch.rand(like.shape, generator=generator, dtype=like.dtype, device=like.device)
-    eps = torch.finfo(like.dtype).eps
-    return found.clamp_(eps, 1 - eps)
+    return uniform(like.shape, key_of(seed, what), dtype=like.dtype, device=like.device)
 
 
-def relaxed(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
+def relaxed(logits: Tensor, drawn: Tensor, temperature: float) -> Tensor:
     """m = σ((logit(u) + x) / T): a sample of the relaxed Bernoulli.
 
     >>> relaxed(torch.zeros(2), torch.tensor([0.5, 0.9]), 1.0)
     tensor([0.5000, 0.9000])
     """
-    return uniform.logit_().add_(logits).div_(temperature).sigmoid_()
+    return drawn.logit_().add_(logits).div_(temperature).sigmoid_()
 
 
 def mask_of(logits: Tensor, options: MaskOptions, name: str) -> Tensor:
     """The mask of a merged model, not yet rescaled.
 
-    `continuous`: one sample of the relaxed Bernoulli; `discrete`: one of the Bernoulli, 0 or 1;
-    `expected`: σ(x), the mean of that one: nothing is drawn.
+    `continuous`: one sample of the relaxed Bernoulli; `discrete`: one of the Bernoulli, 0 or 1,
+    decided in float64, so that devices whose σ rounds otherwise decide alike; `expected`: σ(x), the
+    mean of that one: nothing is drawn.
     """
     if options.kind == "expected":
         return logits.sigmoid()
-    uniform = drawn(logits, options.seed, f"mask {name}")
+    found = drawn(logits, options.seed, f"mask {name}")
     if options.kind == "discrete":
-        return (uniform < logits.sigmoid()).to(logits.dtype)
-    return relaxed(logits, uniform, options.temperature)
+        return (found.double() < logits.double().sigmoid()).to(logits.dtype)
+    return relaxed(logits, found, options.temperature)
 
 
 def masked(out: Tensor, base: Tensor, step: Tensor, mask: Tensor) -> None:

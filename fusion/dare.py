@@ -140,4 +140,4 @@ def keep_mask(shape: tuple[int, ...], density: float, seed: int, task: str, name
     words = "\0".join((str(seed), task, name)).encode()
     number = int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "little", signed=True)
     generator = torch.Generator().manual_seed(number)
-    return torch.rand(shape, generator=generator) < density
+    return torch.rand(shape, generator=generator, device="cpu") < density

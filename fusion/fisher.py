@@ -70,8 +70,9 @@ def fisher(
     factors = [share / sum(shares) for share in shares]
 
     def fill(name: str, out: Tensor) -> None:
-        found = checked("fisher", statistics, name, vectors.deltas[name].shape)
-        weigh(out, vectors.base[name], vectors.deltas[name], found, factors, floor)
+        deltas = vectors.deltas[name]
+        found = checked("fisher", statistics, name, deltas.shape, deltas.device)
+        weigh(out, vectors.base[name], deltas, found, factors, floor)
 
     return vectors.build(fill)
 
@@ -94,7 +95,7 @@ def fisher_survey(
     lines = torch.zeros(len(vectors.groups), tasks, dtype=torch.float64)
     place = {name: index for index, name in enumerate(vectors.groups)}
     for name, deltas in vectors.deltas.items():
-        found = checked("fisher", statistics, name, deltas.shape)
+        found = checked("fisher", statistics, name, deltas.shape, deltas.device)
         lines[place[name]] = totals(found, lambda rows: rows.double().square().sum(1))
     lines = yield lines
     return tuple(lines.sum(0).sqrt().tolist())

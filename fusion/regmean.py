@@ -162,11 +162,12 @@ def least_squares(
             )
     known: dict[tuple[str, torch.dtype], Normal] = {}
 
-    def normal(name: str, width: int, dtype: torch.dtype) -> Normal:
+    def normal(name: str, deltas: Tensor, dtype: torch.dtype) -> Normal:
         key = statistics.key(name) if isinstance(statistics, Statistics) else name
         if (key, dtype) not in known:
             known.clear()  # q, k and v come one after the other: one is kept
-            grams = sized(method, statistics, name, (tasks, width, width))
+            width = deltas.shape[2]
+            grams = sized(method, statistics, name, (tasks, width, width), deltas.device)
             known[key, dtype] = factor(method, name, grams, non_diagonal, ridge, dtype)
         return known[key, dtype]
 
@@ -176,7 +177,7 @@ def least_squares(
             mix_tensor(out, base, deltas, [1.0] * tasks, scale=1 / tasks)
             return
         dtype = accumulator(out.dtype, base.dtype, deltas.dtype)
-        moved = normal(name, deltas.shape[2], dtype).solve(deltas)
+        moved = normal(name, deltas, dtype).solve(deltas)
         out.copy_(base.to(dtype) + moved.to(dtype))
 
     return vectors.build(fill)

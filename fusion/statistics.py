@@ -62,8 +62,14 @@ class Statistics(Mapping[str, Tensor]):
         return len(self.keys_of)
 
 
-def sized(method: str, statistics: Mapping[str, Tensor], name: str, shape: Iterable[int]) -> Tensor:
-    """The statistic of one tensor.
+def sized(
+    method: str,
+    statistics: Mapping[str, Tensor],
+    name: str,
+    shape: Iterable[int],
+    device: torch.device,
+) -> Tensor:
+    """The statistic of one tensor, on the device where it is used: files are read on the CPU.
 
     Raises:
         InputError: none, or of another shape.
@@ -77,18 +83,22 @@ def sized(method: str, statistics: Mapping[str, Tensor], name: str, shape: Itera
             f"{method}: statistics: tensor {name!r}: shape {list(found.shape)}; {wanted} needed:"
             " they are of other weights"
         )
-    return found
+    return found.to(device)
 
 
 def checked(
-    method: str, statistics: Mapping[str, Tensor], name: str, shape: Iterable[int]
+    method: str,
+    statistics: Mapping[str, Tensor],
+    name: str,
+    shape: Iterable[int],
+    device: torch.device,
 ) -> Tensor:
     """As `sized`, every entry looked at.
 
     Raises:
         InputError: see `sized`; not finite.
     """
-    found = sized(method, statistics, name, shape)
+    found = sized(method, statistics, name, shape, device)
     if not bool(found.sum(dtype=torch.float32).isfinite()):
         raise InputError(f"{method}: statistics: tensor {name!r}: NaN or Inf")
     return found
