@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from sweeps.options import OUTPUTS, Address, Outputs, Set, Spec
+from sweeps.screen import Screen
 
 
 def analyse(
@@ -64,7 +64,7 @@ def analyse(
         linear=linear,
     )  # fmt: skip
     parts = [part.strip() for part in only.split(",")] if only else list(PARTS)
-    console = Console()
+    console = Screen()
     try:
         found = analyse(
             loaded, outputs, console, parts=parts, wish=wish, rows=rows, address=address
@@ -75,6 +75,6 @@ def analyse(
     for finding in found.findings:
         for line in finding.lines:
             console.print(f"{finding.part}: {line}", soft_wrap=True, markup=False, highlight=False)
-    console.print(f"page    {found.page}", soft_wrap=True)
-    console.print(f"tables  {found.folder}", soft_wrap=True)
-    console.print(f"mlflow  {found.logged}", soft_wrap=True)
+    console.print(f"page    {found.page}", soft_wrap=True, markup=False)
+    console.print(f"tables  {found.folder}", soft_wrap=True, markup=False)
+    console.print(f"mlflow  {found.logged}", soft_wrap=True, markup=False)

@@ -1,12 +1,11 @@
 """The command line: `sweeps run | plan | methods | train | report | analyse | export | quickstart`.
 
-Exit status: 0 done, 1 some trials failed (named), 2 wrong input (nothing was started),
-130 interrupted. Errors are one line; `--debug` shows the traceback.
+Exit status: 0 done, 1 some trials failed (named), 2 wrong input (nothing was started), 70 a bug
+of this program, 130 interrupted. Errors are one line; `--debug` shows the traceback.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -17,13 +16,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from fusion.errors import InputError
 from sweeps.analyse_command import analyse
+from sweeps.ending import Commands, guarded
 from sweeps.options import OUTPUTS, Address, Outputs, Set, Spec, Storage
+from sweeps.screen import Screen
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -89,7 +89,7 @@ def conduct(
     from sweeps.table import render
     from sweeps.trials import Interrupted
 
-    console, command = Console(), shlex.join(["sweeps", *sys.argv[1:]])
+    console, command = Screen(), shlex.join(["sweeps", *sys.argv[1:]])
     try:
         outcome = run_sweep(
             spec,
@@ -104,22 +104,28 @@ def conduct(
         )
     except (Interrupted, KeyboardInterrupt):
         console.print("interrupted; everything finished is kept. Go on with:")
-        console.print(resuming(command), soft_wrap=True)
+        console.print(resuming(command), soft_wrap=True, markup=False)
         raise typer.Exit(130) from None
     render(outcome.comparison, console)
-    console.print(f"report   {outcome.folder.path / 'report.html'}", soft_wrap=True)
-    console.print(f"recipes  {outcome.folder.recipes}", soft_wrap=True)
+    console.print(f"report   {outcome.folder.path / 'report.html'}", soft_wrap=True, markup=False)
+    console.print(f"recipes  {outcome.folder.recipes}", soft_wrap=True, markup=False)
     local = outcome.mlflow.startswith("sqlite:")
     how = f"  (mlflow ui --backend-store-uri {outcome.mlflow})" if local else ""
-    console.print(f"mlflow   {outcome.mlflow}{how}", soft_wrap=True)
+    console.print(f"mlflow   {outcome.mlflow}{how}", soft_wrap=True, markup=False)
     if outcome.unsent:
-        console.print(f"MLflow lacks results ({outcome.unsent}); send them with:")
-        console.print(resuming(command), soft_wrap=True)
+        console.print(f"MLflow lacks results ({outcome.unsent}); send them with:", markup=False)
+        console.print(resuming(command), soft_wrap=True, markup=False)
     if outcome.unstored:
-        console.print(f"the storage lacks results ({outcome.unstored}); send them with:")
-        console.print(resuming(command), soft_wrap=True)
+        console.print(
+            f"the storage lacks results ({outcome.unstored}); send them with:", markup=False
+        )
+        console.print(resuming(command), soft_wrap=True, markup=False)
     for entry in outcome.failed:
-        console.print(f"failed: {entry.method} {dict(entry.params)}: {entry.error}", style="red")
+        console.print(
+            f"failed: {entry.method} {dict(entry.params)}: {entry.error}",
+            style="red",
+            markup=False,
+        )
     if outcome.failed:
         raise typer.Exit(1)
 
@@ -155,7 +161,7 @@ def plan(
     loaded = load(spec, overrides or [])
     from sweeps.plan import show  # after the spec: its faults need no torch to be found
 
-    show(loaded, outputs, Console(), address, cluster, gpu_memory)
+    show(loaded, outputs, Screen(), address, cluster, gpu_memory)
 
 
 @app.command()
@@ -169,7 +175,7 @@ def methods(
     if as_json:
         typer.echo(json.dumps(listing.as_json(name), indent=1))
     else:
-        Console().print(listing.describe(name))
+        Screen().print(listing.describe(name))
 
 
 @app.command()
@@ -186,12 +192,12 @@ def train(
     cluster.stay_on_loopback(address)
     from sweeps.train import train as train_pool
 
-    console = Console()
+    console = Screen()
     try:
         failed = train_pool(loaded, console, address=address)
     except KeyboardInterrupt:
         console.print("interrupted; what has ended is kept. Go on with:")
-        console.print(shlex.join(["sweeps", *sys.argv[1:]]), soft_wrap=True)
+        console.print(shlex.join(["sweeps", *sys.argv[1:]]), soft_wrap=True, markup=False)
         raise typer.Exit(130) from None
     if failed:
         raise typer.Exit(1)
@@ -230,7 +236,7 @@ def report(
         if follow:
             from sweeps.follow import follow as follow_sweep
 
-            if follow_sweep(found, Console(), every).state != "finished":
+            if follow_sweep(found, Screen(), every).state != "finished":
                 raise typer.Exit(1)
         comparison, _ = gather(found.folder)
         if html is not None:
@@ -238,7 +244,7 @@ def report(
     if as_json:
         typer.echo(json.dumps(document(comparison), indent=1))
     elif not follow:
-        render(comparison, Console())
+        render(comparison, Screen())
 
 
 app.command()(analyse)
@@ -253,7 +259,7 @@ def export(
     from sweeps.recipe import export as export_model
 
     export_model(recipe, out_dir)
-    Console().print(f"{out_dir}", soft_wrap=True)
+    Screen().print(f"{out_dir}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -265,30 +271,13 @@ def quickstart(
     from sweeps.quickstart import SPEC, ensure_pool
     from sweeps.spec import load
 
-    ensure_pool(Console())
+    ensure_pool(Screen())
     conduct(load(SPEC), outputs, address=None, resume=resume, fresh=not resume)
 
 
 def main(program: Callable[[], object] = app) -> None:
     """The program: runs a command; the user's mistakes end in one line a fault and status 2."""
-    debug = "--debug" in sys.argv
-    if debug:
-        sys.argv.remove("--debug")
-    try:
-        program()
-    except InputError as error:
-        if debug:
-            raise
-        for line in getattr(error, "lines", [str(error)]):
-            typer.echo(line, err=True)
-        sys.exit(2)
-    except OSError as error:
-        if debug or error.errno != errno.ENOSPC:
-            raise
-        typer.echo(f"{error.filename or os.getcwd()}: no space left on the disk", err=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    guarded(program)
 
 
 if __name__ == "__main__":

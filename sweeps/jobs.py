@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from fusion.errors import InputError
+from sweeps.ending import BUG, INTERRUPTED
 from sweeps.folder import in_job
 
 PATIENCE = 300
@@ -202,13 +203,14 @@ def followed(client: Any, job: str) -> int:
             time.sleep(1)  # the log ended before the job did: its server was lost for a while
     except KeyboardInterrupt:
         say(f"no longer followed; the job goes on. Stop it with: ray job stop {job}")
-        return 130
+        return INTERRUPTED
     if info.driver_exit_code is not None:
-        return int(info.driver_exit_code)
+        code = int(info.driver_exit_code)
+        return code if code >= 0 else 128 - code  # ended by a signal
     if info.status.value == "SUCCEEDED":
         return 0
     say(f"job {job}: {info.status.value.lower()}: {info.message}")
-    return 130 if info.status.value == "STOPPED" else 1
+    return INTERRUPTED if info.status.value == "STOPPED" else BUG
 
 
 async def print_log(client: Any, job: str) -> None:

@@ -56,7 +56,7 @@ def show(
             resources = cluster.this_machine()
         prepared = prepare(spec, outputs, resources)
     for row in facts(prepared):
-        console.print("{:<12}{}".format(*row), soft_wrap=True)
+        console.print("{:<12}{}".format(*row), soft_wrap=True, markup=False)
     console.print(trial_table(prepared))
 
 

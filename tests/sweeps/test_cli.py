@@ -174,9 +174,10 @@ def test_set_overrides_and_debug_shows_the_traceback(here, tiny_pool, monkeypatc
     )
     assert status == 2
     assert "float in [0, 1] allowed" in said
-    monkeypatch.setattr(sys, "argv", ["sweeps", "--debug", "plan", "s.yaml", "--set", "seed=-1"])
-    with pytest.raises(Exception, match="seed"):
-        cli.main()
+    status, _, said = call(monkeypatch, capsys, "--debug", "plan", "s.yaml", "--set", "seed=-1")
+    assert status == 2
+    assert "Traceback" in said
+    assert "seed" in said.splitlines()[-1]
 
 
 def test_methods_as_json_and_an_unknown_one(monkeypatch, capsys):

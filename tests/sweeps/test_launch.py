@@ -89,7 +89,13 @@ def test_a_sweep_is_submitted_with_this_hosts_code_and_followed(
 
 @pytest.mark.parametrize(
     ("code", "status", "expected"),
-    [(1, "FAILED", 1), (2, "FAILED", 2), (None, "FAILED", 1), (None, "STOPPED", 130)],
+    [
+        (1, "FAILED", 1),
+        (2, "FAILED", 2),
+        (None, "FAILED", 70),
+        (-9, "FAILED", 137),
+        (None, "STOPPED", 130),
+    ],
 )
 def test_the_sweeps_status_is_the_launchers(
     server: FakeServer, spec: Path, code: int | None, status: str, expected: int
