@@ -13,11 +13,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from actors.decoding import Unusable
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +32,13 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 BILINEAR = 2
 """Pillow's number of that filter, which is also what torchvision's `Resize` uses."""
+
+RESIZED = 1 << 26
+"""Pixels of a resized image, and of what is made on the way to it, at most: 67 million. At 224
+pixels that is an aspect ratio of 1,337."""
+
+STRIP = 1 << 22
+"""Pixels laid on white at a time."""
 
 
 @dataclass(frozen=True)
@@ -68,24 +78,28 @@ class Preprocess:
         pixels = {k: v for k, v in asdict(self).items() if k not in ("rescale", "mean", "std")}
         if self.squash is None:
             del pixels["squash"]  # younger than many a cache: hashes without it stay as they were
-        return hashlib.sha256(json.dumps(["pixels-1", pixels]).encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps(["pixels-2", pixels]).encode()).hexdigest()[:32]
 
     def to_uint8(self, image: Image) -> NDArray[np.uint8]:
-        """An image of any mode to uint8 [3, H, W]: RGB, resized, centre-cropped."""
+        """An image of 8 bits a channel to uint8 [3, H, W]: RGB, resized, centre-cropped.
+
+        Raises:
+            Unusable: too long and narrow; see `resized`.
+        """
         # One grey channel is resized once, not three times: the bands of an RGB image are
         # resized independently, so the result is the same to the bit.
-        grey = image.mode == "L" and "transparency" not in image.info
-        ready = image if grey else to_rgb(image)
+        grey = image.mode in ("1", "L") and "transparency" not in image.info
+        ready = image.convert("L") if grey else to_rgb(image)
         if self.squash is not None:
-            ready = ready.resize(self.squash[::-1], BILINEAR)
+            ready = resized(ready, self.squash[::-1], BILINEAR)
         width, height = ready.size
         if self.shortest_edge is not None:
             short, long = min(width, height), max(width, height)
             longer = int(self.shortest_edge * long / short)
             size = (self.shortest_edge, longer) if width <= height else (longer, self.shortest_edge)
-            ready = ready.resize(size, self.resample)
+            ready = resized(ready, size, self.resample)
         elif self.resize is not None:
-            ready = ready.resize(self.resize[::-1], self.resample)
+            ready = resized(ready, self.resize[::-1], self.resample)
         array = np.asarray(ready)
         array = np.broadcast_to(array, (3, *array.shape)) if grey else array.transpose(2, 0, 1)
         return np.ascontiguousarray(array if self.crop is None else centre(array, self.crop))
@@ -104,13 +118,40 @@ class Preprocess:
 
 def to_rgb(image: Image) -> Image:
     """RGB; transparency is laid on white, as CLIP's processor does."""
-    if "A" in image.getbands() or image.info.get("transparency") is not None:
-        from PIL import Image as images
+    if "A" not in image.getbands() and image.info.get("transparency") is None:
+        return image.convert("RGB")
+    from PIL import Image as images
 
-        image = image.convert("RGBA")
-        white = images.new("RGBA", image.size, (255, 255, 255, 255))
-        return images.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    width, height = image.size
+    found = images.new("RGB", image.size)
+    for top, bottom in strips(height, width):
+        part = image.crop((0, top, width, bottom)).convert("RGBA")
+        white = images.new("RGBA", part.size, (255, 255, 255, 255))
+        found.paste(images.alpha_composite(white, part).convert("RGB"), (0, top))
+    return found
+
+
+def strips(count: int, length: int) -> Iterator[tuple[int, int]]:
+    """`count` lines of `length` pixels in strips of about `STRIP` pixels: (first, last + 1)."""
+    step = max(STRIP // length, 1)
+    for first in range(0, count, step):
+        yield first, min(first + step, count)
+
+
+def resized(image: Image, size: tuple[int, int], resample: int) -> Image:
+    """An image resized to `size` (width, height).
+
+    Raises:
+        Unusable: that would take more than `RESIZED` pixels.
+    """
+    # Pillow resizes along one axis after the other; which comes first is its own affair.
+    between = max(size[0] * size[1], size[0] * image.height, image.width * size[1])
+    if between > RESIZED:
+        raise Unusable(
+            f"{image.width} x {image.height} pixels, too long and narrow to be resized to"
+            f" {size[0]} x {size[1]}: {between:,} pixels on the way, at most {RESIZED:,} allowed"
+        )
+    return image.resize(size, resample)
 
 
 def centre(array: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -28,6 +28,8 @@ from fusion.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
+LOG = logging.getLogger(__name__)
+
 CHUNK_BYTES = 32 << 20
 """Prepared images a worker hands over at a time: enough to hide the hand-over, few enough that
 blocks in flight fit a small object store."""
@@ -124,14 +126,23 @@ def write(
             chunks.append(Chunk(index, start, rows, classes, where))
     done, total = 0, sum(rows for _, rows, _ in parts)
     progress(done, total)
+    deep = [0] * len(parts)
     with PixelWriter(parts, 3 * height * width) as writer:
         for table in decoded(chunks, preprocess):
             faults = table.column("error").drop_null()
             if len(faults):
                 raise InputError(faults[0].as_py())
             writer.write(table)
+            for part in table.filter(table.column("deep")).column("part").to_pylist():
+                deep[part] += 1
             done += table.num_rows
             progress(done, total)
+    for count, (_, _, about) in zip(deep, parts, strict=True):
+        if count:
+            LOG.warning(
+                "task %r: split %r: %d images of 16-bit grey were scaled to 8 bits",
+                *(about["task"], about["split"], count),
+            )
 
 
 def decoded(chunks: list[Chunk], preprocess: Preprocess) -> Iterator[pa.Table]:

@@ -5,7 +5,6 @@ Imports neither torch nor `fusion` when loaded, for the reason `imaging.py` give
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+
+from actors.decoding import FORMATS, Unusable, decoded
 
 if TYPE_CHECKING:
     from actors.imaging import Preprocess
@@ -29,6 +30,8 @@ class ParquetRows:
     count: int
     image: str
     label: str
+    root: str = ""
+    """The data set's folder, in which files lie that rows name; empty: where the rows come from."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class HubRows:
     count: int
     image: str
     label: str
+    root: str = ""
+    """The data set's folder, in which files lie that rows name; empty: where the rows come from."""
 
 
 Rows: TypeAlias = ParquetRows | FileRows | HubRows
@@ -76,24 +81,29 @@ class Chunk:
 
 
 def decode(chunk: Chunk, preprocess: Preprocess) -> pa.Table:
-    """Decode and prepare a chunk: columns image [3·H·W] uint8, label, part, row, error.
+    """Decode and prepare a chunk: columns image [3·H·W] uint8, label, part, row, deep, error.
 
-    A row that cannot be used ends the chunk: it is the last one, with `error` set.
+    A row that cannot be used ends the chunk: it is the last one, with `error` set. `deep`: the
+    image had 16 bits and was scaled to 8.
     """
     height, width = preprocess.shape
     images = np.zeros((chunk.rows.count, 3, height, width), dtype=np.uint8)
     labels = np.zeros(chunk.rows.count, dtype=np.int64)
+    deep = np.zeros(chunk.rows.count, dtype=bool)
     done, error = 0, None
-    for content, where, label in read(chunk.rows):
-        error = decode_row(content, label, chunk.classes, preprocess, images[done])
-        if error is not None:
-            inside = f" ({where})" if where else ""
-            error = f"{chunk.name}: row {chunk.start + done}{inside}: {error}"
-        else:
+    try:
+        for content, where, label in read(chunk.rows):
+            error, deep[done] = decode_row(content, label, chunk.classes, preprocess, images[done])
+            if error is not None:
+                inside = f" ({where})" if where else ""
+                error = f"{chunk.name}: row {chunk.start + done}{inside}: {error}"
+                break
             labels[done] = int(label)
-        done += 1
-        if error is not None:
-            break
+            done += 1
+    except Exception as failed:  # readers raise what they like on damaged data
+        reason = " ".join(str(failed).split())[:300] or type(failed).__name__
+        error = f"{chunk.name}: row {chunk.start + done} ({source(chunk.rows)}): {reason}"
+    done += error is not None
     errors = [error if index == done - 1 else None for index in range(done)]
     flat = pa.array(images[:done].reshape(-1))
     return pa.table(
@@ -102,6 +112,7 @@ def decode(chunk: Chunk, preprocess: Preprocess) -> pa.Table:
             "label": pa.array(labels[:done]),
             "part": pa.array(np.full(done, chunk.part, dtype=np.int32)),
             "row": pa.array(np.arange(chunk.start, chunk.start + done, dtype=np.int64)),
+            "deep": pa.array(deep[:done]),
             "error": pa.array(errors, pa.string()),
         }
     )
@@ -113,27 +124,57 @@ def decode_row(
     classes: int,
     preprocess: Preprocess,
     out: np.ndarray[Any, np.dtype[np.uint8]],
-) -> str | None:
-    """One image into `out` [3, H, W]; what is wrong with the row, or None."""
-    from PIL import Image
-
-    if not isinstance(label, int) or not 0 <= label < classes:
-        return f"label {label!r}; the {classes} class names allow 0 to {classes - 1}"
+) -> tuple[str | None, bool]:
+    """One image into `out` [3, H, W]: what is wrong with the row, and whether it had 16 bits."""
+    if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < classes:
+        first = " (do labels start at 1?)" if label == classes else ""
+        return f"label {label!r}; the {classes} class names allow 0 to {classes - 1}{first}", False
     if content is None:
-        return "no image"
+        return "no image", False
     try:
-        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
+        with decoded(content) as (image, deep):
             out[:] = preprocess.to_uint8(image)
+    except Unusable as error:
+        return f"refused image: {error}", False
     except Exception as error:  # a damaged file can raise anything in a decoder
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split())[:200]
         if reason.startswith("cannot identify image file"):
-            reason = "not an image file that Pillow knows"
-        return f"broken image: {reason or type(error).__name__}"
-    return None
+            reason = f"not an image of these formats: {', '.join(FORMATS)}"
+        return f"broken image: {reason or type(error).__name__}", False
+    return None, deep
+
+
+def source(rows: Rows) -> str:
+    """Where rows come from, as messages name it."""
+    if isinstance(rows, FileRows):
+        return "an image folder"
+    return rows.file if isinstance(rows, ParquetRows) else rows.dataset
+
+
+def named_file(name: str, folder: str, root: str) -> str:
+    """The file that a data row names, relative to `folder`; it lies inside `root`.
+
+    Raises:
+        Unusable: a URL, a path with `..`, one or a link that leaves `root`, or no file.
+    """
+    where = Path(folder) / name
+    plain = "://" not in name and "::" not in name and "\0" not in name
+    if not plain or ".." in Path(name).parts or not where.is_relative_to(root):
+        raise Unusable(f"names {name[:80]!r}; a path inside the data set's folder is needed")
+    file = where.resolve()
+    if not file.is_relative_to(Path(root).resolve()):
+        raise Unusable(f"names {name[:80]!r}, a link that leaves the data set's folder")
+    if not file.is_file():
+        raise Unusable(f"names {name[:80]!r}; no such file")
+    return str(file)
 
 
 def read(rows: Rows) -> Iterator[tuple[bytes | str | None, str | None, Any]]:
-    """(encoded image or its path, its name, label) a row, in order."""
+    """(encoded image or its path, its name, label) a row, in order.
+
+    Raises:
+        Unusable: a row names a file that is not inside its data set's folder.
+    """
     if isinstance(rows, FileRows):
         yield from zip(rows.files, rows.files, rows.labels, strict=True)
         return
@@ -146,7 +187,7 @@ def read(rows: Rows) -> Iterator[tuple[bytes | str | None, str | None, Any]]:
         folder = str(Path(rows.file).parent)
     else:
         table = hub_table(rows.dataset, rows.config, rows.revision, rows.split, rows.image)
-        folder = ""
+        folder = rows.dataset
     table = table.slice(rows.offset, rows.count)
     images, labels = table.column(rows.image), table.column(rows.label)
     for image, label in zip(images, labels, strict=True):
@@ -154,8 +195,10 @@ def read(rows: Rows) -> Iterator[tuple[bytes | str | None, str | None, Any]]:
         name = None
         if isinstance(content, dict):
             content, name = content.get("bytes"), content.get("path")
-            if content is None and name is not None:
-                content = str(Path(folder) / name)
+        if isinstance(content, str):
+            content, name = None, content
+        if content is None and name is not None:
+            content = named_file(name, folder, rows.root or folder)
         number = label.as_py()
         yield content, name, int(number) if isinstance(number, bool) else number
 

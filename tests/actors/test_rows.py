@@ -3,6 +3,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from actors.preprocess import clip_preprocess
@@ -27,7 +29,7 @@ def test_files(tmp_path: Path, encode: Callable[..., bytes]) -> None:
     rows = FileRows((str(tmp_path / "1.png"), str(tmp_path / "0.png")), (0, 1))
     table = decode(Chunk(0, 0, rows, 2, "x"), PREPROCESS)
     out = np.zeros((3, 32, 32), dtype=np.uint8)
-    assert decode_row(encode(1), 0, 2, PREPROCESS, out) is None
+    assert decode_row(encode(1), 0, 2, PREPROCESS, out) == (None, False)
     assert table.column("image")[0].as_py() == out.reshape(-1).tolist()
 
 
@@ -45,9 +47,12 @@ def test_a_bad_row_ends_its_chunk(
     ("content", "label", "message"),
     [
         (None, 0, "no image"),
-        (b"text", 0, "broken image: not an image file that Pillow knows"),
+        (b"text", 0, "broken image: not an image of these formats: PNG, JPEG,"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0", 0, "broken image: not an image of these formats"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", 0, "a Git LFS pointer"),
+        (b"any", True, "label True"),
         (b"", 0, "broken image"),
-        (b"any", 2, "label 2; the 2 class names allow 0 to 1"),
+        (b"any", 2, "label 2; the 2 class names allow 0 to 1 (do labels start at 1?)"),
         (b"any", -1, "label -1"),
         (b"any", None, "label None"),
         (b"any", 0.5, "label 0.5"),
@@ -56,3 +61,53 @@ def test_a_bad_row_ends_its_chunk(
 def test_what_is_wrong_with_a_row(content: bytes | None, label: Any, message: str) -> None:
     out = np.zeros((3, 32, 32), dtype=np.uint8)
     assert message in str(decode_row(content, label, 2, PREPROCESS, out))
+
+
+@pytest.fixture
+def outside(tmp_path: Path, encode: Callable[..., bytes]) -> Path:
+    """A data set's folder, and beside it an image that is none of its own."""
+    (tmp_path / "secret.png").write_bytes(encode(5))
+    folder = tmp_path / "data"
+    (folder / "images").mkdir(parents=True)
+    (folder / "images" / "own.png").write_bytes(encode(6))
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("images/own.png", None),
+        ("../secret.png", "a path inside the data set's folder is needed"),
+        ("images/../../secret.png", "a path inside the data set's folder is needed"),
+        ("{root}/secret.png", "a path inside the data set's folder is needed"),
+        ("file://{root}/secret.png", "a path inside the data set's folder is needed"),
+        ("zip://a.png::x.zip", "a path inside the data set's folder is needed"),
+        ("http://localhost/a.png", "a path inside the data set's folder is needed"),
+        ("link.png", "a link that leaves the data set's folder"),
+        ("none.png", "no such file"),
+        ("images", "no such file"),
+    ],
+)
+@pytest.mark.parametrize("struct", [True, False])
+def test_files_that_rows_name(
+    outside: Path, name: str, message: str | None, *, struct: bool
+) -> None:
+    named = name.format(root=outside.parent)
+    images = [{"bytes": None, "path": named}] if struct else [named]
+    table = pa.table({"image": images, "label": [0]})
+    pq.write_table(table, outside / "train.parquet")
+    rows = ParquetRows(str(outside / "train.parquet"), 0, 0, 1, "image", "label", str(outside))
+    (error,) = decode(Chunk(0, 0, rows, 2, "task 'a'"), PREPROCESS).column("error").to_pylist()
+    assert error is None if message is None else message in error
+
+
+def test_damaged_data_pages_name_the_file(animals: Path) -> None:
+    file = animals / "test.parquet"
+    data = bytearray(file.read_bytes())
+    data[4:400] = bytes(396)
+    file.write_bytes(data)
+    rows = ParquetRows(str(file), 0, 0, 6, "image", "label")
+    table = decode(Chunk(0, 0, rows, 2, "task 'a'"), PREPROCESS)
+    (error,) = table.column("error").drop_null().to_pylist()
+    assert error.startswith(f"task 'a': row 0 ({file}): ")
