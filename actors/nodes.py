@@ -1,4 +1,5 @@
-"""What the nodes of a cluster have: GPUs, versions, the project's code, and which files they see.
+"""What the nodes of a cluster have: GPUs, memory, versions, the project's code, and which of the
+files they see.
 
 Asked by one task a node that takes no GPU of its own and whose process ends with it, so that no
 CUDA context stays behind.
@@ -16,6 +17,7 @@ from pathlib import Path
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors.limits import limits
 from fusion.errors import InputError
 
 PATIENCE = 60.0
@@ -37,6 +39,8 @@ class Found:
     """Of `PACKAGES`, and `code`: hash of the project's own files."""
     sees: frozenset[str]
     """Those of the files asked for that are there."""
+    memory: int | None = None
+    """Bytes that cgroups, ulimits and what else runs leave there; None: it was not asked."""
 
 
 def look(files: Sequence[str], gpus: bool) -> Found:
@@ -45,6 +49,7 @@ def look(files: Sequence[str], gpus: bool) -> Found:
         tuple(gpu_sizes()) if gpus else (),
         versions(),
         frozenset(file for file in files if Path(file).exists()),
+        limits().memory,
     )
 
 

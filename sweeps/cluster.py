@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from actors.limits import cores, limits, shortfalls
 from actors.placement import Node, Resources
 from fusion.errors import InputError
+from sweeps.reach import Address, check, given
+from sweeps.scratch import close_to_others, make_token, session_folder
 
 if TYPE_CHECKING:  # they import ray, which `stay_on_loopback` must come before
     from actors.nodes import Found
     from actors.pool import Pool
+
+log = logging.getLogger(__name__)
 
 # Read by Ray when it is imported or started: no telemetry, no notices that are not the user's.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -26,6 +31,9 @@ os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
 # A /dev/shm smaller than the weights (containers: 64 MB) costs speed, not correctness.
 os.environ.setdefault("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE", "1")
 
+
+RAY_BYTES = 800 * 2**20
+"""Main memory of Ray's own processes on a machine, and of what the driver has still to import."""
 
 SEEN: dict[tuple[str, ...], bool] = {}
 """(node, files of a pool) -> whether it sees them: nodes are asked once."""
@@ -42,13 +50,13 @@ def stay_on_loopback(address: str | None) -> None:
 
 
 def this_machine() -> Resources:
-    """What a cluster of our own would offer."""
+    """What a cluster of our own would offer, within what cgroups and ulimits grant this process."""
     from actors.nodes import gpu_sizes
 
-    gpus = gpu_sizes()
-    cpus = len(os.sched_getaffinity(0))
-    memory = psutil.virtual_memory().available
-    return Resources((Node(cpus, len(gpus), memory, min(gpus, default=0), "this machine"),))
+    gpus, granted = gpu_sizes(), limits()
+    memory = max(granted.memory - RAY_BYTES, 0)
+    name = f"this machine ({granted.by})" if granted.by else "this machine"
+    return Resources((Node(granted.cpus, len(gpus), memory, min(gpus, default=0), name),))
 
 
 def of_cluster(known: dict[str, Found] | None = None) -> Resources:
@@ -76,7 +84,10 @@ def of_cluster(known: dict[str, Found] | None = None) -> Resources:
             Node(
                 cpus=int(there.get("CPU", 0)),
                 gpus=int(there.get("GPU", 0)),
-                memory=int(there.get("memory", 0) + there.get("object_store_memory", 0)),
+                memory=least(
+                    int(there.get("memory", 0) + there.get("object_store_memory", 0)),
+                    known.get(id, silent).memory,
+                ),
                 gpu_memory=min(known.get(id, silent).gpus, default=0),
                 name=node["NodeManagerHostname"],
                 id=id,
@@ -86,6 +97,15 @@ def of_cluster(known: dict[str, Found] | None = None) -> Resources:
             for there in [node["Resources"]]
         )
     )
+
+
+def least(told: int, granted: int | None) -> int:
+    """Memory of a node: what Ray was told of, or what the node is granted, where that is less.
+
+    >>> least(8, None), least(8, 2)
+    (8, 2)
+    """
+    return told if granted is None else min(told, granted)
 
 
 def readers(pool: Pool, resources: Resources) -> tuple[list[str], list[str]]:
@@ -144,49 +164,124 @@ def expert_files(pool: Pool) -> list[str]:
     return sorted({str(file) for each in members for file in each.fused_files})
 
 
-def target(address: str | None) -> str | None:
+def target(address: str | None) -> Address | None:
     """The cluster to use: as asked for, else `$RAY_ADDRESS`; None: one of our own."""
-    return address or os.environ.get("RAY_ADDRESS") or None
+    return given(address)
 
 
 @contextmanager
-def connected(address: str | None, store_bytes: int) -> Iterator[str]:
+def connected(address: Address | None, store_bytes: int) -> Iterator[str]:
     """Ray, for the length of a sweep. What we start we stop; what we found we leave running.
+
+    Args:
+        address: as `target` gives it; None: a cluster of our own is started.
+        store_bytes: of its object store.
 
     Yields:
         The dashboard's address; empty where there is none.
 
     Raises:
-        InputError: no cluster at that address.
+        InputError: no cluster at that address, or none can be started here.
     """
     import ray
 
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if ray.is_initialized():
         yield ""
         return
-    try:
-        if address:
-            context = ray.init(address=address, **quiet)
-        else:
-            # "local": without it Ray would join whatever cluster was last started on this machine.
-            context = ray.init(
-                address="local",
-                num_cpus=len(os.sched_getaffinity(0)),
-                object_store_memory=store_bytes,
-                include_dashboard=True,
-                dashboard_host="127.0.0.1",
-                **quiet,
-            )
-    except (
-        ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError
-    ) as error:  # fmt: skip
-        reason = str(error).strip().splitlines()[0].split(". ")[0][:200]
-        raise InputError(
-            f"--address: {address!r}: Ray cannot be reached: {reason}; where tokens are on it"
-            " wants the cluster's: RAY_AUTH_MODE=token and ~/.ray/auth_token"
-        ) from error
-    try:
+    with ExitStack() as stack:
+        context = joined(address) if address else started(stack, store_bytes)
+        stack.callback(ray.shutdown)
         yield f"http://{context.dashboard_url}" if context.dashboard_url else ""
-    finally:
+
+
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+"""What goes wrong is raised, and said in one line."""
+
+
+def joined(address: Address) -> Any:
+    """The context of a cluster that runs already.
+
+    Raises:
+        InputError: there is none, or it refuses us; the line names who gave the address.
+    """
+    import ray
+
+    check(address)
+    try:
+        return ray.init(address=address.text, **QUIET)
+    except Exception as error:  # Ray has no one class for what can go wrong here
+        raise address.refused(
+            f"Ray cannot be reached: {reason(error)}; where tokens are on it wants the cluster's:"
+            " RAY_AUTH_MODE=token and ~/.ray/auth_token"
+        ) from error
+
+
+def started(stack: ExitStack, store_bytes: int) -> Any:
+    """The context of a cluster of our own, on loopback; `stack` removes its folder.
+
+    Ray gives its processes half a minute, which a machine with much else to do may exceed: a start
+    that failed is tried once more.
+
+    Raises:
+        InputError: it does not start; nothing of it is left running.
+    """
+    if short := shortfalls(store_bytes):
+        raise InputError(f"this machine: Ray cannot start here: {'; '.join(short)}")
+    folder = stack.enter_context(session_folder())
+    make_token()
+    try:
+        try:
+            context = start(store_bytes)
+        except Exception as error:
+            log.debug("a second try, since Ray did not start: %s", error)
+            context = start(store_bytes)
+    except Exception as error:  # Ray has no one class for what can go wrong here
+        raise InputError(
+            f"this machine: Ray does not start: {reason(error)}; end what else keeps the machine"
+            " busy, or start Ray yourself (`ray start --head`) and give --address auto"
+        ) from error
+    close_to_others(folder)
+    return context
+
+
+def start(store_bytes: int) -> Any:
+    """One try; where it fails, none of its processes is left."""
+    import ray
+
+    before = set(children())
+    try:
+        # "local": without it Ray would join whatever cluster was last started on this machine.
+        return ray.init(
+            address="local",
+            num_cpus=cores(),
+            object_store_memory=store_bytes,
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            **QUIET,
+        )
+    except BaseException:
         ray.shutdown()
+        end(set(children()) - before)
+        raise
+
+
+def reason(error: BaseException) -> str:
+    """What Ray says, in one short line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if lines[0].startswith("The last 20 lines of"):  # Ray waited for it in vain
+        return "its dashboard was not there in time" if not lines[1:] else lines[-1][:200]
+    return lines[0].split(". ")[0][:200]
+
+
+def children() -> list[psutil.Process]:
+    """Processes that this one has started, and theirs."""
+    return psutil.Process().children(recursive=True)
+
+
+def end(processes: Iterable[psutil.Process]) -> None:
+    """Kill processes, and wait for their end."""
+    gone = list(processes)
+    for process in gone:
+        with suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(gone, timeout=10)

@@ -20,6 +20,7 @@ import yaml
 from fusion.errors import InputError
 from sweeps.ending import BUG, INTERRUPTED
 from sweeps.folder import in_job
+from sweeps.reach import check_jobs
 
 PATIENCE = 300
 """Seconds to wait for the cluster file's nodes."""
@@ -186,10 +187,11 @@ def connected() -> Any:
     """
     from ray.job_submission import JobSubmissionClient
 
+    variable = os.environ.get("RAY_API_SERVER_ADDRESS")
+    url = variable or "http://127.0.0.1:8265"
+    check_jobs(url, "$RAY_API_SERVER_ADDRESS" if variable else "the job server of this host")
     try:
-        return JobSubmissionClient(
-            os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
-        )
+        return JobSubmissionClient(url)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{socket.gethostname()}: no cluster takes the job: {reason}") from error

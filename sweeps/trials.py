@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-import psutil
 import ray
 from ray import tune
 
 from actors.experts import Recipe
 from actors.fleet import Client
+from actors.limits import cores, limits
 from actors.recipes import BASE
 from actors.transport import fetched
 from fusion.registry import METHODS, Learned
@@ -139,8 +138,8 @@ def tuned(
             max_concurrent_trials=in_flight(
                 experts.replicas,
                 not spec.methods.keys().isdisjoint(learns),
-                psutil.virtual_memory().available,
-                len(os.sched_getaffinity(0)),
+                limits().memory,
+                cores(),
             ),
             reuse_actors=True,
             trial_name_creator=trial_name,

@@ -89,7 +89,10 @@ def watched(
         if address is not None:
             from sweeps import cluster
 
-            with cluster.connected(address, 0):
+            there = cluster.target(address)
+            if there is None:
+                raise InputError(f"--address: {address!r}: a running cluster's address allowed")
+            with cluster.connected(there, 0):
                 place = outputs_there or "its outputs folder"
                 found = Watched(copy, f"{address}: {sweep} in {place}")
                 found.pull = cluster_pull(sweep, outputs_there, found.where)

@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
@@ -32,7 +33,10 @@ def test_the_hash_of_the_code_is_that_of_its_files(tmp_path):
 def test_a_node_says_what_it_has(tmp_path):
     here, gone = str(ROOT / "pyproject.toml"), str(tmp_path / "gone")
     found = ask({own_id(): False}, [here, gone], patience=60)
-    assert found == {own_id(): Found((), versions(), frozenset({here}))}
+    memory = found[own_id()].memory
+    assert found == {own_id(): Found((), versions(), frozenset({here}), memory)}
+    assert memory is not None
+    assert 0 < memory < psutil.virtual_memory().total
     check_same(found)
 
 

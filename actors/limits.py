@@ -1,0 +1,264 @@
+"""What this process may use of its machine: memory, cores and processes, as cgroups (v1 and v2,
+each level up to the root), ulimits and affinity allow them.
+
+A container, a Slurm job or a systemd unit sees all of its host in `/proc/meminfo`; what it is
+granted stands in its cgroup. Nothing here needs torch or Ray.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+ROOT = Path("/")
+
+PIDS = 300
+"""Processes and threads that the smallest Ray of one replica starts with."""
+
+FILES = 512
+"""Files that its busiest process has open."""
+
+ADDRESSES = 4 * 2**30
+"""Bytes of address space of its largest process, beside the object store."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One limit on bytes, and what sets it."""
+
+    free: int
+    """Bytes of it that are not in use."""
+    total: int
+    by: str
+    """For messages; empty: the machine has no more."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is granted to this process and all that it starts."""
+
+    cpus: int
+    """Whole cores; at least 1."""
+    memory: int
+    """Bytes that can still be taken."""
+    total: int
+    """Bytes in all, of the bound that leaves the least."""
+    by: str = ""
+    """What sets the bound on memory; empty: the machine has no more."""
+
+
+def limits(root: Path = ROOT) -> Limits:
+    """What is granted here and now.
+
+    Args:
+        root: where `/proc/self` and the cgroups are looked for.
+    """
+    least = min(bounds(root), key=lambda bound: bound.free)
+    return Limits(cores(root), max(least.free, 0), least.total, least.by)
+
+
+def cores(root: Path = ROOT) -> int:
+    """Cores that this process may use, a fraction of one rounded down; at least 1."""
+    with_affinity = hasattr(os, "sched_getaffinity")
+    found: list[float] = [len(os.sched_getaffinity(0)) if with_affinity else os.cpu_count() or 1]
+    found.extend(map(quota, levels(root, "cpu")))
+    for folder in levels(root, "cpuset"):
+        names = ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus")
+        listed = next((text for name in names if (text := read(folder / name))), "")
+        found.append(listed_cpus(listed) or float("inf"))
+    return max(int(min(found)), 1)
+
+
+def bounds(root: Path = ROOT) -> Iterator[Bound]:
+    """All that bounds memory: the machine first."""
+    machine = psutil.virtual_memory()
+    yield Bound(machine.available, machine.total, "")
+    for folder in levels(root, "memory"):
+        for name in ("memory.max", "memory.high", "memory.limit_in_bytes"):
+            limit = number(read(folder / name))
+            # Version 1 says "none" by a number of 19 digits.
+            if limit is not None and 0 <= limit < machine.total:
+                yield Bound(limit - used(folder), limit, f"{folder / name}")
+    for kind, name, taken in (
+        (resource.RLIMIT_AS, "ulimit -v", "vms"),
+        (resource.RLIMIT_DATA, "ulimit -d", "data"),
+    ):
+        limit = resource.getrlimit(kind)[0]
+        if limit != resource.RLIM_INFINITY and limit < machine.total:
+            held = getattr(psutil.Process().memory_info(), taken, 0)
+            yield Bound(limit - held, limit, name)
+
+
+def used(folder: Path) -> int:
+    """Bytes in use in a cgroup, without cached files: those are given up when memory is wanted."""
+    names = ("memory.current", "memory.usage_in_bytes")
+    taken = next((n for name in names if (n := number(read(folder / name))) is not None), 0)
+    stat = {}
+    for line in read(folder / "memory.stat").splitlines():
+        name, _, value = line.partition(" ")
+        stat[name] = number(value) or 0
+    # Those of version 1 that begin so include the levels below.
+    prefix = "total_" if "total_inactive_file" in stat else ""
+    cached = sum(stat.get(f"{prefix}{kind}_file", 0) for kind in ("inactive", "active"))
+    return max(taken - cached, 0)
+
+
+def killed(root: Path = ROOT) -> int:
+    """How many processes of this cgroup (where it does not say: of the machine) were killed for
+    want of memory."""
+    for folder in levels(root, "memory"):
+        for name in ("memory.events", "memory.oom_control"):
+            count = field(read(folder / name), "oom_kill")
+            if count is not None:
+                return count
+    return field(read(root / "proc/vmstat"), "oom_kill") or 0
+
+
+def shortfalls(store_bytes: int, root: Path = ROOT) -> list[str]:
+    """What Ray needs to start and is not granted, a phrase each."""
+    found = []
+    for kind, name, need in (
+        (resource.RLIMIT_AS, "ulimit -v", ADDRESSES + store_bytes),
+        (resource.RLIMIT_DATA, "ulimit -d", ADDRESSES),
+        (resource.RLIMIT_FSIZE, "ulimit -f", store_bytes),
+    ):
+        limit = resource.getrlimit(kind)[0]
+        if limit != resource.RLIM_INFINITY and limit < need:
+            found.append(f"{name} is {limit // 1024} kB, {-(-need // 1024)} needed")
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # Ray raises its own to the hard one
+    if hard != resource.RLIM_INFINITY and hard < FILES:
+        found.append(f"ulimit -n is {hard}, {FILES} needed")
+    for folder in levels(root, "pids"):
+        most, there = number(read(folder / "pids.max")), number(read(folder / "pids.current"))
+        if most is not None and (free := most - (there or 0)) < PIDS:
+            found.append(f"{folder / 'pids.max'} leaves {free} processes, {PIDS} needed")
+    limit = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    if limit != resource.RLIM_INFINITY and os.geteuid() and limit - threads() < PIDS:
+        found.append(f"ulimit -u is {limit}, {PIDS} more processes and threads needed")
+    return found
+
+
+def threads() -> int:
+    """Threads of this user's processes."""
+    total, own = 0, os.geteuid()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            total += process.num_threads() if process.uids().effective == own else 0
+    return total
+
+
+def levels(root: Path, controller: str) -> Iterator[Path]:
+    """The folders of this process's cgroups that may bound it, from its own up to the root's."""
+    own = memberships(root)
+    for kind, source, mounted in mounts(root):
+        if kind == "cgroup2":
+            path = own.get("")
+        else:
+            path = own.get(controller) if controller in source else None
+        if path is None:
+            continue
+        shown, at = mounted
+        # Without a namespace of its own, a container's path is the host's, and so is what is shown.
+        inside = shown != "/" and f"{path}/".startswith(f"{shown}/")
+        within = path.removeprefix(shown) if inside else path
+        top = root / at.lstrip("/")
+        folder = top / within.strip("/")
+        if ".." in folder.parts or not folder.is_dir():
+            folder = top
+        while True:  # ends at the mount point, which is one of the parents
+            yield folder
+            if folder == top:
+                break
+            folder = folder.parent
+
+
+def memberships(root: Path) -> dict[str, str]:
+    """Controller (version 2: empty) -> path of this process's cgroup."""
+    found: dict[str, str] = {}
+    for line in read(root / "proc/self/cgroup").splitlines():
+        parts = line.split(":", 2)
+        if len(parts) == 3:
+            found |= dict.fromkeys(parts[1].split(","), parts[2])
+    return found
+
+
+def mounts(root: Path) -> Iterator[tuple[str, list[str], tuple[str, str]]]:
+    """Where cgroups are seen: kind, controllers, and (the cgroup shown there, mount point)."""
+    for line in read(root / "proc/self/mountinfo").splitlines():
+        about, _, rest = line.partition(" - ")
+        fields, source = about.split(), rest.split()
+        if len(fields) >= 5 and len(source) >= 3 and source[0] in ("cgroup", "cgroup2"):
+            shown, at = (unescaped(each) for each in fields[3:5])
+            yield source[0], source[2].split(","), (shown, at)
+
+
+def unescaped(text: str) -> str:
+    r"""A path of mountinfo, whose blanks are octal.
+
+    >>> unescaped(r"/a\040b")
+    '/a b'
+    """
+    for octal, character in ((r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", "\\")):
+        text = text.replace(octal, character)
+    return text
+
+
+def quota(folder: Path) -> float:
+    """Cores' worth of time that a cgroup has; infinity: no limit."""
+    words = read(folder / "cpu.max").split() or [
+        read(folder / "cpu.cfs_quota_us").strip(),
+        read(folder / "cpu.cfs_period_us").strip(),
+    ]
+    share, period = (number(word) for word in [*words, "100000"][:2])
+    if share is None or share <= 0 or not period or period <= 0:
+        return float("inf")
+    return share / period
+
+
+def listed_cpus(text: str) -> int:
+    """How many cores a list names; 0 where it is none.
+
+    >>> listed_cpus("0-3,8,10-11"), listed_cpus(""), listed_cpus("none")
+    (7, 0, 0)
+    """
+    total = 0
+    for part in text.strip().split(","):
+        first, _, last = part.partition("-")
+        low, high = number(first), number(last or first)
+        if low is None or high is None or high < low:
+            return 0
+        total += high - low + 1
+    return total
+
+
+def field(text: str, name: str) -> int | None:
+    """The number beside a name, in a file of such lines."""
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) == 2 and words[0] == name:
+            return number(words[1])
+    return None
+
+
+def number(text: str) -> int | None:
+    """A whole number; None for `max`, and for what is none.
+
+    >>> number("12 "), number("max"), number("-1")
+    (12, None, -1)
+    """
+    return int(text) if re.fullmatch(r"\s*-?[0-9]{1,30}\s*", text) else None
+
+
+def read(file: Path) -> str:
+    """A small file of the system's; empty where it is not there, or not to be read."""
+    try:
+        return file.read_text(errors="replace")
+    except (OSError, ValueError):
+        return ""
