@@ -27,7 +27,10 @@ def references(spec: SweepSpec) -> tuple[str, ...]:
 
 
 def completed(spec: SweepSpec) -> SweepSpec:
-    """The spec with those methods in it."""
+    """The spec with those methods in it; `prepare` does it once, for all that runs.
+
+    Completed once more, it stays the same.
+    """
     always = OF_INGREDIENTS if is_soup(spec) else ALWAYS
     missing = {name: MethodSpec() for name in always if name not in spec.methods}
     return spec.model_copy(update={"methods": {**spec.methods, **missing}})

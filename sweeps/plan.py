@@ -14,7 +14,7 @@ from actors.placement import Plan, gigabytes
 from sweeps import cluster
 from sweeps.candidates import planned
 from sweeps.clusterfile import of_file
-from sweeps.completion import completed, references
+from sweeps.completion import references
 from sweeps.courses import learning_points, passes_of, resident_points
 from sweeps.entry import MethodSpec
 from sweeps.learning import RUNGS
@@ -199,7 +199,7 @@ def memory(plan: Plan, weights: str = "memory") -> str:
 
 def trial_table(prepared: Prepared) -> Table:
     """Trials, images forwarded and images learned from, a row a method."""
-    counts = planned(completed(prepared.spec))
+    counts = planned(prepared.spec)
     rows, learned = prepared.role_rows, learned_images(prepared.spec)
     table = Table(title="at most", title_justify="left")
     names = ["method", "trials", "images on select", "images on report"]

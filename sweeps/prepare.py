@@ -34,6 +34,7 @@ from fusion.errors import InputError
 from sweeps.ancestry import check_ancestry
 from sweeps.canonical import Context, digest
 from sweeps.cluster import narrowed
+from sweeps.completion import completed
 from sweeps.courses import Needs, needs_of
 from sweeps.reckoning import rows_at, shifted_bytes, taken
 from sweeps.rehearsal import rehearse
@@ -51,6 +52,7 @@ class Prepared:
     """A sweep that can start."""
 
     spec: SweepSpec
+    """With all methods that the comparison will have: what runs is what is in it."""
     pool: Pool
     tasks: Mapping[str, Task]
     splits: Splits
@@ -120,6 +122,7 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
     Raises:
         InputError: a checkpoint, dataset, split, memory or disk that will not do.
     """
+    spec = completed(spec)  # before anything is asked of the methods
     pool = open_pool(spec.pool.base, spec.pool.experts)
     if spec.placement.weights == "factored":
         check_adapters(pool)

@@ -67,6 +67,7 @@ def merge(method: Static, params: dict[str, Any], pool: Pool, spec: SweepSpec) -
         check_tasks(pool, spec)
         given["statistics"] = {name: torch.ones(len(pool.tasks), 1) for name in pool.names}
     if isinstance(method, PerTask):
+        check_own(pool, spec)
         given["task"] = pool.tasks[0]
     method.merge(vectors, **params, **given)
 
@@ -105,6 +106,15 @@ def check_tasks(pool: Pool, spec: SweepSpec) -> None:
         tasks = ", ".join(spec.tasks)
         raise InputError(
             f"expert {lacking[0]!r}: no task of its name, whose images are needed; tasks: {tasks}"
+        )
+
+
+def check_own(pool: Pool, spec: SweepSpec) -> None:
+    """Raise InputError where no task has an expert: such a method is measured on nothing."""
+    if pool.experts.keys().isdisjoint(spec.tasks):
+        raise InputError(
+            "it makes one model a task with an expert of its name, and no task has one; tasks:"
+            f" {', '.join(spec.tasks)}; experts: {', '.join(pool.tasks)}"
         )
 
 

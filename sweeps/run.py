@@ -24,7 +24,7 @@ from sweeps import fetch, figures, markdown, recipe, tracking
 from sweeps.adapting import extended
 from sweeps.compare import MEAN, SEEN, UNSEEN, Comparison, Row, compare
 from sweeps.comparisonfile import write
-from sweeps.completion import completed, counted, is_soup
+from sweeps.completion import counted, is_soup
 from sweeps.correctness import read_correct
 from sweeps.finals import evaluate_rows
 from sweeps.finalshifts import measure_shifts
@@ -170,7 +170,7 @@ def swept(
         progress.advance("trials", note=f"{entry.method}: {shown}")
 
     names = prepared.pool.tasks
-    run_trials(completed(spec), context, experts, names, folder, record, progress, course)
+    run_trials(spec, context, experts, names, folder, record, progress, course)
     rows = [noted(row, prepared) for row in winners(counted(ledger, spec), spec.metric)]
     rows = evaluate_rows(experts, names, rows, folder.correct, folder.learned, progress)
     rows = measure_shifts(experts, spec.shifts, rows, folder.correct, folder.learned, progress)
