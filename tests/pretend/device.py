@@ -1,0 +1,316 @@
+"""Tensors that say they are on `cuda:0`, and whose values are real and on the CPU.
+
+What the product does on a GPU runs with them line by line, its branches for GPUs too, and gives
+numbers to compare with the CPU's. Every operation passes `carried_out`, which refuses what CUDA
+refuses (operands on two devices, and the like) and notes where the host waits for the device.
+
+There are no CUDA kernels: rounding is the CPU's, no memory is a GPU's, nothing is asynchronous.
+Random numbers are refused there altogether, for CUDA's are not the CPU's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")
+ROOT = Path(__file__).parents[2]
+OURS = tuple(str(ROOT / part) for part in ("fusion", "actors", "sweeps"))
+
+MOVES = {"_to_copy", "copy_", "_copy_from", "_copy_from_and_resize"}
+"""Operations between devices."""
+
+PICKS = {"index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_"}
+"""Indexing: a CUDA tensor takes indices that are on the CPU, not the other way round."""
+
+WAITS = {
+    "_local_scalar_dense", "nonzero", "masked_select", "bincount", "equal", "is_nonzero",
+    "_unique2", "unique_dim", "unique_consecutive", "repeat_interleave", "histc",
+    "_linalg_eigh", "_linalg_svd", "linalg_eig", "linalg_lstsq", "_linalg_check_errors",
+    "multinomial",
+}  # fmt: skip
+"""Operations after which CUDA makes the host wait: results of unknown size, checks of errors."""
+
+
+class Mixed(RuntimeError):
+    """What CUDA would refuse."""
+
+
+class OnGpu(Tensor):
+    """A tensor on the pretended device; `real` holds its values."""
+
+    __slots__ = ("real",)
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, real: Tensor) -> OnGpu:
+        return Tensor._make_wrapper_subclass(  # type: ignore[attr-defined, no-any-return]
+            cls, real.size(), strides=real.stride(), storage_offset=real.storage_offset(),
+            dtype=real.dtype, device=CUDA, requires_grad=False,
+        )  # fmt: skip
+
+    def __init__(self, real: Tensor) -> None:
+        self.real = real
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return carried_out(func, args, kwargs or {})
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"OnGpu({self.real!r})"
+
+
+class Noted:
+    """What has been seen since `clear`."""
+
+    def __init__(self) -> None:
+        self.waits: Counter[str] = Counter()
+        """`file:line what` -> how often the host would have waited there."""
+        self.launches = 0
+        """Operations on the device that are no views."""
+        self.sent = 0
+        """Bytes from the host to the device."""
+
+    def clear(self) -> None:
+        """Forget all of it."""
+        self.waits.clear()
+        self.launches = self.sent = 0
+
+    def wait(self, what: str) -> None:
+        """The host waits."""
+        self.waits[f"{place()} {what}"] += 1
+
+    @property
+    def syncs(self) -> int:
+        """How often the host would have waited."""
+        return self.waits.total()
+
+
+NOTED = Noted()
+
+
+def place() -> str:
+    """`file:line` of the innermost frame of the product."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name.startswith(OURS):
+            return f"{Path(name).relative_to(ROOT)}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return "elsewhere"
+
+
+def refuse(what: str) -> None:
+    """Raise what CUDA would."""
+    raise Mixed(f"{what}, at {place()}")
+
+
+def on_gpu(tensor: Tensor) -> OnGpu:
+    """A CPU tensor as one on the pretended device; they share memory."""
+    return tensor if isinstance(tensor, OnGpu) else OnGpu(tensor.detach())
+
+
+def on_host(value: Any) -> Any:
+    """The values of a tensor, wherever it is; anything else as it is."""
+    return value.real if isinstance(value, OnGpu) else value
+
+
+def flattened(values: Any) -> Iterator[Any]:
+    """What arguments hold, lists and dicts opened."""
+    for each in values.values() if isinstance(values, dict) else values:
+        if isinstance(each, list | tuple | dict):
+            yield from flattened(each)
+        else:
+            yield each
+
+
+def mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    """The same with every leaf changed."""
+    if isinstance(value, list | tuple):
+        return type(value)(mapped(change, each) for each in value)
+    if isinstance(value, dict):
+        return {key: mapped(change, each) for key, each in value.items()}
+    return change(value)
+
+
+def carried_out(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """One operation: checked, noted, done on the CPU, and its results where they would be."""
+    name = func.overloadpacket.__name__
+    if name == "_fused_sdp_choice":
+        return 0  # attention written out: its fused kernels are CUDA's own
+    tensors = [each for each in flattened((args, kwargs)) if isinstance(each, Tensor)]
+    there = [each for each in tensors if isinstance(each, OnGpu)]
+    here = [each for each in tensors if not isinstance(each, OnGpu)]
+    asked = kwargs.get("device")
+    goes = bool(there) if asked is None else torch.device(asked).type == "cuda"
+    if name == "copy_":
+        goes = isinstance(args[0], OnGpu)
+    check(func, name, args, there, here, goes)
+    note(func, name, args, kwargs, there, here)
+    options = mapped(on_host, dict(kwargs))
+    if asked is not None and goes:
+        options["device"] = CPU
+    if options.get("pin_memory") is False:
+        del options["pin_memory"]
+    found = func(*mapped(on_host, args), **options)
+    if not goes:
+        return found
+    known = {id(each.real): each for each in there} | {id(each): each for each in here}
+
+    def placed(each: Any) -> Any:
+        if not isinstance(each, Tensor):
+            return each
+        return known[id(each)] if id(each) in known else OnGpu(each)
+
+    return mapped(placed, found)
+
+
+def check(
+    func: Any, name: str, args: Any, there: list[OnGpu], here: list[Tensor], goes: bool
+) -> None:
+    """Raise Mixed where CUDA would refuse an operation."""
+    if goes and torch.Tag.nondeterministic_seeded in func.tags:
+        refuse(f"{name}: random numbers of the device's own")
+    if name in MOVES or not (there and here):
+        return
+    if name in PICKS:
+        check_pick(name, args, here)
+        return
+    shaped = [tuple(each.shape) for each in here if each.dim()]
+    if shaped or torch.Tag.pointwise not in func.tags:
+        refuse(f"{name}: operands on cuda:0 and cpu {shaped}")
+    if func._schema.is_mutable and isinstance(args[0], Tensor) and not isinstance(args[0], OnGpu):
+        refuse(f"{name}: a CPU tensor written to with an operand on cuda:0")
+
+
+def check_pick(name: str, args: Any, here: list[Tensor]) -> None:
+    """Raise Mixed where indices are on the device and the tensor is not, or values are not."""
+    if not isinstance(args[0], OnGpu):
+        refuse(f"{name}: an index on cuda:0 of a CPU tensor")
+    values = args[2] if len(args) > 2 else None
+    if any(each is values and each.dim() for each in here):
+        refuse(f"{name}: values on the CPU put into a tensor on cuda:0")
+
+
+def note(
+    func: Any, name: str, args: Any, kwargs: Mapping[str, Any], there: list[OnGpu],
+    here: list[Tensor],
+) -> None:  # fmt: skip
+    """Count launches, bytes sent and waits."""
+    crossing = crosses(name, args, kwargs)
+    if crossing:
+        if crossing == "to the device":
+            NOTED.sent += sum(each.nbytes for each in here[-1:])
+        if not (kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2])):
+            NOTED.wait(f"copy {crossing}")
+    if not there:
+        return
+    if not func.is_view and name not in ("detach", "_local_scalar_dense"):
+        NOTED.launches += 1
+    if name in WAITS:
+        NOTED.wait(name)
+    if name in PICKS:
+        indices = [each for each in args[1] or () if isinstance(each, Tensor)]
+        if any(not isinstance(each, OnGpu) for each in indices):
+            NOTED.wait(f"{name} by an index on the CPU")
+        single = name.startswith(("index_put", "_index_put")) and args[2].numel() == 1
+        if any(each.dtype in (torch.bool, torch.uint8) for each in indices) and not single:
+            NOTED.wait(f"{name} by a mask")
+
+
+def crosses(name: str, args: Any, kwargs: Mapping[str, Any]) -> str:
+    """Which way an operation copies between devices; empty: it does not."""
+    if name == "_to_copy" and kwargs.get("device") is not None:
+        was, will = isinstance(args[0], OnGpu), torch.device(kwargs["device"]).type == "cuda"
+    elif name == "copy_":
+        was, will = isinstance(args[1], OnGpu), isinstance(args[0], OnGpu)
+    else:
+        return ""
+    return "" if was == will else "to the device" if will else "to the host"
+
+
+class Pretending(TorchDispatchMode):
+    """Within it, tensors that are made on `cuda` are made on the pretended device."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        asked = kwargs.get("device")
+        if asked is not None and torch.device(asked).type == "cuda":
+            return carried_out(func, args, kwargs)
+        if any(isinstance(each, OnGpu) for each in flattened((args, kwargs))):
+            return carried_out(func, args, kwargs)
+        return func(*args, **kwargs)
+
+
+class WithoutInference(torch.utils._contextlib._DecoratorContextManager):  # type: ignore[misc]
+    """Inference mode by the gradient mode alone: a wrapper cannot be an inference tensor."""
+
+    def __new__(cls, mode: Any = True) -> Any:
+        return super().__new__(cls) if isinstance(mode, bool) else cls()(mode)
+
+    def __init__(self, mode: bool = True) -> None:
+        self.mode = mode
+
+    def __enter__(self) -> None:
+        self.before = torch.is_grad_enabled()
+        torch.set_grad_enabled(not self.mode)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_grad_enabled(self.before)
+
+    def clone(self) -> WithoutInference:
+        return type(self)(self.mode)
+
+
+def guarded(plain: Callable[..., Any], there: Callable[[OnGpu], Any]) -> Callable[..., Any]:
+    """A method of tensors that does something else with those on the pretended device."""
+
+    def call(self: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return there(self) if isinstance(self, OnGpu) else plain(self, *args, **kwargs)
+
+    return call
+
+
+def listed(tensor: OnGpu) -> Any:
+    """`tolist`: the host waits."""
+    NOTED.wait("tolist")
+    return tensor.real.tolist()
+
+
+def install() -> None:
+    """Make this process believe that it has one GPU; there is no way back.
+
+    It computes on one thread: a mode is a thread's own, so what other threads made would be made on
+    a real GPU.
+    """
+    torch.set_num_threads(1)
+    torch._C._set_only_lift_cpu_tensors(True)
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    torch.inference_mode = WithoutInference  # type: ignore[misc, assignment]
+    torch.Tensor.tolist = OnGpu.tolist = guarded(Tensor.tolist, listed)  # type: ignore[method-assign]
+    refused = guarded(Tensor.numpy, lambda tensor: refuse("numpy() of a tensor on cuda:0"))
+    torch.Tensor.numpy = OnGpu.numpy = refused  # type: ignore[method-assign]
+    cuda: Any = torch.cuda
+    cuda._lazy_init = lambda: None
+    cuda.is_available = lambda: True
+    cuda.device_count = lambda: 1
+    cuda.current_device = lambda: 0
+    cuda.mem_get_info = lambda device=None: (75 * 10**9, 80 * 10**9)
+    cuda.reset_peak_memory_stats = lambda device=None: None
+    cuda.max_memory_allocated = lambda device=None: 0
+
+
+@contextlib.contextmanager
+def pretending() -> Iterator[Noted]:
+    """Within it `cuda` is the pretended device; what was seen is counted from here."""
+    NOTED.clear()
+    with Pretending():
+        yield NOTED
