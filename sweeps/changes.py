@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from actors.documents import parse_yaml
 from fusion.errors import InputError
 from sweeps.canonical import canonical
 from sweeps.faults import SpecErrors, shown
 from sweeps.spec import SweepSpec, deciding, validate
-from sweeps.specfile import parse_yaml
 
 EXTENDS = ("methods", "metric", "shifts")
 """Parts of a spec that may change under a sweep: what is tried, what is selected by, and what rows

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeAlias
 
 import yaml
 
+from actors.documents import dump_yaml
 from actors.headfile import FILE as HEAD
 from actors.headfile import HeadKind, head_facts
 from actors.training import beside
@@ -258,7 +259,7 @@ def write_papers(place: Path, each: Ingredient, about: Mapping[str, Any]) -> Non
         "code": version("fusion-sweeps"),
         "twins": list(each.twins),
     }
-    write_text(place / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
+    write_text(place / "recipe.yaml", dump_yaml(recipe))
     scores = read_scores(place)
     scores |= {"select": each.select, "report": each.report}
     write_text(place / "scores.json", json.dumps({"shifts": {}, **scores}, indent=1))
@@ -315,4 +316,4 @@ def pool_yaml(
         "tasks": {t: {**given, **heads.get(t, {})} for t, given in tasks.items() if t in kept},
         **({"splits": dict(splits)} if splits else {}),
     }
-    return yaml.safe_dump(content, sort_keys=False, width=1000)
+    return dump_yaml(content, width=1000)

@@ -17,6 +17,7 @@ import yaml
 
 from actors.atomic import replacing
 from actors.checkpoints import Checkpoint, content_hash, read
+from actors.documents import dump_yaml
 from actors.experts import Recipe as What
 from actors.filed import filed_vectors
 from actors.pool import Pool, open_pool
@@ -91,7 +92,7 @@ def write(
     if statistics:
         content["statistics"] = list(statistics)
     path = folder / f"{row}.yaml"
-    write_text(path, yaml.safe_dump(content, sort_keys=False))
+    write_text(path, dump_yaml(content))
     return path
 
 

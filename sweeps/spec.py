@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BeforeValidator,
     Field,
@@ -17,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from actors.documents import dump_yaml
 from fusion.errors import InputError
 from sweeps.canonical import digest
 from sweeps.entry import MethodSpec, read_methods
@@ -269,7 +269,7 @@ def dump(spec: SweepSpec) -> str:
     data = spec.model_dump(mode="json")
     if not spec.splits.select_spelled:
         del data["splits"]["select"]
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    return dump_yaml(data, allow_unicode=True)
 
 
 def spec_hash(spec: SweepSpec) -> str:

@@ -88,8 +88,7 @@ def test_overrides_make_what_is_absent_and_find_names_with_dots(tmp_path: Path) 
         ("name.x=3", "--set name.x=3: name is 's': not a mapping; set it whole"),
         (
             "methods.ties=[1",
-            "--set methods.ties=[1: line 1, column 3: not YAML: expected ',' or ']', but got "
-            "'<stream end>'",
+            "--set methods.ties=[1: line 2, column 1: not YAML: did not find expected ',' or ']'",
         ),
     ],
 )
@@ -109,10 +108,13 @@ def test_overrides_that_do_not_fit(tmp_path: Path, override: str, line: str) -> 
             "methods:\n  ties: {}\n  ties: {}\n",
             "line 3: 'ties': given twice; once allowed",
         ),
-        ("name: a: b", "line 1, column 8: not YAML: mapping values are not allowed here"),
-        ("x: !!python/name:os.system", "line 1, column 4: not YAML: could not determine a"
-         " constructor for the tag 'tag:yaml.org,2002:python/name:os.system'"),
-        ("x: 2024-99-99", "not YAML: month must be in 1..12"),
+        ("name: a: b", "line 1, column 8: not YAML: mapping values are not allowed in this"
+         " context"),
+        ("x: !!python/name:os.system", "line 1, column 4: tag"
+         " 'tag:yaml.org,2002:python/name:os.system': none allowed but those of plain values"
+         " (!!str, !!int, …)"),
+        ("x: 017", "line 1, column 4: 017: octal in YAML 1.1, decimal in YAML 1.2; a number without"
+         " the leading 0, or a text in quotes, needed"),
     ],
 )  # fmt: skip
 def test_files_that_are_no_sweep_files(tmp_path: Path, text: str, line: str) -> None:
@@ -124,8 +126,8 @@ def test_files_that_are_no_sweep_files(tmp_path: Path, text: str, line: str) -> 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     for path, line in (
-        (tmp_path / "no.yaml", "No such file or directory: a readable sweep file needed"),
-        (tmp_path, "Is a directory: a readable sweep file needed"),
+        (tmp_path / "no.yaml", "No such file or directory"),
+        (tmp_path, "not a regular file"),
     ):
         with pytest.raises(InputError) as caught:
             load(path)
