@@ -28,11 +28,11 @@ from torch import Tensor
 
 from actors.architecture import PREFIX
 from actors.checkpoints import Checkpoint
-from actors.headers import TensorInfo, header, mapped
+from actors.headers import TensorInfo, header, mapped, unwrapped
 from actors.loraconfig import rank_and_scale, read_lora_config
-from actors.loraparts import Parts, sort_out, weights_file
+from actors.loraparts import Parts, is_there, sort_out, weights_file
 from actors.sources import ADAPTER_CONFIG, resolve
-from fusion.errors import InputError
+from fusion.errors import InputError, reading
 from fusion.lowrank import product
 from fusion.state import accumulator, check_finite
 
@@ -86,7 +86,7 @@ class Factors:
 
 def is_adapter(folder: Path) -> bool:
     """Whether a folder says that it holds an adapter: by its `adapter_config.json`."""
-    return (folder / ADAPTER_CONFIG).exists()
+    return is_there(folder / ADAPTER_CONFIG)
 
 
 def inspect_adapter(source: str, name: str, base: Checkpoint) -> Checkpoint:
@@ -108,9 +108,15 @@ def inspect_adapter(source: str, name: str, base: Checkpoint) -> Checkpoint:
             other factor.
     """
     folder = resolve(source, what=name)
+    with reading(f"{name}: {folder}"):
+        return inspected(source, folder, name, base)
+
+
+def inspected(source: str, folder: Path, name: str, base: Checkpoint) -> Checkpoint:
+    """The adapter in a folder. See `inspect_adapter`."""
     config = read_lora_config(folder, name)
     file = weights_file(folder, name)
-    parts, whole = sort_out(header(file, name), file, name)
+    parts, whole = sort_out(unwrapped(header(file, name)), file, name)
     known = {**base.tensors, **base.rest}
     factors: dict[str, Adapted] = {}
     for module, found in parts.items():
@@ -188,7 +194,7 @@ def adapted(
 
 
 def read_factors(
-    checkpoint: Checkpoint, names: Collection[str] | None = None
+    checkpoint: Checkpoint, names: Collection[str] | None = None, *, strict: bool = True
 ) -> Iterator[tuple[str, Factors]]:
     """(canonical name, factors) of an inspected adapter, in the base's order, one at a time.
 
@@ -197,6 +203,7 @@ def read_factors(
     Args:
         checkpoint: an inspected one; of a full model nothing comes.
         names: of the fused tensors; None: of all.
+        strict: see `mapped`.
 
     Raises:
         InputError: NaN or Inf, or a file that changed since it was inspected.
@@ -205,7 +212,7 @@ def read_factors(
         name: low for name, low in checkpoint.factors.items() if names is None or name in names
     }
     infos = {f"{name}:{at}": i for name, low in wanted.items() for at, i in enumerate(low.infos)}
-    tensors = mapped(infos, checkpoint.name)
+    tensors = mapped(infos, checkpoint.name, strict=strict)
     for name, low in wanted.items():
         found = []
         for info in low.infos:

@@ -6,7 +6,6 @@ are those of the flattened `CLIPVisionModel` whatever version of `transformers` 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from actors.architecture import PREFIX, PROJECTION, vision_fields, vision_tensors
+from actors.documents import read_json
 from actors.hashes import hash_files
+from actors.headers import LONGEST, PEFT, header, mapped, unwrapped
 from actors.headers import TensorInfo as TensorInfo
-from actors.headers import header, mapped
+from actors.hints import elsewhere, instead
+from actors.paths import inside
 from actors.sources import ADAPTER_CONFIG, INDEX, resolve
-from fusion.errors import InputError, one_line
+from fusion.errors import InputError, reading
 
 if TYPE_CHECKING:
     from actors.adapters import Adapted
@@ -71,6 +73,13 @@ class Checkpoint:
         return vision_fields(self.config, str(self.folder / "config.json"))
 
     @property
+    def wrapper(self) -> str:
+        """What a wrapper wrote before all of its tensors' names, and is left out; mostly empty.
+        What PEFT writes belongs there."""
+        infos = (info for name in (*self.tensors, *self.factors) for info in self.parts(name))
+        return next((info.wrapper for info in infos), "").replace(PEFT, "")
+
+    @property
     def files(self) -> list[Path]:
         """The files that hold its tensors."""
         return sorted({*self.fused_files, *(info.file for info in self.rest.values())})
@@ -94,6 +103,12 @@ def inspect(source: str, name: str) -> Checkpoint:
             unknown or mis-shaped tensors; weights in a pickle.
     """
     folder = resolve(source, what=name)
+    with reading(f"{name}: {folder}"):
+        return inspected(source, folder, name)
+
+
+def inspected(source: str, folder: Path, name: str) -> Checkpoint:
+    """The checkpoint in a folder. See `inspect`."""
     config = read_config(folder, name)
     found = headers(folder, config, name)
     shapes = vision_tensors(vision_fields(config, f"{name}: {folder / 'config.json'}"))
@@ -137,62 +152,72 @@ def load_config(folder: Path, name: str) -> dict[str, Any]:
     """`config.json` of any model.
 
     Raises:
-        InputError: none, or not a JSON object.
+        InputError: none, or not a JSON object; names the folder that the model is in, where it is
+            below.
     """
     file = folder / "config.json"
-    try:
-        return dict(json.loads(file.read_text()).items())
-    except FileNotFoundError:
+    if not file.exists() and not file.is_symlink():
         if (folder / ADAPTER_CONFIG).exists():
             raise InputError(
                 f"{name}: {folder}: {ADAPTER_CONFIG}: an adapter; a whole model is needed here"
                 " (only pool.experts may be adapters)"
-            ) from None
-        raise InputError(f"{name}: {file}: missing; a Hugging Face folder is needed") from None
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{name}: {file}: not a JSON object: {one_line(error)}") from None
+            )
+        raise InputError(
+            f"{name}: {file}: missing; a Hugging Face folder is needed{elsewhere(folder)}"
+        )
+    return read_json(file, name)
 
 
 def headers(folder: Path, config: Mapping[str, Any], name: str) -> dict[str, TensorInfo]:
-    """Every tensor of the folder's safetensors files, under its name in the file."""
+    """Every tensor of the folder's safetensors files, under its name without wrappers.
+
+    Raises:
+        InputError: see `header`; no weights, or an index that does not fit the files.
+    """
     single, index = folder / "model.safetensors", folder / INDEX
-    if single.exists():
-        return header(single, name)
+    if single.exists() or single.is_symlink():
+        return unwrapped(header(single, name))
     if not index.exists():
         raise InputError(f"{name}: {folder}: {no_weights(folder, config)}")
-    try:
-        where = json.loads(index.read_text())["weight_map"]
-        shards = dict.fromkeys(where.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{name}: {index}: not an index: {one_line(error)}") from None
+    where = read_json(index, name).get("weight_map")
+    if not isinstance(where, dict) or not where:
+        raise InputError(f"{name}: {index}: not an index: weight_map: a mapping needed")
+    shards = {
+        shard: inside(folder, shard, f"{name}: {index}: weight_map")
+        for shard in map(str, where.values())
+    }
     found: dict[str, TensorInfo] = {}
-    for shard in shards:
-        if not isinstance(shard, str) or Path(shard).name != shard:
-            raise InputError(f"{name}: {index}: {shard!r}: a file name in the folder is needed")
-    for shard in shards:
-        if not (folder / shard).exists():
-            raise InputError(f"{name}: {folder / shard}: missing; {INDEX} lists it")
-        inside = header(folder / shard, name)
-        stated = {key for key, file in where.items() if file == shard}
-        for key in sorted(stated ^ inside.keys()):
+    for shard, file in shards.items():
+        if not file.exists():
+            raise InputError(f"{name}: {file}: missing; {INDEX} lists it")
+        there = header(file, name)
+        stated = {key for key, named in where.items() if named == shard}
+        for key in sorted(stated ^ there.keys()):
             fault = "missing; the index says it is there" if key in stated else "not in the index"
-            raise InputError(f"{name}: {folder / shard}: tensor {key!r}: {fault} ({INDEX})")
-        found |= inside
-    return found
+            raise InputError(f"{name}: {file}: tensor {key[:LONGEST]!r}: {fault} ({INDEX})")
+        found |= there
+    return unwrapped(found)
 
 
 def no_weights(folder: Path, config: Mapping[str, Any]) -> str:
     """What to say of a folder without safetensors."""
     pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
     if not pickles:
-        return f"no model.safetensors and no {INDEX}"
-    kind = (config.get("architectures") or ["CLIPModel"])[0]
+        return f"no model.safetensors and no {INDEX}{instead(folder) or elsewhere(folder)}"
+    kind = class_of(config)
     return (
         f"{pickles[0]} is a pickle, which can run code when it is read; safetensors only."
         f' Convert a file that you trust: python -c "from transformers import {kind};'
         f" {kind}.from_pretrained('{folder}').save_pretrained('NEW_FOLDER')\""
         " (and copy the tokenizer and preprocessor files beside it)"
     )
+
+
+def class_of(config: Mapping[str, Any]) -> str:
+    """The class of `transformers` that a configuration names, where it is a plain name."""
+    named = config.get("architectures")
+    first = named[0] if isinstance(named, list) and named else "CLIPModel"
+    return first if isinstance(first, str) and first.isidentifier() else "CLIPModel"
 
 
 def sort_out(
@@ -225,20 +250,22 @@ def sort_out(
 
 
 def read(
-    checkpoint: Checkpoint, names: Iterable[str] | None = None
+    checkpoint: Checkpoint, names: Iterable[str] | None = None, *, strict: bool = True
 ) -> Iterator[tuple[str, Tensor]]:
     """(canonical name, tensor), memory-mapped: read-only by convention, in canonical order.
 
     Args:
         checkpoint: an inspected one.
         names: of `tensors`, `rest` or `buffers`; None: all of `tensors`.
+        strict: see `mapped`.
 
     Raises:
         InputError: a file that changed since it was inspected.
     """
     infos = {**checkpoint.tensors, **checkpoint.rest, **checkpoint.buffers}
     wanted = checkpoint.tensors if names is None else set(names)
-    return mapped({name: info for name, info in infos.items() if name in wanted}, checkpoint.name)
+    chosen = {name: info for name, info in infos.items() if name in wanted}
+    return mapped(chosen, checkpoint.name, strict=strict)
 
 
 def content_hash(checkpoint: Checkpoint) -> str:

@@ -198,8 +198,8 @@ class Source:
         self.check()
         if not self.mapped:
             self.mapped = {
-                **dict(read(self.expert, self.names)),
-                **dict(read_factors(self.expert, self.names)),
+                **dict(read(self.expert, self.names, strict=False)),  # `check` has looked
+                **dict(read_factors(self.expert, self.names, strict=False)),
             }
         return self.mapped[name]
 

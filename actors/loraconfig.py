@@ -8,8 +8,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from actors.documents import read_json
 from actors.sources import ADAPTER_CONFIG
-from fusion.errors import InputError, one_line
+from fusion.errors import InputError, reading
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -34,10 +35,7 @@ def read_lora_config(folder: Path, name: str) -> LoraConfig:
         InputError: not JSON, not of LoRA, or LoRA with more than an added product.
     """
     file = folder / ADAPTER_CONFIG
-    try:
-        content = dict(json.loads(file.read_text()).items())
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{name}: {file}: not a JSON object: {one_line(error)}") from None
+    content = read_json(file, name)
     if content.get("peft_type") != "LORA":
         raise InputError(f"{name}: {file}: peft_type: {content.get('peft_type')!r}; allowed: LORA")
     for field in BESIDE:  # asked of the file: PEFT drops the fields that its version does not know
@@ -46,7 +44,8 @@ def read_lora_config(folder: Path, name: str) -> LoraConfig:
                 f"{name}: {file}: {field}: {content[field]!r}; allowed: unset (plain LoRA, whose"
                 " task vectors are products of two factors)"
             )
-    if (start := content.get("init_lora_weights", True)) not in PLAIN_STARTS:
+    start = content.get("init_lora_weights", True)
+    if not isinstance(start, str | bool | None) or start not in PLAIN_STARTS:
         raise InputError(
             f"{name}: {file}: init_lora_weights: {start!r} changes the base's weights; allowed:"
             f" {', '.join(json.dumps(each) for each in PLAIN_STARTS)} (PEFT converts to plain LoRA:"
@@ -64,15 +63,13 @@ def parsed(folder: Path, name: str) -> LoraConfig:
     from peft import LoraConfig
 
     file = folder / ADAPTER_CONFIG
-    try:
+    with reading(f"{name}: {file}: PEFT cannot read it"):
         config: LoraConfig = LoraConfig.from_pretrained(str(folder))
         numbers = {"r": config.r, "lora_alpha": config.lora_alpha}
         for field in ("rank_pattern", "alpha_pattern"):
             for key, value in (getattr(config, field) or {}).items():
                 numbers[f"{field}.{key}"] = value
                 re.compile(key)
-    except (TypeError, ValueError, KeyError, ImportError, AttributeError, re.error) as error:
-        raise InputError(f"{name}: {file}: PEFT cannot read it: {one_line(error)}") from None
     for field, value in numbers.items():
         whole = not field.startswith(("lora_alpha", "alpha_pattern"))
         if type(value) not in ((int,) if whole else (int, float)) or not 0 < value < math.inf:

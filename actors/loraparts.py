@@ -14,14 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from actors.architecture import PREFIX
-from actors.headers import TensorInfo
+from actors.headers import PEFT, TensorInfo
+from actors.hints import elsewhere, instead
 from actors.sources import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, LINEARIZED_WEIGHTS
 from fusion.errors import InputError
 
 PICKLED = ("adapter_model.bin", "linearized_adapter_model.bin")
-
-WRAPPED = "base_model.model."
-"""What PEFT writes before the names of the model that it wraps."""
 
 FACTOR = re.compile(
     r"(?P<module>.+?)(?P<linear>\.model)?\.lora_(?P<table>embedding_)?(?P<part>[AB])"
@@ -46,7 +44,7 @@ def weights_file(folder: Path, name: str) -> Path:
     Raises:
         InputError: none, two, a pickle, or a whole model beside it.
     """
-    there = [file for file in (ADAPTER_WEIGHTS, LINEARIZED_WEIGHTS) if (folder / file).exists()]
+    there = [file for file in (ADAPTER_WEIGHTS, LINEARIZED_WEIGHTS) if is_there(folder / file)]
     models = [file for file in ("model.safetensors", INDEX) if (folder / file).exists()]
     if models:
         raise InputError(
@@ -63,7 +61,15 @@ def weights_file(folder: Path, name: str) -> Path:
             " safetensors only. Load an adapter that you trust with PEFT and save it anew:"
             " save_pretrained(NEW_FOLDER, safe_serialization=True)"
         )
-    raise InputError(f"{name}: {folder}: no {ADAPTER_WEIGHTS} and no {LINEARIZED_WEIGHTS}")
+    raise InputError(
+        f"{name}: {folder}: no {ADAPTER_WEIGHTS} and no {LINEARIZED_WEIGHTS}"
+        f"{instead(folder) or elsewhere(folder)}"
+    )
+
+
+def is_there(file: Path) -> bool:
+    """Whether a name is in its folder, be it a link to nothing."""
+    return file.exists() or file.is_symlink()
 
 
 def sort_out(
@@ -81,7 +87,7 @@ def sort_out(
     whole: dict[str, TensorInfo] = {}
     copies: dict[str, TensorInfo] = {}
     for key, info in found.items():
-        short = key.removeprefix(WRAPPED)
+        short = key.removeprefix(PEFT)
         if match := FACTOR.fullmatch(short):
             kept, at = (
                 parts.setdefault(match["module"], {}),

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusion.errors import InputError
+from fusion.errors import InputError, reading
 
 if TYPE_CHECKING:
     from actors.embedded.layout import EmbeddedPool
@@ -54,6 +54,12 @@ def resolve(source: str, *, what: str) -> Path:
     Raises:
         InputError: nothing of that name; the line says what is allowed.
     """
+    with reading(f"{what}: {source!r}"):
+        return resolved(source, what)
+
+
+def resolved(source: str, what: str) -> Path:
+    """The folder of a model. See `resolve`."""
     folder = local(source, what)
     if folder is not None:
         return folder
@@ -71,9 +77,10 @@ def resolve_data(source: str, *, what: str) -> Path | None:
     Raises:
         InputError: a path that is not there, or no such embedded task.
     """
-    folder = local(source, what)
-    if folder is not None:
-        return folder
+    with reading(f"{what}: {source!r}"):
+        folder = local(source, what)
+        if folder is not None:
+            return folder
     if source.startswith(EMBEDDED):
         return member(embedded_pool(source, what).data, source, what)
     return None
@@ -85,7 +92,14 @@ def local(source: str, what: str) -> Path | None:
     if source and path.is_dir():
         return path.resolve()
     if path.is_file():
-        raise InputError(f"{what}: {source!r}: a file; a folder or a hub id is needed")
+        raise InputError(
+            f"{what}: {source!r}: a file; a folder or a hub id is needed; the file's folder is"
+            f" {path.parent}"
+        )
+    if path.is_symlink():
+        raise InputError(f"{what}: {source!r}: a link to nothing: {path.readlink()}")
+    if source and path.exists():
+        raise InputError(f"{what}: {source!r}: no folder; a folder or a hub id is needed")
     if source.startswith(("/", "./", "../", "~")):
         raise InputError(f"{what}: {source!r}: no such folder")
     return None

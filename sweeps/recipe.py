@@ -217,7 +217,7 @@ def write_folder(base: Checkpoint, fused: Mapping[str, Any], out: Path, recipe: 
         tensors = {}
         infos = {**base.tensors, **base.rest, **base.buffers}
         for name, tensor in read(base, infos):
-            tensors[infos[name].key] = fused.get(name, tensor).contiguous()
+            tensors[infos[name].plain] = fused.get(name, tensor).contiguous()
         save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
         for file in base.folder.iterdir():
             if file.suffix in {".json", ".txt"} and not file.name.endswith(".index.json"):

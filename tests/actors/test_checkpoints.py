@@ -123,7 +123,7 @@ def test_no_configuration(tiny: Any, tmp_path: Path) -> None:
     (folder / "config.json").unlink()
     refused(folder, "config.json: missing")
     (folder / "config.json").write_text("{")
-    refused(folder, "config.json: not a JSON object")
+    refused(folder, "config.json: not JSON")
     (folder / "config.json").write_text('{"model_type": "bert"}')
     refused(folder, "model_type 'bert'", "clip_vision_model")
 
