@@ -217,7 +217,7 @@ class LocalExperts:
         """Embeddings of parts of a role's rows, made now."""
         coding = torch.zeros(1, len(self.tasks), 1)
         weights = self.pipeline.weights(
-            coding=coding if expert == BASE else one_hot(self.tasks, expert)
+            coding=coding if expert == BASE else one_hot(self.tasks, expert), own=True
         )
         cut = (self.batch(task, role, part) for part in parts)
         with self.filling:

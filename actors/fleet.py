@@ -77,6 +77,7 @@ class Fleet:
         readers: Sequence[str] = (),
         sweep: str = "",
         weights: str = "memory",
+        results: str = "base",
     ) -> None:
         """Start everything; nothing is waited for.
 
@@ -93,10 +94,11 @@ class Fleet:
             sweep: its name, for those of the actors; one fleet at a time has it.
             weights: `memory`; `factored`: adapters' factors are the objects; or `files`: task
                 vectors are none, each replica opens the experts' files; its node must see them.
+            results: `base` or `float32`: what merged models are rounded to.
         """
         base = blueprint(pool.base, pool.names)
         self.known = Setup(
-            base, pool.tasks, pool.groups, plan, dtype, data, embeddings, transport, home()
+            base, pool.tasks, pool.groups, plan, dtype, data, embeddings, transport, results, home()
         )
         self.plan, self.sweep = plan, sweep
         self.setup = ray.put(self.known)

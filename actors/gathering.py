@@ -7,6 +7,7 @@ was started again between two of them has not seen those before, and says so (`F
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -245,7 +246,7 @@ class Gathering:
             part = vectors.restrict(mine).into(self.encoder.arena)
             means, shared = [], {}
             for task, batches in zip(vectors.tasks, current, strict=True):
-                mix(part, one_hot(vectors.tasks, task))
+                mix(replace(part, results=self.encoder.dtype), one_hot(vectors.tasks, task))
                 grams = Grams([(module, names)], self.shard.vectors.deltas)
                 grams.on = True
                 with torch.inference_mode():

@@ -124,7 +124,7 @@ def observe(
     experts: LocalExperts, task: str, key: str, asked: Asked, rows: NDArray[np.int64]
 ) -> None:
     """Gram matrices of one expert, on images of its task."""
-    weights = Weights(key, coding=one_hot(experts.tasks, task))
+    weights = Weights(key, coding=one_hot(experts.tasks, task), own=True)
     given = cut(experts, task, rows, asked.batch_size)
     for i, batch in enumerate(given):
         carry: Any = batch
@@ -138,7 +138,10 @@ def probe(
     experts: LocalExperts, task: str, key: str, asked: Asked, rows: NDArray[np.int64]
 ) -> None:
     """Squared gradients of one expert, on images of its task; one batch at a time."""
-    pipeline, weights = experts.pipeline, Weights(key, coding=one_hot(experts.tasks, task))
+    pipeline, weights = (
+        experts.pipeline,
+        Weights(key, coding=one_hot(experts.tasks, task), own=True),
+    )
     estimate = asked.options["estimate"]
     call, (*before, last) = pipeline.link.call, pipeline.shards
     given = cut(experts, task, rows, asked.batch_size)

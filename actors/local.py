@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -11,6 +12,7 @@ from actors.experts import LocalExperts, TaskData
 from actors.heads import read_head
 from actors.pipeline import Direct, Pipeline
 from actors.pool import Pool, load_flat, unflatten
+from actors.recipes import results_dtype
 from actors.segments import clip_segments, segment_names
 from actors.shard import Shard
 from fusion.state import TaskVectors
@@ -25,6 +27,7 @@ def local_experts(
     dtype: torch.dtype = torch.float32,
     blocks: Sequence[tuple[int, int] | None] = (None,),
     vectors: TaskVectors | None = None,
+    results: str = "base",
 ) -> LocalExperts:
     """Load a pool and build its shards here.
 
@@ -36,11 +39,13 @@ def local_experts(
         dtype: what to compute in.
         blocks: segments [start, stop) of each shard; None: one shard with all.
         vectors: the pool's task vectors, where they are loaded already: on `device`.
+        results: `base` or `float32`: what merged models are rounded to.
 
     Raises:
         InputError: see `load_flat`.
     """
     vectors = unflatten(load_flat(pool), device) if vectors is None else vectors
+    vectors = replace(vectors, results=results_dtype(results))
     chain = clip_segments(pool.base)
     heads = {name: read_head(task.head) for name, task in data.items()}
     shards = []

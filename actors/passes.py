@@ -60,6 +60,9 @@ class Weights:
     """Of a method that needs some: the key of each expert's files."""
     learned: Parcel | None = None
     """Of a method whose parameters live in the shards: what was learned."""
+    own: bool = False
+    """Whether it is a member of the pool, or part of what makes a model a sample: no result that
+    could be exported, so it is not rounded to the dtype of results."""
 
 
 def weights_of(surveyed: Weights, coding: Tensor) -> Weights:

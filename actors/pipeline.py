@@ -131,10 +131,11 @@ class Pipeline:
         trim: Trim | None = None,
         statistics: tuple[str, ...] = (),
         learned: Parcel | None = None,
+        own: bool = False,
     ) -> Weights:
         """What passes go through, surveyed over all shards where that is needed."""
         key, trim = uuid.uuid4().hex, trim or Trim()
-        made = Weights(key, method, params, coding, trim, None, statistics, learned)
+        made = Weights(key, method, params, coding, trim, None, statistics, learned, own)
         if method is not None:
             row = METHODS[method]
             surveyed = isinstance(row, Static) and row.survey is not None

@@ -40,6 +40,19 @@ from fusion.trim import Trim, trim_survey, trimmed
 BASE = "pretrained"
 """The recipe of the base itself."""
 
+RESULTS = ("base", "float32")
+"""What merged models may be rounded to: each tensor to its dtype in the base, or to float32."""
+
+
+def results_dtype(name: str) -> torch.dtype | None:
+    """The dtype of merged models; None: that of the base, tensor by tensor.
+
+    >>> results_dtype("base"), results_dtype("float32")
+    (None, torch.float32)
+    """
+    assert name in RESULTS
+    return None if name == "base" else torch.float32
+
 
 def static_method(recipe: Recipe) -> Static | Learned | None:
     """The method of a recipe that makes one model; None: the base.
@@ -108,8 +121,13 @@ def opened_gate(
     return gate, key, method.learning(shape, **recipe.params).trim
 
 
-def rebuilt(pool: Pool, recipe: Recipe) -> dict[str, Tensor]:
+def rebuilt(pool: Pool, recipe: Recipe, results: str = "base") -> dict[str, Tensor]:
     """θ by recipe from a pool's files, one tensor's task vectors in memory at a time.
+
+    Args:
+        pool: an opened pool.
+        recipe: of one model.
+        results: what it is rounded to, see `RESULTS`.
 
     Raises:
         InputError: see `merged`, `streamed` and `file_vectors`.
@@ -121,8 +139,9 @@ def rebuilt(pool: Pool, recipe: Recipe) -> dict[str, Tensor]:
             shared = coding.shape[2] == 1
             at = {name: 0 if shared else i for i, name in enumerate(pool.groups)}
             columns = coding[0].T.tolist()
-            return dict(streamed(pool, lambda name: columns[at[name]]))
-    return merged(filed_vectors(pool), recipe)
+            dtype = results_dtype(results)
+            return dict(streamed(pool, lambda name: columns[at[name]], results=dtype))
+    return merged(replace(filed_vectors(pool), results=results_dtype(results)), recipe)
 
 
 def of_task(recipe: Recipe, task: str) -> Recipe:

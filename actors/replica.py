@@ -24,6 +24,7 @@ from actors.models import Blueprint
 from actors.pipeline import Direct, Pipeline
 from actors.placement import Plan
 from actors.pool import FlatVectors, unflatten
+from actors.recipes import results_dtype
 from actors.shard import Batch, Shard, Weights
 from actors.sources import cache_dir
 from actors.spread import Home, paths, settled
@@ -54,6 +55,8 @@ class Setup:
     embeddings: EmbeddingCache
     transport: str = "store"
     """`store`, or `direct` where it can be had."""
+    results: str = "base"
+    """What merged models are rounded to: `base` or `float32`."""
     home: Home | None = None
     """Whose paths those of `data` and `embeddings` are; None: every node's."""
 
@@ -99,7 +102,11 @@ def vectors_of(weights: FlatVectors | FiledVectors | FactoredVectors, device: st
 def build_shard(setup: Setup, weights: bytes, index: int) -> Shard:
     """One shard of the plan, from a pickled reference to its weights."""
     torch.set_num_threads(setup.plan.threads)
-    vectors = replace(vectors_of(opened(weights), setup.plan.device), groups=setup.groups)
+    vectors = replace(
+        vectors_of(opened(weights), setup.plan.device),
+        groups=setup.groups,
+        results=results_dtype(setup.results),
+    )
     last = index == setup.plan.shards - 1
     kinds = [kind for kind, read in (("pixels", index == 0), ("heads", last)) if read]
     data = settled(setup.data, setup.home, kinds)

@@ -33,7 +33,7 @@ def mlp_names(vectors: TaskVectors) -> list[str]:
 
 def resident_weights(scale: float) -> Weights:
     """What everything but the MLPs is: task arithmetic, merged once into the resident model."""
-    return Weights(f"routers over {scale!r}", "task_arithmetic", {"scale": scale})
+    return Weights(f"routers over {scale!r}", "task_arithmetic", {"scale": scale}, own=True)
 
 
 class Routers:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,8 @@ class Shard:
         vectors = self.trimmed(weights)
         if arena is not None:
             vectors = vectors.into(arena)
+        if weights.own:
+            vectors = replace(vectors, results=self.encoder.dtype)
         if weights.method is None:
             assert weights.coding is not None
             return mix(vectors, weights.coding)

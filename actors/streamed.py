@@ -75,8 +75,12 @@ class Crew:
     buffers: list[Buffers]
 
 
-def streamed(pool: Pool, shares: Shares, *, scale: float = 1.0) -> Iterator[tuple[str, Tensor]]:
-    """θ_k = θ₀,k + scale·Σ_t c_tk τ_t,k, one tensor after the other, in the base's dtype.
+def streamed(
+    pool: Pool, shares: Shares, *, scale: float = 1.0, results: torch.dtype | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """θ_k = θ₀,k + scale·Σ_t c_tk τ_t,k, one tensor after the other, rounded once to `results`.
+
+    Without `results` to the dtype of the base's tensor.
 
     The same bits as `mix_tensor` of loaded task vectors. What is held is one tensor of the result
     and a few chunks a thread, and of adapters one tensor's task vectors; files of ingredients
@@ -120,7 +124,8 @@ def streamed(pool: Pool, shares: Shares, *, scale: float = 1.0) -> Iterator[tupl
                 for expert, share in pairs
                 if share and scale and expert.parts(name)
             ]
-            yield name, mixed(source(pool.base, name), terms, scale, crew)
+            kind = results if name in groups else None
+            yield name, mixed(source(pool.base, name), terms, scale, crew, kind)
 
 
 @contextmanager
@@ -140,17 +145,24 @@ def hired() -> Iterator[Crew]:
         yield Crew(threads, [{} for _ in range(count)])
 
 
-def mixed(origin: Source, terms: Sequence[Term], scale: float, crew: Crew) -> Tensor:
-    """θ₀ + scale·Σ c (θ − θ₀) of one tensor, chunk by chunk; in the base's dtype.
+def mixed(
+    origin: Source,
+    terms: Sequence[Term],
+    scale: float,
+    crew: Crew,
+    results: torch.dtype | None = None,
+) -> Tensor:
+    """θ₀ + scale·Σ c (θ − θ₀) of one tensor, chunk by chunk; see `streamed`.
 
     Raises:
         InputError: NaN or Inf, by file and tensor.
     """
-    out = torch.empty(origin.info.shape, dtype=origin.info.dtype)
-    flat = out.view(-1)
     if not terms:
-        origin.load(bytes_of(flat))
-        return out
+        own = torch.empty(origin.info.shape, dtype=origin.info.dtype)
+        origin.load(bytes_of(own.view(-1)))
+        return own.to(results or own.dtype)
+    out = torch.empty(origin.info.shape, dtype=results or origin.info.dtype)
+    flat = out.view(-1)
 
     def work(span: slice, buffers: Buffers) -> bool:
         with torch.no_grad():  # the mode is each thread's own

@@ -43,7 +43,7 @@ class TaskVectors:
     tasks: tuple[str, ...]
     """The experts' names; fixes every T axis."""
     base: StateDict
-    """name -> θ₀ [*shape], in the checkpoint's dtype: the dtype of every merged model."""
+    """name -> θ₀ [*shape], in the checkpoint's dtype."""
     deltas: Mapping[str, Deltas]
     """name -> τ [T, *shape], in `accumulator(base dtype, expert dtypes)`."""
     arena: StateDict | None = None
@@ -51,6 +51,9 @@ class TaskVectors:
     groups: tuple[str, ...] = ()
     """Names of the floating-point tensors of the whole model, in order: the G axis of layer-wise
     codings and weights. A shard keeps the whole's; by default the names in `deltas`."""
+    results: torch.dtype | None = None
+    """What a merged model's floating-point tensors are rounded to, once, also where they go on in
+    an arena of another dtype; None: to that of the base's tensor."""
 
     def __post_init__(self) -> None:
         if not self.groups:
@@ -125,15 +128,19 @@ class TaskVectors:
         merged = {}
         with torch.no_grad():  # the tensors of an arena may be a model's parameters
             for name, tensor in self.base.items():
-                if self.arena is None:
-                    out = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+                kind = self.results if self.results and name in self.deltas else tensor.dtype
+                place = None if self.arena is None else self.arena[name]
+                if place is not None and place.dtype == kind:
+                    out = place
                 else:
-                    out = self.arena[name]
+                    out = torch.empty_like(
+                        tensor, dtype=kind, memory_format=torch.contiguous_format
+                    )
                 if name in self.deltas:
                     fill(name, out)
                 else:
                     out.copy_(tensor)
-                merged[name] = out
+                merged[name] = out if place is None or place is out else place.copy_(out)
         return merged
 
 

@@ -78,6 +78,7 @@ def facts(prepared: Prepared) -> list[tuple[str, str]]:
             f"{arrangement(plan)}, {plan.threads} thread(s) each, "
             f"forward in {spec.placement.dtype}",
         ),
+        *([("rounding", rounded)] if (rounded := rounding(prepared)) else []),
         *([("nodes", spread(plan))] if len(plan.nodes) > 1 else []),
         ("memory", memory(plan, spec.placement.weights)),
         (
@@ -97,6 +98,22 @@ def facts(prepared: Prepared) -> list[tuple[str, str]]:
             for role in sorted(prepared.needs.adapts_on)
         ),
     ]
+
+
+def rounding(prepared: Prepared) -> str:
+    """What fused models are rounded to, where that is not what they are summed in, or the base's
+    dtype; empty else."""
+    pool, wish = prepared.pool, prepared.spec.placement.result_dtype
+    kinds = {name: pool.base.tensors[name].dtype for name in pool.groups}
+    if wish == "base":
+        summed = {name: pool.delta_dtype(name) or kind for name, kind in kinds.items()}
+        rounded = {kind for name, kind in kinds.items() if kind.itemsize < summed[name].itemsize}
+        said = "results are rounded to {}, the base's dtype: placement.result_dtype"
+    else:
+        rounded = {kind for kind in kinds.values() if str(kind) != f"torch.{wish}"}
+        said = f"results are {wish}, the base is {{}}: placement.result_dtype"
+    names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in rounded))
+    return said.format(names) if names else ""
 
 
 def extractor_text(extractor: Extractor, images: int) -> str:

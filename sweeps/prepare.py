@@ -96,6 +96,7 @@ class Prepared:
             },
             "splits": vars(self.splits),
             "dtype": self.spec.placement.dtype,
+            "result_dtype": self.spec.placement.result_dtype,
             "seed": self.spec.seed,
             **({"unseen": list(self.spec.unseen)} if self.spec.unseen else {}),
         }

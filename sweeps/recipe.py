@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ import yaml
 
 from actors.atomic import replacing
 from actors.checkpoints import Checkpoint, content_hash, read
-from actors.documents import dump_yaml
+from actors.documents import dump_yaml, read_json
 from actors.experts import Recipe as What
 from actors.filed import filed_vectors
 from actors.pool import Pool, open_pool
-from actors.recipes import learned_beta, merged, of_task, rebuilt
+from actors.recipes import RESULTS, learned_beta, merged, of_task, rebuilt, results_dtype
 from actors.segments import clip_segments
 from actors.statisticfile import opened, place
 from fusion.errors import InputError
@@ -54,6 +55,8 @@ class Recipe:
     """Of a method that learns: its gate or coding file, beside the recipe."""
     statistics: Sequence[str] = ()
     """Of a method that merges by statistics of data: each expert's key in the cache."""
+    result_dtype: str = "base"
+    """What the model is rounded to: each tensor to its dtype in the base, or to float32."""
 
 
 def identify(checkpoint: Checkpoint) -> Model:
@@ -72,6 +75,7 @@ def write(
     selected: Mapping[str, Any],
     learned: Path | None = None,
     statistics: Sequence[str] = (),
+    result_dtype: str = "base",
 ) -> Path:
     """`<folder>/<row>.yaml`, written whole or not at all; what was learned is copied beside it."""
     content = {
@@ -82,6 +86,7 @@ def write(
         "code": version("fusion-sweeps"),
         "sweep": sweep,
         "selected": dict(selected),
+        "result_dtype": result_dtype,
     }
     if learned is not None:
         data = learned.read_bytes()
@@ -107,12 +112,16 @@ def load(path: Path) -> Recipe:
         base = Model(**content.pop("base"))
         experts = {task: Model(**model) for task, model in content.pop("experts").items()}
         learned = Model(**content.pop("learned")) if content.get("learned") else None
-        return Recipe(base=base, experts=experts, learned=learned, **content)
+        found = Recipe(base=base, experts=experts, learned=learned, **content)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, TypeError, AttributeError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path}: not a recipe as `sweeps run` writes it ({reason})") from error
+    if found.result_dtype not in RESULTS:
+        allowed = " or ".join(RESULTS)
+        raise InputError(f"{path}: result_dtype: {found.result_dtype!r}; {allowed} allowed")
+    return found
 
 
 def export(path: Path, out: Path) -> None:
@@ -141,13 +150,15 @@ def export(path: Path, out: Path) -> None:
             )
     what = What(recipe.method, {**recipe.params, **known_statistics(recipe, pool, path)}, data)
     if isinstance(METHODS.get(recipe.method), PerTask):
-        vectors = filed_vectors(pool)
+        vectors = replace(filed_vectors(pool), results=results_dtype(recipe.result_dtype))
         with new_folder(out) as part:
             for task in pool.tasks:
-                write_folder(pool.base, merged(vectors, of_task(what, task)), part / task, path)
+                fused = merged(vectors, of_task(what, task))
+                write_folder(pool.base, fused, part / task, path, recipe.result_dtype)
         return
-    fused = {**rebuilt(pool, what), **tempered(pool.base, learned_beta(what))}
-    write_folder(pool.base, fused, out, path)
+    fused = rebuilt(pool, what, recipe.result_dtype)
+    fused |= tempered(pool.base, learned_beta(what))
+    write_folder(pool.base, fused, out, path, recipe.result_dtype)
 
 
 def known_statistics(recipe: Recipe, pool: Pool, path: Path) -> dict[str, Any]:
@@ -209,20 +220,40 @@ def learned_data(recipe: Recipe, path: Path) -> bytes | None:
     return data
 
 
-def write_folder(base: Checkpoint, fused: Mapping[str, Any], out: Path, recipe: Path) -> None:
-    """The base's folder with the fused tensors in place of its own, under their names there."""
+def write_folder(
+    base: Checkpoint, fused: Mapping[str, Any], out: Path, recipe: Path, results: str
+) -> None:
+    """The base's folder with the fused tensors in place of its own, under their names there.
+
+    Where `results` is a dtype, all floating-point tensors have it, and the configuration says so.
+    """
     from safetensors.torch import save_file
+
+    dtype = results_dtype(results)
 
     with new_folder(out) as part:
         tensors = {}
         infos = {**base.tensors, **base.rest, **base.buffers}
         for name, tensor in read(base, infos):
-            tensors[infos[name].plain] = fused.get(name, tensor).contiguous()
+            found = fused.get(name, tensor)
+            kind = dtype if dtype is not None and found.is_floating_point() else found.dtype
+            tensors[infos[name].plain] = found.to(kind).contiguous()
         save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
         for file in base.folder.iterdir():
             if file.suffix in {".json", ".txt"} and not file.name.endswith(".index.json"):
                 shutil.copy(file, part / file.name)
+        if dtype is not None:
+            say_dtype(part / "config.json", results)
         shutil.copy(recipe, part / "recipe.yaml")
+
+
+def say_dtype(file: Path, dtype: str) -> None:
+    """Write into a model's configuration, and those of its towers, what its tensors are."""
+    config = read_json(file)
+    config.setdefault("dtype" if "torch_dtype" not in config else "torch_dtype", dtype)
+    for part in (config, *(each for each in config.values() if isinstance(each, dict))):
+        part |= {key: dtype for key in ("dtype", "torch_dtype") if key in part}
+    file.write_text(json.dumps(config, indent=2))
 
 
 @contextmanager

@@ -255,7 +255,7 @@ def with_recipe(row: Row, prepared: Prepared, folder: SweepFolder, experts: Expe
         statistics = experts.statistics(Recipe(row.method, row.params))
     path = recipe.write(
         folder.recipes, row.method, prepared.pool, row.params, spec.name, selected, learned,
-        statistics,
+        statistics, spec.placement.result_dtype,
     )  # fmt: skip
     return replace(row, recipe=str(path.relative_to(folder.path)))
 

@@ -149,6 +149,10 @@ class PlacementSpec(Part):
     dtype: Literal["float32", "float16", "bfloat16", "float64"] = Field(
         default="float32", description="float32, float16, bfloat16 or float64"
     )
+    result_dtype: Literal["base", "float32"] = Field(
+        default="base", description="base (each tensor's dtype in the base) or float32"
+    )
+    """What fused models are rounded to, where they are measured and where they are exported."""
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto, cpu or cuda")
 
 
@@ -194,7 +198,7 @@ class SweepSpec(Part):
     ] = Field(
         default=PlacementSpec(),
         description="auto, or a mapping of replicas, shards, gpus, labels, transport, weights, "
-        "dtype and device,",
+        "dtype, result_dtype and device,",
     )
     shifts: Mapping[Name, ShiftSpec] = Field(
         default={},
@@ -277,8 +281,8 @@ def spec_hash(spec: SweepSpec) -> str:
 
     Left out, since the same results come of any of them (to rounding, on another device or from
     factors): `name` (a folder), `mlflow` (where results are written), and of `placement` replicas,
-    shards, device and weights (where they are computed, and from what; its `dtype` is rounding, and
-    stays).
+    shards, device and weights (where they are computed, and from what; its `dtype` and
+    `result_dtype` are rounding, and stay).
     """
     return digest(deciding(spec))
 
@@ -298,4 +302,6 @@ def deciding(spec: SweepSpec) -> dict[str, Any]:
     for task in data["tasks"].values():
         if task["head"] is None:
             del task["head"]
+    if spec.placement.result_dtype != "base":
+        data["result_dtype"] = spec.placement.result_dtype
     return {**data, "dtype": spec.placement.dtype}

@@ -63,6 +63,7 @@ def stand(
             readers=site.readers(prepared),
             sweep=prepared.spec.name,
             weights=prepared.spec.placement.weights,
+            results=prepared.spec.placement.result_dtype,
         )
     )
     fleet.ready()

@@ -156,7 +156,10 @@ def measured(
     if (place / HEAD).exists():
         task = replace(task, head=place / HEAD)
     pool = open_pool(str(base), {task.name: str(place)})
-    # With one expert, averaging IS the expert; nothing is read from a cache of embeddings.
-    experts = local_experts(pool, {task.name: task}, EmbeddingCache(place, {}), device=device)
+    # With one expert, averaging IS the expert, if it is not rounded to the base's dtype; nothing is
+    # read from a cache of embeddings.
+    experts = local_experts(
+        pool, {task.name: task}, EmbeddingCache(place, {}), device=device, results="float32"
+    )
     recipe = Recipe("simple_average")
     return {role: experts.evaluate(recipe, role).scores[task.name].accuracy for role in roles}
