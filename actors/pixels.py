@@ -21,7 +21,7 @@ from actors.arrowfile import flat, tensor_of
 from actors.hashes import hash_text
 from actors.imaging import Preprocess
 from actors.pixelfile import PixelWriter
-from actors.rows import Chunk, FileRows, ParquetRows, Rows, decode
+from actors.rows import Chunk, decode, local_files
 from actors.tasks import Task
 from fusion.errors import InputError
 
@@ -169,13 +169,6 @@ def decoded(chunks: list[Chunk], preprocess: Preprocess) -> Iterator[pa.Table]:
         dataset.context.enable_progress_bars = False
         dataset.context.execution_options.label_selector = places or None
         yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
-
-
-def local_files(rows: Rows) -> tuple[str, ...]:
-    """A file of this machine that rows are read from; none where they come from the hub."""
-    if isinstance(rows, ParquetRows):
-        return (rows.file,)
-    return rows.files[:1] if isinstance(rows, FileRows) else ()
 
 
 @contextmanager

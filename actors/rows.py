@@ -48,22 +48,49 @@ class FileRows:
 
 
 @dataclass(frozen=True)
-class HubRows:
-    """`count` rows, from `offset` on, of a split that the `datasets` library reads."""
+class ArrowRows:
+    """`count` rows, from `offset` on, of an Arrow file."""
 
-    dataset: str
-    config: str | None
-    revision: str | None
-    split: str
+    file: str
     offset: int
     count: int
     image: str
     label: str
     root: str = ""
-    """The data set's folder, in which files lie that rows name; empty: where the rows come from."""
+    """As of `ParquetRows`."""
 
 
-Rows: TypeAlias = ParquetRows | FileRows | HubRows
+@dataclass(frozen=True)
+class Library:
+    """What the `datasets` library is asked for: files of one split, or a data set of the hub."""
+
+    name: str
+    """A hub id, or the format of the files."""
+    config: str | None
+    revision: str | None
+    split: str
+    files: tuple[str, ...] = ()
+    """Local files; none: of the hub."""
+    separator: str = ""
+    """Between the columns of a CSV file; empty: a comma."""
+
+
+@dataclass(frozen=True)
+class LibraryRows:
+    """`count` rows, from `offset` on, of what the `datasets` library reads."""
+
+    source: Library
+    offset: int
+    count: int
+    image: str
+    label: str
+    root: str = ""
+    """As of `ParquetRows`; empty: the library's own cache."""
+    names: tuple[str, ...] | None = None
+    """The texts of the label column, by label; None: it holds numbers."""
+
+
+Rows: TypeAlias = ParquetRows | ArrowRows | FileRows | LibraryRows
 
 
 @dataclass(frozen=True)
@@ -102,7 +129,7 @@ def decode(chunk: Chunk, preprocess: Preprocess) -> pa.Table:
             done += 1
     except Exception as failed:  # readers raise what they like on damaged data
         reason = " ".join(str(failed).split())[:300] or type(failed).__name__
-        error = f"{chunk.name}: row {chunk.start + done} ({source(chunk.rows)}): {reason}"
+        error = f"{chunk.name}: row {chunk.start + done} ({origin(chunk.rows)}): {reason}"
     done += error is not None
     errors = [error if index == done - 1 else None for index in range(done)]
     flat = pa.array(images[:done].reshape(-1))
@@ -144,11 +171,18 @@ def decode_row(
     return None, deep
 
 
-def source(rows: Rows) -> str:
+def origin(rows: Rows) -> str:
     """Where rows come from, as messages name it."""
     if isinstance(rows, FileRows):
         return "an image folder"
-    return rows.file if isinstance(rows, ParquetRows) else rows.dataset
+    return rows.source.name if isinstance(rows, LibraryRows) else rows.file
+
+
+def local_files(rows: Rows) -> tuple[str, ...]:
+    """Files of this machine that rows are read from; none where they come from the hub."""
+    if isinstance(rows, FileRows):
+        return rows.files[:1]
+    return rows.source.files if isinstance(rows, LibraryRows) else (rows.file,)
 
 
 def named_file(name: str, folder: str, root: str) -> str:
@@ -157,12 +191,15 @@ def named_file(name: str, folder: str, root: str) -> str:
     Raises:
         Unusable: a URL, a path with `..`, one or a link that leaves `root`, or no file.
     """
-    where = Path(folder) / name
+    where, home = Path(folder) / name, Path(root)
     plain = "://" not in name and "::" not in name and "\0" not in name
-    if not plain or ".." in Path(name).parts or not where.is_relative_to(root):
+    if not plain or ".." in Path(name).parts or not where.is_relative_to(home):
         raise Unusable(f"names {name[:80]!r}; a path inside the data set's folder is needed")
+    homes = [home.resolve()]
+    if home.parent.name == "snapshots":  # the hub's cache keeps contents beside, under their hashes
+        homes.append(home.parent.parent.resolve() / "blobs")
     file = where.resolve()
-    if not file.is_relative_to(Path(root).resolve()):
+    if not any(file.is_relative_to(each) for each in homes):
         raise Unusable(f"names {name[:80]!r}, a link that leaves the data set's folder")
     if not file.is_file():
         raise Unusable(f"names {name[:80]!r}; no such file")
@@ -178,17 +215,9 @@ def read(rows: Rows) -> Iterator[tuple[bytes | str | None, str | None, Any]]:
     if isinstance(rows, FileRows):
         yield from zip(rows.files, rows.files, rows.labels, strict=True)
         return
-    if isinstance(rows, ParquetRows):
-        import pyarrow.parquet as pq
-
-        table = pq.ParquetFile(rows.file).read_row_group(
-            rows.group, columns=[rows.image, rows.label], use_threads=False
-        )
-        folder = str(Path(rows.file).parent)
-    else:
-        table = hub_table(rows.dataset, rows.config, rows.revision, rows.split, rows.image)
-        folder = rows.dataset
-    table = table.slice(rows.offset, rows.count)
+    table = table_of(rows)
+    folder = str(Path(rows.file).parent) if not isinstance(rows, LibraryRows) else rows.root
+    names = rows.names if isinstance(rows, LibraryRows) else None
     images, labels = table.column(rows.image), table.column(rows.label)
     for image, label in zip(images, labels, strict=True):
         content: Any = image.as_py()
@@ -198,18 +227,61 @@ def read(rows: Rows) -> Iterator[tuple[bytes | str | None, str | None, Any]]:
         if isinstance(content, str):
             content, name = None, content
         if content is None and name is not None:
-            content = named_file(name, folder, rows.root or folder)
+            content = named_file(
+                name, folder or library_home(), rows.root or folder or library_home()
+            )
         number = label.as_py()
+        if names is not None and number is not None:
+            number = names.index(str(number))
         yield content, name, int(number) if isinstance(number, bool) else number
 
 
+def table_of(rows: ParquetRows | ArrowRows | LibraryRows) -> pa.Table:
+    """The two columns of these rows."""
+    if isinstance(rows, ParquetRows):
+        import pyarrow.parquet as pq
+
+        table = pq.ParquetFile(rows.file).read_row_group(
+            rows.group, columns=[rows.image, rows.label], use_threads=False
+        )
+    elif isinstance(rows, ArrowRows):
+        table = arrow_table(rows.file)
+    else:
+        table = library_table(rows.source, rows.image)
+    return table.slice(rows.offset, rows.count).select([rows.image, rows.label])
+
+
 @cache
-def hub_table(
-    dataset: str, config: str | None, revision: str | None, split: str, image: str
-) -> pa.Table:
+def arrow_table(file: str) -> pa.Table:
+    """An Arrow file, memory-mapped: a stream, as `datasets` writes it, or a file."""
+    source = pa.memory_map(file)
+    try:
+        return pa.ipc.open_stream(source).read_all()
+    except pa.ArrowInvalid:
+        return pa.ipc.open_file(source).read_all()
+
+
+@cache
+def library_table(source: Library, image: str) -> pa.Table:
     """A split as an Arrow table over memory-mapped files; images stay encoded."""
     import datasets
 
     datasets.disable_progress_bars()
-    loaded = datasets.load_dataset(dataset, config, revision=revision, split=split)
-    return loaded.cast_column(image, datasets.Image(decode=False)).data.table
+    if source.files:
+        options = {"sep": source.separator} if source.separator else {}
+        files = {source.split: list(source.files)}
+        loaded = datasets.load_dataset(source.name, data_files=files, split=source.split, **options)
+    else:
+        loaded = datasets.load_dataset(
+            source.name, source.config, revision=source.revision, split=source.split
+        )
+    if isinstance(loaded.features.get(image), datasets.Image):
+        loaded = loaded.cast_column(image, datasets.Image(decode=False))
+    return loaded.data.table
+
+
+def library_home() -> str:
+    """The folder that the `datasets` library keeps its files in."""
+    import datasets
+
+    return str(datasets.config.HF_CACHE_HOME)

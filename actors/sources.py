@@ -71,19 +71,23 @@ def resolved(source: str, what: str) -> Path:
     return from_hub(source, what)
 
 
-def resolve_data(source: str, *, what: str) -> Path | None:
-    """The folder of a data set: a path or `embedded:<task>`; None: a hub id.
+def resolve_data(source: str, *, what: str) -> tuple[Path | None, str | None]:
+    """The folder of a data set, and its configuration: `path[:config]` or `embedded:<task>`.
+
+    No folder: a hub id.
 
     Raises:
         InputError: a path that is not there, or no such embedded task.
     """
     with reading(f"{what}: {source!r}"):
-        folder = local(source, what)
-        if folder is not None:
-            return folder
-    if source.startswith(EMBEDDED):
-        return member(embedded_pool(source, what).data, source, what)
-    return None
+        if source.startswith(EMBEDDED):
+            return member(embedded_pool(source, what).data, source, what), None
+        path, _, config = source.rpartition(":")
+        if config and path and not Path(source).expanduser().exists():
+            folder = local(path, what)
+            if folder is not None:
+                return folder, config
+        return local(source, what), None
 
 
 def local(source: str, what: str) -> Path | None:

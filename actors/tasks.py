@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,11 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from actors.classnames import check_prompts, name_classes
+from actors.discovery import canonical
+from actors.documents import read_json
 from actors.hashes import hash_text
-from actors.layouts import Layout, Split, open_folder, open_hub
+from actors.layouts import Columns, Layout, Split, open_folder, open_hub
 from actors.prompts import DEFAULT_TEMPLATES, builtin
 from actors.sources import HUB_ID, resolve_data
 from fusion.errors import InputError
@@ -33,7 +35,7 @@ class TaskSource:
 
     name: str
     dataset: str
-    """A folder, `embedded:<task>`, or a hub id `name[:config][@revision]`."""
+    """A folder `path[:config]`, `embedded:<task>`, or a hub id `name[:config][@revision]`."""
     image: str | None = None
     """The image column; None: "image"."""
     label: str | None = None
@@ -56,6 +58,8 @@ class Task:
     templates: tuple[str, ...]
     """Each with `{}` where the class name goes."""
     layout: Layout
+    origin: str = ""
+    """Where class names, their order and templates come from, in words."""
 
     @property
     def splits(self) -> dict[str, int]:
@@ -103,40 +107,39 @@ class Place:
 def open_task(source: TaskSource) -> Task:
     """A task's names and sizes, from file names and metadata; no image is decoded.
 
-    Class names: the spec's, else built-in ones by task name, else those of a `meta.json` beside
-    the data, else the data's `ClassLabel`. Templates: the spec's, else `meta.json`'s, else
-    built-in, else "a photo of a {}.".
+    Class names: see `classnames.py`. Templates: the spec's, else `meta.json`'s, else built-in,
+    else "a photo of a {}.".
 
     Raises:
         InputError: data that are not there or cannot be used, class names that do not fit the
-            labels, or a template without `{}`.
+            labels or each other, or a template without `{}`.
     """
     what = f"tasks.{source.name}"
-    image, label = source.image or "image", source.label or "label"
-    folder = resolve_data(source.dataset, what=what)
+    columns = Columns(source.image or "image", source.label or "label")
+    folder, config = resolve_data(source.dataset, what=what)
     if folder is not None:
-        layout = open_folder(folder, image, label, what)
+        layout = open_folder(folder, columns, what, config)
     else:
         check_hub_id(source.dataset, what)
-        layout = open_hub(source.dataset, image, label, what)
+        layout = open_hub(source.dataset, columns, what)
     meta = {} if folder is None else read_meta(folder, what)
     known = builtin(source.name)
-    named: list[tuple[Sequence[str] | None, str]] = [
-        (source.classnames, "in the spec"),
-        (known.classnames if known else None, f"built in for {source.name!r}"),
-        (meta.get("classnames"), "in meta.json"),
-        (layout.classnames, "in the data"),
+    naming = name_classes(
+        source.classnames,
+        None if layout.classnames is None else (layout.classnames, layout.named_by),
+        meta.get("classnames"),
+        None if known is None else (known.classnames, known.others, source.name),
+        what,
+    )
+    check_classnames(naming.names, layout, what)
+    check_prompts(naming.names, what)
+    chosen: list[tuple[Sequence[str] | None, str]] = [
+        (source.templates, "in the spec"),
+        (meta.get("templates"), "in meta.json"),
+        (known.templates if known else None, f"built in for {source.name!r}"),
+        (DEFAULT_TEMPLATES, "the default"),
     ]
-    classnames, origin = next(
-        ((names, origin) for names, origin in named if names is not None),
-        ((), "found: neither in meta.json nor in the data"),
-    )
-    check_classnames(classnames, origin, layout, what)
-    templates = (
-        source.templates
-        or meta.get("templates")
-        or (known.templates if known else DEFAULT_TEMPLATES)
-    )
+    templates, origin = next((tuple(given), where) for given, where in chosen if given)
     for template in templates:
         if "{}" not in template:
             raise InputError(f"{what}: template {template!r}: no {{}} for the class name")
@@ -144,9 +147,10 @@ def open_task(source: TaskSource) -> Task:
         source.name,
         source,
         str(folder or source.dataset),
-        tuple(classnames),
-        tuple(templates),
+        naming.names,
+        templates,
         layout,
+        f"{naming.origin}; templates {origin}",
     )
 
 
@@ -160,31 +164,33 @@ def check_hub_id(dataset: str, what: str) -> None:
         )
 
 
-def check_classnames(names: Sequence[str], origin: str, layout: Layout, what: str) -> None:
+def check_classnames(names: Sequence[str], layout: Layout, what: str) -> None:
     """Raise InputError where class names do not fit the labels."""
     count = len(names)
-    if count < 2 or len(set(names)) != count:
-        fault = "2 or more are needed" if count < 2 else "each once"
-        raise InputError(f"{what}: classnames: {count} {origin}; {fault}; give `classnames`")
-    stated = len(layout.classnames) if layout.classnames is not None else count
+    if count < 2:
+        raise InputError(f"{what}: classnames: {count}; 2 or more are needed")
+    for name, split in layout.splits.items():
+        if split.lowest < 0:
+            raise InputError(
+                f"{what}: split {name!r}: label {split.lowest}; labels from 0 are needed"
+            )
     labels = max((split.labels for split in layout.splits.values()), default=0)
-    if stated != count or labels > count:
+    if labels > count:
+        lowest = min((split.lowest for split in layout.splits.values()), default=0)
+        hint = "; they start at 1: labels from 0 are needed" if lowest == 1 else ""
         raise InputError(
-            f"{what}: classnames: {count} {origin}; the data have"
-            f" {max(stated, labels) if stated != count else labels} classes; give `classnames`"
+            f"{what}: classnames: {count}; the data have {labels} classes (labels {lowest} to"
+            f" {labels - 1}){hint}; give `classnames`"
         )
 
 
 def read_meta(folder: Path, what: str) -> dict[str, Any]:
     """`classnames` and `templates` of a `meta.json` beside the data, where there is one."""
     file = folder / "meta.json"
-    try:
-        meta = json.loads(file.read_text())
-        found = {name: meta[name] for name in ("classnames", "templates") if meta.get(name)}
-    except FileNotFoundError:
+    if not file.is_file():
         return {}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{what}: {file}: not a JSON object: {error}") from None
+    meta = read_json(file, what)
+    found = {name: meta[name] for name in ("classnames", "templates") if meta.get(name)}
     for name, values in found.items():
         if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
             raise InputError(f"{what}: {file}: {name}: a list of strings is needed")
@@ -228,14 +234,17 @@ def assign(
     for role, name in wanted.items():
         if role not in roles:
             continue
-        if name in task.splits:
-            places[role] = Place(name, "fit" if carved and name == "train" else "all")
+        named = name if name in task.splits else canonical(name)
+        if named in task.splits and (name in task.splits or name not in VALIDATION):
+            places[role] = Place(named, "fit" if carved and named == "train" else "all")
         elif name in VALIDATION and own is not None:
             places[role] = Place(own, "all")
         elif name in VALIDATION and carved:
             places[role] = Place("train", "val")
         else:
             extra = "" if own or "train" not in task.splits else " (and val: a part of train)"
+            if canonical(name) in task.layout.unlabelled:
+                extra += f"; {name!r} is there and has no labels"
             raise InputError(
                 f"task {task.name!r}: splits.{role}: no split {name!r};"
                 f" there: {', '.join(task.splits)}{extra}"

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from actors.extractor import Extractor
 from actors.placement import Plan, gigabytes
+from actors.tasks import Task
 from sweeps import cluster
 from sweeps.candidates import planned
 from sweeps.clusterfile import of_file
@@ -86,6 +87,8 @@ def facts(prepared: Prepared) -> list[tuple[str, str]]:
             f"{len(prepared.tasks)} tasks, {prepared.images:,} images at "
             f"{prepared.preprocess.size} px: {size(prepared.pixel_bytes - others)} of pixel cache",
         ),
+        *(("task", line) for task in prepared.tasks.values() for line in task_text(task)),
+        *(("shift set", line) for task in prepared.others.values() for line in task_text(task)),
         *(("extractor", extractor_text(each, prepared.images)) for each in extractors),
         *([("shifts", shifted)] if (shifted := shifts(prepared)) else []),
         *(
@@ -114,6 +117,26 @@ def rounding(prepared: Prepared) -> str:
         said = f"results are {wish}, the base is {{}}: placement.result_dtype"
     names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in rounded))
     return said.format(names) if names else ""
+
+
+def task_text(task: Task) -> list[str]:
+    """What a task is read from, why its classes are called so, and which files are not used."""
+    layout, count = task.layout, len(task.classnames)
+    config = f" of configuration {layout.config!r}" if layout.config else ""
+    files = f" in {layout.used:,} files" if layout.used else ""
+    rows = ", ".join(f"{name} {split.rows:,}" for name, split in layout.splits.items())
+    few = ", ".join(repr(name) for name in task.classnames[:3])
+    lines = [
+        f"{task.name}: {rows} images{files}{config}",
+        f"{task.name}: {count} classes ({few}{', …' if count > 3 else ''}): {task.origin}",
+    ]
+    if layout.unlabelled:
+        lines.append(f"{task.name}: not used, for want of labels: {', '.join(layout.unlabelled)}")
+    lines += [
+        f"{task.name}: {number:,} files left out: {reason} ({first}{', …' if number > 1 else ''})"
+        for reason, (number, first) in layout.left.items()
+    ]
+    return lines
 
 
 def extractor_text(extractor: Extractor, images: int) -> str:

@@ -2,16 +2,19 @@
 
 `clip.json`: the eight tasks that the merging literature shares, from OpenAI CLIP's
 `data/prompts.md`, in the label order of their data sets on the hub (EuroSAT: alphabetical folder
-names). `small.json`: eight small data sets; the templates are ours.
+names). `others` are the names that its data set itself has, where they are not these spelled
+differently. `small.json`: eight small data sets; the templates are ours.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
+
+from actors.classnames import normalised
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 
@@ -29,6 +32,8 @@ class Prompts:
     classnames: tuple[str, ...]
     templates: tuple[str, ...]
     """Each with one `{}`."""
+    others: Mapping[str, str] = field(default_factory=dict)
+    """Names that data sets use for these classes, normalised -> class name."""
 
 
 def builtin(task: str) -> Prompts | None:
@@ -48,7 +53,8 @@ def table() -> Mapping[str, Prompts]:
     for file in ("clip.json", "small.json"):
         text = (files(__name__) / file).read_text(encoding="utf-8")
         for name, entry in json.loads(text).items():
-            found[name] = Prompts(tuple(entry["classnames"]), tuple(entry["templates"]))
+            others = {normalised(k): v for k, v in entry.get("others", {}).items()}
+            found[name] = Prompts(tuple(entry["classnames"]), tuple(entry["templates"]), others)
     return found
 
 

@@ -22,7 +22,8 @@ def test_cache_dir_from_the_environment_and_from_xdg(
 
 def test_a_folder(tmp_path: Path) -> None:
     assert resolve(str(tmp_path), what="pool.base") == tmp_path
-    assert resolve_data(str(tmp_path), what="tasks.a") == tmp_path
+    assert resolve_data(str(tmp_path), what="tasks.a") == (tmp_path, None)
+    assert resolve_data(f"{tmp_path}:en", what="tasks.a") == (tmp_path, "en")
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install_pool(monkeypatch, pool)
     assert resolve("embedded:base", what="pool.base") == tmp_path / "base"
     assert resolve("embedded:digits", what="x") == tmp_path / "experts" / "digits"
-    assert resolve_data("embedded:digits", what="x") == tmp_path / "data" / "digits"
+    assert resolve_data("embedded:digits", what="x") == (tmp_path / "data" / "digits", None)
     with pytest.raises(InputError, match=r"no such task in the embedded pool; there: \['digits'\]"):
         resolve("embedded:letters", what="x")
 

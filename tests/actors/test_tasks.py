@@ -21,10 +21,10 @@ def test_names_from_the_data(animals: Path) -> None:
 
 
 def test_names_from_meta_and_from_the_spec(animals: Path) -> None:
-    meta = {"classnames": ["tom", "rex"], "templates": ["my {}"]}
+    meta = {"classnames": ["Dog", "CAT"], "templates": ["my {}"]}
     (animals / "meta.json").write_text(json.dumps(meta))
     task = open_task(TaskSource("pets", str(animals)))
-    assert (task.classnames, task.templates) == (("tom", "rex"), ("my {}",))
+    assert (task.classnames, task.templates) == (("CAT", "Dog"), ("my {}",))
     given = TaskSource("pets", str(animals), classnames=["a", "b"], templates=["{}!"])
     task = open_task(given)
     assert (task.classnames, task.templates) == (("a", "b"), ("{}!",))
@@ -49,11 +49,11 @@ def refused(source: TaskSource, *parts: str) -> None:
 def test_names_that_do_not_fit(animals: Path, tmp_path: Path, parquet: Callable[..., Path]) -> None:
     data = str(animals)
     refused(TaskSource("pets", data, classnames=["a", "b", "c"]), "3 in the spec", "2 classes")
-    refused(TaskSource("pets", data, classnames=["a", "a"]), "each once")
-    refused(TaskSource("mnist", data), "10 built in for 'mnist'", "2 classes", "give `classnames`")
+    refused(TaskSource("pets", data, classnames=["a", "a"]), "make the same prompts")
+    refused(TaskSource("mnist", data), "built in for 'mnist': 10", "2 ('cat', 'dog')")
     bare = parquet(tmp_path / "bare" / "train.parquet", [0, 1, 2]).parent
     refused(TaskSource("x", str(bare)), "neither in meta.json nor in the data")
-    refused(TaskSource("x", str(bare), classnames=["a", "b"]), "2 in the spec", "3 classes")
+    refused(TaskSource("x", str(bare), classnames=["a", "b"]), "classnames: 2", "3 classes")
     fine = open_task(TaskSource("x", str(bare), classnames=["a", "b", "c", "d"]))
     assert len(fine.classnames) == 4
 
@@ -63,7 +63,7 @@ def test_wrong_sources(animals: Path) -> None:
     refused(TaskSource("pets", "a/b/c"), "neither a folder nor a hub id", "'a/b/c'")
     refused(TaskSource("pets", str(animals), templates=["a photo"]), "template 'a photo'")
     (animals / "meta.json").write_text("{")
-    refused(TaskSource("pets", str(animals)), "meta.json", "not a JSON object")
+    refused(TaskSource("pets", str(animals)), "meta.json", "not JSON")
     (animals / "meta.json").write_text('{"classnames": [1, 2]}')
     refused(TaskSource("pets", str(animals)), "meta.json", "a list of strings")
 
@@ -80,7 +80,7 @@ def test_opening_imports_no_framework(animals: Path) -> None:
     code = (
         "import sys; from actors.tasks import TaskSource, open_task;"
         f"open_task(TaskSource('a', {str(animals)!r}));"
-        "print([m for m in ('datasets', 'transformers', 'ray') if m in sys.modules])"
+        "print([m for m in ('transformers', 'ray') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -108,7 +108,7 @@ def test_val_is_carved_from_train(task: Task) -> None:
 @pytest.mark.parametrize("name", ["val", "validation"])
 def test_val_is_the_data_sets_own(animals: Path, parquet: Callable[..., Path], name: str) -> None:
     places = assign(with_val(animals, parquet, name), Splits())
-    assert places["select"] == Place(name, "all")
+    assert places["select"] == Place("validation", "all")
     assert places["fit"] == Place("train", "all")
 
 
@@ -118,7 +118,7 @@ def test_train_is_whole_where_nothing_is_carved(task: Task) -> None:
 
 
 def test_splits_that_are_not_there(task: Task) -> None:
-    message = r"task 'pets': splits.report: no split 'tset'; there: test, train \(and val: a part"
+    message = r"task 'pets': splits.report: no split 'tset'; there: train, test \(and val: a part"
     with pytest.raises(InputError, match=message):
         assign(task, Splits(report="tset"))
 
