@@ -26,7 +26,7 @@ from actors.checkpoints import (
 from actors.hashes import hash_files, hash_text
 from actors.preprocess import Preprocess, read_convnext, read_preprocess
 from actors.sources import resolve
-from fusion.errors import InputError, one_line
+from fusion.errors import InputError, reading
 
 RESNET = "resnet"
 """The `model_type` of a ResNet, and what files with a classifier write before its names."""
@@ -75,6 +75,12 @@ def open_extractor(source: str, what: str, *, squash: bool = False) -> Extractor
             lying files; weights in a pickle; preprocessing that is not supported.
     """
     folder = resolve(source, what=what)
+    with reading(f"{what}: {folder}"):
+        return opened(source, folder, what, squash)
+
+
+def opened(source: str, folder: Path, what: str, squash: bool) -> Extractor:
+    """The extractor in a folder. See `open_extractor`."""
     config = read_config(folder, what)
     if config["model_type"] == RESNET:
         kind: Literal["resnet", "clip"] = "resnet"
@@ -126,13 +132,10 @@ def resnet(extractor: Extractor, device: str | torch.device) -> Extract:
 
     from actors.training import quiet
 
-    try:
-        with quiet():
-            model = ResNetModel.from_pretrained(
-                extractor.folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
-            )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{extractor.source}: {extractor.folder}: {one_line(error)}") from None
+    with reading(f"{extractor.source}: {extractor.folder}"), quiet():
+        model = ResNetModel.from_pretrained(
+            extractor.folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
+        )
     model = model.to(device).eval().requires_grad_(False)
 
     def forward(pixels: Tensor) -> Tensor:

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from actors.atomic import replacing
-from fusion.errors import InputError, one_line
+from actors.documents import parse_json, read_bytes
+from actors.headers import FILE_BYTES
+from fusion.errors import InputError, reading
 from fusion.gate import DEPTHS, Gate, regroup, shapes
 
 FORMAT = 1
@@ -77,16 +79,12 @@ def load(data: bytes, where: str) -> tuple[Gate, Manifest]:
         InputError: damaged; missing, unknown or wrong fields of the manifest; missing, unknown,
             mis-shaped or non-finite tensors.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load as load_tensors
 
-    try:
+    with reading(f"{where}: truncated or not a safetensors file"):
         tensors = load_tensors(data)
         size = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
-    except (SafetensorError, ValueError, KeyError) as error:
-        fault = f"truncated or not a safetensors file: {one_line(error)}"
-        raise InputError(f"{where}: {fault}") from None
     if KEY not in metadata:
         raise InputError(f"{where}: not a gate file: no {KEY!r} in the safetensors metadata")
     manifest = parse(metadata[KEY], where)
@@ -97,6 +95,8 @@ def has_manifest(path: Path) -> bool:
     """Whether a file is safetensors with our manifest: a gate of ours and no published one."""
     from safetensors import SafetensorError, safe_open
 
+    if not path.is_file():  # a pipe would be waited for
+        return False
     try:
         with safe_open(path, "pt") as file:
             return KEY in (file.metadata() or {})
@@ -112,11 +112,7 @@ def write(path: Path, data: bytes) -> None:
 
 def read(path: Path, where: str) -> tuple[Gate, Manifest]:
     """The gate of a file; InputError as `load` has it, or where the file cannot be read."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{where}: {path}: cannot be read: {error.strerror}") from None
-    return load(data, f"{where}: {path}")
+    return load(read_bytes(path, where, limit=FILE_BYTES), f"{where}: {path}")
 
 
 def fit(
@@ -280,10 +276,7 @@ def parse(text: str, where: str) -> Manifest:
         InputError: not a JSON object; a field that is missing, unknown or wrong.
     """
     where = f"{where}: manifest"
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not JSON: {one_line(error)}") from None
+    content = parse_json(text, where)
     if not isinstance(content, dict):
         raise InputError(f"{where}: {short(content)}; a JSON object needed")
     for name, (fits, needed) in RULES.items():

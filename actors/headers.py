@@ -26,6 +26,9 @@ WRAPPERS = (
 """What PEFT, `torch.compile`, DataParallel, FSDP and trainers write before the names of a model
 that they wrap; left out where all of a folder's names have it."""
 
+FILE_BYTES = 1 << 32
+"""A small safetensors file, a head or a gate, is read whole; larger ones are refused."""
+
 LONGEST = 256
 """Characters of a tensor's name, at most."""
 

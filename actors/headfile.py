@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 from actors.architecture import PROJECTION
 from actors.atomic import replacing
 from actors.checkpoints import Checkpoint, content_hash
-from fusion.errors import InputError, one_line
+from actors.documents import parse_json, read_bytes
+from actors.headers import FILE_BYTES, check_regular
+from fusion.errors import InputError, one_line, reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,8 +82,10 @@ def head_facts(path: Path, what: str = "head") -> tuple[HeadFacts, tuple[int, ..
     """
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{what}: {path}: no such file; a {FILE} of `sweeps train` is needed")
+    with reading(f"{what}: {path}"):
+        check_regular(path, f"{what}: {path}")
     try:
         with safe_open(path, "pt") as handle:
             told: Mapping[str, str] = handle.metadata() or {}
@@ -107,7 +111,7 @@ def parsed(told: Mapping[str, str], path: Path, what: str) -> HeadFacts:
         InputError: one is missing or none of its kind.
     """
     try:
-        names = json.loads(told["classnames"])
+        names = parse_json(told["classnames"], "classnames")
         if not isinstance(names, list) or told["kind"] not in get_args(HeadKind):
             raise ValueError(f"kind {told['kind']!r}, classnames {told['classnames'][:40]!r}")
         given: dict[str, Any] = {name: told[name] for name in ("task", "kind", "base", "identity")}
@@ -156,6 +160,8 @@ def check_head(path: Path, what: str, base: Checkpoint, classnames: Sequence[str
             f"{what}: {path}: made for another base: sha256 {facts.base[:12]}…;"
             f" {base.name} is {ours[:12]}…"
         )
-    if not bool(load(path.read_bytes())["head"].isfinite().all()):
+    with reading(f"{what}: {path}"):
+        head = load(read_bytes(path, what, limit=FILE_BYTES))["head"]
+    if not bool(head.isfinite().all()):
         raise InputError(f"{what}: {path}: NaN or infinity; finite numbers needed")
     return facts

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from actors.atomic import replacing
 from actors.checkpoints import Checkpoint, content_hash, read
 from actors.hashes import hash_files, hash_text
+from actors.headers import check_regular
 from actors.headfile import check_head
 from actors.prompts import fill
 from actors.tasks import Task
-from fusion.errors import InputError, one_line
+from fusion.errors import InputError, one_line, reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,8 +27,6 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-
-TEXT_PREFIX = "text_model."
 
 PROMPTS = 256
 """Prompts a forward pass."""
@@ -145,7 +144,61 @@ def tokenizer_hash(base: Checkpoint) -> str:
             f"{base.name}: {base.folder}: no tokenizer (tokenizer.json, or vocab.json and"
             " merges.txt); the base needs one, for the zero-shot heads"
         )
+    for file in there.values():
+        where = f"{base.name}: {file}"
+        with reading(where):
+            check_regular(file, where)
     return hash_files(there)
+
+
+def read_tokenizer(base: Checkpoint) -> Any:
+    """The tokenizer in a base's folder.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    from transformers import CLIPTokenizer
+
+    tokenizer_hash(base)  # its files are there, and regular ones
+    with reading(f"{base.name}: {base.folder}: the tokenizer cannot be read"):
+        return CLIPTokenizer.from_pretrained(base.folder)
+
+
+def check_prompts(base: Checkpoint, tasks: Mapping[str, Task]) -> None:
+    """Raise InputError where the tokenizer cannot be read, or a prompt is too long for the tower.
+
+    Of tasks with a zero-shot head; no weight is read.
+    """
+    words = [task for task in tasks.values() if task.source.head is None]
+    if not words:
+        return
+    tokenizer, positions = read_tokenizer(base), text_positions(base)
+    for task in words:
+        texts = prompts(task)
+        with reading(f"task {task.name!r}: the tokenizer of {base.folder}"):
+            lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
+        check_lengths(texts, lengths, positions, f"task {task.name!r}")
+
+
+def text_positions(base: Checkpoint) -> int:
+    """Tokens of the longest prompt that the text tower takes.
+
+    Raises:
+        InputError: a configuration that says no positive whole number.
+    """
+    from actors.towers import clip_config
+
+    return int(clip_config(base).text_config.max_position_embeddings)
+
+
+def check_lengths(texts: Sequence[str], lengths: Sequence[int], positions: int, what: str) -> None:
+    """Raise InputError where a prompt has more tokens than the tower has positions."""
+    worst = max(range(len(texts)), key=lengths.__getitem__)
+    if lengths[worst] > positions:
+        raise InputError(
+            f"{what}: prompt {texts[worst]!r}: {lengths[worst]} tokens;"
+            f" the text tower has {positions} positions"
+        )
 
 
 def prompts(task: Task) -> list[str]:
@@ -163,9 +216,9 @@ class TextEncoder:
             InputError: the tokenizer cannot be read, or weights are missing.
         """
         import torch
-        from transformers import CLIPTextModel, CLIPTokenizer
+        from transformers import CLIPTextModel
 
-        from actors.towers import clip_config, empty, weights
+        from actors.towers import TEXT_PREFIX, clip_config, empty, weights
 
         config = clip_config(base).text_config
         self.positions = int(config.max_position_embeddings)
@@ -181,12 +234,7 @@ class TextEncoder:
             memory.copy_(source)
         self.projection = tensors["text_projection.weight"].float()
         self.logit_scale = tensors["logit_scale"].float()
-        try:
-            self.tokenizer: Any = CLIPTokenizer.from_pretrained(base.folder)
-        except Exception as error:  # `tokenizers` raises bare Exception for damaged files
-            raise InputError(
-                f"{base.name}: {base.folder}: the tokenizer cannot be read: {one_line(error)}"
-            ) from None
+        self.tokenizer = read_tokenizer(base)
 
     def embed(self, texts: Sequence[str], what: str) -> Tensor:
         """Projected embeddings [len(texts), D], not normalised.
@@ -200,13 +248,7 @@ class TextEncoder:
         for start in range(0, len(texts), PROMPTS):
             batch = list(texts[start : start + PROMPTS])
             tokens = self.tokenizer(batch, padding=True, return_tensors="pt")
-            lengths = tokens["attention_mask"].sum(dim=1)
-            if int(lengths.max()) > self.positions:
-                worst = int(lengths.argmax())
-                raise InputError(
-                    f"{what}: prompt {batch[worst]!r}: {int(lengths[worst])} tokens;"
-                    f" the text tower has {self.positions} positions"
-                )
+            check_lengths(batch, tokens["attention_mask"].sum(dim=1).tolist(), self.positions, what)
             with torch.inference_mode():
                 out = self.tower(
                     input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]

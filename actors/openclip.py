@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from actors.architecture import DEFAULTS, PROJECTION, vision_tensors
+from actors.documents import read_bytes
 from actors.gates import Manifest, build
-from fusion.errors import InputError, one_line
+from actors.headers import FILE_BYTES
+from fusion.errors import InputError, reading
 from fusion.gate import Gate, regroup, shapes
 
 STEM = (
@@ -223,19 +225,12 @@ def read_published(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: missing, damaged, a pickled module, or not a state dict.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load
 
-    try:
-        data = path.read_bytes()
-        if path.suffix == ".safetensors":
+    data = read_bytes(path, limit=FILE_BYTES)
+    if path.suffix == ".safetensors":
+        with reading(f"{path}: truncated or not a safetensors file"):
             return dict(load(data))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{path}: truncated or not a safetensors file: {one_line(error)}"
-        ) from None
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # what damaged bytes raise, torch does not say

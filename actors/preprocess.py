@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from actors.documents import read_json
 from actors.imaging import MEAN, STD
 from actors.imaging import Preprocess as Preprocess
-from fusion.errors import InputError
+from fusion.errors import InputError, reading
 
 KINDS = (
     "CLIPImageProcessor",
@@ -42,8 +42,9 @@ def read_preprocess(folder: Path) -> Preprocess:
         InputError: neither file, or something in it that is not supported, by name.
     """
     file, config = read_file(folder)
-    check(config, KINDS, file)
-    return clip(config, file)
+    with reading(str(file)):
+        check(config, KINDS, file)
+        return clip(config, file)
 
 
 def read_convnext(folder: Path) -> Preprocess:
@@ -57,6 +58,12 @@ def read_convnext(folder: Path) -> Preprocess:
         InputError: as `read_preprocess`.
     """
     file, config = read_file(folder)
+    with reading(str(file)):
+        return convnext(config, file)
+
+
+def convnext(config: Mapping[str, Any], file: Path) -> Preprocess:
+    """What a configuration says. See `read_convnext`."""
     check(config, CONVNEXT, file)
     edge, _ = sizes({"size": config.get("size", {"shortest_edge": 384})}, file)
     share = config.get("crop_pct")
@@ -121,13 +128,10 @@ def read_file(folder: Path) -> tuple[Path, dict[str, Any]]:
     """The file that says it, and what it says."""
     files = (folder / "preprocessor_config.json", folder / "processor_config.json")
     for file in files:
-        if not file.exists():
+        if not (file.exists() or file.is_symlink()):
             continue
-        try:
-            config = json.loads(file.read_text())
-            inner = config.get("image_processor")
-        except (OSError, ValueError, AttributeError) as error:
-            raise InputError(f"{file}: not a JSON object: {error}") from None
+        config = read_json(file)
+        inner = config.get("image_processor")
         if file == files[0] or inner:
             return file, dict(inner or config)
     raise InputError(f"{files[0]}: missing; it says how images are prepared for the model")

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from actors.checkpoints import Checkpoint
-from fusion.errors import InputError
+from fusion.errors import InputError, reading
 
 if TYPE_CHECKING:
     from transformers import CLIPConfig
+
+TEXT_PREFIX = "text_model."
 
 
 def empty(kind: Any, config: Any, device: str | torch.device, dtype: torch.dtype) -> nn.Module:
@@ -53,3 +55,28 @@ def clip_config(checkpoint: Checkpoint) -> CLIPConfig:
     except (TypeError, ValueError, KeyError) as error:
         file = checkpoint.folder / "config.json"
         raise InputError(f"{checkpoint.name}: {file}: {' '.join(str(error).split())}") from None
+
+
+def check_towers(base: Checkpoint) -> None:
+    """Build both towers of a base without memory, and compare the text tower's tensors.
+
+    Raises:
+        InputError: a configuration of which `transformers` makes no model, or a text tower whose
+            tensors are missing or of other shapes.
+    """
+    from transformers import CLIPTextModel, CLIPVisionModel
+
+    file = base.folder / "config.json"
+    config = clip_config(base)
+    with reading(f"{base.name}: {file}"), torch.device("meta"):
+        CLIPVisionModel(config.vision_config)
+        tower = CLIPTextModel(config.text_config)
+    for name, memory in weights(tower).items():
+        info = base.rest.get(TEXT_PREFIX + name)
+        if info is None:
+            raise InputError(f"{base.name}: {base.folder}: tensor {TEXT_PREFIX + name!r}: missing")
+        if info.shape != tuple(memory.shape):
+            raise InputError(
+                f"{base.name}: {info.file}: tensor {TEXT_PREFIX + name!r}: shape"
+                f" {list(info.shape)}; {file} says {list(memory.shape)}"
+            )

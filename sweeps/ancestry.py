@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from actors.checkpoints import Checkpoint, content_hash
+from actors.documents import read_yaml
 from actors.headfile import FILE as HEAD
 from actors.headfile import head_facts
 from actors.pool import Pool
@@ -49,8 +48,8 @@ def ancestry_of(folder: Path) -> Ancestry:
     Other programs write recipes too: what is not as ours is not read.
     """
     try:
-        content = yaml.safe_load((folder / FILE).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        content = read_yaml(folder / FILE)
+    except InputError:
         return Ancestry()
     told: Mapping[str, Any] = content if isinstance(content, dict) else {}
     base = told.get("base")

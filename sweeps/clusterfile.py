@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from actors.documents import read_yaml
 from actors.placement import Node, Resources
-from fusion.errors import InputError
+from fusion.errors import InputError, reading
 
 MEMORY = {
     "T4": 16, "L4": 24, "A10G": 24, "V100": 16, "A100": 40, "A100-40G": 40, "A100-80G": 80,
@@ -38,13 +37,14 @@ def of_file(path: Path, gpu_memory: float = 0.0) -> Resources:
     Raises:
         InputError: no such file, or it does not say how large its nodes are.
     """
-    try:
-        data = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise InputError(f"--cluster: {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"--cluster: {path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(data, Mapping) or "provider" not in data:
+    data = read_yaml(path, "--cluster")
+    with reading(f"--cluster: {path}"):
+        return resources_of(data, path, gpu_memory)
+
+
+def resources_of(data: Any, path: Path, gpu_memory: float) -> Resources:
+    """The nodes that a cluster file's content says. See `of_file`."""
+    if not isinstance(data, Mapping) or not isinstance(data.get("provider"), Mapping):
         raise InputError(f"--cluster: {path}: provider: missing; a file for `ray up` is needed")
     found = hosts(data, path) if data["provider"].get("type") == "local" else types(data, path)
     nodes = tuple(

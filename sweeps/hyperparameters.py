@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from actors.documents import read_yaml
 from fusion.errors import InputError
 
 Recipe = Mapping[str, Any]
@@ -48,13 +47,13 @@ def recipe_of(folder: Path) -> Recipe | None:
     if not file.is_file():
         return None
     try:
-        content = yaml.safe_load(file.read_text())
+        content = read_yaml(file)
         params = content["params"]
         if not isinstance(params, Mapping):
             raise TypeError("params: a mapping needed")
         if content.get("schedule"):
             return None
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{file}: not the recipe of an ingredient: {reason}") from None
     told = {key: content[key] for key in BESIDE if key in content}
