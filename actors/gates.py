@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from actors.atomic import replacing
-from actors.documents import parse_json, read_bytes
-from actors.headers import FILE_BYTES
+from actors.headers import read_whole
 from fusion.errors import InputError, reading
 from fusion.gate import DEPTHS, Gate, regroup, shapes
 
@@ -112,7 +111,7 @@ def write(path: Path, data: bytes) -> None:
 
 def read(path: Path, where: str) -> tuple[Gate, Manifest]:
     """The gate of a file; InputError as `load` has it, or where the file cannot be read."""
-    return load(read_bytes(path, where, limit=FILE_BYTES), f"{where}: {path}")
+    return load(read_whole(path, f"{where}: {path}"), f"{where}: {path}")
 
 
 def fit(
@@ -276,7 +275,8 @@ def parse(text: str, where: str) -> Manifest:
         InputError: not a JSON object; a field that is missing, unknown or wrong.
     """
     where = f"{where}: manifest"
-    content = parse_json(text, where)
+    with reading(f"{where}: not JSON"):
+        content = json.loads(text)
     if not isinstance(content, dict):
         raise InputError(f"{where}: {short(content)}; a JSON object needed")
     for name, (fits, needed) in RULES.items():

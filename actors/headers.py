@@ -151,6 +151,19 @@ def check_regular(file: Path, where: str) -> None:
         check_pointer(raw.read(len(LFS)), where)
 
 
+def read_whole(file: Path, where: str) -> bytes:
+    """A small file's content.
+
+    Raises:
+        InputError: it cannot be read, is no regular file, or is no small one.
+    """
+    with reading(f"{where}: cannot be read"):
+        check_regular(file, where)
+        if (size := file.stat().st_size) > FILE_BYTES:
+            raise InputError(f"{where}: {size:,} bytes; at most {FILE_BYTES:,} allowed")
+        return file.read_bytes()
+
+
 def seen_now(descriptor: int) -> tuple[int, int]:
     """When an open file's content or name last changed, and now."""
     return os.fstat(descriptor).st_ctime_ns, time.time_ns()

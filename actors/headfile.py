@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 from actors.architecture import PROJECTION
 from actors.atomic import replacing
 from actors.checkpoints import Checkpoint, content_hash
-from actors.documents import parse_json, read_bytes
-from actors.headers import FILE_BYTES, check_regular
+from actors.documents import parse_json
+from actors.headers import check_regular, read_whole
 from fusion.errors import InputError, one_line, reading
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def check_head(path: Path, what: str, base: Checkpoint, classnames: Sequence[str
             f" {base.name} is {ours[:12]}…"
         )
     with reading(f"{what}: {path}"):
-        head = load(read_bytes(path, what, limit=FILE_BYTES))["head"]
+        head = load(read_whole(path, f"{what}: {path}"))["head"]
     if not bool(head.isfinite().all()):
         raise InputError(f"{what}: {path}: NaN or infinity; finite numbers needed")
     return facts

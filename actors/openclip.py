@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from actors.architecture import DEFAULTS, PROJECTION, vision_tensors
-from actors.documents import read_bytes
 from actors.gates import Manifest, build
-from actors.headers import FILE_BYTES
+from actors.headers import read_whole
 from fusion.errors import InputError, reading
 from fusion.gate import Gate, regroup, shapes
 
@@ -227,7 +226,7 @@ def read_published(path: Path) -> dict[str, Tensor]:
     """
     from safetensors.torch import load
 
-    data = read_bytes(path, limit=FILE_BYTES)
+    data = read_whole(path, str(path))
     if path.suffix == ".safetensors":
         with reading(f"{path}: truncated or not a safetensors file"):
             return dict(load(data))

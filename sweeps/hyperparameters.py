@@ -53,6 +53,8 @@ def recipe_of(folder: Path) -> Recipe | None:
             raise TypeError("params: a mapping needed")
         if content.get("schedule"):
             return None
+    except InputError as error:
+        raise InputError(f"{error} (not the recipe of an ingredient)") from None
     except (KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{file}: not the recipe of an ingredient: {reason}") from None

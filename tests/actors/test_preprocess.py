@@ -77,7 +77,7 @@ def test_missing_and_damaged(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"preprocessor_config\.json: missing"):
         read_preprocess(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text("[")
-    with pytest.raises(InputError, match="not a JSON object"):
+    with pytest.raises(InputError, match="not JSON"):
         read_preprocess(tmp_path)
 
 
