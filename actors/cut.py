@@ -9,7 +9,8 @@ the model, T experts, d and c the bytes an element of task vectors and of the re
                                                    float32)
     copy     = T·W_b·d/4                           (where methods transform the task vectors)
     resident = W_b·c/4
-    merging  = 2 · the largest segment of the block
+    merging  = 2 · the largest segment of the block, or what a layer holds of merged weights where
+               there is a model a sample, if that is more (`scratch`)
     making   = T·(the model's largest tensor)      (where they stay in files, or factors; thrice
                                                    that where methods transform them)
     work     = forward + training·(W_b/W)·(S − s)  (shard s of S keeps S − s micro-batches: 1F1B)
@@ -26,6 +27,7 @@ from functools import cache
 from itertools import accumulate
 
 from fusion.errors import InputError
+from fusion.merged import BUDGET
 
 PROCESS_BYTES = 700 * 2**20
 """Resident memory of a shard's process before any weight: interpreter, torch, transformers."""
@@ -72,6 +74,8 @@ class Load:
     """Whether those are what is kept: one tensor's task vectors are made of them at a time."""
     largest: int = 0
     """Bytes of the base's largest tensor, in float32; 0: not known."""
+    sampled: int = 0
+    """Models in one pass, where some method makes a model a sample; 0: none does."""
     measured: int = 0
     """Peak bytes that a whole replica was seen to allocate on a GPU; 0: not known yet."""
 
@@ -168,7 +172,7 @@ def needs(load: Load, shards: int, device: str) -> list[Need]:
         work = (
             making(load, deltas)
             + block * load.compute_itemsize // FLOAT32
-            + 2 * max(load.segments[start:stop])
+            + max(2 * max(load.segments[start:stop]), scratch(load, device))
             + load.forward_bytes
             + kept
         )
@@ -180,6 +184,22 @@ def needs(load: Load, shards: int, device: str) -> list[Need]:
         else:
             found.append(Need(weights, PROCESS_BYTES + work))
     return found
+
+
+def scratch(load: Load, device: str) -> int:
+    """Bytes that a layer holds of merged weights, of as many models as `fusion.merged` merges at a
+    time; 0 where no method makes a model a sample.
+
+    Forward the sum and what it is rounded to; in a backward pass dW in its place, and its float32
+    copy on a GPU (a CPU makes that in small pieces). Of float32 nothing is copied.
+    """
+    size, largest = load.compute_itemsize, load.largest // FLOAT32
+    budget = BUDGET["cuda" if device == "cuda" else "cpu"] // size
+    elements = min(max(budget, largest), load.sampled * largest)
+    wide = max(size, FLOAT32)
+    forward = wide + (size if size < wide else 0)
+    backward = size + (wide if size < wide and device == "cuda" else 0)
+    return elements * (forward + (backward if load.training_bytes else 0))
 
 
 def making(load: Load, deltas: int) -> int:

@@ -24,6 +24,7 @@ from actors.checkpoints import (
     load_config,
 )
 from actors.hashes import hash_files, hash_text
+from actors.precision import exact_products
 from actors.preprocess import Preprocess, read_convnext, read_preprocess
 from actors.sources import resolve
 from fusion.errors import InputError, reading
@@ -116,6 +117,7 @@ def load_extractor(extractor: Extractor, device: str | torch.device = "cpu") -> 
     Raises:
         InputError: files that changed since the extractor was opened.
     """
+    exact_products()
     forward = resnet(extractor, device) if extractor.kind == "resnet" else clip(extractor, device)
 
     def extract(pixels: Tensor) -> Tensor:

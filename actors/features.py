@@ -84,7 +84,8 @@ def prepare_features(
         root: the cache folder.
         progress: called with images done and images in all, of those that are not cached: while
             images are decoded, then from zero again while features are computed.
-        device: `cpu` or a CUDA device; workers take one processor or one GPU each.
+        device: `cpu` or a CUDA device; workers take one processor or one GPU each. Where a Ray is
+            initialised no GPU is used in this process, in which its memory would stay taken.
 
     Returns:
         (task, source split) -> Arrow file, float32 [N, d].
@@ -156,7 +157,7 @@ def computed(
     """Features [n, d] of each chunk, in order."""
     count = workers(extractor, chunks, device)
     if count == 0:
-        extract = load_extractor(extractor, device)
+        extract = load_extractor(extractor, own_device(device))
         yield from (features(extract, chunk) for chunk in chunks)
         return
     import ray.data
@@ -187,15 +188,27 @@ def workers(extractor: Extractor, chunks: list[Chunk], device: str) -> int:
 
     height, width = extractor.preprocess.shape
     work = sum(chunk.stop - chunk.start for chunk in chunks) * height * width
-    if not ray.is_initialized() or work < FEW * 224 * 224:
+    gpu = torch.device(device).type == "cuda"
+    if not ray.is_initialized() or (work < FEW * 224 * 224 and not gpu):
         return 0
     from actors.sight import workplaces
 
     if workplaces({str(extractor.folder), *(chunk.pixels for chunk in chunks)}) != {}:
         return 0  # nodes that do not see them; this process does
-    kind = "GPU" if torch.device(device).type == "cuda" else "CPU"
+    kind = "GPU" if gpu else "CPU"
     # Of what is free now: an actor that waits for a processor that a fleet holds waits for ever.
     return min(int(ray.available_resources().get(kind, 0)), len(chunks))
+
+
+def own_device(device: str) -> str:
+    """Where this process computes features that are wanted on `device`; see `prepare_features`."""
+    import ray
+
+    if torch.device(device).type == "cuda" and (
+        ray.is_initialized() or not torch.cuda.is_available()
+    ):
+        return "cpu"
+    return device
 
 
 class Worker:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from actors.checkpoints import Checkpoint, inspect, read
+from actors.precision import exact_products
 from actors.preprocess import Preprocess, read_preprocess
 from actors.segments import Carry, Embed, Segment, clip_segments
 from fusion.state import StateDict
@@ -60,6 +61,7 @@ class ImageEncoder:
         Raises:
             InputError: no projection, or images prepared to another size than the model's.
         """
+        exact_products()
         if not isinstance(base, Checkpoint | Blueprint):
             base = inspect(str(base), "pool.base")
         plan = base if isinstance(base, Blueprint) else blueprint(base, base.tensors)

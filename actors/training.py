@@ -29,6 +29,7 @@ from actors.optimising import shuffled_batches as shuffled_batches
 from actors.optimising import silent as silent
 from actors.optimising import staged as staged
 from actors.optimising import standardised as standardised
+from actors.precision import exact_products
 from actors.unfinished import STOPS, Averages, Look, Run, blind
 from fusion import zeroshot
 from fusion.errors import InputError
@@ -130,6 +131,7 @@ def fine_tune(
 
     if head == "linear_probe" and probe is None:
         raise InputError("head: 'linear_probe': no probe is given; it is fitted beforehand")
+    exact_products()
     with cpu_threads(threads), quiet():
         model = CLIPModel.from_pretrained(base).to(device).eval()
         model.requires_grad_(False)

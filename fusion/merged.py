@@ -43,20 +43,31 @@ it. On a CPU memory that is new each time costs more than what larger products g
 COLUMNS = 1 << 15
 """Weights merged at a time on a CPU where there are several models: operands stay in cache."""
 
-CROSSOVER = {"cpu": (32.0, 210.0), "cuda": (480.0, 1440.0)}
-"""Device -> (a, b): form B is taken below a/T tokens a model forward, below b/(2T − 1) when the
-backward pass follows. CPU: measured (benchmarks/layers.py: about 4 and 14 at T = 8); CUDA: the
-roofline of an H100 in fp32/TF32 or bf16 (60 and 96 at T = 8), to be measured."""
+CROSSOVER = {"cpu": (32.0, 210.0), "cuda": (60.0, 180.0)}
+"""Device -> (a, b) in float32: form B is taken below a/T tokens a model forward, below b/(2T − 1)
+when the backward pass follows. CPU: measured (benchmarks/layers.py: about 4 and 14 at T = 8); CUDA:
+the roofline of an H100 without TF32, which nothing here switches on (7.5 and 12 at T = 8), to be
+measured."""
+
+FASTER = 8.0
+"""How much faster a GPU multiplies 16-bit numbers than float32 ones, while merged weights move at
+the same rate: form B pays for so many times the tokens."""
 
 
-def form_for(tokens: int, tasks: int, device: str, training: bool) -> Form:
-    """`A` or `B` for this many tokens a model; a constant of the device, never a timing at run
-    time, so that the same call gives the same bits.
+def form_for(
+    tokens: int, tasks: int, device: str, training: bool, dtype: torch.dtype = torch.float32
+) -> Form:
+    """`A` or `B` for this many tokens a model; a constant of device and dtype, never a timing at
+    run time, so that the same call gives the same bits.
 
     >>> form_for(50, 8, "cpu", False), form_for(1, 8, "cpu", True)
     ('A', 'B')
+    >>> form_for(50, 8, "cuda", False), form_for(50, 8, "cuda", False, torch.bfloat16)
+    ('A', 'B')
     """
     forward, both = CROSSOVER.get(device, CROSSOVER["cuda"])
+    if device != "cpu" and dtype.itemsize == 2:
+        forward, both = FASTER * forward, FASTER * both
     limit = both / (2 * tasks - 1) if training else forward / tasks
     return "B" if tokens < limit else "A"
 
@@ -107,7 +118,7 @@ def merged_linear(
         out = untouched(frozen(flat, base), coefficients)
     else:
         if form == "auto":
-            form = form_for(flat.shape[1], tasks, x.device.type, training)
+            form = form_for(flat.shape[1], tasks, x.device.type, training, x.dtype)
         kernel = Merge if form == "A" else Scale
         out = kernel.apply(flat, coefficients, base, steps, again)  # type: ignore[no-untyped-call]
     if bias is not None:

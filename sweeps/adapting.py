@@ -63,7 +63,9 @@ def features_of(prepared: Prepared, task: TaskData, role: str, extractor: Extrac
     if shift.corruption is None:
         other = prepared.others[name, task.name]
         at = (other.name, split_of(other, spec.splits.report, name))
-        return prepare_features(extractor, {other.name: other}, [at], cache_dir())[at]
+        return prepare_features(
+            extractor, {other.name: other}, [at], cache_dir(), device=prepared.plan.device
+        )[at]
     place = assign(
         prepared.tasks[task.name],
         prepared.splits,
@@ -73,4 +75,5 @@ def features_of(prepared: Prepared, task: TaskData, role: str, extractor: Extrac
     return corrupted_features(
         extractor, prepared.tasks[task.name], place.split, task.rows[of].indices,
         shift.corruption, shift.severity, cache_dir(), seed=shift.seed,
+        device=prepared.plan.device,
     )  # fmt: skip

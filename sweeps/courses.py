@@ -17,7 +17,7 @@ from fusion.gate import Gate
 from fusion.learning import Learning, Shape
 from fusion.parameters import bind
 from fusion.registry import METHODS, Adaptive, Fitted, Gated, Informed, Resident
-from fusion.resident import MaskOptions, ResidentCourse
+from fusion.resident import MaskOptions, ResidentCourse, RouterOptions
 from sweeps.candidates import random_points
 from sweeps.spec import SweepSpec
 
@@ -43,6 +43,8 @@ class Needs:
     """Whether some method trims or casts task vectors."""
     fits: bool
     """Whether some method reads the fit rows: fits a classifier to them, or takes statistics."""
+    sampled: bool = False
+    """Whether some method learns through a model a sample."""
     kept: float = 0.0
     """What is learned inside of shards, with moments and gradients, in models' sizes."""
 
@@ -100,7 +102,7 @@ def needs_of(spec: SweepSpec, tasks: tuple[str, ...], groups: tuple[str, ...]) -
     """
     extractors: dict[Source, Extractor] = {}
     gates: dict[str, str] = {}
-    adapts, images, transformed = set(), 0, False
+    adapts, images, transformed, sampled = set(), 0, False, False
     for name, method, params in learning_points(spec):
         source = source_of(method, params)
         if source is not None and source not in extractors:
@@ -116,6 +118,7 @@ def needs_of(spec: SweepSpec, tasks: tuple[str, ...], groups: tuple[str, ...]) -
             adapts.add(learning.adapt_on)
             at_once = learning.tasks_at_once or len(spec.seen) if learning.shared else 1
             images = max(images, learning.batch_size * min(at_once, len(spec.seen)))
+            sampled |= not learning.shared and not learning.batch_mean
         transformed |= not learning.trim.nothing
     kept = 0.0
     for _, course in resident_points(spec, tasks, groups):
@@ -124,9 +127,10 @@ def needs_of(spec: SweepSpec, tasks: tuple[str, ...], groups: tuple[str, ...]) -
         together = getattr(course.options, "tasks_at_once", 1) or len(spec.seen)
         images = max(images, course.batch_size * min(together, len(spec.seen)))
         kept = max(kept, kept_of(course, len(tasks)))
+        sampled |= isinstance(course.options, RouterOptions) and not course.options.batch_mean
     rows = [METHODS[name] for name in spec.methods]
     fits = any((isinstance(row, Fitted) and row.fits) or isinstance(row, Informed) for row in rows)
-    return Needs(extractors, gates, frozenset(adapts), images, transformed, fits, kept)
+    return Needs(extractors, gates, frozenset(adapts), images, transformed, fits, sampled, kept)
 
 
 def source_of(method: Adaptive, params: Mapping[str, Any]) -> Source | None:

@@ -27,10 +27,12 @@ from actors.placement import Load, Plan, Resources, gigabytes, plan
 from actors.pool import Pool, open_pool
 from actors.preprocess import Preprocess, read_preprocess
 from actors.recipes import BASE
+from actors.routing import SAMPLES
 from actors.segments import clip_segments
 from actors.sources import cache_dir
 from actors.tasks import Role, Splits, Task, TaskSource, assign, open_task
 from fusion.errors import InputError
+from fusion.registry import METHODS, one_a_sample
 from sweeps.ancestry import check_ancestry
 from sweeps.canonical import Context, digest
 from sweeps.cluster import narrowed
@@ -209,31 +211,36 @@ def load_of(spec: SweepSpec, pool: Pool, needs: Needs) -> Load:
     gathered = taken(spec, pool).values()
     learned = max(int(needs.kept * sum(segments)), *(each.memory for each in gathered), 0)
     images = max(needs.images, *(each.images for each in gathered), 0)
+    forward, backward = activations(fields, sampled=needs.sampled)
     return Load(
         segments=segments,
         experts=len(pool.experts),
         compute_itemsize=itemsize,
-        forward_bytes=itemsize * BATCH * activations(fields)[0],
-        training_bytes=itemsize * images * activations(fields)[1] + learned,
+        forward_bytes=itemsize * BATCH * forward,
+        training_bytes=itemsize * images * backward + learned,
         transformed=needs.transformed,
         filed=spec.placement.weights == "files",
         factors=factors,
         factored=spec.placement.weights == "factored",
         largest=4 * max(pool.base.tensors[name].numel for name in pool.names),
+        sampled=SAMPLES if any(one_a_sample(METHODS[name]) for name in spec.methods) else 0,
     )
 
 
-def activations(vision: Mapping[str, int]) -> tuple[int, int]:
+def activations(vision: Mapping[str, int], *, sampled: bool = False) -> tuple[int, int]:
     """Elements of activations an image: (peak of a forward pass, kept for a backward pass).
 
     Forward counts, for one block at a time, the residual stream, q, k, v and the MLP's hidden
-    layer; backward what autograd keeps of every block. Attention scores are never there as a
-    whole (scaled dot product attention).
+    layer; backward what autograd keeps of every block: 8 times the width, and 3 times the hidden
+    layer, of which quick GELU alone keeps its input, a sigmoid and their product. Merged layers
+    whose rows are of several models (`sampled`) keep two more inputs. Attention scores are never
+    there as a whole (scaled dot product attention).
     """
     tokens = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
     width, hidden = vision["hidden_size"], vision["intermediate_size"]
     block = tokens * (5 * width + hidden)
-    return block, tokens * (9 * width + 2 * hidden) * vision["num_hidden_layers"]
+    kept = (10 if sampled else 8) * width + 3 * hidden
+    return block, tokens * kept * vision["num_hidden_layers"]
 
 
 def check_disk(place: Path, needed: int) -> None:

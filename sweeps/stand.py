@@ -49,6 +49,7 @@ def stand(
             select_spelled=prepared.spec.splits.select_spelled,
             extractors=list(extractors),
             progress=lambda done, total: progress.set("images", done, total),
+            device=prepared.plan.device,
             unseen=prepared.spec.unseen,
         )
     )

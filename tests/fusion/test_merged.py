@@ -203,20 +203,28 @@ def test_chunks_cover_all_models_evenly(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize(
-    ("tokens", "tasks", "device", "training", "wanted"),
+    ("tokens", "tasks", "device", "training", "dtype", "wanted"),
     [
-        (3, 8, "cpu", False, "B"),
-        (4, 8, "cpu", False, "A"),
-        (13, 8, "cpu", True, "B"),
-        (14, 8, "cpu", True, "A"),
-        (50, 8, "cuda", False, "B"),
-        (60, 8, "cuda", False, "A"),
-        (257, 1, "cuda", False, "B"),
-        (59, 8, "xpu", False, "B"),
+        (3, 8, "cpu", False, torch.float32, "B"),
+        (4, 8, "cpu", False, torch.float32, "A"),
+        (4, 8, "cpu", False, torch.bfloat16, "A"),
+        (13, 8, "cpu", True, torch.float32, "B"),
+        (14, 8, "cpu", True, torch.float32, "A"),
+        # A GPU's float32 products are true ones: the 50 tokens of a ViT-B/32 are no reason for B.
+        (50, 8, "cuda", False, torch.float32, "A"),
+        (50, 8, "cuda", True, torch.float32, "A"),
+        (7, 8, "cuda", False, torch.float32, "B"),
+        (50, 8, "cuda", False, torch.bfloat16, "B"),
+        (50, 8, "cuda", False, torch.float16, "B"),
+        (60, 8, "cuda", False, torch.bfloat16, "A"),
+        (257, 1, "cuda", False, torch.bfloat16, "B"),
+        (59, 8, "xpu", False, torch.bfloat16, "B"),
     ],
 )
-def test_crossovers(tokens: int, tasks: int, device: str, training: bool, wanted: str) -> None:
-    assert form_for(tokens, tasks, device, training) == wanted
+def test_crossovers(
+    tokens: int, tasks: int, device: str, training: bool, dtype: torch.dtype, wanted: str
+) -> None:
+    assert form_for(tokens, tasks, device, training, dtype) == wanted
 
 
 def test_auto_is_the_form_of_the_rule() -> None:
