@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import torch
-from torch import Tensor
+from pydantic import ConfigDict, Field
 
+from actors.documents import checked
+from actors.learnedfile import packed, unpacked
 from fusion.coding import Coding
 from fusion.errors import InputError
 
@@ -20,13 +22,11 @@ def dump_coding(
 
     `beta`: inverse temperature of the logits that was learned along.
     """
-    from safetensors.torch import save
-
     keys = list(groups) if coding.shape[2] > 1 else []
     tempered = {"beta": beta} if beta != 1.0 else {}
-    about = json.dumps({"format": 1, "tasks": list(tasks), "keys": keys, **tempered})
+    about = {"format": 1, "tasks": list(tasks), "keys": keys, **tempered}
     tensor = coding.detach().float().cpu().contiguous()
-    return bytes(save({"coding": tensor}, metadata={"coding": about}))
+    return packed({"coding": tensor}, "coding", about)
 
 
 def dump_shares(shares: Sequence[float], tasks: Sequence[str]) -> bytes:
@@ -40,15 +40,12 @@ def load_coding(data: bytes, tasks: Sequence[str], groups: Sequence[str], where:
     Raises:
         InputError: damaged, not finite, of other tasks, or lacking a tensor.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        coding: Tensor = load(data)["coding"]
-        about = about_coding(data)
-        named, keys = list(about["tasks"]), list(about["keys"])
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{where}: not a coding file: {' '.join(str(error).split())}") from None
+    what = f"{where}: not a coding file"
+    tensors, note = unpacked(data, "coding", what)
+    about = checked(About, note, what)
+    if list(tensors) != ["coding"] or tensors["coding"].dtype != torch.float32:
+        raise InputError(f"{what}: tensors {sorted(tensors)}; one, 'coding', float32, needed")
+    coding, named, keys = tensors["coding"], about.tasks, about.keys
     if named != list(tasks):
         raise InputError(
             f"{where}: tasks: {', '.join(map(str, named))}; the pool has {', '.join(tasks)}"
@@ -66,13 +63,19 @@ def load_coding(data: bytes, tasks: Sequence[str], groups: Sequence[str], where:
     return coding[:, :, [keys.index(name) for name in groups]]
 
 
-def about_coding(data: bytes) -> dict[str, Any]:
+@dataclass(frozen=True)
+class About:
     """What a coding file says beside its tensor."""
-    size = int.from_bytes(data[:8], "little")
-    about: dict[str, Any] = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["coding"])
-    return about
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    format: Literal[1]
+    tasks: list[Any]
+    keys: list[Any]
+    beta: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
 
 def beta_of(data: bytes) -> float:
     """The inverse temperature of a coding file, 1 where none was learned."""
-    return float(about_coding(data).get("beta", 1.0))
+    _, note = unpacked(data, "coding", "coding")
+    return checked(About, note, "coding").beta

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from actors.atomic import replacing
 from actors.headers import read_whole
-from fusion.errors import InputError, reading
+from actors.learnedfile import packed, unpacked
+from fusion.errors import InputError
 from fusion.gate import DEPTHS, Gate, regroup, shapes
 
 FORMAT = 1
@@ -61,14 +62,12 @@ def dump(gate: Gate, manifest: Manifest) -> bytes:
     Raises:
         InputError: a manifest that is not this gate's, or values that are not finite.
     """
-    from safetensors.torch import save
-
-    text = json.dumps(asdict(manifest))
-    match(gate, parse(text, "gate"), "gate")
+    about = json.loads(json.dumps(asdict(manifest)))  # lists, as in a file
+    match(gate, parse(about, "gate"), "gate")
     state = gate.state_dict()
     tensors = {name: tensor.float().cpu().contiguous() for name, tensor in state.items()}
     check_tensors(tensors, manifest, "gate")
-    return bytes(save(tensors, metadata={KEY: text}))
+    return packed(tensors, KEY, about)
 
 
 def load(data: bytes, where: str) -> tuple[Gate, Manifest]:
@@ -78,15 +77,8 @@ def load(data: bytes, where: str) -> tuple[Gate, Manifest]:
         InputError: damaged; missing, unknown or wrong fields of the manifest; missing, unknown,
             mis-shaped or non-finite tensors.
     """
-    from safetensors.torch import load as load_tensors
-
-    with reading(f"{where}: truncated or not a safetensors file"):
-        tensors = load_tensors(data)
-        size = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
-    if KEY not in metadata:
-        raise InputError(f"{where}: not a gate file: no {KEY!r} in the safetensors metadata")
-    manifest = parse(metadata[KEY], where)
+    tensors, about = unpacked(data, KEY, where)
+    manifest = parse(about, where)
     return build(tensors, manifest, where), manifest
 
 
@@ -268,15 +260,13 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 """Field -> what it has to be, `format` first: another one has other fields."""
 
 
-def parse(text: str, where: str) -> Manifest:
-    """A manifest from JSON.
+def parse(content: Any, where: str) -> Manifest:
+    """A manifest from plain data.
 
     Raises:
         InputError: not a JSON object; a field that is missing, unknown or wrong.
     """
     where = f"{where}: manifest"
-    with reading(f"{where}: not JSON"):
-        content = json.loads(text)
     if not isinstance(content, dict):
         raise InputError(f"{where}: {short(content)}; a JSON object needed")
     for name, (fits, needed) in RULES.items():

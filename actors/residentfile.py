@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
+from actors.documents import checked
 from actors.evaluation import Recipe
+from actors.learnedfile import packed, unpacked
 from fusion.concrete import COEFFICIENTS
 from fusion.errors import InputError
 
@@ -16,6 +19,18 @@ FORMAT = 1
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's, as torch calls them; in a file `<name>|<moment>`."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What a file says beside its tensors."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    format: Literal[1]
+    method: str
+    tasks: list[str]
+    step: Annotated[int, Field(ge=0)]
 
 
 def is_moment(name: str) -> bool:
@@ -27,39 +42,31 @@ def dump_resident(
     tensors: Mapping[str, Tensor], method: str, tasks: Sequence[str], step: int
 ) -> bytes:
     """safetensors, with the method, the tasks in order, and the steps taken beside it."""
-    from safetensors.torch import save
-
-    about = json.dumps({"format": FORMAT, "method": method, "tasks": list(tasks), "step": step})
+    about = {"format": FORMAT, "method": method, "tasks": list(tasks), "step": step}
     found = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
-    return bytes(save(found, metadata={"resident": about}))
+    return packed(found, "resident", about)
 
 
 def load_resident(data: bytes, method: str, tasks: Sequence[str]) -> tuple[dict[str, Tensor], int]:
     """Tensors by name, and the steps taken.
 
     Raises:
-        InputError: damaged, of another method, or of other tasks.
+        InputError: damaged, not finite, of another method, or of other tasks.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        size = int.from_bytes(data[:8], "little")
-        about: dict[str, Any] = json.loads(
-            json.loads(data[8 : 8 + size])["__metadata__"]["resident"]
-        )
-        made, named, step = about["method"], list(about["tasks"]), int(about["step"])
-        tensors: dict[str, Tensor] = load(data)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        said = " ".join(str(error).split())
-        raise InputError(f"{method}: not a file of what was learned: {said}") from None
-    if made != method:
-        raise InputError(f"{method}: learned: a file of {made!r}; one of {method!r} needed")
+    where = f"{method}: not a file of what was learned"
+    tensors, note = unpacked(data, "resident", where)
+    about = checked(About, note, where)
+    named, step = about.tasks, about.step
+    if about.method != method:
+        raise InputError(f"{method}: learned: a file of {about.method!r}; one of {method!r} needed")
     if named != list(tasks):
         raise InputError(
             f"{method}: learned: tasks: {', '.join(map(str, named))};"
             f" the pool has {', '.join(tasks)}, in this order"
         )
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise InputError(f"{where}: {name[:80]!r}: NaN or infinity; finite numbers needed")
     return tensors, step
 
 

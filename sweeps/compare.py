@@ -6,14 +6,16 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
+from pydantic import ConfigDict, Field
 
+from actors.paths import Plain
 from fusion.significance import holm, mcnemar, mean_interval, wilson
 from sweeps.correctness import Correct
 
-Metrics: TypeAlias = Mapping[str, float | None]
+Metrics: TypeAlias = Mapping[str, int | float | None]
 """`acc/mean`, `acc/<task>`, `nll/…` -> value; None where it was not finite."""
 
 REFERENCES = ("pretrained", "experts")
@@ -28,12 +30,18 @@ MEAN, SEEN, UNSEEN = "acc/mean", "acc/seen", "acc/unseen"
 KEPT_OF_FAILED = ("trial_key", "method", "params", "error")
 
 
+LATER = ConfigDict(extra="ignore")
+"""Of what is read from a file: a later version may have written more fields."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of the comparison: a reference, or a method's winner on the select split."""
 
-    method: str
-    kind: str
+    __pydantic_config__ = LATER
+
+    method: Plain
+    kind: Plain
     params: Mapping[str, Any] = field(default_factory=dict)
     trials: int = 0
     """Trials of the method, failed ones included."""
@@ -47,9 +55,9 @@ class Row:
     cost: Metrics = field(default_factory=dict)
     """`wall_s`: time during which a trial of the method ran; `trial_s`: mean over its trials;
     `peak_bytes`: the most any of them held."""
-    recipe: str | None = None
+    recipe: Annotated[str, Field(pattern=r"^recipes/[^/\\]+\.yaml$")] | None = None
     run_id: str | None = None
-    trial_key: str | None = None
+    trial_key: Plain | None = None
     notes: tuple[str, ...] = ()
     """What a reader must know beside the numbers: images that it adapted to, labels it read."""
 
@@ -70,6 +78,8 @@ class Row:
 class Pair:
     """Exact McNemar test of two rows on the same samples, pooled over tasks."""
 
+    __pydantic_config__ = LATER
+
     first: str
     second: str
     n: int
@@ -85,6 +95,8 @@ class Pair:
 @dataclass(frozen=True)
 class Comparison:
     """What a sweep found; `comparison.json` field by field."""
+
+    __pydantic_config__ = LATER
 
     sweep: str
     spec_hash: str

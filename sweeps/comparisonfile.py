@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.atomic import replacing
+from actors.documents import checked, parse_json, read_bytes
 from fusion.errors import InputError
-from sweeps.compare import Comparison, Pair, Row, finite
+from sweeps.compare import Comparison, finite
 from sweeps.ledger import write_text
 
 
@@ -79,32 +80,7 @@ def read(folder: Path) -> Comparison:
         InputError: there is none, or it is not one.
     """
     path = folder / "comparison.json"
-    try:
-        content = json.loads(path.read_text())
-        rows = tuple(
-            Row(
-                **{
-                    **known(Row, row),
-                    "test_ci95": {k: tuple(v) for k, v in row["test_ci95"].items()},
-                    "shifts_ci95": {
-                        shift: {k: tuple(v) for k, v in spans.items()}
-                        for shift, spans in row.get("shifts_ci95", {}).items()
-                    },
-                    "notes": tuple(row.get("notes", ())),
-                }
-            )
-            for row in content["rows"]
-        )
-        pairs = tuple(Pair(**known(Pair, pair)) for pair in content.get("pairs", ()))
-        lists = {name: tuple(content.get(name, ())) for name in ("tasks", "unseen", "failed")}
-        return Comparison(**{**known(Comparison, content), **lists, "rows": rows, "pairs": pairs})
-    except FileNotFoundError:
-        raise InputError(f"{path}: no comparison; it is written as a sweep runs") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path}: not a comparison ({error})") from error
-
-
-def known(kind: type, content: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of `content` that are fields of `kind`: a later version may write more."""
-    names = {field.name for field in fields(kind)}
-    return {name: value for name, value in content.items() if name in names}
+    if not path.exists():
+        raise InputError(f"{path}: no comparison; it is written as a sweep runs")
+    where = f"{path}: not a comparison"
+    return checked(Comparison, parse_json(read_bytes(path), where), where)

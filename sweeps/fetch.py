@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeAlias
 
 from actors.atomic import replacing
+from actors.documents import checked, read_bytes
+from actors.learnedfile import unpacked
+from actors.paths import listed as listed_path
 from fusion.errors import InputError
 from sweeps.folder import (
     Identity,
@@ -17,9 +19,11 @@ from sweeps.folder import (
     parse_identity,
     read_identity,
 )
+from sweeps.learning import State
+from sweeps.ledger import parse_entry
 from sweeps.owner import FILE as OWNER
 from sweeps.owner import Owner, read_owner
-from sweeps.storage import Stamp, Store, asked
+from sweeps.storage import FILES, OURS, Stamp, Store, asked
 
 Signature: TypeAlias = tuple[int, int]
 """Size and modification time (ns) of a file here."""
@@ -59,7 +63,7 @@ def check_there(
         check_known(
             store.url,
             there,
-            old.decode(),
+            old.decode(errors="replace"),
             count,
             spec_hash,
             spec_text,
@@ -132,7 +136,7 @@ def take_up(store: Store, folder: SweepFolder, *, fresh: bool) -> Sent:
     here = read_identity(folder) if folder.identity.exists() else None
     listed = asked(store, store.list)
     sent: Sent = dict.fromkeys(listed)
-    wanted = [name for name in listed if not (folder.path / name).exists()]
+    wanted = [name for name in listed if not place_of(folder, name, store.url).exists()]
     if later(here, there, store, folder) is there and here is not None:
         wanted += [name for name in ("spec.yaml", "sweep.json") if name in listed]
     won = fetch_ledger(store, folder, listed, sent)
@@ -148,10 +152,11 @@ def take_up(store: Store, folder: SweepFolder, *, fresh: bool) -> Sent:
         part = chosen[start : start + AT_ONCE]
         contents = asked(store, lambda part=part: store.read_all(part))  # type: ignore[misc]
         for name in part:
-            if name in contents and is_better(name, contents[name], folder.path / name):
-                sent[name] = put(folder.path / name, contents[name])
+            path = place_of(folder, name, store.url)
+            if name in contents and is_better(name, contents[name], path):
+                sent[name] = put(path, contents[name])
     for name in listed:
-        path = folder.path / name
+        path = place_of(folder, name, store.url)
         if sent[name] is None and is_same(path, listed[name], sent):
             sent[name] = signature(path)
     return sent
@@ -169,23 +174,35 @@ def fetch_ledger(store: Store, folder: SweepFolder, listed: Iterable[str], sent:
     won = set()
     names = [name for name in listed if name.startswith("ledger/")]
     for name, data in asked(store, lambda: store.read_all(names)).items():
-        path = folder.path / name
-        mine = path.read_bytes() if path.exists() else b""
+        path = place_of(folder, name, store.url)
+        mine = read_bytes(path) if path.exists() else b""
         if data == mine:
             sent[name] = signature(path)
-        elif rank(data) > rank(mine):
+        elif rank(data, path.name) > rank(mine, path.name):
             sent[name] = put(path, data)
             won.add(path.stem)
     return won
 
 
-def rank(entry: bytes) -> tuple[bool, str]:
-    """What of two entries of one trial counts: a success, then the later end; least: no entry."""
+def place_of(folder: SweepFolder, name: str, where: str) -> Path:
+    """Where a file of a storage, or of another machine, goes here.
+
+    Raises:
+        InputError: it is listed under a name that no sweep gives its files.
+    """
+    return listed_path(folder.path, name, where, {"": (*FILES, OWNER), **OURS})
+
+
+def rank(entry: bytes, name: str) -> tuple[bool, str]:
+    """What of two entries of one trial counts: a success, then the later end; least: no entry.
+
+    A damaged one, and one of another trial than its name says, is none.
+    """
     try:
-        content = json.loads(entry)
-        return content["status"] == "done", str(content["ended"])
-    except (ValueError, TypeError, KeyError):
+        found = parse_entry(entry, name, name)
+    except InputError:
         return False, ""
+    return found.status == "done", found.ended
 
 
 def is_wanted(name: str, absent: bool, won: set[str], ended: set[str]) -> bool:
@@ -208,10 +225,8 @@ def is_better(name: str, data: bytes, path: Path) -> bool:
 def steps(checkpoint: bytes) -> int:
     """How far a learning trial's checkpoint is; -1 of a damaged one."""
     try:
-        length = int.from_bytes(checkpoint[:8], "little")
-        state = json.loads(checkpoint[8 : 8 + length])["__metadata__"]["state"]
-        return int(json.loads(state)["step"])
-    except (ValueError, TypeError, KeyError):
+        return checked(State, unpacked(checkpoint, "state", "checkpoint")[1], "checkpoint").step
+    except InputError:
         return -1
 
 

@@ -6,10 +6,14 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Required
 
+from typing_extensions import TypedDict
+
+from actors.documents import checked, parse_json, read_bytes
 from actors.fleet import Client
 from actors.transport import fetched
+from fusion.errors import InputError
 from sweeps.canonical import digest
 from sweeps.compare import Row, intervals
 from sweeps.finals import recipe_of
@@ -82,11 +86,26 @@ def measure_shifts(
     ]
 
 
+class Under(TypedDict, total=False):
+    """What was measured under one shift."""
+
+    mark: Required[Any]
+    metrics: Required[dict[str, int | float | None]]
+    ci95: dict[str, tuple[float, float]]
+
+
+class Measured(TypedDict):
+    """The file of one row."""
+
+    trial_key: str | None
+    shifts: dict[str, Under]
+
+
 def stored(path: Path, row: Row) -> dict[str, Any]:
     """What was measured of this trial before: shift set -> mark and metrics."""
     try:
-        about = json.loads(path.read_text())
-        found: dict[str, Any] = about["shifts"]
-    except (OSError, ValueError, KeyError, TypeError):
+        content = parse_json(read_bytes(path), str(path), finite=False)
+        about = checked(Measured, content, str(path))
+    except InputError:
         return {}
-    return found if about["trial_key"] == row.trial_key else {}
+    return {**about["shifts"]} if about["trial_key"] == row.trial_key else {}

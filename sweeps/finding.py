@@ -11,8 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
+from pydantic import ConfigDict
 
 from actors.atomic import replacing
+from actors.documents import checked, parse_json, read_bytes
+from actors.paths import Plain
+from fusion.errors import InputError
 from sweeps.compare import finite
 from sweeps.ledger import write_text
 
@@ -24,14 +28,16 @@ Line = Mapping[str, Any]
 class Finding:
     """One part: its tables are the files `<part>-<table>`, all of it is `<part>.json`."""
 
-    part: str
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    part: Plain
     context: str
     """Hash of what it depends on: models, data, splits, precision."""
     about: str
     """What was measured, on what: one sentence."""
     lines: Sequence[str] = ()
     """What the numbers say, in sentences; of a part that was skipped, why."""
-    tables: Mapping[str, Sequence[Line]] = field(default_factory=dict)
+    tables: Mapping[Plain, Sequence[Line]] = field(default_factory=dict)
     shown: Sequence[str] = ()
     """Tables that the page shows; the others are for programs."""
 
@@ -68,7 +74,8 @@ def write(finding: Finding, folder: Path) -> list[Path]:
 def read(folder: Path, part: str, context: str) -> Finding | None:
     """What was found before; None where it is not there, or is of other models or data."""
     try:
-        found = Finding(**json.loads((folder / f"{part}.json").read_bytes()))
-    except (OSError, ValueError, TypeError):
+        file = folder / f"{part}.json"
+        found = checked(Finding, parse_json(read_bytes(file), str(file)), str(file))
+    except InputError:
         return None
-    return found if found.context == context else None
+    return found if (found.part, found.context) == (part, context) else None

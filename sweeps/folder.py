@@ -5,13 +5,19 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict
+
+from actors.documents import checked, parse_json, read_bytes
 from fusion.errors import InputError
 from sweeps.ledger import Ledger, write_text
 
@@ -76,15 +82,30 @@ class SweepFolder:
         return self.path / "sweep.json"
 
 
+Hash = Annotated[str, Field(pattern=r"^[0-9a-zA-Z_-]{1,64}$")]
+Time = Annotated[str, Field(max_length=40)]
+
+
+class Known(TypedDict):
+    """A spec that a sweep has had."""
+
+    spec_hash: Hash
+    started: Time
+    spec: str
+    """Its file."""
+
+
 @dataclass(frozen=True)
 class Identity:
     """What a sweep was started as, and what it was extended to."""
 
-    sweep_id: str
-    spec_hash: str
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    sweep_id: Hash
+    spec_hash: Hash
     """Of the spec it runs now."""
-    created: str
-    history: tuple[Mapping[str, str], ...] = ()
+    created: Time
+    history: tuple[Known, ...] = ()
     """`{spec_hash, started, spec}` of each spec it has had, the first first; `spec` is its file."""
 
     @property
@@ -99,8 +120,13 @@ class Identity:
     def having(self, spec_hash: str) -> Identity:
         """The same sweep, gone on with under another spec."""
         now = datetime.now(UTC).isoformat()
-        spec = {"spec_hash": spec_hash, "started": now, "spec": f"specs/{spec_hash}.yaml"}
+        spec = Known(spec_hash=spec_hash, started=now, spec=spec_name(spec_hash))
         return replace(self, spec_hash=spec_hash, history=(*self.history, spec))
+
+
+def spec_name(spec_hash: str) -> str:
+    """The file of a spec within the folder, by its hash alone."""
+    return f"specs/{spec_hash}.yaml"
 
 
 def check_free(
@@ -122,7 +148,7 @@ def check_free(
         return None
     known = read_identity(folder)
     file = path / known.spec_file
-    old = file.read_text() if file.exists() else ""
+    old = read_bytes(file).decode(errors="replace") if file.exists() else ""
     count = sum(1 for _ in folder.ledger)
     check_known(
         str(path), known, old, count, spec_hash, spec_text, resume=resume or extend, extend=extend
@@ -169,16 +195,23 @@ def check_known(
 
 def read_identity(folder: SweepFolder) -> Identity:
     """What the sweep in a folder was started as."""
-    return parse_identity(folder.identity.read_bytes(), str(folder.identity))
+    return parse_identity(read_bytes(folder.identity), str(folder.identity))
 
 
 def parse_identity(data: bytes, where: str) -> Identity:
-    """What `sweep.json` says; `where` names it in a fault."""
+    """What `sweep.json` says; `where` names it in a fault.
+
+    Raises:
+        InputError: damaged, or it names files that are no specs of the sweep's own.
+    """
     try:
-        content = json.loads(data)
-        return Identity(**{**content, "history": tuple(content.get("history", ()))})
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{where}: damaged ({error}); use --fresh") from error
+        identity = checked(Identity, parse_json(data, where), where)
+        for at, spec in enumerate(identity.history):
+            if spec["spec"] != spec_name(spec["spec_hash"]):
+                raise InputError(f"{where}: history.{at}.spec: {spec['spec'][:80]!r}: not its own")
+    except InputError as error:
+        raise InputError(f"{error}; damaged: use --fresh") from None
+    return identity
 
 
 def claim(
@@ -216,15 +249,36 @@ def claim(
             path.rename(path.with_name(f"{path.name}.{aside_suffix()}"))
         known = Identity(uuid.uuid4().hex, spec_hash, datetime.now(UTC).isoformat())
     elif not known.history:  # of a version that kept none
-        old = {"spec_hash": known.spec_hash, "started": known.created}
-        old["spec"] = f"specs/{known.spec_hash}.yaml"
-        write_text(path / old["spec"], (path / "spec.yaml").read_text())
+        name = spec_name(known.spec_hash)
+        old = Known(spec_hash=known.spec_hash, started=known.created, spec=name)
+        write_text(path / name, (path / "spec.yaml").read_text(encoding="utf-8"))
         known = replace(known, history=(old,))
     identity = known.having(spec_hash)
     write_text(path / identity.spec_file, spec_text)
     write_text(path / "spec.yaml", spec_text)
     write_text(folder.identity, identity.dump())
     return identity
+
+
+RESERVED = re.compile(
+    r"mlflow\.db.*|mlflow-artifacts|.*\.\d{8}t\d{6}\.[0-9a-f]{4}|.*\.lock|.*\.part"
+)
+"""Names that other things in the folder of all sweeps have: the MLflow store and its journals, its
+artifacts, sweeps that were moved aside, files that are being written. Of lower case."""
+
+
+def check_reserved(name: str) -> str:
+    """`name`, if a sweep may have it, on file systems that ignore case too.
+
+    Raises:
+        ValueError: another thing has it.
+
+    >>> check_reserved("vit-b32")
+    'vit-b32'
+    """
+    if RESERVED.fullmatch(name.lower()):
+        raise ValueError("the name of something else in the outputs folder; another name needed")
+    return name
 
 
 def aside_suffix() -> str:

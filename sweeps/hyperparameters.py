@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.documents import read_yaml
+from actors.documents import checked, read_yaml
 from fusion.errors import InputError
 
 Recipe = Mapping[str, Any]
@@ -46,20 +47,18 @@ def recipe_of(folder: Path) -> Recipe | None:
     file = folder / FILE
     if not file.is_file():
         return None
+    where = f"{file}: not the recipe of an ingredient"
     try:
-        content = read_yaml(file)
-        params = content["params"]
-        if not isinstance(params, Mapping):
-            raise TypeError("params: a mapping needed")
-        if content.get("schedule"):
-            return None
+        content = checked(dict[str, Any], read_yaml(file), where)
     except InputError as error:
-        raise InputError(f"{error} (not the recipe of an ingredient)") from None
-    except (KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{file}: not the recipe of an ingredient: {reason}") from None
+        raise InputError(f"{where}: {error}") from None
+    if "params" not in content:
+        raise InputError(f"{where}: params: missing")
+    params = checked(dict[str, Any], content["params"], f"{where}: params")
+    if content.get("schedule"):
+        return None
     told = {key: content[key] for key in BESIDE if key in content}
-    return {**{str(name): value for name, value in params.items()}, **told}
+    return {**params, **told}
 
 
 def chains(recipes: Mapping[str, Recipe]) -> list[Chain]:
@@ -75,7 +74,8 @@ def chains(recipes: Mapping[str, Recipe]) -> list[Chain]:
     for name, recipe in recipes.items():
         own = {key: value for key, value in recipe.items() if key != SEED}
         for key, value in own.items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not is_number or not math.isfinite(value):
                 continue
             rest = {other: each for other, each in own.items() if other != key}
             group = json.dumps(rest, sort_keys=True, default=str)

@@ -8,18 +8,21 @@ models, its *ingredients*: the fine-tuned one, and averages along the run (`ema`
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Required, TypeAlias
 
-import yaml
+from pydantic import ConfigDict
+from typing_extensions import TypedDict
 
-from actors.documents import dump_yaml
+from actors.documents import checked, dump_yaml, parse_json, read_bytes, read_json, read_yaml
 from actors.headfile import FILE as HEAD
 from actors.headfile import HeadKind, head_facts
+from actors.paths import Plain
 from actors.training import beside
 from fusion.errors import InputError
 from sweeps.ledger import write_text
@@ -30,12 +33,24 @@ Keep: TypeAlias = Literal["best", "all"] | int
 KINDS = ("expert", "ema", "swa")
 
 
+class Made(TypedDict, total=False):
+    """One model of a trial."""
+
+    kind: Required[Literal["expert", "ema", "swa"]]
+    select: Required[float]
+    report: Required[float]
+    sha256: str
+    head: str
+
+
 @dataclass(frozen=True)
 class Trained:
     """One fine-tuning that ended, or was stopped by a scheduler."""
 
-    key: str
-    task: str
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    key: Plain
+    task: Plain
     params: Mapping[str, Any]
     select: float
     """Accuracy on the select split; of one that was stopped, when it was."""
@@ -108,15 +123,19 @@ def write_result(out: Path, result: Trained) -> None:
 def read_results(out: Path, task: str) -> list[Trained]:
     """All results of a task that are there, in the order of their keys.
 
-    Raises:
-        InputError: a file that is none.
+    A damaged file counts as none, and is said: its trial runs again.
     """
     found = []
     for path in sorted((out / "trained").glob(f"{task}-*.json")):
         try:
-            result = Trained(**json.loads(path.read_text()))
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{path}: not a result of training ({error}); delete it") from None
+            content = parse_json(read_bytes(path), str(path), finite=False)
+            result = checked(Trained, content, str(path))
+            checked(list[Made], list(result.made), f"{path}: made")
+            if result_file(out, result.task, result.key) != path:
+                raise InputError(f"{path}: of {result.task!r}, {result.key!r}: not the file's name")
+        except InputError as error:
+            logging.getLogger(__name__).warning("%s; its fine-tuning counts as not run", error)
+            continue
         if result.task == task:  # and not one of a longer name
             found.append(result)
     return found
@@ -206,13 +225,15 @@ def holds(place: Path, each: Ingredient) -> bool:
     """Whether a folder is this ingredient's: its recipe says so, or it has none (older)."""
     if not place.is_dir():
         return False
-    try:
-        recipe = yaml.safe_load((place / "recipe.yaml").read_text())
-        return bool(recipe["key"] == each.key and recipe["kind"] == each.kind)
-    except FileNotFoundError:
+    file = place / "recipe.yaml"
+    if not file.exists():
         return True
-    except (yaml.YAMLError, TypeError, KeyError):
+    try:
+        recipe = read_yaml(file)
+    except InputError:
         return False
+    told = recipe if isinstance(recipe, dict) else {}
+    return (told.get("key"), told.get("kind")) == (each.key, each.kind)
 
 
 def settle(out: Path, results: Sequence[Trained], keep: Keep, about: Mapping[str, Any]) -> None:
@@ -275,13 +296,21 @@ def told_head(file: Path) -> dict[str, Any]:
     return {"head": {**told, "classnames": list(facts.classnames)}}
 
 
+class Scores(TypedDict, total=False):
+    """What `scores.json` of an ingredient may hold."""
+
+    select: float
+    report: float
+    shifts: dict[str, Any]
+
+
 def read_scores(place: Path) -> dict[str, Any]:
-    """`scores.json` of an ingredient; empty where there is none."""
+    """`scores.json` of an ingredient; empty where there is none, or it is damaged."""
     try:
-        found: dict[str, Any] = json.loads((place / "scores.json").read_text())
-    except (OSError, ValueError):
+        content = read_json(place / "scores.json")
+        return dict(checked(Scores, content, "scores.json"))
+    except InputError:
         return {}
-    return found
 
 
 def pool_yaml(

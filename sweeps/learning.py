@@ -6,27 +6,32 @@ What is kept on disk is the router and Adam's moments alone: kilobytes to a few 
 
 from __future__ import annotations
 
-import json
+import copy
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from actors.codings import dump_coding
+from actors.documents import checked, parse_json
 from actors.evaluation import Evaluation, Recipe, TaskData
 from actors.experts import Experts
 from actors.extractor import Extractor
 from actors.features import open_features
 from actors.gates import Manifest, dump
+from actors.learnedfile import packed, unpacked
 from actors.nodes import own_id
 from actors.pixels import open_pixels
 from actors.sources import cache_dir
 from actors.spread import Home, fetch, settle
 from actors.unseen import adapted_role
+from fusion.errors import InputError, one_line
 from fusion.gate import Gate, hidden_norm
 from fusion.learning import Learning, Lesson, learn_step, lessons, temperature
 from fusion.parameters import bind
@@ -72,13 +77,15 @@ class Course:
 class State:
     """How far a trial is."""
 
-    step: int = 0
-    seconds: float = 0.0
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    step: Annotated[int, Field(ge=0)] = 0
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     choices: list[dict[str, Any]] = field(default_factory=list)
     """Of a method that selects: its decisions."""
-    chosen: dict[str, float] = field(default_factory=dict)
+    chosen: dict[str, int | float] = field(default_factory=dict)
     """Of a method that fits: what it chose, by name."""
-    curve: list[dict[str, float]] = field(default_factory=list)
+    curve: list[dict[str, int | float]] = field(default_factory=list)
     """[{"step", "loss/<task>", …, "coding/min|mean|max"}] at each checkpoint."""
 
 
@@ -238,13 +245,11 @@ def learned(
 
 def checkpoint(router: torch.nn.Module, optimizer: torch.optim.Optimizer, state: State) -> bytes:
     """Router, Adam's moments and progress, as a file."""
-    from safetensors.torch import save
-
     tensors = {f"router.{name}": value for name, value in router.state_dict().items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"adam.{index}.{name}": value for name, value in moments.items()}
-    about = {"state": json.dumps(vars(state))}
-    return bytes(save({k: v.contiguous() for k, v in tensors.items()}, metadata=about))
+    held = {name: value.contiguous() for name, value in tensors.items()}
+    return packed(held, "state", vars(state))
 
 
 def restore(data: bytes | None, router: torch.nn.Module, optimizer: torch.optim.Optimizer) -> State:
@@ -252,17 +257,38 @@ def restore(data: bytes | None, router: torch.nn.Module, optimizer: torch.optim.
 
     A damaged checkpoint counts as none: the trial starts over.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     if data is None:
         return State()
+    blank = copy.deepcopy((router.state_dict(), optimizer.state_dict()))
     try:
-        tensors: dict[str, Tensor] = load(data)
-        size = int.from_bytes(data[:8], "little")
-        about = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["state"])
-    except (SafetensorError, ValueError, KeyError, TypeError):
+        tensors, note = unpacked(data, "state", "state")
+        state = checked(State, note, "state")
+        place(tensors, router, optimizer)
+    except Exception as error:  # torch raises what it likes on tensors that do not fit
+        logging.getLogger(__name__).warning("a checkpoint is damaged (%s)", one_line(error)[:200])
+        router.load_state_dict(blank[0])
+        optimizer.load_state_dict(blank[1])
         return State()
+    return state
+
+
+def read_state(note: bytes | str) -> State:
+    """Progress, from the JSON of a checkpoint.
+
+    Raises:
+        InputError: damaged.
+    """
+    return checked(State, parse_json(note, "state", finite=False), "state")
+
+
+def place(
+    tensors: Mapping[str, Tensor], router: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Put a checkpoint's tensors where they belong.
+
+    Raises:
+        Exception: they do not fit.
+    """
     router.load_state_dict(
         {k.removeprefix("router."): v for k, v in tensors.items() if k.startswith("router.")}
     )
@@ -271,7 +297,10 @@ def restore(data: bytes | None, router: torch.nn.Module, optimizer: torch.optim.
         if name.startswith("adam."):
             _, index, key = name.split(".")
             moments.setdefault(int(index), {})[key] = value
+    for number, weight in enumerate(router.parameters()):
+        shapes = {key: value.shape for key, value in moments.get(number, {}).items()}
+        if shapes and shapes != {"step": (), "exp_avg": weight.shape, "exp_avg_sq": weight.shape}:
+            raise InputError(f"adam.{number}: {shapes}: those of another router")
     content = optimizer.state_dict()
     content["state"] = moments
     optimizer.load_state_dict(content)
-    return State(**about)

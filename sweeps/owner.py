@@ -8,10 +8,14 @@ import socket
 import time
 import uuid
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
+from pydantic import ConfigDict, Field
+
+from actors.documents import checked, parse_json
+from fusion.errors import InputError
 from sweeps.wording import seconds
 
 FILE = "owner.json"
@@ -26,6 +30,10 @@ leaves the storage to it."""
 State: TypeAlias = Literal["running", "finished", "failed", "stopped"]
 
 
+Word: TypeAlias = Annotated[str, Field(max_length=300)]
+Moment: TypeAlias = Annotated[float, Field(ge=0, lt=1e11, allow_inf_nan=False)]
+
+
 def process_space() -> str:
     """What pids are counted in: the same number is another process elsewhere; empty: not known."""
     try:
@@ -38,13 +46,15 @@ def process_space() -> str:
 class Owner:
     """A driver of a sweep, as of its last sign of life."""
 
-    driver: str = field(default_factory=lambda: uuid.uuid4().hex)
-    host: str = field(default_factory=socket.gethostname)
-    pid: int = field(default_factory=os.getpid)
-    space: str = field(default_factory=process_space)
-    since: float = field(default_factory=time.time)
+    __pydantic_config__ = ConfigDict(extra="ignore")  # a later version may write more
+
+    driver: Word = field(default_factory=lambda: uuid.uuid4().hex)
+    host: Word = field(default_factory=socket.gethostname)
+    pid: Annotated[int, Field(ge=1, lt=2**31)] = field(default_factory=os.getpid)
+    space: Word = field(default_factory=process_space)
+    since: Moment = field(default_factory=time.time)
     """Seconds since the epoch."""
-    beat: float = field(default_factory=time.time)
+    beat: Moment = field(default_factory=time.time)
     """Likewise: the last sign of life."""
     state: State = "running"
 
@@ -93,9 +103,10 @@ class Owner:
 
 def read_owner(data: bytes | None) -> Owner | None:
     """The owner in a file's content; None where there is none, or it is no owner."""
-    with suppress(ValueError, TypeError):
-        content = json.loads(data or b"null")
+    if data is None:
+        return None
+    with suppress(InputError):
+        content = parse_json(data, FILE)
         if isinstance(content, dict) and "driver" in content:
-            names = {each.name for each in fields(Owner)}
-            return Owner(**{name: value for name, value in content.items() if name in names})
+            return checked(Owner, content, FILE)
     return None

@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from actors.codings import dump_shares
+from actors.documents import checked, parse_json, read_bytes
 from actors.evaluation import Recipe, Rows, TaskData
 from actors.pixels import open_pixels
 from actors.protocol import Experts
+from fusion.errors import InputError
 from sweeps.canonical import derive_seed
 from sweeps.ledger import write_text
 from sweeps.progress import Progress
@@ -101,12 +103,9 @@ class Points:
 def restored(file: Path) -> dict[str, dict[str, float]]:
     """The points of a killed analysis; a damaged file counts as none."""
     try:
-        found = json.loads(file.read_bytes())
-        return {
-            str(key): {str(name): float(value) for name, value in metrics.items()}
-            for key, metrics in found.items()
-        }
-    except (OSError, ValueError, TypeError, AttributeError):
+        content = parse_json(read_bytes(file), str(file), finite=False)
+        return checked(dict[str, dict[str, float]], content, str(file))
+    except InputError:
         return {}
 
 

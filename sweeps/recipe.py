@@ -7,45 +7,56 @@ import json
 import math
 import os
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import yaml
+from pydantic import ConfigDict, Field
 
 from actors.atomic import replacing
 from actors.checkpoints import Checkpoint, content_hash, read
-from actors.documents import dump_yaml, read_json
+from actors.documents import checked, dump_yaml, read_bytes, read_json, read_yaml
 from actors.experts import Recipe as What
 from actors.filed import filed_vectors
+from actors.paths import Plain, inside
 from actors.pool import Pool, open_pool
 from actors.recipes import RESULTS, learned_beta, merged, of_task, rebuilt, results_dtype
 from actors.segments import clip_segments
 from actors.statisticfile import opened, place
 from fusion.errors import InputError
+from fusion.parameters import unknown
 from fusion.registry import METHODS, Fitted, Informed, LogitSpace, PerTask, Resident, one_a_sample
+from sweeps.compare import REFERENCES
 from sweeps.ledger import write_text
+
+LEARNED_BYTES = 1 << 33
+"""Of what was learned, at most: routers of a large tower have some GB."""
 
 
 @dataclass(frozen=True)
 class Model:
     """One source checkpoint, and what it must hash to."""
 
-    source: str
-    sha256: str
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    source: Annotated[str, Field(min_length=1, max_length=4096)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True)
 class Recipe:
     """A fused model: its method, parameters and ingredients."""
 
-    method: str
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    method: Plain
     params: Mapping[str, Any]
     base: Model
-    experts: Mapping[str, Model]
+    experts: Annotated[Mapping[Plain, Model], Field(min_length=1)]
     code: str
     """Version of this package."""
     sweep: str
@@ -53,7 +64,7 @@ class Recipe:
     """Split, metric and value it was chosen by."""
     learned: Model | None = None
     """Of a method that learns: its gate or coding file, beside the recipe."""
-    statistics: Sequence[str] = ()
+    statistics: Sequence[Plain] = ()
     """Of a method that merges by statistics of data: each expert's key in the cache."""
     result_dtype: str = "base"
     """What the model is rounded to: each tensor to its dtype in the base, or to float32."""
@@ -105,19 +116,13 @@ def load(path: Path) -> Recipe:
     """Read and check a recipe file.
 
     Raises:
-        InputError: no such file, not YAML, fields missing or unknown.
+        InputError: no such file, not YAML, fields missing, unknown or of another type, a method
+            that there is not.
     """
-    try:
-        content = yaml.safe_load(path.read_text())
-        base = Model(**content.pop("base"))
-        experts = {task: Model(**model) for task, model in content.pop("experts").items()}
-        learned = Model(**content.pop("learned")) if content.get("learned") else None
-        found = Recipe(base=base, experts=experts, learned=learned, **content)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, TypeError, AttributeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: not a recipe as `sweeps run` writes it ({reason})") from error
+    where = f"{path}: not a recipe as `sweeps run` writes it"
+    found = checked(Recipe, read_yaml(path), where)
+    if found.method not in METHODS and found.method not in REFERENCES:
+        raise InputError(f"{path}: method: {unknown('method', found.method, METHODS)}")
     if found.result_dtype not in RESULTS:
         allowed = " or ".join(RESULTS)
         raise InputError(f"{path}: result_dtype: {found.result_dtype!r}; {allowed} allowed")
@@ -133,8 +138,7 @@ def export(path: Path, out: Path) -> None:
         InputError: `out` is there already; an ingredient changed since; a recipe without a model.
     """
     recipe = load(path)
-    if out.exists():
-        raise InputError(f"{out}: is there already; give a new folder")
+    check_new(out)
     check_single(recipe, path)
     data = learned_data(recipe, path)
     pool = open_pool(recipe.base.source, {t: m.source for t, m in recipe.experts.items()})
@@ -153,8 +157,9 @@ def export(path: Path, out: Path) -> None:
         vectors = replace(filed_vectors(pool), results=results_dtype(recipe.result_dtype))
         with new_folder(out) as part:
             for task in pool.tasks:
+                place = inside(part, task, f"{path}: experts")
                 fused = merged(vectors, of_task(what, task))
-                write_folder(pool.base, fused, part / task, path, recipe.result_dtype)
+                write_folder(pool.base, fused, place, path, recipe.result_dtype)
         return
     fused = rebuilt(pool, what, recipe.result_dtype)
     fused |= tempered(pool.base, learned_beta(what))
@@ -196,10 +201,15 @@ def check_single(recipe: Recipe, path: Path) -> None:
         )
     if one_a_sample(row):
         what = "routers are" if isinstance(row, Resident) else "gate is"
-        kept = f"; its {what} {path.parent / recipe.learned.source}" if recipe.learned else ""
+        kept = f"; its {what} {learned_file(recipe.learned, path)}" if recipe.learned else ""
         raise InputError(
             f"{path}: {recipe.method}: one model a sample; there is no single model to build{kept}"
         )
+
+
+def learned_file(learned: Model, path: Path) -> Path:
+    """Where what was learned is: beside the recipe, nowhere else."""
+    return inside(path.parent, learned.source, f"{path}: learned.source")
 
 
 def learned_data(recipe: Recipe, path: Path) -> bytes | None:
@@ -210,11 +220,8 @@ def learned_data(recipe: Recipe, path: Path) -> bytes | None:
     """
     if recipe.learned is None:
         return None
-    file = path.parent / recipe.learned.source
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: learned: {file}: {error.strerror}") from error
+    file = learned_file(recipe.learned, path)
+    data = read_bytes(file, f"{path}: learned", limit=LEARNED_BYTES)
     if hashlib.sha256(data).hexdigest() != recipe.learned.sha256:
         raise InputError(f"{path}: learned: {file} has changed since the recipe was written")
     return data
@@ -239,12 +246,48 @@ def write_folder(
             kind = dtype if dtype is not None and found.is_floating_point() else found.dtype
             tensors[infos[name].plain] = found.to(kind).contiguous()
         save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
-        for file in base.folder.iterdir():
-            if file.suffix in {".json", ".txt"} and not file.name.endswith(".index.json"):
-                shutil.copy(file, part / file.name)
+        for name, data in papers(base).items():
+            (part / name).write_bytes(data)
         if dtype is not None:
             say_dtype(part / "config.json", results)
-        shutil.copy(recipe, part / "recipe.yaml")
+        (part / "recipe.yaml").write_bytes(read_bytes(recipe))
+
+
+PAPERS = (
+    "config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "generation_config.json", "open_clip_config.json",
+)  # fmt: skip
+"""What lies beside a model's weights and belongs to it; other files of its folder are nobody's."""
+
+
+def papers(base: Checkpoint) -> dict[str, bytes]:
+    """Name -> content of the files beside a model's weights that a copy of the model needs.
+
+    Raises:
+        InputError: one is no regular file, or a link out of the model's folder. A link of the
+            hub's cache, from a snapshot to a blob of the same model, is followed.
+    """
+    folder = base.folder.resolve()
+    roots = [folder, *([folder.parent.parent] if folder.parent.name == "snapshots" else [])]
+    found = {}
+    for name in PAPERS:
+        file = base.folder / name
+        if not os.path.lexists(file):
+            continue
+        if not any(file.resolve().is_relative_to(root) for root in roots):
+            raise InputError(
+                f"{base.name}: {file}: a link out of its folder, to {os.readlink(file)[:200]}; the"
+                " file itself needed"
+            )
+        found[name] = read_bytes(file, base.name)
+    return found
+
+
+def check_new(out: Path) -> None:
+    """Raise InputError where something is at a path already, a dangling link included."""
+    if os.path.lexists(out) or not out.name:
+        raise InputError(f"{out}: is there already; give a new folder")
 
 
 def say_dtype(file: Path, dtype: str) -> None:
@@ -261,14 +304,17 @@ def new_folder(out: Path) -> Iterator[Path]:
     """A folder to fill, which is at `out` when the block is left, or nowhere where it raises.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: it cannot be written, or something is there already.
     """
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    check_new(out)
+    part = out.with_name(f".{out.name[:200]}.{uuid.uuid4().hex[:8]}.part")
     try:
         part.mkdir(parents=True)
         yield part
+        out.mkdir()  # fails where somebody has made it meanwhile; a rename would replace a link
         part.rename(out)
+    except FileExistsError:
+        raise InputError(f"{out}: is there already; give a new folder") from None
     except OSError as error:
         raise InputError(f"{out}: cannot be written: {error.strerror}") from error
     finally:

@@ -25,6 +25,7 @@ from sweeps.learning import (
     Report,
     State,
     learned_name,
+    read_state,
     state_name,
 )
 
@@ -102,8 +103,8 @@ def restore(data: bytes | None, method: str, tasks: tuple[str, ...]) -> tuple[St
     if not found:
         return State(), None
     try:
-        state = State(**json.loads(head))
+        state = read_state(head)
         _, step = load_resident(kept, method, tasks)
-    except (InputError, ValueError, TypeError):
+    except InputError:
         return State(), None
     return (state, kept) if step == state.step else (State(), None)

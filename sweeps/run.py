@@ -153,6 +153,8 @@ def swept(
     """Trials, then the comparison: with experts loaded and data at hand."""
     spec, context = prepared.spec, prepared.context()
     ledger, plan = folder.ledger, prepared.plan
+    for damaged in ledger.set_aside():
+        progress.say(f"ledger/{damaged}: damaged; its trial runs again")
     ledger.clear_failed()
     metrics.label(sweep=spec.name)
 

@@ -19,7 +19,9 @@ import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
+from typing_extensions import TypedDict
 
+from actors.documents import checked, parse_json, read_bytes
 from sweeps.candidates import grid_points, planned, random_points
 from sweeps.canonical import Context, derive_seed, trial_key
 from sweeps.entry import MethodSpec
@@ -37,6 +39,13 @@ Results = dict[str, float | None]
 
 Suggestion = tuple[str, dict[str, Any], str]
 """Method, parameters, trial key."""
+
+
+class Saved(TypedDict):
+    """What `MethodSearch.save` writes."""
+
+    results: dict[str, float | None]
+    running: dict[str, str]
 
 
 class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
@@ -120,7 +129,8 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
 
     def restore(self, checkpoint_path: str) -> None:
         """Go on from a saved state: Tune itself runs again the trials that were running."""
-        state = json.loads(Path(checkpoint_path).read_text())
+        data = read_bytes(Path(checkpoint_path))
+        state = checked(Saved, parse_json(data, checkpoint_path), checkpoint_path)
         self._results, self._running = state["results"], state["running"]
         self._start()
 

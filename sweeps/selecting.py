@@ -14,12 +14,15 @@ from base64 import b64decode, b64encode
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from actors.codings import dump_shares
+from actors.documents import checked, parse_json
 from actors.evaluation import Evaluation, Recipe
 from actors.experts import Experts
 from fusion.errors import InputError, Vanished
@@ -279,13 +282,21 @@ def unpacked(text: str) -> NDArray[np.bool_]:
     return np.unpackbits(bits)[: int(count)].astype(bool)
 
 
+Packed = Annotated[str, Field(pattern=r"^[0-9]{1,12} [A-Za-z0-9+/]*={0,2}$")]
+"""One task's of `packed`."""
+
+
+class Scored(TypedDict):
+    """One candidate that was asked about."""
+
+    score: float
+    correct: dict[str, Packed]
+
+
 def restored(data: bytes | None) -> dict[str, dict[str, Any]]:
     """The scores of a killed trial; a damaged file counts as none."""
     try:
-        found = json.loads(data or b"{}")
-        return {
-            name: {"score": float(v["score"]), "correct": dict(v["correct"])}
-            for name, v in found.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError):
+        found = checked(dict[str, Scored], parse_json(data or b"{}", "scores"), "scores")
+    except InputError:
         return {}
+    return {name: dict(scored) for name, scored in found.items()}

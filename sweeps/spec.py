@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     PlainValidator,
@@ -21,6 +22,7 @@ from fusion.errors import InputError
 from sweeps.canonical import digest
 from sweeps.entry import MethodSpec, read_methods
 from sweeps.faults import Fault, custom_error, raise_all, spec_errors
+from sweeps.folder import check_reserved
 from sweeps.judged import checked_metric, unseen_tasks
 from sweeps.parts import NAME as NAME
 from sweeps.parts import NAME_RULE as NAME_RULE
@@ -170,10 +172,20 @@ def own_tasks(validated: dict[str, Any]) -> dict[str, TaskSpec]:
     return {name: TaskSpec(dataset=name) for name in validated["pool"].experts}
 
 
+def unreserved(name: str) -> str:
+    """`name`, if a sweep's folder may have it."""
+    try:
+        return check_reserved(name)
+    except ValueError as error:
+        raise custom_error(str(error)) from None
+
+
 class SweepSpec(Part):
     """One sweep file."""
 
-    name: str = Field(pattern=f"^{NAME.pattern}$", description=NAME_RULE)
+    name: Annotated[str, AfterValidator(unreserved)] = Field(
+        pattern=f"^{NAME.pattern}$", max_length=100, description=NAME_RULE
+    )
     pool: PoolSpec = Field(description="a mapping of base and experts")
     tasks: Mapping[Name, TaskSpec] = Field(
         default_factory=own_tasks,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +18,22 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from actors.atomic import replacing
+from actors.paths import is_plain
 from fusion.errors import InputError, one_line
 
 T = TypeVar("T")
 
 FOLDERS = ("correct", "ledger", "learned", "plots", "recipes", "specs")
+OURS: Mapping[str, tuple[str, ...]] = {
+    "correct": (".arrow", ".json"),
+    "ledger": (".json",),
+    "learned": (".safetensors", ".state"),
+    "plots": (".png", ".svg", ".pdf"),
+    "recipes": (".yaml", ".safetensors"),
+    "specs": (".yaml",),
+}
+"""Folder -> how the names of its files end: others there are none of a sweep."""
+
 FILES = ("comparison.json", "comparison.parquet", "report.html", "spec.yaml", "sweep.json")
 
 Stamp: TypeAlias = tuple[str, ...]
@@ -57,7 +68,7 @@ class Store:
             for info in inside:
                 name = info["name"].rstrip("/").rpartition("/")[2]
                 # Names with a dot are of files that are still being written.
-                ours = name in FILES if not folder else not name.startswith(".")
+                ours = name in FILES if not folder else is_ours(folder, name)
                 if info["type"] == "file" and ours:
                     stamp = tuple(str(info.get(key)) for key in STAMPS)
                     found[f"{folder}/{name}" if folder else name] = stamp
@@ -107,6 +118,11 @@ class Store:
     def aside(self, suffix: str) -> None:
         """Move all of it to `<name>.<suffix>`."""
         self.fs.mv(self.root, f"{self.root}.{suffix}", recursive=True)
+
+
+def is_ours(folder: str, name: str) -> bool:
+    """Whether a listed file may be one of a sweep's: it is named by what wrote it, not by us."""
+    return is_plain(name) and name.endswith(OURS.get(folder, ()))
 
 
 def open_store(url: str, name: str) -> Store:

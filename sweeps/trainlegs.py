@@ -21,11 +21,14 @@ from typing import Any, TypeAlias
 
 from ray import tune
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from actors.atomic import replacing
+from actors.documents import checked, parse_json, read_bytes
 from actors.experts import TaskData
 from actors.headfile import FILE as HEAD
 from actors.heads import read_head
+from actors.paths import Plain
 from actors.training import fine_tune
 from fusion.errors import InputError
 from sweeps.canonical import digest
@@ -39,6 +42,30 @@ Leg: TypeAlias = Mapping[str, Any]
 """`member` that ran it, its `seed`, `params`: all that the leg's steps depend on."""
 
 CHAIN = "chain.json"
+
+
+class Step(TypedDict):
+    """A `Leg`, in a file."""
+
+    member: Plain
+    seed: int
+    params: dict[str, Any]
+
+
+class Reached(TypedDict):
+    """What a member's checkpoint holds: its chain, and why it failed if it did."""
+
+    chain: list[Step]
+    reason: str
+
+
+class Measured(Step):
+    """What is kept of a leg."""
+
+    select: float | None
+    seconds: float
+    before: str | None
+    """The file of the leg before."""
 
 
 class LegEnded(Exception):
@@ -147,8 +174,9 @@ def resumed() -> tuple[list[Leg], str]:
     if checkpoint is None:
         return [], ""
     with checkpoint.as_directory() as place:
-        found = json.loads((Path(place) / CHAIN).read_text())
-    return found["chain"], found["reason"]
+        file = Path(place) / CHAIN
+        found = checked(Reached, parse_json(read_bytes(file), str(file)), str(file))
+    return [{**leg} for leg in found["chain"]], found["reason"]
 
 
 def reported(result: Mapping[str, Any], chain: Sequence[Leg]) -> None:
@@ -167,13 +195,23 @@ def grown(ground: Ground, chain: Sequence[Leg]) -> Mapping[str, Any]:
     before that one are deleted.
     """
     file = ground.file(chain, ".json")
-    if not file.exists():
+    if leg_at(file) is None:
         train(ground, chain)
         for state in ground.folder.glob("[1-9]*.pt"):
             if int(state.name.partition("-")[0]) < len(chain) - 1:
                 state.unlink(missing_ok=True)
-    found: Mapping[str, Any] = json.loads(file.read_text())
-    return found
+    found = leg_at(file)
+    if found is None:
+        raise InputError(f"{file}: goes away, or is damaged, while it is read")
+    return dict(found)
+
+
+def leg_at(file: Path) -> Measured | None:
+    """What a leg scored; None where that is not known, or the file is damaged."""
+    try:
+        return checked(Measured, parse_json(read_bytes(file), str(file), finite=False), str(file))
+    except InputError:
+        return None
 
 
 def train(ground: Ground, chain: Sequence[Leg]) -> None:
@@ -276,7 +314,7 @@ def ended(
         own["params"],
         made[0]["select"],
         made[0]["report"],
-        sum(json.loads(file.read_text())["seconds"] for file in files),
+        sum(about["seconds"] for file in files if (about := leg_at(file)) is not None),
         seed_of(own),
         ground.context,
         made=made,

@@ -14,6 +14,7 @@ from ray import tune
 from torch import Tensor
 
 from actors.checkpoints import content_hash, inspect
+from actors.documents import checked, parse_json, read_bytes
 from actors.embeddings import EmbeddingCache
 from actors.experts import Recipe, TaskData
 from actors.headfile import FILE as HEAD
@@ -25,6 +26,7 @@ from actors.pool import open_pool
 from actors.training import beside, fine_tune
 from actors.unfinished import STOPS
 from fusion import zeroshot
+from fusion.errors import InputError
 from sweeps.ingredients import KINDS, Trained, write_result
 from sweeps.ledger import write_text
 from sweeps.trainheads import copy_head, given_head
@@ -99,6 +101,15 @@ def made_by(
     return made
 
 
+def read_rungs(file: Path) -> dict[str, float]:
+    """Rung -> accuracy on select; a damaged file counts as none: what it held is measured again."""
+    try:
+        found = checked(dict[str, float], parse_json(read_bytes(file), str(file)), str(file))
+    except InputError:
+        return {}
+    return {rung: select for rung, select in found.items() if rung in map(str, RUNGS.values())}
+
+
 class Rungs:
     """What a trial with a scheduler reports on the way; kept, so that it is not lost with it."""
 
@@ -107,7 +118,7 @@ class Rungs:
         self.file, self.halved = folder / "rungs.json", halved
         self.found: dict[str, float] = {}
         if halved and self.file.exists():
-            for rung, select in json.loads(self.file.read_text()).items():
+            for rung, select in read_rungs(self.file).items():
                 self.report(rung, select)
 
     def report(self, rung: str, select: float) -> None:

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from actors.documents import read_bytes
 from fusion.errors import InputError
-from sweeps.fetch import put
+from sweeps.fetch import place_of, put
 from sweeps.folder import SweepFolder
 from sweeps.owner import FILE as OWNER
 from sweeps.owner import read_owner
@@ -55,9 +56,9 @@ class Watched:
             # The comparison last, and who runs it after that: they count on the rest.
             order = sorted(contents, key=lambda name: (name == OWNER, name == "comparison.json"))
             for name in order:
-                put(self.folder / name, contents[name])
+                put(place_of(SweepFolder(self.folder), name, self.where), contents[name])
             for name in self.known.keys() - stamps.keys():
-                (self.folder / name).unlink(missing_ok=True)
+                place_of(SweepFolder(self.folder), name, self.where).unlink(missing_ok=True)
             self.known = stamps
         if not SweepFolder(self.folder).identity.exists():
             raise InputError(f"{self.where}: no sweep there{NOT_YET}")
@@ -125,7 +126,7 @@ def store_of(sweep: str, local: Path, storage: str | None) -> Store | None:
 def is_run(folder: Path) -> bool:
     """Whether a driver runs the sweep in a folder here."""
     file = folder / OWNER
-    owner = read_owner(file.read_bytes()) if file.exists() else None
+    owner = read_owner(read_bytes(file)) if file.exists() else None
     return owner is not None and owner.alive
 
 

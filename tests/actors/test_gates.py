@@ -91,7 +91,7 @@ def test_file_is_plain_safetensors() -> None:
     assert stated["format"] == 1
     assert stated["tasks"] == list(TASKS)
     assert stated["keys"] == list(KEYS)
-    assert set(stated) == set(RULES) == {field.name for field in fields(Manifest)}
+    assert set(stated) - {"sha256"} == set(RULES) == {field.name for field in fields(Manifest)}
 
 
 def test_a_failed_write_leaves_the_old_file(
@@ -176,7 +176,7 @@ def test_missing_field(name: str) -> None:
         ("depth", 3, "depth: 3; 0, 1 or 2 allowed"),
         ("depth", True, "depth: True; 0, 1 or 2 allowed"),
         ("scale", float("nan"), "scale: nan; a finite number needed"),
-        ("scale", 10**400, f"scale: 1{'0' * 76}...; a finite number needed"),
+        ("scale", 10**400, "not JSON: a number of 401 digits; at most 40 allowed"),
         ("softmax", 1, "softmax: 1; true or false needed"),
         ("base_weight", "no", "base_weight: 'no'; true or false needed"),
         ("base_weight", True, "base_weight: true; only with softmax"),

@@ -5,7 +5,6 @@ import json
 import pytest
 import yaml
 
-from fusion.errors import InputError
 from sweeps import spec as sweepfile
 from sweeps.ingredients import (
     Trained,
@@ -61,7 +60,7 @@ def test_the_best_on_select_stay_and_of_equals_the_first():
     assert [each.name for each in chosen(RESULTS[::-1], "best")] == ["digits-k2"]
 
 
-def test_a_result_of_an_older_version_is_one_ingredient(tmp_path):
+def test_a_result_of_an_older_version_is_one_ingredient(tmp_path, caplog):
     write_result(tmp_path, trained("k1"))
     path = tmp_path / "trained" / "digits-k1.json"
     old = json.loads(path.read_text())
@@ -71,8 +70,16 @@ def test_a_result_of_an_older_version_is_one_ingredient(tmp_path):
     (each,) = chosen(read_results(tmp_path, "digits"), "all")
     assert (each.kind, each.select, each.sha256, each.twins) == ("expert", 0.2, "", ())
     path.write_text("{")
-    with pytest.raises(InputError, match="not a result of training"):
-        read_results(tmp_path, "digits")
+    assert read_results(tmp_path, "digits") == []  # it is fine-tuned again
+    assert "digits-k1.json" in caplog.text
+
+
+@pytest.mark.parametrize("key", ["..", "../experts", "/abs", "k2"])
+def test_a_result_that_names_another_folder_is_none(tmp_path, key):
+    write_result(tmp_path, trained("k1"))
+    path = tmp_path / "trained" / "digits-k1.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "key": key}))
+    assert read_results(tmp_path, "digits") == []
 
 
 def test_results_are_read_by_task(tmp_path):

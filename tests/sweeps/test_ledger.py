@@ -35,10 +35,35 @@ def test_failed_trials_are_forgotten_so_that_they_run_again(tmp_path):
     assert [found.trial_key for found in ledger] == ["good"]
 
 
-def test_a_damaged_entry_is_named(tmp_path):
+def test_a_damaged_entry_counts_as_none_and_is_said(tmp_path, caplog):
+    ledger = Ledger(tmp_path)
+    ledger.add(entry("good"))
     (tmp_path / "x.json").write_text(json.dumps({"trial_key": "x"}))
-    with pytest.raises(InputError, match=r"x\.json: not a ledger entry .*; delete it"):
-        list(Ledger(tmp_path))
+    assert [found.trial_key for found in ledger] == ["good"]
+    assert "x.json" in caplog.text
+    assert ledger.set_aside() == ["x.json"]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [".x.json.damaged", "good.json"]
+
+
+def test_an_entry_of_another_name_deletes_nothing_elsewhere(tmp_path):
+    victim, folder = tmp_path / "victim.json", tmp_path / "ledger"
+    victim.write_text("precious")
+    Ledger(folder).add(entry("k", "failed"))
+    told = json.loads((folder / "k.json").read_text())
+    for key in ("../victim", str(tmp_path / "victim"), "other"):
+        told = {**{name: value for name, value in told.items() if name != "check"},
+                "trial_key": key}  # fmt: skip
+        (folder / "k.json").write_text(json.dumps(told))
+        assert Ledger(folder).clear_failed() == 0
+        assert victim.read_text() == "precious"
+
+
+def test_an_entry_whose_numbers_changed_since_is_none(tmp_path):
+    ledger = Ledger(tmp_path)
+    ledger.add(entry("k", metrics={"acc/mean": 0.25}))
+    file = tmp_path / "k.json"
+    file.write_text(file.read_text().replace("0.25", "0.75"))
+    assert ledger.done() == {}
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
