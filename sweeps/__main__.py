@@ -1,5 +1,23 @@
-"""`python -m sweeps` is the program `sweeps`."""
+"""The program `sweeps`, and `python -m sweeps`.
 
-from sweeps.cli import main
+Signals are handled before anything else is imported: that takes a second, and may be stopped too.
+"""
 
-main()
+from __future__ import annotations
+
+from sweeps import signals
+
+
+def main() -> None:
+    """Run a command."""
+    try:
+        with signals.handled():
+            from sweeps.cli import main as program
+
+            program()
+    finally:
+        signals.leave()
+
+
+if __name__ == "__main__":
+    main()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sweeps.options import OUTPUTS, Address, Outputs, Set, Spec
 from sweeps.screen import Screen
+from sweeps.stopping import given, stoppable
+
+if TYPE_CHECKING:
+    from sweeps.analyse import Analysis
 
 
 def analyse(
@@ -51,27 +55,29 @@ def analyse(
     outputs: Outputs = OUTPUTS,
 ) -> None:
     """Geometry of a sweep's models, and WiSE-FT under shift; a page, tables, pictures."""
-    from sweeps import cluster
-    from sweeps.spec import load
+    with stoppable("points found are kept", lambda _: given()):
+        from sweeps import cluster
+        from sweeps.spec import load
 
-    loaded = load(spec, overrides or [])
-    cluster.stay_on_loopback(address)
-    from sweeps.analyse import PARTS, analyse
-    from sweeps.geometry import wished
+        loaded = load(spec, overrides or [])
+        cluster.stay_on_loopback(address)
+        from sweeps.analyse import PARTS, analyse
+        from sweeps.geometry import wished
 
-    wish = wished(
-        plane, pair or [], size=size, most=most, alpha=alpha, path=path or None, alphas=alphas,
-        linear=linear,
-    )  # fmt: skip
-    parts = [part.strip() for part in only.split(",")] if only else list(PARTS)
-    console = Screen()
-    try:
+        wish = wished(
+            plane, pair or [], size=size, most=most, alpha=alpha, path=path or None,
+            alphas=alphas, linear=linear,
+        )  # fmt: skip
+        parts = [part.strip() for part in only.split(",")] if only else list(PARTS)
+        console = Screen()
         found = analyse(
             loaded, outputs, console, parts=parts, wish=wish, rows=rows, address=address
         )
-    except KeyboardInterrupt:
-        console.print("interrupted; points found are kept. The same command goes on from them.")
-        raise typer.Exit(130) from None
+        tell(found, console)
+
+
+def tell(found: Analysis, console: Screen) -> None:
+    """What was found, and where it is."""
     for finding in found.findings:
         for line in finding.lines:
             console.print(f"{finding.part}: {line}", soft_wrap=True, markup=False, highlight=False)

@@ -1,7 +1,8 @@
 """The command line: `sweeps run | plan | methods | train | report | analyse | export | quickstart`.
 
 Exit status: 0 done, 1 some trials failed (named), 2 wrong input (nothing was started), 70 a bug
-of this program, 130 interrupted. Errors are one line; `--debug` shows the traceback.
+of this program, 128 + n stopped by signal n (130: Ctrl-C). Errors are one line; `--debug` shows
+the traceback.
 """
 
 from __future__ import annotations
@@ -9,18 +10,21 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from sweeps import signals
 from sweeps.analyse_command import analyse
+from sweeps.aside import aside
 from sweeps.ending import Commands, guarded
 from sweeps.options import OUTPUTS, Address, Outputs, Set, Spec, Storage
 from sweeps.screen import Screen
+from sweeps.stopping import given, going_on, resuming, stoppable
+
+FINISHED = "everything finished is kept"
 
 app = typer.Typer(
     cls=Commands,
@@ -60,15 +64,16 @@ def run(
     """Run a sweep; ends with the comparison table and where everything is."""
     from sweeps.spec import load
 
-    conduct(
-        load(spec, overrides or []),
-        outputs,
-        address=address,
-        resume=resume,
-        fresh=fresh,
-        extend=extend,
-        storage=storage,
-    )
+    with stoppable(FINISHED, going_on):
+        conduct(
+            load(spec, overrides or []),
+            outputs,
+            address=address,
+            resume=resume,
+            fresh=fresh,
+            extend=extend,
+            storage=storage,
+        )
 
 
 def conduct(
@@ -87,26 +92,21 @@ def conduct(
     cluster.stay_on_loopback(address)
     from sweeps.run import run as run_sweep
     from sweeps.table import render
-    from sweeps.trials import Interrupted
 
-    console, command = Screen(), shlex.join(["sweeps", *sys.argv[1:]])
-    try:
-        outcome = run_sweep(
-            spec,
-            outputs,
-            console,
-            address=address,
-            resume=resume,
-            fresh=fresh,
-            extend=extend,
-            storage=storage,
-            command=command,
-        )
-    except (Interrupted, KeyboardInterrupt):
-        console.print("interrupted; everything finished is kept. Go on with:")
-        console.print(resuming(command), soft_wrap=True, markup=False)
-        raise typer.Exit(130) from None
-    render(outcome.comparison, console)
+    console, command = Screen(), given()
+    outcome = run_sweep(
+        spec,
+        outputs,
+        console,
+        address=address,
+        resume=resume,
+        fresh=fresh,
+        extend=extend,
+        storage=storage,
+        command=command,
+    )
+    with aside("the table", f"sweeps report {outcome.folder.path} shows it", typer.echo):
+        render(outcome.comparison, console)
     console.print(f"report   {outcome.folder.path / 'report.html'}", soft_wrap=True, markup=False)
     console.print(f"recipes  {outcome.folder.recipes}", soft_wrap=True, markup=False)
     local = outcome.mlflow.startswith("sqlite:")
@@ -128,17 +128,6 @@ def conduct(
         )
     if outcome.failed:
         raise typer.Exit(1)
-
-
-def resuming(command: str) -> str:
-    """The command that goes on with a sweep.
-
-    >>> resuming("sweeps run a.yaml --fresh")
-    'sweeps run a.yaml --resume'
-    """
-    begins = ("--fresh", "--resume", "--extend")
-    words = [word for word in shlex.split(command) if word not in begins]
-    return shlex.join([*words, "--resume"])
 
 
 @app.command()
@@ -185,20 +174,15 @@ def train(
     overrides: Set = None,
 ) -> None:
     """Fine-tune experts from a base (made first where the file says so), with Tune."""
-    from sweeps import cluster
-    from sweeps.trainspec import load
+    with stoppable("what has ended is kept", lambda _: given()):
+        from sweeps import cluster
+        from sweeps.trainspec import load
 
-    loaded = load(spec, overrides or [])
-    cluster.stay_on_loopback(address)
-    from sweeps.train import train as train_pool
+        loaded = load(spec, overrides or [])
+        cluster.stay_on_loopback(address)
+        from sweeps.train import train as train_pool
 
-    console = Screen()
-    try:
-        failed = train_pool(loaded, console, address=address)
-    except KeyboardInterrupt:
-        console.print("interrupted; what has ended is kept. Go on with:")
-        console.print(shlex.join(["sweeps", *sys.argv[1:]]), soft_wrap=True, markup=False)
-        raise typer.Exit(130) from None
+        failed = train_pool(loaded, Screen(), address=address)
     if failed:
         raise typer.Exit(1)
 
@@ -268,16 +252,18 @@ def quickstart(
     outputs: Outputs = OUTPUTS,
 ) -> None:
     """Build the embedded pool if it is absent, and sweep over it."""
-    from sweeps.quickstart import SPEC, ensure_pool
-    from sweeps.spec import load
+    with stoppable(FINISHED, going_on):
+        from sweeps.quickstart import SPEC, ensure_pool
+        from sweeps.spec import load
 
-    ensure_pool(Screen())
-    conduct(load(SPEC), outputs, address=None, resume=resume, fresh=not resume)
+        ensure_pool(Screen())
+        conduct(load(SPEC), outputs, address=None, resume=resume, fresh=not resume)
 
 
 def main(program: Callable[[], object] = app) -> None:
     """The program: runs a command; the user's mistakes end in one line a fault and status 2."""
-    guarded(program)
+    with signals.handled():
+        guarded(program)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import psutil
 from actors.limits import cores, limits, shortfalls
 from actors.placement import Node, Resources
 from fusion.errors import InputError
+from sweeps import signals
 from sweeps.reach import Address, check, given
 from sweeps.scratch import close_to_others, make_token, session_folder
 
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+# Signals are ours (signals.py).
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 # A trial that fails reports why, and no metric.
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
 # A /dev/shm smaller than the weights (containers: 64 MB) costs speed, not correctness.
@@ -251,14 +254,15 @@ def start(store_bytes: int) -> Any:
     before = set(children())
     try:
         # "local": without it Ray would join whatever cluster was last started on this machine.
-        return ray.init(
-            address="local",
-            num_cpus=cores(),
-            object_store_memory=store_bytes,
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            **QUIET,
-        )
+        with signals.apart():
+            return ray.init(
+                address="local",
+                num_cpus=cores(),
+                object_store_memory=store_bytes,
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                **QUIET,
+            )
     except BaseException:
         ray.shutdown()
         end(set(children()) - before)

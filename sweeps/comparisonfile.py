@@ -25,7 +25,7 @@ def document(comparison: Comparison) -> dict[str, Any]:
 
 
 def write(comparison: Comparison, folder: Path) -> None:
-    """`comparison.json` and `comparison.parquet`, each whole or not at all.
+    """`comparison.json`, whole or not at all.
 
     Raises:
         InputError: the disk is full, or the folder cannot be written.
@@ -33,8 +33,12 @@ def write(comparison: Comparison, folder: Path) -> None:
     content = document(comparison)
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     write_text(folder / "comparison.json", text + "\n")
+
+
+def write_table(comparison: Comparison, folder: Path) -> None:
+    """`comparison.parquet`, likewise."""
     with replacing(folder / "comparison.parquet") as part:
-        pq.write_table(as_table(content), part)
+        pq.write_table(as_table(document(comparison)), part)
 
 
 def as_table(content: Mapping[str, Any]) -> pa.Table:

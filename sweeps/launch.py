@@ -15,10 +15,16 @@ import sys
 
 def main() -> None:
     """Submit a sweep and follow it; in a job: run it."""
-    from sweeps import cli
-    from sweeps.jobs import launch
+    from sweeps import signals
 
-    cli.main(lambda: launch(sys.argv[1:]))
+    try:
+        with signals.handled():
+            from sweeps import cli
+            from sweeps.jobs import launch
+
+            cli.main(lambda: launch(sys.argv[1:]))
+    finally:
+        signals.leave()
 
 
 if __name__ == "__main__":

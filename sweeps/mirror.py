@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from fusion.errors import InputError
-from sweeps import owner
+from sweeps import owner, signals
 from sweeps.fetch import Sent, Signature, check_unowned
 from sweeps.folder import SweepFolder
 from sweeps.ledger import write_text
@@ -43,7 +43,7 @@ PAUSES = (1.0, 60.0)
 SOON = 0.2
 LAST_TRIES = 3
 PATIENCE = 120.0
-"""Seconds that the end of a sweep waits for a storage that does not answer."""
+"""Seconds, in all, that the end of a sweep waits for a storage; after a signal, fewer."""
 
 
 class Taken(Exception):
@@ -87,14 +87,19 @@ class Mirror:
         Raises:
             InputError: another driver has it, or the storage cannot be written.
         """
-        if (store := self.store) is not None:
-            check_unowned(store, but=self.owner.driver)
-            asked(store, lambda: store.write(owner.FILE, self.owner.dump()))
-        self.note("running")
-        self.beat_due = time.monotonic() + owner.BEAT
-        self.woken.set()
-        self.thread.start()
-        self.heart.start()
+        signals.last_words.append(self.stopped)
+        try:
+            if (store := self.store) is not None:
+                check_unowned(store, but=self.owner.driver)
+                asked(store, lambda: store.write(owner.FILE, self.owner.dump()))
+            self.note("running")
+            self.beat_due = time.monotonic() + owner.BEAT
+            self.woken.set()
+            self.thread.start()
+            self.heart.start()
+        except KeyboardInterrupt:
+            self.stopped()
+            raise
         return self
 
     def __exit__(
@@ -105,24 +110,45 @@ class Mirror:
     ) -> None:
         state: State = "finished"
         if kind is not None:
-            from sweeps.trials import Interrupted  # imports Tune: a driver has done so
-
-            state = "stopped" if issubclass(kind, KeyboardInterrupt | Interrupted) else "failed"
+            state = "stopped" if issubclass(kind, KeyboardInterrupt) else "failed"
         self.ending.set()
         self.woken.set()
-        self.heart.join()
-        self.thread.join(PATIENCE)
-        if self.thread.is_alive():
-            self.fault = self.fault or f"no answer in {PATIENCE:.0f} s"
-        else:
-            self.last(state)
-        self.note(state)
+        try:
+            self.close(state)
+        except KeyboardInterrupt:  # the first signal comes now
+            self.close("stopped")
+            raise
+        finally:
+            signals.last_words.remove(self.stopped)
         if self.store is not None and self.fault is not None:
             lacks = count(len(self.lacking()), "file")
             self.say(f"storage {self.store.url} lacks {lacks} ({self.fault}); --resume sends them")
 
+    def stopped(self) -> None:
+        """Let go of the sweep: the process ends."""
+        self.ending.set()
+        self.note("stopped")
+
+    def close(self, state: State) -> None:
+        """Let go of the sweep; then send what is not there yet, for a limited time.
+
+        A storage may hang: a thread asks it, which is left alone when time is up.
+        """
+        self.heart.join()
+        self.note(state)
+        if self.store is None:
+            return
+        last = threading.Thread(target=self.last, args=(state,), daemon=True)
+        last.start()
+        stopped = signals.remaining()
+        patience = PATIENCE if stopped is None else min(PATIENCE, stopped)
+        last.join(patience)
+        if last.is_alive():
+            self.fault = self.fault or f"no answer in {patience:.0f} s"
+
     def last(self, state: State) -> None:
         """Everything that is not there yet, then how the sweep ended."""
+        self.thread.join()
         if self.store is None:
             return
         for number in range(LAST_TRIES):

@@ -99,7 +99,7 @@ def run_population(yard: Yard, task: str, progress: Progress) -> None:
         progress.start(f"legs of {task}", legs_in(steps) * len(trials))
         callback = Following(yard, task, trials, known, progress)
         grow(yard, task, trials, steps, callback)
-        if callback.ended != trials.keys():  # Tune ends quietly on Ctrl-C
+        if callback.ended != trials.keys():  # Tune ends quietly on SIGUSR1
             raise KeyboardInterrupt
     for state in population_folder(yard.out, task, yard.contexts[task]).glob("*.pt"):
         state.unlink(missing_ok=True)

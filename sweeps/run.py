@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -20,10 +20,11 @@ from actors.sources import cache_dir
 from actors.spread import home
 from actors.unseen import learners
 from fusion.registry import METHODS, Informed, Learned
-from sweeps import fetch, figures, markdown, recipe, tracking
+from sweeps import fetch, figures, markdown, recipe, signals, tracking
 from sweeps.adapting import extended
+from sweeps.aside import aside
 from sweeps.compare import MEAN, SEEN, UNSEEN, Comparison, Row, compare
-from sweeps.comparisonfile import write
+from sweeps.comparisonfile import write, write_table
 from sweeps.completion import counted, is_soup
 from sweeps.correctness import read_correct
 from sweeps.finals import evaluate_rows
@@ -44,10 +45,12 @@ from sweeps.stand import stand
 from sweeps.storage import reach
 from sweeps.surfaces import write_tables
 from sweeps.tracker import Tracker
-from sweeps.trials import Interrupted, run_trials
+from sweeps.trials import run_trials
 from sweeps.winners import winners
 
 PACKAGES = ("fusion-sweeps", "torch", "transformers", "ray", "mlflow", "datasets")
+
+RESUMED = "--resume makes it"
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,18 @@ def run(
 
     Raises:
         InputError: wrong input, nothing started.
-        Interrupted: Ctrl-C.
+        KeyboardInterrupt: it was stopped.
     """
     folder = SweepFolder(outputs / spec.name)
-    with ExitStack() as stack:
+    comparison: Comparison | None = None
+
+    def tell(line: str) -> None:
+        console.print(line, soft_wrap=True, markup=False)
+
+    with (
+        aside("the end of the sweep", RESUMED, tell, done=lambda: comparison is not None),
+        ExitStack() as stack,
+    ):
         stack.enter_context(owned(folder.path))
         progress = stack.enter_context(Progress(console))
         site = Site(address, progress.say)
@@ -107,7 +118,7 @@ def run(
         store = reach(storage, folder.path) if storage else None
         if store:
             fetch.check_there(store, folder, now, text, resume=resume, fresh=fresh, extend=extend)
-        client, experiment = tracking.connect(uri, spec.mlflow.experiment, outputs)
+        client, experiment = tracking.connect(uri, spec.mlflow.experiment, outputs, progress.say)
         if page := stack.enter_context(site.start(prepared)):
             progress.say(f"dashboard {page}")
         fleet, data = stand(
@@ -122,19 +133,30 @@ def run(
         # Only now, with every weight and image accepted, does the sweep leave a trace.
         sent = fetch.take_up(store, folder, fresh=fresh) if store else {}
         identity = claim(folder.path, now, text, resume=resume, fresh=fresh, extend=extend)
+        signals.begin()
         mirror = stack.enter_context(Mirror(folder, store, sent, progress.say))
         tags = tags_of(prepared, identity)
-        tracker = Tracker(client, experiment, spec.name, identity.sweep_id, tags, watch=folder.path)
+        tracker = Tracker(
+            client,
+            experiment,
+            spec.name,
+            identity.sweep_id,
+            tags,
+            watch=folder.path,
+            say=progress.say,
+        )
         try:
             course = course_of(prepared, data, folder, everywhere=bool(site.target))
             comparison = swept(
                 fleet.client, prepared, folder, identity, tracker, progress, command, course, mirror
             )
         except BaseException as error:
-            stopped = isinstance(error, KeyboardInterrupt | Interrupted)
+            if stopped := isinstance(error, KeyboardInterrupt):
+                progress.say("stopping: what is finished is sent on; a second signal ends at once")
             tracker.flush(folder.ledger)
             tracker.finish("KILLED" if stopped else "FAILED", {}, [])
             raise
+    assert comparison is not None
     failed = tuple(entry for entry in folder.ledger if entry.status == "failed")
     return Outcome(comparison, folder, failed, tracker.fault, uri, mirror.fault)
 
@@ -196,9 +218,37 @@ def swept(
         adapt_on_shift=spec.adapt_on_shift,
     )
     write(comparison, folder.path)
-    write_html(comparison, folder.path / "report.html", counted(ledger, spec))
-    log_winners(comparison, prepared, folder, tracker)
+    shown(comparison, prepared, folder, tracker, progress.say)
     return comparison
+
+
+def shown(
+    comparison: Comparison,
+    prepared: Prepared,
+    folder: SweepFolder,
+    tracker: Tracker,
+    say: Callable[[str], None],
+) -> None:
+    """What shows a comparison that is on disk: files beside it, and MLflow.
+
+    What fails of it is said, and changes nothing of how the sweep ends.
+    """
+    entries = counted(folder.ledger, prepared.spec)
+    table, page = folder.path / "comparison.parquet", folder.path / "report.html"
+    with aside(table.name, RESUMED, say, table):
+        write_table(comparison, folder.path)
+    with aside(page.name, f"sweeps report {folder.path} --html {page} makes it", say, page):
+        write_html(comparison, page, entries)
+    surfaces: Mapping[str, Path] = {}
+    with aside("surfaces", RESUMED, say):
+        surfaces = write_tables(comparison.rows, folder.learned, folder.surfaces)
+    pictures: list[Path] = []
+    with aside("plots", RESUMED, say):
+        pictures = figures.draw(comparison, folder.path / "plots")
+    note = ""
+    with aside("the note in MLflow", RESUMED, say):
+        note = markdown.described(comparison)
+    log_winners(comparison, prepared, folder, tracker, surfaces, pictures, note, say)
 
 
 def course_of(
@@ -263,42 +313,48 @@ def with_recipe(row: Row, prepared: Prepared, folder: SweepFolder, experts: Expe
 
 
 def log_winners(
-    comparison: Comparison, prepared: Prepared, folder: SweepFolder, tracker: Tracker
+    comparison: Comparison,
+    prepared: Prepared,
+    folder: SweepFolder,
+    tracker: Tracker,
+    surfaces: Mapping[str, Path],
+    pictures: Sequence[Path],
+    note: str,
+    say: Callable[[str], None],
 ) -> None:
     """Report metrics, datasets and logged models of the winners; the sweep's artifacts."""
     datasets = {
         name: f"{task.fingerprint[:24]}-{prepared.splits.report}"[:36]
         for name, task in prepared.tasks.items()
     }
-    summary = totals(folder.ledger)
-    surfaces = write_tables(comparison.rows, folder.learned, folder.surfaces)
+    summary: dict[str, float] = {}
+    with aside("the sums in MLflow", "--resume sends them", say):
+        summary |= totals(folder.ledger)
     for row in comparison.rows:
         if row.trial_key is None:
             continue
         path = folder.path / row.recipe if row.recipe else None
         tested = {name: value for name, value in row.test.items() if value is not None}
         learned = path.with_suffix(".safetensors") if path else None
-        tracker.winner(
-            row.method,
-            row.trial_key,
-            tested,
-            datasets,
-            path,
-            notes=row.notes,
-            files=[learned] if learned and learned.exists() else [],
-            surface=surfaces.get(row.method),
-        )
+        with aside(f"the model {row.method} in MLflow", "--resume sends it", say):
+            tracker.winner(
+                row.method,
+                row.trial_key,
+                tested,
+                datasets,
+                path,
+                notes=row.notes,
+                files=[learned] if learned and learned.exists() else [],
+                surface=surfaces.get(row.method),
+            )
         for name in (MEAN, SEEN, UNSEEN):
             if name in tested:
                 summary[f"test/{name}/{row.method}"] = tested[name]
     names = ("comparison.json", "comparison.parquet", "report.html", "spec.yaml")
-    files = [folder.path / name for name in names]
-    files += [
-        *sorted(folder.recipes.glob("*.yaml")),
-        *figures.draw(comparison, folder.path / "plots"),
-    ]
-    note = markdown.described(comparison)
-    tracker.finish("FINISHED", summary, files, note=note, datasets=datasets)
+    files = [path for name in names if (path := folder.path / name).exists()]
+    files += [*sorted(folder.recipes.glob("*.yaml")), *pictures]
+    with aside("the sweep's run in MLflow", "--resume sends it", say):
+        tracker.finish("FINISHED", summary, files, note=note, datasets=datasets)
 
 
 def tags_of(prepared: Prepared, identity: Identity) -> dict[str, str]:

@@ -1,13 +1,20 @@
-"""A thread that does one job after another, and does a job again until the other side takes it."""
+"""A thread that does one job after another, and does a job again until the other side takes it.
+
+At the end there is one budget for all jobs together: seconds that may go by in trouble. What is
+not sent by then is on disk.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Event
+from concurrent.futures import Future
+from queue import SimpleQueue
+from threading import Event, Thread
+from typing import TypeAlias
 
+from sweeps import signals
 from sweeps.tracking import passes, reason
 
 log = logging.getLogger(__name__)
@@ -21,7 +28,7 @@ FIRST, LONGEST = 0.5, 10.0
 TRIES = 10
 """After this many, a job that fails while the other side answers others is given up."""
 
-Job = Callable[[], None]
+Job: TypeAlias = Callable[[], None]
 
 
 class Sender:
@@ -31,13 +38,17 @@ class Sender:
 
     Args:
         probe: raises while the other side is away.
-        patience: seconds that `drain` and `do` wait without any success.
+        patience: seconds of trouble, in all, that those who wait put up with.
+        say: takes a line for the user; None: the log.
     """
 
-    def __init__(self, probe: Job, patience: float) -> None:
+    def __init__(
+        self, probe: Job, patience: float, say: Callable[[str], None] | None = None
+    ) -> None:
         self.probe = probe
-        self.patience = patience
-        self.worker = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
+        self.patience = self.left = patience
+        self.say = say or log.warning
+        self.jobs: SimpleQueue[tuple[Job, Future[bool]] | None] = SimpleQueue()
         self.pending: list[Future[bool]] = []
         self.trouble: str | None = None
         """What is wrong just now; None while all is well."""
@@ -47,17 +58,35 @@ class Sender:
         """Whether any answer was ever lost."""
         self.lost = Event()
         """Set once nothing is tried any more."""
-        self.limit: float | None = None
-        """When to give up, while somebody waits."""
+        self.waited: float | None = None
+        """Since when somebody waits: from then on trouble is charged."""
         self.hurry = Event()
         """Ends a pause between two tries."""
+        # A request that never ends must not hold the process.
+        Thread(target=self.work, name="mlflow", daemon=True).start()
+
+    def work(self) -> None:
+        """What the thread does."""
+        while (found := self.jobs.get()) is not None:
+            job, future = found
+            try:
+                future.set_result(self.attempt(job))
+            except Exception as error:  # nobody may wait for ever
+                self.give_up(reason(error))
+                future.set_result(False)
+
+    def submit(self, job: Job) -> Future[bool]:
+        """Queue a job."""
+        future: Future[bool] = Future()
+        self.jobs.put((job, future))
+        return future
 
     def offer(self, job: Job) -> bool:
         """Queue a job and return at once; False where too many wait."""
         self.pending = [future for future in self.pending if not future.done()]
         if len(self.pending) >= QUEUED or self.lost.is_set():
             return False
-        self.pending.append(self.worker.submit(self.attempt, job))
+        self.pending.append(self.submit(job))
         return True
 
     def drain(self) -> None:
@@ -72,76 +101,88 @@ class Sender:
         if self.lost.is_set():
             return False
         self.patient()
-        return self.outcome(self.worker.submit(self.attempt, job))
+        return self.outcome(self.submit(job))
 
     def close(self) -> None:
         """No more jobs."""
         self.lost.set()
         self.hurry.set()
-        self.worker.shutdown(wait=False, cancel_futures=True)
+        self.jobs.put(None)
 
     def patient(self) -> None:
         """From now on there is an end to trying."""
-        if self.trouble and self.limit is None and not self.lost.is_set():
-            log.warning("MLflow: %s; waiting up to %g s for it", self.trouble, self.patience)
-        self.limit = time.monotonic() + self.patience
+        if self.waited is None:
+            self.waited = time.monotonic()
+            if self.trouble and not self.lost.is_set():
+                self.say(f"MLflow: {self.trouble}; {self.waiting()}")
         self.hurry.set()
 
+    def waiting(self) -> str:
+        """How long is waited."""
+        return f"waiting up to {self.limit():.3g} s for it"
+
+    def limit(self) -> float:
+        """Seconds that may still go by in trouble."""
+        stopped = signals.remaining()
+        return max(0.0, self.left if stopped is None else min(self.left, stopped))
+
     def outcome(self, future: Future[bool]) -> bool:
-        """Wait for a job; one who interrupts the waiting ends all of it."""
+        """Wait for a job; after a signal for a short time only."""
         try:
-            return future.result()
-        except BaseException:
-            self.give_up(self.trouble or "interrupted")
+            return future.result(signals.remaining())
+        except TimeoutError:
+            self.give_up(self.trouble or "no answer before the end")
             self.hurry.set()
-            raise
+            return False
 
     def attempt(self, job: Job) -> bool:
         """Do a job, again and again where its fault may pass; never raises."""
         tries = 0
         while not self.lost.is_set():
+            began = time.monotonic()
             try:
                 job()
             except Exception as error:
                 tries += 1
                 self.shaky = True
-                if not passes(error) or (self.enough(tries) and self.answers()):
-                    self.fault = self.fault or reason(error)
-                    log.warning("MLflow: %s; not sent", reason(error))
+                over = not passes(error) or (tries >= TRIES and self.answers())
+                self.refused(reason(error)) if over else self.pause(reason(error), tries)
+                self.charge(began, reason(error))
+                if over:
                     return False
-                self.pause(reason(error), tries)
             else:
                 self.well()
                 return True
         return False
 
+    def refused(self, why: str) -> None:
+        """A job that is given up: said of the first."""
+        if self.fault is None:
+            self.fault = why
+            self.say(f"MLflow: {why}; not sent")
+
     def pause(self, why: str, tries: int) -> None:
-        """Say once that the other side is away, and wait a while; or give up."""
-        if self.enough(0):
-            self.give_up(why)
-            return
+        """Say once that the other side is away, and wait a while."""
         if self.trouble is None:
-            waiting = f"waiting up to {self.patience:g} s for it" if self.limit else "trying again"
-            log.warning("MLflow: %s; %s", why, waiting)
+            self.say(f"MLflow: {why}; {'trying again' if self.waited is None else self.waiting()}")
         self.trouble = why
         seconds = min(FIRST * 2 ** (tries - 1), LONGEST)
-        if self.limit is not None:
-            seconds = min(seconds, max(0.0, self.limit - time.monotonic()))
-        self.hurry.wait(seconds)
+        self.hurry.wait(seconds if self.waited is None else min(seconds, self.limit()))
         self.hurry.clear()
 
-    def enough(self, tries: int) -> bool:
-        """Whether a job was tried often enough, or somebody has waited long enough."""
-        late = self.limit is not None and time.monotonic() >= self.limit
-        return late or tries >= TRIES
+    def charge(self, began: float, why: str) -> None:
+        """Take a failed try, with the pause after it, off the budget, where somebody waits."""
+        if self.waited is None:
+            return
+        self.left -= time.monotonic() - max(began, self.waited)
+        if self.limit() <= 0:
+            self.give_up(why)
 
     def well(self) -> None:
         """A job was taken."""
         if self.trouble is not None:
-            log.warning("MLflow: back")
+            self.say("MLflow: back")
             self.trouble = None
-        if self.limit is not None:
-            self.limit = time.monotonic() + self.patience
 
     def answers(self) -> bool:
         """Whether the other side is there."""
@@ -156,4 +197,4 @@ class Sender:
         if not self.lost.is_set():
             self.lost.set()
             self.fault = why
-            log.warning("MLflow: %s; results stay on disk, --resume sends them", why)
+            self.say(f"MLflow: {why}; results stay on disk, --resume sends them")

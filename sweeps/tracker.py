@@ -7,7 +7,8 @@ be sent is sent later (`sender.py`: within the sweep; `--resume`: in another), a
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -17,7 +18,7 @@ from sweeps.ledger import Entry
 from sweeps.logged import Place, inputs, log_winner
 from sweeps.pages import MAX_NOTE, NOTE, SHOWN, fitted, page
 from sweeps.runs import metrics_of, params_of, run_name, state_of, trial_tags, user
-from sweeps.sender import Sender
+from sweeps.sender import Job, Sender
 from sweeps.tracking import patience as usual
 from sweeps.vitals import Sample, Vitals
 
@@ -34,7 +35,8 @@ class Tracker:
         sweep: name of the sweep.
         sweep_id: finds the parent run of a resumed sweep.
         tags: of the parent run.
-        patience: seconds that the end of the sweep waits for a store that is away; None: as usual.
+        patience: seconds of trouble that the end of the sweep puts up with; None: as usual.
+        say: takes a line for the user; None: the log.
         watch: folder whose disk, and whose machine, is sampled; None: nothing is.
     """
 
@@ -48,6 +50,7 @@ class Tracker:
         *,
         patience: float | None = None,
         watch: Path | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         self.client, self.experiment, self.sweep = client, experiment, sweep
         self.tags = {
@@ -67,7 +70,7 @@ class Tracker:
         self.unsure: set[str] = set()
         """Trials whose run may or may not have been made: the answer was lost."""
         waits = usual() if patience is None else patience
-        self.sender = Sender(lambda: client.get_experiment(experiment), waits)
+        self.sender = Sender(lambda: client.get_experiment(experiment), waits, say)
         self.sender.offer(self.open)
         self.vitals = Vitals(watch, self.progress, self.sample) if watch else None
 
@@ -246,7 +249,7 @@ class Tracker:
         `note`: the comparison as Markdown; the description of the run, and with those of other
         sweeps that of the experiment.
         """
-        now, files = int(time.time() * 1000), list(files)
+        now = int(time.time() * 1000)
         samples = self.vitals.stop() if self.vitals else []
 
         def log() -> None:
@@ -257,16 +260,25 @@ class Tracker:
             self.client.log_batch(self.parent, metrics=new)
             if datasets:
                 self.client.log_inputs(self.parent, inputs(datasets))
-            for path in files:
-                target = {"recipes": "recipes", "plots": "plots"}.get(path.parent.name)
-                self.client.log_artifact(self.parent, str(path), target)
-            if note:
-                self.client.set_tag(self.parent, NOTE, fitted(note, MAX_NOTE))
-            self.client.set_terminated(self.parent, status=status)
-            if note:
-                self.describe()
 
-        self.sender.do(log)
+        def end() -> None:
+            self.open()
+            self.client.set_terminated(self.parent, status=status)
+
+        def keep(path: Path) -> None:
+            self.open()
+            target = {"recipes": "recipes", "plots": "plots"}.get(path.parent.name)
+            self.client.log_artifact(self.parent, str(path), target)
+
+        def tell() -> None:
+            self.open()
+            self.client.set_tag(self.parent, NOTE, fitted(note, MAX_NOTE))
+            self.describe()
+
+        # One job each: what cannot be sent keeps nothing else from being sent.
+        jobs: list[Job] = [log, end, *(partial(keep, path) for path in files)]
+        for job in [*jobs, tell] if note else jobs:
+            self.sender.do(job)
         self.sender.close()
 
     def describe(self) -> None:

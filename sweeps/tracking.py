@@ -8,10 +8,13 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Callable, Collection
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from actors.once import alone
 from fusion.errors import InputError
+from sweeps import storefile
 from sweeps.pages import EXPERIMENT_TAGS
 
 # MLflow would send a request again by itself, and a repeated "create" is a second run: we try
@@ -22,6 +25,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
+import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
@@ -33,8 +37,12 @@ PASSING = (401, 408, 429)
 CREDENTIALS = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
 
 
+HALF = re.compile("already exists|duplicate column|no such (table|column)")
+"""What a migration says that finds another one's halves."""
+
 WAIT = "FUSION_SWEEPS_MLFLOW_WAIT"
-"""Environment: seconds that the end of a sweep waits for a server that is away."""
+"""Environment: seconds, in all, that the end of a sweep waits for a store that does not take
+results."""
 
 
 def patience() -> float:
@@ -59,8 +67,15 @@ def default_uri(outputs: Path) -> str:
     return given or f"sqlite:///{(outputs / 'mlflow.db').resolve()}"
 
 
-def connect(uri: str | None, experiment: str | None, outputs: Path) -> tuple[MlflowClient, str]:
+def connect(
+    uri: str | None,
+    experiment: str | None,
+    outputs: Path,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[MlflowClient, str]:
     """A client and the experiment's id, made if absent. Initialises a fresh sqlite store.
+
+    Of several processes one makes the store and the experiment; `say` is told of waiting for it.
 
     Raises:
         InputError: the store cannot be reached, opened or written, or the password is wrong.
@@ -72,9 +87,56 @@ def connect(uri: str | None, experiment: str | None, outputs: Path) -> tuple[Mlf
     quiet = logging.getLogger("alembic"), logging.getLogger("mlflow")
     for logger in quiet:  # the migrations of a fresh store are not news
         logger.setLevel(logging.WARNING)
+    if (file := storefile.file_of(where)) is not None:
+        set_up(file, where, say)
+    return opened(where, name, outputs)
+
+
+def set_up(file: Path, where: str, say: Callable[[str], None]) -> None:
+    """Make a sqlite store that is not there, or bring one of an older MLflow up to date.
+
+    Raises:
+        InputError: it cannot be made; or what is there is half of one.
+    """
+    tables, revision = newest()
     try:
-        if where.startswith("sqlite:"):
-            outputs.mkdir(parents=True, exist_ok=True)
+        if storefile.revision_of(file) != revision:
+            with alone(file, say):
+                if storefile.is_new(file):
+                    with storefile.made(file) as part:
+                        initialise(f"sqlite:///{part.resolve()}")
+                elif storefile.fault(file, tables, revision) is None:
+                    initialise(where)
+        fault = storefile.fault(file, tables, revision)
+    except InputError as error:
+        raise InputError(f"mlflow.tracking_uri: {where!r}: cannot be used: {error}") from error
+    except Exception as error:  # whatever the store raises: SQL, operating system
+        fault = storefile.fault(file, tables, revision) if file.exists() else None
+        if fault is None and HALF.search(str(error)):
+            fault = reason(error)
+        if fault is None:
+            raise InputError(f"mlflow.tracking_uri: {where!r}: {unusable(error)}") from error
+    if fault:
+        raise InputError(f"mlflow.tracking_uri: {where!r}: {storefile.told(file, fault)}")
+
+
+def initialise(uri: str) -> None:
+    """Let MLflow make or migrate its tables, as it does when a store is opened."""
+    MlflowClient(uri).search_experiments(max_results=1)
+
+
+def newest() -> tuple[Collection[str], str]:
+    """Tables of a store of this MLflow, and their revision."""
+    from alembic.script import ScriptDirectory
+    from mlflow.store.tracking.dbmodels.models import Base
+
+    folder = Path(mlflow.__file__).parent / "store" / "db_migrations"
+    return tuple(Base.metadata.tables), ScriptDirectory(str(folder)).get_current_head() or ""
+
+
+def opened(where: str, name: str, outputs: Path) -> tuple[MlflowClient, str]:
+    """See `connect`."""
+    try:
         client = MlflowClient(where)
         found = client.get_experiment_by_name(name)
         if found is None:

@@ -23,6 +23,7 @@ from actors.sources import cache_dir
 from actors.tasks import Role, Splits, Task, TaskSource, open_task
 from actors.training import fine_tune
 from sweeps import cluster
+from sweeps.aside import aside
 from sweeps.canonical import digest
 from sweeps.folder import owned
 from sweeps.ingredients import (
@@ -86,10 +87,13 @@ def train(spec: TrainSpec, console: Console, *, address: str | None = None) -> l
         name: t.model_dump(mode="json", exclude_defaults=True) for name, t in spec.tasks.items()
     }
     cut = spec.splits.model_dump(mode="json", exclude_defaults=True)
-    console.print(table(kept, spec, out))
     (out / OTHERS).unlink(missing_ok=True)
-    for name, group in zip(("pool.yaml", OTHERS), by_head(kept), strict=False):
+    pools = dict(zip(("pool.yaml", OTHERS), by_head(kept), strict=False))
+    for name, group in pools.items():
         write_text(out / name, pool_yaml(base.folder, group, out, spec.keep, told, cut))
+    with aside("the table", "the same command shows it", console.print):
+        console.print(table(kept, spec, out))
+    for name, group in pools.items():
         console.print(f"pool  {out / name}", soft_wrap=True)
         for task, found in group.items():
             if found[0].tuned_under == "linear_probe":

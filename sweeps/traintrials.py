@@ -136,7 +136,7 @@ def tuned(
         ),
     )
     fit(tuner, callback.faults)
-    if search.left():  # Tune ends quietly on Ctrl-C
+    if search.left():  # Tune ends quietly on SIGUSR1
         raise KeyboardInterrupt
 
 

@@ -47,10 +47,6 @@ RESTARTS = 3
 """How often a trial runs again whose process died: with a node, say, or for want of memory."""
 
 
-class Interrupted(Exception):
-    """Ctrl-C: everything finished is kept, and the sweep can be resumed."""
-
-
 def run_trials(
     spec: SweepSpec,
     context: str | Context,
@@ -72,9 +68,6 @@ def run_trials(
         record: keeps an entry; what it raises ends the sweep.
         progress: gets a phase `trials`.
         course: what methods that learn are given; None: there are none.
-
-    Raises:
-        Interrupted: Ctrl-C; the trials in flight were ended.
     """
     done = folder.ledger.done()
     ready, total = standing(spec, context, {key: each.method for key, each in done.items()})
@@ -154,8 +147,8 @@ def tuned(
         ),
     )
     fit(tuner, faults)
-    if search.left():
-        raise Interrupted
+    if search.left():  # Tune ends quietly on SIGUSR1
+        raise KeyboardInterrupt
 
 
 def in_flight(replicas: int, learning: bool, memory: int, cores: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -93,5 +94,6 @@ class Vitals:
         """End; the samples not handed over yet, with a last one."""
         self.over.set()
         self.thread.join()
-        self.take()
+        with suppress(Exception):  # a folder that is gone, say
+            self.take()
         return self.samples

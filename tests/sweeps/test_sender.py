@@ -74,26 +74,75 @@ def test_the_end_waits_for_a_stated_time_and_then_gives_up_once(caplog):
     assert time.monotonic() - began < 0.1
 
 
-def test_every_success_gives_the_end_more_time():
-    """Two jobs of 0.2 s of trouble each, with a patience of 0.3 s."""
-    each = sender(patience=0.3)
-    done = []
+def test_time_that_goes_by_in_success_is_not_charged():
+    """Trouble of 0.1 s among jobs that take 0.6 s together, with a patience of 0.4 s."""
+    each, done = sender(patience=0.4), []
+    tried = []
 
-    def slow():
-        ends = time.monotonic() + 0.2
+    def hard():
+        tried.append(1)
+        if len(tried) < 5:
+            away()
 
-        def job():
-            nonlocal ends
-            if time.monotonic() < ends:
-                away()
-            ends = 0
-            done.append(1)
+    for _ in range(3):
+        assert each.do(lambda: time.sleep(0.2) or done.append(1))
+    assert each.do(hard)
+    assert (len(done), each.fault) == (3, None)
 
-        return job
 
-    assert each.do(slow())
-    assert each.do(slow())
-    assert (len(done), each.fault) == (2, None)
+@pytest.mark.parametrize("kind", ["away", "refused", "slow refusal", "hangs up"])
+def test_a_side_that_reads_and_takes_nothing_is_one_budget_for_all(kind, caplog):
+    """It answers every question, and no write: 200 trials wait as long as one."""
+    faults = {
+        "away": (0.0, ConnectionError("reset")),
+        "refused": (0.0, MlflowException("database or disk is full")),
+        "slow refusal": (0.05, RestException({"error_code": "PERMISSION_DENIED", "message": "no"})),
+        "hangs up": (0.05, ConnectionError("Connection broken: IncompleteRead")),
+    }
+    seconds, fault = faults[kind]
+
+    def write():
+        time.sleep(seconds)
+        raise fault
+
+    each = sender(patience=0.5, probe=lambda: None)
+    began = time.monotonic()
+    each.offer(write)
+    each.drain()
+    for _ in range(200):
+        each.do(write)
+    assert time.monotonic() - began < 1.5
+    assert each.fault == str(fault).partition(": ")[2] or each.fault == str(fault)
+    assert len(caplog.records) <= 3
+
+
+def test_the_reason_is_said_when_it_comes_and_not_at_the_end():
+    said = []
+    each = Sender(lambda: None, 0.3, said.append)
+
+    def full():
+        raise MlflowException("(sqlite3.OperationalError) database or disk is full")
+
+    each.offer(full)
+    until = time.monotonic() + 2
+    while not said and time.monotonic() < until:
+        time.sleep(0.005)
+    assert said == ["MLflow: (sqlite3.OperationalError) database or disk is full; trying again"]
+    each.close()
+
+
+def test_after_a_signal_a_request_that_never_ends_is_left_alone(monkeypatch):
+    each, gate = sender(patience=60), threading.Event()
+    each.offer(lambda: gate.wait(20))
+    monkeypatch.setattr(module.signals, "remaining", lambda: 0.1)
+    began = time.monotonic()
+    each.drain()
+    assert not each.do(lambda: None)
+    assert time.monotonic() - began < 2
+    assert each.fault
+    workers = [thread for thread in threading.enumerate() if thread.name == "mlflow"]
+    assert all(thread.daemon for thread in workers)
+    gate.set()
 
 
 def test_what_can_never_be_taken_is_left_and_the_rest_goes_on():

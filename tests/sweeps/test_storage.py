@@ -24,8 +24,8 @@ from sweeps.folder import SweepFolder, claim
 from sweeps.ledger import Entry
 from sweeps.mirror import Mirror, scan
 from sweeps.owner import Owner, read_owner
+from sweeps.signals import Stopped
 from sweeps.storage import open_store, reach
-from sweeps.trials import Interrupted
 from tests.sweeps.test_run import comparison, sweeps
 
 TEXT = "name: s\n"
@@ -187,7 +187,7 @@ def test_a_storage_that_fails_is_said_once_and_catches_up(tmp_path, url, monkeyp
 
 @pytest.mark.parametrize(
     ("error", "state"),
-    [(KeyboardInterrupt(), "stopped"), (Interrupted(), "stopped"), (OSError("x"), "failed")],
+    [(KeyboardInterrupt(), "stopped"), (Stopped(), "stopped"), (OSError("x"), "failed")],
 )
 def test_how_it_ended_is_kept_with_everything(tmp_path, url, error, state):
     folder = started(tmp_path / "s")

@@ -1,6 +1,10 @@
 """MLflow: nothing twice, nothing lost."""
 
 import shutil
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -108,7 +112,7 @@ def test_a_store_that_goes_away_at_every_call_loses_and_doubles_nothing(
     client, experiment = tracking.connect(None, None, tmp_path)
     recipe = tmp_path / "ties.yaml"
     recipe.write_text("method: ties\n")
-    sent = Tracker(Flaky(client, after), experiment, "s", "id1", {}, patience=5)
+    sent = Tracker(Flaky(client, after), experiment, "s", "id1", {}, patience=60)
     sent.trial(ENTRY)
     sent.flush([ENTRY])
     sent.winner("ties", "k1", {"acc/mean": 0.75, "acc/x": 0.75}, {"x": "digest"}, recipe)
@@ -270,6 +274,100 @@ def test_a_winner_s_notes_and_what_it_learned_stay_with_it(tmp_path):
     assert run.data.tags["notes"] == "a; b"
     found = sent.client.list_artifacts(run.info.run_id, "recipe")
     assert sorted(file.path for file in found) == ["recipe/ties.safetensors", "recipe/ties.yaml"]
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def changed(*statements):
+    def damage(path):
+        with closing(sqlite3.connect(path)) as db:
+            for statement in statements:
+                db.execute(statement)
+            db.commit()
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (cut, "bytes are missing at its end"),
+        (lambda path: path.write_bytes(path.read_bytes()[:50]), "file is not a database"),
+        (lambda path: path.write_bytes(b"not a database, long enough for a header" * 10), "not a"),
+        (changed("drop table metrics"), "it has no table metrics"),
+        (changed("drop table logged_models"), "it has no table logged_models"),
+        (changed("drop table alembic_version"), "it has tables, and no revision of them"),
+        (changed("delete from alembic_version"), "it has tables, and no revision of them"),
+        # A migration that was cut off: its changes are there, its revision is not.
+        (
+            changed(
+                "drop table logged_models",
+                "update alembic_version set version_num = '451aebb31d03'",
+            ),
+            "already exists|duplicate column|no such",
+        ),
+    ],
+)
+def test_a_store_that_is_no_whole_one_is_a_line_that_says_what_to_do(tmp_path, damage, reason):
+    path = tmp_path / "mlflow.db"
+    damage(path)
+    with pytest.raises(InputError, match=reason) as caught:
+        tracking.connect(None, None, tmp_path)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert f"move it aside (mv {path} {path}.broken), and --resume sends everything" in line
+
+
+def test_a_store_of_another_mlflow_is_not_touched(tmp_path):
+    path = tmp_path / "mlflow.db"
+    changed("update alembic_version set version_num = 'of later'")(path)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="of later") as caught:
+        tracking.connect(None, None, tmp_path)
+    assert "half made" not in str(caught.value)
+    assert path.read_bytes() == before
+
+
+def test_a_store_whose_making_fails_leaves_nothing(tmp_path, monkeypatch):
+    (tmp_path / "mlflow.db").unlink()
+
+    def half(uri):
+        (tmp_path / uri.rpartition("/")[2]).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tracking, "initialise", half)
+    with pytest.raises(KeyboardInterrupt):
+        tracking.connect(None, None, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".mlflow.db.lock"]
+
+
+CONNECT = """
+import sys
+from pathlib import Path
+from sweeps import tracking
+for folder in sys.argv[1:]:
+    client, experiment = tracking.connect(None, "shared", Path(folder))
+    client.set_terminated(client.create_run(experiment).info.run_id)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_four_processes_at_once_make_one_store_and_one_experiment(tmp_path):
+    """Round after round on folders that are not there yet."""
+    folders = [tmp_path / f"round-{at}" for at in range(4)]
+    words = [sys.executable, "-c", CONNECT, *map(str, folders)]
+    drivers = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    for driver in drivers:
+        said = driver.communicate(timeout=500)[1]
+        assert driver.returncode == 0, said
+    for folder in folders:
+        client, experiment = tracking.connect(None, "shared", folder)
+        assert len(client.search_runs([experiment])) == 4
+        assert len(client.search_experiments(filter_string="name = 'shared'")) == 1
+        assert not list(folder.glob(".*.part*"))
 
 
 @pytest.mark.parametrize(

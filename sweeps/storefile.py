@@ -1,0 +1,108 @@
+"""A sqlite store as a file: made whole or not at all, and recognised where it is no whole one."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import uuid
+from collections.abc import Collection, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from urllib.parse import quote
+
+HEADER = b"SQLite format 3\0"
+REVISIONS = "alembic_version"
+"""The table with the revision of the others."""
+
+
+def file_of(uri: str) -> Path | None:
+    """The file of a sqlite URI; None for all else.
+
+    >>> file_of("sqlite:////tmp/mlflow.db?timeout=3"), file_of("http://host")
+    (PosixPath('/tmp/mlflow.db'), None)
+    """
+    kind, _, path = uri.partition(":///")
+    path = path.partition("?")[0]
+    return Path(path) if kind.startswith("sqlite") and path and path != ":memory:" else None
+
+
+def is_new(path: Path) -> bool:
+    """Whether there is nothing yet."""
+    return not path.exists() or path.stat().st_size == 0
+
+
+@contextmanager
+def made(path: Path) -> Iterator[Path]:
+    """A path to make a store at; at the end it is at `path`, whole, or nowhere."""
+    part = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
+    clean = part.with_suffix(".whole")
+    try:
+        yield part
+        # A copy: who made it may hold it open still.
+        with closing(sqlite3.connect(part)) as db:
+            db.execute("vacuum into ?", [str(clean)])
+        clean.replace(path)
+    finally:
+        for each in (part, clean, *(part.with_name(part.name + end) for end in ("-wal", "-shm"))):
+            with suppress(OSError):
+                each.unlink(missing_ok=True)
+
+
+def revision_of(path: Path) -> str | None:
+    """Of a store's tables; None where it says none."""
+    with suppress(OSError, sqlite3.Error), closing(reader(path)) as db:
+        found = db.execute(f"select version_num from {REVISIONS}").fetchone()
+        return str(found[0]) if found else None
+    return None
+
+
+def reader(path: Path) -> sqlite3.Connection:
+    """The store, to be read; it is not made."""
+    return sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)
+
+
+def fault(path: Path, tables: Collection[str], revision: str) -> str | None:
+    """What is wrong with a store; None where nothing is, or it is of another revision.
+
+    Args:
+        path: its file.
+        tables: that a store of `revision` has.
+        revision: the newest.
+    """
+    try:
+        if cut := missing_bytes(path):
+            return f"{cut} bytes are missing at its end"
+        with closing(reader(path)) as db:
+            there = {name for (name,) in db.execute("select name from sqlite_master")}
+    except sqlite3.DatabaseError as error:
+        return str(error)
+    found, lacking = revision_of(path), sorted(set(tables) - there)
+    if found is None:
+        return "it has tables, and no revision of them" if there else "it has no tables"
+    if found != revision or not lacking:
+        return None
+    return f"it has no table {lacking[0]}" + (f" and {n} others" if (n := len(lacking) - 1) else "")
+
+
+def missing_bytes(path: Path) -> int:
+    """How many bytes a sqlite file has less than it says.
+
+    Raises:
+        sqlite3.DatabaseError: it is none.
+    """
+    with path.open("rb") as file:
+        head, size = file.read(100), os.fstat(file.fileno()).st_size
+    if len(head) < 100 or not head.startswith(HEADER):
+        raise sqlite3.DatabaseError("file is not a database")
+    page = int.from_bytes(head[16:18], "big")
+    says = (65536 if page == 1 else page) * int.from_bytes(head[28:32], "big")
+    up_to_date = head[24:28] == head[92:96]  # otherwise the count of pages is of another time
+    return max(0, says - size) if up_to_date else 0
+
+
+def told(path: Path, why: str) -> str:
+    """What to do about a store that is no whole one."""
+    return (
+        f"is half made or damaged ({why}); move it aside (mv {path} {path}.broken), and --resume"
+        " sends everything again"
+    )

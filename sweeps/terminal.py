@@ -1,0 +1,64 @@
+"""Output to a terminal or a pipe that may be gone."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
+
+
+class Forgiving:
+    """A text stream; once nobody reads it any more, what is written is dropped.
+
+    A closed terminal (EIO) or pipe (EPIPE) is no fault of a sweep, and must not end it.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """As `TextIO.write`."""
+        try:
+            return self.stream.write(text)
+        except OSError:
+            self.forget()
+            return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        """As `TextIO.writelines`."""
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        """As `TextIO.flush`."""
+        try:
+            self.stream.flush()
+        except OSError:
+            self.forget()
+
+    def forget(self) -> None:
+        """From now on nothing fails: Python flushes its streams once more when it ends."""
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
+
+
+@contextmanager
+def forgiving() -> Iterator[None]:
+    """`sys.stdout` and `sys.stderr` are forgiving in this block."""
+    before = sys.stdout, sys.stderr
+    wrapped = [Forgiving(each) if each else each for each in before]
+    sys.stdout, sys.stderr = wrapped
+    try:
+        yield
+    finally:
+        for each in wrapped:
+            if each:
+                each.flush()
+        sys.stdout, sys.stderr = before
