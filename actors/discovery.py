@@ -65,6 +65,9 @@ LEFTOVERS = (
 SHARDED = re.compile(r"data/(?P<split>\w+(?:\.\w+)*)-\d{5}-of-\d{5}[^/]*\.[^/]*")
 """`datasets.data_files.SPLIT_PATTERN_SHARDED`."""
 
+CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]")
+"""Characters that no name in a message may hold, and what stands for bytes that are no UTF-8."""
+
 Left = dict[str, tuple[int, str]]
 """Why files are left out -> how many, and the first of them."""
 
@@ -164,7 +167,7 @@ def of_one_kind(found: Found, where: str) -> Found:
 
 def leave(left: Left, reason: str, name: str) -> None:
     """Count a file that is left out."""
-    count, first = left.get(reason, (0, name))
+    count, first = left.get(reason, (0, CONTROL.sub(lambda c: ascii(c[0])[1:-1], name)))
     left[reason] = (count + 1, first)
 
 
@@ -193,6 +196,8 @@ def walk(folder: Path, prefix: str, around: frozenset[str], found: list[str], le
         name = prefix + entry.name
         if leaving(entry.name) or (entry.name.startswith("__") and entry.is_dir()):
             leave(left, "hidden, or left by an editor or archive", name)
+        elif CONTROL.search(name):
+            leave(left, "control characters in the name", name)
         elif entry.is_dir():
             real = os.path.realpath(entry.path)
             if real in around:

@@ -29,6 +29,9 @@ HeadKind: TypeAlias = Literal["zero_shot", "linear_probe"]
 FILE = "head.safetensors"
 """Beside a tower's weights; `sweeps train` writes it."""
 
+SAME = 1e-6
+"""Rows are the same where they differ by no more than this share: rounding in other batches."""
+
 FORM = {"normalise": "true", "scale": "inside"}
 """How all heads here are read: of normalised embeddings, with the logit scale in the matrix."""
 
@@ -164,4 +167,30 @@ def check_head(path: Path, what: str, base: Checkpoint, classnames: Sequence[str
         head = load(read_whole(path, f"{what}: {path}"))["head"]
     if not bool(head.isfinite().all()):
         raise InputError(f"{what}: {path}: NaN or infinity; finite numbers needed")
+    check_rows(head, classnames, f"{what}: {path}")
     return facts
+
+
+def check_rows(head: Tensor, classnames: Sequence[str], where: str) -> None:
+    """Raise InputError where two classes have the same row: no image could tell them apart.
+
+    Args:
+        head: [C, D].
+        classnames: of its rows.
+        where: how messages begin.
+    """
+    import torch
+
+    # Equal rows stand side by side when sorted along a direction that no data chose.
+    along = head @ torch.linspace(1, 2, head.shape[1]).sin()
+    order = along.argsort(stable=True)
+    rows = head[order]
+    apart = (rows[1:] - rows[:-1]).norm(dim=1)
+    same = (apart <= SAME * rows[1:].norm(dim=1)).nonzero()
+    if len(same):
+        at = int(same[0])
+        one, other = sorted((int(order[at]), int(order[at + 1])))
+        raise InputError(
+            f"{where}: classes {classnames[one]!r} and {classnames[other]!r} have the same row of"
+            " the head; each needs words of its own"
+        )

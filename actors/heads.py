@@ -11,7 +11,7 @@ from actors.atomic import replacing
 from actors.checkpoints import Checkpoint, content_hash, read
 from actors.hashes import hash_files, hash_text
 from actors.headers import check_regular
-from actors.headfile import check_head
+from actors.headfile import check_head, check_rows
 from actors.prompts import fill
 from actors.tasks import Task
 from fusion.errors import InputError, one_line, reading
@@ -102,6 +102,7 @@ def zero_shot_heads(
             sentences = encoder.embed(prompts(task), f"task {task.name!r}")
             classes = sentences.view(len(task.classnames), len(task.templates), -1)
             head = zero_shot_head(list(classes), encoder.logit_scale)
+            check_rows(head, task.classnames, f"task {task.name!r}")
             with replacing(path) as part:
                 part.write_bytes(save({"head": head.contiguous()}))
             if progress is not None:

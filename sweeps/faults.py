@@ -88,7 +88,7 @@ def translate(details: ErrorDetails, model: type[BaseModel]) -> Fault:
     if kind == "fault":
         return Fault(loc, value, details["msg"])
     if details["loc"][-1:] == ("[key]",) or kind == "invalid_key":
-        return Fault(loc, loc[-1], "a name must be a text; put it in quotes")
+        return Fault((*loc[:-1], value), value, f"a name must be a text{quotes(value)}")
     owner, description, annotation = find(model, loc)
     if kind == "extra_forbidden":
         return Fault(loc, value, unknown("field", str(loc[-1]), owner.model_fields))
@@ -96,10 +96,23 @@ def translate(details: ErrorDetails, model: type[BaseModel]) -> Fault:
         return Fault(loc, NOT_GIVEN, f"{description} needed")
     allowed = f"{description} allowed"
     if kind == "string_type" and not isinstance(value, Mapping | list | None):
-        allowed += "; put it in quotes"
+        allowed += quotes(value)
     if kind == "literal_error" and isinstance(value, str):
         allowed += nearest(value, annotation)
     return Fault(loc, value, allowed)
+
+
+def quotes(value: Any) -> str:
+    """What to do where a text is needed and YAML reads something else.
+
+    >>> quotes(False)
+    "; YAML reads no, off and false as a truth value: put it in quotes, as in 'no'"
+    """
+    if isinstance(value, bool):
+        words = ("yes", "on", "true") if value else ("no", "off", "false")
+        said = f"{words[0]}, {words[1]} and {words[2]}"
+        return f"; YAML reads {said} as a truth value: put it in quotes, as in {words[0]!r}"
+    return "; put it in quotes"
 
 
 def find(model: type[BaseModel], loc: Sequence[str | int]) -> tuple[type[BaseModel], str, Any]:

@@ -457,3 +457,12 @@ def test_the_same_splits_as_datasets(tree: Callable[..., Path], names: list[str]
     }
     ours = discover(folder, None, "x").splits
     assert {split: {file.path for file in files} for split, files in ours.items()} == theirs
+
+
+def test_names_that_no_line_can_hold(tree: Callable[..., Path]) -> None:
+    folder = tree("cat/1.png", "dog/1.png", "dog/a\nb.png", "bi\x1b[2Jrd/1.png")
+    (folder / "cat").joinpath(os.fsdecode(b"\xff.png")).write_bytes(b"")
+    layout = opened(folder)
+    assert layout.classnames == ("cat", "dog")
+    assert layout.used == 2
+    assert layout.left == {"control characters in the name": (3, r"bi\x1b[2Jrd")}

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from actors.checkpoints import content_hash, inspect
-from actors.headfile import HeadFacts, check_head, head_facts, write_head
+from actors.headfile import HeadFacts, check_head, check_rows, head_facts, write_head
 from actors.heads import read_head, task_heads
 from actors.tasks import TaskSource, open_task
 from fusion.errors import InputError
@@ -123,3 +123,14 @@ def test_names_survive_as_they_are(head, facts):
     write_head(head, torch.zeros(2, 16), replace(facts, classnames=names))
     assert head_facts(head)[0].classnames == names
     assert json.loads(facts.metadata()["classnames"]) == list(NAMES)
+
+
+@pytest.mark.parametrize(("one", "other"), [(0, 1), (0, 4), (2, 3)])
+def test_two_classes_with_the_same_row(one, other):
+    names = ["a", "b", "c", "d", "e"]
+    matrix = torch.randn(5, 512, generator=torch.Generator().manual_seed(0))
+    check_rows(matrix, names, "task 'x'")
+    matrix[other] = matrix[one] * (1 + 1e-7)
+    said = f"task 'x': classes {names[one]!r} and {names[other]!r} have the same row"
+    with pytest.raises(InputError, match=said):
+        check_rows(matrix, names, "task 'x'")

@@ -86,3 +86,12 @@ def test_a_damaged_head(tmp_path: Path) -> None:
     file.write_bytes(b"half")
     with pytest.raises(InputError, match="not a head"):
         read_head(file)
+
+
+def test_names_that_the_tokenizer_takes_for_one(
+    base: Checkpoint, task: Task, tmp_path: Path
+) -> None:
+    same = replace(task, classnames=("cat", "CAT"))
+    with pytest.raises(InputError, match="task 'pets': classes 'cat' and 'CAT' have the same row"):
+        zero_shot_heads(base, {"pets": same}, tmp_path)
+    assert not list(tmp_path.glob("heads/*"))

@@ -86,6 +86,11 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     (pool(experts={"mean": "x"}), f"pool.experts.mean: 'mean': {TAKEN}"),
     (pool(experts={"grid": "x"}), f"pool.experts.grid: 'grid': {TAKEN}"),
     (pool(experts={1: "x"}), "pool.experts.1: 1: a name must be a text; put it in quotes"),
+    (
+        pool(experts={False: "x"}),  # `no: x`
+        "pool.experts.False: False: a name must be a text; YAML reads no, off and false as a truth"
+        " value: put it in quotes, as in 'no'",
+    ),
     (pool(experts={"a": None}), "pool.experts.a: None: a hub id or a folder allowed"),
     (
         pool(expert={}),
@@ -125,7 +130,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     (
         tasks(classnames=["yes", True]),
         "tasks.mnist.classnames.1: True: a list of texts, one for each label allowed;"
-        " put it in quotes",
+        " YAML reads yes, on and true as a truth value: put it in quotes, as in 'yes'",
     ),
     (
         tasks(classnames=[]),
