@@ -6,6 +6,7 @@ A batch is one block of memory when it is mapped, so that a column is one tensor
 from __future__ import annotations
 
 import io
+import json
 import mmap
 import os
 import warnings
@@ -17,6 +18,19 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
+from actors.sums import (
+    CHECKED,
+    DIGITS,
+    FIELD,
+    Damaged,
+    chunks_of,
+    column_sums,
+    differing,
+    facts_sum,
+    reason_of,
+    state_of,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,8 +62,9 @@ def skeleton(
     """An Arrow file of zeros of the final size; where each column's numbers begin, in bytes.
 
     Arrow lays a record batch out before it writes it, and all rows must lie in one batch to be one
-    tensor; so the frame is written first, around holes that rows are put into as they come. Space
-    is claimed at once: a disk that is too small is found out before anything is computed.
+    tensor; so the frame is written first, around holes that rows are put into as they come, and
+    `sealed` writes it once more, with checksums. Space is claimed at once: a disk that is too small
+    is found out before anything is computed.
 
     Args:
         file: open for reading and writing, unbuffered, empty.
@@ -70,11 +85,8 @@ def skeleton(
         listed = column.width is not None
         arrays.append(pa.FixedSizeListArray.from_arrays(values, column.width) if listed else values)
     batch = pa.record_batch(arrays, [column.name for column in columns])
-    schema = batch.schema.with_metadata(dict(about))
-    sink = pa.PythonFile(Holes(file), mode="w")
-    with pa.ipc.new_file(sink, schema) as writer:
-        writer.write_batch(batch.replace_schema_metadata(dict(about)))
-    file.truncate(file.tell())
+    parts = sum(len(chunks_of(rows * column.bytes)) for column in columns)
+    frame(file, batch, {**about, FIELD: "0" * DIGITS * (parts + 1)})
     mapped = pa.memory_map(str(path))
     origin = mapped.read_buffer().address
     mapped.seek(0)
@@ -83,6 +95,101 @@ def skeleton(
         column.name: numbers(written, column.name).buffers()[1].address - origin
         for column in columns
     }
+
+
+def frame(file: BinaryIO, batch: pa.RecordBatch, about: Mapping[str, str]) -> None:
+    """Write an Arrow file of one batch, but for long columns: these are there, or will be."""
+    file.seek(0)
+    sink = pa.PythonFile(Holes(file), mode="w")
+    with pa.ipc.new_file(sink, batch.schema.with_metadata(dict(about))) as writer:
+        writer.write_batch(batch.replace_schema_metadata(dict(about)))
+    file.truncate(file.tell())
+
+
+def seal(file: BinaryIO, path: Path) -> None:
+    """Put checksums of a skeleton's rows, all written by now, into its metadata.
+
+    Args:
+        file: as `skeleton` was given it.
+        path: where it is.
+    """
+    schema, batch = opened(path)
+    about = about_of(schema)
+    sums = column_sums(views(batch))
+    frame(file, batch, {**about, FIELD: "".join([*sums, root_of(schema, batch, sums)])})
+
+
+def opened(path: Path) -> tuple[pa.Schema, pa.RecordBatch]:
+    """Schema and record batch of a file that begins as a skeleton, memory-mapped; nothing of it is
+    checked.
+
+    Raises:
+        ValueError, pa.ArrowException, OSError: it is none.
+    """
+    reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    if reader.num_record_batches != 1:
+        raise ValueError(f"{reader.num_record_batches} record batches; 1 needed")
+    return reader.schema, reader.get_batch(0)
+
+
+def checked(path: Path, *, whole: bool = False) -> tuple[pa.Schema, pa.RecordBatch]:
+    """Schema and record batch of a sealed file, memory-mapped; its checksums are right.
+
+    Args:
+        path: the file.
+        whole: check all of it, at once, even where this process has done so; else see `sums`.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        Damaged: its content is not what was written; one line.
+    """
+    try:
+        state = state_of(path)
+        schema, batch = opened(path)
+        if whole or not CHECKED.has(path):
+            size = sum(len(view) for view in views(batch))
+            budget = size if whole else CHECKED.budget(size)
+            check(schema, batch, budget)
+            CHECKED.add(path, state, budget)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # Arrow raises what it likes on a damaged frame
+        raise Damaged(reason_of(error)) from None
+    return schema, batch
+
+
+def check(schema: pa.Schema, batch: pa.RecordBatch, budget: int) -> None:
+    """Raise ValueError where a checksum is another; `budget`: how many bytes to look at."""
+    stated = (schema.metadata or {}).get(FIELD.encode(), b"").decode()
+    *sums, root = [stated[at : at + DIGITS] for at in range(0, len(stated), DIGITS)] or [""]
+    if root != root_of(schema, batch, sums):
+        raise ValueError("another checksum" if stated else "no checksum")
+    fault = differing(views(batch), sums, budget)
+    if fault is not None:
+        raise ValueError(fault)
+
+
+def root_of(schema: pa.Schema, batch: pa.RecordBatch, sums: list[str]) -> str:
+    """The checksum of all that a file says beside its numbers, and of their checksums."""
+    kinds = [[field.name, str(field.type)] for field in schema]
+    return facts_sum(about_of(schema), json.dumps([batch.num_rows, kinds]), *sums)
+
+
+def about_of(schema: pa.Schema) -> dict[str, str]:
+    """The metadata of a schema."""
+    return {name.decode(): value.decode() for name, value in (schema.metadata or {}).items()}
+
+
+def views(batch: pa.RecordBatch) -> list[memoryview]:
+    """The bytes of each column's numbers."""
+    found = []
+    for name in batch.schema.names:
+        values = numbers(batch, name)
+        size = len(values) * values.type.bit_width // 8
+        found.append(memoryview(values.buffers()[1])[:size].cast("B"))
+        if len(found[-1]) != size or values.offset:
+            raise ValueError(f"column {name!r}: {len(found[-1])} bytes; {size} needed")
+    return found
 
 
 def numbers(batch: pa.RecordBatch, name: str) -> pa.Array:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from actors.architecture import PREFIX, PROJECTION, vision_fields, vision_tensors
 from actors.documents import read_json
+from actors.fingerprint import Fingerprint, fingerprint
 from actors.hashes import hash_files
 from actors.headers import LONGEST, PEFT, header, mapped, unwrapped
 from actors.headers import TensorInfo as TensorInfo
@@ -83,6 +84,11 @@ class Checkpoint:
     def files(self) -> list[Path]:
         """The files that hold its tensors."""
         return sorted({*self.fused_files, *(info.file for info in self.rest.values())})
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Of configuration and weights. What images go through before is not the checkpoint's."""
+        return fingerprint("checkpoint-1", content_hash(self))
 
     def parts(self, name: str) -> tuple[TensorInfo, ...]:
         """What files hold of a fused tensor: itself, or factors; nothing: it is the base's."""

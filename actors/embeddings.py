@@ -8,11 +8,44 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from actors.fingerprint import Fingerprint, fingerprint, software
 from actors.matrices import matrix_shape, open_matrix, write_matrix
 from actors.metrics import count
+from actors.pool import Pool
+from actors.preprocess import read_preprocess
+from actors.recipes import BASE
+
+
+def embedding_cache(
+    root: Path, pool: Pool, device: str, numbers: Mapping[str, object]
+) -> EmbeddingCache:
+    """The cache of a pool's embeddings, each under all that it is computed from.
+
+    Args:
+        root: the cache folder.
+        pool: an opened one: base, experts, and the base's preprocessing.
+        device: the kind of device that computes them.
+        numbers: what else decides numbers: dtypes.
+
+    Raises:
+        InputError: preprocessing that is not supported.
+    """
+    base, images = pool.base, read_preprocess(pool.base.folder)
+    where = [torch.device(device).type, dict(numbers), software("torch", "transformers")]
+    members = {BASE: base, **pool.experts}
+    return EmbeddingCache(
+        root / "embeddings",
+        {
+            name: fingerprint(
+                "tower-1", base.fingerprint, member.fingerprint, images.fingerprint, *where
+            )
+            for name, member in members.items()
+        },
+    )
 
 
 @dataclass(frozen=True)
@@ -20,13 +53,13 @@ class EmbeddingCache:
     """Image embeddings [N, D] of an expert on the rows of a pixel file."""
 
     root: Path
-    identity: Mapping[str, str]
-    """Expert -> what its embeddings depend on besides the pixels: content hashes, dtype."""
+    identity: Mapping[str, Fingerprint]
+    """Expert -> what its embeddings depend on besides the pixels; see `embedding_cache`."""
 
     def place(self, expert: str, pixels: Path, indices: NDArray[np.int64] | None) -> Path:
         """The file of an expert's embeddings of these rows, which may not be there yet."""
         rows = b"all" if indices is None else indices.tobytes()
-        text = f"embeddings-2 {self.identity[expert]} {pixels.name} ".encode()
+        text = f"embeddings-3 {self.identity[expert]} {pixels.name} ".encode()
         return self.root / f"{hashlib.sha256(text + rows).hexdigest()[:32]}.arrow"
 
     def get(

@@ -8,7 +8,7 @@ embedding, not normalised.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -23,7 +23,8 @@ from actors.checkpoints import (
     inspect,
     load_config,
 )
-from actors.hashes import hash_files, hash_text
+from actors.fingerprint import Fingerprint, fingerprint, software
+from actors.hashes import hash_files
 from actors.precision import exact_products
 from actors.preprocess import Preprocess, read_convnext, read_preprocess
 from actors.sources import resolve
@@ -57,8 +58,8 @@ class Extractor:
     width: int
     """d: how many features an image has."""
     preprocess: Preprocess
-    fingerprint: str
-    """Content hash of all that features depend on: weights, configuration, preprocessing."""
+    fingerprint: Fingerprint
+    """Of all that features depend on: weights, configuration, preprocessing, libraries."""
 
 
 def open_extractor(source: str, what: str, *, squash: bool = False) -> Extractor:
@@ -104,8 +105,9 @@ def opened(source: str, folder: Path, what: str, squash: bool) -> Extractor:
             )
     if squash:
         preprocess = replace(preprocess, squash=preprocess.shape)
-    fingerprint = hash_text("extractor-1", kind, content, asdict(preprocess))
-    return Extractor(source, folder, kind, width, preprocess, fingerprint)
+    libraries = software("torch", "transformers")
+    found = fingerprint("extractor-2", kind, content, preprocess.fingerprint, libraries)
+    return Extractor(source, folder, kind, width, preprocess, found)
 
 
 def load_extractor(extractor: Extractor, device: str | torch.device = "cpu") -> Extract:

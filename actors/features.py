@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actors.extractor import Extract, Extractor, load_extractor
-from actors.hashes import hash_text
+from actors.fingerprint import fingerprint
 from actors.matrices import matrix_shape, open_matrix, write_matrix
 from actors.pixels import Progress, open_pixels, prepare, quiet
 from actors.tasks import Task
@@ -57,9 +57,10 @@ class Chunk:
     stop: int
 
 
-def features_path(extractor: Extractor, pixels: Path, root: Path) -> Path:
+def features_path(extractor: Extractor, pixels: Path, root: Path, device: str = "cpu") -> Path:
     """Where a split's features lie: a pixel file's name is a content hash, and so is this."""
-    key = hash_text("features-2", extractor.fingerprint, pixels.name)
+    kind = torch.device(device).type
+    key = fingerprint("features-3", extractor.fingerprint, pixels.name, kind)
     return root / "features" / f"{key}.arrow"
 
 
@@ -95,7 +96,7 @@ def prepare_features(
             split and row; no space left. Nothing half-written stays behind.
     """
     pixels = prepare(tasks, needed, extractor.preprocess, root, progress)
-    paths = {at: features_path(extractor, file, root) for at, file in pixels.items()}
+    paths = {at: features_path(extractor, file, root, device) for at, file in pixels.items()}
     missing: dict[Path, Split] = {}
     for at, path in paths.items():
         rows = len(open_pixels(pixels[at]).labels)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from torch import Tensor
 
 from actors.evaluation import Recipe
+from actors.sums import sealed, unsealed
 from fusion.errors import InputError
 from fusion.fitted import Plane
 from fusion.registry import METHODS, Fitted
@@ -17,16 +18,13 @@ SEPARATOR = "|"
 
 def dump_fits(kept: Mapping[str, Mapping[str, Tensor]]) -> bytes:
     """safetensors: `task|tensor` -> what a method kept."""
-    from safetensors.torch import save
-
-    return bytes(
-        save(
-            {
-                f"{task}{SEPARATOR}{name}": tensor.detach().cpu().contiguous()
-                for task, tensors in kept.items()
-                for name, tensor in tensors.items()
-            }
-        )
+    return sealed(
+        {
+            f"{task}{SEPARATOR}{name}": tensor.detach().cpu().contiguous()
+            for task, tensors in kept.items()
+            for name, tensor in tensors.items()
+        },
+        {},
     )
 
 
@@ -36,12 +34,9 @@ def load_fit(data: bytes, task: str, where: str) -> dict[str, Tensor]:
     Raises:
         InputError: damaged, or of other tasks.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     try:
-        tensors = load(data)
-    except SafetensorError as error:
+        tensors, _ = unsealed(data, must=False)
+    except ValueError as error:
         raise InputError(f"{where}: not a file of a fit: {' '.join(str(error).split())}") from None
     start = f"{task}{SEPARATOR}"
     found = {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}

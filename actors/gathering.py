@@ -18,7 +18,7 @@ from torch.nn.functional import log_softmax
 from actors.forgotten import Forgotten
 from actors.passes import Batch, Weights
 from actors.segments import Carry
-from actors.statisticfile import opened, place, write
+from actors.statisticfile import opened, place, sound, write
 from fusion.coding import mix, one_hot
 from fusion.fisher import Squares
 from fusion.registry import METHODS, Informed
@@ -52,10 +52,8 @@ class Gathering:
             yield at, module, link.names
 
     def lacking(self, keys: Sequence[str]) -> list[str]:
-        """Keys some of whose files of these segments this node does not have."""
-        return [
-            key for key in keys if not all(self.place(key, at).exists() for at in self.segments)
-        ]
+        """Keys some of whose files of these segments this node does not have, or has damaged."""
+        return [key for key in keys if not all(sound(self.place(key, at)) for at in self.segments)]
 
     def place(self, key: str, at: int) -> Path:
         """The file of one expert's statistics of one segment."""

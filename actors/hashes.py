@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from actors.atomic import replacing
+from actors.fingerprint import hash_text as hash_text
 from actors.sources import cache_dir
+from actors.sums import TICK_NS, again, sealed_json, unsealed_json
 
 
 def hash_files(files: Mapping[str, Path]) -> str:
@@ -21,31 +23,34 @@ def hash_files(files: Mapping[str, Path]) -> str:
     Args:
         files: name -> file; the name is hashed, where the file lies is not.
     """
-    stats = [(str(file.resolve()), file.stat()) for file in files.values()]
-    # The time of change (ctime) beside that of modification, which a copy may preserve.
-    state = [(path, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for path, s in stats]
-    key = hashlib.sha256(json.dumps([list(files), state]).encode()).hexdigest()
+    state = states(files)
+    key = hashlib.sha256(json.dumps(["hashes-2", list(files), state]).encode()).hexdigest()
     entry = cache_dir() / "hashes" / f"{key}.json"
     try:
-        return str(json.loads(entry.read_text())["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # not there yet, or damaged: computed again
+        known = str(unsealed_json(entry.read_bytes())["sha256"])
+        # A file that changed just before it was read may have changed once more just after,
+        # without another time of change.
+        if all(changed + TICK_NS < entry.stat().st_mtime_ns for *_, changed in state):
+            return known
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        again(entry, error)
     total = hashlib.sha256()
     for name, file in files.items():
         with file.open("rb") as stream:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
         total.update(f"{name}\0{content}\n".encode())
     digest = total.hexdigest()
+    if states(files) != state:
+        return digest  # one changed meanwhile
     with replacing(entry) as part:
-        part.write_text(json.dumps({"sha256": digest, "files": len(files)}))
+        part.write_text(sealed_json({"sha256": digest, "files": len(files)}))
     return digest
 
 
-def hash_text(*parts: object) -> str:
-    """sha256 of JSON: equal values, equal hash; 32 hex digits.
-
-    >>> hash_text("a", [1, 2]) == hash_text("a", [1, 2]) != hash_text("a", [2, 1])
-    True
-    """
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+def states(files: Mapping[str, Path]) -> list[tuple[str, int, int, int]]:
+    """Where each file is, its size, and its times of modification and of change."""
+    stats = [(str(file.resolve()), file.stat()) for file in files.values()]
+    # The time of change (ctime) beside that of modification, which a copy may preserve.
+    return [(path, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for path, s in stats]

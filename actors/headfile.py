@@ -19,6 +19,7 @@ from actors.atomic import replacing
 from actors.checkpoints import Checkpoint, content_hash
 from actors.documents import parse_json
 from actors.headers import check_regular, read_whole
+from actors.sums import sealed, unsealed
 from fusion.errors import InputError, one_line, reading
 
 if TYPE_CHECKING:
@@ -66,9 +67,7 @@ class HeadFacts:
 
 def write_head(path: Path, matrix: Tensor, facts: HeadFacts) -> None:
     """Write a head whole or not at all; `matrix` [C, D], logit scale included."""
-    from safetensors.torch import save
-
-    data = save({"head": matrix.detach().float().cpu().contiguous()}, facts.metadata())
+    data = sealed({"head": matrix.detach().float().cpu().contiguous()}, facts.metadata())
     with replacing(path) as part:
         part.write_bytes(data)
 
@@ -143,8 +142,6 @@ def check_head(path: Path, what: str, base: Checkpoint, classnames: Sequence[str
         InputError: see `head_facts`; another C or D, other classes or another order of them,
             another base, NaN or infinity. One line each.
     """
-    from safetensors.torch import load
-
     facts, shape = head_facts(path, what)
     wanted = (len(classnames), base.tensors[PROJECTION].shape[0])
     if shape != wanted:
@@ -164,7 +161,7 @@ def check_head(path: Path, what: str, base: Checkpoint, classnames: Sequence[str
             f" {base.name} is {ours[:12]}…"
         )
     with reading(f"{what}: {path}"):
-        head = load(read_whole(path, f"{what}: {path}"))["head"]
+        head = unsealed(read_whole(path, f"{what}: {path}"), must=False)[0]["head"]
     if not bool(head.isfinite().all()):
         raise InputError(f"{what}: {path}: NaN or infinity; finite numbers needed")
     check_rows(head, classnames, f"{what}: {path}")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.atomic import replacing
-from actors.checkpoints import Checkpoint, content_hash, read
-from actors.hashes import hash_files, hash_text
+from actors.checkpoints import Checkpoint, read
+from actors.fingerprint import Fingerprint, fingerprint, software
+from actors.hashes import hash_files
 from actors.headers import check_regular
-from actors.headfile import check_head, check_rows
+from actors.headfile import FORM, check_head, check_rows
 from actors.prompts import fill
+from actors.sums import FIELD, again, sealed, unsealed
 from actors.tasks import Task
 from fusion.errors import InputError, one_line, reading
 
@@ -20,13 +24,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
+    "tokenizer*.json",
     "vocab.json",
     "merges.txt",
     "special_tokens_map.json",
     "added_tokens.json",
+    "config.json",
 )
+"""What a tokenizer is made from; `tokenizer.<version>.json` and the model's configuration too."""
 
 PROMPTS = 256
 """Prompts a forward pass."""
@@ -43,16 +48,28 @@ def task_heads(base: Checkpoint, tasks: Mapping[str, Task], root: Path) -> dict[
     """
     words = {name: task for name, task in tasks.items() if task.source.head is None}
     found = zero_shot_heads(base, words, root) if words else {}
-    for name, file in check_heads(base, tasks).items():
+    for name, file in given_heads(base, tasks).items():
         data = file.read_bytes()
-        found[name] = root / "heads" / f"{hashlib.sha256(data).hexdigest()[:32]}.safetensors"
-        if not found[name].exists():
+        found[name] = root / "heads" / f"{content_name(data)}.safetensors"
+        if not sound(found[name]):
             with replacing(found[name]) as part:
                 part.write_bytes(data)
     return {name: found[name] for name in tasks}
 
 
 def check_heads(base: Checkpoint, tasks: Mapping[str, Task]) -> dict[str, Path]:
+    """The head files that tasks name, once all is there that the others' are made of.
+
+    Raises:
+        InputError: see `check_head`; or no tokenizer in the base's folder, where one is needed.
+    """
+    given = given_heads(base, tasks)
+    if len(given) < len(tasks):
+        open_tokenizer(base)
+    return given
+
+
+def given_heads(base: Checkpoint, tasks: Mapping[str, Task]) -> dict[str, Path]:
     """The head files that tasks name.
 
     Raises:
@@ -66,13 +83,37 @@ def check_heads(base: Checkpoint, tasks: Mapping[str, Task]) -> dict[str, Path]:
     return found
 
 
+def head_fingerprints(base: Checkpoint, tasks: Mapping[str, Task]) -> dict[str, Fingerprint]:
+    """Of each task's head: of the file it names, else of what its zero-shot head is made from.
+
+    Raises:
+        InputError: no tokenizer in the base's folder, or a head file that is refused.
+    """
+    given = given_heads(base, tasks)
+    words = {name: task for name, task in tasks.items() if name not in given}
+    tokenizer = open_tokenizer(base) if words else None
+    return {
+        name: fingerprint("head-file", hash_files({"head": given[name]}))
+        if tokenizer is None or name in given
+        else zero_shot_fingerprint(base, tokenizer, task)
+        for name, task in tasks.items()
+    }
+
+
+def zero_shot_fingerprint(base: Checkpoint, tokenizer: Tokenizer, task: Task) -> Fingerprint:
+    """Of all that a zero-shot head is made from: text tower, tokenizer, words, libraries."""
+    libraries = software("torch", "transformers", "tokenizers")
+    words = [list(task.classnames), list(task.templates)]
+    return fingerprint("head-3", base.fingerprint, tokenizer.fingerprint, *words, libraries)
+
+
 def zero_shot_heads(
     base: Checkpoint,
     tasks: Mapping[str, Task],
     root: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Path]:
-    """Each task's head, made by the base's text tower where it is not in the cache yet.
+    """Each task's head, made by the base's text tower where the cache lacks it or has it damaged.
 
     Args:
         base: a full CLIP model, in whose folder the tokenizer is.
@@ -86,83 +127,128 @@ def zero_shot_heads(
     Raises:
         InputError: no tokenizer, or a prompt longer than the text tower's positions.
     """
-    identity = (content_hash(base), tokenizer_hash(base))
+    tokenizer = open_tokenizer(base)
     paths = {
-        name: root / "heads" / f"{head_key(identity, task)}.safetensors"
+        name: root / "heads" / f"{zero_shot_fingerprint(base, tokenizer, task)}.safetensors"
         for name, task in tasks.items()
     }
-    missing = {path: tasks[name] for name, path in paths.items() if not path.exists()}
+    missing = {path: tasks[name] for name, path in paths.items() if not sound(path)}
     if missing:
-        from safetensors.torch import save
-
         from fusion.zeroshot import zero_shot_head
 
-        encoder = TextEncoder(base)
+        encoder = TextEncoder(base, tokenizer)
         for done, (path, task) in enumerate(missing.items()):
             sentences = encoder.embed(prompts(task), f"task {task.name!r}")
             classes = sentences.view(len(task.classnames), len(task.templates), -1)
             head = zero_shot_head(list(classes), encoder.logit_scale)
             check_rows(head, task.classnames, f"task {task.name!r}")
             with replacing(path) as part:
-                part.write_bytes(save({"head": head.contiguous()}))
+                part.write_bytes(sealed({"head": head.contiguous()}, {}))
             if progress is not None:
                 progress(done + 1, len(missing))
     return paths
 
 
+def content_name(data: bytes) -> str:
+    """How a copy of a head file is called in the cache."""
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
 def read_head(path: Path) -> Tensor:
-    """A cached head: float32 [C, D], logit scale included.
+    """A head of the cache, or beside a tower: float32 [C, D], logit scale included.
 
     Raises:
         InputError: missing or damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
+    # Read, not mapped: a head is small, and its file may be replaced.
     try:
-        # Read, not mapped: a head is small, and its file may be replaced.
-        head: Tensor = load(path.read_bytes())["head"]
-        return head
-    except (SafetensorError, OSError, KeyError) as error:
+        return parsed_head(path.read_bytes(), path)
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a head: {one_line(error)}; delete it") from None
 
 
-def head_key(identity: tuple[str, str], task: Task) -> str:
-    """A hash of all that a head depends on."""
-    return hash_text("head-1", identity, task.classnames, task.templates)
+def sound(path: Path) -> bool:
+    """Whether a head is in the cache and undamaged. That one is damaged is said."""
+    try:
+        parsed_head(path.read_bytes(), path)
+    except OSError:
+        return False
+    except ValueError as error:
+        again(path, error)
+        return False
+    return True
 
 
-def tokenizer_hash(base: Checkpoint) -> str:
-    """Content hash of the tokenizer's files.
+def parsed_head(data: bytes, path: Path) -> Tensor:
+    """The matrix of a head file: sealed, or a copy that is named by its content.
+
+    A head that an earlier `sweeps train` wrote says what it is, and has no checksum.
 
     Raises:
-        InputError: there is no tokenizer in the folder.
+        ValueError: damaged.
     """
-    there = {name: base.folder / name for name in TOKENIZER_FILES}
-    there = {name: file for name, file in there.items() if file.exists()}
-    if "tokenizer.json" not in there and not {"vocab.json", "merges.txt"} <= there.keys():
+    tensors, facts = unsealed(data, must=False)
+    if not (FIELD in facts or FORM.items() <= facts.items() or path.stem == content_name(data)):
+        raise ValueError("no checksum")
+    if "head" not in tensors:
+        raise ValueError("no tensor 'head'")
+    return tensors["head"]
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A base's tokenizer, known by its files."""
+
+    files: Mapping[str, Path]
+    fingerprint: Fingerprint
+    """Of all these files; `load` reads no other."""
+
+    def load(self) -> Any:
+        """The tokenizer, from a folder that holds these files alone.
+
+        Raises:
+            Exception: of any kind, where a file is damaged: that is how `tokenizers` is.
+        """
+        from transformers import CLIPTokenizer
+
+        with tempfile.TemporaryDirectory(prefix="tokenizer-") as folder:
+            for name, file in self.files.items():
+                (Path(folder) / name).symlink_to(file.resolve())
+            return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def open_tokenizer(base: Checkpoint) -> Tokenizer:
+    """The tokenizer in the base's folder; nothing is read but to be hashed.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = {
+        file.name: file
+        for pattern in TOKENIZER_FILES
+        for file in sorted(base.folder.glob(pattern))
+        if file.is_file()
+    }
+    if "tokenizer.json" not in found and not {"vocab.json", "merges.txt"} <= found.keys():
         raise InputError(
             f"{base.name}: {base.folder}: no tokenizer (tokenizer.json, or vocab.json and"
             " merges.txt); the base needs one, for the zero-shot heads"
         )
-    for file in there.values():
+    for file in found.values():
         where = f"{base.name}: {file}"
         with reading(where):
             check_regular(file, where)
-    return hash_files(there)
+    return Tokenizer(found, fingerprint("tokenizer-1", hash_files(found)))
 
 
-def read_tokenizer(base: Checkpoint) -> Any:
-    """The tokenizer in a base's folder.
+def read_tokenizer(base: Checkpoint, tokenizer: Tokenizer) -> Any:
+    """A base's tokenizer, loaded.
 
     Raises:
         InputError: it cannot be read.
     """
-    from transformers import CLIPTokenizer
-
-    tokenizer_hash(base)  # its files are there, and regular ones
     with reading(f"{base.name}: {base.folder}: the tokenizer cannot be read"):
-        return CLIPTokenizer.from_pretrained(base.folder)
+        return tokenizer.load()
 
 
 def check_prompts(base: Checkpoint, tasks: Mapping[str, Task]) -> None:
@@ -173,7 +259,7 @@ def check_prompts(base: Checkpoint, tasks: Mapping[str, Task]) -> None:
     words = [task for task in tasks.values() if task.source.head is None]
     if not words:
         return
-    tokenizer, positions = read_tokenizer(base), text_positions(base)
+    tokenizer, positions = read_tokenizer(base, open_tokenizer(base)), text_positions(base)
     for task in words:
         texts = prompts(task)
         with reading(f"task {task.name!r}: the tokenizer of {base.folder}"):
@@ -210,7 +296,7 @@ def prompts(task: Task) -> list[str]:
 class TextEncoder:
     """The base's text tower, projection and logit scale, on the CPU in float32."""
 
-    def __init__(self, base: Checkpoint) -> None:
+    def __init__(self, base: Checkpoint, tokenizer: Tokenizer) -> None:
         """Build and fill the tower.
 
         Raises:
@@ -235,7 +321,7 @@ class TextEncoder:
             memory.copy_(source)
         self.projection = tensors["text_projection.weight"].float()
         self.logit_scale = tensors["logit_scale"].float()
-        self.tokenizer = read_tokenizer(base)
+        self.tokenizer = read_tokenizer(base, tokenizer)
 
     def embed(self, texts: Sequence[str], what: str) -> Tensor:
         """Projected embeddings [len(texts), D], not normalised.

@@ -10,8 +10,6 @@ the time.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -21,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.decoding import Unusable
+from actors.fingerprint import Fingerprint, fingerprint, software
 
 if TYPE_CHECKING:
     import torch
@@ -73,12 +72,15 @@ class Preprocess:
         return self.shape[0]
 
     @property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> Fingerprint:
+        """Of all of it: what embeddings and features depend on."""
+        return fingerprint("preprocess-1", asdict(self))
+
+    @property
+    def pixels(self) -> Fingerprint:
         """Of what determines the uint8 pixels; rescaling and normalisation come after them."""
-        pixels = {k: v for k, v in asdict(self).items() if k not in ("rescale", "mean", "std")}
-        if self.squash is None:
-            del pixels["squash"]  # younger than many a cache: hashes without it stay as they were
-        return hashlib.sha256(json.dumps(["pixels-2", pixels]).encode()).hexdigest()[:32]
+        told = {k: v for k, v in asdict(self).items() if k not in ("rescale", "mean", "std")}
+        return fingerprint("pixels-2", told, software("pillow"))
 
     def to_uint8(self, image: Image) -> NDArray[np.uint8]:
         """An image of 8 bits a channel to uint8 [3, H, W]: RGB, resized, centre-cropped.

@@ -22,7 +22,7 @@ from fusion.statistics import Asked
 if TYPE_CHECKING:
     from actors.experts import LocalExperts
 
-VERSION = "statistics-1"
+VERSION = "statistics-2"
 """Raised when a change of this code changes statistics."""
 
 ROLE = "fit"

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from actors.arrowfile import Column, flat, skeleton, tensor_of, write_all
+from actors.arrowfile import Column, checked, flat, seal, skeleton, tensor_of, write_all
 from actors.atomic import replacing
-from fusion.errors import InputError
+from actors.sums import Damaged, again
+from fusion.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +49,7 @@ def write_matrix(
             end = write_all(file, np.ascontiguousarray(block, dtype=np.float32), end)
         if left:
             raise ValueError(f"{path}: {left} of {len(ids)} rows missing")
+        seal(file, part)
 
 
 def open_matrix(path: Path, what: str) -> Tensor:
@@ -62,27 +64,35 @@ def open_matrix(path: Path, what: str) -> Tensor:
     """
     try:
         return tensor_of(mapped(path)[1])
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except (OSError, InputError) as error:
+        reason = error.strerror if isinstance(error, OSError) else one_line(error)
         raise InputError(f"{path}: not a file of {what}: {reason}; delete it") from None
 
 
 def matrix_shape(path: Path) -> tuple[int, int] | None:
-    """(N, D); None where there is no whole file."""
+    """(N, D); None where there is no whole file. That one is damaged is said."""
     try:
         rows, width = mapped(path)[1].shape
-    except (pa.ArrowException, OSError, KeyError, ValueError):
+    except OSError:
+        return None
+    except Damaged as error:
+        again(path, error)
         return None
     return rows, width
 
 
 def mapped(path: Path) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Ids and values of a file; an error of Arrow's, or ValueError, where it is something else."""
-    reader = pa.ipc.open_file(pa.memory_map(str(path)))
-    listed = reader.schema.field("values").type
+    """Ids and values of a file.
+
+    Raises:
+        OSError: it is not there.
+        Damaged: it is another, or not what was written.
+    """
+    schema, batch = checked(path)
+    kinds = {field.name: field.type for field in schema}
+    listed: Any = kinds.get("values")
     number = pa.types.is_fixed_size_list(listed) and listed.value_type == pa.float32()
-    if not number or reader.schema.field("id").type != pa.int64() or reader.num_record_batches != 1:
-        raise ValueError(f"columns {', '.join(map(str, reader.schema))}; lists of floats needed")
-    batch = reader.get_batch(0)
+    if not number or kinds.get("id") != pa.int64():
+        raise Damaged(f"columns {', '.join(map(str, schema))}; lists of floats needed")
     values: NDArray[np.float32] = flat(batch, "values", np.float32)
     return flat(batch, "id", np.int64), values.reshape(batch.num_rows, listed.list_size)

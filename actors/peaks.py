@@ -9,18 +9,20 @@ from pathlib import Path
 from actors.atomic import replacing
 from actors.cut import Load
 from actors.hashes import hash_text
+from actors.sums import sealed_json, unsealed_json
 
 
 def peak_file(load: Load, root: Path) -> Path:
     """Where the peak of a load is kept; whatever changes what is placed changes the name."""
     text = json.dumps(asdict(replace(load, measured=0)), sort_keys=True)
-    return root / "peaks" / f"{hash_text('peaks-1', text)}.json"
+    return root / "peaks" / f"{hash_text('peaks-2', text)}.json"
 
 
 def with_measured(load: Load, root: Path) -> Load:
     """The load, with the peak that earlier sweeps measured of it, if any did."""
     try:
-        return replace(load, measured=int(json.loads(peak_file(load, root).read_text())["bytes"]))
+        found = unsealed_json(peak_file(load, root).read_bytes())
+        return replace(load, measured=int(found["bytes"]))
     except (OSError, ValueError, KeyError, TypeError):
         return load
 
@@ -35,4 +37,4 @@ def keep_peak(load: Load, size: int, root: Path) -> None:
     """
     if size > with_measured(load, root).measured:
         with replacing(peak_file(load, root)) as part:
-            part.write_text(json.dumps({"bytes": size}))
+            part.write_text(sealed_json({"bytes": size}))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from actors.arrowfile import Column, skeleton, write_all
+from actors.arrowfile import Column, seal, skeleton, write_all
 from actors.atomic import replacing
 
 
@@ -69,10 +69,10 @@ class Part:
         # A stack of its own, so that it can be closed (and the file renamed) before the others.
         self.stack = ExitStack()
         outer.push(self.stack)
-        temporary = self.stack.enter_context(replacing(path))
-        self.file = self.stack.enter_context(temporary.open("w+b", buffering=0))
+        self.temporary = self.stack.enter_context(replacing(path))
+        self.file = self.stack.enter_context(self.temporary.open("w+b", buffering=0))
         columns = [Column("image", pa.uint8(), width), Column("label", pa.int64())]
-        at = skeleton(self.file, temporary, rows, columns, about)
+        at = skeleton(self.file, self.temporary, rows, columns, about)
         self.images, self.labels = at["image"], at["label"]
 
     def write(self, row: int, images: pa.ChunkedArray, labels: np.ndarray[Any, Any]) -> None:
@@ -85,4 +85,5 @@ class Part:
         write_all(self.file, labels.astype(np.int64).tobytes(), self.labels + int(row) * 8)
         self.left -= len(labels)
         if self.left == 0:
+            seal(self.file, self.temporary)
             self.stack.close()

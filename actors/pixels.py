@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from actors.arrowfile import flat, tensor_of
-from actors.hashes import hash_text
+from actors.arrowfile import checked, flat, tensor_of
+from actors.fingerprint import fingerprint
 from actors.imaging import Preprocess
 from actors.pixelfile import PixelWriter
 from actors.rows import Chunk, decode, local_files
+from actors.sums import Damaged, again, reason_of
 from actors.tasks import Task
-from fusion.errors import InputError
+from fusion.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +57,7 @@ class Pixels:
 
 def pixel_path(task: Task, split: str, preprocess: Preprocess, root: Path) -> Path:
     """Where a prepared split lies; the name is a hash of all that its bytes depend on."""
-    key = hash_text("arrow-1", task.split(split).fingerprint, preprocess.fingerprint)
+    key = fingerprint("arrow-2", task.split(split).fingerprint, preprocess.pixels)
     return root / "pixels" / f"{key}.arrow"
 
 
@@ -118,7 +119,7 @@ def write(
             "task": name,
             "split": split,
             "data": data.fingerprint,
-            "preprocess": preprocess.fingerprint,
+            "preprocess": preprocess.pixels,
         }
         parts.append((path, data.rows, about))
         classes, where = len(task.classnames), f"task {name!r}: split {split!r}"
@@ -198,28 +199,45 @@ def open_pixels(path: Path) -> Pixels:
     """
     try:
         batch, (channels, height, width) = open_batch(path)
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: not a pixel file: {reason}; delete it") from None
+    except (OSError, Damaged) as error:
+        reason = error.strerror if isinstance(error, OSError) else one_line(error)
+        raise InputError(
+            f"{path}: not a pixel file: {reason}; delete it, and it is made again"
+        ) from None
     images = flat(batch, "image", np.uint8).reshape(-1, channels, height, width)
     return Pixels(tensor_of(images), tensor_of(flat(batch, "label", np.int64)))
 
 
 def open_batch(path: Path) -> tuple[pa.RecordBatch, tuple[int, int, int]]:
-    """The one record batch of a pixel file, and the shape of its images."""
-    reader = pa.ipc.open_file(pa.memory_map(str(path)))
-    shape = tuple(int(size) for size in reader.schema.metadata[b"shape"].split(b","))
-    channels, height, width = shape
-    return reader.get_batch(0), (channels, height, width)
+    """The one record batch of a pixel file, and the shape of its images.
+
+    Raises:
+        OSError: it is not there.
+        Damaged: it is another, or not what was written.
+    """
+    schema, batch = checked(path)
+    try:
+        told = schema.metadata[b"shape"].split(b",")
+        channels, height, width = (int(size) for size in told)
+        listed = batch.column("image").type
+        if listed != pa.list_(pa.uint8(), channels * height * width):
+            raise ValueError(f"shape {told}; images of {listed}")
+        batch.column("label")
+    except (KeyError, ValueError) as error:
+        raise Damaged(reason_of(error)) from None
+    return batch, (channels, height, width)
 
 
 def cached_labels(path: Path) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:
-    """The labels of a prepared split; None where it is missing or damaged."""
+    """The labels of a prepared split; None where it is missing or damaged, and that is said."""
     try:
         batch, _ = open_batch(path)
-        labels: np.ndarray[tuple[int], np.dtype[np.int64]] = batch.column("label").to_numpy()
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+    except OSError:
         return None
+    except Damaged as error:
+        again(path, error)
+        return None
+    labels: np.ndarray[tuple[int], np.dtype[np.int64]] = batch.column("label").to_numpy()
     return labels
 
 

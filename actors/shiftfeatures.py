@@ -51,7 +51,7 @@ def corrupted_features(
     at = (task.name, split)
     pixels = prepare({task.name: task}, [at], extractor.preprocess, root)[at]
     made = corrupted(Rows(pixels, indices), corruption, severity, root, seed=seed).pixels
-    path, rows = features_path(extractor, made, root), len(open_pixels(made).labels)
+    path, rows = features_path(extractor, made, root, device), len(open_pixels(made).labels)
     if matrix_shape(path) != (rows, extractor.width):
         write(extractor, [Split(path, made, *at, rows)], lambda done, total: None, device)
     return path

@@ -10,9 +10,12 @@ import pyarrow as pa
 
 from actors.corruptions import corrupt
 from actors.evaluation import Rows
-from actors.hashes import hash_text
+from actors.fingerprint import fingerprint
 from actors.pixelfile import PixelWriter
 from actors.pixels import cached_labels, open_pixels
+
+VERSION = "shift-2"
+"""Raised when a change of this code, or of `corruptions.py`, changes images."""
 
 CHUNK = 256
 """Images corrupted at a time."""
@@ -37,7 +40,7 @@ def corrupted(rows: Rows, corruption: str, severity: int, root: Path, *, seed: i
     pixels = open_pixels(rows.pixels)
     at = np.arange(len(pixels.labels)) if rows.indices is None else rows.indices
     # The source file's name is a content hash itself.
-    key = hash_text("shift-1", rows.pixels.name, at.tolist(), corruption, severity, seed)
+    key = fingerprint(VERSION, rows.pixels.name, at.tolist(), corruption, severity, seed)
     path = root / "pixels" / f"{key}.arrow"
     if cached_labels(path) is None:
         images, labels = pixels.images.numpy(), pixels.labels.numpy()

@@ -21,6 +21,7 @@ from actors.architecture import PROJECTION
 from actors.atomic import replacing
 from actors.forgotten import Forgotten
 from actors.sources import cache_dir
+from actors.sums import CHECKED, again, check_tensors, seal, state_of
 from fusion.errors import InputError
 from fusion.lazy import Computed
 from fusion.statistics import Statistics
@@ -74,6 +75,7 @@ def mapped(path: Path) -> Iterator[Any]:
         InputError: it is cut short, or is no such file.
     """
     try:
+        check(path)
         with safe_open(path, "pt") as file:
             yield file
     except FileNotFoundError as error:
@@ -85,11 +87,39 @@ def mapped(path: Path) -> Iterator[Any]:
         ) from error
 
 
+def sound(path: Path) -> bool:
+    """Whether a file is there and holds what was written. That one is damaged is said."""
+    try:
+        check(path)
+    except FileNotFoundError:
+        return False
+    except (SafetensorError, OSError, ValueError) as error:
+        again(path, error)
+        return False
+    return True
+
+
+def check(path: Path, *, whole: bool = False) -> None:
+    """Look at a file's checksum, once a process; `whole`: whether or not it did before.
+
+    Raises:
+        OSError: it is not there.
+        SafetensorError, ValueError: it is not what was written.
+    """
+    if not whole and CHECKED.has(path):
+        return
+    state = state_of(path)
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        check_tensors(tensors, file.metadata() or {})
+    CHECKED.add(path, state, state[2])
+
+
 def write(path: Path, found: Mapping[str, Tensor], keys: Mapping[str, str]) -> None:
     """One file, whole or not at all; `keys`: see `KEYS`."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
     with replacing(path) as part:
-        save_file(tensors, part, metadata={KEYS: json.dumps(dict(keys))})
+        save_file(tensors, part, metadata=seal(tensors, {KEYS: json.dumps(dict(keys))}))
 
 
 def gram_sizes(pool: Pool) -> dict[str, int]:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from actors.classnames import check_prompts, name_classes
 from actors.discovery import canonical
 from actors.documents import read_json
-from actors.hashes import hash_text
+from actors.fingerprint import Fingerprint, fingerprint
 from actors.layouts import Columns, Layout, Split, open_folder, open_hub
 from actors.prompts import DEFAULT_TEMPLATES, builtin
 from actors.sources import HUB_ID, resolve_data
@@ -67,10 +67,10 @@ class Task:
         return {name: split.rows for name, split in self.layout.splits.items()}
 
     @property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> Fingerprint:
         """Of the content of all splits; names and templates are not part of it."""
         parts = {name: split.fingerprint for name, split in self.layout.splits.items()}
-        return hash_text("task", parts)
+        return fingerprint("task", parts)
 
     def split(self, name: str) -> Split:
         """A source split.

@@ -20,7 +20,7 @@ import psutil
 import torch
 
 from actors.data import prepare_data
-from actors.embeddings import EmbeddingCache
+from actors.embeddings import embedding_cache
 from actors.evaluation import Recipe
 from actors.extractor import open_extractor
 from actors.highwater import peak_bytes, put_back
@@ -58,8 +58,8 @@ def held(spec: SweepSpec, method: str, params: dict[str, Any]) -> int:
         extractors=[extractor] if extractor else [],
     )
     with tempfile.TemporaryDirectory() as scratch:
-        names = {name: name for name in (*pool.tasks, "pretrained")}
-        experts = local_experts(pool, data, EmbeddingCache(Path(scratch) / "embeddings", names))
+        cache = embedding_cache(Path(scratch), pool, "cpu", {})
+        experts = local_experts(pool, data, cache)
         put_back(CPU)
         before = psutil.Process().memory_info().rss
         row = METHODS.get(method)

@@ -18,6 +18,7 @@ from actors.architecture import PROJECTION
 from actors.checkpoints import Checkpoint, inspect, read
 from actors.embeddings import EmbeddingCache
 from actors.experts import LocalExperts, Rows, TaskData
+from actors.fingerprint import fingerprint
 from actors.heads import read_head
 from actors.pipeline import Direct, Pipeline
 from actors.pixelfile import PixelWriter
@@ -187,8 +188,8 @@ def experts(
     heads = {name: read_head(task.head) for name, task in data.items()}
     shard = Shard(base, vectors, heads, device)
     pipeline = Pipeline([shard], [shard.names()], vectors.groups, Direct())
-    members = (*vectors.tasks, BASE)
-    cache = EmbeddingCache(base.folder / "embeddings", dict(zip(members, members, strict=True)))
+    names = {name: fingerprint("benchmark", name) for name in (*vectors.tasks, BASE)}
+    cache = EmbeddingCache(base.folder / "embeddings", names)
     return LocalExperts(pipeline, vectors.tasks, data, cache, device)
 
 

@@ -47,7 +47,9 @@ def with_features(prepared: Prepared, task: TaskData) -> TaskData:
     under = [role for role in task.rows if role.startswith((ROLE, ADAPT))] if extractors else ()
     rows = dict(task.rows)
     for role in under:
-        found = {each.fingerprint: features_of(prepared, task, role, each) for each in extractors}
+        found: dict[str, Path] = {
+            each.fingerprint: features_of(prepared, task, role, each) for each in extractors
+        }
         rows[role] = replace(rows[role], features=found)
     return replace(task, rows=rows)
 

@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from actors.fingerprint import Fingerprint
 from sweeps.canonical import Context, canonical, derive_seed, trial_key
 from sweeps.completion import references
 from sweeps.entry import MethodSpec
@@ -48,7 +49,9 @@ def planned(spec: SweepSpec) -> dict[str, int]:
     return {method: planned_trials(entry) for method, entry in spec.methods.items()}
 
 
-def standing(spec: SweepSpec, context: str | Context, done: Mapping[str, str]) -> tuple[int, int]:
+def standing(
+    spec: SweepSpec, context: Fingerprint | Context, done: Mapping[str, str]
+) -> tuple[int, int]:
     """How many of a sweep's trials have finished, and how many there are; references are trials.
 
     Trials that an extended spec no longer means are in neither. Which trials TPE and CMA-ES suggest

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from actors.fingerprint import Fingerprint
 from fusion.parameters import bind
 from fusion.registry import METHODS, Adaptive, Informed, Resident
 from fusion.rows import Row
@@ -18,16 +19,17 @@ EXACT = 2**53
 
 @dataclass(frozen=True)
 class Context:
-    """All that decides a trial's numbers besides its recipe, as hashes."""
+    """All that decides a trial's numbers besides its recipe."""
 
-    common: str
-    """What all trials depend on: base, experts, tasks and splits, dtype, seed, version."""
-    extractors: Mapping[tuple[str, bool], str] = field(default_factory=dict)
-    """(`extractor`, `squash`) of a gate's parameters -> hash of what they name."""
-    gates: Mapping[str, str] = field(default_factory=dict)
-    """`gate` of such parameters -> hash of the file."""
-    under: str = ""
-    """Hash of the shift whose images are adapted to; empty: clean ones are."""
+    common: Fingerprint
+    """What all trials depend on: base, experts, images' preprocessing, tasks and splits, heads,
+    dtypes, kind of device, seed, versions."""
+    extractors: Mapping[tuple[str, bool], Fingerprint] = field(default_factory=dict)
+    """(`extractor`, `squash`) of a gate's parameters -> of what they name."""
+    gates: Mapping[str, Fingerprint] = field(default_factory=dict)
+    """`gate` of such parameters -> of the file."""
+    under: Fingerprint | None = None
+    """Of the shift whose images are adapted to; None: clean ones are."""
 
     def of(self, params: Mapping[str, Any], row: Row | None = None) -> Any:
         """What a trial of these parameters depends on: of files, only those that it names.
@@ -57,7 +59,7 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:16]
 
 
-def trial_key(method: str, params: Mapping[str, Any], context: str | Context = "") -> str:
+def trial_key(method: str, params: Mapping[str, Any], context: Fingerprint | Context) -> str:
     """What a trial is known by, in the ledger, in MLflow and to the searcher.
 
     Parameters that are left out count with their defaults: `{}` and `{scale: 0.3}` are one trial,
@@ -66,7 +68,7 @@ def trial_key(method: str, params: Mapping[str, Any], context: str | Context = "
     Args:
         method: A name of the table, or of a reference row (`pretrained`, `experts`).
         params: The parameters of the call.
-        context: All else that decides the numbers.
+        context: All else that decides the numbers. No text will do: see `actors.fingerprint`.
 
     Raises:
         InputError: parameters that the method does not take.

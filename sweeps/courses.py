@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.extractor import Extractor, open_extractor
+from actors.fingerprint import Fingerprint, fingerprint
 from actors.gates import fit, has_manifest, read
 from actors.hashes import hash_files
 from actors.openclip import import_gate, read_published
@@ -33,8 +34,8 @@ class Needs:
     """What a sweep's learning methods need beside the pool."""
 
     extractors: Mapping[Source, Extractor]
-    gates: Mapping[str, str]
-    """Gate file -> its content hash."""
+    gates: Mapping[str, Fingerprint]
+    """Gate file -> of its content."""
     adapts_on: frozenset[str]
     """Roles whose unlabelled images are learned from."""
     images: int
@@ -101,7 +102,7 @@ def needs_of(spec: SweepSpec, tasks: tuple[str, ...], groups: tuple[str, ...]) -
         InputError: what cannot be opened or does not fit the pool, by method and parameter.
     """
     extractors: dict[Source, Extractor] = {}
-    gates: dict[str, str] = {}
+    gates: dict[str, Fingerprint] = {}
     adapts, images, transformed, sampled = set(), 0, False, False
     for name, method, params in learning_points(spec):
         source = source_of(method, params)
@@ -113,7 +114,7 @@ def needs_of(spec: SweepSpec, tasks: tuple[str, ...], groups: tuple[str, ...]) -
         except InputError as error:
             raise InputError(f"methods.{name}: {error}") from None
         if learning.gate is not None:
-            gates[learning.gate] = hash_files({"gate": Path(learning.gate)})
+            gates[learning.gate] = gate_fingerprint(Path(learning.gate))
         if learning.steps:
             adapts.add(learning.adapt_on)
             at_once = learning.tasks_at_once or len(spec.seen) if learning.shared else 1
@@ -131,6 +132,11 @@ def needs_of(spec: SweepSpec, tasks: tuple[str, ...], groups: tuple[str, ...]) -
     rows = [METHODS[name] for name in spec.methods]
     fits = any((isinstance(row, Fitted) and row.fits) or isinstance(row, Informed) for row in rows)
     return Needs(extractors, gates, frozenset(adapts), images, transformed, fits, sampled, kept)
+
+
+def gate_fingerprint(path: Path) -> Fingerprint:
+    """Of a gate file's content."""
+    return fingerprint("gate-1", hash_files({"gate": path}))
 
 
 def source_of(method: Adaptive, params: Mapping[str, Any]) -> Source | None:

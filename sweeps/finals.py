@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
-from actors.atomic import replacing
-from actors.experts import REFERENCES, Evaluation, Recipe, TaskScore
+from actors.experts import REFERENCES, Evaluation, Recipe
 from actors.fleet import Client
 from actors.recipes import BASE
+from actors.sums import Damaged, again
 from actors.transport import fetched
 from fusion.errors import InputError
 from fusion.registry import METHODS, Fitted, Learned, LogitSpace, Routed
 from sweeps.compare import Row
+from sweeps.correctness import SUFFIX, Kept, read_kept, write_kept
 from sweeps.learning import learned_name
 from sweeps.progress import Progress
-
-SUFFIX = ".arrow"
 
 
 def evaluate_rows(
@@ -87,43 +84,32 @@ def recipe_of(row: Row, learned: Path) -> Recipe:
 
 
 def stored(path: Path, trial_key: str | None) -> Mapping[str, float] | None:
-    """The metrics of a row evaluated before; None where there are none of this trial."""
-    if not path.exists():
+    """The metrics of a row evaluated before; None where there are none of this trial, or where the
+    file is damaged, which is said."""
+    try:
+        kept = read_kept(path)
+    except FileNotFoundError:
         return None
-    with pa.memory_map(str(path)) as source:
-        metadata = pa.ipc.open_file(source).schema.metadata or {}
-    if metadata.get(b"trial_key", b"").decode() != trial_key:
+    except Damaged as error:
+        again(path, error)
         return None
-    metrics: Mapping[str, float] = json.loads(metadata[b"metrics"])
-    return metrics
+    return kept.metrics if kept.trial_key == trial_key else None
 
 
 def store(path: Path, row: Row, evaluation: Evaluation) -> None:
-    """Columns task, index, correct; trial key and metrics as metadata; renamed into place.
+    """Keep a row's samples and metrics.
 
     Raises:
         InputError: the disk is full, or the folder cannot be written.
     """
-    table = pa.concat_tables(
-        [column(task, score) for task, score in evaluation.scores.items()]
-    ).unify_dictionaries()
-    metadata = {"trial_key": row.trial_key or "", "metrics": json.dumps(evaluation.metrics())}
-    table = table.replace_schema_metadata(metadata)
-    with (
-        replacing(path) as part,
-        pa.OSFile(str(part), "wb") as sink,
-        pa.ipc.new_file(sink, table.schema) as writer,
-    ):
-        writer.write_table(table)
-
-
-def column(task: str, score: TaskScore) -> pa.Table:
-    """One task's rows of the correctness table."""
-    n = len(score.correct)
-    return pa.table(
-        {
-            "task": pa.array([task] * n).dictionary_encode(),
-            "index": pa.array(np.arange(n, dtype=np.int64)),
-            "correct": pa.array(score.correct),
-        }
+    scores = evaluation.scores
+    write_kept(
+        path,
+        Kept(
+            row.trial_key or "",
+            evaluation.metrics(),
+            np.repeat(list(scores), [len(each.correct) for each in scores.values()]),
+            np.concatenate([np.arange(len(each.correct)) for each in scores.values()]),
+            np.concatenate([np.asarray(each.correct, dtype=bool) for each in scores.values()]),
+        ),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,24 +9,23 @@ from typing import Any, Required
 
 from typing_extensions import TypedDict
 
-from actors.documents import checked, parse_json, read_bytes
+from actors.documents import checked
+from actors.fingerprint import Fingerprint
 from actors.fleet import Client
+from actors.sums import again, sealed_json, unsealed_json
 from actors.transport import fetched
-from fusion.errors import InputError
-from sweeps.canonical import digest
 from sweeps.compare import Row, intervals
 from sweeps.finals import recipe_of
 from sweeps.ledger import write_text
 from sweeps.progress import Progress
 from sweeps.shifts import ROLE
-from sweeps.shiftspec import ShiftSpec
 
 SUFFIX = ".shifts.json"
 
 
 def measure_shifts(
     client: Client,
-    shifts: Mapping[str, ShiftSpec],
+    marks: Mapping[str, Fingerprint],
     rows: Iterable[Row],
     folder: Path,
     learned: Path,
@@ -35,10 +33,18 @@ def measure_shifts(
 ) -> list[Row]:
     """Every row with its metrics on each shift set; kept in `<folder>/<row>.shifts.json`.
 
-    What was measured before, of the same trial on the same set, is not measured again.
+    What was measured before, of the same trial on the same set, is not measured again; what a
+    damaged file held is.
+
+    Args:
+        client: the fleet.
+        marks: shift set -> of what it is.
+        rows: of the comparison.
+        folder: of these files.
+        learned: where learned files are.
+        progress: gets a phase `shift sets`.
     """
     rows = list(rows)
-    marks = {name: digest(shift.model_dump(mode="json")) for name, shift in shifts.items()}
     known = {row.method: stored(folder / f"{row.method}{SUFFIX}", row) for row in rows}
     pending: dict[tuple[str, str], Any] = {}
     for row in rows:
@@ -64,7 +70,7 @@ def measure_shifts(
         }
         known[method] = {**known[method], name: found}
         about = {"trial_key": keys[method], "shifts": known[method]}
-        write_text(folder / f"{method}{SUFFIX}", json.dumps(about, indent=1))
+        write_text(folder / f"{method}{SUFFIX}", sealed_json(about))
         progress.advance("shift sets")
     measured = {
         method: {name: about for name, about in of.items() if about.get("mark") == marks.get(name)}
@@ -104,8 +110,11 @@ class Measured(TypedDict):
 def stored(path: Path, row: Row) -> dict[str, Any]:
     """What was measured of this trial before: shift set -> mark and metrics."""
     try:
-        content = parse_json(read_bytes(path), str(path), finite=False)
+        content = unsealed_json(path.read_bytes())
         about = checked(Measured, content, str(path))
-    except InputError:
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        again(path, error)
         return {}
     return {**about["shifts"]} if about["trial_key"] == row.trial_key else {}

@@ -5,8 +5,6 @@ No weight and no image is read here; `sweeps plan` prints what this finds, `swee
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,19 +12,17 @@ from pathlib import Path
 
 import torch
 
-from actors.checkpoints import content_hash
 from actors.data import MEASURED
 from actors.data import ROLES as ALL_ROLES
-from actors.embeddings import EmbeddingCache
+from actors.embeddings import EmbeddingCache, embedding_cache
 from actors.experts import BATCH
 from actors.factored import check_adapters, factor_bytes
-from actors.hashes import hash_files
-from actors.heads import check_heads
+from actors.fingerprint import fingerprint, software
+from actors.heads import check_heads, head_fingerprints
 from actors.peaks import with_measured
 from actors.placement import Load, Plan, Resources, gigabytes, plan
 from actors.pool import Pool, open_pool
 from actors.preprocess import Preprocess, read_preprocess
-from actors.recipes import BASE
 from actors.routing import SAMPLES
 from actors.segments import clip_segments
 from actors.sources import cache_dir
@@ -34,17 +30,14 @@ from actors.tasks import Role, Splits, Task, TaskSource, assign, open_task
 from fusion.errors import InputError
 from fusion.registry import METHODS, one_a_sample
 from sweeps.ancestry import check_ancestry
-from sweeps.canonical import Context, digest
+from sweeps.canonical import Context
 from sweeps.cluster import narrowed
 from sweeps.completion import completed
 from sweeps.courses import Needs, needs_of
 from sweeps.reckoning import rows_at, shifted_bytes, taken
 from sweeps.rehearsal import rehearse
-from sweeps.shifts import open_shifts
-from sweeps.spec import SweepSpec
-
-NUMBERS = 3
-"""Raised when a change of this code changes results: finished trials are then not reused."""
+from sweeps.shifts import open_shifts, shift_fingerprint
+from sweeps.spec import PlacementSpec, SweepSpec
 
 ROLES: tuple[Role, ...] = ("select", "report")
 
@@ -70,8 +63,8 @@ class Prepared:
     """Of the methods that learn."""
     others: Mapping[tuple[str, str], Task] = field(default_factory=dict)
     """(shift set, task) -> the other data set that it is."""
-    heads: Mapping[str, str] = field(default_factory=dict)
-    """Task -> hash of the head file that it names."""
+    heads: Mapping[str, Path] = field(default_factory=dict)
+    """Task -> the head file that it names."""
 
     @property
     def load(self) -> Load:
@@ -85,38 +78,49 @@ class Prepared:
 
     def context(self) -> Context:
         """What every trial's result depends on besides its recipe."""
-        facts = {
-            "numbers": NUMBERS,
-            "base": content_hash(self.pool.base),
-            "experts": {name: content_hash(e) for name, e in self.pool.experts.items()},
-            "tasks": {
-                name: [
-                    *(task.fingerprint, list(task.classnames), list(task.templates)),
-                    *([self.heads[name]] if name in self.heads else []),
-                ]
+        heads = head_fingerprints(self.pool.base, self.tasks)
+        common = fingerprint(
+            "context-1",
+            software("torch", "transformers"),
+            self.pool.base.fingerprint,
+            {name: expert.fingerprint for name, expert in self.pool.experts.items()},
+            self.preprocess.fingerprint,
+            {
+                name: [task.fingerprint, list(task.classnames), heads[name]]
                 for name, task in self.tasks.items()
             },
-            "splits": vars(self.splits),
-            "dtype": self.spec.placement.dtype,
-            "result_dtype": self.spec.placement.result_dtype,
-            "seed": self.spec.seed,
-            **({"unseen": list(self.spec.unseen)} if self.spec.unseen else {}),
-        }
-        common = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+            vars(self.splits),
+            self.plan.device,
+            decisive(self.spec.placement),
+            self.spec.seed,
+            list(self.spec.unseen),
+        )
         extractors = {k: e.fingerprint for k, e in self.needs.extractors.items()}
         shift = self.spec.adapt_on_shift
-        under = "" if shift is None else digest(self.spec.shifts[shift].model_dump(mode="json"))
+        under = None if shift is None else shift_fingerprint(self.spec.shifts, shift, self.others)
         return Context(common, extractors, self.needs.gates, under)
 
     def embeddings(self) -> EmbeddingCache:
         """Where this pool's expert embeddings are kept."""
-        base = content_hash(self.pool.base)
-        where = f"{NUMBERS} {self.plan.device} {self.spec.placement.dtype}"
-        members = {BASE: self.pool.base, **self.pool.experts}
-        identity = {
-            name: f"{base} {content_hash(member)} {where}" for name, member in members.items()
-        }
-        return EmbeddingCache(cache_dir() / "embeddings", identity)
+        numbers = decisive(self.spec.placement)
+        return embedding_cache(cache_dir(), self.pool, self.plan.device, numbers)
+
+
+WHERE = frozenset({"replicas", "shards", "gpus", "labels", "transport", "device"})
+"""Fields of `placement` that say where numbers are computed, and not what they are; of the device
+its kind counts, which the plan knows."""
+
+
+def decisive(placement: PlacementSpec) -> dict[str, object]:
+    """The fields of `placement` that numbers depend on: all but `WHERE`.
+
+    Task vectors in memory and in files are equal to the bit; those from factors are not.
+
+    >>> decisive(PlacementSpec(weights="files", replicas=2))
+    {'weights': 'memory', 'dtype': 'float32', 'result_dtype': 'base'}
+    """
+    told = placement.model_dump(mode="json", exclude=set(WHERE))
+    return {**told, "weights": "memory" if told["weights"] == "files" else told["weights"]}
 
 
 def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
@@ -137,7 +141,7 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
         )
         for name, t in spec.tasks.items()
     }
-    heads = {name: hash_files({"head": f}) for name, f in check_heads(pool.base, tasks).items()}
+    heads = check_heads(pool.base, tasks)
     check_ancestry(pool, tasks)
     needs = needs_of(spec, pool.tasks, pool.groups)
     sources, role_rows = set(), dict.fromkeys(roles_of(needs), 0)
@@ -161,7 +165,8 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
     others = open_shifts(spec.shifts, spec.splits.report, tasks)
     found = Prepared(
         spec, pool, tasks, splits, preprocess, placement, role_rows, images, pixel_bytes, needs,
-        others, heads,
+        others,
+        heads,
     )  # fmt: skip
     statistics = sum(each.disk for each in taken(spec, pool).values())
     check_disk(cache_dir(), pixel_bytes + shifted_bytes(found) + statistics)

@@ -37,8 +37,10 @@ from sweeps.mirror import Mirror
 from sweeps.notes import notes_of, notes_of_pool, under_words
 from sweeps.prepare import Prepared, prepare
 from sweeps.progress import Progress
+from sweeps.renewal import renew
 from sweeps.report import write_html
 from sweeps.runs import totals
+from sweeps.shifts import shift_fingerprint
 from sweeps.site import Site
 from sweeps.spec import SweepSpec, dump, spec_hash
 from sweeps.stand import stand
@@ -178,6 +180,7 @@ def swept(
     for damaged in ledger.set_aside():
         progress.say(f"ledger/{damaged}: damaged; its trial runs again")
     ledger.clear_failed()
+    renew(folder, context, progress.say)
     metrics.label(sweep=spec.name)
 
     def record(entry: Entry) -> None:
@@ -197,7 +200,8 @@ def swept(
     run_trials(spec, context, experts, names, folder, record, progress, course)
     rows = [noted(row, prepared) for row in winners(counted(ledger, spec), spec.metric)]
     rows = evaluate_rows(experts, names, rows, folder.correct, folder.learned, progress)
-    rows = measure_shifts(experts, spec.shifts, rows, folder.correct, folder.learned, progress)
+    marks = {n: shift_fingerprint(spec.shifts, n, prepared.others) for n in spec.shifts}
+    rows = measure_shifts(experts, marks, rows, folder.correct, folder.learned, progress)
     rows = [with_recipe(row, prepared, folder, experts) for row in rows]
     tracker.flush(ledger)
     rows = [replace(row, run_id=tracker.run_id(row.trial_key or "")) for row in rows]

@@ -22,6 +22,7 @@ from ray.tune.search.optuna import OptunaSearch
 from typing_extensions import TypedDict
 
 from actors.documents import checked, parse_json, read_bytes
+from actors.fingerprint import NOTHING, Fingerprint
 from sweeps.candidates import grid_points, planned, random_points
 from sweeps.canonical import Context, derive_seed, trial_key
 from sweeps.entry import MethodSpec
@@ -61,7 +62,7 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
     def __init__(
         self,
         spec: SweepSpec,
-        context: str | Context = "",
+        context: Fingerprint | Context = NOTHING,
         known: Mapping[str, float | None] | None = None,
         *,
         batch: int = BATCH,

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from actors.data import rows as rows_of
 from actors.evaluation import Rows, TaskData
+from actors.fingerprint import Fingerprint
 from actors.pixels import prepare
 from actors.preprocess import read_preprocess
 from actors.shifts import corrupted
@@ -18,7 +19,7 @@ from sweeps.canonical import digest
 from sweeps.completion import is_soup
 from sweeps.points import PROBE, Points, some
 from sweeps.prepare import Prepared
-from sweeps.shifts import ROLE, split_of
+from sweeps.shifts import ROLE, shift_fingerprint, split_of
 
 OWN = "@"
 """Before the task, in the name of a role whose rows are of that task alone."""
@@ -91,11 +92,9 @@ def place_of(other: Task, splits: Splits, spelled: bool, name: str) -> Place | N
     return None if place.split == report and not wished else place
 
 
-def mark(prepared: Prepared, name: str) -> str:
-    """Hash of what a shift set is; tasks, splits and seed are in the context."""
-    data = {task: other.fingerprint for (each, task), other in prepared.others.items()
-            if each == name}  # fmt: skip
-    return digest([prepared.spec.shifts[name].model_dump(mode="json"), data])
+def mark(prepared: Prepared, name: str) -> Fingerprint:
+    """Of what a shift set is; tasks, splits and seed are in the context."""
+    return shift_fingerprint(prepared.spec.shifts, name, prepared.others)
 
 
 def with_shift_probes(
@@ -166,7 +165,7 @@ def grounds_of(probe: Points, prepared: Prepared, data: Mapping[str, TaskData]) 
         tail = "" if expert is None else f"{OWN}{expert}"
         tasks = tuple(data) if expert is None else (expert,)
         shifts = {
-            name: beside(probe, f"{ROLE}{name}{tail}", f"-{mark(prepared, name)}{tail}")
+            name: beside(probe, f"{ROLE}{name}{tail}", f"-{mark(prepared, name)[:16]}{tail}")
             for name in sets.about
             if any(f"{ROLE}{name}" in data[task].rows for task in tasks)
         }

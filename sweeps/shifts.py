@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from actors.checkpoints import Checkpoint
 from actors.evaluation import Rows, TaskData
+from actors.fingerprint import Fingerprint, fingerprint
 from actors.pixels import prepare
 from actors.preprocess import read_preprocess
-from actors.shifts import corrupted
+from actors.shifts import VERSION, corrupted
 from actors.sources import cache_dir
 from actors.tasks import Task, TaskSource, open_task
 from actors.unseen import ADAPT, learners
@@ -43,6 +44,21 @@ def open_shifts(
             found[name, task] = open_task(source)
             split_of(found[name, task], report, name)
     return found
+
+
+def shift_fingerprint(
+    shifts: Mapping[str, ShiftSpec], name: str, others: Mapping[tuple[str, str], Task]
+) -> Fingerprint:
+    """Of a shift set: all its settings, what corrupts images, and the content of other data.
+
+    The images that are corrupted, and how other ones are prepared, are the sweep's.
+    """
+    data = {
+        task: [other.fingerprint, list(other.classnames)]
+        for (each, task), other in others.items()
+        if each == name
+    }
+    return fingerprint("shift-set-1", VERSION, shifts[name].model_dump(mode="json"), data)
 
 
 def adapted_rows(

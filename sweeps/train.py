@@ -14,17 +14,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from actors.checkpoints import Checkpoint, content_hash, inspect
+from actors.checkpoints import Checkpoint, inspect
 from actors.data import prepare_data
 from actors.experts import TaskData
-from actors.hashes import hash_text
+from actors.fingerprint import Fingerprint, fingerprint, software
+from actors.heads import head_fingerprints
+from actors.preprocess import read_preprocess
 from actors.pretraining import Sizes, pretrain
 from actors.sources import cache_dir
 from actors.tasks import Role, Splits, Task, TaskSource, open_task
 from actors.training import fine_tune
 from sweeps import cluster
 from sweeps.aside import aside
-from sweeps.canonical import digest
 from sweeps.folder import owned
 from sweeps.ingredients import (
     Ingredient,
@@ -148,18 +149,27 @@ def make_base(
 
 def contexts(
     spec: TrainSpec, base: Checkpoint, tasks: Mapping[str, Task], splits: Splits
-) -> dict[str, str]:
-    """Task -> what its trials depend on besides hyper-parameters: base, splits, data, words."""
-    common = f"{content_hash(base)} {splits}"
-    found = {}
-    for name, task in tasks.items():
-        found[name] = f"{common} {task.fingerprint}"
-        given = spec.tasks[name]
-        if given.templates or given.classnames:
-            found[name] += " " + hash_text("words", task.templates, task.classnames)
-        if spec.finetune.scheduler == "pbt":  # what becomes of one depends on all
-            found[name] += " " + digest([LEGS, spec.finetune.model_dump(mode="json"), spec.seed])
-    return found
+) -> dict[str, Fingerprint]:
+    """Task -> what its trials depend on besides hyper-parameters: base, images' preprocessing,
+    splits, data, and words with the tokenizer that reads them."""
+    images, heads = read_preprocess(base.folder), head_fingerprints(base, tasks)
+    # What becomes of a member of a population depends on all of them.
+    whole = spec.finetune.scheduler == "pbt"
+    more = [LEGS, spec.finetune.model_dump(mode="json"), spec.seed] if whole else []
+    return {
+        name: fingerprint(
+            "training-1",
+            software("torch", "transformers"),
+            base.fingerprint,
+            images.fingerprint,
+            vars(splits),
+            task.fingerprint,
+            list(task.classnames),
+            heads[name],
+            *more,
+        )
+        for name, task in tasks.items()
+    }
 
 
 def defaults() -> dict[str, object]:

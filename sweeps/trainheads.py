@@ -17,7 +17,7 @@ import ray
 
 from actors.atomic import replacing
 from actors.checkpoints import content_hash
-from actors.embeddings import EmbeddingCache
+from actors.embeddings import embedding_cache
 from actors.experts import TaskData
 from actors.hashes import hash_text
 from actors.headfile import FILE, HeadFacts, HeadKind, head_facts, write_head
@@ -36,9 +36,10 @@ from fusion.zeroshot import logits
 from sweeps import cluster
 from sweeps.entry import MethodSpec
 from sweeps.ingredients import head_file
-from sweeps.prepare import NUMBERS
+from sweeps.prepare import decisive
 from sweeps.progress import Progress
 from sweeps.space import Choice, Grid
+from sweeps.spec import PlacementSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,9 +118,8 @@ def probe(
         InputError: see `lp_ft_probe`.
     """
     pool = open_pool(str(base), {task.name: str(base)})
-    sha = content_hash(pool.base)
     # The name that a sweep's cache has for the base's embeddings: made once for both.
-    cache = EmbeddingCache(root / "embeddings", {BASE: f"{sha} {sha} {NUMBERS} {device} float32"})
+    cache = embedding_cache(root, pool, device, decisive(PlacementSpec()))
     experts = local_experts(pool, {task.name: task}, cache, device=device)
     fit, select = (
         Labelled(experts.embedded(BASE, task.name, role), experts.labels(task.name, role), role)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
+from actors.fingerprint import Fingerprint
 from sweeps.candidates import planned_trials, random_points
 from sweeps.canonical import canonical, trial_key
 from sweeps.entry import MethodSpec
@@ -28,7 +29,7 @@ def method(task: str) -> str:
 
 
 def meant(
-    entry: MethodSpec, task: str, seed: int, context: str, results: Iterable[Trained]
+    entry: MethodSpec, task: str, seed: int, context: Fingerprint, results: Iterable[Trained]
 ) -> list[Trained]:
     """The results that a search means, in the order of its trials where that is known beforehand.
 

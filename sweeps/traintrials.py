@@ -13,6 +13,7 @@ from ray import tune
 
 from actors.checkpoints import Checkpoint, content_hash
 from actors.experts import TaskData
+from actors.fingerprint import Fingerprint
 from sweeps import cluster
 from sweeps.entry import MethodSpec
 from sweeps.ingredients import (
@@ -41,7 +42,7 @@ class Yard:
     spec: TrainSpec
     base: Checkpoint
     data: Mapping[str, TaskData]
-    contexts: Mapping[str, str]
+    contexts: Mapping[str, Fingerprint]
     """Task -> what its results depend on besides parameters."""
     out: Path
     defaults: Mapping[str, Any]

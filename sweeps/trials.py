@@ -13,6 +13,7 @@ import ray
 from ray import tune
 
 from actors.experts import Recipe
+from actors.fingerprint import Fingerprint
 from actors.fleet import Client
 from actors.limits import cores, limits
 from actors.recipes import BASE
@@ -49,7 +50,7 @@ RESTARTS = 3
 
 def run_trials(
     spec: SweepSpec,
-    context: str | Context,
+    context: Fingerprint | Context,
     experts: Client,
     names: Iterable[str],
     folder: SweepFolder,

@@ -36,3 +36,37 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="file: cannot be written: No space"):
         write_half(tmp_path / "file", full)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_content_is_on_disk_before_the_name_is_and_then_the_name(tmp_path, monkeypatch) -> None:
+    done: list[str] = []
+    real_sync, real_replace = os.fsync, Path.replace
+
+    def sync(handle: int) -> None:
+        done.append(
+            f"sync {Path(os.readlink(f'/proc/self/fd/{handle}')).name.partition('.part')[1]}"
+        )
+        real_sync(handle)
+
+    def rename(self: Path, target: Path) -> Path:
+        done.append("rename")
+        return real_replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Path, "replace", rename)
+    with replacing(tmp_path / "file") as part:
+        part.write_text("new")
+    assert done == ["sync .part", "rename", "sync "]
+
+
+def test_the_umask_says_who_may_read(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    with replacing(tmp_path / "plain") as part:
+        part.write_text("x")
+    with replacing(tmp_path / "tensors") as part:
+        save_file({"a": torch.ones(2)}, part)
+    (tmp_path / "own").write_text("x")
+    modes = {name: (tmp_path / name).stat().st_mode & 0o777 for name in ("plain", "tensors", "own")}
+    assert len(set(modes.values())) == 1, modes

@@ -1,7 +1,11 @@
 import os
 from pathlib import Path
 
-from actors.hashes import hash_files
+import pytest
+
+from actors import hashes
+from actors.hashes import hash_files, states
+from actors.sums import TICK_NS, sealed_json
 
 
 def test_content_and_name_are_hashed_and_place_is_not(tmp_path: Path) -> None:
@@ -16,10 +20,29 @@ def test_remembered_until_the_file_changes(tmp_path: Path, cache: Path) -> None:
     file.write_text("x")
     before = hash_files({"a": file})
     (entry,) = (cache / "hashes").iterdir()
-    entry.write_text(entry.read_text().replace(before, "remembered"))
+    forged = sealed_json({"sha256": "remembered", "files": 1})
+    entry.write_text(forged)
+    assert hash_files({"a": file}) == before  # written a moment ago: it may have changed since
+    entry.write_text(forged)
+    later = file.stat().st_ctime_ns + 2 * TICK_NS
+    os.utime(entry, ns=(later, later))
     assert hash_files({"a": file}) == "remembered"
-    entry.write_text("damaged")
-    assert hash_files({"a": file}) == before
+    for damage in ("damaged", forged.replace("remembered", before), "[" * 100_000, "{}", "[]"):
+        entry.write_text(damage)
+        os.utime(entry, ns=(later, later))
+        assert hash_files({"a": file}) == before
+
+
+def test_a_change_that_leaves_no_trace_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("x")
+    same = states({"a": file})
+    monkeypatch.setattr(hashes, "states", lambda files: same)
+    before = hash_files({"a": file})
+    file.write_text("y")  # within one tick of the file system's clock
+    assert hash_files({"a": file}) != before
 
 
 def test_a_change_that_keeps_size_and_time_is_seen(tmp_path: Path) -> None:

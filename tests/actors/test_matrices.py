@@ -98,8 +98,8 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "halved": (lambda path: path.write_bytes(path.read_bytes()[:300]), "Not an Arrow file"),
     "empty": (lambda path: path.write_bytes(b""), ""),
     "an old one": (lambda path: np.save(path.open("wb"), VALUES), "Not an Arrow file"),
-    "other columns": (of_other_columns, "lists of floats needed"),
-    "two batches": (of_two_batches, "lists of floats needed"),
+    "other columns": (of_other_columns, "no checksum"),
+    "two batches": (of_two_batches, "2 record batches; 1 needed"),
     "gone": (lambda path: path.unlink(), "No such file"),
 }
 

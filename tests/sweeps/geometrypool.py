@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
 from rich.console import Console
 
 from actors.codings import load_coding
 from actors.evaluation import Evaluation, Rows, TaskData, TaskScore
+from actors.pixelfile import PixelWriter
+from actors.shifts import chunk
 from fusion.gram import Gram
 from sweeps.geometry import Given
 from sweeps.points import PROBE, Points
@@ -66,13 +67,10 @@ def pixel_file(path: Path, labels: list[int], pixels: np.ndarray | None = None) 
     """Images [N, 3, H, W] with these labels; of one black pixel where none are given."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.zeros((len(labels), 3, 1, 1)) if pixels is None else pixels
-    flat = pa.array(pixels.astype(np.uint8).ravel())
-    images = pa.FixedSizeListArray.from_arrays(flat, pixels[0].size)
-    batch = pa.record_batch([images, pa.array(labels, pa.int64())], ["image", "label"])
+    images = pixels.astype(np.uint8).reshape(len(labels), -1)
     shape = ",".join(map(str, pixels.shape[1:]))
-    batch = batch.replace_schema_metadata({"shape": shape})
-    with pa.ipc.new_file(str(path), batch.schema) as writer:
-        writer.write_batch(batch)
+    with PixelWriter([(path, len(labels), {"shape": shape})], images.shape[1]) as writer:
+        writer.write(chunk(images, np.array(labels), 0))
     return path
 
 
