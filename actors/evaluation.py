@@ -78,8 +78,9 @@ class Evaluation:
     scores: Mapping[str, TaskScore]
     seconds: float
     peak_bytes: int
-    """The most the process held meanwhile, resident (on a GPU: allocated); of a method that learns,
-    while it was taught too. See `highwater.py` for calls that run side by side."""
+    """The most the process held meanwhile, resident (on a GPU: allocated); of a model that is cut,
+    the most that one of its shards held; of a method that learns, while it was taught too. See
+    `highwater.py` for calls that run side by side."""
     unseen: frozenset[str] = frozenset()
     """The sweep's tasks without an expert, evaluated here or not."""
 

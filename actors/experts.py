@@ -24,7 +24,7 @@ from actors.evaluation import batches, score, tasks_with
 from actors.features import open_features
 from actors.fits import fit
 from actors.heads import read_head
-from actors.highwater import WATER
+from actors.highwater import WATER, Water
 from actors.informed import gathered
 from actors.metrics import count
 from actors.passes import Batch, Weights, weights_of
@@ -60,8 +60,11 @@ class LocalExperts:
         data: Mapping[str, TaskData],
         embeddings: EmbeddingCache,
         device: str | torch.device = "cpu",
+        water: Water = WATER,
     ) -> None:
-        """`tasks`: the experts' names: the T axis of every coding."""
+        """`tasks`: the experts' names: the T axis of every coding; `water`: who knows the peak
+        memory of calls, where that is not this process."""
+        self.water = water
         self.pipeline = pipeline
         self.tasks = tuple(tasks)
         self.data = data
@@ -111,7 +114,7 @@ class LocalExperts:
         scores = {name: score(z, self.labels(name, role)) for name, z in found.items()}
         count("samples", sum(map(len, found.values())), method=recipe.method)
         seconds = time.perf_counter() - start
-        peak = WATER.told(self.device, recipe.method)
+        peak = self.water.told(self.device, recipe.method)
         return Evaluation(scores, seconds, peak, unseen_of(self.data))
 
     def logits(self, recipe: Recipe, role: str) -> dict[str, Tensor]:

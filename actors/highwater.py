@@ -9,8 +9,9 @@ from __future__ import annotations
 import resource
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -24,6 +25,18 @@ TEACHING = ("gradients", "train", "fit")
 """Calls by which a method learns; what they held is told with the evaluation that follows."""
 
 
+class Water(Protocol):
+    """Who knows the peak memory of calls."""
+
+    def call(self, name: str, device: torch.device) -> AbstractContextManager[None]:
+        """A call of that name is under way."""
+        ...
+
+    def told(self, device: torch.device, method: str) -> int:
+        """Bytes, now; of a method that learns, with what teaching it held."""
+        ...
+
+
 class HighWater:
     """The peak since the calls under way began, and the most that teaching calls have held."""
 
@@ -32,25 +45,37 @@ class HighWater:
         self.running = 0
         self.taught = 0
         """Bytes; of teaching calls since an evaluation told of them."""
+        self.teaching = False
+        """Whether a teaching call has begun since the mark was put back."""
 
     @contextmanager
     def call(self, name: str, device: torch.device) -> Iterator[None]:
-        """A call of that name is under way."""
+        """See `Water.call`."""
         with self.lock:
-            if not self.running:
-                put_back(device)
+            self.begin(name, device, first=not self.running)
             self.running += 1
         try:
             yield
         finally:
             with self.lock:
                 self.running -= 1
-                if name in TEACHING:
-                    self.taught = max(self.taught, peak_bytes(device))
+
+    def begin(self, name: str, device: torch.device, *, first: bool) -> None:
+        """A call begins; `first`: no other is under way, so the mark is put back."""
+        if first:
+            self.keep(device)
+            put_back(device)
+        self.teaching |= name in TEACHING
+
+    def keep(self, device: torch.device) -> None:
+        """Keep what teaching held since the mark was put back."""
+        if self.teaching:
+            self.taught, self.teaching = max(self.taught, peak_bytes(device)), False
 
     def told(self, device: torch.device, method: str) -> int:
-        """Bytes, now; of a method that learns, with what teaching it held."""
+        """See `Water.told`."""
         with self.lock:
+            self.keep(device)
             learns = isinstance(METHODS.get(method), Learned)
             taught, self.taught = (self.taught, 0) if learns else (0, self.taught)
         return max(taught, peak_bytes(device))

@@ -8,6 +8,9 @@ CUDA context stays behind.
 from __future__ import annotations
 
 import hashlib
+import json
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,7 +21,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.limits import limits
-from fusion.errors import InputError
+from fusion.errors import InputError, one_line
 
 PATIENCE = 60.0
 """Seconds for nodes to answer."""
@@ -53,11 +56,36 @@ def look(files: Sequence[str], gpus: bool) -> Found:
     )
 
 
+SIZES = """
+import json, torch
+print(json.dumps([torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())]))
+"""
+"""What is free of each GPU. To ask makes a CUDA context, which takes half a gigabyte of each for as
+long as its process lives, so a process is started that lives no longer."""
+
+
 def gpu_sizes() -> list[int]:
-    """Bytes of each GPU that this process may use."""
+    """Bytes of each GPU that this process may use, as far as nobody else holds them.
+
+    Raises:
+        InputError: there are GPUs, and they cannot be asked.
+    """
     import torch
 
-    return [torch.cuda.mem_get_info(index)[1] for index in range(torch.cuda.device_count())]
+    if not torch.cuda.is_available():
+        return []
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", SIZES],
+            capture_output=True, text=True, check=False, timeout=PATIENCE,
+        )  # fmt: skip
+        return [int(size) for size in json.loads(done.stdout.splitlines()[-1])]
+    except (subprocess.TimeoutExpired, IndexError, ValueError) as error:
+        reason = one_line(error) if isinstance(error, subprocess.TimeoutExpired) else done.stderr
+        said = (reason.strip().splitlines() or ["no answer"])[-1][:200]
+        raise InputError(
+            f"this machine's GPUs cannot be used: {said}; CUDA_VISIBLE_DEVICES= hides them"
+        ) from None
 
 
 @cache

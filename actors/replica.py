@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,7 +30,7 @@ from actors.recipes import results_dtype
 from actors.shard import Batch, Shard, Weights
 from actors.sources import cache_dir
 from actors.spread import Home, paths, settled
-from actors.transport import GpuToGpu, Stored, choose, pack, unpack
+from actors.transport import GpuToGpu, Stored, choose, fetched, pack, unpack
 from fusion.errors import InputError
 from fusion.gram import Gram
 from fusion.learning import Gradient, Lesson
@@ -191,9 +193,48 @@ class ShardActor:
         """The small results of a `keep`, once."""
         return self.results.pop(key)
 
+    def begin(self, name: str, first: bool) -> None:
+        """See `HighWater.begin`: a call of the whole model begins."""
+        WATER.begin(name, self.shard.device, first=first)
+
+    def told(self, method: str) -> int:
+        """See `HighWater.told`."""
+        return WATER.told(self.shard.device, method)
+
     def pid(self) -> int:
         """The process, so that a test can kill it."""
         return os.getpid()
+
+
+class OfShards:
+    """Peak memory of calls to a model that is cut: the most that one of its shards held.
+
+    No answer is awaited but that of `told`: a shard keeps what teaching held until then.
+    """
+
+    def __init__(self, shards: Sequence[Any]) -> None:
+        """`shards`: their actors."""
+        self.shards = list(shards)
+        self.lock = threading.Lock()
+        self.running = 0
+
+    @contextmanager
+    def call(self, name: str, device: torch.device) -> Iterator[None]:
+        """See `Water.call`."""
+        with self.lock:
+            for shard in self.shards:
+                shard.begin.remote(name, not self.running)
+            self.running += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.running -= 1
+
+    def told(self, device: torch.device, method: str) -> int:
+        """See `Water.told`."""
+        asked = [shard.told.remote(method) for shard in self.shards]
+        return max(int(each) for each in fetched(asked))
 
 
 class Replica:
@@ -207,14 +248,16 @@ class Replica:
         if weights is not None:
             whole = build_shard(setup, weights, 0)
             pipeline = Pipeline([whole], [whole.names()], setup.groups, Direct())
-            device = setup.plan.device
+            device, water = setup.plan.device, None
         else:
             shards: list[Any] = ray.cloudpickle.loads(conducted)
             names = ray.get([shard.names.remote() for shard in shards])
             link = choose(shards, setup.plan.device, setup.plan.gpus, setup.transport)
             pipeline = Pipeline(shards, names, setup.groups, link)
-            device = "cpu"
-        self.experts = LocalExperts(pipeline, setup.tasks, setup.data, setup.embeddings, device)
+            device, water = "cpu", OfShards(shards)
+        self.experts = LocalExperts(
+            pipeline, setup.tasks, setup.data, setup.embeddings, device, water or WATER
+        )
 
     def evaluate(self, recipe: Recipe, role: str) -> Evaluation:
         """See `LocalExperts.evaluate`."""
@@ -276,7 +319,7 @@ class Replica:
         name, method = call.__name__, getattr(args[0] if args else None, "method", "")
         device = self.experts.device
         try:
-            with timed(name, method), WATER.call(name, device):
+            with timed(name, method), self.experts.water.call(name, device):
                 return call(*args)
         except InputError:
             raise

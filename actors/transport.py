@@ -11,6 +11,7 @@ import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,17 @@ from torch import Tensor
 
 from actors.flat import as_tensor
 from actors.passes import Parcel
-from fusion.errors import InputError, Vanished
+from fusion.errors import InputError, Vanished, one_line
 
 log = logging.getLogger(__name__)
 
 CARRIES = ("run", "code", "forward", "backward", "finish")
 """Calls whose (last) result is a carry, which may stay on the device."""
+
+NO_CUPY = (
+    "placement.transport: 'direct': CuPy is not installed here, so the object store is used; pip"
+    " install cupy-cuda12x (cupy-cuda13x where PyTorch is for CUDA 13) on all nodes"
+)
 
 BITS = {torch.bfloat16: torch.int16}
 """dtypes that NumPy lacks, and what their bits travel as."""
@@ -138,14 +144,21 @@ def choose(
 ) -> Stored | GpuToGpu:
     """The object store, or, where `direct` is wanted, the GPUs' own where it can be had.
 
-    It can where each of several shards has a whole GPU and NCCL is there. It is not the default:
-    in Ray 2.60 a transfer that fails takes both actors with it, and they do not come back.
+    It can where each of several shards has a whole GPU, and CuPy, on which Ray's NCCL groups are
+    written, is installed. It is not the default: in Ray 2.60 a transfer that fails takes both
+    actors with it, and they do not come back.
     """
-    if wanted == "direct" and device == "cuda" and gpus >= 1 and len(shards) > 1:
-        try:
-            return GpuToGpu(shards, "nccl")
-        except (ImportError, AttributeError, RuntimeError, ValueError) as error:
-            log.warning("transport: object store, since NCCL is not to be had: %s", error)
+    if wanted != "direct" or device != "cuda" or gpus < 1 or len(shards) < 2:
+        return Stored()
+    if find_spec("cupy") is None:
+        log.warning(NO_CUPY)
+        return Stored()
+    try:
+        return GpuToGpu(shards, "nccl")
+    except (
+        ImportError, AttributeError, RuntimeError, ValueError, ray.exceptions.RayError
+    ) as error:  # fmt: skip
+        log.warning("transport: object store, since NCCL is not to be had: %s", one_line(error))
     return Stored()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.table import Table
 from actors.extractor import Extractor
 from actors.placement import Plan, gigabytes
 from actors.tasks import Task
+from actors.transport import NO_CUPY
 from sweeps import cluster
 from sweeps.candidates import planned
 from sweeps.clusterfile import of_file
@@ -79,6 +81,7 @@ def facts(prepared: Prepared) -> list[tuple[str, str]]:
             f"{arrangement(plan)}, {plan.threads} thread(s) each, "
             f"forward in {spec.placement.dtype}",
         ),
+        *([("transport", NO_CUPY)] if lacks_direct(prepared) else []),
         *([("rounding", rounded)] if (rounded := rounding(prepared)) else []),
         *([("nodes", spread(plan))] if len(plan.nodes) > 1 else []),
         ("memory", memory(plan, spec.placement.weights)),
@@ -101,6 +104,13 @@ def facts(prepared: Prepared) -> list[tuple[str, str]]:
             for role in sorted(prepared.needs.adapts_on)
         ),
     ]
+
+
+def lacks_direct(prepared: Prepared) -> bool:
+    """Whether activations are to go from GPU to GPU, and what that needs is not there."""
+    plan, wish = prepared.plan, prepared.spec.placement.transport
+    wanted = wish == "direct" and plan.device == "cuda" and plan.shards > 1
+    return wanted and find_spec("cupy") is None
 
 
 def rounding(prepared: Prepared) -> str:

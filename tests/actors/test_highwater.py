@@ -1,8 +1,14 @@
 """Peak memory by call, of this very process."""
 
+from collections.abc import Callable
+from typing import Any
+
+import pytest
 import torch
 
+from actors import highwater, replica
 from actors.highwater import CLEAR, HighWater, peak_bytes
+from actors.replica import OfShards
 
 CPU = torch.device("cpu")
 SIZE = 96 << 20
@@ -45,3 +51,64 @@ def test_calls_side_by_side_share_a_mark() -> None:
         assert water.told(CPU, "ties") >= inner
     with water.call("evaluate", CPU):
         assert inner - peak_bytes(CPU) > SIZE * 0.9
+
+
+class Remote:
+    """A method of an actor, called at once."""
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self.remote = method
+
+
+class FakeShard:
+    """A shard whose process holds what it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.water, self.held, self.most = HighWater(), 0, 0
+        self.begin = Remote(lambda name, first: self.own(self.water.begin, name, CPU, first=first))
+        self.told = Remote(lambda method: self.own(self.water.told, CPU, method))
+        self.patch = monkeypatch
+
+    def own(self, call: Callable[..., Any], *args: Any, **given: Any) -> Any:
+        """A call in this shard's process."""
+        self.patch.setattr(highwater, "put_back", lambda device: setattr(self, "most", self.held))
+        self.patch.setattr(highwater, "peak_bytes", lambda device: self.most)
+        return call(*args, **given)
+
+    def work(self, size: int) -> None:
+        """Hold so much for a while."""
+        self.most = max(self.most, self.held + size)
+
+
+def test_the_peak_of_a_model_that_is_cut_is_that_of_its_shards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not that of the process that calls them, which holds none of it."""
+    monkeypatch.setattr(replica, "fetched", lambda asked: asked)
+    shards = [FakeShard(monkeypatch), FakeShard(monkeypatch)]
+    shards[0].held, shards[1].held = 100, 50
+    water = OfShards(shards)
+    with water.call("evaluate", CPU):
+        shards[0].work(10)
+        shards[1].work(80)
+        assert water.told(CPU, "ties") == 130
+    for _ in range(2):
+        with water.call("gradients", CPU):
+            shards[0].work(500)
+    with water.call("evaluate", CPU):
+        shards[1].work(5)
+        assert water.told(CPU, "task_arithmetic") == 100  # another method's evaluation
+    with water.call("evaluate", CPU):
+        assert water.told(CPU, "adamerging") == 600  # with what it held while it learned
+    with water.call("evaluate", CPU):
+        assert water.told(CPU, "adamerging") == 100
+
+
+def test_calls_side_by_side_put_no_mark_of_shards_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replica, "fetched", lambda asked: asked)
+    shard = FakeShard(monkeypatch)
+    water = OfShards([shard])
+    with water.call("evaluate", CPU):
+        shard.work(70)
+        with water.call("gradients", CPU):
+            assert water.told(CPU, "ties") == 70

@@ -9,6 +9,7 @@ import ray
 import torch
 
 from actors import transport
+from actors.highwater import WATER
 from actors.models import blueprint
 from actors.replica import Replica, Setup, ShardActor
 from actors.transport import GpuToGpu, Stored, choose, pack, unpack
@@ -101,19 +102,33 @@ def test_the_object_store_wherever_shards_have_no_gpu_each(device, gpus, shards,
 
 
 def test_direct_where_shards_have_a_gpu_each(monkeypatch):
+    monkeypatch.setattr(transport, "find_spec", lambda name: object())
     monkeypatch.setattr(transport, "GpuToGpu", lambda shards, name: (len(shards), name))
     assert choose([1, 2, 3], "cuda", 1.0) == (3, "nccl")
 
 
-@pytest.mark.parametrize("fault", [ImportError, RuntimeError, ValueError, AttributeError])
+def test_without_cupy_one_line_and_the_object_store(monkeypatch, caplog):
+    """Ray's NCCL groups are written on it; nothing is tried that may take the actors along."""
+    monkeypatch.setattr(transport, "find_spec", lambda name: None)
+    monkeypatch.setattr(transport, "GpuToGpu", None)
+    with caplog.at_level(logging.WARNING, "actors.transport"):
+        assert isinstance(choose([1, 2], "cuda", 1.0), Stored)
+    (record,) = caplog.records
+    assert "pip install cupy-cuda12x" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    "fault", [ImportError, RuntimeError, ValueError, AttributeError, ray.exceptions.RayActorError]
+)
 def test_the_object_store_where_nccl_is_not_to_be_had(fault, monkeypatch, caplog):
     def refuse(*_):
-        raise fault("no NCCL here")
+        raise fault(*([] if fault is ray.exceptions.RayActorError else ["no NCCL here"]))
 
+    monkeypatch.setattr(transport, "find_spec", lambda name: object())
     monkeypatch.setattr(transport, "GpuToGpu", refuse)
     with caplog.at_level(logging.WARNING, "actors.transport"):
         assert isinstance(choose([1, 2], "cuda", 1.0), Stored)
-    assert "no NCCL here" in caplog.text
+    assert fault is ray.exceptions.RayActorError or "no NCCL here" in caplog.text
 
 
 class BrokenDirect(GpuToGpu):
@@ -127,7 +142,7 @@ class TwoTries:
     def __init__(self, link, error):
         self.error, self.calls = error, []
         self.experts = SimpleNamespace(
-            pipeline=SimpleNamespace(link=link), device=torch.device("cpu")
+            pipeline=SimpleNamespace(link=link), device=torch.device("cpu"), water=WATER
         )
 
     def call(self, value):
