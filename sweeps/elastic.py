@@ -16,6 +16,7 @@ from actors.fleet import Fleet, Member, pids
 from actors.placement import Plan
 from actors.transport import fetched
 from fusion.errors import InputError
+from sweeps import signals
 
 log = logging.getLogger(__name__)
 
@@ -129,4 +130,5 @@ class Elastic:
 
     def __exit__(self, *_: object) -> None:
         self.stopped.set()
-        self.thread.join(timeout=60)
+        left = signals.remaining()
+        self.thread.join(timeout=60 if left is None else left)

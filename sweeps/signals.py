@@ -48,9 +48,6 @@ LAST_WORDS = 1.0
 class Stopped(KeyboardInterrupt):
     """The program was asked to stop; what is finished is kept."""
 
-    begun = False
-    """Whether it has left a sweep that can be gone on with."""
-
 
 class Watch:
     """The thread that waits for signals, and what came."""
@@ -65,6 +62,7 @@ class Watch:
         self.since = 0.0
         """When that was, in monotonic seconds."""
         self.begun = False
+        """Whether there is a sweep on disk that can be gone on with."""
         self.over = False
         self.before = {NUDGE: signal.signal(NUDGE, self.nudged)}
         # A thread of before takes signals too, and does with them what is said here.
@@ -100,9 +98,7 @@ class Watch:
         """In the main thread: raise, unless what was raised is still being dealt with."""
         if self.number is None or self.over or in_flight():
             return
-        stop = Stopped(self.number)
-        stop.begun = self.begun
-        raise stop
+        raise Stopped(self.number)
 
     def close(self) -> None:
         """No more waiting; signals do what they did before."""
@@ -130,10 +126,13 @@ parting = False
 
 
 def in_flight() -> bool:
-    """Whether this thread is dealing with a `Stopped`, at any depth."""
+    """Whether this thread is dealing with a stop, at any depth.
+
+    Ray turns what is raised while it waits into a `KeyboardInterrupt` of its own.
+    """
     error = sys.exc_info()[1]
     while error is not None:
-        if isinstance(error, Stopped):
+        if isinstance(error, KeyboardInterrupt):
             return True
         error = error.__context__
     return False
@@ -144,6 +143,11 @@ def remaining() -> float | None:
     if watch is None or watch.number is None:
         return None
     return max(0.0, watch.since + GRACE - time.monotonic())
+
+
+def has_begun() -> bool:
+    """Whether `begin` was called."""
+    return watch is not None and watch.begun
 
 
 def begin() -> None:

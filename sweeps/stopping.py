@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import typer
 
+from sweeps import signals
 from sweeps.screen import Screen
 from sweeps.terminal import forgiving
 
@@ -26,10 +27,10 @@ def stoppable(kept: str, go_on: Callable[[bool], str]) -> Iterator[None]:
     with forgiving():
         try:
             yield
-        except KeyboardInterrupt as stop:
+        except KeyboardInterrupt:
             console = Screen()
             console.print(f"interrupted; {kept}. Go on with:")
-            console.print(go_on(getattr(stop, "begun", False)), soft_wrap=True, markup=False)
+            console.print(go_on(signals.has_begun()), soft_wrap=True, markup=False)
             raise typer.Exit(130) from None
 
 

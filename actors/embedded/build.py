@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from actors.embedded.drawings import DRAWINGS, Part, parts, web
 from actors.embedded.layout import MARKER, EmbeddedPool, default_root, folders, locate, made_from
+from actors.once import alone
 from fusion.errors import InputError
 
 # torch and transformers are imported where they are used: whoever asks for a finished pool, and a
@@ -74,8 +75,9 @@ def build(
 ) -> EmbeddedPool:
     """The embedded pool, built where it is not there yet: about a minute on two cores.
 
-    A finished pool is returned at once. An unfinished one is completed, and so is one that was
-    finished before pools had an extractor: nothing that is there is made again.
+    A finished pool is returned at once. Of several processes one builds, the others wait. An
+    unfinished one is completed, and so is one that was finished before pools had an extractor:
+    nothing that is there is made again.
 
     Args:
         root: the pool's folder; None: in the user's cache.
@@ -87,7 +89,13 @@ def build(
         InputError: `root` holds a pool of another seed or recipe.
     """
     root = default_root(seed) if root is None else root
-    recipe = recipe or Recipe()
+    tell = progress or (lambda what, fraction: None)
+    with alone(root, lambda line: tell(line, 0.0)):
+        return build_alone(root, seed, tell, recipe or Recipe())
+
+
+def build_alone(root: Path, seed: int, tell: Progress, recipe: Recipe) -> EmbeddedPool:
+    """See `build`."""
     made = {"tasks": list(DRAWINGS), "seed": seed, "recipe": asdict(recipe)}
     pool = folders(root, list(DRAWINGS))
     before = made_from(root)
@@ -96,7 +104,6 @@ def build(
             raise InputError(f"{root}: holds an embedded pool made otherwise: {before}")
         if pool.extractor.exists():
             return pool
-    tell = progress or (lambda what, fraction: None)
     with workers() as executor:
         drawing = submit_corpus(executor, pool, seed, recipe)
         data = submit_data(executor, pool, seed, recipe)
@@ -127,11 +134,15 @@ def agree(before: dict[str, Any], made: dict[str, Any]) -> bool:
 
 @contextmanager
 def workers() -> Iterator[ProcessPoolExecutor]:
-    """Two fresh processes; on an exception, what has not started yet is dropped."""
+    """Two fresh processes; on an exception, what has not started yet is dropped; on a stop, all."""
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(PROCESSES, mp_context=context)
     try:
         yield executor
+    except KeyboardInterrupt:
+        for child in multiprocessing.active_children():
+            child.kill()
+        raise
     finally:
         executor.shutdown(cancel_futures=True)
 

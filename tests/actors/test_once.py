@@ -68,3 +68,29 @@ def test_where_nothing_can_be_locked_it_is_a_line(tmp_path, monkeypatch):
         alone(tmp_path / "store.db"),
     ):
         raise AssertionError("not held")
+
+
+def test_an_embedded_pool_is_built_by_one_at_a_time(tmp_path, monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from actors.embedded import build
+
+    monkeypatch.setattr(once, "PATIENT", 0.05)
+    busy, told = [], []
+
+    def slow(root, seed, tell, recipe):
+        busy.append(1)
+        assert len(busy) == 1
+        time.sleep(0.2)
+        busy.clear()
+        return root
+
+    monkeypatch.setattr(sys.modules[build.__module__], "build_alone", slow)
+    with ThreadPoolExecutor(3) as threads:
+        asked = [
+            threads.submit(build, tmp_path / "pool", 0, lambda what, _: told.append(what))
+            for _ in range(3)
+        ]
+        assert [each.result() for each in asked] == [tmp_path / "pool"] * 3
+    assert told
+    assert set(told) == {f"waiting for another process, which makes {tmp_path / 'pool'}"}
