@@ -10,13 +10,10 @@ from sweeps import signals
 
 def main() -> None:
     """Run a command."""
-    try:
-        with signals.handled():
-            from sweeps.cli import main as program
+    with signals.handled(last=True):
+        from sweeps.cli import main as program
 
-            program()
-    finally:
-        signals.leave()
+        program()
 
 
 if __name__ == "__main__":

@@ -17,14 +17,11 @@ def main() -> None:
     """Submit a sweep and follow it; in a job: run it."""
     from sweeps import signals
 
-    try:
-        with signals.handled():
-            from sweeps import cli
-            from sweeps.jobs import launch
+    with signals.handled(last=True):
+        from sweeps import cli
+        from sweeps.jobs import launch
 
-            cli.main(lambda: launch(sys.argv[1:]))
-    finally:
-        signals.leave()
+        cli.main(lambda: launch(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -157,10 +157,14 @@ def begin() -> None:
 
 
 @contextmanager
-def handled() -> Iterator[None]:
+def handled(*, last: bool = False) -> Iterator[None]:
     """Signals are handled in this block; where one came, it ends with `SystemExit(128 + n)`.
 
     Inside another such block, and outside the main thread, it does nothing.
+
+    Args:
+        last: nothing comes after it: where a signal came the process ends here, whatever threads
+            are busy, and whatever signals still come.
     """
     global watch
     if watch is not None or threading.current_thread() is not threading.main_thread():
@@ -171,6 +175,8 @@ def handled() -> Iterator[None]:
         yield
     finally:
         number = watch.number
+        if last and number is not None:
+            leave(128 + number)
         watch.close()
         watch = None
         if number is not None:
@@ -229,16 +235,9 @@ def say_last() -> None:
             call()
 
 
-def leave() -> None:
-    """End the process in which a `SystemExit` is in flight, whatever threads are busy.
-
-    A thread that waits for a server which never answers would hold the process.
-    """
-    error = sys.exc_info()[1]
-    busy = [each for each in threading.enumerate() if not each.daemon]
-    if isinstance(error, SystemExit) and len(busy) > 1:
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(Exception):
-                stream.flush()
-        code = error.code
-        os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+def leave(status: int) -> None:
+    """End the process, with what was said."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(status)
