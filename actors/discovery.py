@@ -51,7 +51,7 @@ METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 ABOUT = frozenset(
     (
         *("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"),
-        *("state.json", "meta.json"),
+        *("state.json", "meta.json", "README.md"),
     )
 )
 """Files about data, not of data."""
@@ -113,7 +113,9 @@ def discover(folder: Path, config: str | None, what: str) -> Found:
         base = PurePosixPath(name).name
         if base in METADATA:
             metadata.append(name)
-        elif base in ABOUT or kind_of(name) is None:
+        elif base in ABOUT:
+            continue
+        elif kind_of(name) is None:
             leave(left, "no data, or of a format that is not read", name)
         else:
             data.append(name)

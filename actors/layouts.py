@@ -230,6 +230,7 @@ def parquet_split(
         names = named
         for group in range(metadata.num_row_groups):
             about = metadata.row_group(group)
+            check_rows_of(about, columns.label, f"{where}: row group {group}")
             rows = ParquetRows(
                 str(file), group, 0, about.num_rows, columns.image, columns.label, str(folder)
             )
@@ -269,7 +270,7 @@ def open_parquet(file: Path, where: str) -> Any:
 
     with file.open("rb") as stream:
         check_pointer(stream.read(len(LFS)), where)
-    return pq.ParquetFile(file)
+    return pq.ParquetFile(file, page_checksum_verification=True)
 
 
 def check_columns(schema: Any, columns: Columns, where: str, *, texts: bool = False) -> None:
@@ -296,6 +297,16 @@ def check_columns(schema: Any, columns: Columns, where: str, *, texts: bool = Fa
         raise InputError(
             f"{where}: label: column {columns.label!r} holds {kind}; whole numbers from 0 needed"
         )
+
+
+def check_rows_of(about: Any, label: str, where: str) -> None:
+    """Raise InputError where a row group's metadata contradict each other: the file is damaged."""
+    for index in range(about.num_columns):
+        column = about.column(index)
+        if column.path_in_schema == label and column.num_values != about.num_rows:
+            raise InputError(
+                f"{where}: {about.num_rows} rows stated, {column.num_values} labels: damaged"
+            )
 
 
 def class_label(schema: Any, label: str) -> tuple[str, ...] | None:

@@ -127,6 +127,8 @@ def decode(chunk: Chunk, preprocess: Preprocess) -> pa.Table:
                 break
             labels[done] = int(label)
             done += 1
+        if error is None and done < chunk.rows.count:
+            raise ValueError(f"{chunk.rows.count} rows stated, {done} there")
     except Exception as failed:  # readers raise what they like on damaged data
         reason = " ".join(str(failed).split())[:300] or type(failed).__name__
         error = f"{chunk.name}: row {chunk.start + done} ({origin(chunk.rows)}): {reason}"
@@ -241,7 +243,7 @@ def table_of(rows: ParquetRows | ArrowRows | LibraryRows) -> pa.Table:
     if isinstance(rows, ParquetRows):
         import pyarrow.parquet as pq
 
-        table = pq.ParquetFile(rows.file).read_row_group(
+        table = pq.ParquetFile(rows.file, page_checksum_verification=True).read_row_group(
             rows.group, columns=[rows.image, rows.label], use_threads=False
         )
     elif isinstance(rows, ArrowRows):
@@ -267,6 +269,7 @@ def library_table(source: Library, image: str) -> pa.Table:
     import datasets
 
     datasets.disable_progress_bars()
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it would report local reading as well
     if source.files:
         options = {"sep": source.separator} if source.separator else {}
         files = {source.split: list(source.files)}

@@ -111,3 +111,22 @@ def test_damaged_data_pages_name_the_file(animals: Path) -> None:
     table = decode(Chunk(0, 0, rows, 2, "task 'a'"), PREPROCESS)
     (error,) = table.column("error").drop_null().to_pylist()
     assert error.startswith(f"task 'a': row 0 ({file}): ")
+
+
+def test_pages_with_checksums_are_checked(tmp_path: Path, encode: Callable[..., bytes]) -> None:
+    file, label = tmp_path / "a.parquet", 0x0123456789ABCDEF
+    table = pa.table({"image": [encode(0)], "label": [label]})
+    options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    pq.write_table(table, file, write_page_checksum=True, **options)
+    content = file.read_bytes()
+    at = content.index(label.to_bytes(8, "little"))
+    file.write_bytes(content[:at] + b"\0" + content[at + 1 :])
+    rows = ParquetRows(str(file), 0, 0, 1, "image", "label")
+    (error,) = decode(Chunk(0, 0, rows, 2, "x"), PREPROCESS).column("error").to_pylist()
+    assert "crc checksum" in error.lower()
+
+
+def test_rows_that_are_missing(animals: Path) -> None:
+    rows = ParquetRows(str(animals / "train.parquet"), 0, 5, 4, "image", "label")
+    (error,) = decode(Chunk(0, 5, rows, 2, "x"), PREPROCESS).column("error").drop_null().to_pylist()
+    assert error.endswith("4 rows stated, 2 there")

@@ -1,5 +1,6 @@
 """`sweeps plan` of methods that learn: how much is learned from what, and what that reads."""
 
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
@@ -151,3 +152,36 @@ def test_routers_of_mlps_that_no_adapter_changes_are_refused(tiny_pool, tmp_path
     )
     wider = str(write_adapter(tmp_path / "wider", base, layers=("fc2",)))
     planned({**spec, "pool": {"base": base, "experts": {**experts, "lines": wider}}}, tmp_path)
+
+
+def test_where_data_and_names_come_from(tiny_pool, tmp_path):
+    """Files used, files left out and why, class names, their order, templates: a line each."""
+    spec = tiny_pool.spec()
+    folder = tmp_path / "blobs"
+    for name in ("train", "test"):
+        (folder / name).mkdir(parents=True)
+    table = pq.read_table(tiny_pool.root / "data/blobs/train.parquet")
+    for at, (image, label) in enumerate(zip(*(table.column(c).to_pylist() for c in ("image", "label")), strict=True)):  # fmt: skip  # noqa: E501
+        file = folder / ("train" if at % 4 else "test") / ("left", "right")[label] / f"{at}.png"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(image["bytes"])
+    (folder / "train/left/._1.png").write_bytes(b"x")
+    (folder / "notes.txt").write_text("x")
+    (folder / "dev").mkdir()
+    (folder / "dev/1.png").write_bytes(b"x")
+    spec["tasks"]["blobs"] = {"dataset": str(folder), "templates": ["{}!"]}
+    text = planned(spec, tmp_path)
+    for line in (
+        "task        lines: train 80, test 60 images in 2 files\n",
+        "task        lines: 2 classes ('flat', 'steep'): names and their order from ClassLabel;"
+        " templates the default\n",
+        "task        blobs: train 60, test 20 images in 80 files\n",
+        "task        blobs: 2 classes ('left', 'right'): names and their order from folder names;"
+        " templates in the spec\n",
+        "task        blobs: not used, for want of labels: validation\n",
+        "task        blobs: 1 files left out: hidden, or left by an editor or archive"
+        " (train/left/._1.png)\n",
+        "task        blobs: 1 files left out: no data, or of a format that is not read"
+        " (notes.txt)\n",
+    ):
+        assert line in text
