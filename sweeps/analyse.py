@@ -25,6 +25,7 @@ from sweeps import (
     averages,
     finding,
     geometry,
+    redact,
     robustness_part,
     soup_ensemble,
     tracker,
@@ -272,4 +273,5 @@ def logged(
         return f"not logged: {error}"
     except Exception as error:  # whatever a store raises: the analysis is on disk all the same
         return f"not logged: {tracking.reason(error)}"
-    return uri if runs else f"not logged: {uri} has no run of this sweep"
+    shown = redact.url(uri)
+    return shown if runs else f"not logged: {shown} has no run of this sweep"

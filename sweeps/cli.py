@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sweeps import signals
+from sweeps import redact, signals
 from sweeps.analyse_command import analyse
 from sweeps.aside import aside
 from sweeps.ending import Commands, guarded
@@ -43,6 +43,8 @@ def options(
     """Options of every command."""
     context.obj = debug
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(redact.Redacting())
 
 
 @app.command()

@@ -19,6 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from fusion.errors import InputError, one_line
+from sweeps import redact
 
 REFUSED = 2
 BUG = os.EX_SOFTWARE
@@ -132,7 +133,8 @@ def text_of(error: BaseException) -> str:
 
 
 def printable(text: str, kept: str = "") -> str:
-    r"""The text, with all that a terminal would not show as one character written out.
+    r"""The text without secrets, and with all that a terminal would not show as one character
+    written out.
 
     Args:
         text: of any origin.
@@ -141,7 +143,8 @@ def printable(text: str, kept: str = "") -> str:
     >>> printable("a\x1b[31m\ud800 ü\n"), printable("a\n", "\n")
     ('a\\x1b[31m\\ud800 ü\\n', 'a\n')
     """
-    return "".join(c if c.isprintable() or c in kept else ascii(c)[1:-1] for c in text)
+    shown = redact.text(text)
+    return "".join(c if c.isprintable() or c in kept else ascii(c)[1:-1] for c in shown)
 
 
 def unread() -> bool:

@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from fusion.errors import InputError
 from fusion.parameters import members, unknown
+from sweeps import redact
 
 LONGEST = 80
 """Characters of a value that a line shows."""
@@ -163,7 +164,7 @@ def shown(value: Any) -> str:
     >>> shown({"grid": list(range(100))})
     "{'grid': [0, 1, 2, 3, 4, 5, 6, 7, 8, 9 … 92, 93, 94, 95, 96, 97, 98, 99]}"
     """
-    text = repr(value)
+    text = redact.text(repr(value))
     if len(text) <= LONGEST:
         return text
     half = LONGEST // 2

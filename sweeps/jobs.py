@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from fusion.errors import InputError
+from sweeps import redact
 from sweeps.ending import BUG, INTERRUPTED
 from sweeps.folder import in_job
 from sweeps.reach import check_jobs
@@ -118,6 +119,12 @@ def submit(asked: Asked, caller: Path) -> int:
     spec = found_spec(given, [caller, project()])
     name = load(spec, options["overrides"] or []).name  # its faults end here, one line each
     words = [str(spec) if word == given else word for word in asked.words]
+    if redact.command(words) != shlex.join(words):
+        raise InputError(
+            f"{redact.command(words)}: has a password or a token in it, which the dashboard would"
+            " show; set it in the environment of the head (FUSION_SWEEPS_STORAGE,"
+            " MLFLOW_TRACKING_URI, …)"
+        )
     if asked.nodes is not None:
         words += ["--wait-nodes", str(asked.nodes)]
     words += ["--wait", f"{asked.wait:g}"]
@@ -167,7 +174,9 @@ def environment(variables: Mapping[str, str]) -> dict[str, Any]:
     handed_on = {
         name: value
         for name, value in variables.items()
-        if name.startswith(HANDED_ON) and not any(word in name for word in SECRET)
+        if name.startswith(HANDED_ON)
+        and not any(word in name for word in SECRET)
+        and not redact.has_secret(value)
     }
     folder = project()
     # By name: Ray takes the folder itself for excluded where all but some names are.

@@ -20,7 +20,7 @@ from actors.sources import cache_dir
 from actors.spread import home
 from actors.unseen import learners
 from fusion.registry import METHODS, Informed, Learned
-from sweeps import fetch, figures, markdown, recipe, signals, tracking
+from sweeps import fetch, figures, markdown, recipe, redact, signals, tracking
 from sweeps.adapting import extended
 from sweeps.aside import aside
 from sweeps.compare import MEAN, SEEN, UNSEEN, Comparison, Row, compare
@@ -160,7 +160,8 @@ def run(
             raise
     assert comparison is not None
     failed = tuple(entry for entry in folder.ledger if entry.status == "failed")
-    return Outcome(comparison, folder, failed, tracker.fault, uri, mirror.fault)
+    shown = redact.url(uri)
+    return Outcome(comparison, folder, failed, tracker.fault, shown, mirror.fault)
 
 
 def swept(
@@ -218,7 +219,7 @@ def swept(
         failed=[vars(entry) for entry in counted(ledger, spec) if entry.status == "failed"],
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={name: version(name) for name in PACKAGES},
-        command=command or None,
+        command=redact.text(command) or None,
         adapt_on_shift=spec.adapt_on_shift,
     )
     write(comparison, folder.path)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from actors.documents import DEPTH, check_depth, parse_yaml, read_yaml
 from fusion.errors import InputError
+from sweeps import redact
 from sweeps.faults import dotted, shown
 
 
@@ -31,7 +32,33 @@ def read(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Any:
             raise InputError(f"{label}: nested more than {DEPTH} deep")
         assign(data, key.split("."), parse_yaml(value, label), label)
     check_depth(data, "--set")
+    check_secrets(data, str(path))
     return data
+
+
+def check_secrets(data: Any, where: str, keys: tuple[str | int, ...] = ()) -> None:
+    """Refuse secrets in a file that is copied to the results, to MLflow and to the storage.
+
+    Raises:
+        InputError: the field of the first, without it, and where it belongs.
+    """
+    if isinstance(data, dict | list):
+        for key, value in data.items() if isinstance(data, dict) else enumerate(data):
+            check_secrets(value, where, (*keys, key))
+    elif isinstance(data, str) and redact.has_secret(data):
+        raise InputError(
+            f"{where}: {dotted(keys)}: {redact.text(redact.word(data))[:200]!r}: has a user, a"
+            " password or a token in it, which would be kept with the results;"
+            f" {PLACES.get(keys[-1], ELSEWHERE)} allowed (environment)"
+        )
+
+
+PLACES: Mapping[str | int, str] = {
+    "tracking_uri": "MLFLOW_TRACKING_URI, or of a server MLFLOW_TRACKING_USERNAME and"
+    " MLFLOW_TRACKING_PASSWORD,"
+}
+ELSEWHERE = "the variables that its service reads"
+"""Where secrets belong, by the field that had one."""
 
 
 def assign(data: dict[Any, Any], keys: Sequence[str], value: Any, label: str) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import typer
 
-from sweeps import signals
+from sweeps import redact, signals
 from sweeps.screen import Screen
 from sweeps.terminal import forgiving
 
@@ -36,7 +36,7 @@ def stoppable(kept: str, go_on: Callable[[bool], str]) -> Iterator[None]:
 
 def given() -> str:
     """The command line, as it can be given again."""
-    return shlex.join(["sweeps", *sys.argv[1:]])
+    return redact.command(["sweeps", *sys.argv[1:]])
 
 
 def resuming(command: str) -> str:

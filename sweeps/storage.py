@@ -20,6 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 from actors.atomic import replacing
 from actors.paths import is_plain
 from fusion.errors import InputError, one_line
+from sweeps import redact
 
 T = TypeVar("T")
 
@@ -131,7 +132,8 @@ def open_store(url: str, name: str) -> Store:
     Raises:
         InputError: no such kind of storage, or its package is not installed.
     """
-    shown = re.sub(r"//[^@/]*@", "//", url)
+    redact.learn(url)
+    shown = redact.url(url)
     if re.match(r"[A-Za-z0-9+]+:(?!//)", url) or not url:
         raise InputError(f"--storage: {shown!r}: a folder, or scheme://path (s3://bucket/path)")
     try:
@@ -153,7 +155,9 @@ def reach(url: str, folder: Path) -> Store:
     """
     store = open_store(url, folder.name)
     if isinstance(store.fs, LocalFileSystem) and Path(store.root).resolve() == folder.resolve():
-        raise InputError(f"--storage: {url!r}: holds the sweep's own folder; another one needed")
+        raise InputError(
+            f"--storage: {store.url!r}: holds the sweep's own folder; another one needed"
+        )
     above = Store(store.fs, store.root.rpartition("/")[0], store.url)
     probe = f".probe-{uuid.uuid4().hex[:8]}"
 
@@ -178,5 +182,5 @@ def asked(store: Store, question: Callable[[], T]) -> T:
 
 
 def reason(error: BaseException) -> str:
-    """An error in at most one line."""
-    return one_line(error)[:200]
+    """An error in at most one line, without secrets."""
+    return redact.text(one_line(error))[:200]

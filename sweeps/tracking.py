@@ -10,11 +10,10 @@ import os
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from actors.once import alone
 from fusion.errors import InputError
-from sweeps import storefile
+from sweeps import redact, storefile
 from sweeps.pages import EXPERIMENT_TAGS
 
 # MLflow would send a request again by itself, and a repeated "create" is a second run: we try
@@ -82,6 +81,7 @@ def connect(
     """
     where = uri or default_uri(outputs)
     name = experiment or EXPERIMENT
+    redact.learn(where)
     check(where)
     patience()
     quiet = logging.getLogger("alembic"), logging.getLogger("mlflow")
@@ -109,15 +109,21 @@ def set_up(file: Path, where: str, say: Callable[[str], None]) -> None:
                     initialise(where)
         fault = storefile.fault(file, tables, revision)
     except InputError as error:
-        raise InputError(f"mlflow.tracking_uri: {where!r}: cannot be used: {error}") from error
+        raise InputError(
+            f"mlflow.tracking_uri: {redact.url(where)!r}: cannot be used: {error}"
+        ) from error
     except Exception as error:  # whatever the store raises: SQL, operating system
         fault = storefile.fault(file, tables, revision) if file.exists() else None
         if fault is None and HALF.search(str(error)):
             fault = reason(error)
         if fault is None:
-            raise InputError(f"mlflow.tracking_uri: {where!r}: {unusable(error)}") from error
+            raise InputError(
+                f"mlflow.tracking_uri: {redact.url(where)!r}: {unusable(error)}"
+            ) from error
     if fault:
-        raise InputError(f"mlflow.tracking_uri: {where!r}: {storefile.told(file, fault)}")
+        raise InputError(
+            f"mlflow.tracking_uri: {redact.url(where)!r}: {storefile.told(file, fault)}"
+        )
 
 
 def initialise(uri: str) -> None:
@@ -146,9 +152,12 @@ def opened(where: str, name: str, outputs: Path) -> tuple[MlflowClient, str]:
                 client.set_experiment_tag(found.experiment_id, key, value)
             return client, found.experiment_id
     except Exception as error:  # whatever the store raises: SQL, HTTP, operating system
-        raise InputError(f"mlflow.tracking_uri: {where!r}: {unusable(error)}") from error
+        raise InputError(
+            f"mlflow.tracking_uri: {redact.url(where)!r}: {unusable(error)}"
+        ) from error
     raise InputError(
-        f"mlflow.experiment: {name!r}: deleted at {where}; restore it or give another name"
+        f"mlflow.experiment: {name!r}: deleted at {redact.url(where)}; restore it or give"
+        " another name"
     )
 
 
@@ -156,15 +165,13 @@ def check(where: str) -> None:
     """Refuse what no store can be at, and passwords in a file that is kept and shown."""
     if where.startswith("file:") or "://" not in where:
         raise InputError(
-            f"mlflow.tracking_uri: {where!r}: MLflow keeps no file stores any more;"
+            f"mlflow.tracking_uri: {redact.url(where)!r}: MLflow keeps no file stores any more;"
             " sqlite:///ABSOLUTE_PATH or http(s)://HOST:PORT allowed"
         )
-    parts = urlsplit(where)
-    if parts.scheme in ("http", "https") and "@" in parts.netloc:
-        shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    if where.startswith(("http:", "https:")) and redact.has_secret(where):
         raise InputError(
-            f"mlflow.tracking_uri: {shown!r}: has a user or a password in it, which would be kept"
-            f" with the results; {CREDENTIALS} allowed (environment)"
+            f"mlflow.tracking_uri: {redact.url(where)!r}: has a user or a password in it, which"
+            f" would be kept with the results; {CREDENTIALS} allowed (environment)"
         )
 
 
@@ -226,6 +233,6 @@ def reason(error: BaseException) -> str:
     >>> reason(OSError('Max retries exceeded (Caused by ResponseError("too many 503 answers"))'))
     'too many 503 answers'
     """
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = redact.text((str(error).strip() or type(error).__name__).splitlines()[0])
     cause = re.split(r"\([\"']", text.partition("Caused by ")[2])[-1].rstrip(")\"'")
     return (cause.rpartition(", '")[2] or text)[:200]

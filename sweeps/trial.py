@@ -10,6 +10,7 @@ from ray import tune
 
 from actors.experts import Evaluation
 from fusion.registry import METHODS
+from sweeps import redact
 from sweeps.ledger import Entry
 
 
@@ -42,6 +43,8 @@ def died(config: Mapping[str, Any]) -> Entry:
 def complete(fields: Mapping[str, Any]) -> Entry:
     """An entry from what a trial reported; the method's kind is the table's to say."""
     row = METHODS.get(fields["method"])
+    error = fields.get("error")
+    fields = {**fields, "error": None if error is None else redact.text(error)}
     return Entry(**fields, kind=row.kind if row is not None else "reference")
 
 

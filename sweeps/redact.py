@@ -1,0 +1,163 @@
+"""Secrets in URLs and commands: nothing that is written or shown has them.
+
+By what is kept, not by what is left out: of a URL its scheme, host, port, path and the parameters
+of `KEPT`; user, password, all other parameters and fragments go. What a URL had of secrets is
+remembered in this process, so that a library's message that quotes them otherwise is caught too.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from urllib.parse import unquote
+
+KEPT = ("charset", "region", "sslmode", "timeout")
+"""Parameters of a URL that are no secrets."""
+
+CONTAINERS = ("abfs", "abfss", "wasb", "wasbs")
+"""Schemes whose URLs name a container, not a user, before the `@`."""
+
+PATHS = ("file", "ftp", "gcs", "gs", "hdfs", "http", "https", "local", "memory", "s3", "s3a",
+         "sftp", "sqlite", *CONTAINERS)  # fmt: skip
+"""Schemes whose paths may have an `@`, where no user stands before it."""
+
+HIDDEN = "***"
+
+LEAST = 6
+"""Characters of a secret that is looked for in any text: shorter ones are parts of words."""
+
+VARIABLES = (
+    "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AZURE_STORAGE_KEY", "AZURE_STORAGE_SAS_TOKEN",
+    "DATABRICKS_TOKEN", "HF_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN",
+)  # fmt: skip
+"""Environment variables that hold nothing but a secret."""
+
+TOKENS = re.compile(r"dapi[0-9a-f]{8,}|hf_[A-Za-z0-9]{10,}|gh[opsu]_\w{10,}|A[KS]IA[0-9A-Z]{12,}")
+"""What services make their tokens look like."""
+
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>`|]*")
+NAMED = re.compile(
+    r"(?i)((?:[\w.-]*(?:password|passwd|secret|token|credential|api_?key|access_?key|account_?key)"
+    r"[\w-]*|\bpwd|\bsig|\bsas)=)[^\s'\"&;]+"
+)
+"""`password=…`, wherever it stands."""
+
+SECRETS: set[str] = set()
+"""What URLs of this process had in them."""
+
+
+def parts(url: str) -> tuple[str, str, str, str]:
+    """Scheme, user info, host with port and path, and the rest (`?`, `;` or `#` and after).
+
+    A password may hold any of `/?#@` unescaped: where a user or a port that is no number comes
+    first, all before the last `@` is user info.
+    """
+    scheme, _, body = url.partition("://")
+    head = re.split(r"[/?#;]", body, maxsplit=1)[0]
+    user = ""
+    if "@" in head or ("@" in body and (":" in head or scheme not in PATHS)):
+        user, _, body = body.rpartition("@")
+    at = re.search(r"[?#;]", body)
+    end = at.start() if at else len(body)
+    return scheme, user, body[:end], body[end:]
+
+
+def url(given: str) -> str:
+    """A URL without secrets; of several in a chain (`a::b`), each.
+
+    >>> url("postgresql://me:pw@db:5432/runs?password=x&sslmode=require")
+    'postgresql://db:5432/runs?sslmode=require'
+    >>> url("s3://KEY:SEC/RET@bucket/x"), url("sqlite:////a@b/mlflow.db")
+    ('s3://bucket/x', 'sqlite:////a@b/mlflow.db')
+    """
+    if "::" in given:
+        return "::".join(url(each) for each in given.split("::"))
+    if "://" not in given:
+        return TOKENS.sub(HIDDEN, given)
+    scheme, user, body, rest = parts(given)
+    host, slash, path = body.partition("/")
+    name, colon, port = host.rpartition(":")
+    if colon and not port.isdigit() and not host.endswith("]"):
+        host = name
+    if scheme in CONTAINERS and user and ":" not in user and "@" not in user:
+        host = f"{user}@{host}"
+    query = rest[1:].partition("#")[0] if rest.startswith("?") else ""
+    kept = [each for each in query.split("&") if each.partition("=")[0] in KEPT]
+    told = f"{scheme}://{host}{slash}{path}{'?' if kept else ''}{'&'.join(kept)}"
+    return TOKENS.sub(HIDDEN, NAMED.sub(rf"\1{HIDDEN}", told))
+
+
+def text(given: str) -> str:
+    """Any text, its URLs without secrets, and without those that this process has met.
+
+    >>> text("store 's3://KEY:SECRET@b/x': refused; token=abc")
+    "store 's3://b/x': refused; token=***"
+    """
+    if "://" in given:
+        given = URL.sub(lambda found: trailed(found[0]), given)
+    given = TOKENS.sub(HIDDEN, NAMED.sub(rf"\1{HIDDEN}", given))
+    for secret in known():
+        given = given.replace(secret, HIDDEN)
+    return given
+
+
+def trailed(found: str) -> str:
+    """A URL within a sentence, whose stops are not its own."""
+    bare = found.rstrip(":,.)];}")
+    return url(bare) + found[len(bare) :]
+
+
+def command(words: Iterable[str]) -> str:
+    """A command line without secrets, quoted for a shell; any text of it can be written.
+
+    >>> command(["sweeps", "run", "a.yaml", "--set", "mlflow.tracking_uri=mysql://u:p q@h/d"])
+    'sweeps run a.yaml --set mlflow.tracking_uri=mysql://h/d'
+    """
+    return shlex.join(word(each) for each in words)
+
+
+def word(given: str) -> str:
+    """One word of a command line: `URL`, `KEY=URL`, or anything."""
+    printed = given.encode(errors="backslashreplace").decode()
+    if found := re.fullmatch(r"((?:[^:/?]*=)?\s*['\"]?)([A-Za-z][A-Za-z0-9+.:-]*://.*)", printed,
+                             re.DOTALL):  # fmt: skip
+        learn(found[2])
+        return found[1] + url(found[2])
+    return text(printed)
+
+
+def has_secret(given: str) -> bool:
+    """Whether a text has a URL with a user, a password or an unknown parameter, or a token."""
+    whole = [given] if re.match(r"[A-Za-z][A-Za-z0-9+.:-]*://", given) else URL.findall(given)
+    return any(url(each) != each for each in whole) or bool(TOKENS.search(given))
+
+
+def learn(given: str) -> None:
+    """Remember the secrets of a URL."""
+    for each in given.split("::"):
+        if "://" not in each:
+            continue
+        _, user, _, rest = parts(each)
+        name, _, password = user.partition(":")
+        values = [pair.partition("=")[2] for pair in re.split(r"[?&;#]", rest)
+                  if pair.partition("=")[0] not in KEPT]  # fmt: skip
+        found = [password, *values, *([name] if len(name) > 2 * LEAST else [])]
+        SECRETS.update(secret for raw in found for secret in (raw, unquote(raw)))
+
+
+def known() -> Sequence[str]:
+    """All secrets that are known, the longest first."""
+    found = SECRETS | {os.environ.get(name, "") for name in VARIABLES}
+    return sorted((secret for secret in found if len(secret) >= LEAST), key=len, reverse=True)
+
+
+class Redacting(logging.Filter):
+    """Takes secrets out of what is logged."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Always true: the message is changed, not left out."""
+        record.msg, record.args = text(record.getMessage()), ()
+        return True
