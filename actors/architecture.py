@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from actors.documents import shown
 from fusion.errors import InputError
 
 PROJECTION = "visual_projection.weight"
@@ -25,7 +26,17 @@ DEFAULTS: Mapping[str, Any] = {
 }
 """The configuration fields that the computation depends on, as CLIPVisionConfig has them."""
 
-SIZES = tuple(name for name, value in DEFAULTS.items() if isinstance(value, int))
+LARGEST: Mapping[str, int] = {
+    "hidden_size": 1 << 14,
+    "intermediate_size": 1 << 16,
+    "num_hidden_layers": 256,
+    "num_attention_heads": 1024,
+    "num_channels": 64,
+    "image_size": 4096,
+    "patch_size": 1024,
+}
+"""Field -> the largest value that is taken; the largest tower in use has a tenth of it. Lists as
+long as the layers are made before any weight is looked at."""
 
 
 def vision_fields(config: Mapping[str, Any], file: str) -> dict[str, Any]:
@@ -36,19 +47,53 @@ def vision_fields(config: Mapping[str, Any], file: str) -> dict[str, Any]:
         file: for the message.
 
     Raises:
-        InputError: a field that is not a positive whole number where one is needed.
+        InputError: a field that is no whole number from 1 to its largest where one is needed, a
+            width that its heads do not divide, an image smaller than a patch, an epsilon that is
+            none, an activation that is no name.
     """
-    given: Mapping[str, Any] = config
+    given = config
     if config.get("model_type") == "clip":
-        given = config.get("vision_config") or {}
+        given = mapping(config, "vision_config", file)
         # Files of 2022 hold the fields twice; `transformers` lets this copy win.
         if config.get("vision_config_dict"):
-            given = {**given, **DEFAULTS, **config["vision_config_dict"]}
+            given = {**given, **DEFAULTS, **mapping(config, "vision_config_dict", file)}
     fields = {name: given.get(name, default) for name, default in DEFAULTS.items()}
-    for name in SIZES:
-        if type(fields[name]) is not int or fields[name] < 1:
-            raise InputError(f"{file}: {name}: {fields[name]!r}; a positive whole number needed")
+    for name, largest in LARGEST.items():
+        if type(fields[name]) is not int or not 1 <= fields[name] <= largest:
+            raise InputError(
+                f"{file}: {name}: {shown(fields[name])}; 1 to {largest:,}, whole, needed"
+            )
+    check_fit(fields, file)
     return fields
+
+
+def mapping(config: Mapping[str, Any], name: str, file: str) -> Mapping[str, Any]:
+    """A part of a configuration; empty where there is none.
+
+    Raises:
+        InputError: it is no mapping.
+    """
+    found = config.get(name) or {}
+    if not isinstance(found, Mapping):
+        raise InputError(f"{file}: {name}: {shown(found)}; an object needed")
+    return found
+
+
+def check_fit(fields: Mapping[str, Any], file: str) -> None:
+    """Raise InputError where fields do not fit each other, or are of another type."""
+    width, heads = fields["hidden_size"], fields["num_attention_heads"]
+    if width % heads:
+        raise InputError(f"{file}: hidden_size: {width}; a multiple of the {heads} heads needed")
+    if fields["patch_size"] > fields["image_size"]:
+        raise InputError(
+            f"{file}: patch_size: {fields['patch_size']}; at most image_size"
+            f" ({fields['image_size']}) allowed"
+        )
+    epsilon, act = fields["layer_norm_eps"], fields["hidden_act"]
+    if type(epsilon) not in (int, float) or not 0 <= epsilon <= 1:
+        raise InputError(f"{file}: layer_norm_eps: {shown(epsilon)}; a number from 0 to 1 needed")
+    if not isinstance(act, str):
+        raise InputError(f"{file}: hidden_act: {shown(act)}; the name of an activation needed")
 
 
 def vision_tensors(fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
