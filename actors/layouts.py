@@ -88,6 +88,10 @@ class Layout:
     """Why files are left out -> how many, and the first."""
 
 
+class NoLabels(InputError):
+    """A table without the column of labels."""
+
+
 @dataclass(frozen=True)
 class Columns:
     """The columns of a table that are read."""
@@ -175,13 +179,18 @@ def assembled(
 
 def tables(found: Found, columns: Columns, what: str) -> Layout:
     """Parquet or Arrow files."""
-    splits = {}
+    read = parquet_split if found.kind == "parquet" else arrow_split
+    splits: dict[str, tuple[Split, tuple[str, ...] | None] | None] = {}
+    lacking: list[NoLabels] = []
     for name, files in found.splits.items():
         paths = [found.folder / file.path for file in files]
-        if found.kind == "parquet":
-            splits[name] = parquet_split(paths, columns, what, found.folder)
-        else:
-            splits[name] = arrow_split(paths, columns, what, found.folder)
+        try:
+            splits[name] = read(paths, columns, what, found.folder)
+        except NoLabels as error:
+            splits[name] = None
+            lacking.append(error)
+    if lacking and not any(splits.values()):
+        raise lacking[0]
     return assembled(found, splits, CLASS_LABEL, what)
 
 
@@ -282,7 +291,8 @@ def check_columns(schema: Any, columns: Columns, where: str, *, texts: bool = Fa
 
     for field_, column in (("image", columns.image), ("label", columns.label)):
         if column not in schema.names:
-            raise InputError(f"{where}: {field_}: no column {column!r}; there: {schema.names}")
+            kind = NoLabels if field_ == "label" else InputError
+            raise kind(f"{where}: {field_}: no column {column!r}; there: {schema.names}")
         if schema.names.count(column) > 1:
             raise InputError(f"{where}: {field_}: column {column!r} is there more than once")
     kind = schema.field(columns.image).type
@@ -590,18 +600,19 @@ def library_files(found: Found, columns: Columns, what: str) -> Layout:
         with reading(f"{what}: {found.folder}: `datasets` cannot read it"):
             tables[name] = (source, library_table(source, columns.image))
     values: set[str] = set()
+    splits: dict[str, tuple[Split, tuple[str, ...] | None] | None] = dict.fromkeys(tables)
+    if any(columns.label in table.schema.names for _, table in tables.values()):
+        tables = {n: each for n, each in tables.items() if columns.label in each[1].schema.names}
     for _, table in tables.values():
         check_columns(table.schema, columns, f"{what}: {found.folder}", texts=True)
         if is_text(table.schema.field(columns.label).type):
             values |= {str(v) for v in table.column(columns.label).unique().to_pylist() if v}
     names = in_order(values) if values else None
-    splits: dict[str, tuple[Split, tuple[str, ...] | None] | None] = {}
     for name, (source, table) in tables.items():
         own = class_label(table.schema, columns.label) or names
         label = table.column(columns.label)
         bounds = [(0, len(names) - 1)] if names else bounds_in(label)
         if label.null_count == len(label) or all(highest < 0 for _, highest in bounds):
-            splits[name] = None
             continue
         with reading(f"{what}: {found.folder}"):
             contents = [*map(Path, source.files)]

@@ -60,4 +60,4 @@ def png(image: NDArray[np.uint8]) -> bytes:
 
 def unpng(data: bytes) -> NDArray[np.uint8]:
     """The RGB image [H, W, 3] of a PNG."""
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    return np.asarray(Image.open(io.BytesIO(data), formats=["PNG"]).convert("RGB"))

@@ -466,3 +466,22 @@ def test_names_that_no_line_can_hold(tree: Callable[..., Path]) -> None:
     assert layout.classnames == ("cat", "dog")
     assert layout.used == 2
     assert layout.left == {"control characters in the name": (3, r"bi\x1b[2Jrd")}
+
+
+def test_tables_without_labels(
+    tmp_path: Path, parquet: Callable[..., Path], encode: Callable[..., bytes], hf_cache: None
+) -> None:
+    import pyarrow.parquet as pq
+
+    parquet(tmp_path / "p/train.parquet", [0, 1])
+    pq.write_table(pa.table({"image": [encode(0)]}), tmp_path / "p/test.parquet")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/1.png").write_bytes(encode(0))
+    (tmp_path / "c/train.csv").write_text("image,label\n1.png,a\n1.png,b\n")
+    (tmp_path / "c/test.csv").write_text("image\n1.png\n")
+    for name in "pc":
+        layout = opened(tmp_path / name)
+        assert (list(layout.splits), layout.unlabelled) == (["train"], ("test",))
+    (tmp_path / "p/train.parquet").unlink()
+    with pytest.raises(InputError, match="label: no column 'label'; there:"):
+        opened(tmp_path / "p")
