@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from actors.documents import read_yaml
+from pydantic import ConfigDict, Field
+
+from actors.documents import checked, read_yaml, shown
 from actors.placement import Node, Resources
 from fusion.errors import InputError, reading
 
@@ -21,6 +24,50 @@ MEMORY = {
 TYPE = "ray.io/accelerator-type"
 MAX_NODES = 64
 """Nodes of a type counted at most: more do not change what fits."""
+
+
+MOST = 1e18
+"""Of any resource."""
+
+LATER = ConfigDict(extra="ignore")
+"""The file is Ray's: it has many fields that say nothing of sizes."""
+
+Count = Annotated[int, Field(ge=0, le=10**6)]
+
+
+@dataclass(frozen=True)
+class NodeType:
+    """One of `available_node_types`."""
+
+    __pydantic_config__ = LATER
+
+    resources: dict[str, float] | None = None
+    labels: dict[str, str] | None = None
+    max_workers: Count | None = None
+    min_workers: Count | None = None
+
+
+@dataclass(frozen=True)
+class Provider:
+    """`provider`."""
+
+    __pydantic_config__ = LATER
+
+    type: str = ""
+    worker_ips: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class ClusterFile:
+    """What is read of a cluster file."""
+
+    __pydantic_config__ = LATER
+
+    provider: Provider | None = None
+    head_node_type: str | None = None
+    available_node_types: dict[str, NodeType] | None = None
+    head_start_ray_commands: list[str] | None = None
+    worker_start_ray_commands: list[str] | None = None
 
 
 def of_file(path: Path, gpu_memory: float = 0.0) -> Resources:
@@ -37,16 +84,11 @@ def of_file(path: Path, gpu_memory: float = 0.0) -> Resources:
     Raises:
         InputError: no such file, or it does not say how large its nodes are.
     """
-    data = read_yaml(path, "--cluster")
-    with reading(f"--cluster: {path}"):
-        return resources_of(data, path, gpu_memory)
-
-
-def resources_of(data: Any, path: Path, gpu_memory: float) -> Resources:
-    """The nodes that a cluster file's content says. See `of_file`."""
-    if not isinstance(data, Mapping) or not isinstance(data.get("provider"), Mapping):
-        raise InputError(f"--cluster: {path}: provider: missing; a file for `ray up` is needed")
-    found = hosts(data, path) if data["provider"].get("type") == "local" else types(data, path)
+    where = f"--cluster: {path}"
+    data = checked(ClusterFile, read_yaml(path, "--cluster"), where)
+    if data.provider is None:
+        raise InputError(f"{where}: provider: missing; a file for `ray up` is needed")
+    found = hosts(data, path) if data.provider.type == "local" else types(data, path)
     nodes = tuple(
         Node(
             cpus=int(size["CPU"]),
@@ -67,52 +109,75 @@ Kind = tuple[str, int, Mapping[str, float], Mapping[str, str]]
 """Name, how many, resources, labels."""
 
 
-def types(data: Mapping[str, Any], path: Path) -> list[Kind]:
+def types(data: ClusterFile, path: Path) -> list[Kind]:
     """The node types of a cloud."""
-    found = []
-    for name, node in (data.get("available_node_types") or {}).items():
-        is_head = name == data.get("head_node_type")
-        count = int(node.get("max_workers", 0)) + is_head
+    found: list[Kind] = []
+    for name, node in (data.available_node_types or {}).items():
+        count = (node.max_workers or 0) + (name == data.head_node_type)
         field = f"available_node_types.{name}.resources"
-        size = checked(node.get("resources") or {}, f"{path}: {field}")
-        found.append((name, min(count, MAX_NODES), size, node.get("labels") or {}))
+        size = complete(node.resources or {}, f"{path}: {field}")
+        found.append((name, min(count, MAX_NODES), size, node.labels or {}))
     if not found:
         raise InputError(f"--cluster: {path}: available_node_types: missing")
     return found
 
 
-def hosts(data: Mapping[str, Any], path: Path) -> list[Kind]:
+def hosts(data: ClusterFile, path: Path) -> list[Kind]:
     """The hosts of provider `local`: one head, and a worker an address."""
-    workers = len(data["provider"].get("worker_ips") or ())
+    workers = len(data.provider.worker_ips or ()) if data.provider else 0
     found: list[Kind] = []
-    for name, key, count in (
-        ("head", "head_start_ray_commands", 1),
-        ("worker", "worker_start_ray_commands", min(workers, MAX_NODES)),
-    ):
-        words = started(data.get(key) or [])
+    for name, key, count, commands in (
+        ("head", "head_start_ray_commands", 1, data.head_start_ray_commands),
+        ("worker", "worker_start_ray_commands", min(workers, MAX_NODES),
+         data.worker_start_ray_commands),
+    ):  # fmt: skip
+        where = f"{path}: {key}: `ray start`"
+        words = started(commands or [], where)
         given = {"CPU": "num-cpus", "GPU": "num-gpus", "memory": "memory"}
-        size = {kind: float(words[word]) for kind, word in given.items() if word in words}
-        labels = dict(pair.split("=", 1) for pair in words.get("labels", "").split(",") if pair)
-        found.append((name, count, checked(size, f"{path}: {key}: `ray start`"), labels))
+        told = {kind: words[word] for kind, word in given.items() if word in words}
+        size = {kind: amount(text, f"{where}: --{given[kind]}") for kind, text in told.items()}
+        pairs = [pair.partition("=") for pair in words.get("labels", "").split(",") if pair]
+        labels = {label: value for label, _, value in pairs}
+        found.append((name, count, complete(size, where), labels))
     return found
 
 
-def started(commands: list[str]) -> dict[str, str]:
-    """The options of the `ray start` among some commands."""
+def amount(text: str, where: str) -> float:
+    """What an option of `ray start` gives.
+
+    Raises:
+        InputError: it is no number.
+    """
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--cluster: {where}: {shown(text)}: a number needed") from None
+
+
+def started(commands: list[str], where: str) -> dict[str, str]:
+    """The options of the `ray start` among some commands.
+
+    Raises:
+        InputError: it has a quote that does not end.
+    """
     for command in commands:
         if "ray start" in command:
-            words = re.split(r"\s--", " " + " ".join(shlex.split(command)))[1:]
+            with reading(f"--cluster: {where}"):
+                words = re.split(r"\s--", " " + " ".join(shlex.split(command)))[1:]
             pairs = (re.split(r"[=\s]", word, maxsplit=1) for word in words)
             return {pair[0]: pair[1] if len(pair) > 1 else "" for pair in pairs}
     return {}
 
 
-def checked(size: Mapping[str, float], where: str) -> Mapping[str, float]:
+def complete(size: Mapping[str, float], where: str) -> Mapping[str, float]:
     """The sizes, if CPUs and memory are among them.
 
     Raises:
-        InputError: what is missing, and how to say it.
+        InputError: what is missing, and how to say it; an amount that is none.
     """
+    for kind, value in size.items():
+        if not 0 <= value < MOST:
+            raise InputError(f"--cluster: {where}: {kind}: {value}: at least 0, below 1e18 needed")
     missing = [kind for kind in ("CPU", "memory") if kind not in size]
     if missing:
         raise InputError(

@@ -15,10 +15,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from actors.documents import checked, read_yaml
 from fusion.errors import InputError
 from sweeps import redact
+from sweeps.clusterfile import ClusterFile
 from sweeps.ending import BUG, INTERRUPTED
 from sweeps.folder import in_job
 from sweeps.reach import check_jobs
@@ -236,12 +236,12 @@ async def print_log(client: Any, job: str) -> None:
 
 def expected_nodes(file: Path = BOOTSTRAP) -> int:
     """Nodes that the cluster file asks for at least, with the head; 0 where there is no file."""
-    try:
-        config = yaml.safe_load(file.expanduser().read_text())
-    except FileNotFoundError:
+    place = file.expanduser()
+    if not place.exists():
         return 0
-    kinds = config.get("available_node_types", {}).values()
-    return 1 + sum(int(kind.get("min_workers", 0)) for kind in kinds)
+    config = checked(ClusterFile, read_yaml(place), str(place))
+    kinds = (config.available_node_types or {}).values()
+    return 1 + sum(kind.min_workers or 0 for kind in kinds)
 
 
 def wait_for_nodes(count: int, seconds: float) -> None:
