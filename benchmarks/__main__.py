@@ -9,7 +9,7 @@ import sys
 MODULES = (
     "merging", "ties", "sweep", "layers", "gates", "pipeline", "dawin", "scale",
     "exact_alpha", "tip_search", "soup", "learned_soup", "greedy", "landscape",
-    "informed", "spectral", "resident", "lora",
+    "informed", "spectral", "resident", "lora", "syncs",
 )  # fmt: skip
 
 
