@@ -303,6 +303,7 @@ def install() -> None:
     cuda.is_available = lambda: True
     cuda.device_count = lambda: 1
     cuda.current_device = lambda: 0
+    cuda.get_device_name = lambda device=None: "a pretended GPU"
     cuda.mem_get_info = lambda device=None: (75 * 10**9, 80 * 10**9)
     cuda.reset_peak_memory_stats = lambda device=None: None
     cuda.max_memory_allocated = lambda device=None: 0
