@@ -25,7 +25,7 @@ from tests.pretend import device  # noqa: E402
 device.install()
 
 from actors.data import prepare_data  # noqa: E402
-from actors.embeddings import EmbeddingCache  # noqa: E402
+from actors.embeddings import embedding_cache  # noqa: E402
 from actors.evaluation import Recipe  # noqa: E402
 from actors.experts import LocalExperts  # noqa: E402
 from actors.local import local_experts  # noqa: E402
@@ -50,7 +50,7 @@ def standing() -> Iterator[LocalExperts]:
         pool = open_pool(str(root / "base"), {t: str(root / "experts" / t) for t in TASKS})
         tasks = {t: open_task(TaskSource(t, str(root / "data" / t))) for t in TASKS}
         data = prepare_data(pool.base, tasks, Splits(), ["fit", "select"], Path(place))
-        kept = EmbeddingCache(Path(place) / "e", {name: name for name in (*TASKS, "pretrained")})
+        kept = embedding_cache(Path(place), pool, "cuda", {})
         with device.pretending():
             yield local_experts(pool, data, kept, device="cuda")
 
