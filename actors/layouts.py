@@ -225,6 +225,7 @@ def parquet_split(
     """
     pieces: list[tuple[Rows, bool]] = []
     bounds: list[tuple[int, int]] = []
+    nulls = 0
     names: tuple[str, ...] | None = None
     contents = list(files)
     for file in files:
@@ -245,11 +246,14 @@ def parquet_split(
             )
             pieces.append((rows, about.total_byte_size <= REREAD_BYTES))
             with reading(where):
-                bounds += label_bounds(parquet, group, columns.label)
+                found, empty = label_bounds(parquet, group, columns.label)
+                bounds += found
+                nulls += empty
                 contents += files_of_rows(parquet, group, columns.image, file, folder)
     total = sum(rows.count for rows, _ in pieces)
     if total and all(highest < 0 for _, highest in bounds):
         return None
+    check_gaps(nulls, f"{what}: {files[0]}")
     fingerprint = content_of("parquet", contents, columns, what)
     return split_of(total, fingerprint, pieces, bounds), names
 
@@ -277,8 +281,7 @@ def open_parquet(file: Path, where: str) -> Any:
     """A parquet file, its footer read."""
     import pyarrow.parquet as pq
 
-    with file.open("rb") as stream:
-        check_pointer(stream.read(len(LFS)), where)
+    no_pointer(file, where)
     return pq.ParquetFile(file, page_checksum_verification=True)
 
 
@@ -328,18 +331,26 @@ def class_label(schema: Any, label: str) -> tuple[str, ...] | None:
         return None
 
 
-def label_bounds(parquet: Any, group: int, label: str) -> list[tuple[int, int]]:
-    """[(lowest, highest label)] of a row group, by its statistics, else by the column itself.
+def check_gaps(nulls: int, where: str) -> None:
+    """Raise InputError where some rows of a split have no label, and others do."""
+    if nulls:
+        raise InputError(f"{where}: {nulls:,} rows have no label, others do; all or none needed")
 
-    Nothing where all are missing.
+
+def label_bounds(parquet: Any, group: int, label: str) -> tuple[list[tuple[int, int]], int]:
+    """[(lowest, highest label)] of a row group, and how many are missing.
+
+    By its statistics, else by the column itself. No bounds where all are missing.
     """
     about = parquet.metadata.row_group(group)
     for index in range(about.num_columns):
         column = about.column(index)
         stated = column.path_in_schema == label and column.is_stats_set
-        if stated and column.statistics.has_min_max:
-            return [(int(column.statistics.min), int(column.statistics.max))]
-    return bounds_in(parquet.read_row_group(group, columns=[label]).column(label))
+        if stated and column.statistics.has_min_max and column.statistics.has_null_count:
+            about = column.statistics
+            return [(int(about.min), int(about.max))], about.null_count
+    values = parquet.read_row_group(group, columns=[label]).column(label)
+    return bounds_in(values), values.null_count
 
 
 def bounds_in(column: Any) -> list[tuple[int, int]]:
@@ -402,11 +413,13 @@ def arrow_split(
     """One split of Arrow files, memory-mapped, as `datasets` writes them; None: no labels."""
     pieces: list[tuple[Rows, bool]] = []
     bounds: list[tuple[int, int]] = []
+    nulls = 0
     contents = list(files)
     names: tuple[str, ...] | None = None
     for file in files:
         where = f"{what}: {file}"
         with reading(where):
+            no_pointer(file, where)
             table = arrow_table(str(file))
         check_columns(table.schema, columns, where)
         named = class_label(table.schema, columns.label)
@@ -415,12 +428,14 @@ def arrow_split(
         names = named
         with reading(where):
             bounds += bounds_in(table.column(columns.label))
+            nulls += table.column(columns.label).null_count
             contents += named_in(table.column(columns.image), file.parent, folder)
         rows = ArrowRows(str(file), 0, table.num_rows, columns.image, columns.label, str(folder))
         pieces.append((rows, True))
     total = sum(rows.count for rows, _ in pieces)
     if total and all(highest < 0 for _, highest in bounds):
         return None
+    check_gaps(nulls, f"{what}: {files[0]}")
     return split_of(total, content_of("arrow", contents, columns, what), pieces, bounds), names
 
 
@@ -452,8 +467,13 @@ def image_folder(found: Found, label: str, what: str) -> Layout:
 
 def check_images(files: Sequence[Path], what: str) -> None:
     """Raise InputError where the first image file is a Git LFS pointer: then all are."""
-    with files[0].open("rb") as stream:
-        check_pointer(stream.read(len(LFS)), f"{what}: {files[0]}")
+    no_pointer(files[0], f"{what}: {files[0]}")
+
+
+def no_pointer(file: Path, where: str) -> None:
+    """Raise InputError where a file is a Git LFS pointer."""
+    with file.open("rb") as stream:
+        check_pointer(stream.read(len(LFS)), where)
 
 
 Labelled = dict[str, list[tuple[str, int]]]
@@ -568,8 +588,7 @@ def metadata_rows(folder: Path, name: str, label: str, where: str) -> list[tuple
         ".parquet": pyarrow.parquet.read_table,
     }
     with reading(where):
-        with file.open("rb") as stream:
-            check_pointer(stream.read(len(LFS)), where)
+        no_pointer(file, where)
         table = read[file.suffix](str(file))
         for column in ("file_name", label):
             if table.schema.names.count(column) != 1:
@@ -597,6 +616,9 @@ def library_files(found: Found, columns: Columns, what: str) -> Layout:
         paths = tuple(str(found.folder / file.path) for file in files)
         tabs = ".tsv" in PurePosixPath(files[0].path.lower()).suffixes
         source = Library(found.kind, None, None, name, paths, "\t" if tabs else "")
+        for path in paths:
+            with reading(f"{what}: {path}"):
+                no_pointer(Path(path), f"{what}: {path}")
         with reading(f"{what}: {found.folder}: `datasets` cannot read it"):
             tables[name] = (source, library_table(source, columns.image))
     values: set[str] = set()
@@ -614,6 +636,7 @@ def library_files(found: Found, columns: Columns, what: str) -> Layout:
         bounds = [(0, len(names) - 1)] if names else bounds_in(label)
         if label.null_count == len(label) or all(highest < 0 for _, highest in bounds):
             continue
+        check_gaps(label.null_count, f"{what}: {source.files[0]}")
         with reading(f"{what}: {found.folder}"):
             contents = [*map(Path, source.files)]
             contents += named_in(table.column(columns.image), found.folder, found.folder)

@@ -313,7 +313,11 @@ def test_lfs_pointers(tree: Callable[..., Path], animals: Path) -> None:
     folder = tree("train/cat/1.png", "train/dog/1.png")
     (folder / "train/cat/1.png").write_bytes(pointer)
     (animals / "train.parquet").write_bytes(pointer)
-    for each in (folder, animals):
+    others = [animals.parent / name for name in ("train.csv", "train.tar", "train.arrow")]
+    for file in others:
+        (animals.parent / file.suffix[1:]).mkdir()
+        (animals.parent / file.suffix[1:] / file.name).write_bytes(pointer)
+    for each in (folder, animals, *(animals.parent / file.suffix[1:] for file in others)):
         with pytest.raises(InputError, match=r"a Git LFS pointer.*git lfs pull"):
             opened(each)
 
@@ -485,3 +489,13 @@ def test_tables_without_labels(
     (tmp_path / "p/train.parquet").unlink()
     with pytest.raises(InputError, match="label: no column 'label'; there:"):
         opened(tmp_path / "p")
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_labels_that_are_missing_here_and_there(tmp_path: Path, *, statistics: bool) -> None:
+    import pyarrow.parquet as pq
+
+    table = pa.table({"image": [b"x", b"y", b"z"], "label": [0, None, 1]})
+    pq.write_table(table, tmp_path / "train.parquet", write_statistics=statistics)
+    with pytest.raises(InputError, match="1 rows have no label, others do; all or none needed"):
+        opened(tmp_path)

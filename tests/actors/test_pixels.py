@@ -198,3 +198,21 @@ def test_large_files_are_written_without_their_size_in_memory(tmp_path: Path) ->
     assert found.labels.tolist() == list(range(rows))
     assert torch.equal(found.images[:, 2, 63, 63].long(), torch.arange(rows) % 251)
     assert torch.equal(found.images.amin((1, 2, 3)), found.images.amax((1, 2, 3)))
+
+
+def test_16_bit_images_are_said(
+    tmp_path: Path, parquet: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    import io
+
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(np.full((9, 9), 40000, dtype=np.uint16)).save(file, "PNG")
+    images = [file.getvalue()] * 3
+    parquet(tmp_path / "d/train.parquet", [0, 1, 0], names=["a", "b"], images=images)
+    task = open_task(TaskSource("deep", str(tmp_path / "d")))
+    (path,) = prepare({"deep": task}, [("deep", "train")], PREPROCESS, tmp_path).values()
+    said = "task 'deep': split 'train': 3 images of 16-bit grey were scaled to 8 bits"
+    assert said in caplog.messages
+    assert set(open_pixels(path).images.flatten().tolist()) == {round(40000 / 257)}

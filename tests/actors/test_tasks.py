@@ -173,3 +173,17 @@ def test_partition_refuses() -> None:
         partition(np.array([0, 0]), 1.0)
     with pytest.raises(InputError, match="none of the 2 rows can be spared"):
         partition(np.array([0, 1]))
+
+
+def test_a_role_that_needs_a_split_without_labels(
+    animals: Path, parquet: Callable[..., Path]
+) -> None:
+    parquet(animals / "test.parquet", [-1, -1], names=["cat", "dog"])
+    task = open_task(TaskSource("pets", str(animals)))
+    with pytest.raises(InputError, match=r"no split 'test'; .*'test' is there and has no labels"):
+        assign(task, Splits())
+
+
+@pytest.mark.parametrize("name", ["testing", "eval", "Test"])
+def test_other_words_for_a_split(task: Task, name: str) -> None:
+    assert assign(task, Splits(report=name))["report"] == Place("test", "all")
