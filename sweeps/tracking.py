@@ -233,6 +233,9 @@ def reason(error: BaseException) -> str:
     >>> reason(OSError('Max retries exceeded (Caused by ResponseError("too many 503 answers"))'))
     'too many 503 answers'
     """
-    text = redact.text((str(error).strip() or type(error).__name__).splitlines()[0])
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    # SQLAlchemy begins with where it was, when a full disk, say, kept it from going on.
+    told = [line for line in lines if not line.startswith("(raised as a result of")]
+    text = redact.text((told or lines or [type(error).__name__])[0].strip())
     cause = re.split(r"\([\"']", text.partition("Caused by ")[2])[-1].rstrip(")\"'")
     return (cause.rpartition(", '")[2] or text)[:200]

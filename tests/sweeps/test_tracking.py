@@ -4,6 +4,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from dataclasses import replace
 
@@ -274,6 +275,33 @@ def test_a_winner_s_notes_and_what_it_learned_stay_with_it(tmp_path):
     assert run.data.tags["notes"] == "a; b"
     found = sent.client.list_artifacts(run.info.run_id, "recipe")
     assert sorted(file.path for file in found) == ["recipe/ties.safetensors", "recipe/ties.yaml"]
+
+
+def test_a_store_that_reads_and_takes_no_write_is_said_at_once_and_holds_nobody(tmp_path):
+    """20 trials on a store in which nothing can be inserted; later it can, and has them all."""
+    said, path = [], tmp_path / "mlflow.db"
+    client, experiment = tracking.connect(None, None, tmp_path)
+    refuse = "select raise(abort, 'database or disk is full'); end"
+    changed(f"create trigger full before insert on runs begin {refuse}")(path)
+    entries = [replace(ENTRY, trial_key=f"k{at}") for at in range(20)]
+    sent = Tracker(client, experiment, "s", "id1", {}, patience=1, say=said.append)
+    sent.trial(entries[0])
+    began = time.monotonic()
+    while not said:
+        assert time.monotonic() - began < 5
+        time.sleep(0.01)
+    assert "database or disk is full" in said[0]
+    began = time.monotonic()
+    sent.flush(entries)
+    sent.finish("FINISHED", {}, [])
+    assert time.monotonic() - began < 5
+    assert "database or disk is full" in sent.fault
+    assert len(said) <= 3
+    changed("drop trigger full")(path)
+    resumed = tracker(tmp_path)
+    resumed.flush(entries)
+    assert resumed.fault is None
+    assert len(children(resumed.client, resumed.parent)) == 20
 
 
 def cut(path):
