@@ -71,7 +71,11 @@ def check_towers(base: Checkpoint) -> None:
     with reading(f"{base.name}: {file}"), torch.device("meta"):
         CLIPVisionModel(config.vision_config)
         tower = CLIPTextModel(config.text_config)
-    for name, memory in weights(tower).items():
+    wanted = weights(tower)
+    for key, info in base.rest.items():
+        if key.startswith(TEXT_PREFIX) and key.removeprefix(TEXT_PREFIX) not in wanted:
+            raise InputError(f"{base.name}: {info.file}: tensor {key!r}: not part of a CLIP model")
+    for name, memory in wanted.items():
         info = base.rest.get(TEXT_PREFIX + name)
         if info is None:
             raise InputError(f"{base.name}: {base.folder}: tensor {TEXT_PREFIX + name!r}: missing")

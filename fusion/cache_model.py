@@ -12,15 +12,16 @@ from annotated_types import Interval
 from torch import Tensor
 
 from fusion.errors import InputError
-from fusion.labelled import check_classes, check_labels, check_matrix, directions
+from fusion.labelled import check_labels, check_matrix, directions
 from fusion.state import accumulator
 from fusion.zeroshot import logits
 
 
 def few_shot(labels: Tensor, shots: int, seed: int, classes: int | None = None) -> Tensor:
-    """Rows of `shots` images of each class: int64 [C·shots], class by class.
+    """Rows of `shots` images of each class that has any: int64 [≤ C·shots], class by class.
 
-    Without replacement; a class with fewer rows is drawn from with replacement. What is drawn of
+    Without replacement; a class with fewer rows is drawn from with replacement, and one without
+    rows gives none. What is drawn of
     one class depends on its own rows and the seed only, and fewer shots are the first of more.
 
     Args:
@@ -30,7 +31,7 @@ def few_shot(labels: Tensor, shots: int, seed: int, classes: int | None = None) 
         classes: C. Default: as many as the largest label says.
 
     Raises:
-        InputError: fewer than one shot, a class without a row, a label outside.
+        InputError: fewer than one shot, no row, a label outside.
 
     Source: Zhang et al. 2022, arXiv:2207.09519, and its code, which draws with Python's generator:
     the same rule, other rows.
@@ -46,10 +47,11 @@ def few_shot(labels: Tensor, shots: int, seed: int, classes: int | None = None) 
         raise InputError("labels: no rows; 1 or more needed")
     check_labels("labels", labels, len(labels), classes)
     classes = int(labels.max()) + 1 if classes is None else classes
-    check_classes("labels", labels, classes)
     drawn = []
     for number in range(classes):
         rows = (labels == number).nonzero()[:, 0].cpu()
+        if len(rows) == 0:
+            continue
         generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
         if len(rows) < shots:
             picks = torch.randint(len(rows), (shots,), generator=generator)
@@ -84,16 +86,15 @@ def cache_keys(views: Tensor) -> Tensor:
 
 
 def cache_values(labels: Tensor, classes: int) -> Tensor:
-    """V [NK, C], float32: the one-hot labels of the keys.
+    """V [NK, C], float32: the one-hot labels of the keys; a class without a key has no vote.
 
     Raises:
-        InputError: a label outside, a class without a shot.
+        InputError: a label outside.
 
     >>> cache_values(torch.tensor([1, 0]), 2).tolist()
     [[0.0, 1.0], [1.0, 0.0]]
     """
     check_labels("labels", labels, len(labels), classes)
-    check_classes("labels", labels, classes)
     return torch.nn.functional.one_hot(labels, classes).float()
 
 

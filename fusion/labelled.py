@@ -110,20 +110,6 @@ def check_labels(name: str, labels: Tensor, rows: int, classes: int | None = Non
         raise InputError(f"{name}: row {row}: class {int(labels[row])}; {allowed} allowed")
 
 
-def check_classes(name: str, labels: Tensor, classes: int) -> None:
-    """Refuse labels that leave a class without a row.
-
-    Raises:
-        InputError: it names the first such class.
-    """
-    empty = torch.bincount(labels, minlength=classes) == 0
-    if bool(empty.any()):
-        raise InputError(
-            f"{name}: class {int(empty.nonzero()[0, 0])}: no row; 1 or more of each of"
-            f" {classes} classes needed"
-        )
-
-
 def directions(name: str, features: Tensor) -> Tensor:
     """n(features) [N, D] in float32 (float64 where they are).
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fusion.errors import InputError
-from fusion.labelled import Labelled, apart, check_classes, check_labels, check_matrix, directions
+from fusion.labelled import Labelled, apart, check_labels, check_matrix, directions
 
 F = torch.arange(12.0).view(6, 2) + 1
 Y = torch.tensor([0, 1, 2, 0, 1, 2])
@@ -46,9 +46,6 @@ def test_labels_are_held_against_the_number_of_classes() -> None:
     check_labels("labels", Y, 6, 3)
     with refused("labels: row 2: class 2; 0 to 1 allowed"):
         check_labels("labels", Y, 6, 2)
-    check_classes("labels", Y, 3)
-    with refused("labels: class 3: no row; 1 or more of each of 4 classes needed"):
-        check_classes("labels", Y, 4)
 
 
 def test_widths_are_compared() -> None:

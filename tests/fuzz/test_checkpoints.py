@@ -20,6 +20,7 @@ from actors.checkpoints import read
 from actors.extractor import open_extractor
 from actors.pool import load_flat, open_pool, unflatten
 from actors.preprocess import read_convnext, read_preprocess
+from actors.towers import check_towers
 from tests.actors.adapterfolders import write_adapter
 from tests.actors.conftest import tiny as tiny
 from tests.fuzz.damage import altered, mutated, only_input_errors
@@ -73,6 +74,7 @@ def replaced(folders: Path, file: str, data: bytes) -> Iterator[Path]:
 def vectors(root: Path, expert: str) -> dict[str, Tensor]:
     """All that is read of a pool: base, task vectors, and what is not fused."""
     pool = open_pool(str(root / "base"), {"a": str(root / expert)})
+    check_towers(pool.base)
     found = unflatten(load_flat(pool))
     rest = {f"rest {name}": tensor.clone() for name, tensor in read(pool.base, pool.base.rest)}
     deltas = {f"delta {name}": tensor for name, tensor in found.deltas.items()}
