@@ -76,9 +76,9 @@ def check_towers(base: Checkpoint) -> None:
         if key.startswith(TEXT_PREFIX) and key.removeprefix(TEXT_PREFIX) not in wanted:
             raise InputError(f"{base.name}: {info.file}: tensor {key!r}: not part of a CLIP model")
     for name, memory in wanted.items():
-        info = base.rest.get(TEXT_PREFIX + name)
-        if info is None:
+        if TEXT_PREFIX + name not in base.rest:
             raise InputError(f"{base.name}: {base.folder}: tensor {TEXT_PREFIX + name!r}: missing")
+        info = base.rest[TEXT_PREFIX + name]
         if info.shape != tuple(memory.shape):
             raise InputError(
                 f"{base.name}: {info.file}: tensor {TEXT_PREFIX + name!r}: shape"

@@ -26,7 +26,7 @@ from actors.preprocess import Preprocess, read_preprocess
 from actors.routing import SAMPLES
 from actors.segments import clip_segments
 from actors.sources import cache_dir
-from actors.tasks import Role, Splits, Task, TaskSource, assign, open_task
+from actors.tasks import Place, Role, Splits, Task, TaskSource, assign, open_task
 from fusion.errors import InputError
 from fusion.registry import METHODS, one_a_sample
 from sweeps.ancestry import check_ancestry
@@ -34,6 +34,7 @@ from sweeps.canonical import Context
 from sweeps.cluster import narrowed
 from sweeps.completion import completed
 from sweeps.courses import Needs, needs_of
+from sweeps.datachecks import check_data, check_shifts, check_trials, check_words
 from sweeps.reckoning import rows_at, shifted_bytes, taken
 from sweeps.rehearsal import rehearse
 from sweeps.shifts import open_shifts, shift_fingerprint
@@ -130,6 +131,7 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
         InputError: a checkpoint, dataset, split, memory or disk that will not do.
     """
     spec = completed(spec)  # before anything is asked of the methods
+    check_trials(spec)
     pool = open_pool(spec.pool.base, spec.pool.experts)
     if spec.placement.weights == "factored":
         check_adapters(pool)
@@ -144,16 +146,12 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
     heads = check_heads(pool.base, tasks)
     check_ancestry(pool, tasks)
     needs = needs_of(spec, pool.tasks, pool.groups)
+    places = {
+        name: read_places(task, spec, splits, roles_of(needs)) for name, task in tasks.items()
+    }
     sources, role_rows = set(), dict.fromkeys(roles_of(needs), 0)
     for name, task in tasks.items():
-        places = assign(
-            task,
-            splits,
-            select_spelled=spec.splits.select_spelled,
-            roles=MEASURED if name in spec.unseen else ALL_ROLES,
-        )
-        for role in places.keys() & role_rows.keys():
-            place = places[role]
+        for role, place in places[name].items():
             sources.add((name, place.split))
             role_rows[role] += rows_at(task, place, splits)
     images = sum(tasks[name].splits[split] for name, split in sources)
@@ -161,8 +159,11 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
     pixel_bytes = sum(images * 3 * height * width for height, width in sizes)
     check_disk(outputs, 10**7)
     rehearse(spec, pool)
+    check_words(pool, tasks)
+    check_data(spec, tasks, places, splits)
     placement = arrange(spec, pool, needs, resources)
     others = open_shifts(spec.shifts, spec.splits.report, tasks)
+    check_shifts(spec, preprocess, others)
     found = Prepared(
         spec, pool, tasks, splits, preprocess, placement, role_rows, images, pixel_bytes, needs,
         others,
@@ -171,6 +172,20 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
     statistics = sum(each.disk for each in taken(spec, pool).values())
     check_disk(cache_dir(), pixel_bytes + shifted_bytes(found) + statistics)
     return found
+
+
+def read_places(
+    task: Task, spec: SweepSpec, splits: Splits, read: tuple[Role, ...]
+) -> dict[Role, Place]:
+    """Where a task's rows are, of the roles that are read.
+
+    Raises:
+        InputError: see `assign`.
+    """
+    roles = MEASURED if task.name in spec.unseen else ALL_ROLES
+    spelled = spec.splits.select_spelled
+    places = assign(task, splits, select_spelled=spelled, roles=roles)
+    return {role: place for role, place in places.items() if role in read}
 
 
 def arrange(
