@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from actors.architecture import PROJECTION
+from actors.architecture import LARGEST, PROJECTION
 from actors.checkpoints import (
     MODEL_TYPES,
     content_hash,
@@ -173,6 +173,10 @@ def read_config(folder: Path, what: str) -> dict[str, Any]:
     return config
 
 
+MOST_STAGES = 16
+"""Stages of a ResNet, at most."""
+
+
 def resnet_fields(config: Mapping[str, Any], file: str) -> dict[str, Any]:
     """The fields that fix a ResNet's tensors; defaults of `transformers.ResNetConfig` (ResNet-50).
 
@@ -199,6 +203,12 @@ def resnet_fields(config: Mapping[str, Any], file: str) -> dict[str, Any]:
         values = fields[name] if isinstance(fields[name], list) else [fields[name]]
         if not all(type(value) is int and value > 0 for value in values):
             raise InputError(f"{file}: {name}: {fields[name]!r}; positive whole numbers needed")
+        most = LARGEST["num_hidden_layers" if name == "depths" else "intermediate_size"]
+        if len(values) > MOST_STAGES or max(values) > most:
+            raise InputError(
+                f"{file}: {name}: {str(fields[name])[:80]}; at most {most} each, and"
+                f" {MOST_STAGES} of them, allowed"
+            )
     choices: dict[str, tuple[object, ...]] = {
         "layer_type": LAYERS,
         "hidden_act": ACTIVATIONS,

@@ -20,7 +20,17 @@ from sweeps import redact, signals
 from sweeps.analyse_command import analyse
 from sweeps.aside import aside
 from sweeps.ending import Commands, guarded
-from sweeps.options import OUTPUTS, Address, Outputs, Set, Spec, Storage
+from sweeps.options import (
+    OUTPUTS,
+    Address,
+    Extend,
+    Fresh,
+    Outputs,
+    Resume,
+    Set,
+    Spec,
+    Storage,
+)
 from sweeps.screen import Screen
 from sweeps.stopping import given, going_on, resuming, stoppable
 
@@ -51,14 +61,9 @@ def options(
 def run(
     spec: Spec,
     address: Address = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped sweep.")] = False,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Move an old one of the name aside.")
-    ] = False,
-    extend: Annotated[
-        bool,
-        typer.Option("--extend", help="Go on with other methods, spaces, metric or shifts."),
-    ] = False,
+    resume: Resume = False,
+    fresh: Fresh = False,
+    extend: Extend = False,
     storage: Storage = None,
     overrides: Set = None,
     outputs: Outputs = OUTPUTS,
@@ -143,16 +148,23 @@ def plan(
     gpu_memory: Annotated[
         float, typer.Option(help="With --cluster: GB of a GPU, where no label says it.")
     ] = 0.0,
+    resume: Resume = False,
+    fresh: Fresh = False,
+    extend: Extend = False,
+    storage: Storage = None,
     overrides: Set = None,
     outputs: Outputs = OUTPUTS,
 ) -> None:
-    """Check everything and print placement, memory, trials and work; loads no weights."""
+    """Check what `run` with the same options would, and print placement, memory, trials and work;
+    loads no weights."""
     from sweeps.spec import load
 
     loaded = load(spec, overrides or [])
     from sweeps.plan import show  # after the spec: its faults need no torch to be found
+    from sweeps.ready import Begin
 
-    show(loaded, outputs, Screen(), address, cluster, gpu_memory)
+    begin = Begin(resume, fresh, extend, storage)
+    show(loaded, outputs, Screen(), address, cluster, gpu_memory, begin)
 
 
 @app.command()
@@ -250,7 +262,7 @@ def export(
 
 @app.command()
 def quickstart(
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped sweep.")] = False,
+    resume: Resume = False,
     outputs: Outputs = OUTPUTS,
 ) -> None:
     """Build the embedded pool if it is absent, and sweep over it."""

@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
 from actors.documents import checked, parse_json, read_bytes
-from fusion.errors import InputError
+from fusion.errors import InputError, reading
 from sweeps.ledger import Ledger, write_text
 
 
@@ -286,6 +286,28 @@ def aside_suffix() -> str:
     return f"{datetime.now(UTC).strftime('%Y%m%dT%H%M%S')}.{uuid.uuid4().hex[:4]}"
 
 
+def check_outputs(outputs: Path) -> None:
+    """Raise InputError where the outputs folder is none, or cannot be made or written."""
+    there = next(path for path in (outputs, *outputs.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise InputError(f"--outputs: {outputs}: {there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"--outputs: {outputs}: {there} cannot be written")
+
+
+def check_not_running(path: Path) -> None:
+    """Raise InputError where another process runs the sweep in `path`; leaves nothing behind."""
+    check_outputs(path.parent)
+    lock = path.with_name(f".{path.name}.lock")
+    if not lock.is_file():
+        return
+    with reading(str(lock)), lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{path}: another process is running this sweep") from None
+
+
 @contextmanager
 def owned(path: Path) -> Iterator[None]:
     """Hold the folder against a second process; the lock goes with the process, however it ends.
@@ -293,6 +315,7 @@ def owned(path: Path) -> Iterator[None]:
     Raises:
         InputError: another process is running this sweep, or the folder cannot be written.
     """
+    check_outputs(path.parent)
     lock = path.with_name(f".{path.name}.lock")
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)

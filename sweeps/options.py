@@ -27,4 +27,9 @@ Storage = Annotated[
         help="Durable storage (a folder, s3://…): the sweep is copied there after every trial.",
     ),
 ]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a stopped sweep.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Move an old one of the name aside.")]
+Extend = Annotated[
+    bool, typer.Option("--extend", help="Go on with other methods, spaces, metric or shifts.")
+]
 OUTPUTS = outputs_dir()

@@ -20,9 +20,11 @@ from sweeps.clusterfile import of_file
 from sweeps.completion import references
 from sweeps.courses import learning_points, passes_of, resident_points
 from sweeps.entry import MethodSpec
+from sweeps.folder import check_not_running
 from sweeps.learning import RUNGS
 from sweeps.notes import under_words
-from sweeps.prepare import Prepared, prepare
+from sweeps.prepare import Prepared
+from sweeps.ready import Begin, ready
 from sweeps.reckoning import Taken, shifted_bytes, shifted_images, taken
 from sweeps.spec import SplitSpec, SweepSpec
 from sweeps.wording import size
@@ -35,6 +37,7 @@ def show(
     address: str | None = None,
     file: Path | None = None,
     gpu_memory: float = 0.0,
+    begin: Begin | None = None,
 ) -> None:
     """Check everything that `run` checks, and print placement, memory, trials and work.
 
@@ -45,6 +48,7 @@ def show(
         address: of a running cluster; None: `$RAY_ADDRESS`, else this machine.
         file: a `cluster.yaml` to plan for instead; nothing is asked of its hosts.
         gpu_memory: of that file's GPUs, in GB, where their labels do not say it; 0: not known.
+        begin: how the sweep would begin; None: anew.
 
     Raises:
         InputError: what `run` would refuse.
@@ -57,7 +61,8 @@ def show(
             resources = cluster.of_cluster()
         else:
             resources = cluster.this_machine()
-        prepared = prepare(spec, outputs, resources)
+        check_not_running(outputs / spec.name)
+        prepared = ready(spec, outputs, resources, begin or Begin()).prepared
     for row in facts(prepared):
         console.print("{:<12}{}".format(*row), soft_wrap=True, markup=False)
     console.print(trial_table(prepared))

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actors.placement import Resources
-from fusion.errors import InputError
 from sweeps import fetch, tracking
 from sweeps.folder import SweepFolder, check_free
 from sweeps.prepare import Prepared, prepare
@@ -64,7 +63,6 @@ def ready(spec: SweepSpec, outputs: Path, resources: Resources, begin: Begin) ->
         InputError: what would keep the sweep from running; one line.
     """
     folder = SweepFolder(outputs / spec.name)
-    check_outputs(outputs)
     prepared = prepare(spec, outputs, resources)
     now, text = spec_hash(spec), dump(spec)
     check_free(folder.path, now, text, **begin.going_on)
@@ -74,14 +72,3 @@ def ready(spec: SweepSpec, outputs: Path, resources: Resources, begin: Begin) ->
     uri = spec.mlflow.tracking_uri or tracking.default_uri(outputs)
     tracking.check_reachable(uri, spec.mlflow.experiment)
     return Ready(prepared, folder, now, text, uri, store)
-
-
-def check_outputs(outputs: Path) -> None:
-    """Raise InputError where the outputs folder is none, or cannot be made or written."""
-    import os
-
-    there = next(path for path in (outputs, *outputs.absolute().parents) if os.path.lexists(path))
-    if not there.is_dir():
-        raise InputError(f"--outputs: {outputs}: {there} is no folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"--outputs: {outputs}: {there} cannot be written")

@@ -29,22 +29,22 @@ from sweeps.completion import counted, is_soup
 from sweeps.correctness import read_correct
 from sweeps.finals import evaluate_rows
 from sweeps.finalshifts import measure_shifts
-from sweeps.folder import Identity, SweepFolder, check_free, claim, owned
+from sweeps.folder import Identity, SweepFolder, claim, owned
 from sweeps.keeper import keep
 from sweeps.learning import Course, learned_name, sizes_of, state_name
 from sweeps.ledger import Entry
 from sweeps.mirror import Mirror
 from sweeps.notes import notes_of, notes_of_pool, under_words
-from sweeps.prepare import Prepared, prepare
+from sweeps.prepare import Prepared
 from sweeps.progress import Progress
+from sweeps.ready import Begin, ready
 from sweeps.renewal import renew
 from sweeps.report import write_html
 from sweeps.runs import totals
 from sweeps.shifts import shift_fingerprint
 from sweeps.site import Site
-from sweeps.spec import SweepSpec, dump, spec_hash
+from sweeps.spec import SweepSpec
 from sweeps.stand import stand
-from sweeps.storage import reach
 from sweeps.surfaces import write_tables
 from sweeps.tracker import Tracker
 from sweeps.trials import run_trials
@@ -113,13 +113,9 @@ def run(
         progress = stack.enter_context(Progress(console))
         site = Site(address, progress.say)
         stack.enter_context(site.join())
-        prepared = prepare(spec, outputs, site.resources())
-        uri = spec.mlflow.tracking_uri or tracking.default_uri(outputs)
-        now, text = spec_hash(spec), dump(spec)
-        check_free(folder.path, now, text, resume=resume, fresh=fresh, extend=extend)
-        store = reach(storage, folder.path) if storage else None
-        if store:
-            fetch.check_there(store, folder, now, text, resume=resume, fresh=fresh, extend=extend)
+        begin = Begin(resume, fresh, extend, storage)
+        found = ready(spec, outputs, site.resources(), begin)
+        prepared, uri, store = found.prepared, found.uri, found.store
         client, experiment = tracking.connect(uri, spec.mlflow.experiment, outputs, progress.say)
         if page := stack.enter_context(site.start(prepared)):
             progress.say(f"dashboard {page}")
@@ -129,12 +125,12 @@ def run(
             prepared,
             progress,
             prepared.roles,
-            lambda found: extended(prepared, found),
+            lambda data: extended(prepared, data),
             extractors=list(prepared.needs.extractors.values()),
         )
         # Only now, with every weight and image accepted, does the sweep leave a trace.
         sent = fetch.take_up(store, folder, fresh=fresh) if store else {}
-        identity = claim(folder.path, now, text, resume=resume, fresh=fresh, extend=extend)
+        identity = claim(folder.path, found.spec_hash, found.spec_text, **begin.going_on)
         signals.begin()
         mirror = stack.enter_context(Mirror(folder, store, sent, progress.say))
         tags = tags_of(prepared, identity)

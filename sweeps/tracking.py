@@ -10,9 +10,10 @@ import os
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 from actors.once import alone
-from fusion.errors import InputError
+from fusion.errors import InputError, reading
 from sweeps import redact, storefile
 from sweeps.pages import EXPERIMENT_TAGS
 
@@ -92,6 +93,57 @@ def connect(
     return opened(where, name, outputs)
 
 
+def check_reachable(uri: str, experiment: str | None) -> None:
+    """What `connect` refuses, as far as it is known without making a store or an experiment.
+
+    Raises:
+        InputError: see `connect`.
+    """
+    check(uri)
+    patience()
+    if (file := storefile.file_of(uri)) is not None:
+        if storefile.is_new(file):
+            return
+        tables, revision = newest()
+        try:
+            fault = storefile.fault(file, tables, revision)
+        except Exception as error:  # whatever a file that is no store raises
+            raise InputError(
+                f"mlflow.tracking_uri: {redact.url(uri)!r}: {unusable(error)}"
+            ) from error
+        if fault:
+            raise InputError(
+                f"mlflow.tracking_uri: {redact.url(uri)!r}: {storefile.told(file, fault)}"
+            )
+        if storefile.revision_of(file) != revision:
+            return  # `connect` brings it up to date first
+    with reading(f"mlflow.tracking_uri: {redact.url(uri)!r}"):
+        client = MlflowClient(uri)
+    known(client, experiment or EXPERIMENT, uri)
+
+
+def known(client: MlflowClient, name: str, where: str) -> Any:
+    """An experiment that can be written; None where there is none yet.
+
+    Raises:
+        InputError: the store cannot be reached or written, or the experiment was deleted.
+    """
+    try:
+        found = client.get_experiment_by_name(name)
+        if found is not None and found.lifecycle_stage == "active":
+            for key, value in EXPERIMENT_TAGS.items():  # a harmless write: may this user write?
+                client.set_experiment_tag(found.experiment_id, key, value)
+    except Exception as error:  # whatever the store raises: SQL, HTTP, operating system
+        raise InputError(
+            f"mlflow.tracking_uri: {redact.url(where)!r}: {unusable(error)}"
+        ) from error
+    if found is None or found.lifecycle_stage == "active":
+        return found
+    raise InputError(
+        f"mlflow.experiment: {name!r}: deleted at {redact.url(where)}; restore it or give another name"
+    )
+
+
 def set_up(file: Path, where: str, say: Callable[[str], None]) -> None:
     """Make a sqlite store that is not there, or bring one of an older MLflow up to date.
 
@@ -144,21 +196,18 @@ def opened(where: str, name: str, outputs: Path) -> tuple[MlflowClient, str]:
     """See `connect`."""
     try:
         client = MlflowClient(where)
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            return client, made(client, name, where, outputs)
-        if found.lifecycle_stage == "active":  # a harmless write: may this user write here?
-            for key, value in EXPERIMENT_TAGS.items():
-                client.set_experiment_tag(found.experiment_id, key, value)
-            return client, found.experiment_id
-    except Exception as error:  # whatever the store raises: SQL, HTTP, operating system
+    except Exception as error:  # a URI of no store, say
         raise InputError(
             f"mlflow.tracking_uri: {redact.url(where)!r}: {unusable(error)}"
         ) from error
-    raise InputError(
-        f"mlflow.experiment: {name!r}: deleted at {redact.url(where)}; restore it or give"
-        " another name"
-    )
+    if (found := known(client, name, where)) is not None:
+        return client, found.experiment_id
+    try:
+        return client, made(client, name, where, outputs)
+    except Exception as error:  # as above
+        raise InputError(
+            f"mlflow.tracking_uri: {redact.url(where)!r}: {unusable(error)}"
+        ) from error
 
 
 def check(where: str) -> None:
