@@ -140,7 +140,8 @@ def known(client: MlflowClient, name: str, where: str) -> Any:
     if found is None or found.lifecycle_stage == "active":
         return found
     raise InputError(
-        f"mlflow.experiment: {name!r}: deleted at {redact.url(where)}; restore it or give another name"
+        f"mlflow.experiment: {name!r}: deleted at {redact.url(where)}; restore it or give another"
+        " name"
     )
 
 
