@@ -14,14 +14,13 @@ that can be used; `Layout.unlabelled` names it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from actors.discovery import File, Found, Left, discover, leave
-from actors.documents import LFS, check_pointer, read_json
+from actors.documents import LFS, check_pointer, parse_json, read_json
 from actors.hashes import hash_files, hash_text
 from actors.paths import inside
 from actors.rows import (
@@ -325,7 +324,7 @@ def check_rows_of(about: Any, label: str, where: str) -> None:
 def class_label(schema: Any, label: str) -> tuple[str, ...] | None:
     """The names of a `ClassLabel` column, from the metadata that `datasets` writes."""
     try:
-        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        features = parse_json(schema.metadata[b"huggingface"], label)["info"]["features"]
         return tuple(str(name) for name in features[label]["names"])
     except (KeyError, TypeError, ValueError):
         return None

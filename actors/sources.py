@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from actors.documents import checked, read_json
+from actors.paths import Plain
 from fusion.errors import InputError, reading
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def complete(folder: Path) -> bool:
     if (folder / "model.safetensors").exists():
         return True
     try:
-        files = json.loads((folder / INDEX).read_text())["weight_map"].values()
-        return all((folder / file).exists() for file in files)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        where = checked(dict[str, Plain], read_json(folder / INDEX).get("weight_map"), INDEX)
+    except InputError:
         return False
+    return all((folder / file).exists() for file in where.values())
