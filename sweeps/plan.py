@@ -12,6 +12,7 @@ from rich.table import Table
 
 from actors.extractor import Extractor
 from actors.placement import Plan, gigabytes
+from actors.pool import Pool
 from actors.tasks import Task
 from actors.transport import NO_CUPY
 from sweeps import cluster
@@ -81,6 +82,7 @@ def facts(prepared: Prepared) -> list[tuple[str, str]]:
             f"{len(pool.experts)} experts of {spec.pool.base}: {len(pool.names)} tensors, "
             f"{pool.parameters:,} parameters each ({dtypes} on disk)",
         ),
+        *([("names", prefixes)] if (prefixes := wrappers(pool)) else []),
         (
             "placement",
             f"{arrangement(plan)}, {plan.threads} thread(s) each, "
@@ -152,6 +154,21 @@ def task_text(task: Task) -> list[str]:
         for reason, (number, first) in layout.left.items()
     ]
     return lines
+
+
+def wrappers(pool: Pool) -> str:
+    """Which prefixes of wrappers are left out of whose tensors' names; empty where there are none.
+
+    `'_orig_mod.' is left out of all names of pool.base, pool.experts.digits`.
+    """
+    found: dict[str, list[str]] = {}
+    for member in (pool.base, *pool.experts.values()):
+        if member.wrapper:
+            found.setdefault(member.wrapper, []).append(member.name)
+    return "; ".join(
+        f"{prefix!r} is left out of all names of {', '.join(names)}"
+        for prefix, names in found.items()
+    )
 
 
 def extractor_text(extractor: Extractor, images: int) -> str:

@@ -1,8 +1,11 @@
 """`sweeps plan` of methods that learn: how much is learned from what, and what that reads."""
 
+import shutil
+
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 import actors.nodes
 from actors.factored import factor_vectors
@@ -185,3 +188,14 @@ def test_where_data_and_names_come_from(tiny_pool, tmp_path):
         " (notes.txt)\n",
     ):
         assert line in text
+
+
+def test_prefixes_of_wrappers_are_said(tiny_pool, tmp_path):
+    spec = tiny_pool.spec()
+    shutil.copytree(spec["pool"]["experts"]["tones"], tmp_path / "tones")
+    file = tmp_path / "tones/model.safetensors"
+    save_file({f"_orig_mod.{name}": each for name, each in load_file(file).items()}, file)
+    assert "left out" not in planned(spec, tmp_path).split("data ")[0]
+    spec["pool"]["experts"]["tones"] = str(tmp_path / "tones")
+    wanted = "names       '_orig_mod.' is left out of all names of pool.experts.tones\n"
+    assert wanted in planned(spec, tmp_path)
