@@ -62,14 +62,8 @@ class Statistics(Mapping[str, Tensor]):
         return len(self.keys_of)
 
 
-def sized(
-    method: str,
-    statistics: Mapping[str, Tensor],
-    name: str,
-    shape: Iterable[int],
-    device: torch.device,
-) -> Tensor:
-    """The statistic of one tensor, on the device where it is used: files are read on the CPU.
+def held(method: str, statistics: Mapping[str, Tensor], name: str, shape: Iterable[int]) -> Tensor:
+    """The statistic of one tensor, where it is: that of a file is on the CPU.
 
     Raises:
         InputError: none, or of another shape.
@@ -83,7 +77,22 @@ def sized(
             f"{method}: statistics: tensor {name!r}: shape {list(found.shape)}; {wanted} needed:"
             " they are of other weights"
         )
-    return found.to(device)
+    return found
+
+
+def sized(
+    method: str,
+    statistics: Mapping[str, Tensor],
+    name: str,
+    shape: Iterable[int],
+    device: torch.device,
+) -> Tensor:
+    """The statistic of one tensor, on the device where it is used.
+
+    Raises:
+        InputError: see `held`.
+    """
+    return held(method, statistics, name, shape).to(device)
 
 
 def checked(
@@ -93,15 +102,15 @@ def checked(
     shape: Iterable[int],
     device: torch.device,
 ) -> Tensor:
-    """As `sized`, every entry looked at.
+    """As `sized`, every entry looked at before it is moved.
 
     Raises:
-        InputError: see `sized`; not finite.
+        InputError: see `held`; not finite.
     """
-    found = sized(method, statistics, name, shape, device)
+    found = held(method, statistics, name, shape)
     if not bool(found.sum(dtype=torch.float32).isfinite()):
         raise InputError(f"{method}: statistics: tensor {name!r}: NaN or Inf")
-    return found
+    return found.to(device)
 
 
 class Grams:
