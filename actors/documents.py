@@ -507,13 +507,22 @@ def checked(kind: type[T], content: Any, where: str) -> T:
         found: T = adapter(asked).validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         details = error.errors(include_url=False)[0]
-        loc = ".".join(map(str, details["loc"]))
+        loc = dotted(details["loc"])
         value = "" if details["type"] == "missing" else f"{shown(details['input'])}: "
         said = one_line(ValueError(details["msg"]))[:200]
         raise InputError(f"{where}: {f'{loc[:120]}: ' if loc else ''}{value}{said}") from None
     except (ValueError, TypeError, RecursionError) as error:  # what JSON cannot hold
         raise InputError(f"{where}: no plain data: {one_line(error)[:200]}") from None
     return found
+
+
+def dotted(keys: Iterable[str | int]) -> str:
+    r"""Where something stands in a document, on one line.
+
+    >>> dotted(["methods", "ties", 0]), dotted(["a\n"])
+    ('methods.ties.0', 'a\\n')
+    """
+    return ".".join(key if key.isprintable() else ascii(key)[1:-1] for key in map(str, keys))
 
 
 def shown(value: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
+from actors.documents import dotted as document_dotted
 from fusion.errors import InputError
 from fusion.parameters import members, unknown
 from sweeps import redact
@@ -155,7 +156,7 @@ def nearest(value: str, annotation: Any) -> str:
 
 def dotted(loc: Sequence[str | int]) -> str:
     """`methods.ties.scale`."""
-    return ".".join(map(str, loc)) or "(whole file)"
+    return document_dotted(loc) or "(whole file)"
 
 
 def shown(value: Any) -> str:
