@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ CONVNEXT = (
     "ConvNextFeatureExtractor",
 )
 
+FILES = ("preprocessor_config.json", "processor_config.json")
+
 STEPS = ("rescale", "normalize")
 
 FLAGS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
@@ -45,6 +48,45 @@ def read_preprocess(folder: Path) -> Preprocess:
     with reading(str(file)):
         check(config, KINDS, file)
         return clip(config, file)
+
+
+NAMES = {
+    "shortest_edge": "size",
+    "resize": "size",
+    "crop": "crop_size",
+    "rescale": "rescale_factor",
+    "mean": "image_mean",
+    "std": "image_std",
+}
+"""Fields of `Preprocess` as files call them, where that is another name."""
+
+
+def difference(base: Path, expert: Path) -> str | None:
+    """How an expert's own preprocessing differs from the base's; None: it does not, or the expert
+    brings none.
+
+    Args:
+        base: the base's folder.
+        expert: of a model or an adapter.
+
+    Returns:
+        Both files, the first field that differs, and both values; in one line.
+
+    Raises:
+        InputError: a file that cannot be read, or says what is not supported.
+    """
+    found = found_file(expert)
+    if found is None:
+        return None
+    file, config = found
+    check(config, KINDS, file)
+    theirs, ours = clip(config, file), read_preprocess(base)
+    for field, own in asdict(theirs).items():
+        if own != getattr(ours, field):
+            other, _ = read_file(base)
+            name = NAMES.get(field, field)
+            return f"{file}: {name}: {own}; {other} has {getattr(ours, field)}"
+    return None
 
 
 def read_convnext(folder: Path) -> Preprocess:
@@ -126,15 +168,25 @@ def finish(
 
 def read_file(folder: Path) -> tuple[Path, dict[str, Any]]:
     """The file that says it, and what it says."""
-    files = (folder / "preprocessor_config.json", folder / "processor_config.json")
-    for file in files:
+    found = found_file(folder)
+    if found is None:
+        raise InputError(
+            f"{folder / FILES[0]}: missing; it says how images are prepared for the model"
+        )
+    return found
+
+
+def found_file(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The same; None where a folder has no such file, or one that is not about images."""
+    for name in FILES:
+        file = folder / name
         if not (file.exists() or file.is_symlink()):
             continue
         config = read_json(file)
         inner = config.get("image_processor")
-        if file == files[0] or inner:
+        if name == FILES[0] or inner:
             return file, dict(inner or config)
-    raise InputError(f"{files[0]}: missing; it says how images are prepared for the model")
+    return None
 
 
 def sizes(config: Mapping[str, Any], file: Path) -> tuple[int | None, tuple[int, int] | None]:

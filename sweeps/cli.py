@@ -1,4 +1,4 @@
-"""The command line: `sweeps run | plan | methods | train | report | analyse | export | quickstart`.
+"""The command line: `sweeps run | plan | methods | train | report | analyse | export | cache | …`.
 
 Exit status: 0 done, 1 some trials failed (named), 2 wrong input (nothing was started), 70 a bug
 of this program, 128 + n stopped by signal n (130: Ctrl-C). Errors are one line; `--debug` shows
@@ -19,6 +19,7 @@ import typer
 from sweeps import redact, signals
 from sweeps.analyse_command import analyse
 from sweeps.aside import aside
+from sweeps.cache_command import app as cache
 from sweeps.ending import Commands, guarded
 from sweeps.options import (
     OUTPUTS,
@@ -246,6 +247,7 @@ def report(
 
 
 app.command()(analyse)
+app.add_typer(cache, name="cache")
 
 
 @app.command()

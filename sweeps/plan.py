@@ -90,6 +90,10 @@ def facts(prepared: Prepared) -> list[tuple[str, str]]:
         ),
         *([("transport", NO_CUPY)] if lacks_direct(prepared) else []),
         *([("rounding", rounded)] if (rounded := rounding(prepared)) else []),
+        *(
+            ("images", f"{name}: prepared as the base's file says; its own differs: {said}")
+            for name, said in prepared.otherwise.items()
+        ),
         *([("nodes", spread(plan))] if len(plan.nodes) > 1 else []),
         ("memory", memory(plan, spec.placement.weights)),
         (

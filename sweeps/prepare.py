@@ -22,7 +22,7 @@ from actors.heads import check_heads, head_fingerprints
 from actors.peaks import with_measured
 from actors.placement import Load, Plan, Resources, gigabytes, plan
 from actors.pool import Pool, open_pool
-from actors.preprocess import Preprocess, read_preprocess
+from actors.preprocess import Preprocess, difference, read_preprocess
 from actors.routing import SAMPLES
 from actors.segments import clip_segments
 from actors.sources import cache_dir
@@ -66,6 +66,8 @@ class Prepared:
     """(shift set, task) -> the other data set that it is."""
     heads: Mapping[str, Path] = field(default_factory=dict)
     """Task -> the head file that it names."""
+    otherwise: Mapping[str, str] = field(default_factory=dict)
+    """Expert -> how its own preprocessing differs from the base's, which is used."""
 
     @property
     def load(self) -> Load:
@@ -136,6 +138,7 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
     if spec.placement.weights == "factored":
         check_adapters(pool)
     preprocess = read_preprocess(pool.base.folder)
+    otherwise = otherwise_prepared(pool, spec.pool.preprocessing == "base")
     splits = Splits(**spec.splits.model_dump())
     tasks = {
         name: open_task(
@@ -168,6 +171,7 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
         spec, pool, tasks, splits, preprocess, placement, role_rows, images, pixel_bytes, needs,
         others,
         heads,
+        otherwise,
     )  # fmt: skip
     statistics = sum(each.disk for each in taken(spec, pool).values())
     check_disk(cache_dir(), pixel_bytes + shifted_bytes(found) + statistics)
@@ -186,6 +190,34 @@ def read_places(
     spelled = spec.splits.select_spelled
     places = assign(task, splits, select_spelled=spelled, roles=roles)
     return {role: place for role, place in places.items() if role in read}
+
+
+def otherwise_prepared(pool: Pool, accepted: bool) -> dict[str, str]:
+    """Expert -> how its own preprocessing differs from the base's.
+
+    Args:
+        pool: an opened one.
+        accepted: whether the base's may be used all the same.
+
+    Raises:
+        InputError: one that differs, where that is not accepted.
+    """
+    found = {}
+    for name, expert in pool.experts.items():
+        try:
+            said = difference(pool.base.folder, expert.folder)
+        except InputError as error:
+            if not accepted:
+                raise InputError(f"{expert.name}: {error}") from None
+            said = str(error)
+        if said is not None and not accepted:
+            raise InputError(
+                f"{expert.name}: {said}; all images are prepared as the base's file says: make"
+                " them equal, or accept that with `pool.preprocessing: base`"
+            )
+        if said is not None:
+            found[name] = said
+    return found
 
 
 def arrange(

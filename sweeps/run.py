@@ -16,6 +16,7 @@ from actors.checkpoints import content_hash
 from actors.experts import Experts, Recipe, TaskData
 from actors.fleet import Client
 from actors.peaks import keep_peak
+from actors.recipes import BASE
 from actors.sources import cache_dir
 from actors.spread import home
 from actors.unseen import learners
@@ -284,6 +285,9 @@ def noted(row: Row, prepared: Prepared) -> Row:
     under = under_words(spec)
     said = notes_of(row.method, row.params, spec.splits, unseen=spec.unseen, under=under)
     notes = [*row.notes, *said]
+    if prepared.otherwise and row.method != BASE:
+        names = ", ".join(prepared.otherwise)
+        notes.append(f"images prepared as the base's file says; that of {names} differs")
     if is_soup(spec):
         hashes = {name: content_hash(expert) for name, expert in experts.items()}
         notes += notes_of_pool(row.method, hashes)

@@ -49,6 +49,11 @@ class PoolSpec(Part):
     experts: Mapping[Name, Source] = Field(
         min_length=1, description="a mapping of at least one name to a hub id or a folder"
     )
+    preprocessing: Literal["same", "base"] = Field(
+        default="same",
+        description="same (experts that bring a preprocessing must bring the base's) or base "
+        "(all images are prepared as the base's file says, whatever the experts' say)",
+    )
 
 
 class TaskSpec(Part):
@@ -302,6 +307,7 @@ def spec_hash(spec: SweepSpec) -> str:
 def deciding(spec: SweepSpec) -> dict[str, Any]:
     """What decides the numbers, as plain data."""
     data = spec.model_dump(mode="json", exclude={"name", "mlflow", "placement"})
+    del data["pool"]["preprocessing"]  # what is computed is the same with either
     if not spec.shifts:
         del data["shifts"]
     if spec.adapt_on_shift is None:
