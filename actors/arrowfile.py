@@ -187,6 +187,8 @@ def views(batch: pa.RecordBatch) -> list[memoryview]:
         values = numbers(batch, name)
         size = len(values) * values.type.bit_width // 8
         found.append(memoryview(values.buffers()[1])[:size].cast("B"))
+        if values.null_count or batch.column(name).null_count:
+            raise ValueError(f"column {name!r}: nulls")
         if len(found[-1]) != size or values.offset:
             raise ValueError(f"column {name!r}: {len(found[-1])} bytes; {size} needed")
     return found

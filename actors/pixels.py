@@ -237,7 +237,7 @@ def cached_labels(path: Path) -> np.ndarray[tuple[int], np.dtype[np.int64]] | No
     except Damaged as error:
         again(path, error)
         return None
-    labels: np.ndarray[tuple[int], np.dtype[np.int64]] = batch.column("label").to_numpy()
+    labels: np.ndarray[tuple[int], np.dtype[np.int64]] = flat(batch, "label", np.int64)
     return labels
 
 

@@ -48,3 +48,27 @@ def test_the_readme_names_every_method_and_the_sweep_of_all_has_it():
     assert set(re.findall(r"`([a-z_]+)`", told)) == set(METHODS)
     swept = yaml.safe_load((ROOT / "sweeps" / "configs" / "real8_all.yaml").read_text())
     assert set(swept["methods"]) == set(METHODS)
+
+
+MAKERS = {
+    "actors": {
+        "checkpoints", "embeddings", "extractor", "features", "fingerprint", "heads", "imaging",
+        "pixels", "shifts", "tasks",
+    },
+    "sweeps": {"courses", "prepare", "shifts", "train"},
+    "fusion": set(),
+}  # fmt: skip
+"""Modules that make fingerprints: each of an object, from all that it was read from."""
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_only_these_modules_make_fingerprints(package):
+    def makes(path: Path) -> bool:
+        calls = (node.func for node in ast.walk(ast.parse(path.read_text()))
+                 if isinstance(node, ast.Call))  # fmt: skip
+        return any(
+            isinstance(f, ast.Name) and f.id in ("fingerprint", "Fingerprint") for f in calls
+        )
+
+    found = {path.stem for path in (ROOT / package).rglob("*.py") if makes(path)}
+    assert found == MAKERS[package]
