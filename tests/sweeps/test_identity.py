@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -137,9 +138,8 @@ def test_every_file_of_base_experts_and_data_changes_the_key_of_trials(pool):
     seen.add(keys(prepared_of(pool))[0])
     assert before in seen
     data_file = pool.root / "data/lines/test.parquet"
-    shutil.copy(pool.root / "data/lines/train.parquet", data_file)
-    with pytest.raises(InputError, match="holds the same rows"):  # of another split: seen too
-        prepare(validate(pool.spec(splits={"select": "train"}), "spec"), pool.root, MACHINE)
+    table = pq.read_table(data_file)
+    pq.write_table(table.slice(1), data_file)
     assert keys(prepared_of(pool))[0] not in seen
 
 
