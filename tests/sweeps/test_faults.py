@@ -174,7 +174,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     (
         {"placement": "gpu"},
         "placement: 'gpu': auto, or a mapping of replicas, shards, gpus, labels, transport,"
-        " weights, dtype and device, allowed",
+        " weights, dtype, result_dtype and device, allowed",
     ),
     (
         {"placement": {"shards": 0}},
