@@ -11,8 +11,9 @@ import pytest
 from rich.console import Console
 
 from fusion import InputError
+from sweeps import comparisonfile
 from sweeps.compare import Row, compare
-from sweeps.comparisonfile import document, read, write
+from sweeps.comparisonfile import document, read
 from sweeps.correctness import read_correct
 from sweeps.ledger import Entry
 from sweeps.table import render
@@ -20,6 +21,12 @@ from sweeps.winners import winners
 
 CONTRACT = {"method", "kind", "params", "trials", "val", "test", "test_ci95", "cost", "recipe",
             "run_id"}  # fmt: skip
+
+
+def write(made, folder) -> None:
+    """Both files of a comparison."""
+    comparisonfile.write(made, folder)
+    comparisonfile.write_table(made, folder)
 
 
 def hits(text: str) -> np.ndarray:
