@@ -48,13 +48,10 @@ def clip_config(checkpoint: Checkpoint) -> CLIPConfig:
     from transformers import CLIPConfig, CLIPVisionConfig
 
     values = copy.deepcopy(dict(checkpoint.config))
-    try:
+    with reading(f"{checkpoint.name}: {checkpoint.folder / 'config.json'}"):
         if values["model_type"] == "clip":
             return CLIPConfig(**values)
         return CLIPConfig(vision_config=CLIPVisionConfig(**values).to_dict())
-    except (TypeError, ValueError, KeyError) as error:
-        file = checkpoint.folder / "config.json"
-        raise InputError(f"{checkpoint.name}: {file}: {' '.join(str(error).split())}") from None
 
 
 def check_towers(base: Checkpoint) -> None:
