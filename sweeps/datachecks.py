@@ -36,8 +36,14 @@ def check_trials(spec: SweepSpec) -> None:
         )
 
 
-def check_words(pool: Pool, tasks: Mapping[str, Task]) -> None:
-    """Raise InputError where the base can make no model, or no head of a task's class names."""
+def check_words(pool: Pool, tasks: Mapping[str, Task], preprocess: Preprocess) -> None:
+    """Raise InputError where the base can make no model, or no head of a task's class names; or
+    images are prepared to another size than it takes."""
+    if preprocess.shape != (size := (pool.base.fields["image_size"],) * 2):
+        raise InputError(
+            f"pool.base: {pool.base.folder}: images are prepared to {preprocess.shape}; the model"
+            f" takes {size}"
+        )
     check_towers(pool.base)
     check_prompts(pool.base, tasks)
 

@@ -162,7 +162,7 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
     pixel_bytes = sum(images * 3 * height * width for height, width in sizes)
     check_disk(outputs, 10**7)
     rehearse(spec, pool)
-    check_words(pool, tasks)
+    check_words(pool, tasks, preprocess)
     check_data(spec, tasks, places, splits)
     placement = arrange(spec, pool, needs, resources)
     others = open_shifts(spec.shifts, spec.splits.report, tasks)

@@ -182,7 +182,7 @@ def test_preprocessing(chosen: st.DataObject, folders: Path) -> None:
     other = chosen.draw(mutated(copy.deepcopy(content)))
     with replaced(folders, file, json.dumps(other).encode()) as root, only_input_errors():
         found = call(root / folder)
-        assert all(0 < each <= 4096 for each in found.shape)
+        assert all(each > 0 for each in found.shape)  # `prepare` compares it with the model's
         assert all(torch.tensor(found.mean).isfinite())
         assert all(torch.tensor(found.std).isfinite())
 
