@@ -89,3 +89,7 @@ class Client:
     def spent(self) -> float:
         """Seconds that replicas have worked for the label."""
         return float(ray.get(self.desk.spent.remote(self.label)))
+
+    def fallen(self) -> int:
+        """How many calls were made again so far, since a process died."""
+        return int(ray.get(self.desk.fallen.remote()))

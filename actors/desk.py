@@ -3,7 +3,8 @@
 Ray itself waits without end for an actor whose place went with a node. The desk looks at the places
 every two seconds: a call whose replica lost its place is made again on another that is free, and
 where none has had a place for long, callers hear so in one line. A call in which a shard died that
-had kept something for it (`Forgotten`) is made again from its start.
+had kept something for it (`Forgotten`) is made again from its start. Ray starts processes again
+that died; their calls are made again here, where deaths are counted (`deaths.py`).
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table
 
 from actors.crew import Crew
+from actors.deaths import Deaths, Turns, Vitals, is_death, killed_by_ray
 from actors.forgotten import ATTEMPTS, is_forgotten
 from actors.meter import Meter
 from actors.metrics import gauge
@@ -31,6 +33,10 @@ FAILOVER = 10.0
 
 PULSE = 2.0
 """Seconds between looks at whether replicas still have their places."""
+
+REVIVALS = 20
+"""How often a process that died is asked whether it is there again. A node that dies is asked again
+and again until the cluster has noticed."""
 
 GLANCE = 0.05
 """Seconds between looks at whether all trials have a process."""
@@ -48,6 +54,8 @@ class Lane:
     """When it last had its place."""
     gone: bool = False
     """Whether the replica was given up."""
+    vitals: Sequence[Vitals] = ()
+    """Of its processes, when they were last asked; empty: they were not yet."""
 
     def lost(self) -> float:
         """Seconds since it was last seen to have its place; a few where it has it still."""
@@ -62,8 +70,14 @@ class Lane:
 class Desk:
     """Hands calls to free replicas, first come, first served."""
 
-    def __init__(self, lanes: bytes, patience: float) -> None:
-        """`lanes`: pickled, since Ray would keep them apart and warn that they may be lost."""
+    def __init__(self, lanes: bytes, patience: float, need: str = "") -> None:
+        """Begin to take calls.
+
+        Args:
+            lanes: pickled, since Ray would keep them apart and warn that they may be lost.
+            patience: seconds that a call waits for a place.
+            need: the memory that was counted for a replica, for messages.
+        """
         self.lanes: list[Lane] = []
         self.patience = patience
         self.free: asyncio.Queue[Lane] = asyncio.Queue()
@@ -71,6 +85,10 @@ class Desk:
         """Lanes that lost their place; they are free again when they have one."""
         self.meter = Meter()
         self.crew = Crew()
+        self.turns = Turns()
+        self.need = need
+        self.falls = 0
+        """Calls that were made again, since a process died."""
         self.waiting = 0
         self.watch: asyncio.Task[None] | None = None
         self.take(ray.cloudpickle.loads(lanes))
@@ -99,6 +117,10 @@ class Desk:
         """Seconds that replicas have worked for a label."""
         return self.meter.of(label)
 
+    async def fallen(self) -> int:
+        """How many calls were made again, since a process died."""
+        return self.falls
+
     async def expect(self, label: str) -> None:
         """A trial was given to Tune; see `actors.crew`."""
         self.crew.expect(label)
@@ -125,23 +147,58 @@ class Desk:
         return result
 
     async def served(self, method: str, args: tuple[Any, ...], label: str) -> Any:
-        """The result, from whichever replica comes to give it."""
-        attempts = 0
-        while True:
+        """The result, from whichever replica comes to give it.
+
+        Raises:
+            OutOfMemory: its replicas died for want of memory, see `deaths.STARVED`.
+            Died: they did for other reasons.
+        """
+        attempts, deaths = 0, Deaths(call_name(method, args), self.need)
+        while True:  # each turn ends the call, or is one of the deaths and attempts counted here
             lane = await self.next()
-            self.meter.start(lane.number, label)
             try:
-                done, result = await self.watched(lane, method, args)
+                async with self.turns.turn(alone=deaths.starved > 0):
+                    done, result = await self.tried(lane, method, args, label, deaths)
             except Exception as error:
+                if not is_forgotten(error):
+                    raise
                 attempts += 1
-                if attempts == ATTEMPTS or not is_forgotten(error):
+                if attempts == ATTEMPTS:
                     raise
                 done = False
             finally:
-                self.meter.stop(lane.number, label)
                 self.give(lane)
             if done:
                 return result
+
+    async def tried(
+        self, lane: Lane, method: str, args: tuple[Any, ...], label: str, deaths: Deaths
+    ) -> tuple[bool, Any]:
+        """Whether the call came to an end on this lane, and its result; deaths are counted."""
+        before = lane.vitals or await self.asked(lane)
+        if not before:
+            return False, None
+        self.meter.start(lane.number, label)
+        try:
+            return await self.watched(lane, method, args)
+        except Exception as error:
+            if not is_death(error) or lane.gone:
+                raise
+        finally:
+            self.meter.stop(lane.number, label)
+        after = await self.asked(lane)
+        kills = {each.node: each.killed for each in after}
+        for other in self.lanes:  # those kills are accounted for
+            other.vitals = [replace(v, killed=kills.get(v.node, v.killed)) for v in other.vitals]
+        deaths.add(before, after, await asyncio.to_thread(killed_by_ray, lost(before, after)))
+        self.falls += 1
+        return False, None
+
+    async def asked(self, lane: Lane) -> Sequence[Vitals]:
+        """The vitals of a replica, once its processes are there; none where it lost its place."""
+        _, found = await self.watched(lane, "vitals", (), again=REVIVALS)
+        lane.vitals = found or ()
+        return lane.vitals
 
     async def next(self) -> Lane:
         """The next free lane; waits for it.
@@ -176,9 +233,15 @@ class Desk:
         """Whether no replica has had a place for longer than `patience`."""
         return all(lane.lost() > self.patience for lane in self.lanes)
 
-    async def watched(self, lane: Lane, method: str, args: tuple[Any, ...]) -> tuple[bool, Any]:
-        """Whether the call came to an end on this lane, and its result."""
-        named = getattr(lane.replica, method).options(name=call_name(method, args))
+    async def watched(
+        self, lane: Lane, method: str, args: tuple[Any, ...], again: int = 0
+    ) -> tuple[bool, Any]:
+        """Whether the call came to an end on this lane, and its result.
+
+        `again`: how often Ray makes it again by itself.
+        """
+        options = {"name": call_name(method, args), "max_task_retries": again}
+        named = getattr(lane.replica, method).options(**options)
         ref = named.remote(*args)
         result = asyncio.ensure_future(ref)
         while not (await asyncio.wait([result], timeout=PULSE))[0]:
@@ -212,6 +275,12 @@ class Desk:
             gauge("busy_lanes", len(self.lanes) - self.free.qsize() - len(self.idle))
             gauge("lanes", len(self.lanes))
             await asyncio.sleep(PULSE)
+
+
+def lost(before: Sequence[Vitals], after: Sequence[Vitals]) -> list[Vitals]:
+    """Those processes that are not there any more."""
+    there = {(each.node, each.pid) for each in after}
+    return [each for each in before if (each.node, each.pid) not in there]
 
 
 def placed(group: PlacementGroup) -> bool:

@@ -32,6 +32,10 @@ BATCH = 64
 CHUNK = 16 * BATCH
 """Rows that a worker hands over at a time."""
 
+RESTARTS = 2
+"""How often a worker whose process died is started again, and its chunk computed again: Ray Data
+itself would go on for ever."""
+
 FEW = 2048
 """Less work than so many images of 224 × 224 pixels is done in this process: sooner than workers
 are started."""
@@ -163,9 +167,11 @@ def computed(
         return
     import ray.data
 
+    from actors.deaths import telling
+
     gpu = torch.device(device).type == "cuda"
     items = [{"pixels": chunk.pixels, "start": chunk.start, "stop": chunk.stop} for chunk in chunks]
-    with quiet():
+    with quiet(), telling("features: a worker"):
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             Worker,
             fn_constructor_args=(extractor, "cuda" if gpu else "cpu"),
@@ -174,6 +180,8 @@ def computed(
             num_gpus=1 if gpu else None,
             batch_size=1,
             batch_format="pyarrow",
+            max_restarts=RESTARTS,
+            max_task_retries=RESTARTS,
         )
         dataset.context.enable_progress_bars = False
         dataset.context.execution_options.preserve_order = True

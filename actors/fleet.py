@@ -5,7 +5,8 @@ A *replica* is one whole model: in one process, or a conductor of several *shard
 process of its own. Base and task vectors are read-only views of the node's object store (or task
 vectors are made from the experts' files as they are read: `filed.py`). The *desk* hands each call
 to the next free replica; callers (trials) hold nothing but its handle. Calls carry all they need,
-so an actor that dies is restarted and its call run again, with the same result to the bit.
+so an actor that dies is restarted and its call run again, with the same result to the bit; how
+often is counted at the desk.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +26,9 @@ from ray.util.scheduling_strategies import (
 )
 
 from actors.client import Client as Client
-from actors.desk import PATIENCE, Desk, Lane, placed
+from actors.cut import gigabytes
+from actors.deaths import Deaths, OutOfMemory, Vitals, is_death, killed_by_ray
+from actors.desk import PATIENCE, REVIVALS, Desk, Lane, lost, placed
 from actors.embeddings import EmbeddingCache
 from actors.experts import TaskData
 from actors.factored import FactoredVectors, factor_vectors
@@ -43,11 +47,15 @@ from actors.unplaced import shortage
 from fusion.errors import InputError
 
 RESTARTS = 50
-"""How often an actor that dies is started again."""
+"""How often an actor that dies is started again in all; what a call may cost of them is counted at
+the desk. Starting one is cheap: weights are taken up by its first call."""
 
 RETRIES = 20
-"""How often a call that an actor took down with it is run again. A node that dies is asked again
-and again until the cluster has noticed."""
+"""How often a call to the desk, which holds nothing, is made again where it died. A node that dies
+is asked again and again until the cluster has noticed."""
+
+READS = 2
+"""How often a block of weights is read again whose reader died."""
 
 ROBUST = {"max_restarts": RESTARTS, "max_task_retries": RETRIES}
 
@@ -105,7 +113,11 @@ class Fleet:
         # Read by tasks, a block each, so that the weights never pass through the driver.
         self.read, self.flat = [], []
         for index, block in enumerate(plan.blocks):
-            options: dict[str, Any] = {"name": f"read experts: block {index}", "num_cpus": 0}
+            options: dict[str, Any] = {
+                "name": f"read experts: block {index}",
+                "num_cpus": 0,
+                "max_retries": READS,
+            }
             if readers:
                 options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(
                     readers[index % len(readers)], soft=True
@@ -120,7 +132,7 @@ class Fleet:
             self.start()
         desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=1000, **self.name(), **ROBUST)
         lanes = [lane for member in self.members for lane in self.lanes(member)]
-        self.desk = desk.remote(ray.cloudpickle.dumps(lanes), patience)
+        self.desk = desk.remote(ray.cloudpickle.dumps(lanes), patience, needed(plan))
         self.client = Client(self.desk, plan.replicas)
 
     @property
@@ -205,22 +217,39 @@ class Fleet:
 
         Raises:
             InputError: what an actor refused; of weights, the line names the tensor and the file.
+                Or an actor or reader died again and again, or they are not ready in time.
             Unplaced: the cluster has no room for them.
-            TimeoutError: it has, but they are not ready in time.
         """
         deadline = time.monotonic() + timeout
-        waiting = [*self.read, *pids(self.members)]  # in order of cause and effect
+        rises = [Rise(actor, needed(self.plan)) for actor in actors_of(self.members)]
+        rising = {rise.ready: rise for rise in rises}
+        waiting = [*self.read, *rising]  # in order of cause and effect
         count = len(waiting)
         while waiting:
             done, waiting = ray.wait(waiting, timeout=max(0.0, deadline - time.monotonic()))
             for ref in done:
-                fetched(ref)
+                try:
+                    fetched(ref)
+                except Exception as error:
+                    if not is_death(error):
+                        raise
+                    if ref not in rising:
+                        raise OutOfMemory(
+                            f"fleet: a reader of weights died {READS + 1} times, for want of"
+                            f" memory most likely; planned: {needed(self.plan)}; set"
+                            " placement.weights: files, or grant more memory"
+                        ) from error
+                    rise = rising.pop(ref)
+                    rise.again()
+                    rising[rise.ready] = rise
+                    waiting.append(rise.ready)
             if not done and not all(map(placed, self.groups)):
                 raise Unplaced(f"{shortage(self.groups)}; waited {timeout:.0f} s")
             if not done:
-                raise TimeoutError(
-                    f"fleet: {len(waiting)} of {count} readers and actors"
-                    f" are not ready after {timeout:.0f} s"
+                raise InputError(
+                    f"fleet: {len(waiting)} of {count} readers and actors are not ready after"
+                    f" {timeout:.0f} s; is the machine, or the disk with the models, that busy?"
+                    " Fewer placement.replicas start sooner"
                 )
 
     def close(self) -> None:
@@ -258,11 +287,57 @@ def reserve(plan: Plan, name: str = "") -> PlacementGroup:
     )
 
 
-def pids(members: Iterable[Member]) -> list[Any]:
-    """References that are ready when these replicas are; shards first."""
+def actors_of(members: Iterable[Member]) -> list[Any]:
+    """The actors of these replicas; shards first."""
     members = list(members)
-    actors = [shard for member in members for shard in member.shards]
-    return [actor.pid.remote() for actor in (*actors, *(member.replica for member in members))]
+    shards = [shard for member in members for shard in member.shards]
+    return [*shards, *(member.replica for member in members)]
+
+
+def pids(members: Iterable[Member]) -> list[Any]:
+    """References that are ready when these replicas hold their weights; shards first."""
+    return [ready_of(actor) for actor in actors_of(members)]
+
+
+def ready_of(actor: Any) -> Any:
+    """A reference that is ready when an actor holds its weights; its death meanwhile is told."""
+    return actor.pid.options(max_task_retries=0).remote()
+
+
+class Rise:
+    """An actor on its way to hold its weights; it may die of them, but not for ever."""
+
+    def __init__(self, actor: Any, need: str) -> None:
+        """`need`: the memory that was counted, for messages."""
+        self.actor = actor
+        self.deaths = Deaths("a replica takes up its weights", need)
+        # First, for an actor takes its calls in order.
+        self.vitals = actor.vitals.options(max_task_retries=0).remote()
+        self.ready = ready_of(actor)
+
+    def again(self) -> None:
+        """It died; it is started again by Ray, and asked again.
+
+        Raises:
+            OutOfMemory, Died: that was once too often.
+        """
+        known: list[Vitals] = []
+        with suppress(ray.exceptions.RayActorError):  # it died before it could say
+            known = fetched(self.vitals)
+        self.vitals = self.actor.vitals.options(max_task_retries=REVIVALS).remote()
+        now = fetched(self.vitals)
+        self.deaths.add(known, now, killed_by_ray(lost(known, now)))
+        self.ready = ready_of(self.actor)
+
+
+def needed(plan: Plan) -> str:
+    """The memory that a plan counted, for messages."""
+    largest = gigabytes(max(plan.shard_bytes, default=0))
+    of = "shard" if plan.shards > 1 else "replica"
+    return (
+        f"{gigabytes(plan.total_bytes)} on the fullest node: {plan.replicas} replica(s), {largest}"
+        f" each {of}, and {gigabytes(plan.store_bytes)} of weights and results"
+    )
 
 
 def end(member: Member) -> None:

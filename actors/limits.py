@@ -76,6 +76,13 @@ def cores(root: Path = ROOT) -> int:
     return max(int(min(found)), 1)
 
 
+def bound_threads(root: Path = ROOT) -> None:
+    """Let torch, BLAS and Arrow take no more threads than there are cores, where a cgroup grants
+    fewer than the machine shows them; call before they are imported. What the user set stays."""
+    if cores(root) < (os.cpu_count() or 1):
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores(root)))
+
+
 def bounds(root: Path = ROOT) -> Iterator[Bound]:
     """All that bounds memory: the machine first."""
     machine = psutil.virtual_memory()

@@ -38,6 +38,9 @@ blocks in flight fit a small object store."""
 CHUNK_ROWS = 1024
 """… and at most so many, that all workers have work and progress shows."""
 
+RETRIES = 2
+"""How often a chunk is decoded again whose worker's process died."""
+
 FEW = 8192
 """Fewer images than this are decoded in this process: sooner done than workers are started."""
 
@@ -160,12 +163,18 @@ def decoded(chunks: list[Chunk], preprocess: Preprocess) -> Iterator[pa.Table]:
         return
     import ray.data
 
+    from actors.deaths import telling
+
     # Chunks travel pickled, one a row, so that a worker is sent its own and no other.
     items = [{"chunk": pickle.dumps(chunk)} for chunk in chunks]
-    with quiet():
+    with quiet(), telling("images: a worker that decodes them"):
         dataset = ray.data.from_items(items, override_num_blocks=len(items))
         dataset = dataset.map_batches(
-            decode_batch, batch_size=1, batch_format="pyarrow", fn_kwargs={"preprocess": preprocess}
+            decode_batch,
+            batch_size=1,
+            batch_format="pyarrow",
+            fn_kwargs={"preprocess": preprocess},
+            max_retries=RETRIES,
         )
         dataset.context.enable_progress_bars = False
         dataset.context.execution_options.label_selector = places or None

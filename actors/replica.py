@@ -9,12 +9,14 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import ray
 import torch
 from torch import Tensor
 
+from actors.deaths import Living, Vitals, vitals
 from actors.embeddings import EmbeddingCache
 from actors.experts import Evaluation, LocalExperts, Recipe, TaskData
 from actors.factored import FactoredVectors, opened_factors
@@ -101,6 +103,11 @@ def vectors_of(weights: FlatVectors | FiledVectors | FactoredVectors, device: st
     return unflatten(weights, device)
 
 
+def named(shard: Any) -> Any:
+    """A reference to the fused tensors of a shard; its death meanwhile is told."""
+    return shard.names.options(max_task_retries=0).remote()
+
+
 def build_shard(setup: Setup, weights: bytes, index: int) -> Shard:
     """One shard of the plan, from a pickled reference to its weights."""
     torch.set_num_threads(setup.plan.threads)
@@ -128,13 +135,23 @@ def build_shard(setup: Setup, weights: bytes, index: int) -> Shard:
     return shard
 
 
-class ShardActor:
+class ShardActor(Living):
     """`Shard` in a process of its own; carries come and go as its link sends them."""
 
     def __init__(self, setup: bytes, weights: bytes, index: int) -> None:
-        """`setup`, `weights`: pickled references to a `Setup` and a block's weights."""
-        self.shard = build_shard(opened(setup), weights, index)
+        """`setup`, `weights`: pickled references to a `Setup` and a block's weights.
+
+        They are taken up by the first call, so that who makes it is told where the process dies of
+        them: Ray starts an actor that dies while it is made again and again, without a word.
+        """
+        self.given = setup, weights, index
         self.results: dict[str, Any] = {}
+
+    @cached_property
+    def shard(self) -> Shard:
+        """What does the work. (A call at a time: nobody else asks for it meanwhile.)"""
+        setup, weights, index = self.given
+        return build_shard(opened(setup), weights, index)
 
     def names(self) -> tuple[str, ...]:
         """See `Shard.names`."""
@@ -202,7 +219,8 @@ class ShardActor:
         return WATER.told(self.shard.device, method)
 
     def pid(self) -> int:
-        """The process, so that a test can kill it."""
+        """The process, once it holds its weights."""
+        assert self.shard is not None
         return os.getpid()
 
 
@@ -242,7 +260,21 @@ class Replica:
 
     def __init__(self, given: bytes, weights: bytes | None, conducted: bytes = b"") -> None:
         """`given`: a pickled reference to a `Setup`; `weights`: to those of the whole model;
-        None: the pickled shards `conducted` have them."""
+        None: the pickled shards `conducted` have them. Taken up by the first call, as a
+        `ShardActor`'s."""
+        self.given = given, weights, conducted
+        self.making = threading.Lock()
+
+    @property
+    def experts(self) -> LocalExperts:
+        """What does the work; of calls side by side, the first makes it."""
+        with self.making:
+            return self.made
+
+    @cached_property
+    def made(self) -> LocalExperts:
+        """See `experts`."""
+        given, weights, conducted = self.given
         known: Setup = opened(given)
         setup = known.here()
         if weights is not None:
@@ -251,11 +283,11 @@ class Replica:
             device, water = setup.plan.device, None
         else:
             shards: list[Any] = ray.cloudpickle.loads(conducted)
-            names = ray.get([shard.names.remote() for shard in shards])
+            names = ray.get([named(shard) for shard in shards])
             link = choose(shards, setup.plan.device, setup.plan.gpus, setup.transport)
             pipeline = Pipeline(shards, names, setup.groups, link)
             device, water = "cpu", OfShards(shards)
-        self.experts = LocalExperts(
+        return LocalExperts(
             pipeline, setup.tasks, setup.data, setup.embeddings, device, water or WATER
         )
 
@@ -331,5 +363,12 @@ class Replica:
             return call(*args)
 
     def pid(self) -> int:
-        """The process, so that a test can kill it."""
+        """The process, once it holds its weights, or its shards do."""
+        assert self.experts is not None
         return os.getpid()
+
+    def vitals(self) -> list[Vitals]:
+        """Of this process and of its shards'; nothing is loaded for it."""
+        shards = ray.cloudpickle.loads(self.given[2]) if self.given[2] else []
+        asked: list[list[Vitals]] = ray.get([shard.vitals.remote() for shard in shards])
+        return [vitals(), *(each for found in asked for each in found)]

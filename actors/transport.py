@@ -89,7 +89,9 @@ class Stored:
 
     def call(self, shard: Any, method: str, *args: Any, returns: int = 1) -> Any:
         """A reference, or as many as the method returns."""
-        return getattr(shard, method).options(num_returns=returns).remote(*args)
+        # Where the shard dies of it, whoever made the whole call counts that, and makes it again.
+        options = {"num_returns": returns, "max_task_retries": 0}
+        return getattr(shard, method).options(**options).remote(*args)
 
     def get(self, pending: Any) -> Any:
         """Fetched, as tensors."""
@@ -123,11 +125,11 @@ class GpuToGpu:
         if leaves or method not in CARRIES:
             return self.stored.call(shard, method, *args, returns=returns)
         key = uuid.uuid4().hex
-        direct = shard.keep.options(tensor_transport=self.transport)
+        direct = shard.keep.options(tensor_transport=self.transport, max_task_retries=0)
         carry = direct.remote(key, method, *args)
         if returns == 1:
             return carry
-        small = shard.kept.options(num_returns=returns - 1).remote(key)
+        small = shard.kept.options(num_returns=returns - 1, max_task_retries=0).remote(key)
         return (*([small] if returns == 2 else small), carry)
 
     def get(self, pending: Any) -> Any:

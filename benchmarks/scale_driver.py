@@ -57,6 +57,12 @@ class Stub:
     def embed(self, expert: str, role: str) -> None:
         """Nothing to embed."""
 
+    def vitals(self) -> Any:
+        """What the desk asks before the first call."""
+        from actors.deaths import vitals
+
+        return [vitals()]
+
 
 class Seen:
     """An `Evaluation` once it has left the stub's process, which knows none."""

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from actors.limits import bound_threads
 from sweeps import redact, signals
 from sweeps.analyse_command import analyse
 from sweeps.aside import aside
@@ -56,6 +57,7 @@ def options(
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for handler in logging.getLogger().handlers:
         handler.addFilter(redact.Redacting())
+    bound_threads()  # before torch is imported
 
 
 @app.command()

@@ -31,6 +31,8 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 # A trial that fails reports why, and no metric.
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+# Tasks that are killed for want of memory are run again for ever, if Ray is not told.
+os.environ.setdefault("RAY_task_oom_retries", "2")
 # A /dev/shm smaller than the weights (containers: 64 MB) costs speed, not correctness.
 os.environ.setdefault("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE", "1")
 

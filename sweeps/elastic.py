@@ -29,6 +29,9 @@ GRACE = 30.0
 START = 600.0
 """Seconds that a new replica may take until it holds its weights."""
 
+TRIES = 3
+"""New replicas in a row that may fail; no more are started until the cluster's nodes change."""
+
 
 @dataclass
 class Coming:
@@ -55,6 +58,10 @@ class Elastic:
         """
         self.fleet, self.planned, self.say = fleet, planned, say
         self.coming: list[Coming] = []
+        self.failures = 0
+        """New replicas that failed, since one was ready or the nodes changed."""
+        self.nodes: object = None
+        """Those of the last plan."""
         self.lost: dict[int, float] = {}
         """Number of a replica without a place -> since when."""
         self.stopped = threading.Event()
@@ -74,9 +81,12 @@ class Elastic:
         """Once: let in who is ready, give up who is lost, start who has room."""
         self.let_in()
         plan, over = self.planned(), self.overdue()
+        if plan.nodes != self.nodes:
+            self.nodes, self.failures = plan.nodes, 0
         # A plan for other nodes may say otherwise where a shard fits.
         self.fleet.plan = replace(self.fleet.plan, places=plan.places)
-        for _ in range(plan.replicas - len(self.fleet.members) + len(over)):
+        room = plan.replicas - len(self.fleet.members) + len(over)
+        for _ in range(room if self.failures < TRIES else 0):
             member = self.fleet.start()
             self.coming.append(Coming(member, pids([member]), time.monotonic()))
         if over and len(over) < len(self.standing()):
@@ -101,9 +111,13 @@ class Elastic:
             if late:
                 self.coming.remove(each)
                 self.settle(without=[each.member])
+                self.failures += 1
+                if self.failures == TRIES:
+                    self.say(f"{TRIES} new replicas failed: no more are started on these nodes")
             elif not each.waiting:
                 self.coming.remove(each)
                 self.settle()
+                self.failures = 0
                 self.say(f"a node joined: {len(self.standing())} replicas")
 
     def overdue(self) -> list[Member]:

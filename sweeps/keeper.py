@@ -117,6 +117,6 @@ def keep(path: Path, *, everywhere: bool) -> Keep:
         num_cpus=0,
         scheduling_strategy=here,
         max_restarts=RESTARTS,
-        max_task_retries=-1,
+        max_task_retries=RESTARTS,
     )
     return Sent(folder, node, actor.remote(path))

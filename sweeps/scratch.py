@@ -53,18 +53,24 @@ def session_folder() -> Iterator[Path]:
             folder = stack.enter_context(own(root, variable))
             if len(os.fsencode(folder)) > LONGEST:
                 folder = stack.enter_context(short(folder))
-        before = os.environ.get("RAY_TMPDIR")
-        os.environ["RAY_TMPDIR"] = str(folder)
-        stack.callback(put_back, "RAY_TMPDIR", before)
+                # Python's own sockets, between processes of Ray's dashboard.
+                stack.enter_context(variable_set("TMPDIR", str(folder)))
+        stack.enter_context(variable_set("RAY_TMPDIR", str(folder)))
         yield folder
 
 
-def put_back(name: str, value: str | None) -> None:
-    """A variable as it was."""
-    if value is None:
-        os.environ.pop(name, None)
-    else:
-        os.environ[name] = value
+@contextmanager
+def variable_set(name: str, value: str) -> Iterator[None]:
+    """A variable of this process, and of those that it starts meanwhile."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
 
 
 @contextmanager

@@ -39,8 +39,11 @@ def run_trial(config: Mapping[str, Any], client: bytes, desk: Any, course: bytes
         found = ray.get(desk.call.remote("measure", *asked, label=key, held=True))
         found["busy_s"] = ray.get(desk.spent.remote(key))
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[-1]
-        kind = type(getattr(error, "cause", None) or error).__name__
+        root: BaseException = error
+        while isinstance(cause := getattr(root, "cause", None), BaseException):
+            root = cause  # Ray's errors hold what was raised in an actor, and that in another
+        reason = (str(root).strip().splitlines() or [""])[-1]
+        kind = type(root).__name__
         said = reason if reason.startswith(kind) else f"{kind}: {reason}"
         entry |= {"status": "failed", "error": said[:1000]}
         tune.report({"entry": {**entry, "ended": datetime.now(UTC).isoformat()}})

@@ -30,10 +30,9 @@ def finished(trial_key: str, method: str, evaluation: Evaluation, started: str) 
     )
 
 
-def died(config: Mapping[str, Any]) -> Entry:
-    """The ledger entry of a trial that could not even say why it failed."""
+def died(config: Mapping[str, Any], reason: str = "the trial's process died") -> Entry:
+    """The ledger entry of a trial that could not say itself why it failed."""
     now = datetime.now(UTC).isoformat()
-    reason = "the trial's process died"
     return complete(
         {**config, "status": "failed", "split": "select", "started": now, "ended": now}
         | {"error": reason}

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import pickle
+import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import ray
 from ray import tune
 
+from actors.deaths import Died, OutOfMemory
 from actors.experts import Recipe
 from actors.fingerprint import Fingerprint
 from actors.fleet import Client
@@ -30,7 +33,7 @@ from sweeps.scheduler import Halving
 from sweeps.search import MethodSearch
 from sweeps.spec import SweepSpec
 from sweeps.thin import run_trial
-from sweeps.trial import Recorder, finished
+from sweeps.trial import Recorder, died, finished
 from sweeps.tuning import fit
 
 TRIAL_MEMORY = 200 * 2**20
@@ -38,7 +41,7 @@ TRIAL_MEMORY = 200 * 2**20
 asked for, so that trials queue at the fleet and not for cores that the replicas occupy."""
 
 IN_FLIGHT = 4
-"""Trials at a time, at least."""
+"""Trials at a time, at least, where there is memory for them."""
 
 PER_CORE = 8
 """Trials at a time for each core of the driver's machine, at most: a process takes seconds of a
@@ -46,6 +49,10 @@ core to start, and all may start there."""
 
 RESTARTS = 3
 """How often a trial runs again whose process died: with a node, say, or for want of memory."""
+
+
+TELL = 5.0
+"""Seconds between questions to the desk for calls that were made again."""
 
 
 def run_trials(
@@ -70,6 +77,12 @@ def run_trials(
         progress: gets a phase `trials`.
         course: what methods that learn are given; None: there are none.
     """
+    falls = Falls(experts, progress.say)
+
+    def kept(entry: Entry) -> None:
+        record(entry)
+        falls.look()
+
     done = folder.ledger.done()
     ready, total = standing(spec, context, {key: each.method for key, each in done.items()})
     progress.start("trials", total)
@@ -87,12 +100,38 @@ def run_trials(
     known = {key: entry.metrics.get(spec.metric) for key, entry in done.items()}
     search = MethodSearch(spec, context, known, told=experts.desk.expect.remote)
     if search.left():
-        tuned(spec, search, experts, folder, record, course)
+        tuned(spec, search, experts, folder, kept, course)
     for ref in warm:
-        fetched(ref)
+        with suppress(OutOfMemory, Died):  # whoever needs the embedding says so, and fails
+            fetched(ref)
     for key, (method, started, payer, ref) in asked.items():
-        entry = finished(key, method, fetched(ref), started)
-        record(replace(entry, busy_s=payer.spent()))
+        try:
+            entry = finished(key, method, fetched(ref), started)
+        except (OutOfMemory, Died) as error:
+            config = {"trial_key": key, "method": method, "params": {}}
+            kept(died(config, f"{type(error).__name__}: {error}"))
+            continue
+        kept(replace(entry, busy_s=payer.spent()))
+
+
+@dataclass
+class Falls:
+    """Says when processes of replicas died, and how many calls that cost."""
+
+    experts: Client
+    say: Callable[[str], None]
+    known: int = 0
+    due: float = 0.0
+
+    def look(self) -> None:
+        """Ask, now and then."""
+        if time.monotonic() < self.due:
+            return
+        found = self.experts.fallen()
+        self.due = time.monotonic() + TELL
+        if found > self.known:
+            self.known = found
+            self.say(f"processes of replicas died: {found} call(s) made again so far")
 
 
 def tuned(
@@ -155,8 +194,8 @@ def tuned(
 def in_flight(replicas: int, learning: bool, memory: int, cores: int) -> int:
     """Trials at a time: two a replica, so that its next call waits when it ends one.
 
-    Of more than `IN_FLIGHT`, the driver's machine must be able to hold all, in half of its free
-    memory: what they do to it, driver and replicas suffer.
+    The driver's machine must be able to hold all, in half of its free memory: what they do to it,
+    driver and replicas suffer. One there is always.
 
     Args:
         replicas: of the fleet.
@@ -164,11 +203,12 @@ def in_flight(replicas: int, learning: bool, memory: int, cores: int) -> int:
         memory: free bytes of the driver's machine.
         cores: of it.
 
-    >>> [in_flight(n, False, 2**36, 16) for n in (1, 16, 64)]
-    [4, 32, 128]
+    >>> [in_flight(n, False, 2**36, 16) for n in (1, 16, 64)], in_flight(1, False, 2**30, 16)
+    ([4, 32, 128], 2)
     """
     each = TRIAL_MEMORY * (2 if learning else 1)
-    return max(IN_FLIGHT, min(2 * replicas, memory // 2 // each, PER_CORE * cores))
+    wanted = max(IN_FLIGHT, min(2 * replicas, PER_CORE * cores))
+    return max(1, min(wanted, memory // 2 // each))
 
 
 def trial_name(trial: Any) -> str:

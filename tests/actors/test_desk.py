@@ -7,6 +7,7 @@ import pytest
 import ray
 
 from actors import desk as module
+from actors.deaths import DIED, Died, OutOfMemory, Vitals
 from actors.desk import Desk, Lane
 from actors.forgotten import ATTEMPTS, Forgotten, is_forgotten
 from actors.unplaced import Unplaced
@@ -29,7 +30,7 @@ class Group:
 class Method:
     replica: "Replica"
 
-    def options(self, name: str):
+    def options(self, name: str, max_task_retries: int):
         return self
 
     def remote(self, *args):
@@ -45,18 +46,57 @@ class Replica:
     error: Exception | None = None
     calls: list = field(default_factory=list)
 
+    node: str = "n"
+    killed: int = 0
+    pid: int = 1
+    dies: int = 0
+    """How many of the next calls end its process."""
+    for_memory: bool = False
+    mends: bool = True
+    """Whether it comes back."""
+
     @property
     def work(self) -> Method:
         return Method(self)
+
+    @property
+    def vitals(self) -> "Asked":
+        return Asked(self)
 
     async def run(self, *args):
         self.calls.append(args)
         while self.hangs:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.02)
+        if self.dies:
+            self.dies, self.pid = self.dies - 1, self.pid + 1
+            self.killed += self.for_memory
+            raise ray.exceptions.ActorUnavailableError("Socket closed", None)
         if self.error is not None:
             raise self.error
         return self.number
+
+
+@dataclass
+class Asked:
+    """Its vitals."""
+
+    replica: "Replica"
+
+    def options(self, name: str, max_task_retries: int):
+        assert max_task_retries > 0
+        return self
+
+    def remote(self):
+        one = self.replica
+        found = Vitals(one.node, one.pid, one.killed, 2 * 10**9, 10**9, "memory.max", "10.0.0.9")
+
+        async def run():
+            while not one.mends:
+                await asyncio.sleep(0.01)
+            return [found]
+
+        return asyncio.ensure_future(run())
 
 
 @pytest.fixture
@@ -70,6 +110,7 @@ def world(monkeypatch):
     monkeypatch.setattr(module, "placement_group_table", table)
     monkeypatch.setattr(module, "PULSE", 0.02)
     monkeypatch.setattr(module, "FAILOVER", 0.1)
+    monkeypatch.setattr(module, "killed_by_ray", lambda gone: False)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 1.0})
     return states
@@ -248,3 +289,120 @@ def test_a_call_that_is_always_forgotten_ends(world):
 
     assert asyncio.run(go()) == 0
     assert len(faulty.calls) == ATTEMPTS + 1
+
+
+def test_a_call_that_dies_for_memory_twice_in_a_row_is_given_up_and_others_go_on(world):
+    hungry = Replica(0, dies=100, for_memory=True)
+
+    async def go():
+        desk = Made([lane(world, hungry)], 5.0)
+        desk.need = "1.50 GB"
+        with pytest.raises(OutOfMemory) as error:
+            await desk.call("work", "ties")
+        assert len(hungry.calls) == 2
+        hungry.dies = 0
+        return str(error.value), await desk.call("work"), await desk.fallen()
+
+    text, found, fallen = asyncio.run(go())
+    assert found == 0
+    assert fallen == 1  # made again once
+    assert text == (
+        "work ties: out of memory, 2 times in a row, on node 10.0.0.9, where 2.00 GB are granted"
+        " (memory.max) and 1.00 GB free without it; planned: 1.50 GB; set placement.replicas lower,"
+        " placement.dtype: float16, placement.weights: files, or, over several nodes,"
+        " placement.shards higher; or grant more memory"
+    )
+
+
+def test_ray_that_killed_for_memory_is_believed(world, monkeypatch):
+    monkeypatch.setattr(module, "killed_by_ray", lambda gone: [each.pid for each in gone] == [1])
+
+    async def go():
+        desk = Made([lane(world, Replica(0, dies=2))], 5.0)
+        found = await desk.call("work")  # the second time it was not Ray: not twice in a row
+        assert desk.falls == 2
+        return found
+
+    assert asyncio.run(go()) == 0
+
+
+def test_after_a_death_for_memory_a_call_has_the_machine_to_itself(world):
+    """So that of calls side by side it is found out which one is too large."""
+    large, small = Replica(0, dies=1, for_memory=True), Replica(1)
+    running, most = [0], [0]
+
+    def watched(replica):
+        run = replica.run
+
+        async def counted(*args):
+            running[0] += 1
+            if args == ("large",):
+                most[0] = running[0] if replica.dies == 0 else most[0]
+            try:
+                return await run(*args)
+            finally:
+                running[0] -= 1
+
+        replica.run = counted
+
+    watched(large)
+    watched(small)
+
+    async def go():
+        desk = Made([lane(world, large), lane(world, small)], 5.0)
+        calls = [desk.call("work", "large"), *(desk.call("work", i) for i in range(12))]
+        return await asyncio.gather(*calls)
+
+    found = asyncio.run(asyncio.wait_for(go(), 10))
+    assert len(found) == 13
+    assert most == [1]
+
+
+def test_a_call_whose_process_dies_again_and_again_ends(world):
+    faulty = Replica(0, dies=100)
+
+    async def go():
+        desk = Made([lane(world, faulty)], 5.0)
+        with pytest.raises(Died, match=r"^work ties: the process that made it died 4 times"):
+            await desk.call("work", "ties")
+        faulty.dies = DIED - 1  # somebody kills it now and then
+        return await desk.call("work")
+
+    assert asyncio.run(go()) == 0
+    assert len(faulty.calls) == 2 * DIED
+
+
+def test_a_process_that_went_with_its_node_is_not_counted(world):
+    moving = Replica(0, dies=10)
+    run = moving.run
+
+    async def elsewhere(*args):
+        try:
+            return await run(*args)
+        finally:
+            moving.node = f"n{moving.dies}"
+
+    moving.run = elsewhere
+
+    async def go():
+        desk = Made([lane(world, moving)], 5.0)
+        return await desk.call("work")
+
+    assert asyncio.run(go()) == 0
+    assert len(moving.calls) == 11
+
+
+def test_a_replica_that_does_not_come_back_leaves_its_call_to_another(world):
+    gone, well = Replica(0, dies=1), Replica(1)
+
+    async def go():
+        desk = Made([lane(world, gone), lane(world, well)], 5.0)
+        await desk.call("work")  # both are known
+        await desk.call("work")
+        gone.dies, gone.mends = 1, False
+        first = asyncio.ensure_future(desk.call("work"))
+        await asyncio.sleep(0.05)
+        world["0"]["state"] = "RESCHEDULING"
+        return await asyncio.wait_for(first, 3.0)
+
+    assert asyncio.run(go()) == 1

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors import limits as module
-from actors.limits import cores, killed, levels, limits, number, shortfalls
+from actors.limits import bound_threads, cores, killed, levels, limits, number, shortfalls
 
 GB = 10**9
 NONE_V1 = 9223372036854771712
@@ -126,6 +126,20 @@ def test_cores_are_the_least_of_affinity_quota_and_set(tmp_path, monkeypatch):
     assert cores(v2(tmp_path / "quota", "/a", files)) == 1
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3})
     assert cores(v2(tmp_path / "affinity", "/a", {"a/cpu.max": "800000 100000"})) == 1
+
+
+def test_threads_are_bound_where_a_cgroup_grants_fewer_cores(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "")  # so that it is put back
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    bound_threads(tmp_path)
+    assert "OMP_NUM_THREADS" not in os.environ
+    v2(tmp_path, "/", {"cpu.max": "250000 100000"})
+    bound_threads(tmp_path)
+    assert os.environ["OMP_NUM_THREADS"] == "2"
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    bound_threads(tmp_path)
+    assert os.environ["OMP_NUM_THREADS"] == "7"
 
 
 def test_more_is_in_use_than_allowed(tmp_path):

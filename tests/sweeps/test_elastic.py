@@ -1,6 +1,6 @@
 """Replicas come and go with nodes; a fleet and a cluster that the test makes up."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from types import SimpleNamespace
 
@@ -178,3 +178,20 @@ def test_the_watch_survives_trouble_and_ends_with_the_sweep(now, monkeypatch, ca
             pass
     assert not watcher.thread.is_alive()
     assert "elastic: the cluster is in trouble and more" in caplog.text
+
+
+def test_new_replicas_that_keep_failing_are_not_started_for_ever(now):
+    fleet = Fleet(1)
+    watcher, room, lines = made(fleet, 1)
+    room[0] = 2
+    for _ in range(20):
+        watcher.look()
+        if len(fleet.members) > 1:
+            fleet.members[1].fault = RuntimeError("killed")
+    assert next(fleet.numbers) == 1 + elastic.TRIES
+    assert lines == ["3 new replicas failed: no more are started on these nodes"]
+    assert fleet.staffed == [0]
+    planned = watcher.planned
+    watcher.planned = lambda: replace(planned(), nodes=(("another", 1),))
+    watcher.look()  # a node that may do better
+    assert len(fleet.members) == 2

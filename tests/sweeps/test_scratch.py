@@ -50,6 +50,7 @@ def test_a_long_folder_is_given_by_a_short_link(monkeypatch, tmp_path, variable)
     monkeypatch.setenv(variable, str(long))
     with session_folder() as folder:
         assert len(os.fsencode(folder)) <= LONGEST
+        assert os.environ["TMPDIR"] == os.environ["RAY_TMPDIR"] == str(folder)
         (folder / "file").write_text("spilled")
         (kept,) = long.iterdir()  # what is large lies where the user wants it
         assert (kept / "file").read_text() == "spilled"

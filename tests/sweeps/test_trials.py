@@ -1,12 +1,14 @@
 """Trials on Tune: a failure is recorded and the sweep goes on; a fault of the ledger ends it."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 import ray
 from rich.console import Console
 
+from actors.deaths import Living, OutOfMemory
 from actors.experts import Evaluation, Recipe, TaskScore
 from actors.fleet import Client, Desk, Lane
 from fusion.errors import InputError
@@ -18,7 +20,7 @@ from sweeps.trials import IN_FLIGHT, in_flight, run_trials
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
-class Fake:
+class Fake(Living):
     """A replica whose accuracy is λ, and that fails where λ is 0.5."""
 
     def __init__(self, log):
@@ -101,7 +103,7 @@ def test_a_ledger_that_cannot_be_written_ends_the_sweep_with_its_line(spec, tmp_
     ("replicas", "learning", "gigabytes", "cores", "trials"),
     [
         (1, False, 64, 16, IN_FLIGHT),
-        (2, True, 1, 1, IN_FLIGHT),  # as it was: small machines are Ray's to guard
+        (2, True, 1, 1, 1),  # half of 1 GiB: a container that has no more
         (64, False, 256, 16, 128),
         (64, False, 20, 16, 51),  # half of 20 GiB in pieces of 200 MiB
         (64, True, 20, 16, 25),
@@ -112,3 +114,28 @@ def test_as_many_trials_as_replicas_and_the_driver_take(
     replicas, learning, gigabytes, cores, trials
 ):
     assert in_flight(replicas, learning, gigabytes * 2**30, cores) == trials
+
+
+class Hungry(Fake):
+    """Short of memory in one trial and one reference, and for an embedding."""
+
+    def evaluate(self, recipe, role):
+        if recipe.params.get("scale") == 0.5 or recipe.method == "experts":
+            raise OutOfMemory("evaluate: out of memory, 2 times in a row")
+        return super().evaluate(recipe, role)
+
+    def embed(self, expert, role):
+        raise OutOfMemory("embed: out of memory, 2 times in a row")
+
+
+def test_what_runs_out_of_memory_is_a_failed_trial_and_the_rest_goes_on(
+    spec, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sys.modules[__name__], "Fake", Hungry)
+    folder = SweepFolder(tmp_path / "t")
+    run(spec, folder, tmp_path / "log")
+    found = {(entry.method, entry.params.get("scale")): entry for entry in folder.ledger}
+    failed = {name: entry.error for name, entry in found.items() if entry.status == "failed"}
+    assert failed.keys() == {("task_arithmetic", 0.5), ("experts", None)}
+    assert set(failed.values()) == {"OutOfMemory: evaluate: out of memory, 2 times in a row"}
+    assert len(found) > len(failed) + 1
