@@ -21,6 +21,8 @@ class Node:
     id: str = ""
     """Ray's; empty on a machine without a Ray yet."""
     labels: Mapping[str, str] = field(default_factory=dict)
+    bound: str = ""
+    """What grants less memory than the machine has, for messages; empty: nothing."""
 
 
 @dataclass(frozen=True)

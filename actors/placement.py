@@ -128,7 +128,9 @@ def refusal(load: Load, resources: Resources, wish: Wish) -> str:
         need = gigabytes(memory(found, [*range(shards)] * replicas))
         alone = " on one node" if len(nodes) > 1 else ""
         there = gigabytes(max((node.memory for node in nodes), default=0))
-        said = f"{who} need {need} of memory{alone}, {there} are there"
+        bound = max(nodes, key=lambda node: node.memory).bound if nodes else ""
+        granted = f" ({bound})" if bound else ""
+        said = f"{who} need {need} of memory{alone}, {there} are there{granted}"
     if adjusted := fitting(adjustments(load, nodes, wish)):
         return f"placement: {said}; {adjusted} fits"
     why = "no number of shards fits"

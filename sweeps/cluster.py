@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from actors.limits import cores, limits, shortfalls
-from actors.placement import Node, Resources
+from actors.placement import Node, Resources, gigabytes
 from fusion.errors import InputError
 from sweeps import signals
 from sweeps.reach import Address, check, given
@@ -60,8 +60,10 @@ def this_machine() -> Resources:
 
     gpus, granted = gpu_sizes(), limits()
     memory = max(granted.memory - RAY_BYTES, 0)
-    name = f"this machine ({granted.by})" if granted.by else "this machine"
-    return Resources((Node(granted.cpus, len(gpus), memory, min(gpus, default=0), name),))
+    bound = f"{granted.by} grants {gigabytes(granted.total)}" if granted.by else ""
+    gpu_memory = min(gpus, default=0)
+    node = Node(granted.cpus, len(gpus), memory, gpu_memory, "this machine", bound=bound)
+    return Resources((node,))
 
 
 def of_cluster(known: dict[str, Found] | None = None) -> Resources:

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from actors import limits as module
 from actors.limits import bound_threads, cores, killed, levels, limits, number, shortfalls
+from actors.placement import Load, Node, Resources, plan
+from fusion.errors import InputError
 
 GB = 10**9
 NONE_V1 = 9223372036854771712
@@ -212,3 +214,9 @@ def test_this_very_machine_can_be_asked():
     assert limits().cpus >= 1
     assert killed() >= 0
     assert module.threads() > 0
+
+
+def test_what_bounds_memory_is_named_where_nothing_fits():
+    node = Node(1, 0, 10**6, bound="/sys/fs/cgroup/memory.max grants 2.00 GB")
+    with pytest.raises(InputError, match=r"are there \(/sys/fs/cgroup/memory.max grants 2.00 GB\)"):
+        plan(Load(segments=(10**6,), experts=2), Resources((node,)))
