@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.documents import checked, read_yaml
-from fusion.errors import InputError
+from fusion.errors import InputError, one_line
 from sweeps import redact
 from sweeps.clusterfile import ClusterFile
 from sweeps.ending import BUG, INTERRUPTED
@@ -25,6 +25,9 @@ from sweeps.reach import check_jobs
 
 PATIENCE = 300
 """Seconds to wait for the cluster file's nodes."""
+
+LOST = 60.0
+"""Seconds for a job server that went away to come back, while a job is followed."""
 
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 """The cluster file, as `ray up` leaves it on the head."""
@@ -210,7 +213,7 @@ def followed(client: Any, job: str) -> int:
     """Print a job's log until it ends; its exit status."""
     try:
         asyncio.run(print_log(client, job))
-        while not (info := client.get_job_info(job)).status.is_terminal():
+        while not (info := info_of(client, job)).status.is_terminal():
             time.sleep(1)  # the log ended before the job did: its server was lost for a while
     except KeyboardInterrupt:
         say(f"no longer followed; the job goes on. Stop it with: ray job stop {job}")
@@ -222,6 +225,25 @@ def followed(client: Any, job: str) -> int:
         return 0
     say(f"job {job}: {info.status.value.lower()}: {info.message}")
     return INTERRUPTED if info.status.value == "STOPPED" else BUG
+
+
+def info_of(client: Any, job: str) -> Any:
+    """What the server says of a job; one that is gone is asked again for `LOST` seconds.
+
+    Raises:
+        InputError: it does not come back.
+    """
+    until = time.monotonic() + LOST
+    while True:  # at most LOST seconds
+        try:
+            return client.get_job_info(job)
+        except Exception as error:  # the client has no class of its own for a server that is gone
+            if time.monotonic() > until:
+                raise InputError(
+                    f"job {job}: its server has not answered for {LOST:g} s"
+                    f" ({one_line(error)[:200]}); ask again: ray job status {job}"
+                ) from error
+            time.sleep(1)
 
 
 async def print_log(client: Any, job: str) -> None:

@@ -192,3 +192,17 @@ def test_the_cluster_file_is_accepted_by_ray_as_are_its_blocks_for_clouds() -> N
         cloud = local | yaml.safe_load(re.sub(r"(?m)^# ", "", block))
         validate_config(prepare_config(cloud))
         assert cloud["available_node_types"]["gpu"]["resources"]["GPU"] >= 1
+
+
+def test_a_job_server_that_goes_away_for_good_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    class Gone:
+        def get_job_info(self, job: str) -> Any:
+            asked.append(job)
+            raise RuntimeError("Request failed\nwith status code 500")
+
+    monkeypatch.setattr(jobs, "LOST", 0.5)
+    with pytest.raises(InputError, match=r"^job j: its server has not answered for 0.5 s \(Req"):
+        jobs.info_of(Gone(), "j")
+    assert len(asked) > 1
