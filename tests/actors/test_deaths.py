@@ -26,6 +26,7 @@ from actors.deaths import (
     vitals,
 )
 from actors.desk import Desk, Lane
+from actors.fleet import ROBUST
 from actors.transport import fetched
 
 HERE = Vitals("n", 1, 0, 2 * 10**9, 10**9, "", "10.0.0.9")
@@ -140,7 +141,8 @@ def desk_of(folder):
     made = replica.remote(str(folder))
     group = ray.util.placement_group([{"CPU": 0.1}])
     lanes = ray.cloudpickle.dumps([Lane(0, made, group)])
-    desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=100).remote(lanes, 60.0, "1.5 GB")
+    desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=100, **ROBUST)
+    desk = desk.remote(lanes, 60.0, "1.5 GB")
     yield Client(desk)
     ray.kill(made)
     ray.kill(desk)
