@@ -103,9 +103,9 @@ def vectors_of(weights: FlatVectors | FiledVectors | FactoredVectors, device: st
     return unflatten(weights, device)
 
 
-def named(shard: Any) -> Any:
-    """A reference to the fused tensors of a shard; its death meanwhile is told."""
-    return shard.names.options(max_task_retries=0).remote()
+def once(call: Any) -> Any:
+    """A shard's method; where the shard dies of it, whoever made the whole call counts that."""
+    return call.options(max_task_retries=0)
 
 
 def build_shard(setup: Setup, weights: bytes, index: int) -> Shard:
@@ -241,7 +241,7 @@ class OfShards:
         """See `Water.call`."""
         with self.lock:
             for shard in self.shards:
-                shard.begin.remote(name, not self.running)
+                once(shard.begin).remote(name, not self.running)
             self.running += 1
         try:
             yield
@@ -251,7 +251,7 @@ class OfShards:
 
     def told(self, device: torch.device, method: str) -> int:
         """See `Water.told`."""
-        asked = [shard.told.remote(method) for shard in self.shards]
+        asked = [once(shard.told).remote(method) for shard in self.shards]
         return max(int(each) for each in fetched(asked))
 
 
@@ -283,7 +283,7 @@ class Replica:
             device, water = setup.plan.device, None
         else:
             shards: list[Any] = ray.cloudpickle.loads(conducted)
-            names = ray.get([named(shard) for shard in shards])
+            names = ray.get([once(shard.names).remote() for shard in shards])
             link = choose(shards, setup.plan.device, setup.plan.gpus, setup.transport)
             pipeline = Pipeline(shards, names, setup.groups, link)
             device, water = "cpu", OfShards(shards)
