@@ -51,6 +51,13 @@ RESTARTS = 3
 """How often a trial runs again whose process died: with a node, say, or for want of memory."""
 
 
+RUNS = 3
+"""How often Tune is begun, for the trials that are left: Tune 2.60 itself fails where Ray kills a
+trial's process for want of memory, which it takes for an error that cannot be."""
+
+LOW = "killed due to the node running low on memory"
+"""What that error says."""
+
 TELL = 5.0
 """Seconds between questions to the desk for calls that were made again."""
 
@@ -97,10 +104,7 @@ def run_trials(
             payer = experts.named(key)
             ref = payer.submit("evaluate", Recipe(method), "select")
             asked[key] = (method, started, payer, ref)
-    known = {key: entry.metrics.get(spec.metric) for key, entry in done.items()}
-    search = MethodSearch(spec, context, known, told=experts.desk.expect.remote)
-    if search.left():
-        tuned(spec, search, experts, folder, kept, course)
+    search_all(spec, context, experts, folder, kept, progress, course)
     for ref in warm:
         with suppress(OutOfMemory, Died):  # whoever needs the embedding says so, and fails
             fetched(ref)
@@ -112,6 +116,40 @@ def run_trials(
             kept(died(config, f"{type(error).__name__}: {error}"))
             continue
         kept(replace(entry, busy_s=payer.spent()))
+
+
+def search_all(
+    spec: SweepSpec,
+    context: Fingerprint | Context,
+    experts: Client,
+    folder: SweepFolder,
+    record: Callable[[Entry], None],
+    progress: Progress,
+    course: Course | None,
+) -> None:
+    """Tune runs until the search has ended: one, unless Ray kills processes of trials.
+
+    Raises:
+        OutOfMemory: it does so `RUNS` times.
+    """
+    ended = folder.ledger.done()
+    for begun in range(1, RUNS + 1):
+        known = {key: entry.metrics.get(spec.metric) for key, entry in ended.items()}
+        search = MethodSearch(spec, context, known, told=experts.desk.expect.remote)
+        if not search.left():
+            return
+        try:
+            return tuned(spec, search, experts, folder, record, course)
+        except RuntimeError as error:
+            if LOW not in str(error):
+                raise
+            if begun == RUNS:
+                raise OutOfMemory(
+                    f"trials: Ray killed their processes for want of memory {RUNS} times; free"
+                    " some, or set placement.replicas lower; --resume goes on from here"
+                ) from error
+        progress.say("Ray killed processes of trials for want of memory: they begin again")
+        ended = {entry.trial_key: entry for entry in folder.ledger}  # failed ones of this run, too
 
 
 @dataclass

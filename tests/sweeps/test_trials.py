@@ -12,6 +12,7 @@ from actors.deaths import Living, OutOfMemory
 from actors.experts import Evaluation, Recipe, TaskScore
 from actors.fleet import Client, Desk, Lane
 from fusion.errors import InputError
+from sweeps import trials
 from sweeps.folder import SweepFolder
 from sweeps.progress import Progress
 from sweeps.spec import validate
@@ -139,3 +140,37 @@ def test_what_runs_out_of_memory_is_a_failed_trial_and_the_rest_goes_on(
     assert failed.keys() == {("task_arithmetic", 0.5), ("experts", None)}
     assert set(failed.values()) == {"OutOfMemory: evaluate: out of memory, 2 times in a row"}
     assert len(found) > len(failed) + 1
+
+
+@pytest.mark.parametrize("killed", [1, 99])
+def test_trials_that_ray_kills_for_memory_begin_again_a_few_times(
+    spec, tmp_path, monkeypatch, killed
+):
+    """Tune itself fails of it."""
+    begun, tuned = [], trials.tuned
+
+    def failing(*args):
+        begun.append(args[1].left())
+        if len(begun) <= killed:
+            raise RuntimeError(f"Caught unexpected exception: 1 worker(s) were {trials.LOW}. …")
+        tuned(*args)
+
+    monkeypatch.setattr(trials, "tuned", failing)
+    folder = SweepFolder(tmp_path / "t")
+    if killed == 1:
+        run(spec, folder, tmp_path / "log")
+        assert {entry.params.get("scale") for entry in folder.ledger} >= {0.1, 0.5, 0.9}
+        assert len(begun) == 2
+        return
+    with pytest.raises(OutOfMemory, match=r"^trials: Ray killed their processes .* 3 times"):
+        run(spec, folder, tmp_path / "log")
+    assert len(begun) == trials.RUNS
+
+
+def test_another_fault_of_tune_is_raised_as_it_is(spec, tmp_path, monkeypatch):
+    def failing(*args):
+        raise RuntimeError("No trial runner")
+
+    monkeypatch.setattr(trials, "tuned", failing)
+    with pytest.raises(RuntimeError, match=r"^No trial runner$"):
+        run(spec, SweepFolder(tmp_path / "t"), tmp_path / "log")
