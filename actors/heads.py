@@ -223,6 +223,21 @@ def open_tokenizer(base: Checkpoint) -> Tokenizer:
     Raises:
         InputError: there is none.
     """
+    found = known_tokenizer(base)
+    if found is None:
+        raise InputError(
+            f"{base.name}: {base.folder}: no tokenizer (tokenizer.json, or vocab.json and"
+            " merges.txt); the base needs one, for the zero-shot heads"
+        )
+    return found
+
+
+def known_tokenizer(base: Checkpoint) -> Tokenizer | None:
+    """The tokenizer in the base's folder; None: there is none.
+
+    Raises:
+        InputError: one of its files is no regular file.
+    """
     found = {
         file.name: file
         for pattern in TOKENIZER_FILES
@@ -230,10 +245,7 @@ def open_tokenizer(base: Checkpoint) -> Tokenizer:
         if file.is_file()
     }
     if "tokenizer.json" not in found and not {"vocab.json", "merges.txt"} <= found.keys():
-        raise InputError(
-            f"{base.name}: {base.folder}: no tokenizer (tokenizer.json, or vocab.json and"
-            " merges.txt); the base needs one, for the zero-shot heads"
-        )
+        return None
     for file in found.values():
         where = f"{base.name}: {file}"
         with reading(where):

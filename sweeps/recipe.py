@@ -17,13 +17,15 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from actors.atomic import replacing
+from actors.atomic import replacing, share
 from actors.checkpoints import Checkpoint, content_hash, read
 from actors.documents import checked, dump_yaml, read_bytes, read_json, read_yaml
 from actors.experts import Recipe as What
 from actors.filed import filed_vectors
+from actors.heads import known_tokenizer
 from actors.paths import Plain, inside
 from actors.pool import Pool, open_pool
+from actors.preprocess import read_preprocess
 from actors.recipes import RESULTS, learned_beta, merged, of_task, rebuilt, results_dtype
 from actors.segments import clip_segments
 from actors.statisticfile import opened, place
@@ -68,6 +70,10 @@ class Recipe:
     """Of a method that merges by statistics of data: each expert's key in the cache."""
     result_dtype: str = "base"
     """What the model is rounded to: each tensor to its dtype in the base, or to float32."""
+    preprocessing: str | None = None
+    """Fingerprint of the base's preprocessing; None: written before it was kept."""
+    tokenizer: str | None = None
+    """Fingerprint of the base's tokenizer files; None: the base has none, or as above."""
 
 
 def identify(checkpoint: Checkpoint) -> Model:
@@ -75,6 +81,31 @@ def identify(checkpoint: Checkpoint) -> Model:
     local = Path(checkpoint.source).is_dir()
     source = str(checkpoint.folder.resolve()) if local else checkpoint.source
     return Model(source, content_hash(checkpoint))
+
+
+def beside(base: Checkpoint) -> dict[str, str]:
+    """Fingerprints of what lies beside the base's weights and decides a row's numbers.
+
+    Raises:
+        InputError: the preprocessing cannot be read.
+    """
+    found = {"preprocessing": str(read_preprocess(base.folder).fingerprint)}
+    tokenizer = known_tokenizer(base)
+    return found if tokenizer is None else {**found, "tokenizer": str(tokenizer.fingerprint)}
+
+
+def check_beside(recipe: Recipe, base: Checkpoint, path: Path) -> None:
+    """Raise InputError where the base's preprocessing or tokenizer is not the recipe's any more."""
+    recorded = {"preprocessing": recipe.preprocessing, "tokenizer": recipe.tokenizer}
+    if not any(recorded.values()):
+        return
+    found = beside(base)
+    for name, was in recorded.items():
+        if was is not None and found.get(name) != was:
+            raise InputError(
+                f"{path}: base: {base.folder}: its {name} has changed since the recipe was"
+                " written; a model with it would not have the row's accuracy"
+            )
 
 
 def write(
@@ -98,6 +129,7 @@ def write(
         "sweep": sweep,
         "selected": dict(selected),
         "result_dtype": result_dtype,
+        **beside(pool.base),
     }
     if learned is not None:
         data = learned.read_bytes()
@@ -152,6 +184,7 @@ def export(path: Path, out: Path) -> None:
                 f"{path}: {name}: {model.source} has changed: sha256 {found[:12]}…; "
                 f"the recipe was made from {model.sha256[:12]}…"
             )
+    check_beside(recipe, pool.base, path)
     what = What(recipe.method, {**recipe.params, **known_statistics(recipe, pool, path)}, data)
     if isinstance(METHODS.get(recipe.method), PerTask):
         vectors = replace(filed_vectors(pool), results=results_dtype(recipe.result_dtype))
@@ -246,6 +279,7 @@ def write_folder(
             kind = dtype if dtype is not None and found.is_floating_point() else found.dtype
             tensors[infos[name].plain] = found.to(kind).contiguous()
         save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
+        share(part / "model.safetensors")
         for name, data in papers(base).items():
             (part / name).write_bytes(data)
         if dtype is not None:

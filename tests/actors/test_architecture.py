@@ -44,5 +44,7 @@ def test_defaults_are_those_of_transformers() -> None:
 
 def test_a_field_that_is_no_number() -> None:
     config = {"model_type": "clip_vision_model", "hidden_size": "wide"}
-    with pytest.raises(InputError, match=r"c.json: hidden_size: 'wide'; a positive whole number"):
+    with pytest.raises(
+        InputError, match=r"c.json: hidden_size: 'wide'; 1 to 16,384, whole, needed"
+    ):
         vision_fields(config, "c.json")

@@ -58,6 +58,42 @@ def test_an_export_is_the_merge_and_transformers_loads_it(written, pool, tmp_pat
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
+def test_others_may_read_an_export(written, tmp_path):
+    recipe.export(written, tmp_path / "out")
+    mode = (tmp_path / "out" / "model.safetensors").stat().st_mode & 0o777
+    (tmp_path / "plain").touch()
+    assert mode == (tmp_path / "plain").stat().st_mode & 0o777
+
+
+@pytest.mark.parametrize(
+    ("file", "field", "value", "what"),
+    [
+        ("preprocessor_config.json", "image_mean", [0.1, 0.2, 0.3], "preprocessing"),
+        ("preprocessor_config.json", "rescale_factor", 0.01, "preprocessing"),
+        ("tokenizer.json", "padding", None, "tokenizer"),
+    ],
+)
+def test_an_export_is_refused_once_what_decides_the_row_has_changed(
+    pool, tmp_path, file, field, value, what
+):
+    base = tmp_path / "base"
+    shutil.copytree(pool.base.folder, base)
+    experts = {task: str(expert.folder) for task, expert in pool.experts.items()}
+    changed = open_pool(str(base), experts)
+    written = recipe.write(tmp_path / "recipes", "ties", changed, {}, "s", {})
+    content = json.loads((base / file).read_text())
+    assert content.get(field, 0) != value
+    (base / file).write_text(json.dumps({**content, field: value}))
+    with pytest.raises(InputError, match=f"its {what} has changed since the recipe"):
+        recipe.export(written, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    old = yaml.safe_load(written.read_text())
+    del old["preprocessing"], old["tokenizer"]  # as earlier versions wrote recipes
+    written.write_text(yaml.safe_dump(old))
+    recipe.export(written, tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
 def test_one_model_a_task_is_one_folder_a_task(pool, tmp_path):
     written = recipe.write(tmp_path / "recipes", "emr", pool, {}, "s", {})
     recipe.export(written, tmp_path / "out")
