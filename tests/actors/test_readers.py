@@ -18,7 +18,7 @@ from actors import gates, openclip
 from actors.checkpoints import inspect, read
 from actors.extractor import open_extractor
 from actors.headfile import check_head
-from actors.heads import read_tokenizer
+from actors.heads import open_tokenizer, read_tokenizer
 from actors.pool import load_flat, open_pool
 from actors.preprocess import read_convnext, read_preprocess
 from fusion.errors import InputError, reading
@@ -56,6 +56,11 @@ def pool_of(kind: str) -> Callable[[Path], object]:
     return lambda root: open_pool(str(root / "base"), {"a": str(root / kind)})
 
 
+def tokenizer_of(root: Path) -> Any:
+    base = inspect(str(root / "base"), "pool.base")
+    return read_tokenizer(base, open_tokenizer(base))
+
+
 READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "weights": ("expert/model.safetensors", pool_of("expert")),
     "config": ("expert/config.json", pool_of("expert")),
@@ -71,8 +76,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
         "resnet/model.safetensors", lambda r: open_extractor(str(r / "resnet"), "m.extractor")),
     "extractor config": (
         "resnet/config.json", lambda r: open_extractor(str(r / "resnet"), "m.extractor")),
-    "tokenizer": (
-        "base/tokenizer.json", lambda r: read_tokenizer(inspect(str(r / "base"), "pool.base"))),
+    "tokenizer": ("base/tokenizer.json", tokenizer_of),
     "gate": ("gate.safetensors", lambda r: gates.read(r / "gate.safetensors", "gate")),
     "published gate": (
         "gate.safetensors", lambda r: openclip.read_published(r / "gate.safetensors")),
