@@ -157,10 +157,13 @@ def finish(
     resample = config.get("resample", 3)
     if type(resample) is not int or not 0 <= resample <= 5:
         raise InputError(f"{file}: resample: {resample!r}; Pillow's filters 0 to 5 allowed")
+    factor = config.get("rescale_factor", 1 / 255) if rescaled else 1.0
+    if not is_number(factor, dividing=True):
+        raise InputError(f"{file}: rescale_factor: {factor!r}; a number other than 0 needed")
     return Preprocess(
         *geometry,
         resample,
-        float(config.get("rescale_factor", 1 / 255)) if rescaled else 1.0,
+        float(factor),
         channels(config, "image_mean", mean, file) if normalised else (0.0,) * 3,
         channels(config, "image_std", std, file) if normalised else (1.0,) * 3,
     )
@@ -218,10 +221,16 @@ def channels(
 ) -> tuple[float, ...]:
     """Three numbers, one a channel."""
     values = config.get(name, default)
-    try:
-        numbers = tuple(float(value) for value in values)
-    except (TypeError, ValueError):
-        numbers = ()
-    if len(numbers) != 3 or (name == "image_std" and 0.0 in numbers):
-        raise InputError(f"{file}: {name}: {values!r}; three numbers needed")
-    return numbers
+    numbers = list(values) if isinstance(values, list | tuple) else []
+    good = len(numbers) == 3 and all(is_number(each, name == "image_std") for each in numbers)
+    if not good:
+        kind = "three numbers other than 0" if name == "image_std" else "three numbers"
+        raise InputError(f"{file}: {name}: {values!r}; {kind} needed")
+    return tuple(float(number) for number in numbers)
+
+
+def is_number(value: Any, dividing: bool = False) -> bool:
+    """Whether a value is a number that float32 holds; `dividing`: and may be divided by."""
+    if type(value) not in (int, float) or not abs(value) < 3e38:
+        return False
+    return not dividing or abs(value) > 1e-37

@@ -85,3 +85,16 @@ def make_pool(root: Path) -> TinyPool:
             epochs=4, batch_size=16, learning_rate=2e-3,
         )  # fmt: skip
     return TinyPool(root)
+
+
+def write_tokenizer(folder: Path) -> int:
+    """A CLIP tokenizer whose tokens are bytes, saved as the hub has it; the size of its words."""
+    from transformers import CLIPTokenizer
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = list(bytes_to_unicode().values())
+    words = [*letters, *(letter + "</w>" for letter in letters)]
+    vocab = {word: index for index, word in enumerate(words)}
+    vocab |= {"<|startoftext|>": len(vocab), "<|endoftext|>": len(vocab) + 1}
+    CLIPTokenizer(vocab=vocab, merges=[]).save_pretrained(folder)
+    return len(vocab)

@@ -16,6 +16,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.tinypool import write_tokenizer
+
 SIZE = 32
 WIDTH = 32
 DIM = 24
@@ -77,15 +79,10 @@ class Tiny:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionModel
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
+    from transformers import CLIPConfig, CLIPModel, CLIPVisionModel
 
-    letters = list(bytes_to_unicode().values())
-    words = [*letters, *(letter + "</w>" for letter in letters)]
-    vocab = {word: index for index, word in enumerate(words)}
-    vocab |= {"<|startoftext|>": len(vocab), "<|endoftext|>": len(vocab) + 1}
     folder = tmp_path_factory.mktemp("tokenizer")
-    CLIPTokenizer(vocab=vocab, merges=[]).save_pretrained(folder)
+    vocab = write_tokenizer(folder)
     shape = {
         "hidden_size": WIDTH,
         "intermediate_size": 48,
@@ -95,11 +92,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     }
     text = {
         **shape,
-        "vocab_size": len(vocab),
+        "vocab_size": vocab,
         "max_position_embeddings": POSITIONS,
-        "bos_token_id": len(vocab) - 2,
-        "eos_token_id": len(vocab) - 1,
-        "pad_token_id": len(vocab) - 1,
+        "bos_token_id": vocab - 2,
+        "eos_token_id": vocab - 1,
+        "pad_token_id": vocab - 1,
     }
     config = CLIPConfig(
         text_config=text,

@@ -115,6 +115,11 @@ def test_a_resnets(tmp_path: Path) -> None:
         ({"do_center_crop": True}, "do_center_crop: True; not supported"),
         ({"do_pad": True}, "do_pad: True; not supported"),
         ({"resample": "bicubic"}, "resample: 'bicubic'"),
+        ({"image_std": ["0.2", 0.2, 0.2]}, "image_std: ['0.2', 0.2, 0.2]; three numbers"),
+        ({"image_std": [1e40, 0.2, 0.2]}, "image_std: [1e+40, 0.2, 0.2]; three numbers"),
+        ({"image_mean": [True, 0.2, 0.2]}, "image_mean: [True, 0.2, 0.2]; three numbers"),
+        ({"rescale_factor": 1e40}, "rescale_factor: 1e+40; a number other than 0"),
+        ({"rescale_factor": None}, "rescale_factor: None; a number other than 0"),
     ],
 )
 def test_refusals_for_a_resnet(tmp_path: Path, change: dict[str, Any], message: str) -> None:

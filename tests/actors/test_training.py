@@ -110,10 +110,11 @@ def test_pixels_are_those_of_the_image_processor(base: Path) -> None:
 
 def test_the_head_is_that_of_the_sweeps(base: Path, head: Tensor, tmp_path: Path) -> None:
     from actors.checkpoints import inspect
-    from actors.heads import TextEncoder
+    from actors.heads import TextEncoder, open_tokenizer
     from fusion import zeroshot
 
-    encoder = TextEncoder(inspect(str(base), "pool.base"))
+    checkpoint = inspect(str(base), "pool.base")
+    encoder = TextEncoder(checkpoint, open_tokenizer(checkpoint))
     texts = [template.format(name) for name in NAMES for template in TEMPLATES]
     rows = encoder.embed(texts, "task").view(2, 2, -1)
     torch.testing.assert_close(head, zeroshot.zero_shot_head(list(rows), encoder.logit_scale))

@@ -97,9 +97,10 @@ def test_another_head_or_order_than_the_task_s(tiny_pool, runs, tmp_path):
     recipe(tiny_pool, runs["a"], head=probe)
     text = refused(tiny_pool, runs, tmp_path)
     assert f"tasks.lines.head: {runs['a'] / 'head.safetensors'} needed" in text
-    recipe(tiny_pool, runs["a"])
-    text = refused(tiny_pool, runs, tmp_path, classnames=["steep", "flat"])
-    assert "tuned under another order of classes than tasks.lines has: class 0 is 'flat'" in text
+    head = {"kind": "zero_shot", "identity": "1" * 32, "classnames": ["steep", "flat"]}
+    recipe(tiny_pool, runs["a"], head=head)
+    text = refused(tiny_pool, runs, tmp_path)
+    assert "tuned under another order of classes than tasks.lines has: class 0 is 'steep'" in text
 
 
 def test_what_a_recipe_says(tiny_pool, runs):

@@ -21,7 +21,7 @@ from fusion.registry import METHODS
 from sweeps import cluster, figures, markdown, plan, robust, significance_words
 from sweeps.canonical import Context, trial_key
 from sweeps.compare import Row, compare
-from sweeps.comparisonfile import read, write
+from sweeps.comparisonfile import read, write, write_table
 from sweeps.notes import notes_of, under_words
 from sweeps.report import html
 from sweeps.shifts import adapted_rows
@@ -270,6 +270,7 @@ def test_the_comparison_has_both_means_with_intervals_and_ranks_by_seen_tasks(tm
     assert found.best is emr
     assert found.pairs[0].n == 8  # the unseen task's samples are not pooled in
     write(found, tmp_path)
+    write_table(found, tmp_path)
     assert read(tmp_path) == found
     import pyarrow.parquet as pq
 

@@ -94,7 +94,8 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     (pool(experts={"a": None}), "pool.experts.a: None: a hub id or a folder allowed"),
     (
         pool(expert={}),
-        "pool.expert: {}: unknown field 'expert'; did you mean 'experts'? (valid: base, experts)",
+        "pool.expert: {}: unknown field 'expert'; did you mean 'experts'?"
+        " (valid: base, experts, preprocessing)",
     ),
     # tasks
     ({"tasks": {}}, "tasks: {}: a mapping of at least one name to {dataset: …} allowed"),

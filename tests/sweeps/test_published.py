@@ -14,6 +14,7 @@ from fusion.errors import InputError
 from sweeps import cluster, plan
 from sweeps.spec import load, validate
 from tests.sweeps.learningpool import make_extractor
+from tests.tinypool import write_tokenizer
 
 CONFIGS = Path("sweeps/configs")
 LARGE = {
@@ -32,6 +33,7 @@ def hollow(folder: Path, vision: dict, full: bool) -> Path:
         "hidden_size": width,
         "intermediate_size": 4 * width,
         "num_attention_heads": width // 64,
+        "max_position_embeddings": 512,  # the tokens of `write_tokenizer` are bytes
     }
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=width)
     with torch.device("meta"):
@@ -55,7 +57,7 @@ def hollow(folder: Path, vision: dict, full: bool) -> Path:
              "crop_size": {"height": 224, "width": 224}, "resample": 3}  # fmt: skip
     (folder / "preprocessor_config.json").write_text(json.dumps(about))
     if full:
-        (folder / "tokenizer.json").write_text("{}")
+        write_tokenizer(folder)
     return folder
 
 
