@@ -180,8 +180,7 @@ def computed(
             num_gpus=1 if gpu else None,
             batch_size=1,
             batch_format="pyarrow",
-            max_restarts=RESTARTS,
-            max_task_retries=RESTARTS,
+            ray_remote_args_fn=lambda: {"max_restarts": RESTARTS, "max_task_retries": RESTARTS},
         )
         dataset.context.enable_progress_bars = False
         dataset.context.execution_options.preserve_order = True

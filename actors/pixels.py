@@ -174,7 +174,7 @@ def decoded(chunks: list[Chunk], preprocess: Preprocess) -> Iterator[pa.Table]:
             batch_size=1,
             batch_format="pyarrow",
             fn_kwargs={"preprocess": preprocess},
-            max_retries=RETRIES,
+            ray_remote_args_fn=lambda: {"max_retries": RETRIES},
         )
         dataset.context.enable_progress_bars = False
         dataset.context.execution_options.label_selector = places or None
