@@ -33,7 +33,7 @@ def test_a_job_is_done_again_until_it_is_taken_and_those_behind_it_follow(caplog
         if len(tried) < 9:
             away()
 
-    each = sender()
+    each = sender(60)
     assert each.offer(hard)
     assert each.offer(lambda: done.append(len(tried)))
     each.drain()
@@ -159,7 +159,7 @@ def test_what_can_never_be_taken_is_left_and_the_rest_goes_on():
 
 def test_a_job_that_alone_fails_does_not_hold_up_the_others():
     """The server answers 500 to one request, whatever is done, and others well."""
-    each, done = sender(probe=lambda: None), []
+    each, done = sender(60, probe=lambda: None), []
     each.offer(away)
     each.offer(lambda: done.append(1))
     each.drain()
