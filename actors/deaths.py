@@ -17,9 +17,7 @@ from dataclasses import dataclass, field
 
 import ray
 
-from actors.cut import gigabytes
 from actors.limits import killed, limits
-from fusion.errors import InputError, one_line
 
 STARVED = 2
 """Deaths for want of memory in a row after which a call is given up. The second time it had the
@@ -36,14 +34,6 @@ LOOK = 5.0
 
 SILENT = threading.Event()
 """Set where Ray did not say it."""
-
-
-class OutOfMemory(InputError):
-    """A call that needs more memory than there is: one line with both, and with what to set."""
-
-
-class Died(InputError):
-    """A call that ends the process which it is made in."""
 
 
 @dataclass(frozen=True)
@@ -161,9 +151,11 @@ def telling(what: str) -> Iterator[None]:
             inner = inner.__cause__
         if inner is None:
             raise
+        from actors.fatal import OutOfMemory  # late: it brings torch
+
         raise OutOfMemory(
             f"{what} died again and again, for want of memory most likely: free some, or run with"
-            f" fewer cores (`taskset`); Ray says: {one_line(inner)[:200]}"
+            f" fewer cores (`taskset`); Ray says: {' '.join(str(inner).split())[:200]}"
         ) from error
 
 
@@ -193,6 +185,8 @@ class Deaths:
             OutOfMemory: that is enough.
             Died: so it is, for another reason.
         """
+        from actors.fatal import Died, OutOfMemory  # late: they bring torch
+
         self.last = after or before
         if by_ray or starved(before, after):
             self.starved += 1
@@ -220,6 +214,8 @@ class Deaths:
 
     def where(self) -> str:
         """The node that has least, and what it has."""
+        from actors.cut import gigabytes  # late: it brings torch
+
         if not self.last:
             return ""
         least = min(self.last, key=lambda each: each.free)

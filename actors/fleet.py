@@ -27,11 +27,12 @@ from ray.util.scheduling_strategies import (
 
 from actors.client import Client as Client
 from actors.cut import gigabytes
-from actors.deaths import Deaths, OutOfMemory, Vitals, is_death, killed_by_ray
+from actors.deaths import Deaths, Vitals, is_death, killed_by_ray
 from actors.desk import PATIENCE, REVIVALS, Desk, Lane, lost, placed
 from actors.embeddings import EmbeddingCache
 from actors.experts import TaskData
 from actors.factored import FactoredVectors, factor_vectors
+from actors.fatal import OutOfMemory
 from actors.filed import FiledVectors, file_vectors
 from actors.labels import selector
 from actors.models import blueprint

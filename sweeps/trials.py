@@ -14,8 +14,8 @@ from typing import Any
 import ray
 from ray import tune
 
-from actors.deaths import Died, OutOfMemory
 from actors.experts import Recipe
+from actors.fatal import Died, OutOfMemory
 from actors.fingerprint import Fingerprint
 from actors.fleet import Client
 from actors.limits import cores, limits

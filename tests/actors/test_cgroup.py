@@ -66,7 +66,8 @@ from sweeps import cluster
 cluster.stay_on_loopback(None)
 import ray
 from actors.client import Client
-from actors.deaths import Living, OutOfMemory
+from actors.deaths import Living
+from actors.fatal import OutOfMemory
 from actors.desk import Desk, Lane
 from actors.transport import fetched
 

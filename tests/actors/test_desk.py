@@ -7,8 +7,9 @@ import pytest
 import ray
 
 from actors import desk as module
-from actors.deaths import DIED, Died, OutOfMemory, Vitals
+from actors.deaths import DIED, Vitals
 from actors.desk import Desk, Lane
+from actors.fatal import Died, OutOfMemory
 from actors.forgotten import ATTEMPTS, Forgotten, is_forgotten
 from actors.unplaced import Unplaced
 

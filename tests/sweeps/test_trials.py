@@ -8,8 +8,9 @@ import pytest
 import ray
 from rich.console import Console
 
-from actors.deaths import Living, OutOfMemory
+from actors.deaths import Living
 from actors.experts import Evaluation, Recipe, TaskScore
+from actors.fatal import OutOfMemory
 from actors.fleet import Client, Desk, Lane
 from fusion.errors import InputError
 from sweeps import trials
