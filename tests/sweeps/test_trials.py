@@ -143,6 +143,7 @@ def test_what_runs_out_of_memory_is_a_failed_trial_and_the_rest_goes_on(
     assert len(found) > len(failed) + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [1, 99])
 def test_trials_that_ray_kills_for_memory_begin_again_a_few_times(
     spec, tmp_path, monkeypatch, killed
