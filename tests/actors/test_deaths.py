@@ -16,9 +16,7 @@ from actors.deaths import (
     DIED,
     MOVED,
     Deaths,
-    Died,
     Living,
-    OutOfMemory,
     Turns,
     Vitals,
     is_death,
@@ -26,6 +24,7 @@ from actors.deaths import (
     vitals,
 )
 from actors.desk import Desk, Lane
+from actors.fatal import Died, OutOfMemory
 from actors.fleet import ROBUST
 from actors.transport import fetched
 
