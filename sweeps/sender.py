@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from typing import TypeAlias
 
 from sweeps import signals
@@ -62,6 +62,8 @@ class Sender:
         """Since when somebody waits: from then on trouble is charged."""
         self.hurry = Event()
         """Ends a pause between two tries."""
+        self.lock = Lock()
+        """Of `trouble` and `waited`: whoever comes second sees the other, and says the wait."""
         # A request that never ends must not hold the process.
         Thread(target=self.work, name="mlflow", daemon=True).start()
 
@@ -111,10 +113,11 @@ class Sender:
 
     def patient(self) -> None:
         """From now on there is an end to trying."""
-        if self.waited is None:
-            self.waited = time.monotonic()
-            if self.trouble and not self.lost.is_set():
-                self.say(f"MLflow: {self.trouble}; {self.waiting()}")
+        with self.lock:
+            first, trouble = self.waited is None, self.trouble
+            self.waited = time.monotonic() if self.waited is None else self.waited
+        if first and trouble and not self.lost.is_set():
+            self.say(f"MLflow: {trouble}; {self.waiting()}")
         self.hurry.set()
 
     def waiting(self) -> str:
@@ -163,9 +166,11 @@ class Sender:
 
     def pause(self, why: str, tries: int) -> None:
         """Say once that the other side is away, and wait a while."""
-        if self.trouble is None:
-            self.say(f"MLflow: {why}; {'trying again' if self.waited is None else self.waiting()}")
-        self.trouble = why
+        with self.lock:
+            new, waited = self.trouble is None, self.waited is not None
+            self.trouble = why
+        if new:
+            self.say(f"MLflow: {why}; {self.waiting() if waited else 'trying again'}")
         seconds = min(FIRST * 2 ** (tries - 1), LONGEST)
         self.hurry.wait(seconds if self.waited is None else min(seconds, self.limit()))
         self.hurry.clear()
