@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -292,7 +293,9 @@ def check_outputs(outputs: Path) -> None:
     if not there.is_dir():
         raise InputError(f"--outputs: {outputs}: {there} is no folder")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"--outputs: {outputs}: {there} cannot be written")
+        sealed = os.statvfs(there).f_flag & os.ST_RDONLY
+        why = os.strerror(errno.EROFS if sealed else errno.EACCES)
+        raise InputError(f"--outputs: {outputs}: {there} cannot be written: {why}")
 
 
 def check_not_running(path: Path) -> None:
