@@ -68,7 +68,7 @@ def vision_fields(config: Mapping[str, Any], file: str) -> dict[str, Any]:
 
 
 def mapping(config: Mapping[str, Any], name: str, file: str) -> Mapping[str, Any]:
-    """A part of a configuration; empty where there is none.
+    """One section of a configuration; an empty mapping if the file lacks it.
 
     Raises:
         InputError: it is no mapping.

@@ -1,4 +1,4 @@
-"""What a caller is told of a call that ends the process which it is made in.
+"""Errors of a call whose worker process died too often.
 
 Apart from `deaths.py`, which counts such ends: the errors bring torch with `fusion`, and a trial's
 process, which imports the desk and with it the counting, starts without torch.
@@ -14,4 +14,4 @@ class OutOfMemory(InputError):
 
 
 class Died(InputError):
-    """A call that ends the process which it is made in."""
+    """A call whose worker process died too often, for an unknown reason or with its node."""

@@ -301,7 +301,7 @@ def pids(members: Iterable[Member]) -> list[Any]:
 
 
 def ready_of(actor: Any) -> Any:
-    """A reference that is ready when an actor holds its weights; its death meanwhile is told."""
+    """A reference that is ready when an actor holds its weights, or fails if the actor dies."""
     return actor.pid.options(max_task_retries=0).remote()
 
 

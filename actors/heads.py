@@ -221,7 +221,7 @@ def open_tokenizer(base: Checkpoint) -> Tokenizer:
     """The tokenizer in the base's folder; nothing is read but to be hashed.
 
     Raises:
-        InputError: there is none.
+        InputError: the folder holds no tokenizer.
     """
     found = known_tokenizer(base)
     if found is None:
@@ -233,7 +233,7 @@ def open_tokenizer(base: Checkpoint) -> Tokenizer:
 
 
 def known_tokenizer(base: Checkpoint) -> Tokenizer | None:
-    """The tokenizer in the base's folder; None: there is none.
+    """The tokenizer in the base's folder, or None if the folder holds no tokenizer.
 
     Raises:
         InputError: one of its files is no regular file.

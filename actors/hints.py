@@ -26,7 +26,7 @@ OTHERS = (
 
 
 def elsewhere(folder: Path) -> str:
-    """`; the model is in …: give that folder`, or nothing where there is none below.
+    """`; the model is in …: give that folder`, or an empty text if no folder below holds a model.
 
     Of several, the one of the highest checkpoint, or of a hub cache's main revision, else the
     least deep; CLIP models before others.

@@ -141,8 +141,8 @@ class ShardActor(Living):
     def __init__(self, setup: bytes, weights: bytes, index: int) -> None:
         """`setup`, `weights`: pickled references to a `Setup` and a block's weights.
 
-        They are taken up by the first call, so that who makes it is told where the process dies of
-        them: Ray starts an actor that dies while it is made again and again, without a word.
+        The first call loads them. If loading kills the process, that call fails and is counted. Ray
+        would restart an actor that dies in its constructor again and again, without a message.
         """
         self.given = setup, weights, index
         self.results: dict[str, Any] = {}

@@ -85,7 +85,7 @@ def merged(experts: LocalExperts, name: str, params: dict[str, Any]) -> Callable
 
 
 def trained(experts: LocalExperts, name: str) -> Callable[[], Any]:
-    """Two steps, so that what begins a call is told apart from what each step costs."""
+    """A training of two steps: the start of a call and a step can be counted apart."""
     recipe = Recipe(name, {"batch_size": BATCH})
     return lambda: experts.train(recipe, None, 0, 2, 0)
 
