@@ -14,24 +14,24 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from actors.architecture import PROJECTION
-from actors.checkpoints import Checkpoint, inspect, read
-from actors.embeddings import EmbeddingCache
-from actors.experts import LocalExperts, Rows, TaskData
-from actors.fingerprint import fingerprint
-from actors.heads import read_head
-from actors.pipeline import Direct, Pipeline
-from actors.pixelfile import PixelWriter
-from actors.pixels import open_pixels
-from actors.preprocess import read_preprocess
-from actors.recipes import BASE
-from actors.shard import Shard
-from actors.towers import clip_config, empty
-from fusion.entropy import entropy
-from fusion.learning import Learning, Shape
+from actors.checkpoints.checkpoint import Checkpoint, inspect, read
+from actors.data.images.pixel_cache import open_pixels
+from actors.data.images.pixel_cache_writer import PixelWriter
+from actors.experts.embedding_cache import EmbeddingCache
+from actors.experts.local import LocalExperts, Rows, TaskData
+from actors.experts.recipe import BASE
+from actors.families.clip.architecture import PROJECTION
+from actors.families.clip.build import clip_config, empty
+from actors.families.clip.preprocessor_config import read_preprocess
+from actors.families.clip.zero_shot_heads import read_head
+from actors.files.fingerprint import fingerprint
+from actors.shards.pipeline import Direct, Pipeline
+from actors.shards.shard import Shard
+from fusion.logits.cosine_head import logits
+from fusion.logits.entropy import entropy
+from fusion.methods.learned.steps import Learning, Shape
 from fusion.registry import METHODS, Adaptive
-from fusion.state import TaskVectors
-from fusion.zeroshot import logits
+from fusion.task_vectors.task_vectors import TaskVectors
 
 SEED = 0
 ROLE = "fit"

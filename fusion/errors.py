@@ -14,7 +14,7 @@ class Vanished(InputError):
     """A member of the pool whose file is gone, or no longer what it was when it was opened.
 
     Who can do without it goes on: a greedy soup leaves the ingredient out and says so
-    (`sweeps.selecting`). To all others it is an `InputError` like any.
+    (`sweeps.trials.select_ingredients`). To all others it is an `InputError` like any.
     """
 
     def __init__(self, member: str, said: str) -> None:

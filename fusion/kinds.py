@@ -8,18 +8,18 @@ from typing import Any, Concatenate, TypeAlias
 
 from torch import Tensor
 
-from fusion.dawin import Evidence, Routing
 from fusion.errors import InputError
-from fusion.fitted import Fit, Plane, wide
-from fusion.learning import Learning, Shape
+from fusion.methods.classifiers.interface import Fit, Plane, wide
+from fusion.methods.learned.in_model import ResidentCourse
+from fusion.methods.learned.steps import Learning, Shape
+from fusion.methods.routed.dawin import Evidence, Routing
+from fusion.methods.soups.selection import Selection
+from fusion.methods.statistics.collect import Asked
 from fusion.parameters import Parameter, parameters
-from fusion.resident import ResidentCourse
 from fusion.rows import Learned as Learned
 from fusion.rows import Row as Row
-from fusion.selection import Selection
-from fusion.state import TaskVectors
-from fusion.statistics import Asked
-from fusion.survey import Survey, run_surveys
+from fusion.task_vectors.sharded_reduce import Survey, run_surveys
+from fusion.task_vectors.task_vectors import TaskVectors
 
 
 @dataclass(frozen=True)

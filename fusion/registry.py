@@ -4,19 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fusion import fitted_caches, fitted_heads
-from fusion.adamerging import adamerging
-from fusion.arithmetic import task_arithmetic
-from fusion.average import simple_average, weighted_average, wise_ft
-from fusion.breadcrumbs import breadcrumbs
-from fusion.concrete import concrete_adamerging, concrete_task_arithmetic, masked_merge
-from fusion.dare import dare, dare_survey
-from fusion.dawe import dawe
-from fusion.dawin import dawin
-from fusion.emr import emr, emr_survey
-from fusion.ensemble import ensemble
-from fusion.fisher import fisher, fisher_asks, fisher_survey
-from fusion.iso import iso_c, iso_cts
 from fusion.kinds import Adaptive as Adaptive
 from fusion.kinds import Fitted as Fitted
 from fusion.kinds import Gated as Gated
@@ -30,18 +17,40 @@ from fusion.kinds import Routed as Routed
 from fusion.kinds import Row as Row
 from fusion.kinds import Selected as Selected
 from fusion.kinds import Static as Static
-from fusion.learned_soup import learned_soup
-from fusion.magmax import magmax
-from fusion.model_stock import model_stock
-from fusion.regmean import regmean, regmean_asks, regmean_plusplus, regmean_plusplus_asks
-from fusion.selection import best_single, greedy_soup, oracle_single
-from fusion.slerp import slerp
-from fusion.soup import soup_survey, uniform_soup
-from fusion.tall import consensus, tall_mask
-from fusion.ties import ties, ties_survey
-from fusion.tsv import tsv_m
-from fusion.wemoe import ewemoe, wemoe
-from fusion.wudi import wudi
+from fusion.methods.classifiers import fit_adapters, fit_heads
+from fusion.methods.classifiers.ensemble import ensemble
+from fusion.methods.learned.adamerging import adamerging
+from fusion.methods.learned.concrete import (
+    concrete_adamerging,
+    concrete_task_arithmetic,
+    masked_merge,
+)
+from fusion.methods.learned.dawe import dawe
+from fusion.methods.learned.learned_soup import learned_soup
+from fusion.methods.learned.wemoe import ewemoe, wemoe
+from fusion.methods.routed.dawin import dawin
+from fusion.methods.soups.selection import best_single, greedy_soup, oracle_single
+from fusion.methods.soups.uniform_soup import soup_survey, uniform_soup
+from fusion.methods.spectral.iso import iso_c, iso_cts
+from fusion.methods.spectral.tsv import tsv_m
+from fusion.methods.spectral.wudi import wudi
+from fusion.methods.static.average import simple_average, weighted_average, wise_ft
+from fusion.methods.static.breadcrumbs import breadcrumbs
+from fusion.methods.static.dare import dare, dare_survey
+from fusion.methods.static.emr import emr, emr_survey
+from fusion.methods.static.magmax import magmax
+from fusion.methods.static.model_stock import model_stock
+from fusion.methods.static.slerp import slerp
+from fusion.methods.static.tall_mask import consensus, tall_mask
+from fusion.methods.static.task_arithmetic import task_arithmetic
+from fusion.methods.static.ties import ties, ties_survey
+from fusion.methods.statistics.fisher import fisher, fisher_asks, fisher_survey
+from fusion.methods.statistics.regmean import (
+    regmean,
+    regmean_asks,
+    regmean_plusplus,
+    regmean_plusplus_asks,
+)
 
 METHODS: Mapping[str, Method] = {
     "simple_average": Static(
@@ -223,47 +232,47 @@ METHODS: Mapping[str, Method] = {
         defaults="equal weights over logits: the paper's",
     ),
     "greedy_ensemble": Fitted(
-        fitted_heads.greedy_ensemble,
+        fit_heads.greedy_ensemble,
         paper="Wortsman et al. 2022, arXiv:2203.05482, appendix (greedy ensemble)",
         defaults="accuracy, logits, kept where not worse: the paper's",
-        apply=fitted_heads.ensemble_logits,
+        apply=fit_heads.ensemble_logits,
         fits=False,
     ),
     "linear_probe": Fitted(
-        fitted_heads.linear_probe,
+        fit_heads.linear_probe,
         paper="Radford et al. 2021, arXiv:2103.00020",
         defaults="C 0.316 on features as they are: its repository's example",
-        apply=fitted_heads.probe_logits,
+        apply=fit_heads.probe_logits,
     ),
     "wise_ft_linear": Fitted(
-        fitted_heads.wise_ft_linear,
+        fit_heads.wise_ft_linear,
         paper="Wortsman et al. 2022, arXiv:2109.01903 (linear classifier)",
         defaults="α exact on the select split; C 100: ours",
-        apply=fitted_heads.wise_logits,
+        apply=fit_heads.wise_logits,
     ),
     "tip_adapter": Fitted(
-        fitted_caches.tip_adapter,
+        fit_adapters.tip_adapter,
         paper="Zhang et al. 2022, arXiv:2207.09519",
         defaults="16 shots: the paper's; β over all of its ranges, α exact",
-        apply=fitted_caches.cache_model_logits,
+        apply=fit_adapters.cache_model_logits,
     ),
     "tip_adapter_f": Fitted(
-        fitted_caches.tip_adapter_f,
+        fit_adapters.tip_adapter_f,
         paper="Zhang et al. 2022, arXiv:2207.09519, §3.3",
         defaults="AdamW 1e-3, 20 epochs, batch 256: the code's",
-        apply=fitted_caches.cache_model_logits,
+        apply=fit_adapters.cache_model_logits,
     ),
     "clip_adapter": Fitted(
-        fitted_caches.clip_adapter,
+        fit_adapters.clip_adapter,
         paper="Gao et al. 2021, arXiv:2110.04544",
         defaults="ratio 0.2, bottleneck 4: the code's; 100 epochs at 1e-3: ours",
-        apply=fitted_caches.adapter_logits,
+        apply=fit_adapters.adapter_logits,
     ),
     "cafo": Fitted(
-        fitted_caches.cafo,
+        fit_adapters.cafo,
         paper="Zhang et al. 2023, arXiv:2303.02151",
         defaults="z-scores, β 1: the code's; temperature and α chosen on the select split",
-        apply=fitted_caches.cafo_logits,
+        apply=fit_adapters.cafo_logits,
     ),
 }
 """Every method there is, by name."""

@@ -5,13 +5,13 @@ Signals are handled before anything else is imported: that takes a second, and m
 
 from __future__ import annotations
 
-from sweeps import signals
+from sweeps.console import signals
 
 
 def main() -> None:
     """Run a command."""
     with signals.handled(last=True):
-        from sweeps.cli import main as program
+        from sweeps.cli.main import main as program
 
         program()
 

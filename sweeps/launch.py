@@ -15,11 +15,11 @@ import sys
 
 def main() -> None:
     """Submit a sweep and follow it; in a job: run it."""
-    from sweeps import signals
+    from sweeps.console import signals
 
     with signals.handled(last=True):
-        from sweeps import cli
-        from sweeps.jobs import launch
+        from sweeps.cli import main as cli
+        from sweeps.cli.ray_job import launch
 
         cli.main(lambda: launch(sys.argv[1:]))
 

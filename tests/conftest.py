@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from sweeps import cluster
-from tests.tinypool import TinyPool, make_pool
+from sweeps.cluster import ray_connection
+from tests.tiny_pool import TinyPool, make_pool
 
-cluster.stay_on_loopback(None)  # before any test module imports ray
+ray_connection.stay_on_loopback(None)  # before any test module imports ray
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # no test sends to the user's server
 
 # `make test` tries the same few examples each time; `make fuzz` thousands, from a random seed that

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.pretend.building import NoCompiler, library
-from tests.tinypool import TinyPool
+from tests.tiny_pool import TinyPool
 
 ROOT = Path(__file__).parents[1]
 

@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from actors.embedded.drawings import DRAWINGS, Part, parts, web
 from actors.embedded.layout import MARKER, EmbeddedPool, default_root, folders, locate, made_from
-from actors.once import alone
+from actors.embedded.tasks import DRAWINGS, Part, parts, web
+from actors.files.once import alone
 from fusion.errors import InputError
 
 # torch and transformers are imported where they are used: whoever asks for a finished pool, and a
@@ -27,7 +27,7 @@ from fusion.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from actors.pretraining import Captioned
+    from actors.families.clip.pretrain import Captioned
 
 __all__ = ["EmbeddedPool", "Recipe", "build", "locate"]
 
@@ -194,7 +194,7 @@ def build_base(
     corpus: dict[str, Part], pool: EmbeddedPool, seed: int, recipe: Recipe, tell: Progress
 ) -> None:
     """Pretrain the base on the images that were drawn for it."""
-    from actors.pretraining import Sizes, pretrain
+    from actors.families.clip.pretrain import Sizes, pretrain
 
     def advance(step: int, total: int, loss: float) -> None:
         tell(f"pretraining the base (loss {loss:.2f})", DRAWING + PRETRAINING * step / total)
@@ -232,13 +232,13 @@ def build_experts(
 
 def draw_data(folder: Path, task: str, seed: int, recipe: Recipe) -> None:
     """Draw one task's data (in a worker)."""
-    from actors.embedded import shelf
-    from actors.training import staged
+    from actors.embedded import parquet
+    from actors.families.clip.fine_tune import staged
 
     words = DRAWINGS[task]
     with staged(folder) as part:
         drawn = parts(task, seed, recipe.train, recipe.test)
-        shelf.write(part, drawn, words.classnames, words.templates)
+        parquet.write(part, drawn, words.classnames, words.templates)
 
 
 def draw_web(task: str, seed: int, recipe: Recipe) -> Part:
@@ -257,17 +257,17 @@ def make_expert(pool: EmbeddedPool, task: str, seed: int, recipe: Recipe) -> str
     """Fine-tune one task's expert (in a worker); returns the task."""
     from transformers import AutoTokenizer, CLIPModel
 
-    from actors.embedded import shelf
-    from actors.pretraining import zero_shot_head
-    from actors.tasks import partition
-    from actors.training import fine_tune, quiet
+    from actors.data.task import partition
+    from actors.embedded import parquet
+    from actors.families.clip.fine_tune import fine_tune, quiet
+    from actors.families.clip.pretrain import zero_shot_head
 
     with quiet():
         model = CLIPModel.from_pretrained(pool.base).eval()
         tokenizer = AutoTokenizer.from_pretrained(pool.base)
     words = DRAWINGS[task]
     head = zero_shot_head(model, tokenizer, words.classnames, words.templates)
-    part = shelf.read(pool.data[task], "train")
+    part = parquet.read(pool.data[task], "train")
     # Experts never see the rows that sweeps select on.
     fit, _ = partition(part.labels)
     images, labels = tensors(Part(part.images[fit], part.labels[fit]))
@@ -288,7 +288,7 @@ def make_expert(pool: EmbeddedPool, task: str, seed: int, recipe: Recipe) -> str
 
 def captioned(corpus: dict[str, Part]) -> dict[str, Captioned]:
     """The images for pretraining with their words."""
-    from actors.pretraining import Captioned
+    from actors.families.clip.pretrain import Captioned
 
     return {
         task: Captioned(*tensors(part), DRAWINGS[task].classnames, DRAWINGS[task].templates)
@@ -306,7 +306,7 @@ def tensors(part: Part) -> tuple[Tensor, Tensor]:
 
 def write_marker(root: Path, made: dict[str, object]) -> None:
     """Say that the pool is finished."""
-    from actors.atomic import replacing
+    from actors.files.atomic import replacing
 
     with replacing(root / MARKER) as part:
         part.write_text(json.dumps(made, indent=1) + "\n")

@@ -13,8 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from actors.pretraining import Captioned, joint_labels
-from actors.training import cpu_threads, optimise, quiet, shuffled_batches, staged, standardised
+from actors.families.clip.fine_tune import (
+    cpu_threads,
+    optimise,
+    quiet,
+    shuffled_batches,
+    staged,
+    standardised,
+)
+from actors.families.clip.pretrain import Captioned, joint_labels
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's, as in the files of the hub's ResNets."""

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.tinypool import write_tokenizer
+from tests.tiny_pool import write_tokenizer
 
 SIZE = 32
 WIDTH = 32

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from fusion.errors import InputError
-from sweeps import tracking
-from sweeps.ledger import Entry, Ledger
-from sweeps.tracker import Tracker
+from sweeps.results.ledger import Entry, Ledger
+from sweeps.tracking import mlflow_store
+from sweeps.tracking.tracker import Tracker
 from tests.cluster.tracking_server import PASSWORD, POSTGRES, USER, Postgres, Server
 
 pytestmark = [
@@ -106,18 +106,18 @@ def test_a_reader_of_the_experiment_is_told_so_before_anything_starts(
 ):
     from mlflow.server.auth.client import AuthServiceClient
 
-    tracking.connect(server.url, "owned", tmp_path)
+    mlflow_store.connect(server.url, "owned", tmp_path)
     AuthServiceClient(server.url).create_user("reader", "a-reader-password")
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "reader")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a-reader-password")
     with pytest.raises(InputError, match="user 'reader' may not write here; EDIT permission"):
-        tracking.connect(server.url, "owned", tmp_path)
+        mlflow_store.connect(server.url, "owned", tmp_path)
 
 
 def test_server_and_database_killed_in_mid_sweep_lose_and_double_nothing(
     server, postgres, tmp_path, caplog
 ):
-    client, experiment = tracking.connect(server.url, "killed", tmp_path)
+    client, experiment = mlflow_store.connect(server.url, "killed", tmp_path)
     tracker = Tracker(client, experiment, "s", "id1", {}, patience=120)
     entries, ledger, longest = [entry(number) for number in range(60)], Ledger(tmp_path), 0.0
     tmp_path.joinpath("recipe.yaml").write_text("method: adamerging\n")
@@ -173,7 +173,7 @@ def test_a_real_sweep_through_a_restart_of_the_server(server, tiny_pool, tmp_pat
     said = driver.communicate(timeout=300)[0]
     assert driver.returncode == 0, said
     assert "MLflow lacks results" not in said
-    client, experiment = tracking.connect(server.url, "restarted", tmp_path)
+    client, experiment = mlflow_store.connect(server.url, "restarted", tmp_path)
     runs = client.search_runs([experiment], "tags.role = 'trial'")
     keys = sorted(run.data.tags["trial_key"] for run in runs)
     assert keys == sorted(path.stem for path in ledger.glob("*.json"))
@@ -190,7 +190,7 @@ SENDS = """
 import sys, dataclasses
 from pathlib import Path
 from sweeps import tracking
-from sweeps.tracker import Tracker
+from sweeps.tracking.tracker import Tracker
 from tests.cluster.test_mlflow_server import entry
 url, name, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 client, experiment = tracking.connect(url, "eight", Path("."))
@@ -218,7 +218,7 @@ def test_eight_sweeps_at_once_into_one_experiment_of_a_fresh_server(tmp_path, po
         ]  # fmt: skip
         said = [process.communicate(timeout=600)[0] for process in processes]
         assert [process.returncode for process in processes] == [0] * 8, said
-        client, experiment = tracking.connect(fresh.url, "eight", tmp_path)
+        client, experiment = mlflow_store.connect(fresh.url, "eight", tmp_path)
         wanted = [entry(n, f"s{number}") for number in range(8) for n in range(25)]
         complete(client, experiment, wanted, sweeps=8)
         page = client.get_experiment(experiment).tags["mlflow.note.content"]

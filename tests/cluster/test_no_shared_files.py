@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.sweeps.learningpool import gated_spec, make_extractor
-from tests.sweeps.test_run import comparison
+from tests.sweeps.execution.test_run import comparison
+from tests.sweeps.learning_pool import gated_spec, make_extractor
 
 pytestmark = [
     pytest.mark.cluster,

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from sweeps import cluster
+from sweeps.cluster import ray_connection
 
-cluster.stay_on_loopback(None)  # before ray is imported
+ray_connection.stay_on_loopback(None)  # before ray is imported
 # Of its own, or whoever starts a Ray on this machine meanwhile joins this one.
 os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray-")
 
@@ -25,9 +25,9 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from ray.util.placement_group import placement_group_table, remove_placement_group  # noqa: E402
 from ray.util.state import list_actors  # noqa: E402
 
-from actors.fleet import reserve  # noqa: E402
-from actors.placement import Load, Plan, Resources, plan  # noqa: E402
-from tests.actors.sharded import wait_until  # noqa: E402
+from actors.cluster.planner import Load, Plan, Resources, plan  # noqa: E402
+from actors.fleet.fleet import reserve  # noqa: E402
+from tests.actors.fleet.sharded import wait_until  # noqa: E402
 
 STORE = 80 * 2**20
 ROOT = Path(__file__).parents[2]
@@ -71,7 +71,7 @@ def placement() -> None:
             )
     ray.init(address=nodes.address, log_to_driver=False)
     nodes.wait_for_nodes()
-    there = cluster.of_cluster()
+    there = ray_connection.of_cluster()
     assert (len(there.nodes), there.gpus) == (8, 15)
     assert sorted(node.gpus for node in there.nodes) == [0, 1, 1, 1, 2, 2, 4, 4]
     zone_of = {node.id: node.labels.get("zone") for node in there.nodes}

@@ -26,7 +26,7 @@ from fusion.registry import (
     Selected,
     Static,
 )
-from fusion.state import StateDict, TaskVectors
+from fusion.task_vectors.task_vectors import StateDict, TaskVectors
 
 Merge = Callable[[str, TaskVectors, dict[str, Any]], StateDict]
 Fuse = Callable[[str, Tensor, Tensor, dict[str, Any]], Tensor]

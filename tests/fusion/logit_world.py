@@ -4,9 +4,9 @@ from typing import ClassVar
 
 import torch
 
-from fusion.fitted import Plane
+from fusion.logits.cosine_head import logits
+from fusion.methods.classifiers.interface import Plane
 from fusion.registry import METHODS
-from fusion.zeroshot import logits
 
 D, C, EXPERTS = 12, 3, ("a", "b")
 

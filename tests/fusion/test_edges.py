@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from fusion.dawin import Evidence
 from fusion.errors import InputError
-from fusion.fitted import Plane
 from fusion.kinds import Informed
-from fusion.learning import Shape
+from fusion.methods.classifiers.interface import Plane
+from fusion.methods.learned.steps import Shape
+from fusion.methods.routed.dawin import Evidence
+from fusion.methods.statistics.regmean import regmean
 from fusion.registry import METHODS, Gated
-from fusion.regmean import regmean
-from fusion.sparse import pruned
-from fusion.state import TaskVectors
-from fusion.survey import run_surveys
-from fusion.trim import Trim, trim_survey, trimmed
+from fusion.task_vectors.sharded_reduce import run_surveys
+from fusion.task_vectors.sparse import pruned
+from fusion.task_vectors.sparsify import Trim, trim_survey, trimmed
+from fusion.task_vectors.task_vectors import TaskVectors
 from tests.fusion import laws
 from tests.fusion.laws import (
     FITTED,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fusion.errors import InputError
 from fusion.registry import METHODS, LogitSpace, Selected, Static
-from fusion.state import StateDict, TaskVectors
+from fusion.task_vectors.task_vectors import StateDict, TaskVectors
 from tests.fusion import laws
 from tests.fusion.laws import (
     FITTED,

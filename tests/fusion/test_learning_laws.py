@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from fusion.dawin import Evidence
 from fusion.errors import InputError
-from fusion.learning import Shape, lessons, temperature
+from fusion.methods.learned.steps import Shape, lessons, temperature
+from fusion.methods.routed.dawin import Evidence
 from fusion.registry import METHODS, Gated
 from tests.fusion.laws import LEARNING, ROUTED
 

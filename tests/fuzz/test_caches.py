@@ -13,17 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from actors import hashes, peaks, statisticfile
-from actors.cachefiles import KINDS, fault_of, files_of
-from actors.cut import Load
-from actors.heads import read_head
-from actors.matrices import matrix_shape, open_matrix, write_matrix
-from actors.pixelfile import PixelWriter
-from actors.pixels import cached_labels, open_pixels
-from actors.shifts import chunk
-from actors.sums import sealed, sealed_json, unsealed_json
+from actors.artifacts import statistics_file
+from actors.cluster import measured_memory
+from actors.cluster.partition import Load
+from actors.data.images.pixel_cache import cached_labels, open_pixels
+from actors.data.images.pixel_cache_writer import PixelWriter
+from actors.data.images.shifted_pixels import chunk
+from actors.experts.cache_files import KINDS, fault_of, files_of
+from actors.families.clip.zero_shot_heads import read_head
+from actors.files import hashes
+from actors.files.checksums import sealed, sealed_json, unsealed_json
+from actors.files.matrix_file import matrix_shape, open_matrix, write_matrix
 from fusion.errors import InputError
-from sweeps.correctness import Kept, read_kept, write_kept
+from sweeps.results.correctness_file import Kept, read_kept, write_kept
 from tests.fuzz.damage import altered, only_input_errors
 
 RNG = np.random.default_rng(0)
@@ -64,9 +66,9 @@ def read_matrix(path: Path) -> Any:
 
 
 def read_statistics(path: Path) -> Any:
-    if not statisticfile.sound(path):
+    if not statistics_file.sound(path):
         return None
-    found = statisticfile.opened([path.stem.rpartition("-")[0]], [0], path.parent.parent)
+    found = statistics_file.opened([path.stem.rpartition("-")[0]], [0], path.parent.parent)
     return {name: found[name].tolist() for name in found}
 
 
@@ -104,7 +106,9 @@ KINDS_HERE = [
         refusing(lambda p: read_head(p).tolist()),
     ),
     Kind(
-        "statistics", lambda p: statisticfile.write(p, GRAM, {"q": "q", "v": "q"}), read_statistics
+        "statistics",
+        lambda p: statistics_file.write(p, GRAM, {"q": "q", "v": "q"}),
+        read_statistics,
     ),
     Kind("hashes", lambda p: p.write_text(sealed_json({"sha256": "ab", "files": 2})), read_facts),
     Kind("correct", lambda p: write_kept(p, SCORES), refusing(read_scores)),
@@ -141,7 +145,7 @@ def test_an_empty_file_and_one_of_noise(tmp_path):
 def test_verify_names_what_is_damaged_and_removes_it(tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
-    from sweeps.cli import app
+    from sweeps.cli.main import app
 
     monkeypatch.setenv("FUSION_SWEEPS_CACHE", str(tmp_path))
     for kind in KINDS_HERE[:5]:
@@ -168,11 +172,11 @@ def test_verify_names_what_is_damaged_and_removes_it(tmp_path, monkeypatch):
 def test_a_peak_and_a_hash_that_are_damaged_count_as_none(tmp_path, monkeypatch):
     monkeypatch.setenv("FUSION_SWEEPS_CACHE", str(tmp_path))
     load = Load(segments=(1,), experts=1, compute_itemsize=4, forward_bytes=1)
-    peaks.keep_peak(load, 10, tmp_path)
-    assert peaks.with_measured(load, tmp_path).measured == 10
+    measured_memory.keep_peak(load, 10, tmp_path)
+    assert measured_memory.with_measured(load, tmp_path).measured == 10
     (file,) = files_of("peaks", tmp_path)
     file.write_text(file.read_text().replace("10", "11"))
-    assert peaks.with_measured(load, tmp_path).measured == 0
+    assert measured_memory.with_measured(load, tmp_path).measured == 0
     assert fault_of("peaks", file) == "another checksum"
     (tmp_path / "a").write_text("x")
     hashes.hash_files({"a": tmp_path / "a"})

@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from actors.checkpoints import read
-from actors.extractor import open_extractor
-from actors.pool import load_flat, open_pool, unflatten
-from actors.preprocess import read_convnext, read_preprocess
-from actors.towers import check_towers
-from tests.actors.adapterfolders import write_adapter
+from actors.checkpoints.checkpoint import read
+from actors.families.clip.build import check_towers
+from actors.families.clip.preprocessor_config import read_convnext, read_preprocess
+from actors.gate_features.extractor import open_extractor
+from actors.pool.pool import load_flat, open_pool, unflatten
+from tests.actors.checkpoints.adapter_folders import write_adapter
 from tests.actors.conftest import tiny as tiny
 from tests.fuzz.damage import altered, mutated, only_input_errors
-from tests.sweeps.learningpool import make_extractor
+from tests.sweeps.learning_pool import make_extractor
 
 INDEX = "model.safetensors.index.json"
 

@@ -4,10 +4,10 @@ import pytest
 import yaml
 from hypothesis import given
 
-from actors.checkpoints import vision_fields, vision_tensors
+from actors.checkpoints.checkpoint import vision_fields, vision_tensors
 from fusion.errors import InputError
-from sweeps.clusterfile import of_file
-from sweeps.jobs import expected_nodes
+from sweeps.cli.ray_job import expected_nodes
+from sweeps.cluster.cluster_yaml import of_file
 from tests.fuzz.damage import altered, mutated, only_input_errors
 
 START = "ray start --head --num-cpus=8 --num-gpus=1 --memory=1000000 --labels=a=b"

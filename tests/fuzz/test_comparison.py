@@ -5,10 +5,11 @@ import json
 import pytest
 from hypothesis import given
 
-from sweeps import comparisonfile, finding
-from sweeps.compare import Comparison, Pair, Row
-from sweeps.comparisonfile import document
-from sweeps.finding import Finding
+from sweeps.analysis.core import finding
+from sweeps.analysis.core.finding import Finding
+from sweeps.results import comparison_file
+from sweeps.results.comparison import Comparison, Pair, Row
+from sweeps.results.comparison_file import document
 from tests.fuzz.damage import altered, mutated, only_input_errors
 
 COMPARISON = Comparison(
@@ -31,7 +32,7 @@ def folder(tmp_path_factory):
 
 def test_what_is_written_is_read_back_equal(folder):
     (folder / "comparison.json").write_text(json.dumps(CONTENT))
-    found = comparisonfile.read(folder)
+    found = comparison_file.read(folder)
     assert document(found) == document(COMPARISON)
     assert json.dumps(document(found)) == json.dumps(document(COMPARISON))  # 7 is not 7.0
 
@@ -40,7 +41,7 @@ def test_what_is_written_is_read_back_equal(folder):
 def test_any_field_of_a_comparison(folder, content):
     (folder / "comparison.json").write_text(json.dumps(content))
     with only_input_errors():
-        found = comparisonfile.read(folder)
+        found = comparison_file.read(folder)
         assert json.dumps(document(found), allow_nan=False)
         assert all(not row.recipe or ".." not in row.recipe.split("/") for row in found.rows)
 
@@ -49,7 +50,7 @@ def test_any_field_of_a_comparison(folder, content):
 def test_damaged_bytes_of_a_comparison(folder, data):
     (folder / "comparison.json").write_bytes(data)
     with only_input_errors():
-        comparisonfile.read(folder)
+        comparison_file.read(folder)
 
 
 @given(mutated(json.loads(json.dumps(vars(FINDING)))))

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.documents import DEPTH, parse_json, parse_yaml, read_bytes, read_json
+from actors.files.documents import DEPTH, parse_json, parse_yaml, read_bytes, read_json
 from fusion.errors import InputError
 from tests.fuzz.damage import altered, only_input_errors
 

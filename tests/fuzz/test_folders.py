@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from actors.layouts import Columns, open_folder
-from actors.rows import read
+from actors.data.dataset_files import Columns, open_folder
+from actors.data.readers import read
 from tests.fuzz.damage import only_input_errors
 
 

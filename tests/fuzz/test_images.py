@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from actors.decoding import FORMATS, Unusable, decoded, formats
-from actors.imaging import Preprocess
-from actors.rows import decode_row
+from actors.data.images.decode import FORMATS, Unusable, decoded, formats
+from actors.data.images.preprocess import Preprocess
+from actors.data.readers import decode_row
 from tests.fuzz.damage import altered
 
 PREPROCESS = Preprocess(16, None, (16, 16))

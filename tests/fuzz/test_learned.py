@@ -6,23 +6,24 @@ import pytest
 import torch
 from hypothesis import given
 
-from actors import gates
-from actors.codings import beta_of, dump_coding, load_coding
-from actors.learnedfile import about_of, packed
-from actors.residentfile import dump_resident, load_resident
+from actors.artifacts import gate_file
+from actors.artifacts.coding_file import beta_of, dump_coding, load_coding
+from actors.artifacts.in_model_state_file import dump_resident, load_resident
+from actors.artifacts.learned_file import about_of, packed
 from fusion.errors import InputError
-from fusion.gate import Gate
-from sweeps import learning, points, residing, selecting
-from sweeps.fetch import steps
-from sweeps.learning import State
+from fusion.methods.learned.gate import Gate
+from sweeps.analysis.core import evaluated_points
+from sweeps.storage.fetch import steps
+from sweeps.trials import learn_coding, learn_in_model, select_ingredients
+from sweeps.trials.learn_coding import State
 from tests.fuzz.damage import altered, mutated, only_input_errors
 
 TASKS, GROUPS = ("a", "b"), ("x", "y", "z")
 CODING = dump_coding(torch.arange(6.0).view(1, 2, 3), TASKS, GROUPS, 2.0)
 RESIDENT = dump_resident({"r": torch.arange(4.0)}, "wemoe", TASKS, 3)
 GATE = Gate(4, 2, 1, depth=1, scale=0.3, softmax=False, base_weight=False)
-MANIFEST = gates.Manifest("dawe", "e", "h", "p", 4, TASKS, "task", (), 1, 0.3, False, False, 5)
-FILE = gates.dump(GATE, MANIFEST)
+MANIFEST = gate_file.Manifest("dawe", "e", "h", "p", 4, TASKS, "task", (), 1, 0.3, False, False, 5)
+FILE = gate_file.dump(GATE, MANIFEST)
 
 
 def router():
@@ -35,7 +36,7 @@ def trained():
     net, optimizer = router()
     net(torch.ones(1, 2)).sum().backward()
     optimizer.step()
-    return learning.checkpoint(net, optimizer, State(1, 0.5, curve=[{"step": 1, "loss": 0.5}]))
+    return learn_coding.checkpoint(net, optimizer, State(1, 0.5, curve=[{"step": 1, "loss": 0.5}]))
 
 
 STATE = trained()
@@ -69,20 +70,20 @@ def test_damaged_bytes_of_parameters_in_shards(data):
 @given(altered(FILE))
 def test_damaged_bytes_of_a_gate(data):
     with pytest.raises(InputError):
-        gates.load(data, "x")
+        gate_file.load(data, "x")
 
 
 @given(mutated(about(FILE, "gate")))
 def test_any_note_of_a_gate(note):
     with only_input_errors():
-        gates.load(packed(GATE.state_dict(), "gate", note), "x")
+        gate_file.load(packed(GATE.state_dict(), "gate", note), "x")
 
 
 @given(altered(STATE))
 def test_a_damaged_state_starts_over(data):
     net, optimizer = router()
     start = {name: value.clone() for name, value in net.state_dict().items()}
-    assert learning.restore(data, net, optimizer) == State()
+    assert learn_coding.restore(data, net, optimizer) == State()
     assert all(torch.equal(start[name], value) for name, value in net.state_dict().items())
     assert optimizer.state_dict()["state"] == {}
     assert steps(data) == -1
@@ -90,27 +91,27 @@ def test_a_damaged_state_starts_over(data):
 
 def test_a_whole_state_is_taken_up():
     net, optimizer = router()
-    assert learning.restore(STATE, net, optimizer).step == 1
+    assert learn_coding.restore(STATE, net, optimizer).step == 1
     assert steps(STATE) == 1
 
 
 def test_a_state_of_another_router_starts_over():
     net = torch.nn.Linear(3, 2)
     start = net.weight.detach().clone()
-    assert learning.restore(STATE, net, torch.optim.Adam(net.parameters())) == State()
+    assert learn_coding.restore(STATE, net, torch.optim.Adam(net.parameters())) == State()
     assert torch.equal(net.weight, start)
 
 
-@given(altered(residing.checkpoint(State(3), RESIDENT)))
+@given(altered(learn_in_model.checkpoint(State(3), RESIDENT)))
 def test_a_damaged_state_in_shards_starts_over_or_is_the_same(data):
-    state, kept = residing.restore(data, "wemoe", TASKS)
+    state, kept = learn_in_model.restore(data, "wemoe", TASKS)
     assert kept in (None, RESIDENT)
     assert kept is None or state.step == 3
 
 
 @given(mutated({"a+b": {"score": 0.5, "correct": {"t": "3 4A=="}}}))
 def test_scores_of_a_killed_selection(content):
-    for each in selecting.restored(json.dumps(content).encode()).values():
+    for each in select_ingredients.restored(json.dumps(content).encode()).values():
         assert isinstance(each["score"], float)
 
 
@@ -118,5 +119,5 @@ def test_scores_of_a_killed_selection(content):
 def test_points_of_a_killed_analysis(tmp_path_factory, content):
     file = tmp_path_factory.getbasetemp() / "points.json"
     file.write_text(json.dumps(content))
-    for metrics in points.restored(file).values():
+    for metrics in evaluated_points.restored(file).values():
         assert all(isinstance(value, float) for value in metrics.values())

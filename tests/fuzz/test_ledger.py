@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 
 from fusion.errors import InputError
-from sweeps.fetch import place_of, rank
-from sweeps.folder import Identity, SweepFolder, parse_identity
-from sweeps.ledger import Entry, Ledger, dump_entry
-from sweeps.owner import Owner, read_owner
+from sweeps.results.folder import Identity, SweepFolder, parse_identity
+from sweeps.results.ledger import Entry, Ledger, dump_entry
+from sweeps.results.owner import Owner, read_owner
+from sweeps.storage.fetch import place_of, rank
 from tests.fuzz.damage import altered, mutated, only_input_errors
 
 KEY = "0123456789abcdef"

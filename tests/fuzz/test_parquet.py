@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from actors.imaging import Preprocess
-from actors.rows import Chunk, decode
-from actors.tasks import TaskSource, open_task
+from actors.data.images.preprocess import Preprocess
+from actors.data.readers import Chunk, decode
+from actors.data.task import TaskSource, open_task
 from fusion.errors import InputError
 from tests.fuzz.damage import altered, only_input_errors
 

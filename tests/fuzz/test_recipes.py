@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusion.errors import InputError
-from sweeps.ancestry import ancestry_of
-from sweeps.hyperparameters import chains, recipe_of
-from sweeps.ingredients import Trained, read_results, read_scores, result_file, write_result
-from sweeps.recipe import check_new, export, learned_data, load, new_folder, papers
+from sweeps.planning.provenance import ancestry_of
+from sweeps.results.ingredient_recipes import chains, recipe_of
+from sweeps.results.recipe import check_new, export, learned_data, load, new_folder, papers
+from sweeps.train.ingredients import Trained, read_results, read_scores, result_file, write_result
 from tests.fuzz.damage import altered, mutated, only_input_errors
 
 HASH = "0" * 64

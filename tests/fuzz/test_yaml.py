@@ -9,11 +9,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.documents import YAML_VALUES, dump_yaml, parse_yaml, read_yaml
+from actors.files.documents import YAML_VALUES, dump_yaml, parse_yaml, read_yaml
 from fusion.errors import InputError
-from sweeps.faults import SpecErrors
-from sweeps.spec import load, validate
-from sweeps.specfile import read
+from sweeps.spec.errors import SpecErrors
+from sweeps.spec.sweep import load, validate
+from sweeps.spec.yaml_file import read
 from tests.fuzz.damage import altered, mutated, only_input_errors
 
 SPEC = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tinypool import TinyPool, make_pool
+from tests.tiny_pool import TinyPool, make_pool
 
 POOL = "PRETENDED_POOL"
 """Environment: where the process that starts this one has made the tiny pool."""

@@ -3,14 +3,20 @@
 import pytest
 import torch
 
-from fusion.concrete import drawn, mask_of, masked_merge
-from fusion.draws import key_of, uniform
-from fusion.lazy import Remade
-from fusion.lowrank import LowRank, Zeros
-from fusion.merged import merged_conv2d, merged_embedding, merged_linear, merged_norm, merged_table
+from fusion.merged_layers.functional import (
+    merged_conv2d,
+    merged_embedding,
+    merged_linear,
+    merged_norm,
+    merged_table,
+)
+from fusion.methods.learned.concrete import drawn, mask_of, masked_merge
+from fusion.methods.learned.in_model import MaskOptions
 from fusion.registry import METHODS, Resident
-from fusion.resident import MaskOptions
-from fusion.state import TaskVectors
+from fusion.task_vectors.lazy import Remade
+from fusion.task_vectors.low_rank import LowRank, Zeros
+from fusion.task_vectors.random_draws import key_of, uniform
+from fusion.task_vectors.task_vectors import TaskVectors
 from tests.fusion.laws import LEARNING, SCHEMAS, SELECTED, STATIC, examples, toy
 from tests.pretend.device import OnGpu, on_gpu, on_host, pretending
 
@@ -67,7 +73,7 @@ SPECTRAL = {"tsv_m", "iso_c", "iso_cts", "wudi", "regmean", "regmean_plusplus"}
 
 @pytest.mark.parametrize("name", [*LEARNING, *SELECTED])
 def test_codings(name):
-    from fusion.coding import mix
+    from fusion.task_vectors.coding import mix
 
     vectors = toy()
     generator = torch.Generator().manual_seed(0)
@@ -102,7 +108,7 @@ MASKED = [name for name, row in METHODS.items() if isinstance(row, Resident) and
 
 @pytest.mark.parametrize("name", MASKED)
 def test_masked_models(name):
-    from fusion.learning import Shape
+    from fusion.methods.learned.steps import Shape
 
     vectors = toy()
     course = METHODS[name].course(Shape(vectors.tasks, vectors.groups), mask="discrete")

@@ -6,23 +6,23 @@ import numpy as np
 import pytest
 import torch
 
-from actors.codings import dump_coding
-from actors.data import prepare_data
-from actors.embeddings import EmbeddingCache
-from actors.evaluation import Recipe
-from actors.filed import file_vectors, opened_vectors
-from actors.gates import Manifest, dump
-from actors.local import local_experts
-from actors.matrices import write_matrix
-from actors.pixels import open_pixels
-from actors.pool import open_pool
-from actors.recipes import rebuilt
-from actors.residentfile import learned_of
-from actors.residing import course_of
-from actors.tasks import Splits, TaskSource, open_task
-from actors.transport import pack, unpack
-from fusion.gate import Gate
-from fusion.learning import Lesson, Shape, lessons
+from actors.artifacts.coding_file import dump_coding
+from actors.artifacts.gate_file import Manifest, dump
+from actors.artifacts.in_model_state_file import learned_of
+from actors.data.images.pixel_cache import open_pixels
+from actors.data.task import Splits, TaskSource, open_task
+from actors.experts.embedding_cache import EmbeddingCache
+from actors.experts.evaluation import Recipe
+from actors.experts.in_model_training import course_of
+from actors.experts.open_local import local_experts
+from actors.experts.prepare_data import prepare_data
+from actors.experts.recipe import rebuilt
+from actors.files.matrix_file import write_matrix
+from actors.fleet.transport import pack, unpack
+from actors.pool.pool import open_pool
+from actors.pool.vectors_on_disk import file_vectors, opened_vectors
+from fusion.methods.learned.gate import Gate
+from fusion.methods.learned.steps import Lesson, Shape, lessons
 from fusion.registry import (
     METHODS,
     Adaptive,

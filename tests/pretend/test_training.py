@@ -4,15 +4,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from actors.data import prepare_data
-from actors.embeddings import EmbeddingCache
-from actors.evaluation import Recipe
-from actors.extractor import load_extractor, open_extractor
-from actors.features import open_features, prepare_features
-from actors.local import local_experts
-from actors.pool import open_pool
-from actors.tasks import Splits, TaskSource, open_task
-from actors.training import fine_tune
+from actors.data.task import Splits, TaskSource, open_task
+from actors.experts.embedding_cache import EmbeddingCache
+from actors.experts.evaluation import Recipe
+from actors.experts.open_local import local_experts
+from actors.experts.prepare_data import prepare_data
+from actors.families.clip.fine_tune import fine_tune
+from actors.gate_features.extractor import load_extractor, open_extractor
+from actors.gate_features.feature_cache import open_features, prepare_features
+from actors.pool.pool import open_pool
 from tests.pretend.device import OnGpu, pretending
 
 WAYS = {
@@ -107,7 +107,7 @@ def test_extractors(pool, tiny_pool, tmp_path):
 
 @pytest.mark.slow
 def test_resnets(tmp_path):
-    from tests.actors.test_extractor import write_resnet
+    from tests.actors.gate_features.test_extractor import write_resnet
 
     extractor = open_extractor(str(write_resnet(tmp_path / "resnet")), "gate.extractor")
     pixels = torch.full((3, 3, *extractor.preprocess.shape), 90, dtype=torch.uint8)

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from fusion.errors import InputError
-from sweeps import jobs
-from sweeps.folder import outputs_dir
+from sweeps.cli import ray_job
+from sweeps.results.folder import outputs_dir
 
 PROJECT = Path(__file__).parents[2]
 SPEC = """
@@ -47,7 +47,7 @@ class FakeServer:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> FakeServer:
     fake = FakeServer()
-    monkeypatch.setattr(jobs, "connected", lambda: fake)
+    monkeypatch.setattr(ray_job, "connected", lambda: fake)
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
     return fake
 
@@ -66,7 +66,7 @@ def test_a_sweep_is_submitted_with_this_hosts_code_and_followed(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hush")
     with pytest.raises(SystemExit) as end:
-        jobs.launch([spec.name, "--resume", "--wait-nodes", "3"])
+        ray_job.launch([spec.name, "--resume", "--wait-nodes", "3"])
     assert end.value.code == 0
     given = server.given
     assert re.fullmatch(r"sweep-tiny-\d{8}-\d{6}", given["submission_id"])
@@ -102,7 +102,7 @@ def test_the_sweeps_status_is_the_launchers(
 ) -> None:
     server.code, server.status = code, status
     with pytest.raises(SystemExit) as end:
-        jobs.launch([spec.name])
+        ray_job.launch([spec.name])
     assert end.value.code == expected
 
 
@@ -110,7 +110,7 @@ def test_a_sweep_file_that_is_not_here_is_told_with_the_way_to_send_it(
     server: FakeServer, spec: Path
 ) -> None:
     with pytest.raises(InputError, match=r"^b\.yaml: no such file on .*ray rsync-up") as error:
-        jobs.launch(["b.yaml"])
+        ray_job.launch(["b.yaml"])
     assert str(spec.parent / "b.yaml") in str(error.value)
     assert "\n" not in str(error.value)
     assert not server.given
@@ -118,15 +118,15 @@ def test_a_sweep_file_that_is_not_here_is_told_with_the_way_to_send_it(
 
 def test_a_sweep_file_of_the_project_is_found_from_anywhere(server: FakeServer, spec: Path) -> None:
     with pytest.raises(SystemExit):
-        jobs.launch(["sweeps/configs/quickstart.yaml"])
+        ray_job.launch(["sweeps/configs/quickstart.yaml"])
     assert str(PROJECT / "sweeps/configs/quickstart.yaml") in server.given["entrypoint"]
 
 
 def test_a_fault_in_the_file_or_the_options_submits_nothing(server: FakeServer, spec: Path) -> None:
     with pytest.raises(InputError, match="densty"):
-        jobs.launch([spec.name, "--set", "methods.ties.densty=1"])
+        ray_job.launch([spec.name, "--set", "methods.ties.densty=1"])
     with pytest.raises(SystemExit) as end:
-        jobs.launch([spec.name, "--no-such-option"])
+        ray_job.launch([spec.name, "--no-such-option"])
     assert end.value.code == 2
     assert not server.given
 
@@ -135,7 +135,7 @@ def test_without_a_cluster_it_is_one_line(spec: Path, monkeypatch: pytest.Monkey
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")  # nobody listens there
     with pytest.raises(InputError, match="no cluster takes the job") as error:
-        jobs.launch([spec.name])
+        ray_job.launch([spec.name])
     assert "\n" not in str(error.value)
 
 
@@ -143,22 +143,22 @@ def test_a_job_waits_for_nodes_and_is_sweeps_run(
     spec: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    monkeypatch.setattr(jobs, "alive_nodes", lambda: ["10.0.0.1", "10.0.0.2"])
+    monkeypatch.setattr(ray_job, "alive_nodes", lambda: ["10.0.0.1", "10.0.0.2"])
     ran: list[tuple[str, ...]] = []
-    monkeypatch.setattr(jobs, "run_here", lambda words: ran.append(words))
-    jobs.launch(["a.yaml", "--wait-nodes", "2", "--resume"])
+    monkeypatch.setattr(ray_job, "run_here", lambda words: ran.append(words))
+    ray_job.launch(["a.yaml", "--wait-nodes", "2", "--resume"])
     assert ran == [("a.yaml", "--resume")]
     with pytest.raises(InputError, match=r"3 nodes wanted, 2 there after 0 s \(10.0.0.1, 10.0.0.2"):
-        jobs.launch(["a.yaml", "--wait-nodes", "3", "--wait", "0"])
+        ray_job.launch(["a.yaml", "--wait-nodes", "3", "--wait", "0"])
     assert len(ran) == 1
 
 
 def test_nodes_expected_are_those_of_the_cluster_file(tmp_path: Path) -> None:
     file = tmp_path / "ray_bootstrap_config.yaml"
-    assert jobs.expected_nodes(file) == 0
+    assert ray_job.expected_nodes(file) == 0
     kinds = {"head": {"max_workers": 0}, "gpu": {"min_workers": 2}, "cpu": {"min_workers": 1}}
     file.write_text(yaml.safe_dump({"available_node_types": kinds}))
-    assert jobs.expected_nodes(file) == 4
+    assert ray_job.expected_nodes(file) == 4
 
 
 def test_sweeps_are_kept_where_they_outlive_a_jobs_folder(
@@ -202,7 +202,7 @@ def test_a_job_server_that_goes_away_for_good_is_one_line(monkeypatch: pytest.Mo
             asked.append(job)
             raise RuntimeError("Request failed\nwith status code 500")
 
-    monkeypatch.setattr(jobs, "LOST", 0.5)
+    monkeypatch.setattr(ray_job, "LOST", 0.5)
     with pytest.raises(InputError, match=r"^job j: its server has not answered for 0.5 s \(Req"):
-        jobs.info_of(Gone(), "j")
+        ray_job.info_of(Gone(), "j")
     assert len(asked) > 1

@@ -1,0 +1,1 @@
+"""Files of what was learned: codings, gates, heads, fitted classifiers, statistics."""

@@ -1,0 +1,87 @@
+"""Classifiers fitted in the logit plane: one a task, kept together in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from torch import Tensor
+
+from actors.experts.evaluation import Recipe
+from actors.files.checksums import sealed, unsealed
+from fusion.errors import InputError
+from fusion.methods.classifiers.interface import Plane
+from fusion.registry import METHODS, Fitted
+
+SEPARATOR = "|"
+"""Between the task and the tensor in a file's names."""
+
+
+def dump_fits(kept: Mapping[str, Mapping[str, Tensor]]) -> bytes:
+    """safetensors: `task|tensor` -> what a method kept."""
+    return sealed(
+        {
+            f"{task}{SEPARATOR}{name}": tensor.detach().cpu().contiguous()
+            for task, tensors in kept.items()
+            for name, tensor in tensors.items()
+        },
+        {},
+    )
+
+
+def load_fit(data: bytes, task: str, where: str) -> dict[str, Tensor]:
+    """What was kept of one task.
+
+    Raises:
+        InputError: damaged, or of other tasks.
+    """
+    try:
+        tensors, _ = unsealed(data, must=False)
+    except ValueError as error:
+        raise InputError(f"{where}: not a file of a fit: {' '.join(str(error).split())}") from None
+    start = f"{task}{SEPARATOR}"
+    found = {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
+    if not found:
+        tasks = sorted({name.partition(SEPARATOR)[0] for name in tensors})
+        raise InputError(f"{where}: of tasks {', '.join(tasks)}; {task!r} needed")
+    return found
+
+
+def fit(
+    plane: Callable[[str], Plane], tasks: Iterable[str], recipe: Recipe
+) -> tuple[bytes, dict[str, float]]:
+    """Fit a classifier to each task: the file, and `<task>/<what>` -> value of what was chosen.
+
+    Raises:
+        InputError: a method that fits none; what it refuses, by task.
+    """
+    method = METHODS.get(recipe.method)
+    if not isinstance(method, Fitted):
+        raise InputError(f"{recipe.method}: fits no classifier of embeddings")
+    kept: dict[str, Mapping[str, Tensor]] = {}
+    chosen: dict[str, float] = {}
+    for task in tasks:
+        try:
+            found = method.fit(plane(task), **recipe.params)
+        except InputError as error:
+            raise InputError(f"task {task!r}: {error}") from None
+        kept[task] = found.kept
+        chosen |= {f"{task}/{name}": value for name, value in found.chosen.items()}
+    return dump_fits(kept), chosen
+
+
+def fitted_logits(method: Fitted, plane: Plane, task: str, recipe: Recipe, role: str) -> Tensor:
+    """Logits [N, C] of a task's rows by what was kept of it.
+
+    Raises:
+        InputError: nothing was fitted, or to other tasks.
+    """
+    if recipe.learned is None:
+        raise InputError(f"{recipe.method}: nothing fitted; a recipe needs its file")
+    kept = load_fit(recipe.learned, task, recipe.method)
+    return method.logits(
+        lambda source: plane.embedded(source, role, None),
+        plane.head,
+        kept,
+        plane.experts,
+        **recipe.params,
+    )

@@ -1,0 +1,193 @@
+"""Head files: a task's classifier [C, D] and what it means, beside the tower tuned under it.
+
+Logits are n(z)·headᵀ, as everywhere here: embeddings are normalised, the logit scale is inside the
+matrix, and there is no intercept. The file says so, that another reader need not guess.
+
+Axes: C classes, D embedding width.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+from actors.checkpoints.checkpoint import Checkpoint, content_hash
+from actors.families.clip.architecture import PROJECTION
+from actors.files.atomic import replacing
+from actors.files.checksums import sealed, unsealed
+from actors.files.documents import parse_json
+from actors.files.safetensors_header import check_regular, read_whole
+from fusion.errors import InputError, one_line, reading
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HeadKind: TypeAlias = Literal["zero_shot", "linear_probe"]
+
+FILE = "head.safetensors"
+"""Beside a tower's weights; `sweeps train` writes it."""
+
+SAME = 1e-6
+"""Rows are the same where they differ by no more than this share: rounding in other batches."""
+
+FORM = {"normalise": "true", "scale": "inside"}
+"""How all heads here are read: of normalised embeddings, with the logit scale in the matrix."""
+
+
+@dataclass(frozen=True)
+class HeadFacts:
+    """What a head file says beside its matrix."""
+
+    task: str
+    kind: HeadKind
+    classnames: tuple[str, ...]
+    """In the order of the rows."""
+    base: str
+    """Content hash of the model whose embeddings it reads."""
+    identity: str
+    """Equal for equal heads: a hash of a zero-shot head's words and text tower, of a probe's
+    matrix."""
+    C: float | None = None
+    """Of a linear probe: its inverse penalty, chosen on select."""
+    rows: str | None = None
+    """Of a linear probe: a hash of what it was fitted to."""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.identity[:8]}"
+
+    def metadata(self) -> dict[str, str]:
+        """As safetensors keeps it."""
+        told = {name: value for name, value in vars(self).items() if value is not None}
+        texts = {n: v if isinstance(v, str) else json.dumps(v) for n, v in told.items()}
+        return {**FORM, **texts}
+
+
+def write_head(path: Path, matrix: Tensor, facts: HeadFacts) -> None:
+    """Write a head whole or not at all; `matrix` [C, D], logit scale included."""
+    data = sealed({"head": matrix.detach().float().cpu().contiguous()}, facts.metadata())
+    with replacing(path) as part:
+        part.write_bytes(data)
+
+
+def head_facts(path: Path, what: str = "head") -> tuple[HeadFacts, tuple[int, ...]]:
+    """What a head file says, and the shape of its matrix; the matrix is not read.
+
+    Args:
+        path: of the file.
+        what: how messages begin: the field that names it.
+
+    Raises:
+        InputError: no such file, damaged, or not a head of this project's form.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        raise InputError(f"{what}: {path}: no such file; a {FILE} of `sweeps train` is needed")
+    with reading(f"{what}: {path}"):
+        check_regular(path, f"{what}: {path}")
+    try:
+        with safe_open(path, "pt") as handle:
+            told: Mapping[str, str] = handle.metadata() or {}
+            part = handle.get_slice("head")
+            shape, dtype = part.get_shape(), part.get_dtype()
+    except (SafetensorError, OSError) as error:
+        raise refused(path, what, one_line(error)) from None
+    if dtype != "F32" or len(shape) != 2:
+        raise refused(path, what, f"head: {dtype} {list(shape)}; an F32 matrix [C, D] needed")
+    for name, wanted in FORM.items():
+        if told.get(name) != wanted:
+            raise refused(path, what, f"{name}: {told.get(name)!r}; {wanted!r} needed")
+    facts = parsed(told, path, what)
+    if len(facts.classnames) != shape[0]:
+        raise refused(path, what, f"{len(facts.classnames)} class names for {shape[0]} rows")
+    return facts, tuple(shape)
+
+
+def parsed(told: Mapping[str, str], path: Path, what: str) -> HeadFacts:
+    """The facts of a file's metadata.
+
+    Raises:
+        InputError: one is missing or none of its kind.
+    """
+    try:
+        names = parse_json(told["classnames"], "classnames")
+        if not isinstance(names, list) or told["kind"] not in get_args(HeadKind):
+            raise ValueError(f"kind {told['kind']!r}, classnames {told['classnames'][:40]!r}")
+        given: dict[str, Any] = {name: told[name] for name in ("task", "kind", "base", "identity")}
+        strength = float(told["C"]) if "C" in told else None
+    except (KeyError, ValueError) as error:
+        raise refused(path, what, f"its metadata: {one_line(error)}") from None
+    facts = HeadFacts(classnames=tuple(map(str, names)), C=strength, **given)
+    return replace(facts, rows=told.get("rows"))
+
+
+def refused(path: Path, what: str, reason: str) -> InputError:
+    """What to say of a file that is no head."""
+    return InputError(f"{what}: {path}: not a head that `sweeps train` wrote: {reason}")
+
+
+def check_head(path: Path, what: str, base: Checkpoint, classnames: Sequence[str]) -> HeadFacts:
+    """What a head file says, if a task of these classes may be measured under it.
+
+    Args:
+        path: of the file.
+        what: how messages begin.
+        base: of the pool.
+        classnames: of the task, in the order of its labels.
+
+    Raises:
+        InputError: see `head_facts`; another C or D, other classes or another order of them,
+            another base, NaN or infinity. One line each.
+    """
+    facts, shape = head_facts(path, what)
+    wanted = (len(classnames), base.tensors[PROJECTION].shape[0])
+    if shape != wanted:
+        raise InputError(
+            f"{what}: {path}: {shape[0]} classes, width {shape[1]}; the task has {wanted[0]}"
+            f" classes, the base's embeddings width {wanted[1]}"
+        )
+    for at, (theirs, ours) in enumerate(zip(facts.classnames, classnames, strict=True)):
+        if theirs != ours:
+            kind = "order of classes" if set(facts.classnames) == set(classnames) else "classes"
+            raise InputError(
+                f"{what}: {path}: other {kind}: class {at} is {theirs!r}, that of the task {ours!r}"
+            )
+    if (ours := content_hash(base)) != facts.base:
+        raise InputError(
+            f"{what}: {path}: made for another base: sha256 {facts.base[:12]}…;"
+            f" {base.name} is {ours[:12]}…"
+        )
+    with reading(f"{what}: {path}"):
+        head = unsealed(read_whole(path, f"{what}: {path}"), must=False)[0]["head"]
+    if not bool(head.isfinite().all()):
+        raise InputError(f"{what}: {path}: NaN or infinity; finite numbers needed")
+    check_rows(head, classnames, f"{what}: {path}")
+    return facts
+
+
+def check_rows(head: Tensor, classnames: Sequence[str], where: str) -> None:
+    """Raise InputError where two classes have the same row: no image could tell them apart.
+
+    Args:
+        head: [C, D].
+        classnames: of its rows.
+        where: how messages begin.
+    """
+    import torch
+
+    # Equal rows stand side by side when sorted along a direction that no data chose.
+    along = head @ torch.linspace(1, 2, head.shape[1]).sin()
+    order = along.argsort(stable=True)
+    rows = head[order]
+    apart = (rows[1:] - rows[:-1]).norm(dim=1)
+    same = (apart <= SAME * rows[1:].norm(dim=1)).nonzero()
+    if len(same):
+        at = int(same[0])
+        one, other = sorted((int(order[at]), int(order[at + 1])))
+        raise InputError(
+            f"{where}: classes {classnames[one]!r} and {classnames[other]!r} have the same row of"
+            " the head; each needs words of its own"
+        )

@@ -1,0 +1,79 @@
+"""Files of what was learned, and of states on the way: safetensors with a note and a hash.
+
+The note is JSON under a name of the file's kind (`coding`, `gate`, `resident`, `state`). The hash
+covers note and tensors: a file of which a bit has changed is refused. Files of before there was a
+hash are read without.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, uint8
+
+from actors.files.documents import parse_json
+from fusion.errors import InputError, one_line
+
+CHECK = "sha256"
+"""The field of the note that holds the hash. It stands there, and not beside the note: safetensors
+writes several texts in any order, and equal content must give equal bytes."""
+
+HEADER_BYTES = 16 << 20
+
+
+def packed(tensors: Mapping[str, Tensor], kind: str, about: Mapping[str, Any]) -> bytes:
+    """A file's bytes: contiguous tensors, and a note of plain data."""
+    from safetensors.torch import save
+
+    note = {**about, CHECK: hash_of(tensors, about)}
+    return bytes(save(dict(tensors), metadata={kind: json.dumps(note)}))
+
+
+def unpacked(data: bytes, kind: str, where: str) -> tuple[dict[str, Tensor], Any]:
+    """The tensors of a file by name, and its note, unchecked but for the hash.
+
+    Raises:
+        InputError: no safetensors file, of another kind, or damaged since it was written.
+    """
+    from safetensors.torch import load
+
+    try:
+        tensors: dict[str, Tensor] = load(data)
+    except Exception as error:  # safetensors raises its own and torch's
+        raise InputError(
+            f"{where}: truncated or not a safetensors file: {one_line(error)[:200]}"
+        ) from None
+    about = about_of(data, kind, where)
+    if isinstance(about, dict) and about.pop(CHECK, None) not in (None, hash_of(tensors, about)):
+        raise InputError(f"{where}: damaged: its hash is another than when it was written")
+    return tensors, about
+
+
+def about_of(data: bytes, kind: str, where: str) -> Any:
+    """The note of a file; its tensors are not read, and its hash is not compared.
+
+    Raises:
+        InputError: no safetensors file, or of another kind.
+    """
+    size = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or size > min(len(data) - 8, HEADER_BYTES):
+        raise InputError(f"{where}: truncated or not a safetensors file")
+    header = parse_json(data[8 : 8 + size], where)
+    told = header.get("__metadata__") if isinstance(header, dict) else None
+    note = told.get(kind) if isinstance(told, dict) else None
+    if not isinstance(note, str):
+        raise InputError(f"{where}: not a {kind} file: no {kind!r} in the safetensors metadata")
+    return parse_json(note, f"{where}: manifest", finite=False)
+
+
+def hash_of(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
+    """Hex digits for a note and tensors: names, types, shapes and bytes."""
+    found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name}\n{tensor.dtype}\n{list(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        found.update(flat.view(uint8).numpy().tobytes())
+    return found.hexdigest()

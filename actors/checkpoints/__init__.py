@@ -1,0 +1,1 @@
+"""Checkpoints on disk: model folders, safetensors headers, LoRA adapters, hub snapshots."""

@@ -1,0 +1,280 @@
+"""Checkpoints on disk: Hugging Face folders of CLIP models, safetensors only.
+
+`inspect` reads headers; `read` yields memory-mapped tensors under their canonical names, which
+are those of the flattened `CLIPVisionModel` whatever version of `transformers` wrote the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from actors.checkpoints.missing_model import elsewhere, instead
+from actors.checkpoints.sources import ADAPTER_CONFIG, INDEX, resolve
+from actors.families.clip.architecture import PREFIX, PROJECTION, vision_fields, vision_tensors
+from actors.files.documents import read_json
+from actors.files.fingerprint import Fingerprint, fingerprint
+from actors.files.hashes import hash_files
+from actors.files.paths import inside
+from actors.files.safetensors_header import LONGEST, PEFT, header, mapped, unwrapped
+from actors.files.safetensors_header import TensorInfo as TensorInfo
+from fusion.errors import InputError, reading
+
+if TYPE_CHECKING:
+    from actors.checkpoints.lora_adapter import Adapted
+
+PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
+
+MODEL_TYPES = ("clip", "clip_vision_model")
+
+REST = ("text_model.", "text_projection.weight", "logit_scale")
+"""What a full CLIP model has beside the vision tower and its projection."""
+
+POSITION_IDS = "embeddings.position_ids"
+"""0, 1, 2, …: a buffer that old files hold and nothing reads."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One model on disk, known by its headers."""
+
+    name: str
+    """Where the spec names it (`pool.base`, `pool.experts.mnist`): begins each message."""
+    source: str
+    """As the spec writes it."""
+    folder: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+    """Canonical name -> vision tower, then `visual_projection.weight` where it is there."""
+    rest: Mapping[str, TensorInfo]
+    """Text tower, text projection, logit scale: of a full CLIP model only."""
+    buffers: Mapping[str, TensorInfo]
+    """Legacy position ids: checked when weights are read, then dropped."""
+    factors: Mapping[str, Adapted] = field(default_factory=dict)
+    """Of an adapter: canonical name -> low-rank factors; `tensors` are those that it has whole."""
+
+    @property
+    def described(self) -> Path:
+        """The file of its configuration."""
+        return self.folder / (ADAPTER_CONFIG if self.factors else "config.json")
+
+    @property
+    def fused_files(self) -> list[Path]:
+        """The files that hold what is fused."""
+        infos = (info for name in (*self.tensors, *self.factors) for info in self.parts(name))
+        return list(dict.fromkeys(info.file for info in infos))
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The configuration fields that the vision tower's computation depends on."""
+        return vision_fields(self.config, str(self.folder / "config.json"))
+
+    @property
+    def wrapper(self) -> str:
+        """What a wrapper wrote before all of its tensors' names, and is left out; mostly empty.
+        What PEFT writes belongs there."""
+        infos = (info for name in (*self.tensors, *self.factors) for info in self.parts(name))
+        return next((info.wrapper for info in infos), "").replace(PEFT, "")
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that hold its tensors."""
+        return sorted({*self.fused_files, *(info.file for info in self.rest.values())})
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Of configuration and weights. What images go through before is not the checkpoint's."""
+        return fingerprint("checkpoint-1", content_hash(self))
+
+    def parts(self, name: str) -> tuple[TensorInfo, ...]:
+        """What files hold of a fused tensor: itself, or factors; nothing: it is the base's."""
+        if name in self.factors:
+            return self.factors[name].infos
+        return (self.tensors[name],) if name in self.tensors else ()
+
+
+def inspect(source: str, name: str) -> Checkpoint:
+    """A checkpoint's configuration and headers; no weight is read.
+
+    Args:
+        source: a folder, `embedded:NAME` or a hub id.
+        name: where the spec names it.
+
+    Raises:
+        InputError: no such source; not a CLIP model; no, damaged or lying files; missing,
+            unknown or mis-shaped tensors; weights in a pickle.
+    """
+    folder = resolve(source, what=name)
+    with reading(f"{name}: {folder}"):
+        return inspected(source, folder, name)
+
+
+def inspected(source: str, folder: Path, name: str) -> Checkpoint:
+    """The checkpoint in a folder. See `inspect`."""
+    config = read_config(folder, name)
+    found = headers(folder, config, name)
+    shapes = vision_tensors(vision_fields(config, f"{name}: {folder / 'config.json'}"))
+    tensors, rest, buffers = sort_out(found, shapes, name)
+    for key, shape in shapes.items():
+        if key not in tensors:
+            file = next(iter(found.values())).file
+            raise InputError(f"{name}: {file}: tensor {key!r}: missing")
+        if tensors[key].shape != shape:
+            raise InputError(
+                f"{name}: {tensors[key].file}: tensor {key!r}: shape {list(tensors[key].shape)};"
+                f" {folder / 'config.json'} says {list(shape)}"
+            )
+    order = [*shapes, *(key for key in tensors if key not in shapes)]
+    ordered = {key: tensors[key] for key in order}
+    for key, info in ordered.items():
+        if not info.dtype.is_floating_point:
+            raise InputError(
+                f"{name}: {info.file}: tensor {key!r}: dtype {info.dtype}; floating point needed"
+            )
+    return Checkpoint(name, source, folder, config, ordered, rest, buffers)
+
+
+def read_config(folder: Path, name: str) -> dict[str, Any]:
+    """`config.json` of a CLIP model.
+
+    Raises:
+        InputError: none, not JSON, or of another kind of model.
+    """
+    config = load_config(folder, name)
+    if config.get("model_type") not in MODEL_TYPES:
+        raise InputError(
+            f"{name}: {folder / 'config.json'}: model_type {config.get('model_type')!r};"
+            f" allowed: {', '.join(MODEL_TYPES)}"
+            " (CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection)"
+        )
+    return config
+
+
+def load_config(folder: Path, name: str) -> dict[str, Any]:
+    """`config.json` of any model.
+
+    Raises:
+        InputError: none, or not a JSON object; names the folder that the model is in, where it is
+            below.
+    """
+    file = folder / "config.json"
+    if not file.exists() and not file.is_symlink():
+        if (folder / ADAPTER_CONFIG).exists():
+            raise InputError(
+                f"{name}: {folder}: {ADAPTER_CONFIG}: an adapter; a whole model is needed here"
+                " (only pool.experts may be adapters)"
+            )
+        raise InputError(
+            f"{name}: {file}: missing; a Hugging Face folder is needed{elsewhere(folder)}"
+        )
+    return read_json(file, name)
+
+
+def headers(folder: Path, config: Mapping[str, Any], name: str) -> dict[str, TensorInfo]:
+    """Every tensor of the folder's safetensors files, under its name without wrappers.
+
+    Raises:
+        InputError: see `header`; no weights, or an index that does not fit the files.
+    """
+    single, index = folder / "model.safetensors", folder / INDEX
+    if single.exists() or single.is_symlink():
+        return unwrapped(header(single, name))
+    if not index.exists():
+        raise InputError(f"{name}: {folder}: {no_weights(folder, config)}")
+    where = read_json(index, name).get("weight_map")
+    if not isinstance(where, dict) or not where:
+        raise InputError(f"{name}: {index}: not an index: weight_map: a mapping needed")
+    shards = {
+        shard: inside(folder, shard, f"{name}: {index}: weight_map")
+        for shard in map(str, where.values())
+    }
+    found: dict[str, TensorInfo] = {}
+    for shard, file in shards.items():
+        if not file.exists():
+            raise InputError(f"{name}: {file}: missing; {INDEX} lists it")
+        there = header(file, name)
+        stated = {key for key, named in where.items() if named == shard}
+        for key in sorted(stated ^ there.keys()):
+            fault = "missing; the index says it is there" if key in stated else "not in the index"
+            raise InputError(f"{name}: {file}: tensor {key[:LONGEST]!r}: {fault} ({INDEX})")
+        found |= there
+    return unwrapped(found)
+
+
+def no_weights(folder: Path, config: Mapping[str, Any]) -> str:
+    """What to say of a folder without safetensors."""
+    pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
+    if not pickles:
+        return f"no model.safetensors and no {INDEX}{instead(folder) or elsewhere(folder)}"
+    kind = class_of(config)
+    return (
+        f"{pickles[0]} is a pickle, which can run code when it is read; safetensors only."
+        f' Convert a file that you trust: python -c "from transformers import {kind};'
+        f" {kind}.from_pretrained('{folder}').save_pretrained('NEW_FOLDER')\""
+        " (and copy the tokenizer and preprocessor files beside it)"
+    )
+
+
+def class_of(config: Mapping[str, Any]) -> str:
+    """The class of `transformers` that a configuration names, where it is a plain name."""
+    named = config.get("architectures")
+    first = named[0] if isinstance(named, list) and named else "CLIPModel"
+    return first if isinstance(first, str) and first.isidentifier() else "CLIPModel"
+
+
+def sort_out(
+    found: Mapping[str, TensorInfo], shapes: Mapping[str, object], name: str
+) -> tuple[dict[str, TensorInfo], dict[str, TensorInfo], dict[str, TensorInfo]]:
+    """Vision tensors under canonical names, the rest of a full model, legacy buffers.
+
+    Raises:
+        InputError: a tensor that is none of these, or one under two names.
+    """
+    tensors: dict[str, TensorInfo] = {}
+    rest: dict[str, TensorInfo] = {}
+    buffers: dict[str, TensorInfo] = {}
+    for key, info in found.items():
+        short = key.removeprefix(PREFIX)
+        if short in shapes or key == PROJECTION:
+            if short in tensors:
+                raise InputError(
+                    f"{name}: {info.file}: tensor {short!r}: there twice,"
+                    f" as {tensors[short].key!r} and {key!r}"
+                )
+            tensors[short] = info
+        elif key.endswith(POSITION_IDS):
+            buffers[key] = info
+        elif key.startswith(REST):
+            rest[key] = info
+        else:
+            raise InputError(f"{name}: {info.file}: tensor {key!r}: not part of a CLIP model")
+    return tensors, rest, buffers
+
+
+def read(
+    checkpoint: Checkpoint, names: Iterable[str] | None = None, *, strict: bool = True
+) -> Iterator[tuple[str, Tensor]]:
+    """(canonical name, tensor), memory-mapped: read-only by convention, in canonical order.
+
+    Args:
+        checkpoint: an inspected one.
+        names: of `tensors`, `rest` or `buffers`; None: all of `tensors`.
+        strict: see `mapped`.
+
+    Raises:
+        InputError: a file that changed since it was inspected.
+    """
+    infos = {**checkpoint.tensors, **checkpoint.rest, **checkpoint.buffers}
+    wanted = checkpoint.tensors if names is None else set(names)
+    chosen = {name: info for name, info in infos.items() if name in wanted}
+    return mapped(chosen, checkpoint.name, strict=strict)
+
+
+def content_hash(checkpoint: Checkpoint) -> str:
+    """sha256 over configuration and weights; computed once, then remembered."""
+    files = [checkpoint.described, *checkpoint.files]
+    return hash_files({file.name: file for file in files})

@@ -1,0 +1,133 @@
+"""An adapter's weights by the names of its tensors: factors, initial factors, whole tensors.
+
+Names are those that PEFT writes, with and without `vision_model.`. Linearised adapters are laid out
+as FusionBench writes them (`fusion_bench/models/linearized/vision_model.py`): of every LoRA layer
+its trainable parameters, under `<layer>.model.`, and beside each its initial value,
+`<layer>.params0_values.<i>`, i its place among all parameters of the layer: base weight, base bias
+(where there is one), A, B.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from actors.checkpoints.missing_model import elsewhere, instead
+from actors.checkpoints.sources import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, LINEARIZED_WEIGHTS
+from actors.families.clip.architecture import PREFIX
+from actors.files.safetensors_header import PEFT, TensorInfo
+from fusion.errors import InputError
+
+PICKLED = ("adapter_model.bin", "linearized_adapter_model.bin")
+
+FACTOR = re.compile(
+    r"(?P<module>.+?)(?P<linear>\.model)?\.lora_(?P<table>embedding_)?(?P<part>[AB])"
+    r"(\.(?!weight$)\w+)?(\.weight)?"
+)
+"""`….q_proj.lora_A.weight`; of an embedding `….lora_embedding_A`; linearised, the wrapped layer's
+own names: `….q_proj.model.lora_A.default.weight`."""
+
+STORED = re.compile(r"(?P<module>.+)\.params0_values\.(?P<index>\d+)")
+"""φ₀: the layer's initial parameters, by their place among all of its parameters."""
+
+WHOLE = re.compile(r"(\.model)?\.base_layer(?=\.)|\.modules_to_save(\.default)?(?=\.)")
+"""What stands in the names of tensors that adapters bring whole."""
+
+Parts = dict[str, TensorInfo]
+"""Of one layer: "A" and "B" (of an embedding "embedding_A"), and "A0", "B0" where linearised."""
+
+
+def weights_file(folder: Path, name: str) -> Path:
+    """The one safetensors file of an adapter.
+
+    Raises:
+        InputError: none, two, a pickle, or a whole model beside it.
+    """
+    there = [file for file in (ADAPTER_WEIGHTS, LINEARIZED_WEIGHTS) if is_there(folder / file)]
+    models = [file for file in ("model.safetensors", INDEX) if (folder / file).exists()]
+    if models:
+        raise InputError(
+            f"{name}: {folder}: {ADAPTER_CONFIG} and {models[0]}: an adapter or a model? keep one"
+        )
+    if len(there) == 2:
+        raise InputError(f"{name}: {folder}: {' and '.join(there)}: which is meant? keep one")
+    if there:
+        return folder / there[0]
+    pickles = [file for file in PICKLED if (folder / file).exists()]
+    if pickles:
+        raise InputError(
+            f"{name}: {folder}: {pickles[0]} is a pickle, which can run code when it is read;"
+            " safetensors only. Load an adapter that you trust with PEFT and save it anew:"
+            " save_pretrained(NEW_FOLDER, safe_serialization=True)"
+        )
+    raise InputError(
+        f"{name}: {folder}: no {ADAPTER_WEIGHTS} and no {LINEARIZED_WEIGHTS}"
+        f"{instead(folder) or elsewhere(folder)}"
+    )
+
+
+def is_there(file: Path) -> bool:
+    """Whether a name is in its folder, be it a link to nothing."""
+    return file.exists() or file.is_symlink()
+
+
+def sort_out(
+    found: Mapping[str, TensorInfo], file: Path, name: str
+) -> tuple[dict[str, Parts], dict[str, TensorInfo]]:
+    """Module, as the file has it -> its factors; canonical name -> tensors that are there whole.
+
+    Raises:
+        InputError: no factors; a tensor twice; φ₀ without its layer's factors, or, where
+            linearised, factors without it.
+    """
+    linearized = file.name == LINEARIZED_WEIGHTS
+    parts: dict[str, Parts] = {}
+    stored: dict[str, dict[int, TensorInfo]] = {}
+    whole: dict[str, TensorInfo] = {}
+    copies: dict[str, TensorInfo] = {}
+    for key, info in found.items():
+        short = key.removeprefix(PEFT)
+        if match := FACTOR.fullmatch(short):
+            kept, at = (
+                parts.setdefault(match["module"], {}),
+                f"{match['table'] or ''}{match['part']}",
+            )
+        elif linearized and (match := STORED.fullmatch(short)):
+            stored.setdefault(match["module"], {})[int(match["index"])] = info
+            continue
+        elif ".original_module." in key:
+            continue  # the base's own, which PEFT keeps beside a module that it trains whole
+        else:  # PEFT may write the latter twice, under both names
+            kept = copies if ".modules_to_save." in key else whole
+            at = WHOLE.sub("", short).removeprefix(PREFIX)
+        if at in kept:
+            raise InputError(
+                f"{name}: {file}: tensor {key!r}: there twice, also as {kept[at].key!r}"
+            )
+        kept[at] = info
+    if not parts:
+        raise InputError(f"{name}: {file}: holds no LoRA factor (lora_A, lora_B)")
+    if linearized:
+        join(parts, stored, name)
+    return parts, {**copies, **whole}
+
+
+def join(
+    parts: dict[str, Parts], stored: Mapping[str, Mapping[int, TensorInfo]], name: str
+) -> None:
+    """Put each layer's initial factors beside its factors: the last two that are stored.
+
+    Raises:
+        InputError: either without the other.
+    """
+    for module in sorted({*parts, *stored}):
+        initial = stored.get(module, {})
+        last = [initial[index] for index in sorted(initial)][-2:]
+        if module not in parts or len(last) != 2:
+            info = next(iter((*parts.get(module, {}).values(), *last)))
+            raise InputError(
+                f"{name}: {info.file}: tensor {info.key!r}: a linearised layer's lora_A and lora_B"
+                " and the initial values of both (params0_values) are needed"
+            )
+        parts[module] |= {"A0": last[0], "B0": last[1]}

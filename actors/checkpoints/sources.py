@@ -1,0 +1,192 @@
+"""Where models and data come from: a folder, the embedded pool, or the Hugging Face hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from actors.files.documents import checked, read_json
+from actors.files.paths import Plain
+from fusion.errors import InputError, reading
+
+if TYPE_CHECKING:
+    from actors.embedded.layout import EmbeddedPool
+
+EMBEDDED = "embedded:"
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
+"""`name` or `org/name`, with `@revision` where not the main branch."""
+
+MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+"""What a model needs from the hub; never a pickle."""
+
+INDEX = "model.safetensors.index.json"
+
+ADAPTER_CONFIG = "adapter_config.json"
+"""PEFT's configuration of an adapter; its weights are in one of the next two."""
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+LINEARIZED_WEIGHTS = "linearized_adapter_model.safetensors"
+
+
+def cache_dir() -> Path:
+    """The project's cache: `$FUSION_SWEEPS_CACHE`, else the user's cache folder (XDG)."""
+    import platformdirs
+
+    chosen = os.environ.get("FUSION_SWEEPS_CACHE")
+    chosen = chosen or platformdirs.user_cache_dir("fusion-sweeps")
+    return Path(chosen).absolute()  # workers of a cluster have other working directories
+
+
+def resolve(source: str, *, what: str) -> Path:
+    """The folder of a model: a path, `embedded:base`, `:extractor`, `:<task>`, or a hub id.
+
+    A hub id is looked for in the local hub cache first, so that a sweep runs offline and a new
+    upload does not change it; `org/name@revision` names a revision.
+
+    Args:
+        source: what the spec says.
+        what: whose source it is, for the message; "pool.base", say.
+
+    Raises:
+        InputError: nothing of that name; the line says what is allowed.
+    """
+    with reading(f"{what}: {source!r}"):
+        return resolved(source, what)
+
+
+def resolved(source: str, what: str) -> Path:
+    """The folder of a model. See `resolve`."""
+    folder = local(source, what)
+    if folder is not None:
+        return folder
+    if source.startswith(EMBEDDED):
+        pool = embedded_pool(source, what)
+        if source == f"{EMBEDDED}extractor":
+            return extractor_of(pool, source, what)
+        return pool.base if source == f"{EMBEDDED}base" else member(pool.experts, source, what)
+    return from_hub(source, what)
+
+
+def resolve_data(source: str, *, what: str) -> tuple[Path | None, str | None]:
+    """The folder of a data set, and its configuration: `path[:config]` or `embedded:<task>`.
+
+    No folder: a hub id.
+
+    Raises:
+        InputError: a path that is not there, or no such embedded task.
+    """
+    with reading(f"{what}: {source!r}"):
+        if source.startswith(EMBEDDED):
+            return member(embedded_pool(source, what).data, source, what), None
+        path, _, config = source.rpartition(":")
+        if config and path and not Path(source).expanduser().exists():
+            folder = local(path, what)
+            if folder is not None:
+                return folder, config
+        return local(source, what), None
+
+
+def local(source: str, what: str) -> Path | None:
+    """The folder a path names; None where the source does not look like a path."""
+    path = Path(source).expanduser()
+    if source and path.is_dir():
+        return path.resolve()
+    if path.is_file():
+        raise InputError(
+            f"{what}: {source!r}: a file; a folder or a hub id is needed; the file's folder is"
+            f" {path.parent}"
+        )
+    if path.is_symlink():
+        raise InputError(f"{what}: {source!r}: a link to nothing: {path.readlink()}")
+    if source and path.exists():
+        raise InputError(f"{what}: {source!r}: no folder; a folder or a hub id is needed")
+    if source.startswith(("/", "./", "../", "~")):
+        raise InputError(f"{what}: {source!r}: no such folder")
+    return None
+
+
+def embedded_pool(source: str, what: str) -> EmbeddedPool:
+    """The embedded pool of this machine.
+
+    Raises:
+        InputError: it was not built yet.
+    """
+    from actors.embedded.layout import locate
+
+    pool = locate()
+    if pool is None:
+        raise InputError(
+            f"{what}: {source!r}: the embedded pool is not built; run `sweeps quickstart` first"
+        )
+    return pool
+
+
+def extractor_of(pool: EmbeddedPool, source: str, what: str) -> Path:
+    """The embedded pool's extractor, which pools of the first releases lack."""
+    if not pool.extractor.exists():
+        raise InputError(
+            f"{what}: {source!r}: the embedded pool was built before it had an extractor;"
+            " run `python -m actors.embedded` to add it"
+        )
+    return pool.extractor
+
+
+def member(folders: Mapping[str, Path], source: str, what: str) -> Path:
+    """One task's folder of the embedded pool."""
+    name = source.removeprefix(EMBEDDED)
+    if name not in folders:
+        raise InputError(
+            f"{what}: {source!r}: no such task in the embedded pool; there: {sorted(folders)}"
+        )
+    return folders[name]
+
+
+def from_hub(source: str, what: str) -> Path:
+    """A model's snapshot folder in the hub cache, downloaded where it is not there whole."""
+    if not HUB_ID.fullmatch(source):
+        raise InputError(
+            f"{what}: {source!r}: neither a folder nor a hub id;"
+            " allowed: a folder, embedded:NAME, name or org/name[@revision]"
+        )
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    name, _, revision = source.partition("@")
+    options = {"repo_id": name, "revision": revision or None, "allow_patterns": MODEL_FILES}
+    try:
+        cached = Path(huggingface_hub.snapshot_download(**options, local_files_only=True))
+        if complete(cached):
+            return cached
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError):
+        pass  # not in the cache: ask the hub
+    try:
+        return Path(huggingface_hub.snapshot_download(**options))
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        reason = "not in the local hub cache, and the hub cannot be reached"
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status is not None:
+            reason = f"the hub answers {status} (is the name right, is it public?)"
+        raise InputError(f"{what}: {source!r}: no such folder; as a hub id: {reason}") from None
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{what}: {source!r}: no such folder; as a hub id: {reason}") from None
+
+
+def complete(folder: Path) -> bool:
+    """Whether a cached snapshot holds a configuration and all its weights."""
+    if (folder / ADAPTER_CONFIG).exists():
+        return any((folder / file).exists() for file in (ADAPTER_WEIGHTS, LINEARIZED_WEIGHTS))
+    if not (folder / "config.json").exists():
+        return False
+    if (folder / "model.safetensors").exists():
+        return True
+    try:
+        where = checked(dict[str, Plain], read_json(folder / INDEX).get("weight_map"), INDEX)
+    except InputError:
+        return False
+    return all((folder / file).exists() for file in where.values())

@@ -1,0 +1,1 @@
+"""The machines of a cluster: nodes, limits, placement of shards, and metrics."""

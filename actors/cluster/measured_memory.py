@@ -1,0 +1,40 @@
+"""Measured peak memory on GPUs, kept for the next plan: `cache/peaks/<hash of the load>.json`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from actors.cluster.partition import Load
+from actors.files.atomic import replacing
+from actors.files.checksums import sealed_json, unsealed_json
+from actors.files.hashes import hash_text
+
+
+def peak_file(load: Load, root: Path) -> Path:
+    """Where the peak of a load is kept; whatever changes what is placed changes the name."""
+    text = json.dumps(asdict(replace(load, measured=0)), sort_keys=True)
+    return root / "peaks" / f"{hash_text('peaks-2', text)}.json"
+
+
+def with_measured(load: Load, root: Path) -> Load:
+    """The load, with the peak that earlier sweeps measured of it, if any did."""
+    try:
+        found = unsealed_json(peak_file(load, root).read_bytes())
+        return replace(load, measured=int(found["bytes"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return load
+
+
+def keep_peak(load: Load, size: int, root: Path) -> None:
+    """Remember a peak, where it is the largest so far.
+
+    Args:
+        load: what was placed, as whole replicas.
+        size: bytes allocated on the GPU at most (`torch.cuda.max_memory_allocated`).
+        root: the cache folder.
+    """
+    if size > with_measured(load, root).measured:
+        with replacing(peak_file(load, root)) as part:
+            part.write_text(sealed_json({"bytes": size}))

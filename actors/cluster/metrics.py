@@ -1,0 +1,191 @@
+"""Figures of a running sweep, through Ray's metrics: the only file that knows that interface.
+
+`count` and `gauge` may be called anywhere. Where no Ray runs they do nothing, and do not import it.
+Ray's agents on the nodes serve what they are told to Prometheus, as `exported(name)`. Tags have few
+values: no trial, no row, no process.
+
+There are no histograms: Ray 2.60 keeps the counts of their buckets alone, and makes their sums up
+of the buckets' middles. Seconds are counted, and divided by calls.
+
+Which sweep, replica and shard a figure is of is read off the actor's name (`actor_names.py`); a
+process without one says it by `label`.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+from actors.cluster.actor_names import tags_of
+
+PREFIX = "fusion_sweeps_"
+
+WHERE = ("sweep", "replica", "shard")
+"""Tags that every figure has; empty where they mean nothing."""
+
+REFRESH = 5.0
+"""Seconds between repetitions of all gauges: Ray forgets one that is silent for 20 s."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric."""
+
+    kind: Literal["counter", "gauge"]
+    meaning: str
+    """With its unit."""
+    tags: tuple[str, ...] = ()
+    """Beside `WHERE`."""
+
+
+METRICS: Mapping[str, Row] = MappingProxyType(
+    {
+        "samples": Row("counter", "Rows measured, a call at a time", ("method",)),
+        "images": Row("counter", "Images through the model; use: forward, learn", ("use",)),
+        "calls": Row(
+            "counter",
+            "Calls that a replica ended; status: done, failed",
+            ("call", "method", "status"),
+        ),
+        "seconds": Row(
+            "counter", "Seconds that a replica's calls took, without waiting", ("call", "method")
+        ),
+        "waiting_calls": Row("gauge", "Calls that wait at the desk for a free lane"),
+        "lanes": Row("gauge", "Calls that all replicas can take at a time"),
+        "busy_lanes": Row("gauge", "Calls that replicas are at work on"),
+        "activations": Row("gauge", "Forward passes of a shard that wait for their backward pass"),
+        "cache": Row(
+            "counter",
+            "Look-ups; cache: embeddings, resident (a filled model); found: hit, miss",
+            ("cache", "found"),
+        ),
+        "trials": Row("counter", "Trials that ended; status: done, failed", ("method", "status")),
+    }
+)
+
+
+@dataclass
+class State:
+    """What this process has told Ray; never sent anywhere."""
+
+    made: dict[str, Any] = field(default_factory=dict)
+    """Name -> Ray's object."""
+    where: dict[str, str] | None = None
+    """Values of `WHERE`; None: not looked up yet."""
+    gauges: dict[tuple[str, tuple[tuple[str, str], ...]], float] = field(default_factory=dict)
+    """(name, tags) -> the last value."""
+    refresher: threading.Thread | None = None
+
+
+STATE = State()
+
+
+def exported(name: str) -> str:
+    """What Prometheus calls a metric.
+
+    >>> exported("samples"), exported("lanes")
+    ('ray_fusion_sweeps_samples_total', 'ray_fusion_sweeps_lanes')
+    """
+    return f"ray_{PREFIX}{name}" + ("_total" if METRICS[name].kind == "counter" else "")
+
+
+def count(name: str, amount: float = 1, **tags: str) -> None:
+    """Add to a counter; nothing where the amount is zero.
+
+    Raises:
+        KeyError: no such metric, or a tag that it does not have.
+    """
+    full = tagged(name, tags)
+    if amount > 0 and running():
+        made(name).inc(float(amount), tags=full)
+
+
+def gauge(name: str, value: float, **tags: str) -> None:
+    """Set a gauge; it keeps that value as long as this process lives.
+
+    Raises:
+        KeyError: see `count`.
+    """
+    full = tagged(name, tags)
+    if not running():
+        return
+    STATE.gauges[name, tuple(full.items())] = float(value)
+    made(name).set(float(value), tags=full)
+    if STATE.refresher is None:
+        STATE.refresher = threading.Thread(target=refresh, name="gauges", daemon=True)
+        STATE.refresher.start()
+
+
+@contextmanager
+def timed(call: str, method: str = "") -> Iterator[None]:
+    """Count a replica's call, and its seconds."""
+    start, status = time.perf_counter(), "failed"
+    try:
+        yield
+        status = "done"
+    finally:
+        count("calls", call=call, method=method, status=status)
+        count("seconds", time.perf_counter() - start, call=call, method=method)
+
+
+def label(sweep: str = "", replica: str = "", shard: str = "") -> None:
+    """Say what this process's figures are of, where no actor's name does (the driver)."""
+    STATE.where = {"sweep": sweep, "replica": replica, "shard": shard}
+
+
+def running() -> bool:
+    """Whether there is a Ray to tell; it is not imported for that."""
+    ray = sys.modules.get("ray")
+    known = getattr(ray, "is_initialized", None)  # half imported: not yet
+    return known is not None and bool(known())
+
+
+def tagged(name: str, tags: dict[str, str]) -> dict[str, str]:
+    """All tags of a figure, checked whether Ray runs or not."""
+    row = METRICS[name]
+    if len(tags) != len(row.tags) or any(tag not in tags for tag in row.tags):
+        raise KeyError(f"metric {name!r}: tags {sorted(tags)}, not {sorted(row.tags)}")
+    return {**(STATE.where or looked_up()), **tags}
+
+
+def looked_up() -> dict[str, str]:
+    """`WHERE` by the name of this process's actor; remembered once Ray runs."""
+    empty = dict.fromkeys(WHERE, "")
+    if not running():
+        return empty
+    import ray
+
+    context = ray.get_runtime_context()
+    name = context.get_actor_name() if context.get_actor_id() else None
+    STATE.where = {**empty, **tags_of(name or "")}
+    return STATE.where
+
+
+def made(name: str) -> Any:
+    """Ray's object for a metric, made when it is first needed."""
+    if name not in STATE.made:
+        from ray.util import metrics
+
+        row = METRICS[name]
+        kind = metrics.Counter if row.kind == "counter" else metrics.Gauge
+        new = kind(PREFIX + name, row.meaning, tag_keys=(*WHERE, *row.tags))
+        STATE.made[name] = new
+    return STATE.made[name]
+
+
+def refresh() -> None:
+    """Repeat all gauges, until Ray ends."""
+    while True:
+        time.sleep(REFRESH)
+        if not running():
+            STATE.gauges.clear()
+            STATE.refresher = None
+            return
+        for (name, tags), value in list(STATE.gauges.items()):
+            made(name).set(value, tags=dict(tags))

@@ -1,0 +1,203 @@
+"""What the nodes of a cluster have: GPUs, memory, versions, the project's code, and which of the
+files they see.
+
+Asked by one task a node that takes no GPU of its own and whose process ends with it, so that no
+CUDA context stays behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from actors.cluster.limits import limits
+from fusion.errors import InputError, one_line
+
+PATIENCE = 60.0
+"""Seconds for nodes to answer."""
+
+PACKAGES = ("torch", "transformers", "numpy", "ray")
+"""Other versions of these compute other bits, or fail."""
+
+CODE = ("fusion", "actors", "sweeps")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one node has."""
+
+    gpus: tuple[int, ...]
+    """Bytes of each GPU that torch sees."""
+    versions: Mapping[str, str]
+    """Of `PACKAGES`, and `code`: hash of the project's own files."""
+    sees: frozenset[str]
+    """Those of the files asked for that are there."""
+    memory: int | None = None
+    """Bytes that cgroups, ulimits and what else runs leave there; None: it was not asked."""
+
+
+def look(files: Sequence[str], gpus: bool) -> Found:
+    """What this node has; runs there. `gpus`: whether to ask torch, which takes a second or two."""
+    return Found(
+        tuple(gpu_sizes()) if gpus else (),
+        versions(),
+        frozenset(file for file in files if Path(file).exists()),
+        limits().memory,
+    )
+
+
+SIZES = """
+import json, torch
+print(json.dumps([torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())]))
+"""
+"""What is free of each GPU. To ask makes a CUDA context, which takes half a gigabyte of each for as
+long as its process lives, so a process is started that lives no longer."""
+
+
+def gpu_sizes() -> list[int]:
+    """Bytes of each GPU that this process may use, as far as nobody else holds them.
+
+    Raises:
+        InputError: there are GPUs, and they cannot be asked.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", SIZES],
+            capture_output=True, text=True, check=False, timeout=PATIENCE,
+        )  # fmt: skip
+        return [int(size) for size in json.loads(done.stdout.splitlines()[-1])]
+    except (subprocess.TimeoutExpired, IndexError, ValueError) as error:
+        reason = one_line(error) if isinstance(error, subprocess.TimeoutExpired) else done.stderr
+        said = (reason.strip().splitlines() or ["no answer"])[-1][:200]
+        raise InputError(
+            f"this machine's GPUs cannot be used: {said}; CUDA_VISIBLE_DEVICES= hides them"
+        ) from None
+
+
+@cache
+def versions() -> Mapping[str, str]:
+    """Of the packages that decide results, and of the project's code."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "none"
+    return {**found, "code": code_hash(Path(__file__).parents[2])}
+
+
+def code_hash(root: Path) -> str:
+    """8 hex digits for all Python files of the project's packages under `root`."""
+    digest = hashlib.sha256()
+    for package in CODE:
+        for file in sorted((root / package).rglob("*.py")):
+            digest.update(str(file.relative_to(root)).encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def ask(
+    nodes: Mapping[str, bool], files: Iterable[str] = (), patience: float = PATIENCE
+) -> dict[str, Found]:
+    """What these nodes have; those that die meanwhile, or do not answer in time, are left out.
+
+    Args:
+        nodes: id -> whether it has GPUs.
+        files: paths that may be there.
+        patience: seconds.
+
+    Raises:
+        InputError: a node lacks the project.
+    """
+    wanted = list(files)
+    asked = {
+        ray.remote(num_cpus=0, max_calls=1, max_retries=0)(look)
+        .options(
+            name="look at node",
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+            # Else a worker without a GPU of its own may be shown none.
+            runtime_env={"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}} if gpus else None,
+        )
+        .remote(wanted, gpus): node
+        for node, gpus in nodes.items()
+    }
+    done, late = (
+        ray.wait(list(asked), num_returns=len(asked), timeout=patience) if asked else ([], [])
+    )
+    for ref in late:
+        ray.cancel(ref, force=True)
+    found = {}
+    for ref in done:
+        try:
+            found[asked[ref]] = ray.get(ref)
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, ImportError) or "No module named" in str(error):
+                raise InputError(
+                    f"node {address(asked[ref])}: the project cannot be imported there"
+                    f" ({last_line(error)}); install it (cluster.yaml, setup_commands), or start"
+                    " the sweep by sweeps/launch.py, which sends the code along"
+                ) from None
+            raise
+        except ray.exceptions.RayError:
+            continue  # it just went
+    return found
+
+
+def check_same(found: Mapping[str, Found]) -> None:
+    """Raise InputError where a node has another version of the code or of a package than here."""
+    here = versions()
+    for node, there in found.items():
+        for name, wanted in here.items():
+            if there.versions.get(name) != wanted:
+                what = "the project's code" if name == "code" else name
+                raise InputError(
+                    f"node {address(node)}: {what} is {there.versions.get(name)}, the driver's is"
+                    f" {wanted}: results would differ; install the same there (`ray up` does), or"
+                    " start the sweep by sweeps/launch.py, which sends the code along"
+                )
+
+
+def address(node: str) -> str:
+    """The address of a node, for messages; its id where it is gone."""
+    known = {each["NodeID"]: each["NodeManagerAddress"] for each in ray.nodes()}
+    return str(known.get(node, node))
+
+
+def own_id() -> str:
+    """The id of the node that this process runs on."""
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def last_line(error: BaseException) -> str:
+    """What an error says last, short."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
+
+
+def read_from(nodes: Iterable[str], found: Mapping[str, Found], files: Sequence[str]) -> list[str]:
+    """The nodes, of those given, that see all these files; else this one, the driver's.
+
+    >>> there = Found((), {}, frozenset({"a", "b"}))
+    >>> read_from(["n1", "n2"], {"n1": there}, ["a", "b"])
+    ['n1']
+    """
+    return seeing(nodes, found, files) or [own_id()]
+
+
+def seeing(nodes: Iterable[str], found: Mapping[str, Found], files: Sequence[str]) -> list[str]:
+    """The nodes, of those given, that see all these files."""
+    return [node for node in nodes if node in found and found[node].sees.issuperset(files)]

@@ -1,0 +1,241 @@
+"""Where to cut a chain of segments into shards, and what each of them takes.
+
+A *shard* holds a contiguous block of segments. With W_b the float32 bytes of its block, W those of
+the model, T experts, d and c the bytes an element of task vectors and of the resident model:
+
+    weights  = W_b + T·W_b·d/4                     (CPU: once a node, in its object store)
+               W_b                                 (where task vectors stay in files)
+               W_b + F_b·d/4                       (where they stay factors, of F_b bytes in
+                                                   float32)
+    copy     = T·W_b·d/4                           (where methods transform the task vectors)
+    resident = W_b·c/4
+    merging  = 2 · the largest segment of the block, or what a layer holds of merged weights where
+               there is a model a sample, if that is more (`scratch`)
+    making   = T·(the model's largest tensor)      (where they stay in files, or factors; thrice
+                                                   that where methods transform them)
+    work     = forward + training·(W_b/W)·(S − s)  (shard s of S keeps S − s micro-batches: 1F1B)
+
+A GPU holds all of it and a context (where a run measured the peak of a whole replica, that and a
+tenth more); a CPU shard holds copy or making, resident, merging, work and a process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import accumulate
+
+from fusion.errors import InputError
+from fusion.merged_layers.functional import BUDGET
+
+PROCESS_BYTES = 700 * 2**20
+"""Resident memory of a shard's process before any weight: interpreter, torch, transformers."""
+
+GPU_CONTEXT_BYTES = 600 * 2**20
+"""A CUDA context and its libraries."""
+
+STORE_MARGIN = 1.15
+"""Object store over what is put into it: Ray's own objects and fragmentation."""
+
+MEASURED_MARGIN = 1.1
+"""GPU memory over the largest allocation ever measured: the allocator's fragments."""
+
+DATA_STORE_BYTES = 300 * 2**20
+"""Object store for images on their way into the pixel cache, and for results."""
+
+FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class Load:
+    """What has to be placed."""
+
+    segments: tuple[int, ...]
+    """Bytes of the base, a segment, in float32."""
+    experts: int
+    """T."""
+    delta_itemsize: int = FLOAT32
+    """Bytes an element of the task vectors as kept."""
+    compute_itemsize: int = FLOAT32
+    """Bytes an element of the resident model."""
+    forward_bytes: int = 0
+    """Peak activations of one evaluation batch, one block at a time."""
+    training_bytes: int = 0
+    """Activations of one micro-batch kept for backward, whole model; 0: nothing is trained."""
+    transformed: bool = False
+    """Whether a pruned or cast copy of the task vectors is needed too."""
+    filed: bool = False
+    """Whether task vectors stay in files: one tensor's are in memory at a time."""
+    factors: tuple[int, ...] = ()
+    """Bytes of all experts' task vectors as factors, a segment, in float32; empty: some expert is
+    no adapter."""
+    factored: bool = False
+    """Whether those are what is kept: one tensor's task vectors are made of them at a time."""
+    largest: int = 0
+    """Bytes of the base's largest tensor, in float32; 0: not known."""
+    sampled: int = 0
+    """Models in one pass, where some method makes a model a sample; 0: none does."""
+    measured: int = 0
+    """Peak bytes that a whole replica was seen to allocate on a GPU; 0: not known yet."""
+
+    @property
+    def made(self) -> bool:
+        """Whether task vectors are made when they are read."""
+        return self.filed or self.factored
+
+    def of(self, experts: int) -> Load:
+        """The same with fewer experts, adapters of about one size."""
+        factors = tuple(size * experts // self.experts for size in self.factors)
+        return replace(self, experts=experts, factors=factors)
+
+    def halved(self) -> Load:
+        """The same computed in 16 bits, where it is in more."""
+        was = max(self.compute_itemsize, 2)
+        return replace(
+            self,
+            compute_itemsize=2,
+            forward_bytes=self.forward_bytes * 2 // was,
+            training_bytes=self.training_bytes * 2 // was,
+        )
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes of one shard: shared by its node, in its own process, and on its GPU."""
+
+    weights: int
+    host: int
+    device: int = 0
+
+
+def cut(costs: Sequence[float], blocks: int) -> tuple[tuple[int, int], ...]:
+    """The contiguous split whose largest sum is smallest; exact, and always the same one.
+
+    With `best(b, i)` the smallest largest sum of the first i costs in b blocks:
+    `best(b, i) = min over m < i of max(best(b − 1, m), costs[m] + … + costs[i − 1])`. Among equal
+    ones a small sum of squares is preferred, so that the light blocks are even too.
+
+    Args:
+        costs: of each segment, in order; at least 0.
+        blocks: how many; none is left empty.
+
+    Returns:
+        `[start, stop)` of each block.
+
+    Raises:
+        InputError: fewer than 1 block, or more blocks than segments.
+
+    >>> cut([1, 1, 1, 3], 2)
+    ((0, 3), (3, 4))
+    """
+    if not 1 <= blocks <= len(costs):
+        raise InputError(
+            f"cut: {blocks} blocks of {len(costs)} segments; 1 to {len(costs)} allowed"
+        )
+    sums = [0, *accumulate(costs)]
+    best: dict[int, tuple[float, float, tuple[int, ...]]]
+    # best[i]: (largest sum, sum of squares, stops) of the first i costs in b blocks.
+    best = {i: (sums[i], sums[i] ** 2, (i,)) for i in range(1, len(sums))}
+    for count in range(2, blocks + 1):
+        best = {
+            i: min(extended(best[m], sums[i] - sums[m], i) for m in range(count - 1, i))
+            for i in range(count, len(sums))
+        }
+    stops = best[len(costs)][2]
+    return tuple(zip((0, *stops[:-1]), stops, strict=True))
+
+
+def extended(
+    split: tuple[float, float, tuple[int, ...]], cost: float, stop: int
+) -> tuple[float, float, tuple[int, ...]]:
+    """A split with one more block of that cost."""
+    largest, squares, stops = split
+    return max(largest, cost), squares + cost**2, (*stops, stop)
+
+
+@cache
+def blocks_of(segments: tuple[int, ...], shards: int) -> tuple[tuple[int, int], ...]:
+    """The segments of each shard, cut by bytes (for CLIP that is by work, too)."""
+    return cut(segments, shards)
+
+
+def needs(load: Load, shards: int, device: str) -> list[Need]:
+    """What each of the shards of one replica takes; the formulas at the top of this file."""
+    found, model = [], max(sum(load.segments), 1)
+    for index, (start, stop) in enumerate(blocks_of(load.segments, shards)):
+        block = sum(load.segments[start:stop])
+        deltas = load.experts * block * load.delta_itemsize // FLOAT32
+        factors = sum(load.factors[start:stop]) * load.delta_itemsize // FLOAT32
+        weights = block + (0 if load.filed else factors if load.factored else deltas)
+        kept = load.training_bytes * block * (shards - index) // model
+        work = (
+            making(load, deltas)
+            + block * load.compute_itemsize // FLOAT32
+            + max(2 * max(load.segments[start:stop]), scratch(load, device))
+            + load.forward_bytes
+            + kept
+        )
+        if device == "cuda":
+            device_bytes = weights + work
+            if load.measured and shards == 1:
+                device_bytes = int(load.measured * MEASURED_MARGIN)
+            found.append(Need(weights, PROCESS_BYTES, device_bytes + GPU_CONTEXT_BYTES))
+        else:
+            found.append(Need(weights, PROCESS_BYTES + work))
+    return found
+
+
+def scratch(load: Load, device: str) -> int:
+    """Bytes that a layer holds of merged weights, of as many models as
+    `fusion.merged_layers.functional` merges at a time; 0 where no method makes a model a sample.
+
+    Forward the sum and what it is rounded to; in a backward pass dW in its place, and its float32
+    copy on a GPU (a CPU makes that in small pieces). Of float32 nothing is copied.
+    """
+    size, largest = load.compute_itemsize, load.largest // FLOAT32
+    budget = BUDGET["cuda" if device == "cuda" else "cpu"] // size
+    elements = min(max(budget, largest), load.sampled * largest)
+    wide = max(size, FLOAT32)
+    forward = wide + (size if size < wide else 0)
+    backward = size + (wide if size < wide and device == "cuda" else 0)
+    return elements * (forward + (backward if load.training_bytes else 0))
+
+
+def making(load: Load, deltas: int) -> int:
+    """Bytes of task vectors that a process makes for itself, of a block's `deltas` bytes of them.
+
+    Of those in files, or of factors, one tensor's: as made, and where methods transform it, while
+    that is done.
+    """
+    if not load.made:
+        return deltas if load.transformed else 0
+    return load.experts * load.largest * (3 if load.transformed else 1)
+
+
+def store(shards: Sequence[Need], placed: Sequence[int]) -> int:
+    """Object store of a node with these shards: each block once."""
+    return int(sum(shards[s].weights for s in set(placed)) * STORE_MARGIN) + DATA_STORE_BYTES
+
+
+def memory(shards: Sequence[Need], placed: Sequence[int]) -> int:
+    """Main memory of a node with these shards."""
+    return store(shards, placed) + sum(shards[s].host for s in placed)
+
+
+def gigabytes(size: float) -> str:
+    """`1.25 GB` (10⁹ bytes).
+
+    >>> gigabytes(1_250_000_000)
+    '1.25 GB'
+    """
+    return f"{size / 1e9:.2f} GB"
+
+
+def round_up(size: int) -> int:
+    """The next 0.1 GB.
+
+    >>> round_up(1_210_000_000)
+    1300000000
+    """
+    return -(-size // 10**8) * 10**8

@@ -1,0 +1,1 @@
+"""Data sets: discovery of files, readers, class names, and tasks."""

@@ -1,0 +1,1 @@
+"""Images: decoding, preprocessing, the pixel cache, and corruptions."""

@@ -1,0 +1,262 @@
+"""Prepared images on disk: decoded once, memory-mapped ever after.
+
+One Arrow IPC file holds one source split as one record batch: uint8 images [3·H·W] and int64
+labels, in the data set's order. Its name is a content hash of data and preprocessing.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from actors.data.images.pixel_cache_writer import PixelWriter
+from actors.data.images.preprocess import Preprocess
+from actors.data.readers import Chunk, decode, local_files
+from actors.data.task import Task
+from actors.files.arrow import checked, flat, tensor_of
+from actors.files.checksums import Damaged, again, reason_of
+from actors.files.fingerprint import fingerprint
+from fusion.errors import InputError, one_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LOG = logging.getLogger(__name__)
+
+CHUNK_BYTES = 32 << 20
+"""Prepared images a worker hands over at a time: enough to hide the hand-over, few enough that
+blocks in flight fit a small object store."""
+
+CHUNK_ROWS = 1024
+"""… and at most so many, that all workers have work and progress shows."""
+
+RETRIES = 2
+"""How often a chunk is decoded again whose worker's process died."""
+
+FEW = 8192
+"""Fewer images than this are decoded in this process: sooner done than workers are started."""
+
+Progress = Callable[[int, int], None]
+"""progress(images done, images in all)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """One prepared split: views of a memory-mapped file, so every process shares one copy."""
+
+    images: Tensor
+    """uint8 [N, 3, H, W]; read-only."""
+    labels: Tensor
+    """int64 [N]; read-only."""
+
+
+def pixel_path(task: Task, split: str, preprocess: Preprocess, root: Path) -> Path:
+    """Where a prepared split lies; the name is a hash of all that its bytes depend on."""
+    key = fingerprint("arrow-2", task.split(split).fingerprint, preprocess.pixels)
+    return root / "pixels" / f"{key}.arrow"
+
+
+def prepare(
+    tasks: Mapping[str, Task],
+    needed: Collection[tuple[str, str]],
+    preprocess: Preprocess,
+    root: Path,
+    progress: Progress | None = None,
+) -> dict[tuple[str, str], Path]:
+    """Make sure that these splits are prepared; decode those that are not, all in one go.
+
+    Runs through Ray Data where a Ray is initialised (all its nodes that see the data decode, this
+    process writes), and in this process where none is.
+
+    Args:
+        tasks: name -> task.
+        needed: (task, source split).
+        preprocess: the base model's.
+        root: the cache folder.
+        progress: called with images done and images in all, of those that must be decoded.
+
+    Raises:
+        InputError: a broken image or a label out of range, naming task, split and row; or no
+            space left. Nothing half-written stays behind.
+    """
+    paths = {
+        (name, split): pixel_path(tasks[name], split, preprocess, root) for name, split in needed
+    }
+    missing: dict[Path, tuple[str, str]] = {}
+    for (name, split), path in paths.items():
+        labels = cached_labels(path)
+        if labels is None:
+            missing.setdefault(path, (name, split))
+        else:
+            check_labels(labels, tasks[name], split)
+    if missing:
+        write(tasks, missing, preprocess, progress or (lambda done, total: None))
+        for name, split in paths:
+            check_labels(open_pixels(paths[name, split]).labels.numpy(), tasks[name], split)
+    return paths
+
+
+def write(
+    tasks: Mapping[str, Task],
+    missing: Mapping[Path, tuple[str, str]],
+    preprocess: Preprocess,
+    progress: Progress,
+) -> None:
+    """Decode and write splits, all of them as one stream of chunks."""
+    parts = []
+    chunks = []
+    height, width = preprocess.shape
+    size = min(max(CHUNK_BYTES // (3 * height * width), 1), CHUNK_ROWS)
+    for index, (path, (name, split)) in enumerate(missing.items()):
+        task, data = tasks[name], tasks[name].split(split)
+        about = {
+            "shape": f"3,{height},{width}",
+            "task": name,
+            "split": split,
+            "data": data.fingerprint,
+            "preprocess": preprocess.pixels,
+        }
+        parts.append((path, data.rows, about))
+        classes, where = len(task.classnames), f"task {name!r}: split {split!r}"
+        for start, rows in data.chunks(size):
+            chunks.append(Chunk(index, start, rows, classes, where))
+    done, total = 0, sum(rows for _, rows, _ in parts)
+    progress(done, total)
+    deep = [0] * len(parts)
+    with PixelWriter(parts, 3 * height * width) as writer:
+        for table in decoded(chunks, preprocess):
+            faults = table.column("error").drop_null()
+            if len(faults):
+                raise InputError(faults[0].as_py())
+            writer.write(table)
+            for part in table.filter(table.column("deep")).column("part").to_pylist():
+                deep[part] += 1
+            done += table.num_rows
+            progress(done, total)
+    for count, (_, _, about) in zip(deep, parts, strict=True):
+        if count:
+            LOG.warning(
+                "task %r: split %r: %d images of 16-bit grey were scaled to 8 bits",
+                *(about["task"], about["split"], count),
+            )
+
+
+def decoded(chunks: list[Chunk], preprocess: Preprocess) -> Iterator[pa.Table]:
+    """Decoded chunks, in any order."""
+    import ray
+
+    from actors.cluster.file_visibility import workplaces
+
+    places = None
+    if ray.is_initialized() and sum(chunk.rows.count for chunk in chunks) >= FEW:
+        places = workplaces(file for chunk in chunks for file in local_files(chunk.rows))
+    if places is None:
+        yield from (decode(chunk, preprocess) for chunk in chunks)
+        return
+    import ray.data
+
+    from actors.fleet.restarts import telling
+
+    # Chunks travel pickled, one a row, so that a worker is sent its own and no other.
+    items = [{"chunk": pickle.dumps(chunk)} for chunk in chunks]
+    with quiet(), telling("images: a worker that decodes them"):
+        dataset = ray.data.from_items(items, override_num_blocks=len(items))
+        dataset = dataset.map_batches(
+            decode_batch,
+            batch_size=1,
+            batch_format="pyarrow",
+            fn_kwargs={"preprocess": preprocess},
+            ray_remote_args_fn=lambda: {"max_retries": RETRIES},
+        )
+        dataset.context.enable_progress_bars = False
+        dataset.context.execution_options.label_selector = places or None
+        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Ray Data's own narration off the user's terminal; its log files still have it."""
+    consoles = [h for h in logging.getLogger("ray.data").handlers if h.name == "console"]
+    levels = [handler.level for handler in consoles]
+    try:
+        for handler in consoles:
+            handler.setLevel(logging.ERROR)
+        yield
+    finally:
+        for handler, level in zip(consoles, levels, strict=True):
+            handler.setLevel(level)
+
+
+def decode_batch(batch: pa.Table, preprocess: Preprocess) -> pa.Table:
+    """One pickled chunk, decoded: what runs in Ray Data's workers."""
+    return decode(pickle.loads(batch.column("chunk")[0].as_py()), preprocess)
+
+
+def open_pixels(path: Path) -> Pixels:
+    """A prepared split, memory-mapped: nothing is read until it is used.
+
+    Raises:
+        InputError: missing or damaged.
+    """
+    try:
+        batch, (channels, height, width) = open_batch(path)
+    except (OSError, Damaged) as error:
+        reason = error.strerror if isinstance(error, OSError) else one_line(error)
+        raise InputError(
+            f"{path}: not a pixel file: {reason}; delete it, and it is made again"
+        ) from None
+    images = flat(batch, "image", np.uint8).reshape(-1, channels, height, width)
+    return Pixels(tensor_of(images), tensor_of(flat(batch, "label", np.int64)))
+
+
+def open_batch(path: Path) -> tuple[pa.RecordBatch, tuple[int, int, int]]:
+    """The one record batch of a pixel file, and the shape of its images.
+
+    Raises:
+        OSError: it is not there.
+        Damaged: it is another, or not what was written.
+    """
+    schema, batch = checked(path)
+    try:
+        told = schema.metadata[b"shape"].split(b",")
+        channels, height, width = (int(size) for size in told)
+        listed = batch.column("image").type
+        if listed != pa.list_(pa.uint8(), channels * height * width):
+            raise ValueError(f"shape {told}; images of {listed}")
+        batch.column("label")
+    except (KeyError, ValueError) as error:
+        raise Damaged(reason_of(error)) from None
+    return batch, (channels, height, width)
+
+
+def cached_labels(path: Path) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:
+    """The labels of a prepared split; None where it is missing or damaged, and that is said."""
+    try:
+        batch, _ = open_batch(path)
+    except OSError:
+        return None
+    except Damaged as error:
+        again(path, error)
+        return None
+    labels: np.ndarray[tuple[int], np.dtype[np.int64]] = flat(batch, "label", np.int64)
+    return labels
+
+
+def check_labels(
+    labels: np.ndarray[tuple[int], np.dtype[np.int64]], task: Task, split: str
+) -> None:
+    """Raise InputError where a label has no class name: the names may be newer than the file."""
+    bad = np.flatnonzero((labels < 0) | (labels >= len(task.classnames)))
+    if len(bad):
+        raise InputError(
+            f"task {task.name!r}: split {split!r}: row {bad[0]}: label {labels[bad[0]]}; the"
+            f" {len(task.classnames)} class names allow 0 to {len(task.classnames) - 1}"
+        )

@@ -1,0 +1,290 @@
+"""Some rows of a data set, and how a process that only decodes reads them.
+
+Imports neither torch nor `fusion` when loaded, for the reason `preprocess.py` gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from actors.data.images.decode import FORMATS, Unusable, decoded
+
+if TYPE_CHECKING:
+    from actors.data.images.preprocess import Preprocess
+
+
+@dataclass(frozen=True)
+class ParquetRows:
+    """`count` rows of one row group, from `offset` on."""
+
+    file: str
+    group: int
+    offset: int
+    count: int
+    image: str
+    label: str
+    root: str = ""
+    """The data set's folder, in which files lie that rows name; empty: where the rows come from."""
+
+
+@dataclass(frozen=True)
+class FileRows:
+    """Image files, one a row."""
+
+    files: tuple[str, ...]
+    labels: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """How many rows."""
+        return len(self.files)
+
+
+@dataclass(frozen=True)
+class ArrowRows:
+    """`count` rows, from `offset` on, of an Arrow file."""
+
+    file: str
+    offset: int
+    count: int
+    image: str
+    label: str
+    root: str = ""
+    """As of `ParquetRows`."""
+
+
+@dataclass(frozen=True)
+class Library:
+    """What the `datasets` library is asked for: files of one split, or a data set of the hub."""
+
+    name: str
+    """A hub id, or the format of the files."""
+    config: str | None
+    revision: str | None
+    split: str
+    files: tuple[str, ...] = ()
+    """Local files; none: of the hub."""
+    separator: str = ""
+    """Between the columns of a CSV file; empty: a comma."""
+
+
+@dataclass(frozen=True)
+class LibraryRows:
+    """`count` rows, from `offset` on, of what the `datasets` library reads."""
+
+    source: Library
+    offset: int
+    count: int
+    image: str
+    label: str
+    root: str = ""
+    """As of `ParquetRows`; empty: the library's own cache."""
+    names: tuple[str, ...] | None = None
+    """The texts of the label column, by label; None: it holds numbers."""
+
+
+Rows: TypeAlias = ParquetRows | ArrowRows | FileRows | LibraryRows
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive rows of one source split: what one call decodes."""
+
+    part: int
+    """Which of the files being written they belong to."""
+    start: int
+    """Number of the first row within the split."""
+    rows: Rows
+    classes: int
+    name: str
+    """Task and split, as messages begin."""
+
+
+def decode(chunk: Chunk, preprocess: Preprocess) -> pa.Table:
+    """Decode and prepare a chunk: columns image [3·H·W] uint8, label, part, row, deep, error.
+
+    A row that cannot be used ends the chunk: it is the last one, with `error` set. `deep`: the
+    image had 16 bits and was scaled to 8.
+    """
+    height, width = preprocess.shape
+    images = np.zeros((chunk.rows.count, 3, height, width), dtype=np.uint8)
+    labels = np.zeros(chunk.rows.count, dtype=np.int64)
+    deep = np.zeros(chunk.rows.count, dtype=bool)
+    done, error = 0, None
+    try:
+        for content, where, label in read(chunk.rows):
+            error, deep[done] = decode_row(content, label, chunk.classes, preprocess, images[done])
+            if error is not None:
+                inside = f" ({where})" if where else ""
+                error = f"{chunk.name}: row {chunk.start + done}{inside}: {error}"
+                break
+            labels[done] = int(label)
+            done += 1
+        if error is None and done < chunk.rows.count:
+            raise ValueError(f"{chunk.rows.count} rows stated, {done} there")
+    except Exception as failed:  # readers raise what they like on damaged data
+        reason = " ".join(str(failed).split())[:300] or type(failed).__name__
+        error = f"{chunk.name}: row {chunk.start + done} ({origin(chunk.rows)}): {reason}"
+    done += error is not None
+    errors = [error if index == done - 1 else None for index in range(done)]
+    flat = pa.array(images[:done].reshape(-1))
+    return pa.table(
+        {
+            "image": pa.FixedSizeListArray.from_arrays(flat, 3 * height * width),
+            "label": pa.array(labels[:done]),
+            "part": pa.array(np.full(done, chunk.part, dtype=np.int32)),
+            "row": pa.array(np.arange(chunk.start, chunk.start + done, dtype=np.int64)),
+            "deep": pa.array(deep[:done]),
+            "error": pa.array(errors, pa.string()),
+        }
+    )
+
+
+def decode_row(
+    content: bytes | str | None,
+    label: Any,
+    classes: int,
+    preprocess: Preprocess,
+    out: np.ndarray[Any, np.dtype[np.uint8]],
+) -> tuple[str | None, bool]:
+    """One image into `out` [3, H, W]: what is wrong with the row, and whether it had 16 bits."""
+    if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < classes:
+        first = " (do labels start at 1?)" if label == classes else ""
+        return f"label {label!r}; the {classes} class names allow 0 to {classes - 1}{first}", False
+    if content is None:
+        return "no image", False
+    try:
+        with decoded(content) as (image, deep):
+            out[:] = preprocess.to_uint8(image)
+    except Unusable as error:
+        return f"refused image: {error}", False
+    except Exception as error:  # a damaged file can raise anything in a decoder
+        reason = " ".join(str(error).split())[:200]
+        if reason.startswith("cannot identify image file"):
+            reason = f"not an image of these formats: {', '.join(FORMATS)}"
+        return f"broken image: {reason or type(error).__name__}", False
+    return None, deep
+
+
+def origin(rows: Rows) -> str:
+    """Where rows come from, as messages name it."""
+    if isinstance(rows, FileRows):
+        return "an image folder"
+    return rows.source.name if isinstance(rows, LibraryRows) else rows.file
+
+
+def local_files(rows: Rows) -> tuple[str, ...]:
+    """Files of this machine that rows are read from; none where they come from the hub."""
+    if isinstance(rows, FileRows):
+        return rows.files[:1]
+    return rows.source.files if isinstance(rows, LibraryRows) else (rows.file,)
+
+
+def named_file(name: str, folder: str, root: str) -> str:
+    """The file that a data row names, relative to `folder`; it lies inside `root`.
+
+    Raises:
+        Unusable: a URL, a path with `..`, one or a link that leaves `root`, or no file.
+    """
+    where, home = Path(folder) / name, Path(root)
+    plain = "://" not in name and "::" not in name and "\0" not in name
+    if not plain or ".." in Path(name).parts or not where.is_relative_to(home):
+        raise Unusable(f"names {name[:80]!r}; a path inside the data set's folder is needed")
+    homes = [home.resolve()]
+    if home.parent.name == "snapshots":  # the hub's cache keeps contents beside, under their hashes
+        homes.append(home.parent.parent.resolve() / "blobs")
+    file = where.resolve()
+    if not any(file.is_relative_to(each) for each in homes):
+        raise Unusable(f"names {name[:80]!r}, a link that leaves the data set's folder")
+    if not file.is_file():
+        raise Unusable(f"names {name[:80]!r}; no such file")
+    return str(file)
+
+
+def read(rows: Rows) -> Iterator[tuple[bytes | str | None, str | None, Any]]:
+    """(encoded image or its path, its name, label) a row, in order.
+
+    Raises:
+        Unusable: a row names a file that is not inside its data set's folder.
+    """
+    if isinstance(rows, FileRows):
+        yield from zip(rows.files, rows.files, rows.labels, strict=True)
+        return
+    table = table_of(rows)
+    folder = str(Path(rows.file).parent) if not isinstance(rows, LibraryRows) else rows.root
+    names = rows.names if isinstance(rows, LibraryRows) else None
+    images, labels = table.column(rows.image), table.column(rows.label)
+    for image, label in zip(images, labels, strict=True):
+        content: Any = image.as_py()
+        name = None
+        if isinstance(content, dict):
+            content, name = content.get("bytes"), content.get("path")
+        if isinstance(content, str):
+            content, name = None, content
+        if content is None and name is not None:
+            content = named_file(
+                name, folder or library_home(), rows.root or folder or library_home()
+            )
+        number = label.as_py()
+        if names is not None and number is not None:
+            number = names.index(str(number))
+        yield content, name, int(number) if isinstance(number, bool) else number
+
+
+def table_of(rows: ParquetRows | ArrowRows | LibraryRows) -> pa.Table:
+    """The two columns of these rows."""
+    if isinstance(rows, ParquetRows):
+        import pyarrow.parquet as pq
+
+        table = pq.ParquetFile(rows.file, page_checksum_verification=True).read_row_group(
+            rows.group, columns=[rows.image, rows.label], use_threads=False
+        )
+    elif isinstance(rows, ArrowRows):
+        table = arrow_table(rows.file)
+    else:
+        table = library_table(rows.source, rows.image)
+    return table.slice(rows.offset, rows.count).select([rows.image, rows.label])
+
+
+@cache
+def arrow_table(file: str) -> pa.Table:
+    """An Arrow file, memory-mapped: a stream, as `datasets` writes it, or a file."""
+    source = pa.memory_map(file)
+    try:
+        return pa.ipc.open_stream(source).read_all()
+    except pa.ArrowInvalid:
+        return pa.ipc.open_file(source).read_all()
+
+
+@cache
+def library_table(source: Library, image: str) -> pa.Table:
+    """A split as an Arrow table over memory-mapped files; images stay encoded."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it would report local reading as well
+    if source.files:
+        options = {"sep": source.separator} if source.separator else {}
+        files = {source.split: list(source.files)}
+        loaded = datasets.load_dataset(source.name, data_files=files, split=source.split, **options)
+    else:
+        loaded = datasets.load_dataset(
+            source.name, source.config, revision=source.revision, split=source.split
+        )
+    if isinstance(loaded.features.get(image), datasets.Image):
+        loaded = loaded.cast_column(image, datasets.Image(decode=False))
+    return loaded.data.table
+
+
+def library_home() -> str:
+    """The folder that the `datasets` library keeps its files in."""
+    import datasets
+
+    return str(datasets.config.HF_CACHE_HOME)

@@ -1,0 +1,302 @@
+"""Tasks: which data, which classes, and which rows a role may see."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from actors.checkpoints.sources import HUB_ID, resolve_data
+from actors.data.class_names import check_prompts, name_classes
+from actors.data.dataset_files import Columns, Layout, Split, open_folder, open_hub
+from actors.data.discovery import canonical
+from actors.data.prompts import DEFAULT_TEMPLATES, builtin
+from actors.files.documents import read_json
+from actors.files.fingerprint import Fingerprint, fingerprint
+from fusion.errors import InputError
+
+Indices: TypeAlias = npt.NDArray[np.int64]
+
+Role: TypeAlias = Literal["fit", "select", "report"]
+
+Part: TypeAlias = Literal["all", "fit", "val"]
+
+VALIDATION = ("val", "validation", "valid", "dev")
+"""What data sets call their own validation split; `val` in a spec means any of them."""
+
+
+@dataclass(frozen=True)
+class TaskSource:
+    """A task as the spec describes it."""
+
+    name: str
+    dataset: str
+    """A folder `path[:config]`, `embedded:<task>`, or a hub id `name[:config][@revision]`."""
+    image: str | None = None
+    """The image column; None: "image"."""
+    label: str | None = None
+    """The label column; None: "label"."""
+    templates: Sequence[str] | None = None
+    classnames: Sequence[str] | None = None
+    head: str | None = None
+    """A head file; None: the zero-shot head."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task that can be read: names, sizes, and where the rows are. Nothing is decoded yet."""
+
+    name: str
+    source: TaskSource
+    dataset: str
+    """The folder, or the hub id."""
+    classnames: tuple[str, ...]
+    templates: tuple[str, ...]
+    """Each with `{}` where the class name goes."""
+    layout: Layout
+    origin: str = ""
+    """Where class names, their order and templates come from, in words."""
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Source split -> rows."""
+        return {name: split.rows for name, split in self.layout.splits.items()}
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Of the content of all splits; names and templates are not part of it."""
+        parts = {name: split.fingerprint for name, split in self.layout.splits.items()}
+        return fingerprint("task", parts)
+
+    def split(self, name: str) -> Split:
+        """A source split.
+
+        Raises:
+            InputError: there is none of that name.
+        """
+        if name not in self.layout.splits:
+            raise InputError(f"task {self.name!r}: no split {name!r}; there: {list(self.splits)}")
+        return self.layout.splits[name]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Which split plays which role, by name."""
+
+    fit: str = "train"
+    select: str = "val"
+    report: str = "test"
+    val_fraction: float = 0.1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a role's rows are."""
+
+    split: str
+    """A source split."""
+    part: Part
+    """All of it, or what `partition` gives to fit or to val."""
+
+
+def open_task(source: TaskSource) -> Task:
+    """A task's names and sizes, from file names and metadata; no image is decoded.
+
+    Class names: see `class_names.py`. Templates: the spec's, else `meta.json`'s, else built-in,
+    else "a photo of a {}.".
+
+    Raises:
+        InputError: data that are not there or cannot be used, class names that do not fit the
+            labels or each other, or a template without `{}`.
+    """
+    what = f"tasks.{source.name}"
+    columns = Columns(source.image or "image", source.label or "label")
+    folder, config = resolve_data(source.dataset, what=what)
+    if folder is not None:
+        layout = open_folder(folder, columns, what, config)
+    else:
+        check_hub_id(source.dataset, what)
+        layout = open_hub(source.dataset, columns, what)
+    meta = {} if folder is None else read_meta(folder, what)
+    known = builtin(source.name)
+    naming = name_classes(
+        source.classnames,
+        None if layout.classnames is None else (layout.classnames, layout.named_by),
+        meta.get("classnames"),
+        None if known is None else (known.classnames, known.others, source.name),
+        what,
+    )
+    check_classnames(naming.names, layout, what)
+    check_prompts(naming.names, what)
+    chosen: list[tuple[Sequence[str] | None, str]] = [
+        (source.templates, "in the spec"),
+        (meta.get("templates"), "in meta.json"),
+        (known.templates if known else None, f"built in for {source.name!r}"),
+        (DEFAULT_TEMPLATES, "the default"),
+    ]
+    templates, origin = next((tuple(given), where) for given, where in chosen if given)
+    for template in templates:
+        if "{}" not in template:
+            raise InputError(f"{what}: template {template!r}: no {{}} for the class name")
+    return Task(
+        source.name,
+        source,
+        str(folder or source.dataset),
+        naming.names,
+        templates,
+        layout,
+        f"{naming.origin}; templates {origin}",
+    )
+
+
+def check_hub_id(dataset: str, what: str) -> None:
+    """Raise InputError where a source is neither a folder nor looks like a hub id."""
+    name, _, revision = dataset.partition("@")
+    if not HUB_ID.fullmatch(name.partition(":")[0] + (f"@{revision}" if revision else "")):
+        raise InputError(
+            f"{what}: dataset: {dataset!r}: neither a folder nor a hub id; allowed: a folder,"
+            " embedded:NAME, name or org/name, with [:config][@revision]"
+        )
+
+
+def check_classnames(names: Sequence[str], layout: Layout, what: str) -> None:
+    """Raise InputError where class names do not fit the labels."""
+    count = len(names)
+    if count < 2:
+        raise InputError(f"{what}: classnames: {count}; 2 or more are needed")
+    for name, split in layout.splits.items():
+        if split.lowest < 0:
+            raise InputError(
+                f"{what}: split {name!r}: label {split.lowest}; labels from 0 are needed"
+            )
+    labels = max((split.labels for split in layout.splits.values()), default=0)
+    if labels > count:
+        lowest = min((split.lowest for split in layout.splits.values()), default=0)
+        hint = "; they start at 1: labels from 0 are needed" if lowest == 1 else ""
+        raise InputError(
+            f"{what}: classnames: {count}; the data have {labels} classes (labels {lowest} to"
+            f" {labels - 1}){hint}; give `classnames`"
+        )
+
+
+def read_meta(folder: Path, what: str) -> dict[str, Any]:
+    """`classnames` and `templates` of a `meta.json` beside the data, where there is one."""
+    file = folder / "meta.json"
+    if not file.is_file():
+        return {}
+    meta = read_json(file, what)
+    found = {name: meta[name] for name in ("classnames", "templates") if meta.get(name)}
+    for name, values in found.items():
+        if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
+            raise InputError(f"{what}: {file}: {name}: a list of strings is needed")
+    return found
+
+
+def assign(
+    task: Task,
+    splits: Splits,
+    *,
+    select_spelled: bool = False,
+    roles: Collection[Role] = ("fit", "select", "report"),
+) -> dict[Role, Place]:
+    """Which rows of a task play which role.
+
+    A name is one of the data set's own splits, or `val`: its own validation split by whatever
+    name, else a part carved from `train`; then `train` is the rest, for every role that names
+    it.
+
+    Args:
+        task: an opened task.
+        splits: the spec's names.
+        select_spelled: whether the spec itself gives `select`; only then may it be the split
+            that is reported on.
+        roles: those that the task plays; splits of others need not be there.
+
+    Raises:
+        InputError: a split that is not there or empty, or selection on the reporting split
+            without saying so.
+    """
+    wanted: dict[Role, str] = {
+        "fit": splits.fit,
+        "select": splits.select,
+        "report": splits.report,
+    }
+    own = next((name for name in VALIDATION if name in task.splits), None)
+    carved = (
+        own is None and "train" in task.splits and not set(wanted.values()).isdisjoint(VALIDATION)
+    )
+    places: dict[Role, Place] = {}
+    for role, name in wanted.items():
+        if role not in roles:
+            continue
+        named = name if name in task.splits else canonical(name)
+        if named in task.splits and (name in task.splits or name not in VALIDATION):
+            places[role] = Place(named, "fit" if carved and named == "train" else "all")
+        elif name in VALIDATION and own is not None:
+            places[role] = Place(own, "all")
+        elif name in VALIDATION and carved:
+            places[role] = Place("train", "val")
+        else:
+            extra = "" if own or "train" not in task.splits else " (and val: a part of train)"
+            if canonical(name) in task.layout.unlabelled:
+                extra += f"; {name!r} is there and has no labels"
+            raise InputError(
+                f"task {task.name!r}: splits.{role}: no split {name!r};"
+                f" there: {', '.join(task.splits)}{extra}"
+            )
+        if task.splits[places[role].split] == 0:
+            raise InputError(f"task {task.name!r}: splits.{role}: split {name!r} is empty")
+    if {"select", "report"} <= set(roles):
+        check_selection(task, splits, places, select_spelled)
+    return places
+
+
+def check_selection(
+    task: Task, splits: Splits, places: Mapping[Role, Place], select_spelled: bool
+) -> None:
+    """Raise InputError where models would be selected on the rows they are reported on."""
+    select, report = places["select"], places["report"]
+    same = select == report
+    if not same and select.split != report.split:
+        ours, theirs = (task.split(place.split).fingerprint for place in (select, report))
+        same = ours == theirs
+    if same and not (select_spelled and splits.select == splits.report):
+        raise InputError(
+            f"task {task.name!r}: splits.select: {splits.select!r} holds the same rows as"
+            f" splits.report: {splits.report!r}; to select on the reporting split all the same,"
+            f" write select: {splits.report}"
+        )
+
+
+def partition(
+    labels: npt.NDArray[np.integer], fraction: float = 0.1, seed: int = 0
+) -> tuple[Indices, Indices]:
+    """Split the rows of one source split, class by class: (fit indices, val indices).
+
+    `labels` is [N]; both results are sorted int64, disjoint, and together 0 … N−1. Every class
+    gives round(fraction · its rows) to val, at least one where it has two rows or more, and
+    always keeps one for fit. The same labels, fraction and seed give the same rows.
+
+    Raises:
+        InputError: a fraction outside (0, 1), or no class with two rows.
+
+    >>> fit, val = partition(np.array([0, 0, 0, 0, 1, 1]), fraction=0.25)
+    >>> len(fit), len(val)
+    (4, 2)
+    """
+    if not 0.0 < fraction < 1.0:
+        raise InputError(f"val_fraction: {fraction}; between 0 and 1 (both excluded) allowed")
+    generator = np.random.default_rng(seed)
+    chosen = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        count = min(max(1, round(fraction * len(rows))), len(rows) - 1)
+        chosen[generator.permutation(rows)[:count]] = True
+    if not chosen.any():
+        raise InputError(f"val_fraction: {fraction}: none of the {len(labels)} rows can be spared")
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)

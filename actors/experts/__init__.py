@@ -1,0 +1,1 @@
+"""Pinned experts in one process: evaluation, training, statistics, and recipes."""

@@ -1,0 +1,87 @@
+"""Expert embeddings on disk: computed once, under content hashes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from actors.cluster.metrics import count
+from actors.experts.recipe import BASE
+from actors.families.clip.preprocessor_config import read_preprocess
+from actors.files.fingerprint import Fingerprint, fingerprint, software
+from actors.files.matrix_file import matrix_shape, open_matrix, write_matrix
+from actors.pool.pool import Pool
+
+
+def embedding_cache(
+    root: Path, pool: Pool, device: str, numbers: Mapping[str, object]
+) -> EmbeddingCache:
+    """The cache of a pool's embeddings, each under all that it is computed from.
+
+    Args:
+        root: the cache folder.
+        pool: an opened one: base, experts, and the base's preprocessing.
+        device: the kind of device that computes them.
+        numbers: what else decides numbers: dtypes.
+
+    Raises:
+        InputError: preprocessing that is not supported.
+    """
+    base, images = pool.base, read_preprocess(pool.base.folder)
+    where = [torch.device(device).type, dict(numbers), software("torch", "transformers")]
+    members = {BASE: base, **pool.experts}
+    return EmbeddingCache(
+        root / "embeddings",
+        {
+            name: fingerprint(
+                "tower-1", base.fingerprint, member.fingerprint, images.fingerprint, *where
+            )
+            for name, member in members.items()
+        },
+    )
+
+
+@dataclass(frozen=True)
+class EmbeddingCache:
+    """Image embeddings [N, D] of an expert on the rows of a pixel file."""
+
+    root: Path
+    identity: Mapping[str, Fingerprint]
+    """Expert -> what its embeddings depend on besides the pixels; see `embedding_cache`."""
+
+    def place(self, expert: str, pixels: Path, indices: NDArray[np.int64] | None) -> Path:
+        """The file of an expert's embeddings of these rows, which may not be there yet."""
+        rows = b"all" if indices is None else indices.tobytes()
+        text = f"embeddings-3 {self.identity[expert]} {pixels.name} ".encode()
+        return self.root / f"{hashlib.sha256(text + rows).hexdigest()[:32]}.arrow"
+
+    def get(
+        self,
+        expert: str,
+        pixels: Path,
+        indices: NDArray[np.int64] | None,
+        make: Callable[[], Tensor],
+    ) -> Tensor:
+        """From disk, or made and written first: float32 [N, D], memory-mapped and read-only.
+
+        The pixel file's name is a content hash itself, so the key is one too. A damaged file is
+        made again.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        path = self.place(expert, pixels, indices)
+        there = matrix_shape(path) is not None
+        count("cache", cache="embeddings", found="hit" if there else "miss")
+        if not there:
+            made = make().numpy()
+            ids = np.arange(len(made)) if indices is None else indices
+            write_matrix(path, ids, made.shape[1], [made])
+        return open_matrix(path, "embeddings")

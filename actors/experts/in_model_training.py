@@ -1,0 +1,312 @@
+"""Learning and evaluating methods whose parameters live in the shards: what is asked of whom.
+
+What crosses processes in a step: row numbers, carries and their gradients, losses; the gradients of
+a router that all blocks share; ∂L/∂λ. Routers and mask logits move at the ends of a call only.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from actors.artifacts.errors import ATTEMPTS, Forgotten
+from actors.artifacts.in_model_state_file import dump_resident, learned_tensors, load_resident
+from actors.cluster.metrics import count
+from actors.experts.evaluation import Recipe, batches
+from actors.experts.routed import SAMPLES
+from actors.experts.unseen_tasks import adapted_role, learners
+from actors.shards.adam import NamedAdam
+from actors.shards.messages import Batch, Weights
+from actors.shards.pipeline import one_forward_one_backward
+from fusion.errors import InputError
+from fusion.methods.learned.concrete import COEFFICIENTS, columns_of
+from fusion.methods.learned.in_model import MaskOptions, ResidentCourse, RouterOptions
+from fusion.methods.learned.steps import Shape, draw
+from fusion.registry import METHODS, Resident
+
+if TYPE_CHECKING:
+    from actors.experts.local import LocalExperts
+
+Trained = tuple[bytes, list[dict[str, float]]]
+"""The state after the last step, as a file, and task -> loss of each step."""
+
+
+def course_of(recipe: Recipe, tasks: Sequence[str], groups: Sequence[str]) -> ResidentCourse:
+    """What a recipe's method learns.
+
+    Raises:
+        InputError: a method whose parameters do not live in shards; wrong parameters.
+    """
+    row = METHODS.get(recipe.method)
+    if not isinstance(row, Resident):
+        raise InputError(f"{recipe.method}: nothing of it lives in shards")
+    return row.course(Shape(tuple(tasks), tuple(groups)), **recipe.params)
+
+
+def train(
+    experts: LocalExperts, recipe: Recipe, state: bytes | None, first: int, last: int, seed: int
+) -> Trained:
+    """Take the steps [first, last).
+
+    Args:
+        experts: whose shards learn.
+        recipe: method and parameters.
+        state: after `first` steps; None: the beginning.
+        first: steps taken.
+        last: steps to have taken.
+        seed: of rows and masks; what a step does depends on (seed, step) and the state alone.
+
+    Raises:
+        InputError: wrong parameters, a state of others, a loss that is not finite.
+    """
+    course = course_of(recipe, experts.tasks, experts.pipeline.groups)
+    for left in reversed(range(ATTEMPTS)):
+        steps = Steps(experts, recipe, course, seed)
+        try:
+            steps.begin(state, first)
+            losses = [steps.step(step) for step in range(first, last)]
+            return dump_resident(steps.tensors(), recipe.method, experts.tasks, last), losses
+        except Forgotten:
+            if not left:
+                raise
+        finally:
+            with experts.filling:  # another call may be between its passes
+                steps.everywhere("drop")
+    raise AssertionError
+
+
+class Steps:
+    """One call that learns: what the shards of one replica are told, step by step."""
+
+    def __init__(
+        self, experts: LocalExperts, recipe: Recipe, course: ResidentCourse, seed: int
+    ) -> None:
+        """Nothing is asked of the shards yet."""
+        self.experts, self.recipe, self.course, self.seed = experts, recipe, course, seed
+        self.pipeline, self.key = experts.pipeline, uuid.uuid4().hex
+        self.role = adapted_role(experts.data, course.adapt_on)
+        names = learners(experts.data) if course.steps else ()
+        self.sizes = {name: experts.size(name, self.role) for name in names}
+        self.ahead: NamedAdam | None = None
+        """λ and its moments, where λ is learned."""
+        self.constant = torch.full((1, len(experts.tasks), 1), course.scale)
+
+    def ask(self, shard: Any, what: str, *args: Any, returns: int = 1) -> Any:
+        """A call of a shard's `Residing` about this call."""
+        return self.pipeline.link.call(shard, "reside", what, self.key, *args, returns=returns)
+
+    def everywhere(self, what: str, *args: Any) -> list[Any]:
+        """The same of all shards; all are asked before any is awaited."""
+        asked = [self.ask(shard, what, *args) for shard in self.pipeline.shards]
+        return [self.pipeline.link.get(each) for each in asked]
+
+    # ------------------------------------------------------------------------------- the state
+
+    def begin(self, state: bytes | None, first: int) -> None:
+        """Shards and coefficients after `first` steps."""
+        method, options = self.recipe.method, self.course.options
+        held = self.everywhere("begin", method, dict(self.recipe.params), self.seed)
+        tensors: Mapping[str, Tensor] = {}
+        if state is None and first:
+            raise InputError(f"{method}: state: none; that after {first} steps needed")
+        if state is not None:
+            tensors, there = load_resident(state, method, self.experts.tasks)
+            if there != first:
+                raise InputError(f"{method}: state: after {there} steps; {first} needed")
+            for shard, names in zip(self.pipeline.shards, held, strict=True):
+                mine = set(names)
+                part = {k: v for k, v in tensors.items() if k.partition("|")[0] in mine}
+                self.pipeline.link.get(self.ask(shard, "load", part, first))
+        if isinstance(options, MaskOptions) and options.grouping is not None:
+            self.start_coefficients(options, first >= options.mask_steps)
+            within = first - (options.mask_steps if first >= options.mask_steps else 0)
+            if within and self.ahead is not None:
+                self.ahead.load(tensors, within)
+
+    def start_coefficients(self, options: MaskOptions, outer: bool) -> None:
+        """λ where it starts: in the first stage, or in the second."""
+        groups = len(self.pipeline.groups) if options.grouping == "layer" else 1
+        start = torch.full((1, len(self.experts.tasks), groups), self.course.scale)
+        rate = options.outer_rate if outer else options.inner_rate
+        self.ahead = NamedAdam({COEFFICIENTS: nn.Parameter(start)}, rate)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that is learned, with moments."""
+        found = {k: v for part in self.everywhere("tensors") for k, v in part.items()}
+        return found if self.ahead is None else found | self.ahead.tensors()
+
+    # --------------------------------------------------------------------------------- a step
+
+    def step(self, step: int) -> dict[str, float]:
+        """One step: task -> loss.
+
+        Raises:
+            InputError: a loss that is not finite; nothing was updated.
+        """
+        options = self.course.options
+        with self.experts.filling:
+            if isinstance(options, RouterOptions):
+                return self.router_step(step, options)
+            if options.grouping is None:
+                return self.mask_step(step, step, self.constant)
+            if step == options.mask_steps:
+                self.start_coefficients(options, True)
+            if step >= options.mask_steps:
+                return self.outer_step(step, options)
+            return self.meta_step(step, options)
+
+    def router_step(self, step: int, options: RouterOptions) -> dict[str, float]:
+        """Routers: each task's batch through its own model."""
+        self.everywhere("prepare", step, "", None)
+        losses = self.passes(step, step, 1)
+        total: Any = None
+        if options.shared:
+            for shard in reversed(self.pipeline.shards):
+                total = self.ask(shard, "add", total)
+        self.everywhere("update", total)
+        return losses
+
+    def mask_step(self, step: int, rows: int, coefficients: Tensor) -> dict[str, float]:
+        """Logits, under given coefficients."""
+        self.prepare(step, "drawn", coefficients)
+        losses = self.passes(step, rows, self.at_once)
+        self.everywhere("update", None)
+        return losses
+
+    def meta_step(self, step: int, options: MaskOptions) -> dict[str, float]:
+        """Coefficients one step ahead, then logits under them, on other images."""
+        assert self.ahead is not None
+        coefficients = self.ahead.parameters[COEFFICIENTS]
+        self.prepare(step, "drawn", coefficients)
+        self.passes(step, 2 * step, self.at_once)
+        gradient = self.coefficient_gradient(coefficients, options)
+        with torch.no_grad():
+            coefficients.fill_(self.course.scale)
+        self.ahead.step({COEFFICIENTS: gradient})
+        return self.mask_step(step, 2 * step + 1, coefficients)
+
+    def outer_step(self, step: int, options: MaskOptions) -> dict[str, float]:
+        """Coefficients, under the final mask."""
+        assert self.ahead is not None
+        coefficients = self.ahead.parameters[COEFFICIENTS]
+        self.prepare(step, "final", coefficients)
+        losses = self.passes(step, options.mask_steps + step, self.at_once)
+        gradient = self.coefficient_gradient(coefficients, options)
+        self.ahead.step({COEFFICIENTS: gradient})
+        return losses
+
+    def prepare(self, step: int, phase: str, coefficients: Tensor) -> None:
+        """Merge with a mask and coefficients."""
+        options = self.course.options
+        assert isinstance(options, MaskOptions)
+        used = coefficients.detach()
+        used = used.clamp(0, 1) if options.clamp else used
+        self.everywhere("prepare", step, phase, columns_of(used, self.pipeline.groups))
+
+    def coefficient_gradient(self, coefficients: Tensor, options: MaskOptions) -> Tensor:
+        """∂L/∂λ over all shards, in the order of the model's tensors."""
+        whole = torch.cat(self.everywhere("columns"), dim=2)[:, :, self.pipeline.order]
+        if options.grouping == "task":
+            whole = whole.sum(2, keepdim=True)
+        if options.clamp:
+            whole = whole * ((coefficients >= 0) & (coefficients <= 1))
+        return whole
+
+    @property
+    def at_once(self) -> int:
+        """Tasks that go through one forward pass."""
+        options = self.course.options
+        assert isinstance(options, MaskOptions)
+        return options.tasks_at_once or len(self.sizes)
+
+    # ------------------------------------------------------------------------------- the passes
+
+    def passes(self, step: int, at: int, together: int) -> dict[str, float]:
+        """Forward and backward passes of all tasks; gradients add up where the parameters are.
+
+        Args:
+            step: for what is said of a loss that is not finite.
+            at: which rows: the `at`-th batch of each task.
+            together: tasks a pass.
+        """
+        parts = [
+            self.experts.batch(task, self.role, rows).parts[0]
+            for task, rows in self.rows(at).items()
+        ]
+        items = [Batch(tuple(parts[i : i + together])) for i in range(0, len(parts), together)]
+        shards, last = self.pipeline.shards, len(self.pipeline.shards) - 1
+        carries: dict[tuple[int, int], Any] = {(0, i): batch for i, batch in enumerate(items)}
+        back: dict[int, Any] = {}
+        losses: dict[int, Any] = {}
+        ends = []
+        for move in one_forward_one_backward(len(shards), len(items)):
+            stage, item = move.stage, move.item
+            shard, name = shards[stage], f"{at} {item}"
+            if stage == last:
+                carry = carries.pop((stage, item))
+                losses[item], back[item] = self.ask(
+                    shard, "finish", name, carry, items[item], returns=2
+                )
+            elif move.backward:
+                back[item] = self.ask(shard, "backward", name, back[item])
+            else:
+                carry = carries.pop((stage, item))
+                carries[stage + 1, item] = self.ask(shard, "forward", name, carry)
+            if stage == 0 and move.backward:
+                ends.append(back[item])
+        for end in ends:
+            self.pipeline.link.get(end)  # a shard that lost a pass is heard of here
+        found: dict[str, float] = {}
+        for item, batch in enumerate(items):
+            found |= self.pipeline.link.get(losses[item])
+            count("images", batch.size, use="learn")
+        bad = next((task for task, loss in found.items() if loss - loss != 0), None)
+        if bad is not None:
+            rate = self.course.learning_rate
+            raise InputError(
+                f"step {step}: task {bad!r}: loss {found[bad]} is not finite;"
+                f" learning_rate {rate:g} may be too large"
+            )
+        return found
+
+    def rows(self, at: int) -> dict[str, Tensor]:
+        """Task -> rows of its `at`-th batch."""
+        return {
+            task: draw(size, self.course.batch_size, at, self.seed + 7919 * index)
+            for index, (task, size) in enumerate(self.sizes.items())
+        }
+
+
+# ---------------------------------------------------------------------------------- evaluation
+
+
+def opened(experts: LocalExperts, recipe: Recipe) -> tuple[Weights, ResidentCourse]:
+    """Weights that bring what was learned.
+
+    Raises:
+        InputError: nothing learned, or by another method or pool.
+    """
+    course = course_of(recipe, experts.tasks, experts.pipeline.groups)
+    tensors = learned_tensors(recipe, experts.tasks)
+    parcel = experts.pipeline.link.put(tensors)
+    return experts.pipeline.weights(recipe.method, dict(recipe.params), learned=parcel), course
+
+
+def routed_logits(
+    experts: LocalExperts, recipe: Recipe, names: Sequence[str], role: str
+) -> dict[str, Tensor]:
+    """Task -> logits [N, C] through routed MLPs: a model a sample, or one for some together."""
+    weights, course = opened(experts, recipe)
+    assert isinstance(course.options, RouterOptions)
+    size, found = course.options.together or SAMPLES, {}
+    with experts.filling:
+        for task in names:
+            cuts = batches(experts.size(task, role), size)
+            given = (experts.batch(task, role, rows) for rows in cuts)
+            parts = experts.pipeline.embed_routed(weights, given)
+            found[task] = experts.headed(task, parts)
+    return found

@@ -1,0 +1,126 @@
+"""A sweep's data, ready for replicas: pixels, rows a role, and heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from actors.checkpoints.checkpoint import Checkpoint
+from actors.data.images.pixel_cache import open_pixels, prepare
+from actors.data.task import Role, Splits, Task, assign, partition
+from actors.experts.evaluation import Rows, TaskData
+from actors.families.clip.preprocessor_config import clip_preprocess, read_preprocess
+from actors.families.clip.pretrain import Captioned
+from actors.families.clip.zero_shot_heads import task_heads
+from actors.gate_features.extractor import Extractor
+from actors.gate_features.feature_cache import prepare_features
+
+ROLES: tuple[Role, ...] = ("fit", "select", "report")
+
+MEASURED: tuple[Role, ...] = ("report",)
+"""Roles of a task that is measured on alone."""
+
+
+def prepare_data(
+    base: Checkpoint,
+    tasks: Mapping[str, Task],
+    splits: Splits,
+    roles: Iterable[Role],
+    root: Path,
+    *,
+    select_spelled: bool = False,
+    extractors: Collection[Extractor] = (),
+    progress: Callable[[int, int], None] | None = None,
+    device: str = "cpu",
+    unseen: Collection[str] = (),
+) -> dict[str, TaskData]:
+    """Decode what is not in the cache yet, and say for each task which rows play which role.
+
+    Args:
+        base: whose preprocessing and text tower are used.
+        tasks: name -> opened task.
+        splits: which rows play which role.
+        roles: those that are read.
+        root: the cache folder.
+        select_spelled: whether the spec itself names the split to select on.
+        extractors: of gates; their features are made for all these rows.
+        progress: called with images done and images in all.
+        device: where features are computed.
+        unseen: tasks that have report rows alone.
+
+    Raises:
+        InputError: a split that is not there or empty; a broken image, by name.
+    """
+    wanted = list(roles)
+    places = {
+        name: assign(
+            task, splits, select_spelled=select_spelled, roles=MEASURED if name in unseen else ROLES
+        )
+        for name, task in tasks.items()
+    }
+    needed = {
+        (name, place.split): tasks[name]
+        for name in tasks
+        for role, place in places[name].items()
+        if role in wanted
+    }
+    files = prepare(tasks, list(needed), read_preprocess(base.folder), root, progress)
+    heads = task_heads(base, tasks, root)
+    features = {
+        extractor.fingerprint: prepare_features(
+            extractor, tasks, list(needed), root, progress, device=device
+        )
+        for extractor in extractors
+    }
+    return {
+        name: TaskData(
+            name,
+            heads[name],
+            {
+                role: replace(
+                    rows(files[name, place.split], place.part, splits),
+                    features={key: found[name, place.split] for key, found in features.items()},
+                )
+                for role, place in places[name].items()
+                if role in wanted
+            },
+            name in unseen,
+        )
+        for name in tasks
+    }
+
+
+def rows(pixels: Path, part: str, splits: Splits) -> Rows:
+    """All rows of a source split, or the part of it that fit or val has."""
+    if part == "all":
+        return Rows(pixels)
+    labels = open_pixels(pixels).labels.numpy()
+    fit, val = partition(labels, splits.val_fraction, splits.seed)
+    return Rows(pixels, fit if part == "fit" else val)
+
+
+def captioned(
+    tasks: Mapping[str, Task],
+    splits: Splits,
+    image: int,
+    root: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Captioned]:
+    """The fit rows of each task with its words, at `image` pixels: what a base is pretrained on."""
+    preprocess = clip_preprocess(image)
+    places = {name: assign(task, splits)["fit"] for name, task in tasks.items()}
+    needed = {(name, place.split): tasks[name] for name, place in places.items()}
+    files = prepare(tasks, list(needed), preprocess, root, progress)
+    found = {}
+    for name, place in places.items():
+        pixels = open_pixels(files[name, place.split])
+        at = rows(files[name, place.split], place.part, splits).indices
+        chosen = slice(None) if at is None else at
+        found[name] = Captioned(
+            pixels.images[chosen],
+            pixels.labels[chosen],
+            tasks[name].classnames,
+            tasks[name].templates,
+        )
+    return found

@@ -1,0 +1,167 @@
+"""What a recipe makes: one model, by a static method or a learned coding, or a gate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from actors.artifacts.coding_file import beta_of, load_coding
+from actors.artifacts.gate_file import fit, load
+from actors.artifacts.in_model_state_file import learned_tensors
+from actors.experts.evaluation import Recipe
+from actors.pool.pool import Pool
+from actors.pool.streaming_merge import streamed
+from actors.pool.vectors_on_disk import filed_vectors
+from fusion.errors import InputError
+from fusion.methods.learned.gate import Gate
+from fusion.methods.learned.steps import Shape
+from fusion.parameters import unknown
+from fusion.registry import (
+    METHODS,
+    Adaptive,
+    Fitted,
+    Gated,
+    Learned,
+    LogitSpace,
+    PerTask,
+    Resident,
+    Routed,
+    Selected,
+    Static,
+)
+from fusion.task_vectors.coding import mix
+from fusion.task_vectors.sharded_reduce import run_surveys
+from fusion.task_vectors.sparsify import Trim, trim_survey, trimmed
+from fusion.task_vectors.task_vectors import TaskVectors
+
+BASE = "pretrained"
+"""The recipe of the base itself."""
+
+RESULTS = ("base", "float32")
+"""What merged models may be rounded to: each tensor to its dtype in the base, or to float32."""
+
+
+def results_dtype(name: str) -> torch.dtype | None:
+    """The dtype of merged models; None: that of the base, tensor by tensor.
+
+    >>> results_dtype("base"), results_dtype("float32")
+    (None, torch.float32)
+    """
+    assert name in RESULTS
+    return None if name == "base" else torch.float32
+
+
+def static_method(recipe: Recipe) -> Static | Learned | None:
+    """The method of a recipe that makes one model; None: the base.
+
+    Raises:
+        InputError: an unknown name, or a method that makes no single model.
+    """
+    method = METHODS.get(recipe.method)
+    if isinstance(method, LogitSpace | Fitted):
+        raise InputError(f"{recipe.method}: fuses logits; there is no single model to build")
+    if isinstance(method, Gated | Routed):
+        raise InputError(f"{recipe.method}: one model a sample; there is no single model to build")
+    if isinstance(method, Resident) and method.blend is None:
+        raise InputError(f"{recipe.method}: one model a sample; there is no single model to build")
+    if isinstance(method, PerTask) and "task" not in recipe.params:
+        method.bound(recipe.params)  # a misspelt parameter is the nearer fault
+        raise InputError(f"{recipe.method}: one model a task; there is no single model to build")
+    if method is None and recipe.method != BASE:
+        raise InputError(unknown("method", recipe.method, [*METHODS, BASE]))
+    return method
+
+
+def learned_coding(
+    method: Learned, recipe: Recipe, tasks: Sequence[str], groups: Sequence[str]
+) -> tuple[Tensor, Trim]:
+    """The coding that was learned or chosen, and the task vectors it is meant for.
+
+    Raises:
+        InputError: nothing learned, or by another pool.
+    """
+    trim = Trim()
+    if isinstance(method, Adaptive):
+        trim = method.learning(Shape(tuple(tasks), tuple(groups)), **recipe.params).trim
+    if recipe.learned is None:
+        raise InputError(f"{recipe.method}: nothing learned; a recipe needs its coding file")
+    return load_coding(recipe.learned, tasks, groups, recipe.method), trim
+
+
+def learned_beta(recipe: Recipe) -> float:
+    """The inverse temperature that was learned with a coding; 1 for all else."""
+    method = METHODS.get(recipe.method)
+    if recipe.learned is None or isinstance(method, Gated):
+        return 1.0
+    if not isinstance(method, Adaptive | Selected):
+        return 1.0
+    return beta_of(recipe.learned)
+
+
+def opened_gate(
+    method: Gated, recipe: Recipe, tasks: Sequence[str], groups: Sequence[str]
+) -> tuple[Gate, str, Trim]:
+    """The gate of a recipe, the hash of its extractor, and what it was learned on.
+
+    Raises:
+        InputError: nothing learned, or a gate that does not fit this pool.
+    """
+    if recipe.learned is None:
+        raise InputError(f"{recipe.method}: nothing learned; a recipe needs its gate file")
+    gate, manifest = load(recipe.learned, recipe.method)
+    names, key = tuple(groups), manifest.extractor_hash
+    gate = fit(
+        gate, manifest, tasks=tuple(tasks), groups=names, extractor_hash=key,
+        width=manifest.width, where=recipe.method,
+    )  # fmt: skip
+    shape = Shape(tuple(tasks), names, manifest.width)
+    return gate, key, method.learning(shape, **recipe.params).trim
+
+
+def rebuilt(pool: Pool, recipe: Recipe, results: str = "base") -> dict[str, Tensor]:
+    """θ by recipe from a pool's files, one tensor's task vectors in memory at a time.
+
+    Args:
+        pool: an opened pool.
+        recipe: of one model.
+        results: what it is rounded to, see `RESULTS`.
+
+    Raises:
+        InputError: see `merged`, `streamed` and `file_vectors`.
+    """
+    method = static_method(recipe)
+    if isinstance(method, Learned) and not isinstance(method, Resident):
+        coding, trim = learned_coding(method, recipe, pool.tasks, pool.groups)
+        if trim.nothing:
+            shared = coding.shape[2] == 1
+            at = {name: 0 if shared else i for i, name in enumerate(pool.groups)}
+            columns = coding[0].T.tolist()
+            dtype = results_dtype(results)
+            return dict(streamed(pool, lambda name: columns[at[name]], results=dtype))
+    return merged(replace(filed_vectors(pool), results=results_dtype(results)), recipe)
+
+
+def of_task(recipe: Recipe, task: str) -> Recipe:
+    """The recipe of one task's model, of a method that makes one a task."""
+    return replace(recipe, params={**recipe.params, "task": task})
+
+
+def merged(vectors: TaskVectors, recipe: Recipe) -> dict[str, Tensor]:
+    """θ by recipe, for exports: all at once, in this process.
+
+    Raises:
+        InputError: an unknown name, or a method that makes no single model.
+    """
+    method = static_method(recipe)
+    if isinstance(method, Static):
+        return method.merge(vectors, **recipe.params)
+    if method is None:
+        return mix(vectors, torch.zeros(1, len(vectors.tasks), 1))
+    if isinstance(method, Resident):
+        learned = learned_tensors(recipe, vectors.tasks)
+        return method.merge_surveyed(vectors, None, {**recipe.params, "learned": learned})
+    coding, trim = learned_coding(method, recipe, vectors.tasks, vectors.groups)
+    return mix(trimmed(vectors, trim, run_surveys([trim_survey(vectors, trim)])), coding)

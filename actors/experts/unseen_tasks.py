@@ -1,0 +1,70 @@
+"""Unseen tasks and adapted rows: what a method may learn from, and what it is measured on.
+
+A task is *unseen* where the pool has experts of other tasks and none of it: merged models are
+measured on it, and nothing is learned from it, fitted to it or chosen by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from actors.experts.evaluation import TaskData, tasks_with
+from fusion.methods.routed.dawin import is_oracle, transductive
+from fusion.registry import METHODS, Fitted, PerTask, Routed
+
+ADAPT = "adapt/"
+"""How the role of rows begins that are adapted to in the place of another role's."""
+
+
+def unseen_of(data: Mapping[str, TaskData]) -> frozenset[str]:
+    """The tasks that no expert is of."""
+    return frozenset(name for name, task in data.items() if task.unseen)
+
+
+def learners(data: Mapping[str, TaskData]) -> dict[str, TaskData]:
+    """The tasks that may be learned from."""
+    return {name: task for name, task in data.items() if not task.unseen}
+
+
+def adapted_role(data: Mapping[str, TaskData], role: str) -> str:
+    """Whose rows are learned from, unlabelled, where a method says `role`: the same images under
+    shift, where the sweep file has `adapt_on_shift`."""
+    under = f"{ADAPT}{role}"
+    return under if any(under in task.rows for task in data.values()) else role
+
+
+def stays_with_seen(method: str, params: Mapping[str, Any]) -> bool:
+    """Whether a method is not measured on unseen tasks.
+
+    It makes one model or classifier a task, so that there is none of an unseen one; or it would
+    read an unseen task's images all together, or their labels, before it classifies them.
+
+    >>> stays_with_seen("emr", {}), stays_with_seen("ties", {})
+    (True, False)
+    >>> stays_with_seen("dawin", {}), stays_with_seen("dawin", {"granularity": "sample"})
+    (True, False)
+    """
+    row = METHODS.get(method)
+    if isinstance(row, Routed):
+        return transductive(params) or is_oracle(params)
+    return method == "experts" or isinstance(row, PerTask | Fitted)
+
+
+def measured(
+    data: Mapping[str, TaskData],
+    experts: Collection[str],
+    method: str,
+    params: Mapping[str, Any],
+    role: str,
+) -> list[str]:
+    """The tasks that a recipe is evaluated on, of those with rows of that role.
+
+    `experts`, and methods that make one model an expert, are measured on tasks with an expert.
+    """
+    names = tasks_with(data, role)
+    if method == "experts" or isinstance(METHODS.get(method), PerTask):
+        names = [name for name in names if name in experts]
+    if stays_with_seen(method, params):
+        names = [name for name in names if not data[name].unseen]
+    return names

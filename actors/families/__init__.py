@@ -1,0 +1,1 @@
+"""Model families: what the system must know of an architecture."""

@@ -1,0 +1,1 @@
+"""CLIP: its vision tower as segments, zero-shot heads, checks, and fine-tuning."""

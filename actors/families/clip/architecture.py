@@ -1,0 +1,130 @@
+"""CLIP's vision tower on paper: its configuration, its tensors, their names and their order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from actors.files.documents import shown
+from fusion.errors import InputError
+
+PROJECTION = "visual_projection.weight"
+
+PREFIX = "vision_model."
+"""What `transformers` before 5.6, and every full CLIP model, writes before the tower's names."""
+
+DEFAULTS: Mapping[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_channels": 3,
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+"""The configuration fields that the computation depends on, as CLIPVisionConfig has them."""
+
+LARGEST: Mapping[str, int] = {
+    "hidden_size": 1 << 14,
+    "intermediate_size": 1 << 16,
+    "num_hidden_layers": 256,
+    "num_attention_heads": 1024,
+    "num_channels": 64,
+    "image_size": 4096,
+    "patch_size": 1024,
+}
+"""Field -> the largest value that is taken; the largest tower in use has a tenth of it. Lists as
+long as the layers are made before any weight is looked at."""
+
+
+def vision_fields(config: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """The vision tower's fields of a `config.json`, defaults filled in.
+
+    Args:
+        config: of a CLIPModel (`vision_config` inside) or a CLIPVisionModel.
+        file: for the message.
+
+    Raises:
+        InputError: a field that is no whole number from 1 to its largest where one is needed, a
+            width that its heads do not divide, an image smaller than a patch, an epsilon that is
+            none, an activation that is no name.
+    """
+    given = config
+    if config.get("model_type") == "clip":
+        given = mapping(config, "vision_config", file)
+        # Files of 2022 hold the fields twice; `transformers` lets this copy win.
+        if config.get("vision_config_dict"):
+            given = {**given, **DEFAULTS, **mapping(config, "vision_config_dict", file)}
+    fields = {name: given.get(name, default) for name, default in DEFAULTS.items()}
+    for name, largest in LARGEST.items():
+        if type(fields[name]) is not int or not 1 <= fields[name] <= largest:
+            raise InputError(
+                f"{file}: {name}: {shown(fields[name])}; 1 to {largest:,}, whole, needed"
+            )
+    check_fit(fields, file)
+    return fields
+
+
+def mapping(config: Mapping[str, Any], name: str, file: str) -> Mapping[str, Any]:
+    """One section of a configuration; an empty mapping if the file lacks it.
+
+    Raises:
+        InputError: it is no mapping.
+    """
+    found = config.get(name) or {}
+    if not isinstance(found, Mapping):
+        raise InputError(f"{file}: {name}: {shown(found)}; an object needed")
+    return found
+
+
+def check_fit(fields: Mapping[str, Any], file: str) -> None:
+    """Raise InputError where fields do not fit each other, or are of another type."""
+    width, heads = fields["hidden_size"], fields["num_attention_heads"]
+    if width % heads:
+        raise InputError(f"{file}: hidden_size: {width}; a multiple of the {heads} heads needed")
+    if fields["patch_size"] > fields["image_size"]:
+        raise InputError(
+            f"{file}: patch_size: {fields['patch_size']}; at most image_size"
+            f" ({fields['image_size']}) allowed"
+        )
+    epsilon, act = fields["layer_norm_eps"], fields["hidden_act"]
+    if type(epsilon) not in (int, float) or not 0 <= epsilon <= 1:
+        raise InputError(f"{file}: layer_norm_eps: {shown(epsilon)}; a number from 0 to 1 needed")
+    if not isinstance(act, str):
+        raise InputError(f"{file}: hidden_act: {shown(act)}; the name of an activation needed")
+
+
+def vision_tensors(fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Canonical name -> shape of every tensor of the tower, in CLIPVisionModel's own order.
+
+    That order is the axis of layer-wise codings: k, v, q within attention. `visual_projection`
+    is not part of the tower.
+    """
+    width, inner = fields["hidden_size"], fields["intermediate_size"]
+    patch = fields["patch_size"]
+    tensors: dict[str, tuple[int, ...]] = {
+        "embeddings.class_embedding": (width,),
+        "embeddings.patch_embedding.weight": (width, fields["num_channels"], patch, patch),
+        "embeddings.position_embedding.weight": ((fields["image_size"] // patch) ** 2 + 1, width),
+    }
+
+    def linear(name: str, into: int, out: int) -> None:
+        tensors[f"{name}.weight"] = (out, into)
+        tensors[f"{name}.bias"] = (out,)
+
+    def norm(name: str) -> None:
+        tensors[f"{name}.weight"] = tensors[f"{name}.bias"] = (width,)
+
+    norm("pre_layrnorm")  # sic
+    for index in range(fields["num_hidden_layers"]):
+        layer = f"encoder.layers.{index}"
+        for part in ("k_proj", "v_proj", "q_proj", "out_proj"):
+            linear(f"{layer}.self_attn.{part}", width, width)
+        norm(f"{layer}.layer_norm1")
+        linear(f"{layer}.mlp.fc1", width, inner)
+        linear(f"{layer}.mlp.fc2", inner, width)
+        norm(f"{layer}.layer_norm2")
+    norm("post_layernorm")
+    return tensors

@@ -1,0 +1,83 @@
+"""Towers of `transformers`: built empty from a configuration, their weights by canonical name."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from actors.checkpoints.checkpoint import Checkpoint
+from fusion.errors import InputError, reading
+
+if TYPE_CHECKING:
+    from transformers import CLIPConfig
+
+TEXT_PREFIX = "text_model."
+
+
+def empty(kind: Any, config: Any, device: str | torch.device, dtype: torch.dtype) -> nn.Module:
+    """A CLIP tower of `transformers` with uninitialised weights, frozen, in evaluation mode.
+
+    Nothing is drawn at random and nothing loaded: for a large model that is seconds.
+    """
+    with torch.device("meta"):
+        model: nn.Module = kind(config)
+    model = model.to_empty(device=device).to(dtype).eval().requires_grad_(False)
+    for name, buffer in model.named_buffers():
+        assert name.endswith("position_ids"), name  # the one buffer that CLIP's towers have
+        buffer.copy_(torch.arange(buffer.numel(), device=device).view_as(buffer))
+    return model
+
+
+def weights(tower: nn.Module) -> dict[str, Tensor]:
+    """Canonical name -> parameter memory, in definition order."""
+    # `transformers` before 5.6 nests the tower; the structure is looked at, never the version.
+    for nested in ("vision_model", "text_model"):
+        tower = getattr(tower, nested, tower)
+    return {name: parameter.data for name, parameter in tower.named_parameters()}
+
+
+def clip_config(checkpoint: Checkpoint) -> CLIPConfig:
+    """The configuration as `transformers` understands it.
+
+    Raises:
+        InputError: it does not.
+    """
+    from transformers import CLIPConfig, CLIPVisionConfig
+
+    values = copy.deepcopy(dict(checkpoint.config))
+    with reading(f"{checkpoint.name}: {checkpoint.folder / 'config.json'}"):
+        if values["model_type"] == "clip":
+            return CLIPConfig(**values)
+        return CLIPConfig(vision_config=CLIPVisionConfig(**values).to_dict())
+
+
+def check_towers(base: Checkpoint) -> None:
+    """Build both towers of a base without memory, and compare the text tower's tensors.
+
+    Raises:
+        InputError: a configuration of which `transformers` makes no model, or a text tower whose
+            tensors are missing or of other shapes.
+    """
+    from transformers import CLIPTextModel, CLIPVisionModel
+
+    file = base.folder / "config.json"
+    config = clip_config(base)
+    with reading(f"{base.name}: {file}"), torch.device("meta"):
+        CLIPVisionModel(config.vision_config)
+        tower = CLIPTextModel(config.text_config)
+    wanted = weights(tower)
+    for key, info in base.rest.items():
+        if key.startswith(TEXT_PREFIX) and key.removeprefix(TEXT_PREFIX) not in wanted:
+            raise InputError(f"{base.name}: {info.file}: tensor {key!r}: not part of a CLIP model")
+    for name, memory in wanted.items():
+        if TEXT_PREFIX + name not in base.rest:
+            raise InputError(f"{base.name}: {base.folder}: tensor {TEXT_PREFIX + name!r}: missing")
+        info = base.rest[TEXT_PREFIX + name]
+        if info.shape != tuple(memory.shape):
+            raise InputError(
+                f"{base.name}: {info.file}: tensor {TEXT_PREFIX + name!r}: shape"
+                f" {list(info.shape)}; {file} says {list(memory.shape)}"
+            )

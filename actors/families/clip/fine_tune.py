@@ -1,0 +1,229 @@
+"""Fine-tuning the vision tower of a CLIP on one task.
+
+Axes: N images, B batch, C classes, D embedding width, H × W pixels.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from annotated_types import Interval
+from torch import Tensor, nn
+
+from actors.artifacts.head_file import HeadKind
+from actors.shards.precision import exact_products
+from actors.training.augment import Augmentation
+from actors.training.checkpoint import STOPS, Averages, Look, Run, blind
+from actors.training.loss import Embed, Objective, Teach
+from actors.training.optimizer_loop import Advance as Advance
+from actors.training.optimizer_loop import cosine as cosine
+from actors.training.optimizer_loop import cpu_threads as cpu_threads
+from actors.training.optimizer_loop import optimise as optimise
+from actors.training.optimizer_loop import pixel_statistics as pixel_statistics
+from actors.training.optimizer_loop import quiet as quiet
+from actors.training.optimizer_loop import save_expert as save_expert
+from actors.training.optimizer_loop import shuffled_batches as shuffled_batches
+from actors.training.optimizer_loop import silent as silent
+from actors.training.optimizer_loop import staged as staged
+from actors.training.optimizer_loop import standardised as standardised
+from fusion.errors import InputError
+from fusion.logits import cosine_head
+from fusion.methods.soups.weight_averaging import freeze_batchnorm
+
+
+def fine_tune(
+    base: Path,
+    images: Tensor,
+    labels: Tensor,
+    zero_shot: Tensor,
+    out: Path,
+    *,
+    head: HeadKind = "zero_shot",
+    epochs: Annotated[float, Interval(gt=0)] = 10.0,
+    batch_size: Annotated[int, Interval(ge=1)] = 64,
+    learning_rate: Annotated[float, Interval(gt=0)] = 1e-5,
+    weight_decay: Annotated[float, Interval(ge=0)] = 0.1,
+    warmup: Annotated[float, Interval(ge=0, le=1)] = 0.1,
+    label_smoothing: Annotated[float, Interval(ge=0, le=1)] = 0.0,
+    clip_norm: Annotated[float, Interval(gt=0)] = 1.0,
+    mixup: Annotated[float, Interval(ge=0)] = 0.0,
+    augmentation: Augmentation = "none",
+    crop_scale: Annotated[float, Interval(gt=0, le=1)] = 0.9,
+    operations: Annotated[int, Interval(ge=0)] = 2,
+    magnitude: Annotated[float, Interval(ge=0, le=30)] = 9.0,
+    soft_targets: Annotated[float, Interval(ge=0, le=1)] = 0.0,
+    soft_temperature: Annotated[float, Interval(gt=0)] = 2.0,
+    ema: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
+    swa: Annotated[float, Interval(ge=0, le=1)] = 0.0,
+    frozen_batchnorm: bool = False,
+    seed: Annotated[int, Interval(ge=0)] = 0,
+    threads: int = 1,
+    device: str = "cpu",
+    probe: Tensor | None = None,
+    advance: Advance = silent,
+    state: Path | None = None,
+    stops: Sequence[float] = STOPS,
+    look: Look = blind,
+) -> Path:
+    """Fine-tune the vision tower of `base` on one task; everything else stays frozen.
+
+    The loss is the cross-entropy against a frozen head; AdamW, a cosine schedule after a linear
+    warm-up, gradients clipped by their global norm. The tower stays in eval mode. Results
+    are written under a temporary name and renamed, so `out` is either absent or whole, and where
+    it is there, the averages asked for are. Same arguments, same bits on the same kind of CPU, also
+    of a run that was killed and went on from `state`.
+
+    Args:
+        base: folder of a Hugging Face CLIP (both towers).
+        images: uint8 [N, 3, H, W], at the model's image size.
+        labels: int64 [N], in [0, C).
+        zero_shot: head [C, D], logit scale included: logits = normalised embedding @ headᵀ.
+        out: the expert's folder: `CLIPVisionModel`, with the base's image processor beside it.
+        head: under which the tower is tuned: the zero-shot one, or a linear probe's (LP-FT, Kumar
+            et al. 2022, arXiv:2202.10054). The paper then trains the head with the tower, by SGD;
+            here it stays as the probe left it, for all ingredients of a task share one head, so
+            that they can be averaged and compared.
+        epochs: passes over the images; a fraction is rounded to whole steps.
+        batch_size: images a step.
+        learning_rate: AdamW's, at its highest.
+        weight_decay: AdamW's, on matrices only (not on biases, norms and embeddings).
+        warmup: fraction of the steps in which the learning rate rises.
+        label_smoothing: share of the target spread over all classes.
+        clip_norm: largest global gradient norm.
+        mixup: a of Beta(a, a); 0: no mixup.
+        augmentation: of the images of a step; see `augment.py`.
+        crop_scale: of crops: smallest share of the area. Default: WiSE-FT's.
+        operations: of RandAugment, an image.
+        magnitude: of RandAugment.
+        soft_targets: share of the loss that is the cross-entropy to a teacher's probabilities; the
+            teacher is the base under its zero-shot head, whatever `head` is.
+        soft_temperature: the teacher's logits are divided by it. Default: that of the authors'
+            commands (their code: 4).
+        ema: decay of a moving average of the weights, written to `<out>-ema`, warmed up as in
+            `ema_decay`; 0: none.
+        swa: share of the steps, the last ones, whose weights' mean is written to `<out>-swa`; 0:
+            none. The schedule stays the cosine: SWA's constant rate is not used.
+        frozen_batchnorm: keep statistics of batch norm; refused where the tower has none, as a
+            CLIP ViT has not.
+        seed: of the order of the images, of augmentation and mixup.
+        threads: CPU threads; fixes the order of sums, so part of what the bits depend on.
+        device: where to train.
+        probe: the probe's head [C, D], read as `zero_shot`; needed where `head` asks for it.
+        advance: called after each step.
+        state: a file in which the state of the unfinished run is kept, after each of `stops`; where
+            it is there, left by a run of the same arguments, the run goes on from it. What is read
+            at each step may be other from there on: rates, the loss, augmentation, the seed.
+        stops: shares of the steps.
+        look: called after each of `stops`, and again at the one that a run goes on from.
+
+    Returns:
+        `out`.
+
+    Raises:
+        InputError: `frozen_batchnorm` of a tower without batch norm, or no `probe`.
+    """
+    from transformers import CLIPModel
+
+    if head == "linear_probe" and probe is None:
+        raise InputError("head: 'linear_probe': no probe is given; it is fitted beforehand")
+    exact_products()
+    with cpu_threads(threads), quiet():
+        model = CLIPModel.from_pretrained(base).to(device).eval()
+        model.requires_grad_(False)
+        tower = model.vision_model.requires_grad_(True)
+        if frozen_batchnorm and not freeze_batchnorm(tower):
+            raise InputError(
+                f"frozen_batchnorm: True: the vision tower of {base} has no batch norm; false"
+                " allowed"
+            )
+        data, answers = images.to(device), labels.to(device)
+        words = zero_shot.detach().to(device)
+        under = words if probe is None or head == "zero_shot" else probe.detach().to(device)
+        mean, std = pixel_statistics(base)
+
+        def standardise(rows: Tensor) -> Tensor:
+            return standardised(rows, mean, std)
+
+        student = embedder(tower, model.visual_projection)
+        first = embedder(frozen(tower), model.visual_projection) if soft_targets else None
+        teacher = None if first is None else classifier(first, words)
+        objective = Objective(
+            label_smoothing=label_smoothing,
+            mixup=mixup,
+            augmentation=augmentation,
+            crop_scale=crop_scale,
+            operations=operations,
+            magnitude=magnitude,
+            soft_targets=soft_targets,
+            soft_temperature=soft_temperature,
+            seed=seed,
+        )
+        steps = max(1, round(epochs * len(images) / batch_size))
+        run = Run(tower, Averages(ema, swa, steps), steps, state, stops)
+        found = run.resume(device)
+
+        def seen(rows: Tensor) -> Tensor:
+            with torch.no_grad():
+                return student(standardise(rows.to(device)))
+
+        def after(step: int, optimiser: torch.optim.Optimizer) -> None:
+            run.after(step, optimiser)
+            run.show(step, look, seen)
+
+        run.show(run.begun, look, seen)
+        numbers = itertools.count(run.begun + 1)
+
+        def loss(rows: Tensor) -> Tensor:
+            return objective.loss(
+                next(numbers), data[rows], answers[rows], student, under, standardise, teacher
+            )
+
+        optimise(
+            loss,
+            tower,
+            shuffled_batches(len(images), batch_size, steps, seed),
+            steps,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            warmup=warmup,
+            clip_norm=clip_norm,
+            advance=advance,
+            after=after,
+            resumed=found,
+        )
+
+        def passes() -> Iterator[dict[str, Tensor]]:
+            return ({"pixel_values": standardise(part)} for part in torch.split(data, batch_size))
+
+        for kind, averaged in run.averages.models(tower, passes):
+            with staged(beside(out, kind)) as folder:
+                save_expert(base, averaged, folder)
+        with staged(out) as folder:
+            save_expert(base, tower, folder)
+        run.end()
+    return out
+
+
+def beside(out: Path, kind: str) -> Path:
+    """Where an average of a run is kept: `<out>-ema`, `<out>-swa`."""
+    return out.with_name(f"{out.name}-{kind}")
+
+
+def embedder(tower: nn.Module, projection: nn.Module) -> Embed:
+    """Standardised pixels -> embeddings, not normalised."""
+    return lambda pixels: projection(tower(pixel_values=pixels).pooler_output)
+
+
+def classifier(embed: Embed, head: Tensor) -> Teach:
+    """Standardised pixels -> logits under a head."""
+    return lambda pixels: cosine_head.logits(embed(pixels), head)
+
+
+def frozen(tower: nn.Module) -> nn.Module:
+    """A copy that does not learn."""
+    return copy.deepcopy(tower).requires_grad_(False)

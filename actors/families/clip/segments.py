@@ -1,0 +1,154 @@
+"""CLIP's vision tower as a chain of segments: what shards are cut from.
+
+A segment is a module that takes a *carry* (a dict of named tensors) and returns the next one, and
+the global names of its parameters. A chain that passes on more than one tensor (an encoder's
+output beside a decoder's) needs no other protocol.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from actors.checkpoints.checkpoint import Checkpoint
+from actors.data.images.preprocess import Preprocess
+from actors.families.clip.architecture import PROJECTION
+from actors.families.clip.build import clip_config
+from actors.families.clip.preprocessor_config import read_preprocess
+from fusion.errors import InputError
+from fusion.merged_layers.modules import Bare
+
+Carry: TypeAlias = dict[str, Tensor]
+"""What goes from segment to segment: {"pixels": uint8 [B, 3, H, W]} at first, {"hidden": [B, n, d]}
+between, {"embedding": [B, D]} at last."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One link of the chain: how to build it, and what its parameters are called globally."""
+
+    kind: type[nn.Module]
+    arguments: tuple[Any, ...]
+    names: Mapping[str, str]
+    """The module's own parameter names -> canonical names."""
+    numel: int
+    """Parameters."""
+
+    def build(self) -> nn.Module:
+        """The module on the meta device, frozen, in evaluation mode; nothing drawn or loaded."""
+        with torch.device("meta"):
+            return self.kind(*self.arguments).eval().requires_grad_(False)
+
+
+class Embed(nn.Module):
+    """Pixels to the first hidden states: patches, class token, positions, first norm."""
+
+    def __init__(self, config: Any, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.preprocess = preprocess
+        width, patch = config.hidden_size, config.patch_size
+        self.positions = (config.image_size // patch) ** 2 + 1
+        self.token = Bare(width)
+        self.patch_embedding = nn.Conv2d(
+            config.num_channels, width, kernel_size=patch, stride=patch, bias=False
+        )
+        self.position_embedding = nn.Embedding(self.positions, width)
+        self.pre_layrnorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.dtype = torch.float32
+        """Of everything computed; set by who holds the weights."""
+
+    def forward(self, carry: Carry) -> Carry:
+        """{"pixels"} -> {"hidden"}."""
+        pixels = carry["pixels"]
+        images = self.preprocess.normalise(pixels, self.dtype)
+        patches = self.patch_embedding(images).flatten(2).transpose(1, 2)
+        token = self.token().unsqueeze(1).to(patches.dtype)
+        hidden = torch.cat([token.expand(len(patches), -1, -1), patches], dim=1)
+        ids = torch.arange(self.positions, device=pixels.device)[None]
+        hidden = hidden + self.position_embedding(ids).to(hidden.dtype)
+        return {"hidden": self.pre_layrnorm(hidden)}
+
+
+class Block(nn.Module):
+    """One transformer layer, as `transformers` computes it."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+
+        self.layer = CLIPEncoderLayer(config)
+
+    def forward(self, carry: Carry) -> Carry:
+        """{"hidden"} -> {"hidden"}."""
+        out = self.layer(carry["hidden"], attention_mask=None)
+        return {"hidden": out[0] if isinstance(out, tuple) else out}
+
+
+class Project(nn.Module):
+    """The class token's last state, normalised and projected."""
+
+    def __init__(self, config: Any, out: int) -> None:
+        super().__init__()
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.visual_projection = nn.Linear(config.hidden_size, out, bias=False)
+
+    def forward(self, carry: Carry) -> Carry:
+        """{"hidden"} -> {"embedding"}."""
+        pooled = self.post_layernorm(carry["hidden"][:, 0])
+        return {"embedding": self.visual_projection(pooled)}
+
+
+def clip_segments(base: Checkpoint) -> tuple[Segment, ...]:
+    """Embeddings, one segment a layer, projection.
+
+    Raises:
+        InputError: no projection, or images prepared to another size than the model's.
+    """
+    if PROJECTION not in base.tensors:
+        raise InputError(f"{base.name}: {base.folder}: no {PROJECTION}")
+    preprocess, size = read_preprocess(base.folder), base.fields["image_size"]
+    if preprocess.shape != (size, size):
+        raise InputError(
+            f"{base.folder}: images are prepared to {preprocess.shape};"
+            f" the model takes {(size, size)}"
+        )
+    config = clip_config(base).vision_config
+    config._attn_implementation = "sdpa"  # a layer built alone is not asked which it would like
+    out = base.tensors[PROJECTION].shape[0]
+    names = {
+        "token.value": "embeddings.class_embedding",
+        "patch_embedding.weight": "embeddings.patch_embedding.weight",
+        "position_embedding.weight": "embeddings.position_embedding.weight",
+        "pre_layrnorm.weight": "pre_layrnorm.weight",
+        "pre_layrnorm.bias": "pre_layrnorm.bias",
+    }
+    chain = [segment(base, Embed, (config, preprocess), names)]
+    for index in range(base.fields["num_hidden_layers"]):
+        prefix = f"encoder.layers.{index}."
+        names = {
+            f"layer.{name.removeprefix(prefix)}": name
+            for name in base.tensors
+            if name.startswith(prefix)
+        }
+        chain.append(segment(base, Block, (config,), names))
+    names = {name: name for name in ("post_layernorm.weight", "post_layernorm.bias", PROJECTION)}
+    chain.append(segment(base, Project, (config, out), names))
+    return tuple(chain)
+
+
+def segment(
+    base: Checkpoint, kind: type[nn.Module], arguments: tuple[Any, ...], names: Mapping[str, str]
+) -> Segment:
+    """A segment, sized by the checkpoint's header."""
+    numel = sum(math.prod(base.tensors[name].shape) for name in names.values())
+    return Segment(kind, arguments, names, numel)
+
+
+def segment_names(chain: tuple[Segment, ...], start: int, stop: int) -> tuple[str, ...]:
+    """Canonical names of all tensors of the segments [start, stop)."""
+    return tuple(name for link in chain[start:stop] for name in link.names.values())

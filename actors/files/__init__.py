@@ -1,0 +1,1 @@
+"""Files that the product writes and reads: atomic, checked, bounded."""

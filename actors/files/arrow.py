@@ -1,0 +1,250 @@
+"""Arrow files laid out before their rows are there: one record batch, of columns of fixed width.
+
+A batch is one block of memory when it is mapped, so that a column is one tensor without a copy.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import mmap
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from actors.files.checksums import (
+    CHECKED,
+    DIGITS,
+    FIELD,
+    Damaged,
+    chunks_of,
+    column_sums,
+    differing,
+    facts_sum,
+    reason_of,
+    state_of,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HOLE = 1 << 16
+"""Writes of this many bytes or more are zeros of the skeleton, and are skipped."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """Numbers, or lists of as many numbers a row."""
+
+    name: str
+    kind: pa.DataType
+    """Of a number."""
+    width: int | None = None
+    """Numbers a row; None: one, and no list."""
+
+    @property
+    def bytes(self) -> int:
+        """Of a row."""
+        size: int = self.kind.bit_width // 8
+        return size * (1 if self.width is None else self.width)
+
+
+def skeleton(
+    file: BinaryIO, path: Path, rows: int, columns: Sequence[Column], about: Mapping[str, str]
+) -> dict[str, int]:
+    """An Arrow file of zeros of the final size; where each column's numbers begin, in bytes.
+
+    Arrow lays a record batch out before it writes it, and all rows must lie in one batch to be one
+    tensor; so the frame is written first, around holes that rows are put into as they come, and
+    `sealed` writes it once more, with checksums. Space is claimed at once: a disk that is too small
+    is found out before anything is computed.
+
+    Args:
+        file: open for reading and writing, unbuffered, empty.
+        path: where it is.
+        rows: how many there will be.
+        columns: in order.
+        about: metadata of the schema.
+    """
+    if hasattr(os, "posix_fallocate") and rows:
+        os.posix_fallocate(file.fileno(), 0, rows * sum(column.bytes for column in columns))
+    size = max(1, *(rows * column.bytes for column in columns))
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    zeros = pa.py_buffer(mmap.mmap(-1, size, flags=flags, prot=mmap.PROT_READ))
+    arrays = []
+    for column in columns:
+        count = rows * (1 if column.width is None else column.width)
+        values = pa.Array.from_buffers(column.kind, count, [None, zeros])
+        listed = column.width is not None
+        arrays.append(pa.FixedSizeListArray.from_arrays(values, column.width) if listed else values)
+    batch = pa.record_batch(arrays, [column.name for column in columns])
+    parts = sum(len(chunks_of(rows * column.bytes)) for column in columns)
+    frame(file, batch, {**about, FIELD: "0" * DIGITS * (parts + 1)})
+    mapped = pa.memory_map(str(path))
+    origin = mapped.read_buffer().address
+    mapped.seek(0)
+    written = pa.ipc.open_file(mapped).get_batch(0)
+    return {
+        column.name: numbers(written, column.name).buffers()[1].address - origin
+        for column in columns
+    }
+
+
+def frame(file: BinaryIO, batch: pa.RecordBatch, about: Mapping[str, str]) -> None:
+    """Write an Arrow file of one batch, but for long columns: these are there, or will be."""
+    file.seek(0)
+    sink = pa.PythonFile(Holes(file), mode="w")
+    with pa.ipc.new_file(sink, batch.schema.with_metadata(dict(about))) as writer:
+        writer.write_batch(batch.replace_schema_metadata(dict(about)))
+    file.truncate(file.tell())
+
+
+def seal(file: BinaryIO, path: Path) -> None:
+    """Put checksums of a skeleton's rows, all written by now, into its metadata.
+
+    Args:
+        file: as `skeleton` was given it.
+        path: where it is.
+    """
+    schema, batch = opened(path)
+    about = about_of(schema)
+    sums = column_sums(views(batch))
+    frame(file, batch, {**about, FIELD: "".join([*sums, root_of(schema, batch, sums)])})
+
+
+def opened(path: Path) -> tuple[pa.Schema, pa.RecordBatch]:
+    """Schema and record batch of a file that begins as a skeleton, memory-mapped; nothing of it is
+    checked.
+
+    Raises:
+        ValueError, pa.ArrowException, OSError: it is none.
+    """
+    reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    if reader.num_record_batches != 1:
+        raise ValueError(f"{reader.num_record_batches} record batches; 1 needed")
+    return reader.schema, reader.get_batch(0)
+
+
+def checked(path: Path, *, whole: bool = False) -> tuple[pa.Schema, pa.RecordBatch]:
+    """Schema and record batch of a sealed file, memory-mapped; its checksums are right.
+
+    Args:
+        path: the file.
+        whole: check all of it, at once, even where this process has done so; else see `sums`.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        Damaged: its content is not what was written; one line.
+    """
+    try:
+        state = state_of(path)
+        schema, batch = opened(path)
+        if whole or not CHECKED.has(path):
+            size = sum(len(view) for view in views(batch))
+            budget = size if whole else CHECKED.budget(size)
+            check(schema, batch, budget)
+            CHECKED.add(path, state, budget)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # Arrow raises what it likes on a damaged frame
+        raise Damaged(reason_of(error)) from None
+    return schema, batch
+
+
+def check(schema: pa.Schema, batch: pa.RecordBatch, budget: int) -> None:
+    """Raise ValueError where a checksum is another; `budget`: how many bytes to look at."""
+    stated = (schema.metadata or {}).get(FIELD.encode(), b"").decode()
+    *sums, root = [stated[at : at + DIGITS] for at in range(0, len(stated), DIGITS)] or [""]
+    if root != root_of(schema, batch, sums):
+        raise ValueError("another checksum" if stated else "no checksum")
+    fault = differing(views(batch), sums, budget)
+    if fault is not None:
+        raise ValueError(fault)
+
+
+def root_of(schema: pa.Schema, batch: pa.RecordBatch, sums: list[str]) -> str:
+    """The checksum of all that a file says beside its numbers, and of their checksums."""
+    kinds = [[field.name, str(field.type)] for field in schema]
+    return facts_sum(about_of(schema), json.dumps([batch.num_rows, kinds]), *sums)
+
+
+def about_of(schema: pa.Schema) -> dict[str, str]:
+    """The metadata of a schema."""
+    return {name.decode(): value.decode() for name, value in (schema.metadata or {}).items()}
+
+
+def views(batch: pa.RecordBatch) -> list[memoryview]:
+    """The bytes of each column's numbers."""
+    found = []
+    for name in batch.schema.names:
+        values = numbers(batch, name)
+        size = len(values) * values.type.bit_width // 8
+        found.append(memoryview(values.buffers()[1])[:size].cast("B"))
+        if values.null_count or batch.column(name).null_count:
+            raise ValueError(f"column {name!r}: nulls")
+        if len(found[-1]) != size or values.offset:
+            raise ValueError(f"column {name!r}: {len(found[-1])} bytes; {size} needed")
+    return found
+
+
+def numbers(batch: pa.RecordBatch, name: str) -> pa.Array:
+    """A column's numbers, those of lists in one row."""
+    column = batch.column(name)
+    return column.values if pa.types.is_fixed_size_list(column.type) else column
+
+
+def write_all(file: BinaryIO, data: Any, at: int) -> int:
+    """Write at a position, however many calls it takes; the position after it."""
+    whole = memoryview(data)
+    if not whole.nbytes:
+        return at
+    view = whole.cast("B")
+    while len(view):
+        # Not through a memory map: a full disk would kill the process with SIGBUS.
+        count = os.pwrite(file.fileno(), view, at)
+        view, at = view[count:], at + count
+    return at
+
+
+def tensor_of(array: NDArray[Any]) -> Tensor:
+    """A mapped array as a tensor, without a copy; nothing may write to it."""
+    import torch
+
+    with warnings.catch_warnings():
+        # Torch has no read-only tensors and says so.
+        warnings.filterwarnings("ignore", message=".*not writable.*")
+        return torch.from_numpy(array)
+
+
+def flat(batch: pa.RecordBatch, name: str, kind: type[np.generic]) -> NDArray[Any]:
+    """A column's numbers as one array, without a copy."""
+    values = numbers(batch, name)
+    return np.frombuffer(values.buffers()[1], dtype=kind, count=len(values))
+
+
+class Holes(io.RawIOBase):
+    """A file in which long writes (here always zeros) become holes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self.file = file
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Skip what is long, write what is short."""
+        count = memoryview(data).nbytes
+        if count >= HOLE:
+            self.file.seek(count, os.SEEK_CUR)
+        else:
+            self.file.write(data)
+        return count

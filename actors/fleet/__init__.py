@@ -1,0 +1,1 @@
+"""Experts on a Ray cluster: replicas, the dispatcher, clients, and restarts."""

@@ -1,0 +1,17 @@
+"""Errors of a call whose worker process died too often.
+
+Apart from `restarts.py`, which counts such ends: the errors bring torch with `fusion`, and a
+trial's process, which imports the desk and with it the counting, starts without torch.
+"""
+
+from __future__ import annotations
+
+from fusion.errors import InputError
+
+
+class OutOfMemory(InputError):
+    """A call that needs more memory than there is: one line with both, and with what to set."""
+
+
+class Died(InputError):
+    """A call whose worker process died too often, for an unknown reason or with its node."""

@@ -1,0 +1,1 @@
+"""Features that gates read: frozen encoders and the cache of their outputs."""

@@ -1,0 +1,241 @@
+"""Features of a frozen extractor on disk: computed once, memory-mapped ever after.
+
+One Arrow file (`matrices.py`) holds one source split: float32 [N, d], all its rows in the data
+set's order. Its name is a content hash of extractor, data and preprocessing. Batches are cut at the
+same rows wherever they are computed, so neither the number of workers nor the way (Ray or this
+process) changes what is computed; the number of threads, the kind of processor and GPUs change the
+order of sums, hence the last digits (1e-5, relatively).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from actors.data.images.pixel_cache import Progress, open_pixels, prepare, quiet
+from actors.data.task import Task
+from actors.files.fingerprint import fingerprint
+from actors.files.matrix_file import matrix_shape, open_matrix, write_matrix
+from actors.gate_features.extractor import Extract, Extractor, load_extractor
+from fusion.errors import InputError
+
+BATCH = 64
+"""Images in a forward pass: a ResNet-50's largest maps then take 200 MB."""
+
+CHUNK = 16 * BATCH
+"""Rows that a worker hands over at a time."""
+
+RESTARTS = 2
+"""How often a worker whose process died is started again, and its chunk computed again: Ray Data
+itself would go on for ever."""
+
+FEW = 2048
+"""Less work than so many images of 224 × 224 pixels is done in this process: sooner than workers
+are started."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The features of one source split, to be computed."""
+
+    path: Path
+    pixels: Path
+    task: str
+    name: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive rows of one pixel file."""
+
+    pixels: str
+    start: int
+    stop: int
+
+
+def features_path(extractor: Extractor, pixels: Path, root: Path, device: str = "cpu") -> Path:
+    """Where a split's features lie: a pixel file's name is a content hash, and so is this."""
+    kind = torch.device(device).type
+    key = fingerprint("features-3", extractor.fingerprint, pixels.name, kind)
+    return root / "features" / f"{key}.arrow"
+
+
+def prepare_features(
+    extractor: Extractor,
+    tasks: Mapping[str, Task],
+    needed: Collection[tuple[str, str]],
+    root: Path,
+    progress: Progress | None = None,
+    device: str = "cpu",
+) -> dict[tuple[str, str], Path]:
+    """Make sure that the features of these splits are on disk; compute those that are not.
+
+    First images are decoded as the extractor wants them (`pixels.prepare`), then features are
+    computed: by Ray Data's workers where a Ray is initialised, much is missing and processors (or
+    GPUs) are free; in this process otherwise.
+
+    Args:
+        extractor: an opened one.
+        tasks: name -> task.
+        needed: (task, source split).
+        root: the cache folder.
+        progress: called with images done and images in all, of those that are not cached: while
+            images are decoded, then from zero again while features are computed.
+        device: `cpu` or a CUDA device; workers take one processor or one GPU each. Where a Ray is
+            initialised no GPU is used in this process, in which its memory would stay taken.
+
+    Returns:
+        (task, source split) -> Arrow file, float32 [N, d].
+
+    Raises:
+        InputError: as `pixels.prepare`; features that are not finite, naming extractor, task,
+            split and row; no space left. Nothing half-written stays behind.
+    """
+    pixels = prepare(tasks, needed, extractor.preprocess, root, progress)
+    paths = {at: features_path(extractor, file, root, device) for at, file in pixels.items()}
+    missing: dict[Path, Split] = {}
+    for at, path in paths.items():
+        rows = len(open_pixels(pixels[at]).labels)
+        if matrix_shape(path) != (rows, extractor.width):
+            missing.setdefault(path, Split(path, pixels[at], *at, rows))
+    if missing:
+        write(extractor, list(missing.values()), progress or (lambda done, total: None), device)
+    return paths
+
+
+def open_features(path: Path) -> Tensor:
+    """The features [N, d] float32 of a split, memory-mapped and read-only.
+
+    Raises:
+        InputError: missing or damaged.
+    """
+    return open_matrix(path, "features")
+
+
+def write(extractor: Extractor, splits: list[Split], progress: Progress, device: str) -> None:
+    """Compute and write splits, one file after the other, all of them as one stream of chunks."""
+    chunks = [
+        Chunk(str(split.pixels), start, min(start + CHUNK, split.rows))
+        for split in splits
+        for start in range(0, split.rows, CHUNK)
+    ]
+    done, total = 0, sum(split.rows for split in splits)
+    progress(done, total)
+    blocks = computed(extractor, chunks, device)
+
+    def checked(split: Split) -> Iterator[NDArray[np.float32]]:
+        nonlocal done
+        for start in range(0, split.rows, CHUNK):
+            block = next(blocks)
+            check_finite(block, start, extractor, split)
+            yield block
+            done += len(block)
+            progress(done, total)
+
+    for split in splits:
+        write_matrix(split.path, np.arange(split.rows), extractor.width, checked(split))
+
+
+def check_finite(
+    block: NDArray[np.float32], start: int, extractor: Extractor, split: Split
+) -> None:
+    """Raise InputError where a feature is NaN or infinite."""
+    bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
+    if len(bad):
+        raise InputError(
+            f"extractor {extractor.source!r}: task {split.task!r}: split {split.name!r}:"
+            f" row {start + bad[0]}: features that are not finite; are its weights?"
+        )
+
+
+def computed(
+    extractor: Extractor, chunks: list[Chunk], device: str
+) -> Iterator[NDArray[np.float32]]:
+    """Features [n, d] of each chunk, in order."""
+    count = workers(extractor, chunks, device)
+    if count == 0:
+        extract = load_extractor(extractor, own_device(device))
+        yield from (features(extract, chunk) for chunk in chunks)
+        return
+    import ray.data
+
+    from actors.fleet.restarts import telling
+
+    gpu = torch.device(device).type == "cuda"
+    items = [{"pixels": chunk.pixels, "start": chunk.start, "stop": chunk.stop} for chunk in chunks]
+    with quiet(), telling("features: a worker"):
+        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            Worker,
+            fn_constructor_args=(extractor, "cuda" if gpu else "cpu"),
+            compute=ray.data.ActorPoolStrategy(size=count),
+            num_cpus=None if gpu else 1,
+            num_gpus=1 if gpu else None,
+            batch_size=1,
+            batch_format="pyarrow",
+            ray_remote_args_fn=lambda: {"max_restarts": RESTARTS, "max_task_retries": RESTARTS},
+        )
+        dataset.context.enable_progress_bars = False
+        dataset.context.execution_options.preserve_order = True
+        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for block in table.column("features"):
+                values = np.frombuffer(block.as_py(), dtype=np.float32)
+                yield values.reshape(-1, extractor.width)
+
+
+def workers(extractor: Extractor, chunks: list[Chunk], device: str) -> int:
+    """How many workers of Ray Data to start; 0: compute in this process."""
+    import ray
+
+    height, width = extractor.preprocess.shape
+    work = sum(chunk.stop - chunk.start for chunk in chunks) * height * width
+    gpu = torch.device(device).type == "cuda"
+    if not ray.is_initialized() or (work < FEW * 224 * 224 and not gpu):
+        return 0
+    from actors.cluster.file_visibility import workplaces
+
+    if workplaces({str(extractor.folder), *(chunk.pixels for chunk in chunks)}) != {}:
+        return 0  # nodes that do not see them; this process does
+    kind = "GPU" if gpu else "CPU"
+    # Of what is free now: an actor that waits for a processor that a fleet holds waits for ever.
+    return min(int(ray.available_resources().get(kind, 0)), len(chunks))
+
+
+def own_device(device: str) -> str:
+    """Where this process computes features that are wanted on `device`; see `prepare_features`."""
+    import ray
+
+    if torch.device(device).type == "cuda" and (
+        ray.is_initialized() or not torch.cuda.is_available()
+    ):
+        return "cpu"
+    return device
+
+
+class Worker:
+    """What runs in Ray Data's workers: loads the extractor once."""
+
+    def __init__(self, extractor: Extractor, device: str) -> None:
+        self.extract = load_extractor(extractor, device)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """The features of one chunk, as bytes."""
+        (row,) = batch.to_pylist()
+        block = features(self.extract, Chunk(row["pixels"], row["start"], row["stop"]))
+        return pa.table({"features": pa.array([block.tobytes()], pa.large_binary())})
+
+
+def features(extract: Extract, chunk: Chunk) -> NDArray[np.float32]:
+    """The features [n, d] of a chunk of prepared images."""
+    images = open_pixels(Path(chunk.pixels)).images[chunk.start : chunk.stop]
+    batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
+    blocks = [extract(batch).float().cpu() for batch in batches]
+    values: NDArray[np.float32] = torch.cat(blocks).numpy()
+    return values

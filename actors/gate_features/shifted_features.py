@@ -1,0 +1,57 @@
+"""Features of images under a corruption: what a gate sees of a shift set, made once and mapped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.data.images.pixel_cache import open_pixels, prepare
+from actors.data.images.shifted_pixels import corrupted
+from actors.data.task import Task
+from actors.experts.evaluation import Rows
+from actors.files.matrix_file import matrix_shape
+from actors.gate_features.extractor import Extractor
+from actors.gate_features.feature_cache import Split, features_path, write
+
+
+def corrupted_features(
+    extractor: Extractor,
+    task: Task,
+    split: str,
+    indices: NDArray[np.int64] | None,
+    corruption: str,
+    severity: int,
+    root: Path,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Path:
+    """The features [N, d] of some rows of a source split, their images corrupted.
+
+    Images are corrupted as the extractor wants them, at its own size, as the fused model's are at
+    its: the same corruption, severity, seed and rows, and so two views of one corrupted image only
+    as far as the sizes agree.
+
+    Args:
+        extractor: an opened one.
+        task: whose images.
+        split: a source split.
+        indices: rows of it; None: all.
+        corruption: a key of `CORRUPTIONS`.
+        severity: 1 to 5.
+        root: the cache folder.
+        seed: of what is drawn.
+        device: where they are computed.
+
+    Raises:
+        InputError: see `prepare`, `corrupted` and `prepare_features`.
+    """
+    at = (task.name, split)
+    pixels = prepare({task.name: task}, [at], extractor.preprocess, root)[at]
+    made = corrupted(Rows(pixels, indices), corruption, severity, root, seed=seed).pixels
+    path, rows = features_path(extractor, made, root, device), len(open_pixels(made).labels)
+    if matrix_shape(path) != (rows, extractor.width):
+        write(extractor, [Split(path, made, *at, rows)], lambda done, total: None, device)
+    return path

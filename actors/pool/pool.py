@@ -1,0 +1,263 @@
+"""The pool: one base, T experts; all headers compared first, then weights read once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from actors.checkpoints.checkpoint import Checkpoint, inspect, read
+from actors.checkpoints.lora_adapter import (
+    Factors,
+    inspect_adapter,
+    is_adapter,
+    multiply,
+    read_factors,
+)
+from actors.checkpoints.sources import resolve
+from actors.families.clip.architecture import PROJECTION
+from actors.families.clip.validation import check_architecture, check_base, check_unfused
+from actors.families.clip.validation import owner as owner
+from actors.pool.vectors_in_memory import FlatVectors as FlatVectors
+from actors.pool.vectors_in_memory import allocate, delta_dtype, lay_out
+from actors.pool.vectors_in_memory import flatten as flatten
+from actors.pool.vectors_in_memory import unflatten as unflatten
+from fusion.errors import InputError
+from fusion.task_vectors.task_vectors import TaskVectors, check_finite
+
+CHUNK = 1 << 18
+"""Elements subtracted at a time: 1 MiB of float32, so that what the check for NaN has read is
+still in cache when it is subtracted."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A base and its experts, known by their headers."""
+
+    base: Checkpoint
+    experts: dict[str, Checkpoint]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The experts' names: fixes every T axis."""
+        return tuple(self.experts)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tensors that are fused. `visual_projection` is one iff some expert brings its own."""
+        projected = any(expert.parts(PROJECTION) for expert in self.experts.values())
+        return tuple(name for name in self.base.tensors if projected or name != PROJECTION)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The floating-point tensors among them: the G axis of layer-wise codings."""
+        return tuple(name for name in self.names if self.delta_dtype(name) is not None)
+
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """ "base" and each expert -> the dtypes of its fused tensors; "float32", say."""
+        members = {"base": self.base, **self.experts}
+        return {
+            member: ", ".join(
+                sorted(
+                    {
+                        str(info.dtype).removeprefix("torch.")
+                        for name in self.names
+                        for info in checkpoint.parts(name)
+                    }
+                )
+            )
+            for member, checkpoint in members.items()
+        }
+
+    @property
+    def parameters(self) -> int:
+        """Elements of one fused model."""
+        return sum(self.base.tensors[name].numel for name in self.names)
+
+    @property
+    def base_bytes(self) -> int:
+        """Bytes of the base's fused tensors."""
+        return sum(self.base.tensors[name].nbytes for name in self.names)
+
+    @property
+    def delta_bytes(self) -> int:
+        """Bytes of the T task vectors."""
+        return sum(
+            len(self.experts) * self.base.tensors[name].numel * dtype.itemsize
+            for name in self.names
+            if (dtype := self.delta_dtype(name)) is not None
+        )
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes that `load_flat` reads of the experts, and reports to `advance`."""
+        return sum(
+            info.nbytes
+            for expert in self.experts.values()
+            for name in self.names
+            for info in expert.parts(name)
+        )
+
+    def delta_dtype(self, name: str) -> torch.dtype | None:
+        """What one tensor's task vectors are kept in."""
+        found = [info.dtype for e in self.experts.values() for info in e.parts(name)]
+        return delta_dtype(self.base.tensors[name].dtype, found)
+
+
+def open_pool(base: str, experts: Mapping[str, str]) -> Pool:
+    """Inspect all members and compare their headers; no weight is read.
+
+    Args:
+        base: source of a full CLIP model.
+        experts: name -> source of a CLIP model or vision tower, or of a LoRA adapter of one.
+
+    Raises:
+        InputError: no expert, a damaged member, a base without text tower, or an expert of
+            another architecture. The line names member, file and tensor or field.
+    """
+    if not experts:
+        raise InputError("pool.experts: none given; at least one is needed")
+    origin = inspect(base, "pool.base")
+    check_base(origin)
+    return Pool(
+        origin,
+        {
+            name: open_expert(source, f"pool.experts.{name}", origin)
+            for name, source in experts.items()
+        },
+    )
+
+
+def open_expert(source: str, name: str, base: Checkpoint) -> Checkpoint:
+    """A full model or an adapter of the base, inspected and compared with the base's headers.
+
+    Raises:
+        InputError: see `open_pool`.
+    """
+    if is_adapter(resolve(source, what=name)):
+        return inspect_adapter(source, name, base)
+    expert = inspect(source, name)
+    check_architecture(base, expert)
+    return expert
+
+
+def task_vectors(pool: Pool, *, advance: Callable[[int], None] | None = None) -> TaskVectors:
+    """The pool's task vectors, as views of a few flat arrays. See `load_flat`."""
+    return unflatten(load_flat(pool, advance=advance))
+
+
+def load_flat(
+    pool: Pool,
+    *,
+    only: Collection[str] | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> FlatVectors:
+    """Read base and experts tensor by tensor, and subtract; an adapter's factors are multiplied.
+
+    Files are memory-mapped: beside the result, the peak is what the system keeps of them in its
+    page cache.
+
+    Args:
+        pool: an opened pool.
+        only: the tensors of one shard; None: all of `pool.names`.
+        advance: called with the bytes of experts read since its last call; `pool.read_bytes` in
+            all.
+
+    Raises:
+        InputError: NaN or Inf, or an expert whose text tower, scale or position ids are not the
+            base's. The line names member, file and tensor.
+    """
+    check_once(pool, only)
+    names = names_of(pool, only)
+    slots = lay_out(
+        {
+            name: (info.shape, info.dtype, pool.delta_dtype(name))
+            for name, info in pool.base.tensors.items()
+            if name in names
+        }
+    )
+    flat = allocate(pool.tasks, slots)
+    views = unflatten(flat)
+    with one_thread():
+        for name, origin, theirs in in_step(pool, names):
+            check_finite(origin, name, owner(pool.base, name))
+            views.base[name].copy_(origin)
+            deltas = views.deltas[name]
+            for row, expert, found in zip(deltas, pool.experts.values(), theirs, strict=True):
+                if found is None:
+                    row.zero_()
+                elif isinstance(found, Factors):
+                    check_finite(multiply(found, row), name, owner(expert, name))
+                else:
+                    subtract(found, origin, row, name, owner(expert, name))
+                if advance is not None:
+                    advance(sum(info.nbytes for info in expert.parts(name)))
+    return flat
+
+
+def names_of(pool: Pool, only: Collection[str] | None) -> tuple[str, ...]:
+    """The fused tensors of one shard, in the pool's order; None: all of them."""
+    return tuple(name for name in pool.names if only is None or name in only)
+
+
+def check_once(pool: Pool, only: Collection[str] | None) -> None:
+    """`check_unfused` once a pool, whatever the number of shards.
+
+    Raises:
+        InputError: see there.
+    """
+    if only is None or pool.names[0] in only:
+        check_unfused(pool.base, pool.experts.values())
+
+
+Found = Tensor | Factors | None
+"""An expert's part in one tensor: its own, or factors of the difference; None: the base's."""
+
+
+def in_step(pool: Pool, names: Collection[str]) -> Iterator[tuple[str, Tensor, list[Found]]]:
+    """(name, the base's tensor, each expert's part in it): tensors memory-mapped.
+
+    Raises:
+        InputError: see `read` and `read_factors`.
+    """
+    whole = {task: read(expert, names) for task, expert in pool.experts.items()}
+    factors = {task: read_factors(expert, names) for task, expert in pool.experts.items()}
+    for name, origin in read(pool.base, names):
+        found: list[Found] = []
+        for task, expert in pool.experts.items():
+            if name in expert.factors:
+                found.append(next(factors[task])[1])
+            else:
+                found.append(next(whole[task])[1] if name in expert.tensors else None)
+        yield name, origin, found
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: many short operations bound by memory gain nothing from more, and
+    where cores are busy they wait for each other's threads at every one of them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def subtract(tensor: Tensor, base: Tensor, out: Tensor, name: str, who: str) -> None:
+    """out = tensor − base in the dtype of `out`, in chunks that stay in cache.
+
+    Raises:
+        InputError: NaN or Inf in `tensor`.
+    """
+    whole, flat, origin, target = tensor, tensor.view(-1), base.view(-1), out.view(-1)
+    for start in range(0, flat.numel(), CHUNK):
+        part = slice(start, start + CHUNK)
+        chunk = flat[part]
+        if not bool(chunk.sum(dtype=torch.float32).isfinite()):
+            check_finite(whole, name, who)  # says how many; a finite sum may also overflow
+        torch.sub(chunk.to(out.dtype), origin[part].to(out.dtype), out=target[part])

@@ -1,0 +1,154 @@
+"""Task vectors as a few large NumPy arrays: what Ray's object store keeps once a node.
+
+Ray hands arrays to every process of a node without a copy, but pickles a dict of tensors; so
+base and task vectors lie flat in one array a dtype, and tensors are views into it.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fusion.task_vectors.task_vectors import TaskVectors, accumulator
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one tensor lies."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    """Of the base, and of every merged model."""
+    start: int
+    """First element within the base array of its dtype."""
+    delta_dtype: torch.dtype | None = None
+    """None: a buffer, equal in all models, without task vectors."""
+    delta_start: int = 0
+    """First element within each row of the delta array of its dtype."""
+
+    @property
+    def numel(self) -> int:
+        """How many elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class FlatVectors:
+    """Base and task vectors of T experts, flat."""
+
+    tasks: tuple[str, ...]
+    slots: tuple[Slot, ...]
+    base: Mapping[torch.dtype, NDArray[np.uint8]]
+    """dtype -> the bytes of all base tensors of that dtype, one after the other: [bytes].
+    NumPy has no bfloat16, so bytes it is, for every dtype alike."""
+    deltas: Mapping[torch.dtype, NDArray[np.floating]]
+    """dtype (float32, float64) -> [T, d]."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in all."""
+        arrays = (*self.base.values(), *self.deltas.values())
+        return sum(array.nbytes for array in arrays)
+
+
+def lay_out(
+    tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype, torch.dtype | None]],
+) -> tuple[Slot, ...]:
+    """Slots one after the other, in the order given: name -> (shape, dtype, delta dtype)."""
+    ends: dict[tuple[str, torch.dtype], int] = {}
+    slots = []
+    for name, (shape, dtype, delta_dtype) in tensors.items():
+        start = ends.get(("base", dtype), 0)
+        ends["base", dtype] = start + math.prod(shape)
+        delta_start = 0
+        if delta_dtype is not None:
+            delta_start = ends.get(("delta", delta_dtype), 0)
+            ends["delta", delta_dtype] = delta_start + math.prod(shape)
+        slots.append(Slot(name, shape, dtype, start, delta_dtype, delta_start))
+    return tuple(slots)
+
+
+def allocate(tasks: tuple[str, ...], slots: tuple[Slot, ...]) -> FlatVectors:
+    """Uninitialised arrays for these slots."""
+    sizes: dict[torch.dtype, int] = {}
+    delta_sizes: dict[torch.dtype, int] = {}
+    for slot in slots:
+        sizes[slot.dtype] = sizes.get(slot.dtype, 0) + slot.numel
+        if slot.delta_dtype is not None:
+            delta_sizes[slot.delta_dtype] = delta_sizes.get(slot.delta_dtype, 0) + slot.numel
+    return FlatVectors(
+        tasks,
+        slots,
+        {dtype: np.empty(size * dtype.itemsize, dtype=np.uint8) for dtype, size in sizes.items()},
+        {
+            dtype: np.empty(
+                (len(tasks), size), dtype=np.float64 if dtype == torch.float64 else np.float32
+            )
+            for dtype, size in delta_sizes.items()
+        },
+    )
+
+
+def flatten(vectors: TaskVectors) -> FlatVectors:
+    """A flat copy of dense task vectors."""
+    slots = lay_out(
+        {
+            name: (
+                tuple(tensor.shape),
+                tensor.dtype,
+                vectors.deltas[name].dtype if name in vectors.deltas else None,
+            )
+            for name, tensor in vectors.base.items()
+        }
+    )
+    flat = allocate(vectors.tasks, slots)
+    views = unflatten(flat)
+    for name, tensor in vectors.base.items():
+        views.base[name].copy_(tensor)
+        if name in vectors.deltas:
+            views.deltas[name].copy_(vectors.deltas[name])
+    return flat
+
+
+def unflatten(flat: FlatVectors, device: str | torch.device = "cpu") -> TaskVectors:
+    """Task vectors whose tensors are views of the arrays (on a GPU: of one copy of each).
+
+    The views may be read-only memory (the object store's): nothing writes to task vectors.
+    """
+    base = {dtype: as_tensor(array, device).view(dtype) for dtype, array in flat.base.items()}
+    deltas = {dtype: as_tensor(array, device) for dtype, array in flat.deltas.items()}
+    return TaskVectors(
+        flat.tasks,
+        {
+            slot.name: base[slot.dtype][slot.start : slot.start + slot.numel].view(slot.shape)
+            for slot in flat.slots
+        },
+        {
+            slot.name: deltas[slot.delta_dtype][
+                :, slot.delta_start : slot.delta_start + slot.numel
+            ].view(len(flat.tasks), *slot.shape)
+            for slot in flat.slots
+            if slot.delta_dtype is not None
+        },
+    )
+
+
+def as_tensor(array: NDArray[np.generic], device: str | torch.device) -> Tensor:
+    """The same memory as a tensor."""
+    with warnings.catch_warnings():
+        # Torch has no read-only tensors and says so of each; see `unflatten`.
+        warnings.filterwarnings("ignore", message=".*not writable.*")
+        return torch.from_numpy(array).to(device)
+
+
+def delta_dtype(base: torch.dtype, experts: list[torch.dtype]) -> torch.dtype | None:
+    """What a tensor's task vectors are kept in; None where the base is no floating point."""
+    return accumulator(base, *experts) if base.is_floating_point else None

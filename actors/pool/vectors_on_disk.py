@@ -1,0 +1,241 @@
+"""Task vectors that stay in files: θ_t − θ₀ of one tensor, made from the files when it is read.
+
+A pool that is kept so takes the memory of its base, and of one tensor's T task vectors at a time,
+whatever T is; of adapters also their factors, which are small. Numbers are those of
+`pool.load_flat`, to the bit: the same subtraction, the same product.
+
+An expert's file must stay as it was when it was checked. Before a tensor is made, the files it
+comes from are looked at: one that is gone, or was written to or replaced, is refused by name
+(`Vanished`). A mapping would outlive a file that is removed, but not a restart of the process that
+holds it, so what is removed is refused at once. A mix in which an expert has no part does not read
+it: a greedy soup goes on without an ingredient that is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from actors.checkpoints.checkpoint import Checkpoint, read
+from actors.checkpoints.lora_adapter import Factors, multiply, read_factors
+from actors.families.clip.validation import owner
+from actors.pool.pool import Found, Pool, check_once, in_step, names_of, one_thread
+from actors.pool.vectors_in_memory import FlatVectors, allocate, lay_out, unflatten
+from fusion.errors import Vanished
+from fusion.task_vectors.lazy import Computed
+from fusion.task_vectors.task_vectors import TaskVectors, check_finite
+from fusion.task_vectors.threads import SERIAL, in_threads
+
+KEEP = "experts are read from their files all the time (placement.weights: files)"
+
+
+@dataclass(frozen=True)
+class Sign:
+    """What a file is known again by."""
+
+    size: int
+    """Bytes."""
+    modified: int
+    """Nanoseconds, of the file's node."""
+    inode: int
+    """Another one: replaced by another file, whatever its times say."""
+
+
+@dataclass(frozen=True, eq=False)
+class FiledVectors:
+    """A block's base in memory, and where its experts lie; what travels instead of weights."""
+
+    flat: FlatVectors
+    """The base alone."""
+    experts: Mapping[str, Checkpoint]
+    """Fixes the T axis."""
+    kinds: Mapping[str, torch.dtype]
+    """Floating-point tensor -> what its task vectors are made in."""
+    signs: Mapping[Path, Sign]
+    """Of the experts' files, as they were checked."""
+    node: str = ""
+    """Address of the node that checked them."""
+
+
+def filed_vectors(pool: Pool) -> TaskVectors:
+    """A pool's task vectors in this process, without loading them: `pool.task_vectors`' numbers.
+
+    Raises:
+        InputError: see `file_vectors` and `opened_vectors`.
+    """
+    return opened_vectors(file_vectors(pool))
+
+
+def file_vectors(
+    pool: Pool,
+    *,
+    only: Collection[str] | None = None,
+    advance: Callable[[int], None] | None = None,
+    node: str = "",
+) -> FiledVectors:
+    """Read and check base and experts once, tensor by tensor, and keep the base.
+
+    Args:
+        pool: an opened pool.
+        only: the tensors of one shard; None: all of `pool.names`.
+        advance: called with the bytes of experts read since its last call.
+        node: address of this node, where there are several.
+
+    Raises:
+        InputError: what `load_flat` refuses, in the same words; a file that is gone.
+    """
+    names = names_of(pool, only)
+    files = {
+        (task, info.file): None
+        for task, expert in pool.experts.items()
+        for name in names
+        for info in expert.parts(name)
+    }
+    signs = {file: sign_of(file, task, pool.experts[task].name, node) for task, file in files}
+    check_once(pool, only)
+    infos = {name: pool.base.tensors[name] for name in names}
+    flat = allocate(
+        pool.tasks, lay_out({name: (info.shape, info.dtype, None) for name, info in infos.items()})
+    )
+    base = unflatten(flat).base
+    with one_thread():
+        for name, origin, theirs in in_step(pool, names):
+            check_finite(origin, name, owner(pool.base, name))
+            base[name].copy_(origin)
+            for expert, found in zip(pool.experts.values(), theirs, strict=True):
+                if isinstance(found, Factors):
+                    room = torch.empty(infos[name].shape, dtype=pool.delta_dtype(name))
+                    check_finite(multiply(found, room), name, owner(expert, name))
+                elif found is not None:
+                    check_finite(found, name, owner(expert, name))
+                if advance is not None:
+                    advance(sum(info.nbytes for info in expert.parts(name)))
+    kinds = {name: kind for name in names if (kind := pool.delta_dtype(name)) is not None}
+    return FiledVectors(flat, pool.experts, kinds, signs, node)
+
+
+def opened_vectors(
+    filed: FiledVectors, device: str | torch.device = "cpu", node: str = ""
+) -> TaskVectors:
+    """Task vectors made from their files at every access; the base on `device`.
+
+    Args:
+        filed: as `file_vectors` left it, here or on another node.
+        device: where task vectors are put once they are made.
+        node: address of this node.
+
+    Raises:
+        InputError: this node sees none of the experts' files. Where it lacks some, or has others
+            than were checked, reading a tensor of theirs raises `Vanished`. Of files on another
+            node than that which checked them, sizes are compared, and that they stay the same.
+    """
+    sources = [Source(task, expert, filed, node) for task, expert in filed.experts.items()]
+    if not any(source.there() for source in sources):
+        sources[0].check()
+    origins = unflatten(filed.flat).base
+    shapes = {name: (len(sources), *origins[name].shape) for name in filed.kinds}
+
+    def part(name: str, used: Sequence[bool]) -> Tensor:
+        found = [
+            source.read(name) if use else None for source, use in zip(sources, used, strict=True)
+        ]
+        with torch.inference_mode(False):  # each thread has a mode of its own
+            made = torch.empty(shapes[name], dtype=filed.kinds[name])
+            in_threads(lambda t: difference(found[t], origins[name], made[t]), range(len(found)))
+        return made.to(device)
+
+    def make(name: str) -> Tensor:
+        return part(name, [True] * len(sources))
+
+    def outline(name: str) -> Tensor:
+        return torch.empty(shapes[name], dtype=filed.kinds[name], device="meta")
+
+    base = origins if str(device) == "cpu" else unflatten(filed.flat, device).base
+    return TaskVectors(filed.flat.tasks, base, Computed(filed.kinds, make, outline, part))
+
+
+class Source:
+    """One expert's files, mapped when they are first read, and looked at whenever they are."""
+
+    def __init__(self, task: str, expert: Checkpoint, filed: FiledVectors, node: str) -> None:
+        self.task, self.expert, self.node = task, expert, node
+        self.names = [name for name in filed.kinds if expert.parts(name)]
+        files = dict.fromkeys(info.file for name in self.names for info in expert.parts(name))
+        self.signs = {file: filed.signs[file] for file in files}
+        self.trusted = node == filed.node
+        """Whether times and inodes are those of this node's files."""
+        self.mapped: dict[str, Tensor | Factors] = {}
+
+    def there(self) -> bool:
+        """Whether this node has all the files; whose they are is not asked."""
+        return all(file.exists() for file in self.signs)
+
+    def check(self) -> None:
+        """Raise Vanished where a file is gone, or not the one that it was."""
+        for file, was in self.signs.items():
+            sign = sign_of(file, self.task, self.expert.name, self.node)
+            if (sign != was) if self.trusted else (sign.size != was.size):
+                raise Vanished(
+                    self.task,
+                    f"{self.expert.name}: {file}: not the file that was checked at the start"
+                    f"{on(self.node)}: it was written to or replaced; {KEEP}: start anew",
+                )
+            self.signs[file] = sign
+        self.trusted = True
+
+    def read(self, name: str) -> Found:
+        """A tensor, memory-mapped, or factors; None where the expert has none of that name.
+
+        Raises:
+            Vanished: see `check`.
+        """
+        if not self.expert.parts(name):
+            return None
+        self.check()
+        if not self.mapped:
+            self.mapped = {
+                **dict(read(self.expert, self.names, strict=False)),  # `check` has looked
+                **dict(read_factors(self.expert, self.names, strict=False)),
+            }
+        return self.mapped[name]
+
+
+def difference(tensor: Found, base: Tensor, out: Tensor) -> None:
+    """out = tensor − base in the dtype of `out`, on the calling thread; 0 for None. Factors are
+    multiplied."""
+    if tensor is None:
+        out.zero_()
+        return
+    if isinstance(tensor, Factors):
+        multiply(tensor, out)
+        return
+    flat, origin, target = tensor.view(-1), base.view(-1), out.view(-1)
+    for start in range(0, flat.numel(), SERIAL):
+        part = slice(start, start + SERIAL)
+        torch.sub(flat[part].to(out.dtype), origin[part].to(out.dtype), out=target[part])
+
+
+def sign_of(file: Path, task: str, member: str, node: str) -> Sign:
+    """A file as it is now.
+
+    Raises:
+        Vanished: it is gone.
+    """
+    try:
+        about = file.stat()
+    except OSError as error:
+        raise Vanished(
+            task,
+            f"{member}: {file}: {error.strerror}{on(node)}; {KEEP}: they must stay where they are,"
+            " on every node that computes",
+        ) from None
+    return Sign(about.st_size, about.st_mtime_ns, about.st_ino)
+
+
+def on(node: str) -> str:
+    """` (node 10.0.0.2)`; nothing where there is one node only."""
+    return f" (node {node})" if node else ""

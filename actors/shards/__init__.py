@@ -1,0 +1,1 @@
+"""Shards: blocks of consecutive segments, run as a pipeline."""

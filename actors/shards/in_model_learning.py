@@ -1,0 +1,227 @@
+"""What a shard does for methods whose parameters live beside its weights.
+
+They are here for the length of a call of `Experts.train`, or of an evaluation: a call brings them
+and takes them away. A shard that died in the middle of one does not know it any more and says so;
+the call is then made again from its start, to the same bits.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from actors.artifacts.errors import Forgotten as Forgotten
+from actors.families.clip.segments import Carry
+from actors.shards.masks import Masks
+from actors.shards.messages import Batch, Weights
+from actors.shards.routers import Routers, mlp_names, resident_weights
+from fusion.logits.cosine_head import logits
+from fusion.logits.entropy import entropy
+from fusion.methods.learned.in_model import ResidentCourse, RouterOptions
+from fusion.methods.learned.steps import Shape
+from fusion.registry import METHODS, Resident
+from fusion.task_vectors.sparse import pruned
+from fusion.task_vectors.task_vectors import TaskVectors, accumulator
+
+if TYPE_CHECKING:
+    from actors.shards.shard import Shard
+
+RUNS = 2
+"""Calls that are under way at a time: a conductor takes as many."""
+
+
+@dataclass
+class Run:
+    """One call that learns."""
+
+    learner: Routers | Masks
+    waiting: dict[str, tuple[Carry, Carry]] = field(default_factory=dict)
+    """Forward passes that wait for their backward passes: inputs and outputs."""
+
+
+class Residing:
+    """What lives and learns beside a shard's weights."""
+
+    def __init__(self, shard: Shard, start: int) -> None:
+        """`start`: the index of the block's first segment in the whole chain."""
+        self.shard, self.start = shard, start
+        self.runs: OrderedDict[str, Run] = OrderedDict()
+        self.opened: tuple[str, Routers | None] = ("", None)
+        self.kept: tuple[float, TaskVectors] | None = None
+
+    def course(self, method: str, params: Mapping[str, Any]) -> ResidentCourse:
+        """What a method learns."""
+        row, vectors = METHODS[method], self.shard.vectors
+        assert isinstance(row, Resident)
+        return row.course(Shape(vectors.tasks, vectors.groups), **params)
+
+    def run(self, key: str) -> Run:
+        """A call that is under way.
+
+        Raises:
+            Forgotten: it is not known here.
+        """
+        if key not in self.runs:
+            raise Forgotten(f"no call {key} under way")
+        return self.runs[key]
+
+    def pruned(self, quantile: float | None) -> TaskVectors:
+        """The MLPs' task vectors; pruned ones are kept, of one quantile at a time."""
+        vectors = self.shard.vectors
+        if quantile is None:
+            return vectors
+        if self.kept is None or self.kept[0] != quantile:
+            self.kept = None  # let go of the old before making the new
+            with torch.inference_mode(False), torch.no_grad():
+                self.kept = (quantile, pruned(vectors, mlp_names(vectors), quantile))
+        return self.kept[1]
+
+    def routers(self, course: ResidentCourse, pooled: bool) -> Routers:
+        """Routers at the beginning."""
+        assert isinstance(course.options, RouterOptions)
+        vectors = self.pruned(course.options.prune)
+        with torch.inference_mode(False):
+            return Routers(self.shard, self.start, course, vectors, pooled)
+
+    # -------------------------------------------------------------------------------- learning
+
+    def begin(self, key: str, method: str, params: Mapping[str, Any], seed: int) -> list[str]:
+        """Parameters at the beginning; their names."""
+        course = self.course(method, params)
+        options = course.options
+        learner: Routers | Masks
+        if isinstance(options, RouterOptions):
+            learner = self.routers(course, options.batch_mean)
+        else:
+            learner = Masks(self.shard, course, seed)
+        self.runs[key] = Run(learner)
+        while len(self.runs) > RUNS:
+            self.runs.popitem(last=False)  # of a caller that died
+        return list(learner.adam.parameters)
+
+    def load(self, key: str, tensors: Mapping[str, Tensor], steps: int) -> None:
+        """Parameters and moments after that many steps."""
+        self.run(key).learner.load(tensors, steps)
+
+    def prepare(self, key: str, step: int, phase: str, columns: Any) -> None:
+        """Weights for the passes that follow; see `Routers.prepare` and `Masks.prepare`."""
+        self.run(key).learner.prepare(step, phase, columns)
+
+    def forward(self, key: str, item: str, carry: Carry | Batch) -> Carry:
+        """A forward pass, kept for its backward pass."""
+        outputs = self.passed(key, item, carry)
+        return {name: value.detach() for name, value in outputs.items()}
+
+    def finish(self, key: str, item: str, carry: Carry, batch: Batch) -> Any:
+        """Forward, losses and backward of the last shard: (task -> loss, ∂/∂carry)."""
+        embedding = self.passed(key, item, carry)["embedding"]
+        embedding = embedding.to(accumulator(embedding.dtype))
+        losses, at = [], 0
+        for task, _, rows in batch.parts:
+            head = self.shard.heads[task].to(embedding.dtype)
+            losses.append(entropy(logits(embedding[at : at + len(rows)], head)).mean())
+            at += len(rows)
+        stacked = torch.stack(losses)
+        torch.autograd.backward([stacked.sum()])
+        names = [task for task, _, _ in batch.parts]
+        found = dict(zip(names, stacked.tolist(), strict=True))  # the host waits once
+        return found, self.leave(key, item)
+
+    def backward(self, key: str, item: str, gradient: Carry) -> Carry:
+        """The backward pass of another shard: ∂/∂carry."""
+        _, outputs = self.waiting(key, item)
+        live = [name for name in gradient if outputs[name].requires_grad]
+        if live:
+            torch.autograd.backward(
+                [outputs[name] for name in live],
+                [gradient[name].to(self.shard.device) for name in live],
+            )
+        return self.leave(key, item)
+
+    def passed(self, key: str, item: str, carry: Carry | Batch) -> Carry:
+        """A forward pass with autograd on, from fresh leaves."""
+        run = self.run(key)
+        inputs = {
+            name: value.detach().requires_grad_(value.is_floating_point())
+            for name, value in self.shard.entered(carry).items()
+        }
+        outputs = inputs
+        with torch.inference_mode(False), torch.enable_grad():
+            for module in run.learner.modules:
+                outputs = module(outputs)
+        run.waiting[item] = (inputs, outputs)
+        return outputs
+
+    def waiting(self, key: str, item: str) -> tuple[Carry, Carry]:
+        """A pass that waits.
+
+        Raises:
+            Forgotten: it is not known here.
+        """
+        run = self.run(key)
+        if item not in run.waiting:
+            raise Forgotten(f"no pass {item} of call {key}")
+        return run.waiting[item]
+
+    def leave(self, key: str, item: str) -> Carry:
+        """∂/∂carry of a pass, which is then forgotten."""
+        inputs, _ = self.waiting(key, item)
+        del self.run(key).waiting[item]
+        return {
+            name: torch.zeros_like(value) if value.grad is None else value.grad
+            for name, value in inputs.items()
+            if value.requires_grad
+        }
+
+    def add(self, key: str, total: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """See `Routers.add`."""
+        learner = self.run(key).learner
+        assert isinstance(learner, Routers)
+        return learner.add(total)
+
+    def columns(self, key: str) -> Tensor:
+        """See `Masks.columns`."""
+        learner = self.run(key).learner
+        assert isinstance(learner, Masks)
+        return learner.columns()
+
+    def update(self, key: str, total: Mapping[str, Tensor] | None) -> None:
+        """One step; see `Routers.update` and `Masks.update`."""
+        self.run(key).learner.update(total)
+
+    def tensors(self, key: str) -> dict[str, Tensor]:
+        """Parameters and moments."""
+        return self.run(key).learner.adam.tensors()
+
+    def drop(self, key: str) -> None:
+        """Forget a call."""
+        run = self.runs.pop(key, None)
+        if run is not None and isinstance(run.learner, Masks):
+            run.learner.gradients()
+
+    # ------------------------------------------------------------------------------ evaluation
+
+    def route(self, carry: Carry | Batch, weights: Weights) -> Carry:
+        """Through routed MLPs, by the routers that the weights bring; no gradients."""
+        assert weights.method is not None
+        assert weights.learned is not None
+        if self.opened[0] != weights.key or self.opened[1] is None:
+            self.opened = ("", None)
+            course = self.course(weights.method, weights.params or {})
+            assert isinstance(course.options, RouterOptions)
+            routers = self.routers(course, course.options.together > 0)
+            routers.load(weights.learned.open(), 0)
+            self.opened = (weights.key, routers)
+        routed = self.opened[1]
+        assert routed is not None
+        self.shard.fill(resident_weights(routed.course.scale))
+        with torch.inference_mode():
+            found = self.shard.entered(carry)
+            for module in routed.modules:
+                found = module(found)
+        return found

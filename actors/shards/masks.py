@@ -1,0 +1,148 @@
+"""A mask over the weights of a shard: its logits, and the model that it makes of base and experts.
+
+The merged weights are written into the resident model, which learns nothing itself: its gradients
+∂L/∂θ are turned into those of logits and coefficients, tensor by tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from actors.shards.adam import NamedAdam
+from fusion.methods.learned.concrete import (
+    coefficient_gradient,
+    drawn,
+    logits_gradient,
+    mask_of,
+    masked,
+    relaxed,
+    summed,
+)
+from fusion.methods.learned.in_model import MaskOptions, ResidentCourse
+from fusion.task_vectors.task_vectors import accumulator
+
+if TYPE_CHECKING:
+    from actors.shards.shard import Shard
+
+
+class Masks:
+    """The logits of a block's tensors."""
+
+    def __init__(self, shard: Shard, course: ResidentCourse, seed: int) -> None:
+        """Logits at the beginning; `seed`: of the masks that are drawn."""
+        assert isinstance(course.options, MaskOptions)
+        self.shard, self.course, self.options, self.seed = shard, course, course.options, seed
+        self.modules = shard.encoder.modules
+        base = shard.vectors.base
+        logits = {
+            name: nn.Parameter(
+                torch.full(
+                    base[name].shape,
+                    self.options.start,
+                    dtype=accumulator(base[name].dtype),
+                    device=shard.device,
+                )
+            )
+            for name in shard.names()
+        }
+        self.adam = NamedAdam(logits, course.learning_rate)
+        self.weights: dict[str, nn.Parameter] = {}
+        """Tensor name -> the resident model's."""
+        for link, module in zip(shard.encoder.chain, self.modules, strict=True):
+            for name, parameter in module.named_parameters():
+                if link.names[name] in logits:
+                    self.weights[link.names[name]] = parameter
+        self.drawn: tuple[str, dict[str, Tensor]] = ("", {})
+        self.steps: tuple[object, dict[str, Tensor]] = (None, {})
+        """Coefficients, and Σ_t λ_t τ_t by them."""
+
+    def load(self, tensors: Mapping[str, Tensor], steps: int) -> None:
+        """Logits after that many steps.
+
+        Raises:
+            InputError: logits of another shape.
+        """
+        learning = steps if self.options.grouping is None else self.options.mask_steps
+        self.adam.load(tensors, min(steps, learning))
+
+    @torch.no_grad()
+    def prepare(self, step: int, phase: str, columns: Mapping[str, list[float]]) -> None:
+        """Merge into the resident model, which then takes gradients.
+
+        Args:
+            step: names the mask that is drawn.
+            phase: `drawn`: a mask of this step; `final`: that of the merged model.
+            columns: tensor name -> λ [T].
+        """
+        with torch.inference_mode(False):
+            self.draw(f"{phase} {step}" if phase == "drawn" else phase)
+            mine = {name: columns[name] for name in self.adam.parameters}
+            if self.steps[0] != mine:
+                self.steps = (None, {})  # let go of the old before making the new
+                deltas = self.shard.vectors.deltas
+                made = {
+                    name: summed(deltas[name], row).to(self.adam.parameters[name].dtype)
+                    for name, row in mine.items()
+                }
+                self.steps = (mine, made)
+            self.shard.filled = ""  # the resident model is overwritten
+            for name, step_of in self.steps[1].items():
+                out, base = self.shard.encoder.arena[name], self.shard.vectors.base[name]
+                masked(out, base, step_of, self.drawn[1][name])
+        for parameter in self.weights.values():
+            parameter.requires_grad_(True)
+            parameter.grad = None
+
+    def draw(self, key: str) -> None:
+        """The mask of a step, or the final one; kept until another is asked for."""
+        if self.drawn[0] == key:
+            return
+        self.drawn = ("", {})
+        found = {}
+        for name, logits in self.adam.parameters.items():
+            if key == "final":
+                found[name] = mask_of(logits.detach(), self.options, name)
+            else:
+                numbers = drawn(logits.detach(), self.seed, f"{key} {name}")
+                found[name] = relaxed(logits.detach(), numbers, self.options.temperature)
+        self.drawn = (key, found)
+
+    def gradients(self) -> dict[str, Tensor]:
+        """∂L/∂θ of each tensor that was reached; the resident model takes none any more."""
+        found = {}
+        for name, parameter in self.weights.items():
+            if parameter.grad is not None:
+                found[name] = parameter.grad
+            parameter.grad = None
+            parameter.requires_grad_(False)
+        return found
+
+    def columns(self) -> Tensor:
+        """∂L/∂λ of each tensor of the block, in order: [1, T, G_block]."""
+        seen, deltas = self.gradients(), self.shard.vectors.deltas
+        nothing = torch.zeros(1, len(self.shard.vectors.tasks))
+        found = [
+            coefficient_gradient(seen[name], deltas[name], self.drawn[1][name]).cpu()
+            if name in seen
+            else nothing
+            for name in self.adam.parameters
+        ]
+        return torch.stack(found, dim=2) if found else nothing[:, :, None][:, :, :0]
+
+    def update(self, total: object) -> None:
+        """One step of Adam on the logits."""
+        with torch.no_grad():
+            found = {
+                name: logits_gradient(
+                    gradient,
+                    self.steps[1][name],
+                    self.drawn[1][name],
+                    self.options.temperature,
+                )
+                for name, gradient in self.gradients().items()
+            }
+        self.adam.step(found)

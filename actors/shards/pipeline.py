@@ -1,0 +1,236 @@
+"""Shards in a row as one model: what is asked of which shard, in which order.
+
+Written once for shards in this process and for shards that are actors elsewhere: a *link* says how
+a shard is called and how a result is fetched. Results of one shard are handed to the next as the
+link gives them (on Ray: references), so activations never pass through here.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from actors.cluster.metrics import count
+from actors.shards.messages import Parcel
+from actors.shards.shard import Batch, Weights, gradient_of
+from fusion.methods.learned.steps import Gradient
+from fusion.registry import METHODS, Static
+from fusion.task_vectors.gram import Gram, merged_grams
+from fusion.task_vectors.sparsify import Trim
+
+
+class Link(Protocol):
+    """How shards are called."""
+
+    def call(self, shard: Any, method: str, *args: Any, returns: int = 1) -> Any:
+        """What stands for the result of `shard.method(*args)`; a tuple where `returns` > 1."""
+        ...
+
+    def get(self, pending: Any) -> Any:
+        """The result itself."""
+        ...
+
+    def put(self, tensors: Mapping[str, Tensor]) -> Parcel:
+        """Tensors that calls carry without moving them each time."""
+        ...
+
+
+class Direct:
+    """Shards in this process: a call is a call."""
+
+    def call(self, shard: Any, method: str, *args: Any, returns: int = 1) -> Any:
+        """The result."""
+        return getattr(shard, method)(*args)
+
+    def get(self, pending: Any) -> Any:
+        """What it is given."""
+        return pending
+
+    def put(self, tensors: Mapping[str, Tensor]) -> Parcel:
+        """The tensors themselves."""
+        return Parcel(tensors)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of a training schedule."""
+
+    stage: int
+    backward: bool
+    """The last stage's backward is its forward too."""
+    item: int
+
+
+def one_forward_one_backward(stages: int, items: int) -> Iterator[Step]:
+    """1F1B: each stage runs ahead by as many items as there are stages behind it, then takes turns.
+
+    A stage keeps at most `stages − stage` forward passes, whatever the number of items. The order
+    is one in which every call comes after those whose results it takes.
+
+    >>> [("FB"[s.backward], s.stage, s.item) for s in one_forward_one_backward(2, 2)]
+    [('F', 0, 0), ('F', 0, 1), ('B', 1, 0), ('B', 1, 1), ('B', 0, 0), ('B', 0, 1)]
+    """
+    queues = [deque(stage_steps(stage, stages, items)) for stage in range(stages)]
+    done: set[tuple[int, bool, int]] = set()
+    while any(queues):
+        for stage, queue in enumerate(queues):
+            while queue and ready(queue[0], stages, done):
+                step = queue.popleft()
+                done.add((stage, step.backward, step.item))
+                yield step
+
+
+def stage_steps(stage: int, stages: int, items: int) -> Iterator[Step]:
+    """What one stage does, in order."""
+    if stage == stages - 1:
+        yield from (Step(stage, True, item) for item in range(items))
+        return
+    ahead = min(stages - stage, items)
+    yield from (Step(stage, False, item) for item in range(ahead))
+    for item in range(items):
+        yield Step(stage, True, item)
+        if ahead + item < items:
+            yield Step(stage, False, ahead + item)
+
+
+def ready(step: Step, stages: int, done: set[tuple[int, bool, int]]) -> bool:
+    """Whether what a step takes has been asked for."""
+    last = step.stage == stages - 1
+    if step.backward and not last:
+        return (step.stage + 1, True, step.item) in done
+    return step.stage == 0 or (step.stage - 1, False, step.item) in done
+
+
+class Pipeline:
+    """Shards that make up one model, in order."""
+
+    def __init__(
+        self,
+        shards: Sequence[Any],
+        names: Sequence[Sequence[str]],
+        groups: Sequence[str],
+        link: Link,
+    ) -> None:
+        """`names`: the fused tensors of each shard; `groups`: the whole model's."""
+        self.shards, self.link = list(shards), link
+        self.groups = tuple(groups)
+        order = [name for block in names for name in block]
+        self.order = torch.tensor([order.index(name) for name in groups])
+
+    def weights(
+        self,
+        method: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        coding: Tensor | None = None,
+        trim: Trim | None = None,
+        statistics: tuple[str, ...] = (),
+        learned: Parcel | None = None,
+        own: bool = False,
+    ) -> Weights:
+        """What passes go through, surveyed over all shards where that is needed."""
+        key, trim = uuid.uuid4().hex, trim or Trim()
+        made = Weights(key, method, params, coding, trim, None, statistics, learned, own)
+        if method is not None:
+            row = METHODS[method]
+            surveyed = isinstance(row, Static) and row.survey is not None
+        else:
+            surveyed = made.trim.elect
+        return replace(made, survey=self.survey(made)) if surveyed else made
+
+    def survey(self, weights: Weights) -> Any:
+        """Run a survey over all shards in step."""
+        answers: list[Tensor] = []
+        while True:
+            asked = [self.link.call(shard, "survey", weights, answers) for shard in self.shards]
+            heard = [self.link.get(each) for each in asked]
+            if heard[0][0]:
+                return heard[0][1]
+            total = heard[0][1]
+            for _, part in heard[1:]:
+                total = total + part.to(total.device)
+            answers = [*answers, total]
+
+    def merge(self, weights: Weights) -> dict[str, Tensor]:
+        """The merged tensors of the whole model, on the CPU."""
+        parts = [self.link.call(shard, "merge", weights) for shard in self.shards]
+        return {k: v.cpu() for part in parts for k, v in self.link.get(part).items()}
+
+    def gram(self) -> Gram:
+        """Inner products of the task vectors of the whole model."""
+        parts = [self.link.call(shard, "gram") for shard in self.shards]
+        return merged_grams([self.link.get(part) for part in parts])
+
+    def embed(self, weights: Weights, batches: Iterable[Batch]) -> Iterator[Tensor]:
+        """Embeddings [B, D] of each batch through the resident models filled with `weights`."""
+        return self.flow("run", ((batch, weights) for batch in batches))
+
+    def embed_coded(self, batches: Iterable[tuple[Batch, Weights]]) -> Iterator[Tensor]:
+        """Embeddings of each batch through merged layers, with a coding of its own."""
+        return self.flow("code", batches)
+
+    def embed_routed(self, weights: Weights, batches: Iterable[Batch]) -> Iterator[Tensor]:
+        """Embeddings of each batch through blocks with the routers that `weights` bring."""
+        return self.flow("reside", ((batch, weights) for batch in batches), "route")
+
+    def flow(
+        self, method: str, batches: Iterable[tuple[Batch, Weights]], *what: str
+    ) -> Iterator[Tensor]:
+        """Batches through all shards, a few in flight, in order."""
+        flying: deque[tuple[int, Any]] = deque()
+
+        def landed() -> Tensor:
+            size, carry = flying.popleft()
+            embedding: Tensor = self.link.get(carry)["embedding"]
+            count("images", size, use="forward")
+            return embedding
+
+        for batch, weights in batches:
+            carry: Any = batch
+            for shard in self.shards:
+                carry = self.link.call(shard, method, *what, carry, weights)
+            flying.append((batch.size, carry))
+            if len(flying) > len(self.shards):
+                yield landed()
+        while flying:
+            yield landed()
+
+    def gradients(self, lessons: Sequence[tuple[Batch, Weights]]) -> list[Gradient]:
+        """Losses and coding gradients of each lesson; all are asked for before any is awaited."""
+        call, last = self.link.call, len(self.shards) - 1
+        run = uuid.uuid4().hex
+        carries: dict[tuple[int, int], Any] = {
+            (0, i): batch for i, (batch, _) in enumerate(lessons)
+        }
+        back: dict[int, Any] = {}
+        losses: dict[int, Any] = {}
+        parts: dict[tuple[int, int], Any] = {}
+        for step in one_forward_one_backward(len(self.shards), len(lessons)):
+            stage, item = step.stage, step.item
+            shard, (batch, weights) = self.shards[stage], lessons[item]
+            key, carry = f"{run}-{item}", carries[stage, item]
+            if stage == last:
+                losses[item], parts[stage, item], back[item] = call(
+                    shard, "finish", carry, weights, batch, returns=3
+                )
+            elif step.backward:
+                parts[stage, item], back[item] = call(
+                    shard, "backward", key, carry, weights, back[item], returns=2
+                )
+            else:
+                carries[stage + 1, item] = call(shard, "forward", key, carry, weights)
+        found = []
+        for item, (batch, weights) in enumerate(lessons):
+            columns = [self.link.get(parts[stage, item]) for stage in range(last + 1)]
+            whole = torch.cat(columns, dim=2)[:, :, self.order]
+            assert weights.coding is not None
+            grouped = weights.coding.shape[2] == len(self.groups)
+            lost, tilt = self.link.get(losses[item])
+            found.append(gradient_of(lost, whole, grouped, tilt))
+            count("images", batch.size, use="learn")
+        return found

@@ -1,0 +1,105 @@
+"""Resident models: a vision tower, or a block of its segments, whose parameter memory merges are
+written into."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from actors.checkpoints.checkpoint import Checkpoint, inspect, read
+from actors.families.clip.preprocessor_config import Preprocess, read_preprocess
+from actors.families.clip.segments import Carry, Embed, Segment, clip_segments
+from actors.shards.precision import exact_products
+from fusion.task_vectors.task_vectors import StateDict
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A base apart from its files: what a node builds a model from that does not see them."""
+
+    chain: tuple[Segment, ...]
+    preprocess: Preprocess
+    tensors: StateDict
+    """Canonical name -> weights, in canonical order."""
+
+
+def blueprint(base: Checkpoint, fused: Collection[str]) -> Blueprint:
+    """A base's layout, and the weights that do not come with the task vectors (the projection,
+    where no expert brings its own).
+
+    Raises:
+        InputError: see `clip_segments`.
+    """
+    rest = [name for name in base.tensors if name not in fused]
+    tensors = {name: tensor.clone() for name, tensor in read(base, rest)}
+    return Blueprint(clip_segments(base), read_preprocess(base.folder), tensors)
+
+
+class ImageEncoder:
+    """CLIP's image side, resident on one device: pixels in, projected embeddings out."""
+
+    def __init__(
+        self,
+        base: Path | str | Checkpoint | Blueprint,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        block: tuple[int, int] | None = None,
+    ) -> None:
+        """Build the tower from its configuration and fill it from the file.
+
+        Args:
+            base: the folder of a model with a projection, its inspected checkpoint, or a
+                blueprint with all weights of the block.
+            device: where it lives and computes.
+            dtype: what it computes in.
+            block: segments [start, stop) only (see `clip_segments`); None: all of them.
+
+        Raises:
+            InputError: no projection, or images prepared to another size than the model's.
+        """
+        exact_products()
+        if not isinstance(base, Checkpoint | Blueprint):
+            base = inspect(str(base), "pool.base")
+        plan = base if isinstance(base, Blueprint) else blueprint(base, base.tensors)
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.chain = plan.chain[slice(*(block or (None, None)))]
+        self.preprocess = plan.preprocess
+        self.arena: dict[str, Tensor] = {}
+        """Canonical name -> the live memory of that parameter, contiguous."""
+        self.modules = []
+        for segment in self.chain:
+            module = segment.build().to_empty(device=device).to(dtype)
+            if isinstance(module, Embed):
+                module.dtype = dtype
+            for name, parameter in module.named_parameters():
+                self.arena[segment.names[name]] = parameter.data
+            self.modules.append(module)
+        self.arena = {name: self.arena[name] for name in base.tensors if name in self.arena}
+        if isinstance(base, Checkpoint):
+            self.load(read(base, self.arena))
+        else:
+            self.load((name, base.tensors[name]) for name in self.arena)
+
+    def load(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Copy weights into the arena."""
+        left = set(self.arena)
+        for name, tensor in tensors:
+            self.arena[name].copy_(tensor)
+            left.remove(name)
+        assert not left, f"not filled: {sorted(left)}"  # headers were checked before
+
+    @torch.inference_mode()
+    def run(self, carry: Carry) -> Carry:
+        """The carry after these segments."""
+        for module in self.modules:
+            carry = module(carry)
+        return carry
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """uint8 pixels [B, 3, H, W] -> projected embeddings [B, D], not normalised."""
+        return self.run({"pixels": pixels.to(self.device)})["embedding"]

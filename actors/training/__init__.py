@@ -1,0 +1,1 @@
+"""Parts of every training loop: losses, augmentation, optimisation, checkpoints."""

@@ -1,0 +1,89 @@
+"""What a fine-tuning step minimises: hard labels, mixtures of them, and a teacher's soft targets.
+
+Axes: B batch, C classes, D embedding width, H × W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from actors.training.augment import Augmentation, augmented, draws, mixed
+from fusion.logits import cosine_head
+
+Embed: TypeAlias = Callable[[Tensor], Tensor]
+"""Standardised pixels float32 [B, 3, H, W] -> embeddings [B, D], not normalised."""
+
+Teach: TypeAlias = Callable[[Tensor], Tensor]
+"""Standardised pixels float32 [B, 3, H, W] -> a teacher's logits [B, C]."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Hyper-parameters of the loss; see `fine_tune`."""
+
+    label_smoothing: float
+    mixup: float
+    augmentation: Augmentation
+    crop_scale: float
+    operations: int
+    magnitude: float
+    soft_targets: float
+    soft_temperature: float
+    seed: int
+
+    def loss(
+        self,
+        step: int,
+        images: Tensor,
+        labels: Tensor,
+        embed: Embed,
+        head: Tensor,
+        standardise: Callable[[Tensor], Tensor],
+        teacher: Teach | None = None,
+    ) -> Tensor:
+        """(1 − s)·CE(y, z) + s·CE(softmax(z_T/T), z), the mean over the batch.
+
+        With mixup the first term is λ·CE(y, z) + (1 − λ)·CE(y[order], z). Teacher and student read
+        the same pixels, augmented and mixed. The student's logits are not divided by T, and no T²
+        scales the term.
+
+        Args:
+            step: with the seed, where random numbers come from.
+            images: uint8 [B, 3, H, W].
+            labels: int64 [B].
+            embed: the student.
+            head: the student's [C, D].
+            standardise: uint8 images -> pixels.
+            teacher: needed where `soft_targets` > 0.
+
+        Source of the soft term: He et al. 2023, arXiv:2210.07574, and its code.
+        """
+        images = augmented(
+            images,
+            self.augmentation,
+            draws(self.seed, step, "augmentation"),
+            crop_scale=self.crop_scale,
+            operations=self.operations,
+            magnitude=self.magnitude,
+        )
+        pixels, order, share = standardise(images), None, 1.0
+        if self.mixup:
+            pixels, order, share = mixed(pixels, self.mixup, draws(self.seed, step, "mixup"))
+        z = cosine_head.logits(embed(pixels), head)
+        value = F.cross_entropy(z, labels, label_smoothing=self.label_smoothing)
+        if order is not None:
+            other = F.cross_entropy(z, labels[order], label_smoothing=self.label_smoothing)
+            value = share * value + (1 - share) * other
+        if self.soft_targets:
+            assert teacher is not None
+            with torch.no_grad():
+                told = teacher(pixels) / self.soft_temperature
+            soft = F.cross_entropy(z, told.softmax(dim=1))
+            value = (1 - self.soft_targets) * value + self.soft_targets * soft
+        return value

@@ -1,0 +1,1 @@
+"""Benchmarks of shards, fleets and pools."""

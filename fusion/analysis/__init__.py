@@ -1,0 +1,1 @@
+"""Analysis of fused models: Gram matrices, loss landscapes, robustness, and significance tests."""

@@ -1,0 +1,1 @@
+"""Logits: heads, entropies, labelled embeddings, and optimisers in the logit plane."""

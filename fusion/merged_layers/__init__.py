@@ -1,0 +1,1 @@
+"""Layers whose weights are merged per sample: linear, norm, embedding and convolution."""

@@ -1,0 +1,282 @@
+"""Merged layers: forward passes through θ₀ + Σ_t c_t τ_t, differentiable in input and coding.
+
+Axes: M models (1, or one a sample), n tokens a model, T tasks. A layer's coefficients are one
+column of a coding: [M, T]. Three forms of one linear layer give the same numbers to rounding:
+
+* A, merge: W_m = θ₀ + Σ c_mt τ_t by one matrix product over all models, then Y_m = X_m W_mᵀ.
+  2(T + n) FLOPs a weight and model. Backward: ∂L/∂c_mt = ⟨dY_mᵀX_m, τ_t⟩.
+* B, scale: Y = X θ₀ᵀ + Σ_t (c_t X) τ_tᵀ. 2n(T + 1) FLOPs, weights read once and none written.
+  Backward: with U_t = dY τ_t, ∂L/∂c_mt = Σ_tokens ⟨U_t, X⟩; no gradient of a weight is made.
+* C, low rank: τ_t = B_t A_t stays two factors: see `fusion/merged_layers/low_rank_linear.py`.
+
+Only inputs and coefficients are kept for the backward pass, which merges again; task vectors and
+base are never differentiated, and task vectors that come `Remade` are made again, too. B is the
+better for few tokens a model: see `form_for`. Vectors and tables: `fusion/merged_layers/tables.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fusion.errors import InputError
+from fusion.merged_layers.buffers import scratch
+from fusion.merged_layers.low_rank_linear import frozen, low_rank, untouched
+from fusion.merged_layers.tables import merged_embedding as merged_embedding
+from fusion.merged_layers.tables import merged_norm as merged_norm
+from fusion.merged_layers.tables import merged_table as merged_table
+from fusion.task_vectors.lazy import Remade
+from fusion.task_vectors.low_rank import LowRank, Zeros
+from fusion.task_vectors.task_vectors import accumulator
+
+Form: TypeAlias = Literal["auto", "A", "B"]
+
+BUDGET = {"cpu": 64 << 20, "cuda": 256 << 20}
+"""Device -> bytes of merged weights that a layer holds at a time; models are merged in chunks of
+it. On a CPU memory that is new each time costs more than what larger products gain."""
+
+COLUMNS = 1 << 15
+"""Weights merged at a time on a CPU where there are several models: operands stay in cache."""
+
+CROSSOVER = {"cpu": (32.0, 210.0), "cuda": (60.0, 180.0)}
+"""Device -> (a, b) in float32: form B is taken below a/T tokens a model forward, below b/(2T − 1)
+when the backward pass follows. CPU: measured (benchmarks/fusion/layers.py: about 4 and 14 at T =
+8); CUDA:
+the roofline of an H100 without TF32, which nothing here switches on (7.5 and 12 at T = 8), to be
+measured."""
+
+FASTER = 8.0
+"""How much faster a GPU multiplies 16-bit numbers than float32 ones, while merged weights move at
+the same rate: form B pays for so many times the tokens."""
+
+
+def form_for(
+    tokens: int, tasks: int, device: str, training: bool, dtype: torch.dtype = torch.float32
+) -> Form:
+    """`A` or `B` for this many tokens a model; a constant of device and dtype, never a timing at
+    run time, so that the same call gives the same bits.
+
+    >>> form_for(50, 8, "cpu", False), form_for(1, 8, "cpu", True)
+    ('A', 'B')
+    >>> form_for(50, 8, "cuda", False), form_for(50, 8, "cuda", False, torch.bfloat16)
+    ('A', 'B')
+    """
+    forward, both = CROSSOVER.get(device, CROSSOVER["cuda"])
+    if device != "cpu" and dtype.itemsize == 2:
+        forward, both = FASTER * forward, FASTER * both
+    limit = both / (2 * tasks - 1) if training else forward / tasks
+    return "B" if tokens < limit else "A"
+
+
+def merged_linear(
+    x: Tensor,
+    coefficients: Tensor,
+    base: Tensor,
+    deltas: Tensor | LowRank | Zeros | Remade,
+    bias: Tensor | None = None,
+    form: Form = "auto",
+) -> Tensor:
+    """y_m = x_m (θ₀ + Σ_t c_mt τ_t)ᵀ + b_m.
+
+    Args:
+        x: [B, …, in]; where there are M > 1 models, B = M.
+        coefficients: [M, T].
+        base: θ₀ [out, in].
+        deltas: τ [T, out, in], dense, or low-rank factors (form C whatever `form` says), or none
+            at all (`Zeros`: the base's layer), or dense ones that are made in the forward pass and
+            again in the backward pass.
+        bias: [M, out] or [1, out], merged already (`merged_table`), or None.
+        form: `A`, `B`, or `auto` for `form_for`.
+
+    Returns:
+        [B, …, out] in the dtype of `x`; weights are mixed in float32 (float64) and rounded once.
+
+    Raises:
+        InputError: shapes that do not fit.
+    """
+    models, tasks = coefficients.shape
+    again = deltas if isinstance(deltas, Remade) else None
+    steps = deltas.make() if isinstance(deltas, Remade) else deltas
+    if steps.shape != (tasks, *base.shape):
+        raise InputError(
+            f"merged layer: task vectors {list(steps.shape)}; {[tasks, *base.shape]} needed"
+        )
+    if x.shape[-1] != base.shape[1] or (models > 1 and x.shape[0] != models):
+        raise InputError(
+            f"merged layer: input {list(x.shape)} for {models} model(s) of weight"
+            f" {list(base.shape)}"
+        )
+    flat = x.reshape(models, -1, x.shape[-1]).contiguous()
+    training = torch.is_grad_enabled() and (x.requires_grad or coefficients.requires_grad)
+    if isinstance(steps, LowRank):
+        out = low_rank(flat, coefficients, base, steps)
+    elif isinstance(steps, Zeros):
+        out = untouched(frozen(flat, base), coefficients)
+    else:
+        if form == "auto":
+            form = form_for(flat.shape[1], tasks, x.device.type, training, x.dtype)
+        kernel = Merge if form == "A" else Scale
+        out = kernel.apply(flat, coefficients, base, steps, again)  # type: ignore[no-untyped-call]
+    if bias is not None:
+        out = out + bias.unsqueeze(1).to(out.dtype)
+    return out.view(*x.shape[:-1], base.shape[0])
+
+
+def chunks(models: int, numel: int, itemsize: int, device: str) -> Iterator[slice]:
+    """Models to merge at a time, so that their weights stay within `BUDGET`; evenly sized."""
+    budget = BUDGET[device if device in BUDGET else "cuda"]
+    most = max(1, budget // max(1, numel * itemsize))
+    parts = math.ceil(models / most)
+    step = math.ceil(models / parts)
+    for start in range(0, models, step):
+        yield slice(start, min(start + step, models))
+
+
+def merge_weights(coefficients: Tensor, base: Tensor, deltas: Tensor, dtype: torch.dtype) -> Tensor:
+    """θ₀ + C·τ for [M, T] coefficients: [M, *shape] in `dtype`, mixed in float32 (float64); valid
+    until this thread's next call."""
+    wide = accumulator(base.dtype, deltas.dtype, dtype)
+    tasks, size = deltas.shape[0], base.numel()
+    models = coefficients.shape[0]
+    c, rows = coefficients.to(wide), deltas.reshape(tasks, size)
+    origin = base.reshape(1, size)
+    out = scratch(models, size, wide, base.device)
+    # One model: memory-bound, and a product over all of it is at the floor. Several on a CPU:
+    # columns in turn, so that what is read once from memory serves all models from cache.
+    step = COLUMNS if models > 1 and base.device.type == "cpu" else max(size, 1)
+    for start in range(0, size, step):
+        span = slice(start, start + step)
+        torch.addmm(origin[:, span].to(wide), c, rows[:, span].to(wide), out=out[:, span])
+    return out.view(models, *base.shape).to(dtype)
+
+
+def contract(gradient: Tensor, deltas: Tensor) -> Tensor:
+    """⟨dW_m, τ_t⟩ for [M, *shape] and [T, *shape]: [M, T], summed in float32 (float64)."""
+    wide = accumulator(gradient.dtype, deltas.dtype)
+    models, tasks = gradient.shape[0], deltas.shape[0]
+    left, right = gradient.reshape(models, -1), deltas.reshape(tasks, -1)
+    if models == 1 and wide == left.dtype == right.dtype:
+        return torch.mv(right, left[0])[None]
+    total = torch.zeros(models, tasks, dtype=wide, device=gradient.device)
+    step = COLUMNS if gradient.device.type == "cpu" else max(left.shape[1], 1)
+    for start in range(0, left.shape[1], step):
+        span = slice(start, start + step)
+        total.addmm_(left[:, span].to(wide), right[:, span].to(wide).T)
+    return total
+
+
+def keep(
+    ctx: Any, x: Tensor, c: Tensor, base: Tensor, deltas: Tensor, again: Remade | None
+) -> None:
+    """Save what a backward pass needs; of task vectors that are made again, how."""
+    ctx.again = again
+    ctx.save_for_backward(x, c, base, *([deltas] if again is None else []))
+
+
+def kept(ctx: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `keep` saved: x, c, base and task vectors."""
+    x, c, base, *deltas = ctx.saved_tensors
+    return x, c, base, deltas[0] if deltas else ctx.again.make()
+
+
+class Merge(torch.autograd.Function):
+    """Form A on x [M, n, in]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, c: Tensor, base: Tensor, deltas: Tensor, again: Remade | None
+    ) -> Tensor:
+        """Merge a chunk of models, multiply, let go of the weights."""
+        keep(ctx, x, c, base, deltas, again)
+        out = x.new_empty(*x.shape[:2], base.shape[0])
+        for part in chunks(len(x), base.numel(), x.element_size(), x.device.type):
+            weight = merge_weights(c[part], base, deltas, x.dtype)
+            multiply(x[part], weight.transpose(1, 2), out[part])
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """Merge again for dX; dW lives for one chunk only."""
+        x, c, base, deltas = kept(ctx)
+        dy = gradients[0].contiguous()
+        dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        dc = torch.empty_like(c) if ctx.needs_input_grad[1] else None
+        for part in chunks(len(x), base.numel(), x.element_size(), x.device.type):
+            if dx is not None:
+                weight = merge_weights(c[part], base, deltas, x.dtype)
+                multiply(dy[part], weight, dx[part])
+                del weight
+            if dc is not None:
+                dw = torch.bmm(dy[part].transpose(1, 2), x[part])
+                dc[part] = contract(dw, deltas).to(c.dtype)
+        return dx, dc, None, None, None
+
+
+def multiply(x: Tensor, weights: Tensor, out: Tensor) -> None:
+    """out_m = x_m·W_m; one model as a plain product."""
+    if len(x) == 1:
+        torch.mm(x[0], weights[0], out=out[0])
+    else:
+        torch.bmm(x, weights, out=out)
+
+
+class Scale(torch.autograd.Function):
+    """Form B on x [M, n, in]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, c: Tensor, base: Tensor, deltas: Tensor, again: Remade | None
+    ) -> Tensor:
+        """One product a task, added up; sums in the input's dtype."""
+        keep(ctx, x, c, base, deltas, again)
+        rows = x.reshape(-1, x.shape[-1])
+        out = rows @ base.T.to(x.dtype)
+        for t, delta in enumerate(deltas):
+            scaled = x * c[:, t, None, None].to(x.dtype)
+            out.addmm_(scaled.view_as(rows), delta.T.to(x.dtype))
+        return out.view(*x.shape[:2], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """U_t = dY·τ_t serves both gradients."""
+        x, c, base, deltas = kept(ctx)
+        dy = gradients[0].reshape(-1, gradients[0].shape[-1])
+        wide = accumulator(x.dtype)
+        dx = (dy @ base.to(x.dtype)).view_as(x) if ctx.needs_input_grad[0] else None
+        dc = torch.empty_like(c)
+        for t, delta in enumerate(deltas):
+            u = (dy @ delta.to(x.dtype)).view_as(x)
+            dc[:, t] = (u.to(wide) * x.to(wide)).sum((1, 2)).to(c.dtype)
+            if dx is not None:
+                dx.addcmul_(u, c[:, t, None, None].to(x.dtype).expand_as(u))
+        return dx, dc if ctx.needs_input_grad[1] else None, None, None, None
+
+
+def merged_conv2d(
+    x: Tensor,
+    coefficients: Tensor,
+    base: Tensor,
+    deltas: Tensor | LowRank | Zeros | Remade,
+    bias: Tensor | None = None,
+    *,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    form: Form = "auto",
+) -> Tensor:
+    """Convolution of x [B, C, H, W] as patches times a merged linear layer: [B, out, H', W']."""
+    kernel = base.shape[2:]
+    patches = F.unfold(x, kernel, dilation=dilation, padding=padding, stride=stride)
+    size = [
+        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
+        for i in range(2)
+    ]
+    out = merged_linear(
+        patches.transpose(1, 2), coefficients, base.flatten(1), deltas.flatten(2), bias, form
+    )
+    return out.transpose(1, 2).reshape(len(x), base.shape[0], *size)

@@ -1,0 +1,76 @@
+"""Merged vectors and tables: biases, norms, class tokens and embeddings, differentiable in the
+coding.
+
+Axes: M models (1, or one a sample), T tasks. They are small beside a layer's weights, so the
+dense task vectors are read: factors are multiplied out, and again for the backward pass. What no
+expert changes stays the base's: one for all models, without work.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fusion.merged_layers.low_rank_linear import untouched
+from fusion.task_vectors.lazy import Remade
+from fusion.task_vectors.low_rank import LowRank, Zeros
+from fusion.task_vectors.task_vectors import accumulator
+
+
+def merged_table(
+    coefficients: Tensor, base: Tensor, deltas: Tensor | LowRank | Zeros | Remade
+) -> Tensor:
+    """θ₀ + Σ_t c_mt τ_t of a vector or table: [M, T] and [T, *shape] -> [M, *shape].
+
+    In float32 (float64); autograd keeps the coefficients and a view of the task vectors. Without
+    task vectors [1, *shape], the base's.
+    """
+    if isinstance(deltas, LowRank):
+        deltas = Remade(deltas.dense)
+    if isinstance(deltas, Remade):
+        return deltas.through(lambda c, made: merged_table(c, base, made), coefficients)
+    wide = accumulator(base.dtype, deltas.dtype)
+    if isinstance(deltas, Zeros):
+        return untouched(base[None].to(wide), coefficients)
+    tasks = deltas.shape[0]
+    rows = deltas.reshape(tasks, -1).to(wide)
+    mixed = torch.addmm(base.reshape(1, -1).to(wide), coefficients.to(wide), rows)
+    return mixed.view(coefficients.shape[0], *base.shape)
+
+
+def merged_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Layer normalisation of x [B, …, d] with merged weight and bias, [M, d] or [1, d] each."""
+    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+    if len(weight) == len(bias) == 1:
+        return F.layer_norm(x, x.shape[-1:], weight[0], bias[0], eps)
+
+    def beside(table: Tensor) -> Tensor:
+        return table.view(len(table), *([1] * (x.ndim - 2)), x.shape[-1])
+
+    return torch.addcmul(beside(bias), F.layer_norm(x, x.shape[-1:], eps=eps), beside(weight))
+
+
+def merged_embedding(
+    ids: Tensor, coefficients: Tensor, base: Tensor, deltas: Tensor | LowRank | Zeros | Remade
+) -> Tensor:
+    """Rows of a merged table: ids [B|1, n] and a table [V, D] -> [max(B, M), n, D].
+
+    Only the rows asked for are mixed; without task vectors they are the base's, [B|1, n, D].
+    """
+    if isinstance(deltas, LowRank):
+        deltas = Remade(deltas.dense)
+    if isinstance(deltas, Remade):
+        return deltas.through(lambda c, made: merged_embedding(ids, c, base, made), coefficients)
+    wide = accumulator(base.dtype, deltas.dtype)
+    if isinstance(deltas, Zeros):
+        return untouched(base[ids].to(wide), coefficients)
+    rows, steps = base[ids].to(wide), deltas[:, ids].to(wide)  # [B, n, D], [T, B, n, D]
+    c = coefficients.to(wide)
+    if len(c) == 1:
+        one: Tensor = rows + torch.tensordot(c[0], steps, dims=1)
+        return one
+    if len(ids) == 1:
+        each: Tensor = rows + torch.tensordot(c, steps[:, 0], dims=1)
+        return each
+    return rows + torch.einsum("bt,tbnd->bnd", c, steps)

@@ -1,0 +1,1 @@
+"""Methods that combine classifiers on fixed embeddings: ensembles, probes, Tip-Adapter."""

@@ -1,0 +1,1 @@
+"""Methods that choose coefficients per sample from the logits of the experts."""

@@ -1,0 +1,309 @@
+"""DaWin: coefficients without training, from how sure the models are of each row.
+
+Axes: M models in play, T tasks (experts), N rows, C classes, K merged models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeAlias
+
+import torch
+from annotated_types import Interval
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from fusion.errors import InputError
+from fusion.logits.entropy import entropy
+from fusion.methods.routed.mixtures import fit_beta, fit_dirichlet
+from fusion.parameters import unknown
+from fusion.task_vectors.task_vectors import accumulator
+
+Granularity: TypeAlias = Literal["domain", "cluster", "sample"]
+Expertise: TypeAlias = Literal["entropy", "pseudo_soft", "pseudo_hard", "label"]
+Combine: TypeAlias = Literal["weights", "select", "outputs"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the models say of N rows of one task, under that task's head."""
+
+    tasks: tuple[str, ...]
+    experts: Tensor
+    """Logits [T, N, C] of each expert."""
+    base: Tensor
+    """Logits [N, C] of the base."""
+    labels: Tensor | None = None
+    """int64 [N]; only the oracle reads them."""
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Which merged model each row goes to, or, where nothing is merged, the logits themselves."""
+
+    codings: Tensor
+    """[K, T, 1], float32: the models to merge, each of them some row's; K = 0 beside `logits`."""
+    assign: Tensor
+    """int64 [N]: the model of each row; empty beside `logits`."""
+    logits: Tensor | None = None
+    """[N, C], where outputs are combined."""
+
+
+def dawin(
+    evidence: Evidence,
+    *,
+    granularity: Granularity = "domain",
+    clusters: Annotated[int, Interval(ge=1)] = 3,
+    expert: str | None = None,
+    scale: float = 0.3,
+    offset: bool = False,
+    expertise: Expertise = "entropy",
+    combine: Combine = "weights",
+    temperature: Annotated[float, Interval(gt=0)] = 1.0,
+    base_temperature: Annotated[float, Interval(gt=0)] = 1.0,
+    seed: Annotated[int, Interval(ge=0)] = 0,
+) -> Routing:
+    """Coefficients from the entropies H_m(x) = H(softmax(z_m(x)/τ_m)), natural logarithms.
+
+    Two models, the base Z and one expert F (where `expert` names one, or there is only one):
+
+        λ(x) = e^{−H_F}/(e^{−H_Z} + e^{−H_F}) = σ(H_Z − H_F),      θ = θ₀ + λ·τ_F;
+
+    for C classes, λ of entropies lies in [1/(C + 1), C/(C + 1)]. Several experts, in which the
+    base's logits play no part:
+
+        s(x) = softmax_t(−H_t(x)),      λ_t = scale·T·s_t,      θ = θ₀ + Σ_t λ_t·τ_t.
+
+    With τ_Z, τ_F the temperatures; τ_F, τ_t elsewhere the task vectors.
+
+    Args:
+        evidence: the models' logits of the rows of one task, under its head (so the task of a
+            row is taken as known).
+        granularity: how many models are merged. `domain`: one, of the mean coefficients over
+            rows. `cluster`: one a cluster, of a Beta mixture of λ(x), or a Dirichlet mixture of
+            s(x); its coefficients are the cluster's mean, weighted by responsibility (see
+            `fusion.methods.routed.mixtures`). `sample`: one a row. `select` goes row by row
+            whatever this says.
+        clusters: at most so many, for `cluster`. Default 3, that of the released scripts.
+        expert: F; None: the only expert, or all of several.
+        scale: of several experts alone. Default 0.3, the paper's: T·scale is the mass of task
+            arithmetic.
+        offset: two models alone; shrink λ towards one ρ for the whole set, the more, the less
+            sure both models are:
+            λ = (1 − γ)·σ(H_Z − H_F) + γ·ρ, ρ = H̄_Z/(H̄_Z + H̄_F), γ = b/(e^{−H_Z} + e^{−H_F} + b),
+            b = ½(CV(H_Z) + CV(H_F)), CV the unbiased standard deviation over the mean. It equals
+            the released (e^{−H_F} + bρ)/(e^{−H_Z} + e^{−H_F} + b). Default off; the released
+            scripts have it on.
+        expertise: what stands for H_m(x). `entropy`: itself. Else the cross-entropy of z_m
+            (without temperature) to: `pseudo_soft`, the mean of softmax(z_m/τ_m) over the models
+            in play; `pseudo_hard`, its arg-max; `label`, the true class, an ORACLE.
+        combine: `weights` merges. `select` takes each row's logits from its best model, the one
+            of smallest H (two models: F where H_Z > H_F; a tie goes to Z; several: to the
+            first). `outputs` merges nothing either, and mixes probabilities with the weights
+            that merging would have used, scale aside: (1 − λ)·p_Z + λ·p_F, or Σ_t s_t·p_t, with
+            p_m = softmax(z_m/τ_m); as log-probabilities.
+        temperature: τ of every expert, in entropies and in mixed probabilities only. The release
+            calibrates F at 0.9733 (CLIP ViT-B/32), 1.0066 (B/16), 0.9545 (L/14).
+        base_temperature: τ of the base. The release has 0.9576, 0.96, 1.0767.
+        seed: of the mixture's starts.
+
+    Raises:
+        InputError: logits of wrong shape or not finite, an unknown expert, an offset where it is
+            undefined, labels that are needed and missing or wrong.
+
+    Defaults are the release's for several experts (one model a data set; scale 0.3). For two
+    models its scripts use `cluster` with 3 clusters, and the offset.
+
+    Not reproduced: the release's Dirichlet mixture fits T clusters whatever it is asked for, takes
+    the first, and estimates no concentration; its cluster-wise and sample-wise routes for several
+    experts do not run. Left out: its ratios of maximal logits and of confidences (`maxlogit`,
+    `expconf`, `expconfdiff`): the last two read the base's logits for the expert's side too, so
+    that λ ≈ ½ and their published numbers say nothing; and its pseudo-labels from a merged model.
+
+    Source: Oh et al., arXiv:2410.03782 (DaWin), and its released code, naver-ai/dawin.
+
+    >>> even, sure = torch.zeros(1, 2), torch.tensor([[50.0, 0.0]])
+    >>> routing = dawin(Evidence(("a",), sure[None], even))  # H_Z = ln 2, H_F = 0
+    >>> routing.codings.flatten().tolist(), routing.assign.tolist()  # σ(ln 2) = 2/3
+    ([0.6666666865348816], [0])
+    """
+    check(evidence)
+    chosen = two_models(evidence, expert)
+    if chosen is None:
+        models, temperatures = list(evidence.experts), [temperature] * len(evidence.tasks)
+    else:
+        models = [evidence.base, evidence.experts[chosen]]
+        temperatures = [base_temperature, temperature]
+    check_offset(offset, chosen, combine, len(evidence.base))
+    unsure = uncertainties(models, temperatures, expertise, evidence.labels)
+    if combine == "select":
+        return outputs_only(evidence, selected(models, unsure))
+    shares = shrunk(unsure) if offset else (-unsure).softmax(0)
+    weights, assign = grouped(shares.T, granularity, clusters, seed, two=chosen is not None)
+    if combine == "outputs":
+        return outputs_only(evidence, mixed(models, temperatures, weights[assign]))
+    return Routing(as_codings(weights, chosen, len(evidence.tasks), scale), assign)
+
+
+def is_oracle(params: Mapping[str, Any]) -> bool:
+    """Whether `dawin` with these parameters reads labels.
+
+    >>> is_oracle({"expertise": "label"}), is_oracle({})
+    (True, False)
+    """
+    return params.get("expertise") == "label"
+
+
+def transductive(params: Mapping[str, Any]) -> bool:
+    """Whether a row's result depends on the other rows, under these parameters of `dawin`.
+
+    >>> transductive({}), transductive({"granularity": "sample"})
+    (True, False)
+    >>> transductive({"combine": "select"})  # row by row, at any granularity
+    False
+    """
+    if params.get("combine") == "select":
+        return False
+    return params.get("granularity") != "sample" or bool(params.get("offset"))
+
+
+def check(evidence: Evidence) -> None:
+    """Refuse logits that do not fit together, or are not finite."""
+    shape, base = list(evidence.experts.shape), list(evidence.base.shape)
+    if len(shape) != 3 or shape[0] != len(evidence.tasks) or 0 in shape:
+        needed = f"[{len(evidence.tasks)}, N, C] needed, none of them 0"
+        raise InputError(f"evidence: experts: shape {shape}; {needed}")
+    if base != shape[1:]:
+        raise InputError(f"evidence: base: shape {base}; {shape[1:]} needed, as the experts'")
+    for name, logits in (("experts", evidence.experts), ("base", evidence.base)):
+        if not bool(logits.isfinite().all()):
+            raise InputError(f"evidence: {name}: logits that are not finite; finite ones needed")
+
+
+def two_models(evidence: Evidence, expert: str | None) -> int | None:
+    """The index of F; None where all of several experts are in play."""
+    if expert is None:
+        return 0 if len(evidence.tasks) == 1 else None
+    if expert not in evidence.tasks:
+        raise InputError(f"dawin: expert: {unknown('expert', expert, evidence.tasks)}")
+    return evidence.tasks.index(expert)
+
+
+def check_offset(offset: bool, chosen: int | None, combine: Combine, rows: int) -> None:
+    """Refuse an offset where it is not defined, or would change nothing."""
+    if not offset:
+        return
+    if chosen is None:
+        raise InputError("dawin: offset: True; only False allowed with several experts: name one")
+    if combine == "select":
+        raise InputError("dawin: offset: True; only False allowed with combine 'select'")
+    if rows < 2:
+        raise InputError(f"dawin: offset: True with {rows} row; a deviation over rows needs 2")
+
+
+def uncertainties(
+    models: Sequence[Tensor],
+    temperatures: Sequence[float],
+    expertise: Expertise,
+    labels: Tensor | None,
+) -> Tensor:
+    """H [M, N] in float64: entropies, or cross-entropies to (pseudo-)labels."""
+    dtype = accumulator(*(logits.dtype for logits in models))
+    if expertise == "entropy":
+        pairs = zip(models, temperatures, strict=True)
+        return torch.stack([entropy(logits.to(dtype) / tau) for logits, tau in pairs]).double()
+    if expertise == "label":
+        target = true_classes(labels, models[0])
+    else:
+        target = torch.zeros_like(models[0], dtype=dtype)
+        for logits, tau in zip(models, temperatures, strict=True):
+            target += (logits.to(dtype) / tau).softmax(-1) / len(models)
+        if expertise == "pseudo_hard":
+            target = target.argmax(-1)
+    losses = [cross_entropy(logits.to(dtype), target, reduction="none") for logits in models]
+    return torch.stack(losses).double()
+
+
+def true_classes(labels: Tensor | None, logits: Tensor) -> Tensor:
+    """The labels [N], if there are any that fit the logits [N, C]."""
+    rows, classes = logits.shape
+    if labels is None:
+        raise InputError("dawin: expertise: 'label' needs the evidence's labels; none given")
+    if labels.shape != (rows,) or labels.dtype != torch.int64:
+        found = f"{labels.dtype} {list(labels.shape)}".removeprefix("torch.")
+        raise InputError(f"evidence: labels: {found}; int64 [{rows}] needed")
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        raise InputError(f"evidence: labels: {int(wrong[0])}; int in [0, {classes - 1}] allowed")
+    return labels.to(logits.device)
+
+
+def shrunk(unsure: Tensor) -> Tensor:
+    """(1 − λ, λ) [2, N] from (H_Z, H_F) [2, N], with the offset."""
+    plain, means = (-unsure).softmax(0)[1], unsure.mean(1)
+    # A model that is sure of every row varies by 0 of 0: its CV is 0.
+    spread = unsure.std(1) / means.clamp_min(torch.finfo(means.dtype).tiny)
+    offset, prior = spread.mean(), means[0] / means.sum()
+    if float(offset) == 0:  # γ = 0, even where both exponentials are 0, or no prior is defined
+        return torch.stack([1 - plain, plain])
+    gamma = offset / ((-unsure).exp().sum(0) + offset)
+    shares = (1 - gamma) * plain + gamma * prior
+    return torch.stack([1 - shares, shares])
+
+
+def grouped(
+    shares: Tensor, granularity: Granularity, clusters: int, seed: int, *, two: bool
+) -> tuple[Tensor, Tensor]:
+    """From shares [N, M]: the weights of K models [K, M], and which of them each row has [N]."""
+    rows = torch.arange(len(shares), device=shares.device)
+    if granularity == "sample":
+        return shares, rows
+    if granularity == "domain":
+        return shares.mean(0, keepdim=True), torch.zeros_like(rows)
+    if two:
+        fit = fit_beta(shares[:, 1], clusters, seed)
+        weights = torch.cat([1 - fit.means, fit.means], dim=1)
+    else:
+        fit = fit_dirichlet(shares, clusters, seed)
+        weights = fit.means
+    used, assign = torch.unique(
+        fit.assign, return_inverse=True
+    )  # a model without a row: not merged
+    return weights[used].to(shares.device), assign.to(shares.device)
+
+
+def as_codings(weights: Tensor, chosen: int | None, tasks: int, scale: float) -> Tensor:
+    """Codings [K, T, 1] from weights [K, M]."""
+    if chosen is None:
+        return (scale * tasks * weights).float().unsqueeze(-1)
+    codings = weights.new_zeros(len(weights), tasks, 1, dtype=torch.float32)
+    codings[:, chosen, 0] = weights[:, 1].float()
+    return codings
+
+
+def selected(models: Sequence[Tensor], unsure: Tensor) -> Tensor:
+    """Each row's logits [N, C] from the model of smallest H, the first of equals."""
+    best = unsure.argmin(0)
+    dtype = torch.promote_types(models[0].dtype, models[-1].dtype)
+    logits = models[0].to(dtype, copy=True)
+    for index, other in enumerate(models):
+        logits[best == index] = other[best == index].to(dtype)
+    return logits
+
+
+def mixed(models: Sequence[Tensor], temperatures: Sequence[float], weights: Tensor) -> Tensor:
+    """log Σ_m w_m·softmax(z_m/τ_m) [N, C], for weights [N, M]."""
+    dtype = accumulator(*(logits.dtype for logits in models))
+    terms = [
+        (logits.to(dtype) / tau).log_softmax(-1) + weight.log().to(dtype)[:, None]
+        for logits, tau, weight in zip(models, temperatures, weights.T, strict=True)
+    ]
+    return torch.stack(terms).logsumexp(0)
+
+
+def outputs_only(evidence: Evidence, logits: Tensor) -> Routing:
+    """A routing that merges nothing."""
+    none = torch.zeros(0, dtype=torch.int64, device=logits.device)
+    codings = torch.zeros(0, len(evidence.tasks), 1, device=logits.device)
+    return Routing(codings, none, logits)

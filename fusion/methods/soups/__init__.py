@@ -1,0 +1,1 @@
+"""Model soups: uniform and greedy selection of ingredients, and weight averaging."""

@@ -1,0 +1,250 @@
+"""Greedy selection of ingredients: which to take, in what order to ask, and nothing of how.
+
+Ingredients are numbers 0 … k − 1; a subset is a tuple of them, in order of acceptance. Scores are
+better when larger (give −NLL for a loss). What a subset's score is, whoever runs the machine knows:
+of a soup, the score of the averaged weights; of an ensemble, that of the averaged logits.
+
+    state = begin(order, scores)
+    while subsets := candidates(state, p):
+        state = advance(state, [score of each subset])
+
+For every p the steps and the subset are the same: `advance` decides one candidate after the other
+and throws away what was asked under an assumption that failed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from fusion.errors import InputError
+from fusion.methods.soups.greedy_state import Greedy as Greedy
+from fusion.methods.soups.greedy_state import Outcome as Outcome
+from fusion.methods.soups.greedy_state import Step as Step
+from fusion.methods.soups.greedy_state import Subset as Subset
+from fusion.methods.soups.greedy_state import Tie as Tie
+from fusion.methods.soups.ordering import Order as Order
+from fusion.methods.soups.ordering import checked
+from fusion.methods.soups.ordering import order_of as order_of
+from fusion.methods.soups.ordering import pruned as pruned
+
+PASSES = 8
+"""At most so many times through the order, with replacement: a loss may improve for ever."""
+
+
+def begin(
+    order: Sequence[int],
+    scores: Sequence[float],
+    *,
+    start: Sequence[int] = (),
+    start_score: float | None = None,
+    tie: Tie = "ge",
+    min_delta: float = 0.0,
+    replacement: bool = False,
+    passes: int | None = None,
+    hashes: Sequence[str] | None = None,
+) -> Greedy:
+    """The machine before its first question; the first ingredient is in, its score is not asked.
+
+    Args:
+        order: ingredients, none twice (`order_of`). Those without a finite score are left out and
+            recorded as `failed`.
+        scores: each ingredient's own score, of all k.
+        start: subset to begin with, in place of the order's first.
+        start_score: its score; of a single ingredient it is known; else it is asked first.
+        tie: `ge`: a candidate is accepted at score ≥ best + min_delta: the paper's. `gt`: at
+            score > best + min_delta: the released code's.
+        min_delta: least gain, ≥ 0. Default 0: the paper's.
+        replacement: an ingredient may be taken again (it then weighs more), on score > best
+            only. Rejected ones are asked again after an acceptance, until none is accepted in a
+            whole pass. Default: not, the paper's.
+        passes: at most so many passes through the order; default 1, with replacement 8.
+        hashes: content hashes of all k. With `ge` a copy of what is in would always tie, so it is
+            not asked; with either rule it is not asked where the model would not change at all.
+
+    Raises:
+        InputError: none of the ingredients has a finite score; arguments that do not fit.
+    """
+    count = len(scores)
+    if not (math.isfinite(min_delta) and min_delta >= 0):
+        raise InputError(f"min_delta: {min_delta!r}; a finite number >= 0 needed")
+    if hashes is not None and len(hashes) != count:
+        raise InputError(f"hashes: {len(hashes)} given; one for each of {count} ingredients needed")
+    if passes is not None and passes < 1:
+        raise InputError(f"passes: {passes}; an integer >= 1 needed")
+    order = checked("order", order, count)
+    singles = tuple(float(s) if math.isfinite(s) else None for s in scores)
+    asked = tuple(i for i in order if singles[i] is not None)
+    given = checked("start", start, count, distinct=not replacement)
+    accepted = given or asked[:1]
+    if not accepted:
+        raise InputError("no ingredient has a finite score; at least one needed")
+    best = singles[accepted[0]] if len(set(accepted)) == 1 else start_score
+    if best is not None and not math.isfinite(best):
+        raise InputError(f"start_score: {best!r}; a finite number needed")
+    state = Greedy(
+        order=asked,
+        singles=singles,
+        accepted=accepted,
+        best=best,
+        position=0 if given else 1,
+        tie=tie,
+        min_delta=min_delta,
+        replacement=replacement,
+        passes=passes or (PASSES if replacement else 1),
+        hashes=None if hashes is None else tuple(hashes),
+        steps=tuple(
+            Step((i,), i, "failed", note=f"own score {float(scores[i])}")
+            for i in order
+            if singles[i] is None
+        ),
+    )
+    return settled(state)
+
+
+def copies(state: Greedy, i: int, j: int) -> bool:
+    """Whether two ingredients are the same weights."""
+    return i == j or (state.hashes is not None and state.hashes[i] == state.hashes[j])
+
+
+def upcoming(state: Greedy) -> Iterator[tuple[int, int, bool]]:
+    """Places still to come if all is rejected: (position, ingredient, whether it is skipped)."""
+    tried = set(state.tried)
+    for position in range(state.position, state.passes * len(state.order)):
+        i = state.order[position % len(state.order)]
+        if i in tried or (i in state.accepted and not state.replacement):
+            continue
+        tried.add(i)
+        twins = [copies(state, i, j) for j in state.accepted]
+        guarded = state.tie == "ge" and not state.replacement
+        yield position, i, any(twins) if guarded else all(twins)
+
+
+def settled(state: Greedy) -> Greedy:
+    """The machine moved past copies of what is in, each recorded, up to the next question."""
+    for position, i, skipped in upcoming(state):
+        if not skipped:
+            break
+        twin = next(j for j in state.accepted if copies(state, i, j))
+        note = f"a copy of {twin}" if twin != i else "the model would be the same"
+        step = Step((*state.accepted, i), i, "duplicate", None, state.best, note, twin)
+        state = replace(
+            state, position=position + 1, tried=(*state.tried, i), steps=(*state.steps, step)
+        )
+    return state
+
+
+def candidates(state: Greedy, p: int = 1) -> list[Subset]:
+    """The next p subsets to score, assuming that all before them are rejected; [] at the end.
+
+    Each is the subset so far and one ingredient more, the last. Where the score of the start is
+    not known, the start itself is the first.
+    """
+    if p < 1:
+        raise InputError(f"p: {p}; an integer >= 1 needed")
+    found = [state.accepted] if state.best is None else []
+    for _, i, skipped in upcoming(state):
+        if len(found) == p:
+            break
+        if not skipped:
+            found.append((*state.accepted, i))
+    return found
+
+
+def advance(state: Greedy, scores: Sequence[float]) -> Greedy:
+    """The machine after the scores of `candidates(state, len(scores))`, in their order.
+
+    The first that passes is accepted; what follows it was asked of another subset, and is thrown
+    away. A score that is no finite number is a rejection, recorded as `failed`.
+
+    Raises:
+        InputError: more scores than there are candidates, or none.
+    """
+    asked = len(candidates(state, max(1, len(scores))))
+    if not 1 <= len(scores) <= asked:
+        raise InputError(f"scores: {len(scores)} given; 1 to {asked} candidates were asked")
+    state = replace(state, rounds=state.rounds + 1, evaluations=state.evaluations + len(scores))
+    for score in scores:
+        before = state.accepted
+        state = decided(state, float(score))
+        if state.accepted != before:
+            break
+    return state
+
+
+def decided(state: Greedy, score: float) -> Greedy:
+    """The machine after the score of its next candidate."""
+    if state.best is None:
+        return started(state, score)
+    position, i, _ = next(upcoming(state))
+    candidate = (*state.accepted, i)
+    finite = math.isfinite(score)
+    taken = finite and passes_rule(state, i, score)
+    step = Step(
+        candidate,
+        i,
+        "accepted" if taken else "rejected" if finite else "failed",
+        score if finite else None,
+        state.best,
+        "" if finite else f"score {score}",
+    )
+    state = replace(state, position=position + 1, steps=(*state.steps, step))
+    if taken:
+        return settled(replace(state, accepted=candidate, best=score, tried=()))
+    return settled(replace(state, tried=(*state.tried, i)))
+
+
+def started(state: Greedy, score: float) -> Greedy:
+    """The machine after the score of its start."""
+    if not math.isfinite(score):
+        raise InputError(f"start: {list(state.accepted)} scores {score}; a finite score needed")
+    step = Step(state.accepted, state.accepted[-1], "start", score)
+    return replace(state, best=score, steps=(*state.steps, step))
+
+
+def passes_rule(state: Greedy, i: int, score: float) -> bool:
+    """Whether a finite score is good enough; a copy of what is in must be better."""
+    assert state.best is not None
+    needed = state.best + state.min_delta
+    if state.tie == "gt" or any(copies(state, i, j) for j in state.accepted):
+        return score > needed
+    return score >= needed
+
+
+def greedy(
+    order: Sequence[int],
+    scores: Sequence[float],
+    evaluate: Callable[[Sequence[Subset]], Sequence[float]],
+    p: int = 1,
+    **rule: Any,
+) -> Greedy:
+    """The machine run to its end; `rule` as `begin` takes it.
+
+    S = {first}; for each next i: accept S ∪ {i} where score(S ∪ {i}) ≥ score(S). The result never
+    scores below the first, which in the order by validation is the best single ingredient.
+
+    Args:
+        order: `order_of`.
+        scores: each ingredient's own score.
+        evaluate: scores of subsets, at most p of them at a time.
+        p: candidates asked at once; the result does not depend on it.
+
+    Source: Wortsman et al. 2022, arXiv:2203.05482, recipe 1. Speculation is ours.
+
+    >>> table = {(0, 1): 0.7, (0, 2): 0.9}
+    >>> found = greedy([0, 1, 2], [0.8, 0.7, 0.6], lambda asked: [table[s] for s in asked], p=2)
+    >>> found.subset, found.best, found.rounds, found.evaluations
+    ((0, 2), 0.9, 1, 2)
+    """
+    return run(begin(order, scores, **rule), evaluate, p)
+
+
+def run(
+    state: Greedy, evaluate: Callable[[Sequence[Subset]], Sequence[float]], p: int = 1
+) -> Greedy:
+    """The machine run to its end from where it stands."""
+    while subsets := candidates(state, p):
+        state = advance(state, evaluate(subsets))
+    return state

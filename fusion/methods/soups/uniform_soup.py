@@ -1,0 +1,125 @@
+"""Uniform soup: the mean of all ingredients, each counted once."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fusion.errors import InputError
+from fusion.parameters import unknown
+from fusion.task_vectors.coding import mix_tensor
+from fusion.task_vectors.sharded_reduce import Survey, run_surveys
+from fusion.task_vectors.task_vectors import TaskVectors
+
+MIX = 0x9E3779B97F4A7C15
+"""2⁶⁴/φ, odd: multiplying by it spreads the bits of neighbouring numbers."""
+
+CHUNK = 1 << 20
+
+
+def uniform_soup(
+    vectors: TaskVectors,
+    *,
+    ingredients: Sequence[str] | None = None,
+    distinct: bool = True,
+    survey: tuple[int, ...] | None = None,
+) -> dict[str, Tensor]:
+    """θ = (1/m)·Σ_i θ_i = θ₀ + (1/m)·Σ_i τ_i over m ingredients.
+
+    Args:
+        vectors: base and task vectors, one an ingredient.
+        ingredients: which; default all.
+        distinct: count equal ingredients once. Default true: the pool of the paper holds one
+            model twice, which its published code counts twice (false).
+        survey: a checksum of each whole ingredient, where `vectors` is one shard of it; None:
+            surveyed here.
+
+    Raises:
+        InputError: an unknown name, no ingredients.
+
+    Source: Wortsman et al. 2022, arXiv:2203.05482, §2 (uniform soup).
+
+    >>> v = TaskVectors.from_state_dicts({"w": torch.zeros(1)}, {
+    ...     "a": {"w": torch.ones(1)}, "b": {"w": torch.ones(1)}, "c": {"w": torch.tensor([3.0])}})
+    >>> uniform_soup(v)["w"].item(), round(uniform_soup(v, distinct=False)["w"].item(), 4)
+    (2.0, 1.6667)
+    """
+    chosen = positions(vectors.tasks, ingredients)
+    if survey is None:
+        passes = soup_survey(vectors, ingredients=ingredients, distinct=distinct)
+        survey = run_surveys([passes])
+    kept = unique(survey, chosen) if distinct else chosen
+    weights = [float(i in kept) for i in range(len(vectors.tasks))]
+
+    def fill(name: str, out: Tensor) -> None:
+        mix_tensor(out, vectors.base[name], vectors.deltas[name], weights, scale=1 / len(kept))
+
+    return vectors.build(fill)
+
+
+def soup_survey(
+    vectors: TaskVectors,
+    *,
+    ingredients: Sequence[str] | None = None,
+    distinct: bool = True,
+) -> Survey[tuple[int, ...]]:
+    """A checksum of each whole ingredient; nothing is read where duplicates may stay."""
+    if not distinct:
+        return ()
+    sums = yield checksums(vectors)
+    return tuple(sums.tolist())
+
+
+def checksums(vectors: TaskVectors) -> Tensor:
+    """int64 [T]: equal where all task vectors are equal to the bit; sums over shards, modulo 2⁶⁴.
+
+    Σ over elements of (bits of the element)·(a number of its tensor's name and place): two
+    different models have the same sum once in 2⁶³ or so.
+    """
+    total = torch.zeros(len(vectors.tasks), dtype=torch.int64)
+    for name, deltas in vectors.deltas.items():
+        rows = deltas.reshape(len(vectors.tasks), -1)
+        kind = torch.int64 if rows.dtype == torch.float64 else torch.int32
+        salt = zlib.crc32(name.encode()) << 31
+        for start in range(0, rows.shape[1], CHUNK):
+            part = rows[:, start : start + CHUNK] + 0.0  # -0.0 is 0.0
+            place = torch.arange(start, start + part.shape[1], device=rows.device)
+            factor = (place + salt) * signed(MIX) | 1
+            total += (part.view(kind).to(torch.int64) * factor).sum(1).cpu()
+    return total
+
+
+def signed(value: int) -> int:
+    """An unsigned 64-bit number as int64 has it."""
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def unique(keys: Sequence[object], among: Sequence[int]) -> tuple[int, ...]:
+    """Of some positions, those whose key no earlier one has.
+
+    >>> unique("abab", [0, 1, 2])
+    (0, 1)
+    """
+    first: dict[object, int] = {}
+    for at in among:
+        first.setdefault(keys[at], at)
+    return tuple(first.values())
+
+
+def positions(tasks: Sequence[str], names: Sequence[str] | None) -> tuple[int, ...]:
+    """Where these ingredients stand on the T axis, in its order; None: all.
+
+    Raises:
+        InputError: an unknown name, or none at all.
+    """
+    if names is None:
+        return tuple(range(len(tasks)))
+    for name in names:
+        if name not in tasks:
+            raise InputError(f"ingredients: {unknown('ingredient', str(name), tasks)}")
+    if not names:
+        raise InputError("ingredients: none given; at least one needed")
+    return tuple(at for at, task in enumerate(tasks) if task in names)

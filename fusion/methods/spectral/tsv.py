@@ -1,0 +1,82 @@
+"""TSV-M: the leading singular directions of each task's matrices, made orthogonal to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fusion.methods.spectral.svd import leading, merge_matrices, polar, wide_copy
+from fusion.methods.static.coefficients import tensor_weights
+from fusion.task_vectors.task_vectors import Deltas, TaskVectors
+from fusion.task_vectors.threads import each_alone
+
+
+def tsv_m(
+    vectors: TaskVectors,
+    *,
+    scale: float = 1.0,
+    weights: Sequence[Any] | Mapping[str, Any] | Tensor | None = None,
+    compat: Literal["paper", "fusionbench"] = "paper",
+) -> dict[str, Tensor]:
+    """θ = θ₀ + λ·polar([U_1 … U_T])·diag(S_1 … S_T)·polar([V_1 … V_T])ᵀ for each matrix [m, n].
+
+    U_t, S_t, V_t are the leading d = floor(r/T) singular triplets of τ_t, r = min(m, n), and
+    polar(X) = X(XᵀX)^(−1/2) the nearest matrix with orthonormal columns: tasks keep their
+    strongest directions and no longer share any. All other tensors are averaged, and take λ too.
+
+    A singular value up to max(m, n)·ε of the largest counts as zero, and its direction is left
+    out: a zero or low-rank task vector adds nothing. (FusionBench fills up with whatever its
+    decomposition returns for zero singular values, which then shapes the polar factors.) In the
+    same way directions that several tasks share entirely are one direction.
+
+    Args:
+        vectors: base and task vectors.
+        scale: λ. Default 1, FusionBench's.
+        weights: what each τ_t is multiplied by before all else, in the forms of
+            `weighted_average`; None: 1 (a list is FusionBench's `alpha` as one).
+        compat: the two differ where r < T, so that d = 0: `paper` averages such a matrix,
+            `fusionbench` leaves the base's.
+
+    Raises:
+        InputError: weights, as `weighted_average` says.
+
+    Float32 task vectors are merged to float32's accuracy (`spectral.py`), float64 ones in float64;
+    memory beside base, task vectors and result: that of a few matrices [m, n] in float64.
+
+    Source: Gargiulo et al. 2025, arXiv:2412.00081 (TSV-Merge).
+
+    >>> experts = {"a": {"w": torch.diag(torch.tensor([3.0, 1.0]))},
+    ...            "b": {"w": torch.diag(torch.tensor([1.0, 2.0]))}}
+    >>> v = TaskVectors.from_state_dicts({"w": torch.zeros(2, 2)}, experts)
+    >>> [[round(x, 4) for x in row] for row in tsv_m(v)["w"].tolist()]
+    [[3.0, 0.0], [0.0, 2.0]]
+    """
+
+    if weights is not None:
+        factors = tensor_weights(vectors, weights)
+        vectors = vectors.altered(lambda name, delta: scaled(delta, factors[name]))
+
+    def merged(deltas: Tensor) -> Tensor:
+        share = min(deltas.shape[1:]) // len(deltas)
+        if not share:
+            return torch.zeros_like(deltas[0]) if compat == "fusionbench" else deltas.mean(0)
+        return orthogonalised(deltas, share)
+
+    return merge_matrices(vectors, merged, scale=scale)
+
+
+def scaled(delta: Deltas, factors: Sequence[float]) -> Deltas:
+    """c_t·τ_t [T, *shape], of one number a task."""
+    return delta * delta.new_tensor(factors).view(-1, *[1] * (delta.ndim - 1))
+
+
+def orthogonalised(deltas: Tensor, share: int) -> Tensor:
+    """Task matrices [T, m, n] -> [m, n], `share` directions of each."""
+    known = deltas.dtype
+    parts = each_alone(lambda delta: leading(wide_copy(delta), share, known), list(deltas))
+    left, _ = polar(torch.cat([part.left for part in parts], 1), known)
+    right, _ = polar(torch.cat([part.right for part in parts], 1), known)
+    return left * torch.cat([part.values for part in parts]).to(known) @ right.T

@@ -1,0 +1,1 @@
+"""Methods that merge weights alone: averages, task arithmetic, TIES, DARE and others."""

@@ -1,0 +1,145 @@
+"""Averages of experts: simple, weighted (per task or per tensor), and WiSE-FT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from annotated_types import Interval
+from torch import Tensor
+
+from fusion.errors import InputError
+from fusion.methods.static.coefficients import named_weights, tensor_weights
+from fusion.parameters import unknown
+from fusion.task_vectors.coding import mix_tensor
+from fusion.task_vectors.task_vectors import TaskVectors
+
+
+def simple_average(vectors: TaskVectors) -> dict[str, Tensor]:
+    """θ = (1/T)·Σ_t θ_t = θ₀ + (1/T)·Σ_t τ_t.
+
+    The mean of the experts: the base cancels, and serves only as the origin of the task vectors.
+
+    Source: Wortsman et al. 2022, arXiv:2203.05482 (uniform soup).
+
+    >>> import torch
+    >>> v = TaskVectors.from_state_dicts(
+    ...     {"w": torch.ones(1)}, {"a": {"w": torch.tensor([2.0])}, "b": {"w": torch.tensor([4.0])}}
+    ... )
+    >>> simple_average(v)["w"].tolist()
+    [3.0]
+    """
+    ones = [1.0] * len(vectors.tasks)
+
+    def fill(name: str, out: Tensor) -> None:
+        mix_tensor(out, vectors.base[name], vectors.deltas[name], ones, scale=1 / len(ones))
+
+    return vectors.build(fill)
+
+
+def weighted_average(
+    vectors: TaskVectors,
+    *,
+    weights: Sequence[Any] | Mapping[str, Any] | Tensor | None = None,
+    normalize: bool = True,
+) -> dict[str, Tensor]:
+    """θ_k = Σ_t w_tk θ_t,k = (Σ_t w_tk)·θ₀,k + Σ_t w_tk τ_t,k for each tensor k.
+
+    Args:
+        vectors: base and task vectors.
+        weights: None for equal weights; else one entry a task, as a list [T] in the order of
+            `vectors.tasks` or as a mapping from task to entry. An entry is a number, or, for
+            weights that differ by tensor, a mapping from tensor name or pattern to number
+            (`{"*.mlp.*": 0.7, "*": 0.5}`: an exact name wins, else the longest pattern that
+            matches), or a list [G] in the order of `vectors.groups`, the floating-point tensors
+            of the whole model. A tensor [T] or [T, G] is read as such a list. Names and order
+            are the whole model's, so that a shard takes the same weights as the whole.
+        normalize: divide by the plain sum (no absolute values) over tasks, tensor by tensor.
+            Default true, as FusionBench. Where it is false the weights need not sum to 1, and
+            the base is scaled along.
+
+    Raises:
+        InputError: wrong length, an unknown task or tensor name, a task or tensor without a
+            weight, a weight that is no finite number, weights that sum to zero.
+
+    Source: Matena & Raffel 2022, arXiv:2111.09832, §2 (isotropic merging); layer-wise weights as
+    AdaMerging's, Yang et al. 2024, arXiv:2310.02575.
+
+    >>> import torch
+    >>> v = TaskVectors.from_state_dicts(
+    ...     {"w": torch.ones(1)}, {"a": {"w": torch.tensor([2.0])}, "b": {"w": torch.tensor([4.0])}}
+    ... )
+    >>> weighted_average(v, weights={"a": 3, "b": 1})["w"].tolist()
+    [2.5]
+    >>> weighted_average(v, weights=[3, {"w": 1}], normalize=False)["w"].tolist()
+    [10.0]
+    """
+    table = tensor_weights(vectors, weights)
+    sums = {name: sum(column) for name, column in table.items()}
+    for name, total in sums.items():
+        if normalize and total == 0:
+            raise InputError(f"weights: those of tensor {name!r} sum to zero; cannot be normalised")
+
+    def fill(name: str, out: Tensor) -> None:
+        base, deltas, column, total = (
+            vectors.base[name],
+            vectors.deltas[name],
+            table[name],
+            sums[name],
+        )
+        if normalize:
+            mix_tensor(out, base, deltas, [weight / total for weight in column])
+        else:
+            mix_tensor(out, base, deltas, column, base_scale=total)
+
+    return vectors.build(fill)
+
+
+def wise_ft(
+    vectors: TaskVectors,
+    *,
+    alpha: Annotated[float, Interval(ge=0, le=1)] = 0.5,
+    blocks: Mapping[str, float] | None = None,
+    expert: str | None = None,
+) -> dict[str, Tensor]:
+    """θ_k = (1 − α_k)·θ₀,k + α_k·θ_e,k = θ₀,k + α_k·τ_e,k, for one expert e; α_k = α by default.
+
+    α = 0 is the base to the bit; α = 1 is the expert up to the rounding of its task vector.
+
+    Args:
+        vectors: base and task vectors.
+        alpha: α. Default 0.5, the paper's choice without a validation signal.
+        blocks: α_k of some tensors, by name or pattern, in [0, 1] (`{"*.layers.1?.*": 0.8}`: an
+            exact name wins, else the longest pattern that matches); all others take `alpha`.
+            Default: none, the paper's.
+        expert: the expert's name; None: the only one there is.
+
+    Raises:
+        InputError: an unknown expert, or none named among several; a pattern without a tensor, an
+            α_k outside.
+
+    Source: Wortsman et al. 2022, arXiv:2109.01903, §3.
+
+    >>> import torch
+    >>> v = TaskVectors.from_state_dicts({"w": torch.ones(1)}, {"a": {"w": torch.tensor([3.0])}})
+    >>> wise_ft(v, alpha=0.25)["w"].tolist()
+    [1.5]
+    """
+    if expert is None:
+        if len(vectors.tasks) > 1:
+            raise InputError(
+                f"wise_ft: expert: not given; one of {', '.join(vectors.tasks)} needed"
+            )
+        expert = vectors.tasks[0]
+    if expert not in vectors.tasks:
+        raise InputError(f"wise_ft: expert: {unknown('expert', expert, vectors.tasks)}")
+    chosen = [float(task == expert) for task in vectors.tasks]
+    shares = named_weights("wise_ft: blocks", {"*": alpha, **(blocks or {})}, vectors.groups)
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise InputError(f"wise_ft: blocks: {share:g} for {name!r}; 0 to 1 allowed")
+
+    def fill(name: str, out: Tensor) -> None:
+        mix_tensor(out, vectors.base[name], vectors.deltas[name], chosen, scale=shares[name])
+
+    return vectors.build(fill)

@@ -1,0 +1,143 @@
+"""DARE: entries of task vectors dropped at random, the rest rescaled, then any simple merge."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any, Literal
+
+import torch
+from annotated_types import Interval
+from torch import Tensor
+
+from fusion.errors import InputError
+from fusion.methods.static.average import simple_average
+from fusion.methods.static.task_arithmetic import task_arithmetic
+from fusion.methods.static.ties import Cut, ties, ties_survey
+from fusion.task_vectors.sharded_reduce import Survey
+from fusion.task_vectors.task_vectors import Deltas, TaskVectors
+from fusion.task_vectors.threads import in_threads
+
+
+def dare(
+    vectors: TaskVectors,
+    *,
+    density: Annotated[float, Interval(ge=0, le=1)] = 0.5,
+    rescale: bool = True,
+    merge: Literal["task_arithmetic", "average", "ties"] = "task_arithmetic",
+    scale: float | None = None,
+    trim_density: Annotated[float, Interval(ge=0, le=1)] = 0.2,
+    only_matrices: bool = False,
+    seed: int = 0,
+    compat: Literal["paper", "fusionbench"] = "paper",
+    survey: Cut | None = None,
+) -> dict[str, Tensor]:
+    """θ = merge(θ₀, m_t ⊙ τ_t / density), m_tj = 1 with probability `density`, else 0.
+
+    Whether an entry is kept depends on (seed, task, tensor, entry) and on nothing else: not on
+    shards, the order or number of tasks, threads, or the device. Numbers are drawn on the CPU.
+
+    Args:
+        vectors: base and task vectors.
+        density: fraction kept, the paper's 1 − p. 0 gives the base, 1 the plain method. Default
+            0.5, FusionBench's; the paper goes down to 0.1 and less.
+        rescale: divide what is kept by the density, so that the mean stays. Default true.
+        merge: what is done with the task vectors that are left.
+        scale: λ of task arithmetic or TIES. Default: that of the method, 0.3 or 1 (0.5 for TIES
+            with `compat: fusionbench`). The average has none.
+        trim_density: `density` of the trim of TIES. Default 0.2, its paper's.
+        only_matrices: drop entries of tensors with two axes only and keep all else as it is.
+            (FusionBench's `only_on_linear_weights`, which spares embeddings too.)
+        seed: of the drop.
+        compat: `fusionbench` runs TIES as FusionBench does (`ties`' own option, merge sum).
+            Its drops come from one global stream, which nothing can reproduce here.
+        survey: TIES' cut of the whole model, where `vectors` is one shard of it.
+
+    Raises:
+        InputError: a scale for the average.
+
+    Source: Yu et al. 2024, arXiv:2311.03099, §3 (drop and rescale).
+
+    >>> v = TaskVectors.from_state_dicts({"w": torch.zeros(4)}, {"a": {"w": torch.ones(4)}})
+    >>> dare(v, density=0.5, scale=1.0, seed=1)["w"].unique().tolist()
+    [0.0, 2.0]
+    """
+    left = dropped(vectors, density, rescale, only_matrices, seed)
+    if merge == "ties":
+        options = ties_options(trim_density, scale, compat)
+        return ties(left, survey=survey, **options)
+    if merge == "average":
+        if scale is not None:
+            raise InputError(f"dare: scale: {scale:g}; merge 'average' takes none")
+        return simple_average(left)
+    return task_arithmetic(left) if scale is None else task_arithmetic(left, scale=scale)
+
+
+def dare_survey(
+    vectors: TaskVectors,
+    *,
+    density: float = 0.5,
+    rescale: bool = True,
+    merge: Literal["task_arithmetic", "average", "ties"] = "task_arithmetic",
+    scale: float | None = None,
+    trim_density: float = 0.2,
+    only_matrices: bool = False,
+    seed: int = 0,
+    compat: Literal["paper", "fusionbench"] = "paper",
+) -> Survey[Cut | None]:
+    """TIES' cut of a whole model after the drop; None for merges that need none.
+
+    It has the parameters of `dare`.
+    """
+    if merge != "ties":
+        return None
+    left = dropped(vectors, density, rescale, only_matrices, seed)
+    return (yield from ties_survey(left, **ties_options(trim_density, scale, compat)))
+
+
+def ties_options(
+    trim_density: float, scale: float | None, compat: Literal["paper", "fusionbench"]
+) -> dict[str, Any]:
+    """The parameters of `ties`."""
+    if compat == "fusionbench":
+        scale = 0.5 if scale is None else scale
+        return {"density": trim_density, "scale": scale, "merge": "sum", "compat": compat}
+    return {"density": trim_density, "scale": 1.0 if scale is None else scale}
+
+
+def dropped(
+    vectors: TaskVectors, density: float, rescale: bool, only_matrices: bool, seed: int
+) -> TaskVectors:
+    """Task vectors with entries dropped, made as they are read; density 1: the same object."""
+    if density == 1:
+        return vectors
+    factor = 1 / density if rescale and density else 1.0
+
+    def drop(name: str, delta: Deltas) -> Deltas:
+        if only_matrices and delta.ndim != 3:
+            return delta
+        kept = torch.zeros_like(delta, memory_format=torch.contiguous_format)
+        if not density:
+            return kept
+
+        def drop_row(at: int) -> None:
+            mask = keep_mask(tuple(delta.shape[1:]), density, seed, vectors.tasks[at], name)
+            torch.mul(delta[at], mask.to(delta.device), out=kept[at])
+            kept[at] *= factor
+
+        in_threads(drop_row, range(len(delta)))
+        return kept
+
+    return vectors.altered(drop)
+
+
+def keep_mask(shape: tuple[int, ...], density: float, seed: int, task: str, name: str) -> Tensor:
+    """bool [*shape] on the CPU, true with probability `density`; a function of its arguments.
+
+    >>> a = keep_mask((1000,), 0.3, 0, "mnist", "w")
+    >>> torch.equal(a, keep_mask((1000,), 0.3, 0, "mnist", "w")), 250 < int(a.sum()) < 350
+    (True, True)
+    """
+    words = "\0".join((str(seed), task, name)).encode()
+    number = int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "little", signed=True)
+    generator = torch.Generator().manual_seed(number)
+    return torch.rand(shape, generator=generator, device="cpu") < density

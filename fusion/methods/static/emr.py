@@ -1,0 +1,101 @@
+"""EMR-Merging: one elected task vector, and a mask and a rescaler a task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from fusion.task_vectors.elementwise import combine_tensor, totals
+from fusion.task_vectors.sharded_reduce import Survey, run_surveys
+from fusion.task_vectors.task_vectors import TaskVectors
+
+Compat: TypeAlias = Literal["paper", "fusionbench"]
+
+
+def emr(
+    vectors: TaskVectors,
+    *,
+    task: str,
+    compat: Compat = "paper",
+    survey: tuple[float, ...] | None = None,
+) -> dict[str, Tensor]:
+    """θ_t = θ₀ + ρ_t·(M_t ⊙ τ_uni), one model a task.
+
+    Elect: s = sign(Σ_t τ_t), and τ_uni takes, entry by entry, s times the largest |τ_t| among the
+    tasks whose sign is s. Mask: M_t = [τ_t·s > 0]. Rescale: ρ_t = Σ|τ_t| / Σ|M_t ⊙ τ_uni| over all
+    entries of the model; 1 where the denominator is 0, for then the masked vector is 0.
+
+    Args:
+        vectors: base and task vectors.
+        task: whose model.
+        compat: `fusionbench` takes a zero sum for negative, and in ρ_t the sum over tensors of
+            each one's mean, so that every tensor weighs alike whatever its size. Default `paper`.
+        survey: ρ of every task over the whole model, where `vectors` is one shard of it; None:
+            surveyed here.
+
+    A pool keeps base, τ_uni, T masks of one bit an entry and T numbers; here task vectors are
+    pinned, and a task's model is made of them when it is asked for.
+
+    Source: Huang et al. 2024, arXiv:2405.17461, §3.2 and Algorithm 1.
+
+    >>> experts = {"a": {"w": torch.tensor([2.0, -1.0])}, "b": {"w": torch.tensor([1.0, 3.0])}}
+    >>> v = TaskVectors.from_state_dicts({"w": torch.zeros(2)}, experts)
+    >>> emr(v, task="a")["w"].tolist()  # τ_uni = (2, 3), M_a = (1, 0), ρ_a = 3/2
+    [3.0, 0.0]
+    """
+    if survey is None:
+        survey = run_surveys([emr_survey(vectors, compat=compat)])
+    at = vectors.tasks.index(task)
+
+    def masked(rows: Tensor) -> Tensor:
+        sign = elected(rows, compat)
+        own = rows[at] * sign > 0
+        return torch.where(own, unified(rows, sign), 0.0)
+
+    def fill(name: str, out: Tensor) -> None:
+        combine_tensor(out, vectors.base[name], vectors.deltas[name], masked, scale=survey[at])
+
+    return vectors.build(fill)
+
+
+def emr_survey(vectors: TaskVectors, *, compat: Compat = "paper") -> Survey[tuple[float, ...]]:
+    """ρ of every task, from sums over the whole model."""
+
+    def sizes(rows: Tensor) -> Tensor:
+        sign = elected(rows, compat)
+        largest = unified(rows, sign)
+        kept = torch.where(rows * sign > 0, largest.abs(), 0.0)
+        return torch.stack(
+            [rows.abs().sum(1, dtype=torch.float64), kept.sum(1, dtype=torch.float64)]
+        )
+
+    # One line a tensor of the whole model, zeros for other shards': sums over shards are exact.
+    lines = torch.zeros(len(vectors.groups), 2, len(vectors.tasks), dtype=torch.float64)
+    place = {name: index for index, name in enumerate(vectors.groups)}
+    for name, deltas in vectors.deltas.items():
+        weight = max(1, deltas[0].numel()) if compat == "fusionbench" else 1
+        lines[place[name]] = totals(deltas, sizes) / weight
+    lines = yield lines
+    return tuple(ratios(lines.sum(0)))
+
+
+def ratios(sums: Tensor) -> Iterator[float]:
+    """Numerators over denominators of [2, T]; 1 where the denominator is 0."""
+    for own, kept in sums.T.tolist():
+        yield own / kept if kept else 1.0
+
+
+def elected(rows: Tensor, compat: Compat) -> Tensor:
+    """The sign of the sum of [T, n]: −1, 0 or 1; in FusionBench −1 where it is 0."""
+    sign = rows.sum(0).sign_()
+    if compat == "fusionbench":
+        sign[sign == 0] = -1.0
+    return sign
+
+
+def unified(rows: Tensor, sign: Tensor) -> Tensor:
+    """The entry [n] of the elected sign and the largest magnitude among [T, n]; 0 where none is."""
+    return (rows * sign).clamp_min_(0).amax(0).mul_(sign)

@@ -1,0 +1,73 @@
+"""Model Stock: the mean of the experts, drawn towards the base by the angle between them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fusion.task_vectors.coding import mix_tensor
+from fusion.task_vectors.gram import tensor_gram
+from fusion.task_vectors.task_vectors import TaskVectors
+
+EPSILON = 1e-8
+"""FusionBench's, added to both denominators."""
+
+
+def model_stock(
+    vectors: TaskVectors, *, compat: Literal["paper", "fusionbench"] = "paper"
+) -> dict[str, Tensor]:
+    """θ_k = r_k·mean_t(θ_t,k) + (1 − r_k)·θ₀,k, r = T·c/(1 + (T − 1)·c), tensor by tensor.
+
+    c is the mean cosine of the T(T−1)/2 pairs of task vectors of the tensor. A zero task vector
+    has cosine 0 with all. The paper's angles are acute; where c < 0 its formula leaves the
+    segment between base and mean (and has a pole at c = −1/(T−1)), and r is 0: the base. One
+    expert alone is its own mean, r = 1.
+
+    Args:
+        vectors: base and task vectors; the experts of the paper are trained on one task.
+        compat: `fusionbench` takes the cosine of the mean *angle*, adds 1e-8 to both
+            denominators (which matters for norms below 1e-3: equal task vectors of norm 1e-4
+            have r = 0.646 and not 1), and lets r be negative, however large.
+
+    Memory beside base, task vectors and result: a block of T rows. Products are summed in float64.
+
+    Source: Jang et al. 2024, arXiv:2403.19522, eq. (7) and §4; `fusion.task_vectors.gram.stock`
+    reads the same ratio off a Gram matrix, unclamped.
+
+    >>> experts = {"a": {"w": torch.tensor([2.0, 0.0])},
+    ...            "b": {"w": torch.tensor([1.0, 3.0**0.5])}}
+    >>> v = TaskVectors.from_state_dicts({"w": torch.zeros(2)}, experts)
+    >>> [round(x, 4) for x in model_stock(v)["w"].tolist()]  # 60 degrees: r = 2/3
+    [1.0, 0.5774]
+    """
+    ones = [1.0] * len(vectors.tasks)
+
+    def fill(name: str, out: Tensor) -> None:
+        deltas = vectors.deltas[name]
+        ratio = stock_ratio(tensor_gram(deltas), compat)
+        mix_tensor(out, vectors.base[name], deltas, ones, scale=ratio / len(ones))
+
+    return vectors.build(fill)
+
+
+def stock_ratio(products: Tensor, compat: Literal["paper", "fusionbench"] = "paper") -> float:
+    """r of one tensor from its task vectors' Gram matrix [T, T].
+
+    >>> stock_ratio(torch.tensor([[4.0, 2.0], [2.0, 4.0]]).double())
+    0.6666666666666666
+    """
+    count = len(products)
+    if count == 1:
+        return 1.0
+    lengths = products.diagonal().clamp_min(0).sqrt()
+    lengthy = torch.outer(lengths, lengths)
+    pairs = torch.triu_indices(count, count, 1).unbind()
+    if compat == "fusionbench":
+        cosine = (products / (lengthy + EPSILON)).clamp(-1, 1)[pairs]
+        mean = float(cosine.arccos().mean().cos())
+        return count * mean / ((count - 1) * mean + 1 + EPSILON)
+    cosine = torch.where(lengthy > 0, products / lengthy, torch.zeros_like(products))
+    mean = float(cosine.clamp(-1, 1)[pairs].mean())
+    return count * mean / (1 + (count - 1) * mean) if mean > 0 else 0.0

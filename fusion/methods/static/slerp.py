@@ -1,0 +1,113 @@
+"""SLERP: two models joined by an arc, tensor by tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Interval
+from torch import Tensor
+
+from fusion.errors import InputError
+from fusion.parameters import unknown
+from fusion.task_vectors.coding import mix_tensor
+from fusion.task_vectors.gram import tensor_gram
+from fusion.task_vectors.task_vectors import TaskVectors
+
+EPSILON = 1e-8
+"""FusionBench's: a shorter vector is not divided by its length."""
+
+
+def slerp(
+    vectors: TaskVectors,
+    *,
+    t: Annotated[float, Interval(ge=0, le=1)] = 0.5,
+    experts: Sequence[str] | None = None,
+    threshold: Annotated[float, Interval(ge=0, le=1)] = 0.9995,
+    compat: Literal["paper", "fusionbench"] = "paper",
+) -> dict[str, Tensor]:
+    """θ_k = sin((1−t)Ω)/sinΩ · θ_a,k + sin(tΩ)/sinΩ · θ_b,k, Ω the angle of θ_a,k and θ_b,k.
+
+    Weights, not task vectors, are joined, tensor by tensor; the angle is that of the whole
+    tensor, seen from the origin. Tensors with |cosΩ| > threshold are joined by a straight line,
+    (1−t)·θ_a + t·θ_b: those of experts near their base mostly are. Products are summed in
+    float64; half-precision weights are read as float32 and the result is rounded once.
+
+    Args:
+        vectors: base and task vectors.
+        t: where on the arc; 0 is the first model, 1 the second. Default 0.5, FusionBench's.
+        experts: names (a, b); or one name, which is joined with the base: (θ₀, θ_a). Default:
+            the two there are, in their order, or the only one.
+        threshold: |cosΩ| from which tensors count as parallel. Default 0.9995, FusionBench's.
+        compat: the two differ where a tensor has (almost) no length. It has no direction, so
+            `paper` joins by a straight line where one is zero; `fusionbench` takes cosΩ of
+            vectors shorter than 1e-8 without normalising them, that is, Ω ≈ 90°.
+
+    Raises:
+        InputError: an unknown expert; another number of experts than one or two.
+
+    Source: Shoemake 1985, Animating rotation with quaternion curves (SIGGRAPH); on weights as
+    FusionBench.
+
+    >>> experts = {"a": {"w": torch.tensor([1.0, 0.0])}, "b": {"w": torch.tensor([0.0, 1.0])}}
+    >>> v = TaskVectors.from_state_dicts({"w": torch.zeros(2)}, experts)
+    >>> [round(x, 4) for x in slerp(v)["w"].tolist()]
+    [0.7071, 0.7071]
+    """
+    pair = endpoints(vectors.tasks, experts)
+    width = len(vectors.tasks)
+
+    def fill(name: str, out: Tensor) -> None:
+        base, deltas = vectors.base[name], vectors.deltas[name]
+        origin = base.to(deltas.dtype)
+        ends = torch.stack([origin if at is None else origin + deltas[at] for at in pair])
+        first, second, total = arc_weights(tensor_gram(ends), t, threshold, compat)
+        coefficients = [0.0] * width
+        for at, weight in zip(pair, (first, second), strict=True):
+            if at is not None:
+                coefficients[at] += weight
+        mix_tensor(out, base, deltas, coefficients, base_scale=total)
+
+    return vectors.build(fill)
+
+
+def endpoints(tasks: Sequence[str], experts: Sequence[str] | None) -> list[int | None]:
+    """Where the two models stand on the T axis; None is the base.
+
+    Raises:
+        InputError: an unknown name; more or fewer than one or two, or one twice.
+    """
+    names = list(tasks if experts is None else experts)
+    for name in names:
+        if name not in tasks:
+            raise InputError(f"slerp: experts: {unknown('expert', str(name), tasks)}")
+    if len(names) not in (1, 2) or len(set(names)) != len(names):
+        given = ", ".join(names) or "none"
+        raise InputError(f"slerp: experts: {given}; two names, or one to join with the base")
+    places: list[int | None] = [list(tasks).index(name) for name in names]
+    return places if len(places) == 2 else [None, *places]
+
+
+def arc_weights(
+    products: Tensor, t: float, threshold: float, compat: Literal["paper", "fusionbench"]
+) -> tuple[float, float, float]:
+    """(weight of the first, of the second, their sum) from the Gram matrix [2, 2].
+
+    >>> arc_weights(torch.eye(2).double(), 1.0, 0.9995, "paper")[:2]
+    (0.0, 1.0)
+    """
+    lengths = [math.sqrt(max(0.0, float(products[i, i]))) for i in (0, 1)]
+    dot = float(products[0, 1])
+    if compat == "fusionbench":
+        cosine = dot
+        for length in lengths:
+            cosine /= length if length > EPSILON else 1.0
+    else:
+        cosine = dot / lengths[0] / lengths[1] if all(lengths) else 1.0
+    if abs(cosine) > threshold or abs(cosine) >= 1.0:
+        return 1 - t, t, 1.0
+    angle = math.acos(cosine)
+    first, second = (math.sin(part * angle) / math.sin(angle) for part in (1 - t, t))
+    return first, second, first + second

@@ -1,0 +1,87 @@
+"""TALL masks: where a task's information lies in a merged task vector; consensus of the masks."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from annotated_types import Interval
+from torch import Tensor
+
+from fusion.task_vectors.elementwise import combine_tensor, combined
+from fusion.task_vectors.task_vectors import TaskVectors
+
+
+def tall_mask(
+    vectors: TaskVectors,
+    *,
+    task: str,
+    threshold: Annotated[float, Interval(ge=0)] = 0.4,
+    scale: float = 1.0,
+) -> dict[str, Tensor]:
+    """θ_t = θ₀ + λ·(m_t ⊙ Στ) with m_t = [|τ_t| ≥ κ·|Στ − τ_t|], one model a task.
+
+    Args:
+        vectors: base and task vectors.
+        task: whose model.
+        threshold: κ, the paper's λ_t: the larger, the fewer entries are kept. Default 0.4, the
+            middle of the paper's {0.2, …, 0.6}; FusionBench's is 0.6.
+        scale: λ of the merged task vector. Default 1.
+
+    Where τ_t and Στ − τ_t are both zero, nothing is kept or lost: Στ is zero there. FusionBench's
+    own version compares weights with task vectors and cannot run; it has no compat here.
+
+    Source: Wang et al. 2024, arXiv:2405.07813, §4.1, eq. 5.
+
+    >>> experts = {"a": {"w": torch.tensor([2.0, 0.1])}, "b": {"w": torch.tensor([1.0, 3.0])}}
+    >>> v = TaskVectors.from_state_dicts({"w": torch.zeros(2)}, experts)
+    >>> tall_mask(v, task="a")["w"].tolist()
+    [3.0, 0.0]
+    """
+    at = vectors.tasks.index(task)
+
+    def masked(rows: Tensor) -> Tensor:
+        total = rows.sum(0)
+        return torch.where(masks(rows[at : at + 1], total, threshold)[0], total, 0.0)
+
+    def fill(name: str, out: Tensor) -> None:
+        combine_tensor(out, vectors.base[name], vectors.deltas[name], masked, scale=scale)
+
+    return vectors.build(fill)
+
+
+def consensus(
+    vectors: TaskVectors,
+    *,
+    threshold: Annotated[float, Interval(ge=0)] = 0.4,
+    least: Annotated[int, Interval(ge=1)] = 2,
+    scale: float = 0.3,
+) -> dict[str, Tensor]:
+    """θ = θ₀ + λ·(m ⊙ Στ), m = [Σ_t m_t ≥ k]: entries that at least k tasks need.
+
+    Drops what no task needs (catastrophic weights) and what only one does (selfish weights).
+
+    Args:
+        vectors: base and task vectors.
+        threshold: κ of the masks m_t (see `tall_mask`). Default 0.4.
+        least: k. Default 2, the paper's; 0 would be task arithmetic; more than T keeps nothing.
+        scale: λ. Default 0.3, as task arithmetic's; the paper chooses it on validation.
+
+    Source: Wang et al. 2024, arXiv:2405.07813, §4.3, eq. 6 (Consensus Task Arithmetic).
+
+    >>> experts = {"a": {"w": torch.tensor([2.0, 0.1])}, "b": {"w": torch.tensor([1.0, 3.0])}}
+    >>> v = TaskVectors.from_state_dicts({"w": torch.zeros(2)}, experts)
+    >>> consensus(v, scale=1.0)["w"].tolist()
+    [3.0, 0.0]
+    """
+
+    def agreed(rows: Tensor) -> Tensor:
+        total = rows.sum(0)
+        return torch.where(masks(rows, total, threshold).sum(0) >= least, total, 0.0)
+
+    return combined(vectors, agreed, scale=scale)
+
+
+def masks(rows: Tensor, total: Tensor, threshold: float) -> Tensor:
+    """Which entries of [T, n] are at least κ times what the others sum to: bool [T, n]."""
+    return rows.abs() >= threshold * (total - rows).abs()

@@ -1,0 +1,1 @@
+"""Methods that need statistics of data: Fisher information and RegMean."""

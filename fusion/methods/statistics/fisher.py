@@ -1,0 +1,160 @@
+"""Fisher merging: experts weighed, parameter by parameter, by how much their outputs hang on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, TypeAlias
+
+import torch
+from annotated_types import Interval
+from torch import Tensor
+
+from fusion.methods.statistics.collect import Asked, checked
+from fusion.task_vectors.elementwise import totals
+from fusion.task_vectors.sharded_reduce import Survey, run_surveys
+from fusion.task_vectors.task_vectors import TaskVectors, accumulator
+from fusion.task_vectors.threads import SERIAL, in_threads, portions
+
+Estimate: TypeAlias = Literal["sampled", "exact", "batch"]
+
+
+def fisher(
+    vectors: TaskVectors,
+    *,
+    statistics: Mapping[str, Tensor],
+    normalize: bool = True,
+    floor: Annotated[float, Interval(ge=0)] = 1e-6,
+    estimate: Estimate = "sampled",
+    examples: Annotated[int, Interval(ge=1)] = 256,
+    batch_size: Annotated[int, Interval(ge=1)] = 32,
+    seed: int = 0,
+    survey: tuple[float, ...] | None = None,
+) -> dict[str, Tensor]:
+    """θ_j = Σ_t c_t (F_tj + ε) θ_tj / Σ_t c_t (F_tj + ε), F the diagonal of Fisher's information.
+
+    It is computed as θ₀ + Σ c (F + ε) τ / Σ c (F + ε). Where all weights are zero (ε = 0), experts
+    count alike.
+
+    Args:
+        vectors: base and task vectors.
+        statistics: F, tensor name -> [T, *shape]; of each expert on its own task.
+        normalize: c_t is proportional to 1/(‖F_t‖ + ε), so that no expert dominates by the scale
+            of its gradients alone; false: c_t = 1/T. Default true: the released code's.
+        floor: ε. Default 1e-6, FusionBench's.
+        estimate: how F is found. `sampled`: E_x (∂ log p(y|x))² with one label y drawn from the
+            model's own p(y|x) an image: the paper's, for many classes. `exact`: its expectation
+            over all C classes, C times the work. `batch`: FusionBench's, which sums
+            Σ_c √p_c·log p_c over a batch before it squares, divides by images, and so depends on
+            `batch_size`: cheap, and no Fisher information.
+        examples: images of each task's fit rows, drawn with `seed`. Default 256, FusionBench's.
+        batch_size: of `batch` only. Default 32, FusionBench's.
+        seed: of images and labels.
+        survey: ‖F_t‖ over the whole model, where `vectors` is one shard of it.
+
+    Raises:
+        InputError: statistics that are missing or of another shape.
+
+    FusionBench takes the first images of a data set instead of drawn ones.
+
+    Source: Matena & Raffel 2022, arXiv:2111.09832, §3, eq. 5 and 6.
+
+    >>> experts = {"a": {"w": torch.tensor([1.0])}, "b": {"w": torch.tensor([3.0])}}
+    >>> v = TaskVectors.from_state_dicts({"w": torch.zeros(1)}, experts)
+    >>> f = {"w": torch.tensor([[3.0], [1.0]])}
+    >>> fisher(v, statistics=f, normalize=False, floor=0.0)["w"].tolist()  # (3·1 + 1·3) / 4
+    [1.5]
+    """
+    if survey is None:
+        survey = run_surveys([fisher_survey(vectors, statistics=statistics, normalize=normalize)])
+    shares = [1 / (norm + floor) if normalize and norm + floor else 1.0 for norm in survey]
+    factors = [share / sum(shares) for share in shares]
+
+    def fill(name: str, out: Tensor) -> None:
+        deltas = vectors.deltas[name]
+        found = checked("fisher", statistics, name, deltas.shape, deltas.device)
+        weigh(out, vectors.base[name], deltas, found, factors, floor)
+
+    return vectors.build(fill)
+
+
+def fisher_survey(
+    vectors: TaskVectors,
+    *,
+    statistics: Mapping[str, Tensor],
+    normalize: bool = True,
+    floor: float = 1e-6,
+    estimate: Estimate = "sampled",
+    examples: int = 256,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> Survey[tuple[float, ...]]:
+    """‖F_t‖ over the whole model; nothing is read where it is not used."""
+    tasks = len(vectors.tasks)
+    if not normalize:
+        return (1.0,) * tasks
+    lines = torch.zeros(len(vectors.groups), tasks, dtype=torch.float64)
+    place = {name: index for index, name in enumerate(vectors.groups)}
+    for name, deltas in vectors.deltas.items():
+        found = checked("fisher", statistics, name, deltas.shape, deltas.device)
+        lines[place[name]] = totals(found, lambda rows: rows.double().square().sum(1))
+    lines = yield lines
+    return tuple(lines.sum(0).sqrt().tolist())
+
+
+def fisher_asks(
+    *, estimate: Estimate, examples: int, batch_size: int, seed: int, **rest: object
+) -> Asked:
+    """What `fisher` needs to know of the data."""
+    size = batch_size if estimate == "batch" else 1
+    return Asked("fisher", examples, size, seed, {"estimate": estimate})
+
+
+def weigh(
+    out: Tensor, base: Tensor, deltas: Tensor, found: Tensor, factors: list[float], floor: float
+) -> None:
+    """θ₀ + Σ c (F + ε) τ / Σ c (F + ε) of one tensor, chunk by chunk."""
+    dtype = accumulator(out.dtype, base.dtype, deltas.dtype, found.dtype)
+    target = torch.empty(base.numel(), dtype=out.dtype, device=out.device)
+    origin = base.reshape(-1)
+    rows, weights = deltas.reshape(len(deltas), -1), found.reshape(len(found), -1)
+    scale = torch.tensor(factors, dtype=dtype, device=out.device)[:, None]
+
+    def work(portion: slice) -> None:
+        for start in range(portion.start, portion.stop, SERIAL):
+            span = slice(start, min(start + SERIAL, portion.stop))
+            w = (weights[:, span].to(device=out.device, dtype=dtype) + floor) * scale
+            total = w.sum(0)
+            w = torch.where(total > 0, w, 1.0)
+            moved = (w * rows[:, span].to(dtype)).sum(0) / w.sum(0)
+            torch.add(origin[span].to(dtype), moved, out=target[span])
+
+    in_threads(work, portions(len(target), SERIAL))
+    out.copy_(target.view(out.shape))
+
+
+class Squares:
+    """Σ (∂/∂θ)² over backward passes, in float32: one model's memory, however many there are.
+
+    Args:
+        parameters: name -> the live parameter, whose gradients are taken and let go.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        self.parameters = parameters
+        self.sums = {
+            name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()
+        }
+        self.images = 0
+
+    def add(self, images: int) -> None:
+        """Square and add the gradients that are there; `images`: how many of them are new."""
+        self.images += images
+        for name, parameter in self.parameters.items():
+            if parameter.grad is not None:
+                gradient = parameter.grad.float()
+                self.sums[name].addcmul_(gradient, gradient)
+                parameter.grad = None
+
+    def means(self) -> dict[str, Tensor]:
+        """name -> F: sums over images."""
+        return {name: total / max(1, self.images) for name, total in self.sums.items()}

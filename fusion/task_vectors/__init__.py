@@ -1,0 +1,1 @@
+"""Task vectors, codings, and the kernels that mix, sparsify and reduce them."""

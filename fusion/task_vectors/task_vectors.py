@@ -1,0 +1,197 @@
+"""State dicts and task vectors: the base and what each expert adds to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from fusion.errors import InputError
+from fusion.task_vectors.lazy import Computed
+
+StateDict: TypeAlias = Mapping[str, Tensor]
+"""Tensor name -> tensor; read-only by convention."""
+
+Deltas: TypeAlias = Tensor
+"""The T task vectors of one tensor, stacked: [T, *shape]."""
+
+
+def accumulator(*dtypes: torch.dtype) -> torch.dtype:
+    """The dtype sums are made in: float32, or float64 where any input is float64.
+
+    >>> accumulator(torch.bfloat16), accumulator(torch.float32, torch.float64)
+    (torch.float32, torch.float64)
+    """
+    wide = torch.float32
+    for dtype in dtypes:
+        wide = torch.promote_types(wide, dtype)
+    return wide
+
+
+@dataclass(frozen=True, eq=False)
+class TaskVectors:
+    """Base θ₀ and task vectors τ_t = θ_t − θ₀ of T experts.
+
+    `deltas` holds the floating-point tensors only; integer and bool buffers are equal in all
+    models (checked) and are carried by `base`. Nothing in here is ever written to, except the
+    tensors of `arena`, which a merge fills in place when the caller lent it one.
+    """
+
+    tasks: tuple[str, ...]
+    """The experts' names; fixes every T axis."""
+    base: StateDict
+    """name -> θ₀ [*shape], in the checkpoint's dtype."""
+    deltas: Mapping[str, Deltas]
+    """name -> τ [T, *shape], in `accumulator(base dtype, expert dtypes)`."""
+    arena: StateDict | None = None
+    """Where merged tensors go; None: fresh memory."""
+    groups: tuple[str, ...] = ()
+    """Names of the floating-point tensors of the whole model, in order: the G axis of layer-wise
+    codings and weights. A shard keeps the whole's; by default the names in `deltas`."""
+    results: torch.dtype | None = None
+    """What a merged model's floating-point tensors are rounded to, once, also where they go on in
+    an arena of another dtype; None: to that of the base's tensor."""
+
+    def __post_init__(self) -> None:
+        if not self.groups:
+            object.__setattr__(self, "groups", tuple(self.deltas))
+
+    @classmethod
+    def from_state_dicts(cls, base: StateDict, experts: Mapping[str, StateDict]) -> TaskVectors:
+        """Subtract `base` from each expert, in float32 (float64 where an input is float64).
+
+        Raises:
+            InputError: no expert; missing, extra, mis-shaped or non-finite tensors; integer
+                buffers that differ. The line names the expert and the tensor.
+        """
+        if not experts:
+            raise InputError("experts: none given; at least one is needed")
+        for name, tensor in base.items():
+            check_finite(tensor, name, "base")
+        for task, expert in experts.items():
+            check_names(base, expert, task)
+        deltas = {
+            name: stack_deltas(name, tensor, {task: experts[task][name] for task in experts})
+            for name, tensor in base.items()
+            if tensor.is_floating_point()
+        }
+        for name, tensor in base.items():
+            if not tensor.is_floating_point():
+                for task in experts:
+                    check_equal(tensor, experts[task][name], name, task)
+        return cls(tuple(experts), {name: base[name].detach() for name in base}, deltas)
+
+    def restrict(self, names: Iterable[str]) -> TaskVectors:
+        """The same task vectors for some tensors only: one shard. Shares memory, keeps `groups`.
+
+        Raises:
+            InputError: a name that is not there.
+        """
+        wanted = list(names)
+        for name in wanted:
+            if name not in self.base:
+                raise InputError(f"tensor {name!r}: not in these task vectors")
+        deltas: Mapping[str, Deltas] = (
+            self.deltas.some(wanted)
+            if isinstance(self.deltas, Computed)
+            else {name: self.deltas[name] for name in wanted if name in self.deltas}
+        )
+        return replace(self, base={name: self.base[name] for name in wanted}, deltas=deltas)
+
+    def altered(self, change: Callable[[str, Deltas], Deltas]) -> TaskVectors:
+        """The same base with task vectors `change(name, τ)` [T, *shape], made as they are read.
+
+        `change` returns a new tensor: what it is given is never written to. A rule of altered
+        task vectors is a composition: DARE is a rule of task vectors with entries dropped.
+
+        >>> experts = {"a": {"w": torch.ones(2)}}
+        >>> v = TaskVectors.from_state_dicts({"w": torch.zeros(2)}, experts)
+        >>> v.altered(lambda name, delta: 2 * delta).deltas["w"].tolist()
+        [[2.0, 2.0]]
+        """
+        deltas = self.deltas
+        made = Computed(deltas, lambda name: change(name, deltas[name]))
+        return replace(self, deltas=made)
+
+    def into(self, arena: StateDict) -> TaskVectors:
+        """The same task vectors, whose merges are written into the tensors of `arena`."""
+        return replace(self, arena=arena)
+
+    def build(self, fill: Callable[[str, Tensor], None]) -> dict[str, Tensor]:
+        """A merged state dict: `fill(name, out)` writes each floating-point tensor.
+
+        Integer and bool buffers are copied from the base.
+        """
+        merged = {}
+        with torch.no_grad():  # the tensors of an arena may be a model's parameters
+            for name, tensor in self.base.items():
+                kind = self.results if self.results and name in self.deltas else tensor.dtype
+                place = None if self.arena is None else self.arena[name]
+                if place is not None and place.dtype == kind:
+                    out = place
+                else:
+                    out = torch.empty_like(
+                        tensor, dtype=kind, memory_format=torch.contiguous_format
+                    )
+                if name in self.deltas:
+                    fill(name, out)
+                else:
+                    out.copy_(tensor)
+                merged[name] = out if place is None or place is out else place.copy_(out)
+        return merged
+
+
+def stack_deltas(name: str, base: Tensor, experts: Mapping[str, Tensor]) -> Deltas:
+    """θ_t − θ₀ for one tensor, stacked over experts: [T, *shape].
+
+    Raises:
+        InputError: an expert's tensor of another shape, or with NaN or Inf in it.
+    """
+    dtype = accumulator(base.dtype, *(expert.dtype for expert in experts.values()))
+    origin = base.detach().to(dtype)
+    deltas = torch.empty((len(experts), *base.shape), dtype=dtype, device=base.device)
+    for row, (task, expert) in zip(deltas, experts.items(), strict=True):
+        if expert.shape != base.shape:
+            raise InputError(
+                f"expert {task!r}: tensor {name!r}: shape {list(expert.shape)};"
+                f" the base has {list(base.shape)}"
+            )
+        if not expert.is_floating_point():
+            raise InputError(
+                f"expert {task!r}: tensor {name!r}: dtype {expert.dtype}; the base has {base.dtype}"
+            )
+        check_finite(expert, name, f"expert {task!r}")
+        torch.sub(expert.detach().to(device=base.device, dtype=dtype), origin, out=row)
+    return deltas
+
+
+def check_names(base: StateDict, expert: StateDict, task: str) -> None:
+    """Raise InputError where an expert's tensor names differ from the base's."""
+    missing = [name for name in base if name not in expert]
+    extra = [name for name in expert if name not in base]
+    for what, names in (("missing", missing), ("not in the base", extra)):
+        if names:
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            raise InputError(f"expert {task!r}: tensor {names[0]!r}{more}: {what}")
+
+
+def check_finite(tensor: Tensor, name: str, owner: str) -> None:
+    """Raise InputError where a floating-point tensor holds NaN or Inf."""
+    # One pass and no temporary: the sum is NaN or Inf where an element is; a finite tensor whose
+    # sum overflows is looked at again element by element.
+    if tensor.is_floating_point() and not bool(tensor.sum(dtype=torch.float32).isfinite()):
+        bad = int((~tensor.isfinite()).sum())
+        if bad:
+            raise InputError(f"{owner}: tensor {name!r}: {bad} of {tensor.numel()} are NaN or Inf")
+
+
+def check_equal(base: Tensor, expert: Tensor, name: str, task: str) -> None:
+    """Raise InputError where an integer or bool buffer differs from the base's."""
+    if base.dtype != expert.dtype or not torch.equal(base, expert.to(base.device)):
+        raise InputError(
+            f"expert {task!r}: tensor {name!r}: a {base.dtype} buffer that differs from the base's;"
+            " only floating-point tensors can be fused"
+        )

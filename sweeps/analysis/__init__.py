@@ -1,0 +1,1 @@
+"""`sweeps analyse`: angles, landscapes, robustness and averages of the models of a sweep."""

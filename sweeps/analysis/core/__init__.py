@@ -1,0 +1,1 @@
+"""What the parts of an analysis share: findings, figures, and evaluated points."""

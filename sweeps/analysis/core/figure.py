@@ -1,0 +1,39 @@
+"""What pictures of an analysis are made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sweeps.analysis.core.finding import Line
+
+NAME = 22
+"""Longest name in a picture, in characters."""
+
+Tables: TypeAlias = Mapping[str, Sequence[Line]]
+"""Of one finding: name -> lines."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawing, and what it shows in words."""
+
+    name: str
+    title: str
+    figure: Figure
+
+
+def canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of so many inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def value(cell: Any) -> float:
+    """A number of a table; NaN where it has none."""
+    return math.nan if cell is None else float(cell)

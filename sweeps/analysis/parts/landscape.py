@@ -1,0 +1,159 @@
+"""Parts of an analysis that walk: over the plane through three models, along the line of two."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+from actors.experts.recipe import BASE
+from fusion.analysis import landscape, robustness
+from fusion.errors import InputError
+from sweeps.analysis.core.evaluated_points import mixture
+from sweeps.analysis.core.finding import Finding, Line
+from sweeps.analysis.parts.angles import BEST, SECOND, Given, Wish, skipped
+from sweeps.console.number_format import percent
+
+
+def chosen_plane(given: Given, wish: Wish) -> landscape.Plane | None:
+    """The plane asked for; by default the one of base, best and the next best that is not on a
+    line with them. None: there is no such.
+
+    Raises:
+        InputError: the one asked for is none.
+    """
+    if wish.plane is not None:
+        # The base is the origin wherever it is named.
+        three = sorted((named(given, name) for name in wish.plane), key=lambda name: name != BASE)
+        if len(set(three)) < 3:
+            raise InputError(f"--plane: {','.join(wish.plane)}: three different models needed")
+        origin, first, second = three
+        return landscape.plane(given.gram, first, second, None if origin == BASE else origin)
+    for first, second in combinations(given.ranked, 2):
+        try:
+            return landscape.plane(given.gram, first, second)
+        except InputError:
+            continue
+    return None
+
+
+def named(given: Given, name: str) -> str:
+    """The expert that a word stands for; a name of the pool stands for itself.
+
+    Raises:
+        InputError: there are not as many experts with a score.
+    """
+    places = {BEST: 0, SECOND: 1}
+    if name in given.gram.tasks or name not in places:
+        return name
+    if places[name] >= len(given.ranked):
+        raise InputError(f"--plane: {name!r}: {len(given.ranked)} experts have a finite score")
+    return given.ranked[places[name]]
+
+
+def plane(given: Given, wish: Wish) -> Finding:
+    """Loss and error over the plane through three models."""
+    where = chosen_plane(given, wish)
+    if where is None:
+        return skipped(given, "plane", "no two experts that are not on one line with the base")
+    xs, ys = landscape.grid(where, wish.size, wish.margin)
+    spots = [(x, y) for y in ys for x in xs]
+    marks = list(where.marks.items())
+    names = [BASE if name == "base" else name for name, _ in marks]
+    codings = [where.to_coding(x, y).flatten() for x, y in spots]
+    # A mark is its model to the bit, not the end of a rounded walk to it.
+    exact = [given.probe.of({} if name == BASE else {name: 1.0}) for name in names]
+    found = given.probe([*codings, *exact], "plane")
+    table = [
+        {
+            "x": x, "y": y, "loss": metrics["nll/mean"], "error": 1 - metrics["acc/mean"],
+            **metrics,
+            **{f"coefficient/{n}": c for n, c in zip(where.tasks, coding.tolist(), strict=True)
+               if n in names},
+        }
+        for (x, y), coding, metrics in zip(spots, codings, found, strict=False)
+    ]  # fmt: skip
+    shown = [
+        {"model": name, "x": x, "y": y, "loss": metrics["nll/mean"],
+         "error": 1 - metrics["acc/mean"]}
+        for name, (_, (x, y)), metrics in zip(names, marks, found[len(spots) :], strict=True)
+    ]  # fmt: skip
+    about = (
+        f"The plane through {', '.join(names)}: {len(xs)} × {len(ys)} points, each a model that is"
+        " merged, measured and never written; distances are in weights' L2 norm."
+        f" {given.seen}"
+    )
+    lines = plane_lines(table, shown, names)
+    return Finding("plane", given.context, about, lines, {"points": table, "marks": shown},
+                   ("marks",))  # fmt: skip
+
+
+def plane_lines(table: Sequence[Line], marks: Sequence[Line], names: Sequence[str]) -> list[str]:
+    """Where the plane is lowest, against its three models."""
+    lines = []
+    for what in ("loss", "error"):
+        finite = [line for line in table if math.isfinite(line[what])]
+        models = [line for line in marks if math.isfinite(line[what])]
+        if not finite or not models:
+            lines.append(f"No finite {what} on the plane.")
+            continue
+        low, best = (min(each, key=lambda line: float(line[what])) for each in (finite, models))
+        place = ", ".join(
+            f"{low[f'coefficient/{name}']:.2f} of {name}" for name in names
+            if f"coefficient/{name}" in low
+        )  # fmt: skip
+        text = percent if what == "error" else "{:.4f}".format
+        unit = " %" if what == "error" else ""
+        lines.append(
+            f"The lowest {what} on the grid is {text(low[what])}{unit} (at {place});"
+            f" the best of the three models, {best['model']}, has {text(best[what])}{unit}."
+        )
+    return lines
+
+
+def barriers(given: Given, wish: Wish) -> Finding:
+    """Loss along the line between two models."""
+    best = given.ranked[: wish.most]
+    pairs = wish.pairs or tuple((best[0], other) for other in best[1:])
+    if not pairs:
+        return skipped(given, "barriers", "no pair of models with a finite score")
+    alphas = (0.0, *landscape.ALPHAS, 1.0)
+    walk = [mixture(given.probe, a, b, alpha) for a, b in pairs for alpha in alphas]
+    found = given.probe(walk, "barriers")
+    table: list[dict[str, Any]] = []
+    path: list[Line] = []
+    lines: list[str] = []
+    for at, (a, b) in enumerate(pairs):
+        step = found[at * len(alphas) : (at + 1) * len(alphas)]
+        losses = [metrics["nll/mean"] for metrics in step]
+        right = [metrics["acc/mean"] for metrics in step]
+        path += [
+            {"first": a, "second": b, "alpha": alpha, "loss": loss, "error": 1 - hit,
+             "excess": loss - (1 - alpha) * losses[0] - alpha * losses[-1]}
+            for alpha, loss, hit in zip(alphas, losses, right, strict=True)
+        ]  # fmt: skip
+        if not all(map(math.isfinite, losses)):
+            lines.append(f"The loss between {a} and {b} is not finite everywhere.")
+            continue
+        height, alpha = landscape.barrier(losses[1:-1], losses[0], losses[-1])
+        bow = robustness.concavity(alphas, right)
+        table.append(
+            {"first": a, "second": b, "height": height, "alpha": alpha,
+             "accuracy_margin": bow.margin, "accuracy_margin_alpha": bow.alpha}
+        )  # fmt: skip
+    if table:
+        worst = max(table, key=lambda line: float(line["height"]))
+        none = sum(line["height"] == 0 for line in table)
+        lines.insert(
+            0,
+            f"Of {len(table)} lines {none} have no barrier in the loss; the highest is"
+            f" {worst['height']:.4f} ({worst['first']}, {worst['second']},"
+            f" at α = {worst['alpha']:g}).",
+        )
+    about = (
+        "Loss along the line from one model to another, (1 − α)·first + α·second: how far it rises"
+        f" above the straight line between its ends. {given.seen}"
+    )
+    return Finding("barriers", given.context, about, lines,
+                   {"pairs": table, "path": path}, ("pairs",))  # fmt: skip

@@ -1,0 +1,105 @@
+"""Parts of an analysis that average pairs: angle against advantage, and along a hyper-parameter."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from fusion.analysis import landscape
+from fusion.task_vectors import gram as grams
+from sweeps.analysis.core.evaluated_points import Metrics, mixture
+from sweeps.analysis.core.finding import Finding
+from sweeps.analysis.parts.angles import Given, Wish, skipped
+from sweeps.console.number_format import points
+from sweeps.results.ingredient_recipes import chains
+
+
+def angles(given: Given, wish: Wish) -> Finding:
+    """Angle between two models against what averaging them gains."""
+    names = given.ranked[: wish.most]
+    if len(names) < 2:
+        return skipped(given, "angles", f"{len(names)} model with a finite score; two needed")
+    pairs = list(combinations(names, 2))
+    middles = given.whole([mixture(given.whole, a, b, 0.5) for a, b in pairs], "angles")
+    between = grams.angles(given.gram.total)
+    table: list[dict[str, Any]] = []
+    for (a, b), middle in zip(pairs, middles, strict=True):
+        gain = landscape.advantage(
+            *(accuracies(each, given) for each in (middle, given.singles[a], given.singles[b]))
+        )
+        table.append(
+            {
+                "first": a, "second": b,
+                "angle": float(between[given.gram.of(a), given.gram.of(b)]),
+                "over_mean": gain.over_mean, "over_best": gain.over_best,
+                "acc_first": given.singles[a]["acc/mean"],
+                "acc_second": given.singles[b]["acc/mean"],
+                "acc_middle": middle["acc/mean"],
+            }
+        )  # fmt: skip
+    gains = [line["over_best"] for line in table]
+    above = sum(gain > 0 for gain in gains)
+    best = max(table, key=lambda line: float(line["over_best"]))
+    lines = [
+        f"Of {len(table)} pairs the average beats the better model in {above}; at best by"
+        f" {points(best['over_best'])} points ({best['first']}, {best['second']})."
+    ]
+    between_of, gain_of = (
+        [float(line[key]) for line in table if math.isfinite(line["angle"])]
+        for key in ("angle", "over_mean")
+    )
+    if len(between_of) > 2 and min(map(np.ptp, (between_of, gain_of))) > 0:
+        rank = float(spearmanr(between_of, gain_of).statistic)
+        lines.append(f"Rank correlation of angle and advantage over the mean: {rank:+.2f}.")
+    about = (
+        "What the average of two models gains in accuracy on select, over their mean and over the"
+        f" better of them, for all pairs of the {len(names)} best models."
+    )
+    return Finding("angles", given.context, about, lines, {"pairs": table}, ("pairs",))
+
+
+def accuracies(metrics: Metrics, given: Given) -> list[float]:
+    """Of each data set."""
+    return [metrics[f"acc/{task}"] for task in given.data]
+
+
+def grid(given: Given, wish: Wish) -> Finding:
+    """What averaging gains along one hyper-parameter, where all others are the same."""
+    found = chains({name: given.recipes[name] for name in given.ranked if name in given.recipes})
+    if not found:
+        return skipped(
+            given, "grid", "no two models differ in one hyper-parameter (`recipe.yaml`) alone"
+        )
+    pairs = [(a, b) for chain in found for a, b in combinations(chain.names, 2)]
+    middles = given.whole([mixture(given.whole, a, b, 0.5) for a, b in pairs], "grid")
+    right = dict(zip(pairs, (metrics["acc/mean"] for metrics in middles), strict=True))
+    table, lines = [], []
+    for number, chain in enumerate(found):
+        single = [given.singles[name]["acc/mean"] for name in chain.names]
+        order = range(len(single))
+        gains = landscape.gain_matrix(
+            single, {(i, j): right[chain.names[i], chain.names[j]]
+                     for i, j in combinations(order, 2)}
+        )  # fmt: skip
+        table += [
+            {"chain": number, "hyperparameter": chain.hyperparameter, "fixed": chain.fixed,
+             "first": chain.names[i], "second": chain.names[j],
+             "first_value": chain.values[i], "second_value": chain.values[j],
+             "gain": float(gains[i, j])}
+            for i in order for j in order if i <= j
+        ]  # fmt: skip
+        off = gains[np.triu_indices(len(single), 1)]
+        lines.append(
+            f"{chain.hyperparameter} over {len(single)} values ({chain.fixed or 'all else alike'}):"
+            f" averages gain {points(float(off.min()))} to {points(float(off.max()))} points over"
+            " the best model between their ends."
+        )
+    about = (
+        "Models that differ in one hyper-parameter alone: what the average of two gains in"
+        " accuracy over the best of all models from the one to the other."
+    )
+    return Finding("grid", given.context, about, lines, {"gains": table}, ("gains",))

@@ -1,0 +1,67 @@
+"""`sweeps cache`: what the product keeps for itself on this machine, and whether it is intact."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(no_args_is_help=True, help="The cache of this machine: list it, verify it.")
+
+
+@app.command("list")
+def list_files() -> None:
+    """How many files of each kind there are, and how large they are."""
+    from actors.checkpoints.sources import cache_dir
+    from actors.experts.cache_files import KINDS, files_of
+    from sweeps.console.number_format import size
+
+    table = Table(title=str(cache_dir()), title_justify="left")
+    for name in ("kind", "files", "size"):
+        table.add_column(name, justify="left" if name == "kind" else "right")
+    for kind in KINDS:
+        files = files_of(kind, cache_dir())
+        table.add_row(kind, str(len(files)), size(float(sum(f.stat().st_size for f in files))))
+    Console().print(table)
+
+
+@app.command()
+def verify(
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Delete damaged files; they are made again.")
+    ] = False,
+) -> None:
+    """Read every file of the cache and compare its checksum.
+
+    Exit status: 0 all are intact (or the damaged ones were deleted), 1 some are damaged. A damaged
+    file is never used: a sweep makes it again.
+    """
+    from actors.checkpoints.sources import cache_dir
+    from actors.experts.cache_files import KINDS, fault_of, files_of
+    from sweeps.console.number_format import size
+
+    console, bad = Console(), 0
+    table = Table(title=str(cache_dir()), title_justify="left")
+    for name in ("kind", "files", "size", "damaged"):
+        table.add_column(name, justify="left" if name == "kind" else "right")
+    for kind in KINDS:
+        files, faults, total = files_of(kind, cache_dir()), 0, 0
+        for file in files:
+            total += file.stat().st_size
+            fault = fault_of(kind, file)
+            if fault is None:
+                continue
+            faults += 1
+            console.print(f"{file}: {fault}", soft_wrap=True, markup=False, highlight=False)
+            if remove:
+                file.unlink(missing_ok=True)
+        bad += faults
+        table.add_row(kind, str(len(files)), size(float(total)), str(faults))
+    console.print(table)
+    if bad and remove:
+        console.print(f"{bad} damaged, deleted; what is needed of them is made again")
+    elif bad:
+        console.print(f"{bad} damaged; sweeps make them again, --remove deletes them")
+        raise typer.Exit(1)

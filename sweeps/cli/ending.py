@@ -1,0 +1,163 @@
+"""How the program ends: one line a fault, an exit status, and nothing raw on the terminal.
+
+Exit status 1 is left to commands that end with failed trials; no exception leads to it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from fusion.errors import InputError, one_line
+from sweeps.console import redact
+
+REFUSED = 2
+BUG = os.EX_SOFTWARE
+INTERRUPTED = 130
+NO_READER = 141
+"""128 + SIGPIPE: what reads the output is gone."""
+
+LONGEST = 500
+"""Characters of an unforeseen error's message."""
+
+
+class Raised(Exception):
+    """Carries an error past typer, which ends with status 1 at some kinds of them."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(str(type(error)))
+        self.error = error
+
+
+class Commands(TyperGroup):
+    """All commands; what one of them raises reaches `main` as it is."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except (OSError, EOFError) as error:
+            raise Raised(error) from error
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What is said at the end, on the error stream, and the exit status."""
+
+    lines: tuple[str, ...]
+    status: int
+
+
+def guarded(program: Callable[[], object]) -> None:
+    """Run the program; whatever it raises ends the process with a line and a status.
+
+    `--debug` is taken from the command line, wherever it stands; tracebacks are shown with it.
+    """
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    with suppress(AttributeError):  # a stream of a test, say, has none
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        try:
+            program()
+        finally:
+            sys.stdout.flush()
+    except SystemExit:
+        raise
+    except BaseException as error:  # the last boundary: no traceback passes unasked
+        found = error.error if isinstance(error, Raised) else error
+        ending = end(found)
+        with suppress(OSError):  # nobody reads the error stream either
+            if debug:
+                typer.echo(printable("".join(traceback.format_exception(found)), "\n\t"), err=True)
+            for line in ending.lines:
+                typer.echo(line, err=True)
+        sys.exit(ending.status)
+
+
+def end(error: BaseException) -> Ending:
+    """How the program ends with an error."""
+    error = source(error)
+    if isinstance(error, InputError):
+        lines = getattr(error, "lines", None) or [text_of(error)]
+        return Ending(tuple(printable(line) for line in lines), REFUSED)
+    if isinstance(error, KeyboardInterrupt):
+        return Ending((), INTERRUPTED)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = error.filename or os.getcwd()
+        return Ending((printable(f"{where}: no space left on the disk"),), REFUSED)
+    if isinstance(error, BrokenPipeError) and unread():
+        silence()
+        return Ending((), NO_READER)
+    kind, said = type(error).__name__, text_of(error)[:LONGEST]
+    about = kind if said in (kind, "") else f"{kind}: {said}"
+    if isinstance(error, MemoryError):
+        about = f"{about}: not enough memory on this machine"
+    return Ending((f"{printable(about)} (this is a bug; --debug shows the traceback)",), BUG)
+
+
+def source(error: BaseException) -> BaseException:
+    """What a worker, or one of several tasks, raised in the first place."""
+    for inner in inner_errors(error):
+        return source(inner)
+    return error
+
+
+def inner_errors(error: BaseException) -> Iterator[BaseException]:
+    """What an error only wraps: those of a group, wrong input first; the cause of one of Ray's."""
+    if isinstance(error, BaseExceptionGroup):
+        yield from sorted(error.exceptions, key=lambda each: not isinstance(each, InputError))
+    elif type(error).__module__.partition(".")[0] == "ray":
+        cause = getattr(error, "cause", None) or error.__cause__
+        if isinstance(cause, BaseException) and cause is not error:
+            yield cause
+
+
+def text_of(error: BaseException) -> str:
+    """An error's message in one line; empty where it cannot be made."""
+    try:
+        return one_line(error)
+    except Exception:  # an exception class of a library may fail at its own message
+        return ""
+
+
+def printable(text: str, kept: str = "") -> str:
+    r"""The text without secrets, and with all that a terminal would not show as one character
+    written out.
+
+    Args:
+        text: of any origin.
+        kept: characters that stay as they are.
+
+    >>> printable("a\x1b[31m\ud800 ü\n"), printable("a\n", "\n")
+    ('a\\x1b[31m\\ud800 ü\\n', 'a\n')
+    """
+    shown = redact.text(text)
+    return "".join(c if c.isprintable() or c in kept else ascii(c)[1:-1] for c in shown)
+
+
+def unread() -> bool:
+    """Whether the standard output is a pipe that nobody reads any more."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (OSError, ValueError):
+        return False
+
+
+def silence() -> None:
+    """Send what is left of the standard output to nowhere: Python flushes it once more."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

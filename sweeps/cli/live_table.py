@@ -1,0 +1,227 @@
+"""`sweeps report --follow`: the table of a sweep while it runs, from wherever it can be read."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from fusion.errors import InputError
+from sweeps.console import number_format
+from sweeps.report.terminal_table import render
+from sweeps.results.comparison import REFERENCES
+from sweeps.results.folder import SweepFolder, read_identity
+from sweeps.results.ledger import Entry
+from sweeps.results.owner import FILE as OWNER
+from sweeps.results.owner import STALE, Owner, read_owner
+from sweeps.results.partial_comparison import gather, kept_spec
+from sweeps.results.winners import timestamp, winners
+from sweeps.spec.candidates import planned
+from sweeps.spec.reference_methods import completed, counted, references
+from sweeps.storage.watch import Watched
+
+LAST = 5
+"""Trials shown below the table."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method of a running sweep."""
+
+    method: str
+    planned: int
+    """Trials that the spec means, at most."""
+    done: int
+    failed: int
+    best: float | None
+    """The metric's best value so far."""
+    params: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """How far a sweep is."""
+
+    sweep: str
+    metric: str
+    state: str
+    """`running`, or how it ended."""
+    running: bool
+    elapsed: float
+    """Seconds since its present driver began."""
+    lines: tuple[Line, ...]
+    last: tuple[Entry, ...]
+    """The last trials that ended, the latest first."""
+
+    @property
+    def done(self) -> int:
+        """Trials that succeeded."""
+        return sum(line.done for line in self.lines)
+
+    @property
+    def failed(self) -> int:
+        """Trials that failed."""
+        return sum(line.failed for line in self.lines)
+
+    @property
+    def planned(self) -> int:
+        """Trials in all."""
+        return sum(line.planned for line in self.lines)
+
+
+def snapshot(folder: Path) -> Snapshot:
+    """How far the sweep in a folder is.
+
+    Raises:
+        InputError: there is none, or its spec cannot be read.
+    """
+    about = SweepFolder(folder)
+    identity = read_identity(about)
+    spec = kept_spec(folder)
+    if spec is None:
+        raise InputError(f"{folder / 'spec.yaml'}: a sweep file that this version reads needed")
+    entries = counted(about.ledger, spec)
+    most = {**dict.fromkeys(references(spec), 1), **planned(completed(spec))}
+    best = {row.method: row for row in winners(entries, spec.metric)}
+    lines = []
+    for method, trials in most.items():
+        own = [entry.status for entry in entries if entry.method == method]
+        row = best.get(method)
+        value = row.val.get(spec.metric) if row else None
+        params = dict(row.params) if row else {}
+        done, failed = own.count("done"), own.count("failed")
+        lines.append(Line(method, max(trials, done + failed), done, failed, value, params))
+    file = folder / OWNER
+    owner = read_owner(file.read_bytes()) if file.exists() else None
+    started = timestamp(identity.history[-1]["started"] if identity.history else identity.created)
+    state, running, elapsed = standing(owner, started, (folder / "comparison.json").exists())
+    ended = sorted(entries, key=lambda entry: entry.ended, reverse=True)
+    return Snapshot(
+        spec.name, spec.metric, state, running, elapsed, tuple(lines), tuple(ended[:LAST])
+    )
+
+
+def standing(owner: Owner | None, started: float | None, compared: bool) -> tuple[str, bool, float]:
+    """(state, whether it runs, seconds that it has run) of a sweep.
+
+    One that has no owner's file has just begun, or is of a version that wrote none.
+    """
+    if owner is not None:
+        until = time.time() if owner.alive else owner.beat
+        return owner.standing(), owner.alive, max(0.0, until - owner.since)
+    age = time.time() - (started or 0.0)
+    if compared:
+        return "finished", False, 0.0
+    return ("running", True, age) if age < STALE else ("not known to be running", False, 0.0)
+
+
+def follow(watched: Watched, console: Console, every: float) -> Snapshot:
+    """Show a sweep until it ends, then its comparison; its last snapshot.
+
+    On a terminal a live table, elsewhere a line at each change. A place that gives no answer for a
+    time is asked again.
+
+    Raises:
+        InputError: there is no sweep, or no trial had ended when it ended.
+    """
+    now = snapshot(watched.folder)
+    if console.is_terminal:
+        with Live(view(now), console=console, refresh_per_second=4) as live:
+            while now.running:
+                time.sleep(every)
+                fault = refreshed(watched)
+                now = now if fault else snapshot(watched.folder)
+                live.update(view(now, fault))
+    else:
+        said = ""
+        while True:
+            if (line := words(now)) != said:
+                console.print(f"{line}, {number_format.seconds(now.elapsed)}", soft_wrap=True)
+                said = line
+            if not now.running:
+                break
+            time.sleep(every)
+            if fault := refreshed(watched):
+                console.print(fault, soft_wrap=True, markup=False)
+            else:
+                now = snapshot(watched.folder)
+    if now.state != "finished":
+        console.print(f"{watched.where}: {now.state}", soft_wrap=True, markup=False)
+    if now.done or now.state == "finished":
+        render(gather(watched.folder)[0], console)
+    return now
+
+
+def refreshed(watched: Watched) -> str:
+    """Copy what changed; why that failed, or nothing. A folder here that is gone stays so."""
+    try:
+        watched.refresh()
+    except InputError as error:
+        if watched.pull is None:
+            raise
+        return str(error)
+    return ""
+
+
+def view(now: Snapshot, fault: str = "") -> Group:
+    """The live table, the last trials below it."""
+    table = Table(
+        title=f"{escape(now.sweep)}: {count(now)}, {number_format.seconds(now.elapsed)}",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+    )
+    table.add_column("method", no_wrap=True)
+    for name in ("done", "of", "failed", f"best {now.metric}"):
+        table.add_column(escape(name), justify="right", no_wrap=True)
+    table.add_column("its parameters", overflow="fold")
+    for line in now.lines:
+        cells = [line.method, str(line.done), str(line.planned), str(line.failed or "")]
+        cells += [shown(line.best), " ".join(number_format.params_words(line.params, limit=20))]
+        style = "dim" if line.method in REFERENCES else "red" if line.failed else None
+        table.add_row(*map(escape, cells), style=style)
+    below = [Text(trial_words(entry, now.metric), style="dim") for entry in now.last]
+    ended = [] if now.running else [Text(now.state, style="yellow")]
+    return Group(table, *below, *ended, *([Text(fault, style="red")] if fault else []))
+
+
+def words(now: Snapshot) -> str:
+    """`tiny: 12/40 trials, 1 failed; best ties 0.6540 (density=0.2); last …`, without times."""
+    parts = [f"{now.sweep}: {count(now)}"]
+    down = now.metric.startswith("nll")
+    found = [line for line in now.lines if line.best is not None and line.method not in REFERENCES]
+    if found:
+        pick = min if down else max
+        best = pick(found, key=lambda line: line.best if line.best is not None else math.nan)
+        named = " ".join(number_format.params_words(best.params, limit=20))
+        parts.append(f"best {best.method} {shown(best.best)}" + (f" ({named})" if named else ""))
+    parts += [f"last {trial_words(entry, now.metric)}" for entry in now.last[:1]]
+    return "; ".join(parts)
+
+
+def count(now: Snapshot) -> str:
+    """`12/40 trials, 1 failed`."""
+    failed = f", {now.failed} failed" if now.failed else ""
+    return f"{now.done}/{now.planned} trials{failed}"
+
+
+def trial_words(entry: Entry, metric: str) -> str:
+    """A trial that ended, in a line."""
+    value = entry.error if entry.status == "failed" else shown(entry.metrics.get(metric))
+    named: Iterable[str] = number_format.params_words(dict(entry.params), limit=20)
+    return " ".join([entry.method, *named, str(value)])[:200]
+
+
+def shown(value: float | None) -> str:
+    """A metric."""
+    return number_format.MISSING if value is None else f"{value:.4f}"

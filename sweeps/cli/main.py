@@ -1,0 +1,290 @@
+"""The command line: `sweeps run | plan | methods | train | report | analyse | export | cache | …`.
+
+Exit status: 0 done, 1 some trials failed (named), 2 wrong input (nothing was started), 70 a bug
+of this program, 128 + n stopped by signal n (130: Ctrl-C). Errors are one line; `--debug` shows
+the traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from actors.cluster.limits import bound_threads
+from sweeps.cli.analyse import analyse
+from sweeps.cli.cache import app as cache
+from sweeps.cli.ending import Commands, guarded
+from sweeps.cli.options import (
+    OUTPUTS,
+    Address,
+    Extend,
+    Fresh,
+    Outputs,
+    Resume,
+    Set,
+    Spec,
+    Storage,
+)
+from sweeps.cli.stop_message import given, going_on, resuming, stoppable
+from sweeps.console import redact, signals
+from sweeps.console.escape import Screen
+from sweeps.console.optional import aside
+
+FINISHED = "everything finished is kept"
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Experiment sweeps for model fusion, on Ray, Ray Tune and MLflow.",
+)
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Options of every command."""
+    context.obj = debug
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(redact.Redacting())
+    bound_threads()  # before torch is imported
+
+
+@app.command()
+def run(
+    spec: Spec,
+    address: Address = None,
+    resume: Resume = False,
+    fresh: Fresh = False,
+    extend: Extend = False,
+    storage: Storage = None,
+    overrides: Set = None,
+    outputs: Outputs = OUTPUTS,
+) -> None:
+    """Run a sweep; ends with the comparison table and where everything is."""
+    from sweeps.spec.sweep import load
+
+    with stoppable(FINISHED, going_on):
+        conduct(
+            load(spec, overrides or []),
+            outputs,
+            address=address,
+            resume=resume,
+            fresh=fresh,
+            extend=extend,
+            storage=storage,
+        )
+
+
+def conduct(
+    spec: Any,
+    outputs: Path,
+    *,
+    address: str | None,
+    resume: bool,
+    fresh: bool,
+    extend: bool = False,
+    storage: str | None = None,
+) -> None:
+    """Run a loaded spec and show how it ended; `run` and `quickstart` share it."""
+    from sweeps.cluster import ray_connection
+
+    ray_connection.stay_on_loopback(address)
+    from sweeps.execution.run import run as run_sweep
+    from sweeps.report.terminal_table import render
+
+    console, command = Screen(), given()
+    outcome = run_sweep(
+        spec,
+        outputs,
+        console,
+        address=address,
+        resume=resume,
+        fresh=fresh,
+        extend=extend,
+        storage=storage,
+        command=command,
+    )
+    with aside("the table", f"sweeps report {outcome.folder.path} shows it", typer.echo):
+        render(outcome.comparison, console)
+    console.print(f"report   {outcome.folder.path / 'report.html'}", soft_wrap=True, markup=False)
+    console.print(f"recipes  {outcome.folder.recipes}", soft_wrap=True, markup=False)
+    local = outcome.mlflow.startswith("sqlite:")
+    how = f"  (mlflow ui --backend-store-uri {outcome.mlflow})" if local else ""
+    console.print(f"mlflow   {outcome.mlflow}{how}", soft_wrap=True, markup=False)
+    if outcome.unsent:
+        console.print(f"MLflow lacks results ({outcome.unsent}); send them with:", markup=False)
+        console.print(resuming(command), soft_wrap=True, markup=False)
+    if outcome.unstored:
+        console.print(
+            f"the storage lacks results ({outcome.unstored}); send them with:", markup=False
+        )
+        console.print(resuming(command), soft_wrap=True, markup=False)
+    for entry in outcome.failed:
+        console.print(
+            f"failed: {entry.method} {dict(entry.params)}: {entry.error}",
+            style="red",
+            markup=False,
+        )
+    if outcome.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    spec: Spec,
+    address: Address = None,
+    cluster: Annotated[
+        Path | None,
+        typer.Option(help="Plan for this cluster.yaml; nothing is asked of its hosts."),
+    ] = None,
+    gpu_memory: Annotated[
+        float, typer.Option(help="With --cluster: GB of a GPU, where no label says it.")
+    ] = 0.0,
+    resume: Resume = False,
+    fresh: Fresh = False,
+    extend: Extend = False,
+    storage: Storage = None,
+    overrides: Set = None,
+    outputs: Outputs = OUTPUTS,
+) -> None:
+    """Check what `run` with the same options would, and print placement, memory, trials and work;
+    loads no weights."""
+    from sweeps.spec.sweep import load
+
+    loaded = load(spec, overrides or [])
+    from sweeps.planning.preflight import Begin
+    from sweeps.planning.print_plan import (
+        show,
+    )  # after the spec: its faults need no torch to be found
+
+    begin = Begin(resume, fresh, extend, storage)
+    show(loaded, outputs, Screen(), address, cluster, gpu_memory, begin)
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method, in full.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """The methods: parameters, defaults, papers, needs."""
+    from sweeps.cli import list_methods
+
+    if as_json:
+        typer.echo(json.dumps(list_methods.as_json(name), indent=1))
+    else:
+        Screen().print(list_methods.describe(name))
+
+
+@app.command()
+def train(
+    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="A training file (YAML).")],
+    address: Address = None,
+    overrides: Set = None,
+) -> None:
+    """Fine-tune experts from a base (made first where the file says so), with Tune."""
+    with stoppable("what has ended is kept", lambda _: given()):
+        from sweeps.cluster import ray_connection
+        from sweeps.train.spec import load
+
+        loaded = load(spec, overrides or [])
+        ray_connection.stay_on_loopback(address)
+        from sweeps.train.run import train as train_pool
+
+        failed = train_pool(loaded, Screen(), address=address)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    context: typer.Context,
+    sweep: Annotated[
+        str, typer.Argument(metavar="SWEEP", help="A sweep's name, folder, or URL on a storage.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write the HTML report here.")] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="A live table until the sweep ends.")
+    ] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 5.0,
+    address: Annotated[
+        str | None, typer.Option(help="Read the folder on the head of this Ray cluster.")
+    ] = None,
+    storage: Storage = None,
+    outputs: Outputs = OUTPUTS,
+) -> None:
+    """The comparison of a finished (or running) sweep."""
+    from sweeps.report.html import write_html
+    from sweeps.report.terminal_table import render
+    from sweeps.results.comparison_file import document
+    from sweeps.results.partial_comparison import gather
+    from sweeps.storage.watch import watched
+
+    given = context.get_parameter_source("outputs")
+    chosen = given is not None and given.name == "COMMANDLINE"
+    # As jobs are given it: `sweeps/cli/ray_job.py`.
+    there = str(outputs) if chosen else os.environ.get("FUSION_SWEEPS_OUTPUTS")
+    with watched(sweep, outputs, storage=storage, address=address, outputs_there=there) as found:
+        if follow:
+            from sweeps.cli.live_table import follow as follow_sweep
+
+            if follow_sweep(found, Screen(), every).state != "finished":
+                raise typer.Exit(1)
+        comparison, _ = gather(found.folder)
+        if html is not None:
+            write_html(found.folder, html)
+    if as_json:
+        typer.echo(json.dumps(document(comparison), indent=1))
+    elif not follow:
+        render(comparison, Screen())
+
+
+app.command()(analyse)
+app.add_typer(cache, name="cache")
+
+
+@app.command()
+def export(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="outputs/…/recipes/….yaml")],
+    out_dir: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="A new folder.")],
+) -> None:
+    """Rebuild a fused model from its recipe, as a Hugging Face folder."""
+    from sweeps.results.recipe import export as export_model
+
+    export_model(recipe, out_dir)
+    Screen().print(f"{out_dir}", soft_wrap=True, markup=False)
+
+
+@app.command()
+def quickstart(
+    resume: Resume = False,
+    outputs: Outputs = OUTPUTS,
+) -> None:
+    """Build the embedded pool if it is absent, and sweep over it."""
+    with stoppable(FINISHED, going_on):
+        from sweeps.cli.quickstart import SPEC, ensure_pool
+        from sweeps.spec.sweep import load
+
+        ensure_pool(Screen())
+        conduct(load(SPEC), outputs, address=None, resume=resume, fresh=not resume)
+
+
+def main(program: Callable[[], object] = app) -> None:
+    """The program: runs a command; the user's mistakes end in one line a fault and status 2."""
+    with signals.handled():
+        guarded(program)
+
+
+if __name__ == "__main__":
+    main()

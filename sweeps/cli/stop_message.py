@@ -1,0 +1,59 @@
+"""What a command says when it is stopped: what is kept, and how to go on."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import typer
+
+from sweeps.console import redact, signals
+from sweeps.console.escape import Screen
+from sweeps.console.terminal import forgiving
+
+BEGINNINGS = ("--fresh", "--resume", "--extend")
+
+
+@contextmanager
+def stoppable(kept: str, go_on: Callable[[bool], str]) -> Iterator[None]:
+    """A command that may take hours: it can be stopped, and its terminal may go away.
+
+    Args:
+        kept: what is kept of what it has done.
+        go_on: the command that goes on, told whether anything of it is on disk.
+    """
+    with forgiving():
+        try:
+            yield
+        except KeyboardInterrupt:
+            console = Screen()
+            console.print(f"interrupted; {kept}. Go on with:")
+            console.print(go_on(signals.has_begun()), soft_wrap=True, markup=False)
+            raise typer.Exit(130) from None
+
+
+def given() -> str:
+    """The command line, as it can be given again."""
+    return redact.command(["sweeps", *sys.argv[1:]])
+
+
+def resuming(command: str) -> str:
+    """The command that goes on with a sweep.
+
+    >>> resuming("sweeps run a.yaml --fresh")
+    'sweeps run a.yaml --resume'
+    """
+    words = [word for word in shlex.split(command) if word not in BEGINNINGS]
+    return shlex.join([*words, "--resume"])
+
+
+def going_on(begun: bool) -> str:
+    """The command that goes on with the sweep of this command line.
+
+    One that was to begin anew, or with another spec, and has not: as it was given.
+    """
+    words = sys.argv[1:]
+    anew = not {"--fresh", "--extend"}.isdisjoint(words) or "quickstart" in words[:1]
+    return given() if anew and not begun else resuming(given())

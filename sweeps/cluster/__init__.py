@@ -1,0 +1,1 @@
+"""Connecting to Ray: addresses, cluster files, and a local Ray."""

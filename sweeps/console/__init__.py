@@ -1,0 +1,1 @@
+"""Output to terminals: progress, number formats, redaction, and stop signals."""

@@ -1,0 +1,115 @@
+"""What a sweep shows while it runs: one bar a phase, on a terminal; lines, elsewhere."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
+
+from sweeps.console import number_format
+
+EVERY = 10.0
+"""Seconds between two lines of a phase, where there is no terminal."""
+
+
+@dataclass
+class Phase:
+    """Where a phase stands, for lines."""
+
+    name: str
+    total: int
+    done: int = 0
+    note: str = ""
+    began: float = field(default_factory=lambda: time.monotonic())
+    due: float = field(default_factory=lambda: time.monotonic() + EVERY)
+    """When the next line may be said."""
+    said: int = 0
+    """Steps that the last line told of."""
+
+    def line(self) -> str:
+        """`trials: 12/40 (task_arithmetic: acc/mean 0.6540), 3 min 0 s`."""
+        note = f" ({self.note})" if self.note else ""
+        took = number_format.seconds(time.monotonic() - self.began)
+        return f"{self.name}: {self.done}/{self.total}{note}, {took}"
+
+
+class Progress:
+    """Named phases that advance; a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bars = Bars(
+            TextColumn("{task.description:<14}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.ids: dict[str, TaskID] = {}
+        self.phases: dict[str, Phase] = {}
+        """Those that are told in lines: all, where there is no terminal."""
+
+    def start(self, phase: str, total: int) -> None:
+        """Begin a phase of `total` steps."""
+        if not self.console.is_terminal:
+            self.phases[phase] = Phase(phase, total)
+            if total:
+                self.console.print(f"{phase}: {total}")
+        self.ids[phase] = self.bars.add_task(phase, total=total, note="")
+
+    def advance(self, phase: str, steps: int = 1, note: str = "") -> None:
+        """Go on by some steps; `note` is shown beside the bar."""
+        if phase in self.ids:
+            self.bars.update(self.ids[phase], advance=steps, note=note)
+            if told := self.phases.get(phase):
+                self.tell(told, told.done + steps, note)
+
+    def set(self, phase: str, done: int, total: int) -> None:
+        """Say where a phase stands; begins it when it is new."""
+        if phase not in self.ids:
+            self.start(phase, total)
+        self.bars.update(self.ids[phase], completed=done, total=total)
+        if told := self.phases.get(phase):
+            told.total = total
+            self.tell(told, done, told.note)
+
+    def tell(self, phase: Phase, done: int, note: str) -> None:
+        """Say where a phase stands, when its time has come, and when it ends."""
+        phase.done, phase.note = done, note or phase.note
+        ended = done >= phase.total > phase.said
+        if ended or (time.monotonic() >= phase.due and done > phase.said):
+            self.console.print(phase.line(), highlight=False, markup=False, soft_wrap=True)
+            phase.said, phase.due = done, time.monotonic() + EVERY
+
+    def say(self, line: str) -> None:
+        """One line above the bars."""
+        self.console.print(line, soft_wrap=True, markup=False)
+
+    def __enter__(self) -> Progress:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.bars.stop()
+        for phase in self.phases.values():
+            if phase.said < phase.done:  # it ended short of its total
+                self.console.print(phase.line(), highlight=False, markup=False, soft_wrap=True)

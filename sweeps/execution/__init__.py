@@ -1,0 +1,1 @@
+"""Running a sweep: the fleet, the trials, and the final evaluation."""

@@ -1,0 +1,148 @@
+"""A fleet that grows when nodes join and shrinks when they leave: replicas, never shards."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+
+from actors.cluster.planner import Plan
+from actors.fleet.dispatcher import placed
+from actors.fleet.fleet import Fleet, Member, pids
+from actors.fleet.transport import fetched
+from fusion.errors import InputError
+from sweeps.console import signals
+
+log = logging.getLogger(__name__)
+
+PULSE = 5.0
+"""Seconds between looks at the cluster."""
+
+GRACE = 30.0
+"""Seconds that a replica which lost its place may look for another before it is given up."""
+
+START = 600.0
+"""Seconds that a new replica may take until it holds its weights."""
+
+TRIES = 3
+"""New replicas in a row that may fail; no more are started until the cluster's nodes change."""
+
+
+@dataclass
+class Coming:
+    """A replica that was started and does not take calls yet."""
+
+    member: Member
+    waiting: list[Any]
+    since: float
+
+
+class Elastic:
+    """Watches the cluster from a thread of the driver while a sweep runs; a context manager."""
+
+    def __init__(
+        self, fleet: Fleet, planned: Callable[[], Plan], say: Callable[[str], None]
+    ) -> None:
+        """Begins to watch when it is entered.
+
+        Args:
+            fleet: stands already.
+            planned: the plan for the cluster as it is now, with the fleet's shards; raises
+                InputError where it has no room for one replica.
+            say: shows a line to the user.
+        """
+        self.fleet, self.planned, self.say = fleet, planned, say
+        self.coming: list[Coming] = []
+        self.failures = 0
+        """New replicas that failed, since one was ready or the nodes changed."""
+        self.nodes: object = None
+        """Those of the last plan."""
+        self.lost: dict[int, float] = {}
+        """Number of a replica without a place -> since when."""
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self.run, name="elastic", daemon=True)
+
+    def run(self) -> None:
+        """Look now and then until the sweep ends."""
+        while not self.stopped.wait(PULSE):
+            try:
+                self.look()
+            except InputError as error:
+                log.debug("elastic: %s", error)  # no room: the desk says so where it matters
+            except Exception as error:  # a cluster in trouble must not end the sweep's helper
+                log.warning("elastic: %s", " ".join(str(error).split())[:200])
+
+    def look(self) -> None:
+        """Once: let in who is ready, give up who is lost, start who has room."""
+        self.let_in()
+        plan, over = self.planned(), self.overdue()
+        if plan.nodes != self.nodes:
+            self.nodes, self.failures = plan.nodes, 0
+        # A plan for other nodes may say otherwise where a shard fits.
+        self.fleet.plan = replace(self.fleet.plan, places=plan.places)
+        room = plan.replicas - len(self.fleet.members) + len(over)
+        for _ in range(room if self.failures < TRIES else 0):
+            member = self.fleet.start()
+            self.coming.append(Coming(member, pids([member]), time.monotonic()))
+        if over and len(over) < len(self.standing()):
+            self.settle(without=over)
+            self.say(f"a node left: {len(self.standing())} replicas")
+
+    def let_in(self) -> None:
+        """New replicas that are ready take calls; those that never will be are given up."""
+        for each in list(self.coming):
+            done, each.waiting = (
+                ray.wait(each.waiting, num_returns=len(each.waiting), timeout=0)
+                if each.waiting
+                else ([], [])
+            )
+            try:
+                for ref in done:
+                    fetched(ref)
+                late = bool(each.waiting) and time.monotonic() - each.since > START
+            except Exception as error:  # its node went again, say
+                log.warning("elastic: a new replica: %s", " ".join(str(error).split())[:200])
+                late = True
+            if late:
+                self.coming.remove(each)
+                self.settle(without=[each.member])
+                self.failures += 1
+                if self.failures == TRIES:
+                    self.say(f"{TRIES} new replicas failed: no more are started on these nodes")
+            elif not each.waiting:
+                self.coming.remove(each)
+                self.settle()
+                self.failures = 0
+                self.say(f"a node joined: {len(self.standing())} replicas")
+
+    def overdue(self) -> list[Member]:
+        """Replicas that have been without a place for longer than `GRACE`."""
+        now = time.monotonic()
+        homeless = [member for member in self.standing() if not placed(member.group)]
+        self.lost = {each.number: self.lost.get(each.number, now) for each in homeless}
+        return [each for each in homeless if now - self.lost[each.number] > GRACE]
+
+    def standing(self) -> list[Member]:
+        """Replicas that take calls."""
+        coming = {each.member.number for each in self.coming}
+        return [member for member in self.fleet.members if member.number not in coming]
+
+    def settle(self, without: Collection[Member] = ()) -> None:
+        """Tell the fleet who takes calls; new ones that are not ready are kept aside."""
+        out = {member.number for member in without}
+        coming = [each.member for each in self.coming]
+        self.fleet.staff([m for m in self.standing() if m.number not in out], coming)
+
+    def __enter__(self) -> Elastic:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stopped.set()
+        left = signals.remaining()
+        self.thread.join(timeout=60 if left is None else left)

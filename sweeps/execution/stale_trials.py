@@ -1,0 +1,84 @@
+"""Trials of a sweep that cannot be gone on with: of other inputs, or without what they learned.
+
+A trial's key says all that its numbers depend on. One whose key is not what the sweep's files give
+now was measured with other files, and would stand beside new ones in one table. Its entry is moved
+to `superseded/`, and the trial runs again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from actors.artifacts.learned_file import unpacked
+from actors.files.checksums import unsealed
+from fusion.errors import InputError, one_line
+from fusion.registry import METHODS, Learned
+from sweeps.console.number_format import count
+from sweeps.results.folder import SweepFolder
+from sweeps.results.ledger import Entry
+from sweeps.spec.trial_key import Context, trial_key
+from sweeps.trials.learn_coding import learned_name
+
+KINDS = frozenset({"coding", "gate", "resident"})
+"""Of learned files; each has a note of that name, with a hash."""
+
+SUPERSEDED = "superseded"
+"""Beside the ledger."""
+
+
+def renew(folder: SweepFolder, context: Context, say: Callable[[str], None]) -> None:
+    """Set aside what cannot be gone on with, and say how much and why.
+
+    Args:
+        folder: of the sweep.
+        context: what trials depend on now.
+        say: takes a line for the user.
+    """
+    changed = 0
+    for entry in list(folder.ledger):
+        if not current(entry, context):
+            changed += 1
+        elif (fault := lost(entry, folder)) is not None:
+            say(f"{entry.method}: {fault}; the trial runs again")
+        else:
+            continue
+        set_aside(folder, entry)
+    if changed:
+        say(
+            f"{count(changed, 'finished trial')} of other files, settings or versions than now:"
+            f" moved to {folder.path / SUPERSEDED}; what is still wanted runs again"
+        )
+
+
+def current(entry: Entry, context: Context) -> bool:
+    """Whether a trial's key is what its method, parameters and all else give now."""
+    try:
+        return trial_key(entry.method, entry.params, context) == entry.trial_key
+    except InputError:  # a parameter that the method no longer has
+        return False
+
+
+def lost(entry: Entry, folder: SweepFolder) -> str | None:
+    """Why what a trial learned cannot be read; None where it can, or where it learned nothing."""
+    if entry.status != "done" or not isinstance(METHODS.get(entry.method), Learned):
+        return None
+    path = folder.learned / learned_name(entry.trial_key)
+    try:
+        data = path.read_bytes()
+        _, facts = unsealed(data, must=False)
+        for kind in facts.keys() & KINDS:
+            unpacked(data, kind, str(path))
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    except InputError as error:
+        return str(error)
+    except ValueError as error:
+        return f"{path}: damaged ({one_line(error)})"
+    return None
+
+
+def set_aside(folder: SweepFolder, entry: Entry) -> None:
+    """Move an entry out of the ledger."""
+    name = f"{entry.trial_key}.json"
+    (folder.path / SUPERSEDED).mkdir(exist_ok=True)
+    (folder.ledger.folder / name).replace(folder.path / SUPERSEDED / name)

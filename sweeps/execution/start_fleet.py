@@ -1,0 +1,72 @@
+"""Experts that stand: data decoded, weights loaded, replicas ready to be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+
+from actors.checkpoints.sources import cache_dir
+from actors.data.task import Role
+from actors.experts.evaluation import TaskData
+from actors.experts.prepare_data import prepare_data
+from actors.fleet.fleet import Fleet
+from actors.gate_features.extractor import Extractor
+from sweeps.console.progress import Progress
+from sweeps.execution.site import Site
+from sweeps.planning.prepare import Prepared
+
+
+def stand(
+    stack: ExitStack,
+    site: Site,
+    prepared: Prepared,
+    progress: Progress,
+    roles: Iterable[Role],
+    more: Callable[[Mapping[str, TaskData]], Mapping[str, TaskData]] = lambda data: data,
+    extractors: Sequence[Extractor] = (),
+) -> tuple[Fleet, Mapping[str, TaskData]]:
+    """Decode images, load the experts and wait for the replicas.
+
+    Args:
+        stack: ends all of it.
+        site: where, started already.
+        prepared: what `prepare` found.
+        progress: shows images done.
+        roles: whose rows are decoded.
+        more: may give tasks roles of its own, before the replicas are told of them.
+        extractors: whose features of every image are computed.
+
+    Raises:
+        InputError: a broken image, a weight that is refused; each by name.
+    """
+    data = more(
+        prepare_data(
+            prepared.pool.base,
+            prepared.tasks,
+            prepared.splits,
+            roles,
+            cache_dir(),
+            select_spelled=prepared.spec.splits.select_spelled,
+            extractors=list(extractors),
+            progress=lambda done, total: progress.set("images", done, total),
+            device=prepared.plan.device,
+            unseen=prepared.spec.unseen,
+        )
+    )
+    fleet = stack.enter_context(
+        Fleet(
+            prepared.pool,
+            data,
+            prepared.embeddings(),
+            prepared.plan,
+            prepared.spec.placement.dtype,
+            transport=prepared.spec.placement.transport,
+            readers=site.readers(prepared),
+            sweep=prepared.spec.name,
+            weights=prepared.spec.placement.weights,
+            results=prepared.spec.placement.result_dtype,
+        )
+    )
+    fleet.ready()
+    stack.enter_context(site.elastic(fleet, prepared))
+    return fleet, data

@@ -1,0 +1,107 @@
+"""What a sweep's data must be before it starts, by labels and words: no image is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from actors.data.images.corruptions import SMALLEST
+from actors.data.split_labels import Labels, split_labels
+from actors.data.task import Place, Role, Splits, Task, partition
+from actors.families.clip.build import check_towers
+from actors.families.clip.preprocessor_config import Preprocess
+from actors.families.clip.zero_shot_heads import check_prompts
+from actors.pool.pool import Pool
+from fusion.errors import InputError
+from sweeps.planning.shift_data import split_of
+from sweeps.spec.candidates import planned
+from sweeps.spec.sweep import SweepSpec
+
+MOST_TRIALS = 100_000
+"""Trials of a sweep, at most: all are listed before the first runs."""
+
+TRAINED = ("linear_probe", "wise_ft_linear")
+"""Methods that fit a classifier, which needs two classes."""
+
+
+def check_trials(spec: SweepSpec) -> None:
+    """Raise InputError where a sweep has more trials than can be listed."""
+    counts = planned(spec)
+    if (total := sum(counts.values())) > MOST_TRIALS:
+        most = max(counts, key=counts.__getitem__)
+        raise InputError(
+            f"methods.{most}: {counts[most]:,} trials, {total:,} in all; at most {MOST_TRIALS:,}"
+            " allowed: fewer values of a grid, or fewer trials, needed"
+        )
+
+
+def check_words(pool: Pool, tasks: Mapping[str, Task], preprocess: Preprocess) -> None:
+    """Raise InputError where the base can make no model, or no head of a task's class names; or
+    images are prepared to another size than it takes."""
+    if preprocess.shape != (size := (pool.base.fields["image_size"],) * 2):
+        raise InputError(
+            f"pool.base: {pool.base.folder}: images are prepared to {preprocess.shape}; the model"
+            f" takes {size}"
+        )
+    check_towers(pool.base)
+    check_prompts(pool.base, tasks)
+
+
+def check_data(
+    spec: SweepSpec,
+    tasks: Mapping[str, Task],
+    places: Mapping[str, Mapping[Role, Place]],
+    splits: Splits,
+) -> None:
+    """Raise InputError where labels are out of range, or a part has no rows, or too few classes.
+
+    Args:
+        spec: with all methods that run.
+        tasks: name -> task.
+        places: task -> role -> where its rows are, of the roles that are read.
+        splits: how a split is parted.
+    """
+    for name, task in tasks.items():
+        for role, place in places[name].items():
+            labels = split_labels(task, place.split)
+            if labels is None:
+                continue
+            found = part_of(labels, place, splits, name, role)
+            if role == "fit":
+                check_classes(spec, name, found)
+
+
+def part_of(labels: Labels, place: Place, splits: Splits, name: str, role: Role) -> Labels:
+    """The labels of a role's rows."""
+    if place.part == "all":
+        return labels
+    try:
+        fit, val = partition(labels, splits.val_fraction, splits.seed)
+    except InputError as error:
+        raise InputError(f"task {name!r}: splits.{role}: {error}") from None
+    return labels[fit if place.part == "fit" else val]
+
+
+def check_classes(spec: SweepSpec, name: str, labels: Labels) -> None:
+    """Raise InputError where a classifier would be fitted to rows of one class."""
+    methods = [each for each in spec.methods if each in TRAINED]
+    if methods and len(np.unique(labels)) < 2:
+        raise InputError(
+            f"methods.{methods[0]}: task {name!r}: its fit rows are all of one class; 2 or more"
+            " classes needed"
+        )
+
+
+def check_shifts(
+    spec: SweepSpec, preprocess: Preprocess, others: Mapping[tuple[str, str], Task]
+) -> None:
+    """Raise InputError where shift sets have wrong labels, or images are too small to corrupt."""
+    for name, shift in spec.shifts.items():
+        if shift.corruption is not None and min(preprocess.shape) < SMALLEST:
+            raise InputError(
+                f"shifts.{name}: corruption: {shift.corruption!r}: images of {preprocess.shape}"
+                f" pixels; sides of {SMALLEST} at least needed"
+            )
+    for (name, _), task in others.items():
+        split_labels(task, split_of(task, spec.splits.report, name))

@@ -1,0 +1,139 @@
+"""A rehearsal of every method before anything starts: finds wrong names inside parameters."""
+
+from __future__ import annotations
+
+import warnings
+from itertools import islice
+from typing import Any
+
+import torch
+
+from actors.pool.pool import Pool
+from actors.shards.routers import MLP
+from fusion.errors import InputError
+from fusion.methods.classifiers.interface import Plane
+from fusion.methods.routed.dawin import Evidence
+from fusion.methods.soups.selection import Selection
+from fusion.methods.soups.uniform_soup import positions
+from fusion.parameters import unknown
+from fusion.registry import (
+    METHODS,
+    Adaptive,
+    Fitted,
+    Informed,
+    LogitSpace,
+    Method,
+    PerTask,
+    Resident,
+    Routed,
+    Selected,
+    Static,
+)
+from fusion.task_vectors.task_vectors import TaskVectors
+from sweeps.planning.learning_needs import REHEARSED
+from sweeps.spec.candidates import random_points
+from sweeps.spec.metric import metric_names
+from sweeps.spec.sweep import SweepSpec
+
+
+def rehearse(spec: SweepSpec, pool: Pool) -> None:
+    """Run every method on stand-ins of one element a tensor: finds wrong names inside parameters.
+
+    Raises:
+        InputError: what the method itself refuses: an unknown expert, a weight too few.
+    """
+    for name, entry in spec.methods.items():
+        method = METHODS[name]
+        if isinstance(method, Resident) and method.blend is None:
+            check_routed(name, pool)
+        if isinstance(method, Adaptive | Resident):
+            continue  # `needs_of` has built each of its routers, or courses
+        for params in islice(random_points(entry, name, spec.seed), REHEARSED):
+            try:
+                if isinstance(method, Static):
+                    merge(method, params, pool, spec)
+                else:
+                    try_out(method, params, pool, spec)
+            except InputError as error:
+                raise InputError(f"methods.{name}: {error}") from None
+
+
+def merge(method: Static, params: dict[str, Any], pool: Pool, spec: SweepSpec) -> None:
+    """A method of weights, with all else that it is given."""
+    zeros = {name: torch.zeros(1) for name in pool.names}
+    vectors = TaskVectors.from_state_dicts(zeros, dict.fromkeys(pool.tasks, zeros))
+    given: dict[str, Any] = {}
+    if isinstance(method, Informed):
+        check_tasks(pool, spec)
+        given["statistics"] = {name: torch.ones(len(pool.tasks), 1) for name in pool.names}
+    if isinstance(method, PerTask):
+        check_own(pool, spec)
+        given["task"] = pool.tasks[0]
+    method.merge(vectors, **params, **given)
+
+
+def try_out(method: Method, params: dict[str, Any], pool: Pool, spec: SweepSpec) -> None:
+    """A method that reads embeddings, or scores."""
+    embeddings, head = torch.ones(len(pool.tasks), 1, 2), torch.ones(2, 2)
+    if isinstance(method, LogitSpace):
+        method.fuse(embeddings, head, **params)
+    elif isinstance(method, Selected):
+        check_selection(method.selection(**params), pool, spec)
+    elif isinstance(method, Fitted):
+        with warnings.catch_warnings(action="ignore"):
+            method.fit(stand_in(pool), **params)
+    elif isinstance(method, Routed):
+        evidence = torch.arange(8.0).view(4, 2)
+        stack = evidence.expand(len(pool.tasks), 4, 2)
+        labels = torch.zeros(len(evidence), dtype=torch.int64)
+        method.route(Evidence(pool.tasks, stack, evidence, labels), **params)
+
+
+def check_routed(name: str, pool: Pool) -> None:
+    """Raise InputError where no expert changes an MLP: adapters of attention alone, say."""
+    changed = (key for e in pool.experts.values() for key in (*e.tensors, *e.factors))
+    if not any(MLP in key for key in changed):
+        raise InputError(
+            f"methods.{name}: no expert changes an MLP, whose task vectors its routers weigh:"
+            " adapters of fc1 or fc2, or full models, needed"
+        )
+
+
+def check_tasks(pool: Pool, spec: SweepSpec) -> None:
+    """Raise InputError where an expert has no task of its own to take statistics of."""
+    lacking = [name for name in pool.tasks if name not in spec.tasks]
+    if lacking:
+        tasks = ", ".join(spec.tasks)
+        raise InputError(
+            f"expert {lacking[0]!r}: no task of its name, whose images are needed; tasks: {tasks}"
+        )
+
+
+def check_own(pool: Pool, spec: SweepSpec) -> None:
+    """Raise InputError where no task has an expert: such a method is measured on nothing."""
+    if pool.experts.keys().isdisjoint(spec.tasks):
+        raise InputError(
+            "it makes one model a task with an expert of its name, and no task has one; tasks:"
+            f" {', '.join(spec.tasks)}; experts: {', '.join(pool.tasks)}"
+        )
+
+
+def check_selection(selection: Selection, pool: Pool, spec: SweepSpec) -> None:
+    """Raise InputError where it names an ingredient or a metric that is not there."""
+    for names in (selection.ingredients, selection.start):
+        positions(pool.tasks, names)
+    known = metric_names(spec.tasks, spec.unseen)
+    if selection.metric is not None and selection.metric not in known:
+        raise InputError(f"metric: {unknown('metric', selection.metric, known)}")
+
+
+def stand_in(pool: Pool) -> Plane:
+    """A task of two classes whose embeddings are random."""
+
+    def embedded(source: str, role: str, at: torch.Tensor | None) -> torch.Tensor:
+        drawn = torch.Generator().manual_seed(len(source) + (role == "fit"))
+        rows = torch.randn(12, 8, generator=drawn)
+        return rows if at is None else rows[at]
+
+    labels = torch.arange(12) % 2
+    return Plane(pool.tasks, torch.eye(2, 8), lambda role: labels, embedded)

@@ -1,0 +1,204 @@
+"""What the learning methods of a sweep file need: extractors, gates, unlabelled splits, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from actors.artifacts.gate_file import fit, has_manifest, read
+from actors.families.clip.published_gates import import_gate, read_published
+from actors.files.fingerprint import Fingerprint, fingerprint
+from actors.files.hashes import hash_files
+from actors.gate_features.extractor import Extractor, open_extractor
+from fusion.errors import InputError
+from fusion.methods.learned.gate import Gate
+from fusion.methods.learned.in_model import MaskOptions, ResidentCourse, RouterOptions
+from fusion.methods.learned.steps import Learning, Shape
+from fusion.parameters import bind
+from fusion.registry import METHODS, Adaptive, Fitted, Gated, Informed, Resident
+from sweeps.spec.candidates import random_points
+from sweeps.spec.sweep import SweepSpec
+
+REHEARSED = 64
+"""Candidates of a method that are tried; more differ in numbers, seldom in names."""
+
+Source = tuple[str, bool]
+"""An extractor's source, and whether images are squashed for it."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a sweep's learning methods need beside the pool."""
+
+    extractors: Mapping[Source, Extractor]
+    gates: Mapping[str, Fingerprint]
+    """Gate file -> of its content."""
+    adapts_on: frozenset[str]
+    """Roles whose unlabelled images are learned from."""
+    images: int
+    """The most images in one forward and backward pass; 0: nothing is learned."""
+    transformed: bool
+    """Whether some method trims or casts task vectors."""
+    fits: bool
+    """Whether some method reads the fit rows: fits a classifier to them, or takes statistics."""
+    sampled: bool = False
+    """Whether some method learns through a model a sample."""
+    kept: float = 0.0
+    """What is learned inside of shards, with moments and gradients, in models' sizes."""
+
+
+def learning_points(spec: SweepSpec) -> Iterator[tuple[str, Adaptive, dict[str, Any]]]:
+    """Candidates of every method that learns: (method, row, all parameters)."""
+    for name, entry in spec.methods.items():
+        method = METHODS[name]
+        if isinstance(method, Adaptive):
+            for params in islice(random_points(entry, name, spec.seed), REHEARSED):
+                yield name, method, bind(name, method.parameters, params)
+
+
+def resident_points(
+    spec: SweepSpec, tasks: tuple[str, ...] = (), groups: tuple[str, ...] = ()
+) -> Iterator[tuple[str, ResidentCourse]]:
+    """Candidates of every method that learns inside of shards.
+
+    Raises:
+        InputError: wrong parameters, by method.
+    """
+    for name, entry in spec.methods.items():
+        row = METHODS[name]
+        if isinstance(row, Resident):
+            for params in islice(random_points(entry, name, spec.seed), REHEARSED):
+                try:
+                    yield name, row.course(Shape(tasks, groups), **params)
+                except InputError as error:
+                    raise InputError(f"methods.{name}: {error}") from None
+
+
+def kept_of(course: ResidentCourse, tasks: int) -> float:
+    """What a course holds in the shards at its peak, in models' sizes.
+
+    A mask: logits, two moments, two gradients, Σ λτ and the mask itself. Routers: about a twelfth
+    of a block, four times; of pruned MLPs (two thirds of a block) values and places.
+    """
+    if isinstance(course.options, MaskOptions):
+        return 7.0
+    left = 0.0 if course.options.prune is None else 1 - course.options.prune
+    return 0.5 + tasks * left * 2 * 2 / 3
+
+
+def passes_of(course: ResidentCourse) -> int:
+    """Batches of each task that a course looks at."""
+    options = course.options
+    return course.steps + (options.mask_steps if isinstance(options, MaskOptions) else 0)
+
+
+def needs_of(spec: SweepSpec, tasks: tuple[str, ...], groups: tuple[str, ...]) -> Needs:
+    """Open every extractor and gate that a candidate names, and build every router once.
+
+    Raises:
+        InputError: what cannot be opened or does not fit the pool, by method and parameter.
+    """
+    extractors: dict[Source, Extractor] = {}
+    gates: dict[str, Fingerprint] = {}
+    adapts, images, transformed, sampled = set(), 0, False, False
+    for name, method, params in learning_points(spec):
+        source = source_of(method, params)
+        if source is not None and source not in extractors:
+            what = f"methods.{name}.extractor"
+            extractors[source] = open_extractor(source[0], what, squash=source[1])
+        try:
+            learning = learning_of(method, params, tasks, groups, extractors)
+        except InputError as error:
+            raise InputError(f"methods.{name}: {error}") from None
+        if learning.gate is not None:
+            gates[learning.gate] = gate_fingerprint(Path(learning.gate))
+        if learning.steps:
+            adapts.add(learning.adapt_on)
+            at_once = learning.tasks_at_once or len(spec.seen) if learning.shared else 1
+            images = max(images, learning.batch_size * min(at_once, len(spec.seen)))
+            sampled |= not learning.shared and not learning.batch_mean
+        transformed |= not learning.trim.nothing
+    kept = 0.0
+    for _, course in resident_points(spec, tasks, groups):
+        if course.steps:
+            adapts.add(course.adapt_on)
+        together = getattr(course.options, "tasks_at_once", 1) or len(spec.seen)
+        images = max(images, course.batch_size * min(together, len(spec.seen)))
+        kept = max(kept, kept_of(course, len(tasks)))
+        sampled |= isinstance(course.options, RouterOptions) and not course.options.batch_mean
+    rows = [METHODS[name] for name in spec.methods]
+    fits = any((isinstance(row, Fitted) and row.fits) or isinstance(row, Informed) for row in rows)
+    return Needs(extractors, gates, frozenset(adapts), images, transformed, fits, sampled, kept)
+
+
+def gate_fingerprint(path: Path) -> Fingerprint:
+    """Of a gate file's content."""
+    return fingerprint("gate-1", hash_files({"gate": path}))
+
+
+def source_of(method: Adaptive, params: Mapping[str, Any]) -> Source | None:
+    """The extractor that a candidate reads; None: none."""
+    return (params["extractor"], params["squash"]) if isinstance(method, Gated) else None
+
+
+def learning_of(
+    method: Adaptive,
+    params: Mapping[str, Any],
+    tasks: tuple[str, ...],
+    groups: tuple[str, ...],
+    extractors: Mapping[Source, Extractor],
+) -> Learning:
+    """The course of one candidate; its router is the gate that it starts from, where it names one.
+
+    Raises:
+        InputError: wrong parameters, or a gate that does not fit.
+    """
+    source = source_of(method, params)
+    width = extractors[source].width if source is not None else 0
+    learning = method.learning(Shape(tasks, groups, width), **params)
+    if learning.gate is None or source is None:
+        return learning
+    gate = started_gate(learning, extractors[source], tasks, groups, str(params["grouping"]))
+    return replace(learning, router=gate)
+
+
+def started_gate(
+    learning: Learning,
+    extractor: Extractor,
+    tasks: tuple[str, ...],
+    groups: tuple[str, ...],
+    grouping: str,
+) -> Gate:
+    """The gate of a file, for this pool and extractor.
+
+    A file without a manifest of ours is taken as a published gate: one of this pool's tasks, in
+    their order, on features of this extractor, from a backbone of as many layers as the pool's.
+    """
+    assert learning.gate is not None
+    path, where = Path(learning.gate), f"gate: {learning.gate}"
+    if has_manifest(path) or not path.is_file():
+        gate, manifest = read(path, "gate")
+    else:
+        gate, manifest = import_gate(
+            read_published(path),
+            tasks=tasks,
+            blocks=1 + max(int(name.split(".")[2]) for name in groups if ".layers." in name),
+            extractor=extractor.source,
+            extractor_hash=extractor.fingerprint,
+            preprocessing=extractor.preprocess.fingerprint,
+            where=where,
+        )
+    if manifest.grouping != grouping:
+        raise InputError(f"{where}: grouping {manifest.grouping!r}; {grouping!r} is asked for")
+    return fit(
+        gate,
+        manifest,
+        tasks=tasks,
+        groups=groups,
+        extractor_hash=extractor.fingerprint,
+        width=extractor.width,
+        where=where,
+    )

@@ -1,0 +1,314 @@
+"""`sweeps plan`: what a sweep would do, and whether it can; loads no weights, starts nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import ExitStack
+from importlib.util import find_spec
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from actors.cluster.planner import Plan, gigabytes
+from actors.data.task import Task
+from actors.fleet.transport import NO_CUPY
+from actors.gate_features.extractor import Extractor
+from actors.pool.pool import Pool
+from sweeps.cluster import ray_connection
+from sweeps.cluster.cluster_yaml import of_file
+from sweeps.console.number_format import size
+from sweeps.planning.estimates import Taken, shifted_bytes, shifted_images, taken
+from sweeps.planning.learning_needs import learning_points, passes_of, resident_points
+from sweeps.planning.preflight import Begin, ready
+from sweeps.planning.prepare import Prepared
+from sweeps.results.disclosures import under_words
+from sweeps.results.folder import check_not_running
+from sweeps.spec.candidates import planned
+from sweeps.spec.method import MethodSpec
+from sweeps.spec.reference_methods import references
+from sweeps.spec.sweep import SplitSpec, SweepSpec
+from sweeps.trials.learn_coding import RUNGS
+
+
+def show(
+    spec: SweepSpec,
+    outputs: Path,
+    console: Console,
+    address: str | None = None,
+    file: Path | None = None,
+    gpu_memory: float = 0.0,
+    begin: Begin | None = None,
+) -> None:
+    """Check everything that `run` checks, and print placement, memory, trials and work.
+
+    Args:
+        spec: what would run.
+        outputs: where.
+        console: for the plan.
+        address: of a running cluster; None: `$RAY_ADDRESS`, else this machine.
+        file: a `cluster.yaml` to plan for instead; nothing is asked of its hosts.
+        gpu_memory: of that file's GPUs, in GB, where their labels do not say it; 0: not known.
+        begin: how the sweep would begin; None: anew.
+
+    Raises:
+        InputError: what `run` would refuse.
+    """
+    with ExitStack() as stack:
+        if file is not None:
+            resources = of_file(file, gpu_memory)
+        elif target := ray_connection.target(address):
+            stack.enter_context(ray_connection.connected(target, 0))
+            resources = ray_connection.of_cluster()
+        else:
+            resources = ray_connection.this_machine()
+        check_not_running(outputs / spec.name)
+        prepared = ready(spec, outputs, resources, begin or Begin()).prepared
+    for row in facts(prepared):
+        console.print("{:<12}{}".format(*row), soft_wrap=True, markup=False)
+    console.print(trial_table(prepared))
+
+
+def facts(prepared: Prepared) -> list[tuple[str, str]]:
+    """Pool, placement, memory and data, a line each."""
+    spec, pool, plan = prepared.spec, prepared.pool, prepared.plan
+    extractors = prepared.needs.extractors.values()
+    others = sum(extracted_bytes(each, prepared.images) for each in extractors)
+    dtypes = ", ".join(sorted(set(pool.dtypes.values())))
+    return [
+        ("sweep", f"{spec.name}: select on {spec.splits.select}, report on {spec.splits.report}"),
+        (
+            "pool",
+            f"{len(pool.experts)} experts of {spec.pool.base}: {len(pool.names)} tensors, "
+            f"{pool.parameters:,} parameters each ({dtypes} on disk)",
+        ),
+        *([("names", prefixes)] if (prefixes := wrappers(pool)) else []),
+        (
+            "placement",
+            f"{arrangement(plan)}, {plan.threads} thread(s) each, "
+            f"forward in {spec.placement.dtype}",
+        ),
+        *([("transport", NO_CUPY)] if lacks_direct(prepared) else []),
+        *([("rounding", rounded)] if (rounded := rounding(prepared)) else []),
+        *(
+            ("images", f"{name}: prepared as the base's file says; its own differs: {said}")
+            for name, said in prepared.otherwise.items()
+        ),
+        *([("nodes", spread(plan))] if len(plan.nodes) > 1 else []),
+        ("memory", memory(plan, spec.placement.weights)),
+        (
+            "data",
+            f"{len(prepared.tasks)} tasks, {prepared.images:,} images at "
+            f"{prepared.preprocess.size} px: {size(prepared.pixel_bytes - others)} of pixel cache",
+        ),
+        *(("task", line) for task in prepared.tasks.values() for line in task_text(task)),
+        *(("shift set", line) for task in prepared.others.values() for line in task_text(task)),
+        *(("extractor", extractor_text(each, prepared.images)) for each in extractors),
+        *([("shifts", shifted)] if (shifted := shifts(prepared)) else []),
+        *(
+            ("statistics", f"{name}: {statistics(each)}")
+            for name, each in taken(spec, pool).items()
+        ),
+        *([("unseen", unseen(spec))] if spec.unseen else []),
+        *(
+            ("learning", adaptation(role, spec.splits, under_words(spec)))
+            for role in sorted(prepared.needs.adapts_on)
+        ),
+    ]
+
+
+def lacks_direct(prepared: Prepared) -> bool:
+    """Whether activations are to go from GPU to GPU, and what that needs is not there."""
+    plan, wish = prepared.plan, prepared.spec.placement.transport
+    wanted = wish == "direct" and plan.device == "cuda" and plan.shards > 1
+    return wanted and find_spec("cupy") is None
+
+
+def rounding(prepared: Prepared) -> str:
+    """What fused models are rounded to, where that is not what they are summed in, or the base's
+    dtype; empty else."""
+    pool, wish = prepared.pool, prepared.spec.placement.result_dtype
+    kinds = {name: pool.base.tensors[name].dtype for name in pool.groups}
+    if wish == "base":
+        summed = {name: pool.delta_dtype(name) or kind for name, kind in kinds.items()}
+        rounded = {kind for name, kind in kinds.items() if kind.itemsize < summed[name].itemsize}
+        said = "results are rounded to {}, the base's dtype: placement.result_dtype"
+    else:
+        rounded = {kind for kind in kinds.values() if str(kind) != f"torch.{wish}"}
+        said = f"results are {wish}, the base is {{}}: placement.result_dtype"
+    names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in rounded))
+    return said.format(names) if names else ""
+
+
+def task_text(task: Task) -> list[str]:
+    """What a task is read from, why its classes are called so, and which files are not used."""
+    layout, count = task.layout, len(task.classnames)
+    config = f" of configuration {layout.config!r}" if layout.config else ""
+    files = f" in {layout.used:,} files" if layout.used else ""
+    rows = ", ".join(f"{name} {split.rows:,}" for name, split in layout.splits.items())
+    few = ", ".join(repr(name) for name in task.classnames[:3])
+    lines = [
+        f"{task.name}: {rows} images{files}{config}",
+        f"{task.name}: {count} classes ({few}{', …' if count > 3 else ''}): {task.origin}",
+    ]
+    if layout.unlabelled:
+        lines.append(f"{task.name}: not used, for want of labels: {', '.join(layout.unlabelled)}")
+    lines += [
+        f"{task.name}: {number:,} files left out: {reason} ({first}{', …' if number > 1 else ''})"
+        for reason, (number, first) in layout.left.items()
+    ]
+    return lines
+
+
+def wrappers(pool: Pool) -> str:
+    """Which prefixes of wrappers are left out of whose tensors' names; empty where there are none.
+
+    `'_orig_mod.' is left out of all names of pool.base, pool.experts.digits`.
+    """
+    found: dict[str, list[str]] = {}
+    for member in (pool.base, *pool.experts.values()):
+        if member.wrapper:
+            found.setdefault(member.wrapper, []).append(member.name)
+    return "; ".join(
+        f"{prefix!r} is left out of all names of {', '.join(names)}"
+        for prefix, names in found.items()
+    )
+
+
+def extractor_text(extractor: Extractor, images: int) -> str:
+    """Name, width, images, and the disk that pixels and features take."""
+    height, width = extractor.preprocess.shape
+    squashed = " of squashed images" if extractor.preprocess.squash else ""
+    return (
+        f"{extractor.source}: {extractor.width} features{squashed}, {images:,} images at "
+        f"{height} × {width} px: {size(extracted_bytes(extractor, images))} of pixel cache, "
+        f"{size(4 * images * extractor.width)} of features"
+    )
+
+
+def extracted_bytes(extractor: Extractor, images: int) -> int:
+    """Disk that images take as an extractor wants them."""
+    height, width = extractor.preprocess.shape
+    return images * 3 * height * width
+
+
+def shifts(prepared: Prepared) -> str:
+    """Copies of images under shift, and the disk that they take; empty where there are none."""
+    images = shifted_images(prepared)
+    kept = size(shifted_bytes(prepared))
+    return f"{images:,} more images: {kept} of pixel cache" if images else ""
+
+
+def statistics(found: Taken) -> str:
+    """Memory while they are gathered, and disk.
+
+    >>> statistics(Taken(9_700_000_000, 2_400_000_000, 1))
+    '2.4 GB more a replica while they are gathered, 9.7 GB of cache'
+    """
+    memory, disk = size(found.memory), size(found.disk)
+    return f"{memory} more a replica while they are gathered, {disk} of cache"
+
+
+def unseen(spec: SweepSpec) -> str:
+    """Tasks without an expert, and what becomes of them."""
+    names = ", ".join(spec.unseen)
+    return f"{names}: no expert; measured on {spec.splits.report}, never learned from or chosen by"
+
+
+def adaptation(role: str, splits: SplitSpec, under: str = "") -> str:
+    """Which images are learned from, and under which shift.
+
+    >>> adaptation("fit", SplitSpec()), adaptation("report", SplitSpec())
+    ('adapts to fit', 'adapts to report: the images it is reported on, without labels')
+    """
+    seen = getattr(splits, role) == splits.report
+    shown = f"{role} under {under}" if under else role
+    return f"adapts to {shown}" + (": the images it is reported on, without labels" if seen else "")
+
+
+def arrangement(plan: Plan) -> str:
+    """Replicas, shards and where they are.
+
+    >>> arrangement(Plan(2, 2, ((0, 7), (7, 14)), "cuda", 1, 0.5, 0, (0, 0), 0))
+    '2 replica(s) of 2 shards (segments 0-6, 7-13) on GPU (0.5 of one each)'
+    """
+    where = "GPU" if plan.device == "cuda" else "CPU"
+    if plan.device == "cuda" and plan.gpus < 1:
+        where += f" ({plan.gpus:g} of one each)"
+    if plan.shards == 1:
+        return f"{plan.replicas} whole replica(s) on {where}"
+    blocks = ", ".join(
+        f"{start}-{stop - 1}" if stop - start > 1 else f"{start}" for start, stop in plan.blocks
+    )
+    return f"{plan.replicas} replica(s) of {plan.shards} shards (segments {blocks}) on {where}"
+
+
+def spread(plan: Plan) -> str:
+    """How many shards go to which nodes; nodes of one name and number together.
+
+    >>> spread(Plan(5, 1, ((0, 3),), "cuda", 1, 1, 0, (0,), 0, (("a", 1), ("b", 2), ("b", 2))))
+    'a: 1, 2 × b: 2'
+    """
+    counted = Counter(plan.nodes)
+    return ", ".join(
+        f"{f'{nodes} × ' if nodes > 1 else ''}{name}: {shards}"
+        for (name, shards), nodes in counted.items()
+    )
+
+
+def memory(plan: Plan, weights: str = "memory") -> str:
+    """Main memory of the fullest node, and what a shard takes beside what its node shares."""
+    low, high = gigabytes(min(plan.shard_bytes)), gigabytes(max(plan.shard_bytes))
+    each = high if low == high else f"{low.removesuffix(' GB')} to {high}"
+    part = "replica" if plan.shards == 1 else "shard"
+    where = " on its GPU" if plan.device == "cuda" else ""
+    held, made = {
+        "memory": ("base and task vectors", ""),
+        "files": ("base", "; task vectors stay in files, made a tensor at a time"),
+        "factored": ("base and factors", "; task vectors stay factors, made a tensor at a time"),
+    }[weights]
+    return (
+        f"{gigabytes(plan.total_bytes)} a node: {gigabytes(plan.store_bytes)} {held} once, "
+        f"{each} a {part}{where}{made}"
+    )
+
+
+def trial_table(prepared: Prepared) -> Table:
+    """Trials, images forwarded and images learned from, a row a method."""
+    counts = planned(prepared.spec)
+    rows, learned = prepared.role_rows, learned_images(prepared.spec)
+    table = Table(title="at most", title_justify="left")
+    names = ["method", "trials", "images on select", "images on report"]
+    for name in [*names, "images learned from"] if learned else names:
+        table.add_column(name, justify="left" if name == "method" else "right")
+    passes = {"ensemble": len(prepared.pool.experts)}
+    for method, trials in {**dict.fromkeys(references(prepared.spec), 1), **counts}.items():
+        each = passes.get(method, 1)
+        # Expert embeddings are cached: an ensemble costs its forward passes once, not per trial.
+        select = rows["select"] * (each if each > 1 else trials)
+        if method in counts and prepared.spec.methods.get(method, MethodSpec()).scheduler:
+            select *= 1 + len(RUNGS)  # measured on the way as well
+        cells = [method, str(trials), f"{select:,}", f"{rows['report'] * each:,}"]
+        if learned:
+            cells.append(f"{learned[method]:,}" if method in learned else "")
+        table.add_row(*cells)
+    return table
+
+
+def learned_images(spec: SweepSpec) -> dict[str, int]:
+    """Learning method -> trials × steps × batch size × tasks, as drawn: an image counts each time.
+
+    Where not every candidate is known beforehand, the largest of those known stands for them.
+    """
+    works: dict[str, list[int]] = {}
+    for name, _, params in learning_points(spec):
+        work = params["steps"] * params["batch_size"] * len(spec.seen)
+        works.setdefault(name, []).append(work)
+    for name, course in resident_points(spec):
+        work = passes_of(course) * course.batch_size * len(spec.seen)
+        works.setdefault(name, []).append(work)
+    return {
+        name: sum(each) if len(each) == trials else max(each) * trials
+        for name, trials in planned(spec).items()
+        if (each := works.get(name))
+    }

@@ -1,0 +1,126 @@
+"""Rows of shift sets: what is reported on beside the report split, and never chosen by."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+from actors.checkpoints.checkpoint import Checkpoint
+from actors.checkpoints.sources import cache_dir
+from actors.data.images.pixel_cache import prepare
+from actors.data.images.shifted_pixels import VERSION, corrupted
+from actors.data.task import Task, TaskSource, open_task
+from actors.experts.evaluation import Rows, TaskData
+from actors.experts.unseen_tasks import ADAPT, learners
+from actors.families.clip.preprocessor_config import read_preprocess
+from actors.files.fingerprint import Fingerprint, fingerprint
+from fusion.errors import InputError
+from sweeps.spec.shift import ShiftSpec
+
+ROLE = "shift/"
+"""How the role of a shift set's rows begins."""
+
+
+def open_shifts(
+    shifts: Mapping[str, ShiftSpec], report: str, tasks: Mapping[str, Task]
+) -> dict[tuple[str, str], Task]:
+    """(shift, task) -> the other data set; nothing is decoded.
+
+    Raises:
+        InputError: data that are not there, or have no rows to report on.
+    """
+    found = {}
+    for name, shift in shifts.items():
+        if shift.dataset is None:
+            continue
+        for task in [shift.task] if shift.task else tasks:
+            source = TaskSource(
+                f"{task} (shifts.{name})",
+                shift.dataset,
+                shift.image,
+                shift.label,
+                classnames=tasks[task].classnames,
+            )
+            found[name, task] = open_task(source)
+            split_of(found[name, task], report, name)
+    return found
+
+
+def shift_fingerprint(
+    shifts: Mapping[str, ShiftSpec], name: str, others: Mapping[tuple[str, str], Task]
+) -> Fingerprint:
+    """Of a shift set: all its settings, what corrupts images, and the content of other data.
+
+    The images that are corrupted, and how other ones are prepared, are the sweep's.
+    """
+    data = {
+        task: [other.fingerprint, list(other.classnames)]
+        for (each, task), other in others.items()
+        if each == name
+    }
+    return fingerprint("shift-set-1", VERSION, shifts[name].model_dump(mode="json"), data)
+
+
+def adapted_rows(
+    shift: ShiftSpec, data: Mapping[str, TaskData], roles: Collection[str]
+) -> dict[str, TaskData]:
+    """The tasks with rows `adapt/<role>`: the images of these roles under a corruption.
+
+    Unseen tasks get none, for nothing adapts to them.
+
+    Raises:
+        InputError: see `corrupted`.
+    """
+    assert shift.corruption is not None
+    found = dict(data)
+    for task, each in learners(data).items():
+        more = {
+            f"{ADAPT}{role}": corrupted(
+                each.rows[role], shift.corruption, shift.severity, cache_dir(), seed=shift.seed
+            )
+            for role in sorted(roles)
+        }
+        found[task] = replace(each, rows={**each.rows, **more})
+    return found
+
+
+def split_of(task: Task, report: str, name: str) -> str:
+    """The split of another data set that is reported on: of the same name, or its only one."""
+    if report in task.splits:
+        return report
+    if len(task.splits) == 1:
+        return next(iter(task.splits))
+    raise InputError(
+        f"shifts.{name}.dataset: {task.dataset}: no split {report!r}; there:"
+        f" {', '.join(task.splits)}"
+    )
+
+
+def shift_rows(
+    shifts: Mapping[str, ShiftSpec],
+    report: str,
+    base: Checkpoint,
+    data: Mapping[str, TaskData],
+    others: Mapping[tuple[str, str], Task],
+) -> dict[str, dict[str, Rows]]:
+    """Task -> shift -> its rows, prepared.
+
+    Raises:
+        InputError: see `corrupted` and `prepare`.
+    """
+    root = cache_dir()
+    found: dict[str, dict[str, Rows]] = {task: {} for task in data}
+    for name, shift in shifts.items():
+        for task, each in data.items():
+            if shift.corruption is not None and shift.task in (None, task):
+                found[task][name] = corrupted(
+                    each.rows["report"], shift.corruption, shift.severity, root, seed=shift.seed
+                )
+            elif (name, task) in others:
+                other = others[name, task]
+                split = split_of(other, report, name)
+                files = prepare(
+                    {other.name: other}, [(other.name, split)], read_preprocess(base.folder), root
+                )
+                found[task][name] = Rows(files[other.name, split])
+    return found

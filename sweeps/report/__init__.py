@@ -1,0 +1,1 @@
+"""The report: HTML page, terminal table, and texts."""

@@ -1,0 +1,129 @@
+"""Accuracy against a method's hyper-parameters: which were swept, and what the trials found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sweeps.console.number_format import params_text
+from sweeps.results.ledger import Entry
+
+MIN_VALUES = 3
+"""Fewer tried values make no curve."""
+
+LOG_RATIO = 50.0
+"""Positive values that span more than this were searched by order of magnitude."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One finished trial, as a point."""
+
+    at: tuple[float, ...]
+    """Values of the swept numeric parameters."""
+    series: str
+    """The other parameters that vary, in words; empty where none does."""
+    accuracy: Mapping[str, float]
+    """`mean` and each task."""
+    selected: bool
+    label: str
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The trials of one method that swept one numeric parameter or more."""
+
+    method: str
+    names: tuple[str, ...]
+    logs: tuple[bool, ...]
+    tasks: tuple[str, ...]
+    points: tuple[Tried, ...]
+
+    @property
+    def chosen(self) -> Tried | None:
+        """The selected trial, where it is one of them."""
+        return next((point for point in self.points if point.selected), None)
+
+
+def profiles(
+    entries: Iterable[Entry], selected: Mapping[str, str | None], tasks: Sequence[str]
+) -> list[Profile]:
+    """A profile for each method that tried three values or more of some numeric parameter.
+
+    Args:
+        entries: the ledger.
+        selected: method -> key of its selected trial.
+        tasks: the tasks, in order.
+    """
+    methods: dict[str, list[Entry]] = {}
+    for entry in entries:
+        if entry.status == "done" and math.isfinite(entry.metrics.get("acc/mean", math.nan)):
+            methods.setdefault(entry.method, []).append(entry)
+    found = (profile(name, tried, selected.get(name), tasks) for name, tried in methods.items())
+    return [each for each in found if each]
+
+
+def profile(
+    method: str, entries: Sequence[Entry], selected: str | None, tasks: Sequence[str]
+) -> Profile | None:
+    """The profile of one method; None where nothing numeric was swept."""
+    varying = [name for name in dict.fromkeys(n for e in entries for n in e.params) if
+               len({repr(e.params.get(name)) for e in entries}) > 1]  # fmt: skip
+    names = tuple(
+        name
+        for name in varying
+        if len({entry.params[name] for entry in entries if is_number(entry.params.get(name))})
+        >= MIN_VALUES
+    )
+    if not names:
+        return None
+    points = []
+    for entry in entries:
+        values = [entry.params.get(name) for name in names]
+        if all(map(is_number, values)):
+            rest = {n: entry.params[n] for n in varying if n not in names and n in entry.params}
+            points.append(
+                Tried(
+                    at=tuple(float(value) for value in values if value is not None),
+                    series=params_text(rest) if rest else "",
+                    accuracy=accuracies(entry, tasks),
+                    selected=entry.trial_key == selected,
+                    label=params_text({name: entry.params[name] for name in names}),
+                )
+            )
+    columns = list(zip(*(point.at for point in points), strict=True))
+    logs = tuple(min(column) > 0 and max(column) / min(column) > LOG_RATIO for column in columns)
+    return Profile(method, names, logs, tuple(tasks), tuple(sorted(points, key=lambda p: p.at)))
+
+
+def accuracies(entry: Entry, tasks: Sequence[str]) -> dict[str, float]:
+    """`mean` and the tasks' finite accuracies."""
+    names = ("mean", *tasks)
+    found = {name: entry.metrics.get(f"acc/{name}", math.nan) for name in names}
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a finite number (a flag is not)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def curves(profile: Profile, name: str, dimension: int = 0) -> dict[str, list[tuple[float, float]]]:
+    """Series -> (value, accuracy) by value; trials of one value (other seeds) are averaged.
+
+    Args:
+        profile: the trials.
+        name: `mean` or a task.
+        dimension: which of the swept parameters is the abscissa.
+    """
+    grouped: dict[str, dict[float, list[float]]] = {}
+    for point in profile.points:
+        if name in point.accuracy:
+            line = grouped.setdefault(point.series, {})
+            line.setdefault(point.at[dimension], []).append(point.accuracy[name])
+    return {
+        series: [(at, math.fsum(values) / len(values)) for at, values in sorted(line.items())]
+        for series, line in grouped.items()
+    }

@@ -1,0 +1,309 @@
+"""The report of a sweep: one HTML file that needs nothing else, for a screen, a phone or paper."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from fusion.registry import METHODS
+from sweeps.console import number_format
+from sweeps.report import shift_table, significance_text, soup_decisions
+from sweeps.report.charts import comparison as plots
+from sweeps.report.charts import learning_curves
+from sweeps.report.charts.axes import Axis
+from sweeps.report.charts.hyperparameter_profiles import Profile, profiles
+from sweeps.report.charts.search_surface_plots import pictures
+from sweeps.results.comparison import MEAN, REFERENCES, SEEN, UNSEEN, Comparison, Row, finite
+from sweeps.results.folder import SweepFolder
+from sweeps.results.ledger import Entry, write_text
+from sweeps.results.partial_comparison import gather
+
+TEMPLATES = Path(__file__).parents[1] / "templates"
+
+ANALYSIS = "analysis/analysis.html"
+"""The page of `sweeps analyse`, from the report's own folder."""
+
+
+def write_html(
+    source: Path | Comparison, path: Path, entries: Iterable[Entry] | None = None
+) -> None:
+    """Write the report: one file, no scripts, nothing loaded from anywhere.
+
+    Args:
+        source: a comparison, or the folder of a finished or running sweep.
+        path: the HTML file; it appears whole or not at all.
+        entries: the trials; those of the folder's ledger by default.
+
+    Raises:
+        InputError: the folder holds neither comparison nor trials, or the file cannot be written.
+    """
+    if isinstance(source, Path):
+        comparison, found = gather(source)
+        entries = found if entries is None else entries
+    else:
+        comparison = source
+    analysis = ANALYSIS if (path.parent / ANALYSIS).exists() else ""
+    folder = SweepFolder(source if isinstance(source, Path) else path.parent)
+    text = html(comparison, tuple(entries or ()), analysis=analysis, learned=folder.learned)
+    write_text(path, text)
+
+
+def html(
+    comparison: Comparison,
+    entries: Sequence[Entry],
+    *,
+    analysis: str = "",
+    learned: Path | None = None,
+) -> str:
+    """The report as text.
+
+    `analysis`: where, beside it, the page of `sweeps analyse` is; `learned`: the folder of what
+    trials learned, whose surfaces are drawn.
+    """
+    template = environment().get_template("report.html.j2")
+    shown = view(comparison, entries) | {"surfaces": pictures(comparison.rows, learned)}
+    return template.render(shown, words=number_format, references=REFERENCES, analysis=analysis)
+
+
+def environment() -> Environment:
+    """What pages are rendered with."""
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters["breaks"] = breaks
+    return made
+
+
+def breaks(name: str) -> Markup:
+    """A name that may be broken after its underscores."""
+    return Markup("_<wbr>").join(name.split("_"))
+
+
+def view(comparison: Comparison, entries: Sequence[Entry]) -> dict[str, Any]:
+    """All that the template shows."""
+    tested = any(row.test for row in comparison.rows)
+    entries = in_order(entries, comparison)
+    selected = {row.method: row.trial_key for row in comparison.rows}
+    return {
+        "c": comparison,
+        "tested": tested,
+        "split": comparison.report_on if tested else comparison.select_on,
+        "selection": number_format.selection(
+            comparison.select_on, comparison.report_on, comparison.metric
+        ),
+        "total": len(entries) or sum(row.trials for row in comparison.rows),
+        "verdict": significance_text.verdict(comparison),
+        "lines": (table := lines(comparison, tested)),
+        "tinted": any(cell["tint"] for line in table for cell in line["cells"]),
+        "sunk": any(cell["below"] for line in table for cell in line["cells"]),
+        "columns": columns(comparison),
+        "means": means(comparison),
+        "forest": forest(comparison, tested),
+        "learning": learning_curves.figures(entries, selected),
+        "robust": shift_table.table(comparison),
+        "robust_words": shift_table.sentence(comparison),
+        "soups": soup_decisions.tables(entries, selected, comparison.metric),
+        "profiles": [draw(each) for each in profiles(entries, selected, comparison.seen)],
+        "matrix": significance_text.matrix(comparison),
+        "sentences": significance_text.sentences(comparison),
+        "entries": [trial(entry, selected) for entry in entries],
+        "failed": [failure(each) for each in comparison.failed],
+        "notes": notes(row.method for row in comparison.rows),
+    }
+
+
+def lines(comparison: Comparison, tested: bool) -> list[dict[str, Any]]:
+    """The table's rows: texts, intervals, and how far each cell is from pretrained to expert."""
+    by_name = {row.method: row for row in comparison.rows}
+    names = [*means(comparison), *(f"acc/{task}" for task in columns(comparison))]
+    best = {
+        name: max(
+            (value for row in comparison.rows
+             if row.method not in REFERENCES and (value := metrics(row, tested).get(name))
+             is not None), default=None)
+        for name in names
+    }  # fmt: skip
+    return [
+        {
+            "row": row,
+            "best": row is comparison.best,
+            "failed": not metrics(row, tested),
+            "cells": [cell(row, name, tested, best[name], by_name) for name in names],
+        }
+        for row in comparison.rows
+    ]
+
+
+def columns(comparison: Comparison) -> tuple[str, ...]:
+    """The tasks that have a column, seen ones first; a single one is the mean."""
+    return (*comparison.seen, *comparison.unseen) if len(comparison.tasks) > 1 else ()
+
+
+def means(comparison: Comparison) -> tuple[str, ...]:
+    """The means that have a column."""
+    return (SEEN, UNSEEN) if comparison.unseen else (MEAN,)
+
+
+def metrics(row: Row, tested: bool) -> Mapping[str, float | None]:
+    """The metrics that the report shows first."""
+    return row.test if tested else row.val
+
+
+def cell(
+    row: Row, name: str, tested: bool, best: float | None, by_name: Mapping[str, Row]
+) -> dict[str, Any]:
+    """One accuracy: its text, its interval, and its tint."""
+    value = metrics(row, tested).get(name)
+    low, high = row.test_ci95.get(name, (None, None)) if tested else (None, None)
+    floor, ceiling = (
+        metrics(by_name[which], tested).get(name) if which in by_name else None
+        for which in REFERENCES
+    )
+    gain, below = None, False
+    if value is not None and floor is not None and ceiling is not None and ceiling > floor:
+        gain = (value - floor) / (ceiling - floor)
+    elif value is not None and floor is not None and ceiling is None and value < floor - 1e-9:
+        below = True  # of an unseen task, that no expert is of
+    return {
+        "text": number_format.percent(value),
+        "interval": ""
+        if low is None
+        else f"{number_format.percent(low)}–{number_format.percent(high)}",
+        "best": value is not None and value == best and row.method not in REFERENCES,
+        "below": below or (gain is not None and gain < -1e-9),
+        "tint": None if gain is None else f"{min(abs(gain), 1.0):.2f}",
+        "gain": None if gain is None else f"{100 * gain:.0f}",
+    }
+
+
+def forest(comparison: Comparison, tested: bool) -> dict[str, Any] | None:
+    """The dot-and-interval plot of the mean; None where there is no value yet."""
+    name = comparison.headline
+    shown = [row for row in comparison.rows if metrics(row, tested).get(name) is not None]
+    if not shown:
+        return None
+    spans = {row.method: row.test_ci95.get(name) if tested else None for row in shown}
+    values = [value for row in shown if (value := metrics(row, tested)[name]) is not None]
+    axis = Axis.around([*values, *(end for span in spans.values() if span for end in span)])
+    drawn = []
+    for row in shown:
+        style = "best" if row is comparison.best else ""
+        style = "reference" if row.method in REFERENCES else style
+        mean, span = metrics(row, tested)[name], spans[row.method]
+        drawn.append(
+            {
+                "row": row,
+                "style": style,
+                "params": " ".join(number_format.params_words(row.params)),
+                "plot": plots.forest_line(axis, mean, span, style),
+                "value": number_format.percent(mean),
+                "interval": f"[{', '.join(map(number_format.percent, span))}]" if span else "",
+            }
+        )
+    return {"rows": drawn, "axis": plots.forest_axis(axis)}
+
+
+def draw(profile: Profile) -> dict[str, Any]:
+    """The charts of one method: a curve, a plane, or a margin for each parameter."""
+    means = [point.accuracy["mean"] for point in profile.points]
+    charts: list[tuple[str, Markup]] = []
+    panels: list[tuple[str, Markup, str]] = []
+    if len(profile.names) == 1:
+        charts = [(f"accuracy, %, against {profile.names[0]}", plots.curve_chart(profile))]
+        panels = plots.task_panels(profile) if len(profile.tasks) > 1 else []
+    elif len(profile.names) == 2:
+        title = f"{profile.names[1]} (up) against {profile.names[0]} (across)"
+        charts = [(title, plots.plane_chart(profile))]
+    margins = [
+        (f"mean accuracy, %, against {name}", plots.margin_chart(profile, i))
+        for i, name in enumerate(profile.names)
+        if len(profile.names) > 1
+    ]
+    return {
+        "profile": profile,
+        "charts": charts,
+        "panels": panels,
+        "margins": margins,
+        "chosen": chosen_text(profile),
+        "several": several(profile),
+        "low": number_format.percent(min(means)),
+        "high": number_format.percent(max(means)),
+    }
+
+
+def chosen_text(profile: Profile) -> str:
+    """The selected trial, in words; empty where it is not among those drawn."""
+    if (point := profile.chosen) is None:
+        return ""
+    where = f"{point.label} {point.series}".strip()
+    return f"selected: {where}, {number_format.percent(point.accuracy['mean'])} %"
+
+
+def several(profile: Profile) -> str:
+    """What the styles of the lines mean where a parameter that is no number varied too."""
+    if len({point.series for point in profile.points}) < 2 or len(profile.names) > 1:
+        return ""
+    return (
+        f"for {profile.chosen.series}; dotted: other means" if profile.chosen else "several means"
+    )
+
+
+def in_order(entries: Iterable[Entry], comparison: Comparison) -> list[Entry]:
+    """Trials by method as in the comparison, the best first and failed ones last."""
+    ranks = {row.method: rank for rank, row in enumerate(comparison.rows)}
+    return sorted(
+        entries,
+        key=lambda entry: (
+            ranks.get(entry.method, len(ranks)),
+            entry.method,
+            entry.status == "failed",
+            -(finite(entry.metrics).get("acc/mean") or 0.0),
+            entry.trial_key,
+        ),
+    )
+
+
+def trial(entry: Entry, selected: Mapping[str, str | None]) -> dict[str, Any]:
+    """A line of the table of all trials."""
+    metrics = finite(entry.metrics)
+    tasks = {
+        name.removeprefix("acc/"): value
+        for name, value in metrics.items()
+        if name.startswith("acc/") and name not in (MEAN, SEEN, UNSEEN) and value is not None
+    }
+    worst = min(tasks, key=lambda task: (tasks[task], task), default=None)
+    return {
+        "entry": entry,
+        "selected": selected.get(entry.method) == entry.trial_key,
+        "mean": number_format.percent(metrics.get("acc/mean")),
+        "worst": f"{number_format.percent(tasks[worst])} {worst}" if worst is not None else "",
+        "steps": learning_curves.steps_text(entry),
+        "nll": f"{entry.metrics['nll/mean']:.3f}" if "nll/mean" in entry.metrics else "",
+    }
+
+
+def failure(failed: Mapping[str, Any]) -> dict[str, Any]:
+    """A failed trial: the line that says why, and the rest."""
+    error = str(failed.get("error") or "no reason was recorded").strip()
+    parts = error.splitlines()
+    reason = parts[-1] if parts[0].startswith("Traceback") else parts[0]
+    return {**failed, "reason": reason, "rest": error if len(parts) > 1 else ""}
+
+
+def notes(methods: Iterable[str]) -> list[dict[str, Any]]:
+    """What the registry knows of the methods compared."""
+    found = []
+    for name in dict.fromkeys(methods):
+        if method := METHODS.get(name):
+            about = method.doc.split("\n\n    Args:")[0].split("\n    >>>")[0]
+            lines = [line.strip() for line in about.strip().splitlines()]
+            found.append({"name": name, "method": method, "about": "\n".join(lines)})
+    return found

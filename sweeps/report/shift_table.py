@@ -1,0 +1,82 @@
+"""Rows on shift sets, as the report shows them: accuracies, and what they gain on the base.
+
+Effective robustness is not among them: its baseline is of single models tuned on the reference, and
+a comparison has at most two of those (`best_single`, `oracle_single`); all other rows are averages,
+ensembles or experts of different tasks, which are what a baseline would judge. `sweeps analyse`
+has the single models.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fusion.analysis.robustness import relative_robustness
+from sweeps.console.number_format import percent, points
+from sweeps.results.comparison import MEAN, SEEN, Comparison, Row
+
+
+def table(comparison: Comparison) -> dict[str, Any] | None:
+    """Columns and lines; None where nothing was measured on a shift set.
+
+    A cell is the mean accuracy on the set, and the difference to the base on the same set: relative
+    robustness, Taori et al. 2020, arXiv:2007.00644. The last column is the mean over sets.
+    """
+    names = list(dict.fromkeys(name for row in comparison.rows for name in row.shifts))
+    if not names:
+        return None
+    base = next((row for row in comparison.rows if row.method == "pretrained"), None)
+    lines = [
+        {
+            "row": row,
+            "report": percent(row.score),
+            "cells": [
+                *(
+                    cell(accuracy(row, name), accuracy(base, name)) | {"interval": span(row, name)}
+                    for name in names
+                ),
+                cell(mean(row, names), mean(base, names)),
+            ],
+        }
+        for row in comparison.rows
+        if row.shifts
+    ]
+    return {"columns": [*names, "mean"], "lines": lines, "adapted": comparison.adapt_on_shift}
+
+
+def sentence(comparison: Comparison) -> str:
+    """What the table is of."""
+    of = "seen tasks" if comparison.unseen else "tasks"
+    found = (
+        f"Mean accuracy over {of} on shift sets, %, with 95 % intervals, and in points above the"
+        " pretrained model on the same set. Nothing was chosen by them."
+    )
+    if comparison.adapt_on_shift is None:
+        return found
+    return f"{found} Methods that adapt to images saw those of {comparison.adapt_on_shift}."
+
+
+def accuracy(row: Row | None, name: str) -> float | None:
+    """The mean accuracy of a row on a shift set; over the seen tasks, where some are unseen."""
+    found = row.shifts.get(name, {}) if row is not None else {}
+    return found.get(SEEN, found.get(MEAN))
+
+
+def span(row: Row, name: str) -> str:
+    """Its 95 % interval, in words; empty where it is not known."""
+    found = row.shifts_ci95.get(name, {})
+    ends = found.get(SEEN, found.get(MEAN))
+    return f"{percent(ends[0])}–{percent(ends[1])}" if ends else ""
+
+
+def mean(row: Row | None, names: list[str]) -> float | None:
+    """Over all shift sets, each counting alike."""
+    found = [value for name in names if (value := accuracy(row, name)) is not None]
+    return sum(found) / len(names) if len(found) == len(names) else None
+
+
+def cell(value: float | None, base: float | None) -> dict[str, str]:
+    """One accuracy, and how far it is from the base's."""
+    if value is None or base is None:
+        return {"text": percent(value), "gain": "", "interval": ""}
+    gain = points(float(relative_robustness(value, base)))
+    return {"text": percent(value), "gain": gain, "interval": ""}

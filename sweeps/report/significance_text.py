@@ -1,0 +1,200 @@
+"""Which rows of a comparison differ, put into words: verdict, sentences and matrix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fusion.registry import METHODS, Fitted, LogitSpace, PerTask, one_a_sample
+from sweeps.console.number_format import equation, params_text, percent, points
+from sweeps.results.comparison import REFERENCES, UNSEEN, Comparison, Pair, Row
+
+LEVEL = 0.05
+"""Family-wise error rate that "significant" stands for."""
+
+
+def difference(pair: Pair) -> float:
+    """Accuracy of the first row less the second's, pooled over tasks."""
+    return (pair.b - pair.c) / pair.n if pair.n else 0.0
+
+
+def flipped(pair: Pair) -> Pair:
+    """The same test, told from the other side."""
+    return Pair(pair.second, pair.first, pair.n, pair.c, pair.b, pair.p, pair.p_holm)
+
+
+def oriented(comparison: Comparison) -> dict[tuple[str, str], Pair]:
+    """Both tellings of each pair."""
+    both = [each for pair in comparison.pairs for each in (pair, flipped(pair))]
+    return {(pair.first, pair.second): pair for pair in both}
+
+
+def contradicts(comparison: Comparison, pair: Pair) -> bool:
+    """Whether the pooled difference has another sign than that of the mean over tasks."""
+    means = {row.method: row.test.get(comparison.headline) for row in comparison.rows}
+    first, second = means.get(pair.first), means.get(pair.second)
+    return first is not None and second is not None and (first - second) * difference(pair) < 0
+
+
+def sentence(pair: Pair) -> str:
+    """`ties vs wise_ft: +1.2 pp, p = 0.030 → not significant after Holm (p = 0.40)`."""
+    if pair.p_holm < LEVEL:
+        end = f"significant after Holm ({equation(pair.p_holm)})"
+    elif pair.p < LEVEL:
+        end = f"not significant after Holm ({equation(pair.p_holm)})"
+    else:
+        end = "not significant"
+    return (
+        f"{pair.first} vs {pair.second}: {points(difference(pair))} pp, {equation(pair.p)} → {end}"
+    )
+
+
+def sentences(comparison: Comparison) -> list[dict[str, Any]]:
+    """The best row against every other one, the nearest first."""
+    best, pairs = comparison.best, oriented(comparison)
+    others = [row.method for row in reversed(comparison.rows)]
+    found = [pairs[best.method, name] for name in others if best and (best.method, name) in pairs]
+    return [
+        {
+            "text": sentence(pair),
+            "significant": pair.p_holm < LEVEL,
+            "contradicts": contradicts(comparison, pair),
+        }
+        for pair in found
+    ]
+
+
+def matrix(comparison: Comparison) -> dict[str, Any] | None:
+    """Rows less columns, below the diagonal; None where there is nothing to compare."""
+    pairs = oriented(comparison)
+    tested = {name for key in pairs for name in key}
+    names = [row.method for row in comparison.rows if row.method in tested]
+    if not names:
+        return None
+    lines = [
+        (name, [matrix_cell(comparison, pairs[name, other]) for other in names[:i]])
+        for i, name in enumerate(names)
+        if i
+    ]
+    return {"columns": names[:-1], "lines": lines}
+
+
+def matrix_cell(comparison: Comparison, pair: Pair) -> dict[str, Any]:
+    """One pair: difference, adjusted p, and which way it goes if it does."""
+    change = difference(pair)
+    style = "tie" if pair.p_holm >= LEVEL else "better" if change > 0 else "worse"
+    return {
+        "difference": points(change),
+        "p": equation(pair.p_holm).replace("p = ", "").replace("p ", ""),
+        "style": style,
+        "contradicts": contradicts(comparison, pair),
+        "title": f"{sentence(pair)}; only {pair.first} right: {pair.b}, "
+        f"only {pair.second} right: {pair.c}, of {pair.n}",
+    }
+
+
+def verdict(comparison: Comparison) -> list[str]:
+    """What the sweep found, in a few sentences, as far as it got."""
+    best = comparison.best
+    if best is None:
+        return ["No method has a successful trial yet."]
+    tested = comparison.headline in best.test
+    split = comparison.report_on if tested else comparison.select_on
+    ci95 = best.test_ci95.get(comparison.headline)
+    interval = f" [{percent(ci95[0])}, {percent(ci95[1])}]" if ci95 else ""
+    named = f"{best.method} ({params_text(best.params)})" if best.params else best.method
+    many, kind = len(comparison.seen), "seen tasks" if comparison.unseen else "tasks"
+    average = f", averaged over {many} {kind}" if many > 1 else ""
+    found = [
+        f"{named} is best{'' if tested else ' so far'}: {percent(best.score)} %{interval} "
+        f"on {split}{average}."
+    ]
+    found += gap(comparison, best, tested)
+    found += generalisation(comparison, best)
+    found += standing(comparison, best)
+    return found + single_model(comparison, best)
+
+
+def gap(comparison: Comparison, best: Row, tested: bool) -> list[str]:
+    """How far the best row is on the way from the pretrained model to the experts."""
+    scores = {
+        row.method: (row.test if tested else row.val).get(comparison.headline)
+        for row in comparison.rows
+        if row.method in REFERENCES
+    }
+    floor, ceiling = (scores.get(name) for name in REFERENCES)
+    if floor is None or ceiling is None or ceiling <= floor or best.score is None:
+        return []
+    share = (best.score - floor) / (ceiling - floor)
+    return [
+        f"That is {100 * share:.0f} % of the way from the pretrained model ({percent(floor)} %) "
+        f"to the experts, each on its own task ({percent(ceiling)} %)."
+    ]
+
+
+def generalisation(comparison: Comparison, best: Row) -> list[str]:
+    """What the best row does on tasks that it has no expert of, and which row does best there."""
+    rows = {row.method: row.test[UNSEEN] for row in comparison.rows if UNSEEN in row.test}
+    floor, own = rows.pop("pretrained", None), rows.get(best.method)
+    fused = {
+        row.method: value
+        for row in comparison.rows
+        if not row.oracle and row.method != "experts" and (value := rows.get(row.method))
+    }
+    if floor is None or not fused:
+        return []
+    high = max(fused.values())
+    tops = [name for name, value in fused.items() if value == high]
+    which = tops[0] if len(tops) == 1 else f"{len(tops)} rows"
+    highest = f"the highest there is {percent(high)} % ({which})."
+    names = ", ".join(comparison.unseen)
+    if own is None:
+        return [f"It is not measured on unseen tasks ({names}); {highest}"]
+    here = f"On unseen tasks ({names}) it has {percent(own)} %, pretrained {percent(floor)} %"
+    return [f"{here}." if best.method in tops else f"{here}; {highest}"]
+
+
+def standing(comparison: Comparison, best: Row) -> list[str]:
+    """Which rows the data cannot tell from the best one."""
+    pairs = oriented(comparison)
+    others = {
+        row.method: pairs[best.method, row.method]
+        for row in reversed(comparison.rows)
+        if row.method not in REFERENCES and (best.method, row.method) in pairs
+    }
+    ties = [name for name, pair in others.items() if pair.p_holm >= LEVEL]
+    if ties:
+        return [f"The samples do not tell it from {', '.join(ties)} (paired tests below)."]
+    if others:
+        return ["It differs significantly from every other method (paired tests below)."]
+    return []
+
+
+def single_model(comparison: Comparison, best: Row) -> list[str]:
+    """The best row that is one model, where the best of all is not."""
+    single = [
+        row
+        for row in comparison.rows
+        if row.method not in REFERENCES
+        and row.score is not None
+        and not row.oracle
+        and not several(row.method)
+    ]
+    top = max(single, key=lambda row: row.score or 0.0, default=None)
+    if top is None or not several(best.method):
+        return []
+    return [
+        f"{best.method} {several(best.method)}; the best single model is {top.method}, "
+        f"{percent(top.score)} %."
+    ]
+
+
+def several(method: str) -> str:
+    """What a method is or does that is not one model for all images; empty where it is one."""
+    row = METHODS.get(method)
+    if isinstance(row, PerTask):
+        return "is one model a task"
+    if isinstance(row, Fitted) and method != "greedy_ensemble":
+        return "is fitted to embeddings, task by task"
+    if isinstance(row, Fitted | LogitSpace):
+        return "runs every expert on each input"
+    return "is one model a sample" if one_a_sample(row) else ""

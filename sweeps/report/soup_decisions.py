@@ -1,0 +1,96 @@
+"""How soups were made: what was asked of each ingredient, and how sure each gain is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sweeps.console.number_format import equation, percent, points
+from sweeps.results.ledger import Entry
+
+WORDS = {
+    "start": "begins",
+    "accepted": "taken",
+    "rejected": "left",
+    "failed": "failed",
+    "duplicate": "a copy",
+    "vanished": "gone",
+}
+
+
+def tables(
+    entries: Iterable[Entry], selected: Mapping[str, str | None], metric: str
+) -> list[dict[str, Any]]:
+    """Of each method that selects, the decisions of its selected trial; soups before single ones.
+
+    Args:
+        entries: the ledger, in the order of the report.
+        selected: method -> key of its selected trial.
+        metric: the sweep's, which scores are of where a method has none of its own.
+    """
+    found = [
+        {
+            "method": entry.method,
+            "lines": [
+                line(choice, entry.params.get("metric") or metric) for choice in entry.choices
+            ],
+            "summary": summary(entry.choices),
+        }
+        for entry in entries
+        if entry.choices and selected.get(entry.method) == entry.trial_key
+    ]
+    return sorted(found, key=lambda each: not any(line["gain"] for line in each["lines"]))
+
+
+def remarks(choices: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """What a reader of a soup's row must know: what was left out though it might have been good.
+
+    >>> remarks([{"candidate": "a", "ingredient": "a", "outcome": "vanished", "note": "gone"}])
+    ('ingredient a: gone',)
+    """
+    return tuple(
+        f"{'soup' if ' ' in choice['candidate'] else 'ingredient'} {choice['candidate']}:"
+        f" {choice['note']}"
+        for choice in choices
+        if choice["outcome"] in ("failed", "vanished")
+    )
+
+
+def line(choice: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    """One decision in words."""
+    gain = ""
+    if choice.get("gain") is not None:
+        low, high = (points(choice[name]) for name in ("low", "high"))
+        gain = f"{points(choice['gain'])} pp ({low} to {high}), {equation(choice['p'])}"
+    return {
+        "what": choice.get("ingredient") or choice["candidate"],
+        "soup": choice["candidate"],
+        "outcome": WORDS[choice["outcome"]],
+        "taken": choice["outcome"] == "accepted",
+        "score": score(choice.get("score"), metric),
+        "best": score(choice.get("best"), metric),
+        "gain": gain or choice.get("note", ""),
+    }
+
+
+def summary(choices: Iterable[Mapping[str, Any]]) -> str:
+    """Of the ingredients taken, how many gains are larger than chance.
+
+    >>> summary([{"outcome": "accepted", "gain": 0.1, "low": 0.01}, {"outcome": "rejected"}])
+    '1 of 2 taken; gains whose 95 % interval lies above 0: 1.'
+    """
+    choices = list(choices)
+    taken = [choice for choice in choices if choice["outcome"] == "accepted"]
+    gains = [choice for choice in taken if choice.get("gain") is not None]
+    text = f"{len(taken)} of {len(choices)} taken"
+    if not gains:
+        return f"{text}."
+    sure = sum(choice["low"] > 0 for choice in gains)
+    return f"{text}; gains whose 95 % interval lies above 0: {sure or 'none'}."
+
+
+def score(value: float | None, metric: str) -> str:
+    """An accuracy in percent, or a loss in nats; nothing where there is none."""
+    if value is None:
+        return ""
+    return f"{value:.4f}" if metric.startswith("nll") else percent(value, 2)

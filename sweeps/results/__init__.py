@@ -1,0 +1,1 @@
+"""Results on disk: the folder, the ledger, the comparison, and recipes."""

@@ -1,0 +1,129 @@
+"""Per-sample correctness on the report split: what intervals and paired tests are counted from.
+
+A row of the comparison has one file, `<row>.arrow`: columns task, index and correct, and in the
+metadata its trial key, its metrics, and a checksum of all that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from actors.files.atomic import replacing
+from actors.files.checksums import FIELD, Damaged, facts_sum, reason_of
+from actors.files.checksums import checksum as checksum_of
+from fusion.errors import InputError
+
+Correct: TypeAlias = Mapping[str, NDArray[np.bool_]]
+"""Task -> whether each sample was classified rightly, in index order."""
+
+SUFFIX = ".arrow"
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What a file holds."""
+
+    trial_key: str
+    metrics: Mapping[str, float]
+    tasks: NDArray[np.str_]
+    """[N]: each sample's task."""
+    index: NDArray[np.int64]
+    """[N]: its place among the task's samples."""
+    correct: NDArray[np.bool_]
+    """[N]."""
+
+    def checksum(self) -> str:
+        """Of all of it."""
+        samples = checksum_of(
+            "\n".join(self.tasks.tolist()).encode(),
+            np.ascontiguousarray(self.index).view(np.uint8).data,
+            np.ascontiguousarray(self.correct).view(np.uint8).data,
+        )
+        return facts_sum({"trial_key": self.trial_key, "metrics": dict(self.metrics)}, samples)
+
+
+def write_kept(path: Path, kept: Kept) -> None:
+    """Write a file, whole or not at all.
+
+    Raises:
+        InputError: the disk is full, or the folder cannot be written.
+    """
+    about = {"trial_key": kept.trial_key, "metrics": json.dumps(dict(kept.metrics))}
+    table = pa.table(
+        {
+            "task": pa.array(kept.tasks.tolist(), pa.string()).dictionary_encode(),
+            "index": pa.array(kept.index),
+            "correct": pa.array(kept.correct),
+        }
+    ).replace_schema_metadata({**about, FIELD: kept.checksum()})
+    with (
+        replacing(path) as part,
+        pa.OSFile(str(part), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema) as writer,
+    ):
+        writer.write_table(table)
+
+
+def read_kept(path: Path, *, must: bool = True) -> Kept:
+    """What a file holds; all of it is read.
+
+    Args:
+        path: the file.
+        must: whether there must be a checksum; files of earlier versions have none.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        Damaged: it is not what was written.
+    """
+    data = path.read_bytes()
+    try:
+        table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
+        table.validate(full=True)
+        told = table.schema.metadata or {}
+        found = Kept(
+            told.get(b"trial_key", b"").decode(),
+            json.loads(told.get(b"metrics", b"{}")),
+            table["task"].cast(pa.string()).to_numpy(),
+            table["index"].to_numpy(),
+            table["correct"].to_numpy(),
+        )
+        stated = told.get(FIELD.encode(), b"").decode()
+        if stated != found.checksum() and (stated or must):
+            raise ValueError("another checksum" if stated else "no checksum")
+    except Exception as error:  # Arrow raises what it likes on a damaged file
+        raise Damaged(reason_of(error)) from None
+    return found
+
+
+def read_correct(folder: Path) -> dict[str, dict[str, NDArray[np.bool_]]]:
+    """Row -> task -> per-sample correctness, from `<row>.arrow` files, in index order.
+
+    Raises:
+        InputError: a damaged file, or two rows were evaluated on different samples of a task.
+    """
+    rows: dict[str, dict[str, NDArray[np.bool_]]] = {}
+    samples: dict[str, NDArray[np.int64]] = {}
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        try:
+            kept = read_kept(path, must=False)
+        except Damaged as error:
+            raise InputError(
+                f"{path}: damaged ({error}); --resume evaluates its row again"
+            ) from None
+        rows[path.stem] = {}
+        for task in dict.fromkeys(kept.tasks.tolist()):
+            (places,) = np.nonzero(kept.tasks == task)
+            places = places[np.argsort(kept.index[places], kind="stable")]
+            index = kept.index[places]
+            if not np.array_equal(samples.setdefault(task, index), index):
+                raise InputError(f"{path}: {task}: other samples than the other rows'; delete it")
+            rows[path.stem][task] = kept.correct[places]
+    return rows

@@ -1,0 +1,153 @@
+"""What a reader must know of a row beside its numbers: which images it has seen, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from actors.experts.unseen_tasks import stays_with_seen
+from fusion.methods.routed.dawin import is_oracle, transductive
+from fusion.parameters import bind
+from fusion.registry import (
+    METHODS,
+    Adaptive,
+    Fitted,
+    Informed,
+    PerTask,
+    Resident,
+    Routed,
+    Selected,
+)
+from sweeps.results.comparison import ORACLE
+from sweeps.spec.sweep import SplitSpec, SweepSpec
+
+CHOSEN_ON_FIT = "chosen on the rows that are trained on, splits.select being splits.fit"
+
+AVERAGES = (
+    "simple_average", "weighted_average", "uniform_soup", "greedy_soup", "learned_soup",
+    "ensemble", "greedy_ensemble",
+)  # fmt: skip
+"""Methods that do nothing with one ingredient, and of which a reader must know what is there
+twice."""
+
+
+LEFT_OUT = "unseen tasks left out"
+
+WHY = {
+    PerTask: "it makes one model a task with an expert",
+    Fitted: "a classifier is fitted to each seen task",
+    Routed: "it reads all images of a task, or their labels, before it classifies them",
+}
+"""Why a method is not measured on tasks that no expert is of."""
+
+
+def notes_of(
+    method: str,
+    params: Mapping[str, Any],
+    splits: SplitSpec,
+    *,
+    unseen: Collection[str] = (),
+    under: str = "",
+) -> tuple[str, ...]:
+    """Short remarks; none for a method that sees nothing but weights.
+
+    Args:
+        method: of the row.
+        params: its parameters.
+        splits: of the sweep.
+        unseen: tasks that no expert is of.
+        under: the shift whose images are adapted to, in words; empty: clean ones are.
+
+    >>> notes_of("adamerging", {"adapt_on": "report"}, SplitSpec())
+    ('adapted to the unlabelled test images it is reported on',)
+    """
+    found = seen_by(method, params, splits, under)
+    if unseen and found and isinstance(METHODS.get(method), Adaptive | Resident):
+        found = (f"{found[0]}, seen tasks alone", *found[1:])
+    kind = next((kind for kind in WHY if isinstance(METHODS.get(method), kind)), None)
+    if unseen and kind and stays_with_seen(method, params):
+        return (*found, f"{LEFT_OUT}: {WHY[kind]}")
+    return found
+
+
+def under_words(spec: SweepSpec) -> str:
+    """The shift whose images are adapted to: its name and what it is; empty: none."""
+    if spec.adapt_on_shift is None:
+        return ""
+    shift = spec.shifts[spec.adapt_on_shift]
+    what = f"{shift.corruption}, severity {shift.severity}"
+    named = spec.adapt_on_shift != shift.corruption
+    return f"{spec.adapt_on_shift} ({what})" if named else what
+
+
+def seen_by(
+    method: str, params: Mapping[str, Any], splits: SplitSpec, under: str = ""
+) -> tuple[str, ...]:
+    """Which images a row has seen, and how."""
+    row = METHODS.get(method)
+    if isinstance(row, PerTask):
+        return ("one model a task: of each image it must be known which task it is of",)
+    if isinstance(row, Informed):
+        images = f"unlabelled {splits.fit} images{f' under {under}' if under else ''}"
+        return (f"statistics of {images}, of each expert on its own task",)
+    if isinstance(row, Adaptive | Resident):
+        return learned_from(row, bind(method, row.parameters, params), splits, under)
+    if isinstance(row, Fitted):
+        split = " and ".join(dict.fromkeys([*([splits.fit] if row.fits else []), splits.select]))
+        same = f"; {CHOSEN_ON_FIT}" if row.fits and splits.fit == splits.select else ""
+        return (f"fitted to labelled {split} embeddings, task by task{same}",)
+    if isinstance(row, Selected):
+        if row.selection(**params).role == "select":
+            return (CHOSEN_ON_FIT,) if splits.fit == splits.select else ()
+        return (f"{ORACLE}: chosen by the labels it is measured by",)
+    if isinstance(row, Routed):
+        found = []
+        if is_oracle(params):
+            found.append(f"{ORACLE}: reads the labels it is measured by")
+        if transductive(params):
+            found.append("coefficients read off all images it is measured on, without labels")
+        return tuple(found)
+    return ()
+
+
+def notes_of_pool(method: str, hashes: Mapping[str, str]) -> tuple[str, ...]:
+    """Remarks on a method that averages ingredients: there is one only, or some are the same.
+
+    Args:
+        method: of the row.
+        hashes: ingredient -> content hash of its checkpoint.
+
+    >>> notes_of_pool("uniform_soup", {"a": "x", "b": "y", "c": "x"})
+    ('c is a copy of a',)
+    >>> notes_of_pool("greedy_soup", {"a": "x"})
+    ('one ingredient: nothing is averaged',)
+    """
+    if method not in AVERAGES:
+        return ()
+    if len(hashes) == 1:
+        return ("one ingredient: nothing is averaged",)
+    first: dict[str, str] = {}
+    for name, key in hashes.items():
+        first.setdefault(key, name)
+    return tuple(
+        f"{name} is a copy of {first[key]}" for name, key in hashes.items() if first[key] != name
+    )
+
+
+def learned_from(
+    row: Adaptive | Resident, params: Mapping[str, Any], splits: SplitSpec, under: str = ""
+) -> tuple[str, ...]:
+    """Which images a method has learned from, and whether it is measured on them."""
+    role = params["adapt_on"]
+    split = getattr(splits, role)
+    if not params["steps"] and not params.get("coefficient_steps"):
+        return ()
+    if isinstance(row, Adaptive) and row.labelled:
+        optimistic = "; its score there is no measurement" if role == "select" else ""
+        return (f"learned from {split} images with their labels{optimistic}",)
+    if under:
+        same = " of those it is reported on" if split == splits.report else ""
+        return (f"adapted to unlabelled {split} images{same} under {under}",)
+    if split == splits.report:
+        return (f"adapted to the unlabelled {split} images it is reported on",)
+    return (f"adapted to unlabelled {split} images",)

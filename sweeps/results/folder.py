@@ -1,0 +1,333 @@
+"""A sweep's folder, `outputs/<name>/`: what is where, who owns it, and what it was started as."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict
+
+from actors.files.documents import checked, parse_json, read_bytes
+from fusion.errors import InputError, reading
+from sweeps.results.ledger import Ledger, write_text
+
+
+def outputs_dir() -> Path:
+    """The folder of all sweeps, where none is given: `$FUSION_SWEEPS_OUTPUTS`, else `./outputs`.
+
+    A job that runs in Ray's copy of what was sent to it, which goes with the job, keeps its sweeps
+    in the home of who runs the cluster.
+    """
+    if chosen := os.environ.get("FUSION_SWEEPS_OUTPUTS"):
+        return Path(chosen).expanduser()
+    if in_job() and "runtime_resources" in Path.cwd().parts:
+        return Path.home() / "fusion-sweeps" / "outputs"
+    return Path("outputs")
+
+
+def in_job() -> bool:
+    """Whether this process was started by Ray as a job."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+@dataclass(frozen=True)
+class SweepFolder:
+    """The files of one sweep."""
+
+    path: Path
+
+    @property
+    def ledger(self) -> Ledger:
+        """Finished trials."""
+        return Ledger(self.path / "ledger")
+
+    @property
+    def correct(self) -> Path:
+        """Per-sample correctness on the report split, a file a row."""
+        return self.path / "correct"
+
+    @property
+    def recipes(self) -> Path:
+        """What rebuilds each row."""
+        return self.path / "recipes"
+
+    @property
+    def learned(self) -> Path:
+        """Gates and codings of trials that learn, and checkpoints of those that have not ended."""
+        return self.path / "learned"
+
+    @property
+    def surfaces(self) -> Path:
+        """Tables of what winners of the logit plane searched."""
+        return self.path / "surfaces"
+
+    @property
+    def tune(self) -> Path:
+        """Tune's own folder: its state and TensorBoard events."""
+        return self.path / "tune"
+
+    @property
+    def identity(self) -> Path:
+        """Id, spec hash and command of the sweep."""
+        return self.path / "sweep.json"
+
+
+Hash = Annotated[str, Field(pattern=r"^[0-9a-zA-Z_-]{1,64}$")]
+Time = Annotated[str, Field(max_length=40)]
+
+
+class Known(TypedDict):
+    """A spec that a sweep has had."""
+
+    spec_hash: Hash
+    started: Time
+    spec: str
+    """Its file."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a sweep was started as, and what it was extended to."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    sweep_id: Hash
+    spec_hash: Hash
+    """Of the spec it runs now."""
+    created: Time
+    history: tuple[Known, ...] = ()
+    """`{spec_hash, started, spec}` of each spec it has had, the first first; `spec` is its file."""
+
+    @property
+    def spec_file(self) -> str:
+        """The file of the spec it runs now, within the folder."""
+        return self.history[-1]["spec"] if self.history else "spec.yaml"
+
+    def dump(self) -> str:
+        """As JSON, for `sweep.json`."""
+        return json.dumps(asdict(self), indent=1)
+
+    def having(self, spec_hash: str) -> Identity:
+        """The same sweep, gone on with under another spec."""
+        now = datetime.now(UTC).isoformat()
+        spec = Known(spec_hash=spec_hash, started=now, spec=spec_name(spec_hash))
+        return replace(self, spec_hash=spec_hash, history=(*self.history, spec))
+
+
+def spec_name(spec_hash: str) -> str:
+    """The file of a spec within the folder, by its hash alone."""
+    return f"specs/{spec_hash}.yaml"
+
+
+def check_free(
+    path: Path,
+    spec_hash: str,
+    spec_text: str,
+    *,
+    resume: bool = False,
+    fresh: bool = False,
+    extend: bool = False,
+) -> Identity | None:
+    """The sweep that is in `path` and may be gone on with; None: a new one may start there.
+
+    Raises:
+        InputError: see `check_known`.
+    """
+    folder = SweepFolder(path)
+    if not folder.identity.exists() or fresh:
+        return None
+    known = read_identity(folder)
+    file = path / known.spec_file
+    old = read_bytes(file).decode(errors="replace") if file.exists() else ""
+    count = sum(1 for _ in folder.ledger)
+    check_known(
+        str(path), known, old, count, spec_hash, spec_text, resume=resume or extend, extend=extend
+    )
+    return known
+
+
+def check_known(
+    where: str,
+    known: Identity,
+    old_text: str,
+    count: int,
+    spec_hash: str,
+    spec_text: str,
+    *,
+    resume: bool,
+    extend: bool,
+) -> None:
+    """Refuse a sweep that is there already, unless it is to be gone on with, and can be.
+
+    Args:
+        where: it is: a folder or URL.
+        known: what it was started as.
+        old_text: its spec's file.
+        count: of its finished trials.
+        spec_hash: of the spec about to run.
+        spec_text: of that spec's file.
+        resume: go on with it.
+        extend: even where methods, search spaces or metric changed.
+
+    Raises:
+        InputError: it was not asked for; or its spec changed: a line a changed field.
+    """
+    if not resume:
+        raise InputError(
+            f"{where}: holds a sweep with {count} finished trials; "
+            "--resume goes on with it, --fresh moves it aside and starts anew"
+        )
+    if known.spec_hash != spec_hash:
+        from sweeps.spec.diff import check_extends  # imports torch
+
+        check_extends(where, old_text, spec_text, extend=extend)
+
+
+def read_identity(folder: SweepFolder) -> Identity:
+    """What the sweep in a folder was started as."""
+    return parse_identity(read_bytes(folder.identity), str(folder.identity))
+
+
+def parse_identity(data: bytes, where: str) -> Identity:
+    """What `sweep.json` says; `where` names it in a fault.
+
+    Raises:
+        InputError: damaged, or it names files that are no specs of the sweep's own.
+    """
+    try:
+        identity = checked(Identity, parse_json(data, where), where)
+        for at, spec in enumerate(identity.history):
+            if spec["spec"] != spec_name(spec["spec_hash"]):
+                raise InputError(f"{where}: history.{at}.spec: {spec['spec'][:80]!r}: not its own")
+    except InputError as error:
+        raise InputError(f"{error}; damaged: use --fresh") from None
+    return identity
+
+
+def claim(
+    path: Path,
+    spec_hash: str,
+    spec_text: str,
+    *,
+    resume: bool = False,
+    fresh: bool = False,
+    extend: bool = False,
+) -> Identity:
+    """Start a sweep's folder, or take up the one that is there.
+
+    An extended sweep keeps its id, and so its runs in MLflow; `sweep.json` lists every spec it has
+    had, each kept as `specs/<hash>.yaml`. Trials that the new spec no longer means stay in the
+    ledger and in MLflow, and count in the comparison while it has their method.
+
+    Args:
+        path: `outputs/<name>`.
+        spec_hash: of the spec about to run.
+        spec_text: kept as `spec.yaml`.
+        resume: go on with what is there (and start where nothing is).
+        fresh: move what is there aside, to `<name>.<time>`.
+        extend: as `resume`, and methods, search spaces and metric may have changed.
+
+    Raises:
+        InputError: see `check_known`.
+    """
+    known = check_free(path, spec_hash, spec_text, resume=resume, fresh=fresh, extend=extend)
+    if known and known.spec_hash == spec_hash:
+        return known
+    folder = SweepFolder(path)
+    if not known:
+        if folder.identity.exists():
+            path.rename(path.with_name(f"{path.name}.{aside_suffix()}"))
+        known = Identity(uuid.uuid4().hex, spec_hash, datetime.now(UTC).isoformat())
+    elif not known.history:  # of a version that kept none
+        name = spec_name(known.spec_hash)
+        old = Known(spec_hash=known.spec_hash, started=known.created, spec=name)
+        write_text(path / name, (path / "spec.yaml").read_text(encoding="utf-8"))
+        known = replace(known, history=(old,))
+    identity = known.having(spec_hash)
+    write_text(path / identity.spec_file, spec_text)
+    write_text(path / "spec.yaml", spec_text)
+    write_text(folder.identity, identity.dump())
+    return identity
+
+
+RESERVED = re.compile(
+    r"mlflow\.db.*|mlflow-artifacts|.*\.\d{8}t\d{6}\.[0-9a-f]{4}|.*\.lock|.*\.part"
+)
+"""Names that other things in the folder of all sweeps have: the MLflow store and its journals, its
+artifacts, sweeps that were moved aside, files that are being written. Of lower case."""
+
+
+def check_reserved(name: str) -> str:
+    """`name`, if a sweep may have it, on file systems that ignore case too.
+
+    Raises:
+        ValueError: another thing has it.
+
+    >>> check_reserved("vit-b32")
+    'vit-b32'
+    """
+    if RESERVED.fullmatch(name.lower()):
+        raise ValueError("the name of something else in the outputs folder; another name needed")
+    return name
+
+
+def aside_suffix() -> str:
+    """What the name of a sweep that is moved aside ends with: a time, and some chance."""
+    return f"{datetime.now(UTC).strftime('%Y%m%dT%H%M%S')}.{uuid.uuid4().hex[:4]}"
+
+
+def check_outputs(outputs: Path) -> None:
+    """Raise InputError where the outputs folder is none, or cannot be made or written."""
+    there = next(path for path in (outputs, *outputs.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise InputError(f"--outputs: {outputs}: {there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        sealed = os.statvfs(there).f_flag & os.ST_RDONLY
+        why = os.strerror(errno.EROFS if sealed else errno.EACCES)
+        raise InputError(f"--outputs: {outputs}: {there} cannot be written: {why}")
+
+
+def check_not_running(path: Path) -> None:
+    """Raise InputError where another process runs the sweep in `path`; leaves nothing behind."""
+    check_outputs(path.parent)
+    lock = path.with_name(f".{path.name}.lock")
+    if not lock.is_file():
+        return
+    with reading(str(lock)), lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{path}: another process is running this sweep") from None
+
+
+@contextmanager
+def owned(path: Path) -> Iterator[None]:
+    """Hold the folder against a second process; the lock goes with the process, however it ends.
+
+    Raises:
+        InputError: another process is running this sweep, or the folder cannot be written.
+    """
+    check_outputs(path.parent)
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("w")
+    except OSError as error:
+        raise InputError(f"{lock}: cannot be written: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{path}: another process is running this sweep") from None
+        yield

@@ -1,0 +1,64 @@
+"""What is known of a sweep by its folder: its comparison, or as much of one as there is yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fusion.errors import InputError
+from sweeps.results.comparison import Comparison, compare
+from sweeps.results.comparison_file import read
+from sweeps.results.folder import SweepFolder, read_identity
+from sweeps.results.ledger import Entry, Ledger
+from sweeps.results.winners import winners
+from sweeps.spec.reference_methods import counted
+from sweeps.spec.sweep import SweepSpec, load, spec_hash
+
+
+def gather(folder: Path) -> tuple[Comparison, tuple[Entry, ...]]:
+    """What is known of the sweep in `folder`: its trials alone where no comparison is there yet.
+
+    A comparison of before the sweep was extended counts as none.
+    """
+    spec, entries = kept_spec(folder), tuple(Ledger(folder / "ledger"))
+    if spec is not None:
+        entries = tuple(counted(entries, spec))
+    file = folder / "comparison.json"
+    if entries and (not file.exists() or outdated(folder)):
+        return running(folder, entries, spec), entries
+    return read(folder), entries
+
+
+def kept_spec(folder: Path) -> SweepSpec | None:
+    """The spec that a sweep was started from; None where it is not there, or is of another time."""
+    file = folder / "spec.yaml"
+    try:
+        return load(file) if file.exists() else None
+    except InputError:
+        return None
+
+
+def outdated(folder: Path) -> bool:
+    """Whether the comparison is of a spec that the sweep had before."""
+    about = SweepFolder(folder)
+    return about.identity.exists() and read(folder).spec_hash != read_identity(about).spec_hash
+
+
+def running(folder: Path, entries: Sequence[Entry], spec: SweepSpec | None) -> Comparison:
+    """The comparison so far: winners of the trials that have finished, nothing reported."""
+    failed = [vars(entry) for entry in entries if entry.status == "failed"]
+    if spec is None:
+        rows = winners(entries)
+        return compare(folder.name, "", rows, {}, select_on=entries[0].split, failed=failed)
+    return compare(
+        spec.name,
+        spec_hash(spec),
+        winners(entries, spec.metric),
+        {},
+        select_on=spec.splits.select,
+        report_on=spec.splits.report,
+        metric=spec.metric,
+        tasks=tuple(spec.tasks),
+        unseen=spec.unseen,
+        failed=failed,
+    )

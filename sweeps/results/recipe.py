@@ -1,0 +1,355 @@
+"""Recipes: what rebuilds a row of the comparison as a model. Coefficients are kept, not weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field
+
+from actors.artifacts.statistics_file import opened, place
+from actors.checkpoints.checkpoint import Checkpoint, content_hash, read
+from actors.experts.local import Recipe as What
+from actors.experts.recipe import RESULTS, learned_beta, merged, of_task, rebuilt, results_dtype
+from actors.families.clip.preprocessor_config import read_preprocess
+from actors.families.clip.segments import clip_segments
+from actors.families.clip.zero_shot_heads import known_tokenizer
+from actors.files.atomic import replacing, share
+from actors.files.documents import checked, dump_yaml, read_bytes, read_json, read_yaml
+from actors.files.paths import Plain, inside
+from actors.pool.pool import Pool, open_pool
+from actors.pool.vectors_on_disk import filed_vectors
+from fusion.errors import InputError
+from fusion.parameters import unknown
+from fusion.registry import METHODS, Fitted, Informed, LogitSpace, PerTask, Resident, one_a_sample
+from sweeps.results.comparison import REFERENCES
+from sweeps.results.ledger import write_text
+
+LEARNED_BYTES = 1 << 33
+"""Of what was learned, at most: routers of a large tower have some GB."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """One source checkpoint, and what it must hash to."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    source: Annotated[str, Field(min_length=1, max_length=4096)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A fused model: its method, parameters and ingredients."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    method: Plain
+    params: Mapping[str, Any]
+    base: Model
+    experts: Annotated[Mapping[Plain, Model], Field(min_length=1)]
+    code: str
+    """Version of this package."""
+    sweep: str
+    selected: Mapping[str, Any] = field(default_factory=dict)
+    """Split, metric and value it was chosen by."""
+    learned: Model | None = None
+    """Of a method that learns: its gate or coding file, beside the recipe."""
+    statistics: Sequence[Plain] = ()
+    """Of a method that merges by statistics of data: each expert's key in the cache."""
+    result_dtype: str = "base"
+    """What the model is rounded to: each tensor to its dtype in the base, or to float32."""
+    preprocessing: str | None = None
+    """Fingerprint of the base's preprocessing; None: written before it was kept."""
+    tokenizer: str | None = None
+    """Fingerprint of the base's tokenizer files; None: the base has none, or as above."""
+
+
+def identify(checkpoint: Checkpoint) -> Model:
+    """Source and content hash of a checkpoint; a folder's source is made absolute."""
+    local = Path(checkpoint.source).is_dir()
+    source = str(checkpoint.folder.resolve()) if local else checkpoint.source
+    return Model(source, content_hash(checkpoint))
+
+
+def beside(base: Checkpoint) -> dict[str, str]:
+    """Fingerprints of what lies beside the base's weights and decides a row's numbers.
+
+    Raises:
+        InputError: the preprocessing cannot be read.
+    """
+    found = {"preprocessing": str(read_preprocess(base.folder).fingerprint)}
+    tokenizer = known_tokenizer(base)
+    return found if tokenizer is None else {**found, "tokenizer": str(tokenizer.fingerprint)}
+
+
+def check_beside(recipe: Recipe, base: Checkpoint, path: Path) -> None:
+    """Raise InputError where the base's preprocessing or tokenizer is not the recipe's any more."""
+    recorded = {"preprocessing": recipe.preprocessing, "tokenizer": recipe.tokenizer}
+    if not any(recorded.values()):
+        return
+    found = beside(base)
+    for name, was in recorded.items():
+        if was is not None and found.get(name) != was:
+            raise InputError(
+                f"{path}: base: {base.folder}: its {name} has changed since the recipe was"
+                " written; a model with it would not have the row's accuracy"
+            )
+
+
+def write(
+    folder: Path,
+    row: str,
+    pool: Pool,
+    params: Mapping[str, Any],
+    sweep: str,
+    selected: Mapping[str, Any],
+    learned: Path | None = None,
+    statistics: Sequence[str] = (),
+    result_dtype: str = "base",
+) -> Path:
+    """`<folder>/<row>.yaml`, written whole or not at all; what was learned is copied beside it."""
+    content = {
+        "method": row,
+        "params": dict(params),
+        "base": vars(identify(pool.base)),
+        "experts": {task: vars(identify(expert)) for task, expert in pool.experts.items()},
+        "code": version("fusion-sweeps"),
+        "sweep": sweep,
+        "selected": dict(selected),
+        "result_dtype": result_dtype,
+        **beside(pool.base),
+    }
+    if learned is not None:
+        data = learned.read_bytes()
+        with replacing(folder / f"{row}.safetensors") as part:
+            part.write_bytes(data)
+        digest = hashlib.sha256(data).hexdigest()
+        content["learned"] = vars(Model(f"{row}.safetensors", digest))
+    if statistics:
+        content["statistics"] = list(statistics)
+    path = folder / f"{row}.yaml"
+    write_text(path, dump_yaml(content))
+    return path
+
+
+def load(path: Path) -> Recipe:
+    """Read and check a recipe file.
+
+    Raises:
+        InputError: no such file, not YAML, fields missing, unknown or of another type, a method
+            that there is not.
+    """
+    where = f"{path}: not a recipe as `sweeps run` writes it"
+    found = checked(Recipe, read_yaml(path), where)
+    if found.method not in METHODS and found.method not in REFERENCES:
+        raise InputError(f"{path}: method: {unknown('method', found.method, METHODS)}")
+    if found.result_dtype not in RESULTS:
+        allowed = " or ".join(RESULTS)
+        raise InputError(f"{path}: result_dtype: {found.result_dtype!r}; {allowed} allowed")
+    return found
+
+
+def export(path: Path, out: Path) -> None:
+    """Rebuild a recipe's model as a Hugging Face folder: the base with its vision tower replaced.
+
+    A method that makes one model a task gives one folder a task, in `out`.
+
+    Raises:
+        InputError: `out` is there already; an ingredient changed since; a recipe without a model.
+    """
+    recipe = load(path)
+    check_new(out)
+    check_single(recipe, path)
+    data = learned_data(recipe, path)
+    pool = open_pool(recipe.base.source, {t: m.source for t, m in recipe.experts.items()})
+    for name, checkpoint, model in (
+        ("base", pool.base, recipe.base),
+        *((task, pool.experts[task], model) for task, model in recipe.experts.items()),
+    ):
+        found = content_hash(checkpoint)
+        if found != model.sha256:
+            raise InputError(
+                f"{path}: {name}: {model.source} has changed: sha256 {found[:12]}…; "
+                f"the recipe was made from {model.sha256[:12]}…"
+            )
+    check_beside(recipe, pool.base, path)
+    what = What(recipe.method, {**recipe.params, **known_statistics(recipe, pool, path)}, data)
+    if isinstance(METHODS.get(recipe.method), PerTask):
+        vectors = replace(filed_vectors(pool), results=results_dtype(recipe.result_dtype))
+        with new_folder(out) as part:
+            for task in pool.tasks:
+                place = inside(part, task, f"{path}: experts")
+                fused = merged(vectors, of_task(what, task))
+                write_folder(pool.base, fused, place, path, recipe.result_dtype)
+        return
+    fused = rebuilt(pool, what, recipe.result_dtype)
+    fused |= tempered(pool.base, learned_beta(what))
+    write_folder(pool.base, fused, out, path, recipe.result_dtype)
+
+
+def known_statistics(recipe: Recipe, pool: Pool, path: Path) -> dict[str, Any]:
+    """The statistics that a recipe names, as a parameter of its method.
+
+    Raises:
+        InputError: this machine's cache does not have them.
+    """
+    if not isinstance(METHODS.get(recipe.method), Informed):
+        return {}
+    segments = range(len(clip_segments(pool.base)))
+    files = [place(key, at) for key in recipe.statistics for at in segments]
+    gone = next((file for file in files if not file.exists()), None)
+    if gone is not None or not files:
+        raise InputError(
+            f"{path}: statistics: {gone or 'none named'}: not in this machine's cache; they are of"
+            f" images, so run the sweep {recipe.sweep!r} here (--resume), then export"
+        )
+    return {"statistics": opened(recipe.statistics, segments)}
+
+
+def tempered(base: Checkpoint, beta: float) -> dict[str, Any]:
+    """The base's logit scale with an inverse temperature in it: exp(s + ln β) = β·exp(s)."""
+    if beta == 1.0 or "logit_scale" not in base.rest:
+        return {}
+    return {name: scale + math.log(beta) for name, scale in read(base, ["logit_scale"])}
+
+
+def check_single(recipe: Recipe, path: Path) -> None:
+    """Raise InputError where a recipe makes no single model."""
+    row = METHODS.get(recipe.method)
+    if isinstance(row, LogitSpace | Fitted) or recipe.method == "experts":
+        raise InputError(
+            f"{path}: {recipe.method}: fuses logits; there is no single model to build"
+        )
+    if one_a_sample(row):
+        what = "routers are" if isinstance(row, Resident) else "gate is"
+        kept = f"; its {what} {learned_file(recipe.learned, path)}" if recipe.learned else ""
+        raise InputError(
+            f"{path}: {recipe.method}: one model a sample; there is no single model to build{kept}"
+        )
+
+
+def learned_file(learned: Model, path: Path) -> Path:
+    """Where what was learned is: beside the recipe, nowhere else."""
+    return inside(path.parent, learned.source, f"{path}: learned.source")
+
+
+def learned_data(recipe: Recipe, path: Path) -> bytes | None:
+    """What was learned, where the recipe names it.
+
+    Raises:
+        InputError: the file is gone or has changed.
+    """
+    if recipe.learned is None:
+        return None
+    file = learned_file(recipe.learned, path)
+    data = read_bytes(file, f"{path}: learned", limit=LEARNED_BYTES)
+    if hashlib.sha256(data).hexdigest() != recipe.learned.sha256:
+        raise InputError(f"{path}: learned: {file} has changed since the recipe was written")
+    return data
+
+
+def write_folder(
+    base: Checkpoint, fused: Mapping[str, Any], out: Path, recipe: Path, results: str
+) -> None:
+    """The base's folder with the fused tensors in place of its own, under their names there.
+
+    Where `results` is a dtype, all floating-point tensors have it, and the configuration says so.
+    """
+    from safetensors.torch import save_file
+
+    dtype = results_dtype(results)
+
+    with new_folder(out) as part:
+        tensors = {}
+        infos = {**base.tensors, **base.rest, **base.buffers}
+        for name, tensor in read(base, infos):
+            found = fused.get(name, tensor)
+            kind = dtype if dtype is not None and found.is_floating_point() else found.dtype
+            tensors[infos[name].plain] = found.to(kind).contiguous()
+        save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
+        share(part / "model.safetensors")
+        for name, data in papers(base).items():
+            (part / name).write_bytes(data)
+        if dtype is not None:
+            say_dtype(part / "config.json", results)
+        (part / "recipe.yaml").write_bytes(read_bytes(recipe))
+
+
+PAPERS = (
+    "config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "generation_config.json", "open_clip_config.json",
+)  # fmt: skip
+"""What lies beside a model's weights and belongs to it; other files of its folder are nobody's."""
+
+
+def papers(base: Checkpoint) -> dict[str, bytes]:
+    """Name -> content of the files beside a model's weights that a copy of the model needs.
+
+    Raises:
+        InputError: one is no regular file, or a link out of the model's folder. A link of the
+            hub's cache, from a snapshot to a blob of the same model, is followed.
+    """
+    folder = base.folder.resolve()
+    roots = [folder, *([folder.parent.parent] if folder.parent.name == "snapshots" else [])]
+    found = {}
+    for name in PAPERS:
+        file = base.folder / name
+        if not os.path.lexists(file):
+            continue
+        if not any(file.resolve().is_relative_to(root) for root in roots):
+            raise InputError(
+                f"{base.name}: {file}: a link out of its folder, to {os.readlink(file)[:200]}; the"
+                " file itself needed"
+            )
+        found[name] = read_bytes(file, base.name)
+    return found
+
+
+def check_new(out: Path) -> None:
+    """Raise InputError where something is at a path already, a dangling link included."""
+    if os.path.lexists(out) or not out.name:
+        raise InputError(f"{out}: is there already; give a new folder")
+
+
+def say_dtype(file: Path, dtype: str) -> None:
+    """Write into a model's configuration, and those of its towers, what its tensors are."""
+    config = read_json(file)
+    config.setdefault("dtype" if "torch_dtype" not in config else "torch_dtype", dtype)
+    for part in (config, *(each for each in config.values() if isinstance(each, dict))):
+        part |= {key: dtype for key in ("dtype", "torch_dtype") if key in part}
+    file.write_text(json.dumps(config, indent=2))
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which is at `out` when the block is left, or nowhere where it raises.
+
+    Raises:
+        InputError: it cannot be written, or something is there already.
+    """
+    check_new(out)
+    part = out.with_name(f".{out.name[:200]}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        part.mkdir(parents=True)
+        yield part
+        out.mkdir()  # fails where somebody has made it meanwhile; a rename would replace a link
+        part.rename(out)
+    except FileExistsError:
+        raise InputError(f"{out}: is there already; give a new folder") from None
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

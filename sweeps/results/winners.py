@@ -1,0 +1,102 @@
+"""Each method's winner on the select split, and what its trials cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from fusion.methods.classifiers.fit_heads import FAILED
+from sweeps.report.soup_decisions import remarks
+from sweeps.results.comparison import Row, finite
+from sweeps.results.ledger import Entry
+
+
+def winners(entries: Iterable[Entry], metric: str = "acc/mean") -> list[Row]:
+    """One row a method: its best trial; a method that only failed has no metrics.
+
+    Accuracies are maximised, `nll/…` minimised; ties go to the lower trial key, whatever the order
+    in which trials finished.
+    """
+    sign = 1.0 if metric.startswith("nll") else -1.0
+    methods: dict[str, list[Entry]] = {}
+    for entry in sorted(entries, key=lambda entry: (entry.method, entry.trial_key)):
+        methods.setdefault(entry.method, []).append(entry)
+    rows = []
+    for method, tried in methods.items():
+        row = Row(method, tried[0].kind, trials=len(tried), cost=cost(tried))
+        valid = [
+            entry
+            for entry in tried
+            if entry.status == "done" and math.isfinite(entry.metrics.get(metric, math.nan))
+        ]
+        if valid:
+            best = min(valid, key=lambda entry: sign * entry.metrics[metric])
+            row = replace(
+                row,
+                params=finite(best.params),
+                val=finite(best.metrics),
+                trial_key=best.trial_key,
+                notes=(*remarks(best.choices), *broken(best.metrics)),
+            )
+        elif any(entry.status == "done" for entry in tried):
+            row = replace(row, notes=(f"no trial has a finite {metric}",))
+        rows.append(row)
+    return rows
+
+
+def broken(metrics: Mapping[str, float]) -> tuple[str, ...]:
+    """What is to be said of logits that are NaN or infinite.
+
+    >>> broken({"nll/mean": float("nan")})
+    ('logits on select are NaN or infinite on some images',)
+    >>> broken({"chosen/digits/failed": 2.0})
+    ('digits: 2 experts left out, their logits NaN or infinite',)
+    """
+    found = []
+    if not math.isfinite(metrics.get("nll/mean", 0.0)):
+        found.append("logits on select are NaN or infinite on some images")
+    for name, value in metrics.items():
+        kind, _, rest = name.partition("/")
+        task, _, what = rest.rpartition("/")
+        if kind == "chosen" and what == FAILED and value:
+            many = "1 expert" if value == 1 else f"{value:.0f} experts"
+            found.append(f"{task}: {many} left out, their logits NaN or infinite")
+    return tuple(found)
+
+
+def cost(entries: Sequence[Entry]) -> dict[str, float | None]:
+    """`wall_s`, `trial_s` (mean), `peak_bytes` and `gpu_s` (sum) of one method's trials.
+
+    Trials of many methods run side by side, so a method's wall time counts only the time in which
+    at least one of its own was running.
+    """
+    spans = sorted(span for entry in entries if (span := running(entry)))
+    wall, until = 0.0, -math.inf
+    for start, end in spans:
+        wall += max(0.0, end - max(start, until))
+        until = max(until, end)
+    timed = [entry.trial_s for entry in entries if entry.trial_s > 0]
+    return {
+        "wall_s": wall if spans else None,
+        "trial_s": math.fsum(timed) / len(timed) if timed else None,
+        "peak_bytes": max((entry.peak_bytes for entry in entries), default=0) or None,
+        "gpu_s": math.fsum(entry.gpu_s for entry in entries) or None,
+    }
+
+
+def running(entry: Entry) -> tuple[float, float] | None:
+    """When a trial ran: before its end, since between its start and that it may have queued."""
+    if (end := timestamp(entry.ended)) is not None:
+        return end - entry.trial_s, end
+    start = timestamp(entry.started)
+    return None if start is None else (start, start + entry.trial_s)
+
+
+def timestamp(text: str) -> float | None:
+    """Seconds since the epoch of an ISO time; None where there is none."""
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return None

@@ -1,0 +1,1 @@
+"""The sweep file: schema, search spaces, and trial keys."""

@@ -1,0 +1,44 @@
+"""What parts of a sweep or training file are made of: names, texts, sources."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from sweeps.spec.errors import custom_error
+from sweeps.spec.search_space import WORDS
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+NAME_RULE = "a name of letters, digits, '.', '_' and '-' that starts with none of '.' and '-'"
+TAKEN = ("mean", "seen", "unseen", "pretrained", *WORDS)
+"""Names that `acc/mean`, the base and search spaces have taken."""
+
+
+class Part(BaseModel):
+    """A part of a sweep file. Field descriptions say what is allowed: faults quote them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def check_name(name: str) -> str:
+    """`name`, if it can be a folder and a part of a metric's name."""
+    if not NAME.fullmatch(name):
+        raise custom_error(f"{NAME_RULE} allowed")
+    if name in TAKEN:
+        raise custom_error(f"another name needed: {', '.join(TAKEN)} are taken")
+    return name
+
+
+def check_names(named: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`named`, if all its names are good ones."""
+    for name in named:
+        check_name(name)
+    return named
+
+
+Name = Annotated[str, AfterValidator(check_name)]
+Text = Annotated[str, Field(min_length=1)]
+Source = Annotated[str, Field(min_length=1, description="a hub id or a folder")]

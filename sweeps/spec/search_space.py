@@ -1,0 +1,198 @@
+"""Search spaces of a sweep file: one of the words grid, choice, uniform, loguniform, and a list."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from sweeps.spec.errors import Fault
+
+Path: TypeAlias = tuple[str | int, ...]
+"""Where a value sits inside a parameter: keys of mappings and positions in lists; () is the top."""
+
+DIGITS = 9
+"""Sampled numbers keep this many significant digits: `log` and `exp` differ in the last bit between
+machines, and a trial's key must not."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Every value once, with every combination of the other grids."""
+
+    values: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        _check_values(self)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of the values, all equally likely."""
+
+    values: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        _check_values(self)
+
+    def sample(self, rng: random.Random) -> Any:
+        """One value; takes one number from the generator."""
+        return self.values[int(rng.random() * len(self.values))]
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """A float between the ends, uniformly."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        _check_ends(self)
+
+    def sample(self, rng: random.Random) -> float:
+        """One value; takes one number from the generator."""
+        return self.settle(self.low + rng.random() * (self.high - self.low))
+
+    def settle(self, value: float) -> float:
+        """`value`, rounded, and still between the ends."""
+        return _settle(value, self.low, self.high)
+
+
+@dataclass(frozen=True)
+class LogUniform:
+    """A float between the ends, its logarithm uniformly."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        _check_ends(self)
+        if self.low <= 0:
+            raise Fault((), to_plain(self), "loguniform: both ends above 0")
+
+    def sample(self, rng: random.Random) -> float:
+        """One value; takes one number from the generator."""
+        low, high = math.log(self.low), math.log(self.high)
+        return self.settle(math.exp(low + rng.random() * (high - low)))
+
+    def settle(self, value: float) -> float:
+        """`value`, rounded, and still between the ends."""
+        return _settle(value, self.low, self.high)
+
+
+Space: TypeAlias = Grid | Choice | Uniform | LogUniform
+WORDS: Mapping[str, type[Grid] | type[Choice] | type[Uniform] | type[LogUniform]] = {
+    "grid": Grid,
+    "choice": Choice,
+    "uniform": Uniform,
+    "loguniform": LogUniform,
+}
+"""What makes a mapping in a sweep file a space."""
+
+
+def parse(value: Any, path: Path = ()) -> Any:
+    """A space for a mapping with one of the four words; else `value`, its insides parsed.
+
+    Raises:
+        Fault: a space that is none, or a value that a sweep file cannot hold; it says where.
+
+    >>> parse({"uniform": [0, 1]}), parse({"a": {"grid": [1, 2]}}), parse(0.3)
+    (Uniform(low=0.0, high=1.0), {'a': Grid(values=(1, 2))}, 0.3)
+    """
+    if isinstance(value, Space):
+        return value
+    if isinstance(value, Mapping):
+        if word := next((key for key in value if key in WORDS), None):
+            return _space(word, value, path)
+        for key in value:
+            if not isinstance(key, str):
+                raise Fault((*path, str(key)), key, "a name must be a text; put it in quotes")
+        return {key: parse(inner, (*path, key)) for key, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [parse(inner, (*path, at)) for at, inner in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Fault(path, value, "a finite number")
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise Fault(path, value, "a number, a text, true, false, null, a list or a mapping")
+
+
+def spaces(value: Any, path: Path = ()) -> Iterator[tuple[Path, Space]]:
+    """The spaces inside a parsed value and their paths, mappings in the order of their names.
+
+    The order is that of names, not of the file, so that two files that say the same draw the same.
+    """
+    if isinstance(value, Space):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key in sorted(value):
+            yield from spaces(value[key], (*path, key))
+    elif isinstance(value, list):
+        for at, inner in enumerate(value):
+            yield from spaces(inner, (*path, at))
+
+
+def fill(value: Any, chosen: Mapping[Path, Any], path: Path = ()) -> Any:
+    """`value` with the spaces at the paths of `chosen` replaced; other spaces stay."""
+    if isinstance(value, Space):
+        return chosen.get(path, value)
+    if isinstance(value, Mapping):
+        return {key: fill(inner, chosen, (*path, key)) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [fill(inner, chosen, (*path, at)) for at, inner in enumerate(value)]
+    return value
+
+
+def to_plain(value: Any) -> Any:
+    """What a sweep file would say: the opposite of `parse`."""
+    if isinstance(value, Grid | Choice):
+        return {type(value).__name__.lower(): [to_plain(inner) for inner in value.values]}
+    if isinstance(value, Uniform | LogUniform):
+        return {type(value).__name__.lower(): [value.low, value.high]}
+    if isinstance(value, Mapping):
+        return {key: to_plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [to_plain(inner) for inner in value]
+    return value
+
+
+def _space(word: str, value: Mapping[str, Any], path: Path) -> Space:
+    kind, given = WORDS[word], value[word]
+    if len(value) != 1:
+        raise Fault(path, value, f"a space is a mapping with {word!r} alone")
+    if not isinstance(given, Sequence) or isinstance(given, str | bytes):
+        raise Fault(path, value, f"{word}: a list")
+    try:
+        if issubclass(kind, Grid | Choice):
+            return kind(tuple(parse(inner, (word, at)) for at, inner in enumerate(given)))
+        if len(given) != 2 or not all(map(_is_number, given)):
+            raise Fault((), value, f"{word}: [low, high], two finite numbers")
+        return kind(float(given[0]), float(given[1]))
+    except Fault as fault:
+        raise fault.under(*path) from None
+
+
+def _check_values(space: Grid | Choice) -> None:
+    word = type(space).__name__.lower()
+    if not space.values:
+        raise Fault((), to_plain(space), f"{word}: at least one value")
+    for at, value in enumerate(space.values):
+        if next(spaces(value), None):
+            raise Fault((word, at), to_plain(value), f"{word}: values, not spaces inside a space")
+
+
+def _check_ends(space: Uniform | LogUniform) -> None:
+    if not space.low < space.high:
+        word = type(space).__name__.lower()
+        raise Fault((), to_plain(space), f"{word}: [low, high] with low below high")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _settle(value: float, low: float, high: float) -> float:
+    return min(max(float(f"{value:.{DIGITS}g}"), low), high)

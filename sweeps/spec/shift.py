@@ -1,0 +1,66 @@
+"""Shift sets of a file: the report rows corrupted, or other data with the same classes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from pydantic import Field, model_validator
+
+from actors.data.images.corruptions import CORRUPTIONS, SEVERITIES
+from fusion.parameters import unknown
+from sweeps.spec.errors import NOT_GIVEN, Fault, raise_all
+from sweeps.spec.fields import Part, Source, Text
+
+
+class ShiftSpec(Part):
+    """Rows under a distribution shift: the report rows corrupted, or another data set."""
+
+    corruption: Text | None = Field(None, description=f"one of {', '.join(CORRUPTIONS)}")
+    severity: int = Field(3, ge=1, le=len(SEVERITIES), strict=True, description="1, 2, 3, 4 or 5")
+    seed: int = Field(0, ge=0, strict=True, description="an integer of at least 0")
+    dataset: Source | None = Field(None, description="a hub id or a folder")
+    image: Text = Field("image", description="the name of the image column")
+    label: Text = Field("label", description="the name of the label column")
+    task: Text | None = Field(None, description="the name of a task, or null (all)")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> ShiftSpec:
+        if (self.corruption is None) == (self.dataset is None):
+            given = self.corruption
+            raise_all(
+                [Fault(("corruption",), given, "exactly one of corruption and dataset needed")]
+            )
+        if self.corruption is not None and self.corruption not in CORRUPTIONS:
+            hint = unknown("corruption", self.corruption, CORRUPTIONS)
+            raise_all([Fault(("corruption",), self.corruption, hint)])
+        return self
+
+
+def check_adapted(name: str | None, shifts: Mapping[str, ShiftSpec]) -> None:
+    """Raise a ValidationError where what is adapted to is no corruption of all tasks' images.
+
+    Raises:
+        ValidationError: for pydantic to add to others.
+    """
+    if name is None:
+        return
+    fit = [each for each, shift in shifts.items() if shift.corruption and shift.task is None]
+    if name not in fit:
+        there = f"one of {', '.join(fit)}" if fit else "one that is there (`shifts` has none)"
+        reason = f"a corruption of all tasks among `shifts` needed: {there}"
+        raise_all([Fault(("adapt_on_shift",), name, reason)])
+
+
+def check_shifts(shifts: Mapping[str, ShiftSpec], tasks: Collection[str]) -> None:
+    """Raise a ValidationError where a shift set names no task of the file, or not which.
+
+    Raises:
+        ValidationError: for pydantic to add to others.
+    """
+    for name, shift in shifts.items():
+        if shift.task is not None and shift.task not in tasks:
+            hint = unknown("task", shift.task, tasks)
+            raise_all([Fault(("shifts", name, "task"), shift.task, hint)])
+        if shift.dataset is not None and shift.task is None and len(tasks) > 1:
+            reason = f"one of {', '.join(tasks)} needed, whose classes the data set has"
+            raise_all([Fault(("shifts", name, "task"), NOT_GIVEN, reason)])

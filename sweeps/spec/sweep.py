@@ -1,0 +1,325 @@
+"""A sweep file as one frozen model: what is swept, over what, and how it is measured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from actors.files.documents import dump_yaml
+from fusion.errors import InputError
+from sweeps.results.folder import check_reserved
+from sweeps.spec.errors import Fault, custom_error, raise_all, spec_errors
+from sweeps.spec.fields import NAME as NAME
+from sweeps.spec.fields import NAME_RULE as NAME_RULE
+from sweeps.spec.fields import Name as Name
+from sweeps.spec.fields import Part as Part
+from sweeps.spec.fields import Source as Source
+from sweeps.spec.fields import Text as Text
+from sweeps.spec.fields import check_names as check_names
+from sweeps.spec.method import MethodSpec, read_methods
+from sweeps.spec.metric import checked_metric, unseen_tasks
+from sweeps.spec.shift import ShiftSpec, check_adapted, check_shifts
+from sweeps.spec.trial_key import digest
+from sweeps.spec.yaml_file import read
+
+SELECTOR = r"^!?(in\([^()]+\)|[^!()]+)$"
+
+Selector = Annotated[
+    str,
+    Field(pattern=SELECTOR, description="value, !value, in(a, b) or !in(a, b)"),
+]
+
+
+class PoolSpec(Part):
+    """The models: one base and what was fine-tuned from it."""
+
+    base: Source
+    experts: Mapping[Name, Source] = Field(
+        min_length=1, description="a mapping of at least one name to a hub id or a folder"
+    )
+    preprocessing: Literal["same", "base"] = Field(
+        default="same",
+        description="same (experts that bring a preprocessing must bring the base's) or base "
+        "(all images are prepared as the base's file says, whatever the experts' say)",
+    )
+
+
+class TaskSpec(Part):
+    """A classification data set and the words for its zero-shot head."""
+
+    dataset: Source
+    image: Text = Field(default="image", description="the name of the image column")
+    label: Text = Field(default="label", description="the name of the label column")
+    templates: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="a list of texts with {} where the class name goes"
+    )
+    classnames: tuple[Text, ...] | None = Field(
+        default=None, min_length=1, description="a list of texts, one for each label"
+    )
+    head: Text | None = Field(
+        default=None, description="a head file of `sweeps train`, or null (the zero-shot head),"
+    )
+
+    @field_validator("templates")
+    @classmethod
+    def _templates(cls, templates: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        allowed = "a text with {} where the class name goes"
+        faults = [
+            Fault((at,), text, allowed)
+            for at, text in enumerate(templates or ())
+            if text.count("{}") != 1
+        ]
+        if faults:
+            raise_all(faults)
+        return templates
+
+
+class SplitSpec(Part):
+    """Which rows are learned from, selected on and reported on."""
+
+    fit: Text = Field(default="train", description="the name of a split")
+    select: Text = Field(default="val", description="the name of a split")
+    report: Text = Field(default="test", description="the name of a split")
+    val_fraction: float = Field(
+        default=0.1, gt=0, lt=1, strict=True, description="a number between 0 and 1, both excluded,"
+    )
+    seed: int = Field(default=0, ge=0, strict=True, description="an integer of at least 0")
+
+    @property
+    def select_spelled(self) -> bool:
+        """Whether the file itself names the split to select on."""
+        return "select" in self.model_fields_set
+
+    @model_validator(mode="after")
+    def _honest(self) -> SplitSpec:
+        if self.select == self.report and not self.select_spelled:
+            reason = f"selecting on it needs 'select: {self.report}' spelled out"
+            raise_all([Fault(("report",), self.report, reason)])
+        return self
+
+
+def check_share(value: Any) -> float | Literal["auto"] | None:
+    """`value`, if it is a fraction of a GPU, `auto` or None."""
+    if value is None or value == "auto":
+        return None if value is None else "auto"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        allowed = "a fraction of a GPU for each shard, auto, or null (a whole one), allowed"
+        raise custom_error(allowed)
+    return float(value)
+
+
+class PlacementSpec(Part):
+    """Where the experts live; `auto` leaves all of it to the plan."""
+
+    replicas: int | None = Field(
+        default=None,
+        ge=1,
+        strict=True,
+        description="an integer of at least 1, or null (as many as fit),",
+    )
+    shards: int | None = Field(
+        default=None,
+        ge=1,
+        strict=True,
+        description="an integer of at least 1, or null (as few as fit),",
+    )
+    gpus: Annotated[float | Literal["auto"] | None, PlainValidator(check_share)] = Field(
+        default=None,
+        description="a fraction of a GPU for each shard, auto, or null (a whole one),",
+    )
+    """`auto`: as small a part, to a quarter, as holds a replica's measured peak memory."""
+    labels: Mapping[Text, Selector] = Field(
+        default_factory=dict, description="a mapping of node labels to selectors"
+    )
+    """What nodes must carry that experts go to."""
+    transport: Literal["store", "direct"] = Field(
+        default="store", description="store (Ray's object store) or direct (GPU to GPU)"
+    )
+    weights: Literal["memory", "files", "factored"] = Field(
+        default="memory",
+        description="memory (task vectors are loaded once), files (they stay in the experts' "
+        "files, and are made a tensor at a time) or factored (of experts that are all adapters, "
+        "their low-rank factors are loaded),",
+    )
+    dtype: Literal["float32", "float16", "bfloat16", "float64"] = Field(
+        default="float32", description="float32, float16, bfloat16 or float64"
+    )
+    result_dtype: Literal["base", "float32"] = Field(
+        default="base", description="base (each tensor's dtype in the base) or float32"
+    )
+    """What fused models are rounded to, where they are measured and where they are exported."""
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto, cpu or cuda")
+
+
+class MlflowSpec(Part):
+    """Where runs are tracked."""
+
+    tracking_uri: Text | None = Field(
+        default=None, description="a tracking URI, or null (a sqlite file under outputs/),"
+    )
+    experiment: Text | None = Field(default=None, description="a name, or null (the default),")
+
+
+def own_tasks(validated: dict[str, Any]) -> dict[str, TaskSpec]:
+    """Without `tasks`, each expert is measured on the data set of its own name."""
+    return {name: TaskSpec(dataset=name) for name in validated["pool"].experts}
+
+
+def unreserved(name: str) -> str:
+    """`name`, if a sweep's folder may have it."""
+    try:
+        return check_reserved(name)
+    except ValueError as error:
+        raise custom_error(str(error)) from None
+
+
+class SweepSpec(Part):
+    """One sweep file."""
+
+    name: Annotated[str, AfterValidator(unreserved)] = Field(
+        pattern=f"^{NAME.pattern}$", max_length=100, description=NAME_RULE
+    )
+    pool: PoolSpec = Field(description="a mapping of base and experts")
+    tasks: Mapping[Name, TaskSpec] = Field(
+        default_factory=own_tasks,
+        min_length=1,
+        description="a mapping of at least one name to {dataset: …}",
+    )
+    splits: SplitSpec = Field(
+        default=SplitSpec(), description="a mapping of fit, select, report, val_fraction and seed"
+    )
+    methods: Annotated[Mapping[str, MethodSpec], BeforeValidator(read_methods)] = Field(
+        description="a mapping of at least one method to its parameters"
+    )
+    metric: str = Field(
+        default="acc/mean",
+        validate_default=True,
+        description="acc/mean, acc/<task>, nll/mean or nll/<task>",
+    )
+    """With unseen tasks, a mean is that over the seen ones: `acc/seen`, `nll/seen`."""
+    seed: int = Field(default=0, ge=0, strict=True, description="an integer of at least 0")
+    placement: Annotated[
+        PlacementSpec, BeforeValidator(lambda given: {} if given == "auto" else given)
+    ] = Field(
+        default=PlacementSpec(),
+        description="auto, or a mapping of replicas, shards, gpus, labels, transport, weights, "
+        "dtype, result_dtype and device,",
+    )
+    shifts: Mapping[Name, ShiftSpec] = Field(
+        default={},
+        description="a mapping of names to {corruption: …, severity: …} or {dataset: …}",
+    )
+    """What rows are also measured on at the end; nothing is chosen by it."""
+    adapt_on_shift: Text | None = Field(
+        default=None, description="the name of a corruption among `shifts`, or null"
+    )
+    """Methods adapt to images under it, and take statistics of such, in the place of clean ones."""
+    mlflow: MlflowSpec = Field(
+        default=MlflowSpec(), description="a mapping of tracking_uri and experiment"
+    )
+
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """Tasks that are only measured on: see `unseen_tasks`."""
+        return unseen_tasks(self.pool.experts, self.tasks)
+
+    @property
+    def seen(self) -> tuple[str, ...]:
+        """All other tasks: what is learned from, fitted to and chosen by."""
+        return tuple(name for name in self.tasks if name not in self.unseen)
+
+    @property
+    def mode(self) -> Literal["min", "max"]:
+        """Whether a small or a large metric is good."""
+        return "min" if self.metric.startswith("nll/") else "max"
+
+    @model_validator(mode="after")
+    def _shifts(self) -> SweepSpec:
+        check_shifts(self.shifts, self.tasks)
+        check_adapted(self.adapt_on_shift, self.shifts)
+        return self
+
+    @field_validator("metric")
+    @classmethod
+    def _known_metric(cls, metric: str, info: ValidationInfo) -> str:
+        # Where the tasks are at fault, their names are not known, and theirs is the line to print.
+        if not info.data.keys() >= {"tasks", "pool"}:
+            return metric
+        return checked_metric(metric, info.data["tasks"], info.data["pool"].experts)
+
+
+def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> SweepSpec:
+    """The sweep file at `path`, with `key=value` overrides (dotted keys, YAML values) applied.
+
+    Raises:
+        InputError: no such file, or not YAML.
+        SpecErrors: an InputError with one line for each fault in `lines`.
+    """
+    return validate(read(path, overrides), str(path))
+
+
+def validate(data: Any, file: str) -> SweepSpec:
+    """A spec from plain data; `file` is what faults say it came from.
+
+    Raises:
+        SpecErrors: an InputError with one line for each fault in `lines`.
+        InputError: data that holds itself.
+    """
+    try:
+        return SweepSpec.model_validate(data)
+    except ValidationError as error:
+        raise spec_errors(error, SweepSpec, file) from None
+    except RecursionError:
+        raise InputError(f"{file}: an alias that holds itself: plain data needed") from None
+
+
+def dump(spec: SweepSpec) -> str:
+    """YAML with the defaults written out, that loads back equal."""
+    data = spec.model_dump(mode="json")
+    if not spec.splits.select_spelled:
+        del data["splits"]["select"]
+    return dump_yaml(data, allow_unicode=True)
+
+
+def spec_hash(spec: SweepSpec) -> str:
+    """16 hex digits for what decides the numbers; the order of keys does not matter.
+
+    Left out, since the same results come of any of them (to rounding, on another device or from
+    factors): `name` (a folder), `mlflow` (where results are written), and of `placement` replicas,
+    shards, device and weights (where they are computed, and from what; its `dtype` and
+    `result_dtype` are rounding, and stay).
+    """
+    return digest(deciding(spec))
+
+
+def deciding(spec: SweepSpec) -> dict[str, Any]:
+    """What decides the numbers, as plain data."""
+    data = spec.model_dump(mode="json", exclude={"name", "mlflow", "placement"})
+    del data["pool"]["preprocessing"]  # what is computed is the same with either
+    if not spec.shifts:
+        del data["shifts"]
+    if spec.adapt_on_shift is None:
+        del data["adapt_on_shift"]
+    else:  # shifts may change under a sweep; this one, which is learned from, may not
+        data["adapt_on_shift"] = {
+            "name": spec.adapt_on_shift,
+            **data["shifts"][spec.adapt_on_shift],
+        }
+    for task in data["tasks"].values():
+        if task["head"] is None:
+            del task["head"]
+    if spec.placement.result_dtype != "base":
+        data["result_dtype"] = spec.placement.result_dtype
+    return {**data, "dtype": spec.placement.dtype}

@@ -1,0 +1,106 @@
+"""One text for values that mean the same, and what is derived from it: hashes, keys, seeds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from actors.files.fingerprint import Fingerprint
+from fusion.parameters import bind
+from fusion.registry import METHODS, Adaptive, Informed, Resident
+from fusion.rows import Row
+
+EXACT = 2**53
+"""Integers up to here are floats too, and then `1` and `1.0` are one value."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """All that decides a trial's numbers besides its recipe."""
+
+    common: Fingerprint
+    """What all trials depend on: base, experts, images' preprocessing, tasks and splits, heads,
+    dtypes, kind of device, seed, versions."""
+    extractors: Mapping[tuple[str, bool], Fingerprint] = field(default_factory=dict)
+    """(`extractor`, `squash`) of a gate's parameters -> of what they name."""
+    gates: Mapping[str, Fingerprint] = field(default_factory=dict)
+    """`gate` of such parameters -> of the file."""
+    under: Fingerprint | None = None
+    """Of the shift whose images are adapted to; None: clean ones are."""
+
+    def of(self, params: Mapping[str, Any], row: Row | None = None) -> Any:
+        """What a trial of these parameters depends on: of files, only those that it names.
+
+        So a sweep that is extended by a method with another extractor keeps its finished trials.
+        """
+        source = params.get("extractor"), params.get("squash")
+        named = [self.extractors.get(source), self.gates.get(params.get("gate"))]  # type: ignore[arg-type]
+        if self.under and adapts(row):
+            return [self.common, *named, self.under]
+        return [self.common, *named] if any(named) else self.common
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys, in which 1 and 1.0, lists and tuples are the same.
+
+    >>> canonical({"b": (1, True), "a": 0.1})
+    '{"a":0.1,"b":[1.0,true]}'
+    """
+    return json.dumps(
+        _plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    )
+
+
+def digest(value: Any) -> str:
+    """16 hex digits that stand for a value."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:16]
+
+
+def trial_key(method: str, params: Mapping[str, Any], context: Fingerprint | Context) -> str:
+    """What a trial is known by, in the ledger, in MLflow and to the searcher.
+
+    Parameters that are left out count with their defaults: `{}` and `{scale: 0.3}` are one trial,
+    and a default that changes makes another.
+
+    Args:
+        method: A name of the table, or of a reference row (`pretrained`, `experts`).
+        params: The parameters of the call.
+        context: All else that decides the numbers. No text will do: see `actors.files.fingerprint`.
+
+    Raises:
+        InputError: parameters that the method does not take.
+    """
+    row = METHODS.get(method)
+    bound = bind(method, row.parameters, params) if row else dict(params)
+    given = context.of(bound, row) if isinstance(context, Context) else context
+    return digest([method, bound, given])
+
+
+def adapts(row: Row | None) -> bool:
+    """Whether a method adapts to unlabelled images, or takes statistics of images: it then reads
+    those under `adapt_on_shift`. Methods that learn from labels, or fit to them, read clean ones.
+
+    >>> [name for name in ("ties", "adamerging", "learned_soup", "fisher") if adapts(METHODS[name])]
+    ['adamerging', 'fisher']
+    """
+    if isinstance(row, Adaptive):
+        return not row.labelled
+    return isinstance(row, Resident | Informed)
+
+
+def derive_seed(seed: int, *purpose: Any) -> int:
+    """A seed below 2³² for one purpose of a sweep, the same on every machine."""
+    return int(hashlib.sha256(canonical([seed, *purpose]).encode()).hexdigest()[:8], 16)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= EXACT:
+        return float(value)
+    return value

@@ -1,0 +1,1 @@
+"""Durable storage: mirroring a sweep, fetching and watching it."""

@@ -1,0 +1,1 @@
+"""MLflow: the tracking store, runs, pages, and logged models."""

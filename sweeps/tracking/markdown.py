@@ -1,0 +1,112 @@
+"""The comparison as Markdown, for a description in MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sweeps.console import number_format
+from sweeps.report import shift_table
+from sweeps.report.terminal_table import columns_of, interval, marks
+from sweeps.results.comparison import REFERENCES, Comparison, Row
+
+WIDE = 10
+"""More tasks than this get no columns."""
+
+
+def described(comparison: Comparison) -> str:
+    """The whole comparison in its first line, which is all that a folded page shows; the table."""
+    lines = [headline(comparison), "", *table(comparison)]
+    shifted = under_shift(comparison)
+    chosen = number_format.selection(comparison.select_on, comparison.report_on, comparison.metric)
+    count = sum(row.trials for row in comparison.rows)
+    lines += ["", f"Accuracy in %, 95 % interval; {chosen}; {number_format.count(count, 'trial')}."]
+    lines += [f"{escaped(mark)} {escaped(note)}" for note, mark in marks(comparison).items()]
+    lines += ["", *shifted] if shifted else []
+    if comparison.created:
+        lines.append(number_format.moment(comparison.created) + ".")
+    return "\n".join(lines)
+
+
+def headline(comparison: Comparison) -> str:
+    """Name and mean accuracies, best first; references in brackets."""
+    fused = [row for row in reversed(comparison.rows) if row.method not in REFERENCES]
+    shown = ", ".join(scored(comparison, row) for row in fused)
+    apart = ", ".join(scored(comparison, r) for r in comparison.rows if r.method in REFERENCES)
+    tail = f" ({apart})" if apart else ""
+    return f"**{escaped(comparison.sweep)}**, {split(comparison)} accuracy in %: {shown}{tail}"
+
+
+def scored(comparison: Comparison, row: Row) -> str:
+    """`ties 62.7`; the best stands out."""
+    text = f"{escaped(row.method)} {number_format.percent(row.score)}"
+    return f"**{text}**" if row is comparison.best else text
+
+
+def split(comparison: Comparison) -> str:
+    """The split that the rows' scores are of."""
+    tested = any(row.test for row in comparison.rows)
+    return comparison.report_on if tested else comparison.select_on
+
+
+def table(comparison: Comparison) -> list[str]:
+    """The rows, best first: what is looked for stands where the eye begins."""
+    tasks = comparison.tasks if len(comparison.tasks) <= WIDE else ()
+    tested = any(row.test for row in comparison.rows)
+    head = ["method", "parameters", comparison.select_on]
+    kinds = columns_of(comparison) if tested else {}
+    head += [f"{comparison.report_on}{kind}" for kind in kinds]
+    head += [f"{task} (unseen)" if task in comparison.unseen else task for task in tasks]
+    head += ["trials", "a trial", "peak"]
+    marked = marks(comparison)
+    lines = [line(head), "|---|---" + "|--:" * (len(head) - 2) + "|"]
+    for row in reversed(comparison.rows):
+        metrics = row.test if tested else row.val
+        name = " ".join([row.method, *(marked[note] for note in row.notes)])
+        cells = [escaped(name), words(row) or number_format.MISSING]
+        cells.append(number_format.percent(row.val.get(comparison.headline)))
+        cells += [interval(row, metric) for metric in kinds.values()]
+        cells += [number_format.percent(metrics.get(f"acc/{task}")) for task in tasks]
+        cells.append(str(row.trials) if row.trials else number_format.MISSING)
+        cells.append(number_format.seconds(row.cost.get("trial_s")))
+        cells.append(number_format.size(row.cost.get("peak_bytes")))
+        best = row is comparison.best
+        lines.append(line([f"**{cells[0]}**", *cells[1:]] if best else cells))
+    return lines
+
+
+def under_shift(comparison: Comparison) -> list[str]:
+    """The table of shift sets, best first; empty where nothing was measured on one."""
+    found = shift_table.table(comparison)
+    if found is None:
+        return []
+    head = ["method", comparison.report_on, *found["columns"]]
+    lines = [
+        shift_table.sentence(comparison),
+        "",
+        line(head),
+        "|---" + "|--:" * (len(head) - 1) + "|",
+    ]
+    for each in reversed(found["lines"]):
+        cells = [f"{cell['text']} ({cell['gain']})" if cell["gain"] else cell["text"]
+                 for cell in each["cells"]]  # fmt: skip
+        lines.append(line([escaped(each["row"].method), each["report"], *cells]))
+    return lines
+
+
+def words(row: Row) -> str:
+    """`density=0.2 scale=1.0`, as code."""
+    return " ".join(f"`{word}`" for word in number_format.params_words(row.params, limit=20))
+
+
+def line(cells: Sequence[str]) -> str:
+    """One line of a table."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def escaped(text: str) -> str:
+    """Names with underscores and stars, as they are.
+
+    >>> escaped("wise_ft *")
+    'wise\\\\_ft \\\\*'
+    """
+    return text.replace("_", "\\_").replace("*", "\\*")

@@ -1,0 +1,139 @@
+"""A trial as an MLflow run: its name, parameters, tags and metrics."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+from mlflow.entities import Metric, Param
+
+from sweeps.report.charts.learning_curves import asked_steps
+from sweeps.results.ledger import Entry
+
+MAX_PARAM = 6000
+"""Characters MLflow takes in a parameter's value."""
+
+MAX_PARAMS = 100
+"""Parameters MLflow takes in a call."""
+
+
+def state_of(entry: Entry) -> str:
+    """MLflow's word for how a trial ended."""
+    return "FINISHED" if entry.status == "done" else "FAILED"
+
+
+def trial_tags(entry: Entry, parent: str, sweep: str) -> dict[str, str]:
+    """What a trial's run is found by."""
+    return {
+        "mlflow.parentRunId": parent,
+        "mlflow.user": user(),
+        "trial_key": entry.trial_key,
+        "sweep": sweep,
+        "method": entry.method,
+        "kind": entry.kind,
+        "split": entry.split,
+        "role": "trial",
+    }
+
+
+def user() -> str:
+    """Who runs the sweep; a container may have no name for its user."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
+
+
+def run_name(entry: Entry) -> str:
+    """`task_arithmetic scale=0.3`."""
+    shown = {
+        name: f"{value:.6g}" if isinstance(value, float) else str(value)[:24]
+        for name, value in flat(entry.params).items()
+    }
+    return " ".join([entry.method, *(f"{name}={value}" for name, value in shown.items())])
+
+
+def params_of(entry: Entry) -> list[Param]:
+    """The trial's parameters, nested ones under dotted names; of a learner the steps asked for."""
+    params = {name: str(value)[:MAX_PARAM] for name, value in flat(entry.params).items()}
+    if entry.steps:
+        params = {"steps": str(asked_steps(entry)), **params}
+    return [Param(name, value) for name, value in list(params.items())[:MAX_PARAMS]]
+
+
+def metrics_of(entry: Entry) -> list[Metric]:
+    """Accuracies, cost and curve. The same for ever, so that sending them again changes nothing."""
+    now = millis(entry.started, entry.trial_s)
+    values = {
+        **entry.metrics,
+        "trial_s": entry.trial_s,
+        "peak_bytes": float(entry.peak_bytes),
+        **cost(entry),
+    }
+    if entry.steps:
+        values["steps"] = float(entry.steps)  # taken; the parameter says how many were asked
+    metrics = [Metric(name, value, now, 0) for name, value in sorted(values.items())]
+    return metrics + curve_metrics(entry)
+
+
+def cost(entry: Entry) -> dict[str, float]:
+    """What a trial used, under names that MLflow's page shows as system metrics."""
+    used = {"system/peak_memory_megabytes": entry.peak_bytes / 1e6}
+    if entry.busy_s:
+        used["system/busy_seconds"] = entry.busy_s
+    if entry.gpu_s:
+        used["system/gpu_seconds"] = entry.gpu_s
+    return used
+
+
+def totals(entries: Iterable[Entry]) -> dict[str, float]:
+    """What all trials of a sweep used together, the most memory of any, and how many failed."""
+    each = [vars(entry) | {"curve": ()} for entry in entries]  # curves are long
+    sums = {name: sum(entry[name] for entry in each) for name in ("trial_s", "busy_s", "gpu_s")}
+    return {
+        "trials": float(len(each)),
+        "trials_failed": float(sum(entry["status"] == "failed" for entry in each)),
+        **{name: float(value) for name, value in sums.items()},
+        "peak_bytes": float(max((entry["peak_bytes"] for entry in each), default=0)),
+    }
+
+
+def curve_metrics(entry: Entry) -> list[Metric]:
+    """Losses and coding range of a trial that learned, at their steps.
+
+    Its time is spread evenly over its steps: MLflow's page draws against time as readily.
+    """
+    last = max((point["step"] for point in entry.curve), default=1) or 1
+    return [
+        Metric(
+            name,
+            value,
+            millis(entry.started, entry.trial_s * point["step"] / last),
+            int(point["step"]),
+        )
+        for point in entry.curve
+        for name, value in point.items()
+        if name != "step"
+    ]
+
+
+def flat(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested parameters under dotted names.
+
+    >>> flat({"weights": {"a": 1.0}, "scale": 0.3})
+    {'weights.a': 1.0, 'scale': 0.3}
+    """
+    named: dict[str, Any] = {}
+    for key, value in params.items():
+        if isinstance(value, Mapping):
+            named |= flat(value, f"{prefix}{key}.")
+        else:
+            named[f"{prefix}{key}"] = value
+    return named
+
+
+def millis(started: str, seconds: float = 0.0) -> int:
+    """Epoch milliseconds of an ISO time, plus seconds."""
+    return int((datetime.fromisoformat(started).timestamp() + seconds) * 1000)

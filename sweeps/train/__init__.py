@@ -1,0 +1,1 @@
+"""`sweeps train`: fine-tuning experts with Tune."""

@@ -1,0 +1,348 @@
+"""What `sweeps train` keeps: results of trials, and the best models of each task as folders.
+
+`<out>/trained/<task>-<key>.json` is a trial's result, which stays; `<out>/trained/<key>/` its
+models, until they are moved to where they are kept, or deleted. One trial makes up to three
+models, its *ingredients*: the fine-tuned one, and averages along the run (`ema`, `swa`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, Required, TypeAlias
+
+from pydantic import ConfigDict
+from typing_extensions import TypedDict
+
+from actors.artifacts.head_file import FILE as HEAD
+from actors.artifacts.head_file import HeadKind, head_facts
+from actors.families.clip.fine_tune import beside
+from actors.files.documents import checked, dump_yaml, parse_json, read_bytes, read_json, read_yaml
+from actors.files.paths import Plain
+from fusion.errors import InputError
+from sweeps.results.ledger import write_text
+
+Keep: TypeAlias = Literal["best", "all"] | int
+"""How many ingredients of a task stay; `best`: one, as the task's expert."""
+
+KINDS = ("expert", "ema", "swa")
+
+
+class Made(TypedDict, total=False):
+    """One model of a trial."""
+
+    kind: Required[Literal["expert", "ema", "swa"]]
+    select: Required[float]
+    report: Required[float]
+    sha256: str
+    head: str
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One fine-tuning that ended, or was stopped by a scheduler."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    key: Plain
+    task: Plain
+    params: Mapping[str, Any]
+    select: float
+    """Accuracy on the select split; of one that was stopped, when it was."""
+    report: float | None
+    """Accuracy on the report split; None: it was stopped."""
+    seconds: float
+    seed: int = 0
+    context: str = ""
+    """What the result depends on besides parameters; part of the key."""
+    stopped: int = 0
+    """The rung on which a scheduler stopped it; 0: it ended."""
+    rungs: Mapping[str, float] = field(default_factory=dict)
+    """Rung -> accuracy on select on the way."""
+    made: Sequence[Mapping[str, Any]] = ()
+    """`{kind, select, report, sha256, head}` of each ingredient; the select rows chose none."""
+    schedule: Sequence[Mapping[str, Any]] = ()
+    """Of a member of a population: from which step on, whose weights and which values."""
+
+
+@dataclass(frozen=True)
+class Ingredient:
+    """One model that a trial made."""
+
+    task: str
+    key: str
+    kind: str
+    params: Mapping[str, Any]
+    seed: int
+    select: float
+    report: float
+    sha256: str
+    """Of its weights; empty: not known (of an older version)."""
+    head: str = ""
+    """Identity of the head that it was tuned under; empty: not known."""
+    seconds: float = 0.0
+    """Of the trial's training."""
+    twins: tuple[str, ...] = ()
+    """Names of others with the same weights to the bit."""
+    schedule: Sequence[Mapping[str, Any]] = ()
+    """See `Trained`."""
+
+    @property
+    def tuned_under(self) -> HeadKind:
+        """The kind of its head: a hyper-parameter."""
+        kind: HeadKind = self.params.get("head", "zero_shot")
+        return kind
+
+    @property
+    def folder(self) -> str:
+        """`<key>`, `<key>-ema` or `<key>-swa`."""
+        return self.key if self.kind == "expert" else f"{self.key}-{self.kind}"
+
+    @property
+    def name(self) -> str:
+        """What a pool calls it."""
+        return f"{self.task}-{self.folder}"
+
+
+def result_file(out: Path, task: str, key: str) -> Path:
+    """Where a trial's result is kept."""
+    return out / "trained" / f"{task}-{key}.json"
+
+
+def write_result(out: Path, result: Trained) -> None:
+    """Keep a result, whole or not at all."""
+    text = json.dumps(asdict(result), indent=1)
+    write_text(result_file(out, result.task, result.key), text)
+
+
+def read_results(out: Path, task: str) -> list[Trained]:
+    """All results of a task that are there, in the order of their keys.
+
+    A damaged file counts as none, and is said: its trial runs again.
+    """
+    found = []
+    for path in sorted((out / "trained").glob(f"{task}-*.json")):
+        try:
+            content = parse_json(read_bytes(path), str(path), finite=False)
+            result = checked(Trained, content, str(path))
+            checked(list[Made], list(result.made), f"{path}: made")
+            if result_file(out, result.task, result.key) != path:
+                raise InputError(f"{path}: of {result.task!r}, {result.key!r}: not the file's name")
+        except InputError as error:
+            logging.getLogger(__name__).warning("%s; its fine-tuning counts as not run", error)
+            continue
+        if result.task == task:  # and not one of a longer name
+            found.append(result)
+    return found
+
+
+def ingredients(results: Iterable[Trained]) -> list[Ingredient]:
+    """What ended trials made, in the order of the trials."""
+    found = []
+    for each in results:
+        made = each.made or [
+            {"kind": "expert", "select": each.select, "report": each.report, "sha256": ""}
+        ]
+        if not each.stopped:
+            found += [
+                Ingredient(
+                    each.task,
+                    each.key,
+                    params=each.params,
+                    seed=each.seed,
+                    seconds=each.seconds,
+                    schedule=each.schedule,
+                    **one,
+                )
+                for one in made
+            ]
+    return found
+
+
+def chosen(results: Iterable[Trained], keep: Keep) -> list[Ingredient]:
+    """The ingredients of one task that stay: the best on select; of equals the first.
+
+    Ingredients of the same weights (and head) count once: the first stays and names the others.
+    """
+    ranked = sorted(ingredients(results), key=lambda each: -each.select)
+    kept: list[Ingredient] = []
+    first: dict[tuple[str, str], int] = {}
+    for each in ranked:
+        at = first.setdefault((each.sha256 or each.name, each.head), len(kept))
+        if at == len(kept):
+            kept.append(each)
+        else:
+            kept[at] = replace(kept[at], twins=(*kept[at].twins, each.name))
+    return kept[: 1 if keep == "best" else None if keep == "all" else keep]
+
+
+def made_at(out: Path, each: Ingredient) -> Path:
+    """Where a trial leaves it."""
+    place = out / "trained" / each.key / "expert"
+    return place if each.kind == "expert" else beside(place, each.kind)
+
+
+def home(out: Path, each: Ingredient, keep: Keep) -> Path:
+    """Where it is kept."""
+    if keep == "best":
+        return out / "experts" / each.task
+    return out / "ingredients" / each.task / each.folder
+
+
+def head_file(out: Path, task: str, kind: HeadKind) -> Path:
+    """Where a task's head of a kind is kept; copies lie beside the weights tuned under it."""
+    return out / "heads" / task / f"{kind}.safetensors"
+
+
+def by_head(kept: Mapping[str, Sequence[Ingredient]]) -> list[dict[str, list[Ingredient]]]:
+    """One head a task: those tuned under the head of their task's best, then the others, if any.
+
+    Towers tuned under different heads cannot be fused; there are two kinds, so two pools hold all.
+    """
+    first = {
+        task: [each for each in group if each.tuned_under == group[0].tuned_under]
+        for task, group in kept.items()
+    }
+    others = {
+        task: [each for each in group if each.tuned_under != group[0].tuned_under]
+        for task, group in kept.items()
+    }
+    others = {task: group for task, group in others.items() if group}
+    return [first, others] if others else [first]
+
+
+def is_there(out: Path, each: Ingredient, keep: Keep) -> bool:
+    """Whether its weights are: where they were made, or where they are kept."""
+    return made_at(out, each).is_dir() or holds(home(out, each, keep), each)
+
+
+def holds(place: Path, each: Ingredient) -> bool:
+    """Whether a folder is this ingredient's: its recipe says so, or it has none (older)."""
+    if not place.is_dir():
+        return False
+    file = place / "recipe.yaml"
+    if not file.exists():
+        return True
+    try:
+        recipe = read_yaml(file)
+    except InputError:
+        return False
+    told = recipe if isinstance(recipe, dict) else {}
+    return (told.get("key"), told.get("kind")) == (each.key, each.kind)
+
+
+def settle(out: Path, results: Sequence[Trained], keep: Keep, about: Mapping[str, Any]) -> None:
+    """Move one task's chosen ingredients to where they are kept; delete what its others left.
+
+    Done after every trial, so that disk is bounded; done again, it changes nothing.
+
+    Args:
+        out: the folder of the training.
+        results: of the task.
+        keep: how many stay.
+        about: what every recipe says: `base`, `defaults` of hyper-parameters.
+    """
+    stay = chosen(results, keep)
+    for each in stay:
+        place, made = home(out, each, keep), made_at(out, each)
+        if made.is_dir():
+            write_papers(made, each, about)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(place, ignore_errors=True)
+            made.rename(place)
+        elif place.is_dir():
+            write_papers(place, each, about)
+    for each in ingredients(results):
+        place = home(out, each, keep)
+        if keep != "best" and each.folder not in {one.folder for one in stay} and place.is_dir():
+            shutil.rmtree(place, ignore_errors=True)
+    for result in results:
+        shutil.rmtree(out / "trained" / result.key, ignore_errors=True)
+
+
+def write_papers(place: Path, each: Ingredient, about: Mapping[str, Any]) -> None:
+    """`recipe.yaml` and `scores.json` beside the weights; scores on shifts stay as they are."""
+    recipe = {
+        "task": each.task,
+        "key": each.key,
+        "kind": each.kind,
+        "params": {**about["defaults"], **each.params},
+        "seed": each.seed,
+        "base": about["base"],
+        "sha256": each.sha256,
+        **told_head(place / HEAD),
+        **({"schedule": [dict(part) for part in each.schedule]} if each.schedule else {}),
+        "code": version("fusion-sweeps"),
+        "twins": list(each.twins),
+    }
+    write_text(place / "recipe.yaml", dump_yaml(recipe))
+    scores = read_scores(place)
+    scores |= {"select": each.select, "report": each.report}
+    write_text(place / "scores.json", json.dumps({"shifts": {}, **scores}, indent=1))
+
+
+def told_head(file: Path) -> dict[str, Any]:
+    """`head` of a recipe: which one the tower was tuned under, and the order of its classes."""
+    if not file.exists():
+        return {}
+    facts, _ = head_facts(file)
+    strength = {} if facts.C is None else {"C": facts.C}
+    told = {"kind": facts.kind, "identity": facts.identity, **strength}
+    return {"head": {**told, "classnames": list(facts.classnames)}}
+
+
+class Scores(TypedDict, total=False):
+    """What `scores.json` of an ingredient may hold."""
+
+    select: float
+    report: float
+    shifts: dict[str, Any]
+
+
+def read_scores(place: Path) -> dict[str, Any]:
+    """`scores.json` of an ingredient; empty where there is none, or it is damaged."""
+    try:
+        content = read_json(place / "scores.json")
+        return dict(checked(Scores, content, "scores.json"))
+    except InputError:
+        return {}
+
+
+def pool_yaml(
+    base: Path,
+    kept: Mapping[str, Sequence[Ingredient]],
+    out: Path,
+    keep: Keep,
+    tasks: Mapping[str, Any],
+    splits: Mapping[str, Any],
+) -> str:
+    """The `pool` of a sweep file, ready to paste; of ingredients with `tasks` (and `splits`).
+
+    A task whose ingredients were tuned under a linear probe's head names it: `kept` has, of each
+    task, those of one head.
+    """
+    heads = {
+        task: {"head": str(head_file(out, task, "linear_probe"))}
+        for task, group in kept.items()
+        if group[0].tuned_under == "linear_probe"
+    }
+    if keep == "best" and not heads:
+        lines = ["pool:", f"  base: {base}", "  experts:"]
+        lines += [f"    {task}: {home(out, each, keep)}" for task, (each,) in kept.items()]
+        return "\n".join(lines) + "\n"
+    experts = {
+        task if keep == "best" else each.name: str(home(out, each, keep))
+        for task, group in kept.items()
+        for each in group
+    }
+    content = {
+        "pool": {"base": str(base), "experts": experts},
+        "tasks": {t: {**given, **heads.get(t, {})} for t, given in tasks.items() if t in kept},
+        **({"splits": dict(splits)} if splits else {}),
+    }
+    return dump_yaml(content, width=1000)

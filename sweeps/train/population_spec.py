@@ -1,0 +1,54 @@
+"""What a population (PBT) changes on the way, and what a training file with one may say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sweeps.spec.candidates import planned_trials
+from sweeps.spec.errors import Fault
+from sweeps.spec.method import MethodSpec
+from sweeps.spec.search_space import Space, to_plain
+
+LEGS = 8
+"""Of a run; fewer where it has fewer steps."""
+
+STEPWISE = (
+    "learning_rate",
+    "weight_decay",
+    "label_smoothing",
+    "clip_norm",
+    "mixup",
+    "augmentation",
+    "crop_scale",
+    "operations",
+    "magnitude",
+    "soft_targets",
+    "soft_temperature",
+)
+"""Hyper-parameters that are read at each step: these a population changes. The others fix a run's
+shape, or what its averages and its optimiser hold."""
+
+
+def perturbed(entry: MethodSpec) -> dict[str, Space]:
+    """The hyper-parameters that a population changes, with their spaces."""
+    found = {str(path[0]): space for path, space in entry.spaces.items()}
+    return {name: found[name] for name in STEPWISE if name in found}
+
+
+def population_faults(params: Mapping[str, Any], trials: Any, searcher: Any) -> list[Fault]:
+    """What a search asks for that a population cannot be."""
+    found, entry = [], MethodSpec(params=params)
+    for (name, *_), space in entry.spaces.items():
+        if name not in (*STEPWISE, "seed"):
+            reason = "one value needed with scheduler: pbt, whose members share a run's shape"
+            found.append(Fault((str(name),), to_plain(space), reason))
+    if not perturbed(entry):
+        reason = f"nothing to change on the way: a space of one of {', '.join(STEPWISE)} needed"
+        found.append(Fault(("scheduler",), "pbt", reason))
+    elif (not entry.sampled or trials == 1) and planned_trials(entry) < 2:
+        found.append(Fault(("trials",), trials, "a population of at least 2 needed"))
+    if searcher != "random":
+        reason = "a population chooses by itself; random allowed"
+        found.append(Fault(("searcher",), searcher, reason))
+    return found

@@ -1,0 +1,200 @@
+"""Fine-tuning trials through Tune, as the driver sees them: what runs, and what stays of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from ray import tune
+
+from actors.checkpoints.checkpoint import Checkpoint, content_hash
+from actors.experts.local import TaskData
+from actors.files.fingerprint import Fingerprint
+from sweeps.cluster import ray_connection
+from sweeps.console.progress import Progress
+from sweeps.spec.method import MethodSpec
+from sweeps.train.ingredients import (
+    Trained,
+    chosen,
+    is_there,
+    read_results,
+    result_file,
+    settle,
+    write_result,
+)
+from sweeps.train.population import run_population
+from sweeps.train.searcher import TaskSearch, as_sweep, count, meant, method
+from sweeps.train.spec import TrainSpec
+from sweeps.train.trial import fine_tune_trial, seed_of
+from sweeps.trials.scheduler import Halving
+from sweeps.trials.searcher import MethodSearch
+from sweeps.trials.tuner import fit
+
+
+@dataclass(frozen=True)
+class Yard:
+    """Where trials of one training file run and what they go by."""
+
+    spec: TrainSpec
+    base: Checkpoint
+    data: Mapping[str, TaskData]
+    contexts: Mapping[str, Fingerprint]
+    """Task -> what its results depend on besides parameters."""
+    out: Path
+    defaults: Mapping[str, Any]
+    """Of the hyper-parameters."""
+    nodes: dict[str, Any] = field(default_factory=dict)
+    """What the cluster's nodes said, by id; they are asked once."""
+
+    def results(self, task: str) -> list[Trained]:
+        """Those of a task that the file means."""
+        found = read_results(self.out, task)
+        return meant(self.spec.finetune, task, self.spec.seed, self.contexts[task], found)
+
+    def usable(self, task: str) -> list[Trained]:
+        """Without those whose weights are wanted and gone: these are forgotten, and made again."""
+        results, keep = self.results(task), self.spec.keep
+        wanted = chosen(results, keep)
+        gone = {each.key for each in wanted if not is_there(self.out, each, keep)}
+        for key in gone:
+            result_file(self.out, task, key).unlink()
+        return [result for result in results if result.key not in gone]
+
+    def settle(self, task: str) -> None:
+        """Keep what stays of a task, delete the rest."""
+        about = {"base": content_hash(self.base), "defaults": dict(self.defaults)}
+        settle(self.out, self.results(task), self.spec.keep, about)
+
+
+def run_trials(yard: Yard, progress: Progress) -> None:
+    """Fine-tune what has no result yet, one CPU (or GPU) a trial.
+
+    Raises:
+        KeyboardInterrupt: what has ended is kept, what has not goes on from its last state.
+    """
+    spec, entry = yard.spec, yard.spec.finetune
+    known = {task: yard.usable(task) for task in yard.data}
+    progress.start("experts", sum(count(entry, task, spec.seed) for task in yard.data))
+    progress.advance("experts", sum(map(len, known.values())))
+    if entry.scheduler == "pbt":
+        for task in yard.data:
+            run_population(yard, task, progress)
+            yard.settle(task)
+        return
+    search = TaskSearch(
+        {
+            task: MethodSearch(
+                as_sweep({method(task): entry}, spec.seed),
+                yard.contexts[task],
+                {result.key: result.select for result in results},
+            )
+            for task, results in known.items()
+        }
+    )
+    if search.left():
+        tuned(yard, search, known, progress)
+    for task in yard.data:
+        yard.settle(task)
+
+
+def tuned(
+    yard: Yard, search: TaskSearch, known: Mapping[str, Sequence[Trained]], progress: Progress
+) -> None:
+    """The Tune run; results and states in the folder, not Tune's, are what a second one goes by."""
+    found = ray_connection.of_cluster(yard.nodes)
+    resources = {"cpu": 1, "gpu": 1} if found.gpus else {"cpu": 1}
+    # Failed trials are ours to show; Tune would print each with its traceback.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    trainable = tune.with_parameters(
+        fine_tune_trial,
+        folder=yard.base.folder,
+        data=dict(yard.data),
+        contexts=dict(yard.contexts),
+        out=yard.out,
+        device="cuda" if found.gpus else "cpu",
+        halved=yard.spec.finetune.scheduler == "asha",
+    )
+    callback = Settling(yard, progress)
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, resources),
+        tune_config=tune.TuneConfig(
+            search_alg=search,
+            scheduler=scheduler(yard.spec.finetune, known, yard.spec.seed),
+            num_samples=-1,
+            max_concurrent_trials=max(1, found.gpus or found.cpus),
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: trial.config["trial_key"],
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(yard.out / "trained"),
+            callbacks=[callback],
+            verbose=0,
+        ),
+    )
+    fit(tuner, callback.faults)
+    if search.left():  # Tune ends quietly on SIGUSR1
+        raise KeyboardInterrupt
+
+
+def scheduler(entry: MethodSpec, known: Mapping[str, Sequence[Trained]], seed: int) -> Halving:
+    """ASHA where it is asked for, told of what was reported before the training was stopped."""
+    halving = Halving(as_sweep({method(task): entry for task in known}, seed))
+    for task, results in known.items():
+        for result in results:
+            trial = SimpleNamespace(trial_id=result.key, config={"method": method(task)})
+            halving.on_trial_add(None, trial)
+            for rung, select in result.rungs.items():
+                halving.on_trial_result(None, trial, {"rung": int(rung), "select": select})
+    return halving
+
+
+class Settling(tune.Callback):  # type: ignore[misc]  # ray is untyped
+    """As trials end: records those that were stopped, bounds the disk, moves the progress bar."""
+
+    def __init__(self, yard: Yard, progress: Progress) -> None:
+        self.yard, self.progress = yard, progress
+        self.faults: list[BaseException] = []
+
+    def __getstate__(self) -> dict[str, object]:
+        """Nothing: Tune pickles its callbacks beside its state."""
+        return {}
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """One that ended, or was stopped."""
+        what, last = trial.config, trial.last_result
+        try:
+            if not last.get("final"):
+                write_result(self.yard.out, stopped(what, last, self.yard))
+            self.yard.settle(what["task"])
+        except BaseException as fault:
+            self.faults.append(fault)
+            raise
+        self.progress.advance("experts", note=f"{what['task']}: {last.get('select', 0):.4f}")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """One that failed; said at once."""
+        what = trial.config
+        reason = str(trial.get_error()).strip().splitlines()[-1]
+        self.progress.say(f"failed: {what['task']} {what['params']}: {reason}")
+        self.progress.advance("experts")
+
+
+def stopped(what: Mapping[str, Any], last: Mapping[str, Any], yard: Yard) -> Trained:
+    """The result of a trial that a scheduler stopped."""
+    return Trained(
+        what["trial_key"],
+        what["task"],
+        what["params"],
+        last["select"],
+        None,
+        0.0,
+        seed_of(what),
+        yard.contexts[what["task"]],
+        last["rung"],
+        last["rungs"],
+    )

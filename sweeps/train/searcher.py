@@ -1,0 +1,128 @@
+"""The searcher of `sweeps train`: one search a task, taking turns; and what is known of each."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from actors.files.fingerprint import Fingerprint
+from sweeps.spec.candidates import planned_trials, random_points
+from sweeps.spec.method import MethodSpec
+from sweeps.spec.search_space import Choice, Grid, Space
+from sweeps.spec.sweep import SweepSpec
+from sweeps.spec.trial_key import canonical, trial_key
+from sweeps.train.ingredients import Trained
+from sweeps.trials.searcher import MethodSearch
+
+
+def as_sweep(entries: Mapping[str, MethodSpec], seed: int) -> SweepSpec:
+    """A search of sweeps over these entries: what `MethodSearch` and `Halving` read of a spec."""
+    return SweepSpec.model_construct(methods=entries, tasks={}, metric="select", seed=seed)
+
+
+def method(task: str) -> str:
+    """What a task's fine-tuning is called in keys and among Tune's trials."""
+    return f"finetune {task}"
+
+
+def meant(
+    entry: MethodSpec, task: str, seed: int, context: Fingerprint, results: Iterable[Trained]
+) -> list[Trained]:
+    """The results that a search means, in the order of its trials where that is known beforehand.
+
+    What TPE and CMA-ES suggest is not: of those, every result of the same data and base whose
+    parameters the entry allows.
+    """
+    by_key = {result.key: result for result in results}
+    if not guided(entry):
+        keys = [
+            trial_key(method(task), params, context)
+            for params in random_points(entry, method(task), seed)
+        ]
+        return [by_key[key] for key in dict.fromkeys(keys) if key in by_key]
+    return [
+        result
+        for result in by_key.values()
+        if result.context == context and allows(entry, result.params)
+    ]
+
+
+def guided(entry: MethodSpec) -> bool:
+    """Whether what comes next depends on results."""
+    return entry.searcher != "random" and bool(entry.sampled)
+
+
+def count(entry: MethodSpec, task: str, seed: int) -> int:
+    """How many trials an entry means, at most."""
+    if guided(entry):
+        return planned_trials(entry)
+    points = random_points(entry, method(task), seed)
+    return len({canonical(params) for params in points})
+
+
+def allows(entry: MethodSpec, params: Mapping[str, Any]) -> bool:
+    """Whether parameters could be a trial of an entry."""
+    return params.keys() == entry.params.keys() and all(
+        within(given, params[name]) for name, given in entry.params.items()
+    )
+
+
+def within(given: Any, value: Any) -> bool:
+    """Whether a value is the given one, or one of a space."""
+    if not isinstance(given, Space):
+        return canonical(given) == canonical(value)
+    if isinstance(given, Grid | Choice):
+        return canonical(value) in map(canonical, given.values)
+    return bool(given.low <= value <= given.high)
+
+
+class TaskSearch(Searcher):  # type: ignore[misc]  # ray is untyped
+    """Suggests `{"task", "method", "params", "trial_key", "seed"}`, task by task in turn.
+
+    Each task has a `MethodSearch` of its own, for keys hold the task's own data.
+    """
+
+    def __init__(self, searches: Mapping[str, MethodSearch]) -> None:
+        """`searches`: task -> its search."""
+        super().__init__(metric="select", mode="max")
+        self.searches = dict(searches)
+        self.turns = deque(self.searches)
+        self.owner: dict[str, str] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next trial; None: results are awaited first; FINISHED: there are no more."""
+        waiting = False
+        for _ in range(len(self.turns)):
+            task = self.turns.popleft()
+            found = self.searches[task].suggest(trial_id)
+            if found == Searcher.FINISHED:
+                continue
+            self.turns.append(task)
+            if isinstance(found, dict):
+                self.owner[trial_id] = task
+                return {**found, "task": task}
+            waiting = True
+        return None if waiting else str(Searcher.FINISHED)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Tell the search whose trial it was."""
+        if task := self.owner.pop(trial_id, None):
+            self.searches[task].on_trial_complete(trial_id, result, error)
+
+    def left(self) -> bool:
+        """Whether a trial has not ended: it runs, or is to suggest, now or once others ended."""
+        return any(search.left() for search in self.searches.values())
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: results of training are what a second run goes by."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing was saved."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}

@@ -1,0 +1,176 @@
+"""One fine-tuning as a trial of Tune: what its process runs."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+from torch import Tensor
+
+from actors.artifacts.head_file import FILE as HEAD
+from actors.artifacts.head_file import head_facts
+from actors.checkpoints.checkpoint import content_hash, inspect
+from actors.data.images.pixel_cache import open_pixels
+from actors.experts.embedding_cache import EmbeddingCache
+from actors.experts.local import Recipe, TaskData
+from actors.experts.open_local import local_experts
+from actors.families.clip.fine_tune import beside, fine_tune
+from actors.families.clip.zero_shot_heads import read_head
+from actors.files.documents import checked, parse_json, read_bytes
+from actors.pool.pool import open_pool
+from actors.training.checkpoint import STOPS
+from fusion.errors import InputError
+from fusion.logits import cosine_head
+from sweeps.results.ledger import write_text
+from sweeps.train.heads import copy_head, given_head
+from sweeps.train.ingredients import KINDS, Trained, write_result
+
+RUNGS = {STOPS[0]: 1, STOPS[1]: 3}
+"""Share of a run's steps -> the rung that it reports on then; 9 is the end."""
+
+
+def seed_of(trial: Mapping[str, Any]) -> int:
+    """The hyper-parameter, where there is one; else the trial's own."""
+    return int(trial["params"].get("seed", trial["seed"] % 2**31))
+
+
+def fine_tune_trial(
+    config: Mapping[str, Any],
+    folder: Path,
+    data: Mapping[str, TaskData],
+    contexts: Mapping[str, str],
+    out: Path,
+    device: str,
+    halved: bool,
+) -> None:
+    """One fine-tuning: train on fit, measure on select and report, leave models and result."""
+    task, key = data[config["task"]], config["trial_key"]
+    place, rungs = out / "trained" / key / "expert", Rungs(out / "trained" / key, halved)
+    images, labels = rows_of(task, "fit")
+    words, start = read_head(task.head), time.perf_counter()
+    kind = config["params"].get("head", "zero_shot")
+    own = given_head(out, task.name, kind, place.parent)
+    under = words if own is None else read_head(own)
+    if not place.is_dir():
+        fine_tune(
+            folder,
+            images,
+            labels,
+            words,
+            place,
+            probe=None if own is None or kind == "zero_shot" else under,
+            device=device,
+            state=place.with_name("state.pt"),
+            look=rungs.look(task, under),
+            **{**config["params"], "seed": seed_of(config)},
+        )
+    seconds = time.perf_counter() - start
+    made = made_by(folder, task, place, own, device)
+    best, rest = made[0], (seed_of(config), contexts[task.name], 0, rungs.found, made)
+    params = config["params"]
+    write_result(
+        out, Trained(key, task.name, params, best["select"], best["report"], seconds, *rest)
+    )
+    final = {"select": best["select"], "report": best["report"], "rung": 9, "final": True}
+    tune.report({**final, "rungs": rungs.found})
+
+
+def made_by(
+    base: Path, task: TaskData, place: Path, head: Path | None, device: str
+) -> list[dict[str, Any]]:
+    """`{kind, select, report, sha256, head}` of what a fine-tuning left at `place` and beside it.
+
+    A copy of its own head, where it has one, is put beside each model.
+    """
+    made = []
+    for what in KINDS:
+        where = place if what == "expert" else beside(place, what)
+        if where.is_dir():
+            if head is not None:
+                copy_head(head, where / HEAD)
+            found = measured(base, task, where, ("select", "report"), device)
+            sha = content_hash(inspect(str(where), what))
+            identity = "" if head is None else head_facts(head)[0].identity
+            made.append({"kind": what, **found, "sha256": sha, "head": identity})
+    return made
+
+
+def read_rungs(file: Path) -> dict[str, float]:
+    """Rung -> accuracy on select; a damaged file counts as none: what it held is measured again."""
+    try:
+        found = checked(dict[str, float], parse_json(read_bytes(file), str(file)), str(file))
+    except InputError:
+        return {}
+    return {rung: select for rung, select in found.items() if rung in map(str, RUNGS.values())}
+
+
+class Rungs:
+    """What a trial with a scheduler reports on the way; kept, so that it is not lost with it."""
+
+    def __init__(self, folder: Path, halved: bool) -> None:
+        """`folder`: of the trial; `halved`: whether anything is reported. Reports what is known."""
+        self.file, self.halved = folder / "rungs.json", halved
+        self.found: dict[str, float] = {}
+        if halved and self.file.exists():
+            for rung, select in read_rungs(self.file).items():
+                self.report(rung, select)
+
+    def report(self, rung: str, select: float) -> None:
+        """Tell Tune; here a trial ends that is stopped."""
+        self.found[rung] = select
+        about = {"rung": int(rung), "rungs": dict(self.found), "final": False}
+        tune.report({"select": select, **about})
+
+    def look(self, task: TaskData, head: Tensor) -> Callable[[float, Any], None]:
+        """A look that measures accuracy on select, at the shares that are rungs."""
+
+        def look(share: float, embed: Callable[[Tensor], Tensor]) -> None:
+            rung = str(RUNGS.get(share, ""))
+            if not self.halved or not rung or rung in self.found:
+                return
+            select = accuracy(task, head, embed)
+            write_text(self.file, json.dumps({**self.found, rung: select}))
+            self.report(rung, select)
+
+        return look
+
+
+def accuracy(task: TaskData, head: Tensor, embed: Callable[[Tensor], Tensor]) -> float:
+    """The share of the select rows that an unfinished model has right under a head."""
+    images, labels = rows_of(task, "select")
+    parts = [embed(part) for part in torch.split(images, 256)]
+    top = [cosine_head.logits(z, head.to(z.device)).argmax(1).cpu() for z in parts]
+    return float((torch.cat(top) == labels).double().mean())
+
+
+def rows_of(task: TaskData, role: str) -> tuple[Tensor, Tensor]:
+    """Images uint8 [N, 3, H, W] and labels [N] of a role."""
+    rows = task.rows[role]
+    pixels = open_pixels(rows.pixels)
+    at = slice(None) if rows.indices is None else rows.indices
+    return pixels.images[at], pixels.labels[at]
+
+
+def measured(
+    base: Path, task: TaskData, place: Path, roles: Sequence[str], device: str
+) -> dict[str, float]:
+    """Role -> accuracy of one model under its own head, where one lies beside it.
+
+    By the code that measures every fused model.
+    """
+    if (place / HEAD).exists():
+        task = replace(task, head=place / HEAD)
+    pool = open_pool(str(base), {task.name: str(place)})
+    # With one expert, averaging IS the expert, if it is not rounded to the base's dtype; nothing is
+    # read from a cache of embeddings.
+    experts = local_experts(
+        pool, {task.name: task}, EmbeddingCache(place, {}), device=device, results="float32"
+    )
+    recipe = Recipe("simple_average")
+    return {role: experts.evaluate(recipe, role).scores[task.name].accuracy for role in roles}

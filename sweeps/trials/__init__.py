@@ -1,0 +1,1 @@
+"""Trials under Ray Tune: searchers, schedulers, and trainables."""

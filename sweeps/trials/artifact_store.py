@@ -1,0 +1,123 @@
+"""Where learning trials keep what they have learned: the sweep's folder, from whichever node.
+
+On the driver's node a trial writes there itself. On others it hands its files to a small actor on
+the driver's node, and goes on when they are written. The driver itself reads the folder.
+
+Imports neither torch nor `fusion` when loaded, for the reason `actors/data/images/preprocess.py`
+gives.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from actors.files.atomic import replacing
+
+RESTARTS = 50
+"""How often the actor is started again: it holds nothing, and a file written twice is the same."""
+
+
+class Keep(Protocol):
+    """Small files by name."""
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write a file, whole or not at all; it is there when this returns."""
+        ...
+
+    def get(self, name: str) -> bytes | None:
+        """A file's content; None where there is none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Files in a folder of this machine."""
+
+    path: Path
+
+    def put(self, name: str, data: bytes) -> None:
+        """See `Keep.put`.
+
+        Raises:
+            InputError: no space, or no right to write; the line names the file.
+        """
+        with replacing(self.path / name) as part:
+            part.write_bytes(data)
+
+    def get(self, name: str) -> bytes | None:
+        """See `Keep.get`."""
+        with suppress(OSError):
+            return (self.path / name).read_bytes()
+        return None
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Files in a folder of the driver's node; by way of an actor there, or straight from it."""
+
+    folder: Folder
+    node: str
+    """Id of the driver's node."""
+    actor: Any
+
+    def put(self, name: str, data: bytes) -> None:
+        """See `Folder.put`."""
+        if self.near():
+            self.folder.put(name, data)
+        else:
+            answer(self.actor.put.remote(name, data))
+
+    def get(self, name: str) -> bytes | None:
+        """See `Folder.get`."""
+        if self.near():
+            return self.folder.get(name)
+        found: bytes | None = answer(self.actor.get.remote(name))
+        return found
+
+    def near(self) -> bool:
+        """Whether this process is on the driver's node."""
+        return bool(ray.get_runtime_context().get_node_id() == self.node)
+
+
+class Keeper(Folder):
+    """`Folder` as an actor."""
+
+
+def answer(ref: Any) -> Any:
+    """What the actor says; an error of its own, as itself.
+
+    Raises:
+        InputError: the driver's node cannot write.
+    """
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+
+
+def keep(path: Path, *, everywhere: bool) -> Keep:
+    """The keep of a sweep.
+
+    Args:
+        path: the folder, on this node.
+        everywhere: whether there may be trials on other nodes, which need the actor. It ends with
+            this process.
+    """
+    folder = Folder(path)
+    if not everywhere:
+        return folder
+    node = ray.get_runtime_context().get_node_id()
+    here = NodeAffinitySchedulingStrategy(node, soft=False)
+    actor = ray.remote(Keeper).options(
+        num_cpus=0,
+        scheduling_strategy=here,
+        max_restarts=RESTARTS,
+        max_task_retries=RESTARTS,
+    )
+    return Sent(folder, node, actor.remote(path))

@@ -1,0 +1,27 @@
+"""One trial of a method of the logit plane: a replica fits it, the sweep keeps what it kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from actors.experts.evaluation import Recipe
+from actors.experts.local import Experts
+from sweeps.trials.learn_coding import LAST_RUNG, Course, Report, State, learned_name
+
+
+def fit(config: Mapping[str, Any], experts: Experts, course: Course, report: Report) -> None:
+    """Fit on the rows of fit and select, and report the select split.
+
+    Embeddings lie where the replicas are, so one of them does the work: a whole search of the
+    logit plane is one call, one trial and one run, with its surface in the file that is kept.
+
+    Raises:
+        InputError: what the method refuses, by task.
+    """
+    start = time.perf_counter()
+    data, chosen = experts.fit(Recipe(config["method"], config["params"]))
+    course.keep.put(learned_name(config["trial_key"]), data)
+    found = experts.evaluate(Recipe(config["method"], config["params"], data), "select")
+    report(LAST_RUNG, found, State(seconds=time.perf_counter() - start, chosen=chosen))

@@ -1,0 +1,306 @@
+"""One trial of a method that learns: steps, checkpoints, results on the way, what was learned.
+
+Runs in a trial's process, beside the gate and its optimiser; the experts are asked for gradients.
+What is kept on disk is the router and Adam's moments alone: kilobytes to a few megabytes.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import ConfigDict, Field
+from torch import Tensor
+
+from actors.artifacts.coding_file import dump_coding
+from actors.artifacts.gate_file import Manifest, dump
+from actors.artifacts.learned_file import packed, unpacked
+from actors.checkpoints.sources import cache_dir
+from actors.cluster.nodes import own_id
+from actors.data.images.pixel_cache import open_pixels
+from actors.experts.evaluation import Evaluation, Recipe, TaskData
+from actors.experts.local import Experts
+from actors.experts.unseen_tasks import adapted_role
+from actors.files.documents import checked, parse_json
+from actors.fleet.file_transfer import Home, fetch, settle
+from actors.gate_features.extractor import Extractor
+from actors.gate_features.feature_cache import open_features
+from fusion.errors import InputError, one_line
+from fusion.methods.learned.gate import Gate, hidden_norm
+from fusion.methods.learned.steps import Learning, Lesson, learn_step, lessons, temperature
+from fusion.parameters import bind
+from fusion.registry import METHODS, Adaptive
+from sweeps.planning.learning_needs import Source, learning_of, source_of
+from sweeps.trials.artifact_store import Keep
+
+RUNGS = {1: 9, 3: 3}
+"""Rung -> divisor: results are reported after 1/9 and 1/3 of the steps; the last rung is 9."""
+
+LAST_RUNG = 9
+
+MEASURED = 4096
+"""Rows of each task whose features' norm sets a normalised learning rate."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """What every learning trial of a sweep is given."""
+
+    tasks: tuple[str, ...]
+    """The experts' names."""
+    groups: tuple[str, ...]
+    data: Mapping[str, TaskData]
+    sizes: Mapping[str, Mapping[str, int]]
+    """Task -> role -> rows."""
+    extractors: Mapping[Source, Extractor]
+    keep: Keep
+    """Where states and learned files go, by trial key."""
+    stepwise: frozenset[str]
+    """Methods with a scheduler: they are measured on the way."""
+    gates: Mapping[str, tuple[Path, str]] = field(default_factory=dict)
+    """Gate that a candidate starts from, as the spec writes it -> its file, and content hash."""
+    home: Home | None = None
+    """Whose paths those of `data` and `gates` are; None: every node's."""
+    metric: str = "acc/mean"
+    """What the sweep is judged by."""
+    hashes: tuple[str, ...] = ()
+    """Of each expert's checkpoint; equal ones are one ingredient."""
+
+
+@dataclass
+class State:
+    """How far a trial is."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    step: Annotated[int, Field(ge=0)] = 0
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    choices: list[dict[str, Any]] = field(default_factory=list)
+    """Of a method that selects: its decisions."""
+    chosen: dict[str, int | float] = field(default_factory=dict)
+    """Of a method that fits: what it chose, by name."""
+    curve: list[dict[str, int | float]] = field(default_factory=list)
+    """[{"step", "loss/<task>", …, "coding/min|mean|max"}] at each checkpoint."""
+
+
+Report = Callable[[int, Evaluation, State], None]
+"""report(rung, evaluation on select, state)."""
+
+
+def learned_name(trial_key: str) -> str:
+    """The file of a trial's gate or coding."""
+    return f"{trial_key}.safetensors"
+
+
+def state_name(trial_key: str) -> str:
+    """The checkpoint of an unfinished trial."""
+    return f"{trial_key}.state"
+
+
+def learn(config: Mapping[str, Any], experts: Experts, course: Course, report: Report) -> None:
+    """Learn, from the checkpoint where there is one; every result is reported, the last on rung 9.
+
+    Raises:
+        InputError: a loss that is not finite, a gate that does not fit; names step and task.
+    """
+    method = METHODS[config["method"]]
+    assert isinstance(method, Adaptive)
+    params = bind(config["method"], method.parameters, config["params"])
+    if params.get("gate"):
+        params["gate"] = str(gate_of(course, params["gate"]))
+    learning = learning_of(method, params, course.tasks, course.groups, course.extractors)
+    source = source_of(method, params)
+    extractor = course.extractors[source] if source else None
+    role = learning.adapt_on if method.labelled else adapted_role(course.data, learning.adapt_on)
+    features = features_of(course, role, extractor) if learning.steps else {}
+    rows = course.sizes if learning.steps else {}
+    sizes = {name: count[role] for name, count in rows.items()}
+    rate = learning.learning_rate
+    if learning.rate_per_norm and isinstance(learning.router, Gate) and features:
+        rate /= hidden_norm(learning.router, torch.cat([f[:MEASURED] for f in features.values()]))
+    optimizer = torch.optim.Adam(learning.router.parameters(), lr=rate)
+    place = state_name(config["trial_key"])
+    state = restore(course.keep.get(place), learning.router, optimizer)
+    stops = {learning.steps // part: rung for rung, part in RUNGS.items()}
+    stops = stops if config["method"] in course.stepwise and learning.steps >= LAST_RUNG else {}
+    start, seen = time.perf_counter() - state.seconds, []
+
+    def finish(rung: int) -> None:
+        """Keep what is learned so far, measure it and report it."""
+        data = learned(config["method"], learning, extractor, course, state.step)
+        course.keep.put(learned_name(config["trial_key"]), data)
+        found = experts.evaluate(Recipe(config["method"], config["params"], data), "select")
+        state.seconds = time.perf_counter() - start
+        report(rung, found, state)
+
+    while state.step < learning.steps:
+        given = lessons(learning, sizes, features, state.step, config["seed"])
+        losses = learn_step(
+            learning,
+            optimizer,
+            given,
+            lambda asked: experts.gradients(asked, role, learning.trim),
+            state.step,
+        )
+        seen.append(losses)
+        state.step += 1
+        if state.step % learning.save_every == 0 or state.step == learning.steps:
+            state.curve.append(point(state.step, seen, given))
+            state.seconds, seen = time.perf_counter() - start, []
+            course.keep.put(place, checkpoint(learning.router, optimizer, state))
+        if state.step in stops:
+            finish(stops[state.step])
+    finish(LAST_RUNG)
+
+
+def features_of(course: Course, role: str, extractor: Extractor | None) -> dict[str, Tensor]:
+    """Task -> features [N, d] of the rows that are adapted to.
+
+    Raises:
+        InputError: this node lacks them, and cannot get them.
+    """
+    found: dict[str, Tensor] = {}
+    if extractor is None:
+        return found
+    for name, task in course.data.items():
+        at = task.rows[role]
+        path = at.features[extractor.fingerprint]
+        features = open_features(settle(path, course.home) if course.home else path)
+        found[name] = features if at.indices is None else features[torch.from_numpy(at.indices)]
+    return found
+
+
+def gate_of(course: Course, path: str) -> Path:
+    """Where this node has a gate that a candidate starts from.
+
+    Its name is the user's, so a file that another node has there may be another gate.
+
+    Raises:
+        InputError: this node lacks it, and cannot get it.
+    """
+    gate, key = course.gates.get(path, (Path(path), ""))
+    if course.home is None or not key or course.home.node == own_id():
+        return gate
+    return fetch(gate, course.home, cache_dir() / "gates" / key / gate.name)
+
+
+def sizes_of(data: Mapping[str, TaskData]) -> dict[str, dict[str, int]]:
+    """Task -> role -> rows."""
+    return {
+        name: {
+            role: len(open_pixels(at.pixels).labels if at.indices is None else at.indices)
+            for role, at in task.rows.items()
+        }
+        for name, task in data.items()
+    }
+
+
+def point(step: int, seen: list[dict[str, float]], given: list[Lesson]) -> dict[str, float]:
+    """Mean losses since the last checkpoint, and the coding's range at this step."""
+    losses = {f"loss/{task}": sum(each[task] for each in seen) / len(seen) for task in seen[-1]}
+    coding = torch.cat([lesson.coding.detach().flatten() for lesson in given])
+    return {
+        "step": step,
+        "loss": sum(losses.values()),
+        **losses,
+        "coding/min": float(coding.min()),
+        "coding/mean": float(coding.mean()),
+        "coding/max": float(coding.max()),
+    }
+
+
+def learned(
+    method: str, learning: Learning, extractor: Extractor | None, course: Course, steps: int
+) -> bytes:
+    """The file of what was learned: a gate with its manifest, or a coding."""
+    router = learning.router
+    if not isinstance(router, Gate) or extractor is None:
+        with torch.no_grad():
+            beta = temperature(router)
+            coding = router(None)
+        return dump_coding(
+            coding, course.tasks, course.groups, 1.0 if beta is None else float(beta)
+        )
+    layered = router.groups > 1
+    manifest = Manifest(
+        method=method,
+        extractor=extractor.source,
+        extractor_hash=extractor.fingerprint,
+        preprocessing=extractor.preprocess.fingerprint,
+        width=extractor.width,
+        tasks=course.tasks,
+        grouping="layer" if layered else "task",
+        keys=course.groups if layered else (),
+        steps=steps,
+        **router.options,
+    )
+    return dump(router, manifest)
+
+
+def checkpoint(router: torch.nn.Module, optimizer: torch.optim.Optimizer, state: State) -> bytes:
+    """Router, Adam's moments and progress, as a file."""
+    tensors = {f"router.{name}": value for name, value in router.state_dict().items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"adam.{index}.{name}": value for name, value in moments.items()}
+    held = {name: value.contiguous() for name, value in tensors.items()}
+    return packed(held, "state", vars(state))
+
+
+def restore(data: bytes | None, router: torch.nn.Module, optimizer: torch.optim.Optimizer) -> State:
+    """The state of a checkpoint, its tensors put in place; the beginning where there is none.
+
+    A damaged checkpoint counts as none: the trial starts over.
+    """
+    if data is None:
+        return State()
+    blank = copy.deepcopy((router.state_dict(), optimizer.state_dict()))
+    try:
+        tensors, note = unpacked(data, "state", "state")
+        state = checked(State, note, "state")
+        place(tensors, router, optimizer)
+    except Exception as error:  # torch raises what it likes on tensors that do not fit
+        logging.getLogger(__name__).warning("a checkpoint is damaged (%s)", one_line(error)[:200])
+        router.load_state_dict(blank[0])
+        optimizer.load_state_dict(blank[1])
+        return State()
+    return state
+
+
+def read_state(note: bytes | str) -> State:
+    """Progress, from the JSON of a checkpoint.
+
+    Raises:
+        InputError: damaged.
+    """
+    return checked(State, parse_json(note, "state", finite=False), "state")
+
+
+def place(
+    tensors: Mapping[str, Tensor], router: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Put a checkpoint's tensors where they belong.
+
+    Raises:
+        Exception: they do not fit.
+    """
+    router.load_state_dict(
+        {k.removeprefix("router."): v for k, v in tensors.items() if k.startswith("router.")}
+    )
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("adam."):
+            _, index, key = name.split(".")
+            moments.setdefault(int(index), {})[key] = value
+    for number, weight in enumerate(router.parameters()):
+        shapes = {key: value.shape for key, value in moments.get(number, {}).items()}
+        if shapes and shapes != {"step": (), "exp_avg": weight.shape, "exp_avg_sq": weight.shape}:
+            raise InputError(f"adam.{number}: {shapes}: those of another router")
+    content = optimizer.state_dict()
+    content["state"] = moments
+    optimizer.load_state_dict(content)

@@ -1,0 +1,110 @@
+"""One trial of a method whose parameters live in the shards: steps, checkpoints, what was learned.
+
+The trial asks a replica for some steps at a time, and keeps the state that it gets back: parameters
+and moments, after so many steps, from which any replica goes on to the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from actors.artifacts.in_model_state_file import learned_of, load_resident
+from actors.experts.evaluation import Recipe
+from actors.experts.local import Experts
+from fusion.errors import InputError
+from fusion.methods.learned.in_model import MaskOptions, ResidentCourse
+from fusion.methods.learned.steps import Shape
+from fusion.registry import METHODS, Resident
+from sweeps.trials.learn_coding import (
+    LAST_RUNG,
+    RUNGS,
+    Course,
+    Report,
+    State,
+    learned_name,
+    read_state,
+    state_name,
+)
+
+
+def course_of(config: Mapping[str, Any], course: Course) -> ResidentCourse:
+    """What a trial learns.
+
+    Raises:
+        InputError: wrong parameters.
+    """
+    row = METHODS[config["method"]]
+    assert isinstance(row, Resident)
+    return row.course(Shape(course.tasks, course.groups), **config["params"])
+
+
+def learn(config: Mapping[str, Any], experts: Experts, course: Course, report: Report) -> None:
+    """Learn, from the checkpoint where there is one; every result is reported, the last on rung 9.
+
+    Raises:
+        InputError: a loss that is not finite; names step and task.
+    """
+    asked, method = course_of(config, course), config["method"]
+    recipe, place = Recipe(method, config["params"]), state_name(config["trial_key"])
+    state, kept = restore(course.keep.get(place), method, course.tasks)
+    stops = {asked.steps // part: rung for rung, part in RUNGS.items()}
+    stops = stops if method in course.stepwise and asked.steps >= LAST_RUNG else {}
+    start = time.perf_counter() - state.seconds
+    mask_steps = asked.options.mask_steps if isinstance(asked.options, MaskOptions) else 0
+    if kept is None:
+        kept, _ = experts.train(recipe, None, 0, 0, config["seed"])
+
+    def finish(rung: int, reached: bytes) -> None:
+        """Keep what is learned so far, measure it and report it."""
+        data = learned_of(reached, method, course.tasks, mask_steps)
+        course.keep.put(learned_name(config["trial_key"]), data)
+        found = experts.evaluate(Recipe(method, config["params"], data), "select")
+        state.seconds = time.perf_counter() - start
+        report(rung, found, state)
+
+    while state.step < asked.steps:
+        last = following(state.step, asked, stops)
+        kept, losses = experts.train(recipe, kept, state.step, last, config["seed"])
+        state.step = last
+        state.curve.append(point(last, losses))
+        state.seconds = time.perf_counter() - start
+        course.keep.put(place, checkpoint(state, kept))
+        if state.step in stops:
+            finish(stops[state.step], kept)
+    finish(LAST_RUNG, kept)
+
+
+def following(step: int, course: ResidentCourse, stops: Mapping[int, int]) -> int:
+    """Where the next call ends: at a checkpoint, a rung or the end."""
+    ends = [course.steps, (step // course.save_every + 1) * course.save_every, *stops]
+    return min(end for end in ends if end > step)
+
+
+def point(step: int, losses: list[dict[str, float]]) -> dict[str, float]:
+    """Mean losses of the steps of one call."""
+    found = {f"loss/{task}": sum(each[task] for each in losses) / len(losses) for task in losses[0]}
+    return {"step": step, "loss": sum(found.values()), **found}
+
+
+def checkpoint(state: State, kept: bytes) -> bytes:
+    """Progress as a line of JSON, and the state as a replica gave it."""
+    return json.dumps(vars(state)).encode() + b"\n" + kept
+
+
+def restore(data: bytes | None, method: str, tasks: tuple[str, ...]) -> tuple[State, bytes | None]:
+    """Progress and state of a checkpoint; the beginning where there is none.
+
+    A damaged checkpoint counts as none: the trial starts over.
+    """
+    head, found, kept = (data or b"").partition(b"\n")
+    if not found:
+        return State(), None
+    try:
+        state = read_state(head)
+        _, step = load_resident(kept, method, tasks)
+    except InputError:
+        return State(), None
+    return (state, kept) if step == state.step else (State(), None)

@@ -1,0 +1,88 @@
+"""One trial, in a process that computes nothing: it imports Ray and no torch.
+
+A sweep's trial processes start while the replicas already work; what they import, the replicas wait
+for. So this file knows the desk by its calls alone, and speaks plain numbers and dicts.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import ray
+from ray import tune
+
+
+def run_trial(config: Mapping[str, Any], client: bytes, desk: Any, course: bytes | None) -> None:
+    """The trainable: one suggestion of `MethodSearch`, measured on the select split.
+
+    Reports the metrics and, under `entry`, the fields of a ledger entry; `status` says whether it
+    failed. Nothing is raised: to Tune, a trial that raised is one whose process died, and those run
+    again. A method that learns reports on
+    the way as well, with `rung` below 9: what stands there counts where a scheduler stops it.
+
+    Args:
+        config: the suggestion.
+        client: a pickled `Client`; opened by trials that learn, which need torch.
+        desk: the fleet's.
+        course: a pickled `Course`, where `config["method"]` learns.
+    """
+    entry = {**config, "split": "select", "started": datetime.now(UTC).isoformat()}
+    try:
+        if course is not None and config["method"] in (opened := pickle.loads(course))["learns"]:
+            learn_trial(config, entry, ray.cloudpickle.loads(client), opened["course"])
+            return
+        key, asked = config["trial_key"], (config["method"], config["params"], "select")
+        found = ray.get(desk.call.remote("measure", *asked, label=key, held=True))
+        found["busy_s"] = ray.get(desk.spent.remote(key))
+    except Exception as error:
+        root: BaseException = error
+        while isinstance(cause := getattr(root, "cause", None), BaseException):
+            root = cause  # Ray's errors hold what was raised in an actor, and that in another
+        reason = (str(root).strip().splitlines() or [""])[-1]
+        kind = type(root).__name__
+        said = reason if reason.startswith(kind) else f"{kind}: {reason}"
+        entry |= {"status": "failed", "error": said[:1000]}
+        tune.report({"entry": {**entry, "ended": datetime.now(UTC).isoformat()}})
+        return
+    entry |= {**found, "status": "done", "ended": datetime.now(UTC).isoformat()}
+    tune.report({**found["metrics"], "entry": entry})
+
+
+def learn_trial(
+    config: Mapping[str, Any], entry: dict[str, Any], client: Any, course: bytes
+) -> None:
+    """A trial of a method that learns; imports torch."""
+    from sweeps.trials.learn_coding import LAST_RUNG
+
+    client = client.named(config["trial_key"])
+
+    def report(rung: int, evaluation: Any, state: Any) -> None:
+        found = evaluation.plain()
+        facts = {"trial_s": state.seconds, "steps": state.step, "curve": state.curve}
+        facts["choices"] = state.choices
+        facts["busy_s"] = client.spent()
+        now = datetime.now(UTC).isoformat()
+        # What is infinite (a temperature that is a plain mean) is no metric; the kept file has it.
+        finite = {name: value for name, value in state.chosen.items() if math.isfinite(value)}
+        found["metrics"] |= {f"chosen/{name}": value for name, value in finite.items()}
+        done = {**entry, **found, **facts, "status": "done", "ended": now}
+        tune.report({**found["metrics"], "rung": rung, "final": rung == LAST_RUNG, "entry": done})
+
+    way_of(config["method"])(config, client, ray.cloudpickle.loads(course), report)
+
+
+def way_of(method: str) -> Callable[..., None]:
+    """How a method learns: `way(config, experts, course, report)`; imports torch."""
+    from fusion.registry import METHODS, Fitted, Resident, Selected
+    from sweeps.trials.fit_classifier import fit
+    from sweeps.trials.learn_coding import learn
+    from sweeps.trials.learn_in_model import learn as reside
+    from sweeps.trials.select_ingredients import select
+
+    ways = {Selected: select, Fitted: fit, Resident: reside}
+    row = METHODS[method]
+    return next((way for kind, way in ways.items() if isinstance(row, kind)), learn)

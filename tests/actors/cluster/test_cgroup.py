@@ -1,0 +1,107 @@
+"""A real cgroup, where this machine lets one be made: what is granted, and who is killed."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from actors.cluster.limits import ROOT, levels
+
+LIMIT = 2_500_000_000
+PROJECT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    """A memory cgroup of `LIMIT` bytes below this process's own."""
+    own = next(levels(ROOT, "memory"), None)
+    name = "memory.limit_in_bytes" if own and (own / "memory.limit_in_bytes").exists() else ""
+    if own is None or not name:  # of version 2, one with processes has none below it
+        pytest.skip("no memory cgroup of version 1")
+    made = own / f"sweeps-test-{os.getpid()}"
+    try:
+        made.mkdir()
+        (made / name).write_text(str(LIMIT))
+    except OSError as error:
+        pytest.skip(f"a cgroup cannot be made: {error}")
+    yield made
+    until = time.monotonic() + 20
+    while made.exists():
+        try:
+            made.rmdir()
+        except OSError:
+            assert time.monotonic() < until, (made / "cgroup.procs").read_text()
+            time.sleep(0.2)
+
+
+def within(cgroup: Path, code: str, timeout: float = 30) -> str:
+    """What Python says that runs in a cgroup."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=PROJECT,
+        preexec_fn=lambda: (cgroup / "cgroup.procs").write_text(str(os.getpid())),
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == 0
+    return done.stdout
+
+
+def test_a_process_in_a_cgroup_is_granted_its_limit(cgroup):
+    code = "from actors.cluster.limits import limits; l = limits(); print(l.memory, l.total, l.by)"
+    memory, total, by = within(cgroup, code).split()
+    assert int(total) == LIMIT // 4096 * 4096
+    assert 0.9 * LIMIT < int(memory) < LIMIT
+    assert by == str(cgroup / "memory.limit_in_bytes")
+
+
+EATS = """
+import sys
+from sweeps import cluster
+cluster.stay_on_loopback(None)
+import ray
+from actors.fleet.client import Client
+from actors.fleet.restarts import Living
+from actors.fleet.fatal import OutOfMemory
+from actors.fleet.dispatcher import Desk, Lane
+from actors.fleet.transport import fetched
+
+class Eats(Living):
+    def work(self, size):
+        held = bytearray(size)
+        held[::4096] = b"1" * len(held[::4096])
+        return len(held)
+
+with cluster.connected(None, 10**8):
+    made = ray.remote(Eats).options(num_cpus=0, max_restarts=50, max_task_retries=20).remote()
+    group = ray.util.placement_group([{"CPU": 0.1}])
+    lanes = ray.cloudpickle.dumps([Lane(0, made, group)])
+    desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=9).remote(lanes, 60.0, "3.00 GB")
+    client = Client(desk)
+    print(fetched(client.submit("work", 10**7)))
+    try:
+        fetched(client.submit("work", 3 * 10**9))
+    except OutOfMemory as error:
+        print(error)
+    print(fetched(client.submit("work", 10**7)))
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_call_that_the_kernel_kills_twice_is_out_of_memory(cgroup):
+    first, refused, last = within(cgroup, EATS, timeout=350).strip().splitlines()[-3:]
+    assert first == last == "10000000"
+    assert refused.startswith(
+        "work: out of memory, 2 times in a row, on node 127.0.0.1, where 2.50"
+    )
+    assert f"({cgroup}/memory.limit_in_bytes)" in refused
+    assert "planned: 3.00 GB; set placement.replicas lower" in refused
+    kills = (cgroup / "memory.oom_control").read_text()
+    assert "oom_kill 2\n" in kills

@@ -1,0 +1,43 @@
+"""The cut of a chain into shards, against every possible cut."""
+
+import random
+from itertools import combinations, pairwise
+
+import pytest
+
+from actors.cluster.partition import cut
+from fusion.errors import InputError
+
+
+def largest(costs, blocks):
+    return max(sum(costs[start:stop]) for start, stop in blocks)
+
+
+def every(size, blocks):
+    for stops in combinations(range(1, size), blocks - 1):
+        yield tuple(zip((0, *stops), (*stops, size), strict=True))
+
+
+def test_no_other_cut_has_a_lighter_heaviest_block():
+    draw = random.Random(0)
+    for _ in range(60):
+        costs = [draw.randrange(20) for _ in range(draw.randrange(1, 9))]
+        for blocks in range(1, len(costs) + 1):
+            found = cut(costs, blocks)
+            assert len(found) == blocks
+            assert found[0][0] == 0
+            assert found[-1][1] == len(costs)
+            assert all(start < stop for start, stop in found)
+            assert all(a[1] == b[0] for a, b in pairwise(found))
+            best = min(largest(costs, other) for other in every(len(costs), blocks))
+            assert largest(costs, found) == best
+
+
+def test_light_blocks_are_even_too():
+    assert cut([10, 1, 1, 1, 1], 3) == ((0, 1), (1, 3), (3, 5))
+
+
+@pytest.mark.parametrize("blocks", [0, -1, 4])
+def test_no_empty_block(blocks):
+    with pytest.raises(InputError, match=f"cut: {blocks} blocks of 3 segments; 1 to 3 allowed"):
+        cut([1, 2, 3], blocks)

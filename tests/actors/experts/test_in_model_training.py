@@ -1,0 +1,488 @@
+"""Parameters that live in shards: autograd's gradients, the same bits however a model is cut."""
+
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.func import functional_call
+from transformers import CLIPModel
+
+from actors.artifacts.in_model_state_file import learned_of, load_resident
+from actors.data.task import Splits, TaskSource, open_task
+from actors.experts.embedding_cache import EmbeddingCache
+from actors.experts.evaluation import Recipe
+from actors.experts.in_model_training import course_of
+from actors.experts.open_local import local_experts
+from actors.experts.prepare_data import prepare_data
+from actors.experts.recipe import rebuilt
+from actors.families.clip.architecture import PROJECTION
+from actors.families.clip.zero_shot_heads import read_head
+from actors.pool.pool import open_pool, task_vectors
+from actors.shards.in_model_learning import Forgotten, Residing
+from fusion.errors import InputError
+from fusion.logits.cosine_head import logits
+from fusion.logits.entropy import entropy
+from fusion.methods.learned.concrete import drawn
+from fusion.methods.learned.steps import Shape, draw, learn_step, lessons
+from fusion.methods.learned.wemoe import Router
+from fusion.registry import METHODS
+from fusion.task_vectors.sparse import largest
+from fusion.task_vectors.task_vectors import TaskVectors
+from tests.fusion.laws import RESIDENT, assert_same_bits
+
+NAMES = ("lines", "tones", "blobs")
+CUT = ((0, 1), (1, 2), (2, 4))
+SEED = 5
+FEW = {"batch_size": 4, "learning_rate": 0.02}
+CASES = [
+    ("wemoe", {}),
+    ("wemoe", {"depth": 1, "batch_mean": False}),
+    ("ewemoe", {"prune": 0.6}),
+    ("ewemoe", {"shared": False, "depth": 0}),
+    ("concrete_task_arithmetic", {}),
+    ("concrete_task_arithmetic", {"tasks_at_once": 2, "mask": "discrete"}),
+    ("concrete_adamerging", {"steps": 2, "coefficient_steps": 2}),
+    (
+        "concrete_adamerging",
+        {"steps": 2, "coefficient_steps": 2, "grouping": "task", "clamp": True},
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_pool, tmp_path_factory):
+    root, cache = tiny_pool.root, tmp_path_factory.mktemp("residing")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    os.environ["FUSION_SWEEPS_CACHE"] = str(cache)
+    pool = open_pool(str(root / "base"), {name: str(root / "experts" / name) for name in NAMES})
+    tasks = {name: open_task(TaskSource(name, str(root / "data" / name))) for name in NAMES}
+    yield pool, prepare_data(pool.base, tasks, Splits(), ["fit", "select"], cache), cache
+    torch.set_num_threads(before)
+
+
+def experts_of(parts, **given):
+    pool, data, cache = parts
+    kept = EmbeddingCache(cache / "e", {name: name for name in (*NAMES, "pretrained")})
+    return local_experts(pool, data, kept, **given)
+
+
+@pytest.fixture(scope="module")
+def whole(parts):
+    return experts_of(parts)
+
+
+@pytest.fixture(scope="module")
+def cut(parts):
+    return experts_of(parts, blocks=CUT)
+
+
+@pytest.fixture(scope="module")
+def doubles(parts):
+    """Experts in float64, for references in float64."""
+    vectors = task_vectors(parts[0])
+    base = {name: tensor.double() for name, tensor in vectors.base.items()}
+    deltas = {name: tensor.double() for name, tensor in vectors.deltas.items()}
+    wide = TaskVectors(vectors.tasks, base, deltas)
+    return experts_of(parts, dtype=torch.float64, vectors=wide), wide
+
+
+def learned(experts, method, params, steps=4):
+    """Bytes of what a method learned, and the losses."""
+    recipe = Recipe(method, {**FEW, **params})
+    state, losses = experts.train(recipe, None, 0, steps, SEED)
+    options = course_of(recipe, NAMES, experts.pipeline.groups).options
+    data = learned_of(state, method, NAMES, getattr(options, "mask_steps", 0))
+    return replace(recipe, learned=data), losses
+
+
+# ------------------------------------------------------------------------ the same everywhere
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [pytest.param(*case, marks=[pytest.mark.slow] * (i % 2)) for i, case in enumerate(CASES)],
+    ids=str,
+)
+def test_a_model_that_is_cut_and_resumed_learns_the_same_bits(method, params, whole, cut):
+    recipe = Recipe(method, {**FEW, **params})
+    wanted, losses = whole.train(recipe, None, 0, 4, SEED)
+    assert cut.train(recipe, None, 0, 4, SEED) == (wanted, losses)
+    state = None
+    for first, last, experts in ((0, 1, cut), (1, 3, whole), (3, 4, cut)):
+        state, found = experts.train(recipe, state, first, last, SEED)
+        assert found == losses[first:last]
+    assert state == wanted
+    other, _ = whole.train(recipe, None, 0, 4, SEED + 1)
+    assert other != wanted
+    for shard in (*whole.pipeline.shards, *cut.pipeline.shards):
+        assert not shard.residing.runs  # held for the length of a call
+        assert not any(p.requires_grad for m in shard.encoder.modules for p in m.parameters())
+
+
+@pytest.mark.parametrize(("method", "params"), CASES[::2], ids=str)
+def test_evaluations_of_a_model_that_is_cut_are_the_same_bits(method, params, whole, cut):
+    recipe, _ = learned(whole, method, params)
+    before = whole.logits(Recipe("task_arithmetic"), "select")
+    found = whole.logits(recipe, "select")
+    for task, z in cut.logits(recipe, "select").items():
+        assert torch.equal(z, found[task])
+        assert not torch.equal(z, before[task])
+    for task, z in whole.logits(Recipe("task_arithmetic"), "select").items():
+        assert torch.equal(z, before[task])
+    again = whole.logits(recipe, "select")
+    assert all(torch.equal(again[task], found[task]) for task in found)
+
+
+@pytest.mark.parametrize("method", RESIDENT)
+def test_without_task_vectors_there_is_the_base(method, parts, doubles):
+    _, wide = doubles
+    nothing = {name: torch.zeros_like(delta) for name, delta in wide.deltas.items()}
+    experts = experts_of(
+        parts, dtype=torch.float64, vectors=TaskVectors(wide.tasks, wide.base, nothing)
+    )
+    recipe, _ = learned(experts, method, {}, steps=1)
+    wanted = experts.logits(Recipe("pretrained"), "select")
+    for task, z in experts.logits(recipe, "select").items():
+        torch.testing.assert_close(z, wanted[task], rtol=1e-5, atol=1e-5)
+    assert not any(bool(delta.any()) for delta in nothing.values())
+
+
+@pytest.mark.parametrize("method", RESIDENT)
+def test_task_vectors_and_base_are_untouched(method, whole):
+    vectors = whole.pipeline.shards[0].vectors
+    before = {k: v.clone() for k, v in vectors.base.items()}
+    deltas = {k: v.clone() for k, v in vectors.deltas.items()}
+    recipe, _ = learned(whole, method, {}, steps=1)
+    whole.evaluate(recipe, "select")
+    assert_same_bits(vectors.base, before)
+    assert_same_bits(vectors.deltas, deltas)
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [("wemoe", {"depth": 0}), ("ewemoe", {"depth": 0, "prune": 0.0}),
+     ("concrete_task_arithmetic", {"mask": "expected"}),
+     ("concrete_adamerging", {"mask": "expected"})],
+)  # fmt: skip
+def test_the_beginning_is_task_arithmetic(method, params, whole):
+    recipe, losses = learned(whole, method, {**params, "scale": 0.4}, steps=0)
+    assert losses == []
+    wanted = whole.logits(Recipe("task_arithmetic", {"scale": 0.4}), "select")
+    slack = 0.3 if method == "ewemoe" else 1e-3  # the smallest entry of each tensor is dropped
+    for task, z in whole.logits(recipe, "select").items():
+        torch.testing.assert_close(z, wanted[task], rtol=0, atol=slack)
+
+
+# ------------------------------------------------------------------------- against autograd
+
+
+def model_of(tiny_pool):
+    return CLIPModel.from_pretrained(tiny_pool.root / "base").double().eval()
+
+
+def embedded(model, tensors, images):
+    """Embeddings of a library's model with other weights in its tower."""
+    tower = {name: tensor for name, tensor in tensors.items() if name != PROJECTION}
+    pooled = functional_call(model.vision_model, tower, (images,)).pooler_output
+    return pooled @ tensors.get(PROJECTION, model.visual_projection.weight).T
+
+
+def images_of(experts, task, role, at, batch=FEW["batch_size"]):
+    """The images of a task's `at`-th batch, as the model reads them, in float64."""
+    shard = experts.pipeline.shards[0]
+    rows = draw(experts.size(task, role), batch, at, SEED + 7919 * NAMES.index(task))
+    pixels = shard.entered(experts.batch(task, role, rows))["pixels"]
+    return shard.encoder.preprocess.normalise(pixels, torch.float64)
+
+
+def loss_of(model, parts, experts, tensors_of, at):
+    """Σ_tasks mean entropy; `tensors_of(images)` are a batch's weights."""
+    total = 0
+    for task in NAMES:
+        images = images_of(experts, task, "fit", at)
+        head = read_head(parts[1][task].head).double()
+        z = logits(embedded(model, tensors_of(images), images), head)
+        total = total + entropy(z).mean()
+    return total
+
+
+def moments(state, method):
+    """name -> the gradient of the only step so far, from Adam's first moment."""
+    tensors, _ = load_resident(state, method, NAMES)
+    ends = "|exp_avg"
+    return {k.removesuffix(ends): v / 0.1 for k, v in tensors.items() if k.endswith(ends)}
+
+
+def test_gradients_of_a_mask_are_autograd_s(doubles, parts, tiny_pool):
+    experts, wide = doubles
+    recipe = Recipe("concrete_task_arithmetic", {**FEW, "initial_logits": 0.4})
+    state, (losses,) = experts.train(recipe, None, 0, 1, SEED)
+    model = model_of(tiny_pool)
+    x = {
+        name: torch.full(base.shape, 0.4, dtype=torch.float64, requires_grad=True)
+        for name, base in wide.base.items()
+    }
+    tensors = {}
+    for name, base in wide.base.items():
+        uniform = drawn(x[name].detach(), SEED, f"drawn 0 {name}")
+        m = torch.sigmoid((uniform.logit() + x[name]) / 0.5)
+        tensors[name] = base + sum((0.3 * m / m.mean()) * tau for tau in wide.deltas[name])
+    loss = loss_of(model, parts, experts, lambda images: tensors, 0)
+    loss.backward()
+    assert sum(losses.values()) == pytest.approx(loss.item(), rel=1e-6)
+    found = moments(state, recipe.method)
+    assert set(found) == set(x)
+    largest_of = max(float(v.grad.abs().max()) for v in x.values())
+    for name, value in x.items():
+        torch.testing.assert_close(found[name], value.grad, rtol=1e-4, atol=1e-6 * largest_of)
+
+
+def routed_model(tiny_pool, wide, routers, pooled=True, prune=None, scale=0.3):
+    """Images -> embeddings: the library's blocks one after the other, an MLP a sample."""
+    static = {name: base + scale * wide.deltas[name].sum(0) for name, base in wide.base.items()}
+    projection = static.pop(PROJECTION, None)
+    kept = {
+        name: delta if prune is None else largest(delta, prune).dense()
+        for name, delta in wide.deltas.items()
+    }
+    model = model_of(tiny_pool)
+    tower = model.vision_model
+    tower.load_state_dict(static)
+
+    def run(images):
+        hidden = tower.pre_layrnorm(tower.embeddings(images))
+        for index, layer in enumerate(tower.encoder.layers):
+            hidden = hidden + layer.self_attn(layer.layer_norm1(hidden), attention_mask=None)[0]
+            h = layer.layer_norm2(hidden)
+            g = routers[index % len(routers)](h)
+            g = g.mean(0, keepdim=True).expand(len(h), -1) if pooled else g
+            rows = []
+            for i in range(len(h)):
+                weights = {}
+                for own in ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"):
+                    name = f"encoder.layers.{index}.mlp.{own}"
+                    weights[own] = wide.base[name] + torch.tensordot(g[i], kept[name], dims=1)
+                rows.append(functional_call(layer.mlp, weights, (h[i],)))
+            hidden = hidden + torch.stack(rows)
+        state = tower.post_layernorm(hidden[:, 0])
+        return state @ (model.visual_projection.weight if projection is None else projection).T
+
+    return run
+
+
+def started(shared, depth=2, width=32):
+    """Routers as shards draw them: of segments 1 and 2, or one."""
+    seeds = [0] if shared else [1_000_003, 2_000_006]
+    return [Router(width, 3, depth, 0.3, seed, torch.float64) for seed in seeds]
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [("wemoe", {}), ("wemoe", {"batch_mean": False}), ("ewemoe", {"prune": 0.7})],
+    ids=str,
+)
+def test_gradients_of_routers_are_autograd_s(method, params, doubles, parts, tiny_pool):
+    experts, wide = doubles
+    recipe = Recipe(method, {**FEW, **params})
+    state, (losses,) = experts.train(recipe, None, 0, 1, SEED)
+    routers = started(method == "ewemoe")
+    mean, prune = params.get("batch_mean", True), params.get("prune")
+    run, total = routed_model(tiny_pool, wide, routers, mean, prune), 0
+    for task in NAMES:
+        images = images_of(experts, task, "fit", 0)
+        z = logits(run(images), read_head(parts[1][task].head).double())
+        assert entropy(z).mean().item() == pytest.approx(losses[task], rel=1e-6)
+        total = total + entropy(z).mean()
+    total.backward()
+    found = moments(state, method)
+    before = [""] if method == "ewemoe" else [f"encoder.layers.{i}.mlp." for i in range(2)]
+    wanted = {
+        f"{start}router.{name}": p.grad
+        for start, router in zip(before, routers, strict=True)
+        for name, p in router.named_parameters()
+    }
+    assert set(found) == set(wanted)
+    largest_of = max(float(v.abs().max()) for v in wanted.values())
+    for name, value in wanted.items():
+        assert bool(value.any())
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6 * largest_of)
+
+
+def test_evaluation_has_a_model_a_sample(doubles, parts, tiny_pool):
+    experts, wide = doubles
+    recipe = Recipe("wemoe", {**FEW, "scale": 0.5, "learning_rate": 0.3})
+    state, _ = experts.train(recipe, None, 0, 3, SEED)
+    tensors, _ = load_resident(state, "wemoe", NAMES)
+    routers = started(False)
+    for index, router in enumerate(routers):
+        start = f"encoder.layers.{index}.mlp.router."
+        router.load_state_dict({n: tensors[start + n] for n, _ in router.named_parameters()})
+    kept = replace(recipe, learned=learned_of(state, "wemoe", NAMES, 0))
+    together = replace(kept, params={**recipe.params, "routing": "batch"})
+    differs = False
+    for task in NAMES:
+        shard = experts.pipeline.shards[0]
+        rows = torch.arange(experts.size(task, "select"))
+        pixels = shard.entered(experts.batch(task, "select", rows))["pixels"]
+        images = shard.encoder.preprocess.normalise(pixels, torch.float64)
+        head = read_head(parts[1][task].head).double()
+        for pooled, given in ((False, kept), (True, together)):
+            with torch.no_grad():
+                run = routed_model(tiny_pool, wide, routers, pooled, scale=0.5)
+                wanted = logits(run(images), head)
+            found = experts.logits(given, "select")[task]
+            torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-4)
+            differs |= pooled and not torch.equal(found, experts.logits(kept, "select")[task])
+    assert differs
+
+
+def test_a_step_ahead_and_the_mask_under_it_are_autograd_s(doubles, parts, tiny_pool):
+    """Two steps of the first stage by plain autograd: λ' of the first is where the second looks."""
+    experts, wide = doubles
+    params = {**FEW, "grouping": "task", "steps": 2, "coefficient_steps": 0, "learning_rate": 0.05}
+    recipe = Recipe("concrete_adamerging", params)
+    state, losses = experts.train(recipe, None, 0, 2, SEED)
+    model = model_of(tiny_pool)
+    x = {n: torch.zeros_like(b).requires_grad_() for n, b in wide.base.items()}
+    lam = torch.full((3,), 0.3, dtype=torch.float64, requires_grad=True)
+    masks = torch.optim.Adam(x.values(), lr=0.05)
+    inner = torch.optim.Adam([lam], lr=1.0)
+
+    def tensors(step, detached):
+        found = {}
+        for name, base in wide.base.items():
+            logit = x[name].detach() if detached else x[name]
+            uniform = drawn(logit.detach(), SEED, f"drawn {step} {name}")
+            m = torch.sigmoid((uniform.logit() + logit) / 0.5)
+            m = m / m.mean()
+            found[name] = base + sum(lam[t] * m * wide.deltas[name][t] for t in range(3))
+        return found
+
+    for step in range(2):
+        merged = tensors(step, True)
+        inner.zero_grad()
+        loss_of(model, parts, experts, lambda _, m=merged: m, 2 * step).backward()
+        with torch.no_grad():
+            lam.fill_(0.3)
+        inner.step()
+        if step == 0:
+            assert sorted({round(abs(v - 0.3), 3) for v in lam.tolist()}) == [1.0]
+        merged = tensors(step, False)
+        masks.zero_grad()
+        loss = loss_of(model, parts, experts, lambda _, m=merged: m, 2 * step + 1)
+        loss.backward()
+        masks.step()
+        assert sum(losses[step].values()) == pytest.approx(loss.item(), rel=1e-4)
+    found, _ = load_resident(state, recipe.method, NAMES)
+    torch.testing.assert_close(
+        found["coefficients"].flatten().double(), lam.detach(), rtol=1e-3, atol=1e-3
+    )
+    gap = max(float((found[n] - x[n].detach()).abs().mean()) for n in x)
+    assert gap < 1e-3  # of steps of 0.05
+
+
+def test_the_second_stage_is_adamerging_under_a_fixed_mask(doubles):
+    experts, _ = doubles
+    params = {**FEW, "steps": 0, "coefficient_steps": 2, "mask": "expected", "initial_logits": 0.3}
+    params["outer_learning_rate"] = 0.05
+    recipe, _ = learned(experts, "concrete_adamerging", params, steps=2)
+    found, _ = load_resident(recipe.learned, recipe.method, NAMES)
+    # Of equal logits the rescaled mask is 1 everywhere: this is AdaMerging itself.
+    method = METHODS["adamerging"]
+    groups = experts.pipeline.groups
+    course = method.learning(Shape(NAMES, groups), batch_size=4, learning_rate=0.05)
+    optimizer = torch.optim.Adam(course.router.parameters(), lr=0.05)
+    sizes = {name: experts.size(name, "fit") for name in NAMES}
+    for step in range(2):
+        given = lessons(course, sizes, {}, step, SEED)
+        teach = lambda asked: experts.gradients(asked, "fit", course.trim)  # noqa: E731
+        learn_step(course, optimizer, given, teach, step)
+    wanted = course.router(None).detach()
+    torch.testing.assert_close(found["coefficients"], wanted, rtol=1e-3, atol=1e-3)
+    assert bool(((wanted - 0.3).abs() > 0.01).any())
+
+
+# ------------------------------------------------------------------------- failures, refusals
+
+
+@pytest.mark.parametrize(("method", "params"), CASES[::4], ids=str)
+def test_a_shard_that_forgets_changes_no_bit(method, params, cut, monkeypatch):
+    recipe = Recipe(method, {**FEW, **params})
+    wanted = cut.train(recipe, None, 0, 3, SEED)
+    calls, plain = [], Residing.forward
+
+    def forgets(self, *args):
+        calls.append(args)
+        if len(calls) in (2, 9):
+            self.runs.clear()
+        return plain(self, *args)
+
+    monkeypatch.setattr(Residing, "forward", forgets)
+    assert cut.train(recipe, None, 0, 3, SEED) == wanted
+    monkeypatch.setattr(Residing, "forward", lambda self, *args: self.run("gone"))
+    with pytest.raises(Forgotten):
+        cut.train(recipe, None, 0, 3, SEED)
+
+
+def test_calls_of_callers_that_died_are_let_go(whole):
+    residing = whole.pipeline.shards[0].residing
+    for key in "abc":
+        residing.begin(key, "wemoe", {}, 0)
+    assert list(residing.runs) == ["b", "c"]
+    with pytest.raises(Forgotten):
+        residing.prepare("a", 0, "", None)
+    residing.runs.clear()
+
+
+def test_what_does_not_fit_is_one_line(whole):
+    recipe, _ = learned(whole, "wemoe", {}, steps=0)
+    mask, _ = learned(whole, "concrete_task_arithmetic", {}, steps=0)
+    state, _ = whole.train(Recipe("wemoe", FEW), None, 0, 1, SEED)
+    faults = {
+        "wemoe: nothing learned; a recipe needs its file": replace(recipe, learned=None),
+        "wemoe: learned: a file of 'concrete_task": replace(recipe, learned=mask.learned),
+        "wemoe: not a file of what was learned": replace(recipe, learned=b"nonsense"),
+        r"encoder.layers.0.mlp.router.weights.0': \[32, 32\]; \[3, 32\] needed": replace(
+            recipe, params={**recipe.params, "depth": 1}
+        ),
+        "did you mean 'depth'": replace(recipe, params={"deph": 1}),
+    }  # fmt: skip
+    for said, wrong in faults.items():
+        with pytest.raises(InputError, match=said) as error:
+            whole.logits(wrong, "select")
+        assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="state: after 1 steps; 2 needed"):
+        whole.train(Recipe("wemoe", FEW), state, 2, 3, SEED)
+    with pytest.raises(InputError, match="state: none; that after 2 steps needed"):
+        whole.train(Recipe("wemoe", FEW), None, 2, 3, SEED)
+    with pytest.raises(InputError, match="task_arithmetic: nothing of it lives in shards"):
+        whole.train(Recipe("task_arithmetic"), None, 0, 1, SEED)
+    with pytest.raises(InputError, match="wemoe: one model a sample; there is no single model"):
+        whole.merge(recipe)
+
+
+def test_files_of_other_tasks_are_refused(whole, parts):
+    recipe, _ = learned(whole, "wemoe", {}, steps=0)
+    with pytest.raises(InputError, match="tasks: lines, tones, blobs; the pool has blobs, tones"):
+        load_resident(recipe.learned, "wemoe", ("blobs", "tones", "lines"))
+
+
+def test_a_loss_that_is_not_finite_is_one_line(whole):
+    recipe = Recipe("concrete_task_arithmetic", {**FEW, "scale": 1e38})
+    with pytest.raises(InputError, match=r"step 0: task '\w+': loss nan is not finite"):
+        whole.train(recipe, None, 0, 2, SEED)
+    assert not any(
+        p.requires_grad for p in whole.pipeline.shards[0].encoder.modules[1].parameters()
+    )
+
+
+def test_an_export_is_what_was_measured(whole, parts):
+    recipe, _ = learned(whole, "concrete_adamerging", {"steps": 1, "coefficient_steps": 2}, 3)
+    merged = whole.merge(recipe)
+    found = rebuilt(parts[0], recipe)
+    assert_same_bits({name: found[name] for name in merged}, merged)
+    state, _ = whole.train(Recipe(recipe.method, recipe.params), None, 0, 1, SEED)
+    ahead = learned_of(state, recipe.method, NAMES, 1)  # λ' is a step ahead, and not merged with
+    assert "coefficients" not in load_resident(ahead, recipe.method, NAMES)[0]

@@ -1,0 +1,120 @@
+"""Peak memory by call, of this very process."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from actors.experts import peak_memory
+from actors.experts.peak_memory import CLEAR, HighWater, peak_bytes
+from actors.fleet import replica
+from actors.fleet.replica import OfShards
+
+CPU = torch.device("cpu")
+SIZE = 96 << 20
+
+
+def hold(size: int = SIZE) -> None:
+    """Touch some memory, and let it go."""
+    assert bytearray(b"x") * size
+
+
+def test_a_peak_is_of_its_own_call() -> None:
+    assert CLEAR.exists()
+    water = HighWater()
+    with water.call("evaluate", CPU):
+        hold()
+        large = water.told(CPU, "ties")
+    with water.call("evaluate", CPU):
+        small = water.told(CPU, "ties")
+    assert large - small > SIZE * 0.9
+
+
+def test_what_teaching_held_is_told_once_and_of_methods_that_learn() -> None:
+    water = HighWater()
+    with water.call("gradients", CPU):
+        hold()
+    with water.call("evaluate", CPU):
+        still = water.told(CPU, "task_arithmetic")
+        taught = water.told(CPU, "adamerging")
+        again = water.told(CPU, "adamerging")
+    assert taught - still > SIZE * 0.9
+    assert again < taught
+
+
+def test_calls_side_by_side_share_a_mark() -> None:
+    water = HighWater()
+    with water.call("evaluate", CPU):
+        hold()
+        with water.call("evaluate", CPU):
+            inner = water.told(CPU, "ties")
+        assert water.told(CPU, "ties") >= inner
+    with water.call("evaluate", CPU):
+        assert inner - peak_bytes(CPU) > SIZE * 0.9
+
+
+class Remote:
+    """A method of an actor, called at once."""
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self.remote = method
+
+    def options(self, max_task_retries: int) -> "Remote":
+        """Once."""
+        assert max_task_retries == 0
+        return self
+
+
+class FakeShard:
+    """A shard whose process holds what it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.water, self.held, self.most = HighWater(), 0, 0
+        self.begin = Remote(lambda name, first: self.own(self.water.begin, name, CPU, first=first))
+        self.told = Remote(lambda method: self.own(self.water.told, CPU, method))
+        self.patch = monkeypatch
+
+    def own(self, call: Callable[..., Any], *args: Any, **given: Any) -> Any:
+        """A call in this shard's process."""
+        self.patch.setattr(peak_memory, "put_back", lambda device: setattr(self, "most", self.held))
+        self.patch.setattr(peak_memory, "peak_bytes", lambda device: self.most)
+        return call(*args, **given)
+
+    def work(self, size: int) -> None:
+        """Hold so much for a while."""
+        self.most = max(self.most, self.held + size)
+
+
+def test_the_peak_of_a_model_that_is_cut_is_that_of_its_shards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not that of the process that calls them, which holds none of it."""
+    monkeypatch.setattr(replica, "fetched", lambda asked: asked)
+    shards = [FakeShard(monkeypatch), FakeShard(monkeypatch)]
+    shards[0].held, shards[1].held = 100, 50
+    water = OfShards(shards)
+    with water.call("evaluate", CPU):
+        shards[0].work(10)
+        shards[1].work(80)
+        assert water.told(CPU, "ties") == 130
+    for _ in range(2):
+        with water.call("gradients", CPU):
+            shards[0].work(500)
+    with water.call("evaluate", CPU):
+        shards[1].work(5)
+        assert water.told(CPU, "task_arithmetic") == 100  # another method's evaluation
+    with water.call("evaluate", CPU):
+        assert water.told(CPU, "adamerging") == 600  # with what it held while it learned
+    with water.call("evaluate", CPU):
+        assert water.told(CPU, "adamerging") == 100
+
+
+def test_calls_side_by_side_put_no_mark_of_shards_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replica, "fetched", lambda asked: asked)
+    shard = FakeShard(monkeypatch)
+    water = OfShards([shard])
+    with water.call("evaluate", CPU):
+        shard.work(70)
+        with water.call("gradients", CPU):
+            assert water.told(CPU, "ties") == 70

@@ -1,0 +1,50 @@
+from typing import Any
+
+import pytest
+
+from actors.families.clip.architecture import DEFAULTS, vision_fields, vision_tensors
+from fusion.errors import InputError
+
+
+def test_names_shapes_and_order_are_those_of_transformers(tiny: Any) -> None:
+    fields = vision_fields(tiny.config, "config.json")
+    tensors = vision_tensors(fields)
+    assert tuple(tensors) == tiny.vision_order
+    assert tensors == {name: tuple(tensor.shape) for name, tensor in tiny.vision().items()}
+
+
+@pytest.mark.parametrize(
+    ("layers", "width", "inner", "patch", "parameters", "count"),
+    [
+        (12, 768, 3072, 32, 87_456_000, 199),
+        (12, 768, 3072, 16, 85_799_424, 199),
+        (24, 1024, 4096, 14, 303_179_776, 391),
+    ],
+)
+def test_the_published_models(
+    layers: int, width: int, inner: int, patch: int, parameters: int, count: int
+) -> None:
+    sizes = {"num_hidden_layers": layers, "hidden_size": width, "intermediate_size": inner}
+    tensors = vision_tensors({**DEFAULTS, **sizes, "patch_size": patch})
+    total = 0
+    for shape in tensors.values():
+        size = 1
+        for edge in shape:
+            size *= edge
+        total += size
+    assert (total, len(tensors)) == (parameters, count)
+
+
+def test_defaults_are_those_of_transformers() -> None:
+    from transformers import CLIPVisionConfig
+
+    config = CLIPVisionConfig()
+    assert {name: getattr(config, name) for name in DEFAULTS} == DEFAULTS
+
+
+def test_a_field_that_is_no_number() -> None:
+    config = {"model_type": "clip_vision_model", "hidden_size": "wide"}
+    with pytest.raises(
+        InputError, match=r"c.json: hidden_size: 'wide'; 1 to 16,384, whole, needed"
+    ):
+        vision_fields(config, "c.json")

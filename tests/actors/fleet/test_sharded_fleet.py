@@ -1,0 +1,275 @@
+"""Replicas of shards on real processes: what they compute is what one process computes."""
+
+import os
+import pickle
+import shutil
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from actors.artifacts.in_model_state_file import learned_of
+from actors.experts.evaluation import Recipe
+from actors.experts.open_local import local_experts
+from actors.fleet.fleet import Fleet
+from actors.fleet.replica import Replica
+from actors.fleet.transport import Stored, fetched
+from actors.pool.pool import open_pool
+from actors.pool.vectors_low_rank import FactoredVectors, factor_bytes, factored_vectors
+from actors.pool.vectors_on_disk import FiledVectors
+from fusion.errors import InputError
+from fusion.methods.learned.steps import Lesson
+from fusion.task_vectors.sparsify import Trim
+from tests.actors.checkpoints.adapter_folders import write_adapter
+from tests.actors.fleet.sharded import make_parts, plan_of, random_gate, recipes
+from tests.fusion import laws
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_pool, tmp_path_factory):
+    return make_parts(tiny_pool.root, tmp_path_factory.mktemp("sharded"))
+
+
+@pytest.fixture(scope="module")
+def local(parts):
+    return parts.local()
+
+
+@pytest.fixture(scope="module", params=[(1, 2), (1, 3), (2, 1)], ids=lambda p: f"{p[0]}x{p[1]}")
+def fleet(request, parts, ray_cluster):
+    pool, data, _ = parts.args
+    embeddings = parts.embeddings(f"fleet-{request.param}")  # each makes its own
+    with Fleet(pool, data, embeddings, plan_of(*request.param)) as started:
+        started.ready(120)
+        yield started
+
+
+def lessons_of(parts, kind: str) -> list[Lesson]:
+    """Three tasks' lessons, with the codings that a gate gives."""
+    grouping, models = kind.split()
+    gate, features = random_gate(parts.pool, grouping), parts.features("select")
+    found = []
+    for at, task in enumerate(features):
+        rows = torch.arange(5 + at)
+        with torch.no_grad():
+            coding = gate(features[task][rows])
+        found.append(Lesson({task: rows}, coding if models == "sample" else coding.mean(0)[None]))
+    shared = found[0].coding[:1]
+    return [*found, Lesson({task: torch.arange(4) for task in features}, shared)]
+
+
+def test_evaluations_equal_local_to_the_bit(fleet, local, parts):
+    for name, recipe in recipes(parts.pool).items():
+        ours, theirs = local.evaluate(recipe, "report"), fleet.client.evaluate(recipe, "report")
+        assert ours.metrics() == theirs.metrics(), name
+        for task, score in ours.scores.items():
+            assert np.array_equal(score.correct, theirs.scores[task].correct), (name, task)
+
+
+def test_merges_equal_local_to_the_bit(fleet, local, parts):
+    for name in ("pretrained", "ties", "adamerging++"):
+        recipe = recipes(parts.pool)[name]
+        laws.assert_same_bits(fleet.client.merge(recipe), local.merge(recipe))
+
+
+@pytest.mark.parametrize("trim", [Trim(), Trim(0.3, elect=True)], ids=["whole", "elected"])
+@pytest.mark.parametrize("kind", ["task mean", "layer mean", "task sample", "layer sample"])
+def test_gradients_equal_local_to_the_bit(kind, trim, fleet, local, parts):
+    lessons = lessons_of(parts, kind)
+    expected = local.gradients(lessons, "select", trim)
+    found = fleet.client.gradients(lessons, "select", trim)
+    for ours, theirs in zip(expected, found, strict=True):
+        assert ours.losses == theirs.losses
+        assert torch.equal(ours.coding, theirs.coding)
+        assert bool(ours.coding.any())
+
+
+def test_two_trainings_at_once_are_each_as_alone(fleet, local, parts):
+    """Other seeds, learning rates, groupings and trims; four lanes ask for a conductor's two."""
+    courses = [
+        {"grouping": "task", "learning_rate": 1e-2},
+        {"grouping": "layer", "batch_mean": False, "gate_seed": 1},
+    ]
+    alone = [parts.train(local, steps=6, **course) for course in courses]
+    found: dict[int, dict[str, torch.Tensor]] = {}
+
+    def work(at: int) -> None:
+        torch.set_num_threads(1)
+        found[at] = parts.train(fleet.client, steps=6, **courses[at % 2])
+
+    threads = [threading.Thread(target=work, args=(at,)) for at in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    for at in range(4):
+        laws.assert_same_bits(found[at], alone[at % 2])
+
+
+@pytest.mark.parametrize("method", laws.RESIDENT)
+def test_what_lives_and_learns_in_shards_is_what_is_learned_here(method, fleet, local, parts):
+    if len(fleet.shards) == 2:
+        pytest.skip("three shards are harder")
+    few = {"batch_size": 4, "learning_rate": 0.02, "adapt_on": "select"}
+    if method == "concrete_adamerging":
+        few |= {"steps": 1, "coefficient_steps": 2}
+    recipe = Recipe(method, few)
+    state, losses = local.train(recipe, None, 0, 3, 5)
+    found = [fleet.client.train(recipe, None, 0, 1, 5)]
+    found.append(fleet.client.train(recipe, found[0][0], 1, 3, 5))
+    assert found[1][0] == state
+    assert [*found[0][1], *found[1][1]] == losses
+    kept = Recipe(method, few, learned_of(state, method, local.tasks, 1))
+    ours, theirs = (who.evaluate(kept, "report").metrics() for who in (local, fleet.client))
+    assert ours == theirs
+
+
+@pytest.mark.slow
+def test_two_calls_that_learn_in_shards_are_each_as_alone(fleet, local):
+    """Both write into the same resident models, step by step in turn."""
+    few = {"batch_size": 4, "learning_rate": 0.02, "adapt_on": "select"}
+    methods = ("wemoe", "concrete_task_arithmetic", "concrete_adamerging", "ewemoe")
+    courses = [Recipe(method, few) for method in methods]
+    alone = [local.train(recipe, None, 0, 6, 5) for recipe in courses]
+    refs = [fleet.client.submit("train", recipe, None, 0, 6, 5) for recipe in courses]
+    assert [fetched(ref) for ref in refs] == alone
+
+
+@pytest.mark.slow
+def test_a_shard_that_dies_while_it_learns_changes_no_bit(fleet, local):
+    """Its parameters are gone with it: the call is made again from its start."""
+    recipe = Recipe("wemoe", {"batch_size": 4, "learning_rate": 0.02, "adapt_on": "select"})
+    state, losses = local.train(recipe, None, 0, 40, 5)
+    ref = fleet.client.submit("train", recipe, None, 0, 40, 5)
+    time.sleep(0.5)
+    victim = (fleet.shards or fleet.replicas)[-1]
+    os.kill(ray.get(victim.pid.remote()), signal.SIGKILL)
+    assert fetched(ref) == (state, losses)
+
+
+class Watched(Stored):
+    """Notes what is fetched."""
+
+    def __init__(self):
+        self.fetched: list[object] = []
+
+    def get(self, pending):
+        value = super().get(pending)
+        self.fetched.append(value)
+        return value
+
+
+def test_activations_pass_neither_through_the_conductor_nor_through_the_driver(fleet, local, parts):
+    """A conductor in this process, over the fleet's own shards, notes all that it fetches."""
+    if not fleet.shards:
+        pytest.skip("one shard: nothing travels")
+    conductor = Replica(
+        ray.cloudpickle.dumps(fleet.setup), None, ray.cloudpickle.dumps(fleet.shards)
+    )
+    link = conductor.experts.pipeline.link = Watched()
+    lessons = lessons_of(parts, "layer sample")
+    found = conductor.gradients(lessons, "select", Trim())
+    for ours, theirs in zip(local.gradients(lessons, "select", Trim()), found, strict=True):
+        assert torch.equal(ours.coding, theirs.coding)
+    for value in link.fetched:  # losses, and gradients by coding of a block's tensors
+        columns = isinstance(value, torch.Tensor) and value.shape[1] == len(parts.pool.tasks)
+        losses = isinstance(value, tuple) and type(value[1]) is float
+        losses = losses and all(type(v) is float for v in value[0].values())
+        assert columns or losses
+    link.fetched.clear()
+    conductor.evaluate(recipes(parts.pool)["dawe"], "report")
+    assert all(value.keys() == {"embedding"} for value in link.fetched)
+    # And to a client come losses and codings, or scores: less than one hidden state takes.
+    hidden = 8 * 5 * 32 * 4  # images, tokens, width, bytes
+    lessons = lessons_of(parts, "task mean")
+    answer = ray.get(fleet.client.submit("gradients", lessons, "select", Trim()))
+    assert sum(gradient.coding.nbytes for gradient in answer) < hidden
+    answer = ray.get(fleet.client.submit("evaluate", recipes(parts.pool)["ties"], "report"))
+    assert len(pickle.dumps(answer)) < hidden
+
+
+@pytest.fixture
+def loose(parts, tmp_path):
+    """The pool with experts' files of its own, to be lost."""
+    experts = {}
+    for task in parts.pool.tasks:
+        folder = parts.pool.experts[task].folder
+        experts[task] = str(shutil.copytree(folder, tmp_path / task))
+    return open_pool(str(parts.pool.base.folder), experts)
+
+
+def test_experts_that_stay_factored(parts, tmp_path):
+    """On real processes what one process gives; of task vectors, factors alone are sent."""
+    base, q = parts.pool.base.folder, "encoder.layers.0.self_attn.q_proj.weight"
+    folders = {
+        task: str(write_adapter(tmp_path / task, base, seed=at, rank=1 + at))
+        for at, task in enumerate(parts.pool.tasks)
+    }
+    pool, data = open_pool(str(base), folders), parts.data
+    torch.set_num_threads(1)
+    local, dense = (
+        local_experts(pool, data, parts.embeddings(name), vectors=vectors)
+        for name, vectors in (("factored", factored_vectors(pool)), ("dense", None))
+    )
+    coding = torch.rand(1, 3, len(pool.groups), generator=torch.Generator().manual_seed(1))
+    lesson = [Lesson({task: torch.arange(6) for task in pool.tasks}, coding)]
+    recipe = recipes(pool)["task_arithmetic"]
+    with Fleet(pool, data, parts.embeddings("adapters"), plan_of(1), weights="factored") as fleet:
+        fleet.ready(120)
+        (held,) = ray.get(fleet.flat)
+        assert isinstance(held, FactoredVectors)
+        assert held.nbytes == pool.base_bytes + factor_bytes(pool, pool.names)
+        first, *others = (
+            who.evaluate(recipe, "report").metrics() for who in (local, fleet.client, dense)
+        )
+        assert others == [first, first]
+        (mine,), (its,), (near,) = (
+            who.gradients(lesson, "select", Trim()) for who in (local, fleet.client, dense)
+        )
+    assert mine.losses == its.losses
+    assert torch.equal(mine.coding, its.coding)
+    changed = [at for at, name in enumerate(pool.groups) if name in pool.experts["lines"].factors]
+    assert pool.groups.index(q) in changed
+    assert mine.coding[:, :, changed].all()
+    assert mine.coding.count_nonzero() == 3 * len(changed)
+    torch.testing.assert_close(mine.coding, near.coding, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2)], ids=str)
+def test_experts_that_stay_in_files(shape, loose, local, parts):
+    """The same bits; no task vector in the object store; a lost file ends in its name, at once and
+    for a replica that starts again."""
+    _, data, embeddings = parts.args
+    lessons, known = lessons_of(parts, "layer sample"), recipes(parts.pool)
+    with Fleet(loose, data, embeddings, plan_of(*shape), weights="files") as fleet:
+        fleet.ready(120)
+        for filed in ray.get(fleet.flat):
+            assert isinstance(filed, FiledVectors)
+            assert not filed.flat.deltas
+        for name in ("task_arithmetic", "ties", "adamerging++"):
+            ours, theirs = (who.evaluate(known[name], "report") for who in (local, fleet.client))
+            assert ours.metrics() == theirs.metrics(), name
+        expected = local.gradients(lessons, "select", Trim())
+        found = fleet.client.gradients(lessons, "select", Trim())
+        for mine, its in zip(expected, found, strict=True):
+            assert mine.losses == its.losses
+            assert torch.equal(mine.coding, its.coding)
+        files = [expert.files[0] for expert in loose.experts.values()]
+        file = files[0]
+        for gone in (files[:1], files[1:]):
+            for each in gone:
+                each.unlink()
+            if file not in gone:  # a replica that sees none does not come up again
+                victim = (fleet.shards or fleet.replicas)[0]
+                os.kill(ray.get(victim.pid.remote()), signal.SIGKILL)
+            with pytest.raises(InputError) as caught:
+                fleet.client.gradients(lessons, "select", Trim())
+            assert str(caught.value).startswith("pool.experts.")
+            assert f"{file}: No such file or directory (node " in str(caught.value)

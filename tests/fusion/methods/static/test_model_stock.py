@@ -1,0 +1,96 @@
+"""Model Stock by hand, against its formula, and FusionBench's angles."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from fusion.methods.static.model_stock import model_stock, stock_ratio
+from fusion.task_vectors.gram import gram, stock
+from fusion.task_vectors.task_vectors import TaskVectors
+from tests.fusion.laws import assert_same_bits, toy
+
+
+def vectors_of(*rows: list[float], dtype: torch.dtype = torch.float32) -> TaskVectors:
+    deltas = torch.tensor(rows, dtype=dtype)
+    names = tuple(f"t{index}" for index in range(len(rows)))
+    return TaskVectors(names, {"w": torch.ones(deltas.shape[1], dtype=dtype)}, {"w": deltas})
+
+
+def at_angle(degrees: float, length: float = 1.0) -> TaskVectors:
+    angle = math.radians(degrees)
+    return vectors_of(
+        [length, 0.0], [length * math.cos(angle), length * math.sin(angle)], dtype=torch.float64
+    )
+
+
+def ratio(vectors: TaskVectors, compat: str = "paper") -> float:
+    return stock_ratio(gram(vectors).total, compat)  # type: ignore[arg-type]
+
+
+def test_two_experts_by_hand() -> None:
+    # r = 2c/(1 + c): the foot of the perpendicular from the experts' line.
+    for degrees, wanted in ((0, 1.0), (60, 2 / 3), (90, 0.0)):
+        assert ratio(at_angle(degrees)) == pytest.approx(wanted, abs=1e-12)
+    merged = model_stock(vectors_of([2.0, 0.0], [1.0, math.sqrt(3)]))["w"].tolist()
+    assert merged == pytest.approx([1 + 2 / 3 * 1.5, 1 + 2 / 3 * math.sqrt(3) / 2])
+
+
+def test_three_experts_by_hand() -> None:
+    # Cosines 0, 0.6, 0.8: c = 1.4/3, r = 3c/(1 + 2c).
+    vectors = vectors_of([1.0, 0.0], [0.0, 5.0], [1.2, 1.6])
+    mean = 1.4 / 3
+    assert ratio(vectors) == pytest.approx(3 * mean / (1 + 2 * mean))
+    assert ratio(vectors) == pytest.approx(stock(gram(vectors).total)[1])
+
+
+def test_obtuse_angles_give_the_base() -> None:
+    for degrees in (91, 120, 180):
+        assert_same_bits(model_stock(at_angle(degrees)), at_angle(degrees).base)
+    # Three at 120 degrees: the paper's denominator is zero.
+    rows = [[math.cos(a), math.sin(a)] for a in (0, 2 * math.pi / 3, 4 * math.pi / 3)]
+    merged = model_stock(vectors_of(*rows))["w"]
+    assert merged.tolist() == [1, 1]
+
+
+def test_zero_task_vectors_are_orthogonal_to_all() -> None:
+    vectors = vectors_of([1.0, 0.0], [1.0, 0.0], [0.0, 0.0])
+    assert ratio(vectors) == pytest.approx(3 / 3 / (1 + 2 / 3))  # c = 1/3
+    assert_same_bits(model_stock(vectors_of([0.0], [0.0])), {"w": torch.ones(1)})
+
+
+def test_one_expert_is_itself() -> None:
+    assert ratio(vectors_of([0.3, 0.4])) == 1.0
+    assert model_stock(vectors_of([0.3, 0.4]))["w"].tolist() == pytest.approx([1.3, 1.4])
+    assert_same_bits(model_stock(vectors_of([0.0, 0.0])), {"w": torch.ones(2)})
+
+
+def test_fusionbench_by_hand() -> None:
+    # Equal vectors of norm 1e-4: cos = 1e-8/(1e-8 + 1e-8) = 0.5 where float32 does not round.
+    short = at_angle(0, 1e-4)
+    assert ratio(short) == pytest.approx(1.0)
+    mean = 0.5
+    assert ratio(short, "fusionbench") == pytest.approx(2 * mean / (mean + 1), rel=1e-6)
+    # The mean angle: of 0, 90, 90 degrees it is 60, whose cosine is 1/2 and not 1/3.
+    three = vectors_of([1.0, 0.0], [1.0, 0.0], [0.0, 1.0])
+    assert ratio(three) == pytest.approx(1 / (1 + 2 / 3))
+    assert ratio(three, "fusionbench") == pytest.approx(1.5 / 2, abs=1e-4)
+    assert ratio(at_angle(120), "fusionbench") == pytest.approx(-2, rel=1e-6)
+
+
+@pytest.mark.parametrize("schema", ["float32", "mixed"])
+def test_against_the_formula(schema: str) -> None:
+    vectors = toy(schema)
+    merged = model_stock(vectors)
+    for name, deltas in vectors.deltas.items():
+        rows = deltas.double().reshape(3, -1)
+        pairs = [(0, 1), (0, 2), (1, 2)]
+        cosines = [
+            float(torch.nn.functional.cosine_similarity(rows[i], rows[j], dim=0)) for i, j in pairs
+        ]
+        mean = sum(cosines) / 3
+        r = max(0.0, 3 * mean / (1 + 2 * mean)) if rows.numel() and mean > 0 else 0.0
+        wanted = vectors.base[name].double() + r * deltas.double().mean(0)
+        torch.testing.assert_close(merged[name], wanted.to(merged[name].dtype), msg=name)

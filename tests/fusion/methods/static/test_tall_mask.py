@@ -1,0 +1,57 @@
+"""TALL masks and consensus: by hand, against the equations in float64, at the ends."""
+
+from __future__ import annotations
+
+import torch
+
+from fusion.methods.static.tall_mask import consensus, tall_mask
+from fusion.methods.static.task_arithmetic import task_arithmetic
+from fusion.registry import METHODS
+from fusion.task_vectors.task_vectors import TaskVectors
+from tests.fusion.laws import TASKS, assert_same_bits, toy
+
+ROWS = {"a": [3.0, -1.0, 2.0, 0.0], "b": [1.0, 3.0, 2.0, 0.5], "c": [0.0, 0.5, -1.0, 0.0]}
+
+
+def by_hand() -> TaskVectors:
+    experts = {task: {"w": torch.tensor(row)} for task, row in ROWS.items()}
+    return TaskVectors.from_state_dicts({"w": torch.zeros(4)}, experts)
+
+
+def test_masks_by_hand() -> None:
+    # Στ = (4, 2.5, 3, 0.5); κ = 1: a needs |a| >= |Στ − a| = (1, 3.5, 1, 0.5)
+    assert tall_mask(by_hand(), task="a", threshold=1.0)["w"].tolist() == [4.0, 0.0, 3.0, 0.0]
+    assert tall_mask(by_hand(), task="b", threshold=1.0)["w"].tolist() == [0.0, 2.5, 3.0, 0.5]
+
+
+def test_consensus_by_hand() -> None:
+    # masks at κ = 1: a (1, 0, 1, 0), b (0, 1, 1, 1), c (0, 0, 0, 0): |c| < |Στ − c|
+    merged = {k: consensus(by_hand(), threshold=1.0, least=k, scale=1.0)["w"] for k in (1, 2, 3)}
+    assert merged[1].tolist() == [4.0, 2.5, 3.0, 0.5]
+    assert merged[2].tolist() == [0.0, 0.0, 3.0, 0.0]
+    assert merged[3].tolist() == [0.0, 0.0, 0.0, 0.0]
+
+
+def test_against_the_equations_in_float64() -> None:
+    vectors, kappa = toy(), 0.5
+    one = METHODS["tall_mask"].merge(vectors, task="svhn", threshold=kappa)  # type: ignore[union-attr]
+    both = METHODS["consensus"].merge(vectors, threshold=kappa, scale=0.7)  # type: ignore[union-attr]
+    for name, stack in vectors.deltas.items():
+        deltas, base = stack.double(), vectors.base[name].double()
+        total = deltas.sum(0)
+        masks = deltas.abs() >= kappa * (total - deltas).abs()
+        at = TASKS.index("svhn")
+        torch.testing.assert_close(one[name].double(), base + masks[at] * total)
+        wanted = base + 0.7 * (masks.sum(0) >= 2) * total
+        torch.testing.assert_close(both[name].double(), wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_a_threshold_of_zero_is_task_arithmetic() -> None:
+    found = consensus(toy(), threshold=0.0, least=3, scale=0.3)
+    wanted = task_arithmetic(toy(), scale=0.3)
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name])
+
+
+def test_more_than_all_tasks_is_the_base() -> None:
+    assert_same_bits(consensus(toy(), least=4), toy().base)

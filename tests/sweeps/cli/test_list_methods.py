@@ -1,0 +1,68 @@
+"""What `sweeps methods` prints."""
+
+from __future__ import annotations
+
+import inspect
+import json
+
+import pytest
+from rich.console import Console
+
+from fusion.errors import InputError
+from fusion.registry import METHODS
+from sweeps.cli import list_methods
+
+
+def printed(name: str | None = None) -> str:
+    console = Console(width=140, color_system=None)
+    with console.capture() as capture:
+        console.print(list_methods.describe(name))
+    return capture.get()
+
+
+def test_all_methods_are_listed_with_their_parameters() -> None:
+    text = printed()
+    for name, method in METHODS.items():
+        assert name in text
+        assert method.paper.split(",")[0] in text
+        assert all(parameter in text for parameter in method.parameters)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_method_is_told_in_full(name: str) -> None:
+    text, method = printed(name), METHODS[name]
+    for fact in (name, method.kind, method.paper, method.defaults, method.scope, method.needs):
+        assert fact in text
+    for parameter in method.parameters.values():
+        row = next(line for line in text.splitlines() if line.startswith(f"{parameter.name} "))
+        assert parameter.allowed in row
+    for line in inspect.cleandoc(method.doc).splitlines():
+        assert line in text
+
+
+def test_markup_in_docstrings_is_text() -> None:
+    assert "float in [0, 1]" in printed("ties")
+
+
+def test_json() -> None:
+    listed = json.loads(json.dumps(list_methods.as_json()))
+    assert [method["name"] for method in listed] == list(METHODS)
+    ties = list_methods.as_json("ties")
+    assert isinstance(ties, dict)
+    assert ties in listed
+    assert ties["parameters"][0] == {
+        "name": "density", "type": "float", "allowed": "float in [0, 1]", "required": False,
+        "default": 0.2,
+    }  # fmt: skip
+    merge = next(each for each in ties["parameters"] if each["name"] == "merge")
+    assert (merge["type"], merge["choices"]) == ("choice", ["mean", "sum", "max"])
+    assert ties["doc"].startswith(ties["summary"])
+    for method in listed:
+        assert {"kind", "paper", "defaults", "scope", "needs"} <= set(method)
+
+
+@pytest.mark.parametrize("ask", [list_methods.describe, list_methods.as_json])
+def test_an_unknown_name_gets_the_nearest(ask: object) -> None:
+    assert callable(ask)
+    with pytest.raises(InputError, match=r"^unknown method 'tie'; did you mean 'ties'\? \(valid: "):
+        ask("tie")

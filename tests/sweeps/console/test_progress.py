@@ -1,0 +1,66 @@
+"""Lines of progress where there is no terminal."""
+
+import io
+import time
+
+import pytest
+from rich.console import Console
+
+from sweeps.console.progress import EVERY, Progress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test sets."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def said(progress: Progress) -> list[str]:
+    return progress.console.file.getvalue().splitlines()
+
+
+@pytest.fixture
+def progress(clock) -> Progress:
+    made = Progress(Console(file=io.StringIO(), width=60))
+    made.bars.start = made.bars.stop = lambda: None  # the bars have clocks of their own
+    return made
+
+
+def test_a_line_at_the_start_one_every_ten_seconds_and_one_at_the_end(progress, clock):
+    with progress:
+        progress.start("trials", 40)
+        for number in range(40):
+            clock[0] += 2
+            progress.advance("trials", note=f"ties: acc/mean 0.{number:02d}00")
+    assert said(progress) == [
+        "trials: 40",
+        "trials: 5/40 (ties: acc/mean 0.0400), 10.0 s",
+        "trials: 10/40 (ties: acc/mean 0.0900), 20.0 s",
+        "trials: 15/40 (ties: acc/mean 0.1400), 30.0 s",
+        "trials: 20/40 (ties: acc/mean 0.1900), 40.0 s",
+        "trials: 25/40 (ties: acc/mean 0.2400), 50.0 s",
+        "trials: 30/40 (ties: acc/mean 0.2900), 1 min 0 s",
+        "trials: 35/40 (ties: acc/mean 0.3400), 1 min 10 s",
+        "trials: 40/40 (ties: acc/mean 0.3900), 1 min 20 s",
+    ]
+
+
+def test_a_phase_that_ends_short_is_told_at_the_end(progress, clock):
+    with progress:
+        progress.start("trials", 4)
+        progress.advance("trials", 3)
+    assert said(progress) == ["trials: 4", "trials: 3/4, 0.00 s"]
+
+
+def test_phases_that_are_set_and_empty_ones(progress, clock):
+    with progress:
+        progress.start("nothing", 0)
+        progress.set("images", 0, 10)
+        clock[0] += EVERY
+        progress.set("images", 6, 12)
+        progress.set("images", 6, 12)
+        progress.set("images", 12, 12)
+        progress.set("images", 12, 12)
+    assert said(progress) == ["images: 10", "images: 6/12, 10.0 s", "images: 12/12, 10.0 s"]

@@ -1,0 +1,39 @@
+"""The terminal's table: remarks on a row are footnotes."""
+
+from rich.console import Console
+
+from sweeps.report.terminal_table import render
+from sweeps.results.comparison import Row, compare
+
+SEEN = "adapted to the unlabelled test images it is reported on"
+ORACLE = "oracle: reads the labels it is measured by"
+
+
+def shown(rows: list[Row], width: int) -> str:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    render(compare("s", "", rows, {}, select_on="val"), console)
+    return console.export_text()
+
+
+def row(method: str, value: float, *notes: str) -> Row:
+    return Row(method, "x", val={"acc/mean": value, "acc/a": value}, trials=1, notes=notes)
+
+
+ROWS = [row("ties", 0.5), row("adamerging", 0.6, SEEN), row("dawe", 0.7, SEEN),
+        row("dawin", 0.8, ORACLE, SEEN)]  # fmt: skip
+
+
+def test_notes_are_footnotes_and_an_oracle_is_never_best():
+    lines = shown(ROWS, 120).splitlines()
+    names = {line.split("  ")[0 if line[0] == "▸" else 1] for line in lines[2:6]}
+    assert names == {"ties", "adamerging *", "▸ dawe *", "dawin ** *"}
+    assert [line.strip() for line in lines if line.startswith("*")] == [f"* {SEEN}", f"** {ORACLE}"]
+
+
+def test_no_notes_no_footnotes():
+    assert "*" not in shown(ROWS[:1], 120)
+
+
+def test_footnotes_fit_the_width():
+    for width in (60, 80, 100, 200):
+        assert max(map(len, shown(ROWS, width).splitlines())) <= width

@@ -1,0 +1,65 @@
+"""What a row's reader must know."""
+
+import pytest
+
+from sweeps.results.disclosures import CHOSEN_ON_FIT, notes_of, notes_of_pool
+from sweeps.spec.sweep import SplitSpec
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "expected"),
+    [
+        ("ties", {}, ()),
+        ("pretrained", {}, ()),
+        ("dawe", {"extractor": "x"}, ("adapted to unlabelled train images",)),
+        ("dawe", {"extractor": "x", "steps": 0}, ()),
+        ("adamerging", {"adapt_on": "select"}, ("adapted to unlabelled val images",)),
+        (
+            "adamerging",
+            {"adapt_on": "report"},
+            ("adapted to the unlabelled test images it is reported on",),
+        ),
+        ("dawin", {"granularity": "sample"}, ()),
+        (
+            "dawin",
+            {"granularity": "sample", "expertise": "label"},
+            ("oracle: reads the labels it is measured by",),
+        ),
+        (
+            "dawin",
+            {},
+            ("coefficients read off all images it is measured on, without labels",),
+        ),
+    ],
+    ids=str,
+)
+def test_notes(method, params, expected):
+    assert notes_of(method, params, SplitSpec()) == expected
+
+
+def test_choosing_on_the_rows_that_are_trained_on_is_said():
+    same, apart = SplitSpec(select="train"), SplitSpec()
+    assert notes_of("greedy_soup", {}, same) == (CHOSEN_ON_FIT,)
+    assert notes_of("greedy_soup", {}, apart) == ()
+    assert notes_of("tip_adapter", {}, same)[0].endswith(f"task by task; {CHOSEN_ON_FIT}")
+    assert "being" not in notes_of("greedy_ensemble", {}, same)[0]  # it fits on select alone
+    assert notes_of("oracle_single", {}, same) == (
+        "oracle: chosen by the labels it is measured by",
+    )
+
+
+def test_copies_and_a_single_ingredient_are_said_of_averages_alone():
+    equal = {"a": "x", "b": "x", "c": "x"}
+    assert notes_of_pool("ensemble", equal) == ("b is a copy of a", "c is a copy of a")
+    assert notes_of_pool("learned_soup", {"a": "x"}) == ("one ingredient: nothing is averaged",)
+    assert notes_of_pool("best_single", equal) == ()
+    assert notes_of_pool("uniform_soup", {"a": "x", "b": "y"}) == ()
+
+
+def test_a_method_of_statistics_or_of_known_tasks_says_so():
+    assert notes_of("regmean", {}, SplitSpec()) == (
+        "statistics of unlabelled train images, of each expert on its own task",
+    )
+    assert notes_of("emr", {}, SplitSpec()) == (
+        "one model a task: of each image it must be known which task it is of",
+    )

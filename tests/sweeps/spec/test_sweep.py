@@ -1,0 +1,184 @@
+"""Sweep files: what loads, what is dumped, and what the hash covers."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fusion.registry import METHODS
+from sweeps.spec.method import RESERVED, MethodSpec
+from sweeps.spec.search_space import Choice, Grid, LogUniform, Uniform
+from sweeps.spec.sweep import SweepSpec, dump, load, spec_hash, validate
+
+WHOLE = """
+name: real8-methods
+pool:
+  base: openai/clip-vit-base-patch32
+  experts: {mnist: path/to/mnist, fashion_mnist: path/to/fashion}
+tasks:
+  mnist: {dataset: mnist, image: image, label: label, templates: ["a photo of {}."]}
+  fashion_mnist: {dataset: data/fashion, classnames: [shirt, "0"]}
+splits: {fit: train, select: val, report: test, val_fraction: 0.1, seed: 0}
+methods:
+  task_arithmetic: {scale: {grid: [0.1, 0.2, 0.3, 0.4, 0.5]}}
+  ties: {density: {choice: [0.1, 0.2]}, scale: {uniform: [0.2, 1.0]}, trials: 16}
+  wise_ft: {alpha: {loguniform: [1e-3, 1]}, trials: 8, searcher: tpe, scheduler: null}
+  weighted_average:
+    weights: {mnist: {uniform: [0, 1]}, fashion_mnist: {uniform: [0, 1]}}
+    trials: 12
+    searcher: cmaes
+  simple_average: {}
+  ensemble:
+metric: acc/mean
+seed: 0
+placement: auto
+mlflow: {tracking_uri: null, experiment: null}
+"""
+
+
+def plain(**changes: Any) -> dict[str, Any]:
+    """A small sweep file as data."""
+    data: dict[str, Any] = {
+        "name": "s",
+        "pool": {"base": "b", "experts": {"mnist": "m", "svhn": "s"}},
+        "methods": {"ties": {}},
+    }
+    return copy.deepcopy(data) | changes
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "spec.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_contract_file_loads(tmp_path: Path) -> None:
+    spec = load(write(tmp_path, WHOLE))
+    assert spec.methods["task_arithmetic"].params == {"scale": Grid((0.1, 0.2, 0.3, 0.4, 0.5))}
+    assert spec.methods["ties"] == MethodSpec(
+        params={"density": Choice((0.1, 0.2)), "scale": Uniform(0.2, 1.0)}, trials=16
+    )
+    assert spec.methods["wise_ft"].params["alpha"] == LogUniform(0.001, 1.0)
+    assert spec.methods["weighted_average"].sampled == {
+        ("weights", "fashion_mnist"): Uniform(0, 1),
+        ("weights", "mnist"): Uniform(0, 1),
+    }
+    assert spec.methods["ensemble"] == MethodSpec()
+    assert list(spec.methods) == list(yaml.safe_load(WHOLE)["methods"])
+    assert spec.tasks["mnist"].templates == ("a photo of {}.",)
+    assert (spec.mode, spec.placement.replicas, spec.placement.shards) == ("max", None, None)
+
+
+def test_defaults() -> None:
+    spec = validate(plain(), "f.yaml")
+    assert {name: task.dataset for name, task in spec.tasks.items()} == {
+        "mnist": "mnist",
+        "svhn": "svhn",
+    }
+    assert (spec.splits.fit, spec.splits.select, spec.splits.report) == ("train", "val", "test")
+    assert (spec.metric, spec.seed, spec.placement.dtype) == ("acc/mean", 0, "float32")
+
+
+def test_a_dump_loads_back_equal(tmp_path: Path) -> None:
+    for data in (yaml.safe_load(WHOLE.replace("1e-3", "0.001")), plain()):
+        spec = validate(data, "f.yaml")
+        again = load(write(tmp_path, dump(spec)))
+        assert again == spec
+        assert spec_hash(again) == spec_hash(spec)
+        assert again.splits.select_spelled == spec.splits.select_spelled
+        assert dump(again) == dump(spec)
+
+
+def test_a_spec_can_be_built_in_python() -> None:
+    spec = SweepSpec(**plain(methods={"ties": {"scale": Grid((1, 2))}, "wise_ft": MethodSpec()}))
+    assert spec.methods["ties"].params == {"scale": Grid((1.0, 2.0))}
+    assert validate(spec.model_dump(), "f.yaml") == spec
+
+
+def test_integers_become_floats_where_floats_are_taken() -> None:
+    spec = validate(plain(methods={"ties": {"density": 1, "scale": {"grid": [1, 2]}}}), "f")
+    values = [spec.methods["ties"].params["density"], *spec.methods["ties"].grids["scale",].values]
+    assert [type(value) for value in values] == [float] * 3
+
+
+def test_selecting_on_the_reporting_split_is_allowed_when_spelled_out() -> None:
+    for splits in ({"select": "test"}, {"select": "val", "report": "val"}):
+        assert validate(plain(splits=splits), "f").splits.select_spelled
+    assert not validate(plain(), "f").splits.select_spelled
+
+
+METRICS = ("acc/mean", "acc/mnist", "acc/svhn", "nll/mean", "nll/mnist", "nll/svhn")
+
+
+def test_the_mode_follows_the_metric() -> None:
+    modes = {m: validate(plain(metric=m), "f").mode for m in METRICS}
+    assert {m for m, mode in modes.items() if mode == "min"} == {
+        "nll/mean",
+        "nll/mnist",
+        "nll/svhn",
+    }
+
+
+def test_no_parameter_has_the_name_of_a_reserved_key() -> None:
+    for name, method in METHODS.items():
+        assert not set(RESERVED) & set(method.parameters), name
+    assert set(MethodSpec.model_fields) == {"params", *RESERVED}
+
+
+def reordered(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: reordered(inner) for key, inner in reversed(value.items())}
+    return value
+
+
+def test_the_hash_does_not_depend_on_what_does_not_matter() -> None:
+    data = yaml.safe_load(WHOLE.replace("1e-3", "0.001"))
+    known = spec_hash(validate(data, "f"))
+    same: list[dict[str, Any]] = [
+        reordered(data),
+        data | {"name": "other"},
+        data | {"mlflow": {"experiment": "x"}},
+        data | {"placement": {"replicas": 2, "device": "cuda"}},
+        data | {"placement": {"weights": "files"}},
+        {key: value for key, value in data.items() if key not in ("seed", "splits", "metric")},
+    ]
+    assert {spec_hash(validate(each, "f")) for each in same} == {known}
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1",
+        "metric=nll/mean",
+        "splits.seed=1",
+        "splits.val_fraction=0.2",
+        "pool.base=other",
+        "pool.experts.mnist=other",
+        "tasks.mnist.templates=['{}']",
+        "methods.ties.trials=17",
+        "methods.ties.scale.uniform=[0.2, 1.1]",
+        "methods.ties.searcher=tpe",
+        "methods.ensemble.average=features",
+        "placement={dtype: float16}",
+    ],
+)
+def test_the_hash_depends_on_what_matters(tmp_path: Path, override: str) -> None:
+    path = write(tmp_path, WHOLE)
+    assert spec_hash(load(path, [override])) != spec_hash(load(path))
+
+
+def test_the_hash_is_the_same_in_every_process(tmp_path: Path) -> None:
+    path = write(tmp_path, WHOLE)
+    code = (
+        "import sys; from sweeps import candidates, listing; from sweeps.spec.sweep import *;"
+        f"print(spec_hash(load({str(path)!r})), 'ray' in sys.modules, 'mlflow' in sys.modules,"
+        "'transformers' in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.split() == [spec_hash(load(path)), "False", "False", "False"]

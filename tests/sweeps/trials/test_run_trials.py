@@ -1,0 +1,178 @@
+"""Trials on Tune: a failure is recorded and the sweep goes on; a fault of the ledger ends it."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import ray
+from rich.console import Console
+
+from actors.experts.local import Evaluation, Recipe, TaskScore
+from actors.fleet.fatal import OutOfMemory
+from actors.fleet.fleet import Client, Desk, Lane
+from actors.fleet.restarts import Living
+from fusion.errors import InputError
+from sweeps.console.progress import Progress
+from sweeps.results.folder import SweepFolder
+from sweeps.spec.sweep import validate
+from sweeps.trials import run_trials as trials
+from sweeps.trials.run_trials import IN_FLIGHT, in_flight, run_trials
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+
+class Fake(Living):
+    """A replica whose accuracy is λ, and that fails where λ is 0.5."""
+
+    def __init__(self, log):
+        self.log = str(log)
+
+    def evaluate(self, recipe, role):
+        with open(self.log, "a") as file:
+            file.write(json.dumps([recipe.method, dict(recipe.params)]) + "\n")
+        scale = recipe.params.get("scale", 0.0)
+        if scale == 0.5:
+            raise RuntimeError("no luck with a half")
+        hits = np.arange(10) < round(10 * scale)
+        return Evaluation({"x": TaskScore(hits, 1.0)}, 0.01, 1)
+
+    def measure(self, method, params, role):
+        return self.evaluate(Recipe(method, params), role).plain()
+
+    def embed(self, expert, role):
+        pass
+
+
+@pytest.fixture
+def spec():
+    return validate(
+        {
+            "name": "t",
+            "pool": {"base": "b", "experts": {"x": "e"}},
+            "tasks": {"x": {"dataset": "d"}},
+            "methods": {"task_arithmetic": {"scale": {"grid": [0.1, 0.5, 0.9]}}},
+        },
+        "t.yaml",
+    )
+
+
+def run(spec, folder, log, record=None):
+    with Progress(Console(quiet=True)) as progress:
+        keep = record or folder.ledger.add
+        replica = ray.remote(Fake).options(num_cpus=0).remote(log)
+        group = ray.util.placement_group([{"CPU": 0.1}])
+        lanes = ray.cloudpickle.dumps([Lane(0, replica, group)])
+        desk = ray.remote(Desk).options(num_cpus=0).remote(lanes, 60.0)
+        try:
+            run_trials(spec, "ctx", Client(desk), ["x"], folder, keep, progress)
+        finally:
+            ray.util.remove_placement_group(group)
+
+
+def calls(log):
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    return sorted(params.get("scale", -1) for _, params in lines)
+
+
+def test_a_failed_trial_is_recorded_and_only_it_runs_again(spec, tmp_path):
+    folder, log = SweepFolder(tmp_path / "t"), tmp_path / "log"
+    run(spec, folder, log)
+    entries = {entry.params.get("scale"): entry for entry in folder.ledger if entry.params}
+    assert {scale: entry.status for scale, entry in entries.items()} == {
+        0.1: "done",
+        0.5: "failed",
+        0.9: "done",
+    }
+    assert "no luck with a half" in entries[0.5].error
+    assert entries[0.9].metrics["acc/mean"] == 0.9
+    assert calls(log) == [-1, -1, 0.1, 0.5, 0.9]  # with pretrained and experts
+    log.unlink()
+    folder.ledger.clear_failed()
+    run(spec, folder, log)
+    assert calls(log) == [0.5]
+
+
+def test_a_ledger_that_cannot_be_written_ends_the_sweep_with_its_line(spec, tmp_path):
+    def full(entry):
+        raise InputError("ledger/x.json: cannot be written: No space left on device")
+
+    with pytest.raises(InputError, match="No space left on device"):
+        run(spec, SweepFolder(tmp_path / "t"), tmp_path / "log", full)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "learning", "gigabytes", "cores", "trials"),
+    [
+        (1, False, 64, 16, IN_FLIGHT),
+        (2, True, 1, 1, 1),  # half of 1 GiB: a container that has no more
+        (64, False, 256, 16, 128),
+        (64, False, 20, 16, 51),  # half of 20 GiB in pieces of 200 MiB
+        (64, True, 20, 16, 25),
+        (64, False, 256, 2, 16),
+    ],
+)
+def test_as_many_trials_as_replicas_and_the_driver_take(
+    replicas, learning, gigabytes, cores, trials
+):
+    assert in_flight(replicas, learning, gigabytes * 2**30, cores) == trials
+
+
+class Hungry(Fake):
+    """Short of memory in one trial and one reference, and for an embedding."""
+
+    def evaluate(self, recipe, role):
+        if recipe.params.get("scale") == 0.5 or recipe.method == "experts":
+            raise OutOfMemory("evaluate: out of memory, 2 times in a row")
+        return super().evaluate(recipe, role)
+
+    def embed(self, expert, role):
+        raise OutOfMemory("embed: out of memory, 2 times in a row")
+
+
+def test_what_runs_out_of_memory_is_a_failed_trial_and_the_rest_goes_on(
+    spec, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sys.modules[__name__], "Fake", Hungry)
+    folder = SweepFolder(tmp_path / "t")
+    run(spec, folder, tmp_path / "log")
+    found = {(entry.method, entry.params.get("scale")): entry for entry in folder.ledger}
+    failed = {name: entry.error for name, entry in found.items() if entry.status == "failed"}
+    assert failed.keys() == {("task_arithmetic", 0.5), ("experts", None)}
+    assert set(failed.values()) == {"OutOfMemory: evaluate: out of memory, 2 times in a row"}
+    assert len(found) > len(failed) + 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [1, 99])
+def test_trials_that_ray_kills_for_memory_begin_again_a_few_times(
+    spec, tmp_path, monkeypatch, killed
+):
+    """Tune itself fails of it."""
+    begun, tuned = [], trials.tuned
+
+    def failing(*args):
+        begun.append(args[1].left())
+        if len(begun) <= killed:
+            raise RuntimeError(f"Caught unexpected exception: 1 worker(s) were {trials.LOW}. …")
+        tuned(*args)
+
+    monkeypatch.setattr(trials, "tuned", failing)
+    folder = SweepFolder(tmp_path / "t")
+    if killed == 1:
+        run(spec, folder, tmp_path / "log")
+        assert {entry.params.get("scale") for entry in folder.ledger} >= {0.1, 0.5, 0.9}
+        assert len(begun) == 2
+        return
+    with pytest.raises(OutOfMemory, match=r"^trials: Ray killed their processes .* 3 times"):
+        run(spec, folder, tmp_path / "log")
+    assert len(begun) == trials.RUNS
+
+
+def test_another_fault_of_tune_is_raised_as_it_is(spec, tmp_path, monkeypatch):
+    def failing(*args):
+        raise RuntimeError("No trial runner")
+
+    monkeypatch.setattr(trials, "tuned", failing)
+    with pytest.raises(RuntimeError, match=r"^No trial runner$"):
+        run(spec, SweepFolder(tmp_path / "t"), tmp_path / "log")
