@@ -1,9 +1,15 @@
-"""What import-linter cannot say: no Tune below sweeps, a test file a method."""
+"""Rules of the source tree that import-linter cannot express.
+
+Short folder listings, no Ray Tune below `sweeps`, one test file
+a method, documents that name only what exists, the same checks in `make check` and before a commit.
+"""
 
 import ast
+import pkgutil
 import re
 from pathlib import Path
 
+import grimp
 import pytest
 import yaml
 
@@ -12,6 +18,44 @@ from fusion.registry import METHODS
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("fusion", "actors", "sweeps")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+LONGEST_LISTING = 14
+"""Entries a folder of the three packages may have, data and `__init__.py` not counted."""
+
+
+def circles(imports: grimp.ImportGraph) -> set[frozenset[str]]:
+    """Sets of modules in which each imports each other, directly or through others."""
+    found = set()
+    for module in imports.modules:
+        tied = imports.find_upstream_modules(module) & imports.find_downstream_modules(module)
+        found |= {frozenset({module, *tied})} if tied else set()
+    return found
+
+
+def test_a_circle_is_found():
+    imports = grimp.ImportGraph()
+    for importer, imported in ("ab", "bc", "ca", "cd"):
+        imports.add_import(importer=importer, imported=imported)
+    assert circles(imports) == {frozenset("abc")}
+
+
+def listing(folder: Path) -> list[str]:
+    """Modules and packages in a folder; files such as `__init__.py` are not counted."""
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if (path.suffix == ".py" and not path.name.startswith("__"))
+        or (path.is_dir() and any(path.glob("*.py")))
+    )
+
+
+FOLDERS = sorted({path.parent for path in FILES})
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_folder_lists_few_entries(folder):
+    assert len(listing(folder)) <= LONGEST_LISTING, listing(folder)
 
 
 def dotted(path: Path) -> str:
@@ -45,6 +89,73 @@ def test_every_method_has_a_test_file(name):
     *folders, module = method.rule.__module__.split(".")
     text = ROOT.joinpath("tests", *folders, f"test_{module}.py").read_text()
     assert name in text
+
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TOP = ("fusion", "actors", "sweeps", "tests", "benchmarks", "docs")
+PATH = re.compile(rf"(?<![\w/.-])(?:{'|'.join(TOP)})(?:/[\w.-]+)*/?(?:\.\w+)?(?![\w/<{{*])")
+MODULE = re.compile(rf"(?<![\w/.-])(?:{'|'.join(TOP[:5])})(?:\.[A-Za-z_]\w*)+(?![\w/])")
+
+
+def names_in(document: Path, pattern: re.Pattern[str]) -> set[str]:
+    """What a pattern finds in a document, without the full stop of a sentence."""
+    return {found.rstrip(".") for found in pattern.findall(document.read_text())}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_paths_in_documents_exist(document):
+    paths = {name for name in names_in(document, PATH) if "/" in name}
+    assert not sorted(name for name in paths if not (ROOT / name).exists())
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_modules_in_documents_exist(document):
+    def missing(name: str) -> bool:
+        try:
+            pkgutil.resolve_name(name)
+        except (ImportError, AttributeError):
+            return True
+        return False
+
+    names = {n for n in names_in(document, MODULE) if not n.endswith((".py", ".md", ".yaml"))}
+    assert not sorted(filter(missing, names))
+
+
+def anchors(document: Path) -> set[str]:
+    """Anchors of a document's headings, as hosts of Git repositories make them."""
+    titles = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_in_documents_lead_somewhere(document):
+    for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+        if "://" not in target:
+            path, _, anchor = target.partition("#")
+            aimed = (document.parent / path) if path else document
+            assert aimed.exists(), target
+            assert not anchor or anchor in anchors(aimed), target
+
+
+def make_check() -> list[str]:
+    """The commands of `make check`."""
+    recipe = re.search(r"^check:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert recipe
+    return [line.strip().replace("$(BIN)", ".venv/bin") for line in recipe[1].splitlines()]
+
+
+def test_a_commit_is_checked_as_make_check_does():
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    hooks = [hook for repo in config["repos"] for hook in repo["hooks"]]
+    assert [hook["entry"] for hook in hooks] == make_check()
+    assert all(hook["always_run"] and not hook["pass_filenames"] for hook in hooks)
+
+
+def test_the_workflow_runs_ci_on_every_python():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    job = workflow["jobs"]["test"]
+    assert job["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"]
+    assert job["steps"][-1] == {"run": "bash .ci/run"}
 
 
 def test_the_readme_names_every_method_and_the_sweep_of_all_has_it():
