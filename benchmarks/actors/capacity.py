@@ -30,7 +30,7 @@ from actors.cluster.planner import Node, Plan, Resources, plan
 from actors.experts.evaluation import BATCH
 from actors.families.clip.architecture import DEFAULTS, vision_tensors
 from fusion.errors import InputError
-from sweeps.planning.prepare import activations
+from sweeps.planning.prepared import activations
 
 UTILISATION = 0.4
 """Part of a GPU's rate that matrix products reach: assumed."""
@@ -122,7 +122,7 @@ def clip(name: str, width: int, inner: int, layers: int, patch: int, projection:
 def decoder(name: str, width: int, inner: int, layers: int, vocabulary: int, tokens: int) -> Model:
     """A language model with a gated MLP and untied embeddings; norms are left out.
 
-    Activations as `sweeps.planning.prepare.activations` counts them, with three hidden layers of
+    Activations as `sweeps.planning.prepared.activations` counts them, with three hidden layers of
     the MLP.
     """
     layer = 4 * width**2 + 3 * width * inner

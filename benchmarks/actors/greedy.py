@@ -38,8 +38,10 @@ from benchmarks.fusion.layers import arguments
 from benchmarks.pools import EMBEDDED, ROLE, experts, random_vectors, write_base, write_data
 from fusion.methods.soups.greedy import Subset, greedy
 from fusion.task_vectors.gram import Gram
+from sweeps.results.folder import learned_name
+from sweeps.results.trial_state import State
 from sweeps.trials.artifact_store import Folder
-from sweeps.trials.learn_coding import Course, State, learned_name
+from sweeps.trials.learn_coding import Course
 from sweeps.trials.select_ingredients import select
 
 INGREDIENTS = 72

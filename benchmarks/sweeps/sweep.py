@@ -31,7 +31,8 @@ from actors.fleet.transport import fetched
 from benchmarks.environment import Row, finish
 from sweeps.cli.quickstart import SPEC, ensure_pool
 from sweeps.cluster import ray_connection
-from sweeps.planning.prepare import Prepared, prepare
+from sweeps.planning.prepare import prepare
+from sweeps.planning.prepared import Prepared
 from sweeps.results.folder import SweepFolder
 from sweeps.results.ledger import Entry
 from sweeps.spec.sweep import SweepSpec, load

@@ -24,15 +24,16 @@ from fusion.parameters import unknown
 from sweeps.analysis.core import finding
 from sweeps.analysis.core.evaluated_points import PROBE, Points, labels_of, with_probe
 from sweeps.analysis.core.finding import Finding
+from sweeps.analysis.core.inputs import BEST, SECOND, Given, Wish
 from sweeps.analysis.core.shift_probes import described, grounds_of, with_shift_probes
 from sweeps.analysis.html_page import write_page
 from sweeps.analysis.parts import angles, landscape, pair_averages, robustness, soup_vs_ensemble
-from sweeps.analysis.parts.angles import BEST, SECOND, Given, Wish
 from sweeps.console import redact
 from sweeps.console.progress import Progress
 from sweeps.execution.site import Site
 from sweeps.execution.start_fleet import stand
-from sweeps.planning.prepare import Prepared, prepare
+from sweeps.planning.prepare import prepare
+from sweeps.planning.prepared import Prepared
 from sweeps.report.html import write_html
 from sweeps.results.folder import SweepFolder, owned, read_identity
 from sweeps.results.ingredient_recipes import Recipe, recipe_of

@@ -1,4 +1,7 @@
-"""The command `sweeps analyse`: what is asked of it, and what it says in the end."""
+"""The command `sweeps analyse`: its options, and what it prints.
+
+Imports are inside functions for start-up time, as in `main.py`.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,7 @@ def analyse(
 
         loaded = load(spec, overrides or [])
         ray_connection.stay_on_loopback(address)
-        from sweeps.analysis.parts.angles import wished
+        from sweeps.analysis.core.inputs import wished
         from sweeps.analysis.run import PARTS, analyse
 
         wish = wished(

@@ -1,4 +1,7 @@
-"""`sweeps cache`: what the product keeps for itself on this machine, and whether it is intact."""
+"""The commands `sweeps cache …`: list the files of the cache folder, and check their checksums.
+
+Imports are inside functions for start-up time, as in `main.py`.
+"""
 
 from __future__ import annotations
 

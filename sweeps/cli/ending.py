@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from fusion.errors import InputError, one_line
-from sweeps.console import redact
+from sweeps.console.printable import printable
 
 REFUSED = 2
 BUG = os.EX_SOFTWARE
@@ -130,21 +130,6 @@ def text_of(error: BaseException) -> str:
         return one_line(error)
     except Exception:  # an exception class of a library may fail at its own message
         return ""
-
-
-def printable(text: str, kept: str = "") -> str:
-    r"""The text without secrets, and with all that a terminal would not show as one character
-    written out.
-
-    Args:
-        text: of any origin.
-        kept: characters that stay as they are.
-
-    >>> printable("a\x1b[31m\ud800 ü\n"), printable("a\n", "\n")
-    ('a\\x1b[31m\\ud800 ü\\n', 'a\n')
-    """
-    shown = redact.text(text)
-    return "".join(c if c.isprintable() or c in kept else ascii(c)[1:-1] for c in shown)
 
 
 def unread() -> bool:

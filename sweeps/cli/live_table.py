@@ -18,15 +18,14 @@ from rich.text import Text
 from fusion.errors import InputError
 from sweeps.console import number_format
 from sweeps.report.terminal_table import render
-from sweeps.results.comparison import REFERENCES
 from sweeps.results.folder import SweepFolder, read_identity
 from sweeps.results.ledger import Entry
 from sweeps.results.owner import FILE as OWNER
 from sweeps.results.owner import STALE, Owner, read_owner
 from sweeps.results.partial_comparison import gather, kept_spec
-from sweeps.results.winners import timestamp, winners
+from sweeps.results.winners import counted, timestamp, winners
 from sweeps.spec.candidates import planned
-from sweeps.spec.reference_methods import completed, counted, references
+from sweeps.spec.reference_methods import REFERENCES, completed, references
 from sweeps.storage.watch import Watched
 
 LAST = 5

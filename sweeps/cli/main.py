@@ -3,6 +3,9 @@
 Exit status: 0 done, 1 some trials failed (named), 2 wrong input (nothing was started), 70 a bug
 of this program, 128 + n stopped by signal n (130: Ctrl-C). Errors are one line; `--debug` shows
 the traceback.
+
+Each command imports what it runs in its function: `sweeps --help` needs no torch and no Ray, and a
+wrong sweep file is refused before either is imported.
 """
 
 from __future__ import annotations
@@ -163,10 +166,8 @@ def plan(
     from sweeps.spec.sweep import load
 
     loaded = load(spec, overrides or [])
-    from sweeps.planning.preflight import Begin
-    from sweeps.planning.print_plan import (
-        show,
-    )  # after the spec: its faults need no torch to be found
+    from sweeps.cli.plan import show
+    from sweeps.execution.preflight import Begin
 
     begin = Begin(resume, fresh, extend, storage)
     show(loaded, outputs, Screen(), address, cluster, gpu_memory, begin)

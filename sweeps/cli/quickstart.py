@@ -1,4 +1,7 @@
-"""The embedded pool, built once, and the sweep that shows it."""
+"""The command `sweeps quickstart`: build the embedded pool once, and its sweep file.
+
+Imports are inside functions for start-up time, as in `main.py`.
+"""
 
 from __future__ import annotations
 

@@ -197,7 +197,7 @@ def connected() -> Any:
     Raises:
         InputError: none answers, or it refuses the token.
     """
-    from ray.job_submission import JobSubmissionClient
+    from ray.job_submission import JobSubmissionClient  # start-up time
 
     variable = os.environ.get("RAY_API_SERVER_ADDRESS")
     url = variable or "http://127.0.0.1:8265"
@@ -287,7 +287,7 @@ def wait_for_nodes(count: int, seconds: float) -> None:
 
 def alive_nodes() -> list[str]:
     """The addresses of the nodes of this job's cluster."""
-    from ray.util.state import list_nodes
+    from ray.util.state import list_nodes  # start-up time
 
     nodes = list_nodes(address="auto", filters=[("state", "=", "ALIVE")], limit=10_000)
     return sorted(node.node_ip for node in nodes)

@@ -172,7 +172,7 @@ def answered(kind: str, host: str, port: int) -> str | None:
     """Why what listens there is no Ray; None: it is, or says that it wants a token."""
     if os.environ.get("RAY_USE_TLS") in ("1", "true", "True"):
         return None  # Ray itself has the certificates
-    import grpc
+    import grpc  # start-up time: only an address that was given needs it
 
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     with grpc.insecure_channel(where, options=[("grpc.enable_http_proxy", 0)]) as channel:

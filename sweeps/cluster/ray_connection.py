@@ -1,4 +1,8 @@
-"""Reaching Ray: an existing cluster by address, or one of our own on this machine's loopback."""
+"""Connect to Ray: a running cluster by address, or a new one on this machine's loopback.
+
+Ray is imported inside functions: `stay_on_loopback` sets variables that Ray reads when it is
+imported, and commands that need no cluster start faster.
+"""
 
 from __future__ import annotations
 

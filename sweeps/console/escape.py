@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from sweeps.cli.ending import printable
 from sweeps.console import redact
+from sweeps.console.printable import printable
 
 
 class Screen(Console):

@@ -217,7 +217,7 @@ def end(status: int) -> None:
     words.start()
     words.join(LAST_WORDS)
     with suppress(Exception):
-        import psutil
+        import psutil  # start-up time: only a process that is stopped needs it
 
         for child in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):

@@ -24,13 +24,12 @@ from fusion.registry import METHODS, Informed, Learned
 from sweeps.console import redact, signals
 from sweeps.console.optional import aside
 from sweeps.console.progress import Progress
-from sweeps.execution.final_evaluation import evaluate_rows
-from sweeps.execution.final_shifts import measure_shifts
+from sweeps.execution.final_evaluation import evaluate_rows, measure_shifts
+from sweeps.execution.preflight import Begin, ready
 from sweeps.execution.site import Site
 from sweeps.execution.stale_trials import renew
 from sweeps.execution.start_fleet import stand
-from sweeps.planning.preflight import Begin, ready
-from sweeps.planning.prepare import Prepared
+from sweeps.planning.prepared import Prepared
 from sweeps.planning.shift_data import shift_fingerprint
 from sweeps.planning.shift_rows import extended
 from sweeps.report.charts import static_figures
@@ -41,10 +40,10 @@ from sweeps.results.comparison import MEAN, SEEN, UNSEEN, Comparison, Row, compa
 from sweeps.results.comparison_file import write, write_table
 from sweeps.results.correctness_file import read_correct
 from sweeps.results.disclosures import notes_of, notes_of_pool, under_words
-from sweeps.results.folder import Identity, SweepFolder, claim, owned
+from sweeps.results.folder import Identity, SweepFolder, claim, learned_name, owned, state_name
 from sweeps.results.ledger import Entry
-from sweeps.results.winners import winners
-from sweeps.spec.reference_methods import counted, is_soup
+from sweeps.results.winners import counted, winners
+from sweeps.spec.reference_methods import is_soup
 from sweeps.spec.sweep import SweepSpec
 from sweeps.storage import fetch
 from sweeps.storage.mirror import Mirror
@@ -52,7 +51,7 @@ from sweeps.tracking import markdown, mlflow_store
 from sweeps.tracking.run_fields import totals
 from sweeps.tracking.tracker import Tracker
 from sweeps.trials.artifact_store import keep
-from sweeps.trials.learn_coding import Course, learned_name, sizes_of, state_name
+from sweeps.trials.learn_coding import Course, sizes_of
 from sweeps.trials.run_trials import run_trials
 
 PACKAGES = ("fusion-sweeps", "torch", "transformers", "ray", "mlflow", "datasets")

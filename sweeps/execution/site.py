@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
 
+from actors.cluster.nodes import Found
 from actors.cluster.planner import Plan, Resources
+from actors.fleet.fleet import Fleet
 from fusion.errors import InputError
 from sweeps.cluster import ray_connection
 from sweeps.execution.autoscale import Elastic
-from sweeps.planning.prepare import Prepared, arrange
-
-if TYPE_CHECKING:
-    from actors.cluster.nodes import Found
-    from actors.fleet.fleet import Fleet
+from sweeps.planning.prepare import arrange
+from sweeps.planning.prepared import Prepared
 
 
 class Site:

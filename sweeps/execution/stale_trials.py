@@ -14,10 +14,9 @@ from actors.files.checksums import unsealed
 from fusion.errors import InputError, one_line
 from fusion.registry import METHODS, Learned
 from sweeps.console.number_format import count
-from sweeps.results.folder import SweepFolder
+from sweeps.results.folder import SweepFolder, learned_name
 from sweeps.results.ledger import Entry
 from sweeps.spec.trial_key import Context, trial_key
-from sweeps.trials.learn_coding import learned_name
 
 KINDS = frozenset({"coding", "gate", "resident"})
 """Of learned files; each has a note of that name, with a hash."""

@@ -13,7 +13,7 @@ from actors.fleet.fleet import Fleet
 from actors.gate_features.extractor import Extractor
 from sweeps.console.progress import Progress
 from sweeps.execution.site import Site
-from sweeps.planning.prepare import Prepared
+from sweeps.planning.prepared import Prepared
 
 
 def stand(

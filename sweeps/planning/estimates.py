@@ -6,74 +6,14 @@ Files that are in the cache already count too: which those are is known when the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import islice
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
-import torch
-
-from actors.artifacts.statistics_file import gram_sizes
-from actors.data.task import Place, Role, Splits, Task, assign
+from actors.data.task import Place, Role, assign
 from actors.experts.prepare_data import MEASURED, ROLES
-from actors.pool.pool import Pool
 from fusion.registry import METHODS, Informed
-from sweeps.planning.learning_needs import REHEARSED
+from sweeps.planning.prepared import Prepared
 from sweeps.planning.shift_data import split_of
-from sweeps.spec.candidates import planned, random_points
-from sweeps.spec.sweep import SweepSpec
-
-if TYPE_CHECKING:
-    from sweeps.planning.prepare import Prepared
-
-
-@dataclass(frozen=True)
-class Taken:
-    """What one method's statistics take."""
-
-    disk: int
-    """Bytes in the cache, of all its trials."""
-    memory: int
-    """Bytes in a replica beside its models, while statistics are gathered or read."""
-    images: int
-    """Whose activations wait for a backward pass; 0: there is none."""
-
-
-def taken(spec: SweepSpec, pool: Pool) -> dict[str, Taken]:
-    """Method -> what its statistics take; of methods that merge by some.
-
-    `fisher` keeps a model of float32 an expert on disk. While it gathers, a replica holds two
-    models beside the one that runs, whatever the number of images: gradients, and the sum of their
-    squares. RegMean keeps a Gram matrix an expert and distinct input of a layer; it holds those of
-    one expert while it gathers, and those of all experts for one layer, with sum and factor, while
-    it merges. Trials share statistics where they ask for the same. Where not every trial is known
-    beforehand, each counts by itself.
-    """
-    found = {}
-    trials = planned(spec)
-    for name, entry in spec.methods.items():
-        row = METHODS[name]
-        if not isinstance(row, Informed):
-            continue
-        asked = [row.asked(p) for p in islice(random_points(entry, name, spec.seed), REHEARSED)]
-        different = len({repr(each) for each in asked})
-        times = trials[name] if different > 1 and len(asked) < trials[name] else different
-        if asked[0].kind == "fisher":
-            width = getattr(torch, spec.placement.dtype).itemsize
-            images = max(each.batch_size for each in asked)
-            model = pool.parameters
-            found[name] = Taken(times * len(pool.tasks) * 4 * model, (4 + width) * model, images)
-        else:
-            grams = gram_sizes(pool)
-            merging = (len(pool.tasks) + 2) * max(grams.values())
-            disk = times * len(pool.tasks) * sum(grams.values())
-            found[name] = Taken(disk, max(sum(grams.values()), merging), 0)
-    return found
-
-
-def rows_at(task: Task, place: Place, splits: Splits) -> int:
-    """Rows of a task in a place; of a carved part to within rounding by class."""
-    share = {"all": 1.0, "fit": 1 - splits.val_fraction, "val": splits.val_fraction}
-    return round(task.splits[place.split] * share[place.part])
+from sweeps.planning.statistics_cost import rows_at
 
 
 def shifted_images(prepared: Prepared) -> int:

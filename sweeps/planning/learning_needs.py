@@ -202,3 +202,10 @@ def started_gate(
         width=extractor.width,
         where=where,
     )
+
+
+RUNGS = {1: 9, 3: 3}
+"""Rung -> divisor: results are reported after 1/9 and 1/3 of the steps; the last rung is 9."""
+
+
+LAST_RUNG = 9

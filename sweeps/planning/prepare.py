@@ -6,124 +6,31 @@ No weight and no image is read here; `sweeps plan` prints what this finds, `swee
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-
-import torch
 
 from actors.checkpoints.sources import cache_dir
 from actors.cluster.measured_memory import with_measured
-from actors.cluster.planner import Load, Plan, Resources, gigabytes, plan
+from actors.cluster.planner import Plan, Resources, gigabytes, plan
 from actors.data.task import Place, Role, Splits, Task, TaskSource, assign, open_task
-from actors.experts.embedding_cache import EmbeddingCache, embedding_cache
-from actors.experts.local import BATCH
 from actors.experts.prepare_data import MEASURED
 from actors.experts.prepare_data import ROLES as ALL_ROLES
-from actors.experts.routed import SAMPLES
-from actors.families.clip.preprocessor_config import Preprocess, difference, read_preprocess
-from actors.families.clip.segments import clip_segments
-from actors.families.clip.zero_shot_heads import check_heads, head_fingerprints
-from actors.files.fingerprint import fingerprint, software
+from actors.families.clip.preprocessor_config import difference, read_preprocess
+from actors.families.clip.zero_shot_heads import check_heads
 from actors.pool.pool import Pool, open_pool
-from actors.pool.vectors_low_rank import check_adapters, factor_bytes
+from actors.pool.vectors_low_rank import check_adapters
 from fusion.errors import InputError
-from fusion.registry import METHODS, one_a_sample
 from sweeps.cluster.ray_connection import narrowed
 from sweeps.planning.data_checks import check_data, check_shifts, check_trials, check_words
 from sweeps.planning.dry_run import rehearse
-from sweeps.planning.estimates import rows_at, shifted_bytes, taken
+from sweeps.planning.estimates import shifted_bytes
 from sweeps.planning.learning_needs import Needs, needs_of
+from sweeps.planning.prepared import Prepared, load_of, roles_of
 from sweeps.planning.provenance import check_ancestry
-from sweeps.planning.shift_data import open_shifts, shift_fingerprint
+from sweeps.planning.shift_data import open_shifts
+from sweeps.planning.statistics_cost import rows_at, taken
 from sweeps.spec.reference_methods import completed
-from sweeps.spec.sweep import PlacementSpec, SweepSpec
-from sweeps.spec.trial_key import Context
-
-ROLES: tuple[Role, ...] = ("select", "report")
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A sweep that can start."""
-
-    spec: SweepSpec
-    """With all methods that the comparison will have: what runs is what is in it."""
-    pool: Pool
-    tasks: Mapping[str, Task]
-    splits: Splits
-    preprocess: Preprocess
-    plan: Plan
-    role_rows: Mapping[Role, int]
-    """Rows of all tasks in a role; of a carved part to within rounding by class."""
-    images: int
-    """Rows of all source splits that the sweep reads."""
-    pixel_bytes: int
-    """Disk that their prepared form takes, for the model and for every extractor."""
-    needs: Needs
-    """Of the methods that learn."""
-    others: Mapping[tuple[str, str], Task] = field(default_factory=dict)
-    """(shift set, task) -> the other data set that it is."""
-    heads: Mapping[str, Path] = field(default_factory=dict)
-    """Task -> the head file that it names."""
-    otherwise: Mapping[str, str] = field(default_factory=dict)
-    """Expert -> how its own preprocessing differs from the base's, which is used."""
-
-    @property
-    def load(self) -> Load:
-        """What has to be placed."""
-        return load_of(self.spec, self.pool, self.needs)
-
-    @property
-    def roles(self) -> tuple[Role, ...]:
-        """Roles whose images are read."""
-        return roles_of(self.needs)
-
-    def context(self) -> Context:
-        """What every trial's result depends on besides its recipe."""
-        heads = head_fingerprints(self.pool.base, self.tasks)
-        common = fingerprint(
-            "context-1",
-            software("torch", "transformers"),
-            self.pool.base.fingerprint,
-            {name: expert.fingerprint for name, expert in self.pool.experts.items()},
-            self.preprocess.fingerprint,
-            {
-                name: [task.fingerprint, list(task.classnames), heads[name]]
-                for name, task in self.tasks.items()
-            },
-            vars(self.splits),
-            self.plan.device,
-            decisive(self.spec.placement),
-            self.spec.seed,
-            list(self.spec.unseen),
-        )
-        extractors = {k: e.fingerprint for k, e in self.needs.extractors.items()}
-        shift = self.spec.adapt_on_shift
-        under = None if shift is None else shift_fingerprint(self.spec.shifts, shift, self.others)
-        return Context(common, extractors, self.needs.gates, under)
-
-    def embeddings(self) -> EmbeddingCache:
-        """Where this pool's expert embeddings are kept."""
-        numbers = decisive(self.spec.placement)
-        return embedding_cache(cache_dir(), self.pool, self.plan.device, numbers)
-
-
-WHERE = frozenset({"replicas", "shards", "gpus", "labels", "transport", "device"})
-"""Fields of `placement` that say where numbers are computed, and not what they are; of the device
-its kind counts, which the plan knows."""
-
-
-def decisive(placement: PlacementSpec) -> dict[str, object]:
-    """The fields of `placement` that numbers depend on: all but `WHERE`.
-
-    Task vectors in memory and in files are equal to the bit; those from factors are not.
-
-    >>> decisive(PlacementSpec(weights="files", replicas=2))
-    {'weights': 'memory', 'dtype': 'float32', 'result_dtype': 'base'}
-    """
-    told = placement.model_dump(mode="json", exclude=set(WHERE))
-    return {**told, "weights": "memory" if told["weights"] == "files" else told["weights"]}
+from sweeps.spec.sweep import SweepSpec
 
 
 def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
@@ -245,54 +152,6 @@ def arrange(
     # To Ray, a shard without places may go anywhere.
     seeing = tuple(node.id for node in resources.nodes)
     return replace(found, places=(seeing,) * found.shards)
-
-
-def roles_of(needs: Needs) -> tuple[Role, ...]:
-    """Select and report, and fit where some method learns from it."""
-    return ("fit", *ROLES) if needs.fits or "fit" in needs.adapts_on else ROLES
-
-
-def load_of(spec: SweepSpec, pool: Pool, needs: Needs) -> Load:
-    """What has to be placed."""
-    fields, itemsize = pool.base.fields, getattr(torch, spec.placement.dtype).itemsize
-    chain = clip_segments(pool.base)
-    segments = tuple(4 * segment.numel for segment in chain)
-    factors: tuple[int, ...] = ()
-    if all(expert.factors for expert in pool.experts.values()):
-        factors = tuple(factor_bytes(pool, segment.names.values()) for segment in chain)
-    gathered = taken(spec, pool).values()
-    learned = max(int(needs.kept * sum(segments)), *(each.memory for each in gathered), 0)
-    images = max(needs.images, *(each.images for each in gathered), 0)
-    forward, backward = activations(fields, sampled=needs.sampled)
-    return Load(
-        segments=segments,
-        experts=len(pool.experts),
-        compute_itemsize=itemsize,
-        forward_bytes=itemsize * BATCH * forward,
-        training_bytes=itemsize * images * backward + learned,
-        transformed=needs.transformed,
-        filed=spec.placement.weights == "files",
-        factors=factors,
-        factored=spec.placement.weights == "factored",
-        largest=4 * max(pool.base.tensors[name].numel for name in pool.names),
-        sampled=SAMPLES if any(one_a_sample(METHODS[name]) for name in spec.methods) else 0,
-    )
-
-
-def activations(vision: Mapping[str, int], *, sampled: bool = False) -> tuple[int, int]:
-    """Elements of activations an image: (peak of a forward pass, kept for a backward pass).
-
-    Forward counts, for one block at a time, the residual stream, q, k, v and the MLP's hidden
-    layer; backward what autograd keeps of every block: 8 times the width, and 3 times the hidden
-    layer, of which quick GELU alone keeps its input, a sigmoid and their product. Merged layers
-    whose rows are of several models (`sampled`) keep two more inputs. Attention scores are never
-    there as a whole (scaled dot product attention).
-    """
-    tokens = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
-    width, hidden = vision["hidden_size"], vision["intermediate_size"]
-    block = tokens * (5 * width + hidden)
-    kept = (10 if sampled else 8) * width + 3 * hidden
-    return block, tokens * kept * vision["num_hidden_layers"]
 
 
 def check_disk(place: Path, needed: int) -> None:

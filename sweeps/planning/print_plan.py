@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import ExitStack
 from importlib.util import find_spec
-from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from actors.cluster.planner import Plan, gigabytes
@@ -15,58 +12,16 @@ from actors.data.task import Task
 from actors.fleet.transport import NO_CUPY
 from actors.gate_features.extractor import Extractor
 from actors.pool.pool import Pool
-from sweeps.cluster import ray_connection
-from sweeps.cluster.cluster_yaml import of_file
 from sweeps.console.number_format import size
-from sweeps.planning.estimates import Taken, shifted_bytes, shifted_images, taken
-from sweeps.planning.learning_needs import learning_points, passes_of, resident_points
-from sweeps.planning.preflight import Begin, ready
-from sweeps.planning.prepare import Prepared
+from sweeps.planning.estimates import shifted_bytes, shifted_images
+from sweeps.planning.learning_needs import RUNGS, learning_points, passes_of, resident_points
+from sweeps.planning.prepared import Prepared
+from sweeps.planning.statistics_cost import Taken, taken
 from sweeps.results.disclosures import under_words
-from sweeps.results.folder import check_not_running
 from sweeps.spec.candidates import planned
 from sweeps.spec.method import MethodSpec
 from sweeps.spec.reference_methods import references
 from sweeps.spec.sweep import SplitSpec, SweepSpec
-from sweeps.trials.learn_coding import RUNGS
-
-
-def show(
-    spec: SweepSpec,
-    outputs: Path,
-    console: Console,
-    address: str | None = None,
-    file: Path | None = None,
-    gpu_memory: float = 0.0,
-    begin: Begin | None = None,
-) -> None:
-    """Check everything that `run` checks, and print placement, memory, trials and work.
-
-    Args:
-        spec: what would run.
-        outputs: where.
-        console: for the plan.
-        address: of a running cluster; None: `$RAY_ADDRESS`, else this machine.
-        file: a `cluster.yaml` to plan for instead; nothing is asked of its hosts.
-        gpu_memory: of that file's GPUs, in GB, where their labels do not say it; 0: not known.
-        begin: how the sweep would begin; None: anew.
-
-    Raises:
-        InputError: what `run` would refuse.
-    """
-    with ExitStack() as stack:
-        if file is not None:
-            resources = of_file(file, gpu_memory)
-        elif target := ray_connection.target(address):
-            stack.enter_context(ray_connection.connected(target, 0))
-            resources = ray_connection.of_cluster()
-        else:
-            resources = ray_connection.this_machine()
-        check_not_running(outputs / spec.name)
-        prepared = ready(spec, outputs, resources, begin or Begin()).prepared
-    for row in facts(prepared):
-        console.print("{:<12}{}".format(*row), soft_wrap=True, markup=False)
-    console.print(trial_table(prepared))
 
 
 def facts(prepared: Prepared) -> list[tuple[str, str]]:

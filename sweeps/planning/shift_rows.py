@@ -16,7 +16,7 @@ from actors.gate_features.extractor import Extractor
 from actors.gate_features.feature_cache import prepare_features
 from actors.gate_features.shifted_features import corrupted_features
 from sweeps.planning.estimates import adapted_roles
-from sweeps.planning.prepare import Prepared
+from sweeps.planning.prepared import Prepared
 from sweeps.planning.shift_data import ROLE, adapted_rows, shift_rows, split_of
 
 

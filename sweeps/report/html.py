@@ -17,10 +17,11 @@ from sweeps.report.charts import learning_curves
 from sweeps.report.charts.axes import Axis
 from sweeps.report.charts.hyperparameter_profiles import Profile, profiles
 from sweeps.report.charts.search_surface_plots import pictures
-from sweeps.results.comparison import MEAN, REFERENCES, SEEN, UNSEEN, Comparison, Row, finite
+from sweeps.results.comparison import MEAN, SEEN, UNSEEN, Comparison, Row, finite
 from sweeps.results.folder import SweepFolder
 from sweeps.results.ledger import Entry, write_text
 from sweeps.results.partial_comparison import gather
+from sweeps.spec.reference_methods import REFERENCES
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 

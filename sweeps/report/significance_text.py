@@ -6,7 +6,8 @@ from typing import Any
 
 from fusion.registry import METHODS, Fitted, LogitSpace, PerTask, one_a_sample
 from sweeps.console.number_format import equation, params_text, percent, points
-from sweeps.results.comparison import REFERENCES, UNSEEN, Comparison, Pair, Row
+from sweeps.results.comparison import UNSEEN, Comparison, Pair, Row
+from sweeps.spec.reference_methods import REFERENCES
 
 LEVEL = 0.05
 """Family-wise error rate that "significant" stands for."""

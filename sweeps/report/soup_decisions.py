@@ -42,20 +42,6 @@ def tables(
     return sorted(found, key=lambda each: not any(line["gain"] for line in each["lines"]))
 
 
-def remarks(choices: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """What a reader of a soup's row must know: what was left out though it might have been good.
-
-    >>> remarks([{"candidate": "a", "ingredient": "a", "outcome": "vanished", "note": "gone"}])
-    ('ingredient a: gone',)
-    """
-    return tuple(
-        f"{'soup' if ' ' in choice['candidate'] else 'ingredient'} {choice['candidate']}:"
-        f" {choice['note']}"
-        for choice in choices
-        if choice["outcome"] in ("failed", "vanished")
-    )
-
-
 def line(choice: Mapping[str, Any], metric: str) -> dict[str, Any]:
     """One decision in words."""
     gain = ""

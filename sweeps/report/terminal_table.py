@@ -10,7 +10,8 @@ from rich.table import Table
 
 from sweeps.console import number_format
 from sweeps.report import shift_table
-from sweeps.results.comparison import MEAN, REFERENCES, SEEN, UNSEEN, Comparison, Row
+from sweeps.results.comparison import MEAN, SEEN, UNSEEN, Comparison, Row
+from sweeps.spec.reference_methods import REFERENCES
 
 NARROW = 100
 """Columns of a terminal below which the cost is left to the report."""

@@ -14,12 +14,11 @@ from pydantic import ConfigDict, Field
 from actors.files.paths import Plain
 from fusion.analysis.significance import holm, mcnemar, mean_interval, wilson
 from sweeps.results.correctness_file import Correct
+from sweeps.spec.reference_methods import REFERENCES
 
 Metrics: TypeAlias = Mapping[str, int | float | None]
 """`acc/mean`, `acc/<task>`, `nll/…` -> value; None where it was not finite."""
 
-REFERENCES = ("pretrained", "experts")
-"""Rows that are no fused model: the floor and the ceiling."""
 
 ORACLE = "oracle"
 """How the note of a row begins that has read the labels it is measured by."""
@@ -303,3 +302,9 @@ def finite(value: Any) -> Any:
     if isinstance(value, (np.generic, np.ndarray)):
         return finite(value.tolist())
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def split(comparison: Comparison) -> str:
+    """The split that the rows' scores are of."""
+    tested = any(row.test for row in comparison.rows)
+    return comparison.report_on if tested else comparison.select_on

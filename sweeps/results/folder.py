@@ -6,7 +6,6 @@ import errno
 import fcntl
 import json
 import os
-import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -189,7 +188,9 @@ def check_known(
             "--resume goes on with it, --fresh moves it aside and starts anew"
         )
     if known.spec_hash != spec_hash:
-        from sweeps.spec.diff import check_extends  # imports torch
+        from sweeps.spec.diff import (
+            check_extends,  # start-up time: it imports torch, and `sweeps --help` this file
+        )
 
         check_extends(where, old_text, spec_text, extend=extend)
 
@@ -261,27 +262,6 @@ def claim(
     return identity
 
 
-RESERVED = re.compile(
-    r"mlflow\.db.*|mlflow-artifacts|.*\.\d{8}t\d{6}\.[0-9a-f]{4}|.*\.lock|.*\.part"
-)
-"""Names that other things in the folder of all sweeps have: the MLflow store and its journals, its
-artifacts, sweeps that were moved aside, files that are being written. Of lower case."""
-
-
-def check_reserved(name: str) -> str:
-    """`name`, if a sweep may have it, on file systems that ignore case too.
-
-    Raises:
-        ValueError: another thing has it.
-
-    >>> check_reserved("vit-b32")
-    'vit-b32'
-    """
-    if RESERVED.fullmatch(name.lower()):
-        raise ValueError("the name of something else in the outputs folder; another name needed")
-    return name
-
-
 def aside_suffix() -> str:
     """What the name of a sweep that is moved aside ends with: a time, and some chance."""
     return f"{datetime.now(UTC).strftime('%Y%m%dT%H%M%S')}.{uuid.uuid4().hex[:4]}"
@@ -331,3 +311,13 @@ def owned(path: Path) -> Iterator[None]:
         except OSError:
             raise InputError(f"{path}: another process is running this sweep") from None
         yield
+
+
+def learned_name(trial_key: str) -> str:
+    """The file of a trial's gate or coding."""
+    return f"{trial_key}.safetensors"
+
+
+def state_name(trial_key: str) -> str:
+    """The checkpoint of an unfinished trial."""
+    return f"{trial_key}.state"

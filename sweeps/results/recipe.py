@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
+from safetensors.torch import save_file
 
 from actors.artifacts.statistics_file import opened, place
 from actors.checkpoints.checkpoint import Checkpoint, content_hash, read
@@ -32,8 +33,8 @@ from actors.pool.vectors_on_disk import filed_vectors
 from fusion.errors import InputError
 from fusion.parameters import unknown
 from fusion.registry import METHODS, Fitted, Informed, LogitSpace, PerTask, Resident, one_a_sample
-from sweeps.results.comparison import REFERENCES
 from sweeps.results.ledger import write_text
+from sweeps.spec.reference_methods import REFERENCES
 
 LEARNED_BYTES = 1 << 33
 """Of what was learned, at most: routers of a large tower have some GB."""
@@ -267,8 +268,6 @@ def write_folder(
 
     Where `results` is a dtype, all floating-point tensors have it, and the configuration says so.
     """
-    from safetensors.torch import save_file
-
     dtype = results_dtype(results)
 
     with new_folder(out) as part:

@@ -6,11 +6,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from fusion.methods.classifiers.fit_heads import FAILED
-from sweeps.report.soup_decisions import remarks
 from sweeps.results.comparison import Row, finite
 from sweeps.results.ledger import Entry
+from sweeps.spec.reference_methods import completed, references
+from sweeps.spec.sweep import SweepSpec
 
 
 def winners(entries: Iterable[Entry], metric: str = "acc/mean") -> list[Row]:
@@ -100,3 +102,27 @@ def timestamp(text: str) -> float | None:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:
         return None
+
+
+def remarks(choices: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """What a reader of a soup's row must know: what was left out though it might have been good.
+
+    >>> remarks([{"candidate": "a", "ingredient": "a", "outcome": "vanished", "note": "gone"}])
+    ('ingredient a: gone',)
+    """
+    return tuple(
+        f"{'soup' if ' ' in choice['candidate'] else 'ingredient'} {choice['candidate']}:"
+        f" {choice['note']}"
+        for choice in choices
+        if choice["outcome"] in ("failed", "vanished")
+    )
+
+
+def counted(entries: Iterable[Entry], spec: SweepSpec) -> list[Entry]:
+    """The trials that a sweep's comparison counts: of references and of methods it has now.
+
+    A trial of one of its methods counts even where an extended spec no longer means its
+    parameters: it was measured as all others were.
+    """
+    methods = {*completed(spec).methods, *references(spec)}
+    return [entry for entry in entries if entry.method in methods]

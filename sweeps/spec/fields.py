@@ -42,3 +42,24 @@ def check_names(named: Mapping[str, Any]) -> Mapping[str, Any]:
 Name = Annotated[str, AfterValidator(check_name)]
 Text = Annotated[str, Field(min_length=1)]
 Source = Annotated[str, Field(min_length=1, description="a hub id or a folder")]
+
+
+RESERVED = re.compile(
+    r"mlflow\.db.*|mlflow-artifacts|.*\.\d{8}t\d{6}\.[0-9a-f]{4}|.*\.lock|.*\.part"
+)
+"""Names that other things in the folder of all sweeps have: the MLflow store and its journals, its
+artifacts, sweeps that were moved aside, files that are being written. Of lower case."""
+
+
+def check_reserved(name: str) -> str:
+    """`name`, if a sweep may have it, on file systems that ignore case too.
+
+    Raises:
+        ValueError: another thing has it.
+
+    >>> check_reserved("vit-b32")
+    'vit-b32'
+    """
+    if RESERVED.fullmatch(name.lower()):
+        raise ValueError("the name of something else in the outputs folder; another name needed")
+    return name

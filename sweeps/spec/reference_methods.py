@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from sweeps.results.comparison import REFERENCES
-from sweeps.results.ledger import Entry
 from sweeps.spec.method import MethodSpec
 from sweeps.spec.sweep import SweepSpec
 
@@ -36,11 +32,5 @@ def completed(spec: SweepSpec) -> SweepSpec:
     return spec.model_copy(update={"methods": {**spec.methods, **missing}})
 
 
-def counted(entries: Iterable[Entry], spec: SweepSpec) -> list[Entry]:
-    """The trials that a sweep's comparison counts: of references and of methods it has now.
-
-    A trial of one of its methods counts even where an extended spec no longer means its
-    parameters: it was measured as all others were.
-    """
-    methods = {*completed(spec).methods, *references(spec)}
-    return [entry for entry in entries if entry.method in methods]
+REFERENCES = ("pretrained", "experts")
+"""Rows that are no fused model: the floor and the ceiling."""

@@ -19,7 +19,6 @@ from pydantic import (
 
 from actors.files.documents import dump_yaml
 from fusion.errors import InputError
-from sweeps.results.folder import check_reserved
 from sweeps.spec.errors import Fault, custom_error, raise_all, spec_errors
 from sweeps.spec.fields import NAME as NAME
 from sweeps.spec.fields import NAME_RULE as NAME_RULE
@@ -28,6 +27,7 @@ from sweeps.spec.fields import Part as Part
 from sweeps.spec.fields import Source as Source
 from sweeps.spec.fields import Text as Text
 from sweeps.spec.fields import check_names as check_names
+from sweeps.spec.fields import check_reserved
 from sweeps.spec.method import MethodSpec, read_methods
 from sweeps.spec.metric import checked_metric, unseen_tasks
 from sweeps.spec.shift import ShiftSpec, check_adapted, check_shifts

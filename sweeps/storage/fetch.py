@@ -22,8 +22,8 @@ from sweeps.results.folder import (
 from sweeps.results.ledger import parse_entry
 from sweeps.results.owner import FILE as OWNER
 from sweeps.results.owner import Owner, read_owner
+from sweeps.results.trial_state import State
 from sweeps.storage.store import FILES, OURS, Stamp, Store, asked
-from sweeps.trials.learn_coding import State
 
 Signature: TypeAlias = tuple[int, int]
 """Size and modification time (ns) of a file here."""

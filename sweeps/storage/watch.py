@@ -88,7 +88,7 @@ def watched(
     with tempfile.TemporaryDirectory(prefix="sweep-") as made:
         copy = Path(made) / sweep.rstrip("/").rpartition("/")[2]
         if address is not None:
-            from sweeps.cluster import ray_connection
+            from sweeps.cluster import ray_connection  # start-up time: sets up Ray
 
             there = ray_connection.target(address)
             if there is None:
@@ -151,7 +151,7 @@ def store_pull(store: Store) -> Pull:
 
 def cluster_pull(sweep: str, outputs: str | None, where: str) -> Pull:
     """Reads from the head of the connected cluster, by a small task there."""
-    import ray
+    import ray  # start-up time: a sweep on this machine, or on a storage, needs no Ray
 
     def read(known: Any) -> Any:
         # Pickled with its code: the head needs nothing of the project but its files.

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from sweeps.console import number_format
 from sweeps.report import shift_table
 from sweeps.report.terminal_table import columns_of, interval, marks
-from sweeps.results.comparison import REFERENCES, Comparison, Row
+from sweeps.results.comparison import Comparison, Row, split
+from sweeps.spec.reference_methods import REFERENCES
 
 WIDE = 10
 """More tasks than this get no columns."""
@@ -40,12 +41,6 @@ def scored(comparison: Comparison, row: Row) -> str:
     """`ties 62.7`; the best stands out."""
     text = f"{escaped(row.method)} {number_format.percent(row.score)}"
     return f"**{text}**" if row is comparison.best else text
-
-
-def split(comparison: Comparison) -> str:
-    """The split that the rows' scores are of."""
-    tested = any(row.test for row in comparison.rows)
-    return comparison.report_on if tested else comparison.select_on
 
 
 def table(comparison: Comparison) -> list[str]:

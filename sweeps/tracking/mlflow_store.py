@@ -187,6 +187,7 @@ def initialise(uri: str) -> None:
 
 def newest() -> tuple[Collection[str], str]:
     """Tables of a store of this MLflow, and their revision."""
+    # Start-up time: only an SQLite store that is there already needs these.
     from alembic.script import ScriptDirectory
     from mlflow.store.tracking.dbmodels.models import Base
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 import ray
+from torch import Tensor
 
 from actors.artifacts.head_file import FILE, HeadFacts, HeadKind, head_facts, write_head
 from actors.checkpoints.checkpoint import content_hash
@@ -35,16 +36,12 @@ from fusion.logits.dataset import Labelled
 from fusion.methods.classifiers.linear_probe import lp_ft_probe
 from sweeps.cluster import ray_connection
 from sweeps.console.progress import Progress
-from sweeps.planning.prepare import decisive
+from sweeps.planning.prepared import decisive
 from sweeps.spec.method import MethodSpec
 from sweeps.spec.search_space import Choice, Grid
 from sweeps.spec.sweep import PlacementSpec
+from sweeps.train.fine_tuning_context import Yard
 from sweeps.train.ingredients import head_file
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from sweeps.train.run_trials import Yard
 
 
 def kinds(entry: MethodSpec) -> list[HeadKind]:

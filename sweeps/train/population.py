@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ray import tune
 from ray.tune.schedulers import PopulationBasedTraining
@@ -25,14 +25,12 @@ from sweeps.spec.candidates import random_points
 from sweeps.spec.method import MethodSpec
 from sweeps.spec.search_space import Choice, Grid, Space
 from sweeps.spec.trial_key import derive_seed, trial_key
+from sweeps.train.fine_tuning_context import Yard
 from sweeps.train.population_member import legs_in, member_trial, population_folder
 from sweeps.train.population_spec import perturbed
 from sweeps.train.searcher import method
 from sweeps.train.trial import rows_of
 from sweeps.trials.tuner import fit
-
-if TYPE_CHECKING:
-    from sweeps.train.run_trials import Yard
 
 RESTARTS = 3
 """How often a member goes on whose process died."""

@@ -18,7 +18,7 @@ from actors.checkpoints.checkpoint import Checkpoint, inspect
 from actors.checkpoints.sources import cache_dir
 from actors.data.task import Role, Splits, Task, TaskSource, open_task
 from actors.experts.local import TaskData
-from actors.experts.prepare_data import prepare_data
+from actors.experts.prepare_data import captioned, prepare_data
 from actors.families.clip.fine_tune import fine_tune
 from actors.families.clip.preprocessor_config import read_preprocess
 from actors.families.clip.pretrain import Sizes, pretrain
@@ -30,6 +30,7 @@ from sweeps.console.progress import Progress
 from sweeps.planning.shift_data import open_shifts, shift_rows
 from sweeps.results.folder import owned
 from sweeps.results.ledger import write_text
+from sweeps.train.fine_tuning_context import Yard
 from sweeps.train.heads import make_heads
 from sweeps.train.ingredients import (
     Ingredient,
@@ -42,7 +43,7 @@ from sweeps.train.ingredients import (
     read_scores,
 )
 from sweeps.train.population_spec import LEGS
-from sweeps.train.run_trials import Yard, run_trials
+from sweeps.train.run_trials import run_trials
 from sweeps.train.shift_scores import score_shifts
 from sweeps.train.spec import TrainSpec, schema
 
@@ -128,8 +129,6 @@ def make_base(
     spec: TrainSpec, tasks: Mapping[str, Task], splits: Splits, out: Path, progress: Progress
 ) -> None:
     """Pretrain a small CLIP on the fit rows of all tasks together."""
-    from actors.experts.prepare_data import captioned
-
     given = dict(spec.pretrain or {})
     names = {field.name for field in fields(Sizes)}
     sizes = Sizes(**{name: given.pop(name) for name in names & set(given)})

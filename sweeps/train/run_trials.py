@@ -4,70 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from ray import tune
 
-from actors.checkpoints.checkpoint import Checkpoint, content_hash
-from actors.experts.local import TaskData
-from actors.files.fingerprint import Fingerprint
 from sweeps.cluster import ray_connection
 from sweeps.console.progress import Progress
 from sweeps.spec.method import MethodSpec
+from sweeps.train.fine_tuning_context import Yard
 from sweeps.train.ingredients import (
     Trained,
-    chosen,
-    is_there,
-    read_results,
-    result_file,
-    settle,
     write_result,
 )
 from sweeps.train.population import run_population
-from sweeps.train.searcher import TaskSearch, as_sweep, count, meant, method
-from sweeps.train.spec import TrainSpec
+from sweeps.train.searcher import TaskSearch, as_sweep, count, method
 from sweeps.train.trial import fine_tune_trial, seed_of
 from sweeps.trials.scheduler import Halving
 from sweeps.trials.searcher import MethodSearch
 from sweeps.trials.tuner import fit
-
-
-@dataclass(frozen=True)
-class Yard:
-    """Where trials of one training file run and what they go by."""
-
-    spec: TrainSpec
-    base: Checkpoint
-    data: Mapping[str, TaskData]
-    contexts: Mapping[str, Fingerprint]
-    """Task -> what its results depend on besides parameters."""
-    out: Path
-    defaults: Mapping[str, Any]
-    """Of the hyper-parameters."""
-    nodes: dict[str, Any] = field(default_factory=dict)
-    """What the cluster's nodes said, by id; they are asked once."""
-
-    def results(self, task: str) -> list[Trained]:
-        """Those of a task that the file means."""
-        found = read_results(self.out, task)
-        return meant(self.spec.finetune, task, self.spec.seed, self.contexts[task], found)
-
-    def usable(self, task: str) -> list[Trained]:
-        """Without those whose weights are wanted and gone: these are forgotten, and made again."""
-        results, keep = self.results(task), self.spec.keep
-        wanted = chosen(results, keep)
-        gone = {each.key for each in wanted if not is_there(self.out, each, keep)}
-        for key in gone:
-            result_file(self.out, task, key).unlink()
-        return [result for result in results if result.key not in gone]
-
-    def settle(self, task: str) -> None:
-        """Keep what stays of a task, delete the rest."""
-        about = {"base": content_hash(self.base), "defaults": dict(self.defaults)}
-        settle(self.out, self.results(task), self.spec.keep, about)
 
 
 def run_trials(yard: Yard, progress: Progress) -> None:

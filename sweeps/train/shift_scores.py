@@ -15,8 +15,8 @@ from actors.files.hashes import hash_text
 from sweeps.cluster import ray_connection
 from sweeps.console.progress import Progress
 from sweeps.results.ledger import write_text
+from sweeps.train.fine_tuning_context import Yard
 from sweeps.train.ingredients import Ingredient, read_scores
-from sweeps.train.run_trials import Yard
 from sweeps.train.trial import measured
 
 

@@ -8,7 +8,10 @@ from typing import Any
 
 from actors.experts.evaluation import Recipe
 from actors.experts.local import Experts
-from sweeps.trials.learn_coding import LAST_RUNG, Course, Report, State, learned_name
+from sweeps.planning.learning_needs import LAST_RUNG
+from sweeps.results.folder import learned_name
+from sweeps.results.trial_state import State
+from sweeps.trials.learn_coding import Course, Report
 
 
 def fit(config: Mapping[str, Any], experts: Experts, course: Course, report: Report) -> None:

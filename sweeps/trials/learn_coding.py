@@ -12,10 +12,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from actors.artifacts.coding_file import dump_coding
@@ -27,7 +26,7 @@ from actors.data.images.pixel_cache import open_pixels
 from actors.experts.evaluation import Evaluation, Recipe, TaskData
 from actors.experts.local import Experts
 from actors.experts.unseen_tasks import adapted_role
-from actors.files.documents import checked, parse_json
+from actors.files.documents import checked
 from actors.fleet.file_transfer import Home, fetch, settle
 from actors.gate_features.extractor import Extractor
 from actors.gate_features.feature_cache import open_features
@@ -36,13 +35,10 @@ from fusion.methods.learned.gate import Gate, hidden_norm
 from fusion.methods.learned.steps import Learning, Lesson, learn_step, lessons, temperature
 from fusion.parameters import bind
 from fusion.registry import METHODS, Adaptive
-from sweeps.planning.learning_needs import Source, learning_of, source_of
+from sweeps.planning.learning_needs import LAST_RUNG, RUNGS, Source, learning_of, source_of
+from sweeps.results.folder import learned_name, state_name
+from sweeps.results.trial_state import State
 from sweeps.trials.artifact_store import Keep
-
-RUNGS = {1: 9, 3: 3}
-"""Rung -> divisor: results are reported after 1/9 and 1/3 of the steps; the last rung is 9."""
-
-LAST_RUNG = 9
 
 MEASURED = 4096
 """Rows of each task whose features' norm sets a normalised learning rate."""
@@ -73,34 +69,8 @@ class Course:
     """Of each expert's checkpoint; equal ones are one ingredient."""
 
 
-@dataclass
-class State:
-    """How far a trial is."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    step: Annotated[int, Field(ge=0)] = 0
-    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    choices: list[dict[str, Any]] = field(default_factory=list)
-    """Of a method that selects: its decisions."""
-    chosen: dict[str, int | float] = field(default_factory=dict)
-    """Of a method that fits: what it chose, by name."""
-    curve: list[dict[str, int | float]] = field(default_factory=list)
-    """[{"step", "loss/<task>", …, "coding/min|mean|max"}] at each checkpoint."""
-
-
 Report = Callable[[int, Evaluation, State], None]
 """report(rung, evaluation on select, state)."""
-
-
-def learned_name(trial_key: str) -> str:
-    """The file of a trial's gate or coding."""
-    return f"{trial_key}.safetensors"
-
-
-def state_name(trial_key: str) -> str:
-    """The checkpoint of an unfinished trial."""
-    return f"{trial_key}.state"
 
 
 def learn(config: Mapping[str, Any], experts: Experts, course: Course, report: Report) -> None:
@@ -270,15 +240,6 @@ def restore(data: bytes | None, router: torch.nn.Module, optimizer: torch.optim.
         optimizer.load_state_dict(blank[1])
         return State()
     return state
-
-
-def read_state(note: bytes | str) -> State:
-    """Progress, from the JSON of a checkpoint.
-
-    Raises:
-        InputError: damaged.
-    """
-    return checked(State, parse_json(note, "state", finite=False), "state")
 
 
 def place(

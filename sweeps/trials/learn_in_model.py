@@ -18,16 +18,10 @@ from fusion.errors import InputError
 from fusion.methods.learned.in_model import MaskOptions, ResidentCourse
 from fusion.methods.learned.steps import Shape
 from fusion.registry import METHODS, Resident
-from sweeps.trials.learn_coding import (
-    LAST_RUNG,
-    RUNGS,
-    Course,
-    Report,
-    State,
-    learned_name,
-    read_state,
-    state_name,
-)
+from sweeps.planning.learning_needs import LAST_RUNG, RUNGS
+from sweeps.results.folder import learned_name, state_name
+from sweeps.results.trial_state import State, read_state
+from sweeps.trials.learn_coding import Course, Report
 
 
 def course_of(config: Mapping[str, Any], course: Course) -> ResidentCourse:

@@ -41,8 +41,11 @@ from fusion.methods.soups.uniform_soup import positions
 from fusion.parameters import bind, unknown
 from fusion.registry import METHODS, Selected
 from fusion.task_vectors.gram import angles
+from sweeps.planning.learning_needs import LAST_RUNG
 from sweeps.results.comparison import finite
-from sweeps.trials.learn_coding import LAST_RUNG, Course, Report, State, learned_name, state_name
+from sweeps.results.folder import learned_name, state_name
+from sweeps.results.trial_state import State
+from sweeps.trials.learn_coding import Course, Report
 
 RESAMPLES = 2000
 """Of the bootstrap of each accepted step."""

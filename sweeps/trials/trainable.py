@@ -56,7 +56,7 @@ def learn_trial(
     config: Mapping[str, Any], entry: dict[str, Any], client: Any, course: bytes
 ) -> None:
     """A trial of a method that learns; imports torch."""
-    from sweeps.trials.learn_coding import LAST_RUNG
+    from sweeps.planning.learning_needs import LAST_RUNG
 
     client = client.named(config["trial_key"])
 

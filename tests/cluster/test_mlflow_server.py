@@ -189,11 +189,11 @@ def test_a_real_sweep_through_a_restart_of_the_server(server, tiny_pool, tmp_pat
 SENDS = """
 import sys, dataclasses
 from pathlib import Path
-from sweeps import tracking
+from sweeps.tracking import mlflow_store
 from sweeps.tracking.tracker import Tracker
 from tests.cluster.test_mlflow_server import entry
 url, name, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
-client, experiment = tracking.connect(url, "eight", Path("."))
+client, experiment = mlflow_store.connect(url, "eight", Path("."))
 tracker = Tracker(client, experiment, name, f"id-{name}", {}, patience=60)
 entries = [entry(number, name) for number in range(count)]
 for each in entries:

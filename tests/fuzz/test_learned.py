@@ -13,9 +13,9 @@ from actors.artifacts.learned_file import about_of, packed
 from fusion.errors import InputError
 from fusion.methods.learned.gate import Gate
 from sweeps.analysis.core import evaluated_points
+from sweeps.results.trial_state import State
 from sweeps.storage.fetch import steps
 from sweeps.trials import learn_coding, learn_in_model, select_ingredients
-from sweeps.trials.learn_coding import State
 from tests.fuzz.damage import altered, mutated, only_input_errors
 
 TASKS, GROUPS = ("a", "b"), ("x", "y", "z")

@@ -16,7 +16,7 @@ from actors.families.clip.preprocessor_config import read_preprocess
 from actors.files.fingerprint import Fingerprint
 from fusion.errors import InputError
 from sweeps.analysis.core.evaluated_points import PROBE, Points, some
-from sweeps.planning.prepare import Prepared
+from sweeps.planning.prepared import Prepared
 from sweeps.planning.shift_data import ROLE, shift_fingerprint, split_of
 from sweeps.spec.reference_methods import is_soup
 from sweeps.spec.trial_key import digest

@@ -3,121 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
-from actors.experts.evaluation import TaskData
-from actors.experts.recipe import BASE
-from fusion.errors import InputError
 from fusion.task_vectors import gram as grams
-from fusion.task_vectors.gram import Gram
-from sweeps.analysis.core.evaluated_points import Metrics, Points
 from sweeps.analysis.core.finding import Finding, Line
-from sweeps.analysis.core.shift_probes import Shifted
-from sweeps.results.ingredient_recipes import Recipe
+from sweeps.analysis.core.inputs import Given, Wish
 
 TOWER = ("embeddings", "pre_layrnorm", "encoder", "post_layernorm", "visual_projection")
 """Parts of the vision tower, in order."""
-
-BEST, SECOND = "best", "second"
-"""Words for the best and the second best expert on select."""
-
-
-@dataclass(frozen=True)
-class Given:
-    """What all parts read."""
-
-    context: str
-    gram: Gram
-    whole: Points
-    """On all rows of select."""
-    probe: Points
-    """On some of them: what walks are measured on."""
-    data: Mapping[str, TaskData]
-    singles: Mapping[str, Metrics]
-    """Of each expert alone, on select."""
-    metric: str
-    recipes: Mapping[str, Recipe]
-    """What each ingredient was trained with, where its folder says so."""
-    dtype: str
-    seed: int
-    images: int
-    """Rows of the probe, all tasks together."""
-    soup: bool
-    """Whether the models are ingredients: runs of the same tasks."""
-    shifted: Shifted = field(default_factory=Shifted)
-    """Shift sets, and points on their rows where those are wanted."""
-
-    @property
-    def context_under_shift(self) -> str:
-        """`context`, of what depends on shift sets too."""
-        return f"{self.context}-{self.shifted.key}" if self.shifted.key else self.context
-
-    def score(self, name: str) -> float:
-        """An expert's metric on select, larger is better; NaN: it has none."""
-        value = self.singles[name].get(self.metric, math.nan)
-        return -value if self.metric.startswith("nll") else value
-
-    @property
-    def seen(self) -> str:
-        """What walks are measured on, in words."""
-        return f"Measured on {self.images:,} images of select, the same for all."
-
-    @property
-    def ranked(self) -> list[str]:
-        """Experts, the best on select first; those without a finite score are left out."""
-        scored = [name for name in self.gram.tasks if math.isfinite(self.score(name))]
-        return sorted(scored, key=lambda name: -self.score(name))
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What the user asked for, beyond which parts."""
-
-    plane: tuple[str, str, str] | None = None
-    """Origin, first, second; None: base, best, second best."""
-    pairs: tuple[tuple[str, str], ...] = ()
-    size: int = 21
-    margin: float = 0.3
-    most: int = 12
-    """Models that pairs are made of, the best."""
-    alpha: float = 0.5
-    path: str | None = None
-    """The expert that WiSE-FT's path leads to; None: the best, or each task's own."""
-    alphas: int = 11
-    """Points on that path."""
-    linear: bool = True
-    """Whether the path of the linear classifier is walked too."""
-
-
-def wished(plane: str, pairs: Sequence[str], **others: Any) -> Wish:
-    """What the command line asks for; `others` as `Wish` has them.
-
-    Raises:
-        InputError: a plane of neither two nor three names, a pair of other than two.
-    """
-    three = tuple(name.strip() for name in plane.split(",")) if plane else ()
-    if len(three) == 2:
-        three = (BASE, *three)
-    if len(three) not in (0, 3):
-        raise InputError(f"--plane: {plane!r}: FIRST,SECOND or ORIGIN,FIRST,SECOND allowed")
-    both = []
-    for pair in pairs:
-        names = tuple(name.strip() for name in pair.split(","))
-        if len(names) != 2:
-            raise InputError(f"--pair: {pair!r}: FIRST,SECOND allowed")
-        both.append((names[0], names[1]))
-    where = (three[0], three[1], three[2]) if three else None
-    return Wish(where, tuple(both), **others)
-
-
-def skipped(given: Given, part: str, why: str) -> Finding:
-    """A part that cannot be computed."""
-    return Finding(part, given.context, "", (f"Skipped: {why}.",))
 
 
 def gram(given: Given, wish: Wish) -> Finding:

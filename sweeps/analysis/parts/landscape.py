@@ -12,7 +12,7 @@ from fusion.analysis import landscape, robustness
 from fusion.errors import InputError
 from sweeps.analysis.core.evaluated_points import mixture
 from sweeps.analysis.core.finding import Finding, Line
-from sweeps.analysis.parts.angles import BEST, SECOND, Given, Wish, skipped
+from sweeps.analysis.core.inputs import BEST, SECOND, Given, Wish, skipped
 from sweeps.console.number_format import percent
 
 

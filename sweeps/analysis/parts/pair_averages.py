@@ -13,7 +13,7 @@ from fusion.analysis import landscape
 from fusion.task_vectors import gram as grams
 from sweeps.analysis.core.evaluated_points import Metrics, mixture
 from sweeps.analysis.core.finding import Finding
-from sweeps.analysis.parts.angles import Given, Wish, skipped
+from sweeps.analysis.core.inputs import Given, Wish, skipped
 from sweeps.console.number_format import points
 from sweeps.results.ingredient_recipes import chains
 

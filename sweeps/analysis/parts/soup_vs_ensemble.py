@@ -12,7 +12,7 @@ from fusion.analysis.soup_vs_ensemble import calibrated_beta, losses, second_dif
 from fusion.errors import InputError
 from sweeps.analysis.core.evaluated_points import PROBE, labels_of, mixture
 from sweeps.analysis.core.finding import Finding, Line
-from sweeps.analysis.parts.angles import Given, Wish, skipped
+from sweeps.analysis.core.inputs import Given, Wish, skipped
 from sweeps.spec.trial_key import derive_seed
 
 STEP = 0.05

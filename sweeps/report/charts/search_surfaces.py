@@ -15,11 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 
 from actors.artifacts.fitted_file import SEPARATOR
 from actors.files.atomic import replacing
 from sweeps.results.comparison import Row
-from sweeps.trials.learn_coding import learned_name
+from sweeps.results.folder import learned_name
 
 START = "surface."
 AXES = ("beta", "temperature")
@@ -57,8 +58,6 @@ def read(learned: Path, trial_key: str | None) -> list[Searched]:
         learned: the folder of what the sweep's trials learned.
         trial_key: the trial's; None: none.
     """
-    from safetensors import SafetensorError, safe_open
-
     found: dict[str, dict[str, NDArray[np.float64]]] = {}
     taken: dict[str, dict[str, float]] = {}
     try:

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from actors.files.atomic import replacing
-from sweeps.results.comparison import REFERENCES, Comparison, Row
-from sweeps.tracking.markdown import split
+from sweeps.results.comparison import Comparison, Row, split
+from sweeps.spec.reference_methods import REFERENCES
 
 BEST, OTHER, REFERENCE = "#1a7f4b", "#3465a4", "#888888"
 WIDTH, LINE = 8.0, 0.32

@@ -62,8 +62,8 @@ def test_a_process_in_a_cgroup_is_granted_its_limit(cgroup):
 
 EATS = """
 import sys
-from sweeps import cluster
-cluster.stay_on_loopback(None)
+from sweeps.cluster import ray_connection
+ray_connection.stay_on_loopback(None)
 import ray
 from actors.fleet.client import Client
 from actors.fleet.restarts import Living
@@ -77,7 +77,7 @@ class Eats(Living):
         held[::4096] = b"1" * len(held[::4096])
         return len(held)
 
-with cluster.connected(None, 10**8):
+with ray_connection.connected(None, 10**8):
     made = ray.remote(Eats).options(num_cpus=0, max_restarts=50, max_task_retries=20).remote()
     group = ray.util.placement_group([{"CPU": 0.1}])
     lanes = ray.cloudpickle.dumps([Lane(0, made, group)])

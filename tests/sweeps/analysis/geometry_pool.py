@@ -14,7 +14,7 @@ from actors.data.images.shifted_pixels import chunk
 from actors.experts.evaluation import Evaluation, Rows, TaskData, TaskScore
 from fusion.task_vectors.gram import Gram
 from sweeps.analysis.core.evaluated_points import PROBE, Points
-from sweeps.analysis.parts.angles import Given
+from sweeps.analysis.core.inputs import Given
 from sweeps.console.progress import Progress
 
 N, C = 40, 3

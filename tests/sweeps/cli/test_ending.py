@@ -27,8 +27,9 @@ from rich.console import Console
 
 from fusion.errors import InputError
 from sweeps.cli import main
-from sweeps.cli.ending import BUG, end, printable
+from sweeps.cli.ending import BUG, end
 from sweeps.console.escape import Screen
+from sweeps.console.printable import printable
 from sweeps.spec.errors import SpecErrors
 
 
@@ -232,7 +233,7 @@ def test_every_entry_has_the_same_statuses(module, tmp_path, monkeypatch, capsys
 
 def written(out: int) -> tuple[int, str]:
     """A process that writes much to `out`: exit status, and what it says beside it."""
-    code = "from sweeps import cli; cli.main(lambda: print('x' * 100_000))"
+    code = "from sweeps.cli.main import main; main(lambda: print('x' * 100_000))"
     done = subprocess.run(
         [sys.executable, "-c", code], stdout=out, stderr=subprocess.PIPE, text=True, check=False
     )

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from fusion.errors import InputError
 from sweeps.cli import ray_job
-from sweeps.cli.ending import end, printable
+from sweeps.cli.ending import end
 from sweeps.console import redact
 from sweeps.console.escape import Screen
+from sweeps.console.printable import printable
 from sweeps.spec.errors import Fault
 from sweeps.spec.sweep import load
 from sweeps.storage import store as storage

@@ -23,7 +23,7 @@ def started(body: str, **options) -> subprocess.Popen:
     text = "\n".join(
         [
             "import os, signal, subprocess, sys, threading, time",
-            "from sweeps import signals",
+            "from sweeps.console import signals",
             "say = lambda word: print(word, flush=True)",
             "with signals.handled():",
             textwrap.indent(textwrap.dedent(body), "    "),
@@ -192,7 +192,7 @@ def test_a_thread_of_before_takes_no_signal_away():
     text = textwrap.dedent("""
         import threading, time
         threading.Thread(target=time.sleep, args=[30], daemon=True).start()
-        from sweeps import signals
+        from sweeps.console import signals
         with signals.handled():
             print("ready", flush=True)
             while True:

@@ -18,8 +18,8 @@ from actors.experts.evaluation import Evaluation, Rows, TaskData, TaskScore, tas
 from actors.experts.unseen_tasks import ADAPT, adapted_role, learners, measured, stays_with_seen
 from fusion.errors import InputError
 from fusion.registry import METHODS
+from sweeps.cli import plan
 from sweeps.cluster import ray_connection
-from sweeps.planning import print_plan
 from sweeps.planning.shift_data import adapted_rows
 from sweeps.report import shift_table, significance_text
 from sweeps.report.charts import static_figures
@@ -101,7 +101,7 @@ def test_the_same_on_the_real_eight(name, local, tmp_path, monkeypatch):
 def planned(spec, tmp_path, monkeypatch) -> str:
     monkeypatch.setattr(ray_connection, "this_machine", lambda: GPU)
     console = Console(width=200, record=True)
-    print_plan.show(spec, tmp_path, console)
+    plan.show(spec, tmp_path, console)
     return console.export_text()
 
 

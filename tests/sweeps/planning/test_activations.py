@@ -10,7 +10,7 @@ from actors.families.clip.segments import PROJECTION, Block, Embed, Project, Seg
 from actors.shards.resident_model import Blueprint
 from actors.shards.shard import Shard, Weights
 from fusion.task_vectors.task_vectors import TaskVectors
-from sweeps.planning.prepare import activations
+from sweeps.planning.prepared import activations
 
 WIDTH, HIDDEN, SIZE, PATCH, TASKS = 64, 256, 64, 16, ("a", "b", "c")
 TOKENS = (SIZE // PATCH) ** 2 + 1

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from actors.checkpoints.sources import cache_dir
 from sweeps.cluster import ray_connection
-from sweeps.planning.estimates import shifted_bytes, shifted_images, taken
+from sweeps.planning.estimates import shifted_bytes, shifted_images
 from sweeps.planning.prepare import prepare
 from sweeps.planning.print_plan import facts
+from sweeps.planning.statistics_cost import taken
 from sweeps.spec.sweep import validate
 
 GRAMS = 2 * 4 * (3 * 32**2 + 64**2)

@@ -17,7 +17,8 @@ from actors.families.clip.preprocessor_config import read_preprocess
 from actors.families.clip.zero_shot_heads import open_tokenizer
 from fusion.errors import InputError
 from sweeps.execution.stale_trials import SUPERSEDED, renew
-from sweeps.planning.prepare import Prepared, decisive, prepare
+from sweeps.planning.prepare import prepare
+from sweeps.planning.prepared import Prepared, decisive
 from sweeps.planning.shift_data import shift_fingerprint
 from sweeps.results.folder import SweepFolder
 from sweeps.results.ledger import Entry

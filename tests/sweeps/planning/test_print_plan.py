@@ -13,9 +13,10 @@ from actors.cluster.planner import Node, Resources
 from actors.pool.pool import open_pool
 from actors.pool.vectors_low_rank import factor_vectors
 from fusion.errors import InputError
+from sweeps.cli.plan import show
 from sweeps.cluster import ray_connection
 from sweeps.planning.prepare import prepare
-from sweeps.planning.print_plan import learned_images, show
+from sweeps.planning.print_plan import learned_images
 from sweeps.spec.sweep import validate
 from tests.actors.checkpoints.adapter_folders import write_adapter
 from tests.sweeps.learning_pool import ADAMERGING, DAWE, gated_spec, make_extractor

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from actors.cluster.planner import Node, Resources
 from fusion.errors import InputError
+from sweeps.cli import plan
 from sweeps.cluster import ray_connection
-from sweeps.planning import print_plan
 from sweeps.spec.sweep import load, validate
 from tests.sweeps.learning_pool import make_extractor
 from tests.tiny_pool import write_tokenizer
@@ -87,7 +87,7 @@ def local(request, tiny_pool, tmp_path_factory):
 def shown(spec, resources, tmp_path, monkeypatch) -> str:
     monkeypatch.setattr(ray_connection, "this_machine", lambda: resources)
     console = Console(width=160, record=True)
-    print_plan.show(spec, tmp_path, console)
+    plan.show(spec, tmp_path, console)
     return console.export_text()
 
 

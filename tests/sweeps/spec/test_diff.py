@@ -4,9 +4,9 @@ import pytest
 
 from fusion.errors import InputError
 from sweeps.results.ledger import Entry
+from sweeps.results.winners import counted
 from sweeps.spec.candidates import standing
 from sweeps.spec.diff import changes, check_extends, lines
-from sweeps.spec.reference_methods import counted
 from sweeps.spec.sweep import dump, validate
 from sweeps.spec.trial_key import Context, trial_key
 

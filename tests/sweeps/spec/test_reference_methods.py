@@ -15,10 +15,9 @@ from fusion.registry import METHODS, Learned
 from sweeps.cluster import ray_connection
 from sweeps.execution import run
 from sweeps.planning.prepare import prepare
-from sweeps.results.comparison import REFERENCES
 from sweeps.results.folder import SweepFolder
 from sweeps.spec.candidates import planned, random_points
-from sweeps.spec.reference_methods import completed
+from sweeps.spec.reference_methods import REFERENCES, completed
 from sweeps.spec.sweep import dump, spec_hash, validate
 from sweeps.trials.trainable import way_of
 from tests.sweeps.learning_pool import make_extractor

@@ -374,9 +374,9 @@ def test_a_store_whose_making_fails_leaves_nothing(tmp_path, monkeypatch):
 CONNECT = """
 import sys
 from pathlib import Path
-from sweeps import tracking
+from sweeps.tracking import mlflow_store
 for folder in sys.argv[1:]:
-    client, experiment = tracking.connect(None, "shared", Path(folder))
+    client, experiment = mlflow_store.connect(None, "shared", Path(folder))
     client.set_terminated(client.create_run(experiment).info.run_id)
 """
 

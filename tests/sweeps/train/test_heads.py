@@ -23,6 +23,7 @@ from sweeps.spec.search_space import Grid
 from sweeps.spec.sweep import validate
 from sweeps.train import spec as trainspec
 from sweeps.train import trial
+from sweeps.train.fine_tuning_context import Yard
 from sweeps.train.heads import kinds, probe, scaled
 from sweeps.train.ingredients import (
     by_head,
@@ -34,7 +35,6 @@ from sweeps.train.ingredients import (
     settle,
 )
 from sweeps.train.run import contexts, defaults
-from sweeps.train.run_trials import Yard
 
 KINDS = ("zero_shot", "linear_probe")
 

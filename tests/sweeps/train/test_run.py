@@ -23,9 +23,10 @@ from fusion.errors import InputError
 from sweeps.planning.shift_data import open_shifts, shift_rows
 from sweeps.train import spec as trainspec
 from sweeps.train import trial as traintrial
+from sweeps.train.fine_tuning_context import Yard
 from sweeps.train.ingredients import read_results
 from sweeps.train.run import contexts, defaults, train
-from sweeps.train.run_trials import Settling, Yard
+from sweeps.train.run_trials import Settling
 from sweeps.train.shift_scores import mark
 
 

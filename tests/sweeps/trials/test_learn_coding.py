@@ -16,8 +16,9 @@ from actors.experts.prepare_data import prepare_data
 from actors.gate_features.extractor import open_extractor
 from actors.pool.pool import open_pool
 from fusion.errors import InputError
+from sweeps.results.folder import learned_name, state_name
 from sweeps.trials.artifact_store import Folder
-from sweeps.trials.learn_coding import Course, learn, learned_name, sizes_of, state_name
+from sweeps.trials.learn_coding import Course, learn, sizes_of
 from tests.sweeps.learning_pool import ADAMERGING, DAWE, make_extractor
 
 NAMES = ("lines", "tones", "blobs")

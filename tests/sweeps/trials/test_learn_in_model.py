@@ -17,10 +17,11 @@ from sweeps.planning.learning_needs import needs_of
 from sweeps.planning.print_plan import learned_images
 from sweeps.report.charts.learning_curves import asked_steps
 from sweeps.results.disclosures import notes_of
+from sweeps.results.folder import learned_name, state_name
 from sweeps.results.ledger import Entry
 from sweeps.spec.sweep import SplitSpec, validate
 from sweeps.trials.artifact_store import Folder
-from sweeps.trials.learn_coding import Course, learned_name, sizes_of, state_name
+from sweeps.trials.learn_coding import Course, sizes_of
 from sweeps.trials.learn_in_model import learn
 
 NAMES = ("lines", "tones", "blobs")

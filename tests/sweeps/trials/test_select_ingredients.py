@@ -19,9 +19,11 @@ from actors.pool.pool import open_pool
 from actors.pool.vectors_on_disk import file_vectors, opened_vectors
 from fusion.errors import InputError, Vanished
 from fusion.task_vectors.gram import Gram
-from sweeps.report.soup_decisions import remarks
+from sweeps.planning.learning_needs import LAST_RUNG
+from sweeps.results.folder import learned_name, state_name
+from sweeps.results.winners import remarks
 from sweeps.trials.artifact_store import Folder
-from sweeps.trials.learn_coding import LAST_RUNG, Course, learned_name, state_name
+from sweeps.trials.learn_coding import Course
 from sweeps.trials.select_ingredients import NO_INTERVAL, packed, select, unpacked
 
 N = 200

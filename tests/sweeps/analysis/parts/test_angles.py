@@ -9,10 +9,11 @@ import torch
 from fusion.errors import InputError
 from sweeps.analysis.core import finding
 from sweeps.analysis.core.evaluated_points import PROBE
+from sweeps.analysis.core.inputs import Wish, wished
 from sweeps.analysis.figures import pictures
 from sweeps.analysis.html_page import write_page
 from sweeps.analysis.parts import landscape, pair_averages
-from sweeps.analysis.parts.angles import Wish, gram, wished
+from sweeps.analysis.parts.angles import gram
 from sweeps.analysis.parts.soup_vs_ensemble import gap
 from sweeps.analysis.run import PARTS, diagnosis
 from tests.sweeps.analysis.geometry_pool import LOWEST, Bowl, N, given

@@ -16,10 +16,10 @@ from fusion.errors import InputError
 from fusion.task_vectors.gram import Gram
 from sweeps.analysis.core import finding
 from sweeps.analysis.core.evaluated_points import PROBE, Points
+from sweeps.analysis.core.inputs import Given, Wish
 from sweeps.analysis.core.shift_probes import Ground, Shifted, beside
 from sweeps.analysis.figures import pictures
 from sweeps.analysis.html_page import write_page
-from sweeps.analysis.parts.angles import Given, Wish
 from sweeps.analysis.parts.robustness import robustness
 from sweeps.analysis.parts.robustness_text import LINEAR, MEAN, PATH, SINGLE
 from sweeps.console.progress import Progress

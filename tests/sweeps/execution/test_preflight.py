@@ -13,7 +13,7 @@ from actors.cluster.planner import Node, Resources
 from sweeps.cluster import ray_connection
 from sweeps.execution.site import Site
 from tests.sweeps.cli.test_main import call
-from tests.sweeps.planning.bad_inputs import BAD, GOOD, Change
+from tests.sweeps.execution.bad_inputs import BAD, GOOD, Change
 
 
 class Starts(Exception):

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actors.cluster.planner import Resources
-from sweeps.planning.prepare import Prepared, prepare
+from sweeps.planning.prepare import prepare
+from sweeps.planning.prepared import Prepared
 from sweeps.results.folder import SweepFolder, check_free
 from sweeps.spec.sweep import SweepSpec, dump, spec_hash
 from sweeps.storage import fetch

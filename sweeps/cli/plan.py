@@ -1,0 +1,53 @@
+"""Implementation of `sweeps plan`: check a sweep as `run` does, then print the plan."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+
+from sweeps.cluster import ray_connection
+from sweeps.cluster.cluster_yaml import of_file
+from sweeps.execution.preflight import Begin, ready
+from sweeps.planning.print_plan import facts, trial_table
+from sweeps.results.folder import check_not_running
+from sweeps.spec.sweep import SweepSpec
+
+
+def show(
+    spec: SweepSpec,
+    outputs: Path,
+    console: Console,
+    address: str | None = None,
+    file: Path | None = None,
+    gpu_memory: float = 0.0,
+    begin: Begin | None = None,
+) -> None:
+    """Check everything that `run` checks, and print placement, memory, trials and work.
+
+    Args:
+        spec: what would run.
+        outputs: where.
+        console: for the plan.
+        address: of a running cluster; None: `$RAY_ADDRESS`, else this machine.
+        file: a `cluster.yaml` to plan for instead; nothing is asked of its hosts.
+        gpu_memory: of that file's GPUs, in GB, where their labels do not say it; 0: not known.
+        begin: how the sweep would begin; None: anew.
+
+    Raises:
+        InputError: what `run` would refuse.
+    """
+    with ExitStack() as stack:
+        if file is not None:
+            resources = of_file(file, gpu_memory)
+        elif target := ray_connection.target(address):
+            stack.enter_context(ray_connection.connected(target, 0))
+            resources = ray_connection.of_cluster()
+        else:
+            resources = ray_connection.this_machine()
+        check_not_running(outputs / spec.name)
+        prepared = ready(spec, outputs, resources, begin or Begin()).prepared
+    for row in facts(prepared):
+        console.print("{:<12}{}".format(*row), soft_wrap=True, markup=False)
+    console.print(trial_table(prepared))

@@ -1,0 +1,66 @@
+"""Disk and memory that methods take which merge by statistics of data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+
+from actors.artifacts.statistics_file import gram_sizes
+from actors.data.task import Place, Splits, Task
+from actors.pool.pool import Pool
+from fusion.registry import METHODS, Informed
+from sweeps.planning.learning_needs import REHEARSED
+from sweeps.spec.candidates import planned, random_points
+from sweeps.spec.sweep import SweepSpec
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What one method's statistics take."""
+
+    disk: int
+    """Bytes in the cache, of all its trials."""
+    memory: int
+    """Bytes in a replica beside its models, while statistics are gathered or read."""
+    images: int
+    """Whose activations wait for a backward pass; 0: there is none."""
+
+
+def taken(spec: SweepSpec, pool: Pool) -> dict[str, Taken]:
+    """Method -> what its statistics take; of methods that merge by some.
+
+    `fisher` keeps a model of float32 an expert on disk. While it gathers, a replica holds two
+    models beside the one that runs, whatever the number of images: gradients, and the sum of their
+    squares. RegMean keeps a Gram matrix an expert and distinct input of a layer; it holds those of
+    one expert while it gathers, and those of all experts for one layer, with sum and factor, while
+    it merges. Trials share statistics where they ask for the same. Where not every trial is known
+    beforehand, each counts by itself.
+    """
+    found = {}
+    trials = planned(spec)
+    for name, entry in spec.methods.items():
+        row = METHODS[name]
+        if not isinstance(row, Informed):
+            continue
+        asked = [row.asked(p) for p in islice(random_points(entry, name, spec.seed), REHEARSED)]
+        different = len({repr(each) for each in asked})
+        times = trials[name] if different > 1 and len(asked) < trials[name] else different
+        if asked[0].kind == "fisher":
+            width = getattr(torch, spec.placement.dtype).itemsize
+            images = max(each.batch_size for each in asked)
+            model = pool.parameters
+            found[name] = Taken(times * len(pool.tasks) * 4 * model, (4 + width) * model, images)
+        else:
+            grams = gram_sizes(pool)
+            merging = (len(pool.tasks) + 2) * max(grams.values())
+            disk = times * len(pool.tasks) * sum(grams.values())
+            found[name] = Taken(disk, max(sum(grams.values()), merging), 0)
+    return found
+
+
+def rows_at(task: Task, place: Place, splits: Splits) -> int:
+    """Rows of a task in a place; of a carved part to within rounding by class."""
+    share = {"all": 1.0, "fit": 1 - splits.val_fraction, "val": splits.val_fraction}
+    return round(task.splits[place.split] * share[place.part])

@@ -1,0 +1,50 @@
+"""Context of all fine-tuning trials of one training file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from actors.checkpoints.checkpoint import Checkpoint, content_hash
+from actors.experts.local import TaskData
+from actors.files.fingerprint import Fingerprint
+from sweeps.train.ingredients import Trained, chosen, is_there, read_results, result_file, settle
+from sweeps.train.searcher import meant
+from sweeps.train.spec import TrainSpec
+
+
+@dataclass(frozen=True)
+class Yard:
+    """Where trials of one training file run and what they go by."""
+
+    spec: TrainSpec
+    base: Checkpoint
+    data: Mapping[str, TaskData]
+    contexts: Mapping[str, Fingerprint]
+    """Task -> what its results depend on besides parameters."""
+    out: Path
+    defaults: Mapping[str, Any]
+    """Of the hyper-parameters."""
+    nodes: dict[str, Any] = field(default_factory=dict)
+    """What the cluster's nodes said, by id; they are asked once."""
+
+    def results(self, task: str) -> list[Trained]:
+        """Those of a task that the file means."""
+        found = read_results(self.out, task)
+        return meant(self.spec.finetune, task, self.spec.seed, self.contexts[task], found)
+
+    def usable(self, task: str) -> list[Trained]:
+        """Without those whose weights are wanted and gone: these are forgotten, and made again."""
+        results, keep = self.results(task), self.spec.keep
+        wanted = chosen(results, keep)
+        gone = {each.key for each in wanted if not is_there(self.out, each, keep)}
+        for key in gone:
+            result_file(self.out, task, key).unlink()
+        return [result for result in results if result.key not in gone]
+
+    def settle(self, task: str) -> None:
+        """Keep what stays of a task, delete the rest."""
+        about = {"base": content_hash(self.base), "defaults": dict(self.defaults)}
+        settle(self.out, self.results(task), self.spec.keep, about)
