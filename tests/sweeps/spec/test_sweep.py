@@ -176,7 +176,8 @@ def test_the_hash_depends_on_what_matters(tmp_path: Path, override: str) -> None
 def test_the_hash_is_the_same_in_every_process(tmp_path: Path) -> None:
     path = write(tmp_path, WHOLE)
     code = (
-        "import sys; from sweeps.spec import candidates; from sweeps.cli import list_methods; from sweeps.spec.sweep import *;"
+        "import sys; from sweeps.spec import candidates; from sweeps.cli import list_methods;"
+        "from sweeps.spec.sweep import *;"
         f"print(spec_hash(load({str(path)!r})), 'ray' in sys.modules, 'mlflow' in sys.modules,"
         "'transformers' in sys.modules)"
     )
