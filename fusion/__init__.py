@@ -9,7 +9,6 @@ from fusion.analysis.significance import mcnemar as mcnemar
 from fusion.analysis.significance import mean_interval as mean_interval
 from fusion.analysis.significance import wilson as wilson
 from fusion.errors import InputError as InputError
-from fusion.logits.cosine_head import logits as logits
 from fusion.logits.cosine_head import zero_shot_head as zero_shot_head
 from fusion.merged_layers.functional import merged_linear as merged_linear
 from fusion.methods.classifiers.ensemble import ensemble as ensemble

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -30,6 +31,18 @@ class Vanished(InputError):
 def one_line(error: BaseException) -> str:
     """An exception's message without line breaks; its type's name where it has none."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def unknown(what: str, name: str, valid: Iterable[str]) -> str:
+    """`unknown parameter 'scal'; did you mean 'scale'? (valid: scale)`.
+
+    >>> unknown("method", "tys", ["ties", "dare"])
+    "unknown method 'tys'; did you mean 'ties'? (valid: dare, ties)"
+    """
+    names = sorted(valid)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f" did you mean {near[0]!r}?" if near else ""
+    return f"unknown {what} {name!r};{hint} (valid: {', '.join(names) or 'none'})"
 
 
 @contextmanager

@@ -15,11 +15,44 @@ from fusion.methods.learned.steps import Learning, Shape
 from fusion.methods.routed.dawin import Evidence, Routing
 from fusion.methods.soups.selection import Selection
 from fusion.methods.statistics.collect import Asked
-from fusion.parameters import Parameter, parameters
-from fusion.rows import Learned as Learned
-from fusion.rows import Row as Row
+from fusion.parameters import Parameter, bind, parameters
 from fusion.task_vectors.sharded_reduce import Survey, run_surveys
 from fusion.task_vectors.task_vectors import TaskVectors
+
+
+@dataclass(frozen=True)
+class Row:
+    """What every row of the table says of its rule."""
+
+    rule: Callable[..., Any]
+    paper: str
+    defaults: str
+    """Where the default hyper-parameters come from."""
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """The hyper-parameters, as the rule's signature states them."""
+        return parameters(self.rule, hidden=("survey",))
+
+    @property
+    def doc(self) -> str:
+        """The rule's docstring."""
+        return self.rule.__doc__ or ""
+
+    def bound(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """All hyper-parameters of a call: `params`, checked, over the defaults.
+
+        Raises:
+            InputError: unknown, missing or wrong parameters.
+        """
+        return bind(self.rule.__name__, self.parameters, params)
+
+
+@dataclass(frozen=True)
+class Learned(Row):
+    """What a trial finds by looking at images, and keeps as a file of its own: a coding, a gate."""
+
+    scope = "model"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -11,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from annotated_types import Interval
 
-from fusion.errors import InputError
+from fusion.errors import InputError, unknown
 
 UNSET = inspect.Parameter.empty
 
@@ -94,18 +93,6 @@ def bind(owner: str, schema: Mapping[str, Parameter], given: Mapping[str, Any]) 
         else:
             bound[name] = parameter.default
     return bound
-
-
-def unknown(what: str, name: str, valid: Iterable[str]) -> str:
-    """`unknown parameter 'scal'; did you mean 'scale'? (valid: scale)`.
-
-    >>> unknown("method", "tys", ["ties", "dare"])
-    "unknown method 'tys'; did you mean 'ties'? (valid: dare, ties)"
-    """
-    names = sorted(valid)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f" did you mean {near[0]!r}?" if near else ""
-    return f"unknown {what} {name!r};{hint} (valid: {', '.join(names) or 'none'})"
 
 
 def members(annotation: Any) -> tuple[Any, ...]:

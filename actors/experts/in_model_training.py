@@ -23,9 +23,10 @@ from actors.shards.adam import NamedAdam
 from actors.shards.messages import Batch, Weights
 from actors.shards.pipeline import one_forward_one_backward
 from fusion.errors import InputError
+from fusion.logits.optimize import draw
 from fusion.methods.learned.concrete import COEFFICIENTS, columns_of
 from fusion.methods.learned.in_model import MaskOptions, ResidentCourse, RouterOptions
-from fusion.methods.learned.steps import Shape, draw
+from fusion.methods.learned.steps import Shape
 from fusion.registry import METHODS, Resident
 
 if TYPE_CHECKING:

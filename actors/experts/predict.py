@@ -18,8 +18,8 @@ from actors.experts.in_model_training import routed_logits
 from actors.experts.recipe import learned_beta, opened_gate
 from actors.experts.routed import SAMPLES, routed
 from actors.shards.messages import Batch, Weights, for_task, weights_of
+from fusion.kinds import Row
 from fusion.registry import METHODS, Fitted, Gated, LogitSpace, PerTask, Resident, Routed
-from fusion.rows import Row
 from fusion.task_vectors.coding import sole
 
 if TYPE_CHECKING:

@@ -15,10 +15,9 @@ from actors.experts.evaluation import Recipe
 from actors.pool.pool import Pool
 from actors.pool.streaming_merge import streamed
 from actors.pool.vectors_on_disk import filed_vectors
-from fusion.errors import InputError
+from fusion.errors import InputError, unknown
 from fusion.methods.learned.gate import Gate
 from fusion.methods.learned.steps import Shape
-from fusion.parameters import unknown
 from fusion.registry import (
     METHODS,
     Adaptive,

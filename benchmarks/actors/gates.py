@@ -47,7 +47,8 @@ from benchmarks.pools import (
     gate_learning,
     write_base,
 )
-from fusion.methods.learned.steps import Lesson, draw, learn_step, lessons
+from fusion.logits.optimize import draw
+from fusion.methods.learned.steps import Lesson, learn_step, lessons
 from fusion.task_vectors.sparsify import Trim
 
 IMAGES = 16

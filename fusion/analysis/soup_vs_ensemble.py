@@ -7,20 +7,17 @@ sums are made in float64, and all terms are of the same samples.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.func import jvp
 
 from fusion.errors import InputError
-
-CHUNK = 4096
-"""Samples in float64 at a time: 32 MiB for 1000 classes."""
+from fusion.logits.calibration import check, chunks, losses
 
 
 @dataclass(frozen=True)
@@ -107,15 +104,6 @@ def soup_gap(
     )
 
 
-def losses(logits: Tensor, labels: Tensor, beta: float = 1.0) -> Tensor:
-    """Cross-entropy of βz, [N] float64 on the CPU."""
-    parts = [
-        torch.nn.functional.cross_entropy(beta * z.double(), y, reduction="none")
-        for z, y in chunks(logits, labels)
-    ]
-    return torch.cat(parts).detach().cpu()
-
-
 def spread(logits: Tensor, upper: Tensor, lower: Tensor, beta: float) -> Tensor:
     """Var_{Y∼softmax(βz)}[Δ_Y], Δ = upper − lower, [N] float64; a constant added to Δ is nothing.
 
@@ -128,42 +116,6 @@ def spread(logits: Tensor, upper: Tensor, lower: Tensor, beta: float) -> Tensor:
         mean = (p * delta).sum(-1, keepdim=True)
         parts.append((p * (delta - mean).square()).sum(-1))
     return torch.cat(parts).detach().cpu()
-
-
-def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same rows of each tensor, some at a time."""
-    for start in range(0, len(tensors[0]), CHUNK):
-        yield tuple(tensor[start : start + CHUNK] for tensor in tensors)
-
-
-def calibrated_beta(
-    logits: Tensor, labels: Tensor, *, low: float = 1e-2, high: float = 1e2
-) -> float:
-    """The β in [low, high] that minimises the mean cross-entropy of βz: convex in β.
-
-    Bounded Brent on log β, in float64. The bound where no sample is misclassified.
-
-    Args:
-        logits: [N, C], of a split that is used for nothing else.
-        labels: [N].
-        low: default 1e-2.
-        high: default 1e2.
-
-    Raises:
-        InputError: what `soup_gap` refuses, or bounds that are none.
-
-    Source: Guo et al. 2017, arXiv:1706.04599 (temperature scaling; β = 1/T).
-    """
-    check(labels, logits=logits)
-    if not 0 < low < high:
-        raise InputError(f"beta: from {low!r} to {high!r}; 0 < low < high needed")
-
-    def loss(log_beta: float) -> float:
-        return float(losses(logits, labels, math.exp(log_beta)).mean())
-
-    bounds = (math.log(low), math.log(high))
-    found = float(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-8}).x)
-    return math.exp(min((*bounds, found), key=loss))  # the search itself never tries a bound
 
 
 def second_difference(minus: Tensor, middle: Tensor, plus: Tensor, step: float) -> Tensor:
@@ -219,20 +171,3 @@ def bootstrap_errors(
         drawn = np.bincount(rng.integers(count, size=count), minlength=count)
         row[:] = drawn @ values / count
     return np.asarray(means.std(axis=0, ddof=1))
-
-
-def check(labels: Tensor, **logits: Tensor) -> None:
-    """Raise InputError where logits and labels do not belong together or are too coarse."""
-    shape = next(iter(logits.values())).shape
-    for name, z in logits.items():
-        if z.ndim != 2 or z.shape != shape or len(z) == 0 or labels.shape != z.shape[:1]:
-            raise InputError(
-                f"{name}: shape {list(z.shape)} with {list(labels.shape)} labels;"
-                " [N, C], the same in all, and [N] needed"
-            )
-        if z.dtype not in (torch.float32, torch.float64):
-            raise InputError(f"{name}: dtype {z.dtype}; float32 or float64 needed")
-        if not bool(z.isfinite().all()):
-            raise InputError(f"{name}: NaN or Inf among the logits")
-    if bool(((labels < 0) | (labels >= shape[1])).any()):
-        raise InputError(f"labels: {int(labels.min())} to {int(labels.max())}; 0 to {shape[1] - 1}")

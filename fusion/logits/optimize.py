@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from fusion.errors import InputError
-from fusion.methods.learned.steps import draw
 
 
 @dataclass(frozen=True)
@@ -86,6 +85,24 @@ def train(
         for weight, value in zip(weights, kept, strict=True):
             weight.copy_(value)
     return best, tuple(history)
+
+
+def draw(size: int, batch: int, step: int, seed: int) -> Tensor:
+    """Rows of one task at one step: int64 [batch], from endless shuffles of 0 … size − 1.
+
+    A function of its arguments alone, so that a resumed run draws what it would have drawn. Every
+    epoch is shuffled anew (the original replays its first).
+
+    >>> sorted(draw(4, 2, 0, 7).tolist() + draw(4, 2, 1, 7).tolist())
+    [0, 1, 2, 3]
+    """
+    first, last = step * batch, (step + 1) * batch
+    drawn = []
+    for epoch in range(first // size, (last - 1) // size + 1):
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+        order = torch.randperm(size, generator=generator)
+        drawn.append(order[max(first - epoch * size, 0) : last - epoch * size])
+    return torch.cat(drawn)
 
 
 def cosine(learning_rate: float, step: int, total: int) -> float:

@@ -15,9 +15,7 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from fusion.errors import InputError
-from fusion.methods.learned.learned_soup import block_of
-from fusion.methods.soups.weight_averaging import is_batch_statistic
-from fusion.task_vectors.task_vectors import TaskVectors
+from fusion.task_vectors.task_vectors import TaskVectors, block_of, is_batch_statistic
 
 BLOCK = 1 << 16
 """Elements a row multiplied at a time: T half-megabytes of float64."""

@@ -1,25 +1,44 @@
-"""Task vectors made sparser or coarser before coefficients are learned on them."""
+"""Trimming task vectors to their largest entries: thresholds, sign election, rounding.
+
+TIES, DARE, AdaMerging++ and DAWE trim with these functions. T is the number of task vectors.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from fusion.methods.static.ties import Cut, chunk_size, cut_survey, trimmed_chunks
-from fusion.task_vectors.lazy import Computed
+from fusion.task_vectors.lazy import Computed, Groups
 from fusion.task_vectors.sharded_reduce import Survey
-from fusion.task_vectors.task_vectors import TaskVectors
+from fusion.task_vectors.streaming_topk import kth_largest
+from fusion.task_vectors.task_vectors import TaskVectors, accumulator
+from fusion.task_vectors.threads import SERIAL, in_threads, portions
 
 Precision: TypeAlias = Literal["float32", "float16", "bfloat16"]
+Compat: TypeAlias = Literal["paper", "fusionbench"]
+
+CHUNK = SERIAL
+"""Elements trimmed at a time on a CPU: T trimmed rows and the running sums stay in cache."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The threshold of each task vector, and the sign of entries whose sum is exactly zero."""
+
+    smallest: tuple[float, ...]
+    """Of each task, the smallest magnitude that is kept; infinity: nothing is kept."""
+    tiebreak: float = 0.0
+    """The sign elected where the mass is exactly zero: −1, 0 or 1."""
 
 
 @dataclass(frozen=True)
 class Trim:
-    """What is done to task vectors; the default leaves them as they are."""
+    """How task vectors are trimmed and rounded; the default changes nothing."""
 
     density: float = 1.0
     """Fraction of entries kept, those of largest magnitude."""
@@ -36,20 +55,20 @@ class Trim:
 
 
 def trim_survey(vectors: TaskVectors, trim: Trim) -> Survey[Cut | None]:
-    """The cut of a whole model from its shards; None where rows are cut by themselves."""
+    """The thresholds of a whole model from its shards; None if each row has its own threshold."""
     if not trim.elect:
         return None
     return (yield from cut_survey(vectors.deltas, len(vectors.tasks), trim.density, "paper"))
 
 
 def trimmed(vectors: TaskVectors, trim: Trim, cut: Cut | None) -> TaskVectors:
-    """The task vectors after `trim`; a copy of them (base and buffers are shared).
+    """The trimmed and rounded task vectors: a copy; base and buffers are shared.
 
-    Of task vectors that are made when they are read there is no copy: they are trimmed each time.
+    Lazy task vectors (`Computed`) are not copied: they are trimmed at each read.
 
     Args:
         vectors: a model or a shard.
-        trim: what to do.
+        trim: density, sign election and dtype.
         cut: the result of `trim_survey` over the whole model.
 
     Sources: Yang et al. 2024, arXiv:2310.02575, §3.3 (AdaMerging++: TIES' trim and sign election,
@@ -77,7 +96,7 @@ def trimmed(vectors: TaskVectors, trim: Trim, cut: Cut | None) -> TaskVectors:
 
 
 def elected(delta: Tensor, cut: Cut) -> Tensor:
-    """Entries of [T, *shape] that survive the cut and agree with the sign of the sum of them."""
+    """[T, *shape]: entries over the threshold that agree with the sign of their sum; else 0."""
     out = torch.empty_like(delta, memory_format=torch.contiguous_format)
     flat = out.view(len(delta), -1)
     rows = [row.reshape(-1) for row in delta]
@@ -100,3 +119,95 @@ def largest_of_rows(delta: Tensor, density: float) -> Tensor:
     keep = max(1, math.floor(delta.shape[-1] * density + 1e-6))
     smallest = delta.abs().topk(keep, dim=-1, sorted=True).values[..., -1:]
     return torch.where(delta.abs() >= smallest, delta, torch.zeros_like(delta))
+
+
+def cut_survey(
+    deltas: Mapping[str, Tensor], tasks: int, density: float, compat: Compat
+) -> Survey[Cut]:
+    """The thresholds of [T, *shape] task vectors: sizes, then digits, then signs if needed.
+
+    Lazy task vectors are computed once a pass, one tensor at a time: two passes for float32, four
+    for float64, one more for the signs.
+    """
+    groups = Groups(deltas)
+    size = doubles = 0
+    for outline in groups.outlines():
+        size += outline[0].numel()
+        doubles += outline.dtype == torch.float64
+    totals = yield torch.tensor([size, doubles])
+    size, wide = int(totals[0]), bool(totals[1])
+    kept = kept_entries(size, density, compat)
+    if not kept:
+        return Cut((math.inf,) * tasks)
+    smallest = yield from kth_largest(groups, [kept] * tasks, wide=wide)
+    if compat == "paper":
+        return Cut(tuple(smallest))
+    ahead = 0
+    for group in groups:
+        ahead += sum(majority(stack, smallest) for stack in group)
+        del group  # before the next is made
+    votes = yield torch.tensor(ahead)
+    return Cut(tuple(smallest), tiebreak=float(votes.sign()))
+
+
+def kept_entries(size: int, density: float, compat: Compat) -> int:
+    """How many of `size` entries a trim keeps, not counting ties.
+
+    >>> kept_entries(10, 0.3, "paper"), kept_entries(1000, 0.2, "fusionbench")
+    (3, 201)
+    """
+    if compat == "fusionbench":
+        return min(int(size * density) + 1, size)
+    return min(math.floor(size * density + 1e-6), size)  # 10 · 0.3 is 2.999…
+
+
+def chunk_size(flat: Tensor) -> int:
+    """Elements to process at a time: `CHUNK` on a CPU, whole tensors on a GPU."""
+    return CHUNK if flat.device.type == "cpu" else max(1, len(flat))
+
+
+def trimmed_chunks(
+    rows: Sequence[Tensor], smallest: Sequence[float], portion: slice
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Trim flat task vectors: (where, mass [n], trimmed task vectors [T, n]), chunk by chunk.
+
+    The two tensors are scratch: valid, and free to be written to, until the next chunk.
+    """
+    dtype = accumulator(rows[0].dtype)
+    floors = [below(value, dtype) for value in smallest]
+    step = min(chunk_size(rows[0]), portion.stop - portion.start)
+    scratch = torch.empty(1 + len(rows), step, dtype=dtype, device=rows[0].device)
+    for start in range(portion.start, portion.stop, step):
+        span = slice(start, min(start + step, portion.stop))
+        mass, *kept = scratch[:, : span.stop - start]
+        mass.zero_()
+        for row, floor, trimmed in zip(rows, floors, kept, strict=True):
+            torch.hardshrink(row[span].to(dtype), floor, out=trimmed)  # 0 where |τ| <= floor
+            mass.add_(trimmed)
+        yield span, mass, scratch[1:, : span.stop - start]
+
+
+def majority(deltas: Tensor, smallest: Sequence[float]) -> int:
+    """Σ_j s_j of one tensor: how many more entries elect plus than minus."""
+    rows = [delta.reshape(-1) for delta in deltas]
+
+    def count(portion: slice) -> int:
+        return sum(
+            int(mass.sign_().sum()) for _, mass, _ in trimmed_chunks(rows, smallest, portion)
+        )
+
+    return sum(in_threads(count, portions(len(rows[0]), chunk_size(rows[0]))))
+
+
+def below(value: float, dtype: torch.dtype) -> float:
+    """The largest float of that dtype under `value`, so that "greater" keeps `value` itself.
+
+    Zero stays zero: entries of zero never count as kept.
+
+    >>> below(0.0, torch.float32), below(1.0, torch.float64), below(1 + 1e-12, torch.float32)
+    (0.0, 0.9999999999999999, 1.0)
+    """
+    rounded = torch.tensor(value, dtype=dtype)
+    if 0 < value <= float(rounded) < math.inf:
+        rounded = rounded.nextafter(torch.zeros((), dtype=dtype))
+    return float(rounded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -17,6 +18,9 @@ StateDict: TypeAlias = Mapping[str, Tensor]
 
 Deltas: TypeAlias = Tensor
 """The T task vectors of one tensor, stacked: [T, *shape]."""
+
+BLOCK = re.compile(r"(.+?\.\d+)\.")
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def accumulator(*dtypes: torch.dtype) -> torch.dtype:
@@ -195,3 +199,20 @@ def check_equal(base: Tensor, expert: Tensor, name: str, task: str) -> None:
             f"expert {task!r}: tensor {name!r}: a {base.dtype} buffer that differs from the base's;"
             " only floating-point tensors can be fused"
         )
+
+
+def block_of(name: str) -> str:
+    """The block (transformer layer, residual block) of a tensor: its name up to the first number.
+
+    "" for tensors outside of numbered modules, such as embeddings and final norms.
+
+    >>> block_of("encoder.layers.3.mlp.fc1.weight"), block_of("pre_layrnorm.weight")
+    ('encoder.layers.3', '')
+    """
+    found = BLOCK.match(name)
+    return found.group(1) if found else ""
+
+
+def is_batch_statistic(name: str) -> bool:
+    """Whether a tensor is a batch-norm buffer, by its name: it is no weight and is not averaged."""
+    return name.rpartition(".")[2] in STATISTICS

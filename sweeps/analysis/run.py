@@ -19,8 +19,7 @@ from actors.experts.protocol import Experts
 from actors.experts.recipe import BASE
 from actors.experts.unseen_tasks import learners
 from fusion.analysis.diagnosis import diagnose
-from fusion.errors import InputError
-from fusion.parameters import unknown
+from fusion.errors import InputError, unknown
 from sweeps.analysis.core import finding
 from sweeps.analysis.core.evaluated_points import PROBE, Points, labels_of, with_probe
 from sweeps.analysis.core.finding import Finding

@@ -10,8 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fusion.errors import InputError
-from fusion.parameters import Parameter, type_name, unknown
+from fusion.errors import InputError, unknown
+from fusion.parameters import Parameter, type_name
 from fusion.registry import METHODS, Method
 
 

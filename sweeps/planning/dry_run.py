@@ -10,12 +10,11 @@ import torch
 
 from actors.pool.pool import Pool
 from actors.shards.routers import MLP
-from fusion.errors import InputError
+from fusion.errors import InputError, unknown
 from fusion.methods.classifiers.interface import Plane
 from fusion.methods.routed.dawin import Evidence
 from fusion.methods.soups.selection import Selection
 from fusion.methods.soups.uniform_soup import positions
-from fusion.parameters import unknown
 from fusion.registry import (
     METHODS,
     Adaptive,

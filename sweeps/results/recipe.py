@@ -30,8 +30,7 @@ from actors.files.documents import checked, dump_yaml, read_bytes, read_json, re
 from actors.files.paths import Plain, inside
 from actors.pool.pool import Pool, open_pool
 from actors.pool.vectors_on_disk import filed_vectors
-from fusion.errors import InputError
-from fusion.parameters import unknown
+from fusion.errors import InputError, unknown
 from fusion.registry import METHODS, Fitted, Informed, LogitSpace, PerTask, Resident, one_a_sample
 from sweeps.results.ledger import write_text
 from sweeps.spec.reference_methods import REFERENCES

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from actors.files.documents import dotted as document_dotted
-from fusion.errors import InputError
-from fusion.parameters import members, unknown
+from fusion.errors import InputError, unknown
+from fusion.parameters import members
 from sweeps.console import redact
 
 LONGEST = 80

@@ -7,8 +7,8 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, model_serializer
 
-from fusion.errors import InputError
-from fusion.parameters import Parameter, members, unknown
+from fusion.errors import InputError, unknown
+from fusion.parameters import Parameter, members
 from fusion.registry import METHODS, Adaptive, Resident
 from sweeps.spec.errors import NOT_GIVEN, Fault, raise_all
 from sweeps.spec.search_space import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from fusion.parameters import unknown
+from fusion.errors import unknown
 from sweeps.spec.errors import custom_error
 
 

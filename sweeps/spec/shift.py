@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pydantic import Field, model_validator
 
 from actors.data.images.corruptions import CORRUPTIONS, SEVERITIES
-from fusion.parameters import unknown
+from fusion.errors import unknown
 from sweeps.spec.errors import NOT_GIVEN, Fault, raise_all
 from sweeps.spec.fields import Part, Source, Text
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actors.files.fingerprint import Fingerprint
+from fusion.kinds import Row
 from fusion.parameters import bind
 from fusion.registry import METHODS, Adaptive, Informed, Resident
-from fusion.rows import Row
 
 EXACT = 2**53
 """Integers up to here are floats too, and then `1` and `1.0` are one value."""

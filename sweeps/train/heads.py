@@ -29,8 +29,8 @@ from actors.files.atomic import replacing
 from actors.files.hashes import hash_text
 from actors.fleet.transport import fetched
 from actors.pool.pool import open_pool
-from fusion.analysis.soup_vs_ensemble import calibrated_beta
 from fusion.errors import InputError
+from fusion.logits.calibration import calibrated_beta
 from fusion.logits.cosine_head import logits
 from fusion.logits.dataset import Labelled
 from fusion.methods.classifiers.linear_probe import lp_ft_probe

@@ -17,7 +17,8 @@ from pydantic import (
 
 from actors.families.clip.fine_tune import fine_tune
 from actors.families.clip.pretrain import Sizes, pretrain
-from fusion.parameters import Parameter, parameters, unknown
+from fusion.errors import unknown
+from fusion.parameters import Parameter, parameters
 from sweeps.spec.errors import Fault, custom_error, raise_all, spec_errors
 from sweeps.spec.method import RESERVED, MethodSpec, read_parameter, searcher_faults, trials_faults
 from sweeps.spec.search_space import spaces

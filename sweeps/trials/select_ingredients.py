@@ -27,18 +27,12 @@ from actors.experts.evaluation import Evaluation, Recipe
 from actors.experts.local import Experts
 from actors.files.documents import checked, parse_json
 from fusion.analysis.significance import accept_interval
-from fusion.errors import InputError, Vanished
-from fusion.methods.soups.greedy import (
-    Step,
-    Subset,
-    begin,
-    order_of,
-    pruned,
-    run,
-)
+from fusion.errors import InputError, Vanished, unknown
+from fusion.methods.soups.greedy import Step, Subset, begin, run
+from fusion.methods.soups.ordering import order_of, pruned
 from fusion.methods.soups.selection import Selection
 from fusion.methods.soups.uniform_soup import positions
-from fusion.parameters import bind, unknown
+from fusion.parameters import bind
 from fusion.registry import METHODS, Selected
 from fusion.task_vectors.gram import angles
 from sweeps.planning.learning_needs import LAST_RUNG

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import nll_loss
 
-from fusion.analysis.soup_vs_ensemble import calibrated_beta
 from fusion.errors import InputError
+from fusion.logits.calibration import calibrated_beta
 from fusion.logits.cosine_head import normalized
 from fusion.methods.soups.greedy import Greedy, Subset, greedy
 from fusion.methods.soups.ordering import Order, order_of

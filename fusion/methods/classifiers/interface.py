@@ -13,14 +13,13 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from fusion.errors import InputError
+from fusion.errors import InputError, unknown
 from fusion.logits.dataset import Labelled
 from fusion.logits.exact_alpha import ExactAlpha
 from fusion.methods.classifiers.grid_search import Surface
 from fusion.methods.classifiers.tip_adapter import (
     few_shot,
 )
-from fusion.parameters import unknown
 from fusion.task_vectors.task_vectors import accumulator
 
 BASE = "pretrained"

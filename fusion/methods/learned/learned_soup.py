@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Annotated, Literal, TypeAlias
 
@@ -11,10 +10,9 @@ from annotated_types import Interval
 from torch import Tensor, nn
 
 from fusion.methods.learned.steps import Labelled, Learning, Shape
+from fusion.task_vectors.task_vectors import block_of
 
 Granularity: TypeAlias = Literal["global", "block", "tensor"]
-
-BLOCK = re.compile(r"(.*\.layers\.\d+)\.")
 
 
 class Shares(nn.Module):
@@ -102,9 +100,3 @@ def parts_of(groups: Sequence[str], granularity: Granularity) -> list[int]:
         return [0] * len(groups)
     numbers: dict[str, int] = {}
     return [numbers.setdefault(block_of(name), len(numbers)) for name in groups]
-
-
-def block_of(name: str) -> str:
-    """The transformer layer of a tensor; "" outside of layers."""
-    found = BLOCK.match(name)
-    return found.group(1) if found else ""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion.errors import InputError
+from fusion.logits.optimize import draw
 from fusion.task_vectors.coding import Coding
 from fusion.task_vectors.sparsify import Trim
 
@@ -114,24 +115,6 @@ def temperature(router: nn.Module) -> Tensor | None:
     """β of a router that learns from labels: it minimises cross-entropies of β·logits. None: the
     router has none, and minimises entropies, without labels."""
     return router.beta() if isinstance(router, Tempered) else None
-
-
-def draw(size: int, batch: int, step: int, seed: int) -> Tensor:
-    """Rows of one task at one step: int64 [batch], from endless shuffles of 0 … size − 1.
-
-    A function of its arguments alone, so that a resumed run draws what it would have drawn. Every
-    epoch is shuffled anew (the original replays its first).
-
-    >>> sorted(draw(4, 2, 0, 7).tolist() + draw(4, 2, 1, 7).tolist())
-    [0, 1, 2, 3]
-    """
-    first, last = step * batch, (step + 1) * batch
-    drawn = []
-    for epoch in range(first // size, (last - 1) // size + 1):
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-        order = torch.randperm(size, generator=generator)
-        drawn.append(order[max(first - epoch * size, 0) : last - epoch * size])
-    return torch.cat(drawn)
 
 
 def lessons(

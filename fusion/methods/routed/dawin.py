@@ -14,10 +14,9 @@ from annotated_types import Interval
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fusion.errors import InputError
+from fusion.errors import InputError, unknown
 from fusion.logits.entropy import entropy
 from fusion.methods.routed.mixtures import fit_beta, fit_dirichlet
-from fusion.parameters import unknown
 from fusion.task_vectors.task_vectors import accumulator
 
 Granularity: TypeAlias = Literal["domain", "cluster", "sample"]

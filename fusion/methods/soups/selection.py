@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from annotated_types import Interval
 
 from fusion.errors import InputError
-from fusion.methods.soups.greedy import Order, Tie
+from fusion.methods.soups.greedy import Tie
+from fusion.methods.soups.ordering import Order
 
 
 @dataclass(frozen=True)

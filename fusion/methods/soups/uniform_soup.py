@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fusion.errors import InputError
-from fusion.parameters import unknown
+from fusion.errors import InputError, unknown
 from fusion.task_vectors.coding import mix_tensor
 from fusion.task_vectors.sharded_reduce import Survey, run_surveys
 from fusion.task_vectors.task_vectors import TaskVectors

@@ -12,14 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fusion.errors import InputError
-from fusion.task_vectors.task_vectors import StateDict, accumulator
-
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-
-
-def is_batch_statistic(name: str) -> bool:
-    """Whether a tensor's name is that of a batch-norm buffer: no weight, never averaged."""
-    return name.rpartition(".")[2] in STATISTICS
+from fusion.task_vectors.task_vectors import StateDict, accumulator, is_batch_statistic
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,9 +8,8 @@ from typing import Annotated, Any
 from annotated_types import Interval
 from torch import Tensor
 
-from fusion.errors import InputError
+from fusion.errors import InputError, unknown
 from fusion.methods.static.coefficients import named_weights, tensor_weights
-from fusion.parameters import unknown
 from fusion.task_vectors.coding import mix_tensor
 from fusion.task_vectors.task_vectors import TaskVectors
 

@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fusion.errors import InputError
-from fusion.parameters import unknown
+from fusion.errors import InputError, unknown
 from fusion.task_vectors.task_vectors import TaskVectors
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from fusion.errors import InputError
 from fusion.methods.static.average import simple_average
 from fusion.methods.static.task_arithmetic import task_arithmetic
-from fusion.methods.static.ties import Cut, ties, ties_survey
+from fusion.methods.static.ties import ties, ties_survey
 from fusion.task_vectors.sharded_reduce import Survey
+from fusion.task_vectors.sparsify import Cut
 from fusion.task_vectors.task_vectors import Deltas, TaskVectors
 from fusion.task_vectors.threads import in_threads
 

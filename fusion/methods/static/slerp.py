@@ -10,8 +10,7 @@ import torch
 from annotated_types import Interval
 from torch import Tensor
 
-from fusion.errors import InputError
-from fusion.parameters import unknown
+from fusion.errors import InputError, unknown
 from fusion.task_vectors.coding import mix_tensor
 from fusion.task_vectors.gram import tensor_gram
 from fusion.task_vectors.task_vectors import TaskVectors

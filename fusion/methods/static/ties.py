@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Literal, TypeAlias
 
 import torch
 from annotated_types import Interval
 from torch import Tensor
 
-from fusion.task_vectors.lazy import Groups
 from fusion.task_vectors.sharded_reduce import Survey, run_surveys
-from fusion.task_vectors.streaming_topk import kth_largest
+from fusion.task_vectors.sparsify import Compat, Cut, chunk_size, cut_survey, trimmed_chunks
 from fusion.task_vectors.task_vectors import TaskVectors, accumulator
-from fusion.task_vectors.threads import SERIAL, in_threads, portions
-
-CHUNK = SERIAL
-"""Elements merged at a time on a CPU; T trimmed rows and the running sums stay in cache too."""
+from fusion.task_vectors.threads import in_threads, portions
 
 CONTIGUOUS = torch.contiguous_format
 
 Merge: TypeAlias = Literal["mean", "sum", "max"]
 Granularity: TypeAlias = Literal["model", "tensor"]
-Compat: TypeAlias = Literal["paper", "fusionbench"]
-
-
-@dataclass(frozen=True)
-class Cut:
-    """What a survey finds: which entries survive the trim, and the sign of undecided ones."""
-
-    smallest: tuple[float, ...]
-    """For each task, the smallest magnitude that is kept; infinity where nothing is."""
-    tiebreak: float = 0.0
-    """The sign elected where the mass is exactly zero: −1, 0 or 1."""
 
 
 def ties(
@@ -123,46 +105,6 @@ def ties_survey(
     return (yield from cut_survey(vectors.deltas, len(vectors.tasks), density, compat))
 
 
-def cut_survey(
-    deltas: Mapping[str, Tensor], tasks: int, density: float, compat: Compat
-) -> Survey[Cut]:
-    """The cut over some [T, *shape] task vectors: sizes, then digits, then signs if needed.
-
-    Task vectors that are made when they are read are made once a pass, one tensor's at a time:
-    two passes for float32, four for float64, one more for the signs.
-    """
-    groups = Groups(deltas)
-    size = doubles = 0
-    for outline in groups.outlines():
-        size += outline[0].numel()
-        doubles += outline.dtype == torch.float64
-    totals = yield torch.tensor([size, doubles])
-    size, wide = int(totals[0]), bool(totals[1])
-    kept = kept_entries(size, density, compat)
-    if not kept:
-        return Cut((math.inf,) * tasks)
-    smallest = yield from kth_largest(groups, [kept] * tasks, wide=wide)
-    if compat == "paper":
-        return Cut(tuple(smallest))
-    ahead = 0
-    for group in groups:
-        ahead += sum(majority(stack, smallest) for stack in group)
-        del group  # before the next is made
-    votes = yield torch.tensor(ahead)
-    return Cut(tuple(smallest), tiebreak=float(votes.sign()))
-
-
-def kept_entries(size: int, density: float, compat: Compat) -> int:
-    """How many of `size` entries a trim keeps, ties aside.
-
-    >>> kept_entries(10, 0.3, "paper"), kept_entries(1000, 0.2, "fusionbench")
-    (3, 201)
-    """
-    if compat == "fusionbench":
-        return min(int(size * density) + 1, size)
-    return min(math.floor(size * density + 1e-6), size)  # 10 · 0.3 is 2.999…
-
-
 def merge_tensor(
     out: Tensor,
     base: Tensor,
@@ -196,32 +138,6 @@ def merge_tensor(
         out.copy_(target)
 
 
-def chunk_size(flat: Tensor) -> int:
-    """Elements to handle at a time: few on a CPU; on a GPU, whole tensors in large kernels."""
-    return CHUNK if flat.device.type == "cpu" else max(1, len(flat))
-
-
-def trimmed_chunks(
-    rows: Sequence[Tensor], smallest: Sequence[float], portion: slice
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Trim flat task vectors: (where, mass [n], trimmed task vectors [T, n]), chunk by chunk.
-
-    The two tensors are scratch: valid, and free to be written to, until the next chunk.
-    """
-    dtype = accumulator(rows[0].dtype)
-    floors = [below(value, dtype) for value in smallest]
-    step = min(chunk_size(rows[0]), portion.stop - portion.start)
-    scratch = torch.empty(1 + len(rows), step, dtype=dtype, device=rows[0].device)
-    for start in range(portion.start, portion.stop, step):
-        span = slice(start, min(start + step, portion.stop))
-        mass, *kept = scratch[:, : span.stop - start]
-        mass.zero_()
-        for row, floor, trimmed in zip(rows, floors, kept, strict=True):
-            torch.hardshrink(row[span].to(dtype), floor, out=trimmed)  # 0 where |τ| <= floor
-            mass.add_(trimmed)
-        yield span, mass, scratch[1:, : span.stop - start]
-
-
 def disjoint(kept: Tensor, side: Tensor, merge: Merge) -> Tensor:
     """The merged magnitude [n] of what agrees with the elected side (−1, 0 or 1) in `kept` [T, n].
 
@@ -237,29 +153,3 @@ def disjoint(kept: Tensor, side: Tensor, merge: Merge) -> Tensor:
         if merge == "mean":
             number.add_(agreeing.sign_())
     return total.div_(number.clamp_min_(1)) if merge == "mean" else total
-
-
-def majority(deltas: Tensor, smallest: Sequence[float]) -> int:
-    """Σ_j s_j of one tensor: how many more entries elect plus than minus."""
-    rows = [delta.reshape(-1) for delta in deltas]
-
-    def count(portion: slice) -> int:
-        return sum(
-            int(mass.sign_().sum()) for _, mass, _ in trimmed_chunks(rows, smallest, portion)
-        )
-
-    return sum(in_threads(count, portions(len(rows[0]), chunk_size(rows[0]))))
-
-
-def below(value: float, dtype: torch.dtype) -> float:
-    """The largest float of that dtype under `value`, so that "greater" keeps `value` itself.
-
-    Zero stays zero: entries of zero never count as kept.
-
-    >>> below(0.0, torch.float32), below(1.0, torch.float64), below(1 + 1e-12, torch.float32)
-    (0.0, 0.9999999999999999, 1.0)
-    """
-    rounded = torch.tensor(value, dtype=dtype)
-    if 0 < value <= float(rounded) < math.inf:
-        rounded = rounded.nextafter(torch.zeros((), dtype=dtype))
-    return float(rounded)

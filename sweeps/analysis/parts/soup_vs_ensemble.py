@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusion.analysis.soup_vs_ensemble import calibrated_beta, losses, second_difference, soup_gap
+from fusion.analysis.soup_vs_ensemble import second_difference, soup_gap
 from fusion.errors import InputError
+from fusion.logits.calibration import calibrated_beta, losses
 from sweeps.analysis.core.evaluated_points import PROBE, labels_of, mixture
 from sweeps.analysis.core.finding import Finding, Line
 from sweeps.analysis.core.inputs import Given, Wish, skipped

@@ -23,8 +23,9 @@ from actors.shards.in_model_learning import Forgotten, Residing
 from fusion.errors import InputError
 from fusion.logits.cosine_head import logits
 from fusion.logits.entropy import entropy
+from fusion.logits.optimize import draw
 from fusion.methods.learned.concrete import drawn
-from fusion.methods.learned.steps import Shape, draw, learn_step, lessons
+from fusion.methods.learned.steps import Shape, learn_step, lessons
 from fusion.methods.learned.wemoe import Router
 from fusion.registry import METHODS
 from fusion.task_vectors.sparse import largest

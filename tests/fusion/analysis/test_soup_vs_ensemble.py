@@ -7,21 +7,19 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from fusion.analysis.soup_vs_ensemble import (
     SoupGap,
     bootstrap_errors,
-    calibrated_beta,
-    losses,
     second_by_jvp,
     second_difference,
     soup_gap,
     spread,
 )
 from fusion.errors import InputError
+from fusion.logits.calibration import losses
 
 N, C = 200, 5
 
@@ -133,32 +131,9 @@ def test_variance_by_hand_and_its_invariance() -> None:
 def test_losses_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = Pair()
     before = pair.gap(0.5)
-    monkeypatch.setattr("fusion.analysis.soup_vs_ensemble.CHUNK", 7)
+    monkeypatch.setattr("fusion.logits.calibration.CHUNK", 7)
     assert pair.gap(0.5) == before
     assert losses(pair.logits(0.5).float(), pair.labels).dtype == torch.float64
-
-
-def test_beta_is_found() -> None:
-    generator = torch.Generator().manual_seed(0)
-    z = torch.randn(3000, C, generator=generator) * 2
-    labels = torch.multinomial((z * 0.7).softmax(-1), 1, generator=generator)[:, 0]
-    found = calibrated_beta(z, labels)
-    assert found == pytest.approx(0.7, rel=0.1)
-    # Logits three times as large need a third of it.
-    assert calibrated_beta(3 * z, labels) == pytest.approx(found / 3, rel=1e-5)
-
-    def loss(beta: float) -> float:
-        p = torch.log_softmax(beta * z.double(), -1)
-        return -float(p[torch.arange(3000), labels].mean())
-
-    independent = minimize_scalar(loss, bracket=(0.5, 1.0)).x
-    assert found == pytest.approx(independent, rel=1e-5)
-
-
-def test_beta_stops_at_its_bounds() -> None:
-    z = torch.eye(3)
-    assert calibrated_beta(z, torch.arange(3)) == pytest.approx(100)
-    assert calibrated_beta(z, torch.tensor([1, 2, 0])) == pytest.approx(0.01)
 
 
 def test_standard_errors() -> None:
@@ -211,8 +186,6 @@ def test_wrong_input(change: dict[str, object], message: str) -> None:
         soup_gap(**(fine | change))  # type: ignore[arg-type]
 
 
-def test_wrong_steps_and_bounds() -> None:
+def test_wrong_steps() -> None:
     with pytest.raises(InputError, match="step: 0"):
         second_difference(torch.tensor(0.0), torch.tensor(0.0), torch.tensor(0.0), 0)
-    with pytest.raises(InputError, match="0 < low < high"):
-        calibrated_beta(torch.eye(2), torch.arange(2), low=1.0, high=0.5)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from fusion.errors import InputError
+from fusion.logits.optimize import draw
 from fusion.methods.learned.adamerging import Coefficients
 from fusion.methods.learned.gate import Gate
-from fusion.methods.learned.steps import Gradient, Learning, Lesson, draw, learn_step, lessons
+from fusion.methods.learned.steps import Gradient, Learning, Lesson, learn_step, lessons
 
 TASKS = ("a", "b", "c")
 SIZES = {"a": 10, "b": 7, "c": 23}

@@ -19,10 +19,9 @@ from fusion.methods.soups.greedy import (
     begin,
     candidates,
     greedy,
-    order_of,
-    pruned,
     run,
 )
+from fusion.methods.soups.ordering import order_of, pruned
 
 Evaluate = Callable[[Sequence[Subset]], list[float]]
 NAN = float("nan")

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fusion.methods.static.ties import Cut, kept_entries, ties, ties_survey
+from fusion.methods.static.ties import ties, ties_survey
 from fusion.task_vectors.sharded_reduce import run_surveys
+from fusion.task_vectors.sparsify import Cut, kept_entries
 from fusion.task_vectors.task_vectors import TaskVectors
 
 A = [0.10, -0.50, 0.30, 0.02, -0.40, 0.05, 0.20, -0.01, 0.60, -0.03]
@@ -198,5 +199,5 @@ def test_chunks_do_not_show(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = torch.randn(3, 60, generator=torch.Generator().manual_seed(1)).tolist()
     options: dict[str, Any] = {"density": 0.6, "compat": "fusionbench"}
     whole = flat(ties(vectors_of(*rows), **options))
-    monkeypatch.setitem(ties.__globals__, "CHUNK", step)
+    monkeypatch.setattr("fusion.task_vectors.sparsify.CHUNK", step)
     assert flat(ties(vectors_of(*rows), **options)) == whole
