@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from actors.artifacts.recipe import BASE
 from actors.checkpoints.checkpoint import Checkpoint, inspect, read
 from actors.data.images.pixel_cache import open_pixels
 from actors.data.images.pixel_cache_writer import PixelWriter
+from actors.data.task_rows import Rows, TaskData
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.local import LocalExperts, Rows, TaskData
-from actors.experts.recipe import BASE
+from actors.experts.local import LocalExperts
 from actors.families.clip.architecture import PROJECTION
 from actors.families.clip.build import clip_config, empty
 from actors.families.clip.preprocessor_config import read_preprocess

@@ -54,8 +54,9 @@ def make_pool(root: Path) -> TinyPool:
     from datasets import ClassLabel, Dataset, Features
     from datasets import Image as ImageFeature
 
+    from actors.data.task_rows import Captioned
     from actors.families.clip.fine_tune import fine_tune
-    from actors.families.clip.pretrain import Captioned, Sizes, pretrain, zero_shot_head
+    from actors.families.clip.pretrain import Sizes, pretrain, zero_shot_head
 
     rng = np.random.default_rng(0)
     fits = {}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor
 
-from actors.experts.evaluation import Recipe
+from actors.artifacts.recipe import Recipe
 from actors.files.checksums import sealed, unsealed
 from fusion.errors import InputError
 from fusion.methods.classifiers.interface import Plane

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from actors.artifacts.learned_file import packed, unpacked
-from actors.experts.evaluation import Recipe
+from actors.artifacts.recipe import Recipe
 from actors.files.documents import checked
 from fusion.errors import InputError
 from fusion.methods.learned.concrete import COEFFICIENTS

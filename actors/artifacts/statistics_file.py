@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from actors.artifacts.errors import Forgotten
-from actors.checkpoints.sources import cache_dir
 from actors.families.clip.architecture import PROJECTION
 from actors.files.atomic import replacing
+from actors.files.cache_dir import cache_dir
 from actors.files.checksums import CHECKED, again, check_tensors, seal, state_of
 from fusion.errors import InputError
 from fusion.methods.statistics.collect import Statistics

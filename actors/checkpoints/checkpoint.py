@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from actors.checkpoints.missing_model import elsewhere, instead
@@ -23,9 +24,7 @@ from actors.files.paths import inside
 from actors.files.safetensors_header import LONGEST, PEFT, header, mapped, unwrapped
 from actors.files.safetensors_header import TensorInfo as TensorInfo
 from fusion.errors import InputError, reading
-
-if TYPE_CHECKING:
-    from actors.checkpoints.lora_adapter import Adapted
+from fusion.task_vectors.task_vectors import accumulator
 
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -36,6 +35,50 @@ REST = ("text_model.", "text_projection.weight", "logit_scale")
 
 POSITION_IDS = "embeddings.position_ids"
 """0, 1, 2, …: a buffer that old files hold and nothing reads."""
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """One weight's factors, as headers state them."""
+
+    down: TensorInfo
+    up: TensorInfo
+    scale: float
+    """s = α/r, or α/√r."""
+    table: bool = False
+    """Of an embedding: PEFT holds the factors of its transposed weight."""
+    first: tuple[TensorInfo, TensorInfo] | None = None
+    """A₀ and B₀ of a linearised layer."""
+
+    @property
+    def infos(self) -> tuple[TensorInfo, ...]:
+        """The tensors in the file: A, B and, where linearised, A₀, B₀."""
+        return (self.down, self.up, *(self.first or ()))
+
+    @property
+    def rank(self) -> int:
+        """r of what `read_factors` gives: [r, in] and [out, r]."""
+        return self.down.shape[0] * (1 if self.first is None else 2)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What `read_factors` gives: float32, or float64 where the file is."""
+        return accumulator(*(info.dtype for info in self.infos))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return sum(info.nbytes for info in self.infos)
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """One weight's task vector, τ = up·down, seen as [out, in]; see `multiply`."""
+
+    down: Tensor
+    """[r, in]; of a convolution in·k·k. Contiguous."""
+    up: Tensor
+    """[out, r], scale included. Contiguous."""
 
 
 @dataclass(frozen=True)

@@ -19,69 +19,24 @@ What `base_model_name_or_path` says is not checked: names and shapes are, agains
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from actors.checkpoints.checkpoint import Checkpoint
+from actors.checkpoints.checkpoint import Adapted, Checkpoint, Factors
 from actors.checkpoints.lora_config import rank_and_scale, read_lora_config
 from actors.checkpoints.lora_tensors import Parts, is_there, sort_out, weights_file
 from actors.checkpoints.sources import ADAPTER_CONFIG, resolve
 from actors.families.clip.architecture import PREFIX
-from actors.files.safetensors_header import TensorInfo, header, mapped, unwrapped
+from actors.files.safetensors_header import header, mapped, unwrapped
 from fusion.errors import InputError, reading
 from fusion.task_vectors.low_rank import product
-from fusion.task_vectors.task_vectors import accumulator, check_finite
+from fusion.task_vectors.task_vectors import check_finite
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-
-
-@dataclass(frozen=True)
-class Adapted:
-    """One weight's factors, as headers state them."""
-
-    down: TensorInfo
-    up: TensorInfo
-    scale: float
-    """s = α/r, or α/√r."""
-    table: bool = False
-    """Of an embedding: PEFT holds the factors of its transposed weight."""
-    first: tuple[TensorInfo, TensorInfo] | None = None
-    """A₀ and B₀ of a linearised layer."""
-
-    @property
-    def infos(self) -> tuple[TensorInfo, ...]:
-        """The tensors in the file: A, B and, where linearised, A₀, B₀."""
-        return (self.down, self.up, *(self.first or ()))
-
-    @property
-    def rank(self) -> int:
-        """r of what `read_factors` gives: [r, in] and [out, r]."""
-        return self.down.shape[0] * (1 if self.first is None else 2)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What `read_factors` gives: float32, or float64 where the file is."""
-        return accumulator(*(info.dtype for info in self.infos))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in the file."""
-        return sum(info.nbytes for info in self.infos)
-
-
-@dataclass(frozen=True, eq=False)
-class Factors:
-    """One weight's task vector, τ = up·down, seen as [out, in]; see `multiply`."""
-
-    down: Tensor
-    """[r, in]; of a convolution in·k·k. Contiguous."""
-    up: Tensor
-    """[out, r], scale included. Contiguous."""
 
 
 def is_adapter(folder: Path) -> bool:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from actors.files.documents import checked, read_json
+from actors.files.embedded_pool import EmbeddedPool, locate
 from actors.files.paths import Plain
 from fusion.errors import InputError, reading
-
-if TYPE_CHECKING:
-    from actors.embedded.layout import EmbeddedPool
 
 EMBEDDED = "embedded:"
 
@@ -31,15 +27,6 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 LINEARIZED_WEIGHTS = "linearized_adapter_model.safetensors"
-
-
-def cache_dir() -> Path:
-    """The project's cache: `$FUSION_SWEEPS_CACHE`, else the user's cache folder (XDG)."""
-    import platformdirs
-
-    chosen = os.environ.get("FUSION_SWEEPS_CACHE")
-    chosen = chosen or platformdirs.user_cache_dir("fusion-sweeps")
-    return Path(chosen).absolute()  # workers of a cluster have other working directories
 
 
 def resolve(source: str, *, what: str) -> Path:
@@ -116,8 +103,6 @@ def embedded_pool(source: str, what: str) -> EmbeddedPool:
     Raises:
         InputError: it was not built yet.
     """
-    from actors.embedded.layout import locate
-
     pool = locate()
     if pool is None:
         raise InputError(

@@ -17,8 +17,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from actors.embedded.layout import MARKER, EmbeddedPool, default_root, folders, locate, made_from
 from actors.embedded.tasks import DRAWINGS, Part, parts, web
+from actors.files.embedded_pool import (
+    MARKER,
+    EmbeddedPool,
+    default_root,
+    folders,
+    locate,
+    made_from,
+)
 from actors.files.once import alone
 from fusion.errors import InputError
 
@@ -27,7 +34,7 @@ from fusion.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from actors.families.clip.pretrain import Captioned
+    from actors.data.task_rows import Captioned
 
 __all__ = ["EmbeddedPool", "Recipe", "build", "locate"]
 
@@ -288,7 +295,7 @@ def make_expert(pool: EmbeddedPool, task: str, seed: int, recipe: Recipe) -> str
 
 def captioned(corpus: dict[str, Part]) -> dict[str, Captioned]:
     """The images for pretraining with their words."""
-    from actors.families.clip.pretrain import Captioned
+    from actors.data.task_rows import Captioned
 
     return {
         task: Captioned(*tensors(part), DRAWINGS[task].classnames, DRAWINGS[task].templates)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from actors.data.task_rows import Captioned
 from actors.families.clip.fine_tune import (
     cpu_threads,
     optimise,
@@ -21,7 +22,7 @@ from actors.families.clip.fine_tune import (
     staged,
     standardised,
 )
-from actors.families.clip.pretrain import Captioned, joint_labels
+from actors.families.clip.pretrain import joint_labels
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's, as in the files of the hub's ResNets."""

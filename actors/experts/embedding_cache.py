@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from actors.artifacts.recipe import BASE
 from actors.cluster.metrics import count
-from actors.experts.recipe import BASE
 from actors.families.clip.preprocessor_config import read_preprocess
 from actors.files.fingerprint import Fingerprint, fingerprint, software
 from actors.files.matrix_file import matrix_shape, open_matrix, write_matrix

@@ -2,58 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
-from actors.data.task import Role
-
-BATCH = 256
-"""Images a forward pass; small enough for a laptop, large enough for full matrix products."""
-
-REFERENCES = ("pretrained", "experts")
-"""What can be evaluated beside the methods: the base, and each expert on its own task."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What is evaluated: a method of `fusion.METHODS`, or a reference, with its parameters."""
-
-    method: str
-    params: Mapping[str, Any] = field(default_factory=dict)
-    learned: bytes | None = field(default=None, repr=False)
-    """Of a method that learns: the file of what was learned (a gate, or a coding)."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows of one task that play one role: a pixel file, and which of its rows."""
-
-    pixels: Path
-    indices: NDArray[np.int64] | None = None
-    """None: all, in order."""
-    features: Mapping[str, Path] = field(default_factory=dict)
-    """Hash of an extractor -> its features of all rows of the pixel file's split."""
-
-
-@dataclass(frozen=True)
-class TaskData:
-    """One task as an evaluation reads it."""
-
-    name: str
-    head: Path
-    """The zero-shot head [C, D], or the task's own, logit scale included."""
-    rows: Mapping[str, Rows]
-    """role (fit, select, report) -> rows."""
-    unseen: bool = False
-    """Whether no expert is of it: it has rows to be measured on alone, and nothing is learned,
-    fitted or chosen by it."""
 
 
 @dataclass(frozen=True)
@@ -127,22 +83,3 @@ def score(z: Tensor, labels: Tensor) -> TaskScore:
     nll = torch.nn.functional.cross_entropy(z.double(), labels).item()
     top = torch.where((z.isnan() | z.isposinf()).any(dim=1), -1, z.argmax(dim=1))
     return TaskScore((top == labels).numpy(), nll)
-
-
-def batches(size: int, batch: int = BATCH) -> Iterator[slice]:
-    """Consecutive slices of at most `batch` rows."""
-    for start in range(0, size, batch):
-        yield slice(start, min(start + batch, size))
-
-
-def tasks_with(data: Mapping[str, TaskData], role: str) -> list[str]:
-    """Tasks with rows of that role; a shift set may be of some, fit and select of seen tasks alone.
-
-    Raises:
-        KeyError: rows that were not prepared: a bug of the caller, not the user's.
-    """
-    there = [name for name, task in data.items() if role in task.rows]
-    lacking = [name for name, task in data.items() if name not in there and not task.unseen]
-    if lacking and (role in get_args(Role) or not there):
-        raise KeyError(f"task {lacking[0]!r} has no rows of role {role!r}")
-    return there

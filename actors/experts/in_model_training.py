@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from actors.artifacts.errors import ATTEMPTS, Forgotten
 from actors.artifacts.in_model_state_file import dump_resident, learned_tensors, load_resident
+from actors.artifacts.recipe import Recipe
 from actors.cluster.metrics import count
-from actors.experts.evaluation import Recipe, batches
-from actors.experts.routed import SAMPLES
+from actors.data.task_rows import SAMPLES, batches
 from actors.experts.unseen_tasks import adapted_role, learners
 from actors.shards.adam import NamedAdam
 from actors.shards.messages import Batch, Weights

@@ -13,22 +13,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actors.artifacts.fitted_file import fit
+from actors.artifacts.recipe import BASE
+from actors.artifacts.recipe import REFERENCES as REFERENCES
+from actors.artifacts.recipe import Recipe as Recipe
 from actors.cluster.metrics import count
 from actors.data.images.pixel_cache import Pixels, open_pixels
+from actors.data.task_rows import BATCH as BATCH
+from actors.data.task_rows import Rows as Rows
+from actors.data.task_rows import TaskData as TaskData
+from actors.data.task_rows import batches, tasks_with
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.evaluation import BATCH as BATCH
-from actors.experts.evaluation import REFERENCES as REFERENCES
 from actors.experts.evaluation import Evaluation as Evaluation
-from actors.experts.evaluation import Recipe as Recipe
-from actors.experts.evaluation import Rows as Rows
-from actors.experts.evaluation import TaskData as TaskData
 from actors.experts.evaluation import TaskScore as TaskScore
-from actors.experts.evaluation import batches, score, tasks_with
+from actors.experts.evaluation import score
 from actors.experts.in_model_training import Trained, opened, train
 from actors.experts.peak_memory import WATER, Water
 from actors.experts.predict import answered
 from actors.experts.protocol import Experts as Experts
-from actors.experts.recipe import BASE, learned_coding, static_method
+from actors.experts.recipe import learned_coding, static_method
 from actors.experts.recipe import merged as merged
 from actors.experts.statistics import gathered
 from actors.experts.unseen_tasks import learners, measured, unseen_of

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import torch
 
+from actors.data.task_rows import TaskData
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.local import LocalExperts, TaskData
+from actors.experts.local import LocalExperts
 from actors.experts.recipe import results_dtype
 from actors.families.clip.segments import clip_segments, segment_names
 from actors.families.clip.zero_shot_heads import read_head
@@ -53,7 +54,7 @@ def local_experts(
         names = segment_names(chain, *(block or (0, len(chain))))
         part = vectors.restrict([name for name in vectors.base if name in names])
         shards.append(Shard(pool.base, part, heads, device, dtype, block, len(blocks)))
-        shards[-1].gathering.root = embeddings.root.parent
+        shards[-1].statistics_root = embeddings.root.parent
     names_of = [shard.names() for shard in shards]
     return LocalExperts(
         Pipeline(shards, names_of, pool.groups, Direct()), pool.tasks, data, embeddings, device

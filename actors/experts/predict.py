@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from actors.artifacts.fitted_file import fitted_logits
-from actors.experts.evaluation import Recipe, batches
+from actors.artifacts.recipe import Recipe
+from actors.data.task_rows import SAMPLES, batches
 from actors.experts.in_model_training import routed_logits
 from actors.experts.recipe import learned_beta, opened_gate
-from actors.experts.routed import SAMPLES, routed
+from actors.experts.routed import routed
 from actors.shards.messages import Batch, Weights, for_task, weights_of
 from fusion.kinds import Row
 from fusion.registry import METHODS, Fitted, Gated, LogitSpace, PerTask, Resident, Routed

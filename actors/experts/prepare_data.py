@@ -9,9 +9,8 @@ from pathlib import Path
 from actors.checkpoints.checkpoint import Checkpoint
 from actors.data.images.pixel_cache import open_pixels, prepare
 from actors.data.task import Role, Splits, Task, assign, partition
-from actors.experts.evaluation import Rows, TaskData
+from actors.data.task_rows import Captioned, Rows, TaskData
 from actors.families.clip.preprocessor_config import clip_preprocess, read_preprocess
-from actors.families.clip.pretrain import Captioned
 from actors.families.clip.zero_shot_heads import task_heads
 from actors.gate_features.extractor import Extractor
 from actors.gate_features.feature_cache import prepare_features

@@ -7,7 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from actors.experts.evaluation import Evaluation, Recipe
+from actors.artifacts.recipe import Recipe
+from actors.experts.evaluation import Evaluation
 from fusion.methods.learned.steps import Gradient, Lesson
 from fusion.task_vectors.gram import Gram
 from fusion.task_vectors.sparsify import Trim

@@ -11,7 +11,7 @@ from torch import Tensor
 from actors.artifacts.coding_file import beta_of, load_coding
 from actors.artifacts.gate_file import fit, load
 from actors.artifacts.in_model_state_file import learned_tensors
-from actors.experts.evaluation import Recipe
+from actors.artifacts.recipe import BASE, Recipe
 from actors.pool.pool import Pool
 from actors.pool.streaming_merge import streamed
 from actors.pool.vectors_on_disk import filed_vectors
@@ -35,9 +35,6 @@ from fusion.task_vectors.coding import mix
 from fusion.task_vectors.sharded_reduce import run_surveys
 from fusion.task_vectors.sparsify import Trim, trim_survey, trimmed
 from fusion.task_vectors.task_vectors import TaskVectors
-
-BASE = "pretrained"
-"""The recipe of the base itself."""
 
 RESULTS = ("base", "float32")
 """What merged models may be rounded to: each tensor to its dtype in the base, or to float32."""

@@ -7,17 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from actors.experts.evaluation import Recipe, batches
-from actors.experts.recipe import BASE
+from actors.artifacts.recipe import BASE, Recipe
+from actors.data.task_rows import SAMPLES, batches
 from fusion.logits.cosine_head import logits
 from fusion.methods.routed.dawin import Evidence, is_oracle
 from fusion.registry import Routed
 
 if TYPE_CHECKING:
     from actors.experts.local import LocalExperts
-
-SAMPLES = 64
-"""Images a forward pass that has a model for each of them."""
 
 MERGES = 16
 """Models that a task's rows are dealt to by merging each of them once; of more, one a sample."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.experts.evaluation import batches
-from actors.experts.recipe import BASE
+from actors.artifacts.recipe import BASE
+from actors.data.task_rows import batches
 from actors.experts.unseen_tasks import adapted_role
 from actors.files.hashes import hash_text
 from actors.shards.messages import Batch, Weights

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from actors.experts.evaluation import TaskData, tasks_with
+from actors.data.task_rows import TaskData, tasks_with
 from fusion.methods.routed.dawin import is_oracle, transductive
 from fusion.registry import METHODS, Fitted, PerTask, Routed
 

@@ -7,8 +7,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from actors.checkpoints.sources import cache_dir
 from actors.files.atomic import replacing
+from actors.files.cache_dir import cache_dir
 from actors.files.checksums import TICK_NS, again, sealed_json, unsealed_json
 from actors.files.fingerprint import hash_text as hash_text
 

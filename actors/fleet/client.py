@@ -9,7 +9,8 @@ from typing import Any
 import ray
 from torch import Tensor
 
-from actors.experts.evaluation import Evaluation, Recipe
+from actors.artifacts.recipe import Recipe
+from actors.experts.evaluation import Evaluation
 from actors.fleet.transport import fetched
 from fusion.methods.learned.steps import Gradient, Lesson
 from fusion.task_vectors.gram import Gram

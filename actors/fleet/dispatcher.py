@@ -21,7 +21,8 @@ from ray.util.placement_group import PlacementGroup, placement_group_table
 from actors.artifacts.errors import ATTEMPTS, is_forgotten
 from actors.cluster.actor_names import call_name
 from actors.cluster.metrics import gauge
-from actors.fleet.restarts import Deaths, Turns, Vitals, is_death, killed_by_ray
+from actors.cluster.worker_deaths import is_death
+from actors.fleet.restarts import Deaths, Turns, Vitals, killed_by_ray
 from actors.fleet.trial_startup import Crew
 from actors.fleet.usage import Meter
 

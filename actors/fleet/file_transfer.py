@@ -19,10 +19,10 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.checkpoints.sources import cache_dir
 from actors.cluster.nodes import address, own_id
-from actors.experts.evaluation import Rows, TaskData
+from actors.data.task_rows import Rows, TaskData
 from actors.files.atomic import replacing
+from actors.files.cache_dir import cache_dir
 from actors.fleet.file_transfer_worker import piece
 from fusion.errors import InputError
 

@@ -27,20 +27,21 @@ from ray.util.scheduling_strategies import (
 )
 
 from actors.cluster.actor_names import actor_name
+from actors.cluster.fatal import OutOfMemory
 from actors.cluster.node_labels import selector
 from actors.cluster.partition import gigabytes
 from actors.cluster.planner import Plan
+from actors.cluster.worker_deaths import is_death
+from actors.data.task_rows import TaskData
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.local import TaskData
 from actors.families.clip.segments import segment_names
 from actors.fleet.client import Client as Client
 from actors.fleet.dispatcher import PATIENCE, REVIVALS, Desk, Lane, lost, placed
 from actors.fleet.errors import Unplaced as Unplaced
 from actors.fleet.errors import shortage
-from actors.fleet.fatal import OutOfMemory
 from actors.fleet.file_transfer import home
 from actors.fleet.replica import LANES, Replica, Setup, ShardActor
-from actors.fleet.restarts import Deaths, Vitals, is_death, killed_by_ray
+from actors.fleet.restarts import Deaths, Vitals, killed_by_ray
 from actors.fleet.transport import fetched
 from actors.pool.pool import FlatVectors, Pool, load_flat
 from actors.pool.vectors_low_rank import FactoredVectors, factor_vectors

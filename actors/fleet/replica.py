@@ -16,14 +16,17 @@ import ray
 import torch
 from torch import Tensor
 
-from actors.checkpoints.sources import cache_dir
+from actors.artifacts.recipe import Recipe
 from actors.cluster.metrics import timed
 from actors.cluster.planner import Plan
+from actors.data.task_rows import TaskData
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.local import Evaluation, LocalExperts, Recipe, TaskData
+from actors.experts.evaluation import Evaluation
+from actors.experts.local import LocalExperts
 from actors.experts.peak_memory import WATER
 from actors.experts.recipe import results_dtype
 from actors.families.clip.zero_shot_heads import read_head
+from actors.files.cache_dir import cache_dir
 from actors.fleet.file_transfer import Home, paths, settled
 from actors.fleet.restarts import Living, Vitals, vitals
 from actors.fleet.transport import GpuToGpu, Stored, choose, fetched, pack, unpack
@@ -131,7 +134,7 @@ def build_shard(setup: Setup, weights: bytes, index: int) -> Shard:
         places={path.name: path for path in paths(data)},
     )
     cache = setup.embeddings.root.parent  # the driver's; where this node has none, its own
-    shard.gathering.root = cache if cache.is_dir() else None
+    shard.statistics_root = cache if cache.is_dir() else None
     return shard
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import ray
@@ -76,20 +76,6 @@ class Living:
         return [vitals()]
 
 
-def is_death(error: BaseException) -> bool:
-    """Whether an error says that a process died, the replica's own or a shard's."""
-    while isinstance(error, ray.exceptions.RayTaskError):
-        if not isinstance(error.cause, BaseException):
-            return False
-        error = error.cause
-    return isinstance(
-        error,
-        ray.exceptions.RayActorError
-        | ray.exceptions.OutOfMemoryError
-        | ray.exceptions.WorkerCrashedError,
-    )
-
-
 def starved(before: Sequence[Vitals], after: Sequence[Vitals]) -> bool:
     """Whether processes were killed for memory where these ran.
 
@@ -136,29 +122,6 @@ def ended_for_memory(gone: Vitals) -> bool:
     return any("OUT_OF_MEMORY" in str(worker.exit_type) for worker in ended)
 
 
-@contextmanager
-def telling(what: str) -> Iterator[None]:
-    """Of workers that Ray Data starts again by itself, so often as it was told: then one line.
-
-    Raises:
-        OutOfMemory: one died too often.
-    """
-    try:
-        yield
-    except Exception as error:
-        inner: BaseException | None = error
-        while inner is not None and not is_death(inner):
-            inner = inner.__cause__
-        if inner is None:
-            raise
-        from actors.fleet.fatal import OutOfMemory  # late: it brings torch
-
-        raise OutOfMemory(
-            f"{what} died again and again, for want of memory most likely: free some, or run with"
-            f" fewer cores (`taskset`); Ray says: {' '.join(str(inner).split())[:200]}"
-        ) from error
-
-
 @dataclass
 class Deaths:
     """Those of one call."""
@@ -185,7 +148,7 @@ class Deaths:
             OutOfMemory: that is enough.
             Died: so it is, for another reason.
         """
-        from actors.fleet.fatal import Died, OutOfMemory  # late: they bring torch
+        from actors.cluster.fatal import Died, OutOfMemory  # late: they bring torch
 
         self.last = after or before
         if by_ray or starved(before, after):

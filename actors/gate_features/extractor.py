@@ -27,7 +27,7 @@ from actors.families.clip.architecture import LARGEST, PROJECTION
 from actors.families.clip.preprocessor_config import Preprocess, read_convnext, read_preprocess
 from actors.files.fingerprint import Fingerprint, fingerprint, software
 from actors.files.hashes import hash_files
-from actors.shards.precision import exact_products
+from actors.training.precision import exact_products
 from fusion.errors import InputError, reading
 
 RESNET = "resnet"

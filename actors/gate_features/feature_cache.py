@@ -167,11 +167,11 @@ def computed(
         return
     import ray.data
 
-    from actors.fleet.restarts import telling
+    from actors.cluster.worker_deaths import reported
 
     gpu = torch.device(device).type == "cuda"
     items = [{"pixels": chunk.pixels, "start": chunk.start, "stop": chunk.stop} for chunk in chunks]
-    with quiet(), telling("features: a worker"):
+    with quiet(), reported("features: a worker"):
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             Worker,
             fn_constructor_args=(extractor, "cuda" if gpu else "cpu"),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from actors.data.images.pixel_cache import open_pixels, prepare
 from actors.data.images.shifted_pixels import corrupted
 from actors.data.task import Task
-from actors.experts.evaluation import Rows
+from actors.data.task_rows import Rows
 from actors.files.matrix_file import matrix_shape
 from actors.gate_features.extractor import Extractor
 from actors.gate_features.feature_cache import Split, features_path, write

@@ -9,14 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from actors.checkpoints.checkpoint import Checkpoint, inspect, read
-from actors.checkpoints.lora_adapter import (
-    Factors,
-    inspect_adapter,
-    is_adapter,
-    multiply,
-    read_factors,
-)
+from actors.checkpoints.checkpoint import Checkpoint, Factors, inspect, read
+from actors.checkpoints.lora_adapter import inspect_adapter, is_adapter, multiply, read_factors
 from actors.checkpoints.sources import resolve
 from actors.families.clip.architecture import PROJECTION
 from actors.families.clip.validation import check_architecture, check_base, check_unfused

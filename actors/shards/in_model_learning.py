@@ -1,8 +1,8 @@
-"""What a shard does for methods whose parameters live beside its weights.
+"""Training and evaluation of parameters that a block holds: WE-MoE routers, Concrete masks.
 
-They are here for the length of a call of `Experts.train`, or of an evaluation: a call brings them
-and takes them away. A shard that died in the middle of one does not know it any more and says so;
-the call is then made again from its start, to the same bits.
+A block holds them for the length of one call of `Experts.train` or of one evaluation: the call
+brings them and takes them away. A shard that was restarted in the middle of a call raises
+`Forgotten`; the call is then repeated from its start, with the same bits.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from actors.artifacts.errors import Forgotten as Forgotten
 from actors.families.clip.segments import Carry
+from actors.shards.block import Block
 from actors.shards.masks import Masks
 from actors.shards.messages import Batch, Weights
 from actors.shards.routers import Routers, mlp_names, resident_weights
@@ -27,9 +28,6 @@ from fusion.methods.learned.steps import Shape
 from fusion.registry import METHODS, Resident
 from fusion.task_vectors.sparse import pruned
 from fusion.task_vectors.task_vectors import TaskVectors, accumulator
-
-if TYPE_CHECKING:
-    from actors.shards.shard import Shard
 
 RUNS = 2
 """Calls that are under way at a time: a conductor takes as many."""
@@ -45,18 +43,18 @@ class Run:
 
 
 class Residing:
-    """What lives and learns beside a shard's weights."""
+    """The calls under way that train parameters in one block, and the routers being evaluated."""
 
-    def __init__(self, shard: Shard, start: int) -> None:
-        """`start`: the index of the block's first segment in the whole chain."""
-        self.shard, self.start = shard, start
+    def __init__(self, block: Block) -> None:
+        """Nothing under way."""
+        self.block = block
         self.runs: OrderedDict[str, Run] = OrderedDict()
         self.opened: tuple[str, Routers | None] = ("", None)
         self.kept: tuple[float, TaskVectors] | None = None
 
     def course(self, method: str, params: Mapping[str, Any]) -> ResidentCourse:
         """What a method learns."""
-        row, vectors = METHODS[method], self.shard.vectors
+        row, vectors = METHODS[method], self.block.vectors
         assert isinstance(row, Resident)
         return row.course(Shape(vectors.tasks, vectors.groups), **params)
 
@@ -72,7 +70,7 @@ class Residing:
 
     def pruned(self, quantile: float | None) -> TaskVectors:
         """The MLPs' task vectors; pruned ones are kept, of one quantile at a time."""
-        vectors = self.shard.vectors
+        vectors = self.block.vectors
         if quantile is None:
             return vectors
         if self.kept is None or self.kept[0] != quantile:
@@ -86,7 +84,7 @@ class Residing:
         assert isinstance(course.options, RouterOptions)
         vectors = self.pruned(course.options.prune)
         with torch.inference_mode(False):
-            return Routers(self.shard, self.start, course, vectors, pooled)
+            return Routers(self.block, course, vectors, pooled)
 
     # -------------------------------------------------------------------------------- learning
 
@@ -98,7 +96,7 @@ class Residing:
         if isinstance(options, RouterOptions):
             learner = self.routers(course, options.batch_mean)
         else:
-            learner = Masks(self.shard, course, seed)
+            learner = Masks(self.block, course, seed)
         self.runs[key] = Run(learner)
         while len(self.runs) > RUNS:
             self.runs.popitem(last=False)  # of a caller that died
@@ -123,7 +121,7 @@ class Residing:
         embedding = embedding.to(accumulator(embedding.dtype))
         losses, at = [], 0
         for task, _, rows in batch.parts:
-            head = self.shard.heads[task].to(embedding.dtype)
+            head = self.block.heads[task].to(embedding.dtype)
             losses.append(entropy(logits(embedding[at : at + len(rows)], head)).mean())
             at += len(rows)
         stacked = torch.stack(losses)
@@ -139,7 +137,7 @@ class Residing:
         if live:
             torch.autograd.backward(
                 [outputs[name] for name in live],
-                [gradient[name].to(self.shard.device) for name in live],
+                [gradient[name].to(self.block.device) for name in live],
             )
         return self.leave(key, item)
 
@@ -148,7 +146,7 @@ class Residing:
         run = self.run(key)
         inputs = {
             name: value.detach().requires_grad_(value.is_floating_point())
-            for name, value in self.shard.entered(carry).items()
+            for name, value in self.block.entered(carry).items()
         }
         outputs = inputs
         with torch.inference_mode(False), torch.enable_grad():
@@ -219,9 +217,9 @@ class Residing:
             self.opened = (weights.key, routers)
         routed = self.opened[1]
         assert routed is not None
-        self.shard.fill(resident_weights(routed.course.scale))
+        self.block.fill(resident_weights(routed.course.scale))
         with torch.inference_mode():
-            found = self.shard.entered(carry)
+            found = self.block.entered(carry)
             for module in routed.modules:
                 found = module(found)
         return found

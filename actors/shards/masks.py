@@ -7,12 +7,12 @@ The merged weights are written into the resident model, which learns nothing its
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from actors.shards.adam import NamedAdam
+from actors.shards.block import Block
 from fusion.methods.learned.concrete import (
     coefficient_gradient,
     drawn,
@@ -25,34 +25,31 @@ from fusion.methods.learned.concrete import (
 from fusion.methods.learned.in_model import MaskOptions, ResidentCourse
 from fusion.task_vectors.task_vectors import accumulator
 
-if TYPE_CHECKING:
-    from actors.shards.shard import Shard
-
 
 class Masks:
     """The logits of a block's tensors."""
 
-    def __init__(self, shard: Shard, course: ResidentCourse, seed: int) -> None:
+    def __init__(self, block: Block, course: ResidentCourse, seed: int) -> None:
         """Logits at the beginning; `seed`: of the masks that are drawn."""
         assert isinstance(course.options, MaskOptions)
-        self.shard, self.course, self.options, self.seed = shard, course, course.options, seed
-        self.modules = shard.encoder.modules
-        base = shard.vectors.base
+        self.block, self.course, self.options, self.seed = block, course, course.options, seed
+        self.modules = block.encoder.modules
+        base = block.vectors.base
         logits = {
             name: nn.Parameter(
                 torch.full(
                     base[name].shape,
                     self.options.start,
                     dtype=accumulator(base[name].dtype),
-                    device=shard.device,
+                    device=block.device,
                 )
             )
-            for name in shard.names()
+            for name in block.names()
         }
         self.adam = NamedAdam(logits, course.learning_rate)
         self.weights: dict[str, nn.Parameter] = {}
         """Tensor name -> the resident model's."""
-        for link, module in zip(shard.encoder.chain, self.modules, strict=True):
+        for link, module in zip(block.encoder.chain, self.modules, strict=True):
             for name, parameter in module.named_parameters():
                 if link.names[name] in logits:
                     self.weights[link.names[name]] = parameter
@@ -83,15 +80,15 @@ class Masks:
             mine = {name: columns[name] for name in self.adam.parameters}
             if self.steps[0] != mine:
                 self.steps = (None, {})  # let go of the old before making the new
-                deltas = self.shard.vectors.deltas
+                deltas = self.block.vectors.deltas
                 made = {
                     name: summed(deltas[name], row).to(self.adam.parameters[name].dtype)
                     for name, row in mine.items()
                 }
                 self.steps = (mine, made)
-            self.shard.filled = ""  # the resident model is overwritten
+            self.block.filled = ""  # the resident model is overwritten
             for name, step_of in self.steps[1].items():
-                out, base = self.shard.encoder.arena[name], self.shard.vectors.base[name]
+                out, base = self.block.encoder.arena[name], self.block.vectors.base[name]
                 masked(out, base, step_of, self.drawn[1][name])
         for parameter in self.weights.values():
             parameter.requires_grad_(True)
@@ -123,8 +120,8 @@ class Masks:
 
     def columns(self) -> Tensor:
         """∂L/∂λ of each tensor of the block, in order: [1, T, G_block]."""
-        seen, deltas = self.gradients(), self.shard.vectors.deltas
-        nothing = torch.zeros(1, len(self.shard.vectors.tasks))
+        seen, deltas = self.gradients(), self.block.vectors.deltas
+        nothing = torch.zeros(1, len(self.block.vectors.tasks))
         found = [
             coefficient_gradient(seen[name], deltas[name], self.drawn[1][name]).cpu()
             if name in seen

@@ -13,7 +13,7 @@ from torch import Tensor
 from actors.checkpoints.checkpoint import Checkpoint, inspect, read
 from actors.families.clip.preprocessor_config import Preprocess, read_preprocess
 from actors.families.clip.segments import Carry, Embed, Segment, clip_segments
-from actors.shards.precision import exact_products
+from actors.training.precision import exact_products
 from fusion.task_vectors.task_vectors import StateDict
 
 

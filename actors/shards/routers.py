@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from actors.families.clip.segments import Segment
 from actors.shards.adam import NamedAdam
+from actors.shards.block import Block
 from actors.shards.messages import Weights
 from fusion.merged_layers.modules import Mixer, merge_layers
 from fusion.methods.learned.in_model import ResidentCourse, RouterOptions
 from fusion.methods.learned.wemoe import RoutedMlp, Router
 from fusion.task_vectors.task_vectors import TaskVectors, accumulator
-
-if TYPE_CHECKING:
-    from actors.shards.shard import Shard
 
 MLP = ".mlp."
 """In the canonical names of an MLP's tensors."""
@@ -41,8 +38,7 @@ class Routers:
 
     def __init__(
         self,
-        shard: Shard,
-        start: int,
+        block: Block,
         course: ResidentCourse,
         vectors: TaskVectors,
         pooled: bool,
@@ -50,21 +46,21 @@ class Routers:
         """Routers at the beginning.
 
         Args:
-            shard: whose weights are read; all that is no MLP is shared with its resident model.
-            start: index of its first segment in the whole chain: routers are drawn by it.
+            block: its weights are read; all but the MLPs is shared with its resident model.
+                Routers are drawn by the index of their segment in the whole chain.
             course: what is learned.
             vectors: the MLPs' base and task vectors.
             pooled: one model for a batch.
         """
         assert isinstance(course.options, RouterOptions)
-        self.shard, self.course, self.options = shard, course, course.options
+        self.block, self.course, self.options = block, course, course.options
         self.mixer = Mixer(vectors)
         self.pooled = pooled
         self.modules: list[nn.Module] = []
         self.local: dict[str, nn.Module] = {}
         """Name of an MLP -> its router, in order."""
-        for at, link in enumerate(shard.encoder.chain):
-            self.modules.append(self.routed(link, shard.encoder.modules[at], start + at))
+        for at, link in enumerate(block.encoder.chain):
+            self.modules.append(self.routed(link, block.encoder.modules[at], block.start + at))
         every: dict[str, nn.Parameter] = {}
         for mlp, router in self.local.items():
             before = "" if self.options.shared else mlp
@@ -107,9 +103,9 @@ class Routers:
             options.depth,
             self.course.scale,
             options.seed if options.shared else options.seed + 1_000_003 * index,
-            accumulator(self.shard.encoder.dtype),
+            accumulator(self.block.encoder.dtype),
         )
-        return router.to(self.shard.device)
+        return router.to(self.block.device)
 
     @torch.no_grad()
     def spread(self) -> None:
@@ -130,12 +126,12 @@ class Routers:
 
     def prepare(self, step: int, phase: str, columns: object) -> None:
         """The resident model is what it has to be."""
-        self.shard.fill(resident_weights(self.course.scale))
+        self.block.fill(resident_weights(self.course.scale))
 
     def add(self, total: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """Gradients of the shared router: those of this block's segments, from the last to the
         first, added to those of the shards behind it. The order is the same for every cut."""
-        found = {} if total is None else {k: v.to(self.shard.device) for k, v in total.items()}
+        found = {} if total is None else {k: v.to(self.block.device) for k, v in total.items()}
         for router in reversed(self.local.values()):
             for name, parameter in router.named_parameters():
                 if parameter.grad is not None:

@@ -10,33 +10,32 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from actors.checkpoints.checkpoint import Checkpoint
-from actors.cluster.metrics import count, gauge
-from actors.data.images.pixel_cache import Pixels, open_pixels
-from actors.families.clip.segments import Carry, Embed
+from actors.cluster.metrics import gauge
+from actors.families.clip.segments import Carry
+from actors.shards.block import Block
 from actors.shards.in_model_learning import Residing
 from actors.shards.messages import Batch as Batch
 from actors.shards.messages import Weights as Weights
-from actors.shards.resident_model import Blueprint, ImageEncoder
+from actors.shards.resident_model import Blueprint
 from actors.shards.statistics import Gathering
 from fusion.logits.cosine_head import logits
 from fusion.logits.entropy import entropy
-from fusion.merged_layers.modules import Mixer, merge_layers
 from fusion.methods.learned.steps import Gradient
-from fusion.registry import METHODS, Resident, Static
-from fusion.task_vectors.coding import check_coding, leaves, mix
+from fusion.registry import METHODS, Static
+from fusion.task_vectors.coding import check_coding, leaves
 from fusion.task_vectors.gram import Gram, gram
 from fusion.task_vectors.sharded_reduce import Survey
-from fusion.task_vectors.sparsify import trim_survey, trimmed
-from fusion.task_vectors.task_vectors import StateDict, TaskVectors, accumulator
+from fusion.task_vectors.sparsify import trim_survey
+from fusion.task_vectors.task_vectors import TaskVectors, accumulator
 
 
 @dataclass
@@ -48,8 +47,8 @@ class Context:
     outputs: Carry
 
 
-class Shard:
-    """Segments [start, stop) with their base, task vectors and resident weights."""
+class Shard(Block):
+    """A block with surveys, forward and backward passes, and what collects or learns in it."""
 
     def __init__(
         self,
@@ -62,57 +61,18 @@ class Shard:
         contexts: int = 1,
         places: Mapping[str, Path] | None = None,
     ) -> None:
-        """Build the block.
+        """Build the shard; see `Block` for the other arguments.
 
         Args:
-            base: the base's checkpoint, or its blueprint with all weights of the block.
-            vectors: of this block, on `device`; `groups` are the whole model's.
-            heads: task -> zero-shot head [C, D]; read by the shard that has the last segment.
-            device: where it computes.
-            dtype: what activations and merged weights are.
-            block: segments [start, stop); None: all.
             contexts: forward passes kept for their backward passes; older ones are run again.
-            places: name of a pixel file -> where it lies on this node; others lie where batches
-                say.
-
-        Raises:
-            ValueError: task vectors on another device: a bug of the caller.
         """
-        strays = [k for k, v in vectors.base.items() if v.device.type != torch.device(device).type]
-        if strays:
-            raise ValueError(f"{strays[0]}: task vectors on {vectors.base[strays[0]].device}")
-        self.encoder = ImageEncoder(base, device, dtype, block)
-        self.vectors = vectors
-        self.heads = {task: head.to(device) for task, head in heads.items()}
-        self.device = torch.device(device)
-        self.gathering = Gathering(self, block[0] if block else 0)
-        self.residing = Residing(self, block[0] if block else 0)
-        self.mixer = Mixer(vectors)
-        self.merged = [self.without_weights(i) for i in range(len(self.encoder.modules))]
+        super().__init__(base, vectors, heads, device, dtype, block, places)
+        self.gathering = Gathering(self)
+        self.residing = Residing(self)
         self.capacity = contexts
         self.contexts: OrderedDict[str, Context] = OrderedDict()
-        self.filled = ""
-        self.trims: tuple[str, TaskVectors] = ("", vectors)
         self.passes: tuple[str, int, Survey[Any] | None] = ("", 0, None)
         """The survey under way: key of its weights, answers it has heard, generator."""
-        self.places = places or {}
-        self.opened: dict[Path, Pixels] = {}
-
-    def without_weights(self, index: int) -> nn.Module:
-        """A segment whose fused layers read merged weights; others share the resident's."""
-        link, resident = self.encoder.chain[index], self.encoder.modules[index]
-        module = merge_layers(link.build(), self.mixer, link.names)
-        for name, parameter in resident.named_parameters():
-            owner, _, leaf = name.rpartition(".")
-            if link.names[name] not in self.vectors.deltas:
-                setattr(module.get_submodule(owner), leaf, parameter)
-        if isinstance(module, Embed):
-            module.dtype = self.encoder.dtype
-        return module
-
-    def names(self) -> tuple[str, ...]:
-        """The fused tensors of this block, in the order of the gradients it returns."""
-        return tuple(self.vectors.deltas)
 
     # ---------------------------------------------------------------- surveys and resident weights
 
@@ -142,54 +102,6 @@ class Shard:
         method = METHODS[weights.method]
         assert isinstance(method, Static)
         return method.start_survey(self.vectors, self.given(weights))
-
-    def fill(self, weights: Weights) -> None:
-        """Merge into the resident model; at once where it is filled so already."""
-        there = self.filled == weights.key
-        count("cache", cache="resident", found="hit" if there else "miss")
-        if there:
-            return
-        self.filled = ""
-        self.merge(weights, self.encoder.arena)
-        self.filled = weights.key
-
-    def merge(self, weights: Weights, arena: StateDict | None = None) -> dict[str, Tensor]:
-        """The merged tensors of this block, fresh or into `arena`.
-
-        Raises:
-            InputError: what the method refuses.
-        """
-        vectors = self.trimmed(weights)
-        if arena is not None:
-            vectors = vectors.into(arena)
-        if weights.own:
-            vectors = replace(vectors, results=self.encoder.dtype)
-        if weights.method is None:
-            assert weights.coding is not None
-            return mix(vectors, weights.coding)
-        method = METHODS[weights.method]
-        assert isinstance(method, Static | Resident)
-        return method.merge_surveyed(vectors, weights.survey, self.given(weights))
-
-    def given(self, weights: Weights) -> dict[str, Any]:
-        """The parameters of a method's call, with the statistics that it needs."""
-        params = dict(weights.params or {})
-        if weights.statistics:
-            params["statistics"] = self.gathering.opened(weights.statistics)
-        if weights.learned is not None:
-            params["learned"] = weights.learned.open()
-        return params
-
-    def trimmed(self, weights: Weights) -> TaskVectors:
-        """This block's task vectors as `weights.trim` wants them; one kind is kept at a time."""
-        if weights.trim.nothing:
-            return self.vectors
-        key = f"{weights.trim} {weights.survey}"
-        if self.trims[0] != key:
-            self.trims = ("", self.vectors)  # let go of the old before making the new
-            with torch.inference_mode(False):  # a lesson may want what an evaluation made
-                self.trims = (key, trimmed(self.vectors, weights.trim, weights.survey))
-        return self.trims[1]
 
     def gram(self) -> Gram:
         """Inner products of this block's task vectors."""
@@ -302,19 +214,6 @@ class Shard:
         check_coding(weights.coding, len(self.vectors.tasks), len(self.vectors.groups), size)
         coding = weights.coding.to(self.device)
         return leaves(self.names(), self.vectors.groups, coding)
-
-    def entered(self, carry: Carry | Batch) -> Carry:
-        """The carry on this device; a batch is read from its pixel files."""
-        if not isinstance(carry, Batch):
-            return {name: value.to(self.device) for name, value in carry.items()}
-        images = [self.open(path).images[torch.from_numpy(rows)] for _, path, rows in carry.parts]
-        return {"pixels": torch.cat(images).to(self.device)}
-
-    def open(self, path: Path) -> Pixels:
-        """The memory-mapped pixel file, opened once."""
-        if path not in self.opened:
-            self.opened[path] = open_pixels(self.places.get(path.name, path))
-        return self.opened[path]
 
 
 def zeros_or(leaf: Tensor) -> Tensor:

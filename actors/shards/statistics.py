@@ -1,7 +1,7 @@
-"""Statistics of data, gathered in a shard while experts run through its block, and kept in files.
+"""Statistics of data (Gram matrices, Fisher information), collected in a block while experts run.
 
-What is gathered is in the shard until it is written. Batches of an expert are counted: a shard that
-was started again between two of them has not seen those before, and says so (`Forgotten`).
+They stay in memory until all batches of an expert were seen, then go to files. Batches are counted:
+a shard that was restarted between two of them raises `Forgotten`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch.nn.functional import log_softmax
 from actors.artifacts.errors import Forgotten
 from actors.artifacts.statistics_file import opened, place, sound, write
 from actors.families.clip.segments import Carry
+from actors.shards.block import Block
 from actors.shards.messages import Batch, Weights
 from fusion.logits.cosine_head import logits
 from fusion.methods.statistics.collect import Grams, Statistics
@@ -25,19 +26,13 @@ from fusion.methods.statistics.fisher import Squares
 from fusion.registry import METHODS, Informed
 from fusion.task_vectors.coding import mix, one_hot
 
-if TYPE_CHECKING:
-    from actors.shards.shard import Shard
-
 
 class Gathering:
-    """What a shard gathers, one expert at a time."""
+    """Collects the statistics of one expert at a time in one block."""
 
-    def __init__(self, shard: Shard, start: int) -> None:
-        """`start`: the index of the block's first segment in the whole chain."""
-        self.shard, self.encoder = shard, shard.encoder
-        self.segments = range(start, start + len(self.encoder.modules))
-        self.root: Path | None = None
-        """The cache, where it is not this process's own."""
+    def __init__(self, block: Block) -> None:
+        """Nothing collected yet."""
+        self.block, self.encoder, self.segments = block, block.encoder, block.segments
         self.under_way: tuple[str, int] = ("", 0)
         """The key that is gathered, and how many batches were seen."""
         self.grams: list[Grams] = []
@@ -57,11 +52,13 @@ class Gathering:
 
     def place(self, key: str, at: int) -> Path:
         """The file of one expert's statistics of one segment."""
-        return place(key, at, self.root)
+        return place(key, at, self.block.statistics_root)
 
     def opened(self, keys: Sequence[str], segments: Sequence[int] | None = None) -> Statistics:
         """The statistics of this block, or of some of its segments."""
-        return opened(keys, self.segments if segments is None else segments, self.root)
+        return opened(
+            keys, self.segments if segments is None else segments, self.block.statistics_root
+        )
 
     def write(
         self, key: str, at: int, found: Mapping[str, Tensor], keys: Mapping[str, str]
@@ -77,18 +74,18 @@ class Gathering:
         Raises:
             Forgotten: the batches before were not seen.
         """
-        self.shard.fill(weights)
+        self.block.fill(weights)
         if not at:
             self.forget()
             self.grams = [
-                Grams([(module, names)], self.shard.vectors.deltas)
+                Grams([(module, names)], self.block.vectors.deltas)
                 for _, module, names in self.parts()
             ]
         self.count(weights.key, at)
         for grams in self.grams:
             grams.on = True
         try:
-            return self.encoder.run(self.shard.entered(carry))
+            return self.encoder.run(self.block.entered(carry))
         finally:
             for grams in self.grams:
                 grams.on = False
@@ -141,19 +138,19 @@ class Gathering:
         Raises:
             Forgotten: the batches before were not seen.
         """
-        self.shard.fill(weights)
+        self.block.fill(weights)
         if not at:
             self.forget()
             live: dict[str, Tensor] = {}
             for _, module, names in self.parts():
                 for name, parameter in module.named_parameters():
-                    if names[name] in self.shard.vectors.deltas:
+                    if names[name] in self.block.vectors.deltas:
                         live[names[name]] = parameter.requires_grad_(True)
             self.squares = Squares(live)
         self.count(weights.key, at)
         inputs = {
             name: value.detach().clone().requires_grad_(value.is_floating_point())
-            for name, value in self.shard.entered(carry).items()
+            for name, value in self.block.entered(carry).items()
         }
         outputs = inputs
         with torch.inference_mode(False), torch.enable_grad():
@@ -172,7 +169,7 @@ class Gathering:
             Forgotten: that forward pass was not made here.
         """
         inputs, outputs = self.waited(call)
-        head = self.shard.heads[task]
+        head = self.block.heads[task]
         embedding = outputs["embedding"]
         logs = log_softmax(logits(embedding.float(), head.float()), dim=1)
         p = logs.detach().exp()
@@ -235,17 +232,17 @@ class Gathering:
     ) -> list[list[Carry]]:
         """Segment by segment: experts on what the merged segments before made, their statistics
         written, the segment merged, and its outputs [T][batches] handed on."""
-        row, vectors = METHODS[method], self.shard.vectors
+        row, vectors = METHODS[method], self.block.vectors
         assert isinstance(row, Informed)
-        self.shard.filled = ""  # the resident model is overwritten
-        current = [[self.shard.entered(carry) for carry in batches] for batches in given]
+        self.block.filled = ""  # the resident model is overwritten
+        current = [[self.block.entered(carry) for carry in batches] for batches in given]
         for at, module, names in self.parts():
             mine = [name for name in names.values() if name in vectors.base]
             part = vectors.restrict(mine).into(self.encoder.arena)
             means, shared = [], {}
             for task, batches in zip(vectors.tasks, current, strict=True):
                 mix(replace(part, results=self.encoder.dtype), one_hot(vectors.tasks, task))
-                grams = Grams([(module, names)], self.shard.vectors.deltas)
+                grams = Grams([(module, names)], self.block.vectors.deltas)
                 grams.on = True
                 with torch.inference_mode():
                     for carry in batches:

@@ -27,7 +27,7 @@ from math import prod
 
 from actors.cluster.partition import FLOAT32, Load, needs
 from actors.cluster.planner import Node, Plan, Resources, plan
-from actors.experts.evaluation import BATCH
+from actors.data.task_rows import BATCH
 from actors.families.clip.architecture import DEFAULTS, vision_tensors
 from fusion.errors import InputError
 from sweeps.planning.prepared import activations

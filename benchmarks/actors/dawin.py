@@ -20,14 +20,14 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from actors.checkpoints.sources import cache_dir
+from actors.artifacts.recipe import BASE, Recipe
 from actors.data.task import Role
-from actors.experts.evaluation import batches
-from actors.experts.local import LocalExperts, Recipe
+from actors.data.task_rows import batches
+from actors.experts.local import LocalExperts
 from actors.experts.open_local import local_experts
 from actors.experts.prepare_data import prepare_data
-from actors.experts.recipe import BASE
 from actors.families.clip.architecture import PROJECTION
+from actors.files.cache_dir import cache_dir
 from benchmarks.environment import Row, finish
 from benchmarks.fusion.layers import arguments, medians
 from fusion.logits.cosine_head import logits

@@ -30,8 +30,9 @@ from typing import Any
 
 import torch
 
+from actors.artifacts.recipe import Recipe
 from actors.checkpoints.checkpoint import inspect
-from actors.experts.evaluation import Evaluation, Recipe
+from actors.experts.evaluation import Evaluation
 from actors.experts.local import LocalExperts
 from benchmarks.environment import Row, finish
 from benchmarks.fusion.layers import arguments

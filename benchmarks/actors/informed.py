@@ -26,8 +26,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from actors.artifacts.recipe import Recipe
 from actors.checkpoints.checkpoint import inspect
-from actors.experts.evaluation import Recipe
 from benchmarks.actors.soup import anonymous
 from benchmarks.environment import Row, finish
 from benchmarks.fusion.layers import arguments

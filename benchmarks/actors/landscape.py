@@ -26,10 +26,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from actors.artifacts.coding_file import dump_shares
+from actors.artifacts.recipe import BASE, Recipe
 from actors.checkpoints.checkpoint import inspect
-from actors.experts.evaluation import Recipe
 from actors.experts.local import LocalExperts
-from actors.experts.recipe import BASE
 from benchmarks.environment import Row, finish
 from benchmarks.fusion.layers import arguments
 from benchmarks.pools import B32, EMBEDDED, ROLE, Size, random_vectors, write_base, write_data

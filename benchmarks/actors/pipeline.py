@@ -35,9 +35,11 @@ import torch
 from actors.checkpoints.checkpoint import inspect
 from actors.cluster.partition import blocks_of
 from actors.cluster.planner import Plan
+from actors.data.task_rows import TaskData
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.local import Experts, LocalExperts, TaskData
+from actors.experts.local import LocalExperts
 from actors.experts.open_local import local_experts
+from actors.experts.protocol import Experts
 from actors.families.clip.segments import clip_segments
 from actors.fleet.fleet import Fleet
 from actors.pool.pool import Pool, open_pool

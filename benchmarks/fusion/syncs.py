@@ -24,9 +24,9 @@ from tests.pretend import device  # noqa: E402
 
 device.install()
 
+from actors.artifacts.recipe import Recipe  # noqa: E402
 from actors.data.task import Splits, TaskSource, open_task  # noqa: E402
 from actors.experts.embedding_cache import embedding_cache  # noqa: E402
-from actors.experts.evaluation import Recipe  # noqa: E402
 from actors.experts.local import LocalExperts  # noqa: E402
 from actors.experts.open_local import local_experts  # noqa: E402
 from actors.experts.prepare_data import prepare_data  # noqa: E402

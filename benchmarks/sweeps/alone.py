@@ -19,13 +19,13 @@ from typing import Any
 import psutil
 import torch
 
-from actors.checkpoints.sources import cache_dir
+from actors.artifacts.recipe import Recipe
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.embedding_cache import embedding_cache
-from actors.experts.evaluation import Recipe
 from actors.experts.open_local import local_experts
 from actors.experts.peak_memory import peak_bytes, put_back
 from actors.experts.prepare_data import prepare_data
+from actors.files.cache_dir import cache_dir
 from actors.gate_features.extractor import open_extractor
 from actors.pool.pool import open_pool
 from fusion.registry import METHODS, Learned

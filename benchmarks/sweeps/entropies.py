@@ -17,13 +17,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from actors.checkpoints.sources import cache_dir
 from actors.data.task import Role, Splits, TaskSource, open_task
 from actors.experts.embedding_cache import EmbeddingCache
 from actors.experts.local import LocalExperts
 from actors.experts.open_local import local_experts
 from actors.experts.predict import classified
 from actors.experts.prepare_data import prepare_data
+from actors.files.cache_dir import cache_dir
 from actors.pool.pool import open_pool
 from benchmarks.environment import RESULTS, machine
 from fusion.logits.entropy import entropy

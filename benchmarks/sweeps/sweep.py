@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from actors.checkpoints.sources import cache_dir
+from actors.artifacts.recipe import Recipe
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.local import Recipe
 from actors.experts.open_local import local_experts
 from actors.experts.prepare_data import prepare_data
+from actors.files.cache_dir import cache_dir
 from actors.fleet.fleet import Fleet
 from actors.fleet.transport import fetched
 from benchmarks.environment import Row, finish

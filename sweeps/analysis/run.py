@@ -13,10 +13,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from actors.artifacts.recipe import BASE
 from actors.data.task import Role
-from actors.experts.evaluation import TaskData
+from actors.data.task_rows import TaskData
 from actors.experts.protocol import Experts
-from actors.experts.recipe import BASE
 from actors.experts.unseen_tasks import learners
 from fusion.analysis.diagnosis import diagnose
 from fusion.errors import InputError, unknown

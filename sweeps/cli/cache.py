@@ -17,8 +17,8 @@ app = typer.Typer(no_args_is_help=True, help="The cache of this machine: list it
 @app.command("list")
 def list_files() -> None:
     """How many files of each kind there are, and how large they are."""
-    from actors.checkpoints.sources import cache_dir
     from actors.experts.cache_files import KINDS, files_of
+    from actors.files.cache_dir import cache_dir
     from sweeps.console.number_format import size
 
     table = Table(title=str(cache_dir()), title_justify="left")
@@ -41,8 +41,8 @@ def verify(
     Exit status: 0 all are intact (or the damaged ones were deleted), 1 some are damaged. A damaged
     file is never used: a sweep makes it again.
     """
-    from actors.checkpoints.sources import cache_dir
     from actors.experts.cache_files import KINDS, fault_of, files_of
+    from actors.files.cache_dir import cache_dir
     from sweeps.console.number_format import size
 
     console, bad = Console(), 0

@@ -14,7 +14,7 @@ SPEC = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 
 def ensure_pool(console: Console) -> None:
     """Build the embedded pool where it is absent, with a progress bar."""
-    from actors.embedded.layout import locate
+    from actors.files.embedded_pool import locate
 
     pool = locate()
     if pool is not None and pool.extractor.exists():  # older pools lack it

@@ -13,8 +13,8 @@ from typing import Any, Required
 import numpy as np
 from typing_extensions import TypedDict
 
-from actors.experts.local import REFERENCES, Evaluation, Recipe
-from actors.experts.recipe import BASE
+from actors.artifacts.recipe import BASE, REFERENCES, Recipe
+from actors.experts.evaluation import Evaluation
 from actors.files.checksums import Damaged, again, sealed_json, unsealed_json
 from actors.files.documents import checked
 from actors.files.fingerprint import Fingerprint

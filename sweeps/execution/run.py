@@ -11,13 +11,14 @@ from pathlib import Path
 
 from rich.console import Console
 
+from actors.artifacts.recipe import BASE, Recipe
 from actors.checkpoints.checkpoint import content_hash
-from actors.checkpoints.sources import cache_dir
 from actors.cluster import metrics
 from actors.cluster.measured_memory import keep_peak
-from actors.experts.local import Experts, Recipe, TaskData
-from actors.experts.recipe import BASE
+from actors.data.task_rows import TaskData
+from actors.experts.protocol import Experts
 from actors.experts.unseen_tasks import learners
+from actors.files.cache_dir import cache_dir
 from actors.fleet.file_transfer import home
 from actors.fleet.fleet import Client
 from fusion.registry import METHODS, Informed, Learned

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 
-from actors.checkpoints.sources import cache_dir
 from actors.data.task import Role
-from actors.experts.evaluation import TaskData
+from actors.data.task_rows import TaskData
 from actors.experts.prepare_data import prepare_data
+from actors.files.cache_dir import cache_dir
 from actors.fleet.fleet import Fleet
 from actors.gate_features.extractor import Extractor
 from sweeps.console.progress import Progress

@@ -9,7 +9,6 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from actors.checkpoints.sources import cache_dir
 from actors.cluster.measured_memory import with_measured
 from actors.cluster.planner import Plan, Resources, gigabytes, plan
 from actors.data.task import Place, Role, Splits, Task, TaskSource, assign, open_task
@@ -17,6 +16,7 @@ from actors.experts.prepare_data import MEASURED
 from actors.experts.prepare_data import ROLES as ALL_ROLES
 from actors.families.clip.preprocessor_config import difference, read_preprocess
 from actors.families.clip.zero_shot_heads import check_heads
+from actors.files.cache_dir import cache_dir
 from actors.pool.pool import Pool, open_pool
 from actors.pool.vectors_low_rank import check_adapters
 from fusion.errors import InputError

@@ -8,15 +8,14 @@ from pathlib import Path
 
 import torch
 
-from actors.checkpoints.sources import cache_dir
 from actors.cluster.planner import Load, Plan
 from actors.data.task import Role, Splits, Task
+from actors.data.task_rows import BATCH, SAMPLES
 from actors.experts.embedding_cache import EmbeddingCache, embedding_cache
-from actors.experts.local import BATCH
-from actors.experts.routed import SAMPLES
 from actors.families.clip.preprocessor_config import Preprocess
 from actors.families.clip.segments import clip_segments
 from actors.families.clip.zero_shot_heads import head_fingerprints
+from actors.files.cache_dir import cache_dir
 from actors.files.fingerprint import fingerprint, software
 from actors.pool.pool import Pool
 from actors.pool.vectors_low_rank import factor_bytes

@@ -6,13 +6,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from actors.checkpoints.checkpoint import Checkpoint
-from actors.checkpoints.sources import cache_dir
 from actors.data.images.pixel_cache import prepare
 from actors.data.images.shifted_pixels import VERSION, corrupted
 from actors.data.task import Task, TaskSource, open_task
-from actors.experts.evaluation import Rows, TaskData
+from actors.data.task_rows import Rows, TaskData
 from actors.experts.unseen_tasks import ADAPT, learners
 from actors.families.clip.preprocessor_config import read_preprocess
+from actors.files.cache_dir import cache_dir
 from actors.files.fingerprint import Fingerprint, fingerprint
 from fusion.errors import InputError
 from sweeps.spec.shift import ShiftSpec

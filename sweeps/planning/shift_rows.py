@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from actors.checkpoints.sources import cache_dir
 from actors.data.task import Role, assign
-from actors.experts.evaluation import TaskData
+from actors.data.task_rows import TaskData
 from actors.experts.prepare_data import MEASURED, ROLES
 from actors.experts.unseen_tasks import ADAPT
+from actors.files.cache_dir import cache_dir
 from actors.gate_features.extractor import Extractor
 from actors.gate_features.feature_cache import prepare_features
 from actors.gate_features.shifted_features import corrupted_features

@@ -18,9 +18,9 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field
 from safetensors.torch import save_file
 
+from actors.artifacts.recipe import Recipe as What
 from actors.artifacts.statistics_file import opened, place
 from actors.checkpoints.checkpoint import Checkpoint, content_hash, read
-from actors.experts.local import Recipe as What
 from actors.experts.recipe import RESULTS, learned_beta, merged, of_task, rebuilt, results_dtype
 from actors.families.clip.preprocessor_config import read_preprocess
 from actors.families.clip.segments import clip_segments

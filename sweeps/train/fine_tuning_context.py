@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.checkpoints.checkpoint import Checkpoint, content_hash
-from actors.experts.local import TaskData
+from actors.data.task_rows import TaskData
 from actors.files.fingerprint import Fingerprint
 from sweeps.train.ingredients import Trained, chosen, is_there, read_results, result_file, settle
 from sweeps.train.searcher import meant

@@ -17,15 +17,15 @@ import ray
 from torch import Tensor
 
 from actors.artifacts.head_file import FILE, HeadFacts, HeadKind, head_facts, write_head
+from actors.artifacts.recipe import BASE
 from actors.checkpoints.checkpoint import content_hash
-from actors.checkpoints.sources import cache_dir
 from actors.data.task import Task
+from actors.data.task_rows import TaskData
 from actors.experts.embedding_cache import embedding_cache
-from actors.experts.local import TaskData
 from actors.experts.open_local import local_experts
-from actors.experts.recipe import BASE
 from actors.families.clip.zero_shot_heads import read_head
 from actors.files.atomic import replacing
+from actors.files.cache_dir import cache_dir
 from actors.files.hashes import hash_text
 from actors.fleet.transport import fetched
 from actors.pool.pool import open_pool

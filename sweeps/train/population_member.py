@@ -24,7 +24,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from actors.artifacts.head_file import FILE as HEAD
-from actors.experts.local import TaskData
+from actors.data.task_rows import TaskData
 from actors.families.clip.fine_tune import fine_tune
 from actors.families.clip.zero_shot_heads import read_head
 from actors.files.atomic import replacing

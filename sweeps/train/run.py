@@ -15,14 +15,14 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.checkpoints.checkpoint import Checkpoint, inspect
-from actors.checkpoints.sources import cache_dir
 from actors.data.task import Role, Splits, Task, TaskSource, open_task
-from actors.experts.local import TaskData
+from actors.data.task_rows import TaskData
 from actors.experts.prepare_data import captioned, prepare_data
 from actors.families.clip.fine_tune import fine_tune
 from actors.families.clip.preprocessor_config import read_preprocess
 from actors.families.clip.pretrain import Sizes, pretrain
 from actors.families.clip.zero_shot_heads import head_fingerprints
+from actors.files.cache_dir import cache_dir
 from actors.files.fingerprint import Fingerprint, fingerprint, software
 from sweeps.cluster import ray_connection
 from sweeps.console.optional import aside

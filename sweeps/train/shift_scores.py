@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from actors.experts.local import Rows
+from actors.data.task_rows import Rows
 from actors.files.hashes import hash_text
 from sweeps.cluster import ray_connection
 from sweeps.console.progress import Progress

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from actors.artifacts.head_file import FILE as HEAD
 from actors.artifacts.head_file import head_facts
+from actors.artifacts.recipe import Recipe
 from actors.checkpoints.checkpoint import content_hash, inspect
 from actors.data.images.pixel_cache import open_pixels
+from actors.data.task_rows import TaskData
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.local import Recipe, TaskData
 from actors.experts.open_local import local_experts
 from actors.families.clip.fine_tune import beside, fine_tune
 from actors.families.clip.zero_shot_heads import read_head

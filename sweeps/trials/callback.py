@@ -8,7 +8,7 @@ from typing import Any
 
 from ray import tune
 
-from actors.experts.local import Evaluation
+from actors.experts.evaluation import Evaluation
 from fusion.registry import METHODS
 from sweeps.console import redact
 from sweeps.results.ledger import Entry

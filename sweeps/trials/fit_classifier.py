@@ -6,8 +6,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from actors.experts.evaluation import Recipe
-from actors.experts.local import Experts
+from actors.artifacts.recipe import Recipe
+from actors.experts.protocol import Experts
 from sweeps.planning.learning_needs import LAST_RUNG
 from sweeps.results.folder import learned_name
 from sweeps.results.trial_state import State

@@ -20,12 +20,14 @@ from torch import Tensor
 from actors.artifacts.coding_file import dump_coding
 from actors.artifacts.gate_file import Manifest, dump
 from actors.artifacts.learned_file import packed, unpacked
-from actors.checkpoints.sources import cache_dir
+from actors.artifacts.recipe import Recipe
 from actors.cluster.nodes import own_id
 from actors.data.images.pixel_cache import open_pixels
-from actors.experts.evaluation import Evaluation, Recipe, TaskData
-from actors.experts.local import Experts
+from actors.data.task_rows import TaskData
+from actors.experts.evaluation import Evaluation
+from actors.experts.protocol import Experts
 from actors.experts.unseen_tasks import adapted_role
+from actors.files.cache_dir import cache_dir
 from actors.files.documents import checked
 from actors.fleet.file_transfer import Home, fetch, settle
 from actors.gate_features.extractor import Extractor

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from actors.artifacts.in_model_state_file import learned_of, load_resident
-from actors.experts.evaluation import Recipe
-from actors.experts.local import Experts
+from actors.artifacts.recipe import Recipe
+from actors.experts.protocol import Experts
 from fusion.errors import InputError
 from fusion.methods.learned.in_model import MaskOptions, ResidentCourse
 from fusion.methods.learned.steps import Shape

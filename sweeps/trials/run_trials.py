@@ -14,11 +14,10 @@ from typing import Any
 import ray
 from ray import tune
 
+from actors.artifacts.recipe import BASE, Recipe
+from actors.cluster.fatal import Died, OutOfMemory
 from actors.cluster.limits import cores, limits
-from actors.experts.local import Recipe
-from actors.experts.recipe import BASE
 from actors.files.fingerprint import Fingerprint
-from actors.fleet.fatal import Died, OutOfMemory
 from actors.fleet.fleet import Client
 from actors.fleet.transport import fetched
 from fusion.registry import METHODS, Learned

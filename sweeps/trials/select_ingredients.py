@@ -23,8 +23,9 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from actors.artifacts.coding_file import dump_shares
-from actors.experts.evaluation import Evaluation, Recipe
-from actors.experts.local import Experts
+from actors.artifacts.recipe import Recipe
+from actors.experts.evaluation import Evaluation
+from actors.experts.protocol import Experts
 from actors.files.documents import checked, parse_json
 from fusion.analysis.significance import accept_interval
 from fusion.errors import InputError, Vanished, unknown

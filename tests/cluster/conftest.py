@@ -42,7 +42,7 @@ def embedded_pool() -> Path:
     """A cache folder with the embedded pool; built in the user's own where it is not yet."""
     code = (
         "from rich.console import Console; from sweeps.cli.quickstart import ensure_pool;"
-        "from actors.checkpoints.sources import cache_dir;"
+        "from actors.files.cache_dir import cache_dir;"
         "ensure_pool(Console(stderr=True)); print(cache_dir())"
     )
     done = subprocess.run(

@@ -9,10 +9,10 @@ import torch
 from actors.artifacts.coding_file import dump_coding
 from actors.artifacts.gate_file import Manifest, dump
 from actors.artifacts.in_model_state_file import learned_of
+from actors.artifacts.recipe import Recipe
 from actors.data.images.pixel_cache import open_pixels
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.evaluation import Recipe
 from actors.experts.in_model_training import course_of
 from actors.experts.open_local import local_experts
 from actors.experts.prepare_data import prepare_data

@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from actors.artifacts.recipe import Recipe
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.evaluation import Recipe
 from actors.experts.open_local import local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.families.clip.fine_tune import fine_tune

@@ -19,6 +19,7 @@ Imports no torch: processes that only prepare images start in a tenth of the tim
 from __future__ import annotations
 
 import io
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -75,8 +76,6 @@ def motion_blur(
 
     Source: hendrycks/robustness, `make_cifar_c.py`, `motion_blur`; ImageMagick's `MotionBlurImage`.
     """
-    from actors.data.images.motion_blur import blurred
-
     radius, sigma = ((6, 1.0), (6, 1.5), (6, 2.0), (8, 2.0), (9, 2.5))[level(severity)]
 
     def one(x: Unit, rng: np.random.Generator) -> Unit:
@@ -84,6 +83,37 @@ def motion_blur(
         return blurred(x, round(radius * stretch), sigma * stretch, rng.uniform(-45, 45))
 
     return each(images, seed, indices, one)
+
+
+def blurred(
+    x: NDArray[np.float64], radius: int, sigma: float, degrees: float
+) -> NDArray[np.float64]:
+    """Σ_i k_i·x moved by i pixels along a direction, i = 0 … 2·radius; edges go on.
+
+    Args:
+        x: [3, H, W].
+        radius: in pixels.
+        sigma: of the weights k_i ∝ exp(−i²/2σ²), in pixels.
+        degrees: the direction, from the horizontal.
+
+    Source: ImageMagick, `MotionBlurImage`: steps are rounded by ⌈i·cos − ½⌉, ⌈i·sin − ½⌉.
+    """
+    steps = np.arange(2 * radius + 1)
+    weights = np.exp(-(steps**2) / (2 * sigma**2))
+    weights /= weights.sum()
+    angle = math.radians(degrees)
+    down = np.ceil(steps * math.sin(angle) - 0.5).astype(int)
+    right = np.ceil(steps * math.cos(angle) - 0.5).astype(int)
+    reach = 2 * radius + 1
+    height, width = x.shape[1:]
+    wide = np.pad(x, ((0, 0), (reach, reach), (reach, reach)), mode="edge")
+    total = np.zeros_like(x)
+    for weight, dy, dx in zip(weights, down, right, strict=True):
+        if weight < 1e-6:  # together less than a thousandth of an 8-bit step
+            break
+        top, left = reach + dy, reach + dx
+        total += weight * wide[:, top : top + height, left : left + width]
+    return total
 
 
 def contrast(

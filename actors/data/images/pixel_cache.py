@@ -163,11 +163,11 @@ def decoded(chunks: list[Chunk], preprocess: Preprocess) -> Iterator[pa.Table]:
         return
     import ray.data
 
-    from actors.fleet.restarts import telling
+    from actors.cluster.worker_deaths import reported
 
     # Chunks travel pickled, one a row, so that a worker is sent its own and no other.
     items = [{"chunk": pickle.dumps(chunk)} for chunk in chunks]
-    with quiet(), telling("images: a worker that decodes them"):
+    with quiet(), reported("images: a worker that decodes them"):
         dataset = ray.data.from_items(items, override_num_blocks=len(items))
         dataset = dataset.map_batches(
             decode_batch,

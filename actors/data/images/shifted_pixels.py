@@ -11,7 +11,7 @@ import pyarrow as pa
 from actors.data.images.corruptions import corrupt
 from actors.data.images.pixel_cache import cached_labels, open_pixels
 from actors.data.images.pixel_cache_writer import PixelWriter
-from actors.experts.evaluation import Rows
+from actors.data.task_rows import Rows
 from actors.files.fingerprint import fingerprint
 
 VERSION = "shift-2"

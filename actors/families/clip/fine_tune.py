@@ -16,7 +16,6 @@ from annotated_types import Interval
 from torch import Tensor, nn
 
 from actors.artifacts.head_file import HeadKind
-from actors.shards.precision import exact_products
 from actors.training.augment import Augmentation
 from actors.training.checkpoint import STOPS, Averages, Look, Run, blind
 from actors.training.loss import Embed, Objective, Teach
@@ -31,6 +30,7 @@ from actors.training.optimizer_loop import shuffled_batches as shuffled_batches
 from actors.training.optimizer_loop import silent as silent
 from actors.training.optimizer_loop import staged as staged
 from actors.training.optimizer_loop import standardised as standardised
+from actors.training.precision import exact_products
 from fusion.errors import InputError
 from fusion.logits import cosine_head
 from fusion.methods.soups.weight_averaging import freeze_batchnorm

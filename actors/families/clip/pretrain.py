@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from actors.data.prompts import fill
+from actors.data.task_rows import Captioned
 from actors.families.clip.fine_tune import (
     Advance,
     cpu_threads,
@@ -29,19 +30,6 @@ from actors.families.clip.fine_tune import (
 from fusion.logits import cosine_head
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
-
-
-@dataclass(frozen=True, eq=False)
-class Captioned:
-    """One task's images and the words for them."""
-
-    images: Tensor
-    """uint8 [N, 3, H, W]."""
-    labels: Tensor
-    """int64 [N], in [0, number of class names)."""
-    classnames: Sequence[str]
-    templates: Sequence[str]
-    """Each with one `{}` for the class name."""
 
 
 @dataclass(frozen=True)

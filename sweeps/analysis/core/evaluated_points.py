@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from actors.artifacts.coding_file import dump_shares
+from actors.artifacts.recipe import Recipe
 from actors.data.images.pixel_cache import open_pixels
-from actors.experts.evaluation import Recipe, Rows, TaskData
+from actors.data.task_rows import Rows, TaskData
 from actors.experts.protocol import Experts
 from actors.files.documents import checked, parse_json, read_bytes
 from fusion.errors import InputError

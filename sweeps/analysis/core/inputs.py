@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from actors.experts.evaluation import TaskData
-from actors.experts.recipe import BASE
+from actors.artifacts.recipe import BASE
+from actors.data.task_rows import TaskData
 from fusion.errors import InputError
 from fusion.task_vectors.gram import Gram
 from sweeps.analysis.core.evaluated_points import Metrics, Points

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
-from actors.checkpoints.sources import cache_dir
 from actors.data.images.pixel_cache import prepare
 from actors.data.images.shifted_pixels import corrupted
 from actors.data.task import Place, Splits, Task, assign
-from actors.experts.evaluation import Rows, TaskData
+from actors.data.task_rows import Rows, TaskData
 from actors.experts.prepare_data import rows as rows_of
 from actors.families.clip.preprocessor_config import read_preprocess
+from actors.files.cache_dir import cache_dir
 from actors.files.fingerprint import Fingerprint
 from fusion.errors import InputError
 from sweeps.analysis.core.evaluated_points import PROBE, Points, some

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
-from actors.experts.recipe import BASE
+from actors.artifacts.recipe import BASE
 from fusion.analysis import landscape, robustness
 from fusion.errors import InputError
 from sweeps.analysis.core.evaluated_points import mixture

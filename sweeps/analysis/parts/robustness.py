@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from actors.experts.evaluation import Recipe
+from actors.artifacts.recipe import Recipe
 from actors.files.atomic import replacing
 from fusion.analysis import robustness as measures
 from fusion.analysis.robustness import prediction_diversity

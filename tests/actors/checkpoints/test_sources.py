@@ -3,12 +3,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from actors.checkpoints.sources import cache_dir, complete, resolve, resolve_data
+from actors.checkpoints.sources import complete, resolve, resolve_data
+from actors.files.cache_dir import cache_dir
 from fusion.errors import InputError
 
 
 def install_pool(monkeypatch: pytest.MonkeyPatch, located: object) -> None:
-    monkeypatch.setattr("actors.embedded.layout.locate", lambda: located)
+    monkeypatch.setattr("actors.checkpoints.sources.locate", lambda: located)
 
 
 def test_cache_dir_from_the_environment_and_from_xdg(

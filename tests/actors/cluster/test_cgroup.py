@@ -67,7 +67,7 @@ ray_connection.stay_on_loopback(None)
 import ray
 from actors.fleet.client import Client
 from actors.fleet.restarts import Living
-from actors.fleet.fatal import OutOfMemory
+from actors.cluster.fatal import OutOfMemory
 from actors.fleet.dispatcher import Desk, Lane
 from actors.fleet.transport import fetched
 

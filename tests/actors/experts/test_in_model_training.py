@@ -9,9 +9,9 @@ from torch.func import functional_call
 from transformers import CLIPModel
 
 from actors.artifacts.in_model_state_file import learned_of, load_resident
+from actors.artifacts.recipe import Recipe
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.evaluation import Recipe
 from actors.experts.in_model_training import course_of
 from actors.experts.open_local import local_experts
 from actors.experts.prepare_data import prepare_data

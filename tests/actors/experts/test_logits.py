@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from actors.artifacts.coding_file import dump_coding
+from actors.artifacts.recipe import Recipe
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.evaluation import Recipe, score
+from actors.experts.evaluation import score
 from actors.experts.local import LocalExperts
 from actors.experts.open_local import local_experts
 from actors.experts.prepare_data import prepare_data

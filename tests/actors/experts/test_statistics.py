@@ -9,10 +9,10 @@ import torch
 from transformers import CLIPModel, CLIPVisionModel
 
 from actors.artifacts.errors import Forgotten
+from actors.artifacts.recipe import Recipe
 from actors.artifacts.statistics_file import gram_sizes, opened, place
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.evaluation import Recipe
 from actors.experts.open_local import local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.experts.statistics import drawn, gathered
@@ -230,8 +230,7 @@ def restarted(experts, index):
     """The gathering of a shard as it is after a restart: it knows of nothing."""
     shard = experts.pipeline.shards[index]
     shard.gathering.forget()
-    shard.gathering = Gathering(shard, shard.gathering.segments.start)
-    shard.gathering.root = experts.embeddings.root.parent
+    shard.gathering = Gathering(shard)
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from actors.artifacts.coding_file import dump_coding
 from actors.artifacts.gate_file import Manifest, dump
+from actors.artifacts.recipe import Recipe
 from actors.cluster.planner import Plan
 from actors.data.images.pixel_cache import open_pixels
 from actors.data.task import Splits, TaskSource, open_task
+from actors.data.task_rows import TaskData
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.local import Recipe, TaskData
 from actors.experts.open_local import local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.files.matrix_file import write_matrix

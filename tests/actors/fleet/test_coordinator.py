@@ -4,8 +4,8 @@ for. On Ray: `test_sharded_fleet.py`."""
 import pytest
 import ray
 
+from actors.artifacts.recipe import Recipe
 from actors.experts import peak_memory
-from actors.experts.local import Recipe
 from actors.experts.open_local import local_experts
 from actors.fleet.replica import OfShards, Replica, Setup, ShardActor
 from actors.shards.resident_model import blueprint

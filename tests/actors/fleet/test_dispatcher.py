@@ -7,10 +7,10 @@ import pytest
 import ray
 
 from actors.artifacts.errors import ATTEMPTS, Forgotten, is_forgotten
+from actors.cluster.fatal import Died, OutOfMemory
 from actors.fleet import dispatcher as module
 from actors.fleet.dispatcher import Desk, Lane
 from actors.fleet.errors import Unplaced
-from actors.fleet.fatal import Died, OutOfMemory
 from actors.fleet.restarts import DIED, Vitals
 
 

@@ -14,7 +14,7 @@ import pytest
 import ray
 from safetensors.torch import load_file, save_file
 
-from actors.experts.local import Recipe
+from actors.artifacts.recipe import Recipe
 from actors.fleet.fleet import Fleet, Unplaced
 from actors.pool.pool import open_pool
 from fusion.errors import InputError

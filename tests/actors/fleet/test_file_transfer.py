@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from actors.cluster.nodes import own_id
-from actors.experts.evaluation import Rows, TaskData
+from actors.data.task_rows import Rows, TaskData
 from actors.fleet import file_transfer
 from actors.fleet.file_transfer import Home, Lost, fetch, paths, settled
 from actors.fleet.file_transfer_worker import piece

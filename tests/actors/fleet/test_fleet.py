@@ -12,13 +12,13 @@ import ray
 import torch
 
 from actors.artifacts.coding_file import dump_coding
+from actors.artifacts.recipe import Recipe
 from actors.cluster.planner import Plan
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.local import Recipe, merged
 from actors.experts.open_local import local_experts
 from actors.experts.prepare_data import prepare_data
-from actors.experts.recipe import of_task
+from actors.experts.recipe import merged, of_task
 from actors.fleet.fleet import Fleet
 from actors.fleet.transport import fetched
 from actors.pool.pool import open_pool

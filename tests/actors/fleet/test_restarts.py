@@ -11,21 +11,12 @@ from pathlib import Path
 import pytest
 import ray
 
+from actors.cluster.fatal import Died, OutOfMemory
+from actors.cluster.worker_deaths import is_death, telling
 from actors.fleet.client import Client
 from actors.fleet.dispatcher import Desk, Lane
-from actors.fleet.fatal import Died, OutOfMemory
 from actors.fleet.fleet import ROBUST
-from actors.fleet.restarts import (
-    DIED,
-    MOVED,
-    Deaths,
-    Living,
-    Turns,
-    Vitals,
-    is_death,
-    telling,
-    vitals,
-)
+from actors.fleet.restarts import DIED, MOVED, Deaths, Living, Turns, Vitals, vitals
 from actors.fleet.transport import fetched
 
 HERE = Vitals("n", 1, 0, 2 * 10**9, 10**9, "", "10.0.0.9")

@@ -13,7 +13,7 @@ import ray
 import torch
 
 from actors.artifacts.in_model_state_file import learned_of
-from actors.experts.evaluation import Recipe
+from actors.artifacts.recipe import Recipe
 from actors.experts.open_local import local_experts
 from actors.fleet.fleet import Fleet
 from actors.fleet.replica import Replica

@@ -11,10 +11,10 @@ import pytest
 import ray
 import torch
 
+from actors.artifacts.recipe import Recipe
 from actors.artifacts.statistics_file import place
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.local import Recipe
 from actors.experts.open_local import local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.fleet.fleet import Fleet

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from actors.artifacts.coding_file import dump_coding
 from actors.artifacts.gate_file import Manifest, dump
-from actors.experts.evaluation import Recipe
+from actors.artifacts.recipe import Recipe
 from actors.experts.local import LocalExperts
 from actors.experts.recipe import merged
 from actors.shards.pipeline import Direct, Pipeline, one_forward_one_backward

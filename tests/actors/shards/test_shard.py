@@ -17,8 +17,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from actors.data.images.pixel_cache import open_pixels
 from actors.data.task import Splits, TaskSource, open_task
+from actors.data.task_rows import TaskData
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.local import LocalExperts, TaskData
+from actors.experts.local import LocalExperts
 from actors.experts.open_local import local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.families.clip.architecture import PROJECTION

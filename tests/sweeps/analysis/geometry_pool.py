@@ -11,7 +11,8 @@ from rich.console import Console
 from actors.artifacts.coding_file import load_coding
 from actors.data.images.pixel_cache_writer import PixelWriter
 from actors.data.images.shifted_pixels import chunk
-from actors.experts.evaluation import Evaluation, Rows, TaskData, TaskScore
+from actors.data.task_rows import Rows, TaskData
+from actors.experts.evaluation import Evaluation, TaskScore
 from fusion.task_vectors.gram import Gram
 from sweeps.analysis.core.evaluated_points import PROBE, Points
 from sweeps.analysis.core.inputs import Given

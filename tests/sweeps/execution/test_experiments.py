@@ -14,7 +14,8 @@ from actors.data.images.pixel_cache import open_pixels
 from actors.data.images.pixel_cache_writer import PixelWriter
 from actors.data.images.shifted_pixels import chunk
 from actors.data.task import Splits, TaskSource, assign, open_task
-from actors.experts.evaluation import Evaluation, Rows, TaskData, TaskScore, tasks_with
+from actors.data.task_rows import Rows, TaskData, tasks_with
+from actors.experts.evaluation import Evaluation, TaskScore
 from actors.experts.unseen_tasks import ADAPT, adapted_role, learners, measured, stays_with_seen
 from fusion.errors import InputError
 from fusion.registry import METHODS

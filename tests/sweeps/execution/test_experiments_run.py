@@ -6,9 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from actors.artifacts.recipe import Recipe
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.evaluation import Recipe
 from actors.experts.open_local import local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.pool.pool import open_pool

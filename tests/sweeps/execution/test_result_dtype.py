@@ -9,11 +9,11 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from actors.artifacts.coding_file import dump_coding
+from actors.artifacts.recipe import Recipe as What
 from actors.checkpoints.checkpoint import read
 from actors.cluster.planner import Node, Resources
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.local import Recipe as What
 from actors.experts.open_local import local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.pool.pool import open_pool

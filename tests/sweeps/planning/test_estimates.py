@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from actors.checkpoints.sources import cache_dir
+from actors.files.cache_dir import cache_dir
 from sweeps.cluster import ray_connection
 from sweeps.planning.estimates import shifted_bytes, shifted_images
 from sweeps.planning.prepare import prepare

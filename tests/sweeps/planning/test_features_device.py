@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from actors.experts.evaluation import Rows, TaskData
+from actors.data.task_rows import Rows, TaskData
 from sweeps.execution import start_fleet
 from sweeps.planning import shift_rows
 

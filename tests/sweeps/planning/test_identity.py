@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from actors.checkpoints.sources import cache_dir
+from actors.artifacts.recipe import Recipe
 from actors.cluster.planner import Node, Resources
-from actors.experts.evaluation import Recipe
 from actors.experts.open_local import local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.families.clip.preprocessor_config import read_preprocess
 from actors.families.clip.zero_shot_heads import open_tokenizer
+from actors.files.cache_dir import cache_dir
 from fusion.errors import InputError
 from sweeps.execution.stale_trials import SUPERSEDED, renew
 from sweeps.planning.prepare import prepare

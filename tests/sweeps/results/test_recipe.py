@@ -9,16 +9,16 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from actors.artifacts.coding_file import dump_coding
+from actors.artifacts.recipe import Recipe as What
 from actors.artifacts.statistics_file import place, write
 from actors.checkpoints.checkpoint import read
-from actors.checkpoints.sources import cache_dir
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.local import Recipe as What
-from actors.experts.local import merged
 from actors.experts.open_local import local_experts
 from actors.experts.prepare_data import prepare_data
+from actors.experts.recipe import merged
 from actors.families.clip.segments import clip_segments
+from actors.files.cache_dir import cache_dir
 from actors.pool.pool import open_pool, task_vectors
 from fusion.errors import InputError
 from fusion.registry import METHODS

@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
-from actors.checkpoints.sources import cache_dir
-from actors.experts.evaluation import Recipe
+from actors.artifacts.recipe import Recipe
 from actors.experts.open_local import local_experts
 from actors.experts.prepare_data import prepare_data
+from actors.files.cache_dir import cache_dir
 from actors.pool.pool import task_vectors
 from fusion.errors import InputError
 from fusion.registry import METHODS, Learned

@@ -8,9 +8,9 @@ import torch
 
 from actors.artifacts.coding_file import load_coding
 from actors.artifacts.gate_file import load
+from actors.artifacts.recipe import Recipe
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.local import Recipe
 from actors.experts.open_local import local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.gate_features.extractor import open_extractor

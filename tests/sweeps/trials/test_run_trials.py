@@ -8,8 +8,9 @@ import pytest
 import ray
 from rich.console import Console
 
-from actors.experts.local import Evaluation, Recipe, TaskScore
-from actors.fleet.fatal import OutOfMemory
+from actors.artifacts.recipe import Recipe
+from actors.cluster.fatal import OutOfMemory
+from actors.experts.evaluation import Evaluation, TaskScore
 from actors.fleet.fleet import Client, Desk, Lane
 from actors.fleet.restarts import Living
 from fusion.errors import InputError

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from actors.data.images.corruptions import CORRUPTIONS, corrupt
+from actors.data.images.corruptions import CORRUPTIONS, blurred, corrupt
 from fusion.errors import InputError
 
 NAMES = list(CORRUPTIONS)
@@ -138,6 +138,19 @@ def test_pixelate_by_hand() -> None:
     np.testing.assert_array_equal(corrupt("pixelate", tall, 5), found.transpose(0, 1, 3, 2))
     flat = np.full((1, 3, 30, 40), 77, dtype=np.uint8)
     np.testing.assert_array_equal(corrupt("pixelate", flat, 5), flat)
+
+
+def test_motion_blur_is_half_a_gaussian_on_a_line() -> None:
+    point = np.zeros((3, 33, 33))
+    point[:, 16, 16] = 1
+    weights = np.exp(-(np.arange(13) ** 2) / (2 * 2.0**2))
+    weights /= weights.sum()
+    level = blurred(point, 6, 2.0, 0.0)[1]
+    np.testing.assert_allclose(level[16, 16:3:-1], weights, atol=1e-6)
+    assert level.sum() == pytest.approx(1, abs=1e-5)
+    steep = blurred(point, 6, 2.0, 45.0)[1]
+    assert {(16 - y, 16 - x) for y, x in np.argwhere(steep)} == {(k, k) for k in range(8)}
+    assert steep.sum() == pytest.approx(1, abs=1e-5)
 
 
 def test_motion_blur_draws_an_angle_and_has_no_dark_edges() -> None:

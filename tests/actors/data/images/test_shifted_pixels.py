@@ -8,7 +8,7 @@ from actors.data.images.corruptions import corrupt
 from actors.data.images.pixel_cache import open_pixels
 from actors.data.images.pixel_cache_writer import PixelWriter
 from actors.data.images.shifted_pixels import chunk, corrupted
-from actors.experts.evaluation import Rows
+from actors.data.task_rows import Rows
 from fusion.errors import InputError
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from actors.data.task_rows import Captioned
 from actors.families.clip.fine_tune import (
     cpu_threads,
     fine_tune,
@@ -16,13 +17,7 @@ from actors.families.clip.fine_tune import (
     staged,
     standardised,
 )
-from actors.families.clip.pretrain import (
-    Captioned,
-    Sizes,
-    pretrain,
-    train_tokenizer,
-    zero_shot_head,
-)
+from actors.families.clip.pretrain import Sizes, pretrain, train_tokenizer, zero_shot_head
 from actors.files.hashes import hash_files
 from actors.training.augment import draws, mixed
 from actors.training.checkpoint import Averages

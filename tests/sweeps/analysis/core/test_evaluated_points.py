@@ -7,7 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from actors.experts.evaluation import Rows, TaskData
+from actors.data.task_rows import Rows, TaskData
 from sweeps.analysis.core.evaluated_points import PROBE, Points, labels_of, mixture, with_probe
 from sweeps.console.progress import Progress
 from tests.sweeps.analysis.geometry_pool import NAMES, Bowl, pixel_file

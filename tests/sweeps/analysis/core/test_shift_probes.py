@@ -11,7 +11,7 @@ from rich.console import Console
 
 from actors.data.images.pixel_cache import open_pixels
 from actors.data.task import Splits, TaskSource, open_task
-from actors.experts.evaluation import Rows, TaskData
+from actors.data.task_rows import Rows, TaskData
 from sweeps.analysis.core.evaluated_points import PROBE, Points, with_probe
 from sweeps.analysis.core.shift_probes import described, grounds_of, place_of, with_shift_probes
 from sweeps.console.progress import Progress

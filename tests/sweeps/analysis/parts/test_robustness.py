@@ -11,7 +11,8 @@ import torch
 from rich.console import Console
 
 from actors.artifacts.coding_file import load_coding
-from actors.experts.evaluation import Evaluation, Rows, TaskData, TaskScore
+from actors.data.task_rows import Rows, TaskData
+from actors.experts.evaluation import Evaluation, TaskScore
 from fusion.errors import InputError
 from fusion.task_vectors.gram import Gram
 from sweeps.analysis.core import finding

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.checkpoints.sources import cache_dir
+from actors.files.cache_dir import cache_dir
 
 VERSION = 2
 """Raised when the same seed no longer gives the same pool: an old one is then left alone."""

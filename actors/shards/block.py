@@ -1,0 +1,158 @@
+"""A block: consecutive segments of the base with all task vectors, on one device.
+
+A block merges task vectors into its resident model, reads prepared rows, and checks codings. It
+knows neither surveys, nor passes, nor training: `Shard`, routers, masks and statistics do, and
+work on a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from actors.artifacts.statistics_file import opened
+from actors.checkpoints.checkpoint import Checkpoint
+from actors.cluster.metrics import count
+from actors.data.images.pixel_cache import Pixels, open_pixels
+from actors.families.clip.segments import Carry, Embed
+from actors.shards.messages import Batch, Weights
+from actors.shards.resident_model import Blueprint, ImageEncoder
+from fusion.merged_layers.modules import Mixer, merge_layers
+from fusion.registry import METHODS, Resident, Static
+from fusion.task_vectors.coding import mix
+from fusion.task_vectors.sparsify import trimmed
+from fusion.task_vectors.task_vectors import StateDict, TaskVectors
+
+
+class Block:
+    """Segments [start, stop) of a model: base, task vectors and resident weights."""
+
+    def __init__(
+        self,
+        base: Checkpoint | Blueprint,
+        vectors: TaskVectors,
+        heads: Mapping[str, Tensor],
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        block: tuple[int, int] | None = None,
+        places: Mapping[str, Path] | None = None,
+    ) -> None:
+        """Build the block.
+
+        Args:
+            base: the base's checkpoint, or its blueprint with all weights of the block.
+            vectors: of this block, on `device`; `groups` are the whole model's.
+            heads: task -> zero-shot head [C, D]; read by the block that has the last segment.
+            device: where it computes.
+            dtype: of activations and merged weights.
+            block: segments [start, stop); None: all.
+            places: name of a pixel file -> its path on this node; others are where batches say.
+
+        Raises:
+            ValueError: task vectors on another device: a bug of the caller.
+        """
+        strays = [k for k, v in vectors.base.items() if v.device.type != torch.device(device).type]
+        if strays:
+            raise ValueError(f"{strays[0]}: task vectors on {vectors.base[strays[0]].device}")
+        self.encoder = ImageEncoder(base, device, dtype, block)
+        self.start = block[0] if block else 0
+        """Index of its first segment in the whole chain."""
+        self.vectors = vectors
+        self.heads = {task: head.to(device) for task, head in heads.items()}
+        self.device = torch.device(device)
+        self.mixer = Mixer(vectors)
+        self.merged = [self.without_weights(i) for i in range(len(self.encoder.modules))]
+        self.filled = ""
+        """Key of the weights that the resident model holds; empty: unknown."""
+        self.trims: tuple[str, TaskVectors] = ("", vectors)
+        self.statistics_root: Path | None = None
+        """The cache folder of statistics files, where it is not this process's own."""
+        self.places = places or {}
+        self.opened: dict[Path, Pixels] = {}
+
+    @property
+    def segments(self) -> range:
+        """Indices of its segments in the whole chain."""
+        return range(self.start, self.start + len(self.encoder.modules))
+
+    def without_weights(self, index: int) -> nn.Module:
+        """A segment whose fused layers read merged weights; others share the resident's."""
+        link, resident = self.encoder.chain[index], self.encoder.modules[index]
+        module = merge_layers(link.build(), self.mixer, link.names)
+        for name, parameter in resident.named_parameters():
+            owner, _, leaf = name.rpartition(".")
+            if link.names[name] not in self.vectors.deltas:
+                setattr(module.get_submodule(owner), leaf, parameter)
+        if isinstance(module, Embed):
+            module.dtype = self.encoder.dtype
+        return module
+
+    def names(self) -> tuple[str, ...]:
+        """The fused tensors of this block, in the order of the gradients it returns."""
+        return tuple(self.vectors.deltas)
+
+    def fill(self, weights: Weights) -> None:
+        """Merge into the resident model; at once where it is filled so already."""
+        there = self.filled == weights.key
+        count("cache", cache="resident", found="hit" if there else "miss")
+        if there:
+            return
+        self.filled = ""
+        self.merge(weights, self.encoder.arena)
+        self.filled = weights.key
+
+    def merge(self, weights: Weights, arena: StateDict | None = None) -> dict[str, Tensor]:
+        """The merged tensors of this block, fresh or into `arena`.
+
+        Raises:
+            InputError: what the method refuses.
+        """
+        vectors = self.trimmed(weights)
+        if arena is not None:
+            vectors = vectors.into(arena)
+        if weights.own:
+            vectors = replace(vectors, results=self.encoder.dtype)
+        if weights.method is None:
+            assert weights.coding is not None
+            return mix(vectors, weights.coding)
+        method = METHODS[weights.method]
+        assert isinstance(method, Static | Resident)
+        return method.merge_surveyed(vectors, weights.survey, self.given(weights))
+
+    def given(self, weights: Weights) -> dict[str, Any]:
+        """The parameters of a method's call, with the statistics that it needs."""
+        params = dict(weights.params or {})
+        if weights.statistics:
+            params["statistics"] = opened(weights.statistics, self.segments, self.statistics_root)
+        if weights.learned is not None:
+            params["learned"] = weights.learned.open()
+        return params
+
+    def trimmed(self, weights: Weights) -> TaskVectors:
+        """This block's task vectors as `weights.trim` wants them; one kind is kept at a time."""
+        if weights.trim.nothing:
+            return self.vectors
+        key = f"{weights.trim} {weights.survey}"
+        if self.trims[0] != key:
+            self.trims = ("", self.vectors)  # let go of the old before making the new
+            with torch.inference_mode(False):  # a lesson may want what an evaluation made
+                self.trims = (key, trimmed(self.vectors, weights.trim, weights.survey))
+        return self.trims[1]
+
+    def entered(self, carry: Carry | Batch) -> Carry:
+        """The carry on this device; a batch is read from its pixel files."""
+        if not isinstance(carry, Batch):
+            return {name: value.to(self.device) for name, value in carry.items()}
+        images = [self.open(path).images[torch.from_numpy(rows)] for _, path, rows in carry.parts]
+        return {"pixels": torch.cat(images).to(self.device)}
+
+    def open(self, path: Path) -> Pixels:
+        """The memory-mapped pixel file, opened once."""
+        if path not in self.opened:
+            self.opened[path] = open_pixels(self.places.get(path.name, path))
+        return self.opened[path]
