@@ -5,7 +5,6 @@ a method, documents that name only what exists, the same checks in `make check` 
 """
 
 import ast
-import pkgutil
 import re
 from pathlib import Path
 
@@ -109,11 +108,15 @@ def test_paths_in_documents_exist(document):
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_modules_in_documents_exist(document):
     def missing(name: str) -> bool:
-        try:
-            pkgutil.resolve_name(name)
-        except (ImportError, AttributeError):
-            return True
-        return False
+        folder, rest = ROOT, name.split(".")
+        while rest and (folder / rest[0]).is_dir():
+            folder /= rest.pop(0)
+        module = folder / f"{rest[0]}.py" if rest else folder
+        if module.exists():
+            rest = rest[1:]
+        else:
+            module = folder / "__init__.py"
+        return bool(rest) and not re.search(rf"\b{rest[0]}\b", module.read_text())
 
     names = {n for n in names_in(document, MODULE) if not n.endswith((".py", ".md", ".yaml"))}
     assert not sorted(filter(missing, names))
@@ -133,6 +136,18 @@ def test_links_in_documents_lead_somewhere(document):
             aimed = (document.parent / path) if path else document
             assert aimed.exists(), target
             assert not anchor or anchor in anchors(aimed), target
+
+
+def test_the_index_names_every_page():
+    told = (ROOT / "docs" / "index.md").read_text()
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert not sorted(page for page in pages if f"]({page}" not in told)
+
+
+def test_the_readme_is_short():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) < 150
+    assert max(map(len, lines)) <= 120
 
 
 def make_check() -> list[str]:
