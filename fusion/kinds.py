@@ -1,10 +1,15 @@
-"""The honest kinds of method: what each takes and gives, and what a row of the table says."""
+"""The kinds of method (static, per-task, learned, routed, …): signatures, inputs and outputs.
+
+A row of `fusion.registry.METHODS` is an instance of one kind. Its facts are fields: what the method
+returns (`output`), what it reads (`reads`), whether it learns (`learns`, `stepwise`), and what it
+needs of a model family (`requires`). Callers ask for facts, not for kinds.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Concatenate, TypeAlias
+from typing import Any, Concatenate, Literal, TypeAlias
 
 from torch import Tensor
 
@@ -19,15 +24,58 @@ from fusion.parameters import Parameter, bind, parameters
 from fusion.task_vectors.sharded_reduce import Survey, run_surveys
 from fusion.task_vectors.task_vectors import TaskVectors
 
+Output: TypeAlias = Literal["one_model", "model_per_task", "model_per_sample", "logits"]
+"""What a method returns: `one_model` merged weights for all tasks; `model_per_task` merged weights
+for each task, so the task of a sample must be known; `model_per_sample` merged weights for each
+sample or group of samples, so there is no single model to export; `logits` a classifier that reads
+the experts' outputs."""
+
+Read: TypeAlias = Literal["weights", "inputs", "labels", "expert_logits", "statistics"]
+"""What a method reads: `weights` of base and experts; `inputs` of the tasks' rows before it is
+evaluated (`labels`: with their labels); `expert_logits` the experts' embeddings or logits;
+`statistics` of data, computed by the experts (Fisher information, Gram matrices)."""
+
+Requirement: TypeAlias = Literal["embeddings", "cosine_head", "mlp_blocks"]
+"""What a method needs of a model family: `embeddings` an output [B, D] before the head;
+`cosine_head` class weights [C, D] that are compared with normalised embeddings; `mlp_blocks` blocks
+with an MLP that routers can replace."""
+
 
 @dataclass(frozen=True)
 class Row:
-    """What every row of the table says of its rule."""
+    """One row of the table of methods: the rule, its source, and facts about it."""
 
     rule: Callable[..., Any]
     paper: str
     defaults: str
     """Where the default hyper-parameters come from."""
+    requires: frozenset[Requirement] = field(default=frozenset(), kw_only=True)
+    """What a model family must offer for this method."""
+
+    @property
+    def output(self) -> Output:
+        """What the method returns."""
+        return "one_model"
+
+    @property
+    def reads(self) -> frozenset[Read]:
+        """What the method reads."""
+        return frozenset({"weights"})
+
+    @property
+    def learns(self) -> bool:
+        """Whether a trial produces a file first: a coding, a gate, masks, a classifier."""
+        return False
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether it learns in gradient steps, which can be scheduled, stopped and resumed."""
+        return False
+
+    @property
+    def fits(self) -> bool:
+        """Whether it always reads rows of the `fit` split."""
+        return False
 
     @property
     def parameters(self) -> dict[str, Parameter]:
@@ -50,9 +98,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Learned(Row):
-    """What a trial finds by looking at images, and keeps as a file of its own: a coding, a gate."""
+    """Base of the kinds whose trials learn from data and keep the result as a file."""
 
     scope = "model"
+
+    @property
+    def learns(self) -> bool:
+        """Always."""
+        return True
 
 
 @dataclass(frozen=True)
@@ -109,6 +162,11 @@ class PerTask(Static):
     needs = "nothing but weights, and of each image the task that it is of"
 
     @property
+    def output(self) -> Output:
+        """Merged weights for each task."""
+        return "model_per_task"
+
+    @property
     def parameters(self) -> dict[str, Parameter]:
         """The hyper-parameters, as the rule's signature states them."""
         return parameters(self.rule, hidden=("survey", "task"))
@@ -147,6 +205,16 @@ class Informed(Static):
     asks: Callable[..., Asked] = field(kw_only=True)
     """The rule's hyper-parameters -> what has to be known of the data."""
     needs = "images of the fit split of each task"
+
+    @property
+    def reads(self) -> frozenset[Read]:
+        """Weights, and statistics that the experts compute from unlabelled inputs."""
+        return frozenset({"weights", "inputs", "statistics"})
+
+    @property
+    def fits(self) -> bool:
+        """Statistics are those of the `fit` split."""
+        return True
 
     @property
     def parameters(self) -> dict[str, Parameter]:
@@ -199,6 +267,16 @@ class LogitSpace(Row):
     needs = "the experts' embeddings of each image"
     scope = "model"
 
+    @property
+    def output(self) -> Output:
+        """A classifier of the experts' outputs."""
+        return "logits"
+
+    @property
+    def reads(self) -> frozenset[Read]:
+        """The experts' embeddings or logits."""
+        return frozenset({"expert_logits"})
+
     def fuse(self, embeddings: Tensor, head: Tensor, **params: Any) -> Tensor:
         """Logits [B, C] of the fused classifier.
 
@@ -216,6 +294,11 @@ class Selected(Learned):
     kind = "selected"
     needs = "labelled images of the select split"
 
+    @property
+    def reads(self) -> frozenset[Read]:
+        """Weights, and the scores of soups on labelled inputs."""
+        return frozenset({"weights", "inputs", "labels"})
+
     def selection(self, **params: Any) -> Selection:
         """How ingredients are chosen.
 
@@ -232,9 +315,24 @@ class Fitted(Learned):
     rule: Callable[Concatenate[Plane, ...], Fit]
     apply: Callable[..., Tensor]
     """(embedded, head, kept, experts, *, …) -> logits [N, C]."""
-    fits: bool = True
-    """Whether it reads the fit rows too, and not the select rows alone."""
+    select_only: bool = False
+    """Whether it reads rows of the `select` split alone, and none of `fit`."""
     kind = "logits"
+
+    @property
+    def output(self) -> Output:
+        """A classifier of the experts' outputs."""
+        return "logits"
+
+    @property
+    def reads(self) -> frozenset[Read]:
+        """The experts' embeddings or logits, and labels."""
+        return frozenset({"expert_logits", "labels"})
+
+    @property
+    def fits(self) -> bool:
+        """Whether it reads rows of the `fit` split, and not of `select` alone."""
+        return not self.select_only
 
     @property
     def needs(self) -> str:
@@ -273,6 +371,17 @@ class Adaptive(Learned):
     kind = "adaptive"
 
     @property
+    def reads(self) -> frozenset[Read]:
+        """Weights and inputs, and labels where it learns from them."""
+        read: frozenset[Read] = frozenset({"weights", "inputs"})
+        return read | {"labels"} if self.labelled else read
+
+    @property
+    def stepwise(self) -> bool:
+        """Always."""
+        return True
+
+    @property
     def needs(self) -> str:
         """What it reads beside weights."""
         return f"{'' if self.labelled else 'un'}labelled images of each task"
@@ -288,9 +397,14 @@ class Adaptive(Learned):
 
 @dataclass(frozen=True)
 class Gated(Adaptive):
-    """Unlabelled batches -> a router, which gives each sample a coding from its features."""
+    """Unlabelled batches -> a gate, which gives each sample a coding from its features."""
 
     kind = "routed"
+
+    @property
+    def output(self) -> Output:
+        """Merged weights for each sample."""
+        return "model_per_sample"
 
     @property
     def needs(self) -> str:
@@ -307,6 +421,21 @@ class Resident(Learned):
     """What was learned -> the merged model; None: there is one model a sample."""
     kind = "resident"
     needs = "unlabelled images of each task"
+
+    @property
+    def output(self) -> Output:
+        """One merged model; without `blend`, one for each sample."""
+        return "model_per_sample" if self.blend is None else "one_model"
+
+    @property
+    def reads(self) -> frozenset[Read]:
+        """Weights and unlabelled inputs."""
+        return frozenset({"weights", "inputs"})
+
+    @property
+    def stepwise(self) -> bool:
+        """Always."""
+        return True
 
     def course(self, shape: Shape, **params: Any) -> ResidentCourse:
         """What is learned, and how.
@@ -340,6 +469,16 @@ class Routed(Row):
     kind = "routed"
     needs = "the experts' embeddings of each image"
     scope = "model"
+
+    @property
+    def output(self) -> Output:
+        """Merged weights for each sample, or for each group of samples."""
+        return "model_per_sample"
+
+    @property
+    def reads(self) -> frozenset[Read]:
+        """Weights, and the experts' logits of the rows that are evaluated."""
+        return frozenset({"weights", "expert_logits"})
 
     def route(self, evidence: Evidence, **params: Any) -> Routing:
         """Which rows go to which merged model.

@@ -209,12 +209,14 @@ METHODS: Mapping[str, Method] = {
         paper="Tang et al. 2024, arXiv:2402.00433",
         defaults="λ₀ 0.3, depth 2, Adam 1e-4, batch 16, 1000 steps: FusionBench",
         blend=None,
+        requires=frozenset({"mlp_blocks"}),
     ),
     "ewemoe": Resident(
         ewemoe,
         paper="Shen et al. 2024, arXiv:2410.21804",
         defaults="a tenth kept, one router, else as wemoe: FusionBench",
         blend=None,
+        requires=frozenset({"mlp_blocks"}),
     ),
     "dawe": Gated(
         dawe,
@@ -236,43 +238,49 @@ METHODS: Mapping[str, Method] = {
         paper="Wortsman et al. 2022, arXiv:2203.05482, appendix (greedy ensemble)",
         defaults="accuracy, logits, kept where not worse: the paper's",
         apply=fit_heads.ensemble_logits,
-        fits=False,
+        select_only=True,
     ),
     "linear_probe": Fitted(
         fit_heads.linear_probe,
         paper="Radford et al. 2021, arXiv:2103.00020",
         defaults="C 0.316 on features as they are: its repository's example",
         apply=fit_heads.probe_logits,
+        requires=frozenset({"embeddings"}),
     ),
     "wise_ft_linear": Fitted(
         fit_heads.wise_ft_linear,
         paper="Wortsman et al. 2022, arXiv:2109.01903 (linear classifier)",
         defaults="α exact on the select split; C 100: ours",
         apply=fit_heads.wise_logits,
+        requires=frozenset({"embeddings", "cosine_head"}),
     ),
     "tip_adapter": Fitted(
         fit_adapters.tip_adapter,
         paper="Zhang et al. 2022, arXiv:2207.09519",
         defaults="16 shots: the paper's; β over all of its ranges, α exact",
         apply=fit_adapters.cache_model_logits,
+        requires=frozenset({"embeddings", "cosine_head"}),
     ),
     "tip_adapter_f": Fitted(
         fit_adapters.tip_adapter_f,
         paper="Zhang et al. 2022, arXiv:2207.09519, §3.3",
         defaults="AdamW 1e-3, 20 epochs, batch 256: the code's",
         apply=fit_adapters.cache_model_logits,
+        requires=frozenset({"embeddings", "cosine_head"}),
     ),
     "clip_adapter": Fitted(
         fit_adapters.clip_adapter,
         paper="Gao et al. 2021, arXiv:2110.04544",
         defaults="ratio 0.2, bottleneck 4: the code's; 100 epochs at 1e-3: ours",
         apply=fit_adapters.adapter_logits,
+        requires=frozenset({"embeddings", "cosine_head"}),
     ),
     "cafo": Fitted(
         fit_adapters.cafo,
         paper="Zhang et al. 2023, arXiv:2303.02151",
         defaults="z-scores, β 1: the code's; temperature and α chosen on the select split",
         apply=fit_adapters.cafo_logits,
+        requires=frozenset({"embeddings", "cosine_head"}),
     ),
 }
 """Every method there is, by name."""
@@ -284,4 +292,4 @@ def one_a_sample(row: object) -> bool:
     >>> one_a_sample(METHODS["dawe"]), one_a_sample(METHODS["concrete_adamerging"])
     (True, False)
     """
-    return isinstance(row, Gated | Routed) or (isinstance(row, Resident) and row.blend is None)
+    return isinstance(row, Row) and row.output == "model_per_sample"

@@ -25,6 +25,49 @@ def test_kinds_and_scopes(name: str, kind: str, scope: str) -> None:
     assert (METHODS[name].kind, METHODS[name].scope) == (kind, scope)
 
 
+FACTS = {
+    "ties": ("one_model", {"weights"}, False, False, False),
+    "emr": ("model_per_task", {"weights"}, False, False, False),
+    "fisher": ("one_model", {"weights", "inputs", "statistics"}, False, False, True),
+    "ensemble": ("logits", {"expert_logits"}, False, False, False),
+    "greedy_soup": ("one_model", {"weights", "inputs", "labels"}, True, False, False),
+    "tip_adapter": ("logits", {"expert_logits", "labels"}, True, False, True),
+    "greedy_ensemble": ("logits", {"expert_logits", "labels"}, True, False, False),
+    "adamerging": ("one_model", {"weights", "inputs"}, True, True, False),
+    "learned_soup": ("one_model", {"weights", "inputs", "labels"}, True, True, False),
+    "dawe": ("model_per_sample", {"weights", "inputs"}, True, True, False),
+    "wemoe": ("model_per_sample", {"weights", "inputs"}, True, True, False),
+    "concrete_adamerging": ("one_model", {"weights", "inputs"}, True, True, False),
+    "dawin": ("model_per_sample", {"weights", "expert_logits"}, False, False, False),
+}
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_facts_of_one_method_of_each_kind(name: str) -> None:
+    row = METHODS[name]
+    found = (row.output, set(row.reads), row.learns, row.stepwise, row.fits)
+    assert found == FACTS[name]
+
+
+def test_facts_of_every_kind_are_tested() -> None:
+    assert {type(METHODS[name]) for name in FACTS} == {type(row) for row in METHODS.values()}
+
+
+def test_what_methods_require_of_a_model_family() -> None:
+    requires = {name: set(row.requires) for name, row in METHODS.items() if row.requires}
+    cosine = {"embeddings", "cosine_head"}
+    assert requires == {
+        "wemoe": {"mlp_blocks"},
+        "ewemoe": {"mlp_blocks"},
+        "linear_probe": {"embeddings"},
+        "wise_ft_linear": cosine,
+        "tip_adapter": cosine,
+        "tip_adapter_f": cosine,
+        "clip_adapter": cosine,
+        "cafo": cosine,
+    }
+
+
 def test_a_survey_is_no_hyper_parameter() -> None:
     assert "survey" not in METHODS["ties"].parameters
     with pytest.raises(InputError, match="unknown parameter 'survey'"):
