@@ -21,6 +21,7 @@ from actors.data.images.pixel_cache_writer import PixelWriter
 from actors.data.task_rows import Rows, TaskData
 from actors.experts.embedding_cache import EmbeddingCache
 from actors.experts.local import LocalExperts
+from actors.experts.model_runner import ModelRunner
 from actors.families.clip.architecture import PROJECTION
 from actors.families.clip.build import clip_config, empty
 from actors.families.clip.preprocessor_config import read_preprocess
@@ -191,7 +192,7 @@ def experts(
     pipeline = Pipeline([shard], [shard.names()], vectors.groups, Direct())
     names = {name: fingerprint("benchmark", name) for name in (*vectors.tasks, BASE)}
     cache = EmbeddingCache(base.folder / "embeddings", names)
-    return LocalExperts(pipeline, vectors.tasks, data, cache, device)
+    return LocalExperts(ModelRunner(pipeline, vectors.tasks, data, cache, device))
 
 
 def gate_learning(tasks: tuple[str, ...], groups: tuple[str, ...], grouping: str) -> Learning:

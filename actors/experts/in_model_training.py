@@ -1,4 +1,6 @@
-"""Learning and evaluating methods whose parameters live in the shards: what is asked of whom.
+"""Coordinator side of training and evaluating methods whose parameters are stored in the shards.
+
+These are the routers of WE-MoE and the masks of Concrete Subspace Learning.
 
 What crosses processes in a step: row numbers, carries and their gradients, losses; the gradients of
 a router that all blocks share; ∂L/∂λ. Routers and mask logits move at the ends of a call only.
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from actors.artifacts.in_model_state_file import dump_resident, learned_tensors,
 from actors.artifacts.recipe import Recipe
 from actors.cluster.metrics import count
 from actors.data.task_rows import SAMPLES, batches
+from actors.experts.model_runner import ModelRunner
 from actors.experts.unseen_tasks import adapted_role, learners
 from actors.shards.adam import NamedAdam
 from actors.shards.messages import Batch, Weights
@@ -28,9 +31,6 @@ from fusion.methods.learned.concrete import COEFFICIENTS, columns_of
 from fusion.methods.learned.in_model import MaskOptions, ResidentCourse, RouterOptions
 from fusion.methods.learned.steps import Shape
 from fusion.registry import METHODS, Resident
-
-if TYPE_CHECKING:
-    from actors.experts.local import LocalExperts
 
 Trained = tuple[bytes, list[dict[str, float]]]
 """The state after the last step, as a file, and task -> loss of each step."""
@@ -49,12 +49,12 @@ def course_of(recipe: Recipe, tasks: Sequence[str], groups: Sequence[str]) -> Re
 
 
 def train(
-    experts: LocalExperts, recipe: Recipe, state: bytes | None, first: int, last: int, seed: int
+    runner: ModelRunner, recipe: Recipe, state: bytes | None, first: int, last: int, seed: int
 ) -> Trained:
     """Take the steps [first, last).
 
     Args:
-        experts: whose shards learn.
+        runner: whose shards learn.
         recipe: method and parameters.
         state: after `first` steps; None: the beginning.
         first: steps taken.
@@ -64,18 +64,18 @@ def train(
     Raises:
         InputError: wrong parameters, a state of others, a loss that is not finite.
     """
-    course = course_of(recipe, experts.tasks, experts.pipeline.groups)
+    course = course_of(recipe, runner.tasks, runner.pipeline.groups)
     for left in reversed(range(ATTEMPTS)):
-        steps = Steps(experts, recipe, course, seed)
+        steps = Steps(runner, recipe, course, seed)
         try:
             steps.begin(state, first)
             losses = [steps.step(step) for step in range(first, last)]
-            return dump_resident(steps.tensors(), recipe.method, experts.tasks, last), losses
+            return dump_resident(steps.tensors(), recipe.method, runner.tasks, last), losses
         except Forgotten:
             if not left:
                 raise
         finally:
-            with experts.filling:  # another call may be between its passes
+            with runner.filling:  # another call may be between its passes
                 steps.everywhere("drop")
     raise AssertionError
 
@@ -84,17 +84,17 @@ class Steps:
     """One call that learns: what the shards of one replica are told, step by step."""
 
     def __init__(
-        self, experts: LocalExperts, recipe: Recipe, course: ResidentCourse, seed: int
+        self, runner: ModelRunner, recipe: Recipe, course: ResidentCourse, seed: int
     ) -> None:
         """Nothing is asked of the shards yet."""
-        self.experts, self.recipe, self.course, self.seed = experts, recipe, course, seed
-        self.pipeline, self.key = experts.pipeline, uuid.uuid4().hex
-        self.role = adapted_role(experts.data, course.adapt_on)
-        names = learners(experts.data) if course.steps else ()
-        self.sizes = {name: experts.size(name, self.role) for name in names}
+        self.runner, self.recipe, self.course, self.seed = runner, recipe, course, seed
+        self.pipeline, self.key = runner.pipeline, uuid.uuid4().hex
+        self.role = adapted_role(runner.data, course.adapt_on)
+        names = learners(runner.data) if course.steps else ()
+        self.sizes = {name: runner.size(name, self.role) for name in names}
         self.ahead: NamedAdam | None = None
         """λ and its moments, where λ is learned."""
-        self.constant = torch.full((1, len(experts.tasks), 1), course.scale)
+        self.constant = torch.full((1, len(runner.tasks), 1), course.scale)
 
     def ask(self, shard: Any, what: str, *args: Any, returns: int = 1) -> Any:
         """A call of a shard's `Residing` about this call."""
@@ -115,7 +115,7 @@ class Steps:
         if state is None and first:
             raise InputError(f"{method}: state: none; that after {first} steps needed")
         if state is not None:
-            tensors, there = load_resident(state, method, self.experts.tasks)
+            tensors, there = load_resident(state, method, self.runner.tasks)
             if there != first:
                 raise InputError(f"{method}: state: after {there} steps; {first} needed")
             for shard, names in zip(self.pipeline.shards, held, strict=True):
@@ -131,7 +131,7 @@ class Steps:
     def start_coefficients(self, options: MaskOptions, outer: bool) -> None:
         """λ where it starts: in the first stage, or in the second."""
         groups = len(self.pipeline.groups) if options.grouping == "layer" else 1
-        start = torch.full((1, len(self.experts.tasks), groups), self.course.scale)
+        start = torch.full((1, len(self.runner.tasks), groups), self.course.scale)
         rate = options.outer_rate if outer else options.inner_rate
         self.ahead = NamedAdam({COEFFICIENTS: nn.Parameter(start)}, rate)
 
@@ -149,7 +149,7 @@ class Steps:
             InputError: a loss that is not finite; nothing was updated.
         """
         options = self.course.options
-        with self.experts.filling:
+        with self.runner.filling:
             if isinstance(options, RouterOptions):
                 return self.router_step(step, options)
             if options.grouping is None:
@@ -235,7 +235,7 @@ class Steps:
             together: tasks a pass.
         """
         parts = [
-            self.experts.batch(task, self.role, rows).parts[0]
+            self.runner.batch(task, self.role, rows).parts[0]
             for task, rows in self.rows(at).items()
         ]
         items = [Batch(tuple(parts[i : i + together])) for i in range(0, len(parts), together)]
@@ -285,29 +285,29 @@ class Steps:
 # ---------------------------------------------------------------------------------- evaluation
 
 
-def opened(experts: LocalExperts, recipe: Recipe) -> tuple[Weights, ResidentCourse]:
+def opened(runner: ModelRunner, recipe: Recipe) -> tuple[Weights, ResidentCourse]:
     """Weights that bring what was learned.
 
     Raises:
         InputError: nothing learned, or by another method or pool.
     """
-    course = course_of(recipe, experts.tasks, experts.pipeline.groups)
-    tensors = learned_tensors(recipe, experts.tasks)
-    parcel = experts.pipeline.link.put(tensors)
-    return experts.pipeline.weights(recipe.method, dict(recipe.params), learned=parcel), course
+    course = course_of(recipe, runner.tasks, runner.pipeline.groups)
+    tensors = learned_tensors(recipe, runner.tasks)
+    parcel = runner.pipeline.link.put(tensors)
+    return runner.pipeline.weights(recipe.method, dict(recipe.params), learned=parcel), course
 
 
 def routed_logits(
-    experts: LocalExperts, recipe: Recipe, names: Sequence[str], role: str
+    runner: ModelRunner, recipe: Recipe, names: Sequence[str], role: str
 ) -> dict[str, Tensor]:
     """Task -> logits [N, C] through routed MLPs: a model a sample, or one for some together."""
-    weights, course = opened(experts, recipe)
+    weights, course = opened(runner, recipe)
     assert isinstance(course.options, RouterOptions)
     size, found = course.options.together or SAMPLES, {}
-    with experts.filling:
+    with runner.filling:
         for task in names:
-            cuts = batches(experts.size(task, role), size)
-            given = (experts.batch(task, role, rows) for rows in cuts)
-            parts = experts.pipeline.embed_routed(weights, given)
-            found[task] = experts.headed(task, parts)
+            cuts = batches(runner.size(task, role), size)
+            given = (runner.batch(task, role, rows) for rows in cuts)
+            parts = runner.pipeline.embed_routed(weights, given)
+            found[task] = runner.headed(task, parts)
     return found

@@ -1,71 +1,109 @@
-"""How each kind of method comes from a recipe to logits: of one model, of many, or of embeddings.
+"""Predictions: from a recipe to the logits of tasks' rows, one function for each kind of method.
 
-A way is called with the experts, the method's row of the table, the recipe, the tasks and the role
-of the rows, and gives task -> logits [N, C]. The next kind of method brings its own.
+A predictor takes the model runner, the method's row of the table, the recipe, the tasks and the
+role of the rows,
+and returns task -> logits [N, C]. A new kind of method adds its function to `PREDICTORS`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from actors.artifacts.fitted_file import fitted_logits
-from actors.artifacts.recipe import Recipe
+from actors.artifacts.recipe import BASE, Recipe
 from actors.data.task_rows import SAMPLES, batches
-from actors.experts.in_model_training import routed_logits
-from actors.experts.recipe import learned_beta, opened_gate
-from actors.experts.routed import routed
+from actors.experts.in_model_training import opened, routed_logits
+from actors.experts.model_runner import ModelRunner
+from actors.experts.recipe import learned_beta, learned_coding, opened_gate, static_method
+from actors.experts.statistics import gathered
 from actors.shards.messages import Batch, Weights, for_task, weights_of
 from fusion.kinds import Row
-from fusion.registry import METHODS, Fitted, Gated, LogitSpace, PerTask, Resident, Routed
+from fusion.logits.cosine_head import logits
+from fusion.methods.routed.dawin import Evidence, is_oracle
+from fusion.registry import (
+    METHODS,
+    Fitted,
+    Gated,
+    Informed,
+    LogitSpace,
+    PerTask,
+    Resident,
+    Routed,
+    Static,
+)
 from fusion.task_vectors.coding import sole
 
-if TYPE_CHECKING:
-    from actors.experts.local import LocalExperts
+Predictions: TypeAlias = dict[str, Tensor]
+Predictor: TypeAlias = Callable[[ModelRunner, Any, Recipe, Sequence[str], str], Predictions]
 
-Found: TypeAlias = dict[str, Tensor]
-Way: TypeAlias = Callable[["LocalExperts", Any, Recipe, Sequence[str], str], Found]
+MERGES = 16
+"""Largest number of models that are merged once each; with more, every sample has a model of its
+own."""
 
 
-def answered(experts: LocalExperts, recipe: Recipe, names: Sequence[str], role: str) -> Found:
-    """Task -> logits [N, C] of its rows of that role, the way of the method's kind."""
+def model_weights(runner: ModelRunner, recipe: Recipe) -> Weights:
+    """The weights of the one model that a recipe makes; statistics and surveys it needs are
+    computed first.
+
+    Raises:
+        InputError: an unknown method or parameter, or a method that makes no single model.
+    """
+    method = static_method(recipe)
+    if isinstance(method, Informed):
+        keys = gathered(runner, recipe.method, recipe.params)
+        return runner.pipeline.weights(recipe.method, recipe.params, statistics=keys)
+    if isinstance(method, Static):
+        return runner.pipeline.weights(recipe.method, recipe.params)
+    if method is None:
+        return runner.pipeline.weights(coding=torch.zeros(1, len(runner.tasks), 1))
+    if isinstance(method, Resident):
+        return opened(runner, recipe)[0]
+    coding, trim = learned_coding(method, recipe, runner.tasks, runner.pipeline.groups)
+    return runner.pipeline.weights(coding=coding, trim=trim)
+
+
+def predict(runner: ModelRunner, recipe: Recipe, names: Sequence[str], role: str) -> Predictions:
+    """Task -> logits [N, C] of its rows of that role, by the predictor of the method's kind."""
     if recipe.method == "experts":
-        return {name: experts.logits_of(name, name, role) for name in names}
+        return {name: runner.logits_of(name, name, role) for name in names}
     method = METHODS.get(recipe.method)  # None: the base
-    way = next((way for kind, way in WAYS.items() if isinstance(method, kind)), by_one)
-    return way(experts, method, recipe, names, role)
+    predictor = next(
+        (each for kind, each in PREDICTORS.items() if isinstance(method, kind)), by_one
+    )
+    return predictor(runner, method, recipe, names, role)
 
 
 def by_one(
-    experts: LocalExperts, method: object, recipe: Recipe, names: Sequence[str], role: str
-) -> Found:
+    runner: ModelRunner, method: object, recipe: Recipe, names: Sequence[str], role: str
+) -> Predictions:
     """One model for all tasks."""
-    weights, beta = experts.weights(recipe), learned_beta(recipe)
-    with experts.filling:
-        return {name: beta * classified(experts, weights, name, role) for name in names}
+    weights, beta = model_weights(runner, recipe), learned_beta(recipe)
+    with runner.filling:
+        return {name: beta * classified(runner, weights, name, role) for name in names}
 
 
 def by_task(
-    experts: LocalExperts, method: PerTask, recipe: Recipe, names: Sequence[str], role: str
-) -> Found:
+    runner: ModelRunner, method: PerTask, recipe: Recipe, names: Sequence[str], role: str
+) -> Predictions:
     """One model a task."""
-    every = experts.pipeline.weights(recipe.method, recipe.params)
-    with experts.filling:
-        return {name: classified(experts, for_task(every, name), name, role) for name in names}
+    every = runner.pipeline.weights(recipe.method, recipe.params)
+    with runner.filling:
+        return {name: classified(runner, for_task(every, name), name, role) for name in names}
 
 
 def by_embeddings(
-    experts: LocalExperts, method: LogitSpace, recipe: Recipe, names: Sequence[str], role: str
-) -> Found:
-    """All experts' embeddings, fused by the method."""
+    runner: ModelRunner, method: LogitSpace, recipe: Recipe, names: Sequence[str], role: str
+) -> Predictions:
+    """Logits fused from all experts' embeddings."""
     found = {}
     for task in names:
-        stack = torch.stack([experts.embedded(expert, task, role) for expert in experts.tasks])
+        stack = torch.stack([runner.embedded(expert, task, role) for expert in runner.tasks])
         parts = (
-            method.fuse(stack[:, rows], experts.heads[task], **recipe.params)
+            method.fuse(stack[:, rows], runner.heads[task], **recipe.params)
             for rows in batches(stack.shape[1])
         )
         found[task] = torch.cat(list(parts))
@@ -73,46 +111,46 @@ def by_embeddings(
 
 
 def by_fit(
-    experts: LocalExperts, method: Fitted, recipe: Recipe, names: Sequence[str], role: str
-) -> Found:
-    """What was fitted to embeddings, applied to them."""
-    return {name: fitted_logits(method, experts.plane(name), name, recipe, role) for name in names}
+    runner: ModelRunner, method: Fitted, recipe: Recipe, names: Sequence[str], role: str
+) -> Predictions:
+    """The classifiers that were fitted to the experts' embeddings."""
+    return {name: fitted_logits(method, runner.plane(name), name, recipe, role) for name in names}
 
 
 def by_route(
-    experts: LocalExperts, method: Routed, recipe: Recipe, names: Sequence[str], role: str
-) -> Found:
-    """Models for groups of samples, by what the experts say of them."""
-    return {name: routed(experts, method, recipe, name, role) for name in names}
+    runner: ModelRunner, method: Routed, recipe: Recipe, names: Sequence[str], role: str
+) -> Predictions:
+    """One model for each group of samples, by coefficients computed from the experts' logits."""
+    return {name: routed(runner, method, recipe, name, role) for name in names}
 
 
 def by_gate(
-    experts: LocalExperts, method: Gated, recipe: Recipe, names: Sequence[str], role: str
-) -> Found:
-    """A model a sample, by a gate that looks at it."""
-    gate, extractor, trim = opened_gate(method, recipe, experts.tasks, experts.pipeline.groups)
-    surveyed = experts.trimmed(trim)
+    runner: ModelRunner, method: Gated, recipe: Recipe, names: Sequence[str], role: str
+) -> Predictions:
+    """One model for each sample, by a gate that reads the sample's features."""
+    gate, extractor, trim = opened_gate(method, recipe, runner.tasks, runner.pipeline.groups)
+    surveyed = runner.trimmed(trim)
 
     def coded(task: str) -> Iterator[tuple[Batch, Weights]]:
-        features = experts.features(task, role, extractor)
+        features = runner.features(task, role, extractor)
         for rows in batches(len(features), SAMPLES):
             with torch.no_grad():
                 coding = gate(features[rows])
-            yield experts.batch(task, role, rows), weights_of(surveyed, coding)
+            yield runner.batch(task, role, rows), weights_of(surveyed, coding)
 
-    return {task: experts.headed(task, experts.pipeline.embed_coded(coded(task))) for task in names}
+    return {task: runner.headed(task, runner.pipeline.embed_coded(coded(task))) for task in names}
 
 
 def by_resident(
-    experts: LocalExperts, method: Resident, recipe: Recipe, names: Sequence[str], role: str
-) -> Found:
-    """Routers within the model; or one model, by what was learned in the shards."""
+    runner: ModelRunner, method: Resident, recipe: Recipe, names: Sequence[str], role: str
+) -> Predictions:
+    """Routers inside the model, or one model blended by masks that were learned in the shards."""
     if method.blend is None:
-        return routed_logits(experts, recipe, names, role)
-    return by_one(experts, method, recipe, names, role)
+        return routed_logits(runner, recipe, names, role)
+    return by_one(runner, method, recipe, names, role)
 
 
-WAYS: Mapping[type[Row], Way] = {
+PREDICTORS: Mapping[type[Row], Predictor] = {
     LogitSpace: by_embeddings,
     Fitted: by_fit,
     Routed: by_route,
@@ -120,14 +158,47 @@ WAYS: Mapping[type[Row], Way] = {
     Resident: by_resident,
     PerTask: by_task,
 }
-"""Kind -> its way; of all others, `by_one`."""
+"""Kind of method -> its predictor; all others use `by_one`."""
 
 
-def classified(experts: LocalExperts, weights: Weights, task: str, role: str) -> Tensor:
-    """Logits [N, C] of one model; of one that is an expert, from its cached embeddings."""
+def classified(runner: ModelRunner, weights: Weights, task: str, role: str) -> Tensor:
+    """Logits [N, C] of one model; cached embeddings are used where the model is an expert."""
     if weights.coding is not None and weights.trim.nothing:
         expert = sole(weights.coding)
         if expert is not None:
-            return experts.logits_of(experts.tasks[expert], task, role)
-    cut = (experts.batch(task, role, rows) for rows in batches(experts.size(task, role)))
-    return experts.headed(task, experts.pipeline.embed(weights, cut))
+            return runner.logits_of(runner.tasks[expert], task, role)
+    cut = (runner.batch(task, role, rows) for rows in batches(runner.size(task, role)))
+    return runner.headed(task, runner.pipeline.embed(weights, cut))
+
+
+def routed(runner: ModelRunner, method: Routed, recipe: Recipe, task: str, role: str) -> Tensor:
+    """Logits [N, C] by coefficients computed from the experts' logits (DaWin)."""
+    evidence = Evidence(
+        runner.tasks,
+        torch.stack([runner.logits_of(expert, task, role) for expert in runner.tasks]),
+        runner.logits_of(BASE, task, role),
+        runner.labels(task, role) if is_oracle(recipe.params) else None,
+    )
+    routing = method.route(evidence, **recipe.params)
+    if routing.logits is not None:
+        return routing.logits
+    head = runner.heads[task]
+    if len(routing.codings) > MERGES:
+        parts = runner.pipeline.embed_coded(
+            (
+                runner.batch(task, role, rows),
+                runner.pipeline.weights(coding=routing.codings[routing.assign[rows]]),
+            )
+            for rows in batches(len(routing.assign), SAMPLES)
+        )
+        return runner.headed(task, parts)
+    found = torch.empty(len(routing.assign), len(head))
+    for index, coding in enumerate(routing.codings):
+        rows = torch.nonzero(routing.assign == index).flatten()
+        weights = runner.pipeline.weights(coding=coding[None])
+        cut = [rows[part] for part in batches(len(rows))]
+        parts = runner.pipeline.embed(weights, (runner.batch(task, role, at) for at in cut))
+        with runner.filling:
+            for at, z in zip(cut, parts, strict=True):
+                found[at] = logits(z.float(), head.to(z.device)).cpu()
+    return found

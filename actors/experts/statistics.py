@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actors.artifacts.recipe import BASE
 from actors.data.task_rows import batches
+from actors.experts.model_runner import ModelRunner
 from actors.experts.unseen_tasks import adapted_role
 from actors.files.hashes import hash_text
 from actors.shards.messages import Batch, Weights
@@ -19,9 +20,6 @@ from fusion.methods.statistics.collect import Asked
 from fusion.registry import METHODS, Informed
 from fusion.task_vectors.coding import one_hot
 
-if TYPE_CHECKING:
-    from actors.experts.local import LocalExperts
-
 VERSION = "statistics-2"
 """Raised when a change of this code changes statistics."""
 
@@ -29,7 +27,7 @@ ROLE = "fit"
 """Whose rows they are taken of; under shift, where the sweep adapts on images under shift."""
 
 
-def gathered(experts: LocalExperts, method: str, params: Mapping[str, Any]) -> tuple[str, ...]:
+def gathered(runner: ModelRunner, method: str, params: Mapping[str, Any]) -> tuple[str, ...]:
     """Keys of the statistics of all experts, which are on disk when this returns.
 
     Raises:
@@ -41,37 +39,37 @@ def gathered(experts: LocalExperts, method: str, params: Mapping[str, Any]) -> t
     assert isinstance(row, Informed)
     bound = row.bound(params)
     asked = row.asked(params)
-    rows = {task: drawn(experts, method, task, asked) for task in experts.tasks}
-    keys = keys_of(experts, asked, rows)
-    with experts.filling:
-        missing = lacking(experts.pipeline, keys)
+    rows = {task: drawn(runner, method, task, asked) for task in runner.tasks}
+    keys = keys_of(runner, asked, rows)
+    with runner.filling:
+        missing = lacking(runner.pipeline, keys)
         if missing and asked.kind == "prefix_gram":
-            advance(experts, method, bound, asked, keys, rows)
+            advance(runner, method, bound, asked, keys, rows)
         elif missing:
-            for task, key in zip(experts.tasks, keys, strict=True):
+            for task, key in zip(runner.tasks, keys, strict=True):
                 if key not in missing:
                     continue
                 if asked.kind == "gram":
-                    observe(experts, task, key, asked, rows[task])
+                    observe(runner, task, key, asked, rows[task])
                 else:
-                    probe(experts, task, key, asked, rows[task])
+                    probe(runner, task, key, asked, rows[task])
     return keys
 
 
-def drawn(experts: LocalExperts, method: str, task: str, asked: Asked) -> NDArray[np.int64]:
+def drawn(runner: ModelRunner, method: str, task: str, asked: Asked) -> NDArray[np.int64]:
     """Which of a task's fit rows are looked at, in what order: by seed and task alone.
 
     Raises:
         InputError: there are none.
     """
-    data = experts.data.get(task)
+    data = runner.data.get(task)
     if data is None:
-        tasks = ", ".join(experts.data)
+        tasks = ", ".join(runner.data)
         raise InputError(
             f"{method}: expert {task!r}: no task of its name to take statistics of (tasks: {tasks})"
         )
-    role = adapted_role(experts.data, ROLE)
-    size = experts.size(task, role) if role in data.rows else 0
+    role = adapted_role(runner.data, ROLE)
+    size = runner.size(task, role) if role in data.rows else 0
     if not size:
         raise InputError(f"{method}: task {task!r}: no {ROLE} rows; at least 1 needed")
     seed = int(hash_text(asked.seed, task), 16)
@@ -80,24 +78,24 @@ def drawn(experts: LocalExperts, method: str, task: str, asked: Asked) -> NDArra
 
 
 def keys_of(
-    experts: LocalExperts, asked: Asked, rows: Mapping[str, NDArray[np.int64]]
+    runner: ModelRunner, asked: Asked, rows: Mapping[str, NDArray[np.int64]]
 ) -> tuple[str, ...]:
     """A hash of all that each expert's statistics depend on."""
-    identity = experts.embeddings.identity
+    identity = runner.embeddings.identity
 
     def facts(task: str) -> list[Any]:
-        at = experts.data[task].rows[adapted_role(experts.data, ROLE)]
+        at = runner.data[task].rows[adapted_role(runner.data, ROLE)]
         there = [] if at.indices is None else at.indices[rows[task]].tolist()
         said = [identity[task], at.pixels.name, there or rows[task].tolist()]
         if asked.kind == "fisher":
-            said.append(hash_text(experts.heads[task].tolist()))
+            said.append(hash_text(runner.heads[task].tolist()))
         return said
 
     asks = [VERSION, asked.kind, asked.batch_size, asked.seed, dict(asked.options)]
     if asked.kind != "prefix_gram":
-        return tuple(hash_text(asks, facts(task)) for task in experts.tasks)
-    every = [identity[BASE], [[task, facts(task)] for task in experts.tasks]]
-    return tuple(hash_text(asks, every, task) for task in experts.tasks)
+        return tuple(hash_text(asks, facts(task)) for task in runner.tasks)
+    every = [identity[BASE], [[task, facts(task)] for task in runner.tasks]]
+    return tuple(hash_text(asks, every, task) for task in runner.tasks)
 
 
 def everywhere(pipeline: Pipeline, what: str, *args: Any) -> list[Any]:
@@ -111,40 +109,38 @@ def lacking(pipeline: Pipeline, keys: Sequence[str]) -> set[str]:
     return {key for part in everywhere(pipeline, "lacking", list(keys)) for key in part}
 
 
-def cut(experts: LocalExperts, task: str, rows: NDArray[np.int64], size: int) -> list[Batch]:
+def cut(runner: ModelRunner, task: str, rows: NDArray[np.int64], size: int) -> list[Batch]:
     """Rows of a task in batches."""
     import torch
 
     at = torch.from_numpy(rows)
-    role = adapted_role(experts.data, ROLE)
-    return [experts.batch(task, role, at[part]) for part in batches(len(rows), size)]
+    role = adapted_role(runner.data, ROLE)
+    return [runner.batch(task, role, at[part]) for part in batches(len(rows), size)]
 
 
 def observe(
-    experts: LocalExperts, task: str, key: str, asked: Asked, rows: NDArray[np.int64]
+    runner: ModelRunner, task: str, key: str, asked: Asked, rows: NDArray[np.int64]
 ) -> None:
     """Gram matrices of one expert, on images of its task."""
-    weights = Weights(key, coding=one_hot(experts.tasks, task), own=True)
-    given = cut(experts, task, rows, asked.batch_size)
+    weights = Weights(key, coding=one_hot(runner.tasks, task), own=True)
+    given = cut(runner, task, rows, asked.batch_size)
     for i, batch in enumerate(given):
         carry: Any = batch
-        for shard in experts.pipeline.shards:
-            carry = experts.pipeline.link.call(shard, "gather", "observe", i, carry, weights)
-        experts.pipeline.link.get(carry)
-    everywhere(experts.pipeline, "conclude", key, len(given))
+        for shard in runner.pipeline.shards:
+            carry = runner.pipeline.link.call(shard, "gather", "observe", i, carry, weights)
+        runner.pipeline.link.get(carry)
+    everywhere(runner.pipeline, "conclude", key, len(given))
 
 
-def probe(
-    experts: LocalExperts, task: str, key: str, asked: Asked, rows: NDArray[np.int64]
-) -> None:
+def probe(runner: ModelRunner, task: str, key: str, asked: Asked, rows: NDArray[np.int64]) -> None:
     """Squared gradients of one expert, on images of its task; one batch at a time."""
     pipeline, weights = (
-        experts.pipeline,
-        Weights(key, coding=one_hot(experts.tasks, task), own=True),
+        runner.pipeline,
+        Weights(key, coding=one_hot(runner.tasks, task), own=True),
     )
     estimate = asked.options["estimate"]
     call, (*before, last) = pipeline.link.call, pipeline.shards
-    given = cut(experts, task, rows, asked.batch_size)
+    given = cut(runner, task, rows, asked.batch_size)
     for i, batch in enumerate(given):
         carry: Any = batch
         for shard in (*before, last):
@@ -157,7 +153,7 @@ def probe(
 
 
 def advance(
-    experts: LocalExperts,
+    runner: ModelRunner,
     method: str,
     params: Mapping[str, Any],
     asked: Asked,
@@ -165,8 +161,8 @@ def advance(
     rows: Mapping[str, NDArray[np.int64]],
 ) -> None:
     """Gram matrices behind merged prefixes: through the shards, one after the other."""
-    pipeline = experts.pipeline
-    carries: Any = [cut(experts, task, rows[task], asked.batch_size) for task in experts.tasks]
+    pipeline = runner.pipeline
+    carries: Any = [cut(runner, task, rows[task], asked.batch_size) for task in runner.tasks]
     for shard in pipeline.shards:
         carries = pipeline.link.call(
             shard, "gather", "advance", list(keys), method, dict(params), carries

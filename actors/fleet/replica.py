@@ -23,6 +23,7 @@ from actors.data.task_rows import TaskData
 from actors.experts.embedding_cache import EmbeddingCache
 from actors.experts.evaluation import Evaluation
 from actors.experts.local import LocalExperts
+from actors.experts.model_runner import ModelRunner
 from actors.experts.peak_memory import WATER
 from actors.experts.recipe import results_dtype
 from actors.families.clip.zero_shot_heads import read_head
@@ -290,9 +291,8 @@ class Replica:
             link = choose(shards, setup.plan.device, setup.plan.gpus, setup.transport)
             pipeline = Pipeline(shards, names, setup.groups, link)
             device, water = "cpu", OfShards(shards)
-        return LocalExperts(
-            pipeline, setup.tasks, setup.data, setup.embeddings, device, water or WATER
-        )
+        runner = ModelRunner(pipeline, setup.tasks, setup.data, setup.embeddings, device)
+        return LocalExperts(runner, water or WATER)
 
     def evaluate(self, recipe: Recipe, role: str) -> Evaluation:
         """See `LocalExperts.evaluate`."""
@@ -350,9 +350,9 @@ class Replica:
 
         It breaks down in many ways (what a shard kept is gone, a peer hangs up), all but refusals.
         """
-        link = self.experts.pipeline.link  # another lane may change it meanwhile
+        link = self.experts.runner.pipeline.link  # another lane may change it meanwhile
         name, method = call.__name__, getattr(args[0] if args else None, "method", "")
-        device = self.experts.device
+        device = self.experts.runner.device
         try:
             with timed(name, method), self.experts.water.call(name, device):
                 return call(*args)
@@ -362,7 +362,7 @@ class Replica:
             if not isinstance(link, GpuToGpu):
                 raise
             log.warning("transport: object store from now on: %s", " ".join(str(error).split()))
-            self.experts.pipeline.link = Stored()
+            self.experts.runner.pipeline.link = Stored()
             return call(*args)
 
     def pid(self) -> int:

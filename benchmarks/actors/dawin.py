@@ -23,8 +23,7 @@ from torch import Tensor
 from actors.artifacts.recipe import BASE, Recipe
 from actors.data.task import Role
 from actors.data.task_rows import batches
-from actors.experts.local import LocalExperts
-from actors.experts.open_local import local_experts
+from actors.experts.local import LocalExperts, local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.families.clip.architecture import PROJECTION
 from actors.files.cache_dir import cache_dir
@@ -54,8 +53,8 @@ class Textbook:
         from transformers import CLIPVisionModel
 
         self.ours, self.vectors, self.role, self.merges = ours, vectors, role, 0
-        self.model = CLIPVisionModel.from_pretrained(base).eval().to(ours.device)
-        encoder = ours.pipeline.shards[0].encoder
+        self.model = CLIPVisionModel.from_pretrained(base).eval().to(ours.runner.device)
+        encoder = ours.runner.pipeline.shards[0].encoder
         self.projection, self.preprocess = encoder.arena[PROJECTION], encoder.preprocess
 
     def loaded(self, coding: Tensor) -> torch.nn.Module:
@@ -71,24 +70,29 @@ class Textbook:
     def routing(self, task: str) -> Routing:
         """Which of the task's rows go to which model."""
         ours, role = self.ours, self.role
-        experts = torch.stack([ours.logits_of(each, task, role) for each in ours.tasks])
-        evidence = Evidence(ours.tasks, experts, ours.logits_of(BASE, task, role))
+        experts = torch.stack(
+            [ours.runner.logits_of(each, task, role) for each in ours.runner.tasks]
+        )
+        evidence = Evidence(ours.runner.tasks, experts, ours.runner.logits_of(BASE, task, role))
         return dawin(evidence, granularity="cluster", clusters=CLUSTERS)
 
     def task(self, task: str) -> float:
         """Accuracy on one task."""
         ours, role, routing = self.ours, self.role, self.routing(task)
-        labels, head = ours.labels(task, role), ours.heads[task].to(ours.device)
+        labels, head = (
+            ours.runner.labels(task, role),
+            ours.runner.heads[task].to(ours.runner.device),
+        )
         right = 0
         for part in batches(len(labels), BATCH):
-            images = ours.open(ours.data[task].rows[role].pixels).images
-            [(_, _, rows)] = ours.batch(task, role, part).parts
-            pixels = images[torch.from_numpy(rows)].to(ours.device)
+            images = ours.runner.open(ours.runner.data[task].rows[role].pixels).images
+            [(_, _, rows)] = ours.runner.batch(task, role, part).parts
+            pixels = images[torch.from_numpy(rows)].to(ours.runner.device)
             for index in sorted(set(routing.assign[part].tolist())):
                 chosen = torch.nonzero(routing.assign[part] == index).flatten()
                 model = self.loaded(routing.codings[index])
                 with torch.no_grad():
-                    images_in = self.preprocess.normalise(pixels[chosen.to(ours.device)])
+                    images_in = self.preprocess.normalise(pixels[chosen.to(ours.runner.device)])
                     z = logits(model(images_in).pooler_output @ self.projection.T, head)
                 right += int((z.argmax(1).cpu() == labels[part][chosen]).sum())
         return right / len(labels)
@@ -96,7 +100,7 @@ class Textbook:
     def evaluate(self) -> dict[str, float]:
         """Task -> accuracy."""
         self.merges = 0
-        return {task: self.task(task) for task in self.ours.data}
+        return {task: self.task(task) for task in self.ours.runner.data}
 
 
 def accuracies(ours: LocalExperts, recipe: Recipe, role: str) -> dict[str, float]:
@@ -113,7 +117,7 @@ def run(device: str, repeats: int, role: Role) -> tuple[str, list[Row]]:
     pool = prepared.pool
     data = prepare_data(pool.base, prepared.tasks, prepared.splits, [role], cache_dir())
     ours = local_experts(pool, data, prepared.embeddings(), device=device)
-    vectors = ours.pipeline.shards[0].vectors
+    vectors = ours.runner.pipeline.shards[0].vectors
     theirs = Textbook(ours, pool.base.folder, vectors, role)
     wanted, found = theirs.evaluate(), accuracies(ours, RECIPE, role)  # fills the cache too
     worst = max(abs(found[task] - wanted[task]) for task in wanted)
@@ -129,7 +133,7 @@ def run(device: str, repeats: int, role: Role) -> tuple[str, list[Row]]:
         device,
     )
     one, loop, floor, routing = (seconds[name] for name in ("ours", "textbook", "floor", "routing"))
-    images = sum(ours.size(task, role) for task in data)
+    images = sum(ours.runner.size(task, role) for task in data)
     model = sum(tensor.nbytes for tensor in vectors.base.values()) / 1e6
     merges = f"{theirs.merges} merges against at most {CLUSTERS * len(data)}"
     return f"{images} images of the {role} split, a model of {model:.3g} MB", [

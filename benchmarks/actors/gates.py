@@ -164,9 +164,9 @@ def code(pool: RandomPool, repeats: int, rate: float) -> list[Row]:
     learning = gate_learning(TASKS, pool.vectors.groups, "layer")
     with torch.no_grad():
         coding = learning.router(pool.features[task][rows])
-    batch, weights = ours.batch(task, ROLE, rows), Weights("", coding=coding)
+    batch, weights = ours.runner.batch(task, ROLE, rows), Weights("", coding=coding)
     works = {
-        "ours": lambda: next(ours.pipeline.embed_coded([(batch, weights)])),
+        "ours": lambda: next(ours.runner.pipeline.embed_coded([(batch, weights)])),
         "textbook": lambda: theirs.code(task, rows, coding),
     }
     off = agree(works["ours"](), works["textbook"]())

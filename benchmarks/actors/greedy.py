@@ -116,7 +116,9 @@ class SideBySide:
 def trial(local: LocalExperts, p: int, folder: Path) -> tuple[bytes, list[Any], SideBySide]:
     """One trial of `greedy_soup`: its coding, its decisions, and who evaluated."""
     asked, reports = SideBySide(local, p), list[State]()
-    course = Course(local.tasks, local.pipeline.groups, {}, {}, {}, Folder(folder), frozenset())
+    course = Course(
+        local.runner.tasks, local.runner.pipeline.groups, {}, {}, {}, Folder(folder), frozenset()
+    )
     config = {"method": "greedy_soup", "params": {}, "trial_key": "x", "seed": 0}
     select(config, asked, course, lambda rung, found, state: reports.append(state))  # type: ignore[arg-type]
     return (folder / learned_name("x")).read_bytes(), reports[0].choices, asked

@@ -97,7 +97,7 @@ def fisher_memory() -> dict[int, int]:
         found = {}
         peak, before = 0, anonymous()
         for passes in PASSES:
-            shard = standing.pipeline.shards[0]
+            shard = standing.runner.pipeline.shards[0]
             real = shard.gathering.squared
 
             def watched(*given: object, real: Callable[..., object] = real) -> object:

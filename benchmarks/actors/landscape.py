@@ -67,7 +67,7 @@ def codings(local: LocalExperts) -> list[Tensor]:
 def walk(local: LocalExperts, points: Sequence[Tensor], file: Path) -> float:
     """Seconds of measuring points."""
     progress = Progress(Console(quiet=True))
-    measured = Points(local, local.tasks, PROBE, file, progress)
+    measured = Points(local, local.runner.tasks, PROBE, file, progress)
     start = time.perf_counter()
     measured(points, "plane")
     return time.perf_counter() - start
@@ -75,7 +75,7 @@ def walk(local: LocalExperts, points: Sequence[Tensor], file: Path) -> float:
 
 def by_file(local: LocalExperts, point: Tensor, folder: Path) -> float:
     """Seconds of writing one point's model and reading it again."""
-    model = local.merge(Recipe(METHOD, {}, dump_shares(point.tolist(), local.tasks)))
+    model = local.merge(Recipe(METHOD, {}, dump_shares(point.tolist(), local.runner.tasks)))
     folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     save_file(model, folder / "model.safetensors")

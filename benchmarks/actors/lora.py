@@ -125,19 +125,21 @@ def measure(size: str, folder: Path, repeats: int) -> list[Row]:
     who = {name: experts(base, vectors, data, "cpu") for name, vectors in sides.items()}
     draw = torch.Generator().manual_seed(SEED)
     at = torch.arange(IMAGES)
-    batch = who["dense"].batch(TASKS[0], ROLE, at)
+    batch = who["dense"].runner.batch(TASKS[0], ROLE, at)
     for models, said in ((1, "one layer-wise coding"), (IMAGES, "one coding a sample")):
         coding = 0.3 + 0.1 * torch.randn(models, len(TASKS), len(low.groups), generator=draw)
         weights = Weights("", coding=coding)
         lesson = [Lesson({TASKS[0]: at}, coding)]
         forward = {
-            name: partial(lambda e, w: next(e.pipeline.embed_coded([(batch, w)])), each, weights)
+            name: partial(
+                lambda e, w: next(e.runner.pipeline.embed_coded([(batch, w)])), each, weights
+            )
             for name, each in who.items()
         }
         off = agree(forward["factored"](), forward["dense"]())
         if models == 1:
             resident = Weights("plain", "task_arithmetic", {"scale": 0.0})
-            shard = who["factored"].pipeline.shards[0]
+            shard = who["factored"].runner.pipeline.shards[0]
             works = {**forward, "plain": partial(shard.run, batch, resident)}
         found = medians(works if models == 1 else forward, repeats)
         rows += rows_of(f"forward, {IMAGES} images, {said}", found, off)

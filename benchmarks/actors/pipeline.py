@@ -37,8 +37,7 @@ from actors.cluster.partition import blocks_of
 from actors.cluster.planner import Plan
 from actors.data.task_rows import TaskData
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.local import LocalExperts
-from actors.experts.open_local import local_experts
+from actors.experts.local import LocalExperts, local_experts
 from actors.experts.protocol import Experts
 from actors.families.clip.segments import clip_segments
 from actors.fleet.fleet import Fleet
@@ -156,10 +155,10 @@ def stages(world: World, shards: int, repeats: int) -> list[tuple[float, float]]
     """Median seconds (forward, backward) of a lesson on each shard; the last has no forward."""
     experts = world.local(shards)
     [lesson] = Training(world, experts, 1).lessons()
-    batch = experts.lesson_batch(lesson, ROLE)
-    weights = experts.pipeline.weights(coding=lesson.coding.detach())
+    batch = experts.runner.lesson_batch(lesson, ROLE)
+    weights = experts.runner.pipeline.weights(coding=lesson.coding.detach())
     found: list[list[tuple[float, float]]] = [[] for _ in range(shards)]
-    *first, last = experts.pipeline.shards
+    *first, last = experts.runner.pipeline.shards
     for repeat in range(repeats + 1):
         key, carries, ahead = uuid.uuid4().hex, [batch], []
         for shard in first:

@@ -27,8 +27,8 @@ device.install()
 from actors.artifacts.recipe import Recipe  # noqa: E402
 from actors.data.task import Splits, TaskSource, open_task  # noqa: E402
 from actors.experts.embedding_cache import embedding_cache  # noqa: E402
-from actors.experts.local import LocalExperts  # noqa: E402
-from actors.experts.open_local import local_experts  # noqa: E402
+from actors.experts.local import LocalExperts, local_experts  # noqa: E402
+from actors.experts.predict import model_weights  # noqa: E402
 from actors.experts.prepare_data import prepare_data  # noqa: E402
 from actors.pool.pool import open_pool  # noqa: E402
 from actors.shards.messages import Weights  # noqa: E402
@@ -76,8 +76,8 @@ def merged(experts: LocalExperts, name: str, params: dict[str, Any]) -> Callable
     """A survey and a merge into the resident model."""
 
     def call() -> None:
-        weights = experts.weights(Recipe(name, params))
-        for shard in experts.pipeline.shards:
+        weights = model_weights(experts.runner, Recipe(name, params))
+        for shard in experts.runner.pipeline.shards:
             shard.merge(weights, shard.encoder.arena)
             shard.filled = ""
 
@@ -93,20 +93,20 @@ def trained(experts: LocalExperts, name: str) -> Callable[[], Any]:
 def evaluated(experts: LocalExperts, weights: Weights) -> Callable[[], Any]:
     """One batch through the resident model, and its logits on the host."""
     task = next(iter(TASKS))
-    batch = experts.batch(task, "select", slice(0, BATCH))
-    return lambda: experts.headed(task, experts.pipeline.embed(weights, [batch]))
+    batch = experts.runner.batch(task, "select", slice(0, BATCH))
+    return lambda: experts.runner.headed(task, experts.runner.pipeline.embed(weights, [batch]))
 
 
 def run() -> tuple[int, list[Row]]:
     """How many tensors are fused, and all figures."""
     with standing() as experts:
-        groups = len(experts.pipeline.groups)
+        groups = len(experts.runner.pipeline.groups)
         count = len(TASKS)
         tasks = tuple(TASKS)
         each, layers = torch.full((1, count, 1), 0.3), torch.full((1, count, groups), 0.3)
         sampled = torch.full((BATCH, count, 1), 0.3)
         alone = tuple((task,) for task in tasks)
-        weights = experts.weights(Recipe("task_arithmetic"))
+        weights = model_weights(experts.runner, Recipe("task_arithmetic"))
 
         def taught(given: list[Lesson]) -> Callable[[], Any]:
             return lambda: experts.gradients(given, "fit", Trim())

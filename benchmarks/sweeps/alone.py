@@ -22,7 +22,7 @@ import torch
 from actors.artifacts.recipe import Recipe
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.embedding_cache import embedding_cache
-from actors.experts.open_local import local_experts
+from actors.experts.local import local_experts
 from actors.experts.peak_memory import peak_bytes, put_back
 from actors.experts.prepare_data import prepare_data
 from actors.files.cache_dir import cache_dir

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from actors.data.task import Role, Splits, TaskSource, open_task
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.local import LocalExperts
-from actors.experts.open_local import local_experts
+from actors.experts.local import LocalExperts, local_experts
 from actors.experts.predict import classified
 from actors.experts.prepare_data import prepare_data
 from actors.files.cache_dir import cache_dir
@@ -43,8 +42,8 @@ def codings(tasks: int, own: int) -> dict[str, Tensor]:
 
 def measured(experts: LocalExperts, task: str, coding: Tensor) -> tuple[float, float]:
     """(mean entropy, accuracy) of one task's select rows."""
-    z = classified(experts, experts.pipeline.weights(coding=coding), task, ROLE)
-    hits = z.argmax(1) == experts.labels(task, ROLE)
+    z = classified(experts.runner, experts.runner.pipeline.weights(coding=coding), task, ROLE)
+    hits = z.argmax(1) == experts.runner.labels(task, ROLE)
     return entropy(z).mean().item(), hits.float().mean().item()
 
 

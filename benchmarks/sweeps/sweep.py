@@ -23,7 +23,7 @@ from rich.console import Console
 
 from actors.artifacts.recipe import Recipe
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.open_local import local_experts
+from actors.experts.local import local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.files.cache_dir import cache_dir
 from actors.fleet.fleet import Fleet

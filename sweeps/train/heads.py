@@ -22,7 +22,7 @@ from actors.checkpoints.checkpoint import content_hash
 from actors.data.task import Task
 from actors.data.task_rows import TaskData
 from actors.experts.embedding_cache import embedding_cache
-from actors.experts.open_local import local_experts
+from actors.experts.local import local_experts
 from actors.families.clip.zero_shot_heads import read_head
 from actors.files.atomic import replacing
 from actors.files.cache_dir import cache_dir
@@ -119,7 +119,11 @@ def probe(
     cache = embedding_cache(root, pool, device, decisive(PlacementSpec()))
     experts = local_experts(pool, {task.name: task}, cache, device=device)
     fit, select = (
-        Labelled(experts.embedded(BASE, task.name, role), experts.labels(task.name, role), role)
+        Labelled(
+            experts.runner.embedded(BASE, task.name, role),
+            experts.runner.labels(task.name, role),
+            role,
+        )
         for role in ("fit", "select")
     )
     found = lp_ft_probe(
@@ -127,9 +131,9 @@ def probe(
         select,
         convention="normalised",
         intercept=False,
-        classes=len(experts.heads[task.name]),
+        classes=len(experts.runner.heads[task.name]),
     )
-    return scaled(found.weight, experts.heads[task.name], select), found.C, found.accuracy
+    return scaled(found.weight, experts.runner.heads[task.name], select), found.C, found.accuracy
 
 
 def scaled(head: Tensor, zero_shot: Tensor, select: Labelled) -> Tensor:

@@ -20,7 +20,7 @@ from actors.checkpoints.checkpoint import content_hash, inspect
 from actors.data.images.pixel_cache import open_pixels
 from actors.data.task_rows import TaskData
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.open_local import local_experts
+from actors.experts.local import local_experts
 from actors.families.clip.fine_tune import beside, fine_tune
 from actors.families.clip.zero_shot_heads import read_head
 from actors.files.documents import checked, parse_json, read_bytes

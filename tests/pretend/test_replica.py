@@ -14,7 +14,7 @@ from actors.data.images.pixel_cache import open_pixels
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.embedding_cache import EmbeddingCache
 from actors.experts.in_model_training import course_of
-from actors.experts.open_local import local_experts
+from actors.experts.local import local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.experts.recipe import rebuilt
 from actors.files.matrix_file import write_matrix
@@ -211,12 +211,12 @@ def detached(lesson):
 
 @pytest.mark.parametrize(("name", "params"), cases(TAUGHT, [TAUGHT[0], TAUGHT[5]]))
 def test_gradients_and_what_was_learned(name, params, cpu, gpu):
-    shape = Shape(cpu.tasks, cpu.pipeline.groups, WIDTH)
+    shape = Shape(cpu.runner.tasks, cpu.runner.pipeline.groups, WIDTH)
     row = METHODS[name]
     assert isinstance(row, Adaptive | Gated)
     learning = row.learning(shape, **{**params, "batch_size": 4})
     role = learning.adapt_on
-    features = {task: cpu.features(task, role, EXTRACTOR) for task in NAMES}
+    features = {task: cpu.runner.features(task, role, EXTRACTOR) for task in NAMES}
     given = lessons(learning, dict.fromkeys(NAMES, ROWS), features, 0, 3)
     given = [detached(lesson) for lesson in given]
     wanted = cpu.gradients(given, role, learning.trim)
@@ -230,7 +230,9 @@ def test_gradients_and_what_was_learned(name, params, cpu, gpu):
         recipe = Recipe(name, params, gate_of(cpu, name, learning.router))
     else:
         coding = given[0].coding
-        recipe = Recipe(name, params, dump_coding(coding, cpu.tasks, cpu.pipeline.groups, 1.0))
+        recipe = Recipe(
+            name, params, dump_coding(coding, cpu.runner.tasks, cpu.runner.pipeline.groups, 1.0)
+        )
     wanted_logits = cpu.logits(recipe, "select")
     with pretending():
         found_logits = gpu.logits(recipe, "select")
@@ -246,8 +248,8 @@ def gate_of(experts, name, gate: Gate) -> bytes:
     layer = gate.groups > 1
     about = Manifest(
         method=name, extractor="made-up", extractor_hash=EXTRACTOR, preprocessing="none",
-        width=WIDTH, tasks=experts.tasks, grouping="layer" if layer else "task",
-        keys=experts.pipeline.groups if layer else (), steps=1, **gate.options,
+        width=WIDTH, tasks=experts.runner.tasks, grouping="layer" if layer else "task",
+        keys=experts.runner.pipeline.groups if layer else (), steps=1, **gate.options,
     )  # fmt: skip
     return dump(gate, about)
 
@@ -271,7 +273,7 @@ def test_what_lives_in_shards(name, params, world, cpu, gpu):
     assert resumed == there
     for got, want in zip(found, losses, strict=True):
         assert got == pytest.approx(want, rel=1e-3)
-    steps = getattr(course_of(recipe, NAMES, cpu.pipeline.groups).options, "mask_steps", 0)
+    steps = getattr(course_of(recipe, NAMES, cpu.runner.pipeline.groups).options, "mask_steps", 0)
     learned = replace(recipe, learned=learned_of(state, name, NAMES, steps))
     wanted_logits = cpu.logits(learned, "select")
     with pretending():

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from actors.artifacts.recipe import Recipe
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.open_local import local_experts
+from actors.experts.local import local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.families.clip.fine_tune import fine_tune
 from actors.gate_features.extractor import load_extractor, open_extractor

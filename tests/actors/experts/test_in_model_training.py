@@ -13,7 +13,7 @@ from actors.artifacts.recipe import Recipe
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.embedding_cache import EmbeddingCache
 from actors.experts.in_model_training import course_of
-from actors.experts.open_local import local_experts
+from actors.experts.local import local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.experts.recipe import rebuilt
 from actors.families.clip.architecture import PROJECTION
@@ -93,7 +93,7 @@ def learned(experts, method, params, steps=4):
     """Bytes of what a method learned, and the losses."""
     recipe = Recipe(method, {**FEW, **params})
     state, losses = experts.train(recipe, None, 0, steps, SEED)
-    options = course_of(recipe, NAMES, experts.pipeline.groups).options
+    options = course_of(recipe, NAMES, experts.runner.pipeline.groups).options
     data = learned_of(state, method, NAMES, getattr(options, "mask_steps", 0))
     return replace(recipe, learned=data), losses
 
@@ -117,7 +117,7 @@ def test_a_model_that_is_cut_and_resumed_learns_the_same_bits(method, params, wh
     assert state == wanted
     other, _ = whole.train(recipe, None, 0, 4, SEED + 1)
     assert other != wanted
-    for shard in (*whole.pipeline.shards, *cut.pipeline.shards):
+    for shard in (*whole.runner.pipeline.shards, *cut.runner.pipeline.shards):
         assert not shard.residing.runs  # held for the length of a call
         assert not any(p.requires_grad for m in shard.encoder.modules for p in m.parameters())
 
@@ -152,7 +152,7 @@ def test_without_task_vectors_there_is_the_base(method, parts, doubles):
 
 @pytest.mark.parametrize("method", RESIDENT)
 def test_task_vectors_and_base_are_untouched(method, whole):
-    vectors = whole.pipeline.shards[0].vectors
+    vectors = whole.runner.pipeline.shards[0].vectors
     before = {k: v.clone() for k, v in vectors.base.items()}
     deltas = {k: v.clone() for k, v in vectors.deltas.items()}
     recipe, _ = learned(whole, method, {}, steps=1)
@@ -192,9 +192,9 @@ def embedded(model, tensors, images):
 
 def images_of(experts, task, role, at, batch=FEW["batch_size"]):
     """The images of a task's `at`-th batch, as the model reads them, in float64."""
-    shard = experts.pipeline.shards[0]
-    rows = draw(experts.size(task, role), batch, at, SEED + 7919 * NAMES.index(task))
-    pixels = shard.entered(experts.batch(task, role, rows))["pixels"]
+    shard = experts.runner.pipeline.shards[0]
+    rows = draw(experts.runner.size(task, role), batch, at, SEED + 7919 * NAMES.index(task))
+    pixels = shard.entered(experts.runner.batch(task, role, rows))["pixels"]
     return shard.encoder.preprocess.normalise(pixels, torch.float64)
 
 
@@ -324,9 +324,9 @@ def test_evaluation_has_a_model_a_sample(doubles, parts, tiny_pool):
     together = replace(kept, params={**recipe.params, "routing": "batch"})
     differs = False
     for task in NAMES:
-        shard = experts.pipeline.shards[0]
-        rows = torch.arange(experts.size(task, "select"))
-        pixels = shard.entered(experts.batch(task, "select", rows))["pixels"]
+        shard = experts.runner.pipeline.shards[0]
+        rows = torch.arange(experts.runner.size(task, "select"))
+        pixels = shard.entered(experts.runner.batch(task, "select", rows))["pixels"]
         images = shard.encoder.preprocess.normalise(pixels, torch.float64)
         head = read_head(parts[1][task].head).double()
         for pooled, given in ((False, kept), (True, together)):
@@ -392,10 +392,10 @@ def test_the_second_stage_is_adamerging_under_a_fixed_mask(doubles):
     found, _ = load_resident(recipe.learned, recipe.method, NAMES)
     # Of equal logits the rescaled mask is 1 everywhere: this is AdaMerging itself.
     method = METHODS["adamerging"]
-    groups = experts.pipeline.groups
+    groups = experts.runner.pipeline.groups
     course = method.learning(Shape(NAMES, groups), batch_size=4, learning_rate=0.05)
     optimizer = torch.optim.Adam(course.router.parameters(), lr=0.05)
-    sizes = {name: experts.size(name, "fit") for name in NAMES}
+    sizes = {name: experts.runner.size(name, "fit") for name in NAMES}
     for step in range(2):
         given = lessons(course, sizes, {}, step, SEED)
         teach = lambda asked: experts.gradients(asked, "fit", course.trim)  # noqa: E731
@@ -428,7 +428,7 @@ def test_a_shard_that_forgets_changes_no_bit(method, params, cut, monkeypatch):
 
 
 def test_calls_of_callers_that_died_are_let_go(whole):
-    residing = whole.pipeline.shards[0].residing
+    residing = whole.runner.pipeline.shards[0].residing
     for key in "abc":
         residing.begin(key, "wemoe", {}, 0)
     assert list(residing.runs) == ["b", "c"]
@@ -475,7 +475,7 @@ def test_a_loss_that_is_not_finite_is_one_line(whole):
     with pytest.raises(InputError, match=r"step 0: task '\w+': loss nan is not finite"):
         whole.train(recipe, None, 0, 2, SEED)
     assert not any(
-        p.requires_grad for p in whole.pipeline.shards[0].encoder.modules[1].parameters()
+        p.requires_grad for p in whole.runner.pipeline.shards[0].encoder.modules[1].parameters()
     )
 
 

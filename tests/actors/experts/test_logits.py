@@ -10,8 +10,8 @@ from actors.artifacts.recipe import Recipe
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.embedding_cache import EmbeddingCache
 from actors.experts.evaluation import score
-from actors.experts.local import LocalExperts
-from actors.experts.open_local import local_experts
+from actors.experts.local import LocalExperts, local_experts
+from actors.experts.model_runner import ModelRunner
 from actors.experts.prepare_data import prepare_data
 from actors.pool.pool import open_pool
 
@@ -46,7 +46,7 @@ def test_an_evaluation_is_of_these_logits(experts, recipe):
     assert list(found) == list(measured.scores) == list(NAMES)
     for name, z in found.items():
         assert (z.dtype, z.device.type, z.shape[0]) == (torch.float32, "cpu", 60)
-        again = score(z, experts.labels(name, "report"))
+        again = score(z, experts.runner.labels(name, "report"))
         assert again.nll == measured.scores[name].nll
         assert (again.correct == measured.scores[name].correct).all()
 
@@ -54,15 +54,15 @@ def test_an_evaluation_is_of_these_logits(experts, recipe):
 def test_some_rows_have_the_same_bits_whatever_is_cached(experts, tmp_path, monkeypatch):
     """A few-shot method's keys may not depend on which method came first."""
     at = torch.tensor([7, 3, 5])
-    first = experts.embedded_at("tones", "lines", "select", at)
-    whole = experts.embedded("tones", "lines", "select")
-    again = experts.embedded_at("tones", "lines", "select", at)
+    first = experts.runner.embedded_at("tones", "lines", "select", at)
+    whole = experts.runner.embedded("tones", "lines", "select")
+    again = experts.runner.embedded_at("tones", "lines", "select", at)
     assert torch.equal(first, again)
     torch.testing.assert_close(first, whole[at], rtol=1e-4, atol=1e-5)
-    other = EmbeddingCache(tmp_path, experts.embeddings.identity)
-    monkeypatch.setattr(experts, "embeddings", other)
-    experts.embedded("tones", "lines", "select")  # now the whole comes first
-    assert torch.equal(experts.embedded_at("tones", "lines", "select", at), first)
+    other = EmbeddingCache(tmp_path, experts.runner.embeddings.identity)
+    monkeypatch.setattr(experts.runner, "embeddings", other)
+    experts.runner.embedded("tones", "lines", "select")  # now the whole comes first
+    assert torch.equal(experts.runner.embedded_at("tones", "lines", "select", at), first)
 
 
 def test_a_point_that_is_an_expert_has_its_logits(experts):
@@ -87,11 +87,12 @@ def test_shift_sets_may_be_of_some_tasks_and_other_roles_of_all(experts):
     def with_roles(**roles):
         data = {
             name: replace(task, rows={**task.rows, **roles.get(name, {})})
-            for name, task in experts.data.items()
+            for name, task in experts.runner.data.items()
         }
-        return LocalExperts(experts.pipeline, experts.tasks, data, experts.embeddings)
+        runner = experts.runner
+        return LocalExperts(ModelRunner(runner.pipeline, runner.tasks, data, runner.embeddings))
 
-    rows = experts.data["tones"].rows["report"]
+    rows = experts.runner.data["tones"].rows["report"]
     some = with_roles(tones={"shift/dark": rows, "fit": rows})
     found = some.evaluate(Recipe("pretrained"), "shift/dark")
     assert list(found.scores) == ["tones"]

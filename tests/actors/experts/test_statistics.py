@@ -13,7 +13,7 @@ from actors.artifacts.recipe import Recipe
 from actors.artifacts.statistics_file import gram_sizes, opened, place
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.open_local import local_experts
+from actors.experts.local import local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.experts.statistics import drawn, gathered
 from actors.families.clip.zero_shot_heads import read_head
@@ -56,7 +56,7 @@ def whole(parts, tmp_path):
 
 def found_by(experts, keys):
     """The statistics under these keys, of the whole model."""
-    return opened(keys, range(4), experts.embeddings.root.parent)
+    return opened(keys, range(4), experts.runner.embeddings.root.parent)
 
 
 def model_of(tiny_pool, expert):
@@ -70,9 +70,9 @@ def model_of(tiny_pool, expert):
 def images_of(experts, task, method, params):
     """The images whose statistics are taken, as the model reads them, in float64."""
     rows = drawn(experts, method, task, METHODS[method].asked(params))
-    batch = experts.batch(task, "fit", torch.from_numpy(rows))
-    pixels = experts.pipeline.shards[0].entered(batch)["pixels"]
-    return experts.pipeline.shards[0].encoder.preprocess.normalise(pixels, torch.float64)
+    batch = experts.runner.batch(task, "fit", torch.from_numpy(rows))
+    pixels = experts.runner.pipeline.shards[0].entered(batch)["pixels"]
+    return experts.runner.pipeline.shards[0].encoder.preprocess.normalise(pixels, torch.float64)
 
 
 def inputs_of(module, run):
@@ -190,7 +190,7 @@ def test_a_model_that_is_cut_gives_the_same_bits(method, params, parts, tmp_path
 
 def test_statistics_are_gathered_once_and_are_those_of_this_data(whole, parts, tmp_path):
     keys = gathered(whole, "regmean", FEW)
-    root = whole.embeddings.root.parent
+    root = whole.runner.embeddings.root.parent
     before = {place(key, 1, root): place(key, 1, root).stat().st_mtime_ns for key in keys}
     sizes = gram_sizes(parts[0])  # what `sweeps plan` says of them
     found = found_by(whole, keys)
@@ -212,7 +212,9 @@ def test_evaluations_go_on_after_statistics_as_before(whole):
     whole.evaluate(Recipe("regmean_plusplus", FEW), "select")
     assert whole.evaluate(Recipe("pretrained"), "select").metrics() == before
     assert not any(
-        p.requires_grad for m in whole.pipeline.shards[0].encoder.modules for p in m.parameters()
+        p.requires_grad
+        for m in whole.runner.pipeline.shards[0].encoder.modules
+        for p in m.parameters()
     )
 
 
@@ -228,7 +230,7 @@ def test_an_expert_without_a_task_or_fit_rows_is_refused(parts, tmp_path):
 
 def restarted(experts, index):
     """The gathering of a shard as it is after a restart: it knows of nothing."""
-    shard = experts.pipeline.shards[index]
+    shard = experts.runner.pipeline.shards[index]
     shard.gathering.forget()
     shard.gathering = Gathering(shard)
 
@@ -244,16 +246,16 @@ def test_a_shard_that_dies_while_gathering_is_noticed(method, moment, parts, tmp
     undisturbed = experts_of(parts, tmp_path / "whole")
     wanted = found_by(undisturbed, gathered(undisturbed, method, params))
     experts = experts_of(parts, tmp_path / "cut", CUT)
-    calls, real = [0], experts.pipeline.link.call
+    calls, real = [0], experts.runner.pipeline.link.call
 
     def call(shard, name, *args, **kwargs):
-        if args[0] == moment and shard is experts.pipeline.shards[1]:
+        if args[0] == moment and shard is experts.runner.pipeline.shards[1]:
             calls[0] += 1
             if calls[0] == 2:  # its second batch; the second expert's `conclude`
                 restarted(experts, 1)
         return real(shard, name, *args, **kwargs)
 
-    monkeypatch.setattr(experts.pipeline.link, "call", call)
+    monkeypatch.setattr(experts.runner.pipeline.link, "call", call)
     with pytest.raises(Forgotten):
         gathered(experts, method, params)
     keys = gathered(experts, method, params)

@@ -20,7 +20,7 @@ from actors.data.images.pixel_cache import open_pixels
 from actors.data.task import Splits, TaskSource, open_task
 from actors.data.task_rows import TaskData
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.open_local import local_experts
+from actors.experts.local import local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.files.matrix_file import write_matrix
 from actors.gate_features.feature_cache import open_features

@@ -6,7 +6,7 @@ import ray
 
 from actors.artifacts.recipe import Recipe
 from actors.experts import peak_memory
-from actors.experts.open_local import local_experts
+from actors.experts.local import local_experts
 from actors.fleet.replica import OfShards, Replica, Setup, ShardActor
 from actors.shards.resident_model import blueprint
 from tests.actors.fleet.sharded import SPLIT, make_parts, plan_of, recipes
@@ -42,7 +42,7 @@ def conductor(parts, monkeypatch, shards=3):
     pool, data, embeddings = parts.args
     whole = local_experts(pool, data, embeddings, blocks=SPLIT[shards])
     actors = []
-    for shard in whole.pipeline.shards:
+    for shard in whole.runner.pipeline.shards:
         actor = ShardActor.__new__(ShardActor)
         actor.shard, actor.results = shard, {}
         actors.append(actor)

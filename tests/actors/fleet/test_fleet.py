@@ -16,7 +16,7 @@ from actors.artifacts.recipe import Recipe
 from actors.cluster.planner import Plan
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.open_local import local_experts
+from actors.experts.local import local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.experts.recipe import merged, of_task
 from actors.fleet.fleet import Fleet
@@ -158,7 +158,7 @@ def test_what_a_replica_fits_is_what_is_fitted_here(name, fleet, parts):
 
 def test_a_soup_by_its_coding_is_the_mean_of_its_ingredients(fleet, parts):
     local = parts[3]
-    tasks, groups = local.tasks, local.pipeline.groups
+    tasks, groups = local.runner.tasks, local.runner.pipeline.groups
     half = dump_coding(torch.tensor([0.5, 0.0, 0.5]).view(1, 3, 1), tasks, groups)
     recipe = Recipe("greedy_soup", {}, half)
     named = Recipe("uniform_soup", {"ingredients": [tasks[0], tasks[2]]})
@@ -176,7 +176,7 @@ def test_a_soup_by_its_coding_is_the_mean_of_its_ingredients(fleet, parts):
 
 def test_labelled_lessons_and_gram_are_the_same_here_and_there(fleet, parts):
     local = parts[3]
-    rows = {task: torch.arange(5) for task in local.tasks}
+    rows = {task: torch.arange(5) for task in local.runner.tasks}
     coding = torch.full((1, 3, 1), 1 / 3)
     lesson = Lesson(rows, coding, torch.tensor(1.5))
     (ours,) = local.gradients([lesson], "select", Trim())

@@ -14,7 +14,7 @@ import torch
 
 from actors.artifacts.in_model_state_file import learned_of
 from actors.artifacts.recipe import Recipe
-from actors.experts.open_local import local_experts
+from actors.experts.local import local_experts
 from actors.fleet.fleet import Fleet
 from actors.fleet.replica import Replica
 from actors.fleet.transport import Stored, fetched
@@ -125,7 +125,7 @@ def test_what_lives_and_learns_in_shards_is_what_is_learned_here(method, fleet, 
     found.append(fleet.client.train(recipe, found[0][0], 1, 3, 5))
     assert found[1][0] == state
     assert [*found[0][1], *found[1][1]] == losses
-    kept = Recipe(method, few, learned_of(state, method, local.tasks, 1))
+    kept = Recipe(method, few, learned_of(state, method, local.runner.tasks, 1))
     ours, theirs = (who.evaluate(kept, "report").metrics() for who in (local, fleet.client))
     assert ours == theirs
 
@@ -172,7 +172,7 @@ def test_activations_pass_neither_through_the_conductor_nor_through_the_driver(f
     conductor = Replica(
         ray.cloudpickle.dumps(fleet.setup), None, ray.cloudpickle.dumps(fleet.shards)
     )
-    link = conductor.experts.pipeline.link = Watched()
+    link = conductor.experts.runner.pipeline.link = Watched()
     lessons = lessons_of(parts, "layer sample")
     found = conductor.gradients(lessons, "select", Trim())
     for ours, theirs in zip(local.gradients(lessons, "select", Trim()), found, strict=True):

@@ -15,7 +15,7 @@ from actors.artifacts.recipe import Recipe
 from actors.artifacts.statistics_file import place
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.open_local import local_experts
+from actors.experts.local import local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.fleet.fleet import Fleet
 from actors.pool.pool import open_pool

@@ -146,8 +146,8 @@ class TwoTries:
         )
 
     def call(self, value):
-        self.calls.append(self.experts.pipeline.link)
-        if not isinstance(self.experts.pipeline.link, Stored):
+        self.calls.append(self.experts.runner.pipeline.link)
+        if not isinstance(self.experts.runner.pipeline.link, Stored):
             raise self.error
         return value
 
@@ -155,7 +155,7 @@ class TwoTries:
 def test_a_broken_direct_transport_is_left_for_the_store():
     replica = TwoTries(BrokenDirect(), ray.exceptions.ActorUnavailableError("gone", None))
     assert Replica.guarded(replica, replica.call, 3) == 3
-    assert isinstance(replica.experts.pipeline.link, Stored)
+    assert isinstance(replica.experts.runner.pipeline.link, Stored)
     assert len(replica.calls) == 2
 
 
@@ -214,11 +214,11 @@ def test_a_direct_transport_gives_the_same_bits(parts, shards):
         for at, task in enumerate(parts.data, start=1)
     ]
     wanted = replica.gradients(lessons, "select", Trim())
-    assert isinstance(replica.experts.pipeline.link, Stored)
+    assert isinstance(replica.experts.runner.pipeline.link, Stored)
 
-    replica.experts.pipeline.link = GpuToGpu(shards, "gloo")
+    replica.experts.runner.pipeline.link = GpuToGpu(shards, "gloo")
     check(replica.gradients(lessons, "select", Trim()), wanted)
-    assert isinstance(replica.experts.pipeline.link, GpuToGpu)
+    assert isinstance(replica.experts.runner.pipeline.link, GpuToGpu)
 
 
 def check(found, wanted):

@@ -16,6 +16,7 @@ from actors.artifacts.coding_file import dump_coding
 from actors.artifacts.gate_file import Manifest, dump
 from actors.artifacts.recipe import Recipe
 from actors.experts.local import LocalExperts
+from actors.experts.predict import model_weights
 from actors.experts.recipe import merged
 from actors.shards.pipeline import Direct, Pipeline, one_forward_one_backward
 from actors.shards.shard import Batch, Shard, Weights
@@ -152,7 +153,7 @@ def recipes(world: World) -> dict[str, Recipe]:
 @pytest.mark.parametrize("cut", CUTS[1:], ids=str)
 def test_evaluations_of_every_cut(cut: Any, world: World, local: LocalExperts) -> None:
     sharded = world.experts(*cut, name=f"{cut}")
-    assert len(sharded.pipeline.shards) == len(cut)
+    assert len(sharded.runner.pipeline.shards) == len(cut)
     seen = set()
     for name, recipe in recipes(world).items():
         wanted, found = local.evaluate(recipe, "report"), sharded.evaluate(recipe, "report")
@@ -221,8 +222,8 @@ def test_shards_keep_no_more_than_the_schedule_has(world: World) -> None:
             most[at] = max(most[at], len(shard.contexts))
             return found
 
-    shards = experts.pipeline.shards
-    experts.pipeline.link = Counting()
+    shards = experts.runner.pipeline.shards
+    experts.runner.pipeline.link = Counting()
     given = lessons(world, "task mean") * 3
     for shard in shards:
         shard.capacity = 100
@@ -254,21 +255,21 @@ def test_runs_that_cross_do_not_disturb_each_other(
     crossing = local.gradients(theirs, "fit", Trim())
     experts = world.experts((0, 1), (1, 3), (3, 4))
     if contexts is not None:
-        for shard in experts.pipeline.shards:
+        for shard in experts.runner.pipeline.shards:
             shard.capacity = contexts
     calls = len(ours) * 5
     for before in range(1, calls + 1, 3):
         ran: list[list[Gradient]] = []
 
         def other(ran: list[list[Gradient]] = ran) -> None:
-            outer, experts.pipeline.link = experts.pipeline.link, Direct()
+            outer, experts.runner.pipeline.link = experts.runner.pipeline.link, Direct()
             ran.append(experts.gradients(theirs, "fit", Trim()))
-            evaluated = experts.pipeline.weights("task_arithmetic", {"scale": 0.2})
-            list(experts.pipeline.embed(evaluated, [world.batch(t0=[0])]))
-            experts.pipeline.link = outer
+            evaluated = experts.runner.pipeline.weights("task_arithmetic", {"scale": 0.2})
+            list(experts.runner.pipeline.embed(evaluated, [world.batch(t0=[0])]))
+            experts.runner.pipeline.link = outer
 
         link = Intruding(before, other)
-        experts.pipeline.link = link
+        experts.runner.pipeline.link = link
         assert_same_gradients(experts.gradients(ours, "report", Trim(0.4)), wanted)
         assert link.calls >= before
         assert_same_gradients(ran[0], crossing)
@@ -283,12 +284,12 @@ def test_a_few_batches_are_in_flight(world: World) -> None:
             asked.append(row)
             yield world.batch(t0=[row])
 
-    weights = experts.pipeline.weights(coding=torch.zeros(1, 3, 1))
-    stream = experts.pipeline.embed(weights, endless())
+    weights = experts.runner.pipeline.weights(coding=torch.zeros(1, 3, 1))
+    stream = experts.runner.pipeline.embed(weights, endless())
     found = [next(stream) for _ in range(5)]
-    assert len(asked) <= 5 + len(experts.pipeline.shards)
+    assert len(asked) <= 5 + len(experts.runner.pipeline.shards)
     for row, embedded in enumerate(found):
-        (alone,) = experts.pipeline.embed(weights, [world.batch(t0=[row])])
+        (alone,) = experts.runner.pipeline.embed(weights, [world.batch(t0=[row])])
         assert torch.equal(embedded, alone)
 
 
@@ -298,7 +299,7 @@ def test_only_what_must_be_surveyed_is(world: World) -> None:
             assert method != "survey"
             return super().call(shard, method, *args, returns=returns)
 
-    pipeline = world.experts((0, 2), (2, 4)).pipeline
+    pipeline = world.experts((0, 2), (2, 4)).runner.pipeline
     pipeline.link = Never()
     keys = {
         pipeline.weights("task_arithmetic", {"scale": 0.2}).key,
@@ -349,7 +350,7 @@ def test_columns_are_in_the_order_of_the_whole_model(world: World) -> None:
 def test_local_experts_are_transformers(kind: str, world: World, exact: LocalExperts) -> None:
     oracle = Oracle(world)
     for lesson in lessons(world, kind):
-        batch = exact.lesson_batch(lesson, "report")
+        batch = exact.runner.lesson_batch(lesson, "report")
         leaf = lesson.coding.double().requires_grad_()
         embedded = oracle.embed(oracle.merged(leaf), world.pixels(batch))
         losses = oracle.losses(embedded, batch)
@@ -360,7 +361,7 @@ def test_local_experts_are_transformers(kind: str, world: World, exact: LocalExp
         for task, loss in losses.items():
             assert found.losses[task] == pytest.approx(loss.item(), rel=1e-10)
         weights = Weights("", coding=leaf.detach())
-        (values,) = exact.pipeline.embed_coded([(batch, weights)])
+        (values,) = exact.runner.pipeline.embed_coded([(batch, weights)])
         torch.testing.assert_close(values, embedded.detach(), **EXACT)
 
 
@@ -393,7 +394,7 @@ def test_a_gates_step_is_that_of_the_summed_loss(
     learning = course(gate, extractor=EXTRACTOR, batch_mean=batch_mean)
     oracle, given, losses = Oracle(world), [], []
     for task, rows in SAMPLES.items():
-        features = exact.features(task, "report", EXTRACTOR)[rows]
+        features = exact.runner.features(task, "report", EXTRACTOR)[rows]
         coding = gate(features).mean(0, keepdim=True) if batch_mean else gate(features)
         given.append(Lesson({task: torch.tensor(rows)}, coding))
         batch = world.batch(**{task: rows})
@@ -451,7 +452,7 @@ def test_step_0_of_dawe_is_task_arithmetic(
 def test_adamerging_is_evaluated_as_it_was_learned(world: World, local: LocalExperts) -> None:
     """The resident model of a coding file gives the losses that its lessons gave."""
     recipe = recipes(world)["adamerging++"]
-    weights = local.weights(recipe)
+    weights = model_weights(local.runner, recipe)
     assert weights.trim == Trim(0.3, elect=True)
     assert weights.coding is not None
     rows = {task: torch.arange(7) for task in CLASSES}
@@ -468,7 +469,7 @@ def test_rows_of_a_role_are_those_of_its_split(world: World, local: LocalExperts
     assert indices is not None
     assert indices.tolist() != list(range(len(indices)))
     lesson = Lesson({"t1": torch.tensor([3, 0])}, torch.full((1, 3, 1), 0.3))
-    (part,) = local.lesson_batch(lesson, "fit").parts
+    (part,) = local.runner.lesson_batch(lesson, "fit").parts
     assert part[2].tolist() == [indices[3], indices[0]]
     everything = replace(world.data["t1"].rows["fit"], indices=None)
     task = replace(world.data["t1"], rows={"fit": everything})

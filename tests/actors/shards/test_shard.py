@@ -19,8 +19,7 @@ from actors.data.images.pixel_cache import open_pixels
 from actors.data.task import Splits, TaskSource, open_task
 from actors.data.task_rows import TaskData
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.local import LocalExperts
-from actors.experts.open_local import local_experts
+from actors.experts.local import LocalExperts, local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.families.clip.architecture import PROJECTION
 from actors.families.clip.segments import clip_segments, segment_names

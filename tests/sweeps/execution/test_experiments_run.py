@@ -9,7 +9,7 @@ import torch
 from actors.artifacts.recipe import Recipe
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.open_local import local_experts
+from actors.experts.local import local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.pool.pool import open_pool
 from fusion.errors import InputError
@@ -42,7 +42,7 @@ def experts(tiny_pool, alone, tmp_path):
 
 
 def test_an_unseen_task_is_merged_for_and_never_read_before_the_end(experts):
-    assert list(experts.data[UNSEEN].rows) == ["report"]
+    assert list(experts.runner.data[UNSEEN].rows) == ["report"]
     merged = Recipe("task_arithmetic", {"scale": 0.3})
     select, report = (experts.evaluate(merged, role) for role in ("select", "report"))
     assert set(select.scores) == set(SEEN)
@@ -63,7 +63,7 @@ def test_fits_and_lessons_are_of_seen_tasks(experts):
     )
     recipe = Recipe("wemoe", {"steps": 1, "batch_size": 2, "adapt_on": "report"})
     # Were the unseen task's images read, this would fail on them.
-    experts.data[UNSEEN].rows["report"].pixels.unlink()
+    experts.runner.data[UNSEEN].rows["report"].pixels.unlink()
     _, (losses,) = experts.train(recipe, None, 0, 1, 0)
     assert set(losses) == set(SEEN)
     with pytest.raises((InputError, OSError)):

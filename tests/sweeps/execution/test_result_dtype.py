@@ -14,7 +14,7 @@ from actors.checkpoints.checkpoint import read
 from actors.cluster.planner import Node, Resources
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.open_local import local_experts
+from actors.experts.local import local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.pool.pool import open_pool
 from fusion.errors import InputError
@@ -109,7 +109,7 @@ def test_what_is_measured_is_what_is_exported(name, params, results, compute, po
     kept = EmbeddingCache(tmp_path / "e", {key: key for key in (*NAMES, "pretrained")})
     experts = local_experts(pool, data, kept, dtype=compute, results=results)
     experts.logits(What(name, params, learned), "select")
-    (shard,) = experts.pipeline.shards
+    (shard,) = experts.runner.pipeline.shards
     path = recipe.write(tmp_path, name, pool, params, "s", {}, file, result_dtype=results)
     _, found = exported(path, tmp_path / "out")
     for key in pool.names:
@@ -120,7 +120,7 @@ def test_experts_themselves_are_not_rounded(pool, data, tmp_path):
     kept = EmbeddingCache(tmp_path / "e", {key: key for key in (*NAMES, "pretrained")})
     experts = local_experts(pool, data, kept)
     experts.embed("tones", "select")
-    (shard,) = experts.pipeline.shards
+    (shard,) = experts.runner.pipeline.shards
     for key, tensor in read(pool.experts["tones"], list(pool.experts["tones"].tensors)):
         if key in pool.names:
             torch.testing.assert_close(shard.encoder.arena[key], tensor, rtol=1e-6, atol=1e-7)

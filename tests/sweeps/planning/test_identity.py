@@ -10,7 +10,7 @@ import torch
 
 from actors.artifacts.recipe import Recipe
 from actors.cluster.planner import Node, Resources
-from actors.experts.open_local import local_experts
+from actors.experts.local import local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.families.clip.preprocessor_config import read_preprocess
 from actors.families.clip.zero_shot_heads import open_tokenizer

@@ -14,7 +14,7 @@ from actors.artifacts.statistics_file import place, write
 from actors.checkpoints.checkpoint import read
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.open_local import local_experts
+from actors.experts.local import local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.experts.recipe import merged
 from actors.families.clip.segments import clip_segments
@@ -145,7 +145,7 @@ def test_beta_goes_into_the_head_of_an_export(pool, tmp_path, tiny_pool):
     def logits(pool, what):
         data = prepare_data(pool.base, tasks, Splits(), ["report"], cache_dir())
         experts = local_experts(pool, data, EmbeddingCache(tmp_path / what.method, {}))
-        return experts.logits(what, "report")["lines"], experts.labels("lines", "report")
+        return experts.logits(what, "report")["lines"], experts.runner.labels("lines", "report")
 
     plain, labels = logits(pool, What("weighted_average", {"weights": [0.75, 0.25]}))
     folded, _ = logits(again, What("simple_average"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from actors.artifacts.recipe import Recipe
-from actors.experts.open_local import local_experts
+from actors.experts.local import local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.files.cache_dir import cache_dir
 from actors.pool.pool import task_vectors

@@ -11,7 +11,7 @@ from actors.artifacts.gate_file import load
 from actors.artifacts.recipe import Recipe
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.open_local import local_experts
+from actors.experts.local import local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.gate_features.extractor import open_extractor
 from actors.pool.pool import open_pool

@@ -13,7 +13,7 @@ from actors.artifacts.coding_file import load_coding
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.embedding_cache import EmbeddingCache
 from actors.experts.evaluation import Evaluation, TaskScore
-from actors.experts.open_local import local_experts
+from actors.experts.local import local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.pool.pool import open_pool
 from actors.pool.vectors_on_disk import file_vectors, opened_vectors

@@ -1,0 +1,176 @@
+"""The model of a pool over a pipeline of shards, with each task's rows, head and embeddings.
+
+`ModelRunner` reads rows, runs experts through the pipeline, applies heads and caches embeddings.
+Prediction
+(`predict.py`), statistics of data (`statistics.py`) and in-model training (`in_model_training.py`)
+build on it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from actors.artifacts.recipe import BASE
+from actors.data.images.pixel_cache import Pixels, open_pixels
+from actors.data.task_rows import TaskData, batches
+from actors.experts.embedding_cache import EmbeddingCache
+from actors.families.clip.zero_shot_heads import read_head
+from actors.gate_features.feature_cache import open_features
+from actors.shards.messages import Batch, Weights
+from actors.shards.pipeline import Pipeline
+from fusion.errors import InputError
+from fusion.logits.cosine_head import logits
+from fusion.methods.classifiers.interface import Plane
+from fusion.methods.learned.steps import Lesson
+from fusion.task_vectors.coding import one_hot
+from fusion.task_vectors.sparsify import Trim
+
+
+class ModelRunner:
+    """A pipeline of shards, the data of each task, and caches."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        tasks: Sequence[str],
+        data: Mapping[str, TaskData],
+        embeddings: EmbeddingCache,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        """Read the heads; rows and embeddings are opened when they are first needed.
+
+        Args:
+            pipeline: the shards that hold the pool.
+            tasks: the experts' names: the T axis of every coding.
+            data: rows and head of each task.
+            embeddings: cache of expert embeddings.
+            device: where the shards compute.
+        """
+        self.pipeline = pipeline
+        self.tasks = tuple(tasks)
+        self.data = data
+        self.embeddings = embeddings
+        self.device = torch.device(device)
+        self.heads = {name: read_head(task.head) for name, task in data.items()}
+        self.opened: dict[Path, Pixels] = {}
+        self.trims: dict[Trim, Weights] = {}
+        self.filling = threading.RLock()
+        """Held while batches run through the resident model: two callers that took turns would each
+        merge again what the other has just overwritten."""
+
+    def plane(self, task: str) -> Plane:
+        """One task as methods of the logit plane see it."""
+        return Plane(
+            self.tasks,
+            self.heads[task],
+            lambda role: self.labels(task, role),
+            lambda source, role, at: self.embedded_at(source, task, role, at),
+        )
+
+    def lesson_batch(self, lesson: Lesson, role: str) -> Batch:
+        """Where a lesson's rows lie, with their labels where it learns from labels."""
+        parts = tuple(self.batch(task, role, rows).parts[0] for task, rows in lesson.rows.items())
+        if lesson.beta is None:
+            return Batch(parts)
+        labels = [self.labels(task, role)[rows] for task, rows in lesson.rows.items()]
+        return Batch(parts, torch.cat(labels), float(lesson.beta))
+
+    def trimmed(self, trim: Trim) -> Weights:
+        """Weights without a coding, whose trim is surveyed: once for all steps."""
+        if trim not in self.trims:
+            self.trims = {trim: self.pipeline.weights(trim=trim)}
+        return self.trims[trim]
+
+    def embedded(self, expert: str, task: str, role: str) -> Tensor:
+        """Un-normalised image embeddings [N, D], float32, from the cache or made now.
+
+        `expert` is a name of the pool, or `pretrained`.
+        """
+        rows = self.data[task].rows[role]
+
+        def make() -> Tensor:
+            return self.embed_rows(expert, task, role, list(batches(self.size(task, role))))
+
+        return self.embeddings.get(expert, rows.pixels, rows.indices, make)
+
+    def embedded_at(self, expert: str, task: str, role: str, at: Tensor | None) -> Tensor:
+        """Embeddings of some rows, made and cached on their own: only those are run.
+
+        Never taken from those of all rows, even where these are cached: batches cut elsewhere
+        differ in the last bits, and a result may not depend on what happened to be cached.
+        """
+        if at is None:
+            return self.embedded(expert, task, role)
+        rows = self.data[task].rows[role]
+        chosen = at.numpy() if rows.indices is None else rows.indices[at.numpy()]
+
+        def make() -> Tensor:
+            return self.embed_rows(expert, task, role, [at[p] for p in batches(len(at))])
+
+        return self.embeddings.get(expert, rows.pixels, chosen, make)
+
+    def embed_rows(
+        self, expert: str, task: str, role: str, parts: Sequence[slice | Tensor]
+    ) -> Tensor:
+        """Embeddings of parts of a role's rows, made now."""
+        coding = torch.zeros(1, len(self.tasks), 1)
+        weights = self.pipeline.weights(
+            coding=coding if expert == BASE else one_hot(self.tasks, expert), own=True
+        )
+        cut = (self.batch(task, role, part) for part in parts)
+        with self.filling:
+            return torch.cat([z.float().cpu() for z in self.pipeline.embed(weights, cut)])
+
+    def logits_of(self, expert: str, task: str, role: str) -> Tensor:
+        """Logits [N, C] of one expert, or of the base."""
+        embedded, head = self.embedded(expert, task, role), self.heads[task]
+        return torch.cat([logits(embedded[rows], head) for rows in batches(len(embedded))])
+
+    def headed(self, task: str, parts: Iterable[Tensor]) -> Tensor:
+        """Embeddings, batch by batch, through a task's head: logits [N, C]."""
+        head = self.heads[task]
+        return torch.cat([logits(z.float(), head.to(z.device)).cpu() for z in parts])
+
+    def size(self, task: str, role: str) -> int:
+        """Rows of a task in a role."""
+        rows = self.data[task].rows[role]
+        return len(self.open(rows.pixels).labels) if rows.indices is None else len(rows.indices)
+
+    def batch(self, task: str, role: str, part: slice | Tensor) -> Batch:
+        """Some of a task's rows, as rows of its pixel file."""
+        rows = self.data[task].rows[role]
+        at: NDArray[np.int64] = (
+            np.arange(part.start, part.stop) if isinstance(part, slice) else part.numpy()
+        )
+        return Batch(((task, rows.pixels, at if rows.indices is None else rows.indices[at]),))
+
+    def labels(self, task: str, role: str) -> Tensor:
+        """int64 [N]."""
+        rows = self.data[task].rows[role]
+        labels = self.open(rows.pixels).labels
+        return labels if rows.indices is None else labels[torch.from_numpy(rows.indices)]
+
+    def features(self, task: str, role: str, extractor: str) -> Tensor:
+        """What an extractor says of a task's rows: float32 [N, d].
+
+        Raises:
+            InputError: features that were not prepared.
+        """
+        rows = self.data[task].rows[role]
+        if extractor not in rows.features:
+            raise InputError(f"task {task!r}: no features of extractor {extractor!r} on {role}")
+        features = open_features(rows.features[extractor])
+        return features if rows.indices is None else features[torch.from_numpy(rows.indices)]
+
+    def open(self, path: Path) -> Pixels:
+        """The memory-mapped pixel file, opened once."""
+        if path not in self.opened:
+            self.opened[path] = open_pixels(path)
+        return self.opened[path]
