@@ -1,1 +1,1 @@
-"""Files of what was learned: codings, gates, heads, fitted classifiers, statistics."""
+"""Files of learned results: codings, gates, heads, classifiers, routers, masks, statistics."""

@@ -1,4 +1,4 @@
-"""Coding files: one learned static coding, with the names of its axes."""
+"""Coding files: one learned static coding [1, T, G] with the names of its tasks and groups."""
 
 from __future__ import annotations
 
@@ -18,9 +18,13 @@ from fusion.task_vectors.coding import Coding
 def dump_coding(
     coding: Coding, tasks: Sequence[str], groups: Sequence[str], beta: float = 1.0
 ) -> bytes:
-    """safetensors: `coding` [1, T, G] float32; tasks and, where G > 1, tensor names beside it.
+    """Bytes of a coding file (safetensors): `coding` [1, T, G] in float32, and its names.
 
-    `beta`: inverse temperature of the logits that was learned along.
+    Args:
+        coding: the coding.
+        tasks: names of the T axis.
+        groups: names of the G axis; stored only if G > 1.
+        beta: learned inverse temperature of the logits; 1: none was learned.
     """
     keys = list(groups) if coding.shape[2] > 1 else []
     tempered = {"beta": beta} if beta != 1.0 else {}
@@ -30,15 +34,21 @@ def dump_coding(
 
 
 def dump_shares(shares: Sequence[float], tasks: Sequence[str]) -> bytes:
-    """The file of one coefficient a task [T] for the whole model; see `dump_coding`."""
+    """Coding file of one coefficient a task [T] for the whole model; see `dump_coding`."""
     return dump_coding(torch.tensor(shares, dtype=torch.float64).view(1, -1, 1), tasks, ())
 
 
 def load_coding(data: bytes, tasks: Sequence[str], groups: Sequence[str], where: str) -> Coding:
-    """The coding of a file, its tensors picked by name.
+    """The coding [1, T, G] of a file, its groups picked by name.
+
+    Args:
+        data: bytes of the file.
+        tasks: the experts of the pool, in order.
+        groups: tensor names of the pool, in order.
+        where: begins each message.
 
     Raises:
-        InputError: damaged, not finite, of other tasks, or lacking a tensor.
+        InputError: damaged, not finite, other tasks, or a group of the pool is missing.
     """
     what = f"{where}: not a coding file"
     tensors, note = unpacked(data, "coding", what)
@@ -65,7 +75,7 @@ def load_coding(data: bytes, tasks: Sequence[str], groups: Sequence[str], where:
 
 @dataclass(frozen=True)
 class About:
-    """What a coding file says beside its tensor."""
+    """Metadata of a coding file."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -76,6 +86,6 @@ class About:
 
 
 def beta_of(data: bytes) -> float:
-    """The inverse temperature of a coding file, 1 where none was learned."""
+    """Inverse temperature stored in a coding file; 1 if none was learned."""
     _, note = unpacked(data, "coding", "coding")
     return checked(About, note, "coding").beta

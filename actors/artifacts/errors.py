@@ -1,19 +1,19 @@
-"""A shard that was started again in the middle of a call, and says so: the call is made again."""
+"""The error of a shard that restarted during a call; the caller repeats the call."""
 
 from __future__ import annotations
 
 ATTEMPTS = 5
-"""How often such a call is made."""
+"""Most attempts of such a call."""
 
 
 class Forgotten(LookupError):
-    """A shard that was started again, and does not know any more what a call builds upon."""
+    """A shard restarted and no longer has state that a call depends on."""
 
 
 def is_forgotten(error: BaseException) -> bool:
-    """Whether that is at the root of an error, however many actors it came through."""
+    """Whether `Forgotten` is the root cause of an error, through any number of actors."""
     while not isinstance(error, Forgotten):
-        cause = getattr(error, "cause", None)  # Ray's: of an error that was raised in an actor
+        cause = getattr(error, "cause", None)  # set by Ray on errors raised in an actor
         if not isinstance(cause, BaseException):
             return False
         error = cause

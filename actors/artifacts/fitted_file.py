@@ -1,4 +1,4 @@
-"""Classifiers fitted in the logit plane: one a task, kept together in a file."""
+"""Files of classifiers fitted to embeddings and labels: one classifier a task, all in one file."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fusion.methods.classifiers.interface import Plane
 from fusion.registry import METHODS, Fitted
 
 SEPARATOR = "|"
-"""Between the task and the tensor in a file's names."""
+"""Separates task and tensor in the names of a file's tensors."""
 
 
 def dump_fits(kept: Mapping[str, Mapping[str, Tensor]]) -> bytes:
-    """safetensors: `task|tensor` -> what a method kept."""
+    """Bytes of a file (safetensors): `task|tensor` -> tensor of the fitted classifier."""
     return sealed(
         {
             f"{task}{SEPARATOR}{name}": tensor.detach().cpu().contiguous()
@@ -29,10 +29,10 @@ def dump_fits(kept: Mapping[str, Mapping[str, Tensor]]) -> bytes:
 
 
 def load_fit(data: bytes, task: str, where: str) -> dict[str, Tensor]:
-    """What was kept of one task.
+    """Tensors of the classifier of one task.
 
     Raises:
-        InputError: damaged, or of other tasks.
+        InputError: damaged, or without this task.
     """
     try:
         tensors, _ = unsealed(data, must=False)
@@ -49,10 +49,18 @@ def load_fit(data: bytes, task: str, where: str) -> dict[str, Tensor]:
 def fit(
     plane: Callable[[str], Plane], tasks: Iterable[str], recipe: Recipe
 ) -> tuple[bytes, dict[str, float]]:
-    """Fit a classifier to each task: the file, and `<task>/<what>` -> value of what was chosen.
+    """Fit a classifier to each task.
+
+    Args:
+        plane: task -> embeddings, labels and head of its rows.
+        tasks: names of the tasks.
+        recipe: a method of kind `Fitted` with its hyper-parameters.
+
+    Returns:
+        The file of all classifiers, and `<task>/<name>` -> chosen hyper-parameter.
 
     Raises:
-        InputError: a method that fits none; what it refuses, by task.
+        InputError: the method fits no classifier, or refuses a task, which is named.
     """
     method = METHODS.get(recipe.method)
     if not isinstance(method, Fitted):
@@ -70,10 +78,10 @@ def fit(
 
 
 def fitted_logits(method: Fitted, plane: Plane, task: str, recipe: Recipe, role: str) -> Tensor:
-    """Logits [N, C] of a task's rows by what was kept of it.
+    """Logits [N, C] of a task's rows by its fitted classifier.
 
     Raises:
-        InputError: nothing was fitted, or to other tasks.
+        InputError: the recipe has no fitted file, or one without this task.
     """
     if recipe.learned is None:
         raise InputError(f"{recipe.method}: nothing fitted; a recipe needs its file")

@@ -1,4 +1,4 @@
-"""Gate files: safetensors whose metadata holds, under `gate`, what the gate is for."""
+"""Gate files: safetensors whose metadata field `gate` holds a manifest of the gate."""
 
 from __future__ import annotations
 
@@ -25,42 +25,42 @@ KEY = "gate"
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a gate was made from and what it gives. Nothing of the big models is in a gate."""
+    """Manifest of a gate: what it was trained on, its shape and options."""
 
     method: str
     extractor: str
-    """Source of the frozen network whose features it reads, as a spec writes it."""
+    """Source of the frozen network whose features the gate reads, as in the sweep file."""
     extractor_hash: str
     preprocessing: str
-    """How pixels reach the extractor."""
+    """Preprocessing of the extractor's images."""
     width: int
-    """d of the features."""
+    """Width of the features."""
     tasks: tuple[str, ...]
-    """The experts' names: the T axis."""
+    """Names of the experts: the T axis."""
     grouping: str
     """`task`: G = 1; `layer`: G = the number of `keys`."""
     keys: tuple[str, ...]
     """Canonical tensor names: the G axis; empty for `task`."""
     depth: int
     scale: float
-    """λ₀, where training began."""
+    """λ₀, the coefficient at the start of training."""
     softmax: bool
     base_weight: bool
     steps: int
-    """Of training."""
+    """Training steps."""
     format: int = FORMAT
 
     @property
     def groups(self) -> int:
-        """G."""
+        """G, the number of groups."""
         return len(self.keys) or 1
 
 
 def dump(gate: Gate, manifest: Manifest) -> bytes:
-    """A gate file's bytes: tensors in float32.
+    """Bytes of a gate file: tensors in float32, and the manifest.
 
     Raises:
-        InputError: a manifest that is not this gate's, or values that are not finite.
+        InputError: the manifest does not match the gate, or values are not finite.
     """
     about = json.loads(json.dumps(asdict(manifest)))  # lists, as in a file
     match(gate, parse(about, "gate"), "gate")
@@ -71,7 +71,7 @@ def dump(gate: Gate, manifest: Manifest) -> bytes:
 
 
 def load(data: bytes, where: str) -> tuple[Gate, Manifest]:
-    """The gate of a file's bytes; `where` begins each message.
+    """Gate and manifest of a file's bytes; `where` begins each message.
 
     Raises:
         InputError: damaged; missing, unknown or wrong fields of the manifest; missing, unknown,
@@ -83,10 +83,10 @@ def load(data: bytes, where: str) -> tuple[Gate, Manifest]:
 
 
 def has_manifest(path: Path) -> bool:
-    """Whether a file is safetensors with our manifest: a gate of ours and no published one."""
+    """Whether a file is safetensors with a manifest; published gates have none."""
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():  # a pipe would be waited for
+    if not path.is_file():  # opening a pipe would block
         return False
     try:
         with safe_open(path, "pt") as file:
@@ -96,13 +96,13 @@ def has_manifest(path: Path) -> bool:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a gate file, whole or not at all; InputError as `replacing` has it."""
+    """Write a gate file atomically; raises InputError as `replacing`."""
     with replacing(path) as part:
         part.write_bytes(data)
 
 
 def read(path: Path, where: str) -> tuple[Gate, Manifest]:
-    """The gate of a file; InputError as `load` has it, or where the file cannot be read."""
+    """Gate and manifest of a file; raises InputError as `load`, or if it cannot be read."""
     return load(read_whole(path, f"{where}: {path}"), f"{where}: {path}")
 
 
@@ -116,22 +116,22 @@ def fit(
     width: int,
     where: str,
 ) -> Gate:
-    """The gate for another pool: itself, or a copy with the pool's groups picked by name.
+    """Adapt a gate to a pool: returns the gate, or a copy with the pool's groups picked by name.
 
-    A task-wise gate fits any backbone. A layer-wise one fits where it has every group of the
-    pool; what it has beyond them is dropped. `preprocessing` is not compared: the caller may.
+    A task-wise gate works with any backbone. A layer-wise gate works if it has every group of the
+    pool; further groups are dropped. `preprocessing` is not compared here.
 
     Args:
-        gate: of a file.
-        manifest: of the same file.
+        gate: gate of a file.
+        manifest: manifest of the same file.
         tasks: the pool's experts, in order.
         groups: the pool's tensor names, in order: `TaskVectors.groups`.
-        extractor_hash: of the extractor at hand.
-        width: of its features.
+        extractor_hash: hash of the extractor in use.
+        width: width of its features.
         where: begins each message.
 
     Raises:
-        InputError: other features, other tasks, the same in another order, a missing group.
+        InputError: other features, other tasks, tasks in another order, a missing group.
     """
     match(gate, manifest, where)
     if manifest.width != width:
@@ -159,7 +159,7 @@ def fit(
 
 
 def check_tasks(ours: tuple[str, ...], theirs: tuple[str, ...], where: str) -> None:
-    """Refuse other task names than the gate's, and the same in another order."""
+    """Raise InputError if the task names differ, or their order."""
     if ours == theirs:
         return
     for name in (*ours, *theirs):
@@ -177,7 +177,7 @@ def check_tasks(ours: tuple[str, ...], theirs: tuple[str, ...], where: str) -> N
 
 
 def build(tensors: Mapping[str, Tensor], manifest: Manifest, where: str) -> Gate:
-    """The gate of checked tensors."""
+    """Build a gate from its tensors, which are checked."""
     check_tensors(tensors, manifest, where)
     gate = Gate(manifest.width, len(manifest.tasks), manifest.groups, **options(manifest))
     gate.load_state_dict(dict(tensors))
@@ -185,7 +185,7 @@ def build(tensors: Mapping[str, Tensor], manifest: Manifest, where: str) -> Gate
 
 
 def check_tensors(tensors: Mapping[str, Tensor], manifest: Manifest, where: str) -> None:
-    """Refuse tensors that the manifest does not state, before anything of that size is made."""
+    """Raise InputError if the tensors do not match the manifest; checked before allocation."""
     outputs = (len(manifest.tasks) + manifest.base_weight) * manifest.groups
     expected = shapes(manifest.width, outputs, manifest.depth)
     for name in (*expected, *sorted(tensors.keys() - expected.keys())):
@@ -208,7 +208,7 @@ def check_tensors(tensors: Mapping[str, Tensor], manifest: Manifest, where: str)
 
 
 def match(gate: Gate, manifest: Manifest, where: str) -> None:
-    """Refuse a gate that its manifest does not describe."""
+    """Raise InputError if the manifest does not describe the gate."""
     built = {"width": gate.width, "tasks": gate.tasks, "groups": gate.groups, **gate.options}
     sizes = {"width": manifest.width, "tasks": len(manifest.tasks), "groups": manifest.groups}
     for name, value in {**sizes, **options(manifest)}.items():
@@ -217,22 +217,22 @@ def match(gate: Gate, manifest: Manifest, where: str) -> None:
 
 
 def options(manifest: Manifest) -> dict[str, Any]:
-    """The keyword arguments of its gate."""
+    """Keyword arguments of the manifest's gate."""
     return {name: getattr(manifest, name) for name in ("depth", "scale", "softmax", "base_weight")}
 
 
 def is_text(value: Any) -> bool:
-    """A string that is not empty."""
+    """Whether a value is a non-empty text."""
     return isinstance(value, str) and value != ""
 
 
 def is_names(value: Any) -> bool:
-    """A list of names, each once."""
+    """Whether a value is a list of distinct non-empty texts."""
     return isinstance(value, list) and all(map(is_text, value)) and len({*value}) == len(value)
 
 
 def is_whole(value: Any) -> bool:
-    """A whole number; `True` is none."""
+    """Whether a value is an integer and not a boolean."""
     return type(value) is int
 
 
@@ -257,14 +257,14 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "base_weight": FLAG,
     "steps": (lambda value: is_whole(value) and value >= 0, "0 or a positive whole number needed"),
 }
-"""Field -> what it has to be, `format` first: another one has other fields."""
+"""Field -> check and message. `format` is first, because other formats have other fields."""
 
 
 def parse(content: Any, where: str) -> Manifest:
-    """A manifest from plain data.
+    """Parse a manifest from plain data.
 
     Raises:
-        InputError: not a JSON object; a field that is missing, unknown or wrong.
+        InputError: not a JSON object, or a missing, unknown or wrong field.
     """
     where = f"{where}: manifest"
     if not isinstance(content, dict):
@@ -287,6 +287,6 @@ def parse(content: Any, where: str) -> Manifest:
 
 
 def short(value: Any) -> str:
-    """A value in a message: one line of it."""
+    """A value for a message: one line of at most 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,7 +1,7 @@
-"""Head files: a task's classifier [C, D] and what it means, beside the tower tuned under it.
+"""Head files: a task's classification head [C, D] with its metadata, stored beside the weights.
 
-Logits are n(z)·headᵀ, as everywhere here: embeddings are normalised, the logit scale is inside the
-matrix, and there is no intercept. The file says so, that another reader need not guess.
+Logits are n(z)·headᵀ: embeddings are normalised, the logit scale is part of the matrix, and there
+is no intercept. The metadata states this form for other readers.
 
 Axes: C classes, D embedding width.
 """
@@ -28,59 +28,58 @@ if TYPE_CHECKING:
 HeadKind: TypeAlias = Literal["zero_shot", "linear_probe"]
 
 FILE = "head.safetensors"
-"""Beside a tower's weights; `sweeps train` writes it."""
+"""File name beside the model's weights; `sweeps train` writes it."""
 
 SAME = 1e-6
-"""Rows are the same where they differ by no more than this share: rounding in other batches."""
+"""Rows count as equal if they differ by at most this share: rounding of another batch size."""
 
 FORM = {"normalise": "true", "scale": "inside"}
-"""How all heads here are read: of normalised embeddings, with the logit scale in the matrix."""
+"""Metadata of every head: embeddings are normalised, the logit scale is in the matrix."""
 
 
 @dataclass(frozen=True)
 class HeadFacts:
-    """What a head file says beside its matrix."""
+    """Metadata of a head file."""
 
     task: str
     kind: HeadKind
     classnames: tuple[str, ...]
-    """In the order of the rows."""
+    """Class names in the order of the rows."""
     base: str
-    """Content hash of the model whose embeddings it reads."""
+    """Content hash of the model whose embeddings the head reads."""
     identity: str
-    """Equal for equal heads: a hash of a zero-shot head's words and text tower, of a probe's
-    matrix."""
+    """Hash, equal for equal heads: of prompts and text tower, or of a probe's matrix."""
     C: float | None = None
-    """Of a linear probe: its inverse penalty, chosen on select."""
+    """Linear probe only: inverse penalty, chosen on the select split."""
     rows: str | None = None
-    """Of a linear probe: a hash of what it was fitted to."""
+    """Linear probe only: hash of the rows that it was fitted to."""
 
     def __str__(self) -> str:
         return f"{self.kind} {self.identity[:8]}"
 
     def metadata(self) -> dict[str, str]:
-        """As safetensors keeps it."""
+        """Metadata as safetensors stores it: name -> text."""
         told = {name: value for name, value in vars(self).items() if value is not None}
         texts = {n: v if isinstance(v, str) else json.dumps(v) for n, v in told.items()}
         return {**FORM, **texts}
 
 
 def write_head(path: Path, matrix: Tensor, facts: HeadFacts) -> None:
-    """Write a head whole or not at all; `matrix` [C, D], logit scale included."""
+    """Write a head file atomically; `matrix` [C, D] includes the logit scale."""
     data = sealed({"head": matrix.detach().float().cpu().contiguous()}, facts.metadata())
     with replacing(path) as part:
         part.write_bytes(data)
 
 
 def head_facts(path: Path, what: str = "head") -> tuple[HeadFacts, tuple[int, ...]]:
-    """What a head file says, and the shape of its matrix; the matrix is not read.
+    """Metadata of a head file and the shape of its matrix; the matrix is not read.
 
     Args:
-        path: of the file.
-        what: how messages begin: the field that names it.
+        path: the file.
+        what: field that named the file; begins each message.
 
     Raises:
-        InputError: no such file, damaged, or not a head of this project's form.
+        InputError: no such file, damaged, or not a head in this project's form.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -107,10 +106,10 @@ def head_facts(path: Path, what: str = "head") -> tuple[HeadFacts, tuple[int, ..
 
 
 def parsed(told: Mapping[str, str], path: Path, what: str) -> HeadFacts:
-    """The facts of a file's metadata.
+    """Parse the metadata of a head file.
 
     Raises:
-        InputError: one is missing or none of its kind.
+        InputError: a field is missing or has the wrong type.
     """
     try:
         names = parse_json(told["classnames"], "classnames")
@@ -125,18 +124,18 @@ def parsed(told: Mapping[str, str], path: Path, what: str) -> HeadFacts:
 
 
 def refused(path: Path, what: str, reason: str) -> InputError:
-    """What to say of a file that is no head."""
+    """The error for a file that is not a head file."""
     return InputError(f"{what}: {path}: not a head that `sweeps train` wrote: {reason}")
 
 
 def check_head(path: Path, what: str, base: Checkpoint, classnames: Sequence[str]) -> HeadFacts:
-    """What a head file says, if a task of these classes may be measured under it.
+    """Check that a head file fits a base and a task's classes; returns its metadata.
 
     Args:
-        path: of the file.
-        what: how messages begin.
-        base: of the pool.
-        classnames: of the task, in the order of its labels.
+        path: the file.
+        what: field that named the file; begins each message.
+        base: base of the pool.
+        classnames: class names of the task, in the order of the labels.
 
     Raises:
         InputError: see `head_facts`; another C or D, other classes or another order of them,
@@ -169,16 +168,16 @@ def check_head(path: Path, what: str, base: Checkpoint, classnames: Sequence[str
 
 
 def check_rows(head: Tensor, classnames: Sequence[str], where: str) -> None:
-    """Raise InputError where two classes have the same row: no image could tell them apart.
+    """Raise InputError if two classes have equal rows, which no image can tell apart.
 
     Args:
         head: [C, D].
-        classnames: of its rows.
-        where: how messages begin.
+        classnames: class names of the rows.
+        where: begins the message.
     """
     import torch
 
-    # Equal rows stand side by side when sorted along a direction that no data chose.
+    # Sorting along a fixed arbitrary direction puts equal rows next to each other.
     along = head @ torch.linspace(1, 2, head.shape[1]).sin()
     order = along.argsort(stable=True)
     rows = head[order]

@@ -1,4 +1,4 @@
-"""Files of parameters that live in shards: routers, or a mask's logits, with Adam's moments."""
+"""Files of parameters trained inside shards: routers or mask logits, with Adam's moments."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from fusion.methods.learned.concrete import COEFFICIENTS
 FORMAT = 1
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""Adam's, as torch calls them; in a file `<name>|<moment>`."""
+"""Adam's moments as torch names them; a file stores them as `<name>|<moment>`."""
 
 
 @dataclass(frozen=True)
 class About:
-    """What a file says beside its tensors."""
+    """Metadata of a file."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -34,21 +34,21 @@ class About:
 
 
 def is_moment(name: str) -> bool:
-    """Whether a tensor of a state is one of Adam's."""
+    """Whether a tensor of a state is a moment of Adam."""
     return "|" in name
 
 
 def dump_resident(
     tensors: Mapping[str, Tensor], method: str, tasks: Sequence[str], step: int
 ) -> bytes:
-    """safetensors, with the method, the tasks in order, and the steps taken beside it."""
+    """Bytes of a file (safetensors) with method, tasks in order and number of steps done."""
     about = {"format": FORMAT, "method": method, "tasks": list(tasks), "step": step}
     found = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
     return packed(found, "resident", about)
 
 
 def load_resident(data: bytes, method: str, tasks: Sequence[str]) -> tuple[dict[str, Tensor], int]:
-    """Tensors by name, and the steps taken.
+    """Tensors by name, and the number of steps done.
 
     Raises:
         InputError: damaged, not finite, of another method, or of other tasks.
@@ -71,13 +71,13 @@ def load_resident(data: bytes, method: str, tasks: Sequence[str]) -> tuple[dict[
 
 
 def learned_of(state: bytes, method: str, tasks: Sequence[str], mask_steps: int) -> bytes:
-    """The file that a recipe keeps: a state without moments.
+    """The file that a recipe keeps: a training state without Adam's moments.
 
     Args:
-        state: of `Experts.train`.
-        method: that it is of.
-        tasks: the experts' names.
-        mask_steps: until that step coefficients are steps ahead, and not what is merged with.
+        state: bytes of the training state.
+        method: name of the method.
+        tasks: names of the experts.
+        mask_steps: up to this step coefficients are not used for merging and are left out.
     """
     tensors, step = load_resident(state, method, tasks)
     kept = {name: tensor for name, tensor in tensors.items() if not is_moment(name)}
@@ -87,10 +87,10 @@ def learned_of(state: bytes, method: str, tasks: Sequence[str], mask_steps: int)
 
 
 def learned_tensors(recipe: Recipe, tasks: Sequence[str]) -> dict[str, Tensor]:
-    """What was learned, by name.
+    """The learned parameters of a recipe, by name.
 
     Raises:
-        InputError: nothing learned, or by another method or pool.
+        InputError: the recipe has no file of learned parameters, or one of another method or pool.
     """
     if recipe.learned is None:
         raise InputError(f"{recipe.method}: nothing learned; a recipe needs its file")

@@ -1,8 +1,8 @@
-"""Files of what was learned, and of states on the way: safetensors with a note and a hash.
+"""Container format of learned results and training states: safetensors with a note and a hash.
 
-The note is JSON under a name of the file's kind (`coding`, `gate`, `resident`, `state`). The hash
-covers note and tensors: a file of which a bit has changed is refused. Files of before there was a
-hash are read without.
+The note is JSON in the metadata, under the file's kind (`coding`, `gate`, `resident`, `state`). The
+hash covers note and tensors, so a file with a changed bit is refused. Files of earlier versions
+without a hash are read.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from actors.files.documents import parse_json
 from fusion.errors import InputError, one_line
 
 CHECK = "sha256"
-"""The field of the note that holds the hash. It stands there, and not beside the note: safetensors
-writes several texts in any order, and equal content must give equal bytes."""
+"""Field of the note that holds the hash. It is part of the note, because safetensors writes several
+metadata texts in random order, and equal content must give equal bytes."""
 
 HEADER_BYTES = 16 << 20
 
 
 def packed(tensors: Mapping[str, Tensor], kind: str, about: Mapping[str, Any]) -> bytes:
-    """A file's bytes: contiguous tensors, and a note of plain data."""
+    """Bytes of a file with contiguous tensors and a note of plain data."""
     from safetensors.torch import save
 
     note = {**about, CHECK: hash_of(tensors, about)}
@@ -33,16 +33,16 @@ def packed(tensors: Mapping[str, Tensor], kind: str, about: Mapping[str, Any]) -
 
 
 def unpacked(data: bytes, kind: str, where: str) -> tuple[dict[str, Tensor], Any]:
-    """The tensors of a file by name, and its note, unchecked but for the hash.
+    """Tensors of a file by name, and its note; only the hash is checked.
 
     Raises:
-        InputError: no safetensors file, of another kind, or damaged since it was written.
+        InputError: not a safetensors file, another kind, or damaged.
     """
     from safetensors.torch import load
 
     try:
         tensors: dict[str, Tensor] = load(data)
-    except Exception as error:  # safetensors raises its own and torch's
+    except Exception as error:  # safetensors raises its own errors and those of torch
         raise InputError(
             f"{where}: truncated or not a safetensors file: {one_line(error)[:200]}"
         ) from None
@@ -53,10 +53,10 @@ def unpacked(data: bytes, kind: str, where: str) -> tuple[dict[str, Tensor], Any
 
 
 def about_of(data: bytes, kind: str, where: str) -> Any:
-    """The note of a file; its tensors are not read, and its hash is not compared.
+    """The note of a file, without reading tensors or checking the hash.
 
     Raises:
-        InputError: no safetensors file, or of another kind.
+        InputError: not a safetensors file, or another kind.
     """
     size = int.from_bytes(data[:8], "little")
     if len(data) < 8 or size > min(len(data) - 8, HEADER_BYTES):
@@ -70,7 +70,7 @@ def about_of(data: bytes, kind: str, where: str) -> Any:
 
 
 def hash_of(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
-    """Hex digits for a note and tensors: names, types, shapes and bytes."""
+    """SHA-256 of a note and of tensors: names, dtypes, shapes and bytes."""
     found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name}\n{tensor.dtype}\n{list(tensor.shape)}\n".encode())

@@ -1,4 +1,4 @@
-"""A recipe: which model is evaluated, merged or trained."""
+"""Recipe: method, hyper-parameters and learned file of a model to evaluate, merge or train."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 BASE = "pretrained"
-"""The recipe of the base itself."""
+"""Name of the recipe of the base model."""
 
 REFERENCES = ("pretrained", "experts")
-"""What can be evaluated beside the methods: the base, and each expert on its own task."""
+"""Recipes beside the methods: the base, and each expert on its own task."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is evaluated: a method of `fusion.METHODS`, or a reference, with its parameters."""
+    """A method of `fusion.METHODS` or a reference, with its hyper-parameters."""
 
     method: str
     params: Mapping[str, Any] = field(default_factory=dict)
     learned: bytes | None = field(default=None, repr=False)
-    """Of a method that learns: the file of what was learned (a gate, or a coding)."""
+    """Bytes of the learned file (a gate, a coding, …) of a method that learns."""

@@ -1,7 +1,7 @@
-"""Files of statistics: one an expert and segment, named by a hash of all that it depends on.
+"""Files of data statistics (Fisher diagonals, Gram matrices): one for each expert and segment.
 
-They lie under the node's cache folder: whoever needs them next maps them, and a model that is cut
-otherwise finds the same files.
+A file's name is a hash of all that it depends on. Files are in the node's cache folder and are
+memory-mapped. A model that is cut into other shards uses the same files.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
     from actors.pool.pool import Pool
 
 KEYS = "keys"
-"""Metadata: tensor name -> the name of the tensor whose statistic is its own as well."""
+"""Metadata field: tensor name -> name of the tensor whose statistic it shares."""
 
 
 def place(key: str, segment: int, root: Path | None = None) -> Path:
-    """The file of one expert's statistics of one segment; `root`: the cache, by default ours."""
+    """Path of one expert's statistics of one segment; `root`: default: the cache folder."""
     return (root or cache_dir()) / "statistics" / f"{key}-{segment}.safetensors"
 
 
 def opened(keys: Sequence[str], segments: Sequence[int], root: Path | None = None) -> Statistics:
-    """Statistics of T experts, stacked when they are read: [T, …].
+    """Statistics of T experts [T, …], stacked when a tensor is read.
 
     Raises:
-        Forgotten: a file that is not on this node (any more).
-        InputError: a file that is damaged; also raised by reading what is returned.
+        Forgotten: a file is not, or no longer, on this node.
+        InputError: a file is damaged; also raised when a tensor is read.
     """
     files: dict[str, list[Path]] = {}
     shared: dict[str, str] = {}
@@ -68,11 +68,11 @@ def opened(keys: Sequence[str], segments: Sequence[int], root: Path | None = Non
 
 @contextmanager
 def mapped(path: Path) -> Iterator[Any]:
-    """A file of statistics, opened; what is wrong with it, in one line.
+    """Open a file of statistics.
 
     Raises:
-        Forgotten: it is gone.
-        InputError: it is cut short, or is no such file.
+        Forgotten: the file is gone.
+        InputError: the file is truncated or not a file of statistics; one line.
     """
     try:
         check(path)
@@ -88,7 +88,7 @@ def mapped(path: Path) -> Iterator[Any]:
 
 
 def sound(path: Path) -> bool:
-    """Whether a file is there and holds what was written. That one is damaged is said."""
+    """Whether a file exists and is intact; damage is logged."""
     try:
         check(path)
     except FileNotFoundError:
@@ -100,11 +100,11 @@ def sound(path: Path) -> bool:
 
 
 def check(path: Path, *, whole: bool = False) -> None:
-    """Look at a file's checksum, once a process; `whole`: whether or not it did before.
+    """Verify a file's checksum, once a process; `whole`: even if it was verified before.
 
     Raises:
-        OSError: it is not there.
-        SafetensorError, ValueError: it is not what was written.
+        OSError: no such file.
+        SafetensorError, ValueError: the content is not what was written.
     """
     if not whole and CHECKED.has(path):
         return
@@ -116,7 +116,7 @@ def check(path: Path, *, whole: bool = False) -> None:
 
 
 def write(path: Path, found: Mapping[str, Tensor], keys: Mapping[str, str]) -> None:
-    """One file, whole or not at all; `keys`: see `KEYS`."""
+    """Write a file of statistics atomically; `keys`: see `KEYS`."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
     with replacing(path) as part:
         save_file(tensors, part, metadata=seal(tensors, {KEYS: json.dumps(dict(keys))}))

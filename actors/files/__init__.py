@@ -1,1 +1,1 @@
-"""Files that the product writes and reads: atomic, checked, bounded."""
+"""Reading and writing files: atomic writes, checksums, size limits, safe paths."""

@@ -1,6 +1,6 @@
-"""Arrow files laid out before their rows are there: one record batch, of columns of fixed width.
+"""Memory-mapped Arrow files of one record batch with fixed-width columns, allocated before filling.
 
-A batch is one block of memory when it is mapped, so that a column is one tensor without a copy.
+A mapped record batch is one block of memory, so a column becomes one tensor without a copy.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HOLE = 1 << 16
-"""Writes of this many bytes or more are zeros of the skeleton, and are skipped."""
+"""Writes of at least this many bytes are zeros of the skeleton and are skipped."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """Numbers, or lists of as many numbers a row."""
+    """A column: one number a row, or a list of fixed length a row."""
 
     name: str
     kind: pa.DataType
-    """Of a number."""
+    """Arrow type of a number."""
     width: int | None = None
-    """Numbers a row; None: one, and no list."""
+    """Length of the list of each row; None: one number, not a list."""
 
     @property
     def bytes(self) -> int:
-        """Of a row."""
+        """Bytes of one row."""
         size: int = self.kind.bit_width // 8
         return size * (1 if self.width is None else self.width)
 
@@ -59,18 +59,18 @@ class Column:
 def skeleton(
     file: BinaryIO, path: Path, rows: int, columns: Sequence[Column], about: Mapping[str, str]
 ) -> dict[str, int]:
-    """An Arrow file of zeros of the final size; where each column's numbers begin, in bytes.
+    """Write an Arrow file of zeros of the final size; returns the byte offset of each column.
 
-    Arrow lays a record batch out before it writes it, and all rows must lie in one batch to be one
-    tensor; so the frame is written first, around holes that rows are put into as they come, and
-    `sealed` writes it once more, with checksums. Space is claimed at once: a disk that is too small
-    is found out before anything is computed.
+    Arrow needs the complete record batch before it writes it, and all rows must be in one batch to
+    form one tensor. So the frame is written first with holes for the rows; rows are written into
+    the holes later, and `seal` writes the frame again with checksums. Disk space is allocated
+    here, so a full disk is found before anything is computed.
 
     Args:
-        file: open for reading and writing, unbuffered, empty.
-        path: where it is.
-        rows: how many there will be.
-        columns: in order.
+        file: empty file, open for reading and writing, unbuffered.
+        path: its path.
+        rows: final number of rows.
+        columns: columns in order.
         about: metadata of the schema.
     """
     if hasattr(os, "posix_fallocate") and rows:
@@ -98,7 +98,7 @@ def skeleton(
 
 
 def frame(file: BinaryIO, batch: pa.RecordBatch, about: Mapping[str, str]) -> None:
-    """Write an Arrow file of one batch, but for long columns: these are there, or will be."""
+    """Write the frame of an Arrow file of one batch; the bytes of long columns are skipped."""
     file.seek(0)
     sink = pa.PythonFile(Holes(file), mode="w")
     with pa.ipc.new_file(sink, batch.schema.with_metadata(dict(about))) as writer:
@@ -107,11 +107,11 @@ def frame(file: BinaryIO, batch: pa.RecordBatch, about: Mapping[str, str]) -> No
 
 
 def seal(file: BinaryIO, path: Path) -> None:
-    """Put checksums of a skeleton's rows, all written by now, into its metadata.
+    """Compute the checksums of all rows and write them into the metadata of the file.
 
     Args:
-        file: as `skeleton` was given it.
-        path: where it is.
+        file: the file given to `skeleton`, with all rows written.
+        path: its path.
     """
     schema, batch = opened(path)
     about = about_of(schema)
@@ -120,11 +120,10 @@ def seal(file: BinaryIO, path: Path) -> None:
 
 
 def opened(path: Path) -> tuple[pa.Schema, pa.RecordBatch]:
-    """Schema and record batch of a file that begins as a skeleton, memory-mapped; nothing of it is
-    checked.
+    """Schema and record batch of a file, memory-mapped, without a check of its checksums.
 
     Raises:
-        ValueError, pa.ArrowException, OSError: it is none.
+        ValueError, pa.ArrowException, OSError: not an Arrow file of one record batch.
     """
     reader = pa.ipc.open_file(pa.memory_map(str(path)))
     if reader.num_record_batches != 1:
@@ -133,15 +132,16 @@ def opened(path: Path) -> tuple[pa.Schema, pa.RecordBatch]:
 
 
 def checked(path: Path, *, whole: bool = False) -> tuple[pa.Schema, pa.RecordBatch]:
-    """Schema and record batch of a sealed file, memory-mapped; its checksums are right.
+    """Schema and record batch of a sealed file, memory-mapped, after a check of its checksums.
 
     Args:
         path: the file.
-        whole: check all of it, at once, even where this process has done so; else see `sums`.
+        whole: check every byte now, even if this process has checked the file before; otherwise
+            as much as `Checked.budget` allows.
 
     Raises:
-        FileNotFoundError: it is not there.
-        Damaged: its content is not what was written; one line.
+        FileNotFoundError: no such file.
+        Damaged: the content is not what was written; one line.
     """
     try:
         state = state_of(path)
@@ -153,13 +153,13 @@ def checked(path: Path, *, whole: bool = False) -> tuple[pa.Schema, pa.RecordBat
             CHECKED.add(path, state, budget)
     except FileNotFoundError:
         raise
-    except Exception as error:  # Arrow raises what it likes on a damaged frame
+    except Exception as error:  # Arrow raises many types on a damaged frame
         raise Damaged(reason_of(error)) from None
     return schema, batch
 
 
 def check(schema: pa.Schema, batch: pa.RecordBatch, budget: int) -> None:
-    """Raise ValueError where a checksum is another; `budget`: how many bytes to look at."""
+    """Raise ValueError where a checksum differs; `budget`: bytes to check."""
     stated = (schema.metadata or {}).get(FIELD.encode(), b"").decode()
     *sums, root = [stated[at : at + DIGITS] for at in range(0, len(stated), DIGITS)] or [""]
     if root != root_of(schema, batch, sums):
@@ -170,13 +170,13 @@ def check(schema: pa.Schema, batch: pa.RecordBatch, budget: int) -> None:
 
 
 def root_of(schema: pa.Schema, batch: pa.RecordBatch, sums: list[str]) -> str:
-    """The checksum of all that a file says beside its numbers, and of their checksums."""
+    """Checksum of schema, metadata, row count and the checksums of the columns."""
     kinds = [[field.name, str(field.type)] for field in schema]
     return facts_sum(about_of(schema), json.dumps([batch.num_rows, kinds]), *sums)
 
 
 def about_of(schema: pa.Schema) -> dict[str, str]:
-    """The metadata of a schema."""
+    """Metadata of a schema as text."""
     return {name.decode(): value.decode() for name, value in (schema.metadata or {}).items()}
 
 
@@ -195,13 +195,13 @@ def views(batch: pa.RecordBatch) -> list[memoryview]:
 
 
 def numbers(batch: pa.RecordBatch, name: str) -> pa.Array:
-    """A column's numbers, those of lists in one row."""
+    """A column's numbers as one flat array; lists are joined."""
     column = batch.column(name)
     return column.values if pa.types.is_fixed_size_list(column.type) else column
 
 
 def write_all(file: BinaryIO, data: Any, at: int) -> int:
-    """Write at a position, however many calls it takes; the position after it."""
+    """Write all bytes at a position, in several calls if needed; returns the end position."""
     whole = memoryview(data)
     if not whole.nbytes:
         return at
@@ -214,11 +214,11 @@ def write_all(file: BinaryIO, data: Any, at: int) -> int:
 
 
 def tensor_of(array: NDArray[Any]) -> Tensor:
-    """A mapped array as a tensor, without a copy; nothing may write to it."""
+    """A mapped array as a tensor without a copy; read-only by convention."""
     import torch
 
     with warnings.catch_warnings():
-        # Torch has no read-only tensors and says so.
+        # Torch has no read-only tensors and warns about it.
         warnings.filterwarnings("ignore", message=".*not writable.*")
         return torch.from_numpy(array)
 
@@ -230,18 +230,18 @@ def flat(batch: pa.RecordBatch, name: str, kind: type[np.generic]) -> NDArray[An
 
 
 class Holes(io.RawIOBase):
-    """A file in which long writes (here always zeros) become holes."""
+    """File wrapper that turns long writes (always zeros here) into holes."""
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__()
         self.file = file
 
     def writable(self) -> bool:
-        """It is."""
+        """True: the wrapper can be written to."""
         return True
 
     def write(self, data: Any) -> int:
-        """Skip what is long, write what is short."""
+        """Seek over long data, write short data."""
         count = memoryview(data).nbytes
         if count >= HOLE:
             self.file.seek(count, os.SEEK_CUR)

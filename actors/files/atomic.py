@@ -1,6 +1,6 @@
-"""Files that are there whole or not at all.
+"""Atomic file writes: a file appears complete or not at all.
 
-Imports no `fusion` (and so no torch) when loaded, for the reason `preprocess.py` gives.
+Loads without torch, because processes that decode images import it.
 """
 
 from __future__ import annotations
@@ -15,20 +15,19 @@ from functools import cache
 from pathlib import Path
 
 USER_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
-"""What a user has to mend: space, quota, permissions."""
+"""Errors that the user must fix: disk space, quota, permissions."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed to it at the end; removed where the block fails.
+    """Yield a temporary path beside `path`; rename it to `path` at the end, delete it on failure.
 
-    Safe against a second process that writes the same file: both write their own, the last
-    rename wins, and a reader sees one of them whole. Safe against a machine that stops: the
-    content is on disk before the name is. Folders are made. The file gets the mode that the
-    process's umask says, whatever wrote it.
+    Two processes may write the same file: each writes its own temporary file, the last rename wins,
+    and a reader sees one complete file. After a power loss the name never exists without the
+    content. Missing folders are made. The file's mode follows the umask.
 
     Raises:
-        InputError: no space, no quota or no permission; the line names the file.
+        InputError: no disk space, no quota or no permission; the line names the file.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
     try:
@@ -49,12 +48,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def to_disk(path: Path) -> None:
-    """Wait until a file's content, or a folder's names, are on disk."""
+    """Flush a file's content, or a folder's entries, to disk (fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        # Some file systems of a network cannot do it for folders.
+        # Some network file systems cannot fsync folders.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
@@ -62,7 +61,7 @@ def to_disk(path: Path) -> None:
 
 
 def share(path: Path) -> None:
-    """Give a file the mode that the umask says: safetensors writes files for its user alone."""
+    """Set a file's mode by the umask: safetensors makes files readable by their owner only."""
     path.chmod(0o666 & ~umask())
 
 
@@ -71,7 +70,7 @@ _LOCK = threading.Lock()
 
 @cache
 def umask() -> int:
-    """The process's umask; it can only be read by setting it."""
+    """The process's umask, which can only be read by setting it."""
     with _LOCK:
         mask = os.umask(0o077)
         os.umask(mask)

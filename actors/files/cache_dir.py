@@ -1,4 +1,4 @@
-"""The project's cache folder. Imports no framework."""
+"""Location of the project's cache folder."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """The project's cache: `$FUSION_SWEEPS_CACHE`, else the user's cache folder (XDG)."""
+    """The cache folder: `$FUSION_SWEEPS_CACHE`, or a folder in the user's cache (XDG)."""
     import platformdirs
 
     chosen = os.environ.get("FUSION_SWEEPS_CACHE")
     chosen = chosen or platformdirs.user_cache_dir("fusion-sweeps")
-    return Path(chosen).absolute()  # workers of a cluster have other working directories
+    return Path(chosen).absolute()  # Ray workers have other working directories

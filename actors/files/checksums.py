@@ -1,9 +1,9 @@
-"""Checksums of what the product writes for itself, so that damage is found and never used.
+"""Checksums in cache and result files: damaged files are detected and never used.
 
-Each file holds its own checksum (xxHash, 64 bits) over all that is read from it: tensors, columns,
-facts. A file is checked when a process first opens it, and again when it has changed since. Files
-up to `WHOLE` bytes are checked whole; of larger ones, and after `ALL` bytes in one process, only
-randomly drawn chunks are, `SAMPLE` bytes of each file. `sweeps cache verify` checks everything.
+Each file holds its own checksum (xxHash, 64 bits) of all that is read from it: tensors, columns,
+metadata. A file is checked when a process first opens it, and again if it has changed. Files up to
+`WHOLE` bytes are checked completely. Of larger files, and once a process has checked `ALL` bytes,
+only random chunks are checked, `SAMPLE` bytes a file. `sweeps cache verify` checks everything.
 """
 
 from __future__ import annotations
@@ -25,88 +25,88 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FIELD = "xxh3"
-"""Where a file's metadata hold its checksum."""
+"""Name of the metadata field that holds the checksum."""
 
 DIGITS = 16
-"""Hex digits of one checksum."""
+"""Hexadecimal digits of a checksum."""
 
 WHOLE = 4 << 30
-"""Files up to this size are checked whole: half a second from the page cache."""
+"""Files up to this many bytes are checked completely: half a second from the page cache."""
 
 ALL = 16 << 30
-"""Once a process has checked so many bytes, it checks samples only."""
+"""After this many bytes a process checks samples only."""
 
 SAMPLE = 64 << 20
-"""Bytes checked of a file that is not checked whole."""
+"""Bytes checked of a file that is not checked completely."""
 
 CHUNK = 4 << 20
-"""Bytes that one checksum is of, at least; larger where a column would have more than `MOST`."""
+"""Least bytes of a chunk; more if a column would have more than `MOST` chunks."""
 
 MOST = 1024
-"""Checksums a column, at most."""
+"""Most chunks, each with a checksum, of a column."""
 
 
 class Damaged(InputError):
-    """A file of the product's own does not hold what was written into it. The message is the
-    reason alone: who catches it knows the file."""
+    """A cache or result file does not hold what was written. The message is the reason only; the
+    caller adds the file."""
 
 
 class Checked:
-    """What this process has checked: path -> the file's state then; and how many bytes in all."""
+    """Record of the files that this process has checked, with their state, and of the bytes."""
 
     def __init__(self) -> None:
         self.states: dict[str, tuple[int, ...]] = {}
         self.bytes = 0
 
     def has(self, path: Path) -> bool:
-        """Whether the file was found intact, and is the same since.
+        """Whether the file was intact when checked, and has not changed since.
 
         Raises:
-            OSError: it is gone.
+            OSError: the file is gone.
         """
         return self.states.get(str(path)) == state_of(path)
 
     def add(self, path: Path, state: tuple[int, ...], count: int) -> None:
-        """The file was found intact, in the state that it was opened in."""
+        """Record an intact file, in the state that it had when it was opened."""
         self.bytes += count
         if settled(state[-1]):
             self.states[str(path)] = state
 
     def budget(self, size: int) -> int:
-        """How many bytes of a file of this size to check."""
+        """Bytes to check of a file of this size."""
         return size if size <= WHOLE and self.bytes + size <= ALL else min(size, SAMPLE)
 
 
 CHECKED = Checked()
 
 TICK_NS = 100_000_000
-"""Two changes of a file within this time may leave it with the same time of change."""
+"""Two changes within this many nanoseconds may give a file the same time of change."""
 
 
 def settled(changed_ns: int) -> bool:
-    """Whether a file's time of change lies so far back that a later change shows."""
+    """Whether a time of change is old enough that any later change gives another one."""
     return changed_ns + TICK_NS < time.time_ns()
 
 
 def state_of(path: Path) -> tuple[int, ...]:
-    """Which file is there, its size and its times of change."""
+    """Identity of a file: device, inode, size, times of modification and of change."""
     found = path.stat()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def again(path: Path, error: Exception) -> None:
-    """Say that a damaged file is made again."""
+    """Log that a damaged file is made again."""
     logging.getLogger("sweeps").warning("%s: damaged (%s); made again", path, reason_of(error))
 
 
 def reason_of(error: Exception) -> str:
-    """Why a file is damaged, in a line."""
+    """Reason of an error in one line of at most 200 characters."""
     text = " ".join(str(error).split())[:200] or type(error).__name__
     return text
 
 
 def checksum(*parts: Any) -> str:
-    """Of bytes-like parts, one after the other."""
+    """Checksum of bytes-like parts, one after the other."""
     total = xxhash.xxh3_64()
     for part in parts:
         total.update(part)
@@ -114,7 +114,7 @@ def checksum(*parts: Any) -> str:
 
 
 def facts_sum(facts: Mapping[str, Any], *more: str) -> str:
-    """Of plain facts, without a checksum among them."""
+    """Checksum of plain data; a field that holds a checksum is left out."""
     told = {name: value for name, value in facts.items() if name != FIELD}
     return checksum(json.dumps([told, *more], sort_keys=True, default=str).encode())
 
@@ -123,7 +123,7 @@ def facts_sum(facts: Mapping[str, Any], *more: str) -> str:
 
 
 def chunks_of(size: int) -> list[slice]:
-    """The parts of `size` bytes that have a checksum each."""
+    """The chunks of `size` bytes; each has a checksum."""
     step = max(CHUNK, -(-size // MOST))
     return [slice(start, min(start + step, size)) for start in range(0, size, step)]
 
@@ -135,12 +135,12 @@ def column_sums(columns: Iterable[Any]) -> list[str]:
 
 
 def differing(columns: Iterable[Any], sums: list[str], budget: int) -> str | None:
-    """The first chunk whose checksum is another; None: none of those that were looked at.
+    """Describe the first chunk whose checksum differs; None if no checked chunk differs.
 
     Args:
         columns: bytes-like.
-        sums: of all chunks of all columns.
-        budget: bytes to look at; which, is drawn anew each time.
+        sums: checksums of all chunks of all columns.
+        budget: bytes to check; the chunks are drawn at random if it is less than all.
     """
     views = [memoryview(column).cast("B") for column in columns]
     parts = [(at, part) for at, view in enumerate(views) for part in chunks_of(len(view))]
@@ -163,15 +163,15 @@ def differing(columns: Iterable[Any], sums: list[str], budget: int) -> str | Non
 
 
 def sealed_json(content: Mapping[str, Any]) -> str:
-    """An object as JSON with its checksum; see `unsealed_json`."""
+    """Encode an object as JSON with a checksum; `unsealed_json` reads it."""
     return json.dumps({**content, FIELD: facts_sum(content)})
 
 
 def unsealed_json(text: str | bytes) -> dict[str, Any]:
-    """What `sealed_json` was given.
+    """Decode what `sealed_json` wrote, without the checksum.
 
     Raises:
-        ValueError: damaged, or not written by it.
+        ValueError: damaged, or not written by `sealed_json`.
     """
     try:
         found = json.loads(text)
@@ -186,7 +186,7 @@ def unsealed_json(text: str | bytes) -> dict[str, Any]:
 
 
 def tensors_sum(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
-    """Of named tensors and the metadata beside them, without a checksum among these."""
+    """Checksum of named tensors and metadata; a checksum in the metadata is left out."""
     import torch
 
     total = xxhash.xxh3_64()
@@ -200,16 +200,16 @@ def tensors_sum(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
 
 
 def seal(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> dict[str, str]:
-    """The metadata of a safetensors file of these tensors (contiguous, on the CPU)."""
+    """Add the checksum to the metadata of a safetensors file of contiguous CPU tensors."""
     return {**facts, FIELD: tensors_sum(tensors, facts)}
 
 
 def sealed(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:
-    """A safetensors file with its checksum among the metadata; the same bytes each time."""
+    """A safetensors file with a checksum in its metadata; equal input gives equal bytes."""
     from safetensors.torch import save
 
     data = bytes(save(dict(tensors), metadata=seal(tensors, facts)))
-    # safetensors writes metadata in an order of chance.
+    # safetensors writes metadata in random order.
     size = int.from_bytes(data[:8], "little")
     told = json.loads(data[8 : 8 + size])
     told["__metadata__"] = dict(sorted(told["__metadata__"].items()))
@@ -219,10 +219,10 @@ def sealed(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:
 
 
 def metadata_of(data: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file.
+    """Metadata of a safetensors file.
 
     Raises:
-        ValueError: it is none.
+        ValueError: not a safetensors file.
     """
     size = int.from_bytes(data[:8], "little")
     found = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
@@ -232,12 +232,12 @@ def metadata_of(data: bytes) -> dict[str, str]:
 def check_tensors(
     tensors: Mapping[str, Tensor], facts: Mapping[str, str], *, must: bool = True
 ) -> None:
-    """Raise ValueError where a file's checksum is not that of its tensors and metadata.
+    """Raise ValueError if the checksum in the metadata does not match tensors and metadata.
 
     Args:
-        tensors: all of the file.
+        tensors: all tensors of the file.
         facts: its metadata.
-        must: whether there must be a checksum; files of earlier versions have none.
+        must: whether a missing checksum is an error; files of earlier versions have none.
     """
     stated = facts.get(FIELD)
     if (stated is not None or must) and stated != tensors_sum(tensors, facts):
@@ -245,10 +245,10 @@ def check_tensors(
 
 
 def unsealed(data: bytes, *, must: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of what `sealed` wrote.
+    """Tensors and metadata of a file that `sealed` wrote.
 
     Raises:
-        ValueError: damaged. (safetensors' own errors are turned into it.)
+        ValueError: damaged; errors of safetensors are converted.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load

@@ -1,8 +1,7 @@
-"""JSON and YAML that somebody else wrote: bounded in size, depth and digits, one line a fault.
+"""Read untrusted JSON and YAML within limits of size, depth and digits; one-line errors.
 
-Every JSON or YAML file that the product opens goes through here: configurations of models,
-recipes, ledger entries, sweep files. Each file is read whole or refused; nothing is guessed.
-What a file holds is checked by `checked`, against the types of a dataclass.
+All JSON and YAML files are read here: model configurations, recipes, ledger entries, sweep files.
+A file is read completely or refused. `checked` validates the content against a dataclass.
 """
 
 from __future__ import annotations
@@ -25,37 +24,37 @@ from fusion.errors import InputError, one_line, reading
 T = TypeVar("T")
 
 JSON_BYTES = 32 << 20
-"""A JSON file larger than this is refused. An index of the largest models on the hub has 10 MB."""
+"""Most bytes of a JSON file. The index of the largest models on the hub has 10 MB."""
 
 YAML_BYTES = 1 << 20
-"""A YAML file larger than this is refused. A sweep file has a few KB."""
+"""Most bytes of a YAML file. A sweep file has a few kB."""
 
 YAML_VALUES = 100_000
-"""Values of a YAML file, at most; what an alias stands for counts each time."""
+"""Most values of a YAML file; the values of an alias count at each use."""
 
 DEPTH = 64
-"""Lists and mappings inside each other, at most."""
+"""Deepest nesting of lists and mappings."""
 
 DIGITS = 40
-"""Digits of a whole number, at most: 64 bits need 20."""
+"""Most digits of an integer; 64 bits need 20."""
 
 FLOAT_DIGITS = 400
-"""Characters of a number with a dot or an exponent, at most: 1e308 written out has 309."""
+"""Most characters of a float; 1e308 written out has 309."""
 
 LFS = b"version https://git-lfs.github.com/spec/"
-"""How a Git LFS pointer begins: a small text file in the place of the real one."""
+"""First bytes of a Git LFS pointer, a small text file in place of the real file."""
 
 
 def read_bytes(path: Path, what: str = "", *, limit: int = JSON_BYTES) -> bytes:
-    """The content of a regular file of at most `limit` bytes.
+    """Content of a regular file of at most `limit` bytes.
 
     Args:
         path: the file.
-        what: task, expert or field whose file it is; begins the message.
-        limit: bytes.
+        what: task, expert or field that named the file; begins the message.
+        limit: most bytes.
 
     Raises:
-        InputError: no regular file there, not readable, too large, or a Git LFS pointer.
+        InputError: not a regular file, not readable, too large, or a Git LFS pointer.
     """
     where = f"{what}: {path}" if what else str(path)
     with reading(where):
@@ -70,7 +69,7 @@ def read_bytes(path: Path, what: str = "", *, limit: int = JSON_BYTES) -> bytes:
 
 
 def check_pointer(data: bytes, where: str) -> None:
-    """Raise InputError where a file's first bytes are those of a Git LFS pointer."""
+    """Raise InputError if a file's first bytes are those of a Git LFS pointer."""
     if data.startswith(LFS):
         raise InputError(
             f"{where}: a Git LFS pointer, not the file itself; run `git lfs pull` in its folder"
@@ -78,7 +77,7 @@ def check_pointer(data: bytes, where: str) -> None:
 
 
 def decoded(data: bytes, where: str) -> str:
-    """The text of a file's bytes: UTF-8, with or without a byte order mark.
+    """Decode UTF-8, with or without a byte order mark.
 
     Raises:
         InputError: not UTF-8.
@@ -93,10 +92,10 @@ def decoded(data: bytes, where: str) -> str:
 
 
 def read_json(path: Path, what: str = "", *, limit: int = JSON_BYTES) -> dict[str, Any]:
-    """A JSON file that holds one object.
+    """Read a JSON file that holds one object.
 
     Raises:
-        InputError: as `read_bytes` and `parse_json`; or the file holds no object.
+        InputError: as `read_bytes` and `parse_json`, or the file does not hold an object.
     """
     where = f"{what}: {path}" if what else str(path)
     content = parse_json(read_bytes(path, what, limit=limit), where)
@@ -106,16 +105,16 @@ def read_json(path: Path, what: str = "", *, limit: int = JSON_BYTES) -> dict[st
 
 
 def parse_json(data: bytes | str, where: str, *, finite: bool = True) -> Any:
-    """Plain data from JSON text.
+    """Parse JSON text.
 
     Args:
         data: the text; bytes are UTF-8.
         where: begins the message.
-        finite: whether `NaN` and `Infinity`, which Python writes and JSON has not, are refused.
+        finite: whether to refuse `NaN` and `Infinity`, which Python writes but JSON does not have.
 
     Raises:
-        InputError: not JSON, a key given twice, nested too deeply, a number with too many digits
-            or too large, half of a surrogate pair.
+        InputError: not JSON, a duplicate key, nested too deeply, a number with too many digits or
+            too large, half of a surrogate pair.
     """
     text = decoded(data, where) if isinstance(data, bytes) else data
     try:
@@ -137,11 +136,11 @@ def parse_json(data: bytes | str, where: str, *, finite: bool = True) -> Any:
 
 
 HALVES = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
-"""What a text may hold that cannot be printed or written."""
+"""Surrogates, escaped or not: half of a pair can be neither printed nor encoded."""
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON whose keys all differ."""
+    """Build a JSON object; raise ValueError for a duplicate key."""
     found = dict(pairs)
     if len(found) != len(pairs):
         seen: set[str] = set()
@@ -151,14 +150,14 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def whole(digits: str) -> int:
-    """A whole number."""
+    """Parse an integer; raise ValueError if it has too many digits."""
     if len(digits) > DIGITS:
         raise ValueError(f"a number of {len(digits)} digits; at most {DIGITS} allowed")
     return int(digits)
 
 
 def real(digits: str) -> float:
-    """A number with a dot or an exponent."""
+    """Parse a float; raise ValueError if it is too long or infinite."""
     if len(digits) > FLOAT_DIGITS:
         raise ValueError(f"a number of {len(digits)} characters; at most {FLOAT_DIGITS} allowed")
     found = float(digits)
@@ -168,14 +167,14 @@ def real(digits: str) -> float:
 
 
 def not_finite(word: str) -> float:
-    """Refuses what is no number."""
+    """Refuse `NaN` and `Infinity`."""
     raise ValueError(f"{word}: a finite number needed")
 
 
 def check_depth(content: Any, where: str) -> None:
-    """Raise InputError where lists and mappings lie more than `DEPTH` inside each other."""
+    """Raise InputError if lists and mappings are nested deeper than `DEPTH`."""
     level = [content]
-    for _ in range(DEPTH):  # the content itself, then what lies in it
+    for _ in range(DEPTH):  # first the content itself, then one level deeper each time
         level = [
             inner
             for each in level
@@ -188,21 +187,21 @@ def check_depth(content: Any, where: str) -> None:
 
 
 def within(value: Any) -> Iterable[Any]:
-    """What a list or mapping holds; nothing of any other value."""
+    """Values of a list or mapping; empty for other values."""
     if isinstance(value, dict):
         return value.values()
     return value if isinstance(value, list | tuple | set) else ()
 
 
 def check_texts(content: Any, where: str) -> None:
-    """Raise InputError where a text, or a key, holds half of a surrogate pair."""
+    """Raise InputError if a text or key contains half of a surrogate pair."""
     for text in texts(content):
         if HALVES.search(text):
             raise InputError(f"{where}: {text[:80]!r}: half of a surrogate pair: no text")
 
 
 def texts(content: Any) -> Iterator[str]:
-    """Every text in plain data, keys among them."""
+    """All texts in plain data, keys included."""
     rest = [content]
     while rest:
         value = rest.pop()
@@ -217,7 +216,7 @@ def texts(content: Any) -> Iterator[str]:
 
 
 def read_yaml(path: Path, what: str = "") -> Any:
-    """A YAML file.
+    """Read a YAML file.
 
     Raises:
         InputError: as `read_bytes` and `parse_yaml`.
@@ -227,19 +226,18 @@ def read_yaml(path: Path, what: str = "") -> Any:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Plain data from YAML text: one document of texts, numbers, booleans, nulls, lists, mappings.
+    """Parse YAML text: one document of texts, numbers, booleans, nulls, lists and mappings.
 
     Where YAML 1.1 and 1.2 differ: `yes`, `no`, `on`, `off` are booleans; dates, `12:30` and `0o17`
-    are texts; `1e-3` is a number; `017` is refused. Keys may be numbers or booleans, which no
-    schema of ours takes; lists and mappings may not be keys.
+    are texts; `1e-3` is a number; `017` is refused. Lists and mappings cannot be keys.
 
     Raises:
-        InputError: not YAML, out of bounds, another tag, a key given twice, an alias that holds
-            itself; one line, with the place.
+        InputError: not YAML, beyond a limit, an unknown tag, a duplicate key, an alias that
+            contains itself; one line with the position.
     """
     if len(text) > YAML_BYTES:
         raise InputError(f"{where}: more than {YAML_BYTES:,} characters; at most that many allowed")
-    if re.search(r"^%TAG", text, re.MULTILINE):  # libyaml takes minutes for many of them
+    if re.search(r"^%TAG", text, re.MULTILINE):  # libyaml takes minutes for many %TAG lines
         raise InputError(f"{where}: not YAML as read here: no %TAG lines allowed")
     builder = Builder()
     try:
@@ -258,21 +256,21 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def dump_yaml(content: Any, **options: Any) -> str:
-    """YAML text that `parse_yaml` reads back equal; keys in the order given."""
+    """Write YAML that `parse_yaml` reads back unchanged; keys keep their order."""
     return str(yaml.dump(content, Dumper=Dumper, sort_keys=False, **options))
 
 
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""libyaml's, where PyYAML has it; only its parser is used."""
+"""Loader of libyaml if PyYAML has it; only its parser is used."""
 
 REAL = re.compile(
     r"[-+]?(?=[0-9_]*[.eE])(\.[0-9][0-9_]*|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?"
 )
-"""Numbers here and in YAML 1.2; without a dot, or a sign after the `e`, texts to PyYAML."""
+"""Floats of YAML 1.2. PyYAML reads some as texts: no dot, or no sign after the `e`."""
 
 
 class Dumper(yaml.SafeDumper):
-    """PyYAML's, which puts a text like `1e-3` in quotes."""
+    """PyYAML's dumper, changed to quote texts such as `1e-3`."""
 
 
 Dumper.add_implicit_resolver(
@@ -292,10 +290,10 @@ ENDLESS = re.compile(r"([-+]?)\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 
 def plain(text: str) -> Any:
-    """The value of a scalar without quotes and without a tag.
+    """Value of a scalar without quotes and tag.
 
     Raises:
-        ValueError: a number out of bounds, or one that is another in YAML 1.2.
+        ValueError: a number beyond a limit, or one with another value in YAML 1.2.
     """
     if text in TRUTH or text in NULLS:
         return TRUTH.get(text)
@@ -314,7 +312,7 @@ def plain(text: str) -> Any:
 
 
 def based(text: str, sign: str, base: str, digits: str) -> int | str:
-    """A hexadecimal or binary number; the text, where it is none."""
+    """Parse a hexadecimal or binary number; other text is returned unchanged."""
     try:
         found = int(f"{sign}{digits.replace('_', '')}", 16 if base == "x" else 2)
     except ValueError:
@@ -323,48 +321,48 @@ def based(text: str, sign: str, base: str, digits: str) -> int | str:
 
 
 class Misplaced(ValueError):
-    """A fault of YAML text, with its place."""
+    """An error in YAML text, with its position."""
 
 
 def place(mark: Any) -> str:
-    """`line 3, column 7: `, as editors count; empty where it is not known."""
+    """`line 3, column 7: `, counted from 1; empty if the position is unknown."""
     return f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
 
 
 @dataclass
 class Frame:
-    """A list or mapping that has begun and not ended."""
+    """A list or mapping that is not complete yet."""
 
     content: list[Any] | dict[Any, Any]
     anchor: str | None
     begun: int
-    """Values before it."""
+    """Number of values before it."""
     key: Any = None
     keyed: bool = False
-    """Whether `key` waits for its value."""
+    """Whether `key` is set and its value is next."""
     merged: list[Mapping[Any, Any]] = field(default_factory=list)
-    """Mappings under `<<`, whose keys those of this one outrank."""
+    """Mappings given under `<<`; keys of this mapping take precedence."""
 
 
 MERGE = object()
-"""The key `<<`."""
+"""Placeholder for the merge key `<<`."""
 
 
 class Builder:
-    """Makes plain data of a parser's events, without recursion; no two places share a value."""
+    """Builds plain data from parser events, without recursion; aliases are copied."""
 
     def __init__(self) -> None:
         self.found: Any = None
         self.documents, self.values = 0, 0
         self.stack: list[Frame] = []
         self.anchors: dict[str, tuple[Any, int]] = {}
-        """Name -> value and how many values it holds, itself counted."""
+        """Anchor -> value, and the number of values in it, itself included."""
 
     def take(self, event: Any) -> None:
-        """One event.
+        """Process one event.
 
         Raises:
-            Misplaced: what `parse_yaml` refuses beside faults of syntax.
+            Misplaced: any error that `parse_yaml` reports, except syntax errors.
         """
         if isinstance(event, yaml.DocumentStartEvent):
             self.documents += 1
@@ -381,13 +379,13 @@ class Builder:
             self.end(event)
 
     def count(self, event: Any, values: int) -> None:
-        """Count values, before they are made."""
+        """Count values before they are built, against the limit."""
         self.values += values
         if self.values > YAML_VALUES:
             raise fault(event, f"more than {YAML_VALUES:,} values, aliases written out")
 
     def alias(self, event: Any) -> None:
-        """A copy of what an anchor names."""
+        """Add a copy of an anchored value."""
         if any(frame.anchor == event.anchor for frame in self.stack):
             raise Misplaced("an alias that holds itself: plain data needed")
         if event.anchor not in self.anchors:
@@ -397,7 +395,7 @@ class Builder:
         self.put(event, copy.deepcopy(value), None, values)
 
     def begin(self, event: Any) -> None:
-        """A list or mapping begins."""
+        """Start a list or mapping."""
         kind = "map" if isinstance(event, yaml.MappingStartEvent) else "seq"
         if event.tag not in (None, CORE + kind):
             raise foreign(event)
@@ -409,7 +407,7 @@ class Builder:
         self.stack.append(Frame({} if kind == "map" else [], event.anchor, self.values - 1))
 
     def end(self, event: Any) -> None:
-        """The innermost list or mapping ends."""
+        """End the innermost list or mapping."""
         frame = self.stack.pop()
         content = frame.content
         if isinstance(content, dict) and frame.merged:
@@ -417,7 +415,7 @@ class Builder:
         self.put(event, content, frame.anchor, self.values - frame.begun)
 
     def put(self, event: Any, value: Any, anchor: str | None, values: int) -> None:
-        """A value that is whole, to where it stands."""
+        """Add a complete value to its list or mapping."""
         if anchor is not None:
             self.anchors[anchor] = value, values
         if not self.stack:
@@ -434,9 +432,9 @@ class Builder:
             self.stack[-1].content[self.stack[-1].key] = value
 
     def put_key(self, event: Any, frame: Frame, key: Any) -> None:
-        """The key of a mapping's next value."""
+        """Set the key of a mapping's next value."""
         assert isinstance(frame.content, dict)
-        if isinstance(key, dict | list):  # of an alias
+        if isinstance(key, dict | list):  # from an alias
             raise fault(event, "a list or mapping as a key; a text needed")
         if key in frame.content:
             line = event.start_mark.line + 1
@@ -446,7 +444,7 @@ class Builder:
 
 
 def mappings(event: Any, value: Any) -> list[Mapping[Any, Any]]:
-    """What stands under `<<`: a mapping, or a list of them of which the first outranks."""
+    """The mappings given under `<<`: one, or a list in which the first takes precedence."""
     found = value if isinstance(value, list) else [value]
     if not all(isinstance(each, dict) for each in found):
         raise fault(event, "<<: a mapping, or a list of mappings, needed")
@@ -454,7 +452,7 @@ def mappings(event: Any, value: Any) -> list[Mapping[Any, Any]]:
 
 
 def scalar(event: Any) -> Any:
-    """The value of a scalar."""
+    """Value of a scalar, quoted, tagged or plain."""
     if event.tag is None and event.style:
         return event.value
     if event.tag == f"{CORE}str":
@@ -474,33 +472,33 @@ def scalar(event: Any) -> Any:
 
 
 def fault(event: Any, said: str) -> Misplaced:
-    """A fault at an event."""
+    """An error at the position of an event."""
     return Misplaced(f"{place(event.start_mark)}{said}")
 
 
 def foreign(event: Any) -> Misplaced:
-    """Of a tag that is none of YAML's core."""
+    """The error for a tag that is not in YAML's core schema."""
     said = f"tag {event.tag[:80]!r}: none allowed but those of plain values (!!str, !!int, …)"
     return fault(event, said)
 
 
-# --- what a document holds ----------------------------------------------------------------------
+# --- validation ---------------------------------------------------------------------------------
 
 
 @lru_cache
 def adapter(kind: Any) -> TypeAdapter[Any]:
-    """What checks plain data against a type."""
+    """Cached pydantic adapter of a type."""
     return TypeAdapter(kind)
 
 
 def checked(kind: type[T], content: Any, where: str) -> T:
-    """Plain data as a dataclass (or another type), its fields' types strictly as annotated.
+    """Validate plain data against a dataclass or another type, strictly.
 
-    Lists become tuples and whole numbers floats where the type says so; nothing else is converted.
-    A dataclass says by `__pydantic_config__` what comes of fields that it has not.
+    Lists become tuples and integers floats where the type asks for them; nothing else is converted.
+    `__pydantic_config__` of a dataclass decides what happens to unknown fields.
 
     Raises:
-        InputError: the first field that does not fit, its value, and what is allowed.
+        InputError: the first invalid field with its value and what is allowed.
     """
     try:
         asked: Any = kind
@@ -511,13 +509,13 @@ def checked(kind: type[T], content: Any, where: str) -> T:
         value = "" if details["type"] == "missing" else f"{shown(details['input'])}: "
         said = one_line(ValueError(details["msg"]))[:200]
         raise InputError(f"{where}: {f'{loc[:120]}: ' if loc else ''}{value}{said}") from None
-    except (ValueError, TypeError, RecursionError) as error:  # what JSON cannot hold
+    except (ValueError, TypeError, RecursionError) as error:  # values that JSON cannot represent
         raise InputError(f"{where}: no plain data: {one_line(error)[:200]}") from None
     return found
 
 
 def dotted(keys: Iterable[str | int]) -> str:
-    r"""Where something stands in a document, on one line.
+    r"""Path of a field in a document, on one line.
 
     >>> dotted(["methods", "ties", 0]), dotted(["a\n"])
     ('methods.ties.0', 'a\\n')
@@ -526,6 +524,6 @@ def dotted(keys: Iterable[str | int]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value in a message: one line, not long."""
+    """A value for a message: one line of at most 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

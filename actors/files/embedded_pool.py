@@ -1,4 +1,4 @@
-"""Where the embedded pool lies, and whether it is finished: no framework is imported for that."""
+"""Paths of the embedded pool (the small CLIP of `make demo`), and whether it is complete."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 from actors.files.cache_dir import cache_dir
 
 VERSION = 2
-"""Raised when the same seed no longer gives the same pool: an old one is then left alone."""
+"""Increased when the same seed gives another pool; pools of older versions are not used."""
 
 MARKER = "pool.json"
-"""Written last, so its presence means that everything else is there."""
+"""File that is written last: if it exists, the pool is complete."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class EmbeddedPool:
 
     root: Path
     base: Path
-    """A whole CLIP: towers, tokenizer, image processor."""
+    """Complete CLIP: both towers, tokenizer, image processor."""
     experts: dict[str, Path]
     """Task -> folder of a fine-tuned vision tower."""
     data: dict[str, Path]
@@ -33,7 +33,7 @@ class EmbeddedPool:
 
 
 def folders(root: Path, tasks: Sequence[str]) -> EmbeddedPool:
-    """The folders a pool under `root` has, whether they are there or not."""
+    """The folders of a pool under `root`, which need not exist."""
     return EmbeddedPool(
         root,
         root / "base",
@@ -49,11 +49,11 @@ def default_root(seed: int) -> Path:
 
 
 def locate(seed: int = 0, root: Path | None = None) -> EmbeddedPool | None:
-    """The finished pool of this seed, or None where it is not built (or not to its end).
+    """The complete pool of this seed, or None if it is missing or incomplete.
 
     Args:
         seed: the pool's seed.
-        root: its folder; None: in the user's cache.
+        root: its folder; default: in the cache folder.
     """
     root = default_root(seed) if root is None else root
     made = made_from(root)
@@ -61,7 +61,7 @@ def locate(seed: int = 0, root: Path | None = None) -> EmbeddedPool | None:
 
 
 def made_from(root: Path) -> dict[str, Any] | None:
-    """What the marker of a finished pool says; None: there is none."""
+    """Content of the marker file of a complete pool, or None."""
     try:
         made: dict[str, Any] = json.loads((root / MARKER).read_text())
     except FileNotFoundError:

@@ -1,8 +1,7 @@
-"""Parts of files read into memory that is there already.
+"""Read byte ranges of files into preallocated buffers.
 
-A mapped file costs a page fault wherever its pages are first touched, and half as much again to
-unmap: in pages of 4 KiB, four times what reading the numbers costs. A read into a buffer that stays
-in cache costs a copy and no fault.
+A mapped file costs a page fault for each 4 KiB page, and half as much again to unmap: four times
+the cost of reading the numbers. A read into a buffer that stays in the CPU cache costs one copy.
 """
 
 from __future__ import annotations
@@ -16,17 +15,17 @@ from fusion.errors import InputError
 
 
 def stamp_of(descriptor: int) -> tuple[int, int]:
-    """An open file's size and time of change."""
+    """Size and time of modification (ns) of an open file."""
     status = os.fstat(descriptor)
     return status.st_size, status.st_mtime_ns
 
 
 @contextmanager
 def opened(file: Path, stamp: tuple[int, int], who: str) -> Iterator[int]:
-    """A file's descriptor, as long as the file is the one that had this stamp.
+    """Open a file for reading; yields its descriptor.
 
     Raises:
-        InputError: it changed since, or cannot be opened.
+        InputError: the file cannot be opened, or its `stamp_of` is no longer `stamp`.
     """
     try:
         descriptor = os.open(file, os.O_RDONLY)
@@ -41,14 +40,14 @@ def opened(file: Path, stamp: tuple[int, int], who: str) -> Iterator[int]:
 
 
 def fill(into: memoryview, descriptor: int, offset: int) -> None:
-    """Bytes from `offset` on, as many as `into` holds; thread-safe, and without Python's lock.
+    """Fill `into` with the bytes from `offset` on; thread-safe, releases Python's lock.
 
     Raises:
-        EOFError: the file ends before.
-        OSError: it cannot be read.
+        EOFError: the file is too short.
+        OSError: the file cannot be read.
     """
     done = os.preadv(descriptor, [into], offset)
-    while done < len(into):  # one call reads 2 GiB at most
+    while done < len(into):  # one call reads at most 2 GiB
         more = os.preadv(descriptor, [into[done:]], offset + done)
         if not more:
             raise EOFError("ends too early")

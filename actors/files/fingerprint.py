@@ -1,12 +1,10 @@
-"""Fingerprints: what an object was read from, all of it, as a hash.
+"""Fingerprints: hashes of everything that an object was read from.
 
-Caches, trial keys and recipes are keyed by fingerprints and by nothing else. Only the objects that
-compute something make them, from all that they were read from: a checkpoint, a preprocessing, a
-tokenizer, a head, an extractor, a split of a data set, a pool's member on a device. A key can so
-forget an input only where the object that is used forgets it. `tests/test_architecture.py` holds
-the list of modules that may make one.
-
-Imports nothing heavy, for the reason `preprocess.py` gives.
+Keys of caches, trials and recipes are made of fingerprints only. An object that computes something
+makes its own fingerprint from all that it was read from: a checkpoint, a preprocessing, a
+tokenizer, a head, an extractor, a split of a data set, a member of a pool on a device. So a key
+lacks an input only if the object itself does not know it. `tests/test_architecture.py` lists the
+modules that may make fingerprints.
 """
 
 from __future__ import annotations
@@ -18,27 +16,27 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import NewType
 
 Fingerprint = NewType("Fingerprint", str)
-"""32 hex digits. Plain text where it is written; to mypy no plain text is one."""
+"""32 hexadecimal digits. mypy refuses a plain `str` in its place."""
 
 NOTHING = Fingerprint("")
-"""Of a search whose results depend on its parameters alone."""
+"""Fingerprint of a search whose results depend on its parameters only."""
 
 NUMBERS = 4
-"""Raised when a change of this code changes results: finished trials are then not reused."""
+"""Increased when a change of the code changes results; finished trials are then not reused."""
 
 
 def fingerprint(kind: str, *parts: object) -> Fingerprint:
     """The fingerprint of an object.
 
     Args:
-        kind: of the object, with a number that is raised when the meaning of `parts` changes.
-        parts: all that it was read from: fingerprints, and plain values.
+        kind: kind of the object, with a number that changes when the meaning of `parts` changes.
+        parts: all that it was read from: fingerprints and plain values.
     """
     return Fingerprint(hash_text(kind, *parts))
 
 
 def hash_text(*parts: object) -> str:
-    """sha256 of JSON: equal values, equal hash; 32 hex digits.
+    """The first 32 hexadecimal digits of the SHA-256 of `parts` as JSON.
 
     >>> hash_text("a", [1, 2]) == hash_text("a", [1, 2]) != hash_text("a", [2, 1])
     True
@@ -49,9 +47,9 @@ def hash_text(*parts: object) -> str:
 
 @cache
 def software(*packages: str) -> str:
-    """What computes numbers: `NUMBERS`, and the packages' versions without their last part.
+    """Version of the numbers: `NUMBERS`, and the packages' versions without their last part.
 
-    A release that only mends (2.13.0 to 2.13.1) keeps caches and trials.
+    A patch release (2.13.0 to 2.13.1) keeps caches and trials.
 
     >>> software("torch").startswith(f"{NUMBERS} torch ")
     True
@@ -60,7 +58,7 @@ def software(*packages: str) -> str:
 
 
 def release(package: str) -> str:
-    """A package's version, its first two parts; empty where it is not installed."""
+    """The first two parts of a package's version; empty if it is not installed."""
     try:
         return ".".join(version(package).split("+")[0].split(".")[:2])
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Content hashes of files, computed once."""
+"""Content hashes (SHA-256) of files, cached by path, size and times."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from actors.files.fingerprint import hash_text as hash_text
 
 
 def hash_files(files: Mapping[str, Path]) -> str:
-    """sha256 over names and contents of files, in the order given.
+    """SHA-256 of names and contents of files, in the order given.
 
-    Remembered in the cache folder under where the files are, their sizes and their times of
-    change, so that gigabytes are read once. One small file an entry: two processes cannot lose
-    each other's.
+    The result is cached under the files' paths, sizes and times of change, so that gigabytes are
+    read once. Each result is a small file of its own, so that two processes cannot overwrite each
+    other's.
 
     Args:
-        files: name -> file; the name is hashed, where the file lies is not.
+        files: name -> file; the name is hashed, the path is not.
     """
     state = states(files)
     key = hashlib.sha256(json.dumps(["hashes-2", list(files), state]).encode()).hexdigest()
     entry = cache_dir() / "hashes" / f"{key}.json"
     try:
         known = str(unsealed_json(entry.read_bytes())["sha256"])
-        # A file that changed just before it was read may have changed once more just after,
-        # without another time of change.
+        # A file that changed just before it was read may have changed again just after with the
+        # same time of change.
         if all(changed + TICK_NS < entry.stat().st_mtime_ns for *_, changed in state):
             return known
     except FileNotFoundError:
@@ -43,14 +43,14 @@ def hash_files(files: Mapping[str, Path]) -> str:
         total.update(f"{name}\0{content}\n".encode())
     digest = total.hexdigest()
     if states(files) != state:
-        return digest  # one changed meanwhile
+        return digest  # a file changed meanwhile
     with replacing(entry) as part:
         part.write_text(sealed_json({"sha256": digest, "files": len(files)}))
     return digest
 
 
 def states(files: Mapping[str, Path]) -> list[tuple[str, int, int, int]]:
-    """Where each file is, its size, and its times of modification and of change."""
+    """Path, size, time of modification and time of change of each file."""
     stats = [(str(file.resolve()), file.stat()) for file in files.values()]
-    # The time of change (ctime) beside that of modification, which a copy may preserve.
+    # ctime as well as mtime: copying may preserve mtime.
     return [(path, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for path, s in stats]

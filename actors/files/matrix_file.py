@@ -1,6 +1,6 @@
-"""Matrices on disk, a row a sample: features, embeddings. Memory-mapped Arrow, read without a copy.
+"""Matrix files [N, D] of features or embeddings: memory-mapped Arrow, read without a copy.
 
-Two columns: `id`, which row of the pixel file a sample is, and `values`, its D numbers.
+Two columns: `id`, the sample's row in the pixel file, and `values`, its D numbers.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 def write_matrix(
     path: Path, ids: NDArray[np.int64], width: int, blocks: Iterable[NDArray[np.float32]]
 ) -> None:
-    """Write a matrix block by block, as they come; the file appears whole or not at all.
+    """Write a matrix block by block; the file appears complete or not at all.
 
     Args:
         path: the file.
-        ids: int64 [N]: each sample's row of the pixel file.
+        ids: int64 [N]: each sample's row in the pixel file.
         width: D.
         blocks: consecutive rows, float32 [n, D].
 
     Raises:
-        InputError: no space, no quota or no permission.
-        ValueError: blocks of another width, or of other than N rows in all.
+        InputError: no disk space, no quota or no permission.
+        ValueError: a block of another width, or not N rows in all.
     """
     columns = [Column("id", pa.int64()), Column("values", pa.float32(), width)]
     with replacing(path) as part, part.open("w+b", buffering=0) as file:
@@ -53,11 +53,11 @@ def write_matrix(
 
 
 def open_matrix(path: Path, what: str) -> Tensor:
-    """The values float32 [N, D], memory-mapped: nothing may write to them.
+    """The values float32 [N, D], memory-mapped, read-only by convention.
 
     Args:
         path: the file.
-        what: what it should be, for the message.
+        what: what the file should hold, for the message.
 
     Raises:
         InputError: missing or damaged.
@@ -70,7 +70,7 @@ def open_matrix(path: Path, what: str) -> Tensor:
 
 
 def matrix_shape(path: Path) -> tuple[int, int] | None:
-    """(N, D); None where there is no whole file. That one is damaged is said."""
+    """(N, D), or None if the file is missing or damaged; damage is logged."""
     try:
         rows, width = mapped(path)[1].shape
     except OSError:
@@ -85,8 +85,8 @@ def mapped(path: Path) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Ids and values of a file.
 
     Raises:
-        OSError: it is not there.
-        Damaged: it is another, or not what was written.
+        OSError: no such file.
+        Damaged: not a matrix file, or not what was written.
     """
     schema, batch = checked(path)
     kinds = {field.name: field.type for field in schema}

@@ -1,6 +1,6 @@
-"""What several processes share is made by one of them, while the others wait.
+"""File lock for work that one process does while others wait for its result.
 
-Imports no `fusion` (and so no torch) when loaded, for the reason `preprocess.py` gives.
+Loads without torch, because processes that decode images import it.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 PATIENT = 1.0
-"""Seconds of waiting that need no word."""
+"""Seconds of waiting before a line is printed."""
 
 PATIENCE = 900.0
-"""Seconds after which waiting ends: an embedded pool takes a minute, a base longer."""
+"""Seconds until waiting fails: an embedded pool takes a minute, a base longer."""
 
 
 @contextmanager
 def alone(
     path: Path, say: Callable[[str], None] = lambda line: None, patience: float = PATIENCE
 ) -> Iterator[None]:
-    """Nobody else makes `path` while this block runs; who enters looks whether it is there.
+    """Hold the lock of `path` in this block. Check in the block whether `path` already exists.
 
-    The lock is the kernel's, on `.<name>.lock` beside `path`: it goes with its process, however
-    that ends. The file stays.
+    It is a kernel lock (flock) on `.<name>.lock` beside `path`; it is released when its process
+    ends, even by a kill. The lock file stays.
 
     Args:
-        path: a file or folder, there or not.
-        say: told where the waiting takes longer than a second.
-        patience: seconds to wait.
+        path: a file or folder, which need not exist.
+        say: called with a line after a second of waiting.
+        patience: seconds to wait at most.
 
     Raises:
-        InputError: another process holds it for too long; or there can be no such lock.
+        InputError: another process holds the lock for too long, or the file system has no locks.
     """
     from fusion.errors import InputError, one_line
 
     file = path.with_name(f".{path.name}.lock")
-    lock = FileLock(file, fallback_to_soft=False)  # a soft one outlives its process
+    lock = FileLock(file, fallback_to_soft=False)  # a soft lock outlives its process
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         waiting(lock, path, say, patience)
@@ -60,7 +60,7 @@ def alone(
 
 
 def waiting(lock: FileLock, path: Path, say: Callable[[str], None], patience: float) -> None:
-    """Wait for a lock."""
+    """Acquire a lock; print a line after `PATIENT` seconds."""
     try:
         lock.acquire(timeout=min(PATIENT, patience))
     except Timeout:

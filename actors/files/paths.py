@@ -1,4 +1,4 @@
-"""Paths that are built from a name which was read from a file: they stay inside their folder."""
+"""Safe paths: a name read from a file cannot lead out of its folder."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pydantic import AfterValidator
 from fusion.errors import InputError
 
 LONGEST = 255
-"""Bytes of a file's name, on the file systems in use."""
+"""Most bytes of a file's name on common file systems."""
 
 
 def is_plain(name: str) -> bool:
-    """Whether a text is one plain part of a path, anywhere.
+    """Whether a text is a safe name of one file or folder on any system.
 
     >>> is_plain("svhn"), is_plain("../svhn"), is_plain(".svhn"), is_plain("a\\0b")
     (True, False, False, False)
@@ -31,22 +31,22 @@ def is_plain(name: str) -> bool:
 
 
 def check_plain(name: str) -> str:
-    """`name`, if it is plain; else a fault that pydantic adds field and value to."""
+    """Return `name` if it is plain; otherwise raise ValueError for pydantic to report."""
     if not is_plain(name):
         raise ValueError("a plain name needed: no separators, no leading dot, at most 255 bytes")
     return name
 
 
 Plain = Annotated[str, AfterValidator(check_plain)]
-"""The name of a trial, method, task, expert or file: a field of a file that becomes a path."""
+"""Field type for a name that becomes part of a path: a trial, method, task, expert or file."""
 
 
 def inside(folder: Path, name: str, where: str) -> Path:
-    """`folder / name`, for a name that is one plain part of a path.
+    """`folder / name` for a plain name.
 
     Args:
-        folder: what the result lies in, directly.
-        name: of a task, expert, method, trial or file, as some file gives it.
+        folder: folder that directly contains the result.
+        name: name of a task, expert, method, trial or file, as a file gives it.
         where: file and field that gave the name; begins the message.
 
     Raises:
@@ -62,13 +62,13 @@ def inside(folder: Path, name: str, where: str) -> Path:
 
 
 def listed(folder: Path, name: str, where: str, suffixes: Mapping[str, tuple[str, ...]]) -> Path:
-    """The path of a file that somebody else's listing names, in a folder or one below it.
+    """Path of a file named by a listing of another machine, in a folder or one level below it.
 
     Args:
-        folder: what the result lies in.
+        folder: folder that contains the result.
         name: `file` or `part/file`.
-        where: who listed it; begins the message.
-        suffixes: part -> suffixes of files allowed; of "", the folder itself, their whole names.
+        where: origin of the listing; begins the message.
+        suffixes: part -> allowed suffixes of files; for "" (the folder itself) allowed full names.
 
     Raises:
         InputError: another part, another suffix, or a name that is not plain.

@@ -1,4 +1,4 @@
-"""Safetensors files by their headers: what tensors there are, and reading them memory-mapped."""
+"""Read safetensors headers, and tensors memory-mapped."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from actors.files.file_ranges import stamp_of
 from fusion.errors import InputError, one_line, reading
 
 PEFT = "base_model.model."
-"""What PEFT writes before the names of the model that it adapts."""
+"""Prefix that PEFT adds to the tensor names of an adapted model."""
 
 WRAPPERS = (
     PEFT, "_orig_mod.", "module.", "model.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.",
 )  # fmt: skip
-"""What PEFT, `torch.compile`, DataParallel, FSDP and trainers write before the names of a model
-that they wrap; left out where all of a folder's names have it."""
+"""Prefixes that PEFT, `torch.compile`, DataParallel, FSDP and trainers add to names of tensors.
+A prefix is removed if all names of a folder have it."""
 
 FILE_BYTES = 1 << 32
-"""A small safetensors file, a head or a gate, is read whole; larger ones are refused."""
+"""Most bytes of a file that is read as a whole (a head, a gate)."""
 
 LONGEST = 256
-"""Characters of a tensor's name, at most."""
+"""Most characters of a tensor's name."""
 
 COARSE = 20_000_000
-"""Nanoseconds by which a file system's clock may lag behind the system's."""
+"""Nanoseconds by which a file system's clock may lag behind the system clock."""
 
 DTYPES = {
     "F64": torch.float64,
@@ -51,35 +51,35 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor as a header states it."""
+    """One tensor as described by a file's header."""
 
     file: Path
     key: str
-    """Its name in the file."""
+    """Name of the tensor in the file."""
     dtype: torch.dtype
     shape: tuple[int, ...]
     offset: int
-    """Where its bytes begin in the file."""
+    """Position of its first byte in the file."""
     stamp: tuple[int, int]
-    """The file's size and time of change when its header was read."""
+    """Size and time of modification (ns) of the file when its header was read."""
     seen: tuple[int, int]
-    """When its content or name last changed, and when its header was read, in ns."""
+    """Time of change (ctime) of the file and time of reading the header, in ns."""
     wrapper: str = ""
-    """What stands before its name in all names of its folder: `_orig_mod.`, say."""
+    """Prefix that all names of its folder share, for example `_orig_mod.`."""
 
     @property
     def plain(self) -> str:
-        """Its name without the wrapper."""
+        """Name without the wrapper's prefix."""
         return self.key.removeprefix(self.wrapper)
 
     @property
     def numel(self) -> int:
-        """How many elements."""
+        """Number of elements."""
         return int(torch.Size(self.shape).numel())
 
     @property
     def nbytes(self) -> int:
-        """How many bytes."""
+        """Number of bytes."""
         return self.numel * self.dtype.itemsize
 
 
@@ -99,7 +99,7 @@ def header(file: Path, name: str) -> dict[str, TensorInfo]:
         try:
             with file.open("rb") as raw, safe_open(file, "pt") as handle:
                 stamp, seen = stamp_of(raw.fileno()), seen_now(raw.fileno())
-                offset = 8 + int.from_bytes(raw.read(8), "little")  # then the data, without holes
+                offset = 8 + int.from_bytes(raw.read(8), "little")  # the data follows without gaps
                 for key in handle.offset_keys():
                     found[key] = info_of(
                         file, key, handle.get_slice(key), offset, stamp, seen, where
@@ -141,9 +141,9 @@ def info_of(
 
 
 def check_regular(file: Path, where: str) -> None:
-    """Raise InputError where something is no regular file, or the pointer to one of Git LFS.
+    """Raise InputError if `file` is not a regular file, or is a Git LFS pointer.
 
-    A pipe or a device would be waited for, or read without end.
+    Reading a pipe or a device could block or never end.
     """
     if file.exists() and not file.is_file():
         raise InputError(f"{where}: not a regular file")
@@ -152,10 +152,10 @@ def check_regular(file: Path, where: str) -> None:
 
 
 def read_whole(file: Path, where: str) -> bytes:
-    """A small file's content.
+    """Content of a small file.
 
     Raises:
-        InputError: it cannot be read, is no regular file, or is no small one.
+        InputError: the file cannot be read, is not regular, or has more than `FILE_BYTES` bytes.
     """
     with reading(f"{where}: cannot be read"):
         check_regular(file, where)
@@ -165,12 +165,12 @@ def read_whole(file: Path, where: str) -> bytes:
 
 
 def seen_now(descriptor: int) -> tuple[int, int]:
-    """When an open file's content or name last changed, and now."""
+    """Time of change (ctime) of an open file, and the time now, in ns."""
     return os.fstat(descriptor).st_ctime_ns, time.time_ns()
 
 
 def unwrapped(found: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
-    """The tensors under their names without what wrappers wrote before all of them."""
+    """Rename tensors: remove the prefixes of wrappers that all names share."""
     wrapper = ""
     while found and (more := common(found, wrapper)):
         wrapper += more
@@ -180,7 +180,7 @@ def unwrapped(found: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
 
 
 def common(names: Collection[str], before: str) -> str:
-    """The wrapper's prefix that all names have after what stands before; empty: none."""
+    """The wrapper prefix that all names have after the prefix `before`; empty if none."""
     return next(
         (each for each in WRAPPERS if all(name.startswith(before + each) for name in names)), ""
     )
@@ -189,15 +189,15 @@ def common(names: Collection[str], before: str) -> str:
 def mapped(
     infos: Mapping[str, TensorInfo], who: str, *, strict: bool = True
 ) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor), memory-mapped: read-only by convention, in the order given.
+    """Yield (name, tensor), memory-mapped and read-only by convention, in the order given.
 
     Args:
         infos: name -> tensor of an inspected file.
         who: begins the message.
-        strict: whether a file of the same size that came later counts as changed.
+        strict: whether a later file of the same size counts as changed.
 
     Raises:
-        InputError: a file that changed since it was inspected.
+        InputError: a file has changed since it was inspected.
     """
     with ExitStack() as stack:
         opened: dict[Path, Any] = {}
@@ -212,13 +212,13 @@ def mapped(
 
 
 def unchanged(info: TensorInfo, who: str, strict: bool) -> Any:
-    """A tensor's file, opened; it must be the one whose header was read.
+    """Open a tensor's file, which must be the file whose header was read.
 
-    Another node may have a copy of its own, with times of its own: there the size must be the same,
-    and the copy older than the look at the header.
+    Another node may have its own copy with its own times: then the size must be equal, and the copy
+    older than the reading of the header.
 
     Raises:
-        InputError: it is another file, or none.
+        InputError: the file is missing or another one.
     """
     from safetensors import safe_open
 

@@ -1,4 +1,4 @@
-"""How numbers are put into words, the same in the terminal and in the report."""
+"""Format numbers, durations, sizes and parameters for the terminal and the report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MISSING = "—"
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """An accuracy.
+    """An accuracy in percent; a dash for None.
 
     >>> percent(0.7126), percent(None)
     ('71.3', '—')
@@ -31,7 +31,7 @@ def points(value: float) -> str:
 
 
 def probability(p: float) -> str:
-    """A p-value; never "0".
+    """A p-value, never rounded to 0.
 
     >>> probability(0.0312), probability(1e-9), probability(0.5), probability(1.0)
     ('0.031', '< 0.001', '0.50', '1')
@@ -47,7 +47,7 @@ def equation(p: float) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """A duration.
+    """A duration, given in seconds.
 
     >>> seconds(0.042), seconds(7.31), seconds(75), seconds(4000), seconds(200_000)
     ('0.04 s', '7.3 s', '1 min 15 s', '1 h 06 min', '2 d 7 h')
@@ -68,7 +68,7 @@ def seconds(value: float | None) -> str:
 
 
 def size(value: float | None) -> str:
-    """A number of bytes.
+    """A number of bytes with a decimal unit.
 
     >>> size(512), size(3_400_000), size(1_760_000_000)
     ('512 B', '3.4 MB', '1.8 GB')
@@ -83,7 +83,7 @@ def size(value: float | None) -> str:
 
 
 def moment(text: str) -> str:
-    """An ISO time, to the minute; anything else as it is.
+    """An ISO 8601 time to the minute; other text is returned unchanged.
 
     >>> moment("2026-03-01T09:40:12.5+00:00"), moment("")
     ('2026-03-01 09:40 UTC', '')
@@ -96,7 +96,7 @@ def moment(text: str) -> str:
 
 
 def value_text(value: Any, digits: int = 6) -> str:
-    """A parameter's value, as a sweep file would have it.
+    """A parameter's value as YAML would write it in a sweep file.
 
     >>> value_text(0.30000000000000004), value_text(1e-05), value_text([1, 2.0]), value_text("mean")
     ('0.3', '1e-05', '[1, 2.0]', 'mean')
@@ -113,7 +113,7 @@ def value_text(value: Any, digits: int = 6) -> str:
 
 
 def short(text: str, limit: int = 32) -> str:
-    """`text`, cut where it is longer than a table cell should be.
+    """Cut `text` at its end to at most `limit` characters.
 
     >>> short("[0.1, 0.2, 0.3, 0.4]", 12)
     '[0.1, 0.2,…'
@@ -122,7 +122,7 @@ def short(text: str, limit: int = 32) -> str:
 
 
 def middle(text: str, limit: int) -> str:
-    """`text`, cut in the middle: names of a family differ at their ends.
+    """Cut `text` in the middle: similar names often differ only at their ends.
 
     >>> middle("dataset_of_letters_07", 12)
     'datase…rs_07'
@@ -134,7 +134,7 @@ def middle(text: str, limit: int) -> str:
 
 
 def params_words(params: Mapping[str, Any], limit: int = 32, digits: int = 4) -> list[str]:
-    """Each parameter, for reading rather than for copying.
+    """Each parameter as `name=value`, rounded and cut for a table.
 
     >>> params_words({"density": 0.2, "scale": 0.900615})
     ['density=0.2', 'scale=0.9006']
@@ -143,12 +143,12 @@ def params_words(params: Mapping[str, Any], limit: int = 32, digits: int = 4) ->
 
 
 def params_text(params: Mapping[str, Any]) -> str:
-    """`density=0.2 scale=0.9`; a dash where there are none."""
+    """All parameters in one line: `density=0.2 scale=0.9`; a dash for none."""
     return " ".join(params_words(params)) or MISSING
 
 
 def count(n: int, noun: str) -> str:
-    """A number and its noun.
+    """A number with its noun, in the plural where needed.
 
     >>> count(1, "trial"), count(4000, "trial")
     ('1 trial', '4,000 trials')
@@ -157,7 +157,7 @@ def count(n: int, noun: str) -> str:
 
 
 def selection(select_on: str, report_on: str, metric: str) -> str:
-    """What was chosen on what; selection on the report split is named for what it is."""
+    """Which split selected, by which metric, and which split was reported."""
     chosen = f"selected on {select_on} by {metric}, reported on {report_on}"
     if select_on != report_on:
         return chosen

@@ -1,4 +1,4 @@
-"""What only shows results, beside results that are on disk: its failing fails nothing."""
+"""Optional outputs (pages, plots, tables): a failure is reported in one line and ends nothing."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ def aside(
     stale: Path | None = None,
     done: Callable[[], bool] = lambda: True,
 ) -> Iterator[None]:
-    """Make a page, a picture, a table; where that fails it is said in a line, and no more.
+    """Run a block that makes a page, plot or table; report an exception instead of raising it.
 
     Args:
-        what: for people.
-        mend: what makes it.
-        say: takes the line.
-        stale: a file of an earlier time, which must not pass for the new one.
-        done: whether the results are there; until then what fails is raised.
+        what: name of the output, which begins the line.
+        mend: how the user can make it later; ends the line.
+        say: called with the line.
+        stale: file of an earlier run; it is deleted on failure, so that nobody takes it for new.
+        done: whether the results are on disk; until then exceptions are raised.
     """
     try:
         yield
-    except Exception as error:  # whatever a library of pictures, tables or pages raises
+    except Exception as error:  # plotting, table and template libraries raise many types
         if not done():
             raise
         if stale is not None:

@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: one bar a phase, on a terminal; lines, elsewhere."""
+"""Progress of a sweep: one progress bar a phase on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from rich.progress import Progress as Bars
 from sweeps.console import number_format
 
 EVERY = 10.0
-"""Seconds between two lines of a phase, where there is no terminal."""
+"""Seconds between two lines of a phase when the output is no terminal."""
 
 
 @dataclass
 class Phase:
-    """Where a phase stands, for lines."""
+    """State of one phase for the plain lines."""
 
     name: str
     total: int
@@ -33,9 +33,9 @@ class Phase:
     note: str = ""
     began: float = field(default_factory=lambda: time.monotonic())
     due: float = field(default_factory=lambda: time.monotonic() + EVERY)
-    """When the next line may be said."""
+    """Monotonic time from which the next line may be printed."""
     said: int = 0
-    """Steps that the last line told of."""
+    """Steps done at the last printed line."""
 
     def line(self) -> str:
         """`trials: 12/40 (task_arithmetic: acc/mean 0.6540), 3 min 0 s`."""
@@ -45,7 +45,7 @@ class Phase:
 
 
 class Progress:
-    """Named phases that advance; a context manager."""
+    """Progress display of named phases; use it as a context manager."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -61,10 +61,10 @@ class Progress:
         )
         self.ids: dict[str, TaskID] = {}
         self.phases: dict[str, Phase] = {}
-        """Those that are told in lines: all, where there is no terminal."""
+        """Phases shown as lines: all of them without a terminal, none on one."""
 
     def start(self, phase: str, total: int) -> None:
-        """Begin a phase of `total` steps."""
+        """Start a phase of `total` steps."""
         if not self.console.is_terminal:
             self.phases[phase] = Phase(phase, total)
             if total:
@@ -72,14 +72,14 @@ class Progress:
         self.ids[phase] = self.bars.add_task(phase, total=total, note="")
 
     def advance(self, phase: str, steps: int = 1, note: str = "") -> None:
-        """Go on by some steps; `note` is shown beside the bar."""
+        """Advance a phase by some steps; `note` is shown beside its bar."""
         if phase in self.ids:
             self.bars.update(self.ids[phase], advance=steps, note=note)
             if told := self.phases.get(phase):
                 self.tell(told, told.done + steps, note)
 
     def set(self, phase: str, done: int, total: int) -> None:
-        """Say where a phase stands; begins it when it is new."""
+        """Set steps done and total of a phase; starts the phase if it is new."""
         if phase not in self.ids:
             self.start(phase, total)
         self.bars.update(self.ids[phase], completed=done, total=total)
@@ -88,7 +88,7 @@ class Progress:
             self.tell(told, done, told.note)
 
     def tell(self, phase: Phase, done: int, note: str) -> None:
-        """Say where a phase stands, when its time has come, and when it ends."""
+        """Print a phase's line if `EVERY` seconds have passed or the phase has ended."""
         phase.done, phase.note = done, note or phase.note
         ended = done >= phase.total > phase.said
         if ended or (time.monotonic() >= phase.due and done > phase.said):
@@ -96,7 +96,7 @@ class Progress:
             phase.said, phase.due = done, time.monotonic() + EVERY
 
     def say(self, line: str) -> None:
-        """One line above the bars."""
+        """Print one line above the bars."""
         self.console.print(line, soft_wrap=True, markup=False)
 
     def __enter__(self) -> Progress:
@@ -111,5 +111,5 @@ class Progress:
     ) -> None:
         self.bars.stop()
         for phase in self.phases.values():
-            if phase.said < phase.done:  # it ended short of its total
+            if phase.said < phase.done:  # the phase stopped before its total
                 self.console.print(phase.line(), highlight=False, markup=False, soft_wrap=True)

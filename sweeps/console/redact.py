@@ -1,8 +1,8 @@
-"""Secrets in URLs and commands: nothing that is written or shown has them.
+"""Redact secrets (passwords, tokens, signatures) in URLs, commands, logs and messages.
 
-By what is kept, not by what is left out: of a URL its scheme, host, port, path and the parameters
-of `KEPT`; user, password, all other parameters and fragments go. What a URL had of secrets is
-remembered in this process, so that a library's message that quotes them otherwise is caught too.
+An allow list decides: scheme, host, port, path and the parameters of `KEPT` stay in a URL; user,
+password, all other parameters and the fragment are removed. The process remembers secrets that it
+has removed, so that they are also found in messages of libraries that quote them in another form.
 """
 
 from __future__ import annotations
@@ -15,45 +15,45 @@ from collections.abc import Iterable, Sequence
 from urllib.parse import unquote
 
 KEPT = ("charset", "region", "sslmode", "timeout")
-"""Parameters of a URL that are no secrets."""
+"""URL parameters that are not secret and stay."""
 
 CONTAINERS = ("abfs", "abfss", "wasb", "wasbs")
-"""Schemes whose URLs name a container, not a user, before the `@`."""
+"""Schemes whose part before the `@` is a container, not a user."""
 
 PATHS = ("file", "ftp", "gcs", "gs", "hdfs", "http", "https", "local", "memory", "s3", "s3a",
          "sftp", "sqlite", *CONTAINERS)  # fmt: skip
-"""Schemes whose paths may have an `@`, where no user stands before it."""
+"""Schemes whose path may contain an `@` although there is no user."""
 
 HIDDEN = "***"
 
 LEAST = 6
-"""Characters of a secret that is looked for in any text: shorter ones are parts of words."""
+"""Shorter secrets (in characters) are not searched for in text: they may be parts of words."""
 
 VARIABLES = (
     "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AZURE_STORAGE_KEY", "AZURE_STORAGE_SAS_TOKEN",
     "DATABRICKS_TOKEN", "HF_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN",
 )  # fmt: skip
-"""Environment variables that hold nothing but a secret."""
+"""Environment variables whose value is a secret."""
 
 TOKENS = re.compile(r"dapi[0-9a-f]{8,}|hf_[A-Za-z0-9]{10,}|gh[opsu]_\w{10,}|A[KS]IA[0-9A-Z]{12,}")
-"""What services make their tokens look like."""
+"""Forms of the access tokens of known services."""
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>`|]*")
 NAMED = re.compile(
     r"(?i)((?:[\w.-]*(?:password|passwd|secret|token|credential|api_?key|access_?key|account_?key)"
     r"[\w-]*|\bpwd|\bsig|\bsas)=)[^\s'\"&;]+"
 )
-"""`password=…`, wherever it stands."""
+"""`password=…` and similar assignments anywhere in a text."""
 
 SECRETS: set[str] = set()
-"""What URLs of this process had in them."""
+"""Secrets found in URLs by this process."""
 
 
 def parts(url: str) -> tuple[str, str, str, str]:
-    """Scheme, user info, host with port and path, and the rest (`?`, `;` or `#` and after).
+    """Split a URL: scheme, user info, host with port and path, rest (from `?`, `;` or `#` on).
 
-    A password may hold any of `/?#@` unescaped: where a user or a port that is no number comes
-    first, all before the last `@` is user info.
+    A password may contain `/?#@` unescaped. So where the URL begins with a user, or with a port
+    that is not a number, everything before the last `@` counts as user info.
     """
     scheme, _, body = url.partition("://")
     head = re.split(r"[/?#;]", body, maxsplit=1)[0]
@@ -66,7 +66,7 @@ def parts(url: str) -> tuple[str, str, str, str]:
 
 
 def url(given: str) -> str:
-    """A URL without secrets; of several in a chain (`a::b`), each.
+    """Remove the secrets of a URL, or of each URL in a chain (`a::b`).
 
     >>> url("postgresql://me:pw@db:5432/runs?password=x&sslmode=require")
     'postgresql://db:5432/runs?sslmode=require'
@@ -91,7 +91,7 @@ def url(given: str) -> str:
 
 
 def text(given: str) -> str:
-    """Any text, its URLs without secrets, and without those that this process has met.
+    """Remove secrets from any text: those in its URLs, tokens, and secrets seen earlier.
 
     >>> text("store 's3://KEY:SECRET@b/x': refused; token=abc")
     "store 's3://b/x': refused; token=***"
@@ -105,13 +105,13 @@ def text(given: str) -> str:
 
 
 def trailed(found: str) -> str:
-    """A URL within a sentence, whose stops are not its own."""
+    """Redact a URL in a sentence; punctuation after it is not part of the URL."""
     bare = found.rstrip(":,.)];}")
     return url(bare) + found[len(bare) :]
 
 
 def command(words: Iterable[str]) -> str:
-    """A command line without secrets, quoted for a shell; any text of it can be written.
+    """A command line without secrets, quoted for a shell and encodable in any locale.
 
     >>> command(["sweeps", "run", "a.yaml", "--set", "mlflow.tracking_uri=mysql://u:p q@h/d"])
     'sweeps run a.yaml --set mlflow.tracking_uri=mysql://h/d'
@@ -120,7 +120,7 @@ def command(words: Iterable[str]) -> str:
 
 
 def word(given: str) -> str:
-    """One word of a command line: `URL`, `KEY=URL`, or anything."""
+    """Redact one word of a command line: `URL`, `KEY=URL` or any text."""
     printed = given.encode(errors="backslashreplace").decode()
     if found := re.fullmatch(r"((?:[^:/?]*=)?\s*['\"]?)([A-Za-z][A-Za-z0-9+.:-]*://.*)", printed,
                              re.DOTALL):  # fmt: skip
@@ -130,13 +130,13 @@ def word(given: str) -> str:
 
 
 def has_secret(given: str) -> bool:
-    """Whether a text has a URL with a user, a password or an unknown parameter, or a token."""
+    """Whether a text contains a token, or a URL that `url` would change."""
     whole = [given] if re.match(r"[A-Za-z][A-Za-z0-9+.:-]*://", given) else URL.findall(given)
     return any(url(each) != each for each in whole) or bool(TOKENS.search(given))
 
 
 def learn(given: str) -> None:
-    """Remember the secrets of a URL."""
+    """Remember the secrets of a URL, so that `text` removes them everywhere."""
     for each in given.split("::"):
         if "://" not in each:
             continue
@@ -149,15 +149,15 @@ def learn(given: str) -> None:
 
 
 def known() -> Sequence[str]:
-    """All secrets that are known, the longest first."""
+    """All known secrets, the longest first: those of URLs and of the environment."""
     found = SECRETS | {os.environ.get(name, "") for name in VARIABLES}
     return sorted((secret for secret in found if len(secret) >= LEAST), key=len, reverse=True)
 
 
 class Redacting(logging.Filter):
-    """Takes secrets out of what is logged."""
+    """Logging filter that removes secrets from messages."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Always true: the message is changed, not left out."""
+        """Redact the record's message; always True, so no record is dropped."""
         record.msg, record.args = text(record.getMessage()), ()
         return True

@@ -1,18 +1,18 @@
-"""SIGINT, SIGTERM and SIGHUP: one way to stop, whatever sent it and whatever the program does.
+"""Signal handling: SIGINT, SIGTERM and SIGHUP stop the program in the same way in every phase.
 
-The three signals are blocked in every thread, and one thread waits for them. So no handler that a
-library installs (Tune's for SIGINT, Ray's and its core's for SIGTERM) is ever run, and a main
-thread that is busy in C misses none.
+The three signals are blocked in every thread, and one thread waits for them. So handlers that
+libraries install (Tune for SIGINT, Ray and its core for SIGTERM) never run, and a signal is not
+missed while the main thread is busy in C code.
 
-* The first signal raises `Stopped` in the main thread, again and again until it is in flight there:
-  one that was raised in a place that swallows it (`__del__`, a callback) is not lost. Who catches
-  it has `remaining` seconds to hand results on.
-* A second signal, half a second later or more, ends the process at once, with all that it started.
-  A closed terminal sends two signals within milliseconds: they are one.
+* The first signal raises `Stopped` in the main thread. It is raised again until the main thread
+  handles it, because some places swallow exceptions (`__del__`, callbacks). The handler has
+  `remaining` seconds to pass results on.
+* A second signal, at least half a second later, ends the process and its children at once.
+  A closed terminal sends two signals within milliseconds: they count as one.
 
-The program's exit status is 128 + the signal's number, however the code in between ended.
+The program's exit status is 128 + the signal's number.
 
-Imports nothing that takes time: what is imported after it may take seconds, and can be stopped.
+This module imports only what loads fast. Slow imports come after it and can be interrupted.
 """
 
 from __future__ import annotations
@@ -29,50 +29,50 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 NUDGE = signal.SIGRTMIN + 7
-"""Tells the main thread that there is something to raise, and the waiting thread to end."""
+"""Internal signal: wakes the main thread to raise `Stopped`, and the waiting thread to end."""
 
 GRACE = 8.0
-"""Seconds after the first signal in which results are handed on. Docker kills after 10, Slurm and
-Ray's jobs after 30."""
+"""Seconds after the first signal for passing results on. Docker kills after 10, Slurm and Ray jobs
+after 30."""
 
 APART = 0.5
-"""Seconds between two signals that are two and not one."""
+"""Signals closer together than this many seconds count as one."""
 
 AGAIN = 1.0
-"""Seconds after which `Stopped` is raised again where nobody is busy with it."""
+"""Seconds after which `Stopped` is raised again if the main thread is not handling it."""
 
 LAST_WORDS = 1.0
-"""Seconds that what is called before the end at once may take."""
+"""Seconds that the calls of `last_words` may take before the process ends."""
 
 
 class Stopped(KeyboardInterrupt):
-    """The program was asked to stop; what is finished is kept."""
+    """The program was asked to stop by a signal; finished work is kept."""
 
 
 class Watch:
-    """The thread that waits for signals, and what came."""
+    """The thread that waits for signals, and the state of the first one."""
 
     def __init__(self) -> None:
-        # Under `nohup` a closed terminal is to be ignored.
+        # `nohup` asks to ignore a closed terminal.
         ignored = {each for each in (signal.SIGHUP,) if signal.getsignal(each) is signal.SIG_IGN}
         self.signals = {*SIGNALS} - ignored
         self.main = threading.get_ident()
         self.number: int | None = None
-        """Of the signal that came first."""
+        """Number of the first signal."""
         self.since = 0.0
-        """When that was, in monotonic seconds."""
+        """Monotonic time of the first signal, in seconds."""
         self.begun = False
-        """Whether there is a sweep on disk that can be gone on with."""
+        """Whether a sweep is on disk that `--resume` can continue."""
         self.over = False
         self.before = {NUDGE: signal.signal(NUDGE, self.nudged)}
-        # A thread of before takes signals too, and does with them what is said here.
+        # Threads started earlier do not block the signals: their handlers do the same work.
         self.before |= {each: signal.signal(each, self.taken) for each in self.signals}
         self.masked = signal.pthread_sigmask(signal.SIG_BLOCK, self.signals)
         self.thread = threading.Thread(target=self.wait, name="signals", daemon=True)
         self.thread.start()
 
     def wait(self) -> None:
-        """What the thread does."""
+        """Body of the thread: wait for signals and wake the main thread."""
         signal.pthread_sigmask(signal.SIG_BLOCK, {NUDGE})
         while not self.over:
             came = signal.sigtimedwait({*self.signals, NUDGE}, AGAIN)
@@ -82,7 +82,7 @@ class Watch:
                 signal.pthread_kill(self.main, NUDGE)
 
     def came(self, number: int) -> None:
-        """A signal."""
+        """Record the first signal; end the process at the second."""
         now = time.monotonic()
         if self.number is None:
             self.number, self.since = number, now
@@ -90,18 +90,18 @@ class Watch:
             end(128 + number)
 
     def taken(self, number: int, frame: FrameType | None) -> None:
-        """In the main thread: a signal that another thread took."""
+        """Handler in the main thread for a signal that another thread received."""
         self.came(number)
         self.nudged(number, frame)
 
     def nudged(self, _: int, frame: FrameType | None) -> None:
-        """In the main thread: raise, unless what was raised is still being dealt with."""
+        """Handler in the main thread: raise `Stopped`, unless one is already being handled."""
         if self.number is None or self.over or in_flight():
             return
         raise Stopped(self.number)
 
     def close(self) -> None:
-        """No more waiting; signals do what they did before."""
+        """Stop waiting and restore the previous handlers."""
         self.over = True
         with suppress(ProcessLookupError):
             signal.pthread_kill(self.thread.ident or 0, NUDGE)
@@ -109,26 +109,26 @@ class Watch:
         self.restore()
 
     def restore(self) -> None:
-        """Handlers and mask of before."""
+        """Restore the handlers and the signal mask found at the start."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, self.masked)
 
 
 watch: Watch | None = None
-"""While there is one."""
+"""The active watch, or None outside of `handled`."""
 
 last_words: list[Callable[[], object]] = []
-"""Called, in a thread, before an end at once: what is small and must be written."""
+"""Functions called in a thread just before `end`: short writes that must not be lost."""
 
 parting = False
-"""Whether processes that are forked now are to be apart from our process group."""
+"""Whether processes forked now leave this process group (see `apart`)."""
 
 
 def in_flight() -> bool:
-    """Whether this thread is dealing with a stop, at any depth.
+    """Whether this thread is handling a stop, at any depth of nested exceptions.
 
-    Ray turns what is raised while it waits into a `KeyboardInterrupt` of its own.
+    Ray converts an exception raised while it waits into a `KeyboardInterrupt` of its own.
     """
     error = sys.exc_info()[1]
     while error is not None:
@@ -139,7 +139,7 @@ def in_flight() -> bool:
 
 
 def remaining() -> float | None:
-    """Seconds left to hand results on, after a signal; None where none came."""
+    """Seconds left for passing results on after a signal; None without a signal."""
     if watch is None or watch.number is None:
         return None
     return max(0.0, watch.since + GRACE - time.monotonic())
@@ -151,20 +151,20 @@ def has_begun() -> bool:
 
 
 def begin() -> None:
-    """Say that from now on there is a sweep on disk that can be gone on with."""
+    """Record that a sweep is on disk from now on, which `--resume` can continue."""
     if watch is not None:
         watch.begun = True
 
 
 @contextmanager
 def handled(*, last: bool = False) -> Iterator[None]:
-    """Signals are handled in this block; where one came, it ends with `SystemExit(128 + n)`.
+    """Handle signals in this block; after a signal it ends with `SystemExit(128 + n)`.
 
-    Inside another such block, and outside the main thread, it does nothing.
+    Does nothing inside another such block or outside the main thread.
 
     Args:
-        last: nothing comes after it: where a signal came the process ends here, whatever threads
-            are busy, and whatever signals still come.
+        last: the block is the program's last: after a signal the process ends here at once, even
+            if threads are busy or further signals come.
     """
     global watch
     if watch is not None or threading.current_thread() is not threading.main_thread():
@@ -185,10 +185,10 @@ def handled(*, last: bool = False) -> Iterator[None]:
 
 @contextmanager
 def apart() -> Iterator[None]:
-    """Processes that are forked in this block get no signal that is meant for us.
+    """Put processes forked in this block into process groups of their own.
 
-    A terminal sends its signals to all of a process group: Ray would end while results are still
-    handed on.
+    A terminal sends signals to the whole process group. Without this, Ray would end while results
+    are still being passed on.
     """
     global parting
     parting = True
@@ -199,7 +199,7 @@ def apart() -> Iterator[None]:
 
 
 def in_child() -> None:
-    """In a process just forked: signals do what they do by default."""
+    """Restore default signal handling in a newly forked process."""
     global watch
     if watch is not None:
         watch.restore()
@@ -212,7 +212,7 @@ os.register_at_fork(after_in_child=in_child)
 
 
 def end(status: int) -> None:
-    """End at once, with every process that this one started; what is on disk is whole."""
+    """End this process and all its children at once; atomic writes leave no file half written."""
     words = threading.Thread(target=say_last, daemon=True)
     words.start()
     words.join(LAST_WORDS)
@@ -229,14 +229,14 @@ def end(status: int) -> None:
 
 
 def say_last() -> None:
-    """Call what was to be called."""
+    """Call the functions of `last_words`; exceptions are ignored."""
     for call in last_words:
         with suppress(Exception):
             call()
 
 
 def leave(status: int) -> None:
-    """End the process, with what was said."""
+    """Flush stdout and stderr, then end the process."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):
             stream.flush()

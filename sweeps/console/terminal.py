@@ -1,4 +1,4 @@
-"""Output to a terminal or a pipe that may be gone."""
+"""Standard streams that ignore a closed terminal or pipe."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, TextIO
 
 
 class Forgiving:
-    """A text stream; once nobody reads it any more, what is written is dropped.
+    """Text stream that drops its output once the reader is gone.
 
-    A closed terminal (EIO) or pipe (EPIPE) is no fault of a sweep, and must not end it.
+    A closed terminal (EIO) or pipe (EPIPE) must not end a sweep.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -42,7 +42,7 @@ class Forgiving:
             self.forget()
 
     def forget(self) -> None:
-        """From now on nothing fails: Python flushes its streams once more when it ends."""
+        """Redirect the stream to /dev/null: Python flushes it once more at exit."""
         with suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.stream.fileno())
@@ -51,7 +51,7 @@ class Forgiving:
 
 @contextmanager
 def forgiving() -> Iterator[None]:
-    """`sys.stdout` and `sys.stderr` are forgiving in this block."""
+    """Replace `sys.stdout` and `sys.stderr` by forgiving streams in this block."""
     before = sys.stdout, sys.stderr
     wrapped = [Forgiving(each) if each else each for each in before]
     sys.stdout, sys.stderr = wrapped
