@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from actors.experts.metrics import ACCURACY, NLL, Samples, further, ranked_by
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,22 @@ class TaskScore:
     """[N]: whether the top class is the label (the first of equal logits counts as the top)."""
     nll: float
     """Mean negative log-likelihood over the N rows, in nats."""
+    further: Mapping[str, Samples] = field(default_factory=dict)
+    """Samples of other metrics, by name; see `metrics.py`."""
 
     @property
     def accuracy(self) -> float:
         """The fraction that is correct."""
-        return float(self.correct.mean())
+        return ACCURACY.score(self.correct)
+
+    def values(self) -> dict[str, float]:
+        """Metric -> score."""
+        ranked = {name: ranked_by(name).score(each) for name, each in self.further.items()}
+        return {ACCURACY.name: self.accuracy, NLL.name: self.nll, **ranked}
+
+    def samples(self, metric: str) -> Samples:
+        """What a metric that ranks rows keeps of each of them."""
+        return self.correct if metric == ACCURACY.name else self.further[metric]
 
 
 @dataclass(frozen=True)
@@ -49,11 +61,9 @@ class Evaluation:
         found: dict[str, float] = {}
         if not self.scores:
             return found
-        for kind in ("acc", "nll"):
-            each = {
-                task: score.accuracy if kind == "acc" else score.nll
-                for task, score in self.scores.items()
-            }
+        values = {task: score.values() for task, score in self.scores.items()}
+        for kind in dict.fromkeys(name for each in values.values() for name in each):
+            each = {task: score[kind] for task, score in values.items() if kind in score}
             found |= {f"{kind}/{task}": value for task, value in each.items()}
             found[f"{kind}/mean"] = float(np.mean(list(each.values())))
             if not self.unseen:
@@ -63,8 +73,8 @@ class Evaluation:
                 ("unseen", each.keys() & self.unseen),
             ):
                 if members:
-                    values = [value for task, value in each.items() if task in members]
-                    found[f"{kind}/{group}"] = float(np.mean(values))
+                    chosen = [value for task, value in each.items() if task in members]
+                    found[f"{kind}/{group}"] = float(np.mean(chosen))
         return found
 
     def plain(self) -> dict[str, Any]:
@@ -79,7 +89,4 @@ class Evaluation:
 
 def score(z: Tensor, labels: Tensor) -> TaskScore:
     """Compare logits [N, C] with labels [N]; a row with a NaN or +∞ is wrong, and its loss NaN."""
-    # Losses are summed in float64, so that the mean does not depend on the batch size.
-    nll = torch.nn.functional.cross_entropy(z.double(), labels).item()
-    top = torch.where((z.isnan() | z.isposinf()).any(dim=1), -1, z.argmax(dim=1))
-    return TaskScore((top == labels).numpy(), nll)
+    return TaskScore(ACCURACY.samples(z, labels), NLL(z, labels), further(z, labels))

@@ -143,6 +143,8 @@ def drive(given: argparse.Namespace) -> dict[str, Any]:
     from sweeps.cluster import ray_connection
     from sweeps.console.progress import Progress
     from sweeps.execution import run
+    from sweeps.execution.publish import tags_of
+    from sweeps.execution.sweep_run import SweepRun
     from sweeps.planning.prepare import prepare
     from sweeps.results.folder import SweepFolder, claim
     from sweeps.results.ledger import Ledger
@@ -189,14 +191,14 @@ def drive(given: argparse.Namespace) -> dict[str, Any]:
     connected = time.perf_counter()
     resumed = given.mode != "new"
     identity = claim(folder.path, spec_hash(spec), dump(spec), resume=resumed)
-    tags = run.tags_of(prepared, identity)
+    tags = tags_of(prepared, identity)
     tracker = Tracker(store, experiment, spec.name, identity.sweep_id, tags)
     with (
         suppress(Stop),
         Progress(Console(quiet=True)) as progress,
         Mirror(folder, None, {}, progress.say) as mirror,
     ):
-        run.swept(client, prepared, folder, identity, tracker, progress, "", None, mirror)
+        run.run_phases(SweepRun(prepared, folder, identity, client, tracker, mirror, progress))
     ended = time.perf_counter()
     if tracker.fault:
         raise RuntimeError(tracker.fault)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest, norm
 
 from fusion.errors import InputError
@@ -197,6 +198,76 @@ def discordant(
 def mean_difference(counts: Sequence[tuple[int, int, int]]) -> float:
     """Mean over tasks of accuracy(B) − accuracy(A), from `discordant`."""
     return math.fsum((better - worse) / n for n, worse, better in counts) / len(counts)
+
+
+def bootstrap_scores(
+    samples: Sequence[NDArray[Any]],
+    score: Callable[[NDArray[Any]], float],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> NDArray[np.float64]:
+    """Means over T tasks of a score, each of rows drawn with replacement task by task.
+
+    Resample r draws the same rows of every model that has as many rows in each task, under the same
+    seed: the results of two models are paired.
+
+    Args:
+        samples: T arrays [N_t, …], what the score reads of each row.
+        score: score of an array of rows; NaN where it is not defined.
+        resamples: R.
+        seed: of numpy's default generator.
+
+    Returns:
+        [R]; NaN where a task's score is.
+
+    Raises:
+        InputError: no task, or one without rows.
+
+    Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, §8.3 (several samples).
+    """
+    if not samples or not all(len(each) for each in samples):
+        raise InputError("no rows: nothing to resample")
+    generator = np.random.default_rng(seed)
+    drawn = np.zeros(resamples)
+    for each in samples:
+        rows = generator.integers(len(each), size=(resamples, len(each)))
+        drawn += [score(each[chosen]) for chosen in rows]
+    return drawn / len(samples)
+
+
+def bootstrap_interval(drawn: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of `bootstrap_scores`; NaN are left out, and of nothing else it is NaN.
+
+    Source: Efron & Tibshirani 1993, §13.3.
+    """
+    known = drawn[np.isfinite(drawn)]
+    if not known.size:
+        return math.nan, math.nan
+    low, high = np.quantile(known, [0.5 - level / 2, 0.5 + level / 2])
+    return float(low), float(high)
+
+
+def bootstrap_test(drawn_a: NDArray[np.float64], drawn_b: NDArray[np.float64]) -> float:
+    """Two-sided p-value that two models score equally, from their paired `bootstrap_scores`.
+
+    p = 2 · (1 + the fewer of resamples with a difference ≤ 0 and with one ≥ 0) / (1 + R), at
+    most 1: the level at which the percentile interval of the difference excludes 0. Resamples
+    without a score of both are left out; without any, p is 1.
+
+    Raises:
+        InputError: another number of resamples.
+
+    Source: Davison & Hinkley 1997, Bootstrap Methods and their Application, §5.4; Phipson & Smyth
+    2010 (the 1 +).
+    """
+    if drawn_a.shape != drawn_b.shape:
+        raise InputError(f"{drawn_a.size} and {drawn_b.size} resamples: a pair needs as many")
+    change = (drawn_b - drawn_a)[np.isfinite(drawn_a) & np.isfinite(drawn_b)]
+    if not change.size:
+        return 1.0
+    fewer = min(int((change <= 0).sum()), int((change >= 0).sum()))
+    return min(1.0, 2 * (1 + fewer) / (1 + change.size))
 
 
 def holm(pvalues: Sequence[float]) -> list[float]:

@@ -15,6 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from actors.artifacts.recipe import REFERENCES
+from actors.experts.metrics import sign_of
 from fusion.errors import InputError
 from sweeps.console import number_format
 from sweeps.report.terminal_table import render
@@ -25,7 +27,7 @@ from sweeps.results.owner import STALE, Owner, read_owner
 from sweeps.results.partial_comparison import gather, kept_spec
 from sweeps.results.winners import counted, timestamp, winners
 from sweeps.spec.candidates import planned
-from sweeps.spec.reference_methods import REFERENCES, completed, references
+from sweeps.spec.reference_methods import completed, references
 from sweeps.storage.watch import Watched
 
 LAST = 5
@@ -197,7 +199,7 @@ def view(now: Snapshot, fault: str = "") -> Group:
 def words(now: Snapshot) -> str:
     """`tiny: 12/40 trials, 1 failed; best ties 0.6540 (density=0.2); last …`, without times."""
     parts = [f"{now.sweep}: {count(now)}"]
-    down = now.metric.startswith("nll")
+    down = sign_of(now.metric) < 0
     found = [line for line in now.lines if line.best is not None and line.method not in REFERENCES]
     if found:
         pick = min if down else max

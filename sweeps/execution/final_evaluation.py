@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 
 from actors.artifacts.recipe import BASE, REFERENCES, Recipe
 from actors.experts.evaluation import Evaluation
+from actors.experts.metrics import ACCURACY, RankedMetric
 from actors.files.checksums import Damaged, again, sealed_json, unsealed_json
 from actors.files.documents import checked
 from actors.files.fingerprint import Fingerprint
@@ -37,6 +38,7 @@ def evaluate_rows(
     folder: Path,
     learned: Path,
     progress: Progress,
+    metric: RankedMetric = ACCURACY,
 ) -> list[Row]:
     """Every row with its report-split metrics; per-sample correctness goes to `folder`.
 
@@ -44,7 +46,9 @@ def evaluate_rows(
     evaluated again; files of rows that are no longer in the comparison are removed.
     """
     rows = list(rows)
-    known = {row.method: stored(folder / f"{row.method}{SUFFIX}", row.trial_key) for row in rows}
+    known = {
+        row.method: stored(folder / f"{row.method}{SUFFIX}", row.trial_key, metric) for row in rows
+    }
     todo = [row for row in rows if row.trial_key and known[row.method] is None]
     # Expert embeddings first, spread over the replicas: `experts` and `ensemble` only read them.
     warm = [client.submit("embed", name, "report") for name in (*experts, BASE)] if todo else []
@@ -59,7 +63,7 @@ def evaluate_rows(
     for row in todo:
         evaluation = fetched(pending[row.method])
         known[row.method] = evaluation.metrics()
-        store(folder / f"{row.method}{SUFFIX}", row, evaluation)
+        store(folder / f"{row.method}{SUFFIX}", row, evaluation, metric)
         progress.advance("report split")
     for path in folder.glob(f"*{SUFFIX}"):
         if path.stem not in known:
@@ -92,9 +96,9 @@ def recipe_of(row: Row, learned: Path) -> Recipe:
         ) from None
 
 
-def stored(path: Path, trial_key: str | None) -> Mapping[str, float] | None:
-    """The metrics of a row evaluated before; None where there are none of this trial, or where the
-    file is damaged, which is said."""
+def stored(path: Path, trial_key: str | None, metric: RankedMetric) -> Mapping[str, float] | None:
+    """The metrics of a row evaluated before; None where there are none of this trial, or samples of
+    another metric, or where the file is damaged, which is said."""
     try:
         kept = read_kept(path)
     except FileNotFoundError:
@@ -102,24 +106,25 @@ def stored(path: Path, trial_key: str | None) -> Mapping[str, float] | None:
     except Damaged as error:
         again(path, error)
         return None
-    return kept.metrics if kept.trial_key == trial_key else None
+    return kept.metrics if (kept.trial_key, kept.metric) == (trial_key, metric.name) else None
 
 
-def store(path: Path, row: Row, evaluation: Evaluation) -> None:
+def store(path: Path, row: Row, evaluation: Evaluation, metric: RankedMetric) -> None:
     """Keep a row's samples and metrics.
 
     Raises:
         InputError: the disk is full, or the folder cannot be written.
     """
-    scores = evaluation.scores
+    samples = {task: score.samples(metric.name) for task, score in evaluation.scores.items()}
     write_kept(
         path,
         Kept(
             row.trial_key or "",
             evaluation.metrics(),
-            np.repeat(list(scores), [len(each.correct) for each in scores.values()]),
-            np.concatenate([np.arange(len(each.correct)) for each in scores.values()]),
-            np.concatenate([np.asarray(each.correct, dtype=bool) for each in scores.values()]),
+            np.repeat(list(samples), [len(each) for each in samples.values()]),
+            np.concatenate([np.arange(len(each)) for each in samples.values()]),
+            np.concatenate([np.asarray(each) for each in samples.values()]),
+            metric.name,
         ),
     )
 
@@ -134,6 +139,7 @@ def measure_shifts(
     folder: Path,
     learned: Path,
     progress: Progress,
+    metric: RankedMetric = ACCURACY,
 ) -> list[Row]:
     """Every row with its metrics on each shift set; kept in `<folder>/<row>.shifts.json`.
 
@@ -147,6 +153,7 @@ def measure_shifts(
         folder: of these files.
         learned: where learned files are.
         progress: gets a phase `shift sets`.
+        metric: that rows are ranked by.
     """
     rows = list(rows)
     known = {
@@ -165,14 +172,11 @@ def measure_shifts(
     keys = {row.method: row.trial_key for row in rows}
     for (method, name), ref in pending.items():
         evaluation = fetched(ref)
-        counts = {
-            task: (int(score.correct.sum()), len(score.correct))
-            for task, score in evaluation.scores.items()
-        }
+        samples = {task: score.samples(metric.name) for task, score in evaluation.scores.items()}
         found = {
             "mark": marks[name],
             "metrics": evaluation.metrics(),
-            "ci95": intervals(counts, evaluation.unseen),
+            "ci95": intervals(samples, evaluation.unseen, metric),
         }
         known[method] = {**known[method], name: found}
         about = {"trial_key": keys[method], "shifts": known[method]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -16,48 +16,44 @@ from actors.checkpoints.checkpoint import content_hash
 from actors.cluster import metrics
 from actors.cluster.measured_memory import keep_peak
 from actors.data.task_rows import TaskData
+from actors.experts.metrics import ranked_by
 from actors.experts.protocol import Experts
 from actors.experts.unseen_tasks import learners
 from actors.files.cache_dir import cache_dir
 from actors.fleet.file_transfer import home
-from actors.fleet.fleet import Client
 from fusion.registry import METHODS, Informed, Learned
 from sweeps.console import redact, signals
 from sweeps.console.optional import aside
 from sweeps.console.progress import Progress
 from sweeps.execution.final_evaluation import evaluate_rows, measure_shifts
 from sweeps.execution.preflight import Begin, ready
+from sweeps.execution.publish import RESUMED, publish, tags_of
 from sweeps.execution.site import Site
 from sweeps.execution.stale_trials import renew
 from sweeps.execution.start_fleet import stand
+from sweeps.execution.sweep_run import SweepRun
 from sweeps.planning.prepared import Prepared
 from sweeps.planning.shift_data import shift_fingerprint
 from sweeps.planning.shift_rows import extended
-from sweeps.report.charts import static_figures
-from sweeps.report.charts.search_surfaces import write_tables
-from sweeps.report.html import write_html
 from sweeps.results import recipe
-from sweeps.results.comparison import MEAN, SEEN, UNSEEN, Comparison, Row, compare
-from sweeps.results.comparison_file import write, write_table
+from sweeps.results.comparison import Comparison, Header, Row, compare
+from sweeps.results.comparison_file import write
 from sweeps.results.correctness_file import read_correct
 from sweeps.results.disclosures import notes_of, notes_of_pool, under_words
-from sweeps.results.folder import Identity, SweepFolder, claim, learned_name, owned, state_name
+from sweeps.results.folder import SweepFolder, claim, learned_name, owned, state_name
 from sweeps.results.ledger import Entry
-from sweeps.results.winners import counted, winners
+from sweeps.results.winners import winners
 from sweeps.spec.reference_methods import is_soup
 from sweeps.spec.sweep import SweepSpec
 from sweeps.storage import fetch
 from sweeps.storage.mirror import Mirror
-from sweeps.tracking import markdown, mlflow_store
-from sweeps.tracking.run_fields import totals
+from sweeps.tracking import mlflow_store
 from sweeps.tracking.tracker import Tracker
 from sweeps.trials.artifact_store import keep
 from sweeps.trials.learn_coding import Course, sizes_of
 from sweeps.trials.run_trials import run_trials
 
 PACKAGES = ("fusion-sweeps", "torch", "transformers", "ray", "mlflow", "datasets")
-
-RESUMED = "--resume makes it"
 
 
 @dataclass(frozen=True)
@@ -152,8 +148,18 @@ def run(
         )
         try:
             course = course_of(prepared, data, folder, everywhere=bool(site.target))
-            comparison = swept(
-                fleet.client, prepared, folder, identity, tracker, progress, command, course, mirror
+            comparison = run_phases(
+                SweepRun(
+                    prepared,
+                    folder,
+                    identity,
+                    fleet.client,
+                    tracker,
+                    mirror,
+                    progress,
+                    course,
+                    command,
+                )
             )
         except BaseException as error:
             if stopped := isinstance(error, KeyboardInterrupt):
@@ -167,96 +173,98 @@ def run(
     return Outcome(comparison, folder, failed, tracker.fault, shown, mirror.fault)
 
 
-def swept(
-    experts: Client,
-    prepared: Prepared,
-    folder: SweepFolder,
-    identity: Identity,
-    tracker: Tracker,
-    progress: Progress,
-    command: str,
-    course: Course | None,
-    mirror: Mirror,
-) -> Comparison:
-    """Trials, then the comparison: with experts loaded and data at hand."""
-    spec, context = prepared.spec, prepared.context()
-    ledger, plan = folder.ledger, prepared.plan
+def run_phases(sweep: SweepRun) -> Comparison:
+    """Run all trials, evaluate the winners, and write and publish the comparison."""
+    tidy_ledger(sweep)
+    tune(sweep)
+    comparison = compared(sweep, evaluated(sweep))
+    write(comparison, sweep.folder.path)
+    publish(sweep, comparison)
+    return comparison
+
+
+def tidy_ledger(sweep: SweepRun) -> None:
+    """Forget trials that have to run again: damaged entries, failed ones, and those whose key an
+    upgrade changed."""
+    ledger = sweep.folder.ledger
     for damaged in ledger.set_aside():
-        progress.say(f"ledger/{damaged}: damaged; its trial runs again")
+        sweep.say(f"ledger/{damaged}: damaged; its trial runs again")
     ledger.clear_failed()
-    renew(folder, context, progress.say)
+    renew(sweep.folder, sweep.context, sweep.say)
+
+
+def tune(sweep: SweepRun) -> None:
+    """Run every trial that has no ledger entry yet; each is recorded as it ends."""
+    spec, plan = sweep.spec, sweep.prepared.plan
     metrics.label(sweep=spec.name)
 
     def record(entry: Entry) -> None:
         entry = replace(entry, gpu_s=entry.busy_s * plan.gpus * plan.shards)
-        ledger.add(entry)
+        sweep.folder.ledger.add(entry)
         if plan.device == "cuda" and plan.shards == 1:
-            keep_peak(prepared.load, entry.peak_bytes, cache_dir())
-        (folder.learned / state_name(entry.trial_key)).unlink(missing_ok=True)
+            keep_peak(sweep.prepared.load, entry.peak_bytes, cache_dir())
+        (sweep.folder.learned / state_name(entry.trial_key)).unlink(missing_ok=True)
         metrics.count("trials", method=entry.method, status=entry.status)
-        tracker.trial(entry)
-        mirror.wake()
+        sweep.tracker.trial(entry)
+        sweep.mirror.wake()
         value = entry.metrics.get(spec.metric)
         shown = "failed" if value is None else f"{spec.metric} {value:.4f}"
-        progress.advance("trials", note=f"{entry.method}: {shown}")
+        sweep.progress.advance("trials", note=f"{entry.method}: {shown}")
 
-    names = prepared.pool.tasks
-    run_trials(spec, context, experts, names, folder, record, progress, course)
-    rows = [noted(row, prepared) for row in winners(counted(ledger, spec), spec.metric)]
-    rows = evaluate_rows(experts, names, rows, folder.correct, folder.learned, progress)
-    marks = {n: shift_fingerprint(spec.shifts, n, prepared.others) for n in spec.shifts}
-    rows = measure_shifts(experts, marks, rows, folder.correct, folder.learned, progress)
-    rows = [with_recipe(row, prepared, folder, experts) for row in rows]
-    tracker.flush(ledger)
-    rows = [replace(row, run_id=tracker.run_id(row.trial_key or "")) for row in rows]
-    comparison = compare(
-        spec.name,
-        identity.spec_hash,
+    run_trials(
+        spec,
+        sweep.context,
+        sweep.experts,
+        sweep.prepared.pool.tasks,
+        sweep.folder,
+        record,
+        sweep.progress,
+        sweep.course,
+    )
+
+
+def evaluated(sweep: SweepRun) -> list[Row]:
+    """Each method's winner, evaluated on the report split and the shift sets, with its recipe
+    file and its run in MLflow."""
+    prepared, folder, spec = sweep.prepared, sweep.folder, sweep.spec
+    metric = ranked_by(spec.metric)
+    rows = [noted(row, prepared) for row in winners(sweep.entries(), spec.metric)]
+    rows = evaluate_rows(
+        sweep.experts,
+        prepared.pool.tasks,
         rows,
-        read_correct(folder.correct),
+        folder.correct,
+        folder.learned,
+        sweep.progress,
+        metric,
+    )
+    marks = {n: shift_fingerprint(spec.shifts, n, prepared.others) for n in spec.shifts}
+    rows = measure_shifts(
+        sweep.experts, marks, rows, folder.correct, folder.learned, sweep.progress, metric
+    )
+    rows = [with_recipe(row, prepared, folder, sweep.experts) for row in rows]
+    sweep.tracker.flush(folder.ledger)
+    return [replace(row, run_id=sweep.tracker.run_id(row.trial_key or "")) for row in rows]
+
+
+def compared(sweep: SweepRun, rows: Iterable[Row]) -> Comparison:
+    """The comparison of evaluated rows."""
+    spec = sweep.spec
+    header = Header(
+        spec.name,
+        sweep.identity.spec_hash,
         select_on=spec.splits.select,
         report_on=spec.splits.report,
         metric=spec.metric,
         tasks=tuple(spec.tasks),
         unseen=spec.unseen,
-        failed=[vars(entry) for entry in counted(ledger, spec) if entry.status == "failed"],
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={name: version(name) for name in PACKAGES},
-        command=redact.text(command) or None,
+        command=redact.text(sweep.command) or None,
         adapt_on_shift=spec.adapt_on_shift,
     )
-    write(comparison, folder.path)
-    shown(comparison, prepared, folder, tracker, progress.say)
-    return comparison
-
-
-def shown(
-    comparison: Comparison,
-    prepared: Prepared,
-    folder: SweepFolder,
-    tracker: Tracker,
-    say: Callable[[str], None],
-) -> None:
-    """What shows a comparison that is on disk: files beside it, and MLflow.
-
-    What fails of it is said, and changes nothing of how the sweep ends.
-    """
-    entries = counted(folder.ledger, prepared.spec)
-    table, page = folder.path / "comparison.parquet", folder.path / "report.html"
-    with aside(table.name, RESUMED, say, table):
-        write_table(comparison, folder.path)
-    with aside(page.name, f"sweeps report {folder.path} --html {page} makes it", say, page):
-        write_html(comparison, page, entries)
-    surfaces: Mapping[str, Path] = {}
-    with aside("surfaces", RESUMED, say):
-        surfaces = write_tables(comparison.rows, folder.learned, folder.surfaces)
-    pictures: list[Path] = []
-    with aside("plots", RESUMED, say):
-        pictures = static_figures.draw(comparison, folder.path / "plots")
-    note = ""
-    with aside("the note in MLflow", RESUMED, say):
-        note = markdown.described(comparison)
-    log_winners(comparison, prepared, folder, tracker, surfaces, pictures, note, say)
+    failed = [vars(entry) for entry in sweep.entries() if entry.status == "failed"]
+    return compare(header, rows, read_correct(sweep.folder.correct), failed)
 
 
 def course_of(
@@ -321,63 +329,3 @@ def with_recipe(row: Row, prepared: Prepared, folder: SweepFolder, experts: Expe
         statistics, spec.placement.result_dtype,
     )  # fmt: skip
     return replace(row, recipe=str(path.relative_to(folder.path)))
-
-
-def log_winners(
-    comparison: Comparison,
-    prepared: Prepared,
-    folder: SweepFolder,
-    tracker: Tracker,
-    surfaces: Mapping[str, Path],
-    pictures: Sequence[Path],
-    note: str,
-    say: Callable[[str], None],
-) -> None:
-    """Report metrics, datasets and logged models of the winners; the sweep's artifacts."""
-    datasets = {
-        name: f"{task.fingerprint[:24]}-{prepared.splits.report}"[:36]
-        for name, task in prepared.tasks.items()
-    }
-    summary: dict[str, float] = {}
-    with aside("the sums in MLflow", "--resume sends them", say):
-        summary |= totals(folder.ledger)
-    for row in comparison.rows:
-        if row.trial_key is None:
-            continue
-        path = folder.path / row.recipe if row.recipe else None
-        tested = {name: value for name, value in row.test.items() if value is not None}
-        learned = path.with_suffix(".safetensors") if path else None
-        with aside(f"the model {row.method} in MLflow", "--resume sends it", say):
-            tracker.winner(
-                row.method,
-                row.trial_key,
-                tested,
-                datasets,
-                path,
-                notes=row.notes,
-                files=[learned] if learned and learned.exists() else [],
-                surface=surfaces.get(row.method),
-            )
-        for name in (MEAN, SEEN, UNSEEN):
-            if name in tested:
-                summary[f"test/{name}/{row.method}"] = tested[name]
-    names = ("comparison.json", "comparison.parquet", "report.html", "spec.yaml")
-    files = [path for name in names if (path := folder.path / name).exists()]
-    files += [*sorted(folder.recipes.glob("*.yaml")), *pictures]
-    with aside("the sweep's run in MLflow", "--resume sends it", say):
-        tracker.finish("FINISHED", summary, files, note=note, datasets=datasets)
-
-
-def tags_of(prepared: Prepared, identity: Identity) -> dict[str, str]:
-    """Tags of the sweep's parent run."""
-    spec = prepared.spec
-    chosen_on_report = spec.splits.select == spec.splits.report
-    return {
-        "spec_hash": identity.spec_hash,
-        "select": spec.splits.select,
-        "report": spec.splits.report,
-        "selected_on_report": str(chosen_on_report).lower(),
-        "base": spec.pool.base,
-        "experts": ",".join(spec.pool.experts),
-        "code": version("fusion-sweeps"),
-    }

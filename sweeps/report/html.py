@@ -9,6 +9,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from actors.artifacts.recipe import REFERENCES
+from actors.experts.metrics import RankedMetric
 from fusion.registry import METHODS
 from sweeps.console import number_format
 from sweeps.report import shift_table, significance_text, soup_decisions
@@ -17,11 +19,10 @@ from sweeps.report.charts import learning_curves
 from sweeps.report.charts.axes import Axis
 from sweeps.report.charts.hyperparameter_profiles import Profile, profiles
 from sweeps.report.charts.search_surface_plots import pictures
-from sweeps.results.comparison import MEAN, SEEN, UNSEEN, Comparison, Row, finite
+from sweeps.results.comparison import MEANS, Comparison, Row, finite
 from sweeps.results.folder import SweepFolder
 from sweeps.results.ledger import Entry, write_text
 from sweeps.results.partial_comparison import gather
-from sweeps.spec.reference_methods import REFERENCES
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 
@@ -106,16 +107,19 @@ def view(comparison: Comparison, entries: Sequence[Entry]) -> dict[str, Any]:
         "tinted": any(cell["tint"] for line in table for cell in line["cells"]),
         "sunk": any(cell["below"] for line in table for cell in line["cells"]),
         "columns": columns(comparison),
-        "means": means(comparison),
+        "means": comparison.means,
         "forest": forest(comparison, tested),
         "learning": learning_curves.figures(entries, selected),
         "robust": shift_table.table(comparison),
         "robust_words": shift_table.sentence(comparison),
         "soups": soup_decisions.tables(entries, selected, comparison.metric),
-        "profiles": [draw(each) for each in profiles(entries, selected, comparison.seen)],
+        "profiles": [
+            draw(each)
+            for each in profiles(entries, selected, comparison.seen, comparison.ranked_by.name)
+        ],
         "matrix": significance_text.matrix(comparison),
         "sentences": significance_text.sentences(comparison),
-        "entries": [trial(entry, selected) for entry in entries],
+        "entries": [trial(entry, selected, comparison.ranked_by) for entry in entries],
         "failed": [failure(each) for each in comparison.failed],
         "notes": notes(row.method for row in comparison.rows),
     }
@@ -124,9 +128,10 @@ def view(comparison: Comparison, entries: Sequence[Entry]) -> dict[str, Any]:
 def lines(comparison: Comparison, tested: bool) -> list[dict[str, Any]]:
     """The table's rows: texts, intervals, and how far each cell is from pretrained to expert."""
     by_name = {row.method: row for row in comparison.rows}
-    names = [*means(comparison), *(f"acc/{task}" for task in columns(comparison))]
+    names = [*comparison.means, *map(comparison.value, columns(comparison))]
+    top = max if comparison.ranked_by.larger_is_better else min
     best = {
-        name: max(
+        name: top(
             (value for row in comparison.rows
              if row.method not in REFERENCES and (value := metrics(row, tested).get(name))
              is not None), default=None)
@@ -146,11 +151,6 @@ def lines(comparison: Comparison, tested: bool) -> list[dict[str, Any]]:
 def columns(comparison: Comparison) -> tuple[str, ...]:
     """The tasks that have a column, seen ones first; a single one is the mean."""
     return (*comparison.seen, *comparison.unseen) if len(comparison.tasks) > 1 else ()
-
-
-def means(comparison: Comparison) -> tuple[str, ...]:
-    """The means that have a column."""
-    return (SEEN, UNSEEN) if comparison.unseen else (MEAN,)
 
 
 def metrics(row: Row, tested: bool) -> Mapping[str, float | None]:
@@ -259,6 +259,7 @@ def several(profile: Profile) -> str:
 
 def in_order(entries: Iterable[Entry], comparison: Comparison) -> list[Entry]:
     """Trials by method as in the comparison, the best first and failed ones last."""
+    sign = 1.0 if comparison.ranked_by.larger_is_better else -1.0
     ranks = {row.method: rank for rank, row in enumerate(comparison.rows)}
     return sorted(
         entries,
@@ -266,25 +267,27 @@ def in_order(entries: Iterable[Entry], comparison: Comparison) -> list[Entry]:
             ranks.get(entry.method, len(ranks)),
             entry.method,
             entry.status == "failed",
-            -(finite(entry.metrics).get("acc/mean") or 0.0),
+            -sign * (finite(entry.metrics).get(comparison.value("mean")) or 0.0),
             entry.trial_key,
         ),
     )
 
 
-def trial(entry: Entry, selected: Mapping[str, str | None]) -> dict[str, Any]:
+def trial(entry: Entry, selected: Mapping[str, str | None], metric: RankedMetric) -> dict[str, Any]:
     """A line of the table of all trials."""
     metrics = finite(entry.metrics)
     tasks = {
-        name.removeprefix("acc/"): value
+        task: value
         for name, value in metrics.items()
-        if name.startswith("acc/") and name not in (MEAN, SEEN, UNSEEN) and value is not None
+        for kind, _, task in [name.partition("/")]
+        if kind == metric.name and task not in MEANS and value is not None
     }
-    worst = min(tasks, key=lambda task: (tasks[task], task), default=None)
+    sign = 1.0 if metric.larger_is_better else -1.0
+    worst = min(tasks, key=lambda task: (sign * tasks[task], task), default=None)
     return {
         "entry": entry,
         "selected": selected.get(entry.method) == entry.trial_key,
-        "mean": number_format.percent(metrics.get("acc/mean")),
+        "mean": number_format.percent(metrics.get(f"{metric.name}/mean")),
         "worst": f"{number_format.percent(tasks[worst])} {worst}" if worst is not None else "",
         "steps": learning_curves.steps_text(entry),
         "nll": f"{entry.metrics['nll/mean']:.3f}" if "nll/mean" in entry.metrics else "",

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from actors.experts.metrics import RankedMetric
 from fusion.analysis.robustness import relative_robustness
 from sweeps.console.number_format import percent, points
-from sweeps.results.comparison import MEAN, SEEN, Comparison, Row
+from sweeps.results.comparison import Comparison, Row, mean_of
 
 
 def table(comparison: Comparison) -> dict[str, Any] | None:
@@ -24,17 +25,19 @@ def table(comparison: Comparison) -> dict[str, Any] | None:
     names = list(dict.fromkeys(name for row in comparison.rows for name in row.shifts))
     if not names:
         return None
+    metric = comparison.ranked_by
     base = next((row for row in comparison.rows if row.method == "pretrained"), None)
     lines = [
         {
             "row": row,
-            "report": percent(row.score),
+            "report": percent(comparison.score(row)),
             "cells": [
                 *(
-                    cell(accuracy(row, name), accuracy(base, name)) | {"interval": span(row, name)}
+                    cell(score(row, name, metric), score(base, name, metric))
+                    | {"interval": span(row, name, metric)}
                     for name in names
                 ),
-                cell(mean(row, names), mean(base, names)),
+                cell(mean(row, names, metric), mean(base, names, metric)),
             ],
         }
         for row in comparison.rows
@@ -47,35 +50,34 @@ def sentence(comparison: Comparison) -> str:
     """What the table is of."""
     of = "seen tasks" if comparison.unseen else "tasks"
     found = (
-        f"Mean accuracy over {of} on shift sets, %, with 95 % intervals, and in points above the"
-        " pretrained model on the same set. Nothing was chosen by them."
+        f"Mean {comparison.ranked_by.title} over {of} on shift sets, %, with 95 % intervals, and"
+        " in points above the pretrained model on the same set. Nothing was chosen by them."
     )
     if comparison.adapt_on_shift is None:
         return found
     return f"{found} Methods that adapt to images saw those of {comparison.adapt_on_shift}."
 
 
-def accuracy(row: Row | None, name: str) -> float | None:
-    """The mean accuracy of a row on a shift set; over the seen tasks, where some are unseen."""
-    found = row.shifts.get(name, {}) if row is not None else {}
-    return found.get(SEEN, found.get(MEAN))
+def score(row: Row | None, name: str, metric: RankedMetric) -> float | None:
+    """The mean score of a row on a shift set; over the seen tasks, where some are unseen."""
+    return mean_of(metric, row.shifts.get(name, {})) if row is not None else None
 
 
-def span(row: Row, name: str) -> str:
+def span(row: Row, name: str, metric: RankedMetric) -> str:
     """Its 95 % interval, in words; empty where it is not known."""
     found = row.shifts_ci95.get(name, {})
-    ends = found.get(SEEN, found.get(MEAN))
+    ends = found.get(f"{metric.name}/seen", found.get(f"{metric.name}/mean"))
     return f"{percent(ends[0])}–{percent(ends[1])}" if ends else ""
 
 
-def mean(row: Row | None, names: list[str]) -> float | None:
+def mean(row: Row | None, names: list[str], metric: RankedMetric) -> float | None:
     """Over all shift sets, each counting alike."""
-    found = [value for name in names if (value := accuracy(row, name)) is not None]
+    found = [value for name in names if (value := score(row, name, metric)) is not None]
     return sum(found) / len(names) if len(found) == len(names) else None
 
 
 def cell(value: float | None, base: float | None) -> dict[str, str]:
-    """One accuracy, and how far it is from the base's."""
+    """One score, and how far it is from the base's."""
     if value is None or base is None:
         return {"text": percent(value), "gain": "", "interval": ""}
     gain = points(float(relative_robustness(value, base)))

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+from actors.artifacts.recipe import REFERENCES
 from fusion.registry import METHODS, Fitted, LogitSpace, PerTask, one_a_sample
 from sweeps.console.number_format import equation, params_text, percent, points
-from sweeps.results.comparison import UNSEEN, Comparison, Pair, Row
-from sweeps.spec.reference_methods import REFERENCES
+from sweeps.results.comparison import Comparison, Pair, Row
 
 LEVEL = 0.05
 """Family-wise error rate that "significant" stands for."""
 
 
 def difference(pair: Pair) -> float:
-    """Accuracy of the first row less the second's, pooled over tasks."""
+    """By how much the first row is better: accuracies pooled over tasks, or means of scores."""
+    if pair.difference is not None:
+        return pair.difference
     return (pair.b - pair.c) / pair.n if pair.n else 0.0
 
 
 def flipped(pair: Pair) -> Pair:
     """The same test, told from the other side."""
-    return Pair(pair.second, pair.first, pair.n, pair.c, pair.b, pair.p, pair.p_holm)
+    change = None if pair.difference is None else -pair.difference
+    return Pair(pair.second, pair.first, pair.n, pair.c, pair.b, pair.p, pair.p_holm, change)
 
 
 def oriented(comparison: Comparison) -> dict[tuple[str, str], Pair]:
@@ -31,6 +34,8 @@ def oriented(comparison: Comparison) -> dict[tuple[str, str], Pair]:
 
 def contradicts(comparison: Comparison, pair: Pair) -> bool:
     """Whether the pooled difference has another sign than that of the mean over tasks."""
+    if pair.difference is not None:
+        return False
     means = {row.method: row.test.get(comparison.headline) for row in comparison.rows}
     first, second = means.get(pair.first), means.get(pair.second)
     return first is not None and second is not None and (first - second) * difference(pair) < 0
@@ -88,9 +93,15 @@ def matrix_cell(comparison: Comparison, pair: Pair) -> dict[str, Any]:
         "p": equation(pair.p_holm).replace("p = ", "").replace("p ", ""),
         "style": style,
         "contradicts": contradicts(comparison, pair),
-        "title": f"{sentence(pair)}; only {pair.first} right: {pair.b}, "
-        f"only {pair.second} right: {pair.c}, of {pair.n}",
+        "title": f"{sentence(pair)}{counts(pair)}",
     }
+
+
+def counts(pair: Pair) -> str:
+    """The samples that only one of the rows has right; empty where they are not counted."""
+    if pair.difference is not None:
+        return ""
+    return f"; only {pair.first} right: {pair.b}, only {pair.second} right: {pair.c}, of {pair.n}"
 
 
 def verdict(comparison: Comparison) -> list[str]:
@@ -105,8 +116,9 @@ def verdict(comparison: Comparison) -> list[str]:
     named = f"{best.method} ({params_text(best.params)})" if best.params else best.method
     many, kind = len(comparison.seen), "seen tasks" if comparison.unseen else "tasks"
     average = f", averaged over {many} {kind}" if many > 1 else ""
+    score = comparison.score(best)
     found = [
-        f"{named} is best{'' if tested else ' so far'}: {percent(best.score)} %{interval} "
+        f"{named} is best{'' if tested else ' so far'}: {percent(score)} %{interval} "
         f"on {split}{average}."
     ]
     found += gap(comparison, best, tested)
@@ -123,9 +135,10 @@ def gap(comparison: Comparison, best: Row, tested: bool) -> list[str]:
         if row.method in REFERENCES
     }
     floor, ceiling = (scores.get(name) for name in REFERENCES)
-    if floor is None or ceiling is None or ceiling <= floor or best.score is None:
+    score = comparison.score(best)
+    if floor is None or ceiling is None or ceiling <= floor or score is None:
         return []
-    share = (best.score - floor) / (ceiling - floor)
+    share = (score - floor) / (ceiling - floor)
     return [
         f"That is {100 * share:.0f} % of the way from the pretrained model ({percent(floor)} %) "
         f"to the experts, each on its own task ({percent(ceiling)} %)."
@@ -134,7 +147,8 @@ def gap(comparison: Comparison, best: Row, tested: bool) -> list[str]:
 
 def generalisation(comparison: Comparison, best: Row) -> list[str]:
     """What the best row does on tasks that it has no expert of, and which row does best there."""
-    rows = {row.method: row.test[UNSEEN] for row in comparison.rows if UNSEEN in row.test}
+    unseen = comparison.value("unseen")
+    rows = {row.method: row.test[unseen] for row in comparison.rows if unseen in row.test}
     floor, own = rows.pop("pretrained", None), rows.get(best.method)
     fused = {
         row.method: value
@@ -143,7 +157,7 @@ def generalisation(comparison: Comparison, best: Row) -> list[str]:
     }
     if floor is None or not fused:
         return []
-    high = max(fused.values())
+    high = (max if comparison.ranked_by.larger_is_better else min)(fused.values())
     tops = [name for name, value in fused.items() if value == high]
     which = tops[0] if len(tops) == 1 else f"{len(tops)} rows"
     highest = f"the highest there is {percent(high)} % ({which})."
@@ -176,16 +190,16 @@ def single_model(comparison: Comparison, best: Row) -> list[str]:
         row
         for row in comparison.rows
         if row.method not in REFERENCES
-        and row.score is not None
+        and comparison.score(row) is not None
         and not row.oracle
         and not several(row.method)
     ]
-    top = max(single, key=lambda row: row.score or 0.0, default=None)
+    top = max(single, key=comparison.order, default=None)
     if top is None or not several(best.method):
         return []
     return [
         f"{best.method} {several(best.method)}; the best single model is {top.method}, "
-        f"{percent(top.score)} %."
+        f"{percent(comparison.score(top))} %."
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from actors.experts.metrics import metric_of
 from sweeps.console.number_format import equation, percent, points
 from sweeps.results.ledger import Entry
 
@@ -79,4 +80,4 @@ def score(value: float | None, metric: str) -> str:
     """An accuracy in percent, or a loss in nats; nothing where there is none."""
     if value is None:
         return ""
-    return f"{value:.4f}" if metric.startswith("nll") else percent(value, 2)
+    return percent(value, 2) if metric_of(metric).ranks else f"{value:.4f}"

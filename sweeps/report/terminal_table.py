@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from actors.artifacts.recipe import REFERENCES
 from sweeps.console import number_format
 from sweeps.report import shift_table
-from sweeps.results.comparison import MEAN, SEEN, UNSEEN, Comparison, Row
-from sweeps.spec.reference_methods import REFERENCES
+from sweeps.results.comparison import Comparison, Row
 
 NARROW = 100
 """Columns of a terminal below which the cost is left to the report."""
@@ -76,7 +76,7 @@ def table(comparison: Comparison, width: int) -> Table:
     words = [parameters(row, "\n" if narrow else " ") for row in comparison.rows]
     tasks = () if width < fixed(names, words) + task_width(comparison) else comparison.tasks
     out = Table(
-        title=f"{escape(comparison.sweep)}: accuracy, %",
+        title=f"{escape(comparison.sweep)}: {comparison.ranked_by.title}, %",
         caption=caption(comparison, tested),
         caption_justify="left",
         title_justify="left",
@@ -111,7 +111,7 @@ def table(comparison: Comparison, width: int) -> Table:
                 else number_format.percent(row.test.get(metric))
                 for metric in kinds.values()
             ]
-        cells += [number_format.percent(metrics.get(f"acc/{task}")) for task in tasks]
+        cells += [number_format.percent(metrics.get(comparison.value(task))) for task in tasks]
         cells.append(str(row.trials) if row.trials else number_format.MISSING)
         if not narrow:
             cells.append(number_format.seconds(row.cost.get("trial_s")))
@@ -127,12 +127,13 @@ def columns_of(comparison: Comparison) -> dict[str, str]:
     >>> columns_of(Comparison("s", "", "val", (), tasks=("a", "b"), unseen=("b",)))
     {' seen': 'acc/seen', ' unseen': 'acc/unseen'}
     """
-    return {" seen": SEEN, " unseen": UNSEEN} if comparison.unseen else {"": MEAN}
+    kinds = (" seen", " unseen") if comparison.unseen else ("",)
+    return dict(zip(kinds, comparison.means, strict=True))
 
 
 def with_interval(metric: str, width: int) -> bool:
     """Whether a mean's column has intervals: a second mean has none in a narrow terminal."""
-    return metric != UNSEEN or width >= NARROW
+    return not metric.endswith("/unseen") or width >= NARROW
 
 
 def parameters(row: Row, separator: str) -> str:

@@ -9,12 +9,22 @@ from itertools import combinations
 from typing import Annotated, Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 
+from actors.artifacts.recipe import REFERENCES
+from actors.experts.metrics import ACCURACY, RankedMetric, Samples, ranked_by
 from actors.files.paths import Plain
-from fusion.analysis.significance import holm, mcnemar, mean_interval, wilson
+from fusion.analysis.significance import (
+    bootstrap_interval,
+    bootstrap_scores,
+    bootstrap_test,
+    holm,
+    mcnemar,
+    mean_interval,
+    wilson,
+)
 from sweeps.results.correctness_file import Correct
-from sweeps.spec.reference_methods import REFERENCES
 
 Metrics: TypeAlias = Mapping[str, int | float | None]
 """`acc/mean`, `acc/<task>`, `nll/…` -> value; None where it was not finite."""
@@ -23,8 +33,8 @@ Metrics: TypeAlias = Mapping[str, int | float | None]
 ORACLE = "oracle"
 """How the note of a row begins that has read the labels it is measured by."""
 
-MEAN, SEEN, UNSEEN = "acc/mean", "acc/seen", "acc/unseen"
-"""Mean accuracies: over all tasks evaluated, over those with an expert, and over the others."""
+MEANS = ("mean", "seen", "unseen")
+"""Means of a metric: over all tasks evaluated, over those with an expert, and over the others."""
 
 KEPT_OF_FAILED = ("trial_key", "method", "params", "error")
 
@@ -65,17 +75,14 @@ class Row:
         """Whether it has read labels that it is measured by: shown, and never the best."""
         return any(note.startswith(ORACLE) for note in self.notes)
 
-    @property
-    def score(self) -> float | None:
-        """Mean accuracy on the report split, on the select split while there is no other; over the
-        seen tasks, where some are unseen."""
-        metrics = self.test or self.val
-        return metrics.get(SEEN, metrics.get(MEAN))
-
 
 @dataclass(frozen=True)
 class Pair:
-    """Exact McNemar test of two rows on the same samples, pooled over tasks."""
+    """Test of two rows on the same samples.
+
+    Exact McNemar, pooled over tasks, where a sample is right or wrong on its own; else a paired
+    bootstrap of the mean over tasks, which counts no samples (`b` and `c` are 0).
+    """
 
     __pydantic_config__ = LATER
 
@@ -89,6 +96,36 @@ class Pair:
     p: float
     p_holm: float
     """Adjusted over all pairs of the comparison."""
+    difference: float | None = None
+    """By how much `first` is better, of a bootstrap; None: it follows from `b` and `c`."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a comparison is of: the sweep, its splits, metric and tasks, and how it was made."""
+
+    sweep: str
+    """Name of the sweep."""
+    spec_hash: str
+    """Hash of its file."""
+    select_on: str
+    """Split on which winners were chosen."""
+    report_on: str = "test"
+    """Split of the reported accuracies."""
+    metric: str = "acc/mean"
+    """What winners were chosen by."""
+    tasks: tuple[str, ...] = ()
+    """In the order of the report."""
+    unseen: Collection[str] = ()
+    """Those of them without an expert."""
+    created: str | None = None
+    """ISO time."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Package -> version."""
+    command: str | None = None
+    """Command line that reproduces the sweep."""
+    adapt_on_shift: str | None = None
+    """The shift set whose images methods adapted to; None: clean ones."""
 
 
 @dataclass(frozen=True)
@@ -117,9 +154,28 @@ class Comparison:
     """The shift set whose images methods adapted to; None: clean ones."""
 
     @property
+    def ranked_by(self) -> RankedMetric:
+        """The metric that rows are ranked by: the one selected by, or accuracy."""
+        return ranked_by(self.metric)
+
+    def value(self, task: str) -> str:
+        """Name of that metric's value of a task, or mean: `acc/<task>`."""
+        return f"{self.ranked_by.name}/{task}"
+
+    @property
     def headline(self) -> str:
-        """The metric that rows are ranked by: `acc/mean`, or `acc/seen` where tasks are unseen."""
-        return SEEN if self.unseen else MEAN
+        """The value that rows are ranked by: `acc/mean`, or `acc/seen` where tasks are unseen."""
+        return self.value("seen" if self.unseen else "mean")
+
+    @property
+    def means(self) -> tuple[str, ...]:
+        """The means that reports show: `acc/mean`, or `acc/seen` and `acc/unseen`."""
+        return tuple(map(self.value, ("seen", "unseen") if self.unseen else ("mean",)))
+
+    def score(self, row: Row) -> float | None:
+        """A row's mean on the report split, on the select split while there is no other; over the
+        seen tasks, where some are unseen."""
+        return mean_of(self.ranked_by, row.test or row.val)
 
     @property
     def seen(self) -> tuple[str, ...]:
@@ -133,85 +189,70 @@ class Comparison:
 
     @property
     def best(self) -> Row | None:
-        """The best fused model: references and oracles aside, the highest mean accuracy.
+        """The best fused model: references and oracles aside, the best mean.
 
         Once a row is reported, only reported ones count: splits are not compared to each other.
         """
         rows = [
             row
             for row in self.rows
-            if row.method not in REFERENCES and row.score is not None and not row.oracle
+            if row.method not in REFERENCES and self.score(row) is not None and not row.oracle
         ]
         rows = [row for row in rows if row.test] or rows
-        return max(rows, key=lambda row: row.score or 0.0, default=None)
+        return max(rows, key=self.order, default=None)
+
+    def order(self, row: Row) -> float:
+        """A row's score, larger is better."""
+        sign = 1.0 if self.ranked_by.larger_is_better else -1.0
+        return sign * (self.score(row) or 0.0)
 
 
 def compare(
-    sweep: str,
-    spec_hash: str,
+    header: Header,
     rows: Iterable[Row],
     correct: Mapping[str, Correct],
-    *,
-    select_on: str,
-    report_on: str = "test",
-    metric: str = "acc/mean",
-    tasks: Sequence[str] = (),
-    unseen: Collection[str] = (),
     failed: Iterable[Mapping[str, Any]] = (),
-    created: str | None = None,
-    versions: Mapping[str, str] | None = None,
-    command: str | None = None,
-    adapt_on_shift: str | None = None,
 ) -> Comparison:
-    """Build the comparison: accuracies, intervals and tests come from `correct`.
+    """Build the comparison: scores, intervals and tests are counted from `correct`.
 
     Args:
-        sweep: name of the sweep.
-        spec_hash: hash of its file.
+        header: what the comparison is of; no `tasks`: those of the rows, as first met.
         rows: references and winners, with their select-split metrics; other report-split metrics
-            (`nll/…`) are kept, `acc/…` is counted from `correct`.
-        correct: row name -> task -> per-sample correctness on the report split; rows that are not
-            evaluated yet (a running sweep) are absent.
-        select_on: split on which winners were chosen.
-        report_on: split of `correct`.
-        metric: what they were chosen by.
-        tasks: order of the tasks; default: as first met.
-        unseen: those of them that have no expert.
+            (`nll/…`) are kept, those that rows are ranked by are counted from `correct`.
+        correct: row name -> task -> samples on the report split (bool: right or wrong); rows that
+            are not evaluated yet (a running sweep) are absent.
         failed: failed ledger entries, field by field.
-        created: ISO time of the comparison.
-        versions: package -> version.
-        command: what reproduces the sweep.
-        adapt_on_shift: the shift set whose images methods adapted to.
 
     Raises:
         ValueError: two rows have a different number of samples in one task.
     """
-    tested = (with_test(row, correct.get(row.method), unseen) for row in rows)
-    scored = sorted(tested, key=position)
-    names = tuple(tasks) or tasks_of(scored)
+    unseen, metric = header.unseen, ranked_by(header.metric)
+    tested = (with_test(row, correct.get(row.method), unseen, metric) for row in rows)
+    scored = sorted(tested, key=lambda row: position(row, metric))
+    names = tuple(header.tasks) or tasks_of(scored, metric)
     return Comparison(
-        sweep=sweep,
-        spec_hash=spec_hash,
-        select_on=select_on,
+        **{
+            **vars(header),
+            "tasks": names,
+            "unseen": tuple(name for name in names if name in unseen),
+            "versions": dict(header.versions),
+        },
         rows=tuple(scored),
-        report_on=report_on,
-        metric=metric,
-        tasks=names,
-        unseen=tuple(name for name in names if name in unseen),
-        pairs=paired([row.method for row in scored], correct, unseen),
+        pairs=paired([row.method for row in scored], correct, unseen, metric),
         failed=tuple(
             finite({name: entry[name] for name in KEPT_OF_FAILED})
             for entry in sorted(failed, key=lambda entry: (entry["method"], entry["trial_key"]))
         ),
-        created=created,
-        versions=dict(versions or {}),
-        command=command,
-        adapt_on_shift=adapt_on_shift,
     )
 
 
-def with_test(row: Row, correct: Correct | None, unseen: Collection[str] = ()) -> Row:
-    """`row` in JSON's own types, with accuracies and 95 % intervals counted from `correct`."""
+def with_test(
+    row: Row,
+    correct: Correct | None,
+    unseen: Collection[str] = (),
+    metric: RankedMetric = ACCURACY,
+) -> Row:
+    """`row` in JSON's own types, with scores and 95 % intervals counted from `correct`."""
     kind = "reference" if row.method in REFERENCES else row.kind
     row = replace(
         row,
@@ -224,59 +265,98 @@ def with_test(row: Row, correct: Correct | None, unseen: Collection[str] = ()) -
     )
     if not correct:
         return row
-    counts = {task: (int(hits.sum()), len(hits)) for task, hits in correct.items()}
-    accuracy = {f"acc/{task}": hits / n for task, (hits, n) in counts.items()}
-    groups = groups_of(counts, unseen)
-    means = {
-        name: math.fsum(accuracy[f"acc/{task}"] for task in members) / len(members)
-        for name, members in groups.items()
+    each = {
+        f"{metric.name}/{task}": finite(score_of(metric, kept)) for task, kept in correct.items()
     }
-    ci95 = intervals(counts, unseen)
-    return replace(row, test={**row.test, **means, **accuracy}, test_ci95=ci95)
+    means = {
+        name: mean([each[f"{metric.name}/{task}"] for task in members])
+        for name, members in groups_of(correct, unseen, metric).items()
+    }
+    ci95 = intervals(correct, unseen, metric)
+    return replace(row, test={**row.test, **means, **each}, test_ci95=ci95)
 
 
-def groups_of(tasks: Iterable[str], unseen: Collection[str]) -> dict[str, list[str]]:
+def score_of(metric: RankedMetric, samples: Samples) -> float:
+    """The score of one task's samples; of counted ones, right ÷ all."""
+    return int(samples.sum()) / len(samples) if metric.per_sample else metric.score(samples)
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """Over tasks; None where a task has no score."""
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if len(known) == len(values) else None
+
+
+def mean_of(metric: RankedMetric, metrics: Metrics) -> float | None:
+    """The mean among named values: over the seen tasks, where some are unseen."""
+    return metrics.get(f"{metric.name}/seen", metrics.get(f"{metric.name}/mean"))
+
+
+def groups_of(
+    tasks: Iterable[str], unseen: Collection[str], metric: RankedMetric = ACCURACY
+) -> dict[str, list[str]]:
     """The means that there are -> the tasks that each is of."""
     names = list(tasks)
-    groups = {MEAN: names}
+    groups = {"mean": names}
     if unseen:
-        groups[SEEN] = [task for task in names if task not in unseen]
-        groups[UNSEEN] = [task for task in names if task in unseen]
-    return {name: members for name, members in groups.items() if members}
+        groups["seen"] = [task for task in names if task not in unseen]
+        groups["unseen"] = [task for task in names if task in unseen]
+    return {f"{metric.name}/{name}": members for name, members in groups.items() if members}
 
 
 def intervals(
-    counts: Mapping[str, tuple[int, int]], unseen: Collection[str] = ()
+    correct: Correct, unseen: Collection[str] = (), metric: RankedMetric = ACCURACY
 ) -> dict[str, tuple[float, float]]:
-    """95 % intervals of the accuracies and their means, from task -> (right, samples)."""
-    found = {
-        name: mean_interval([counts[task] for task in members])
-        for name, members in groups_of(counts, unseen).items()
-    } | {f"acc/{task}": wilson(hits, n) for task, (hits, n) in counts.items()}
-    return {name: (float(low), float(high)) for name, (low, high) in found.items()}
+    """95 % intervals of the scores and their means, from task -> samples.
+
+    Wilson's, and of means MOVER, where a sample is right or wrong on its own; else a bootstrap's,
+    without those that are not defined.
+    """
+    groups = groups_of(correct, unseen, metric)
+    single = {f"{metric.name}/{task}": [task] for task in correct}
+    if metric.per_sample:
+        counts = {task: (int(hits.sum()), len(hits)) for task, hits in correct.items()}
+        found = {
+            name: mean_interval([counts[task] for task in members])
+            for name, members in groups.items()
+        } | {name: wilson(*counts[task]) for name, (task,) in single.items()}
+    else:
+        found = {
+            name: bootstrap_interval(
+                bootstrap_scores([correct[task] for task in members], metric.score)
+            )
+            for name, members in (groups | single).items()
+        }
+    return {
+        name: (float(low), float(high)) for name, (low, high) in found.items() if math.isfinite(low)
+    }
 
 
-def position(row: Row) -> tuple[int, float, str]:
-    """Sort key: pretrained, then ascending (without a value first), experts last."""
+def position(row: Row, metric: RankedMetric = ACCURACY) -> tuple[int, float, str]:
+    """Sort key: pretrained, then the better the later (first those without a value), experts."""
     rank = {"pretrained": 0, "experts": 2}.get(row.method, 1)
-    return rank, -math.inf if row.score is None else row.score, row.method
+    score, sign = mean_of(metric, row.test or row.val), 1.0 if metric.larger_is_better else -1.0
+    return rank, -math.inf if score is None else sign * score, row.method
 
 
-def tasks_of(rows: Iterable[Row]) -> tuple[str, ...]:
-    """The tasks that any row has an accuracy for, as first met."""
+def tasks_of(rows: Iterable[Row], metric: RankedMetric = ACCURACY) -> tuple[str, ...]:
+    """The tasks that any row has a score for, as first met."""
     names = dict.fromkeys(name for row in rows for name in (*row.test, *row.val))
+    split_names = (name.split("/", 1) for name in names)
     return tuple(
-        name.removeprefix("acc/")
-        for name in names
-        if name.startswith("acc/") and name not in (MEAN, SEEN, UNSEEN)
+        rest[0] for kind, *rest in split_names if kind == metric.name and rest[0] not in MEANS
     )
 
 
 def paired(
-    names: Sequence[str], correct: Mapping[str, Correct], unseen: Collection[str] = ()
+    names: Sequence[str],
+    correct: Mapping[str, Correct],
+    unseen: Collection[str] = (),
+    metric: RankedMetric = ACCURACY,
 ) -> tuple[Pair, ...]:
-    """McNemar tests between all rows that have samples, over the seen tasks that both have."""
-    tests = []
+    """Tests between all rows that have samples, over the seen tasks that both have."""
+    tests: list[Pair] = []
+    drawn = Drawn(correct, metric)
     for first, second in combinations([name for name in names if correct.get(name)], 2):
         both = [task for task in correct[first] if task in correct[second]]
         shared = [task for task in both if task not in unseen]
@@ -284,13 +364,41 @@ def paired(
             sizes = len(correct[first][task]), len(correct[second][task])
             if sizes[0] != sizes[1]:
                 raise ValueError(f"{first}, {second}: {task}: {sizes[0]} and {sizes[1]} samples")
-        if shared:
+        if not shared:
+            continue
+        if metric.per_sample:
             a = np.concatenate([correct[first][task] for task in shared])
             b = np.concatenate([correct[second][task] for task in shared])
             only = int((a & ~b).sum()), int((b & ~a).sum())
-            tests.append((first, second, len(a), *only, float(mcnemar(a, b))))
-    adjusted = holm([test[-1] for test in tests])
-    return tuple(Pair(*test, p_holm=float(p)) for test, p in zip(tests, adjusted, strict=True))
+            tests.append(Pair(first, second, len(a), *only, float(mcnemar(a, b)), 1.0))
+        else:
+            tests.append(drawn.pair(first, second, tuple(shared)))
+    adjusted = holm([test.p for test in tests])
+    return tuple(replace(test, p_holm=float(p)) for test, p in zip(tests, adjusted, strict=True))
+
+
+class Drawn:
+    """Bootstrap scores of rows, each drawn once."""
+
+    def __init__(self, correct: Mapping[str, Correct], metric: RankedMetric) -> None:
+        self.correct, self.metric = correct, metric
+        self.known: dict[tuple[str, tuple[str, ...]], tuple[float, NDArray[np.float64]]] = {}
+
+    def of(self, name: str, tasks: tuple[str, ...]) -> tuple[float, NDArray[np.float64]]:
+        """A row's mean over tasks, and its resampled means."""
+        if (name, tasks) not in self.known:
+            samples = [self.correct[name][task] for task in tasks]
+            score = math.fsum(self.metric.score(each) for each in samples) / len(samples)
+            self.known[name, tasks] = score, bootstrap_scores(samples, self.metric.score)
+        return self.known[name, tasks]
+
+    def pair(self, first: str, second: str, tasks: tuple[str, ...]) -> Pair:
+        """The paired bootstrap test of two rows."""
+        (a, drawn_a), (b, drawn_b) = self.of(first, tasks), self.of(second, tasks)
+        n = sum(len(self.correct[first][task]) for task in tasks)
+        sign = 1.0 if self.metric.larger_is_better else -1.0
+        p = bootstrap_test(drawn_a, drawn_b)
+        return Pair(first, second, n, 0, 0, p, 1.0, finite(sign * (a - b)))
 
 
 def finite(value: Any) -> Any:

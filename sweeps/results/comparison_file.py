@@ -21,6 +21,9 @@ from sweeps.results.ledger import write_text
 def document(comparison: Comparison) -> dict[str, Any]:
     """What `comparison.json` holds."""
     content: dict[str, Any] = finite(asdict(comparison))
+    for pair in content["pairs"]:
+        if pair["difference"] is None:  # it follows from the counts
+            del pair["difference"]
     return content
 
 

@@ -16,15 +16,20 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from actors.experts.metrics import ACCURACY, Samples
 from actors.files.atomic import replacing
 from actors.files.checksums import FIELD, Damaged, facts_sum, reason_of
 from actors.files.checksums import checksum as checksum_of
 from fusion.errors import InputError
 
-Correct: TypeAlias = Mapping[str, NDArray[np.bool_]]
-"""Task -> whether each sample was classified rightly, in index order."""
+Correct: TypeAlias = Mapping[str, Samples]
+"""Task -> samples in index order: whether each was classified rightly; of a metric that does not
+count right rows, float64 [N, 2], prediction and target."""
 
 SUFFIX = ".arrow"
+
+PAIR = ("prediction", "target")
+"""Columns in place of `correct`, of a metric that does not count right rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +42,10 @@ class Kept:
     """[N]: each sample's task."""
     index: NDArray[np.int64]
     """[N]: its place among the task's samples."""
-    correct: NDArray[np.bool_]
-    """[N]."""
+    correct: Samples
+    """[N], or [N, 2]."""
+    metric: str = ACCURACY.name
+    """Whose samples they are."""
 
     def checksum(self) -> str:
         """Of all of it."""
@@ -47,7 +54,12 @@ class Kept:
             np.ascontiguousarray(self.index).view(np.uint8).data,
             np.ascontiguousarray(self.correct).view(np.uint8).data,
         )
-        return facts_sum({"trial_key": self.trial_key, "metrics": dict(self.metrics)}, samples)
+        facts = {"trial_key": self.trial_key, "metrics": dict(self.metrics)}
+        return facts_sum(facts | self.other_metric(), samples)
+
+    def other_metric(self) -> dict[str, str]:
+        """The metric's name, where it is not accuracy."""
+        return {} if self.metric == ACCURACY.name else {"metric": self.metric}
 
 
 def write_kept(path: Path, kept: Kept) -> None:
@@ -57,13 +69,15 @@ def write_kept(path: Path, kept: Kept) -> None:
         InputError: the disk is full, or the folder cannot be written.
     """
     about = {"trial_key": kept.trial_key, "metrics": json.dumps(dict(kept.metrics))}
+    pair = kept.correct.ndim == 2
+    columns = dict(zip(PAIR, kept.correct.T, strict=True)) if pair else {"correct": kept.correct}
     table = pa.table(
         {
             "task": pa.array(kept.tasks.tolist(), pa.string()).dictionary_encode(),
             "index": pa.array(kept.index),
-            "correct": pa.array(kept.correct),
+            **{name: pa.array(column) for name, column in columns.items()},
         }
-    ).replace_schema_metadata({**about, FIELD: kept.checksum()})
+    ).replace_schema_metadata({**about, **kept.other_metric(), FIELD: kept.checksum()})
     with (
         replacing(path) as part,
         pa.OSFile(str(part), "wb") as sink,
@@ -93,7 +107,10 @@ def read_kept(path: Path, *, must: bool = True) -> Kept:
             json.loads(told.get(b"metrics", b"{}")),
             table["task"].cast(pa.string()).to_numpy(),
             table["index"].to_numpy(),
-            table["correct"].to_numpy(),
+            np.stack([table[name].to_numpy() for name in PAIR], axis=1)
+            if PAIR[0] in table.column_names
+            else table["correct"].to_numpy(),
+            told.get(b"metric", ACCURACY.name.encode()).decode(),
         )
         stated = told.get(FIELD.encode(), b"").decode()
         if stated != found.checksum() and (stated or must):
@@ -103,13 +120,13 @@ def read_kept(path: Path, *, must: bool = True) -> Kept:
     return found
 
 
-def read_correct(folder: Path) -> dict[str, dict[str, NDArray[np.bool_]]]:
-    """Row -> task -> per-sample correctness, from `<row>.arrow` files, in index order.
+def read_correct(folder: Path) -> dict[str, dict[str, Samples]]:
+    """Row -> task -> samples, from `<row>.arrow` files, in index order.
 
     Raises:
         InputError: a damaged file, or two rows were evaluated on different samples of a task.
     """
-    rows: dict[str, dict[str, NDArray[np.bool_]]] = {}
+    rows: dict[str, dict[str, Samples]] = {}
     samples: dict[str, NDArray[np.int64]] = {}
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         try:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fusion.errors import InputError
-from sweeps.results.comparison import Comparison, compare
+from sweeps.results.comparison import Comparison, Header, compare
 from sweeps.results.comparison_file import read
 from sweeps.results.folder import SweepFolder, read_identity
 from sweeps.results.ledger import Entry, Ledger
@@ -47,17 +47,15 @@ def running(folder: Path, entries: Sequence[Entry], spec: SweepSpec | None) -> C
     """The comparison so far: winners of the trials that have finished, nothing reported."""
     failed = [vars(entry) for entry in entries if entry.status == "failed"]
     if spec is None:
-        rows = winners(entries)
-        return compare(folder.name, "", rows, {}, select_on=entries[0].split, failed=failed)
-    return compare(
+        header = Header(folder.name, "", select_on=entries[0].split)
+        return compare(header, winners(entries), {}, failed)
+    header = Header(
         spec.name,
         spec_hash(spec),
-        winners(entries, spec.metric),
-        {},
         select_on=spec.splits.select,
         report_on=spec.splits.report,
         metric=spec.metric,
         tasks=tuple(spec.tasks),
         unseen=spec.unseen,
-        failed=failed,
     )
+    return compare(header, winners(entries, spec.metric), {}, failed)

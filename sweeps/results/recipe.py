@@ -18,6 +18,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field
 from safetensors.torch import save_file
 
+from actors.artifacts.recipe import REFERENCES
 from actors.artifacts.recipe import Recipe as What
 from actors.artifacts.statistics_file import opened, place
 from actors.checkpoints.checkpoint import Checkpoint, content_hash, read
@@ -33,7 +34,6 @@ from actors.pool.vectors_on_disk import filed_vectors
 from fusion.errors import InputError, unknown
 from fusion.registry import METHODS, Fitted, Informed, LogitSpace, PerTask, Resident, one_a_sample
 from sweeps.results.ledger import write_text
-from sweeps.spec.reference_methods import REFERENCES
 
 LEARNED_BYTES = 1 << 33
 """Of what was learned, at most: routers of a large tower have some GB."""

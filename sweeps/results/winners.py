@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from actors.experts.metrics import sign_of
 from fusion.methods.classifiers.fit_heads import FAILED
 from sweeps.results.comparison import Row, finite
 from sweeps.results.ledger import Entry
@@ -18,10 +19,9 @@ from sweeps.spec.sweep import SweepSpec
 def winners(entries: Iterable[Entry], metric: str = "acc/mean") -> list[Row]:
     """One row a method: its best trial; a method that only failed has no metrics.
 
-    Accuracies are maximised, `nll/…` minimised; ties go to the lower trial key, whatever the order
-    in which trials finished.
+    Ties go to the lower trial key, whatever the order in which trials finished.
     """
-    sign = 1.0 if metric.startswith("nll") else -1.0
+    sign = -sign_of(metric)
     methods: dict[str, list[Entry]] = {}
     for entry in sorted(entries, key=lambda entry: (entry.method, entry.trial_key)):
         methods.setdefault(entry.method, []).append(entry)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+from actors.experts.metrics import METRICS
 from fusion.errors import unknown
 from sweeps.spec.errors import custom_error
 
@@ -25,7 +26,7 @@ def metric_names(tasks: Iterable[str], unseen: Collection[str] = ()) -> list[str
     """Everything that a sweep may select by; nothing is selected by an unseen task."""
     seen = [task for task in tasks if task not in unseen]
     means = ("seen",) if unseen else ("mean",)
-    return [f"{kind}/{task}" for kind in ("acc", "nll") for task in (*means, *seen)]
+    return [f"{kind}/{task}" for kind in METRICS for task in (*means, *seen)]
 
 
 def checked_metric(metric: str, tasks: Collection[str], experts: Collection[str]) -> str:

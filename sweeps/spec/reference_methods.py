@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from actors.artifacts.recipe import REFERENCES
 from sweeps.spec.method import MethodSpec
 from sweeps.spec.sweep import SweepSpec
 
@@ -30,7 +31,3 @@ def completed(spec: SweepSpec) -> SweepSpec:
     always = OF_INGREDIENTS if is_soup(spec) else ALWAYS
     missing = {name: MethodSpec() for name in always if name not in spec.methods}
     return spec.model_copy(update={"methods": {**spec.methods, **missing}})
-
-
-REFERENCES = ("pretrained", "experts")
-"""Rows that are no fused model: the floor and the ceiling."""

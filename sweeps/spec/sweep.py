@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from actors.experts.metrics import METRICS, metric_of
 from actors.files.documents import dump_yaml
 from fusion.errors import InputError
 from sweeps.spec.errors import Fault, custom_error, raise_all, spec_errors
@@ -185,6 +186,9 @@ def unreserved(name: str) -> str:
         raise custom_error(str(error)) from None
 
 
+named = [f"{kind}/{what}" for kind in METRICS for what in ("mean", "<task>")]
+
+
 class SweepSpec(Part):
     """One sweep file."""
 
@@ -206,7 +210,7 @@ class SweepSpec(Part):
     metric: str = Field(
         default="acc/mean",
         validate_default=True,
-        description="acc/mean, acc/<task>, nll/mean or nll/<task>",
+        description=f"{', '.join(named[:-1])} or {named[-1]}",
     )
     """With unseen tasks, a mean is that over the seen ones: `acc/seen`, `nll/seen`."""
     seed: int = Field(default=0, ge=0, strict=True, description="an integer of at least 0")
@@ -243,7 +247,7 @@ class SweepSpec(Part):
     @property
     def mode(self) -> Literal["min", "max"]:
         """Whether a small or a large metric is good."""
-        return "min" if self.metric.startswith("nll/") else "max"
+        return "max" if metric_of(self.metric).larger_is_better else "min"
 
     @model_validator(mode="after")
     def _shifts(self) -> SweepSpec:

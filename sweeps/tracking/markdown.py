@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from actors.artifacts.recipe import REFERENCES
 from sweeps.console import number_format
 from sweeps.report import shift_table
 from sweeps.report.terminal_table import columns_of, interval, marks
 from sweeps.results.comparison import Comparison, Row, split
-from sweeps.spec.reference_methods import REFERENCES
 
 WIDE = 10
 """More tasks than this get no columns."""
@@ -19,8 +19,12 @@ def described(comparison: Comparison) -> str:
     lines = [headline(comparison), "", *table(comparison)]
     shifted = under_shift(comparison)
     chosen = number_format.selection(comparison.select_on, comparison.report_on, comparison.metric)
+    title = comparison.ranked_by.title.capitalize()
     count = sum(row.trials for row in comparison.rows)
-    lines += ["", f"Accuracy in %, 95 % interval; {chosen}; {number_format.count(count, 'trial')}."]
+    lines += [
+        "",
+        f"{title} in %, 95 % interval; {chosen}; {number_format.count(count, 'trial')}.",
+    ]
     lines += [f"{escaped(mark)} {escaped(note)}" for note, mark in marks(comparison).items()]
     lines += ["", *shifted] if shifted else []
     if comparison.created:
@@ -34,12 +38,13 @@ def headline(comparison: Comparison) -> str:
     shown = ", ".join(scored(comparison, row) for row in fused)
     apart = ", ".join(scored(comparison, r) for r in comparison.rows if r.method in REFERENCES)
     tail = f" ({apart})" if apart else ""
-    return f"**{escaped(comparison.sweep)}**, {split(comparison)} accuracy in %: {shown}{tail}"
+    what = f"{split(comparison)} {comparison.ranked_by.title}"
+    return f"**{escaped(comparison.sweep)}**, {what} in %: {shown}{tail}"
 
 
 def scored(comparison: Comparison, row: Row) -> str:
     """`ties 62.7`; the best stands out."""
-    text = f"{escaped(row.method)} {number_format.percent(row.score)}"
+    text = f"{escaped(row.method)} {number_format.percent(comparison.score(row))}"
     return f"**{text}**" if row is comparison.best else text
 
 
@@ -60,7 +65,7 @@ def table(comparison: Comparison) -> list[str]:
         cells = [escaped(name), words(row) or number_format.MISSING]
         cells.append(number_format.percent(row.val.get(comparison.headline)))
         cells += [interval(row, metric) for metric in kinds.values()]
-        cells += [number_format.percent(metrics.get(f"acc/{task}")) for task in tasks]
+        cells += [number_format.percent(metrics.get(comparison.value(task))) for task in tasks]
         cells.append(str(row.trials) if row.trials else number_format.MISSING)
         cells.append(number_format.seconds(row.cost.get("trial_s")))
         cells.append(number_format.size(row.cost.get("peak_bytes")))

@@ -25,6 +25,7 @@ from typing_extensions import TypedDict
 from actors.artifacts.coding_file import dump_shares
 from actors.artifacts.recipe import Recipe
 from actors.experts.evaluation import Evaluation
+from actors.experts.metrics import ACCURACY, metric_of, sign_of
 from actors.experts.protocol import Experts
 from actors.files.documents import checked, parse_json
 from fusion.analysis.significance import accept_interval
@@ -61,8 +62,9 @@ class Scores:
         self.method, self.experts, self.course = method, experts, course
         self.role, self.place = selection.role, state_name(key)
         self.metric = selection.metric or course.metric
-        self.loss = self.metric.startswith("nll")
-        self.sign = -1.0 if self.loss else 1.0
+        self.counted = metric_of(self.metric) is ACCURACY
+        """Whether samples are right or wrong on their own: then gains get an interval."""
+        self.sign = sign_of(self.metric)
         kept = course.keep.get(self.place)
         self.known: dict[str, dict[str, Any]] = restored(kept)
 
@@ -90,7 +92,7 @@ class Scores:
             for name, evaluation in zip(new, found, strict=True):
                 self.known[name] = {
                     "score": scored(evaluation, self.metric),
-                    "correct": {} if self.loss else packed(evaluation, self.metric),
+                    "correct": packed(evaluation, self.metric) if self.counted else {},
                 }
             self.course.keep.put(self.place, json.dumps(self.known).encode())
         return [self.sign * float(self.known[self.name(soup)]["score"]) for soup in soups]
@@ -245,7 +247,7 @@ def decision(step: Step, scores: Scores) -> dict[str, Any]:
         "best": None if step.best is None else scores.sign * step.best,
         "note": remark(step, scores),
     }
-    if accepted and not scores.loss:
+    if accepted and scores.counted:
         gain = accept_interval(
             scores.correct(before), scores.correct(step.candidate), samples=RESAMPLES
         )
@@ -259,7 +261,7 @@ def remark(step: Step, scores: Scores) -> str:
         return FAILED
     if step.twin is not None and step.twin != step.ingredient:
         return f"a copy of {scores.course.tasks[step.twin]}"
-    if step.outcome == "accepted" and scores.loss:
+    if step.outcome == "accepted" and not scores.counted:
         return NO_INTERVAL
     return step.note
 

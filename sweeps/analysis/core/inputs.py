@@ -9,6 +9,7 @@ from typing import Any
 
 from actors.artifacts.recipe import BASE
 from actors.data.task_rows import TaskData
+from actors.experts.metrics import sign_of
 from fusion.errors import InputError
 from fusion.task_vectors.gram import Gram
 from sweeps.analysis.core.evaluated_points import Metrics, Points
@@ -52,8 +53,7 @@ class Given:
 
     def score(self, name: str) -> float:
         """An expert's metric on select, larger is better; NaN: it has none."""
-        value = self.singles[name].get(self.metric, math.nan)
-        return -value if self.metric.startswith("nll") else value
+        return sign_of(self.metric) * self.singles[name].get(self.metric, math.nan)
 
     @property
     def seen(self) -> str:

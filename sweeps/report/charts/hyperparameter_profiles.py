@@ -48,7 +48,10 @@ class Profile:
 
 
 def profiles(
-    entries: Iterable[Entry], selected: Mapping[str, str | None], tasks: Sequence[str]
+    entries: Iterable[Entry],
+    selected: Mapping[str, str | None],
+    tasks: Sequence[str],
+    metric: str = "acc",
 ) -> list[Profile]:
     """A profile for each method that tried three values or more of some numeric parameter.
 
@@ -56,17 +59,24 @@ def profiles(
         entries: the ledger.
         selected: method -> key of its selected trial.
         tasks: the tasks, in order.
+        metric: name of the metric that is drawn.
     """
     methods: dict[str, list[Entry]] = {}
     for entry in entries:
-        if entry.status == "done" and math.isfinite(entry.metrics.get("acc/mean", math.nan)):
+        if entry.status == "done" and math.isfinite(entry.metrics.get(f"{metric}/mean", math.nan)):
             methods.setdefault(entry.method, []).append(entry)
-    found = (profile(name, tried, selected.get(name), tasks) for name, tried in methods.items())
+    found = (
+        profile(name, tried, selected.get(name), tasks, metric) for name, tried in methods.items()
+    )
     return [each for each in found if each]
 
 
 def profile(
-    method: str, entries: Sequence[Entry], selected: str | None, tasks: Sequence[str]
+    method: str,
+    entries: Sequence[Entry],
+    selected: str | None,
+    tasks: Sequence[str],
+    metric: str,
 ) -> Profile | None:
     """The profile of one method; None where nothing numeric was swept."""
     varying = [name for name in dict.fromkeys(n for e in entries for n in e.params) if
@@ -88,7 +98,7 @@ def profile(
                 Tried(
                     at=tuple(float(value) for value in values if value is not None),
                     series=params_text(rest) if rest else "",
-                    accuracy=accuracies(entry, tasks),
+                    accuracy=accuracies(entry, tasks, metric),
                     selected=entry.trial_key == selected,
                     label=params_text({name: entry.params[name] for name in names}),
                 )
@@ -98,10 +108,10 @@ def profile(
     return Profile(method, names, logs, tuple(tasks), tuple(sorted(points, key=lambda p: p.at)))
 
 
-def accuracies(entry: Entry, tasks: Sequence[str]) -> dict[str, float]:
+def accuracies(entry: Entry, tasks: Sequence[str], metric: str) -> dict[str, float]:
     """`mean` and the tasks' finite accuracies."""
     names = ("mean", *tasks)
-    found = {name: entry.metrics.get(f"acc/{name}", math.nan) for name in names}
+    found = {name: entry.metrics.get(f"{metric}/{name}", math.nan) for name in names}
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from actors.artifacts.recipe import REFERENCES
 from actors.files.atomic import replacing
 from sweeps.results.comparison import Comparison, Row, split
-from sweeps.spec.reference_methods import REFERENCES
 
 BEST, OTHER, REFERENCE = "#1a7f4b", "#3465a4", "#888888"
 WIDTH, LINE = 8.0, 0.32
@@ -19,7 +19,7 @@ WIDTH, LINE = 8.0, 0.32
 def draw(comparison: Comparison, folder: Path) -> list[Path]:
     """`comparison.png` and, of several tasks, `tasks.png`; the files that were written."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [row for row in comparison.rows if row.score is not None]
+    rows = [row for row in comparison.rows if comparison.score(row) is not None]
     if not rows:
         return []
     paths = [save(means(comparison, rows), folder / "comparison.png")]
@@ -46,12 +46,15 @@ def means(comparison: Comparison, rows: list[Row]) -> Figure:
     figure, axes = canvas(len(rows))
     for at, row in enumerate(rows):
         color = colour(comparison, row)
-        low, high = row.test_ci95.get(comparison.headline, (row.score, row.score))
+        mean = comparison.score(row)
+        low, high = row.test_ci95.get(comparison.headline, (mean, mean))
         axes.plot([100 * (low or 0), 100 * (high or 0)], [at, at], color=color, linewidth=2)
-        axes.plot([100 * (row.score or 0)], [at], "o", color=color)
+        axes.plot([100 * (mean or 0)], [at], "o", color=color)
     named(axes, rows)
     seen = " over seen tasks" if comparison.unseen else ""
-    axes.set_xlabel(f"mean accuracy{seen} on {split(comparison)}, %, 95 % interval")
+    axes.set_xlabel(
+        f"mean {comparison.ranked_by.title}{seen} on {split(comparison)}, %, 95 % interval"
+    )
     axes.set_title(comparison.sweep, loc="left")
     axes.grid(axis="x", alpha=0.3)
     return figure
@@ -70,7 +73,9 @@ def tasks(comparison: Comparison, rows: list[Row]) -> Figure:
     named(axes, rows)
     names = [f"{task} (unseen)" if task in comparison.unseen else task for task in comparison.tasks]
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
-    axes.set_title(f"{comparison.sweep}: accuracy on {split(comparison)}, %", loc="left")
+    axes.set_title(
+        f"{comparison.sweep}: {comparison.ranked_by.title} on {split(comparison)}, %", loc="left"
+    )
     return figure
 
 
@@ -88,4 +93,4 @@ def colour(comparison: Comparison, row: Row) -> str:
 
 def score(comparison: Comparison, row: Row, task: str) -> float | None:
     """Accuracy of a row on a task."""
-    return (row.test if row.test else row.val).get(f"acc/{task}")
+    return (row.test if row.test else row.val).get(comparison.value(task))

@@ -12,6 +12,9 @@ import torch
 
 from fusion.analysis.significance import (
     accept_interval,
+    bootstrap_interval,
+    bootstrap_scores,
+    bootstrap_test,
     holm,
     mcnemar,
     mean_interval,
@@ -189,3 +192,41 @@ def test_bootstrap_levels_nest_and_equal_classifiers_have_no_width() -> None:
 def test_what_cannot_be_paired(before: list, after: list, message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         accept_interval(before, after)
+
+
+def spread(rows: np.ndarray) -> float:
+    """A score that is no mean over rows: their standard deviation."""
+    return float(rows.std())
+
+
+def test_bootstrap_scores_are_those_of_rows_drawn_by_hand() -> None:
+    given = [np.array([0.0, 1.0, 5.0]), np.array([2.0, 3.0])]
+    generator = np.random.default_rng(7)
+    rows = [generator.integers(len(each), size=(50, len(each))) for each in given]
+    by_hand = [(spread(given[0][rows[0][r]]) + spread(given[1][rows[1][r]])) / 2 for r in range(50)]
+    drawn = bootstrap_scores(given, spread, resamples=50, seed=7)
+    assert drawn.dtype == np.float64
+    assert drawn.tolist() == by_hand
+    assert bootstrap_interval(drawn) == tuple(np.quantile(by_hand, [0.025, 0.975]))
+
+
+def test_bootstrap_scores_of_a_mean_spread_as_its_standard_error() -> None:
+    rows = np.random.default_rng(0).standard_normal(400)
+    drawn = bootstrap_scores([rows], lambda each: float(each.mean()), resamples=4000)
+    assert drawn.std() == pytest.approx(rows.std() / 20, rel=0.05)
+
+
+def test_bootstrap_test_counts_resamples_on_the_other_side() -> None:
+    change = np.array([0.1] * 95 + [-0.1] * 4 + [math.nan])
+    assert bootstrap_test(np.zeros(100), change) == pytest.approx(2 * 5 / 100)
+    assert bootstrap_test(np.zeros(100), -change) == bootstrap_test(np.zeros(100), change)
+    assert bootstrap_test(np.zeros(9), np.zeros(9)) == 1.0
+    assert bootstrap_test(np.full(3, math.nan), np.zeros(3)) == 1.0
+
+
+def test_the_bootstrap_refuses_what_it_cannot_resample_or_pair() -> None:
+    with pytest.raises(InputError, match="no rows"):
+        bootstrap_scores([np.zeros(0)], spread)
+    with pytest.raises(InputError, match="3 and 4 resamples"):
+        bootstrap_test(np.zeros(3), np.zeros(4))
+    assert all(map(math.isnan, bootstrap_interval(np.full(3, math.nan))))

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from fusion.errors import InputError
 from sweeps.cli.live_table import follow, snapshot, view, words
-from sweeps.results.comparison import compare
+from sweeps.results.comparison import Header, compare
 from sweeps.results.comparison_file import write
 from sweeps.results.folder import SweepFolder, claim
 from sweeps.results.ledger import Entry
@@ -64,7 +64,7 @@ def ended(folder: SweepFolder, state: str) -> None:
 
 def compared(folder: SweepFolder, hashed: str) -> None:
     rows = winners(folder.ledger)
-    write(compare("s", hashed, rows, {}, select_on="val"), folder.path)
+    write(compare(Header("s", hashed, "val"), rows, {}), folder.path)
 
 
 def test_a_snapshot_by_hand(folder):

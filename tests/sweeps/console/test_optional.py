@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from sweeps.console.optional import aside
-from sweeps.execution import run
-from sweeps.results.comparison import Row, compare
+from sweeps.execution.publish import publish
+from sweeps.execution.sweep_run import SweepRun
+from sweeps.results.comparison import Header, Row, compare
 from sweeps.results.folder import SweepFolder
 from sweeps.tracking.tracker import Tracker
 
@@ -29,9 +30,7 @@ def sweep(tmp_path, monkeypatch):
     row = Row(
         "ties", "static", {"density": 0.2}, 1, {"acc/mean": 0.5}, {"acc/mean": 0.5}, trial_key="k"
     )
-    comparison = replace(
-        compare("s", "h", [row], {}, select_on="val", report_on="test"), tasks=("a",)
-    )
+    comparison = replace(compare(Header("s", "h", "val"), [row], {}), tasks=("a",))
     done = []
     tracker = SimpleNamespace(
         winner=lambda *_, **__: done.append("winner"),
@@ -39,14 +38,16 @@ def sweep(tmp_path, monkeypatch):
     )
     tasks = {"a": SimpleNamespace(fingerprint="f" * 64)}
     prepared = SimpleNamespace(spec=None, tasks=tasks, splits=SimpleNamespace(report="test"))
-    monkeypatch.setattr(run, "counted", lambda entries, spec: list(entries))
-    return comparison, prepared, SweepFolder(tmp_path), tracker, done
+    monkeypatch.setattr(SweepRun, "entries", lambda sweep: list(sweep.folder.ledger))
+    said = []
+    progress = SimpleNamespace(say=said.append)
+    sweep = SweepRun(prepared, SweepFolder(tmp_path), None, None, tracker, None, progress)
+    return sweep, comparison, done, said
 
 
 def test_all_of_it_is_made(sweep, tmp_path):
-    *given, done = sweep
-    said = []
-    run.shown(*given, said.append)
+    sweep, comparison, done, said = sweep
+    publish(sweep, comparison)
     assert (said, done) == ([], ["winner", "FINISHED"])
     made = {path.name for path in tmp_path.rglob("*") if path.is_file()}
     assert {"comparison.parquet", "report.html", "comparison.png"} <= made
@@ -63,18 +64,17 @@ def test_all_of_it_is_made(sweep, tmp_path):
 def test_each_step_that_fails_is_a_line_and_the_others_are_made(
     sweep, tmp_path, monkeypatch, step, error
 ):
-    *given, done = sweep
-    said = []
+    sweep, comparison, done, said = sweep
     (tmp_path / "report.html").write_text("of an earlier comparison")
 
     def fails(*_, **__):
         raise error
 
     if step in ("winner", "finish"):
-        monkeypatch.setattr(given[-1], step, fails)
+        monkeypatch.setattr(sweep.tracker, step, fails)
     else:
-        monkeypatch.setattr(f"sweeps.execution.run.{step}", fails)
-    run.shown(*given, said.append)
+        monkeypatch.setattr(f"sweeps.execution.publish.{step}", fails)
+    publish(sweep, comparison)
     assert len(said) == 1
     assert said[0].startswith(f"{STEPS[step]} could not be made: ")
     assert "\n" not in said[0]

@@ -26,7 +26,7 @@ from sweeps.report import shift_table, significance_text
 from sweeps.report.charts import static_figures
 from sweeps.report.html import html
 from sweeps.report.terminal_table import render
-from sweeps.results.comparison import Row, compare
+from sweeps.results.comparison import Header, Row, compare
 from sweeps.results.comparison_file import read, write, write_table
 from sweeps.results.disclosures import notes_of, under_words
 from sweeps.spec.shift import ShiftSpec
@@ -258,7 +258,7 @@ def comparison(**changes):
             notes=("unseen tasks left out: x",)),
     ]  # fmt: skip
     about = {"select_on": "val", "metric": "acc/seen", "tasks": ("c", "a", "b"), "unseen": ("c",)}
-    return compare("s", "h", given, correct, **(about | changes))
+    return compare(Header("s", "h", **(about | changes)), given, correct)
 
 
 def test_the_comparison_has_both_means_with_intervals_and_ranks_by_seen_tasks(tmp_path):

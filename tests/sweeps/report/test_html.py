@@ -18,7 +18,7 @@ from sweeps.report.charts.axes import Axis, spread, tried_ticks
 from sweeps.report.charts.hyperparameter_profiles import curves, profile, profiles
 from sweeps.report.html import html, write_html
 from sweeps.report.significance_text import matrix, sentence, sentences, verdict
-from sweeps.results.comparison import Comparison, Pair, Row, compare
+from sweeps.results.comparison import Comparison, Header, Pair, Row, compare
 from sweeps.results.comparison_file import write
 from sweeps.results.ledger import Entry, Ledger
 from sweeps.results.winners import winners
@@ -124,9 +124,9 @@ def finished(entries: list[Entry], tasks=TASKS, n: int = 200, **changes) -> Comp
     }
     correct = {name: samples(rate, tasks, n, i) for i, (name, rate) in enumerate(rates.items())}
     known = {"select_on": "val", "created": DATE, "tasks": tasks,
-             "failed": [vars(each) for each in entries if each.status == "failed"],
              "versions": {"torch": "2.13"}, "command": "sweeps run tiny.yaml"}  # fmt: skip
-    return compare("tiny", "abcd", rows, correct, **(known | changes))
+    failed = [vars(each) for each in entries if each.status == "failed"]
+    return compare(Header("tiny", "abcd", **(known | changes)), rows, correct, failed)
 
 
 @pytest.fixture(scope="module")
@@ -181,10 +181,10 @@ def test_names_cannot_break_the_page():
     entries = [entry(EVIL, {EVIL: value, "note": EVIL}, {EVIL: 0.5 + value, 'b"&': 0.5})
                for value in (0.1, 0.2, 0.3)]  # fmt: skip
     entries.append(entry(EVIL, {EVIL: [EVIL] * 9}, None, error=f"{EVIL}\n{EVIL}"))
+    header = Header(EVIL, EVIL, "val", EVIL, created=EVIL, versions={EVIL: EVIL}, command=EVIL)
     made = compare(
-        EVIL, EVIL, winners(entries), {EVIL: {EVIL: np.array([True, False])}},
-        select_on="val", report_on=EVIL, failed=[vars(each) for each in entries[3:]],
-        created=EVIL, versions={EVIL: EVIL}, command=EVIL,
+        header, winners(entries), {EVIL: {EVIL: np.array([True, False])}},
+        [vars(each) for each in entries[3:]],
     )  # fmt: skip
     made = replace(made, pairs=(Pair(EVIL, EVIL, 2, 1, 0, 1.0, 1.0),))
     text = html(made, entries)
@@ -232,7 +232,7 @@ def test_an_empty_folder_is_named(tmp_path):
 
 def test_one_trial_of_one_task():
     entries = [entry("task_arithmetic", {"scale": 0.3}, {"mnist": 0.8})]
-    made = compare("s", "", winners(entries), {}, select_on="val", created=DATE)
+    made = compare(Header("s", "", "val", created=DATE), winners(entries), {})
     text = Page(html(made, entries)).text
     assert "task_arithmetic (scale=0.3) is best so far: 80.0 % on val." in text
     assert "1 trial; 1 row, 1 task" in text
@@ -248,7 +248,7 @@ def test_a_single_task_has_one_column():
 def test_nothing_succeeded():
     entries = [entry("fisher", {"floor": 1e-6}, None)]
     failed = [vars(each) for each in entries]
-    made = compare("s", "", winners(entries), {}, select_on="val", failed=failed)
+    made = compare(Header("s", "", "val"), winners(entries), {}, failed)
     text = Page(html(made, entries)).text
     assert "No method has a successful trial yet." in text
     assert "no successful trial, see why" in text
@@ -256,7 +256,7 @@ def test_nothing_succeeded():
 
 
 def test_nothing_at_all():
-    assert "No method has" in Page(html(compare("s", "", [], {}, select_on="val"), [])).text
+    assert "No method has" in Page(html(compare(Header("s", "", "val"), [], {}), [])).text
 
 
 def test_twenty_tasks_and_long_parameters():

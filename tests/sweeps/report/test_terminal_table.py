@@ -3,7 +3,7 @@
 from rich.console import Console
 
 from sweeps.report.terminal_table import render
-from sweeps.results.comparison import Row, compare
+from sweeps.results.comparison import Header, Row, compare
 
 SEEN = "adapted to the unlabelled test images it is reported on"
 ORACLE = "oracle: reads the labels it is measured by"
@@ -11,7 +11,7 @@ ORACLE = "oracle: reads the labels it is measured by"
 
 def shown(rows: list[Row], width: int) -> str:
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    render(compare("s", "", rows, {}, select_on="val"), console)
+    render(compare(Header("s", "", "val"), rows, {}), console)
     return console.export_text()
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from fusion import InputError
 from sweeps.report.terminal_table import render
 from sweeps.results import comparison_file
-from sweeps.results.comparison import Row, compare
+from sweeps.results.comparison import Header, Row, compare
 from sweeps.results.comparison_file import document, read
 from sweeps.results.correctness_file import read_correct
 from sweeps.results.ledger import Entry
@@ -70,10 +70,10 @@ def comparison(**changes):
     known = {
         "select_on": "val",
         "created": "2026-03-01T09:40:00+00:00",
-        "failed": [vars(entry("k9", "fisher", None))],
         "versions": {"torch": "2.13"},
     }
-    return compare("tiny", "abcd", rows, CORRECT, **(known | changes))
+    failed = [vars(entry("k9", "fisher", None))]
+    return compare(Header("tiny", "abcd", **(known | changes)), rows, CORRECT, failed)
 
 
 def test_json_keeps_the_contract(tmp_path):
@@ -106,7 +106,7 @@ def test_rows_go_from_pretrained_up_to_experts():
 
 def test_rows_without_test_go_by_the_select_split():
     rows = [Row("b", "static", val={"acc/mean": 0.4}), Row("a", "static", val={"acc/mean": 0.5})]
-    made = compare("s", "", rows, {}, select_on="val")
+    made = compare(Header("s", "", "val"), rows, {})
     assert [row.method for row in made.rows] == ["b", "a"]
     assert made.pairs == ()
     assert made.best is made.rows[1]
@@ -114,7 +114,7 @@ def test_rows_without_test_go_by_the_select_split():
 
 def test_a_row_on_the_select_split_is_not_best_against_reported_ones():
     rows = [Row("ties", "static", val={"acc/mean": 0.1}), Row("x", "static", val={"acc/mean": 1.0})]
-    assert compare("s", "", rows, CORRECT, select_on="val").best.method == "ties"
+    assert compare(Header("s", "", "val"), rows, CORRECT).best.method == "ties"
 
 
 def test_accuracies_and_intervals_by_hand():
@@ -154,7 +154,7 @@ def test_mcnemar_and_holm_by_hand():
 def test_other_numbers_of_samples_are_refused():
     broken = CORRECT | {"ties": {"a": hits("11"), "b": hits("11100")}}
     with pytest.raises(ValueError, match="pretrained, ties: a: 10 and 2 samples"):
-        compare("s", "", [Row("pretrained", ""), Row("ties", "")], broken, select_on="val")
+        compare(Header("s", "", "val"), [Row("pretrained", ""), Row("ties", "")], broken)
 
 
 def test_selecting_on_the_report_split_is_known():
@@ -178,7 +178,7 @@ def test_files_read_back_and_are_the_same_bytes_each_time(tmp_path):
 def test_json_has_null_for_what_is_not_finite(tmp_path):
     row = Row("x", "static", {"alpha": np.float64(0.5), "betas": (1, math.inf)},
               val={"acc/mean": 0.5, "nll/mean": math.nan})  # fmt: skip
-    made = compare("s", "", [row], {}, select_on="val")
+    made = compare(Header("s", "", "val"), [row], {})
     write(made, tmp_path)
     content = json.loads((tmp_path / "comparison.json").read_text())["rows"][0]
     assert content["params"] == {"alpha": 0.5, "betas": [1, None]}
@@ -321,7 +321,7 @@ def test_terminal_table_says_what_was_selected_on_what():
 
 def test_terminal_table_of_a_running_sweep_has_no_test_column():
     rows = [Row("[bold]x", "static", val={"acc/mean": 0.5, "acc/a": 0.5})]
-    text = shown(compare("s", "", rows, {}, select_on="val"), 120)
+    text = shown(compare(Header("s", "", "val"), rows, {}), 120)
     assert "[bold]x" in text
     assert "CI" not in text
     assert "nothing is reported on test yet" in text

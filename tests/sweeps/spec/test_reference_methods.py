@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from actors.artifacts.recipe import Recipe
+from actors.artifacts.recipe import REFERENCES, Recipe
 from actors.experts.local import local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.files.cache_dir import cache_dir
@@ -17,7 +17,7 @@ from sweeps.execution import run
 from sweeps.planning.prepare import prepare
 from sweeps.results.folder import SweepFolder
 from sweeps.spec.candidates import planned, random_points
-from sweeps.spec.reference_methods import REFERENCES, completed
+from sweeps.spec.reference_methods import completed
 from sweeps.spec.sweep import dump, spec_hash, validate
 from sweeps.trials.trainable import way_of
 from tests.sweeps.learning_pool import make_extractor

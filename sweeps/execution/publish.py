@@ -1,0 +1,111 @@
+"""Publish a comparison that is on disk: files beside it, and MLflow.
+
+Each step may fail without failing the sweep: the reason is printed in one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from sweeps.console.optional import aside
+from sweeps.execution.sweep_run import SweepRun
+from sweeps.planning.prepared import Prepared
+from sweeps.report.charts import static_figures
+from sweeps.report.charts.search_surfaces import write_tables
+from sweeps.report.html import write_html
+from sweeps.results.comparison import MEANS, Comparison
+from sweeps.results.comparison_file import write_table
+from sweeps.results.folder import Identity
+from sweeps.tracking import markdown
+from sweeps.tracking.run_fields import totals
+
+RESUMED = "--resume makes it"
+"""How a user makes a file that is missing."""
+
+
+def publish(sweep: SweepRun, comparison: Comparison) -> None:
+    """Write table, HTML report, plots and search surfaces, and send them to MLflow."""
+    folder, say = sweep.folder, sweep.say
+    table, page = folder.path / "comparison.parquet", folder.path / "report.html"
+    with aside(table.name, RESUMED, say, table):
+        write_table(comparison, folder.path)
+    with aside(page.name, f"sweeps report {folder.path} --html {page} makes it", say, page):
+        write_html(comparison, page, sweep.entries())
+    surfaces: Mapping[str, Path] = {}
+    with aside("surfaces", RESUMED, say):
+        surfaces = write_tables(comparison.rows, folder.learned, folder.surfaces)
+    pictures: list[Path] = []
+    with aside("plots", RESUMED, say):
+        pictures = static_figures.draw(comparison, folder.path / "plots")
+    note = ""
+    with aside("the note in MLflow", RESUMED, say):
+        note = markdown.described(comparison)
+    log_winners(sweep, comparison, surfaces, pictures, note)
+
+
+def log_winners(
+    sweep: SweepRun,
+    comparison: Comparison,
+    surfaces: Mapping[str, Path],
+    pictures: Sequence[Path],
+    note: str,
+) -> None:
+    """Send report metrics, data sets and logged models of the winners, and the sweep's artifacts.
+
+    Args:
+        sweep: the run.
+        comparison: its result.
+        surfaces: method -> table of what its winner searched.
+        pictures: plots.
+        note: description of the sweep's run in MLflow, as Markdown.
+    """
+    prepared, folder, tracker, say = sweep.prepared, sweep.folder, sweep.tracker, sweep.say
+    datasets = {
+        name: f"{task.fingerprint[:24]}-{prepared.splits.report}"[:36]
+        for name, task in prepared.tasks.items()
+    }
+    summary: dict[str, float] = {}
+    with aside("the sums in MLflow", "--resume sends them", say):
+        summary |= totals(folder.ledger)
+    for row in comparison.rows:
+        if row.trial_key is None:
+            continue
+        path = folder.path / row.recipe if row.recipe else None
+        tested = {name: value for name, value in row.test.items() if value is not None}
+        learned = path.with_suffix(".safetensors") if path else None
+        with aside(f"the model {row.method} in MLflow", "--resume sends it", say):
+            tracker.winner(
+                row.method,
+                row.trial_key,
+                tested,
+                datasets,
+                path,
+                notes=row.notes,
+                files=[learned] if learned and learned.exists() else [],
+                surface=surfaces.get(row.method),
+            )
+        for name in map(comparison.value, MEANS):
+            if name in tested:
+                summary[f"test/{name}/{row.method}"] = tested[name]
+    names = ("comparison.json", "comparison.parquet", "report.html", "spec.yaml")
+    files = [path for name in names if (path := folder.path / name).exists()]
+    files += [*sorted(folder.recipes.glob("*.yaml")), *pictures]
+    with aside("the sweep's run in MLflow", "--resume sends it", say):
+        tracker.finish("FINISHED", summary, files, note=note, datasets=datasets)
+
+
+def tags_of(prepared: Prepared, identity: Identity) -> dict[str, str]:
+    """Tags of the sweep's parent run."""
+    spec = prepared.spec
+    chosen_on_report = spec.splits.select == spec.splits.report
+    return {
+        "spec_hash": identity.spec_hash,
+        "select": spec.splits.select,
+        "report": spec.splits.report,
+        "selected_on_report": str(chosen_on_report).lower(),
+        "base": spec.pool.base,
+        "experts": ",".join(spec.pool.experts),
+        "code": version("fusion-sweeps"),
+    }

@@ -1,0 +1,56 @@
+"""A sweep that has started: what each of its phases reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from actors.fleet.fleet import Client
+from sweeps.console.progress import Progress
+from sweeps.planning.prepared import Prepared
+from sweeps.results.folder import Identity, SweepFolder
+from sweeps.results.ledger import Entry
+from sweeps.results.winners import counted
+from sweeps.spec.sweep import SweepSpec
+from sweeps.spec.trial_key import Context
+from sweeps.storage.mirror import Mirror
+from sweeps.tracking.tracker import Tracker
+from sweeps.trials.learn_coding import Course
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """One run of a sweep, from loaded experts to the comparison."""
+
+    prepared: Prepared
+    folder: SweepFolder
+    identity: Identity
+    experts: Client
+    """Client of the fleet, whose replicas have loaded the experts."""
+    tracker: Tracker
+    mirror: Mirror
+    progress: Progress
+    course: Course | None = None
+    """What trials of learning methods read; None: the sweep has no such method."""
+    command: str = ""
+    """Command line that reproduces the sweep; the report shows it."""
+
+    @property
+    def spec(self) -> SweepSpec:
+        """The sweep file, with all methods that the comparison lists."""
+        return self.prepared.spec
+
+    @property
+    def say(self) -> Callable[[str], None]:
+        """Print a line above the progress bars."""
+        return self.progress.say
+
+    @cached_property
+    def context(self) -> Context:
+        """What every trial's result depends on besides its recipe."""
+        return self.prepared.context()
+
+    def entries(self) -> list[Entry]:
+        """Finished trials that the comparison counts."""
+        return counted(self.folder.ledger, self.spec)
