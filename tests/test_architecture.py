@@ -150,6 +150,40 @@ def test_the_readme_is_short():
     assert max(map(len, lines)) <= 120
 
 
+def files_of(page: str) -> list[str]:
+    """Paths of the numbered list under "The files" of a page of the documents."""
+    told = (ROOT / "docs" / page).read_text().partition("## The files\n")[2].partition("\n## ")[0]
+    return re.findall(r"^\d+\. `([^`]+)`", told, re.MULTILINE)
+
+
+def test_a_method_is_named_in_the_files_of_its_page_and_in_no_other():
+    told = files_of("add_a_method.md")
+    assert len(told) == 6
+    assert all((ROOT / path).is_file() for path in told)
+    code = [*FILES, *(ROOT / "sweeps" / "configs").glob("*.yaml"), ROOT / "README.md"]
+    named = [path for path in code if re.search(r"\bmagmax\b", path.read_text())]
+    found = {str(path.relative_to(ROOT)) for path in named}
+    assert found == {path for path in told if not path.startswith("tests/")}
+
+
+NAMED = {"best_single", "dawe", "ensemble", "fisher", "greedy_ensemble", "greedy_soup",
+         "learned_soup", "linear_probe", "oracle_single", "simple_average", "task_arithmetic",
+         "uniform_soup", "weighted_average", "wise_ft_linear"}  # fmt: skip
+"""Methods named outside `fusion`: reference rows, notes on rows, and heads and statistics of the
+same name. Every other method is a row of the table only."""
+
+
+def test_code_outside_fusion_names_few_methods():
+    texts = {
+        node.value
+        for path in FILES
+        if not path.is_relative_to(ROOT / "fusion")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    assert texts & set(METHODS) <= NAMED
+
+
 def make_check() -> list[str]:
     """The commands of `make check`."""
     recipe = re.search(r"^check:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
