@@ -1,9 +1,10 @@
-"""One Ray cluster for the whole test run, on loopback, of a stated size; one tiny pool."""
+"""Fixtures of all tests: one Ray cluster and one tiny pool a run; which tests run side by side."""
 
 import os
 from collections.abc import Iterator
 
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 from sweeps.cluster import ray_connection
@@ -25,6 +26,38 @@ settings.register_profile(
 )
 settings.load_profile("test")
 
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+"""The process of `pytest -n` that this is; None where there is one process only."""
+
+if WORKER:  # each process computes on one core (read when torch is imported)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+LONGEST = "tests/test_pretended_gpu.py"
+"""The file, without Ray, whose tests take longest: begun first, or all would wait for it."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group the tests for `pytest -n 2 --dist loadgroup`.
+
+    All that use Ray are one group, and first: one process has the session's cluster, and no two
+    clusters start at a time. Of the other tests each file is a group, so that what a file's tests
+    share is made once.
+    """
+    if not WORKER:
+        return
+    groups = {item: "ray" if on_ray(item) else item.nodeid.split("::")[0] for item in items}
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    first = {"ray": 0, LONGEST: 1}
+    items.sort(key=lambda item: first.get(groups[item], 2))
+
+
+def on_ray(item: pytest.Item) -> bool:
+    """Whether a test starts Ray, or uses the session's."""
+    marked = item.get_closest_marker("ray") is not None
+    return marked or "ray_cluster" in getattr(item, "fixturenames", ())
+
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
@@ -43,5 +76,11 @@ def ray_cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_pool(tmp_path_factory: pytest.TempPathFactory) -> TinyPool:
-    """A base, three experts and three tasks, made by the project's own code."""
-    return make_pool(tmp_path_factory.mktemp("pool"))
+    """A base, three experts and three tasks, made by the project's own code; once a run."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent / "pool" if WORKER else root / "pool"
+    with FileLock(root.with_suffix(".lock")):
+        if not (root / "made").exists():
+            make_pool(root)
+            (root / "made").touch()
+    return TinyPool(root)

@@ -65,6 +65,7 @@ def analysed(tiny_pool, tmp_path_factory) -> Path:
     return cwd
 
 
+@pytest.mark.ray
 def test_an_analysis_of_a_real_pool(analysed):
     folder = analysed / "outputs/tiny/analysis"
     for part in PARTS:
@@ -85,6 +86,7 @@ def test_an_analysis_of_a_real_pool(analysed):
     assert head.stat().st_size < 10_000
 
 
+@pytest.mark.ray
 def test_what_was_measured_is_what_the_models_give(analysed):
     """Angles and losses again, from the weights themselves."""
     import torch
@@ -117,6 +119,7 @@ def test_what_was_measured_is_what_the_models_give(analysed):
         assert mark["loss"] == single[mark["model"]]["nll/mean"]
 
 
+@pytest.mark.ray
 def test_under_shift_nothing_that_is_reported_is_looked_at(analysed):
     """Ends of the paths against the models themselves, on rows of select's side."""
     folder = analysed / "outputs/tiny/analysis"
@@ -136,6 +139,7 @@ def test_under_shift_nothing_that_is_reported_is_looked_at(analysed):
     assert (folder / "plots/robustness-sets.png").stat().st_size > 10_000
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_plane_that_is_killed_goes_on_to_the_same_points(analysed, tmp_path):
     spec = shutil.copy(analysed / "tiny.yaml", tmp_path / "tiny.yaml")

@@ -14,7 +14,7 @@ import yaml
 from tests.sweeps.execution.test_run import comparison, sweeps
 from tests.sweeps.learning_pool import gated_spec, make_extractor
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

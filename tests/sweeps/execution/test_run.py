@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.ray
+
 TIMES = ("cost", "created", "run_id", "versions", "command")
 
 

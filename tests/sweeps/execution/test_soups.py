@@ -17,6 +17,8 @@ from mlflow import MlflowClient
 
 from tests.sweeps.execution.test_run import comparison, sweeps
 
+pytestmark = pytest.mark.ray
+
 METHODS = {
     "greedy_soup": {"tie": {"grid": ["ge", "gt"]}, "order": "angle"},
     "learned_soup": {"granularity": {"grid": ["global", "tensor"]}, "steps": 12, "batch_size": 32},
