@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.sweeps.execution.test_run import comparison
 from tests.sweeps.learning_pool import gated_spec, make_extractor
+from tests.sweeps.program import comparison
 
 pytestmark = [
     pytest.mark.cluster,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sweeps.execution.test_run import comparison
+from tests.sweeps.program import comparison
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 

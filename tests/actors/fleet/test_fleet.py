@@ -257,6 +257,7 @@ def test_weights_with_nan_are_refused_before_anything_runs(parts, tiny_pool, tmp
         doomed.ready(60)
 
 
+@pytest.mark.slow  # test_failures has a fleet of shards that an interrupt closes
 def test_a_closed_fleet_leaves_no_actor(parts):
     pool, data, embeddings, _ = parts
     with Fleet(pool, data, embeddings, plan_of(1)) as short:

@@ -41,7 +41,12 @@ def local(parts):
     return parts.local()
 
 
-@pytest.fixture(scope="module", params=[(1, 2), (1, 3), (2, 1)], ids=lambda p: f"{p[0]}x{p[1]}")
+@pytest.fixture(
+    scope="module",
+    # Three shards: a first, a middle and a last one. test_failures trains over two.
+    params=[pytest.param((1, 2), marks=pytest.mark.slow), (1, 3), (2, 1)],
+    ids=lambda p: f"{p[0]}x{p[1]}",
+)
 def fleet(request, parts, ray_cluster):
     pool, data, _ = parts.args
     embeddings = parts.embeddings(f"fleet-{request.param}")  # each makes its own

@@ -21,7 +21,7 @@ from sweeps.spec.sweep import load
 from sweeps.tracking import mlflow_store
 from sweeps.tracking.tracker import Tracker
 from tests.sweeps.cli.test_main import call
-from tests.sweeps.execution.test_run import sweeps
+from tests.sweeps.program import TWO, in_process, sweeps
 from tests.sweeps.report.test_html import finished, trials
 
 PARTS = tuple(analyse.PARTS)
@@ -52,11 +52,11 @@ def pool_of(tiny_pool, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def analysed(tiny_pool, tmp_path_factory) -> Path:
+def analysed(tiny_pool, tmp_path_factory, ray_cluster) -> Path:
     """Where a finished analysis lies."""
     cwd = tmp_path_factory.mktemp("analysed")
     os.environ["FUSION_SWEEPS_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
-    done = sweeps("analyse", pool_of(tiny_pool, cwd), "--size", 5, cwd=cwd)
+    done = in_process("analyse", pool_of(tiny_pool, cwd), "--size", 5, *TWO, cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "plane: 28/28" in done.stdout
     assert "diagnosis: Learning rates reach from 1e-05 to 0.001" in done.stdout

@@ -16,7 +16,7 @@ import yaml
 
 from sweeps.results.owner import read_owner
 from sweeps.train.ingredients import read_results
-from tests.sweeps.execution.test_run import comparison, sweeps
+from tests.sweeps.program import comparison, sweeps
 from tests.sweeps.train.test_run import spec as training
 
 THREE = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]

@@ -20,7 +20,7 @@ from sweeps.spec.errors import Fault
 from sweeps.spec.sweep import load
 from sweeps.storage import store as storage
 from sweeps.tracking import mlflow_store
-from tests.sweeps.execution.test_run import sweeps
+from tests.sweeps.program import sweeps
 
 SECRET = "hunter2/S3+cret"
 URLS = [

@@ -13,7 +13,7 @@ from actors.experts.local import local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.pool.pool import open_pool
 from fusion.errors import InputError
-from tests.sweeps.execution.test_run import sweeps
+from tests.sweeps.program import sweeps
 
 SEEN, UNSEEN = ("lines", "tones"), "blobs"
 

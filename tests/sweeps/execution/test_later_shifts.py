@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.sweeps.execution.test_run import sweeps
+from tests.sweeps.program import sweeps
 
 METHODS = {"task_arithmetic": {"scale": {"grid": [0.3, 0.5]}}}
 

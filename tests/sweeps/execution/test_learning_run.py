@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.sweeps.execution.test_run import comparison, sweeps
 from tests.sweeps.learning_pool import gated_spec, make_extractor
+from tests.sweeps.program import TWO, comparison, in_process, sweeps
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -27,16 +27,16 @@ def folder(tiny_pool, tmp_path_factory) -> Path:
         "dawin": {"granularity": {"grid": ["domain", "sample"]}},
         "task_arithmetic": {},
     }
-    spec["methods"]["dawe"] |= {"grouping": {"grid": ["task", "layer"]}, "steps": 24}
-    spec["methods"]["adamerging"] |= {"adapt_on": "report", "steps": 24}
+    spec["methods"]["dawe"] |= {"grouping": {"grid": ["task", "layer"]}, "steps": 12}
+    spec["methods"]["adamerging"] |= {"adapt_on": "report", "steps": 12}
     (cwd / "s.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
     return cwd
 
 
 @pytest.fixture(scope="module")
-def undisturbed(folder) -> dict:
+def undisturbed(folder, ray_cluster) -> dict:
     """The comparison of a finished run."""
-    done = sweeps("run", "s.yaml", cwd=folder)
+    done = in_process("run", "s.yaml", *TWO, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return comparison(folder / "outputs/learning")
 
@@ -58,15 +58,15 @@ def test_rows_recipes_and_learned_files(folder, undisturbed):
         )
     assert not list((out / "learned").glob("*.state"))
     entries = [json.loads(path.read_text()) for path in (out / "ledger").glob("*.json")]
-    assert all(entry["curve"][-1]["step"] == 24 for entry in entries if entry["method"] == "dawe")
+    assert all(entry["curve"][-1]["step"] == 12 for entry in entries if entry["method"] == "dawe")
 
 
 def test_a_learned_coding_is_exported_and_a_gate_is_not(folder, undisturbed):
     recipes = Path("outputs/learning/recipes")
-    done = sweeps("export", recipes / "adamerging.yaml", "fused", cwd=folder)
+    done = in_process("export", recipes / "adamerging.yaml", "fused", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert (folder / "fused" / "model.safetensors").exists()
-    done = sweeps("export", recipes / "dawe.yaml", "gated", cwd=folder)
+    done = in_process("export", recipes / "dawe.yaml", "gated", cwd=folder)
     assert done.returncode == 2
     assert "one model a sample; there is no single model to build; its gate is" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -82,7 +82,7 @@ def test_a_gate_of_one_sweep_serves_another(folder, undisturbed):
     given["grouping"] = winner["params"]["grouping"]
     spec |= {"name": "moved", "methods": {"dawe": given}}
     (folder / "moved.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
-    done = sweeps("run", "moved.yaml", cwd=folder)
+    done = in_process("run", "moved.yaml", *TWO, cwd=folder)
     assert done.returncode == 0, done.stderr
     rows = {row["method"]: row for row in comparison(folder / "outputs/moved")["rows"]}
     assert rows["dawe"]["test"] == winner["test"]

@@ -11,27 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.sweeps.program import TWO, comparison, in_process, sweeps
+
 pytestmark = pytest.mark.ray
-
-TIMES = ("cost", "created", "run_id", "versions", "command")
-
-
-def sweeps(*words: object, cwd: Path, **options) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "sweeps", *map(str, words)],
-        cwd=cwd, capture_output=True, text=True, timeout=240, check=False, **options,
-    )  # fmt: skip
-
-
-def comparison(folder: Path) -> dict:
-    """The comparison without what differs from run to run: times, ids, the command line."""
-
-    def strip(value):
-        if isinstance(value, dict):
-            return {name: strip(inner) for name, inner in value.items() if name not in TIMES}
-        return [strip(inner) for inner in value] if isinstance(value, list) else value
-
-    return strip(json.loads((folder / "comparison.json").read_text()))
 
 
 @pytest.fixture(scope="module")
@@ -76,39 +58,53 @@ def test_mlflow_has_one_parent_and_one_child_a_trial(undisturbed):
 
 
 def test_a_second_run_needs_a_word(undisturbed):
-    done = sweeps("run", "tiny.yaml", cwd=undisturbed)
+    done = in_process("run", "tiny.yaml", cwd=undisturbed)
     assert done.returncode == 2
     assert "--resume goes on with it, --fresh moves it aside" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
-def test_resuming_a_finished_sweep_runs_nothing_again(undisturbed):
+def test_resuming_a_finished_sweep_runs_nothing_again(undisturbed, ray_cluster):
     ledger = undisturbed / "outputs/tiny/ledger"
     before = {path.name: path.stat().st_mtime_ns for path in ledger.glob("*.json")}
     table = comparison(ledger.parent)
-    done = sweeps("run", "tiny.yaml", "--resume", cwd=undisturbed)
+    done = in_process("run", "tiny.yaml", "--resume", *TWO, cwd=undisturbed)
     assert done.returncode == 0, done.stderr
     assert {path.name: path.stat().st_mtime_ns for path in ledger.glob("*.json")} == before
     assert comparison(ledger.parent) == table
 
 
 @pytest.mark.timeout(600)
-def test_killed_and_resumed_equals_undisturbed(undisturbed, tiny_pool, tmp_path):
-    """kill -9 of the driver in mid-sweep: no trial twice, no run twice, the same table."""
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
+def test_stopped_and_resumed_equals_undisturbed(
+    number, undisturbed, tiny_pool, tmp_path, ray_cluster
+):
+    """Ctrl-C, or kill -9 of the driver: no trial twice, no run twice, the same table."""
     spec = tiny_pool.write(tmp_path / "tiny.yaml")
     ledger = tmp_path / "outputs/tiny/ledger"
     driver = subprocess.Popen(
         [sys.executable, "-m", "sweeps", "run", str(spec)],
-        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     while len(list(ledger.glob("*.json"))) < 3:
-        assert driver.poll() is None, "ended before it could be killed"
+        assert driver.poll() is None, "ended before it could be stopped"
         time.sleep(0.01)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
+    driver.send_signal(number)
+    if number == signal.SIGINT:
+        said = driver.communicate(timeout=60)[0]
+        assert driver.returncode == 130, said
+        assert f"sweeps run {spec} --resume" in said
+        assert "Traceback" not in said
+        assert runs(tmp_path, "sweep") == ["KILLED"]
+        assert len(runs(tmp_path, "trial")) == len(list(ledger.glob("*.json")))
+    else:
+        driver.wait()
     kept = {path.name: path.stat().st_mtime_ns for path in ledger.glob("*.json")}
+    assert len(kept) >= 3
     assert not (tmp_path / "outputs/tiny/comparison.json").exists()
-    done = sweeps("run", spec, "--resume", cwd=tmp_path)
+    done = in_process("run", spec, "--resume", *TWO, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     after = {path.name: path.stat().st_mtime_ns for path in ledger.glob("*.json")}
     assert {name: after[name] for name in kept} == kept
@@ -118,23 +114,11 @@ def test_killed_and_resumed_equals_undisturbed(undisturbed, tiny_pool, tmp_path)
     assert sorted(keys) == sorted(path.stem for path in ledger.glob("*.json"))
 
 
-def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tiny_pool, tmp_path):
-    spec = tiny_pool.write(tmp_path / "tiny.yaml")
-    ledger = tmp_path / "outputs/tiny/ledger"
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "sweeps", "run", str(spec)],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    while len(list(ledger.glob("*.json"))) < 2:
-        assert driver.poll() is None, "ended before it could be interrupted"
-        time.sleep(0.01)
-    driver.send_signal(signal.SIGINT)
-    said = driver.communicate(timeout=60)[0]
-    assert driver.returncode == 130, said
-    assert f"sweeps run {spec} --resume" in said
-    assert "Traceback" not in said
-    assert len(list(ledger.glob("*.json"))) >= 2
-    with sqlite3.connect(tmp_path / "outputs" / "mlflow.db") as db:
-        tagged = "select status from runs join tags using (run_uuid) where key='role' and value="
-        assert db.execute(f"{tagged}'sweep'").fetchall() == [("KILLED",)]
-        assert len(db.execute(f"{tagged}'trial'").fetchall()) == len(list(ledger.glob("*.json")))
+def runs(cwd: Path, role: str) -> list[str]:
+    """How MLflow's runs of this role ended."""
+    with sqlite3.connect(cwd / "outputs" / "mlflow.db") as db:
+        found = db.execute(
+            "select status from runs join tags using (run_uuid) where key='role' and value=?",
+            (role,),
+        )
+        return [status for (status,) in found]

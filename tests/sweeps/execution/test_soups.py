@@ -15,7 +15,7 @@ import torch
 import yaml
 from mlflow import MlflowClient
 
-from tests.sweeps.execution.test_run import comparison, sweeps
+from tests.sweeps.program import TWO, comparison, in_process, sweeps
 
 pytestmark = pytest.mark.ray
 
@@ -50,12 +50,12 @@ def ingredients(spec: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def souped(tiny_pool, tmp_path_factory) -> Path:
+def souped(tiny_pool, tmp_path_factory, ray_cluster) -> Path:
     """Where a finished sweep lies."""
     cwd = tmp_path_factory.mktemp("soup")
     os.environ["FUSION_SWEEPS_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
     spec = ingredients(tiny_pool.write(cwd / "tiny.yaml", methods=METHODS))
-    done = sweeps("run", spec, *SETS, cwd=cwd)
+    done = in_process("run", spec, *SETS, *TWO, cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     return cwd
 
@@ -171,7 +171,7 @@ def test_decisions_are_kept_and_shown(souped):
 def test_a_soup_is_rebuilt_from_its_recipe(souped):
     folder = souped / "outputs/tiny"
     out = souped / "exported"
-    done = sweeps("export", folder / "recipes/learned_soup.yaml", out, cwd=souped)
+    done = in_process("export", folder / "recipes/learned_soup.yaml", out, cwd=souped)
     assert done.returncode == 0, done.stderr
     from safetensors.torch import load_file
 
@@ -220,7 +220,7 @@ def test_a_soup_that_is_killed_goes_on_to_the_same_rows(souped, tiny_pool, tmp_p
 def test_wrong_ingredients_are_refused_before_anything_runs(tiny_pool, tmp_path):
     wrong = {"greedy_soup": {"ingredients": ["run_blobs", "nobody"]}, "wise_ft": {}}
     spec = ingredients(tiny_pool.write(tmp_path / "tiny.yaml", methods=wrong))
-    done = sweeps("run", spec, cwd=tmp_path)
+    done = in_process("run", spec, cwd=tmp_path)
     assert done.returncode == 2
     assert "methods.greedy_soup: ingredients: unknown ingredient 'nobody'" in done.stderr
     assert not (tmp_path / "outputs/tiny").exists()

@@ -26,7 +26,7 @@ from sweeps.storage import mirror as mirroring
 from sweeps.storage.fetch import check_there, take_up
 from sweeps.storage.mirror import Mirror, scan
 from sweeps.storage.store import open_store, reach
-from tests.sweeps.execution.test_run import comparison, sweeps
+from tests.sweeps.program import comparison, sweeps
 
 TEXT = "name: s\n"
 

@@ -1,7 +1,6 @@
 """Trials on Tune: a failure is recorded and the sweep goes on; a fault of the ledger ends it."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -24,7 +23,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
 class Fake(Living):
-    """A replica whose accuracy is λ, and that fails where λ is 0.5."""
+    """A replica whose accuracy is λ; it fails for some λ and runs out of memory for other work."""
 
     def __init__(self, log):
         self.log = str(log)
@@ -35,6 +34,8 @@ class Fake(Living):
         scale = recipe.params.get("scale", 0.0)
         if scale == 0.5:
             raise RuntimeError("no luck with a half")
+        if scale == 0.7 or recipe.method == "experts":
+            raise OutOfMemory("evaluate: out of memory, 2 times in a row")
         hits = np.arange(10) < round(10 * scale)
         return Evaluation({"x": TaskScore(hits, 1.0)}, 0.01, 1)
 
@@ -42,17 +43,16 @@ class Fake(Living):
         return self.evaluate(Recipe(method, params), role).plain()
 
     def embed(self, expert, role):
-        pass
+        raise OutOfMemory("embed: out of memory, 2 times in a row")
 
 
-@pytest.fixture
-def spec():
+def spec_of(*scales):
     return validate(
         {
             "name": "t",
             "pool": {"base": "b", "experts": {"x": "e"}},
             "tasks": {"x": {"dataset": "d"}},
-            "methods": {"task_arithmetic": {"scale": {"grid": [0.1, 0.5, 0.9]}}},
+            "methods": {"task_arithmetic": {"scale": {"grid": [*scales]}}},
         },
         "t.yaml",
     )
@@ -76,30 +76,37 @@ def calls(log):
     return sorted(params.get("scale", -1) for _, params in lines)
 
 
-def test_a_failed_trial_is_recorded_and_only_it_runs_again(spec, tmp_path):
+def test_failed_trials_are_recorded_and_only_they_run_again(tmp_path):
+    """One trial raises; one, a reference model and an embedding run out of memory."""
+    spec = spec_of(0.1, 0.5, 0.7, 0.9)
     folder, log = SweepFolder(tmp_path / "t"), tmp_path / "log"
     run(spec, folder, log)
-    entries = {entry.params.get("scale"): entry for entry in folder.ledger if entry.params}
-    assert {scale: entry.status for scale, entry in entries.items()} == {
+    found = {entry.params.get("scale", entry.method): entry for entry in folder.ledger}
+    assert {name: entry.status for name, entry in found.items()} == {
+        "pretrained": "done",
+        "experts": "failed",
         0.1: "done",
         0.5: "failed",
+        0.7: "failed",
         0.9: "done",
     }
-    assert "no luck with a half" in entries[0.5].error
-    assert entries[0.9].metrics["acc/mean"] == 0.9
-    assert calls(log) == [-1, -1, 0.1, 0.5, 0.9]  # with pretrained and experts
+    assert "no luck with a half" in found[0.5].error
+    short = "OutOfMemory: evaluate: out of memory, 2 times in a row"
+    assert found[0.7].error == found["experts"].error == short
+    assert found[0.9].metrics["acc/mean"] == 0.9
+    assert calls(log) == [-1, -1, 0.1, 0.5, 0.7, 0.9]  # with pretrained and experts
     log.unlink()
     folder.ledger.clear_failed()
     run(spec, folder, log)
-    assert calls(log) == [0.5]
+    assert calls(log) == [-1, 0.5, 0.7]
 
 
-def test_a_ledger_that_cannot_be_written_ends_the_sweep_with_its_line(spec, tmp_path):
+def test_a_ledger_that_cannot_be_written_ends_the_sweep_with_its_line(tmp_path):
     def full(entry):
         raise InputError("ledger/x.json: cannot be written: No space left on device")
 
     with pytest.raises(InputError, match="No space left on device"):
-        run(spec, SweepFolder(tmp_path / "t"), tmp_path / "log", full)
+        run(spec_of(0.1), SweepFolder(tmp_path / "t"), tmp_path / "log", full)
 
 
 @pytest.mark.parametrize(
@@ -119,37 +126,11 @@ def test_as_many_trials_as_replicas_and_the_driver_take(
     assert in_flight(replicas, learning, gigabytes * 2**30, cores) == trials
 
 
-class Hungry(Fake):
-    """Short of memory in one trial and one reference, and for an embedding."""
-
-    def evaluate(self, recipe, role):
-        if recipe.params.get("scale") == 0.5 or recipe.method == "experts":
-            raise OutOfMemory("evaluate: out of memory, 2 times in a row")
-        return super().evaluate(recipe, role)
-
-    def embed(self, expert, role):
-        raise OutOfMemory("embed: out of memory, 2 times in a row")
-
-
-def test_what_runs_out_of_memory_is_a_failed_trial_and_the_rest_goes_on(
-    spec, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(sys.modules[__name__], "Fake", Hungry)
-    folder = SweepFolder(tmp_path / "t")
-    run(spec, folder, tmp_path / "log")
-    found = {(entry.method, entry.params.get("scale")): entry for entry in folder.ledger}
-    failed = {name: entry.error for name, entry in found.items() if entry.status == "failed"}
-    assert failed.keys() == {("task_arithmetic", 0.5), ("experts", None)}
-    assert set(failed.values()) == {"OutOfMemory: evaluate: out of memory, 2 times in a row"}
-    assert len(found) > len(failed) + 1
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [1, 99])
-def test_trials_that_ray_kills_for_memory_begin_again_a_few_times(
-    spec, tmp_path, monkeypatch, killed
-):
+def test_trials_that_ray_kills_for_memory_begin_again_a_few_times(tmp_path, monkeypatch, killed):
     """Tune itself fails of it."""
+    spec = spec_of(0.1, 0.5, 0.9)
     begun, tuned = [], trials.tuned
 
     def failing(*args):
@@ -170,10 +151,10 @@ def test_trials_that_ray_kills_for_memory_begin_again_a_few_times(
     assert len(begun) == trials.RUNS
 
 
-def test_another_fault_of_tune_is_raised_as_it_is(spec, tmp_path, monkeypatch):
+def test_another_fault_of_tune_is_raised_as_it_is(tmp_path, monkeypatch):
     def failing(*args):
         raise RuntimeError("No trial runner")
 
     monkeypatch.setattr(trials, "tuned", failing)
     with pytest.raises(RuntimeError, match=r"^No trial runner$"):
-        run(spec, SweepFolder(tmp_path / "t"), tmp_path / "log")
+        run(spec_of(0.1), SweepFolder(tmp_path / "t"), tmp_path / "log")
