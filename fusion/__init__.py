@@ -4,44 +4,113 @@ Axes everywhere: T tasks (experts), B batch, C classes, G groups of tensors that
 coefficient, D embedding width.
 """
 
-from fusion.analysis.significance import holm as holm
-from fusion.analysis.significance import mcnemar as mcnemar
-from fusion.analysis.significance import mean_interval as mean_interval
-from fusion.analysis.significance import wilson as wilson
-from fusion.errors import InputError as InputError
-from fusion.logits.cosine_head import zero_shot_head as zero_shot_head
-from fusion.merged_layers.functional import merged_linear as merged_linear
-from fusion.methods.classifiers.ensemble import ensemble as ensemble
-from fusion.methods.learned.adamerging import adamerging as adamerging
-from fusion.methods.learned.dawe import dawe as dawe
-from fusion.methods.learned.gate import Gate as Gate
-from fusion.methods.learned.learned_soup import learned_soup as learned_soup
-from fusion.methods.routed.dawin import dawin as dawin
-from fusion.methods.soups.selection import best_single as best_single
-from fusion.methods.soups.selection import greedy_soup as greedy_soup
-from fusion.methods.soups.selection import oracle_single as oracle_single
-from fusion.methods.soups.uniform_soup import uniform_soup as uniform_soup
-from fusion.methods.static.average import simple_average as simple_average
-from fusion.methods.static.average import weighted_average as weighted_average
-from fusion.methods.static.average import wise_ft as wise_ft
-from fusion.methods.static.task_arithmetic import task_arithmetic as task_arithmetic
-from fusion.methods.static.ties import ties as ties
-from fusion.registry import METHODS as METHODS
-from fusion.registry import Adaptive as Adaptive
-from fusion.registry import Gated as Gated
-from fusion.registry import Learned as Learned
-from fusion.registry import LogitSpace as LogitSpace
-from fusion.registry import Method as Method
-from fusion.registry import Resident as Resident
-from fusion.registry import Routed as Routed
-from fusion.registry import Selected as Selected
-from fusion.registry import Static as Static
-from fusion.task_vectors.coding import Coding as Coding
-from fusion.task_vectors.coding import mix as mix
-from fusion.task_vectors.coding import one_hot as one_hot
-from fusion.task_vectors.low_rank import LowRank as LowRank
-from fusion.task_vectors.sharded_reduce import Survey as Survey
-from fusion.task_vectors.sharded_reduce import run_surveys as run_surveys
-from fusion.task_vectors.task_vectors import Deltas as Deltas
-from fusion.task_vectors.task_vectors import StateDict as StateDict
-from fusion.task_vectors.task_vectors import TaskVectors as TaskVectors
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # types for mypy and editors; at run time names load on first use, see below
+    from fusion.analysis.significance import holm as holm
+    from fusion.analysis.significance import mcnemar as mcnemar
+    from fusion.analysis.significance import mean_interval as mean_interval
+    from fusion.analysis.significance import wilson as wilson
+    from fusion.errors import InputError as InputError
+    from fusion.logits.cosine_head import zero_shot_head as zero_shot_head
+    from fusion.merged_layers.functional import merged_linear as merged_linear
+    from fusion.methods.classifiers.ensemble import ensemble as ensemble
+    from fusion.methods.learned.adamerging import adamerging as adamerging
+    from fusion.methods.learned.dawe import dawe as dawe
+    from fusion.methods.learned.gate import Gate as Gate
+    from fusion.methods.learned.learned_soup import learned_soup as learned_soup
+    from fusion.methods.routed.dawin import dawin as dawin
+    from fusion.methods.soups.selection import best_single as best_single
+    from fusion.methods.soups.selection import greedy_soup as greedy_soup
+    from fusion.methods.soups.selection import oracle_single as oracle_single
+    from fusion.methods.soups.uniform_soup import uniform_soup as uniform_soup
+    from fusion.methods.static.average import simple_average as simple_average
+    from fusion.methods.static.average import weighted_average as weighted_average
+    from fusion.methods.static.average import wise_ft as wise_ft
+    from fusion.methods.static.task_arithmetic import task_arithmetic as task_arithmetic
+    from fusion.methods.static.ties import ties as ties
+    from fusion.registry import METHODS as METHODS
+    from fusion.registry import Adaptive as Adaptive
+    from fusion.registry import Gated as Gated
+    from fusion.registry import Learned as Learned
+    from fusion.registry import LogitSpace as LogitSpace
+    from fusion.registry import Method as Method
+    from fusion.registry import Resident as Resident
+    from fusion.registry import Routed as Routed
+    from fusion.registry import Selected as Selected
+    from fusion.registry import Static as Static
+    from fusion.task_vectors.coding import Coding as Coding
+    from fusion.task_vectors.coding import mix as mix
+    from fusion.task_vectors.coding import one_hot as one_hot
+    from fusion.task_vectors.low_rank import LowRank as LowRank
+    from fusion.task_vectors.sharded_reduce import Survey as Survey
+    from fusion.task_vectors.sharded_reduce import run_surveys as run_surveys
+    from fusion.task_vectors.task_vectors import Deltas as Deltas
+    from fusion.task_vectors.task_vectors import StateDict as StateDict
+    from fusion.task_vectors.task_vectors import TaskVectors as TaskVectors
+
+EXPORTS = {
+    "holm": "fusion.analysis.significance",
+    "mcnemar": "fusion.analysis.significance",
+    "mean_interval": "fusion.analysis.significance",
+    "wilson": "fusion.analysis.significance",
+    "InputError": "fusion.errors",
+    "zero_shot_head": "fusion.logits.cosine_head",
+    "merged_linear": "fusion.merged_layers.functional",
+    "ensemble": "fusion.methods.classifiers.ensemble",
+    "adamerging": "fusion.methods.learned.adamerging",
+    "dawe": "fusion.methods.learned.dawe",
+    "Gate": "fusion.methods.learned.gate",
+    "learned_soup": "fusion.methods.learned.learned_soup",
+    "dawin": "fusion.methods.routed.dawin",
+    "best_single": "fusion.methods.soups.selection",
+    "greedy_soup": "fusion.methods.soups.selection",
+    "oracle_single": "fusion.methods.soups.selection",
+    "uniform_soup": "fusion.methods.soups.uniform_soup",
+    "simple_average": "fusion.methods.static.average",
+    "weighted_average": "fusion.methods.static.average",
+    "wise_ft": "fusion.methods.static.average",
+    "task_arithmetic": "fusion.methods.static.task_arithmetic",
+    "ties": "fusion.methods.static.ties",
+    "METHODS": "fusion.registry",
+    "Adaptive": "fusion.registry",
+    "Gated": "fusion.registry",
+    "Learned": "fusion.registry",
+    "LogitSpace": "fusion.registry",
+    "Method": "fusion.registry",
+    "Resident": "fusion.registry",
+    "Routed": "fusion.registry",
+    "Selected": "fusion.registry",
+    "Static": "fusion.registry",
+    "Coding": "fusion.task_vectors.coding",
+    "mix": "fusion.task_vectors.coding",
+    "one_hot": "fusion.task_vectors.coding",
+    "LowRank": "fusion.task_vectors.low_rank",
+    "Survey": "fusion.task_vectors.sharded_reduce",
+    "run_surveys": "fusion.task_vectors.sharded_reduce",
+    "Deltas": "fusion.task_vectors.task_vectors",
+    "StateDict": "fusion.task_vectors.task_vectors",
+    "TaskVectors": "fusion.task_vectors.task_vectors",
+}
+"""Public name -> the module that defines it."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, so that `import fusion.errors` does not import torch.
+
+    Raises:
+        AttributeError: `fusion` has no such name.
+    """
+    if name not in EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(EXPORTS[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    """The public names, and what is loaded already."""
+    return sorted({*globals(), *EXPORTS})

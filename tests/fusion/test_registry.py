@@ -7,7 +7,6 @@ import re
 import pytest
 import torch
 
-import fusion
 from fusion.errors import InputError
 from fusion.registry import METHODS, Static
 from tests.fusion.laws import toy, toy_embeddings
@@ -87,9 +86,3 @@ def test_merge_is_the_rule_with_its_defaults() -> None:
         assert isinstance(method, Static)
         merged, direct = method.merge(toy()), method.rule(toy())
         assert all(torch.equal(merged[key], direct[key]) for key in direct)
-
-
-def test_public_names() -> None:
-    assert fusion.METHODS is METHODS
-    assert fusion.TaskVectors.__name__ == "TaskVectors"
-    assert issubclass(fusion.InputError, ValueError)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 import json
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
 
 from fusion.errors import InputError
 from fusion.registry import METHODS
-from sweeps.cli import list_methods
+from sweeps.cli import list_methods, methods_table
 
 
 def printed(name: str | None = None) -> str:
@@ -18,6 +20,29 @@ def printed(name: str | None = None) -> str:
     with console.capture() as capture:
         console.print(list_methods.describe(name))
     return capture.get()
+
+
+def test_the_table_is_that_of_the_registry() -> None:
+    written = methods_table.PATH.read_text(encoding="utf-8")
+    assert written == methods_table.text(), "run: python -m sweeps.cli.methods_table"
+    assert list_methods.as_json() == methods_table.table()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [(["--help"], "quickstart"), (["methods"], "ties"), (["methods", "ties"], "density")],
+)
+def test_help_and_methods_import_neither_torch_nor_ray(arguments: list[str], shown: str) -> None:
+    code = (
+        "import sys\n"
+        "from sweeps.__main__ import main\n"
+        "try:\n    main()\n"
+        "finally:\n    assert not {'torch', 'ray', 'mlflow'} & set(sys.modules)\n"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert shown in done.stdout
 
 
 def test_all_methods_are_listed_with_their_parameters() -> None:
