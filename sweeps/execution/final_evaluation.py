@@ -22,7 +22,7 @@ from actors.files.fingerprint import Fingerprint
 from actors.fleet.fleet import Client
 from actors.fleet.transport import fetched
 from fusion.errors import InputError
-from fusion.registry import METHODS, Fitted, Learned, LogitSpace, Routed
+from fusion.registry import METHODS
 from sweeps.console.progress import Progress
 from sweeps.planning.shift_data import ROLE
 from sweeps.results.comparison import Row, intervals
@@ -74,7 +74,7 @@ def evaluate_rows(
 def reads_embeddings(row: Row) -> bool:
     """Whether a row's evaluation reads cached expert embeddings; such rows go last."""
     found = METHODS.get(row.method)
-    return row.method == "experts" or isinstance(found, LogitSpace | Routed | Fitted)
+    return row.method == "experts" or (found is not None and "expert_logits" in found.reads)
 
 
 def recipe_of(row: Row, learned: Path) -> Recipe:
@@ -84,7 +84,8 @@ def recipe_of(row: Row, learned: Path) -> Recipe:
         InputError: its file is gone.
     """
     params = {} if row.method in REFERENCES else row.params
-    if not isinstance(METHODS.get(row.method), Learned):
+    method = METHODS.get(row.method)
+    if method is None or not method.learns:
         return Recipe(row.method, params)
     path = learned / learned_name(row.trial_key or "")
     try:

@@ -21,7 +21,7 @@ from actors.experts.protocol import Experts
 from actors.experts.unseen_tasks import learners
 from actors.files.cache_dir import cache_dir
 from actors.fleet.file_transfer import home
-from fusion.registry import METHODS, Informed, Learned
+from fusion.registry import METHODS
 from sweeps.console import redact, signals
 from sweeps.console.optional import aside
 from sweeps.console.progress import Progress
@@ -275,7 +275,7 @@ def course_of(
     `everywhere`: whether there may be trials on other nodes.
     """
     entries, needs = prepared.spec.methods, prepared.needs
-    if not any(isinstance(METHODS[name], Learned) for name in entries):
+    if not any(METHODS[name].learns for name in entries):
         return None
     seen = learners(data)
     return Course(
@@ -319,10 +319,11 @@ def with_recipe(row: Row, prepared: Prepared, folder: SweepFolder, experts: Expe
         "value": row.val.get(spec.metric),
     }
     learned = None
-    if isinstance(METHODS.get(row.method), Learned):
+    method = METHODS.get(row.method)
+    if method is not None and method.learns:
         learned = folder.learned / learned_name(row.trial_key)
     statistics: tuple[str, ...] = ()
-    if isinstance(METHODS.get(row.method), Informed):
+    if method is not None and "statistics" in method.reads:
         statistics = experts.statistics(Recipe(row.method, row.params))
     path = recipe.write(
         folder.recipes, row.method, prepared.pool, row.params, spec.name, selected, learned,

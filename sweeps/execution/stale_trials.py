@@ -12,7 +12,7 @@ from collections.abc import Callable
 from actors.artifacts.learned_file import unpacked
 from actors.files.checksums import unsealed
 from fusion.errors import InputError, one_line
-from fusion.registry import METHODS, Learned
+from fusion.registry import METHODS
 from sweeps.console.number_format import count
 from sweeps.results.folder import SweepFolder, learned_name
 from sweeps.results.ledger import Entry
@@ -59,7 +59,8 @@ def current(entry: Entry, context: Context) -> bool:
 
 def lost(entry: Entry, folder: SweepFolder) -> str | None:
     """Why what a trial learned cannot be read; None where it can, or where it learned nothing."""
-    if entry.status != "done" or not isinstance(METHODS.get(entry.method), Learned):
+    method = METHODS.get(entry.method)
+    if entry.status != "done" or method is None or not method.learns:
         return None
     path = folder.learned / learned_name(entry.trial_key)
     try:

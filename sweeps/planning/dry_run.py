@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -11,19 +12,15 @@ import torch
 from actors.pool.pool import Pool
 from actors.shards.routers import MLP
 from fusion.errors import InputError, unknown
+from fusion.kinds import Row
 from fusion.methods.classifiers.interface import Plane
 from fusion.methods.routed.dawin import Evidence
 from fusion.methods.soups.selection import Selection
 from fusion.methods.soups.uniform_soup import positions
 from fusion.registry import (
     METHODS,
-    Adaptive,
     Fitted,
-    Informed,
     LogitSpace,
-    Method,
-    PerTask,
-    Resident,
     Routed,
     Selected,
     Static,
@@ -31,6 +28,7 @@ from fusion.registry import (
 from fusion.task_vectors.task_vectors import TaskVectors
 from sweeps.planning.learning_needs import REHEARSED
 from sweeps.spec.candidates import random_points
+from sweeps.spec.method import for_kind
 from sweeps.spec.metric import metric_names
 from sweeps.spec.sweep import SweepSpec
 
@@ -43,16 +41,13 @@ def rehearse(spec: SweepSpec, pool: Pool) -> None:
     """
     for name, entry in spec.methods.items():
         method = METHODS[name]
-        if isinstance(method, Resident) and method.blend is None:
+        if "mlp_blocks" in method.requires:
             check_routed(name, pool)
-        if isinstance(method, Adaptive | Resident):
+        if method.stepwise:
             continue  # `needs_of` has built each of its routers, or courses
         for params in islice(random_points(entry, name, spec.seed), REHEARSED):
             try:
-                if isinstance(method, Static):
-                    merge(method, params, pool, spec)
-                else:
-                    try_out(method, params, pool, spec)
+                for_kind(DRY_RUNS, method)(method, params, pool, spec)
             except InputError as error:
                 raise InputError(f"methods.{name}: {error}") from None
 
@@ -62,30 +57,47 @@ def merge(method: Static, params: dict[str, Any], pool: Pool, spec: SweepSpec) -
     zeros = {name: torch.zeros(1) for name in pool.names}
     vectors = TaskVectors.from_state_dicts(zeros, dict.fromkeys(pool.tasks, zeros))
     given: dict[str, Any] = {}
-    if isinstance(method, Informed):
+    if "statistics" in method.reads:
         check_tasks(pool, spec)
         given["statistics"] = {name: torch.ones(len(pool.tasks), 1) for name in pool.names}
-    if isinstance(method, PerTask):
+    if method.output == "model_per_task":
         check_own(pool, spec)
         given["task"] = pool.tasks[0]
     method.merge(vectors, **params, **given)
 
 
-def try_out(method: Method, params: dict[str, Any], pool: Pool, spec: SweepSpec) -> None:
-    """A method that reads embeddings, or scores."""
-    embeddings, head = torch.ones(len(pool.tasks), 1, 2), torch.ones(2, 2)
-    if isinstance(method, LogitSpace):
-        method.fuse(embeddings, head, **params)
-    elif isinstance(method, Selected):
-        check_selection(method.selection(**params), pool, spec)
-    elif isinstance(method, Fitted):
-        with warnings.catch_warnings(action="ignore"):
-            method.fit(stand_in(pool), **params)
-    elif isinstance(method, Routed):
-        evidence = torch.arange(8.0).view(4, 2)
-        stack = evidence.expand(len(pool.tasks), 4, 2)
-        labels = torch.zeros(len(evidence), dtype=torch.int64)
-        method.route(Evidence(pool.tasks, stack, evidence, labels), **params)
+def fuse(method: LogitSpace, params: dict[str, Any], pool: Pool, spec: SweepSpec) -> None:
+    """A method of the experts' embeddings."""
+    method.fuse(torch.ones(len(pool.tasks), 1, 2), torch.ones(2, 2), **params)
+
+
+def select(method: Selected, params: dict[str, Any], pool: Pool, spec: SweepSpec) -> None:
+    """A method that selects ingredients: the names in its parameters."""
+    check_selection(method.selection(**params), pool, spec)
+
+
+def fit(method: Fitted, params: dict[str, Any], pool: Pool, spec: SweepSpec) -> None:
+    """A method that fits a classifier to embeddings."""
+    with warnings.catch_warnings(action="ignore"):
+        method.fit(stand_in(pool), **params)
+
+
+def route(method: Routed, params: dict[str, Any], pool: Pool, spec: SweepSpec) -> None:
+    """A method that reads the experts' logits of the rows that it is evaluated on."""
+    evidence = torch.arange(8.0).view(4, 2)
+    stack = evidence.expand(len(pool.tasks), 4, 2)
+    labels = torch.zeros(len(evidence), dtype=torch.int64)
+    method.route(Evidence(pool.tasks, stack, evidence, labels), **params)
+
+
+DRY_RUNS: Mapping[type[Row], Callable[[Any, dict[str, Any], Pool, SweepSpec], None]] = {
+    Static: merge,
+    LogitSpace: fuse,
+    Selected: select,
+    Fitted: fit,
+    Routed: route,
+}
+"""Kind of method -> its dry run, of the kinds that do not learn in steps."""
 
 
 def check_routed(name: str, pool: Pool) -> None:

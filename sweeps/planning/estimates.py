@@ -10,7 +10,7 @@ from typing import cast
 
 from actors.data.task import Place, Role, assign
 from actors.experts.prepare_data import MEASURED, ROLES
-from fusion.registry import METHODS, Informed
+from fusion.registry import METHODS
 from sweeps.planning.prepared import Prepared
 from sweeps.planning.shift_data import split_of
 from sweeps.planning.statistics_cost import rows_at
@@ -42,7 +42,7 @@ def shifted_images(prepared: Prepared) -> int:
 def adapted_roles(prepared: Prepared) -> set[str]:
     """Roles whose unlabelled images some method adapts to, or takes statistics of."""
     found: set[str] = set(prepared.needs.adapts_on)
-    if any(isinstance(METHODS[name], Informed) for name in prepared.spec.methods):
+    if any("statistics" in METHODS[name].reads for name in prepared.spec.methods):
         found.add("fit")
     return found
 

@@ -18,7 +18,7 @@ from fusion.methods.learned.gate import Gate
 from fusion.methods.learned.in_model import MaskOptions, ResidentCourse, RouterOptions
 from fusion.methods.learned.steps import Learning, Shape
 from fusion.parameters import bind
-from fusion.registry import METHODS, Adaptive, Fitted, Gated, Informed, Resident
+from fusion.registry import METHODS, Adaptive, Resident
 from sweeps.spec.candidates import random_points
 from sweeps.spec.sweep import SweepSpec
 
@@ -130,7 +130,7 @@ def needs_of(spec: SweepSpec, tasks: tuple[str, ...], groups: tuple[str, ...]) -
         kept = max(kept, kept_of(course, len(tasks)))
         sampled |= isinstance(course.options, RouterOptions) and not course.options.batch_mean
     rows = [METHODS[name] for name in spec.methods]
-    fits = any((isinstance(row, Fitted) and row.fits) or isinstance(row, Informed) for row in rows)
+    fits = any(row.fits for row in rows)
     return Needs(extractors, gates, frozenset(adapts), images, transformed, fits, sampled, kept)
 
 
@@ -141,7 +141,8 @@ def gate_fingerprint(path: Path) -> Fingerprint:
 
 def source_of(method: Adaptive, params: Mapping[str, Any]) -> Source | None:
     """The extractor that a candidate reads; None: none."""
-    return (params["extractor"], params["squash"]) if isinstance(method, Gated) else None
+    gated = method.output == "model_per_sample"
+    return (params["extractor"], params["squash"]) if gated else None
 
 
 def learning_of(

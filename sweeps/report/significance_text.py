@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from actors.artifacts.recipe import REFERENCES
-from fusion.registry import METHODS, Fitted, LogitSpace, PerTask, one_a_sample
+from fusion.registry import METHODS
 from sweeps.console.number_format import equation, params_text, percent, points
 from sweeps.results.comparison import Comparison, Pair, Row
 
@@ -206,10 +206,12 @@ def single_model(comparison: Comparison, best: Row) -> list[str]:
 def several(method: str) -> str:
     """What a method is or does that is not one model for all images; empty where it is one."""
     row = METHODS.get(method)
-    if isinstance(row, PerTask):
+    if row is None or row.output == "one_model":
+        return ""
+    if row.output == "model_per_task":
         return "is one model a task"
-    if isinstance(row, Fitted) and method != "greedy_ensemble":
+    if row.output == "model_per_sample":
+        return "is one model a sample"
+    if row.fits:
         return "is fitted to embeddings, task by task"
-    if isinstance(row, Fitted | LogitSpace):
-        return "runs every expert on each input"
-    return "is one model a sample" if one_a_sample(row) else ""
+    return "runs every expert on each input"

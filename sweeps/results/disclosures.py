@@ -1,13 +1,13 @@
-"""What a reader must know of a row beside its numbers: which images it has seen, and how."""
+"""Disclosures of a result row: which splits the method used, and whether it used labels."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from actors.experts.unseen_tasks import stays_with_seen
+from fusion.kinds import Row
 from fusion.methods.routed.dawin import is_oracle, transductive
-from fusion.parameters import bind
 from fusion.registry import (
     METHODS,
     Adaptive,
@@ -19,6 +19,7 @@ from fusion.registry import (
     Selected,
 )
 from sweeps.results.comparison import ORACLE
+from sweeps.spec.method import for_kind
 from sweeps.spec.sweep import SplitSpec, SweepSpec
 
 CHOSEN_ON_FIT = "chosen on the rows that are trained on, splits.select being splits.fit"
@@ -33,7 +34,7 @@ twice."""
 
 LEFT_OUT = "unseen tasks left out"
 
-WHY = {
+WHY: Mapping[type[Row], str] = {
     PerTask: "it makes one model a task with an expert",
     Fitted: "a classifier is fitted to each seen task",
     Routed: "it reads all images of a task, or their labels, before it classifies them",
@@ -62,11 +63,11 @@ def notes_of(
     ('adapted to the unlabelled test images it is reported on',)
     """
     found = seen_by(method, params, splits, under)
-    if unseen and found and isinstance(METHODS.get(method), Adaptive | Resident):
+    row = METHODS.get(method)
+    if row is not None and unseen and found and row.stepwise:
         found = (f"{found[0]}, seen tasks alone", *found[1:])
-    kind = next((kind for kind in WHY if isinstance(METHODS.get(method), kind)), None)
-    if unseen and kind and stays_with_seen(method, params):
-        return (*found, f"{LEFT_OUT}: {WHY[kind]}")
+    if row is not None and unseen and stays_with_seen(method, params):
+        return (*found, f"{LEFT_OUT}: {for_kind(WHY, row)}")
     return found
 
 
@@ -85,29 +86,75 @@ def seen_by(
 ) -> tuple[str, ...]:
     """Which images a row has seen, and how."""
     row = METHODS.get(method)
-    if isinstance(row, PerTask):
-        return ("one model a task: of each image it must be known which task it is of",)
-    if isinstance(row, Informed):
-        images = f"unlabelled {splits.fit} images{f' under {under}' if under else ''}"
-        return (f"statistics of {images}, of each expert on its own task",)
-    if isinstance(row, Adaptive | Resident):
-        return learned_from(row, bind(method, row.parameters, params), splits, under)
-    if isinstance(row, Fitted):
-        split = " and ".join(dict.fromkeys([*([splits.fit] if row.fits else []), splits.select]))
-        same = f"; {CHOSEN_ON_FIT}" if row.fits and splits.fit == splits.select else ""
-        return (f"fitted to labelled {split} embeddings, task by task{same}",)
-    if isinstance(row, Selected):
-        if row.selection(**params).role == "select":
-            return (CHOSEN_ON_FIT,) if splits.fit == splits.select else ()
-        return (f"{ORACLE}: chosen by the labels it is measured by",)
-    if isinstance(row, Routed):
-        found = []
-        if is_oracle(params):
-            found.append(f"{ORACLE}: reads the labels it is measured by")
-        if transductive(params):
-            found.append("coefficients read off all images it is measured on, without labels")
-        return tuple(found)
+    return () if row is None else for_kind(SEEN, row)(row, params, splits, under)
+
+
+def nothing(*_: Any) -> tuple[str, ...]:
+    """A method that reads weights alone, or what every row is evaluated with."""
     return ()
+
+
+def per_task(*_: Any) -> tuple[str, ...]:
+    """A method that makes one model for each task."""
+    return ("one model a task: of each image it must be known which task it is of",)
+
+
+def informed(
+    row: Informed, params: Mapping[str, Any], splits: SplitSpec, under: str
+) -> tuple[str, ...]:
+    """A method that merges by statistics of data."""
+    images = f"unlabelled {splits.fit} images{f' under {under}' if under else ''}"
+    return (f"statistics of {images}, of each expert on its own task",)
+
+
+def stepwise(
+    row: Adaptive | Resident, params: Mapping[str, Any], splits: SplitSpec, under: str
+) -> tuple[str, ...]:
+    """A method that learns in gradient steps."""
+    return learned_from(row, row.bound(params), splits, under)
+
+
+def fitted(
+    row: Fitted, params: Mapping[str, Any], splits: SplitSpec, under: str
+) -> tuple[str, ...]:
+    """A method that fits classifiers to embeddings."""
+    split = " and ".join(dict.fromkeys([*([splits.fit] if row.fits else []), splits.select]))
+    same = f"; {CHOSEN_ON_FIT}" if row.fits and splits.fit == splits.select else ""
+    return (f"fitted to labelled {split} embeddings, task by task{same}",)
+
+
+def selected(
+    row: Selected, params: Mapping[str, Any], splits: SplitSpec, under: str
+) -> tuple[str, ...]:
+    """A method that selects ingredients by their scores."""
+    if row.selection(**params).role == "select":
+        return (CHOSEN_ON_FIT,) if splits.fit == splits.select else ()
+    return (f"{ORACLE}: chosen by the labels it is measured by",)
+
+
+def routed(
+    row: Routed, params: Mapping[str, Any], splits: SplitSpec, under: str
+) -> tuple[str, ...]:
+    """A method that routes by the experts' logits of the rows that it is measured on."""
+    found = []
+    if is_oracle(params):
+        found.append(f"{ORACLE}: reads the labels it is measured by")
+    if transductive(params):
+        found.append("coefficients read off all images it is measured on, without labels")
+    return tuple(found)
+
+
+SEEN: Mapping[type[Row], Callable[..., tuple[str, ...]]] = {
+    Row: nothing,
+    PerTask: per_task,
+    Informed: informed,
+    Adaptive: stepwise,
+    Resident: stepwise,
+    Fitted: fitted,
+    Selected: selected,
+    Routed: routed,
+}
+"""Kind of method -> which images its rows have seen: `handler(row, params, splits, under)`."""
 
 
 def notes_of_pool(method: str, hashes: Mapping[str, str]) -> tuple[str, ...]:
@@ -142,7 +189,7 @@ def learned_from(
     split = getattr(splits, role)
     if not params["steps"] and not params.get("coefficient_steps"):
         return ()
-    if isinstance(row, Adaptive) and row.labelled:
+    if "labels" in row.reads:
         optimistic = "; its score there is no measurement" if role == "select" else ""
         return (f"learned from {split} images with their labels{optimistic}",)
     if under:

@@ -32,7 +32,7 @@ from actors.files.paths import Plain, inside
 from actors.pool.pool import Pool, open_pool
 from actors.pool.vectors_on_disk import filed_vectors
 from fusion.errors import InputError, unknown
-from fusion.registry import METHODS, Fitted, Informed, LogitSpace, PerTask, Resident, one_a_sample
+from fusion.registry import METHODS
 from sweeps.results.ledger import write_text
 
 LEARNED_BYTES = 1 << 33
@@ -186,7 +186,8 @@ def export(path: Path, out: Path) -> None:
             )
     check_beside(recipe, pool.base, path)
     what = What(recipe.method, {**recipe.params, **known_statistics(recipe, pool, path)}, data)
-    if isinstance(METHODS.get(recipe.method), PerTask):
+    row = METHODS.get(recipe.method)
+    if row is not None and row.output == "model_per_task":
         vectors = replace(filed_vectors(pool), results=results_dtype(recipe.result_dtype))
         with new_folder(out) as part:
             for task in pool.tasks:
@@ -205,7 +206,8 @@ def known_statistics(recipe: Recipe, pool: Pool, path: Path) -> dict[str, Any]:
     Raises:
         InputError: this machine's cache does not have them.
     """
-    if not isinstance(METHODS.get(recipe.method), Informed):
+    row = METHODS.get(recipe.method)
+    if row is None or "statistics" not in row.reads:
         return {}
     segments = range(len(clip_segments(pool.base)))
     files = [place(key, at) for key in recipe.statistics for at in segments]
@@ -228,12 +230,12 @@ def tempered(base: Checkpoint, beta: float) -> dict[str, Any]:
 def check_single(recipe: Recipe, path: Path) -> None:
     """Raise InputError where a recipe makes no single model."""
     row = METHODS.get(recipe.method)
-    if isinstance(row, LogitSpace | Fitted) or recipe.method == "experts":
+    if recipe.method == "experts" or (row is not None and row.output == "logits"):
         raise InputError(
             f"{path}: {recipe.method}: fuses logits; there is no single model to build"
         )
-    if one_a_sample(row):
-        what = "routers are" if isinstance(row, Resident) else "gate is"
+    if row is not None and row.output == "model_per_sample":
+        what = "routers are" if "mlp_blocks" in row.requires else "gate is"
         kept = f"; its {what} {learned_file(recipe.learned, path)}" if recipe.learned else ""
         raise InputError(
             f"{path}: {recipe.method}: one model a sample; there is no single model to build{kept}"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, model_serializer
 
 from fusion.errors import InputError, unknown
+from fusion.kinds import Row
 from fusion.parameters import Parameter, members
-from fusion.registry import METHODS, Adaptive, Resident
+from fusion.registry import METHODS
 from sweeps.spec.errors import NOT_GIVEN, Fault, raise_all
 from sweeps.spec.search_space import (
     Choice,
@@ -27,10 +28,21 @@ from sweeps.spec.search_space import (
 Searcher = Literal["random", "tpe", "cmaes"]
 RESERVED = ("trials", "searcher", "scheduler")
 """Keys of an entry that are not parameters of the method; no method may have one of these."""
-STEPWISE = frozenset(
-    name for name, method in METHODS.items() if isinstance(method, Adaptive | Resident)
-)
+STEPWISE = frozenset(name for name, method in METHODS.items() if method.stepwise)
 """Methods that report results on the way, so that a scheduler can stop them: those that learn."""
+
+
+Handler = TypeVar("Handler")
+
+
+def for_kind(table: Mapping[type[Row], Handler], row: Row) -> Handler:
+    """The entry of a table by kind of method: that of the row's class, else of its nearest base.
+
+    Raises:
+        KeyError: a kind that the table lacks.
+    """
+    found = [kind for kind in type(row).__mro__ if kind in table]
+    return table[found[0] if found else type(row)]
 
 
 class MethodSpec(BaseModel):

@@ -11,7 +11,7 @@ from typing import Any
 from actors.files.fingerprint import Fingerprint
 from fusion.kinds import Row
 from fusion.parameters import bind
-from fusion.registry import METHODS, Adaptive, Informed, Resident
+from fusion.registry import METHODS
 
 EXACT = 2**53
 """Integers up to here are floats too, and then `1` and `1.0` are one value."""
@@ -86,9 +86,7 @@ def adapts(row: Row | None) -> bool:
     >>> [name for name in ("ties", "adamerging", "learned_soup", "fisher") if adapts(METHODS[name])]
     ['adamerging', 'fisher']
     """
-    if isinstance(row, Adaptive):
-        return not row.labelled
-    return isinstance(row, Resident | Informed)
+    return row is not None and "inputs" in row.reads and "labels" not in row.reads
 
 
 def derive_seed(seed: int, *purpose: Any) -> int:

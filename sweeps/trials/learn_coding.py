@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -81,8 +81,7 @@ def learn(config: Mapping[str, Any], experts: Experts, course: Course, report: R
     Raises:
         InputError: a loss that is not finite, a gate that does not fit; names step and task.
     """
-    method = METHODS[config["method"]]
-    assert isinstance(method, Adaptive)
+    method = cast(Adaptive, METHODS[config["method"]])
     params = bind(config["method"], method.parameters, config["params"])
     if params.get("gate"):
         params["gate"] = str(gate_of(course, params["gate"]))

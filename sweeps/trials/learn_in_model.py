@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from actors.artifacts.in_model_state_file import learned_of, load_resident
 from actors.artifacts.recipe import Recipe
@@ -30,8 +30,7 @@ def course_of(config: Mapping[str, Any], course: Course) -> ResidentCourse:
     Raises:
         InputError: wrong parameters.
     """
-    row = METHODS[config["method"]]
-    assert isinstance(row, Resident)
+    row = cast(Resident, METHODS[config["method"]])
     return row.course(Shape(course.tasks, course.groups), **config["params"])
 
 

@@ -20,7 +20,7 @@ from actors.cluster.limits import cores, limits
 from actors.files.fingerprint import Fingerprint
 from actors.fleet.fleet import Client
 from actors.fleet.transport import fetched
-from fusion.registry import METHODS, Learned
+from fusion.registry import METHODS
 from sweeps.console.progress import Progress
 from sweeps.results.folder import SweepFolder
 from sweeps.results.ledger import Entry
@@ -191,7 +191,7 @@ def tuned(
 
     # Failed trials are ours to show, once, at the end; Tune would print each with its traceback.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    learns = [name for name, row in METHODS.items() if isinstance(row, Learned)]
+    learns = [name for name, row in METHODS.items() if row.learns]
     given = None
     if course is not None:
         # Pickled twice: a trial that does not learn opens the outer one only, without torch.

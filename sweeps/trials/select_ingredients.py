@@ -15,7 +15,7 @@ from base64 import b64decode, b64encode
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,8 +134,7 @@ def select(config: Mapping[str, Any], experts: Experts, course: Course, report: 
         InputError: an unknown ingredient or metric; no ingredient with a finite score, or none
             whose file is still there.
     """
-    method = METHODS[config["method"]]
-    assert isinstance(method, Selected)
+    method = cast(Selected, METHODS[config["method"]])
     start = time.perf_counter()
     params = bind(config["method"], method.parameters, config["params"])
     selection = method.selection(**params)
