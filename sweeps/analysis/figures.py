@@ -83,9 +83,9 @@ def drawn_plane(tables: Tables) -> list[Picture]:
             continue
         figure, axes = canvas(7.0, 5.4)
         # Far outside the loss runs away; what is near the models is what is to be seen.
-        spots = [scale * value(line[what]) for line in tables["marks"]]
+        nodes = [scale * value(line[what]) for line in tables["marks"]]
         low = float(np.nanmin(cells))
-        high = max([*(s for s in spots if math.isfinite(s)), float(np.nanpercentile(cells, 90))])
+        high = max([*(s for s in nodes if math.isfinite(s)), float(np.nanpercentile(cells, 90))])
         high = max(high, low + 1e-9)
         norm = Normalize(low, high)
         mesh = axes.pcolormesh(xs, ys, cells, cmap="viridis_r", norm=norm, shading="nearest")

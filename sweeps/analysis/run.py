@@ -23,24 +23,24 @@ from fusion.errors import InputError, unknown
 from sweeps.analysis.core import finding
 from sweeps.analysis.core.evaluated_points import PROBE, Points, labels_of, with_probe
 from sweeps.analysis.core.finding import Finding
-from sweeps.analysis.core.inputs import BEST, SECOND, Given, Wish
-from sweeps.analysis.core.shift_probes import described, grounds_of, with_shift_probes
+from sweeps.analysis.core.inputs import BEST, SECOND, AnalysisInputs, AnalysisOptions
+from sweeps.analysis.core.shift_probes import described, shift_contexts, with_shift_probes
 from sweeps.analysis.html_page import write_page
 from sweeps.analysis.parts import angles, landscape, pair_averages, robustness, soup_vs_ensemble
 from sweeps.console import redact
 from sweeps.console.progress import Progress
 from sweeps.execution.site import Site
-from sweeps.execution.start_fleet import stand
+from sweeps.execution.start_fleet import start_fleet
 from sweeps.planning.prepare import prepare
 from sweeps.planning.prepared import Prepared
 from sweeps.report.html import write_html
 from sweeps.results.folder import SweepFolder, owned, read_identity
-from sweeps.results.ingredient_recipes import Recipe, recipe_of
+from sweeps.results.ingredient_recipes import TrainingRecipe, recipe_of
 from sweeps.spec.reference_methods import is_soup
 from sweeps.spec.sweep import SweepSpec
 from sweeps.tracking import mlflow_store, tracker
 
-PARTS: Mapping[str, Callable[[Given, Wish], Finding]] = {
+PARTS: Mapping[str, Callable[[AnalysisInputs, AnalysisOptions], Finding]] = {
     "gram": angles.gram,
     "plane": landscape.plane,
     "angles": pair_averages.angles,
@@ -77,7 +77,7 @@ def analyse(
     console: Console,
     *,
     parts: Sequence[str] = tuple(PARTS),
-    wish: Wish | None = None,
+    options: AnalysisOptions | None = None,
     rows: int = 1000,
     address: str | None = None,
 ) -> Analysis:
@@ -88,15 +88,15 @@ def analyse(
         outputs: the folder of all sweeps; this one's gets `outputs/<name>/analysis`.
         console: for progress.
         parts: which, of `PARTS`.
-        wish: models and sizes.
+        options: models and sizes.
         rows: of each task that walks are measured on; 0: all of select.
         address: of a running Ray cluster; None: `$RAY_ADDRESS`, else one of our own.
 
     Raises:
         InputError: wrong input, nothing started; or models that span no plane.
     """
-    wish = wish or Wish()
-    check(spec, parts, wish)
+    options = options or AnalysisOptions()
+    check(spec, parts, options)
     folder = SweepFolder(outputs / spec.name)
     with ExitStack() as stack:
         stack.enter_context(owned(folder.path))
@@ -117,52 +117,52 @@ def analyse(
                 found = with_probe(learners(data), rows, spec.seed)  # others have report rows alone
                 return with_shift_probes(found, prepared, rows) if under_shift else found
 
-            roles: list[Role] = ["fit", "select"] if under_shift and wish.linear else ["select"]
-            fleet, data = stand(running, site, prepared, progress, roles, probed)
+            roles: list[Role] = ["fit", "select"] if under_shift and options.linear else ["select"]
+            fleet, data = start_fleet(running, site, prepared, progress, roles, probed)
             here = folder.path / "analysis"
-            given = given_of(fleet.client, prepared, data, recipes, here, rows, progress)
+            inputs = given_of(fleet.client, prepared, data, recipes, here, rows, progress)
             if under_shift:
-                given = replace(given, shifted=grounds_of(given.probe, prepared, data))
-            files = computed(given, wish, parts, here)
-        return concluded(given, spec, outputs, folder, files)
+                inputs = replace(inputs, shifted=shift_contexts(inputs.probe, prepared, data))
+            files = computed(inputs, options, parts, here)
+        return concluded(inputs, spec, outputs, folder, files)
 
 
-def check(spec: SweepSpec, parts: Sequence[str], wish: Wish) -> None:
+def check(spec: SweepSpec, parts: Sequence[str], options: AnalysisOptions) -> None:
     """Raise InputError where the command line asks for what is not there."""
     for part in parts:
         if part not in PARTS:
             raise InputError(f"--only: {unknown('part', part, PARTS)}")
-    for name in wish.plane or ():
+    for name in options.plane or ():
         words = (*spec.pool.experts, BASE, BEST, SECOND)
         if name not in words:
             raise InputError(f"--plane: {unknown('expert', name, words)}")
-    for pair in wish.pairs:
+    for pair in options.pairs:
         for name in pair:
             if name not in spec.pool.experts:
                 raise InputError(f"--pair: {unknown('expert', name, spec.pool.experts)}")
         if len(set(pair)) < len(pair):
             raise InputError(f"--pair: {','.join(pair)}: two different experts needed")
-    check_path(spec, wish)
+    check_path(spec, options)
 
 
-def check_path(spec: SweepSpec, wish: Wish) -> None:
+def check_path(spec: SweepSpec, options: AnalysisOptions) -> None:
     """Raise InputError where the path is to lead to no expert that has a task to be measured on."""
     soup = is_soup(spec)
     own = [name for name in spec.pool.experts if soup or name in spec.tasks]
-    if wish.path is not None and wish.path not in own:
+    if options.path is not None and options.path not in own:
         what = "expert" if soup else "expert with a task of its own"
-        raise InputError(f"--path: {unknown(what, wish.path, own)}")
+        raise InputError(f"--path: {unknown(what, options.path, own)}")
 
 
 def given_of(
     experts: Experts,
     prepared: Prepared,
     data: Mapping[str, TaskData],
-    recipes: Mapping[str, Recipe],
+    recipes: Mapping[str, TrainingRecipe],
     folder: Path,
     rows: int,
     progress: Progress,
-) -> Given:
+) -> AnalysisInputs:
     """What all parts read: the Gram matrix, each expert's score, and what evaluates points."""
     spec, names = prepared.spec, prepared.pool.tasks
     context = prepared.context().common
@@ -171,7 +171,7 @@ def given_of(
         for role, kept in (("select", "select"), (PROBE, f"probe{rows}"))
     )
     singles = whole([whole.of({name: 1.0}) for name in names], "experts")
-    return Given(
+    return AnalysisInputs(
         context,
         experts.gram(),
         whole,
@@ -188,30 +188,32 @@ def given_of(
     )
 
 
-def computed(given: Given, wish: Wish, parts: Sequence[str], folder: Path) -> list[Path]:
+def computed(
+    inputs: AnalysisInputs, options: AnalysisOptions, parts: Sequence[str], folder: Path
+) -> list[Path]:
     """Compute parts, each written as soon as it is known; the files."""
     if "plane" in parts:
-        landscape.chosen_plane(given, wish)  # what is wrong with it is said before the work
+        landscape.chosen_plane(inputs, options)  # what is wrong with it is said before the work
     return [
         path
         for part, compute in PARTS.items()
         if part in parts
-        for path in finding.write(compute(given, wish), folder)
+        for path in finding.write(compute(inputs, options), folder)
     ]
 
 
 def concluded(
-    given: Given, spec: SweepSpec, outputs: Path, folder: SweepFolder, files: list[Path]
+    inputs: AnalysisInputs, spec: SweepSpec, outputs: Path, folder: SweepFolder, files: list[Path]
 ) -> Analysis:
     """The diagnosis, the page, the report that links to it, and MLflow."""
     here = folder.path / "analysis"
-    contexts = {robustness.PART: given.context_under_shift}
+    contexts = {robustness.PART: inputs.context_under_shift}
     findings = [
         found
         for part in PARTS
-        if (found := finding.read(here, part, contexts.get(part, given.context)))
+        if (found := finding.read(here, part, contexts.get(part, inputs.context)))
     ]
-    findings.append(diagnosis(given, findings))
+    findings.append(diagnosis(inputs, findings))
     files = [*files, *finding.write(findings[-1], here)]
     report = folder.path / "report.html"
     facts = {
@@ -229,27 +231,27 @@ def concluded(
     return Analysis(here, tuple(findings), logged(spec, outputs, folder, placed))
 
 
-def diagnosis(given: Given, findings: Sequence[Finding]) -> Finding:
+def diagnosis(inputs: AnalysisInputs, findings: Sequence[Finding]) -> Finding:
     """Why a soup of these models may be no better than the best of them."""
     about = "Limits are rules of thumb: each names what to look at, none is a proof."
-    if not given.soup:
+    if not inputs.soup:
         line = "The models are experts of different tasks: there is no soup to diagnose."
-        return Finding(DIAGNOSIS, given.context, "", (line,))
+        return Finding(DIAGNOSIS, inputs.context, "", (line,))
     pairs = [
         line
         for found in findings
         if found.part == "barriers"
         for line in found.tables.get("pairs", ())
     ]
-    names = given.gram.tasks
+    names = inputs.gram.tasks
     lines = diagnose(
-        given.gram,
-        [given.singles[name].get("acc/mean", float("nan")) for name in names],
-        [given.recipes.get(name, {}).get("learning_rate") for name in names],
+        inputs.gram,
+        [inputs.singles[name].get("acc/mean", float("nan")) for name in names],
+        [inputs.recipes.get(name, {}).get("learning_rate") for name in names],
         {(line["first"], line["second"]): line["height"] for line in pairs},
     )
     quiet = "Nothing known of these models speaks against averaging them."
-    return Finding(DIAGNOSIS, given.context, about, lines or (quiet,))
+    return Finding(DIAGNOSIS, inputs.context, about, lines or (quiet,))
 
 
 def logged(

@@ -64,17 +64,17 @@ def analyse(
 
         loaded = load(spec, overrides or [])
         ray_connection.stay_on_loopback(address)
-        from sweeps.analysis.core.inputs import wished
+        from sweeps.analysis.core.inputs import read_options
         from sweeps.analysis.run import PARTS, analyse
 
-        wish = wished(
+        options = read_options(
             plane, pair or [], size=size, most=most, alpha=alpha, path=path or None,
             alphas=alphas, linear=linear,
         )  # fmt: skip
         parts = [part.strip() for part in only.split(",")] if only else list(PARTS)
         console = Screen()
         found = analyse(
-            loaded, outputs, console, parts=parts, wish=wish, rows=rows, address=address
+            loaded, outputs, console, parts=parts, options=options, rows=rows, address=address
         )
         tell(found, console)
 

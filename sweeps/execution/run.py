@@ -30,7 +30,7 @@ from sweeps.execution.preflight import Begin, ready
 from sweeps.execution.publish import RESUMED, publish, tags_of
 from sweeps.execution.site import Site
 from sweeps.execution.stale_trials import renew
-from sweeps.execution.start_fleet import stand
+from sweeps.execution.start_fleet import start_fleet
 from sweeps.execution.sweep_run import SweepRun
 from sweeps.planning.prepared import Prepared
 from sweeps.planning.shift_data import shift_fingerprint
@@ -122,7 +122,7 @@ def run(
         )
         if page := stack.enter_context(site.start(prepared)):
             progress.say(f"dashboard {page}")
-        fleet, data = stand(
+        fleet, data = start_fleet(
             stack,
             site,
             prepared,

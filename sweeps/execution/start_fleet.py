@@ -16,7 +16,7 @@ from sweeps.execution.site import Site
 from sweeps.planning.prepared import Prepared
 
 
-def stand(
+def start_fleet(
     stack: ExitStack,
     site: Site,
     prepared: Prepared,

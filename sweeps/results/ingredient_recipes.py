@@ -12,7 +12,7 @@ from typing import Any
 from actors.files.documents import checked, read_yaml
 from fusion.errors import InputError
 
-Recipe = Mapping[str, Any]
+TrainingRecipe = Mapping[str, Any]
 """Hyper-parameter -> value."""
 
 FILE = "recipe.yaml"
@@ -36,7 +36,7 @@ class Chain:
     values: tuple[float, ...]
 
 
-def recipe_of(folder: Path) -> Recipe | None:
+def recipe_of(folder: Path) -> TrainingRecipe | None:
     """The hyper-parameters of an ingredient; None where its folder has no recipe.
 
     None also of a member of a population, which had others from one step to the next.
@@ -61,7 +61,7 @@ def recipe_of(folder: Path) -> Recipe | None:
     return {**params, **told}
 
 
-def chains(recipes: Mapping[str, Recipe]) -> list[Chain]:
+def chains(recipes: Mapping[str, TrainingRecipe]) -> list[Chain]:
     """All sets of at least two ingredients that differ in one number alone, each in its order.
 
     Of several with the same value (other seeds, copies) the first named is taken.
@@ -98,6 +98,6 @@ def chains(recipes: Mapping[str, Recipe]) -> list[Chain]:
     ]
 
 
-def words(recipe: Recipe, alike: Collection[str]) -> str:
+def words(recipe: TrainingRecipe, alike: Collection[str]) -> str:
     """`epochs=4 weight_decay=0.1`, without those that are alike."""
     return " ".join(f"{name}={value}" for name, value in recipe.items() if name not in alike)

@@ -121,15 +121,15 @@ def with_probe(data: Mapping[str, TaskData], rows: int, seed: int) -> dict[str, 
     }
 
 
-def some(given: Rows, rows: int, seed: int, task: str) -> Rows:
+def some(inputs: Rows, rows: int, seed: int, task: str) -> Rows:
     """A fixed sample of rows, in their order."""
-    there = given.indices
+    there = inputs.indices
     if there is None:
-        there = np.arange(len(open_pixels(given.pixels).labels), dtype=np.int64)
+        there = np.arange(len(open_pixels(inputs.pixels).labels), dtype=np.int64)
     if rows == 0 or len(there) <= rows:
-        return given
+        return inputs
     rng = np.random.default_rng(derive_seed(seed, PROBE, task))
-    return replace(given, indices=np.sort(rng.choice(there, size=rows, replace=False)))
+    return replace(inputs, indices=np.sort(rng.choice(there, size=rows, replace=False)))
 
 
 def labels_of(task: TaskData, role: str) -> Tensor:

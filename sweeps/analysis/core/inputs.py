@@ -15,14 +15,14 @@ from fusion.task_vectors.gram import Gram
 from sweeps.analysis.core.evaluated_points import Metrics, Points
 from sweeps.analysis.core.finding import Finding
 from sweeps.analysis.core.shift_probes import Shifted
-from sweeps.results.ingredient_recipes import Recipe
+from sweeps.results.ingredient_recipes import TrainingRecipe
 
 BEST, SECOND = "best", "second"
 """Words for the best and the second best expert on select."""
 
 
 @dataclass(frozen=True)
-class Given:
+class AnalysisInputs:
     """What all parts read."""
 
     context: str
@@ -35,7 +35,7 @@ class Given:
     singles: Mapping[str, Metrics]
     """Of each expert alone, on select."""
     metric: str
-    recipes: Mapping[str, Recipe]
+    recipes: Mapping[str, TrainingRecipe]
     """What each ingredient was trained with, where its folder says so."""
     dtype: str
     seed: int
@@ -68,7 +68,7 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Wish:
+class AnalysisOptions:
     """What the user asked for, beyond which parts."""
 
     plane: tuple[str, str, str] | None = None
@@ -87,7 +87,7 @@ class Wish:
     """Whether the path of the linear classifier is walked too."""
 
 
-def wished(plane: str, pairs: Sequence[str], **others: Any) -> Wish:
+def read_options(plane: str, pairs: Sequence[str], **others: Any) -> AnalysisOptions:
     """What the command line asks for; `others` as `Wish` has them.
 
     Raises:
@@ -105,9 +105,9 @@ def wished(plane: str, pairs: Sequence[str], **others: Any) -> Wish:
             raise InputError(f"--pair: {pair!r}: FIRST,SECOND allowed")
         both.append((names[0], names[1]))
     where = (three[0], three[1], three[2]) if three else None
-    return Wish(where, tuple(both), **others)
+    return AnalysisOptions(where, tuple(both), **others)
 
 
-def skipped(given: Given, part: str, why: str) -> Finding:
+def skipped(inputs: AnalysisInputs, part: str, why: str) -> Finding:
     """A part that cannot be computed."""
-    return Finding(part, given.context, "", (f"Skipped: {why}.",))
+    return Finding(part, inputs.context, "", (f"Skipped: {why}.",))

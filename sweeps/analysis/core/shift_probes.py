@@ -26,8 +26,8 @@ OWN = "@"
 
 
 @dataclass(frozen=True)
-class Ground:
-    """Where WiSE-FT's path to one expert is walked: rows of its tasks, clean and under shift."""
+class ShiftContext:
+    """Rows on which WiSE-FT's path to one expert is evaluated: its tasks, clean and under shift."""
 
     tasks: tuple[str, ...]
     clean: Points
@@ -37,8 +37,8 @@ class Ground:
     """Whose task it is; None: of all ingredients."""
 
 
-Route: TypeAlias = tuple[Ground, str]
-"""A ground, and the expert that the path on it leads to."""
+Route: TypeAlias = tuple[ShiftContext, str]
+"""A context, and the expert at the end of the path that is walked in it."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Shifted:
     """Set -> which rows it is, in words."""
     left_out: Sequence[str] = ()
     """Of sets that are not measured: why."""
-    grounds: Sequence[Ground] = ()
+    contexts: Sequence[ShiftContext] = ()
 
 
 def described(prepared: Prepared) -> Shifted:
@@ -147,10 +147,10 @@ def shifted_rows(prepared: Prepared, task: TaskData, name: str, rows: int) -> Ro
     return some(there, rows, prepared.spec.seed, other.name)
 
 
-def grounds_of(probe: Points, prepared: Prepared, data: Mapping[str, TaskData]) -> Shifted:
+def shift_contexts(probe: Points, prepared: Prepared, data: Mapping[str, TaskData]) -> Shifted:
     """The shift sets with points on their rows.
 
-    Of ingredients there is one ground, with all tasks; of experts one a task, whose points are
+    Of ingredients there is one context, with all tasks; of experts one a task, whose points are
     measured on that task alone.
 
     Args:
@@ -159,7 +159,7 @@ def grounds_of(probe: Points, prepared: Prepared, data: Mapping[str, TaskData]) 
         data: of `with_shift_probes`.
     """
     sets = described(prepared)
-    grounds = []
+    contexts = []
     own = [None] if is_soup(prepared.spec) else [task for task in data if task in probe.names]
     for expert in own:
         tail = "" if expert is None else f"{OWN}{expert}"
@@ -171,8 +171,8 @@ def grounds_of(probe: Points, prepared: Prepared, data: Mapping[str, TaskData]) 
         }
         if shifts:
             clean = beside(probe, f"{PROBE}{tail}", tail) if tail else probe
-            grounds.append(Ground(tasks, clean, shifts, expert))
-    return replace(sets, grounds=tuple(grounds))
+            contexts.append(ShiftContext(tasks, clean, shifts, expert))
+    return replace(sets, contexts=tuple(contexts))
 
 
 def beside(points: Points, role: str, tail: str) -> Points:

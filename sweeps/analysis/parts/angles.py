@@ -9,23 +9,23 @@ import numpy as np
 
 from fusion.task_vectors import gram as grams
 from sweeps.analysis.core.finding import Finding, Line
-from sweeps.analysis.core.inputs import Given, Wish
+from sweeps.analysis.core.inputs import AnalysisInputs, AnalysisOptions
 
 TOWER = ("embeddings", "pre_layrnorm", "encoder", "post_layernorm", "visual_projection")
 """Parts of the vision tower, in order."""
 
 
-def gram(given: Given, wish: Wish) -> Finding:
+def gram(inputs: AnalysisInputs, options: AnalysisOptions) -> Finding:
     """Norms, cosines and angles of all task vectors, in whole and by block."""
-    matrix = given.gram
+    matrix = inputs.gram
     blocks = grams.regrouped(matrix, grams.part_of)
     weights = grams.least_norm(matrix.total).tolist()
     norms = grams.norms(matrix.total).tolist()
     experts: list[Line] = [
         {
             "expert": name, "norm": norms[at], "least_norm_weight": weights[at],
-            **{key: given.singles[name].get(key) for key in ("acc/mean", "nll/mean")},
-            "learning_rate": given.recipes.get(name, {}).get("learning_rate"),
+            **{key: inputs.singles[name].get(key) for key in ("acc/mean", "nll/mean")},
+            "learning_rate": inputs.recipes.get(name, {}).get("learning_rate"),
         }
         for at, name in enumerate(matrix.tasks)
     ]  # fmt: skip
@@ -54,7 +54,7 @@ def gram(given: Given, wish: Wish) -> Finding:
         for name, length in zip(matrix.tasks, grams.norms(products).tolist(), strict=True)
     ]
     about = "Angles between task vectors, with the base as origin, over all tensors of the models."
-    return Finding("gram", given.context, about, gram_lines(given), tables, ("experts",))
+    return Finding("gram", inputs.context, about, gram_lines(inputs), tables, ("experts",))
 
 
 def place_of(block: str) -> tuple[int, int, str]:
@@ -67,9 +67,9 @@ def place_of(block: str) -> tuple[int, int, str]:
     return TOWER.index(part) if part in TOWER else len(TOWER), int(number or 0), block
 
 
-def gram_lines(given: Given) -> list[str]:
+def gram_lines(inputs: AnalysisInputs) -> list[str]:
     """What the angles say."""
-    matrix, lines = given.gram, []
+    matrix, lines = inputs.gram, []
     if zero := grams.zero_tasks(matrix):
         lines.append(f"Equal to the base, so without an angle: {', '.join(zero)}.")
     if len(matrix.tasks) < 2:

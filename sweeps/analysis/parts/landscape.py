@@ -12,59 +12,61 @@ from fusion.analysis import landscape, robustness
 from fusion.errors import InputError
 from sweeps.analysis.core.evaluated_points import mixture
 from sweeps.analysis.core.finding import Finding, Line
-from sweeps.analysis.core.inputs import BEST, SECOND, Given, Wish, skipped
+from sweeps.analysis.core.inputs import BEST, SECOND, AnalysisInputs, AnalysisOptions, skipped
 from sweeps.console.number_format import percent
 
 
-def chosen_plane(given: Given, wish: Wish) -> landscape.Plane | None:
+def chosen_plane(inputs: AnalysisInputs, options: AnalysisOptions) -> landscape.Plane | None:
     """The plane asked for; by default the one of base, best and the next best that is not on a
     line with them. None: there is no such.
 
     Raises:
         InputError: the one asked for is none.
     """
-    if wish.plane is not None:
+    if options.plane is not None:
         # The base is the origin wherever it is named.
-        three = sorted((named(given, name) for name in wish.plane), key=lambda name: name != BASE)
+        three = sorted(
+            (named(inputs, name) for name in options.plane), key=lambda name: name != BASE
+        )
         if len(set(three)) < 3:
-            raise InputError(f"--plane: {','.join(wish.plane)}: three different models needed")
+            raise InputError(f"--plane: {','.join(options.plane)}: three different models needed")
         origin, first, second = three
-        return landscape.plane(given.gram, first, second, None if origin == BASE else origin)
-    for first, second in combinations(given.ranked, 2):
+        return landscape.plane(inputs.gram, first, second, None if origin == BASE else origin)
+    for first, second in combinations(inputs.ranked, 2):
         try:
-            return landscape.plane(given.gram, first, second)
+            return landscape.plane(inputs.gram, first, second)
         except InputError:
             continue
     return None
 
 
-def named(given: Given, name: str) -> str:
+def named(inputs: AnalysisInputs, name: str) -> str:
     """The expert that a word stands for; a name of the pool stands for itself.
 
     Raises:
         InputError: there are not as many experts with a score.
     """
     places = {BEST: 0, SECOND: 1}
-    if name in given.gram.tasks or name not in places:
+    if name in inputs.gram.tasks or name not in places:
         return name
-    if places[name] >= len(given.ranked):
-        raise InputError(f"--plane: {name!r}: {len(given.ranked)} experts have a finite score")
-    return given.ranked[places[name]]
+    if places[name] >= len(inputs.ranked):
+        raise InputError(f"--plane: {name!r}: {len(inputs.ranked)} experts have a finite score")
+    return inputs.ranked[places[name]]
 
 
-def plane(given: Given, wish: Wish) -> Finding:
+def plane(inputs: AnalysisInputs, options: AnalysisOptions) -> Finding:
     """Loss and error over the plane through three models."""
-    where = chosen_plane(given, wish)
+    where = chosen_plane(inputs, options)
     if where is None:
-        return skipped(given, "plane", "no two experts that are not on one line with the base")
-    xs, ys = landscape.grid(where, wish.size, wish.margin)
-    spots = [(x, y) for y in ys for x in xs]
+        return skipped(inputs, "plane", "no two experts that are not on one line with the base")
+    xs, ys = landscape.grid(where, options.size, options.margin)
+    nodes = [(x, y) for y in ys for x in xs]
     marks = list(where.marks.items())
     names = [BASE if name == "base" else name for name, _ in marks]
-    codings = [where.to_coding(x, y).flatten() for x, y in spots]
+    codings = [where.to_coding(x, y).flatten() for x, y in nodes]
     # A mark is its model to the bit, not the end of a rounded walk to it.
-    exact = [given.probe.of({} if name == BASE else {name: 1.0}) for name in names]
-    found = given.probe([*codings, *exact], "plane")
+    exact = [inputs.probe.of({} if name == BASE else {name: 1.0}) for name in names]
+    found = inputs.probe([*codings, *exact], "plane")
     table = [
         {
             "x": x, "y": y, "loss": metrics["nll/mean"], "error": 1 - metrics["acc/mean"],
@@ -72,20 +74,20 @@ def plane(given: Given, wish: Wish) -> Finding:
             **{f"coefficient/{n}": c for n, c in zip(where.tasks, coding.tolist(), strict=True)
                if n in names},
         }
-        for (x, y), coding, metrics in zip(spots, codings, found, strict=False)
+        for (x, y), coding, metrics in zip(nodes, codings, found, strict=False)
     ]  # fmt: skip
     shown = [
         {"model": name, "x": x, "y": y, "loss": metrics["nll/mean"],
          "error": 1 - metrics["acc/mean"]}
-        for name, (_, (x, y)), metrics in zip(names, marks, found[len(spots) :], strict=True)
+        for name, (_, (x, y)), metrics in zip(names, marks, found[len(nodes) :], strict=True)
     ]  # fmt: skip
     about = (
         f"The plane through {', '.join(names)}: {len(xs)} × {len(ys)} points, each a model that is"
         " merged, measured and never written; distances are in weights' L2 norm."
-        f" {given.seen}"
+        f" {inputs.seen}"
     )
     lines = plane_lines(table, shown, names)
-    return Finding("plane", given.context, about, lines, {"points": table, "marks": shown},
+    return Finding("plane", inputs.context, about, lines, {"points": table, "marks": shown},
                    ("marks",))  # fmt: skip
 
 
@@ -112,15 +114,15 @@ def plane_lines(table: Sequence[Line], marks: Sequence[Line], names: Sequence[st
     return lines
 
 
-def barriers(given: Given, wish: Wish) -> Finding:
+def barriers(inputs: AnalysisInputs, options: AnalysisOptions) -> Finding:
     """Loss along the line between two models."""
-    best = given.ranked[: wish.most]
-    pairs = wish.pairs or tuple((best[0], other) for other in best[1:])
+    best = inputs.ranked[: options.most]
+    pairs = options.pairs or tuple((best[0], other) for other in best[1:])
     if not pairs:
-        return skipped(given, "barriers", "no pair of models with a finite score")
+        return skipped(inputs, "barriers", "no pair of models with a finite score")
     alphas = (0.0, *landscape.ALPHAS, 1.0)
-    walk = [mixture(given.probe, a, b, alpha) for a, b in pairs for alpha in alphas]
-    found = given.probe(walk, "barriers")
+    walk = [mixture(inputs.probe, a, b, alpha) for a, b in pairs for alpha in alphas]
+    found = inputs.probe(walk, "barriers")
     table: list[dict[str, Any]] = []
     path: list[Line] = []
     lines: list[str] = []
@@ -153,7 +155,7 @@ def barriers(given: Given, wish: Wish) -> Finding:
         )
     about = (
         "Loss along the line from one model to another, (1 − α)·first + α·second: how far it rises"
-        f" above the straight line between its ends. {given.seen}"
+        f" above the straight line between its ends. {inputs.seen}"
     )
-    return Finding("barriers", given.context, about, lines,
+    return Finding("barriers", inputs.context, about, lines,
                    {"pairs": table, "path": path}, ("pairs",))  # fmt: skip

@@ -13,31 +13,31 @@ from fusion.analysis import landscape
 from fusion.task_vectors import gram as grams
 from sweeps.analysis.core.evaluated_points import Metrics, mixture
 from sweeps.analysis.core.finding import Finding
-from sweeps.analysis.core.inputs import Given, Wish, skipped
+from sweeps.analysis.core.inputs import AnalysisInputs, AnalysisOptions, skipped
 from sweeps.console.number_format import points
 from sweeps.results.ingredient_recipes import chains
 
 
-def angles(given: Given, wish: Wish) -> Finding:
+def angles(inputs: AnalysisInputs, options: AnalysisOptions) -> Finding:
     """Angle between two models against what averaging them gains."""
-    names = given.ranked[: wish.most]
+    names = inputs.ranked[: options.most]
     if len(names) < 2:
-        return skipped(given, "angles", f"{len(names)} model with a finite score; two needed")
+        return skipped(inputs, "angles", f"{len(names)} model with a finite score; two needed")
     pairs = list(combinations(names, 2))
-    middles = given.whole([mixture(given.whole, a, b, 0.5) for a, b in pairs], "angles")
-    between = grams.angles(given.gram.total)
+    middles = inputs.whole([mixture(inputs.whole, a, b, 0.5) for a, b in pairs], "angles")
+    between = grams.angles(inputs.gram.total)
     table: list[dict[str, Any]] = []
     for (a, b), middle in zip(pairs, middles, strict=True):
         gain = landscape.advantage(
-            *(accuracies(each, given) for each in (middle, given.singles[a], given.singles[b]))
+            *(accuracies(each, inputs) for each in (middle, inputs.singles[a], inputs.singles[b]))
         )
         table.append(
             {
                 "first": a, "second": b,
-                "angle": float(between[given.gram.of(a), given.gram.of(b)]),
+                "angle": float(between[inputs.gram.of(a), inputs.gram.of(b)]),
                 "over_mean": gain.over_mean, "over_best": gain.over_best,
-                "acc_first": given.singles[a]["acc/mean"],
-                "acc_second": given.singles[b]["acc/mean"],
+                "acc_first": inputs.singles[a]["acc/mean"],
+                "acc_second": inputs.singles[b]["acc/mean"],
                 "acc_middle": middle["acc/mean"],
             }
         )  # fmt: skip
@@ -59,27 +59,27 @@ def angles(given: Given, wish: Wish) -> Finding:
         "What the average of two models gains in accuracy on select, over their mean and over the"
         f" better of them, for all pairs of the {len(names)} best models."
     )
-    return Finding("angles", given.context, about, lines, {"pairs": table}, ("pairs",))
+    return Finding("angles", inputs.context, about, lines, {"pairs": table}, ("pairs",))
 
 
-def accuracies(metrics: Metrics, given: Given) -> list[float]:
+def accuracies(metrics: Metrics, inputs: AnalysisInputs) -> list[float]:
     """Of each data set."""
-    return [metrics[f"acc/{task}"] for task in given.data]
+    return [metrics[f"acc/{task}"] for task in inputs.data]
 
 
-def grid(given: Given, wish: Wish) -> Finding:
+def grid(inputs: AnalysisInputs, options: AnalysisOptions) -> Finding:
     """What averaging gains along one hyper-parameter, where all others are the same."""
-    found = chains({name: given.recipes[name] for name in given.ranked if name in given.recipes})
+    found = chains({name: inputs.recipes[name] for name in inputs.ranked if name in inputs.recipes})
     if not found:
         return skipped(
-            given, "grid", "no two models differ in one hyper-parameter (`recipe.yaml`) alone"
+            inputs, "grid", "no two models differ in one hyper-parameter (`recipe.yaml`) alone"
         )
     pairs = [(a, b) for chain in found for a, b in combinations(chain.names, 2)]
-    middles = given.whole([mixture(given.whole, a, b, 0.5) for a, b in pairs], "grid")
+    middles = inputs.whole([mixture(inputs.whole, a, b, 0.5) for a, b in pairs], "grid")
     right = dict(zip(pairs, (metrics["acc/mean"] for metrics in middles), strict=True))
     table, lines = [], []
     for number, chain in enumerate(found):
-        single = [given.singles[name]["acc/mean"] for name in chain.names]
+        single = [inputs.singles[name]["acc/mean"] for name in chain.names]
         order = range(len(single))
         gains = landscape.gain_matrix(
             single, {(i, j): right[chain.names[i], chain.names[j]]
@@ -102,4 +102,4 @@ def grid(given: Given, wish: Wish) -> Finding:
         "Models that differ in one hyper-parameter alone: what the average of two gains in"
         " accuracy over the best of all models from the one to the other."
     )
-    return Finding("grid", given.context, about, lines, {"gains": table}, ("gains",))
+    return Finding("grid", inputs.context, about, lines, {"gains": table}, ("gains",))

@@ -17,8 +17,8 @@ from fusion.errors import InputError
 from fusion.logits.exact_alpha import segment
 from sweeps.analysis.core.evaluated_points import PROBE, Metrics, labels_of
 from sweeps.analysis.core.finding import Finding, Line
-from sweeps.analysis.core.inputs import Given, Wish
-from sweeps.analysis.core.shift_probes import OWN, Ground, Route
+from sweeps.analysis.core.inputs import AnalysisInputs, AnalysisOptions
+from sweeps.analysis.core.shift_probes import OWN, Route, ShiftContext
 from sweeps.analysis.parts.robustness_text import LINEAR, MEAN, PATH, REFERENCE, SINGLE, sentences
 from sweeps.console.number_format import count
 from sweeps.planning.shift_data import ROLE
@@ -26,74 +26,74 @@ from sweeps.planning.shift_data import ROLE
 PART = "robustness"
 
 
-def robustness(given: Given, wish: Wish) -> Finding:
+def robustness(inputs: AnalysisInputs, options: AnalysisOptions) -> Finding:
     """Reference against shift accuracy: WiSE-FT's path, the linear classifier's, all models."""
-    routes = chosen(given, wish)
-    lines = list(given.shifted.left_out)
+    routes = chosen(inputs, options)
+    lines = list(inputs.shifted.left_out)
     if not routes:
-        return Finding(PART, given.context_under_shift, "", (*lines, why_not(given, wish)))
-    alphas = [step / (wish.alphas - 1) for step in range(wish.alphas)]
-    spots = path(routes, alphas)
-    ends = ends_of(given, routes, alphas if wish.linear else ())
-    spots += linear(ends, alphas)
+        return Finding(PART, inputs.context_under_shift, "", (*lines, why_not(inputs, options)))
+    alphas = [step / (options.alphas - 1) for step in range(options.alphas)]
+    accuracy_points = path(routes, alphas)
+    ends = ends_of(inputs, routes, alphas if options.linear else ())
+    accuracy_points += linear(ends, alphas)
     if ends.fault:
         lines.append(f"There is no path of the linear classifier: {ends.fault}.")
-    if given.soup:
-        spots += singles(given, routes[0][0])
-    tasks = [task for ground, _ in routes for task in ground.tasks]
+    if inputs.soup:
+        accuracy_points += singles(inputs, routes[0][0])
+    tasks = [task for context, _ in routes for task in context.tasks]
     views = {task: [task] for task in tasks} | ({MEAN: tasks} if len(tasks) > 1 else {})
-    sets = [name for name in given.shifted.about if any(name in g.shifts for g, _ in routes)]
+    sets = [name for name in inputs.shifted.about if any(name in g.shifts for g, _ in routes)]
     points: list[Line] = []
     baselines: list[Line] = []
     for view, parts in views.items():
         for name in (*sets, MEAN):
-            found, baseline = measured(spots, parts, sets if name == MEAN else [name])
+            found, baseline = measured(accuracy_points, parts, sets if name == MEAN else [name])
             points += [{"task": view, "set": name, **line} for line in found]
             baselines += [{"task": view, "set": name, **baseline}] if found else []
-    differing = diversity(given, routes, ends, views)
+    differing = diversity(inputs, routes, ends, views)
     main = list(views)[-1]
     shown, unlike = (
         [line for line in table if line["task"] == main] for table in (points, differing)
     )
     base = next(line for line in baselines if (line["task"], line["set"]) == (main, MEAN))
-    lines += sentences(shown, unlike, base, soup=given.soup)
+    lines += sentences(shown, unlike, base, soup=inputs.soup)
     tables: dict[str, Sequence[Line]] = {
         "summary": summary(shown), "points": points, "baselines": baselines, "diversity": differing,
     }  # fmt: skip
-    here = about(given, tasks, sets)
-    return Finding(PART, given.context_under_shift, here, lines, tables, ("summary", "diversity"))
+    here = about(inputs, tasks, sets)
+    return Finding(PART, inputs.context_under_shift, here, lines, tables, ("summary", "diversity"))
 
 
-def chosen(given: Given, wish: Wish) -> list[Route]:
+def chosen(inputs: AnalysisInputs, options: AnalysisOptions) -> list[Route]:
     """Where paths are walked, and to whom: of ingredients to the best, or the one asked for; of
     experts to each one on its own task, or to the one asked for."""
-    grounds = given.shifted.grounds
-    if given.soup:
-        name = wish.path or next(iter(given.ranked), None)
-        return [(ground, name) for ground in grounds if name is not None]
+    contexts = inputs.shifted.contexts
+    if inputs.soup:
+        name = options.path or next(iter(inputs.ranked), None)
+        return [(context, name) for context in contexts if name is not None]
     return [
-        (ground, ground.expert)
-        for ground in grounds
-        if ground.expert is not None and wish.path in (None, ground.expert)
+        (context, context.expert)
+        for context in contexts
+        if context.expert is not None and options.path in (None, context.expert)
     ]
 
 
-def why_not(given: Given, wish: Wish) -> str:
+def why_not(inputs: AnalysisInputs, options: AnalysisOptions) -> str:
     """Why there is nothing to measure."""
-    if not given.shifted.about:
-        left = bool(given.shifted.left_out)
+    if not inputs.shifted.about:
+        left = bool(inputs.shifted.left_out)
         why = "no shift set has rows of select's side" if left else "the file has no `shifts`"
-    elif given.soup:
+    elif inputs.soup:
         why = "no model with a finite score"
     else:
-        why = f"no shift set is of the task of {wish.path or 'any expert'}"
+        why = f"no shift set is of the task of {options.path or 'any expert'}"
     return f"Skipped: {why}."
 
 
-def about(given: Given, tasks: Iterable[str], sets: Iterable[str]) -> str:
+def about(inputs: AnalysisInputs, tasks: Iterable[str], sets: Iterable[str]) -> str:
     """What was measured, on which rows."""
-    images = sum(len(labels_of(given.data[task], PROBE)) for task in tasks)
-    rows = "; ".join(f"{name}: {given.shifted.about[name]}" for name in sets)
+    images = sum(len(labels_of(inputs.data[task], PROBE)) for task in tasks)
+    rows = "; ".join(f"{name}: {inputs.shifted.about[name]}" for name in sets)
     return (
         "Accuracy on the reference against accuracy under shift, along (1 − α)·base + α·fine-tuned:"
         " of all weights (end to end), and of the head alone (linear classifier). The reference is"
@@ -102,62 +102,66 @@ def about(given: Given, tasks: Iterable[str], sets: Iterable[str]) -> str:
     )
 
 
-def path(routes: Sequence[Route], alphas: Sequence[float]) -> list[Spot]:
+def path(routes: Sequence[Route], alphas: Sequence[float]) -> list[AccuracyPoint]:
     """θ_α = θ₀ + α τ at each α: one model, or one a task, on that task alone."""
     clean: list[dict[str, float]] = [{} for _ in alphas]
     shifts: list[dict[str, dict[str, float]]] = [{} for _ in alphas]
-    for ground, expert in routes:
-        walk = [ground.clean.of({expert: alpha}) for alpha in alphas]
-        for at, metrics in enumerate(ground.clean(walk, "path")):
-            clean[at] |= accuracies(metrics, ground)
-        for name, points in ground.shifts.items():
+    for context, expert in routes:
+        walk = [context.clean.of({expert: alpha}) for alpha in alphas]
+        for at, metrics in enumerate(context.clean(walk, "path")):
+            clean[at] |= accuracies(metrics, context)
+        for name, points in context.shifts.items():
             for at, metrics in enumerate(points(walk, f"path, {name}")):
-                shifts[at].setdefault(name, {}).update(accuracies(metrics, ground))
+                shifts[at].setdefault(name, {}).update(accuracies(metrics, context))
     text = routes[0][1] if len(routes) == 1 else "each task's own expert"
-    return [Spot(PATH, text, alpha, clean[at], shifts[at]) for at, alpha in enumerate(alphas)]
-
-
-def singles(given: Given, ground: Ground) -> list[Spot]:
-    """Every ingredient that has a score."""
-    walk = [ground.clean.of({name: 1.0}) for name in given.ranked]
-    clean = ground.clean(walk, "models")
-    shifts = {name: points(walk, f"models, {name}") for name, points in ground.shifts.items()}
     return [
-        Spot(
-            SINGLE, name, None, accuracies(clean[at], ground),
-            {each: accuracies(found[at], ground) for each, found in shifts.items()},
+        AccuracyPoint(PATH, text, alpha, clean[at], shifts[at]) for at, alpha in enumerate(alphas)
+    ]
+
+
+def singles(inputs: AnalysisInputs, context: ShiftContext) -> list[AccuracyPoint]:
+    """Every ingredient that has a score."""
+    walk = [context.clean.of({name: 1.0}) for name in inputs.ranked]
+    clean = context.clean(walk, "models")
+    shifts = {name: points(walk, f"models, {name}") for name, points in context.shifts.items()}
+    return [
+        AccuracyPoint(
+            SINGLE, name, None, accuracies(clean[at], context),
+            {each: accuracies(found[at], context) for each, found in shifts.items()},
         )
-        for at, name in enumerate(given.ranked)
+        for at, name in enumerate(inputs.ranked)
     ]  # fmt: skip
 
 
-def accuracies(metrics: Metrics, ground: Ground) -> dict[str, float]:
-    """Of each of a ground's tasks that was measured."""
-    return {t: metrics[f"acc/{t}"] for t in ground.tasks if f"acc/{t}" in metrics}
+def accuracies(metrics: Metrics, context: ShiftContext) -> dict[str, float]:
+    """Accuracy on each of a context's tasks that was measured."""
+    return {t: metrics[f"acc/{t}"] for t in context.tasks if f"acc/{t}" in metrics}
 
 
 def measured(
-    spots: Sequence[Spot], tasks: Sequence[str], sets: Sequence[str]
+    accuracy_points: Sequence[AccuracyPoint], tasks: Sequence[str], sets: Sequence[str]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """A line a spot with both accuracies and robustness, and the baseline they are measured by.
 
     No lines where no set is of these tasks. The base is no model of the baseline: it was not tuned
     on the reference.
     """
-    found = [(spot, pair) for spot in spots if (pair := spot.mean(tasks, sets)) is not None]
+    found = [
+        (point, pair) for point in accuracy_points if (pair := point.mean(tasks, sets)) is not None
+    ]
     if not found:
         return [], {}
-    before = next(shift for spot, (_, shift) in found if (spot.curve, spot.alpha) == (PATH, 0.0))
-    baseline, about_it = baseline_of([pair for spot, pair in found if spot.curve == SINGLE])
+    before = next(shift for point, (_, shift) in found if (point.curve, point.alpha) == (PATH, 0.0))
+    baseline, about_it = baseline_of([pair for point, pair in found if point.curve == SINGLE])
     rows = []
-    for spot, (reference, shift) in found:
+    for point, (reference, shift) in found:
         expected, effective = None, None
         if baseline is not None:
             expected = float(baseline(reference))
             effective = float(measures.effective_robustness(baseline, reference, shift))
         rows.append(
             {
-                "curve": spot.curve, "model": spot.model, "alpha": spot.alpha,
+                "curve": point.curve, "model": point.model, "alpha": point.alpha,
                 "reference": reference, "shift": shift, "expected": expected,
                 "effective": effective,
                 "relative": float(measures.relative_robustness(shift, before)),
@@ -203,7 +207,7 @@ Accuracies: TypeAlias = Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Spot:
+class AccuracyPoint:
     """One classifier of all tasks, and what it has right."""
 
     curve: str
@@ -258,40 +262,40 @@ class Ends:
 
 def roles_of(routes: Sequence[Route]) -> dict[str, str]:
     """The reference and the shift sets that are measured -> the role of their rows, all tasks."""
-    sets = [name for ground, _ in routes for name in ground.shifts]
+    sets = [name for context, _ in routes for name in context.shifts]
     return {REFERENCE: PROBE} | {name: f"{ROLE}{name}" for name in sets}
 
 
-def ends_of(given: Given, routes: Sequence[Route], alphas: Sequence[float]) -> Ends:
+def ends_of(inputs: AnalysisInputs, routes: Sequence[Route], alphas: Sequence[float]) -> Ends:
     """Logits are asked for role by role, and only what is needed of them is kept.
 
     Args:
-        given: the analysis.
+        inputs: of the analysis.
         routes: whose tasks are looked at.
         alphas: of the linear path (1 − α)·zero-shot + α·probe on the base's embeddings, weights and
             logits alike; none: it is not walked, and no probe fitted.
     """
     found, roles = Ends(), roles_of(routes)
-    tasks = [task for ground, _ in routes for task in ground.tasks]
-    experts = given.probe.experts
+    tasks = [task for context, _ in routes for task in context.tasks]
+    experts = inputs.probe.experts
     recipe: Recipe | None = None
-    given.probe.progress.start("ends", len(roles))
+    inputs.probe.progress.start("ends", len(roles))
     if alphas:
-        kept = given.probe.file.with_name(f"{given.context}-linear.safetensors")
+        kept = inputs.probe.file.with_name(f"{inputs.context}-linear.safetensors")
         try:
             recipe = fitted(kept, lambda: experts.fit(Recipe(HEAD, {"alpha": 1.0}))[0])
         except InputError as error:
             found.fault = str(error)
     for name, role in roles.items():
-        base = logits_of(given, {}, role)
+        base = logits_of(inputs, {}, role)
         probe = {} if recipe is None else experts.logits(recipe, role)
         found.guesses[name] = {t: z.argmax(1) for t, z in base.items() if t in tasks}
         found.curves[name] = {
-            task: curve(base[task], probe[task], labels_of(given.data[task], role), alphas)
+            task: curve(base[task], probe[task], labels_of(inputs.data[task], role), alphas)
             for task in found.guesses[name]
             if task in probe
         }
-        given.probe.progress.advance("ends")
+        inputs.probe.progress.advance("ends")
     return found
 
 
@@ -304,9 +308,11 @@ def fitted(path: Path, make: Callable[[], bytes]) -> Recipe:
     return Recipe(HEAD, {"alpha": 1.0}, path.read_bytes())
 
 
-def logits_of(given: Given, coefficients: Mapping[str, float], role: str) -> dict[str, Tensor]:
+def logits_of(
+    inputs: AnalysisInputs, coefficients: Mapping[str, float], role: str
+) -> dict[str, Tensor]:
     """Logits of a point on the rows of a role, task by task."""
-    probe = given.probe
+    probe = inputs.probe
     return probe.experts.logits(probe.recipe(probe.of(coefficients)), role)
 
 
@@ -323,13 +329,13 @@ def curve(first: Tensor, last: Tensor, labels: Tensor, alphas: Iterable[float]) 
     return [float(each.double().mean()) for each in right]
 
 
-def linear(ends: Ends, alphas: Sequence[float]) -> list[Spot]:
+def linear(ends: Ends, alphas: Sequence[float]) -> list[AccuracyPoint]:
     """The linear path; empty where it was not walked."""
     clean, *under = ends.curves
     if not ends.curves[clean]:
         return []
     return [
-        Spot(
+        AccuracyPoint(
             LINEAR, "linear probe", alpha,
             {task: values[at] for task, values in ends.curves[clean].items()},
             {
@@ -342,15 +348,15 @@ def linear(ends: Ends, alphas: Sequence[float]) -> list[Spot]:
 
 
 def diversity(
-    given: Given, routes: Sequence[Route], ends: Ends, views: Mapping[str, Sequence[str]]
+    inputs: AnalysisInputs, routes: Sequence[Route], ends: Ends, views: Mapping[str, Sequence[str]]
 ) -> list[Line]:
     """On which share of the rows base and fine-tuned model disagree and one of them is right."""
     found: dict[str, dict[str, float]] = {name: {} for name in ends.guesses}
-    for ground, expert in routes:
-        tail = "" if ground.expert is None else f"{OWN}{ground.expert}"
-        for name, role in roles_of([(ground, expert)]).items():
-            for task, logits in logits_of(given, {expert: 1.0}, f"{role}{tail}").items():
-                labels = labels_of(given.data[task], role)
+    for context, expert in routes:
+        tail = "" if context.expert is None else f"{OWN}{context.expert}"
+        for name, role in roles_of([(context, expert)]).items():
+            for task, logits in logits_of(inputs, {expert: 1.0}, f"{role}{tail}").items():
+                labels = labels_of(inputs.data[task], role)
                 found[name][task] = prediction_diversity(
                     ends.guesses[name][task], logits.argmax(1), labels
                 )

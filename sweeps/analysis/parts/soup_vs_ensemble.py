@@ -13,7 +13,7 @@ from fusion.errors import InputError
 from fusion.logits.calibration import calibrated_beta, losses
 from sweeps.analysis.core.evaluated_points import PROBE, labels_of, mixture
 from sweeps.analysis.core.finding import Finding, Line
-from sweeps.analysis.core.inputs import Given, Wish, skipped
+from sweeps.analysis.core.inputs import AnalysisInputs, AnalysisOptions, skipped
 from sweeps.spec.trial_key import derive_seed
 
 STEP = 0.05
@@ -26,39 +26,39 @@ EXACT = ("float32", "float64")
 """Precisions whose logits bear a second difference."""
 
 
-def gap(given: Given, wish: Wish) -> Finding:
+def gap(inputs: AnalysisInputs, options: AnalysisOptions) -> Finding:
     """Loss of soup minus loss of ensemble: measured, and by its second-order approximation."""
-    if given.dtype not in EXACT:
-        why = f"models are computed in {given.dtype}; a second difference needs float32"
-        return skipped(given, "gap", why)
-    pairs = wish.pairs or tuple(combinations(given.ranked[:2], 2))
+    if inputs.dtype not in EXACT:
+        why = f"models are computed in {inputs.dtype}; a second difference needs float32"
+        return skipped(inputs, "gap", why)
+    pairs = options.pairs or tuple(combinations(inputs.ranked[:2], 2))
     if not pairs:
-        return skipped(given, "gap", "no two models with a finite score")
-    progress = given.probe.progress
+        return skipped(inputs, "gap", "no two models with a finite score")
+    progress = inputs.probe.progress
     progress.start("gap", 5 * len(pairs))
     table: list[dict[str, Any]] = []
     lines: list[str] = []
     for a, b in pairs:
         walk = []
-        for alpha in (0.0, wish.alpha - STEP, wish.alpha, wish.alpha + STEP, 1.0):
-            point = mixture(given.probe, a, b, alpha)
-            walk.append(given.probe.experts.logits(given.probe.recipe(point), PROBE))
+        for alpha in (0.0, options.alpha - STEP, options.alpha, options.alpha + STEP, 1.0):
+            point = mixture(inputs.probe, a, b, alpha)
+            walk.append(inputs.probe.experts.logits(inputs.probe.recipe(point), PROBE))
             progress.advance("gap")
-        for task in given.data:
+        for task in inputs.data:
             try:
-                found = rows_of(given, task, [logits[task] for logits in walk], wish.alpha)
+                found = rows_of(inputs, task, [logits[task] for logits in walk], options.alpha)
             except InputError as error:
                 lines.append(f"{a}, {b} on {task}: {error}")
                 continue
             table += [{"first": a, "second": b, "task": task, **row} for row in found]
     lines += [sentence(row) for row in table if row["temperature"] == "calibrated"]
     about = (
-        f"Loss of the averaged weights minus loss of the averaged logits at α = {wish.alpha:g},"
+        f"Loss of the averaged weights minus loss of the averaged logits at α = {options.alpha:g},"
         " with one inverse temperature β for both: calibrated on one half of the rows and measured"
         " on the other, and β = 1. ± is a paired bootstrap's standard error."
-        f" {given.seen}"
+        f" {inputs.seen}"
     )
-    return Finding("gap", given.context, about, lines, {"pairs": table}, ("pairs",))
+    return Finding("gap", inputs.context, about, lines, {"pairs": table}, ("pairs",))
 
 
 def sentence(row: Line) -> str:
@@ -75,16 +75,18 @@ def sentence(row: Line) -> str:
     )
 
 
-def rows_of(given: Given, task: str, walk: list[Tensor], alpha: float) -> list[dict[str, Any]]:
+def rows_of(
+    inputs: AnalysisInputs, task: str, walk: list[Tensor], alpha: float
+) -> list[dict[str, Any]]:
     """A task's two rows, for both inverse temperatures.
 
     Raises:
         InputError: logits that are not finite, or too few rows to halve.
     """
-    labels = labels_of(given.data[task], PROBE)
+    labels = labels_of(inputs.data[task], PROBE)
     if len(labels) < 4:
         raise InputError(f"{len(labels)} rows; at least 4 needed")
-    half = torch.Generator().manual_seed(derive_seed(given.seed, "gap", task))
+    half = torch.Generator().manual_seed(derive_seed(inputs.seed, "gap", task))
     order = torch.randperm(len(labels), generator=half)
     fit, rest = order[: len(order) // 2], order[len(order) // 2 :]
     beta = calibrated_beta(walk[2][fit], labels[fit], high=HIGHEST)

@@ -15,7 +15,7 @@ from actors.data.task_rows import Rows, TaskData
 from actors.experts.evaluation import Evaluation, TaskScore
 from fusion.task_vectors.gram import Gram
 from sweeps.analysis.core.evaluated_points import PROBE, Points
-from sweeps.analysis.core.inputs import Given
+from sweeps.analysis.core.inputs import AnalysisInputs
 from sweeps.console.progress import Progress
 
 N, C = 40, 3
@@ -75,7 +75,7 @@ def pixel_file(path: Path, labels: list[int], pixels: np.ndarray | None = None) 
     return path
 
 
-def given(folder: Path, experts: Bowl | None = None, **changes) -> Given:
+def given(folder: Path, experts: Bowl | None = None, **changes) -> AnalysisInputs:
     """What parts read, over a bowl."""
     experts = experts or Bowl()
     pixels = folder / "pixels.arrow"
@@ -95,4 +95,4 @@ def given(folder: Path, experts: Bowl | None = None, **changes) -> Given:
         "singles": dict(zip(NAMES, singles, strict=True)), "metric": "acc/mean", "recipes": {},
         "dtype": "float32", "seed": 0, "images": N, "soup": True,
     }  # fmt: skip
-    return Given(**(known | changes))
+    return AnalysisInputs(**(known | changes))

@@ -29,7 +29,7 @@ def test_those_of_all_images(device, monkeypatch):
         plan=SimpleNamespace(device=device),
     )  # fmt: skip
     with pytest.raises(Asked, match=device):
-        start_fleet.stand(ExitStack(), None, prepared, None, ["select"])
+        start_fleet.start_fleet(ExitStack(), None, prepared, None, ["select"])
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

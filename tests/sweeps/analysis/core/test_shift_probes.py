@@ -13,7 +13,7 @@ from actors.data.images.pixel_cache import open_pixels
 from actors.data.task import Splits, TaskSource, open_task
 from actors.data.task_rows import Rows, TaskData
 from sweeps.analysis.core.evaluated_points import PROBE, Points, with_probe
-from sweeps.analysis.core.shift_probes import described, grounds_of, place_of, with_shift_probes
+from sweeps.analysis.core.shift_probes import described, place_of, shift_contexts, with_shift_probes
 from sweeps.console.progress import Progress
 from sweeps.spec.sweep import load
 from tests.sweeps.analysis.geometry_pool import Bowl, pixel_file
@@ -83,9 +83,9 @@ def test_roles_of_shift_sets(tiny_pool, tmp_path, soup):
     other = data["lines"].rows["shift/other"].indices  # 4 of the part of train that val is
     assert len(other) == 4
     points = Points(Bowl(), names, PROBE, tmp_path / "c-probe8.json", Progress(Console(quiet=True)))
-    found = grounds_of(points, prepared, data)
+    found = shift_contexts(points, prepared, data)
     assert described(prepared).key == found.key
-    first, *more = found.grounds
+    first, *more = found.contexts
     if soup:
         assert not more
         assert (first.tasks, first.expert, first.clean) == (("lines", "tones"), None, points)
@@ -93,13 +93,13 @@ def test_roles_of_shift_sets(tiny_pool, tmp_path, soup):
         assert roles == {name: f"shift/{name}" for name in ("noise", "other", "fog")}
         assert not any("@" in role for task in data.values() for role in task.rows)
     else:
-        assert [ground.expert for ground in found.grounds] == ["lines", "tones"]
+        assert [context.expert for context in found.contexts] == ["lines", "tones"]
         (last,) = more
         assert {name: each.role for name, each in last.shifts.items()} == {"fog": "shift/fog@tones"}
         assert last.clean.file.name == "c-probe8@tones.json"
         assert "probe@tones" in data["tones"].rows
         assert "probe@tones" not in data["lines"].rows
-    files = [each.file for ground in found.grounds for each in ground.shifts.values()]
+    files = [each.file for context in found.contexts for each in context.shifts.values()]
     assert len(set(files)) == len(files)
 
 

@@ -9,7 +9,7 @@ import torch
 from fusion.errors import InputError
 from sweeps.analysis.core import finding
 from sweeps.analysis.core.evaluated_points import PROBE
-from sweeps.analysis.core.inputs import Wish, wished
+from sweeps.analysis.core.inputs import AnalysisOptions, read_options
 from sweeps.analysis.figures import pictures
 from sweeps.analysis.html_page import write_page
 from sweeps.analysis.parts import landscape, pair_averages
@@ -32,7 +32,7 @@ def line(finding, table, **wanted):
 
 
 def test_angles_and_norms(tmp_path):
-    found = gram(given(tmp_path, recipes=RECIPES), Wish())
+    found = gram(given(tmp_path, recipes=RECIPES), AnalysisOptions())
     pair = line(found, "angles", first="a", second="b")
     assert pair["inner"] == 3
     assert pair["cosine"] == pytest.approx(1 / math.sqrt(5))
@@ -53,7 +53,7 @@ def test_angles_and_norms(tmp_path):
 
 def test_the_plane_goes_through_the_base_and_the_two_best_that_are_not_alike(tmp_path):
     experts = Bowl()
-    found = landscape.plane(given(tmp_path, experts), Wish(size=5))
+    found = landscape.plane(given(tmp_path, experts), AnalysisOptions(size=5))
     marks = {row["model"]: row for row in found.tables["marks"]}
     root = math.sqrt(5)
     for name, x, y, loss in (
@@ -73,12 +73,12 @@ def test_the_plane_goes_through_the_base_and_the_two_best_that_are_not_alike(tmp
 
 
 def test_a_plane_that_is_killed_goes_on_to_the_same_table(tmp_path):
-    whole = landscape.plane(given(tmp_path / "whole"), Wish(size=5))
+    whole = landscape.plane(given(tmp_path / "whole"), AnalysisOptions(size=5))
     cut = tmp_path / "cut"
     with pytest.raises(ConnectionError):
-        landscape.plane(given(cut, Bowl(fails_after=20)), Wish(size=5))
+        landscape.plane(given(cut, Bowl(fails_after=20)), AnalysisOptions(size=5))
     second = Bowl()
-    again = landscape.plane(given(cut, second), Wish(size=5))
+    again = landscape.plane(given(cut, second), AnalysisOptions(size=5))
     assert again == whole
     assert len(second.asked) == 25 + 3 - 16  # grid and marks, less two chunks of 4 × 2 replicas
 
@@ -93,18 +93,22 @@ def test_a_plane_that_is_killed_goes_on_to_the_same_table(tmp_path):
 )
 def test_models_that_span_no_plane(tmp_path, names, said):
     with pytest.raises(InputError, match=said):
-        landscape.plane(given(tmp_path), Wish(plane=names))
+        landscape.plane(given(tmp_path), AnalysisOptions(plane=names))
 
 
 def test_a_plane_may_be_named(tmp_path):
-    where = landscape.chosen_plane(given(tmp_path), Wish(plane=("second", "best", "pretrained")))
+    where = landscape.chosen_plane(
+        given(tmp_path), AnalysisOptions(plane=("second", "best", "pretrained"))
+    )
     assert list(where.marks) == ["base", "a", "b"]
-    other = landscape.chosen_plane(given(tmp_path), Wish(plane=("pretrained", "best", "second")))
+    other = landscape.chosen_plane(
+        given(tmp_path), AnalysisOptions(plane=("pretrained", "best", "second"))
+    )
     assert list(other.marks) == ["base", "b", "a"]
 
 
 def test_advantage_of_averaging(tmp_path):
-    found = pair_averages.angles(given(tmp_path), Wish())
+    found = pair_averages.angles(given(tmp_path), AnalysisOptions())
     assert len(found.tables["pairs"]) == 3
     pair = line(found, "pairs", first="b", second="a")
     # the middle (2, 1) has loss 1: 90 %, as b has; a has 50 %
@@ -112,31 +116,34 @@ def test_advantage_of_averaging(tmp_path):
     assert (pair["over_mean"], pair["over_best"]) == (pytest.approx(0.2), 0)
     assert line(found, "pairs", first="a", second="c")["over_mean"] == 0
     assert found.lines[0].startswith("Of 3 pairs the average beats the better model in 0")
-    assert len(pair_averages.angles(given(tmp_path), Wish(most=2)).tables["pairs"]) == 1
+    assert len(pair_averages.angles(given(tmp_path), AnalysisOptions(most=2)).tables["pairs"]) == 1
 
 
 def test_barriers(tmp_path):
-    found = landscape.barriers(given(tmp_path), Wish(pairs=(("b", "a"),)))
+    found = landscape.barriers(given(tmp_path), AnalysisOptions(pairs=(("b", "a"),)))
     row = line(found, "path", alpha=0.5)
     assert (row["loss"], row["excess"]) == (pytest.approx(1), pytest.approx(-2))
     assert line(found, "pairs")["height"] == 0
     assert line(found, "path", alpha=1.0)["loss"] == pytest.approx(5)
-    default = landscape.barriers(given(tmp_path), Wish())
+    default = landscape.barriers(given(tmp_path), AnalysisOptions())
     assert [(row["first"], row["second"]) for row in default.tables["pairs"]] == [
         ("b", "a"), ("b", "c"),
     ]  # fmt: skip
 
 
 def test_gain_along_one_hyperparameter(tmp_path):
-    found = pair_averages.grid(given(tmp_path, recipes=RECIPES), Wish())
+    found = pair_averages.grid(given(tmp_path, recipes=RECIPES), AnalysisOptions())
     row = line(found, "gains", first="b", second="a")  # c has the same value as a, and comes later
     assert (row["hyperparameter"], row["fixed"]) == ("learning_rate", "")
     assert (row["first_value"], row["second_value"], row["gain"]) == (1e-5, 3e-5, 0)
-    assert "Skipped: no two models differ" in pair_averages.grid(given(tmp_path), Wish()).lines[0]
+    assert (
+        "Skipped: no two models differ"
+        in pair_averages.grid(given(tmp_path), AnalysisOptions()).lines[0]
+    )
 
 
 def test_a_soup_of_linear_models_is_their_ensemble(tmp_path):
-    found = gap(given(tmp_path), Wish(pairs=(("a", "b"),), alpha=0.3))
+    found = gap(given(tmp_path), AnalysisOptions(pairs=(("a", "b"),), alpha=0.3))
     assert [row["temperature"] for row in found.tables["pairs"]] == ["calibrated", "one"]
     for row in found.tables["pairs"]:
         assert row["rows"] == N // 2
@@ -144,7 +151,7 @@ def test_a_soup_of_linear_models_is_their_ensemble(tmp_path):
         assert row["gap"] == pytest.approx(0, abs=1e-6)
         assert row["approximation"] == pytest.approx(0, abs=1e-3)
     assert found.tables["pairs"][1]["variance"] > 0.1
-    assert "needs float32" in gap(given(tmp_path, dtype="bfloat16"), Wish()).lines[0]
+    assert "needs float32" in gap(given(tmp_path, dtype="bfloat16"), AnalysisOptions()).lines[0]
 
 
 def test_what_is_said_of_soups(tmp_path):
@@ -163,16 +170,16 @@ def test_models_without_a_score_are_left_out(tmp_path):
     look = given(tmp_path, singles={**look.singles, "b": {"acc/mean": math.nan}})
     assert look.ranked == ["a", "c"]
     for part in ("plane", "grid"):
-        assert "Skipped" in PARTS[part](look, Wish()).lines[0]
+        assert "Skipped" in PARTS[part](look, AnalysisOptions()).lines[0]
     alone = given(tmp_path, singles={key: {"acc/mean": math.nan} for key in "abc"})
     for part in ("plane", "angles", "barriers", "gap"):
-        assert "Skipped" in PARTS[part](alone, Wish()).lines[0], part
+        assert "Skipped" in PARTS[part](alone, AnalysisOptions()).lines[0], part
 
 
 def test_findings_are_files_and_pages_are_made_of_them_alone(tmp_path):
     look, out = given(tmp_path / "x", recipes=RECIPES), tmp_path / "out"
     for compute in PARTS.values():
-        finding.write(compute(look, Wish(size=4)), out)
+        finding.write(compute(look, AnalysisOptions(size=4)), out)
     back = [finding.read(out, part, "x") for part in PARTS]
     assert finding.read(out, "gram", "of other models") is None
     rows = pq.read_table(out / "plane-points.parquet").to_pylist()
@@ -200,9 +207,11 @@ def test_findings_are_files_and_pages_are_made_of_them_alone(tmp_path):
 @pytest.mark.parametrize(("plane", "pairs"), [("a", []), ("a,b,c,a", []), ("", ["a"])])
 def test_names_that_are_too_few_or_too_many(plane, pairs):
     with pytest.raises(InputError, match="allowed"):
-        wished(plane, pairs, size=21, most=12, alpha=0.5)
+        read_options(plane, pairs, size=21, most=12, alpha=0.5)
 
 
 def test_two_names_make_a_plane_with_the_base():
-    wish = wished("a, b", ["a,b"], size=3, most=2, alpha=0.1)
-    assert wish == Wish(("pretrained", "a", "b"), (("a", "b"),), size=3, most=2, alpha=0.1)
+    wish = read_options("a, b", ["a,b"], size=3, most=2, alpha=0.1)
+    assert wish == AnalysisOptions(
+        ("pretrained", "a", "b"), (("a", "b"),), size=3, most=2, alpha=0.1
+    )

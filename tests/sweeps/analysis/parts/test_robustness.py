@@ -17,8 +17,8 @@ from fusion.errors import InputError
 from fusion.task_vectors.gram import Gram
 from sweeps.analysis.core import finding
 from sweeps.analysis.core.evaluated_points import PROBE, Points
-from sweeps.analysis.core.inputs import Given, Wish
-from sweeps.analysis.core.shift_probes import Ground, Shifted, beside
+from sweeps.analysis.core.inputs import AnalysisInputs, AnalysisOptions
+from sweeps.analysis.core.shift_probes import ShiftContext, Shifted, beside
 from sweeps.analysis.figures import pictures
 from sweeps.analysis.html_page import write_page
 from sweeps.analysis.parts.robustness import robustness
@@ -90,7 +90,9 @@ class Hill:
         return b"a probe", {}
 
 
-def given(folder, experts=None, *, soup=True, sets=tuple(LOSS), own=(), ranked=NAMES) -> Given:
+def given(
+    folder, experts=None, *, soup=True, sets=tuple(LOSS), own=(), ranked=NAMES
+) -> AnalysisInputs:
     """An analysis of one task by ingredients, or of tasks of their own."""
     experts = experts or Hill()
     progress = Progress(Console(quiet=True))
@@ -98,8 +100,8 @@ def given(folder, experts=None, *, soup=True, sets=tuple(LOSS), own=(), ranked=N
     probe = Points(experts, NAMES, PROBE, folder / "points/x-probe.json", progress)
     roles = dict.fromkeys((PROBE, *(f"shift/{name}" for name in sets)), rows)
     data = {task: TaskData(task, folder / "head", roles) for task in experts.tasks}
-    grounds = [
-        Ground(
+    contexts = [
+        ShiftContext(
             experts.tasks if soup else (task,),
             probe if soup else beside(probe, f"{PROBE}@{task}", f"@{task}"),
             {
@@ -110,11 +112,11 @@ def given(folder, experts=None, *, soup=True, sets=tuple(LOSS), own=(), ranked=N
         )
         for task in own or [None]
     ]
-    shifted = Shifted("k", {name: "rows" for name in sets}, (), tuple(grounds if sets else ()))
+    shifted = Shifted("k", {name: "rows" for name in sets}, (), tuple(contexts if sets else ()))
     total = torch.eye(3, dtype=torch.float64)
     singles = {name: {"acc/mean": 0.9 - 0.1 * at if name in ranked else math.nan}
                for at, name in enumerate(NAMES)}  # fmt: skip
-    return Given(
+    return AnalysisInputs(
         "x", Gram(NAMES, total, {"w": total}), probe, probe, data, singles, "acc/mean", {},
         "float32", 0, N, soup, shifted,
     )  # fmt: skip
@@ -129,7 +131,7 @@ def logit(p: float) -> float:
 
 
 def test_the_path_to_the_best_model(tmp_path):
-    found = robustness(given(tmp_path), Wish())
+    found = robustness(given(tmp_path), AnalysisOptions())
     path = lines_of(found, curve=PATH, set="noise")
     assert [row["alpha"] for row in path] == [step / 10 for step in range(11)]
     assert {row["model"] for row in path} == {"a"}
@@ -153,7 +155,7 @@ def test_the_path_to_the_best_model(tmp_path):
 
 
 def test_the_baseline_is_of_the_models_and_not_of_the_base(tmp_path):
-    found = robustness(given(tmp_path), Wish())
+    found = robustness(given(tmp_path), AnalysisOptions())
     models = lines_of(found, curve=SINGLE, set="noise")
     pairs = [(row["reference"], row["shift"]) for row in models]
     assert pairs == [(0.9, 0.8), (0.8, 0.6), (0.7, 0.6)]
@@ -173,37 +175,39 @@ def test_the_baseline_is_of_the_models_and_not_of_the_base(tmp_path):
 
 def test_the_linear_path_is_a_path_of_logits(tmp_path):
     experts = Hill()
-    found = robustness(given(tmp_path, experts), Wish(alphas=5))
+    found = robustness(given(tmp_path, experts), AnalysisOptions(alphas=5))
     # Rows 600 to 749 are right from the middle on, where both classes are equal and the first is 0.
     path = lines_of(found, curve=LINEAR, set="noise")
     assert [row["reference"] for row in path] == [0.6, 0.6, 0.75, 0.75, 0.75]
     assert [row["shift"] for row in path] == [0.5, 0.5, 0.6, 0.6, 0.6]
     assert experts.fits == 1
-    robustness(given(tmp_path, experts), Wish(alphas=3))
+    robustness(given(tmp_path, experts), AnalysisOptions(alphas=3))
     assert experts.fits == 1  # its file is kept
-    none = robustness(given(tmp_path / "none", experts), Wish(linear=False))
+    none = robustness(given(tmp_path / "none", experts), AnalysisOptions(linear=False))
     assert experts.fits == 1
     assert not lines_of(none, curve=LINEAR)
-    unfit = robustness(given(tmp_path / "unfit", Hill(fails="task 't': one class")), Wish())
+    unfit = robustness(
+        given(tmp_path / "unfit", Hill(fails="task 't': one class")), AnalysisOptions()
+    )
     assert not lines_of(unfit, curve=LINEAR)
     assert unfit.lines[0] == "There is no path of the linear classifier: task 't': one class."
 
 
 def test_another_path_may_be_asked_for(tmp_path):
     experts = Hill()
-    found = robustness(given(tmp_path, experts), Wish(path="b", alphas=3, linear=False))
+    found = robustness(given(tmp_path, experts), AnalysisOptions(path="b", alphas=3, linear=False))
     assert [row["shift"] for row in lines_of(found, curve=PATH, set="noise")] == [0.5, 0.55, 0.6]
     assert (PROBE, (0.0, 0.5, 0.0)) in experts.asked
 
 
 def test_a_set_that_was_measured_goes_on_where_it_was_killed(tmp_path):
-    whole = robustness(given(tmp_path / "whole"), Wish())
+    whole = robustness(given(tmp_path / "whole"), AnalysisOptions())
     with pytest.raises(ConnectionError):
-        robustness(given(tmp_path / "cut", Hill(fails_after=14)), Wish())
+        robustness(given(tmp_path / "cut", Hill(fails_after=14)), AnalysisOptions())
     second = Hill()
-    assert robustness(given(tmp_path / "cut", second), Wish()) == whole
+    assert robustness(given(tmp_path / "cut", second), AnalysisOptions()) == whole
     once = Hill()
-    robustness(given(tmp_path / "once", once), Wish())
+    robustness(given(tmp_path / "once", once), AnalysisOptions())
     # 11 of the reference and, of a chunk of 4 under shift that was cut, none were kept
     assert len(second.asked) == len(once.asked) - 11
     assert len(set(once.asked)) == len(once.asked)
@@ -212,7 +216,7 @@ def test_a_set_that_was_measured_goes_on_where_it_was_killed(tmp_path):
 def test_each_expert_walks_on_its_own_task(tmp_path):
     experts = Hill(tasks=("a", "b", "unseen"))
     look = given(tmp_path, experts, soup=False, own=("a", "b"))
-    found = robustness(look, Wish(alphas=3))
+    found = robustness(look, AnalysisOptions(alphas=3))
     assert {role for role, _ in experts.asked} == {
         f"{role}@{task}" for task in "ab" for role in (PROBE, "shift/noise", "shift/fog")
     }
@@ -224,32 +228,39 @@ def test_each_expert_walks_on_its_own_task(tmp_path):
     assert not lines_of(found, curve=SINGLE)
     assert any("experts of different tasks" in line for line in found.lines)
     assert {line["model"] for line in lines_of(found, curve=PATH)} == {"each task's own expert"}
-    one = robustness(given(tmp_path, experts, soup=False, own=("a", "b")), Wish(path="b"))
+    one = robustness(
+        given(tmp_path, experts, soup=False, own=("a", "b")), AnalysisOptions(path="b")
+    )
     assert {(row["task"], row["model"]) for row in lines_of(one, curve=PATH)} == {("b", "b")}
     assert pictures(found)
 
 
 def test_what_is_skipped_says_why(tmp_path):
     plain = given(tmp_path, sets=())
-    assert robustness(plain, Wish()).lines == ("Skipped: the file has no `shifts`.",)
-    blind = Given(**{**vars(plain), "shifted": Shifted("", {}, ("Shift set 's' is left out.",))})
-    assert robustness(blind, Wish()).lines == (
+    assert robustness(plain, AnalysisOptions()).lines == ("Skipped: the file has no `shifts`.",)
+    blind = AnalysisInputs(
+        **{**vars(plain), "shifted": Shifted("", {}, ("Shift set 's' is left out.",))}
+    )
+    assert robustness(blind, AnalysisOptions()).lines == (
         "Shift set 's' is left out.", "Skipped: no shift set has rows of select's side.",
     )  # fmt: skip
-    assert "no model with a finite score" in robustness(given(tmp_path, ranked=()), Wish()).lines[0]
+    assert (
+        "no model with a finite score"
+        in robustness(given(tmp_path, ranked=()), AnalysisOptions()).lines[0]
+    )
     away = given(tmp_path, Hill(tasks=("a", "b")), soup=False, own=("a",))
-    assert "of the task of b" in robustness(away, Wish(path="b")).lines[0]
+    assert "of the task of b" in robustness(away, AnalysisOptions(path="b")).lines[0]
 
 
 def test_too_few_models_for_a_baseline(tmp_path):
-    found = robustness(given(tmp_path, ranked=("a",)), Wish())
+    found = robustness(given(tmp_path, ranked=("a",)), AnalysisOptions())
     assert any("no baseline: 1 model; two different needed" in line for line in found.lines)
     (line,) = lines_of(found, "baselines", set=MEAN)
     assert (line["models"], line["slope"]) == (1, None)
 
 
 def test_files_and_pictures(tmp_path):
-    found = robustness(given(tmp_path), Wish())
+    found = robustness(given(tmp_path), AnalysisOptions())
     finding.write(found, tmp_path / "out")
     back = finding.read(tmp_path / "out", "robustness", "x-k")
     rows = pq.read_table(tmp_path / "out/robustness-points.parquet").to_pylist()
@@ -263,12 +274,12 @@ def test_files_and_pictures(tmp_path):
     assert all(path.stat().st_size > 10_000 for path in drawn)
     assert "Robustness to shift" in page.read_text()
     assert json.loads((tmp_path / "out/robustness.json").read_text())["lines"] == back.lines
-    (only,) = pictures(robustness(given(tmp_path / "one", sets=("fog",)), Wish()))
+    (only,) = pictures(robustness(given(tmp_path / "one", sets=("fog",)), AnalysisOptions()))
     assert only.figure.axes[0].get_ylabel() == "accuracy under shift, %: fog"
 
 
 def test_accuracies_of_one_are_drawn(tmp_path):
-    found = robustness(given(tmp_path, Hill(top=3.0)), Wish())
+    found = robustness(given(tmp_path, Hill(top=3.0)), AnalysisOptions())
     assert {row["reference"] for row in lines_of(found, curve=PATH)} == {1.0}
     assert any("all models have one reference accuracy" in line for line in found.lines)
     (main, _) = pictures(found)
