@@ -1,1 +1,1 @@
-"""What a user touches: sweep files, Tune, MLflow, reports, the command line."""
+"""The user's side: sweep files, Ray Tune, MLflow, reports, the command line."""

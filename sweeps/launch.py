@@ -1,4 +1,4 @@
-"""A sweep as a job of a running cluster: what `ray submit` runs on the head, and what the job runs.
+"""Launch a sweep as a job of a running cluster: run by `ray submit` on the head, and by the job.
 
     ray submit cluster.yaml sweeps/launch.py -- SPEC [options of `sweeps run`]
 

@@ -1,4 +1,4 @@
-"""The pictures of an analysis, each from a finding's tables alone."""
+"""Draw the figures of an analysis from the tables of its findings."""
 
 from __future__ import annotations
 

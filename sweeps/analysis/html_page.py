@@ -1,4 +1,4 @@
-"""The page of an analysis: one HTML file with its sentences, pictures and tables in it."""
+"""The HTML page of an analysis: one file with its sentences, figures and tables."""
 
 from __future__ import annotations
 

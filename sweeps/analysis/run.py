@@ -1,4 +1,4 @@
-"""`sweeps analyse`: how the models of a sweep lie to each other, and what lies between them.
+"""`sweeps analyse`: geometry and loss landscape of a sweep's models.
 
 `outputs/<name>/analysis/` gets `analysis.html`, a JSON file a part, its tables (Parquet and CSV),
 pictures (PNG), and the points that were evaluated: a second call goes on from them.

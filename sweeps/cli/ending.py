@@ -1,4 +1,4 @@
-"""How the program ends: one line a fault, an exit status, and nothing raw on the terminal.
+"""How the program ends: one line for each error, and an exit status.
 
 Exit status 1 is left to commands that end with failed trials; no exception leads to it.
 """

@@ -1,4 +1,4 @@
-"""`sweeps report --follow`: the table of a sweep while it runs, from wherever it can be read."""
+"""`sweeps report --follow`: the table of a running sweep, from a folder, storage or cluster."""
 
 from __future__ import annotations
 

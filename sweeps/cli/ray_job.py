@@ -1,4 +1,4 @@
-"""Sweeps as jobs of a running Ray cluster: submitting one, following it, and being one."""
+"""Run a sweep as a job of a running Ray cluster: submit it, follow its log, be its entrypoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a command says when it is stopped: what is kept, and how to go on."""
+"""Messages of a command that was stopped: what is kept, and which command resumes it."""
 
 from __future__ import annotations
 

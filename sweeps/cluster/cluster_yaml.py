@@ -1,4 +1,4 @@
-"""What a `cluster.yaml` promises: its nodes, without asking any of them."""
+"""Resources of a `cluster.yaml`: its nodes, without connecting to any of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder that a Ray of our own keeps its sockets, logs and spilled objects in.
+"""Temporary folder of a local Ray: sockets, logs and spilled objects.
 
 Ray puts them under `$RAY_TMPDIR`, `$TMPDIR` or `/tmp`, readable by everybody, and its sockets fail
 where that path is long: the system allows them 107 bytes. Here each run has a folder of its own

@@ -1,4 +1,5 @@
-"""A fleet that grows when nodes join and shrinks when they leave: replicas, never shards."""
+"""Elastic fleet: add replicas when nodes join, remove them when nodes leave; shards stay as they
+are."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ TRIES = 3
 
 @dataclass
 class Coming:
-    """A replica that was started and does not take calls yet."""
+    """A replica that is starting and takes no calls yet."""
 
     member: Member
     waiting: list[Any]
@@ -43,12 +44,12 @@ class Coming:
 
 
 class Elastic:
-    """Watches the cluster from a thread of the driver while a sweep runs; a context manager."""
+    """Watch the cluster from a thread of the driver while a sweep runs; a context manager."""
 
     def __init__(
         self, fleet: Fleet, planned: Callable[[], Plan], say: Callable[[str], None]
     ) -> None:
-        """Begins to watch when it is entered.
+        """The thread starts when the context is entered.
 
         Args:
             fleet: stands already.
@@ -68,7 +69,7 @@ class Elastic:
         self.thread = threading.Thread(target=self.run, name="elastic", daemon=True)
 
     def run(self) -> None:
-        """Look now and then until the sweep ends."""
+        """Check the cluster every `PULSE` seconds until the sweep ends."""
         while not self.stopped.wait(PULSE):
             try:
                 self.look()
@@ -78,7 +79,8 @@ class Elastic:
                 log.warning("elastic: %s", " ".join(str(error).split())[:200])
 
     def look(self) -> None:
-        """Once: let in who is ready, give up who is lost, start who has room."""
+        """One check: admit replicas that are ready, drop those that lost their node, start new
+        ones."""
         self.let_in()
         plan, over = self.planned(), self.overdue()
         if plan.nodes != self.nodes:
@@ -94,7 +96,7 @@ class Elastic:
             self.say(f"a node left: {len(self.standing())} replicas")
 
     def let_in(self) -> None:
-        """New replicas that are ready take calls; those that never will be are given up."""
+        """Admit new replicas that are ready; drop those that failed or took too long."""
         for each in list(self.coming):
             done, each.waiting = (
                 ray.wait(each.waiting, num_returns=len(each.waiting), timeout=0)
@@ -121,7 +123,7 @@ class Elastic:
                 self.say(f"a node joined: {len(self.standing())} replicas")
 
     def overdue(self) -> list[Member]:
-        """Replicas that have been without a place for longer than `GRACE`."""
+        """Replicas without a node for longer than `GRACE`."""
         now = time.monotonic()
         homeless = [member for member in self.standing() if not placed(member.group)]
         self.lost = {each.number: self.lost.get(each.number, now) for each in homeless}
@@ -133,7 +135,7 @@ class Elastic:
         return [member for member in self.fleet.members if member.number not in coming]
 
     def settle(self, without: Collection[Member] = ()) -> None:
-        """Tell the fleet who takes calls; new ones that are not ready are kept aside."""
+        """Set the replicas that take calls; new ones that are not ready wait."""
         out = {member.number for member in without}
         coming = [each.member for each in self.coming]
         self.fleet.staff([m for m in self.standing() if m.number not in out], coming)

@@ -40,7 +40,7 @@ def evaluate_rows(
     progress: Progress,
     metric: RankedMetric = ACCURACY,
 ) -> list[Row]:
-    """Every row with its report-split metrics; per-sample correctness goes to `folder`.
+    """Evaluate every row on the report split; per-sample correctness goes to `folder`.
 
     Files are `<row>.arrow`. A row that was evaluated before, with the same trial key, is not
     evaluated again; files of rows that are no longer in the comparison are removed.
@@ -72,13 +72,13 @@ def evaluate_rows(
 
 
 def reads_embeddings(row: Row) -> bool:
-    """Whether a row's evaluation reads cached expert embeddings; such rows go last."""
+    """Whether a row's evaluation reads cached expert embeddings; such rows are evaluated last."""
     found = METHODS.get(row.method)
     return row.method == "experts" or (found is not None and "expert_logits" in found.reads)
 
 
 def recipe_of(row: Row, learned: Path) -> Recipe:
-    """What a row of the comparison evaluates; of a method that learns, with what it learned.
+    """The recipe that a row evaluates, with the learned file of a method that learns.
 
     Raises:
         InputError: its file is gone.
@@ -98,8 +98,8 @@ def recipe_of(row: Row, learned: Path) -> Recipe:
 
 
 def stored(path: Path, trial_key: str | None, metric: RankedMetric) -> Mapping[str, float] | None:
-    """The metrics of a row evaluated before; None where there are none of this trial, or samples of
-    another metric, or where the file is damaged, which is said."""
+    """Metrics of a row that was evaluated before; None if there are none of this trial and metric,
+    or the file is damaged (which is logged)."""
     try:
         kept = read_kept(path)
     except FileNotFoundError:
@@ -111,7 +111,7 @@ def stored(path: Path, trial_key: str | None, metric: RankedMetric) -> Mapping[s
 
 
 def store(path: Path, row: Row, evaluation: Evaluation, metric: RankedMetric) -> None:
-    """Keep a row's samples and metrics.
+    """Write a row's samples and metrics.
 
     Raises:
         InputError: the disk is full, or the folder cannot be written.
@@ -142,7 +142,7 @@ def measure_shifts(
     progress: Progress,
     metric: RankedMetric = ACCURACY,
 ) -> list[Row]:
-    """Every row with its metrics on each shift set; kept in `<folder>/<row>.shifts.json`.
+    """Evaluate every row on each shift set; results are kept in `<folder>/<row>.shifts.json`.
 
     What was measured before, of the same trial on the same set, is not measured again; what a
     damaged file held is.
@@ -204,7 +204,7 @@ def measure_shifts(
 
 
 class Under(TypedDict, total=False):
-    """What was measured under one shift."""
+    """Results of a row on one shift set."""
 
     mark: Required[Any]
     metrics: Required[dict[str, int | float | None]]
@@ -212,14 +212,14 @@ class Under(TypedDict, total=False):
 
 
 class Measured(TypedDict):
-    """The file of one row."""
+    """Content of a row's file."""
 
     trial_key: str | None
     shifts: dict[str, Under]
 
 
 def stored_shifts(path: Path, row: Row) -> dict[str, Any]:
-    """What was measured of this trial before: shift set -> mark and metrics."""
+    """Results of this trial on shift sets that were kept before: shift set -> mark and metrics."""
     try:
         content = unsealed_json(path.read_bytes())
         about = checked(Measured, content, str(path))

@@ -1,4 +1,4 @@
-"""What must be right before a sweep starts: one chain of checks, for `plan` and for `run`.
+"""Checks before a sweep starts; `plan` and `run` share them.
 
 All that can be known without weights, pixels or a fleet is known here. What is left to `run` are
 the contents themselves: NaN in weights, a text tower that was trained, a broken image.
@@ -21,7 +21,7 @@ from sweeps.tracking import mlflow_store
 
 @dataclass(frozen=True)
 class Begin:
-    """How a sweep is to begin, as the command line says it."""
+    """How a sweep starts: new, resumed, fresh or extended; and its storage."""
 
     resume: bool = False
     """Go on with what is there."""
@@ -34,7 +34,7 @@ class Begin:
 
     @property
     def going_on(self) -> dict[str, bool]:
-        """As the checks of folders take it."""
+        """Options for the checks of folders."""
         return {"resume": self.resume, "fresh": self.fresh, "extend": self.extend}
 
 
@@ -53,7 +53,7 @@ class Ready:
 
 
 def ready(spec: SweepSpec, outputs: Path, resources: Resources, begin: Begin) -> Ready:
-    """Check a validated spec against the world; leaves nothing behind.
+    """Run all checks of a validated sweep file; creates nothing.
 
     Args:
         spec: what to run.

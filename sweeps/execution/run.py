@@ -1,4 +1,4 @@
-"""A sweep, from a spec to a comparison."""
+"""Run a sweep: from a sweep file to its comparison."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ PACKAGES = ("fusion-sweeps", "torch", "transformers", "ray", "mlflow", "datasets
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a sweep ended."""
+    """Result of a sweep."""
 
     comparison: Comparison
     folder: SweepFolder
@@ -83,7 +83,7 @@ def run(
     storage: str | None = None,
     command: str = "",
 ) -> Outcome:
-    """Run a sweep to its comparison; everything wrong with the input is found before it starts.
+    """Run a sweep to its comparison; all input errors are found before it starts.
 
     Args:
         spec: what to run.
@@ -270,7 +270,7 @@ def compared(sweep: SweepRun, rows: Iterable[Row]) -> Comparison:
 def course_of(
     prepared: Prepared, data: Mapping[str, TaskData], folder: SweepFolder, *, everywhere: bool
 ) -> Course | None:
-    """What learning trials are given; None where there are none.
+    """Inputs of learning trials; None if no method learns.
 
     `everywhere`: whether there may be trials on other nodes.
     """
@@ -294,7 +294,7 @@ def course_of(
 
 
 def noted(row: Row, prepared: Prepared) -> Row:
-    """The row, with what its reader must know."""
+    """Add a row's disclosures."""
     spec, experts = prepared.spec, prepared.pool.experts
     under = under_words(spec)
     said = notes_of(row.method, row.params, spec.splits, unseen=spec.unseen, under=under)
@@ -309,7 +309,7 @@ def noted(row: Row, prepared: Prepared) -> Row:
 
 
 def with_recipe(row: Row, prepared: Prepared, folder: SweepFolder, experts: Experts) -> Row:
-    """The row, with the recipe file that rebuilds it; `experts` are no one thing to rebuild."""
+    """Write a row's recipe file; `experts` has none, being no single model."""
     if row.trial_key is None or row.method == "experts":
         return row
     spec = prepared.spec

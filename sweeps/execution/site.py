@@ -1,4 +1,4 @@
-"""Where a sweep runs: the nodes of a cluster that is there already, or this machine."""
+"""Where a sweep runs: a running cluster, or this machine."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from sweeps.planning.prepared import Prepared
 
 
 class Site:
-    """A place to run in; on a cluster, with what its nodes have said so far."""
+    """A running cluster with what its nodes reported, or this machine."""
 
     def __init__(self, address: str | None, say: Callable[[str], None]) -> None:
-        """`address`: as `--address` gives it; `say`: shows a line to the user."""
+        """`address`: as `--address` gives it; `say`: prints a line."""
         self.target = ray_connection.target(address)
         self.say = say
         self.known: dict[str, Found] = {}
 
     def join(self) -> AbstractContextManager[str]:
-        """Connect to the cluster, where there is one."""
+        """Connect to the cluster, if there is one."""
         return ray_connection.connected(self.target, 0) if self.target else nullcontext("")
 
     def start(self, prepared: Prepared) -> AbstractContextManager[str]:
-        """Start a cluster of our own, where there is none; gives the dashboard's address."""
+        """Start a local cluster if there is none; returns the dashboard's address."""
         store = prepared.plan.store_bytes
         return nullcontext("") if self.target else ray_connection.connected(None, store)
 
     def resources(self) -> Resources:
-        """What is there.
+        """Resources of the cluster or this machine.
 
         Raises:
             InputError: a node that cannot take part.
@@ -44,7 +44,7 @@ class Site:
         )
 
     def readers(self, prepared: Prepared) -> list[str]:
-        """Ids of the nodes that read the weights; says who is sent them."""
+        """Ids of the nodes that read the weights from disk; prints which nodes get them sent."""
         if not self.target:
             return []
         seeing, blind = ray_connection.readers(prepared.pool, self.resources())
@@ -59,7 +59,7 @@ class Site:
         return seeing
 
     def elastic(self, fleet: Fleet, prepared: Prepared) -> AbstractContextManager[object]:
-        """Let the fleet follow the cluster, where the number of replicas was left to us."""
+        """Context that adapts the fleet to the cluster, if the number of replicas is not fixed."""
         spec, shards = prepared.spec, prepared.plan.shards
         if not self.target or spec.placement.replicas is not None:
             return nullcontext()

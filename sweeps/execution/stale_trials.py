@@ -1,4 +1,4 @@
-"""Trials of a sweep that cannot be gone on with: of other inputs, or without what they learned.
+"""Find finished trials that cannot be reused: other inputs, or a learned file that is missing.
 
 A trial's key says all that its numbers depend on. One whose key is not what the sweep's files give
 now was measured with other files, and would stand beside new ones in one table. Its entry is moved
@@ -26,7 +26,7 @@ SUPERSEDED = "superseded"
 
 
 def renew(folder: SweepFolder, context: Context, say: Callable[[str], None]) -> None:
-    """Set aside what cannot be gone on with, and say how much and why.
+    """Set aside ledger entries that cannot be reused, and report how many and why.
 
     Args:
         folder: of the sweep.
@@ -50,7 +50,7 @@ def renew(folder: SweepFolder, context: Context, say: Callable[[str], None]) -> 
 
 
 def current(entry: Entry, context: Context) -> bool:
-    """Whether a trial's key is what its method, parameters and all else give now."""
+    """Whether a trial's key is still the key of its method, parameters and context."""
     try:
         return trial_key(entry.method, entry.params, context) == entry.trial_key
     except InputError:  # a parameter that the method no longer has
@@ -58,7 +58,7 @@ def current(entry: Entry, context: Context) -> bool:
 
 
 def lost(entry: Entry, folder: SweepFolder) -> str | None:
-    """Why what a trial learned cannot be read; None where it can, or where it learned nothing."""
+    """Reason why a trial's learned file cannot be read; None if it can, or it has none."""
     method = METHODS.get(entry.method)
     if entry.status != "done" or method is None or not method.learns:
         return None

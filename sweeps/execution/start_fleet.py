@@ -1,4 +1,4 @@
-"""Experts that stand: data decoded, weights loaded, replicas ready to be asked."""
+"""Start the fleet: prepare the data, load the experts, wait until the replicas are ready."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def start_fleet(
     more: Callable[[Mapping[str, TaskData]], Mapping[str, TaskData]] = lambda data: data,
     extractors: Sequence[Extractor] = (),
 ) -> tuple[Fleet, Mapping[str, TaskData]]:
-    """Decode images, load the experts and wait for the replicas.
+    """Prepare the data, load the experts and wait until the replicas are ready.
 
     Args:
         stack: ends all of it.

@@ -1,4 +1,4 @@
-"""A sweep that has started: what each of its phases reads."""
+"""A sweep that has started: what each phase of it reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sweep's data must be before it starts, by labels and words: no image is read."""
+"""Checks of a sweep's data before it starts: labels and words; no image is read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TRAINED = ("linear_probe", "wise_ft_linear")
 
 
 def check_trials(spec: SweepSpec) -> None:
-    """Raise InputError where a sweep has more trials than can be listed."""
+    """Raise InputError if a sweep has more trials than can be listed."""
     counts = planned(spec)
     if (total := sum(counts.values())) > MOST_TRIALS:
         most = max(counts, key=counts.__getitem__)
@@ -54,7 +54,7 @@ def check_data(
     places: Mapping[str, Mapping[Role, Place]],
     splits: Splits,
 ) -> None:
-    """Raise InputError where labels are out of range, or a part has no rows, or too few classes.
+    """Raise InputError if labels are out of range, or a part has no rows or too few classes.
 
     Args:
         spec: with all methods that run.
@@ -73,7 +73,7 @@ def check_data(
 
 
 def part_of(labels: Labels, place: Place, splits: Splits, name: str, role: Role) -> Labels:
-    """The labels of a role's rows."""
+    """Labels of a role's rows."""
     if place.part == "all":
         return labels
     try:
@@ -84,7 +84,7 @@ def part_of(labels: Labels, place: Place, splits: Splits, name: str, role: Role)
 
 
 def check_classes(spec: SweepSpec, name: str, labels: Labels) -> None:
-    """Raise InputError where a classifier would be fitted to rows of one class."""
+    """Raise InputError if a classifier would be fitted to rows of one class."""
     methods = [each for each in spec.methods if each in TRAINED]
     if methods and len(np.unique(labels)) < 2:
         raise InputError(
@@ -96,7 +96,7 @@ def check_classes(spec: SweepSpec, name: str, labels: Labels) -> None:
 def check_shifts(
     spec: SweepSpec, preprocess: Preprocess, others: Mapping[tuple[str, str], Task]
 ) -> None:
-    """Raise InputError where shift sets have wrong labels, or images are too small to corrupt."""
+    """Raise InputError if shift sets have wrong labels, or images are too small to corrupt."""
     for name, shift in spec.shifts.items():
         if shift.corruption is not None and min(preprocess.shape) < SMALLEST:
             raise InputError(

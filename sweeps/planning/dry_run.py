@@ -1,4 +1,4 @@
-"""A rehearsal of every method before anything starts: finds wrong names inside parameters."""
+"""Dry run of every method before a sweep starts: finds wrong names inside parameters."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ from sweeps.spec.sweep import SweepSpec
 
 
 def rehearse(spec: SweepSpec, pool: Pool) -> None:
-    """Run every method on stand-ins of one element a tensor: finds wrong names inside parameters.
+    """Run every method on vectors of one element for each tensor: finds wrong names inside
+    parameters.
 
     Raises:
         InputError: what the method itself refuses: an unknown expert, a weight too few.
@@ -53,7 +54,7 @@ def rehearse(spec: SweepSpec, pool: Pool) -> None:
 
 
 def merge(method: Static, params: dict[str, Any], pool: Pool, spec: SweepSpec) -> None:
-    """A method of weights, with all else that it is given."""
+    """Dry run of a method that merges weights."""
     zeros = {name: torch.zeros(1) for name in pool.names}
     vectors = TaskVectors.from_state_dicts(zeros, dict.fromkeys(pool.tasks, zeros))
     given: dict[str, Any] = {}
@@ -67,23 +68,23 @@ def merge(method: Static, params: dict[str, Any], pool: Pool, spec: SweepSpec) -
 
 
 def fuse(method: LogitSpace, params: dict[str, Any], pool: Pool, spec: SweepSpec) -> None:
-    """A method of the experts' embeddings."""
+    """Dry run of a method that fuses the experts' embeddings."""
     method.fuse(torch.ones(len(pool.tasks), 1, 2), torch.ones(2, 2), **params)
 
 
 def select(method: Selected, params: dict[str, Any], pool: Pool, spec: SweepSpec) -> None:
-    """A method that selects ingredients: the names in its parameters."""
+    """Dry run of a method that selects ingredients: check the names in its parameters."""
     check_selection(method.selection(**params), pool, spec)
 
 
 def fit(method: Fitted, params: dict[str, Any], pool: Pool, spec: SweepSpec) -> None:
-    """A method that fits a classifier to embeddings."""
+    """Dry run of a method that fits a classifier to embeddings."""
     with warnings.catch_warnings(action="ignore"):
         method.fit(stand_in(pool), **params)
 
 
 def route(method: Routed, params: dict[str, Any], pool: Pool, spec: SweepSpec) -> None:
-    """A method that reads the experts' logits of the rows that it is evaluated on."""
+    """Dry run of a method that routes by the experts' logits."""
     evidence = torch.arange(8.0).view(4, 2)
     stack = evidence.expand(len(pool.tasks), 4, 2)
     labels = torch.zeros(len(evidence), dtype=torch.int64)
@@ -101,7 +102,7 @@ DRY_RUNS: Mapping[type[Row], Callable[[Any, dict[str, Any], Pool, SweepSpec], No
 
 
 def check_routed(name: str, pool: Pool) -> None:
-    """Raise InputError where no expert changes an MLP: adapters of attention alone, say."""
+    """Raise InputError if no expert changes an MLP, e.g. adapters of attention only."""
     changed = (key for e in pool.experts.values() for key in (*e.tensors, *e.factors))
     if not any(MLP in key for key in changed):
         raise InputError(
@@ -111,7 +112,7 @@ def check_routed(name: str, pool: Pool) -> None:
 
 
 def check_tasks(pool: Pool, spec: SweepSpec) -> None:
-    """Raise InputError where an expert has no task of its own to take statistics of."""
+    """Raise InputError if an expert has no task of its own to take statistics of."""
     lacking = [name for name in pool.tasks if name not in spec.tasks]
     if lacking:
         tasks = ", ".join(spec.tasks)
@@ -121,7 +122,7 @@ def check_tasks(pool: Pool, spec: SweepSpec) -> None:
 
 
 def check_own(pool: Pool, spec: SweepSpec) -> None:
-    """Raise InputError where no task has an expert: such a method is measured on nothing."""
+    """Raise InputError if no task has an expert: the method could be evaluated on nothing."""
     if pool.experts.keys().isdisjoint(spec.tasks):
         raise InputError(
             "it makes one model a task with an expert of its name, and no task has one; tasks:"
@@ -130,7 +131,7 @@ def check_own(pool: Pool, spec: SweepSpec) -> None:
 
 
 def check_selection(selection: Selection, pool: Pool, spec: SweepSpec) -> None:
-    """Raise InputError where it names an ingredient or a metric that is not there."""
+    """Raise InputError if a selection names an unknown ingredient or metric."""
     for names in (selection.ingredients, selection.start):
         positions(pool.tasks, names)
     known = metric_names(spec.tasks, spec.unseen)
@@ -139,7 +140,7 @@ def check_selection(selection: Selection, pool: Pool, spec: SweepSpec) -> None:
 
 
 def stand_in(pool: Pool) -> Plane:
-    """A task of two classes whose embeddings are random."""
+    """A task of two classes with random embeddings."""
 
     def embedded(source: str, role: str, at: torch.Tensor | None) -> torch.Tensor:
         drawn = torch.Generator().manual_seed(len(source) + (role == "fit"))

@@ -1,4 +1,4 @@
-"""What statistics of data, and images under shift, take: disk, and memory while they are gathered.
+"""Disk estimates for corrupted and other shifted images.
 
 Files that are in the cache already count too: which those are is known when the sweep runs.
 """
@@ -17,7 +17,7 @@ from sweeps.planning.statistics_cost import rows_at
 
 
 def shifted_images(prepared: Prepared) -> int:
-    """Images under shift that the cache keeps a copy of: shift sets, and what is adapted to."""
+    """Number of shifted images in the cache: shift sets, and images that methods adapt to."""
     spec, tasks = prepared.spec, prepared.tasks
     copies: dict[tuple[object, ...], int] = {}
     key: tuple[object, ...]
@@ -58,6 +58,6 @@ def rows_in(prepared: Prepared, task: str, role: str) -> int:
 
 
 def shifted_bytes(prepared: Prepared) -> int:
-    """Disk that copies of images under shift take."""
+    """Disk that shifted images take."""
     height, width = prepared.preprocess.shape
     return shifted_images(prepared) * 3 * height * width

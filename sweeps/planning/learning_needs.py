@@ -1,4 +1,4 @@
-"""What the learning methods of a sweep file need: extractors, gates, unlabelled splits, memory."""
+"""What the learning methods of a sweep need: extractors, gates, unlabelled splits, memory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Source = tuple[str, bool]
 
 @dataclass(frozen=True)
 class Needs:
-    """What a sweep's learning methods need beside the pool."""
+    """Requirements of a sweep's learning methods beside the pool."""
 
     extractors: Mapping[Source, Extractor]
     gates: Mapping[str, Fingerprint]
@@ -62,7 +62,7 @@ def learning_points(spec: SweepSpec) -> Iterator[tuple[str, Adaptive, dict[str, 
 def resident_points(
     spec: SweepSpec, tasks: tuple[str, ...] = (), groups: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, ResidentCourse]]:
-    """Candidates of every method that learns inside of shards.
+    """Candidates of every method that learns inside shards.
 
     Raises:
         InputError: wrong parameters, by method.
@@ -78,7 +78,7 @@ def resident_points(
 
 
 def kept_of(course: ResidentCourse, tasks: int) -> float:
-    """What a course holds in the shards at its peak, in models' sizes.
+    """Peak memory that in-model learning takes in the shards, in sizes of a model.
 
     A mask: logits, two moments, two gradients, Σ λτ and the mask itself. Routers: about a twelfth
     of a block, four times; of pruned MLPs (two thirds of a block) values and places.
@@ -90,7 +90,7 @@ def kept_of(course: ResidentCourse, tasks: int) -> float:
 
 
 def passes_of(course: ResidentCourse) -> int:
-    """Batches of each task that a course looks at."""
+    """Number of batches of each task that in-model learning reads."""
     options = course.options
     return course.steps + (options.mask_steps if isinstance(options, MaskOptions) else 0)
 
@@ -135,12 +135,12 @@ def needs_of(spec: SweepSpec, tasks: tuple[str, ...], groups: tuple[str, ...]) -
 
 
 def gate_fingerprint(path: Path) -> Fingerprint:
-    """Of a gate file's content."""
+    """Fingerprint of a gate file's content."""
     return fingerprint("gate-1", hash_files({"gate": path}))
 
 
 def source_of(method: Adaptive, params: Mapping[str, Any]) -> Source | None:
-    """The extractor that a candidate reads; None: none."""
+    """The extractor (source, squash) of a candidate; None: it has none."""
     gated = method.output == "model_per_sample"
     return (params["extractor"], params["squash"]) if gated else None
 
@@ -152,7 +152,8 @@ def learning_of(
     groups: tuple[str, ...],
     extractors: Mapping[Source, Extractor],
 ) -> Learning:
-    """The course of one candidate; its router is the gate that it starts from, where it names one.
+    """The learning configuration of one candidate; its router is the gate that it starts from, if
+    it names one.
 
     Raises:
         InputError: wrong parameters, or a gate that does not fit.
@@ -173,7 +174,7 @@ def started_gate(
     groups: tuple[str, ...],
     grouping: str,
 ) -> Gate:
-    """The gate of a file, for this pool and extractor.
+    """Load a gate file for this pool and extractor.
 
     A file without a manifest of ours is taken as a published gate: one of this pool's tasks, in
     their order, on features of this extractor, from a backbone of as many layers as the pool's.

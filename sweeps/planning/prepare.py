@@ -1,4 +1,4 @@
-"""Everything that is checked before anything is started: headers, tasks, splits, memory, disk.
+"""Check a sweep file against checkpoints, tasks, splits, memory and disk; nothing is started.
 
 No weight and no image is read here; `sweeps plan` prints what this finds, `sweeps run` acts on it.
 """
@@ -34,7 +34,7 @@ from sweeps.spec.sweep import SweepSpec
 
 
 def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
-    """Check a validated spec against the world.
+    """Check a validated sweep file against checkpoints, data, memory and disk.
 
     Raises:
         InputError: a checkpoint, dataset, split, memory or disk that will not do.
@@ -88,7 +88,7 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
 def read_places(
     task: Task, spec: SweepSpec, splits: Splits, read: tuple[Role, ...]
 ) -> dict[Role, Place]:
-    """Where a task's rows are, of the roles that are read.
+    """Split and part of a task's rows, for the roles that are read.
 
     Raises:
         InputError: see `assign`.
@@ -100,7 +100,7 @@ def read_places(
 
 
 def otherwise_prepared(pool: Pool, accepted: bool) -> dict[str, str]:
-    """Expert -> how its own preprocessing differs from the base's.
+    """Expert -> how its preprocessing differs from the base's.
 
     Args:
         pool: an opened one.
@@ -130,7 +130,7 @@ def otherwise_prepared(pool: Pool, accepted: bool) -> dict[str, str]:
 def arrange(
     spec: SweepSpec, pool: Pool, needs: Needs, resources: Resources, shards: int | None = None
 ) -> Plan:
-    """The plan for these resources; `shards`: of a fleet that stands already.
+    """Plan the placement on these resources; `shards`: of a fleet that runs already.
 
     Raises:
         InputError: it does not fit; says what would do.
@@ -155,7 +155,7 @@ def arrange(
 
 
 def check_disk(place: Path, needed: int) -> None:
-    """Raise InputError where a folder's file system lacks the room."""
+    """Raise InputError if a folder's file system lacks the space."""
     there = next(path for path in (place, *place.parents) if path.exists())
     free = shutil.disk_usage(there).free
     if free < needed:

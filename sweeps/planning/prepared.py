@@ -1,4 +1,4 @@
-"""A sweep that passed all checks: what `plan` prints and `run` acts on."""
+"""A sweep that passed all checks: `plan` prints it, `run` acts on it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ROLES: tuple[Role, ...] = ("select", "report")
 
 @dataclass(frozen=True)
 class Prepared:
-    """A sweep that can start."""
+    """A sweep that passed all checks."""
 
     spec: SweepSpec
     """With all methods that the comparison will have: what runs is what is in it."""
@@ -57,7 +57,7 @@ class Prepared:
 
     @property
     def load(self) -> Load:
-        """What has to be placed."""
+        """Memory needs of the sweep, for the planner."""
         return load_of(self.spec, self.pool, self.needs)
 
     @property
@@ -66,7 +66,7 @@ class Prepared:
         return roles_of(self.needs)
 
     def context(self) -> Context:
-        """What every trial's result depends on besides its recipe."""
+        """Everything besides its recipe that a trial's result depends on."""
         heads = head_fingerprints(self.pool.base, self.tasks)
         common = fingerprint(
             "context-1",
@@ -90,7 +90,7 @@ class Prepared:
         return Context(common, extractors, self.needs.gates, under)
 
     def embeddings(self) -> EmbeddingCache:
-        """Where this pool's expert embeddings are kept."""
+        """The cache of this pool's expert embeddings."""
         numbers = decisive(self.spec.placement)
         return embedding_cache(cache_dir(), self.pool, self.plan.device, numbers)
 
@@ -101,7 +101,7 @@ its kind counts, which the plan knows."""
 
 
 def decisive(placement: PlacementSpec) -> dict[str, object]:
-    """The fields of `placement` that numbers depend on: all but `WHERE`.
+    """The fields of `placement` that decide numbers: all but `WHERE`.
 
     Task vectors in memory and in files are equal to the bit; those from factors are not.
 
@@ -113,12 +113,12 @@ def decisive(placement: PlacementSpec) -> dict[str, object]:
 
 
 def roles_of(needs: Needs) -> tuple[Role, ...]:
-    """Select and report, and fit where some method learns from it."""
+    """Roles that are read: select and report, and fit if a method uses it."""
     return ("fit", *ROLES) if needs.fits or "fit" in needs.adapts_on else ROLES
 
 
 def load_of(spec: SweepSpec, pool: Pool, needs: Needs) -> Load:
-    """What has to be placed."""
+    """Memory needs of a sweep, for the planner."""
     fields, itemsize = pool.base.fields, getattr(torch, spec.placement.dtype).itemsize
     chain = clip_segments(pool.base)
     segments = tuple(4 * segment.numel for segment in chain)
@@ -145,7 +145,7 @@ def load_of(spec: SweepSpec, pool: Pool, needs: Needs) -> Load:
 
 
 def activations(vision: Mapping[str, int], *, sampled: bool = False) -> tuple[int, int]:
-    """Elements of activations an image: (peak of a forward pass, kept for a backward pass).
+    """Elements of activations for each image: (peak of a forward pass, kept for a backward pass).
 
     Forward counts, for one block at a time, the residual stream, q, k, v and the MLP's hidden
     layer; backward what autograd keeps of every block: 8 times the width, and 3 times the hidden

@@ -1,4 +1,4 @@
-"""`sweeps plan`: what a sweep would do, and whether it can; loads no weights, starts nothing."""
+"""Text of `sweeps plan`: placement, memory, data, trials and work of a sweep."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sweeps.spec.sweep import SplitSpec, SweepSpec
 
 
 def facts(prepared: Prepared) -> list[tuple[str, str]]:
-    """Pool, placement, memory and data, a line each."""
+    """Lines about pool, placement, memory and data."""
     spec, pool, plan = prepared.spec, prepared.pool, prepared.plan
     extractors = prepared.needs.extractors.values()
     others = sum(extracted_bytes(each, prepared.images) for each in extractors)
@@ -73,15 +73,15 @@ def facts(prepared: Prepared) -> list[tuple[str, str]]:
 
 
 def lacks_direct(prepared: Prepared) -> bool:
-    """Whether activations are to go from GPU to GPU, and what that needs is not there."""
+    """Whether `transport: direct` is asked for and CuPy is missing."""
     plan, wish = prepared.plan, prepared.spec.placement.transport
     wanted = wish == "direct" and plan.device == "cuda" and plan.shards > 1
     return wanted and find_spec("cupy") is None
 
 
 def rounding(prepared: Prepared) -> str:
-    """What fused models are rounded to, where that is not what they are summed in, or the base's
-    dtype; empty else."""
+    """Dtype that merged models are rounded to, if it is neither the sum's nor the base's; else
+    empty."""
     pool, wish = prepared.pool, prepared.spec.placement.result_dtype
     kinds = {name: pool.base.tensors[name].dtype for name in pool.groups}
     if wish == "base":
@@ -96,7 +96,7 @@ def rounding(prepared: Prepared) -> str:
 
 
 def task_text(task: Task) -> list[str]:
-    """What a task is read from, why its classes are called so, and which files are not used."""
+    """Lines about a task: files, classes and their origin, files that are not used."""
     layout, count = task.layout, len(task.classnames)
     config = f" of configuration {layout.config!r}" if layout.config else ""
     files = f" in {layout.used:,} files" if layout.used else ""
@@ -116,7 +116,7 @@ def task_text(task: Task) -> list[str]:
 
 
 def wrappers(pool: Pool) -> str:
-    """Which prefixes of wrappers are left out of whose tensors' names; empty where there are none.
+    """Prefixes of wrappers that are removed from tensor names; empty if there are none.
 
     `'_orig_mod.' is left out of all names of pool.base, pool.experts.digits`.
     """
@@ -131,7 +131,7 @@ def wrappers(pool: Pool) -> str:
 
 
 def extractor_text(extractor: Extractor, images: int) -> str:
-    """Name, width, images, and the disk that pixels and features take."""
+    """Line about an extractor: width, images, and disk of pixels and features."""
     height, width = extractor.preprocess.shape
     squashed = " of squashed images" if extractor.preprocess.squash else ""
     return (
@@ -142,20 +142,20 @@ def extractor_text(extractor: Extractor, images: int) -> str:
 
 
 def extracted_bytes(extractor: Extractor, images: int) -> int:
-    """Disk that images take as an extractor wants them."""
+    """Disk of the images as an extractor reads them."""
     height, width = extractor.preprocess.shape
     return images * 3 * height * width
 
 
 def shifts(prepared: Prepared) -> str:
-    """Copies of images under shift, and the disk that they take; empty where there are none."""
+    """Line about copies of shifted images and their disk; empty if there are none."""
     images = shifted_images(prepared)
     kept = size(shifted_bytes(prepared))
     return f"{images:,} more images: {kept} of pixel cache" if images else ""
 
 
 def statistics(found: Taken) -> str:
-    """Memory while they are gathered, and disk.
+    """Line about memory while statistics are collected, and disk.
 
     >>> statistics(Taken(9_700_000_000, 2_400_000_000, 1))
     '2.4 GB more a replica while they are gathered, 9.7 GB of cache'
@@ -165,13 +165,13 @@ def statistics(found: Taken) -> str:
 
 
 def unseen(spec: SweepSpec) -> str:
-    """Tasks without an expert, and what becomes of them."""
+    """Line about tasks without an expert."""
     names = ", ".join(spec.unseen)
     return f"{names}: no expert; measured on {spec.splits.report}, never learned from or chosen by"
 
 
 def adaptation(role: str, splits: SplitSpec, under: str = "") -> str:
-    """Which images are learned from, and under which shift.
+    """Line about the images that methods learn from, and their shift.
 
     >>> adaptation("fit", SplitSpec()), adaptation("report", SplitSpec())
     ('adapts to fit', 'adapts to report: the images it is reported on, without labels')
@@ -182,7 +182,7 @@ def adaptation(role: str, splits: SplitSpec, under: str = "") -> str:
 
 
 def arrangement(plan: Plan) -> str:
-    """Replicas, shards and where they are.
+    """Line about replicas and shards, and their devices.
 
     >>> arrangement(Plan(2, 2, ((0, 7), (7, 14)), "cuda", 1, 0.5, 0, (0, 0), 0))
     '2 replica(s) of 2 shards (segments 0-6, 7-13) on GPU (0.5 of one each)'
@@ -199,7 +199,7 @@ def arrangement(plan: Plan) -> str:
 
 
 def spread(plan: Plan) -> str:
-    """How many shards go to which nodes; nodes of one name and number together.
+    """Line about shards for each node; nodes of the same name and number are grouped.
 
     >>> spread(Plan(5, 1, ((0, 3),), "cuda", 1, 1, 0, (0,), 0, (("a", 1), ("b", 2), ("b", 2))))
     'a: 1, 2 × b: 2'
@@ -212,7 +212,7 @@ def spread(plan: Plan) -> str:
 
 
 def memory(plan: Plan, weights: str = "memory") -> str:
-    """Main memory of the fullest node, and what a shard takes beside what its node shares."""
+    """Line about main memory of the fullest node, and of each shard."""
     low, high = gigabytes(min(plan.shard_bytes)), gigabytes(max(plan.shard_bytes))
     each = high if low == high else f"{low.removesuffix(' GB')} to {high}"
     part = "replica" if plan.shards == 1 else "shard"
@@ -229,7 +229,7 @@ def memory(plan: Plan, weights: str = "memory") -> str:
 
 
 def trial_table(prepared: Prepared) -> Table:
-    """Trials, images forwarded and images learned from, a row a method."""
+    """Table of trials, images forwarded and images learned from, one row for each method."""
     counts = planned(prepared.spec)
     rows, learned = prepared.role_rows, learned_images(prepared.spec)
     table = Table(title="at most", title_justify="left")
@@ -251,7 +251,8 @@ def trial_table(prepared: Prepared) -> Table:
 
 
 def learned_images(spec: SweepSpec) -> dict[str, int]:
-    """Learning method -> trials × steps × batch size × tasks, as drawn: an image counts each time.
+    """Learning method -> trials × steps × batch size × tasks; an image counts each time it is
+    drawn.
 
     Where not every candidate is known beforehand, the largest of those known stands for them.
     """

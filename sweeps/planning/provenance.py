@@ -1,4 +1,4 @@
-"""What the recipes beside ingredients say of where they come from: base, head, order of classes.
+"""Check the recipes beside ingredients: same base, same head, same order of classes.
 
 A tower is tuned to fit one head and one order of classes; averaged with towers of another, or
 measured under another head, it is no fair ingredient. Where there is no recipe nothing is known,
@@ -27,7 +27,7 @@ SHA256 = re.compile("[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Ancestry:
-    """What a recipe says; empty where it does not."""
+    """Origin of an ingredient as its recipe states it; empty fields are unknown."""
 
     task: str = ""
     base: str = ""
@@ -43,7 +43,7 @@ class Ancestry:
 
 
 def ancestry_of(folder: Path) -> Ancestry:
-    """What `recipe.yaml` of a folder says, of `sweeps train` or `sweeps export`; nothing of others.
+    """Read the origin from `recipe.yaml` of a folder, written by `sweeps train` or `sweeps export`.
 
     Other programs write recipes too: what is not as ours is not read.
     """
@@ -71,7 +71,7 @@ def ancestry_of(folder: Path) -> Ancestry:
 
 
 def check_ancestry(pool: Pool, tasks: Mapping[str, Task]) -> None:
-    """Refuse members that come of another base, or were tuned under other heads.
+    """Refuse members of another base, or tuned under other heads.
 
     Args:
         pool: an opened one.
@@ -98,7 +98,7 @@ def check_ancestry(pool: Pool, tasks: Mapping[str, Task]) -> None:
 
 
 def check_alike(one: tuple[Checkpoint, Ancestry], two: tuple[Checkpoint, Ancestry]) -> None:
-    """Raise InputError where two ingredients of a task were tuned under different heads."""
+    """Raise InputError if two ingredients of a task were tuned under different heads."""
     (expert, found), (other, known) = one, two
     if found.head == known.head:
         return
@@ -114,7 +114,7 @@ def check_alike(one: tuple[Checkpoint, Ancestry], two: tuple[Checkpoint, Ancestr
 
 
 def check_measured(expert: Checkpoint, found: Ancestry, task: Task) -> None:
-    """Raise InputError where a task is measured under another head than its expert's."""
+    """Raise InputError if a task is evaluated under another head than its expert's."""
     what, field = f"{expert.name}: {expert.folder}", f"tasks.{task.name}.head"
     if task.source.head is not None:
         facts, _ = head_facts(Path(task.source.head).expanduser(), field)

@@ -1,4 +1,4 @@
-"""Rows of shift sets: what is reported on beside the report split, and never chosen by."""
+"""Rows of shift sets: evaluated beside the report split; nothing is selected on them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROLE = "shift/"
 def open_shifts(
     shifts: Mapping[str, ShiftSpec], report: str, tasks: Mapping[str, Task]
 ) -> dict[tuple[str, str], Task]:
-    """(shift, task) -> the other data set; nothing is decoded.
+    """Open the other data sets of shift sets: (shift, task) -> task; no image is decoded.
 
     Raises:
         InputError: data that are not there, or have no rows to report on.
@@ -49,7 +49,7 @@ def open_shifts(
 def shift_fingerprint(
     shifts: Mapping[str, ShiftSpec], name: str, others: Mapping[tuple[str, str], Task]
 ) -> Fingerprint:
-    """Of a shift set: all its settings, what corrupts images, and the content of other data.
+    """Fingerprint of a shift set: its settings, the corruption code, and other data's content.
 
     The images that are corrupted, and how other ones are prepared, are the sweep's.
     """
@@ -64,7 +64,7 @@ def shift_fingerprint(
 def adapted_rows(
     shift: ShiftSpec, data: Mapping[str, TaskData], roles: Collection[str]
 ) -> dict[str, TaskData]:
-    """The tasks with rows `adapt/<role>`: the images of these roles under a corruption.
+    """Add rows `adapt/<role>` to tasks: the images of these roles under a corruption.
 
     Unseen tasks get none, for nothing adapts to them.
 
@@ -85,7 +85,7 @@ def adapted_rows(
 
 
 def split_of(task: Task, report: str, name: str) -> str:
-    """The split of another data set that is reported on: of the same name, or its only one."""
+    """The split of another data set to report on: the one of the same name, or its only one."""
     if report in task.splits:
         return report
     if len(task.splits) == 1:
@@ -103,7 +103,7 @@ def shift_rows(
     data: Mapping[str, TaskData],
     others: Mapping[tuple[str, str], Task],
 ) -> dict[str, dict[str, Rows]]:
-    """Task -> shift -> its rows, prepared.
+    """Prepare the rows of shift sets: task -> shift -> rows.
 
     Raises:
         InputError: see `corrupted` and `prepare`.

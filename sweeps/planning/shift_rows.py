@@ -1,4 +1,4 @@
-"""Rows of a sweep beside fit, select and report: shift sets, and images under shift to adapt to."""
+"""Add rows to a sweep's tasks: shift sets, and corrupted images that methods adapt to."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sweeps.planning.shift_data import ROLE, adapted_rows, shift_rows, split_of
 
 
 def extended(prepared: Prepared, data: Mapping[str, TaskData]) -> Mapping[str, TaskData]:
-    """The tasks with rows `shift/<set>` and `adapt/<role>`, and extractors' features of them.
+    """Add rows `shift/<set>` and `adapt/<role>` to tasks, with extractors' features of them.
 
     Raises:
         InputError: see `corrupted`, `prepare` and `prepare_features`.
@@ -42,7 +42,7 @@ def extended(prepared: Prepared, data: Mapping[str, TaskData]) -> Mapping[str, T
 
 
 def with_features(prepared: Prepared, task: TaskData) -> TaskData:
-    """A task with every extractor's features of its rows under shift, which gates read."""
+    """Add every extractor's features of a task's shifted rows, which gates read."""
     extractors = prepared.needs.extractors.values()
     under = [role for role in task.rows if role.startswith((ROLE, ADAPT))] if extractors else ()
     rows = dict(task.rows)
@@ -55,7 +55,7 @@ def with_features(prepared: Prepared, task: TaskData) -> TaskData:
 
 
 def features_of(prepared: Prepared, task: TaskData, role: str, extractor: Extractor) -> Path:
-    """The file of an extractor's features of a task's rows under shift."""
+    """File of an extractor's features of a task's shifted rows."""
     spec, kind = prepared.spec, ROLE if role.startswith(ROLE) else ADAPT
     name, of = role.removeprefix(kind), "report"
     if kind == ADAPT:

@@ -1,4 +1,4 @@
-"""Disk and memory that methods take which merge by statistics of data."""
+"""Disk and memory of methods that merge by statistics of data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sweeps.spec.sweep import SweepSpec
 
 @dataclass(frozen=True)
 class Taken:
-    """What one method's statistics take."""
+    """Disk and memory of one method's statistics."""
 
     disk: int
     """Bytes in the cache, of all its trials."""
@@ -29,7 +29,7 @@ class Taken:
 
 
 def taken(spec: SweepSpec, pool: Pool) -> dict[str, Taken]:
-    """Method -> what its statistics take; of methods that merge by some.
+    """Estimate disk and memory of statistics, for each method that merges by some.
 
     `fisher` keeps a model of float32 an expert on disk. While it gathers, a replica holds two
     models beside the one that runs, whatever the number of images: gradients, and the sum of their
@@ -61,6 +61,6 @@ def taken(spec: SweepSpec, pool: Pool) -> dict[str, Taken]:
 
 
 def rows_at(task: Task, place: Place, splits: Splits) -> int:
-    """Rows of a task in a place; of a carved part to within rounding by class."""
+    """Number of rows of a task in a place; of a carved part to within rounding by class."""
     share = {"all": 1.0, "fit": 1 - splits.val_fraction, "val": splits.val_fraction}
     return round(task.splits[place.split] * share[place.part])

@@ -1,4 +1,4 @@
-"""The report of a sweep: one HTML file that needs nothing else, for a screen, a phone or paper."""
+"""The HTML report of a sweep: one file, without scripts, for screen, phone and paper."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ANALYSIS = "analysis/analysis.html"
 def write_html(
     source: Path | Comparison, path: Path, entries: Iterable[Entry] | None = None
 ) -> None:
-    """Write the report: one file, no scripts, nothing loaded from anywhere.
+    """Write the report: one file, no scripts, no external resources.
 
     Args:
         source: a comparison, or the folder of a finished or running sweep.
@@ -72,7 +72,7 @@ def html(
 
 
 def environment() -> Environment:
-    """What pages are rendered with."""
+    """The Jinja environment of the pages."""
     made = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -85,12 +85,12 @@ def environment() -> Environment:
 
 
 def breaks(name: str) -> Markup:
-    """A name that may be broken after its underscores."""
+    """Allow line breaks after the underscores of a name."""
     return Markup("_<wbr>").join(name.split("_"))
 
 
 def view(comparison: Comparison, entries: Sequence[Entry]) -> dict[str, Any]:
-    """All that the template shows."""
+    """Variables of the template."""
     tested = any(row.test for row in comparison.rows)
     entries = in_order(entries, comparison)
     selected = {row.method: row.trial_key for row in comparison.rows}
@@ -126,7 +126,7 @@ def view(comparison: Comparison, entries: Sequence[Entry]) -> dict[str, Any]:
 
 
 def lines(comparison: Comparison, tested: bool) -> list[dict[str, Any]]:
-    """The table's rows: texts, intervals, and how far each cell is from pretrained to expert."""
+    """Rows of the table: texts, intervals, and each cell's place between pretrained and expert."""
     by_name = {row.method: row for row in comparison.rows}
     names = [*comparison.means, *map(comparison.value, columns(comparison))]
     top = max if comparison.ranked_by.larger_is_better else min
@@ -149,19 +149,19 @@ def lines(comparison: Comparison, tested: bool) -> list[dict[str, Any]]:
 
 
 def columns(comparison: Comparison) -> tuple[str, ...]:
-    """The tasks that have a column, seen ones first; a single one is the mean."""
+    """Tasks that have a column, seen ones first; a single task is the mean."""
     return (*comparison.seen, *comparison.unseen) if len(comparison.tasks) > 1 else ()
 
 
 def metrics(row: Row, tested: bool) -> Mapping[str, float | None]:
-    """The metrics that the report shows first."""
+    """Metrics that the report shows first."""
     return row.test if tested else row.val
 
 
 def cell(
     row: Row, name: str, tested: bool, best: float | None, by_name: Mapping[str, Row]
 ) -> dict[str, Any]:
-    """One accuracy: its text, its interval, and its tint."""
+    """One score: text, interval, tint."""
     value = metrics(row, tested).get(name)
     low, high = row.test_ci95.get(name, (None, None)) if tested else (None, None)
     floor, ceiling = (
@@ -186,7 +186,7 @@ def cell(
 
 
 def forest(comparison: Comparison, tested: bool) -> dict[str, Any] | None:
-    """The dot-and-interval plot of the mean; None where there is no value yet."""
+    """Forest plot of the mean; None while there is no value."""
     name = comparison.headline
     shown = [row for row in comparison.rows if metrics(row, tested).get(name) is not None]
     if not shown:
@@ -213,7 +213,7 @@ def forest(comparison: Comparison, tested: bool) -> dict[str, Any] | None:
 
 
 def draw(profile: Profile) -> dict[str, Any]:
-    """The charts of one method: a curve, a plane, or a margin for each parameter."""
+    """Charts of one method: a curve, a plane, or one chart for each parameter."""
     means = [point.accuracy["mean"] for point in profile.points]
     charts: list[tuple[str, Markup]] = []
     panels: list[tuple[str, Markup, str]] = []
@@ -241,7 +241,7 @@ def draw(profile: Profile) -> dict[str, Any]:
 
 
 def chosen_text(profile: Profile) -> str:
-    """The selected trial, in words; empty where it is not among those drawn."""
+    """The selected trial, in words; empty if it is not drawn."""
     if (point := profile.chosen) is None:
         return ""
     where = f"{point.label} {point.series}".strip()
@@ -249,7 +249,7 @@ def chosen_text(profile: Profile) -> str:
 
 
 def several(profile: Profile) -> str:
-    """What the styles of the lines mean where a parameter that is no number varied too."""
+    """Legend of line styles, if a non-numeric parameter varied too."""
     if len({point.series for point in profile.points}) < 2 or len(profile.names) > 1:
         return ""
     return (
@@ -258,7 +258,7 @@ def several(profile: Profile) -> str:
 
 
 def in_order(entries: Iterable[Entry], comparison: Comparison) -> list[Entry]:
-    """Trials by method as in the comparison, the best first and failed ones last."""
+    """Trials in the order of the comparison's methods; the best first, failed ones last."""
     sign = 1.0 if comparison.ranked_by.larger_is_better else -1.0
     ranks = {row.method: rank for rank, row in enumerate(comparison.rows)}
     return sorted(
@@ -295,7 +295,7 @@ def trial(entry: Entry, selected: Mapping[str, str | None], metric: RankedMetric
 
 
 def failure(failed: Mapping[str, Any]) -> dict[str, Any]:
-    """A failed trial: the line that says why, and the rest."""
+    """A failed trial: the line with the reason, and the rest."""
     error = str(failed.get("error") or "no reason was recorded").strip()
     parts = error.splitlines()
     reason = parts[-1] if parts[0].startswith("Traceback") else parts[0]
@@ -303,7 +303,7 @@ def failure(failed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def notes(methods: Iterable[str]) -> list[dict[str, Any]]:
-    """What the registry knows of the methods compared."""
+    """Documentation of the methods compared, from the registry."""
     found = []
     for name in dict.fromkeys(methods):
         if method := METHODS.get(name):

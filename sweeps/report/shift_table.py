@@ -1,4 +1,4 @@
-"""Rows on shift sets, as the report shows them: accuracies, and what they gain on the base.
+"""Table of shift sets: accuracy of each row, and its difference to the base.
 
 Effective robustness is not among them: its baseline is of single models tuned on the reference, and
 a comparison has at most two of those (`best_single`, `oracle_single`); all other rows are averages,
@@ -17,7 +17,7 @@ from sweeps.results.comparison import Comparison, Row, mean_of
 
 
 def table(comparison: Comparison) -> dict[str, Any] | None:
-    """Columns and lines; None where nothing was measured on a shift set.
+    """Columns and lines; None if nothing was evaluated on a shift set.
 
     A cell is the mean accuracy on the set, and the difference to the base on the same set: relative
     robustness, Taori et al. 2020, arXiv:2007.00644. The last column is the mean over sets.
@@ -47,7 +47,7 @@ def table(comparison: Comparison) -> dict[str, Any] | None:
 
 
 def sentence(comparison: Comparison) -> str:
-    """What the table is of."""
+    """Description of the table."""
     of = "seen tasks" if comparison.unseen else "tasks"
     found = (
         f"Mean {comparison.ranked_by.title} over {of} on shift sets, %, with 95 % intervals, and"
@@ -64,20 +64,20 @@ def score(row: Row | None, name: str, metric: RankedMetric) -> float | None:
 
 
 def span(row: Row, name: str, metric: RankedMetric) -> str:
-    """Its 95 % interval, in words; empty where it is not known."""
+    """The 95 % interval as text; empty if it is not known."""
     found = row.shifts_ci95.get(name, {})
     ends = found.get(f"{metric.name}/seen", found.get(f"{metric.name}/mean"))
     return f"{percent(ends[0])}–{percent(ends[1])}" if ends else ""
 
 
 def mean(row: Row | None, names: list[str], metric: RankedMetric) -> float | None:
-    """Over all shift sets, each counting alike."""
+    """Mean over all shift sets, with equal weights."""
     found = [value for name in names if (value := score(row, name, metric)) is not None]
     return sum(found) / len(names) if len(found) == len(names) else None
 
 
 def cell(value: float | None, base: float | None) -> dict[str, str]:
-    """One score, and how far it is from the base's."""
+    """One score, and its difference to the base's."""
     if value is None or base is None:
         return {"text": percent(value), "gain": "", "interval": ""}
     gain = points(float(relative_robustness(value, base)))

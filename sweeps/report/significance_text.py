@@ -1,4 +1,4 @@
-"""Which rows of a comparison differ, put into words: verdict, sentences and matrix."""
+"""Describe which rows of a comparison differ: verdict, sentences, matrix of tests."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def difference(pair: Pair) -> float:
 
 
 def flipped(pair: Pair) -> Pair:
-    """The same test, told from the other side."""
+    """The same test with the two rows exchanged."""
     change = None if pair.difference is None else -pair.difference
     return Pair(pair.second, pair.first, pair.n, pair.c, pair.b, pair.p, pair.p_holm, change)
 
 
 def oriented(comparison: Comparison) -> dict[tuple[str, str], Pair]:
-    """Both tellings of each pair."""
+    """Each pair in both orders."""
     both = [each for pair in comparison.pairs for each in (pair, flipped(pair))]
     return {(pair.first, pair.second): pair for pair in both}
 
 
 def contradicts(comparison: Comparison, pair: Pair) -> bool:
-    """Whether the pooled difference has another sign than that of the mean over tasks."""
+    """Whether the pooled difference and that of the means over tasks have opposite signs."""
     if pair.difference is not None:
         return False
     means = {row.method: row.test.get(comparison.headline) for row in comparison.rows}
@@ -55,7 +55,7 @@ def sentence(pair: Pair) -> str:
 
 
 def sentences(comparison: Comparison) -> list[dict[str, Any]]:
-    """The best row against every other one, the nearest first."""
+    """Sentences on the best row against every other one, the nearest first."""
     best, pairs = comparison.best, oriented(comparison)
     others = [row.method for row in reversed(comparison.rows)]
     found = [pairs[best.method, name] for name in others if best and (best.method, name) in pairs]
@@ -70,7 +70,7 @@ def sentences(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def matrix(comparison: Comparison) -> dict[str, Any] | None:
-    """Rows less columns, below the diagonal; None where there is nothing to compare."""
+    """Matrix of row minus column, below the diagonal; None if there is nothing to compare."""
     pairs = oriented(comparison)
     tested = {name for key in pairs for name in key}
     names = [row.method for row in comparison.rows if row.method in tested]
@@ -85,7 +85,7 @@ def matrix(comparison: Comparison) -> dict[str, Any] | None:
 
 
 def matrix_cell(comparison: Comparison, pair: Pair) -> dict[str, Any]:
-    """One pair: difference, adjusted p, and which way it goes if it does."""
+    """One pair: difference, adjusted p, direction."""
     change = difference(pair)
     style = "tie" if pair.p_holm >= LEVEL else "better" if change > 0 else "worse"
     return {
@@ -98,14 +98,14 @@ def matrix_cell(comparison: Comparison, pair: Pair) -> dict[str, Any]:
 
 
 def counts(pair: Pair) -> str:
-    """The samples that only one of the rows has right; empty where they are not counted."""
+    """Samples that only one of the rows has right; empty for a bootstrap."""
     if pair.difference is not None:
         return ""
     return f"; only {pair.first} right: {pair.b}, only {pair.second} right: {pair.c}, of {pair.n}"
 
 
 def verdict(comparison: Comparison) -> list[str]:
-    """What the sweep found, in a few sentences, as far as it got."""
+    """Summary of the sweep in a few sentences."""
     best = comparison.best
     if best is None:
         return ["No method has a successful trial yet."]
@@ -128,7 +128,7 @@ def verdict(comparison: Comparison) -> list[str]:
 
 
 def gap(comparison: Comparison, best: Row, tested: bool) -> list[str]:
-    """How far the best row is on the way from the pretrained model to the experts."""
+    """Sentence: position of the best row between the pretrained model and the experts."""
     scores = {
         row.method: (row.test if tested else row.val).get(comparison.headline)
         for row in comparison.rows
@@ -146,7 +146,7 @@ def gap(comparison: Comparison, best: Row, tested: bool) -> list[str]:
 
 
 def generalisation(comparison: Comparison, best: Row) -> list[str]:
-    """What the best row does on tasks that it has no expert of, and which row does best there."""
+    """Sentence: score of the best row on unseen tasks, and the best row there."""
     unseen = comparison.value("unseen")
     rows = {row.method: row.test[unseen] for row in comparison.rows if unseen in row.test}
     floor, own = rows.pop("pretrained", None), rows.get(best.method)
@@ -169,7 +169,7 @@ def generalisation(comparison: Comparison, best: Row) -> list[str]:
 
 
 def standing(comparison: Comparison, best: Row) -> list[str]:
-    """Which rows the data cannot tell from the best one."""
+    """Sentence: rows that do not differ significantly from the best one."""
     pairs = oriented(comparison)
     others = {
         row.method: pairs[best.method, row.method]
@@ -185,7 +185,7 @@ def standing(comparison: Comparison, best: Row) -> list[str]:
 
 
 def single_model(comparison: Comparison, best: Row) -> list[str]:
-    """The best row that is one model, where the best of all is not."""
+    """Sentence: the best row that is a single model, if the best of all is not."""
     single = [
         row
         for row in comparison.rows
@@ -204,7 +204,7 @@ def single_model(comparison: Comparison, best: Row) -> list[str]:
 
 
 def several(method: str) -> str:
-    """What a method is or does that is not one model for all images; empty where it is one."""
+    """Why a method is not one model for all images; empty if it is."""
     row = METHODS.get(method)
     if row is None or row.output == "one_model":
         return ""

@@ -1,4 +1,4 @@
-"""How soups were made: what was asked of each ingredient, and how sure each gain is."""
+"""Tables of soup selection: the decision on each ingredient, and the confidence of each gain."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WORDS = {
 def tables(
     entries: Iterable[Entry], selected: Mapping[str, str | None], metric: str
 ) -> list[dict[str, Any]]:
-    """Of each method that selects, the decisions of its selected trial; soups before single ones.
+    """Decisions of the selected trial of each method that selects; soups before single ingredients.
 
     Args:
         entries: the ledger, in the order of the report.
@@ -44,7 +44,7 @@ def tables(
 
 
 def line(choice: Mapping[str, Any], metric: str) -> dict[str, Any]:
-    """One decision in words."""
+    """One decision as text."""
     gain = ""
     if choice.get("gain") is not None:
         low, high = (points(choice[name]) for name in ("low", "high"))
@@ -61,7 +61,7 @@ def line(choice: Mapping[str, Any], metric: str) -> dict[str, Any]:
 
 
 def summary(choices: Iterable[Mapping[str, Any]]) -> str:
-    """Of the ingredients taken, how many gains are larger than chance.
+    """Number of accepted ingredients whose gain is significant.
 
     >>> summary([{"outcome": "accepted", "gain": 0.1, "low": 0.01}, {"outcome": "rejected"}])
     '1 of 2 taken; gains whose 95 % interval lies above 0: 1.'
@@ -77,7 +77,7 @@ def summary(choices: Iterable[Mapping[str, Any]]) -> str:
 
 
 def score(value: float | None, metric: str) -> str:
-    """An accuracy in percent, or a loss in nats; nothing where there is none."""
+    """An accuracy in percent, or a loss in nats; empty for None."""
     if value is None:
         return ""
     return percent(value, 2) if metric_of(metric).ranks else f"{value:.4f}"

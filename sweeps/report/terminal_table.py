@@ -1,4 +1,4 @@
-"""The comparison in a terminal."""
+"""Print the comparison as a table in a terminal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WIDER = 22
 
 
 def render(comparison: Comparison, console: Console) -> None:
-    """Print the comparison, with a column a task where the terminal is wide enough."""
+    """Print the comparison; with one column for each task if the terminal is wide enough."""
     console.print(table(comparison, console.width))
     if (shifted := under_shift(comparison)) is not None:
         console.print(shifted)
@@ -38,7 +38,7 @@ def render(comparison: Comparison, console: Console) -> None:
 
 
 def under_shift(comparison: Comparison) -> Table | None:
-    """Accuracies on shift sets; None where there are none."""
+    """Table of accuracies on shift sets; None if there are none."""
     found = shift_table.table(comparison)
     if found is None:
         return None
@@ -68,7 +68,7 @@ def marks(comparison: Comparison) -> dict[str, str]:
 
 
 def table(comparison: Comparison, width: int) -> Table:
-    """The rich table, for a terminal of `width` columns."""
+    """The rich table for a terminal of `width` columns."""
     tested = any(row.test for row in comparison.rows)
     narrow = width < NARROW + (WIDER if comparison.unseen else 0)
     marked = marks(comparison)
@@ -122,7 +122,7 @@ def table(comparison: Comparison, width: int) -> Table:
 
 
 def columns_of(comparison: Comparison) -> dict[str, str]:
-    """What is said of a mean's column -> its metric: one mean, or those of seen and unseen tasks.
+    """Suffix of a mean's column -> its metric: one mean, or those of seen and unseen tasks.
 
     >>> columns_of(Comparison("s", "", "val", (), tasks=("a", "b"), unseen=("b",)))
     {' seen': 'acc/seen', ' unseen': 'acc/unseen'}
@@ -132,30 +132,30 @@ def columns_of(comparison: Comparison) -> dict[str, str]:
 
 
 def with_interval(metric: str, width: int) -> bool:
-    """Whether a mean's column has intervals: a second mean has none in a narrow terminal."""
+    """Whether a mean's column shows intervals: the second mean does not in a narrow terminal."""
     return not metric.endswith("/unseen") or width >= NARROW
 
 
 def parameters(row: Row, separator: str) -> str:
-    """The selected parameters; what is wrong where there are none for a reason."""
+    """The selected parameters, or why there are none."""
     if row.trials and not row.val:
         return "no successful trial"
     return separator.join(number_format.params_words(row.params, limit=20)) or number_format.MISSING
 
 
 def fixed(names: Sequence[str], words: Sequence[str]) -> int:
-    """Characters that everything but the tasks takes."""
+    """Width of everything but the task columns."""
     return 62 + max(map(len, names), default=0) + min(44, max(map(len, words), default=0))
 
 
 def task_width(comparison: Comparison) -> int:
-    """Characters that a column for each task takes."""
+    """Width of one column for each task."""
     own = sum(max(len(task), 5) + 2 for task in comparison.tasks)
     return own + (WIDER + 9 * len(comparison.unseen) if comparison.unseen else 0)
 
 
 def interval(row: Row, metric: str) -> str:
-    """`75.2 [74.4, 76.0]`."""
+    """A mean with its interval: `75.2 [74.4, 76.0]`."""
     mean, ci95 = row.test.get(metric), row.test_ci95.get(metric)
     if mean is None or ci95 is None:
         return number_format.percent(mean)
@@ -164,7 +164,7 @@ def interval(row: Row, metric: str) -> str:
 
 
 def caption(comparison: Comparison, tested: bool) -> str:
-    """What was selected on what."""
+    """Caption: the splits for selection and report."""
     if tested:
         return escape(
             f"▸ best; selected on {comparison.select_on} by {comparison.metric}, "

@@ -1,4 +1,4 @@
-"""The comparison of a sweep: one row a method, intervals, and paired tests between rows."""
+"""The comparison of a sweep: one row for each method, confidence intervals, and paired tests."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ LATER = ConfigDict(extra="ignore")
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the comparison: a reference, or a method's winner on the select split."""
+    """A row of the comparison: a reference, or a method's winner on the select split."""
 
     __pydantic_config__ = LATER
 
@@ -72,7 +72,8 @@ class Row:
 
     @property
     def oracle(self) -> bool:
-        """Whether it has read labels that it is measured by: shown, and never the best."""
+        """Whether it read labels of the rows it is evaluated on; it is shown, and is never the
+        best."""
         return any(note.startswith(ORACLE) for note in self.notes)
 
 
@@ -130,7 +131,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a sweep found; `comparison.json` field by field."""
+    """The comparison of a sweep; `comparison.json` has the same fields."""
 
     __pydantic_config__ = LATER
 
@@ -184,12 +185,12 @@ class Comparison:
 
     @property
     def optimistic(self) -> bool:
-        """Whether winners were chosen on the very split they are reported on."""
+        """Whether winners were selected on the split that is reported."""
         return self.select_on == self.report_on
 
     @property
     def best(self) -> Row | None:
-        """The best fused model: references and oracles aside, the best mean.
+        """The best merged model: the best mean, without references and oracles.
 
         Once a row is reported, only reported ones count: splits are not compared to each other.
         """
@@ -252,7 +253,7 @@ def with_test(
     unseen: Collection[str] = (),
     metric: RankedMetric = ACCURACY,
 ) -> Row:
-    """`row` in JSON's own types, with scores and 95 % intervals counted from `correct`."""
+    """Add scores and 95 % intervals, counted from `correct`; values become JSON's types."""
     kind = "reference" if row.method in REFERENCES else row.kind
     row = replace(
         row,
@@ -295,7 +296,7 @@ def mean_of(metric: RankedMetric, metrics: Metrics) -> float | None:
 def groups_of(
     tasks: Iterable[str], unseen: Collection[str], metric: RankedMetric = ACCURACY
 ) -> dict[str, list[str]]:
-    """The means that there are -> the tasks that each is of."""
+    """Name of each mean -> the tasks it is over."""
     names = list(tasks)
     groups = {"mean": names}
     if unseen:
@@ -333,14 +334,15 @@ def intervals(
 
 
 def position(row: Row, metric: RankedMetric = ACCURACY) -> tuple[int, float, str]:
-    """Sort key: pretrained, then the better the later (first those without a value), experts."""
+    """Sort key of a row: pretrained first, then ascending (rows without a value first), experts
+    last."""
     rank = {"pretrained": 0, "experts": 2}.get(row.method, 1)
     score, sign = mean_of(metric, row.test or row.val), 1.0 if metric.larger_is_better else -1.0
     return rank, -math.inf if score is None else sign * score, row.method
 
 
 def tasks_of(rows: Iterable[Row], metric: RankedMetric = ACCURACY) -> tuple[str, ...]:
-    """The tasks that any row has a score for, as first met."""
+    """Tasks that any row has a score for, in the order found."""
     names = dict.fromkeys(name for row in rows for name in (*row.test, *row.val))
     split_names = (name.split("/", 1) for name in names)
     return tuple(
@@ -354,7 +356,7 @@ def paired(
     unseen: Collection[str] = (),
     metric: RankedMetric = ACCURACY,
 ) -> tuple[Pair, ...]:
-    """Tests between all rows that have samples, over the seen tasks that both have."""
+    """Test all pairs of rows that have samples, on the seen tasks that both have."""
     tests: list[Pair] = []
     drawn = Drawn(correct, metric)
     for first, second in combinations([name for name in names if correct.get(name)], 2):
@@ -402,7 +404,7 @@ class Drawn:
 
 
 def finite(value: Any) -> Any:
-    """`value` as JSON has it: numpy scalars and tuples unwrapped, NaN and infinities None."""
+    """Convert to JSON's types: numpy scalars and tuples unwrapped, NaN and infinities None."""
     if isinstance(value, Mapping):
         return {str(name): finite(inner) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -413,6 +415,6 @@ def finite(value: Any) -> Any:
 
 
 def split(comparison: Comparison) -> str:
-    """The split that the rows' scores are of."""
+    """The split that the rows' scores are from."""
     tested = any(row.test for row in comparison.rows)
     return comparison.report_on if tested else comparison.select_on

@@ -1,4 +1,4 @@
-"""The comparison on disk: `comparison.json`, and the same as a Parquet table."""
+"""Files of the comparison: `comparison.json`, and the same as a Parquet table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sweeps.results.ledger import write_text
 
 
 def document(comparison: Comparison) -> dict[str, Any]:
-    """What `comparison.json` holds."""
+    """Content of `comparison.json`."""
     content: dict[str, Any] = finite(asdict(comparison))
     for pair in content["pairs"]:
         if pair["difference"] is None:  # it follows from the counts
@@ -28,7 +28,7 @@ def document(comparison: Comparison) -> dict[str, Any]:
 
 
 def write(comparison: Comparison, folder: Path) -> None:
-    """`comparison.json`, whole or not at all.
+    """Write `comparison.json` atomically.
 
     Raises:
         InputError: the disk is full, or the folder cannot be written.
@@ -39,7 +39,7 @@ def write(comparison: Comparison, folder: Path) -> None:
 
 
 def write_table(comparison: Comparison, folder: Path) -> None:
-    """`comparison.parquet`, likewise."""
+    """Write `comparison.parquet` atomically."""
     with replacing(folder / "comparison.parquet") as part:
         pq.write_table(as_table(document(comparison)), part)
 
@@ -74,14 +74,14 @@ def as_table(content: Mapping[str, Any]) -> pa.Table:
 
 
 def column_type(name: str) -> pa.DataType:
-    """Types by name, not by content: a column of a young sweep may be all null."""
+    """Column type by name, because a column of a young sweep may be all null."""
     if name in ("trials", "cost/peak_bytes"):
         return pa.int64()
     return pa.float64() if "/" in name else pa.string()
 
 
 def read(folder: Path) -> Comparison:
-    """The comparison that `write` left in `folder`.
+    """Read the comparison in `folder`.
 
     Raises:
         InputError: there is none, or it is not one.

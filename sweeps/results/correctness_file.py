@@ -1,4 +1,4 @@
-"""Per-sample correctness on the report split: what intervals and paired tests are counted from.
+"""Files of per-sample correctness on the report split, for intervals and paired tests.
 
 A row of the comparison has one file, `<row>.arrow`: columns task, index and correct, and in the
 metadata its trial key, its metrics, and a checksum of all that.
@@ -34,7 +34,7 @@ PAIR = ("prediction", "target")
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """What a file holds."""
+    """Content of a file."""
 
     trial_key: str
     metrics: Mapping[str, float]
@@ -48,7 +48,7 @@ class Kept:
     """Whose samples they are."""
 
     def checksum(self) -> str:
-        """Of all of it."""
+        """Checksum of all content."""
         samples = checksum_of(
             "\n".join(self.tasks.tolist()).encode(),
             np.ascontiguousarray(self.index).view(np.uint8).data,
@@ -63,7 +63,7 @@ class Kept:
 
 
 def write_kept(path: Path, kept: Kept) -> None:
-    """Write a file, whole or not at all.
+    """Write a file atomically.
 
     Raises:
         InputError: the disk is full, or the folder cannot be written.
@@ -87,7 +87,7 @@ def write_kept(path: Path, kept: Kept) -> None:
 
 
 def read_kept(path: Path, *, must: bool = True) -> Kept:
-    """What a file holds; all of it is read.
+    """Read and verify a file.
 
     Args:
         path: the file.
@@ -121,7 +121,7 @@ def read_kept(path: Path, *, must: bool = True) -> Kept:
 
 
 def read_correct(folder: Path) -> dict[str, dict[str, Samples]]:
-    """Row -> task -> samples, from `<row>.arrow` files, in index order.
+    """Read all `<row>.arrow` files: row -> task -> samples, in index order.
 
     Raises:
         InputError: a damaged file, or two rows were evaluated on different samples of a task.

@@ -50,7 +50,7 @@ def notes_of(
     unseen: Collection[str] = (),
     under: str = "",
 ) -> tuple[str, ...]:
-    """Short remarks; none for a method that sees nothing but weights.
+    """Disclosures of a row; none for a method that reads weights alone.
 
     Args:
         method: of the row.
@@ -72,7 +72,7 @@ def notes_of(
 
 
 def under_words(spec: SweepSpec) -> str:
-    """The shift whose images are adapted to: its name and what it is; empty: none."""
+    """Name and description of the shift that methods adapt to; empty if there is none."""
     if spec.adapt_on_shift is None:
         return ""
     shift = spec.shifts[spec.adapt_on_shift]
@@ -84,7 +84,7 @@ def under_words(spec: SweepSpec) -> str:
 def seen_by(
     method: str, params: Mapping[str, Any], splits: SplitSpec, under: str = ""
 ) -> tuple[str, ...]:
-    """Which images a row has seen, and how."""
+    """Disclosure of the images that a row has used, and how."""
     row = METHODS.get(method)
     return () if row is None else for_kind(SEEN, row)(row, params, splits, under)
 
@@ -158,7 +158,7 @@ SEEN: Mapping[type[Row], Callable[..., tuple[str, ...]]] = {
 
 
 def notes_of_pool(method: str, hashes: Mapping[str, str]) -> tuple[str, ...]:
-    """Remarks on a method that averages ingredients: there is one only, or some are the same.
+    """Disclosures of a method that averages ingredients: only one ingredient, or equal ones.
 
     Args:
         method: of the row.
@@ -184,7 +184,7 @@ def notes_of_pool(method: str, hashes: Mapping[str, str]) -> tuple[str, ...]:
 def learned_from(
     row: Adaptive | Resident, params: Mapping[str, Any], splits: SplitSpec, under: str = ""
 ) -> tuple[str, ...]:
-    """Which images a method has learned from, and whether it is measured on them."""
+    """Disclosure of the images that a method learned from; whether it is evaluated on them."""
     role = params["adapt_on"]
     split = getattr(splits, role)
     if not params["steps"] and not params.get("coefficient_steps"):

@@ -1,4 +1,4 @@
-"""A sweep's folder, `outputs/<name>/`: what is where, who owns it, and what it was started as."""
+"""A sweep's folder `outputs/<name>/`: paths, lock, and the identity of the sweep in it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sweeps.results.ledger import Ledger, write_text
 
 
 def outputs_dir() -> Path:
-    """The folder of all sweeps, where none is given: `$FUSION_SWEEPS_OUTPUTS`, else `./outputs`.
+    """Default folder of all sweeps: `$FUSION_SWEEPS_OUTPUTS`, else `./outputs`.
 
     A job that runs in Ray's copy of what was sent to it, which goes with the job, keeps its sweeps
     in the home of who runs the cluster.
@@ -42,7 +42,7 @@ def in_job() -> bool:
 
 @dataclass(frozen=True)
 class SweepFolder:
-    """The files of one sweep."""
+    """Paths of one sweep's files."""
 
     path: Path
 
@@ -53,22 +53,22 @@ class SweepFolder:
 
     @property
     def correct(self) -> Path:
-        """Per-sample correctness on the report split, a file a row."""
+        """Per-sample correctness on the report split, one file for each row."""
         return self.path / "correct"
 
     @property
     def recipes(self) -> Path:
-        """What rebuilds each row."""
+        """Recipe files of the rows."""
         return self.path / "recipes"
 
     @property
     def learned(self) -> Path:
-        """Gates and codings of trials that learn, and checkpoints of those that have not ended."""
+        """Learned files (gates, codings) of trials, and checkpoints of unfinished trials."""
         return self.path / "learned"
 
     @property
     def surfaces(self) -> Path:
-        """Tables of what winners of the logit plane searched."""
+        """Tables of the search surfaces of winners."""
         return self.path / "surfaces"
 
     @property
@@ -87,7 +87,7 @@ Time = Annotated[str, Field(max_length=40)]
 
 
 class Known(TypedDict):
-    """A spec that a sweep has had."""
+    """A sweep file that the sweep has used."""
 
     spec_hash: Hash
     started: Time
@@ -97,7 +97,7 @@ class Known(TypedDict):
 
 @dataclass(frozen=True)
 class Identity:
-    """What a sweep was started as, and what it was extended to."""
+    """Identity of a sweep: its id, and every sweep file it has used."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -110,22 +110,22 @@ class Identity:
 
     @property
     def spec_file(self) -> str:
-        """The file of the spec it runs now, within the folder."""
+        """The current sweep file, relative to the folder."""
         return self.history[-1]["spec"] if self.history else "spec.yaml"
 
     def dump(self) -> str:
-        """As JSON, for `sweep.json`."""
+        """JSON for `sweep.json`."""
         return json.dumps(asdict(self), indent=1)
 
     def having(self, spec_hash: str) -> Identity:
-        """The same sweep, gone on with under another spec."""
+        """The same sweep with another sweep file."""
         now = datetime.now(UTC).isoformat()
         spec = Known(spec_hash=spec_hash, started=now, spec=spec_name(spec_hash))
         return replace(self, spec_hash=spec_hash, history=(*self.history, spec))
 
 
 def spec_name(spec_hash: str) -> str:
-    """The file of a spec within the folder, by its hash alone."""
+    """Path of a kept sweep file within the folder, by its hash."""
     return f"specs/{spec_hash}.yaml"
 
 
@@ -138,7 +138,7 @@ def check_free(
     fresh: bool = False,
     extend: bool = False,
 ) -> Identity | None:
-    """The sweep that is in `path` and may be gone on with; None: a new one may start there.
+    """The sweep in `path` that may be resumed; None: a new one may start there.
 
     Raises:
         InputError: see `check_known`.
@@ -167,7 +167,7 @@ def check_known(
     resume: bool,
     extend: bool,
 ) -> None:
-    """Refuse a sweep that is there already, unless it is to be gone on with, and can be.
+    """Refuse a sweep that exists already, unless it is to be resumed, and can be.
 
     Args:
         where: it is: a folder or URL.
@@ -196,12 +196,12 @@ def check_known(
 
 
 def read_identity(folder: SweepFolder) -> Identity:
-    """What the sweep in a folder was started as."""
+    """Read the identity of the sweep in a folder."""
     return parse_identity(read_bytes(folder.identity), str(folder.identity))
 
 
 def parse_identity(data: bytes, where: str) -> Identity:
-    """What `sweep.json` says; `where` names it in a fault.
+    """Parse `sweep.json`; `where` names it in errors.
 
     Raises:
         InputError: damaged, or it names files that are no specs of the sweep's own.
@@ -225,7 +225,7 @@ def claim(
     fresh: bool = False,
     extend: bool = False,
 ) -> Identity:
-    """Start a sweep's folder, or take up the one that is there.
+    """Create a sweep's folder, or reuse the existing one.
 
     An extended sweep keeps its id, and so its runs in MLflow; `sweep.json` lists every spec it has
     had, each kept as `specs/<hash>.yaml`. Trials that the new spec no longer means stay in the
@@ -263,12 +263,12 @@ def claim(
 
 
 def aside_suffix() -> str:
-    """What the name of a sweep that is moved aside ends with: a time, and some chance."""
+    """Suffix for the name of a sweep that is moved aside: time and a random part."""
     return f"{datetime.now(UTC).strftime('%Y%m%dT%H%M%S')}.{uuid.uuid4().hex[:4]}"
 
 
 def check_outputs(outputs: Path) -> None:
-    """Raise InputError where the outputs folder is none, or cannot be made or written."""
+    """Raise InputError if the outputs folder is not a folder, or cannot be created or written."""
     there = next(path for path in (outputs, *outputs.absolute().parents) if os.path.lexists(path))
     if not there.is_dir():
         raise InputError(f"--outputs: {outputs}: {there} is no folder")
@@ -279,7 +279,7 @@ def check_outputs(outputs: Path) -> None:
 
 
 def check_not_running(path: Path) -> None:
-    """Raise InputError where another process runs the sweep in `path`; leaves nothing behind."""
+    """Raise InputError if another process runs the sweep in `path`; creates no file."""
     check_outputs(path.parent)
     lock = path.with_name(f".{path.name}.lock")
     if not lock.is_file():
@@ -293,7 +293,7 @@ def check_not_running(path: Path) -> None:
 
 @contextmanager
 def owned(path: Path) -> Iterator[None]:
-    """Hold the folder against a second process; the lock goes with the process, however it ends.
+    """Lock the folder against a second process; the lock is released when the process ends.
 
     Raises:
         InputError: another process is running this sweep, or the folder cannot be written.
@@ -314,10 +314,10 @@ def owned(path: Path) -> Iterator[None]:
 
 
 def learned_name(trial_key: str) -> str:
-    """The file of a trial's gate or coding."""
+    """Name of a trial's learned file (gate or coding)."""
     return f"{trial_key}.safetensors"
 
 
 def state_name(trial_key: str) -> str:
-    """The checkpoint of an unfinished trial."""
+    """Name of an unfinished trial's checkpoint."""
     return f"{trial_key}.state"

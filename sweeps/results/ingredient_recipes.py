@@ -1,4 +1,4 @@
-"""What ingredients were trained with, and which of them differ in one hyper-parameter alone."""
+"""Hyper-parameters that ingredients were trained with; chains that differ in one of them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Chain:
 
 
 def recipe_of(folder: Path) -> TrainingRecipe | None:
-    """The hyper-parameters of an ingredient; None where its folder has no recipe.
+    """Hyper-parameters that an ingredient was trained with; None if its folder has no recipe.
 
     None also of a member of a population, which had others from one step to the next.
 
@@ -62,7 +62,7 @@ def recipe_of(folder: Path) -> TrainingRecipe | None:
 
 
 def chains(recipes: Mapping[str, TrainingRecipe]) -> list[Chain]:
-    """All sets of at least two ingredients that differ in one number alone, each in its order.
+    """All sets of at least two ingredients that differ in one number only, ordered by it.
 
     Of several with the same value (other seeds, copies) the first named is taken.
 
@@ -99,5 +99,5 @@ def chains(recipes: Mapping[str, TrainingRecipe]) -> list[Chain]:
 
 
 def words(recipe: TrainingRecipe, alike: Collection[str]) -> str:
-    """`epochs=4 weight_decay=0.1`, without those that are alike."""
+    """`epochs=4 weight_decay=0.1`, without parameters that are equal in all."""
     return " ".join(f"{name}={value}" for name, value in recipe.items() if name not in alike)

@@ -1,4 +1,4 @@
-"""The ledger: one JSON file a finished trial. What a resumed sweep, MLflow and the report go by."""
+"""The ledger: one JSON file for each finished trial. Resume, MLflow and the report read it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Entry:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: under a temporary name, then renamed.
+    """Write a file atomically: under a temporary name, then renamed.
 
     Raises:
         InputError: the disk is full, or the folder cannot be written.
@@ -73,13 +73,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def dump_entry(entry: Entry) -> str:
-    """The text of an entry's file."""
+    """JSON of an entry, with its hash."""
     content = asdict(entry)
     return json.dumps({**content, CHECK: hash_of(content)}, indent=1, sort_keys=True)
 
 
 def parse_entry(data: bytes, name: str, where: str) -> Entry:
-    """The entry of a file's content.
+    """Parse an entry's file.
 
     Args:
         data: the content.
@@ -99,7 +99,7 @@ def parse_entry(data: bytes, name: str, where: str) -> Entry:
 
 
 def hash_of(content: Mapping[str, Any]) -> str:
-    """16 hex digits for an entry's fields."""
+    """Hash of an entry's fields, 16 hex digits."""
     text = json.dumps({k: v for k, v in content.items() if k != CHECK}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -114,11 +114,11 @@ class Ledger:
         self.folder = folder
 
     def add(self, entry: Entry) -> None:
-        """Keep one trial; a later one of the same key replaces it."""
+        """Write one entry; it replaces an earlier one of the same key."""
         write_text(self.file(entry.trial_key), dump_entry(entry))
 
     def file(self, trial_key: str) -> Path:
-        """Where a trial is kept.
+        """Path of a trial's entry.
 
         Raises:
             InputError: a key that is no plain name.
@@ -126,7 +126,7 @@ class Ledger:
         return inside(self.folder, f"{trial_key}.json", "trial_key")
 
     def __iter__(self) -> Iterator[Entry]:
-        """All trials, in the order of their keys; of damaged ones a line is logged."""
+        """All entries, in the order of their keys; damaged ones are logged and left out."""
         for path in sorted(self.folder.glob("*.json")):
             try:
                 yield parse_entry(read_bytes(path), path.name, str(path))
@@ -136,18 +136,18 @@ class Ledger:
                 )
 
     def done(self) -> dict[str, Entry]:
-        """Trials that succeeded, by key."""
+        """Successful trials by key."""
         return {entry.trial_key: entry for entry in self if entry.status == "done"}
 
     def clear_failed(self) -> int:
-        """Forget failed trials, so that they run again; how many there were."""
+        """Delete entries of failed trials, so that they run again; returns how many."""
         failed = [entry for entry in self if entry.status == "failed"]
         for entry in failed:
             self.file(entry.trial_key).unlink(missing_ok=True)
         return len(failed)
 
     def set_aside(self) -> list[str]:
-        """Rename damaged entries, so that no later reader meets them; their names.
+        """Rename damaged entries; returns their names.
 
         They stay in the folder, as `.<name>.damaged`.
         """

@@ -1,4 +1,4 @@
-"""Who runs a sweep, and whether it still does: `owner.json`, here and on the storage."""
+"""`owner.json`: which driver runs a sweep, and when it last showed that it is alive."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Moment: TypeAlias = Annotated[float, Field(ge=0, lt=1e11, allow_inf_nan=False)]
 
 
 def process_space() -> str:
-    """What pids are counted in: the same number is another process elsewhere; empty: not known."""
+    """Identifier of the pid namespace: the same pid may exist elsewhere; empty: unknown."""
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -44,7 +44,7 @@ def process_space() -> str:
 
 @dataclass(frozen=True)
 class Owner:
-    """A driver of a sweep, as of its last sign of life."""
+    """The driver of a sweep, as of its last heartbeat."""
 
     __pydantic_config__ = ConfigDict(extra="ignore")  # a later version may write more
 
@@ -60,12 +60,13 @@ class Owner:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs: it says so, has said so lately, and is there where that can be seen."""
+        """Whether the driver runs: its state, its last heartbeat, and its process where that can be
+        seen."""
         return self.state == "running" and time.time() - self.beat < STALE and not self.absent
 
     @property
     def absent(self) -> bool:
-        """Whether this machine, its own, has no such process; False elsewhere."""
+        """Whether this machine is the driver's and has no such process; False on other machines."""
         if (self.host, self.space) != (socket.gethostname(), process_space()) or not self.space:
             return False
         try:
@@ -77,7 +78,7 @@ class Owner:
         return False
 
     def beating(self, state: State = "running") -> Owner:
-        """The same, now."""
+        """The same owner with a heartbeat of now."""
         return replace(self, beat=time.time(), state=state)
 
     def words(self) -> str:
@@ -86,14 +87,14 @@ class Owner:
         return f"pid {self.pid} on {self.host}, since {since}"
 
     def standing(self) -> str:
-        """How it is with the sweep, in words."""
+        """State of the sweep, in words."""
         if self.state != "running" or self.alive:
             return "interrupted" if self.state == "stopped" else self.state
         return f"its driver ({self.words()}) is gone; last sign of life {seconds(self.age)} ago"
 
     @property
     def age(self) -> float:
-        """Seconds since the last sign of life."""
+        """Seconds since the last heartbeat."""
         return max(0.0, time.time() - self.beat)
 
     def dump(self) -> bytes:
@@ -102,7 +103,7 @@ class Owner:
 
 
 def read_owner(data: bytes | None) -> Owner | None:
-    """The owner in a file's content; None where there is none, or it is no owner."""
+    """Parse an owner file; None if it is missing or damaged."""
     if data is None:
         return None
     with suppress(InputError):

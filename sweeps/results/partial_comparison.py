@@ -1,4 +1,4 @@
-"""What is known of a sweep by its folder: its comparison, or as much of one as there is yet."""
+"""Read a sweep's comparison from its folder; of a running sweep, build one from finished trials."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from sweeps.spec.sweep import SweepSpec, load, spec_hash
 
 
 def gather(folder: Path) -> tuple[Comparison, tuple[Entry, ...]]:
-    """What is known of the sweep in `folder`: its trials alone where no comparison is there yet.
+    """(comparison, finished trials) of the sweep in `folder`; of a running sweep the comparison has
+    select metrics only.
 
     A comparison of before the sweep was extended counts as none.
     """
@@ -29,7 +30,7 @@ def gather(folder: Path) -> tuple[Comparison, tuple[Entry, ...]]:
 
 
 def kept_spec(folder: Path) -> SweepSpec | None:
-    """The spec that a sweep was started from; None where it is not there, or is of another time."""
+    """Load the sweep's kept file; None if it is missing or of an older version."""
     file = folder / "spec.yaml"
     try:
         return load(file) if file.exists() else None
@@ -38,13 +39,13 @@ def kept_spec(folder: Path) -> SweepSpec | None:
 
 
 def outdated(folder: Path) -> bool:
-    """Whether the comparison is of a spec that the sweep had before."""
+    """Whether the comparison was made with an earlier sweep file."""
     about = SweepFolder(folder)
     return about.identity.exists() and read(folder).spec_hash != read_identity(about).spec_hash
 
 
 def running(folder: Path, entries: Sequence[Entry], spec: SweepSpec | None) -> Comparison:
-    """The comparison so far: winners of the trials that have finished, nothing reported."""
+    """Comparison of a running sweep: winners of finished trials, nothing reported."""
     failed = [vars(entry) for entry in entries if entry.status == "failed"]
     if spec is None:
         header = Header(folder.name, "", select_on=entries[0].split)

@@ -1,4 +1,4 @@
-"""Recipes: what rebuilds a row of the comparison as a model. Coefficients are kept, not weights."""
+"""Recipe files: what is needed to rebuild a row of the comparison as a model; no weights."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LEARNED_BYTES = 1 << 33
 
 @dataclass(frozen=True)
 class Model:
-    """One source checkpoint, and what it must hash to."""
+    """A source checkpoint and its content hash."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -77,14 +77,14 @@ class Recipe:
 
 
 def identify(checkpoint: Checkpoint) -> Model:
-    """Source and content hash of a checkpoint; a folder's source is made absolute."""
+    """Source and content hash of a checkpoint; a folder's path is made absolute."""
     local = Path(checkpoint.source).is_dir()
     source = str(checkpoint.folder.resolve()) if local else checkpoint.source
     return Model(source, content_hash(checkpoint))
 
 
 def beside(base: Checkpoint) -> dict[str, str]:
-    """Fingerprints of what lies beside the base's weights and decides a row's numbers.
+    """Fingerprints of files beside the base's weights that decide a row's numbers.
 
     Raises:
         InputError: the preprocessing cannot be read.
@@ -95,7 +95,7 @@ def beside(base: Checkpoint) -> dict[str, str]:
 
 
 def check_beside(recipe: Recipe, base: Checkpoint, path: Path) -> None:
-    """Raise InputError where the base's preprocessing or tokenizer is not the recipe's any more."""
+    """Raise InputError if the base's preprocessing or tokenizer has changed since the recipe."""
     recorded = {"preprocessing": recipe.preprocessing, "tokenizer": recipe.tokenizer}
     if not any(recorded.values()):
         return
@@ -119,7 +119,7 @@ def write(
     statistics: Sequence[str] = (),
     result_dtype: str = "base",
 ) -> Path:
-    """`<folder>/<row>.yaml`, written whole or not at all; what was learned is copied beside it."""
+    """Write `<folder>/<row>.yaml` atomically; a learned file is copied beside it."""
     content = {
         "method": row,
         "params": dict(params),
@@ -201,7 +201,7 @@ def export(path: Path, out: Path) -> None:
 
 
 def known_statistics(recipe: Recipe, pool: Pool, path: Path) -> dict[str, Any]:
-    """The statistics that a recipe names, as a parameter of its method.
+    """Statistics that a recipe names, as a parameter of its method.
 
     Raises:
         InputError: this machine's cache does not have them.
@@ -221,14 +221,14 @@ def known_statistics(recipe: Recipe, pool: Pool, path: Path) -> dict[str, Any]:
 
 
 def tempered(base: Checkpoint, beta: float) -> dict[str, Any]:
-    """The base's logit scale with an inverse temperature in it: exp(s + ln β) = β·exp(s)."""
+    """The base's logit scale with an inverse temperature β in it: exp(s + ln β) = β·exp(s)."""
     if beta == 1.0 or "logit_scale" not in base.rest:
         return {}
     return {name: scale + math.log(beta) for name, scale in read(base, ["logit_scale"])}
 
 
 def check_single(recipe: Recipe, path: Path) -> None:
-    """Raise InputError where a recipe makes no single model."""
+    """Raise InputError if a recipe's method makes no single model."""
     row = METHODS.get(recipe.method)
     if recipe.method == "experts" or (row is not None and row.output == "logits"):
         raise InputError(
@@ -243,12 +243,12 @@ def check_single(recipe: Recipe, path: Path) -> None:
 
 
 def learned_file(learned: Model, path: Path) -> Path:
-    """Where what was learned is: beside the recipe, nowhere else."""
+    """Path of the learned file: beside the recipe."""
     return inside(path.parent, learned.source, f"{path}: learned.source")
 
 
 def learned_data(recipe: Recipe, path: Path) -> bytes | None:
-    """What was learned, where the recipe names it.
+    """Content of the learned file, if the recipe names one.
 
     Raises:
         InputError: the file is gone or has changed.
@@ -265,7 +265,7 @@ def learned_data(recipe: Recipe, path: Path) -> bytes | None:
 def write_folder(
     base: Checkpoint, fused: Mapping[str, Any], out: Path, recipe: Path, results: str
 ) -> None:
-    """The base's folder with the fused tensors in place of its own, under their names there.
+    """Write the base's folder with the merged tensors in place of its own.
 
     Where `results` is a dtype, all floating-point tensors have it, and the configuration says so.
     """
@@ -319,13 +319,13 @@ def papers(base: Checkpoint) -> dict[str, bytes]:
 
 
 def check_new(out: Path) -> None:
-    """Raise InputError where something is at a path already, a dangling link included."""
+    """Raise InputError if a path exists, including dangling links."""
     if os.path.lexists(out) or not out.name:
         raise InputError(f"{out}: is there already; give a new folder")
 
 
 def say_dtype(file: Path, dtype: str) -> None:
-    """Write into a model's configuration, and those of its towers, what its tensors are."""
+    """Write the dtype of the tensors into a model's configuration, and into those of its towers."""
     config = read_json(file)
     config.setdefault("dtype" if "torch_dtype" not in config else "torch_dtype", dtype)
     for part in (config, *(each for each in config.values() if isinstance(each, dict))):
@@ -335,7 +335,7 @@ def say_dtype(file: Path, dtype: str) -> None:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill, which is at `out` when the block is left, or nowhere where it raises.
+    """A temporary folder that is renamed to `out` at the end, or deleted if the block raises.
 
     Raises:
         InputError: it cannot be written, or something is there already.

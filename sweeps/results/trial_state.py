@@ -12,7 +12,7 @@ from actors.files.documents import checked, parse_json
 
 @dataclass
 class State:
-    """How far a trial is."""
+    """Progress of a trial."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -27,7 +27,7 @@ class State:
 
 
 def read_state(note: bytes | str) -> State:
-    """Progress, from the JSON of a checkpoint.
+    """Parse the progress in a checkpoint's JSON.
 
     Raises:
         InputError: damaged.

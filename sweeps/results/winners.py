@@ -1,4 +1,4 @@
-"""Each method's winner on the select split, and what its trials cost."""
+"""Each method's best trial on the select split, and the cost of its trials."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sweeps.spec.sweep import SweepSpec
 
 
 def winners(entries: Iterable[Entry], metric: str = "acc/mean") -> list[Row]:
-    """One row a method: its best trial; a method that only failed has no metrics.
+    """One row for each method: its best trial; a method with failed trials only has no metrics.
 
     Ties go to the lower trial key, whatever the order in which trials finished.
     """
@@ -49,7 +49,7 @@ def winners(entries: Iterable[Entry], metric: str = "acc/mean") -> list[Row]:
 
 
 def broken(metrics: Mapping[str, float]) -> tuple[str, ...]:
-    """What is to be said of logits that are NaN or infinite.
+    """Notes about logits that are NaN or infinite.
 
     >>> broken({"nll/mean": float("nan")})
     ('logits on select are NaN or infinite on some images',)
@@ -89,7 +89,8 @@ def cost(entries: Sequence[Entry]) -> dict[str, float | None]:
 
 
 def running(entry: Entry) -> tuple[float, float] | None:
-    """When a trial ran: before its end, since between its start and that it may have queued."""
+    """(start, end) of a trial in seconds since the epoch; computed from its end, because it may
+    have queued after its start."""
     if (end := timestamp(entry.ended)) is not None:
         return end - entry.trial_s, end
     start = timestamp(entry.started)
@@ -97,7 +98,7 @@ def running(entry: Entry) -> tuple[float, float] | None:
 
 
 def timestamp(text: str) -> float | None:
-    """Seconds since the epoch of an ISO time; None where there is none."""
+    """Seconds since the epoch of an ISO time; None if it is none."""
     try:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:
@@ -105,7 +106,7 @@ def timestamp(text: str) -> float | None:
 
 
 def remarks(choices: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """What a reader of a soup's row must know: what was left out though it might have been good.
+    """Notes about ingredients that were left out because they failed or vanished.
 
     >>> remarks([{"candidate": "a", "ingredient": "a", "outcome": "vanished", "note": "gone"}])
     ('ingredient a: gone',)
@@ -119,7 +120,7 @@ def remarks(choices: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 def counted(entries: Iterable[Entry], spec: SweepSpec) -> list[Entry]:
-    """The trials that a sweep's comparison counts: of references and of methods it has now.
+    """The trials that a sweep's comparison counts: those of references and of its current methods.
 
     A trial of one of its methods counts even where an extended spec no longer means its
     parameters: it was measured as all others were.

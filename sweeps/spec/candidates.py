@@ -1,4 +1,4 @@
-"""The trials that a method's entry means, without Tune: grids, random samples, and their number."""
+"""Candidates of a method's entry: grid points and random samples, and how many there are."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from sweeps.spec.trial_key import Context, canonical, derive_seed, trial_key
 
 
 def grid_points(entry: MethodSpec) -> Iterator[tuple[list[Any], dict[str, Any]]]:
-    """Every combination of grid values: (path, value) pairs, and the parameters with them in.
+    """All combinations of grid values: the (path, value) pairs of each, and the parameters with
+    them.
 
     Sampled spaces stay in the parameters. The pairs are what to seed a point's draws from: they
     stay the same when something else in the entry changes.
@@ -29,7 +30,7 @@ def grid_points(entry: MethodSpec) -> Iterator[tuple[list[Any], dict[str, Any]]]
 
 
 def random_points(entry: MethodSpec, method: str, seed: int) -> Iterator[dict[str, Any]]:
-    """All trials of a method that is searched at random, or not at all.
+    """All trials of a method whose search is random, or that has nothing to search.
 
     Each space of each grid point draws from a generator of its own, so that more trials only add
     trials, and a changed space leaves the draws of the others alone.
@@ -45,14 +46,14 @@ def random_points(entry: MethodSpec, method: str, seed: int) -> Iterator[dict[st
 
 
 def planned(spec: SweepSpec) -> dict[str, int]:
-    """How many trials each method has at most; samples that repeat one are not run again."""
+    """Method -> the most trials it can have; samples that repeat a trial are not run again."""
     return {method: planned_trials(entry) for method, entry in spec.methods.items()}
 
 
 def standing(
     spec: SweepSpec, context: Fingerprint | Context, done: Mapping[str, str]
 ) -> tuple[int, int]:
-    """How many of a sweep's trials have finished, and how many there are; references are trials.
+    """(finished, all) trials of a sweep; references count as trials.
 
     Trials that an extended spec no longer means are in neither. Which trials TPE and CMA-ES suggest
     is not known beforehand: of those methods any finished trials count, up to their number.
@@ -90,7 +91,7 @@ def planned_trials(entry: MethodSpec) -> int:
 
 
 def different(values: Iterable[Any]) -> int:
-    """How many of the values differ.
+    """Number of different values.
 
     >>> different([1, 1.0, True, [2]])
     3

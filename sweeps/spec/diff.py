@@ -1,4 +1,4 @@
-"""What changed between two specs, and whether a sweep may go on with the new one."""
+"""Compare two sweep files, and decide whether a sweep may continue with the new one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Change:
 
     @property
     def extends(self) -> bool:
-        """Whether finished trials keep their numbers under it."""
+        """Whether finished trials keep their numbers when this field changes."""
         return self.field.partition(".")[0] in EXTENDS
 
     def __str__(self) -> str:
@@ -45,7 +45,7 @@ class Change:
 
 
 def changes(old: SweepSpec, new: SweepSpec) -> list[Change]:
-    """Every field that decides numbers and differs, in the order of the new spec.
+    """Every field that decides numbers and differs, in the order of the new sweep file.
 
     What `spec_hash` leaves out (names, places) is left out here.
     """
@@ -69,13 +69,14 @@ def differences(old: Any, new: Any, at: str) -> list[Change]:
 
 
 def lines(found: list[Change]) -> list[str]:
-    """A line a change; those after the tenth are counted."""
+    """One line for each change; changes after the tenth are counted."""
     said = [str(change) for change in found[:MOST]]
     return [*said, f"and {len(found) - MOST} more"] if len(found) > MOST else said
 
 
 def check_extends(where: str, old_text: str, new_text: str, *, extend: bool) -> None:
-    """Let a sweep go on with another spec, if that was asked for and keeps its numbers.
+    """Check that a sweep may continue with another sweep file: it was asked for, and finished
+    trials keep their numbers.
 
     A changed metric only selects: all metrics of finished trials are known. What TPE and CMA-ES
     suggest next is then replayed by the new metric, so that they may try more than `trials`. A

@@ -1,4 +1,4 @@
-"""Faults of a sweep file as a user reads them: one line each, with what is allowed."""
+"""Error messages for a sweep file: one line for each fault, with what is allowed."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Fault(InputError):
         self.loc, self.value, self.allowed = tuple(loc), value, allowed
 
     def under(self, *prefix: str | int) -> Fault:
-        """The same fault, seen from further up the file."""
+        """The same fault with `path` put before its own path."""
         return Fault((*prefix, *self.loc), self.value, self.allowed)
 
 
 class NotGiven:
-    """Stands for the value of a field that the file leaves out."""
+    """Placeholder for the value of a field that the file leaves out."""
 
     def __repr__(self) -> str:
         return "not given"
@@ -64,13 +64,13 @@ def raise_all(faults: Sequence[Fault]) -> NoReturn:
 
 
 def custom_error(allowed: str) -> PydanticCustomError:
-    """What to raise inside a pydantic validator for one fault; pydantic adds path and value."""
+    """The error to raise in a pydantic validator for one fault; pydantic adds path and value."""
     # The text goes in as a value: a template would read braces in it.
     return PydanticCustomError("fault", "{allowed}", {"allowed": allowed})
 
 
 def spec_errors(error: ValidationError, model: type[BaseModel], file: str) -> SpecErrors:
-    """What pydantic found, in our words: field descriptions say what is allowed.
+    """Translate pydantic's errors; field descriptions say what is allowed.
 
     A list of a wrong length or a union can yield several errors at one place: the first speaks.
     """
@@ -84,7 +84,7 @@ def spec_errors(error: ValidationError, model: type[BaseModel], file: str) -> Sp
 
 
 def translate(details: ErrorDetails, model: type[BaseModel]) -> Fault:
-    """One pydantic error as a fault."""
+    """Translate one pydantic error into a fault."""
     kind, value = details["type"], details["input"]
     loc = tuple(part for part in details["loc"] if part != "[key]")
     if kind == "fault":
@@ -105,7 +105,7 @@ def translate(details: ErrorDetails, model: type[BaseModel]) -> Fault:
 
 
 def quotes(value: Any) -> str:
-    """What to do where a text is needed and YAML reads something else.
+    """Hint to quote a text that YAML reads as something else.
 
     >>> quotes(False)
     "; YAML reads no, off and false as a truth value: put it in quotes, as in 'no'"
@@ -118,7 +118,7 @@ def quotes(value: Any) -> str:
 
 
 def find(model: type[BaseModel], loc: Sequence[str | int]) -> tuple[type[BaseModel], str, Any]:
-    """What the models say of a place in the file.
+    """The model field at a path in the file.
 
     Returns:
         The innermost model that holds it, what is allowed there, and its type annotation.
@@ -142,12 +142,12 @@ def find(model: type[BaseModel], loc: Sequence[str | int]) -> tuple[type[BaseMod
 
 
 def is_model(annotation: Any) -> bool:
-    """Whether a type annotation is one of our models."""
+    """Whether a type annotation is one of the project's pydantic models."""
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def nearest(value: str, annotation: Any) -> str:
-    """A hint at the closest of the words that a field takes; empty when none is close."""
+    """Hint at the closest allowed word; empty if none is close."""
     words = [str(word) for member in members(annotation) for word in get_args(member)]
     words += [str(word) for word in get_args(annotation)]
     near = difflib.get_close_matches(value, words, n=1, cutoff=0.5)
@@ -155,12 +155,12 @@ def nearest(value: str, annotation: Any) -> str:
 
 
 def dotted(loc: Sequence[str | int]) -> str:
-    """`methods.ties.scale`."""
+    """A path as text: `methods.ties.scale`."""
     return document_dotted(loc) or "(whole file)"
 
 
 def shown(value: Any) -> str:
-    """A value on one line, cut in the middle when long.
+    """A value on one line, shortened in the middle if long.
 
     >>> shown({"grid": list(range(100))})
     "{'grid': [0, 1, 2, 3, 4, 5, 6, 7, 8, 9 … 92, 93, 94, 95, 96, 97, 98, 99]}"

@@ -1,4 +1,4 @@
-"""What parts of a sweep or training file are made of: names, texts, sources."""
+"""Field types of sweep and training files: names, texts, sources."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ TAKEN = ("mean", "seen", "unseen", "pretrained", *WORDS)
 
 
 class Part(BaseModel):
-    """A part of a sweep file. Field descriptions say what is allowed: faults quote them."""
+    """Base of the models of a sweep file. Field descriptions say what is allowed; error messages
+    quote them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def check_name(name: str) -> str:
-    """`name`, if it can be a folder and a part of a metric's name."""
+    """Return `name` if it is valid as a folder name and inside a metric's name."""
     if not NAME.fullmatch(name):
         raise custom_error(f"{NAME_RULE} allowed")
     if name in TAKEN:
@@ -33,7 +34,7 @@ def check_name(name: str) -> str:
 
 
 def check_names(named: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`named`, if all its names are good ones."""
+    """Return `named` if all its names are valid."""
     for name in named:
         check_name(name)
     return named
@@ -52,7 +53,7 @@ artifacts, sweeps that were moved aside, files that are being written. Of lower 
 
 
 def check_reserved(name: str) -> str:
-    """`name`, if a sweep may have it, on file systems that ignore case too.
+    """Return `name` if a sweep may have it; file systems that ignore case are considered.
 
     Raises:
         ValueError: another thing has it.

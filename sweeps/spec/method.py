@@ -46,7 +46,7 @@ def for_kind(table: Mapping[type[Row], Handler], row: Row) -> Handler:
 
 
 class MethodSpec(BaseModel):
-    """What to try of one method; in the file, parameters and reserved keys stand side by side."""
+    """Candidates of one method; in the file, parameters and reserved keys are in one mapping."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
@@ -59,17 +59,17 @@ class MethodSpec(BaseModel):
 
     @property
     def spaces(self) -> dict[Path, Space]:
-        """All spaces, by path; a path starts with the parameter's name."""
+        """All search spaces by path; a path starts with the parameter's name."""
         return dict(spaces(self.params))
 
     @property
     def grids(self) -> dict[Path, Grid]:
-        """The spaces whose values are all tried."""
+        """Search spaces of which every value is tried."""
         return {path: space for path, space in self.spaces.items() if isinstance(space, Grid)}
 
     @property
     def sampled(self) -> dict[Path, Choice | Uniform | LogUniform]:
-        """The spaces that are sampled `trials` times."""
+        """Search spaces that are sampled `trials` times."""
         return {path: space for path, space in self.spaces.items() if not isinstance(space, Grid)}
 
     @model_serializer
@@ -82,7 +82,7 @@ class MethodSpec(BaseModel):
 
 
 def read_methods(raw: Any) -> dict[str, MethodSpec]:
-    """The `methods` of a sweep file.
+    """Read the `methods` of a sweep file.
 
     Raises:
         ValidationError: every fault of every entry, for pydantic to add to the others.
@@ -105,7 +105,7 @@ def read_methods(raw: Any) -> dict[str, MethodSpec]:
 
 
 def read_entry(name: str, raw: Mapping[str, Any], faults: list[Fault]) -> MethodSpec:
-    """One entry; its faults are appended, and the entry is only good when there are none."""
+    """Read one entry; its faults are appended, and it is valid only if there are none."""
     schema = METHODS[name].parameters
     params, wrong = {}, []
     for key, value in raw.items():
@@ -134,7 +134,7 @@ def read_entry(name: str, raw: Mapping[str, Any], faults: list[Fault]) -> Method
 
 
 def read_parameter(parameter: Parameter, raw: Any) -> Any:
-    """A fixed value or one with spaces, everything it can become checked.
+    """Read a fixed value or one with search spaces; every value it can take is checked.
 
     Raises:
         Fault: with the path inside the parameter.
@@ -160,7 +160,8 @@ def read_parameter(parameter: Parameter, raw: Any) -> Any:
 
 
 def checked(parameter: Parameter, value: Any, path: Path = (), culprit: Any = None) -> Any:
-    """`value` as the parameter takes it; `culprit` is the part of it to blame, at `path`."""
+    """Check `value` against the parameter's type; an error names `culprit`, the part of it at
+    `path`."""
     try:
         return parameter.check(value, "")
     except InputError:
@@ -169,19 +170,19 @@ def checked(parameter: Parameter, value: Any, path: Path = (), culprit: Any = No
 
 
 def probes(space: Space) -> list[tuple[Path, Any]]:
-    """The values of a space that say whether all of it is allowed, and where each stands in it."""
+    """Values of a search space that decide whether all its values are allowed, with their paths."""
     word = type(space).__name__.lower()
     values = (space.low, space.high) if isinstance(space, Uniform | LogUniform) else space.values
     return [((word, at), value) for at, value in enumerate(values)]
 
 
 def takes_floats(parameter: Parameter) -> bool:
-    """Whether any float between two allowed ones may be allowed."""
+    """Whether a parameter may allow every float between two allowed ones."""
     return not parameter.choices and float in members(parameter.annotation)
 
 
 def trials_faults(trials: Any, is_sampled: bool | None) -> Iterator[Fault]:
-    """`trials` belongs to sampled spaces, and only to them (None: not known)."""
+    """Faults of `trials`: it is needed for sampled spaces, and only for them (None: not known)."""
     if trials is None:
         if is_sampled:
             needed = "an integer of at least 1 needed, since a choice or uniform space is sampled"
@@ -193,7 +194,7 @@ def trials_faults(trials: Any, is_sampled: bool | None) -> Iterator[Fault]:
 
 
 def searcher_faults(searcher: Any, sampled: Sequence[Space] | None) -> Iterator[Fault]:
-    """The searcher must be one of ours, and suit the spaces (None: not known)."""
+    """Faults of the searcher: it must be known, and suit the search spaces (None: not known)."""
     if searcher not in get_args(Searcher):
         hint = unknown("searcher", str(searcher), get_args(Searcher))
         yield Fault(("searcher",), searcher, hint)
@@ -205,7 +206,7 @@ def searcher_faults(searcher: Any, sampled: Sequence[Space] | None) -> Iterator[
 
 
 def scheduler_faults(scheduler: Any, method: str) -> Iterator[Fault]:
-    """A scheduler stops trials by what they report on the way: the method must report."""
+    """Faults of a scheduler: the method must report results while it learns."""
     if scheduler not in (None, "asha"):
         yield Fault(("scheduler",), scheduler, "null or 'asha' allowed")
     elif scheduler and method not in STEPWISE:
@@ -214,5 +215,6 @@ def scheduler_faults(scheduler: Any, method: str) -> Iterator[Fault]:
 
 
 def suits_cmaes(sampled: Sequence[Space]) -> bool:
-    """CMA-ES moves in two or more continuous dimensions; Optuna draws at random elsewhere."""
+    """Whether CMA-ES suits the search spaces: two or more continuous dimensions; elsewhere Optuna
+    samples at random."""
     return len(sampled) >= 2 and all(isinstance(space, Uniform | LogUniform) for space in sampled)

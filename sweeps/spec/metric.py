@@ -1,4 +1,4 @@
-"""What a sweep is judged by: its metrics, and the tasks that nothing is chosen by."""
+"""The metric that a sweep selects by, and the tasks that nothing is selected on."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def unseen_tasks(experts: Collection[str], tasks: Iterable[str]) -> tuple[str, .
 
 
 def metric_names(tasks: Iterable[str], unseen: Collection[str] = ()) -> list[str]:
-    """Everything that a sweep may select by; nothing is selected by an unseen task."""
+    """All metrics that a sweep may select by; unseen tasks are left out."""
     seen = [task for task in tasks if task not in unseen]
     means = ("seen",) if unseen else ("mean",)
     return [f"{kind}/{task}" for kind in METRICS for task in (*means, *seen)]
 
 
 def checked_metric(metric: str, tasks: Collection[str], experts: Collection[str]) -> str:
-    """The metric that a sweep selects by; a mean is over the seen tasks, where some are unseen.
+    """Validate the metric that a sweep selects by; with unseen tasks, a mean is over the seen ones.
 
     >>> checked_metric("acc/mean", ["a", "b", "c"], ["a", "b"])
     'acc/seen'

@@ -1,4 +1,4 @@
-"""The rows that every comparison has beside the methods asked for."""
+"""Rows that every comparison has beside the methods of the sweep file."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ OF_INGREDIENTS = ("uniform_soup", "best_single", "oracle_single", "ensemble")
 
 
 def is_soup(spec: SweepSpec) -> bool:
-    """Whether the pool holds ingredients, many runs of the same tasks, and no expert of one."""
+    """Whether the pool is a set of ingredients: several runs of the same tasks, and no expert of
+    one task."""
     return spec.pool.experts.keys().isdisjoint(spec.tasks)
 
 
 def references(spec: SweepSpec) -> tuple[str, ...]:
-    """What is evaluated beside the methods: the base and, of experts, each on its own task."""
+    """Names of the reference rows: the base and, if the pool has experts, each expert on its own
+    task."""
     return tuple(name for name in REFERENCES if name != "experts" or not is_soup(spec))
 
 
 def completed(spec: SweepSpec) -> SweepSpec:
-    """The spec with those methods in it; `prepare` does it once, for all that runs.
+    """The sweep file with the methods that every comparison has; `prepare` calls it once.
 
     Completed once more, it stays the same.
     """

@@ -1,4 +1,4 @@
-"""Search spaces of a sweep file: one of the words grid, choice, uniform, loguniform, and a list."""
+"""Search spaces of a sweep file: grid, choice, uniform, loguniform, or a list."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ machines, and a trial's key must not."""
 
 @dataclass(frozen=True)
 class Grid:
-    """Every value once, with every combination of the other grids."""
+    """Try every value, combined with every value of the other grids."""
 
     values: tuple[Any, ...]
 
@@ -30,7 +30,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of the values, all equally likely."""
+    """Sample one of the values, each with the same probability."""
 
     values: tuple[Any, ...]
 
@@ -38,13 +38,13 @@ class Choice:
         _check_values(self)
 
     def sample(self, rng: random.Random) -> Any:
-        """One value; takes one number from the generator."""
+        """Sample a value; takes one number from the generator."""
         return self.values[int(rng.random() * len(self.values))]
 
 
 @dataclass(frozen=True)
 class Uniform:
-    """A float between the ends, uniformly."""
+    """Sample a float between two ends, uniformly."""
 
     low: float
     high: float
@@ -53,17 +53,17 @@ class Uniform:
         _check_ends(self)
 
     def sample(self, rng: random.Random) -> float:
-        """One value; takes one number from the generator."""
+        """Sample a value; takes one number from the generator."""
         return self.settle(self.low + rng.random() * (self.high - self.low))
 
     def settle(self, value: float) -> float:
-        """`value`, rounded, and still between the ends."""
+        """Round `value` and keep it between the ends."""
         return _settle(value, self.low, self.high)
 
 
 @dataclass(frozen=True)
 class LogUniform:
-    """A float between the ends, its logarithm uniformly."""
+    """Sample a float between two ends, uniformly in its logarithm."""
 
     low: float
     high: float
@@ -74,12 +74,12 @@ class LogUniform:
             raise Fault((), to_plain(self), "loguniform: both ends above 0")
 
     def sample(self, rng: random.Random) -> float:
-        """One value; takes one number from the generator."""
+        """Sample a value; takes one number from the generator."""
         low, high = math.log(self.low), math.log(self.high)
         return self.settle(math.exp(low + rng.random() * (high - low)))
 
     def settle(self, value: float) -> float:
-        """`value`, rounded, and still between the ends."""
+        """Round `value` and keep it between the ends."""
         return _settle(value, self.low, self.high)
 
 
@@ -94,7 +94,7 @@ WORDS: Mapping[str, type[Grid] | type[Choice] | type[Uniform] | type[LogUniform]
 
 
 def parse(value: Any, path: Path = ()) -> Any:
-    """A space for a mapping with one of the four words; else `value`, its insides parsed.
+    """Parse a search space if a mapping has one of the four words; else parse the parts of `value`.
 
     Raises:
         Fault: a space that is none, or a value that a sweep file cannot hold; it says where.
@@ -121,7 +121,7 @@ def parse(value: Any, path: Path = ()) -> Any:
 
 
 def spaces(value: Any, path: Path = ()) -> Iterator[tuple[Path, Space]]:
-    """The spaces inside a parsed value and their paths, mappings in the order of their names.
+    """Search spaces inside a parsed value, with their paths; mappings in the order of their names.
 
     The order is that of names, not of the file, so that two files that say the same draw the same.
     """
@@ -136,7 +136,7 @@ def spaces(value: Any, path: Path = ()) -> Iterator[tuple[Path, Space]]:
 
 
 def fill(value: Any, chosen: Mapping[Path, Any], path: Path = ()) -> Any:
-    """`value` with the spaces at the paths of `chosen` replaced; other spaces stay."""
+    """Replace the search spaces at the paths of `chosen` by values; other spaces stay."""
     if isinstance(value, Space):
         return chosen.get(path, value)
     if isinstance(value, Mapping):
@@ -147,7 +147,7 @@ def fill(value: Any, chosen: Mapping[Path, Any], path: Path = ()) -> Any:
 
 
 def to_plain(value: Any) -> Any:
-    """What a sweep file would say: the opposite of `parse`."""
+    """The plain data of a sweep file: the inverse of `parse`."""
     if isinstance(value, Grid | Choice):
         return {type(value).__name__.lower(): [to_plain(inner) for inner in value.values]}
     if isinstance(value, Uniform | LogUniform):

@@ -13,7 +13,7 @@ from sweeps.spec.fields import Part, Source, Text
 
 
 class ShiftSpec(Part):
-    """Rows under a distribution shift: the report rows corrupted, or another data set."""
+    """A shift set: the report rows corrupted, or another data set."""
 
     corruption: Text | None = Field(None, description=f"one of {', '.join(CORRUPTIONS)}")
     severity: int = Field(3, ge=1, le=len(SEVERITIES), strict=True, description="1, 2, 3, 4 or 5")
@@ -37,7 +37,7 @@ class ShiftSpec(Part):
 
 
 def check_adapted(name: str | None, shifts: Mapping[str, ShiftSpec]) -> None:
-    """Raise a ValidationError where what is adapted to is no corruption of all tasks' images.
+    """Raise a ValidationError if `adapt_on_shift` names no corruption of all tasks' images.
 
     Raises:
         ValidationError: for pydantic to add to others.
@@ -52,7 +52,7 @@ def check_adapted(name: str | None, shifts: Mapping[str, ShiftSpec]) -> None:
 
 
 def check_shifts(shifts: Mapping[str, ShiftSpec], tasks: Collection[str]) -> None:
-    """Raise a ValidationError where a shift set names no task of the file, or not which.
+    """Raise a ValidationError if a shift set's task is missing or unknown.
 
     Raises:
         ValidationError: for pydantic to add to others.

@@ -1,4 +1,4 @@
-"""A sweep file as one frozen model: what is swept, over what, and how it is measured."""
+"""Schema of the sweep file: models, tasks, methods, search spaces, metric and placement."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Selector = Annotated[
 
 
 class PoolSpec(Part):
-    """The models: one base and what was fine-tuned from it."""
+    """The models: one base and the experts that were fine-tuned from it."""
 
     base: Source
     experts: Mapping[Name, Source] = Field(
@@ -88,7 +88,7 @@ class TaskSpec(Part):
 
 
 class SplitSpec(Part):
-    """Which rows are learned from, selected on and reported on."""
+    """Splits to fit on, select on and report on."""
 
     fit: Text = Field(default="train", description="the name of a split")
     select: Text = Field(default="val", description="the name of a split")
@@ -100,7 +100,7 @@ class SplitSpec(Part):
 
     @property
     def select_spelled(self) -> bool:
-        """Whether the file itself names the split to select on."""
+        """Whether the file names the split to select on."""
         return "select" in self.model_fields_set
 
     @model_validator(mode="after")
@@ -112,7 +112,7 @@ class SplitSpec(Part):
 
 
 def check_share(value: Any) -> float | Literal["auto"] | None:
-    """`value`, if it is a fraction of a GPU, `auto` or None."""
+    """Return `value` if it is a fraction of a GPU, `auto` or None."""
     if value is None or value == "auto":
         return None if value is None else "auto"
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
@@ -122,7 +122,8 @@ def check_share(value: Any) -> float | Literal["auto"] | None:
 
 
 class PlacementSpec(Part):
-    """Where the experts live; `auto` leaves all of it to the plan."""
+    """Placement of the experts: replicas, shards, devices, dtypes; `auto` leaves all to the
+    planner."""
 
     replicas: int | None = Field(
         default=None,
@@ -165,7 +166,7 @@ class PlacementSpec(Part):
 
 
 class MlflowSpec(Part):
-    """Where runs are tracked."""
+    """MLflow store and experiment."""
 
     tracking_uri: Text | None = Field(
         default=None, description="a tracking URI, or null (a sqlite file under outputs/),"
@@ -174,12 +175,12 @@ class MlflowSpec(Part):
 
 
 def own_tasks(validated: dict[str, Any]) -> dict[str, TaskSpec]:
-    """Without `tasks`, each expert is measured on the data set of its own name."""
+    """Default of `tasks`: each expert is evaluated on the data set of its own name."""
     return {name: TaskSpec(dataset=name) for name in validated["pool"].experts}
 
 
 def unreserved(name: str) -> str:
-    """`name`, if a sweep's folder may have it."""
+    """Return `name` if a sweep's folder may have it."""
     try:
         return check_reserved(name)
     except ValueError as error:
@@ -190,7 +191,7 @@ named = [f"{kind}/{what}" for kind in METRICS for what in ("mean", "<task>")]
 
 
 class SweepSpec(Part):
-    """One sweep file."""
+    """A sweep file."""
 
     name: Annotated[str, AfterValidator(unreserved)] = Field(
         pattern=f"^{NAME.pattern}$", max_length=100, description=NAME_RULE
@@ -236,17 +237,17 @@ class SweepSpec(Part):
 
     @property
     def unseen(self) -> tuple[str, ...]:
-        """Tasks that are only measured on: see `unseen_tasks`."""
+        """Tasks that are evaluated only: see `unseen_tasks`."""
         return unseen_tasks(self.pool.experts, self.tasks)
 
     @property
     def seen(self) -> tuple[str, ...]:
-        """All other tasks: what is learned from, fitted to and chosen by."""
+        """All other tasks: methods learn from them, fit to them, and are selected on them."""
         return tuple(name for name in self.tasks if name not in self.unseen)
 
     @property
     def mode(self) -> Literal["min", "max"]:
-        """Whether a small or a large metric is good."""
+        """Direction of the metric."""
         return "max" if metric_of(self.metric).larger_is_better else "min"
 
     @model_validator(mode="after")
@@ -265,7 +266,7 @@ class SweepSpec(Part):
 
 
 def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> SweepSpec:
-    """The sweep file at `path`, with `key=value` overrides (dotted keys, YAML values) applied.
+    """Load the sweep file at `path` and apply `key=value` overrides (dotted keys, YAML values).
 
     Raises:
         InputError: no such file, or not YAML.
@@ -275,7 +276,7 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> SweepSp
 
 
 def validate(data: Any, file: str) -> SweepSpec:
-    """A spec from plain data; `file` is what faults say it came from.
+    """Validate plain data as a sweep file; error messages name `file`.
 
     Raises:
         SpecErrors: an InputError with one line for each fault in `lines`.
@@ -290,7 +291,7 @@ def validate(data: Any, file: str) -> SweepSpec:
 
 
 def dump(spec: SweepSpec) -> str:
-    """YAML with the defaults written out, that loads back equal."""
+    """YAML of a sweep file, with the defaults written out; it loads back equal."""
     data = spec.model_dump(mode="json")
     if not spec.splits.select_spelled:
         del data["splits"]["select"]
@@ -298,7 +299,7 @@ def dump(spec: SweepSpec) -> str:
 
 
 def spec_hash(spec: SweepSpec) -> str:
-    """16 hex digits for what decides the numbers; the order of keys does not matter.
+    """Hash of what decides a sweep's numbers, 16 hex digits; independent of the order of keys.
 
     Left out, since the same results come of any of them (to rounding, on another device or from
     factors): `name` (a folder), `mlflow` (where results are written), and of `placement` replicas,
@@ -309,7 +310,7 @@ def spec_hash(spec: SweepSpec) -> str:
 
 
 def deciding(spec: SweepSpec) -> dict[str, Any]:
-    """What decides the numbers, as plain data."""
+    """The part of a sweep file that decides its numbers, as plain data."""
     data = spec.model_dump(mode="json", exclude={"name", "mlflow", "placement"})
     del data["pool"]["preprocessing"]  # what is computed is the same with either
     if not spec.shifts:

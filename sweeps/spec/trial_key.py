@@ -1,4 +1,4 @@
-"""One text for values that mean the same, and what is derived from it: hashes, keys, seeds."""
+"""Trial keys: canonical JSON of a trial's recipe and context, its hash, and derived seeds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXACT = 2**53
 
 @dataclass(frozen=True)
 class Context:
-    """All that decides a trial's numbers besides its recipe."""
+    """Everything besides its recipe that decides a trial's numbers."""
 
     common: Fingerprint
     """What all trials depend on: base, experts, images' preprocessing, tasks and splits, heads,
@@ -32,7 +32,7 @@ class Context:
     """Of the shift whose images are adapted to; None: clean ones are."""
 
     def of(self, params: Mapping[str, Any], row: Row | None = None) -> Any:
-        """What a trial of these parameters depends on: of files, only those that it names.
+        """The context of one trial; of files, only those that its parameters name.
 
         So a sweep that is extended by a method with another extractor keeps its finished trials.
         """
@@ -44,7 +44,7 @@ class Context:
 
 
 def canonical(value: Any) -> str:
-    """JSON with sorted keys, in which 1 and 1.0, lists and tuples are the same.
+    """Canonical JSON: sorted keys; 1 and 1.0, lists and tuples are the same.
 
     >>> canonical({"b": (1, True), "a": 0.1})
     '{"a":0.1,"b":[1.0,true]}'
@@ -55,12 +55,12 @@ def canonical(value: Any) -> str:
 
 
 def digest(value: Any) -> str:
-    """16 hex digits that stand for a value."""
+    """Hash of a value, 16 hex digits."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:16]
 
 
 def trial_key(method: str, params: Mapping[str, Any], context: Fingerprint | Context) -> str:
-    """What a trial is known by, in the ledger, in MLflow and to the searcher.
+    """Key of a trial in the ledger, in MLflow and in the searcher.
 
     Parameters that are left out count with their defaults: `{}` and `{scale: 0.3}` are one trial,
     and a default that changes makes another.
@@ -80,8 +80,8 @@ def trial_key(method: str, params: Mapping[str, Any], context: Fingerprint | Con
 
 
 def adapts(row: Row | None) -> bool:
-    """Whether a method adapts to unlabelled images, or takes statistics of images: it then reads
-    those under `adapt_on_shift`. Methods that learn from labels, or fit to them, read clean ones.
+    """Whether a method adapts to unlabelled images, or takes statistics of images; it then reads
+    those under `adapt_on_shift`. Methods that learn from labels, or fit to them, read clean images.
 
     >>> [name for name in ("ties", "adamerging", "learned_soup", "fisher") if adapts(METHODS[name])]
     ['adamerging', 'fisher']
@@ -90,7 +90,7 @@ def adapts(row: Row | None) -> bool:
 
 
 def derive_seed(seed: int, *purpose: Any) -> int:
-    """A seed below 2³² for one purpose of a sweep, the same on every machine."""
+    """Derive a seed below 2³² for one purpose of a sweep; the same on every machine."""
     return int(hashlib.sha256(canonical([seed, *purpose]).encode()).hexdigest()[:8], 16)
 
 

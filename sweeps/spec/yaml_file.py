@@ -1,4 +1,4 @@
-"""A sweep file as plain data: strict YAML, and `--set key=value` on top."""
+"""Read a sweep file as plain data: strict YAML, then `--set key=value`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sweeps.spec.errors import dotted, shown
 
 
 def read(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Any:
-    """The file's data with the overrides applied.
+    """Read the file as plain data and apply the overrides.
 
     Raises:
         InputError: no such file, not YAML, a key given twice, an override that does not fit.
@@ -37,7 +37,7 @@ def read(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Any:
 
 
 def check_secrets(data: Any, where: str, keys: tuple[str | int, ...] = ()) -> None:
-    """Refuse secrets in a file that is copied to the results, to MLflow and to the storage.
+    """Refuse secrets: the file is copied to the results, to MLflow and to the storage.
 
     Raises:
         InputError: the field of the first, without it, and where it belongs.
@@ -62,7 +62,7 @@ ELSEWHERE = "the variables that its service reads"
 
 
 def assign(data: dict[Any, Any], keys: Sequence[str], value: Any, label: str) -> None:
-    """Set a nested value, making the mappings on the way that are absent.
+    """Set a nested value; missing mappings are created.
 
     A name that holds dots itself is found when it is in the file already.
 
@@ -87,7 +87,7 @@ def assign(data: dict[Any, Any], keys: Sequence[str], value: Any, label: str) ->
 
 
 def split_key(node: dict[Any, Any], keys: Sequence[str]) -> tuple[str, list[str]]:
-    """The longest run of `keys` that is a key of `node`, and the rest; else the first.
+    """Split dotted keys at the longest run that is a key of `node`; else after the first.
 
     >>> split_key({"run.1": {}}, ["run", "1", "x"]), split_key({}, ["a", "b"])
     (('run.1', ['x']), ('a', ['b']))

@@ -1,4 +1,4 @@
-"""A sweep that lies on a storage, brought together with what lies here of it."""
+"""Fetch a sweep from durable storage and merge it with the local folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A running sweep's signs of life, and the copy of its folder on a storage.
+"""Copy a running sweep's folder to durable storage, and write its signs of life.
 
 Background threads do both, one each: the sweep never waits for a storage, and goes on without it.
 `run` wakes the copying after every trial.

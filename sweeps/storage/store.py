@@ -1,4 +1,4 @@
-"""A sweep's files on durable storage: any `fsspec` URL, or a folder that other machines see.
+"""Durable storage of a sweep's files: any `fsspec` URL, or a shared folder.
 
 `URL/<name>/` holds what `outputs/<name>/` holds, but for Tune's own state. A file there is whole or
 absent: on local file systems by a rename, on object stores by nature.

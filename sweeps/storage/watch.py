@@ -1,4 +1,4 @@
-"""Where the results of a sweep can be read: a folder here, a storage, the head of a Ray cluster.
+"""Where to read a running sweep's results: a local folder, a storage, the head of a Ray cluster.
 
 What lies elsewhere is copied to a folder of this process, file by file as it changes; all else then
 reads a folder.

@@ -1,4 +1,4 @@
-"""What MLflow's pages show of an experiment: descriptions, and a table of winners.
+"""MLflow's pages of an experiment: descriptions, and a shared view of the winners.
 
 MLflow shows the tag `mlflow.note.content` as a description. The table is a "shared view" of its
 run list: a tag that its page reads (tried with MLflow 3.17; no public interface, and where a later

@@ -1,4 +1,4 @@
-"""A method's winner in MLflow: report metrics, data sets, recipe, and a logged model."""
+"""Log a method's winner in MLflow: report metrics, data sets, recipe, logged model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MLflow: where it is, whether it may be used, and which of its faults pass.
+"""Connect to the MLflow store: where it is, whether it can be used, which errors may pass.
 
 This file, `tracker.py`, `run_fields.py` and `logged_model.py` are the only ones that know MLflow.
 """

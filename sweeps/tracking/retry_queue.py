@@ -1,4 +1,4 @@
-"""A thread that does one job after another, and does a job again until the other side takes it.
+"""Retry queue: a thread that runs jobs in order and repeats each until the server accepts it.
 
 At the end there is one budget for all jobs together: seconds that may go by in trouble. What is
 not sent by then is on disk.

@@ -1,4 +1,4 @@
-"""A trial as an MLflow run: its name, parameters, tags and metrics."""
+"""Fields of a trial's MLflow run: name, parameters, tags and metrics."""
 
 from __future__ import annotations
 

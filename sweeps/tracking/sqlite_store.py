@@ -1,4 +1,4 @@
-"""A sqlite store as a file: made whole or not at all, and recognised where it is no whole one."""
+"""SQLite file of an MLflow store: create it atomically, detect one that is incomplete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the driver's machine is doing, sampled now and then, under MLflow's own names."""
+"""System metrics of the driver's machine, sampled in a thread, under MLflow's names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sweep in MLflow: one parent run, one child run a trial, sent from the driver in the background.
+"""Send a sweep to MLflow in the background: one parent run, and one child run for each trial.
 
 Everything is idempotent: runs are found again by tags (`sweep_id`, `trial_key`), so what could not
 be sent is sent later (`retry_queue.py`: within the sweep; `--resume`: in another), and nothing

@@ -1,4 +1,4 @@
-"""The heads that `sweeps train` tunes under: made once a task, before any trial starts.
+"""Classification heads that `sweeps train` fine-tunes under; each is made once for its task.
 
 `<out>/heads/<task>/zero_shot.safetensors` and `linear_probe.safetensors`; a copy lies beside each
 tower that was tuned under it, as `head.safetensors`. A sweep file names one: `tasks.<task>.head`.

@@ -1,4 +1,4 @@
-"""What `sweeps train` keeps: results of trials, and the best models of each task as folders.
+"""Files of `sweeps train`: results of trials, and the best models of each task.
 
 `<out>/trained/<task>-<key>.json` is a trial's result, which stays; `<out>/trained/<key>/` its
 models, until they are moved to where they are kept, or deleted. One trial makes up to three

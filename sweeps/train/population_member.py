@@ -1,4 +1,4 @@
-"""One member of a population (PBT) as a trial of Tune: a run in legs, each with its own rates.
+"""One member of a population (PBT) as a Tune trial: intervals of training, each with its own rates.
 
 A *leg* is a share of a run's steps under one set of hyper-parameters. What a model is follows from
 its *chain* of legs and from nothing else: `<folder>/<n>-<hash of the chain>.json` is what its n-th

@@ -1,4 +1,4 @@
-"""What a population (PBT) changes on the way, and what a training file with one may say."""
+"""Population-based training (PBT) in a training file: which hyper-parameters it perturbs."""
 
 from __future__ import annotations
 

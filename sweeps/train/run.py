@@ -1,4 +1,4 @@
-"""`sweeps train`: a base where one is asked for, then each task fine-tuned with Tune.
+"""`sweeps train`: pretrain a base if the file asks for it, then fine-tune each task with Tune.
 
 `<out>/base/`, `<out>/experts/<task>/` (the best of each task) or `<out>/ingredients/<task>/<key>/`
 (several of each) are Hugging Face folders; `<out>/trained/` has one JSON file a trial, which a

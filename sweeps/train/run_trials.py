@@ -1,4 +1,4 @@
-"""Fine-tuning trials through Tune, as the driver sees them: what runs, and what stays of it."""
+"""Run fine-tuning trials through Tune, from the driver."""
 
 from __future__ import annotations
 

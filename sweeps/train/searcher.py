@@ -1,4 +1,4 @@
-"""The searcher of `sweeps train`: one search a task, taking turns; and what is known of each."""
+"""Searcher of `sweeps train`: one search for each task, in turn."""
 
 from __future__ import annotations
 

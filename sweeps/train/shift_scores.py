@@ -1,4 +1,4 @@
-"""Scores of kept ingredients on named shift sets: the report rows corrupted, or other data."""
+"""Evaluate kept ingredients on shift sets: corrupted report rows, or other data."""
 
 from __future__ import annotations
 

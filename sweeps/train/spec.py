@@ -1,4 +1,4 @@
-"""A training file: a base, tasks, and how experts are fine-tuned from it."""
+"""Schema of the training file: a base, tasks, and how experts are fine-tuned."""
 
 from __future__ import annotations
 

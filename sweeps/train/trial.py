@@ -1,4 +1,4 @@
-"""One fine-tuning as a trial of Tune: what its process runs."""
+"""One fine-tuning as a Tune trial."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What the parts of an analysis share: findings, figures, and evaluated points."""
+"""Shared by the parts of an analysis: inputs, findings, figures, evaluated points."""

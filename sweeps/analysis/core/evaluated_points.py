@@ -1,4 +1,4 @@
-"""Points in the space of the task vectors: each is evaluated once, and kept as soon as it is known.
+"""Evaluate merged models at points in the space of the task vectors; each result is saved at once.
 
 A point is one coefficient a task vector, θ = θ₀ + Σ c_t τ_t: a coding file of a few bytes, which
 the replicas merge into their resident models. No model is ever written. An analysis that is killed

@@ -1,4 +1,4 @@
-"""What pictures of an analysis are made of."""
+"""Figures of an analysis: a matplotlib figure with its caption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one part of an analysis found: tables and sentences, as plain data and as files."""
+"""Result of one part of an analysis: tables and sentences, written as JSON, Parquet and CSV."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shift sets as an analysis reads them: of select's side, never the rows that are reported on."""
+"""Shift sets of an analysis: rows of the select side only, never rows that are reported on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the parts of an analysis read, and the first of them: angles between task vectors."""
+"""Analysis of angles: norms, cosines and angles between task vectors."""
 
 from __future__ import annotations
 

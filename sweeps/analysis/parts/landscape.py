@@ -1,4 +1,4 @@
-"""Parts of an analysis that walk: over the plane through three models, along the line of two."""
+"""Analysis of the loss landscape: over the plane through three models, and along lines of two."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts of an analysis that average pairs: angle against advantage, and along a hyper-parameter."""
+"""Analysis of averages of two models: gain against angle, and along one hyper-parameter."""
 
 from __future__ import annotations
 

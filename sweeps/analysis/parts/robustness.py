@@ -1,4 +1,4 @@
-"""The part of an analysis that looks under shift: WiSE-FT's paths, and effective robustness."""
+"""Analysis of robustness under shift: WiSE-FT's paths, and effective robustness."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The published picture of WiSE-FT: reference against shift accuracy, both as logits."""
+"""Plot accuracy under shift against accuracy on the reference, both as logits, as WiSE-FT does."""
 
 from __future__ import annotations
 

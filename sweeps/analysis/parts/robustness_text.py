@@ -1,4 +1,4 @@
-"""What accuracies under shift say, in sentences."""
+"""Describe the robustness analysis in sentences."""
 
 from __future__ import annotations
 

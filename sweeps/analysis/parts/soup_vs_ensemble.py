@@ -1,4 +1,4 @@
-"""The part of an analysis that sets a soup against the ensemble of the same two models."""
+"""Analysis of a soup against the ensemble of the same two models."""
 
 from __future__ import annotations
 

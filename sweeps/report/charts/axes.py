@@ -1,4 +1,4 @@
-"""What charts are drawn with: axes, ticks, and SVG whose width follows the page.
+"""SVG axes and ticks, whose width follows the page.
 
 Horizontal places are percentages and the text is in pixels, so a chart is as legible on a phone as
 on a wide screen; colours are classes of the page's style sheet. No library draws them, so the same
@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 @dataclass(frozen=True)
 class Axis:
-    """Values to fractions of the plot's width or height."""
+    """Scale from values to fractions of the plot's width or height."""
 
     low: float
     high: float
@@ -25,14 +25,14 @@ class Axis:
 
     @classmethod
     def around(cls, values: Iterable[float], log: bool = False, pad: float = 0.05) -> Axis:
-        """An axis with room around the values; of some width even for one value."""
+        """An axis with margin around the values; one value also gets a range."""
         found = [math.log10(value) if log else value for value in values]
         low, high = min(found), max(found)
         room = (high - low) * pad or max(abs(high) * pad, 0.02)
         return cls(low - room, high + room, log)
 
     def at(self, value: float) -> float:
-        """Where `value` is, from 0 to 1."""
+        """Position of `value`, from 0 to 1."""
         place = math.log10(value) if self.log else value
         return (place - self.low) / (self.high - self.low)
 
@@ -48,7 +48,7 @@ class Axis:
 
 
 def log_ticks(low: float, high: float, most: int) -> list[float]:
-    """Powers of ten between two logarithms; 2 and 5 times them where there are few."""
+    """Powers of ten between two logarithms; also 2 and 5 times them if there are few."""
     powers = range(math.floor(low), math.ceil(high) + 1)
     for factors in ((1, 2, 5), (1, 3), (1,)):
         found = [f * 10.0**p for p in powers for f in factors]
@@ -59,7 +59,7 @@ def log_ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def tried_ticks(axis: Axis, values: Iterable[float], most: int = 6) -> list[float]:
-    """The tried values themselves where they are few and far enough apart, round ones elsewhere."""
+    """The tried values if they are few and far enough apart; else round ones."""
     tried = sorted(set(values))
     places = [axis.at(value) for value in tried]
     gaps = [b - a for a, b in pairwise(places)]
@@ -72,7 +72,7 @@ def tried_ticks(axis: Axis, values: Iterable[float], most: int = 6) -> list[floa
 
 
 def tick_text(value: float) -> str:
-    """A value on an axis, in few characters.
+    """Tick label of a value, in few characters.
 
     >>> tick_text(0.3), tick_text(1e-4), tick_text(30000)
     ('0.3', '1e-4', '3e4')
@@ -84,22 +84,22 @@ def tick_text(value: float) -> str:
 
 
 def pct(fraction: float) -> str:
-    """A horizontal place; rounded, so that bytes do not depend on the last bit."""
+    """A horizontal position in percent; rounded, so that bytes do not depend on the last bit."""
     return f"{100 * fraction:.2f}%"
 
 
 def px(value: float) -> str:
-    """A vertical place."""
+    """A vertical position in pixels."""
     return f"{value:.1f}"
 
 
 def tag(template: str, *values: object) -> Markup:
-    """`template` with the values escaped into it."""
+    """Format `template` with escaped values."""
     return Markup(template).format(*values)
 
 
 def svg(parts: Iterable[Markup], height: float, label: str, style: str) -> Markup:
-    """A drawing; what it shows is said in `label`."""
+    """An SVG drawing with the accessible name `label`."""
     opening = tag(
         '<svg class="{}" height="{}" role="img" aria-label="{}">', style, px(height), label
     )
@@ -144,7 +144,7 @@ def frame(
 def polyline(
     points: Sequence[tuple[float, float]], x: Axis, y: Axis, height: float, style: str
 ) -> list[Markup]:
-    """A curve as segments: only they may have percentages for places."""
+    """A curve as segments, because only lines may have positions in percent."""
     places = [(pct(x.at(a)), px(height * (1 - y.at(b)))) for a, b in points]
     return [
         tag('<line class="{}" x1="{}" y1="{}" x2="{}" y2="{}"/>', style, *start, *end)
@@ -153,7 +153,7 @@ def polyline(
 
 
 def spread(places: Sequence[float], gap: float, high: float) -> list[float]:
-    """The places moved apart to at least `gap`, each as little as going in order allows.
+    """Move positions apart to at least `gap`, each as little as the order allows.
 
     >>> spread([10, 11, 50], gap=10, high=100)
     [5.5, 15.5, 50.0]

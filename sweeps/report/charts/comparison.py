@@ -1,4 +1,4 @@
-"""The report's charts, as inline SVG."""
+"""Charts of the HTML report, as inline SVG."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LINE = 13.0
 def forest_line(
     axis: Axis, mean: float | None, ci95: tuple[float, float] | None, style: str
 ) -> Markup:
-    """One row of the forest plot, as high as its place: gridlines, interval, dot."""
+    """One row of the forest plot: gridlines, interval, dot."""
     parts = [
         tag('<line class="grid" x1="{0}" x2="{0}" y1="0" y2="100%"/>', pct(axis.at(t)))
         for t in axis.ticks()
@@ -37,7 +37,7 @@ def forest_line(
 
 
 def forest_axis(axis: Axis) -> Markup:
-    """The forest plot's labels."""
+    """Tick labels of the forest plot."""
     parts = [
         tag('<text x="{}" y="13" text-anchor="middle">{}</text>', pct(axis.at(t)), f"{100 * t:g}")
         for t in axis.ticks()
@@ -81,14 +81,14 @@ def curve_chart(profile: Profile) -> Markup:
 
 
 def whole(profile: Profile) -> str:
-    """What the mean is called: a single task is its own mean."""
+    """Label of the mean; of a single task, its name."""
     return profile.tasks[0] if len(profile.tasks) == 1 else "mean"
 
 
 def dots(
     line: Sequence[tuple[float, float]], x: Axis, y: Axis, height: float, style: str, name: str
 ) -> list[Markup]:
-    """The trials of a curve; their values on hovering."""
+    """The trials of a curve; their values are shown on hover."""
     return [
         tag(
             '<circle class="{}" cx="{}" cy="{}" r="3.5"><title>{}</title></circle>',
@@ -102,7 +102,7 @@ def dots(
 
 
 def mark(chosen: Tried | None, x: Axis, y: Axis, height: float, name: str = "mean") -> list[Markup]:
-    """The selected trial: a rule and a ring."""
+    """The selected trial: a line and a ring."""
     if chosen is None or name not in chosen.accuracy:
         return []
     at, value = pct(x.at(chosen.at[0])), px(height * (1 - y.at(chosen.accuracy[name])))
@@ -113,7 +113,7 @@ def mark(chosen: Tried | None, x: Axis, y: Axis, height: float, name: str = "mea
 
 
 def task_panels(profile: Profile) -> list[tuple[str, Markup, str]]:
-    """Small multiples, on one scale: task, its curve over the mean's, and its own best value."""
+    """Small multiples on one scale: each task's curve over the mean's, and its own best value."""
     height, chosen = 84.0, profile.chosen
     lines = {name: curves(profile, name) for name in ("mean", *profile.tasks)}
     main = chosen.series if chosen else next(iter(lines["mean"]))
@@ -142,7 +142,7 @@ def task_panels(profile: Profile) -> list[tuple[str, Markup, str]]:
 
 
 def plane_chart(profile: Profile) -> Markup:
-    """Trials over two swept parameters: the darker, the more accurate; the best ones labelled."""
+    """Trials over two swept parameters: darker is more accurate; the best are labelled."""
     height = 270.0
     x = Axis.around((point.at[0] for point in profile.points), profile.logs[0], 0.07)
     y = Axis.around((point.at[1] for point in profile.points), profile.logs[1], 0.09)

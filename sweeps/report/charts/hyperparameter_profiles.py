@@ -1,4 +1,4 @@
-"""Accuracy against a method's hyper-parameters: which were swept, and what the trials found."""
+"""Profiles: accuracy against the hyper-parameters that a method swept."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class Profile:
-    """The trials of one method that swept one numeric parameter or more."""
+    """The trials of one method that swept at least one numeric parameter."""
 
     method: str
     names: tuple[str, ...]
@@ -43,7 +43,7 @@ class Profile:
 
     @property
     def chosen(self) -> Tried | None:
-        """The selected trial, where it is one of them."""
+        """The selected trial, if it is one of them."""
         return next((point for point in self.points if point.selected), None)
 
 
@@ -53,7 +53,7 @@ def profiles(
     tasks: Sequence[str],
     metric: str = "acc",
 ) -> list[Profile]:
-    """A profile for each method that tried three values or more of some numeric parameter.
+    """A profile for each method that tried at least three values of some numeric parameter.
 
     Args:
         entries: the ledger.
@@ -76,9 +76,9 @@ def profile(
     entries: Sequence[Entry],
     selected: str | None,
     tasks: Sequence[str],
-    metric: str,
+    metric: str = "acc",
 ) -> Profile | None:
-    """The profile of one method; None where nothing numeric was swept."""
+    """The profile of one method; None if nothing numeric was swept."""
     varying = [name for name in dict.fromkeys(n for e in entries for n in e.params) if
                len({repr(e.params.get(name)) for e in entries}) > 1]  # fmt: skip
     names = tuple(
@@ -109,19 +109,19 @@ def profile(
 
 
 def accuracies(entry: Entry, tasks: Sequence[str], metric: str) -> dict[str, float]:
-    """`mean` and the tasks' finite accuracies."""
+    """The metric's finite values: `mean` and the tasks."""
     names = ("mean", *tasks)
     found = {name: entry.metrics.get(f"{metric}/{name}", math.nan) for name in names}
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def is_number(value: Any) -> bool:
-    """Whether `value` is a finite number (a flag is not)."""
+    """Whether `value` is a finite number (bools are not)."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def curves(profile: Profile, name: str, dimension: int = 0) -> dict[str, list[tuple[float, float]]]:
-    """Series -> (value, accuracy) by value; trials of one value (other seeds) are averaged.
+    """Series -> (value, accuracy), by value; trials of one value (other seeds) are averaged.
 
     Args:
         profile: the trials.

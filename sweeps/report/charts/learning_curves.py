@@ -1,4 +1,4 @@
-"""How methods learned: loss and coding against step, a figure a method."""
+"""Learning curves: loss and coding against the step, one figure for each method."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Reduce = Callable[[Sequence[float]], float]
 
 @dataclass(frozen=True)
 class Learned:
-    """The course of one trial."""
+    """The learning curve of one trial."""
 
     entry: Entry
     asked: int
@@ -40,22 +40,23 @@ class Learned:
 
     @property
     def stopped(self) -> bool:
-        """Whether it was ended before its last step."""
+        """Whether it was stopped before its last step."""
         return self.entry.steps < self.asked
 
     @property
     def steps(self) -> str:
-        """`20 of 60`; `60` where it took all."""
+        """`20 of 60`; `60` if it took all."""
         return f"{self.entry.steps} of {self.asked}" if self.stopped else f"{self.entry.steps}"
 
     def points(self, name: str) -> Points:
-        """(step, value) of what its checkpoints hold and is finite."""
+        """(step, value) of its checkpoints, finite values only."""
         found = ((point["step"], point.get(name, math.nan)) for point in self.entry.curve)
         return [(step, value) for step, value in found if math.isfinite(value)]
 
 
 def asked_steps(entry: Entry) -> int:
-    """The steps that a trial was to take, defaults looked up; those it took where none are known.
+    """The steps that a trial was configured with, including defaults; if unknown, those that it
+    took.
 
     >>> asked_steps(Entry("k", "adamerging", "adaptive", {}, "done", "select", steps=20))
     1000
@@ -77,7 +78,7 @@ def steps_text(entry: Entry) -> str:
 
 
 def learned(entries: Iterable[Entry], selected: Mapping[str, str | None]) -> list[list[Learned]]:
-    """The trials with a curve, by method, the selected one last: it is drawn above the others.
+    """Trials with a curve, by method; the selected one is last, to be drawn on top.
 
     Args:
         entries: the ledger, in the order of the report.
@@ -93,12 +94,12 @@ def learned(entries: Iterable[Entry], selected: Mapping[str, str | None]) -> lis
 
 
 def figures(entries: Iterable[Entry], selected: Mapping[str, str | None]) -> list[dict[str, Any]]:
-    """What the report's section on learning shows, a figure a method."""
+    """Figures of the report's section on learning, one for each method."""
     return [figure(courses) for courses in learned(entries, selected)]
 
 
 def figure(courses: Sequence[Learned]) -> dict[str, Any]:
-    """The charts of one method, and what they show in words."""
+    """The charts of one method, with their descriptions."""
     last = courses[-1]
     names = labels(courses)
     stopped = sum(course.stopped for course in courses)
@@ -117,7 +118,7 @@ def figure(courses: Sequence[Learned]) -> dict[str, Any]:
 
 
 def chosen_text(course: Learned, varying: Sequence[str]) -> str:
-    """The selected trial, how far it went and where its loss went, in words."""
+    """The selected trial: its steps and how its loss changed, in words."""
     losses = [loss for _, loss in course.points("loss")]
     params = {name: course.entry.params[name] for name in varying if name in course.entry.params}
     where = f"{params_text(params)}, " if params else ""
@@ -134,7 +135,7 @@ def varied(courses: Sequence[Learned]) -> list[str]:
 
 
 def labels(courses: Sequence[Learned]) -> list[str]:
-    """A label for each trial: the value of the one parameter that varies; none where they crowd."""
+    """Label of each trial: the value of the one parameter that varies; none if there are too many."""
     varying = varied(courses)
     if len(varying) != 1 or len(courses) > NAMED:
         return []
@@ -142,7 +143,7 @@ def labels(courses: Sequence[Learned]) -> list[str]:
 
 
 def loss_chart(courses: Sequence[Learned], names: Sequence[str], label: str) -> Markup:
-    """Loss against step for all trials: the selected one above, stopped ones end in a cross."""
+    """Loss against step for all trials: the selected one on top, stopped ones end in a cross."""
     height = 230.0
     most = max(20, min(150, SEGMENTS // len(courses)))
     lines = [thinned(course.points("loss"), most) for course in courses]
@@ -162,7 +163,7 @@ def loss_chart(courses: Sequence[Learned], names: Sequence[str], label: str) -> 
 
 
 def end(course: Learned, at: tuple[str, str], loss: float) -> list[Markup]:
-    """How a trial ended: a dot, or a cross where it was stopped; a ring where it was selected."""
+    """Marker at the end of a trial: a dot, a cross if it was stopped, a ring if it was selected."""
     style = "mean" if course.selected else "task"
     said = f"{params_text(course.entry.params)}: {course.steps} steps, loss {loss:.4g}"
     title = tag("<title>{}</title>", said + (", stopped early" if course.stopped else ""))
@@ -180,7 +181,7 @@ def end(course: Learned, at: tuple[str, str], loss: float) -> list[Markup]:
 def beside(
     names: Sequence[str], ends: Sequence[tuple[str, float, float]], x: Axis, height: float
 ) -> list[Markup]:
-    """Labels of the curves, in the right margin, or where a curve that was stopped ends."""
+    """Labels of the curves in the right margin, or where a stopped curve ends."""
     parts = []
     full = [i for i, (_, step, _) in enumerate(ends) if step == x.high]
     places = dict(zip(full, spread([ends[i][2] for i in full], LINE, height), strict=True))
@@ -223,7 +224,7 @@ def mean(values: Sequence[float]) -> float:
 
 
 def thinned(points: Points, most: int, reduce: Reduce = mean) -> Points:
-    """At most `most` points: each the last step of a stretch, and its values reduced to one.
+    """At most `most` points: each is the last step of a range, with its values reduced to one.
 
     >>> thinned([(5, 4.0), (10, 2.0), (15, 1.0)], 2)
     [(10, 3.0), (15, 1.0)]

@@ -1,4 +1,4 @@
-"""Pictures of searched surfaces: a map of accuracy over two numbers, or its curve over α alone.
+"""Plot search surfaces: a map of accuracy over two numbers, or a curve over α.
 
 A map is an image of a pixel a configuration, drawn into the page, with axes and marks as SVG.
 """
@@ -29,7 +29,7 @@ HEIGHT = 170.0
 
 
 def pictures(rows: Iterable[Row], learned: Path | None) -> list[dict[str, Any]]:
-    """Of each winner that searched a surface: method, what its axes are, a panel a task."""
+    """Plots of each winner that searched a surface: method, axes, one panel for each task."""
     found = []
     for row in rows if learned else ():
         if surfaces := read(learned or Path(), row.trial_key):
@@ -45,7 +45,7 @@ def picture(surface: Searched) -> Markup:
 
 
 def words(surface: Searched) -> str:
-    """What was taken, and where else it is as accurate."""
+    """The values that were selected, and where the accuracy is equal."""
     best = surface.best
     where = f"α = {number(best['alpha'])}"
     if surface.axis:
@@ -55,7 +55,7 @@ def words(surface: Searched) -> str:
 
 
 def number(value: float) -> str:
-    """In three digits.
+    """A number with three digits.
 
     >>> number(4650.3), number(0.9712), number(math.inf)
     ('4650', '0.971', '∞')
@@ -64,7 +64,7 @@ def number(value: float) -> str:
 
 
 def heat_map(surface: Searched) -> Markup:
-    """Accuracy over (α, β) or (α, T): cells in order, ring and line on what was taken."""
+    """Accuracy over (α, β) or (α, T); ring and line mark the selected values."""
     columns, rows = len(surface.alphas), len(surface.values)
     parts = [
         tag(
@@ -95,7 +95,7 @@ def heat_map(surface: Searched) -> Markup:
 
 
 def shades(grid: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Pixels [R, A, 4]: the deeper, the farther from the smallest α's mean accuracy.
+    """Pixels [R, A, 4]: darker is farther from the smallest α's mean accuracy.
 
     One scale for both sides: opaque is the farthest of all.
     """
@@ -116,7 +116,7 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def index_of(value: float, values: NDArray[np.float64]) -> float:
-    """Where a number lies among ascending ones, as an index with a fraction."""
+    """Position of a number among ascending ones, as an index with a fraction."""
     if math.isinf(value):
         return float(len(values) - 1)
     finite = values[np.isfinite(values)]
@@ -153,7 +153,7 @@ def label(value: float) -> str:
 
 
 def alpha_curve(surface: Searched) -> Markup:
-    """Accuracy against α, a band where it is best, a ring in its middle."""
+    """Accuracy against α, with a band where it is best and a ring in its middle."""
     best = surface.best
     line: Sequence[tuple[float, float]] = list(
         zip(surface.alphas.tolist(), surface.grid[0].tolist(), strict=True)

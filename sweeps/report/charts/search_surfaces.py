@@ -1,4 +1,4 @@
-"""What a method of the logit plane searched: accuracy over α, and β or a temperature, by task.
+"""Search surfaces: accuracy of a logit-space method over α, and β or a temperature, for each task.
 
 A search is one trial; its surface lies in the file of what the trial learned. Here it is read from
 there, for pictures, and written as a table, for MLflow and for whoever wants to draw it anew.
@@ -47,12 +47,12 @@ class Searched:
 
     @property
     def best(self) -> dict[str, float]:
-        """`accuracy`, `low`, `high` and `alpha` of what was taken."""
+        """`accuracy`, `low`, `high` and `alpha` of the selected row."""
         return {name: float(column[self.row]) for name, column in self.ridge.items()}
 
 
 def read(learned: Path, trial_key: str | None) -> list[Searched]:
-    """The surfaces of a trial, task by task; none where it kept none, or its file cannot be read.
+    """Read a trial's surfaces, task by task; none if it kept none, or its file cannot be read.
 
     Args:
         learned: the folder of what the sweep's trials learned.
@@ -78,7 +78,7 @@ def read(learned: Path, trial_key: str | None) -> list[Searched]:
 def searched(
     task: str, tensors: Mapping[str, NDArray[np.float64]], taken: Mapping[str, float]
 ) -> Searched | None:
-    """A surface of what was kept; None where it was kept without a grid, as sweeps once did."""
+    """Parse a surface; None for files without a grid, as earlier versions wrote them."""
     if "grid" not in tensors:
         return None
     axis = next((name for name in AXES if name in tensors), "")
@@ -95,7 +95,7 @@ def searched(
 
 
 def table(surfaces: Iterable[Searched]) -> pa.Table:
-    """A row a configuration: task, beta and temperature (where searched), alpha, accuracy.
+    """One row for each configuration: task, beta and temperature (if searched), alpha, accuracy.
 
     The grid's rows come first, value by value; then, with `low` and `high`, the plateau's ends, one
     row a value: its best α. `chosen` marks the one that was taken.
@@ -117,7 +117,7 @@ def table(surfaces: Iterable[Searched]) -> pa.Table:
 
 
 def write_tables(rows: Iterable[Row], learned: Path, folder: Path) -> dict[str, Path]:
-    """`<folder>/<method>.parquet` of each winner that searched a surface; method -> file.
+    """Write `<folder>/<method>.parquet` of each winner that searched a surface; method -> file.
 
     Raises:
         InputError: the disk is full, or the folder cannot be written.

@@ -1,4 +1,4 @@
-"""The comparison as pictures, for pages that show files: what `report.html` draws as SVG."""
+"""Figures of the comparison as PNG files, for MLflow and other pages that show files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WIDTH, LINE = 8.0, 0.32
 
 
 def draw(comparison: Comparison, folder: Path) -> list[Path]:
-    """`comparison.png` and, of several tasks, `tasks.png`; the files that were written."""
+    """Write `comparison.png` and, for several tasks, `tasks.png`; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [row for row in comparison.rows if comparison.score(row) is not None]
     if not rows:
@@ -29,20 +29,20 @@ def draw(comparison: Comparison, folder: Path) -> list[Path]:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """A PNG, whole or not at all."""
+    """Write a PNG atomically."""
     with replacing(path) as part:
         figure.savefig(part, format="png", dpi=110)
     return path
 
 
 def canvas(lines: int) -> tuple[Figure, Axes]:
-    """A figure with a line a row."""
+    """A figure with one line for each row."""
     figure = Figure(figsize=(WIDTH, 1.2 + LINE * lines), layout="constrained")
     return figure, figure.add_subplot()
 
 
 def means(comparison: Comparison, rows: list[Row]) -> Figure:
-    """Mean accuracy with its interval, a row a method."""
+    """Mean score with its interval, one line for each row."""
     figure, axes = canvas(len(rows))
     for at, row in enumerate(rows):
         color = colour(comparison, row)
@@ -61,7 +61,7 @@ def means(comparison: Comparison, rows: list[Row]) -> Figure:
 
 
 def tasks(comparison: Comparison, rows: list[Row]) -> Figure:
-    """Accuracy of every row on every task, as a table of colours."""
+    """Score of every row on every task, as a table of colours."""
     figure, axes = canvas(len(rows))
     cells = [[score(comparison, row, task) for task in comparison.tasks] for row in rows]
     shown = [[float("nan") if cell is None else 100 * cell for cell in line] for line in cells]
@@ -80,17 +80,17 @@ def tasks(comparison: Comparison, rows: list[Row]) -> Figure:
 
 
 def named(axes: Axes, rows: list[Row]) -> None:
-    """The methods' names, the last row on top."""
+    """Label the lines with the methods' names."""
     axes.set_yticks(range(len(rows)), [row.method for row in rows])
 
 
 def colour(comparison: Comparison, row: Row) -> str:
-    """The best stands out, references stand back."""
+    """Colour of a row: the best, a reference, or other."""
     if row is comparison.best:
         return BEST
     return REFERENCE if row.method in REFERENCES else OTHER
 
 
 def score(comparison: Comparison, row: Row, task: str) -> float | None:
-    """Accuracy of a row on a task."""
+    """Score of a row on a task."""
     return (row.test if row.test else row.val).get(comparison.value(task))

@@ -16,7 +16,7 @@ STEPS = {
     "write_table": "comparison.parquet",
     "write_html": "report.html",
     "write_tables": "surfaces",
-    "figures.draw": "plots",
+    "static_figures.draw": "plots",
     "markdown.described": "the note in MLflow",
     "totals": "the sums in MLflow",
     "winner": "the model ties in MLflow",
