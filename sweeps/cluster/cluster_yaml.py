@@ -59,7 +59,7 @@ class Provider:
 
 @dataclass(frozen=True)
 class ClusterFile:
-    """What is read of a cluster file."""
+    """The fields of a cluster file that are read."""
 
     __pydantic_config__ = LATER
 
@@ -71,7 +71,7 @@ class ClusterFile:
 
 
 def of_file(path: Path, gpu_memory: float = 0.0) -> Resources:
-    """All nodes that a cluster file may have: its hosts, or each node type's largest number.
+    """Resources of all nodes that a cluster file may have: its hosts, or each node type's maximum.
 
     Sizes come from `available_node_types.<type>.resources` (CPU, GPU, memory) and `labels`; with
     provider `local` from the options of the two `ray start` lines (`--num-cpus`, `--num-gpus`,
@@ -110,7 +110,7 @@ Kind = tuple[str, int, Mapping[str, float], Mapping[str, str]]
 
 
 def types(data: ClusterFile, path: Path) -> list[Kind]:
-    """The node types of a cloud."""
+    """Nodes of a cloud's node types."""
     found: list[Kind] = []
     for name, node in (data.available_node_types or {}).items():
         count = (node.max_workers or 0) + (name == data.head_node_type)
@@ -123,7 +123,7 @@ def types(data: ClusterFile, path: Path) -> list[Kind]:
 
 
 def hosts(data: ClusterFile, path: Path) -> list[Kind]:
-    """The hosts of provider `local`: one head, and a worker an address."""
+    """Nodes of provider `local`: one head, and one worker for each address."""
     workers = len(data.provider.worker_ips or ()) if data.provider else 0
     found: list[Kind] = []
     for name, key, count, commands in (
@@ -143,7 +143,7 @@ def hosts(data: ClusterFile, path: Path) -> list[Kind]:
 
 
 def amount(text: str, where: str) -> float:
-    """What an option of `ray start` gives.
+    """Value of a numeric option of `ray start`.
 
     Raises:
         InputError: it is no number.
@@ -155,7 +155,7 @@ def amount(text: str, where: str) -> float:
 
 
 def started(commands: list[str], where: str) -> dict[str, str]:
-    """The options of the `ray start` among some commands.
+    """Options of the `ray start` in a list of commands.
 
     Raises:
         InputError: it has a quote that does not end.
@@ -170,7 +170,7 @@ def started(commands: list[str], where: str) -> dict[str, str]:
 
 
 def complete(size: Mapping[str, float], where: str) -> Mapping[str, float]:
-    """The sizes, if CPUs and memory are among them.
+    """Return the sizes if CPUs and memory are among them.
 
     Raises:
         InputError: what is missing, and how to say it; an amount that is none.

@@ -35,19 +35,19 @@ ALIVE = {
 
 @dataclass(frozen=True)
 class Address:
-    """Where a cluster is to be, and who says so."""
+    """Address of a cluster, and where it was configured."""
 
     text: str
     origin: str
     """`--address`, or `$RAY_ADDRESS`."""
 
     def refused(self, why: str) -> InputError:
-        """What is raised where it will not do."""
+        """The error for an address that cannot be used."""
         return InputError(f"{self.origin}: {shown(self.text)}: {why}")
 
 
 def given(address: str | None) -> Address | None:
-    """The cluster to use: as asked for, else `$RAY_ADDRESS`; None: one of our own.
+    """The configured address: `--address`, else `$RAY_ADDRESS`; None: start a local cluster.
 
     As to Ray, `auto` is `$RAY_ADDRESS` where that is set, and `local` one of our own.
 
@@ -62,7 +62,7 @@ def given(address: str | None) -> Address | None:
 
 
 def check(address: Address) -> None:
-    """Raise InputError where no Ray answers there within `PATIENCE` and `ANSWER` seconds."""
+    """Raise InputError if no Ray answers there within `PATIENCE` and `ANSWER` seconds."""
     if address.text == "auto":
         if not any(answers(*place) for place in here()):
             raise address.refused(
@@ -76,19 +76,19 @@ def check(address: Address) -> None:
 
 
 def answers(host: str, port: int) -> bool:
-    """Whether a head does."""
+    """Whether a head node answers."""
     return not (reached(host, port) or answered("", host, port))
 
 
 def remedy(address: Address) -> str:
-    """What a user may do."""
+    """Advice for the user."""
     if address.origin == "--address":
         return "start that cluster, or leave --address out to use this machine"
     return "start that cluster, or unset RAY_ADDRESS to use this machine"
 
 
 def parsed(address: Address) -> tuple[str, str, int]:
-    """Kind (a key of `ALIVE`), host and port.
+    """Parse an address into kind (a key of `ALIVE`), host and port.
 
     Raises:
         InputError: it is no such address.
@@ -111,7 +111,7 @@ def parsed(address: Address) -> tuple[str, str, int]:
 
 
 def place(text: str) -> tuple[str | None, int | None]:
-    """Host and port of `host:port`; None for what is not there, or cannot be.
+    """Host and port of `host:port`; None if it is invalid.
 
     >>> place("head:6379"), place("[::1]:6379"), place("head"), place("a:b:1"), place("h:99999")
     (('head', 6379), ('::1', 6379), ('head', None), (None, None), (None, None))
@@ -126,7 +126,7 @@ def place(text: str) -> tuple[str | None, int | None]:
 
 
 def reached(host: str, port: int) -> str | None:
-    """Why no connection can be made; None: one was."""
+    """Reason why no connection can be made; None: it was made."""
 
     def knock() -> None:
         socket.create_connection((host, port), timeout=PATIENCE).close()
@@ -144,7 +144,7 @@ def reached(host: str, port: int) -> str | None:
 
 
 def within(call: Callable[[], object], seconds: float) -> None:
-    """A call that ends in time, in a thread that is left to itself where it does not: looking a
+    """Run a call with a time limit, in a thread that is abandoned if it takes longer: looking a
     name up has no limit of its own.
 
     Raises:
@@ -169,7 +169,7 @@ def within(call: Callable[[], object], seconds: float) -> None:
 
 
 def answered(kind: str, host: str, port: int) -> str | None:
-    """Why what listens there is no Ray; None: it is, or says that it wants a token."""
+    """Reason why the server there is not a Ray; None: it is, or it asks for a token."""
     if os.environ.get("RAY_USE_TLS") in ("1", "true", "True"):
         return None  # Ray itself has the certificates
     import grpc  # start-up time: only an address that was given needs it
@@ -189,7 +189,7 @@ def answered(kind: str, host: str, port: int) -> str | None:
 
 
 def here() -> list[tuple[str, int]]:
-    """Where the heads are of which a node runs on this machine."""
+    """Addresses of heads of which a node runs on this machine."""
     found = set()
     for process in psutil.process_iter(["cmdline"]):
         for word in process.info["cmdline"] or ():
@@ -200,7 +200,7 @@ def here() -> list[tuple[str, int]]:
 
 
 def check_jobs(url: str, origin: str) -> None:
-    """Raise InputError where no job server answers there in time.
+    """Raise InputError if no job server answers there in time.
 
     Args:
         url: `http://host:port`.
@@ -230,7 +230,7 @@ def check_jobs(url: str, origin: str) -> None:
 
 
 def shown(text: str) -> str:
-    """An address as a message has it: of one line, not long, without a password.
+    """An address as shown in messages: one line, shortened, without password.
 
     >>> shown("http://me:hush@head:8265")
     "'http://…@head:8265'"

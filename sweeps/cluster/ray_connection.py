@@ -59,7 +59,7 @@ def stay_on_loopback(address: str | None) -> None:
 
 
 def this_machine() -> Resources:
-    """What a cluster of our own would offer, within what cgroups and ulimits grant this process."""
+    """Resources of a local cluster, within the limits of cgroups and ulimits."""
     from actors.cluster.nodes import gpu_sizes
 
     gpus, granted = gpu_sizes(), limits()
@@ -71,7 +71,7 @@ def this_machine() -> Resources:
 
 
 def of_cluster(known: dict[str, Found] | None = None) -> Resources:
-    """What the connected cluster offers, node by node.
+    """Resources of the connected cluster, node by node.
 
     Args:
         known: what nodes said before, by id; they are not asked again, and new ones are added.
@@ -111,7 +111,7 @@ def of_cluster(known: dict[str, Found] | None = None) -> Resources:
 
 
 def least(told: int, granted: int | None) -> int:
-    """Memory of a node: what Ray was told of, or what the node is granted, where that is less.
+    """Memory of a node: Ray's value, or the node's limit if that is less.
 
     >>> least(8, None), least(8, 2)
     (8, 2)
@@ -120,7 +120,7 @@ def least(told: int, granted: int | None) -> int:
 
 
 def readers(pool: Pool, resources: Resources) -> tuple[list[str], list[str]]:
-    """Where weights are read: the nodes that see all checkpoint files, largest memory first.
+    """Nodes that read the weights: those that see all checkpoint files, largest memory first.
 
     Returns:
         Ids of those nodes (the driver's own where no other does), and names of the nodes that do
@@ -138,7 +138,7 @@ def readers(pool: Pool, resources: Resources) -> tuple[list[str], list[str]]:
 
 
 def narrowed(pool: Pool, resources: Resources) -> Resources:
-    """Those nodes that see the experts' files, where these are read all the time.
+    """The nodes that see the experts' files, for weights that are read during the whole sweep.
 
     Nodes without an id (this machine, before Ray is there; those of a `cluster.yaml`) are not
     asked.
@@ -170,19 +170,20 @@ def narrowed(pool: Pool, resources: Resources) -> Resources:
 
 
 def expert_files(pool: Pool) -> list[str]:
-    """Of all experts, in order."""
+    """Weight files of all experts, in order."""
     members = pool.experts.values()
     return sorted({str(file) for each in members for file in each.fused_files})
 
 
 def target(address: str | None) -> Address | None:
-    """The cluster to use: as asked for, else `$RAY_ADDRESS`; None: one of our own."""
+    """The cluster to use: `--address`, else `$RAY_ADDRESS`; None: start a local one."""
     return given(address)
 
 
 @contextmanager
 def connected(address: Address | None, store_bytes: int) -> Iterator[str]:
-    """Ray, for the length of a sweep. What we start we stop; what we found we leave running.
+    """Connect to Ray for a block. A cluster started here is stopped at its end; another one keeps
+    running.
 
     Args:
         address: as `target` gives it; None: a cluster of our own is started.
@@ -210,7 +211,7 @@ QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITIC
 
 
 def joined(address: Address) -> Any:
-    """The context of a cluster that runs already.
+    """Connect to a running cluster.
 
     Raises:
         InputError: there is none, or it refuses us; the line names who gave the address.
@@ -228,7 +229,7 @@ def joined(address: Address) -> Any:
 
 
 def started(stack: ExitStack, store_bytes: int) -> Any:
-    """The context of a cluster of our own, on loopback; `stack` removes its folder.
+    """Start a local cluster on loopback; `stack` removes its folder.
 
     Ray gives its processes half a minute, which a machine with much else to do may exceed: a start
     that failed is tried once more.
@@ -256,7 +257,7 @@ def started(stack: ExitStack, store_bytes: int) -> Any:
 
 
 def start(store_bytes: int) -> Any:
-    """One try; where it fails, none of its processes is left."""
+    """Try once to start Ray; if it fails, its processes are killed."""
     import ray
 
     before = set(children())
@@ -278,7 +279,7 @@ def start(store_bytes: int) -> Any:
 
 
 def reason(error: BaseException) -> str:
-    """What Ray says, in one short line."""
+    """Ray's error message in one short line."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     if lines[0].startswith("The last 20 lines of"):  # Ray waited for it in vain
         return "its dashboard was not there in time" if not lines[1:] else lines[-1][:200]
@@ -286,12 +287,12 @@ def reason(error: BaseException) -> str:
 
 
 def children() -> list[psutil.Process]:
-    """Processes that this one has started, and theirs."""
+    """Processes that this process started, and theirs."""
     return psutil.Process().children(recursive=True)
 
 
 def end(processes: Iterable[psutil.Process]) -> None:
-    """Kill processes, and wait for their end."""
+    """Kill processes and wait until they have ended."""
     gone = list(processes)
     for process in gone:
         with suppress(psutil.Error):

@@ -36,7 +36,7 @@ STALE = 60.0
 
 @contextmanager
 def session_folder() -> Iterator[Path]:
-    """A place for Ray's session, as `$RAY_TMPDIR`; it is removed in the end.
+    """A folder for Ray's session, set as `$RAY_TMPDIR`; it is removed at the end.
 
     Where the user has set `$RAY_TMPDIR` to a short path, that is kept, and what lies in it stays.
 
@@ -61,7 +61,7 @@ def session_folder() -> Iterator[Path]:
 
 @contextmanager
 def variable_set(name: str, value: str) -> Iterator[None]:
-    """A variable of this process, and of those that it starts meanwhile."""
+    """Set an environment variable for this process and its children."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:
@@ -75,7 +75,7 @@ def variable_set(name: str, value: str) -> Iterator[None]:
 
 @contextmanager
 def own(root: Path, variable: str = "") -> Iterator[Path]:
-    """A new folder below `root`, for this user alone, as long as the context lasts.
+    """A new folder in `root`, accessible to this user only, for the length of the context.
 
     Raises:
         InputError: see `session_folder`.
@@ -98,7 +98,7 @@ def own(root: Path, variable: str = "") -> Iterator[Path]:
 
 
 def check(folder: Path, variable: str, named: Path | None = None) -> None:
-    """Raise InputError where a folder cannot be written, or is almost full."""
+    """Raise InputError if a folder cannot be written, or is almost full."""
     named = named or folder
     try:
         with tempfile.NamedTemporaryFile(dir=folder) as file:
@@ -112,7 +112,7 @@ def check(folder: Path, variable: str, named: Path | None = None) -> None:
 
 
 def refused(root: Path, variable: str, why: str) -> InputError:
-    """Why a folder will not do for temporary files."""
+    """Reason why a folder cannot be used for temporary files."""
     name = f"${variable}: " if variable else ""
     return InputError(
         f"{name}{root}: Ray cannot keep its temporary files there: {why}; set TMPDIR to a folder"
@@ -122,7 +122,7 @@ def refused(root: Path, variable: str, why: str) -> InputError:
 
 @contextmanager
 def short(folder: Path) -> Iterator[Path]:
-    """A short path that leads to a folder.
+    """A short path (symbolic link) to a folder.
 
     Raises:
         InputError: no short place can be written.
@@ -152,7 +152,7 @@ def short(folder: Path) -> Iterator[Path]:
 
 
 def tidy(root: Path) -> None:
-    """Remove folders of ours whose process was killed: it held a lock that nobody holds now."""
+    """Remove folders left by killed processes: nobody holds their lock."""
     with suppress(OSError):
         for folder in root.glob(f"{PREFIX}????????"):
             with suppress(OSError):
@@ -169,7 +169,7 @@ def tidy(root: Path) -> None:
 
 
 def close_to_others(folder: Path) -> None:
-    """Keep others out of the sessions that Ray made in a folder of the user's choice.
+    """Restrict the sessions that Ray made in a user's folder to this user.
 
     What is around them, `ray`, may be another user's, and stays as it is.
     """
@@ -180,9 +180,8 @@ def close_to_others(folder: Path) -> None:
 
 
 def make_token() -> None:
-    """The token of a cluster of our own, for its user's eyes only, before Ray makes one that all
-    can read. Where the home cannot be written, one for this process and its children.
-    """
+    """Make the token of a local cluster readable to its user only, before Ray makes one that all
+    can read. If the home cannot be written, the token is for this process and its children."""
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
@@ -206,7 +205,7 @@ def make_token() -> None:
 
 
 def close_token(file: Path) -> None:
-    """Take others' rights from a token that an earlier Ray made for all to read."""
+    """Remove other users' rights from a token that an earlier Ray made."""
     with suppress(OSError):
         mode = file.stat().st_mode
         if mode & 0o077:

@@ -46,7 +46,7 @@ def check_there(
     fresh: bool,
     extend: bool,
 ) -> None:
-    """What `check_free` checks here, on the storage; reads only.
+    """The checks of `check_free` on the storage; reads only.
 
     Raises:
         InputError: another driver runs the sweep, the storage holds another sweep of its name, or
@@ -73,7 +73,7 @@ def check_there(
 
 
 def check_unowned(store: Store, but: str = "") -> None:
-    """Refuse a sweep that a driver other than `but` is running.
+    """Refuse a sweep that another driver is running.
 
     Raises:
         InputError: who runs it, and since when.
@@ -88,12 +88,12 @@ def check_unowned(store: Store, but: str = "") -> None:
 
 
 def owner_there(store: Store) -> Owner | None:
-    """Who last ran the sweep on a storage."""
+    """The last driver of the sweep on a storage."""
     return read_owner(asked(store, lambda: store.read(OWNER)))
 
 
 def later(here: Identity | None, there: Identity, store: Store, folder: SweepFolder) -> Identity:
-    """The one of two states of a sweep that has been extended more often; here, where equal.
+    """The state of a sweep that has been extended more often; the local one if equal.
 
     Raises:
         InputError: they are two sweeps, or each was extended without the other.
@@ -116,7 +116,7 @@ def later(here: Identity | None, there: Identity, store: Store, folder: SweepFol
 
 
 def take_up(store: Store, folder: SweepFolder, *, fresh: bool) -> Sent:
-    """Make the folder hold what the storage has and it lacks; what is then known to be there.
+    """Fetch what the folder lacks from the storage; returns what is known to be there.
 
     Of a trial known on both sides a success counts, then the later end; what it learned goes with
     it. Of a trial that has not ended the checkpoint with more steps counts. With `fresh`, what is
@@ -163,14 +163,14 @@ def take_up(store: Store, folder: SweepFolder, *, fresh: bool) -> Sent:
 
 
 def is_same(path: Path, stamp: Stamp, sent: Sent) -> bool:
-    """Whether what a trial learned is the same on both sides: its entry is, and the file's size."""
+    """Whether a trial's learned file is the same on both sides: equal ledger entry and size."""
     if path.parent.name != "learned" or path.suffix != ".safetensors" or not path.exists():
         return False
     return sent.get(f"ledger/{path.stem}.json") is not None and stamp[0] == str(path.stat().st_size)
 
 
 def fetch_ledger(store: Store, folder: SweepFolder, listed: Iterable[str], sent: Sent) -> set[str]:
-    """Ledger entries that count more than those here are fetched; their keys."""
+    """Fetch ledger entries that take precedence over the local ones; returns their keys."""
     won = set()
     names = [name for name in listed if name.startswith("ledger/")]
     for name, data in asked(store, lambda: store.read_all(names)).items():
@@ -185,7 +185,7 @@ def fetch_ledger(store: Store, folder: SweepFolder, listed: Iterable[str], sent:
 
 
 def place_of(folder: SweepFolder, name: str, where: str) -> Path:
-    """Where a file of a storage, or of another machine, goes here.
+    """Local path of a file of a storage or of another machine.
 
     Raises:
         InputError: it is listed under a name that no sweep gives its files.
@@ -194,7 +194,7 @@ def place_of(folder: SweepFolder, name: str, where: str) -> Path:
 
 
 def rank(entry: bytes, name: str) -> tuple[bool, str]:
-    """What of two entries of one trial counts: a success, then the later end; least: no entry.
+    """Precedence of an entry: success first, then the later end; lowest: no entry.
 
     A damaged one, and one of another trial than its name says, is none.
     """
@@ -206,7 +206,7 @@ def rank(entry: bytes, name: str) -> tuple[bool, str]:
 
 
 def is_wanted(name: str, absent: bool, won: set[str], ended: set[str]) -> bool:
-    """Whether a file of the storage is worth reading; of what was learned, see `take_up`."""
+    """Whether a file of the storage is to be read; for learned files, see `take_up`."""
     path = Path(name)
     if path.parent.name != "learned":
         return absent
@@ -216,14 +216,14 @@ def is_wanted(name: str, absent: bool, won: set[str], ended: set[str]) -> bool:
 
 
 def is_better(name: str, data: bytes, path: Path) -> bool:
-    """Whether a checkpoint has more steps than the one here; other files were chosen already."""
+    """Whether a checkpoint has more steps than the local one; other files were chosen before."""
     if not name.endswith(".state") or not path.exists():
         return True
     return steps(data) > steps(path.read_bytes())
 
 
 def steps(checkpoint: bytes) -> int:
-    """How far a learning trial's checkpoint is; -1 of a damaged one."""
+    """Steps in a checkpoint; -1 if it is damaged."""
     try:
         return checked(State, unpacked(checkpoint, "state", "checkpoint")[1], "checkpoint").step
     except InputError:
@@ -231,13 +231,13 @@ def steps(checkpoint: bytes) -> int:
 
 
 def put(path: Path, data: bytes) -> Signature:
-    """Write a file, whole or not at all; its signature."""
+    """Write a file atomically; returns its signature."""
     with replacing(path) as part:
         part.write_bytes(data)
     return signature(path)
 
 
 def signature(path: Path) -> Signature:
-    """What a file here is like."""
+    """Size and modification time of a file."""
     about = path.stat()
     return about.st_size, about.st_mtime_ns

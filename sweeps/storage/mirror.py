@@ -48,11 +48,11 @@ PATIENCE = 120.0
 
 
 class Taken(Exception):
-    """Another driver has the sweep's place on the storage."""
+    """Another driver has taken over the sweep on the storage."""
 
 
 class Mirror:
-    """Beats and copies while it is entered; copies all at its end, however that comes."""
+    """Copy the folder and write heartbeats while the context is entered; copy all at its end."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Mirror:
         sent: Sent,
         say: Callable[[str], None],
     ) -> None:
-        """A mirror that has not begun.
+        """Nothing is copied before the context is entered.
 
         Args:
             folder: the sweep's.
@@ -79,11 +79,11 @@ class Mirror:
         self.heart = threading.Thread(target=self.pulse, name="pulse", daemon=True)
 
     def wake(self) -> None:
-        """Say that files changed; returns at once."""
+        """Signal that files changed; returns at once."""
         self.woken.set()
 
     def __enter__(self) -> Mirror:
-        """Take the sweep and begin.
+        """Take ownership of the sweep and start the threads.
 
         Raises:
             InputError: another driver has it, or the storage cannot be written.
@@ -126,12 +126,12 @@ class Mirror:
             self.say(f"storage {self.store.url} lacks {lacks} ({self.fault}); --resume sends them")
 
     def stopped(self) -> None:
-        """Let go of the sweep: the process ends."""
+        """Release the sweep when the process is stopped."""
         self.ending.set()
         self.note("stopped")
 
     def close(self, state: State) -> None:
-        """Let go of the sweep; then send what is not there yet, for a limited time.
+        """Release the sweep, then send what is missing, for a limited time.
 
         A storage may hang: a thread asks it, which is left alone when time is up.
         """
@@ -148,7 +148,7 @@ class Mirror:
             self.fault = self.fault or f"no answer in {patience:.0f} s"
 
     def last(self, state: State) -> None:
-        """Everything that is not there yet, then how the sweep ended."""
+        """Send everything that is missing, then the final state of the sweep."""
         self.thread.join()
         if self.store is None:
             return
@@ -161,7 +161,7 @@ class Mirror:
             self.store.write(owner.FILE, self.owner.beating(state).dump())
 
     def loop(self) -> None:
-        """What the copying thread does until the end."""
+        """Main loop of the copying thread."""
         while not self.ending.is_set():
             now = time.monotonic()
             due = min(self.beat_due, self.retry) if self.retry > now else self.beat_due
@@ -173,18 +173,18 @@ class Mirror:
                 self.beat_due = time.monotonic() + owner.BEAT
 
     def pulse(self) -> None:
-        """What the other thread does: a storage that hangs is no sign of death here."""
+        """Main loop of the heartbeat thread: a hanging storage must not look like a dead driver."""
         while not self.ending.wait(owner.BEAT):
             self.note("running")
 
     def note(self, state: State) -> None:
-        """A sign of life in the folder itself; a full disk is others' to say."""
+        """Write a heartbeat into the local folder; a full disk is reported elsewhere."""
         self.owner = self.owner.beating(state)
         with suppress(InputError, OSError):
             write_text(self.folder.path / owner.FILE, self.owner.dump().decode())
 
     def attempt(self, state: State = "running") -> None:
-        """Send what changed; a failure is said once, and sets when to try again."""
+        """Send changed files; the first failure is reported and sets the time of the next try."""
         if (store := self.store) is None:
             return
         try:
@@ -207,7 +207,7 @@ class Mirror:
             self.fault, self.pause = None, 0.0
 
     def beat(self, store: Store) -> None:
-        """A sign of life on the storage, unless another driver has taken it over."""
+        """Write a heartbeat to the storage, unless another driver has taken over."""
         found = read_owner(store.read(owner.FILE))
         if found is not None and found.driver != self.owner.driver:
             raise Taken(f"another driver has taken this sweep over ({found.words()})")
@@ -215,7 +215,7 @@ class Mirror:
         self.beaten = time.monotonic()
 
     def send(self, store: Store) -> None:
-        """Files that changed, in order; then those that are here no more are removed there."""
+        """Send changed files in order, then remove files that were deleted locally."""
         here = scan(self.folder.path)
         if "sweep.json" not in here:
             raise InputError(f"{self.folder.path}: is gone; nothing is removed from the storage")
@@ -236,13 +236,13 @@ class Mirror:
             del self.sent[name]
 
     def lacking(self) -> list[str]:
-        """Files that the storage has not, or not as they are."""
+        """Files that the storage lacks, or has in another version."""
         here = scan(self.folder.path)
         return [name for name, now in here.items() if self.sent.get(name) != now]
 
 
 def scan(path: Path) -> Mapping[str, Signature]:
-    """Every file that is sent, in order, with its signature.
+    """Every file to send, in order, with its signature.
 
     Listed from the end: what a file counts on was there before it, and so is listed after it.
     """
@@ -265,7 +265,7 @@ def scan(path: Path) -> Mapping[str, Signature]:
 
 
 def unchanged(path: Path, listed: Signature) -> bytes | None:
-    """A file's content; None where it is no longer what was listed."""
+    """Content of a file; None if it changed since it was listed."""
     try:
         with path.open("rb") as file:
             about = os.fstat(file.fileno())

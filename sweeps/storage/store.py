@@ -45,7 +45,7 @@ STAMPS = ("size", "ETag", "etag", "mtime", "LastModified", "last_modified", "upd
 
 @dataclass(frozen=True)
 class Store:
-    """One sweep's place on a storage. Every call may raise what the file system raises."""
+    """One sweep's files on a storage. Every call may raise the file system's errors."""
 
     fs: Any
     root: str
@@ -54,11 +54,11 @@ class Store:
     """The same for people, without passwords."""
 
     def path(self, name: str) -> str:
-        """Where the file `name` (`ledger/….json`) lies."""
+        """Path of the file `name` (`ledger/….json`)."""
         return f"{self.root}/{name}"
 
     def list(self, folders: Iterable[str] = FOLDERS) -> dict[str, Stamp]:
-        """Name -> stamp of every file of the sweep, of some of its folders."""
+        """Name -> stamp of every file of the sweep, in some of its folders."""
         self.fs.invalidate_cache()
         found = {}
         for folder in ("", *folders):
@@ -76,7 +76,7 @@ class Store:
         return found
 
     def read(self, name: str) -> bytes | None:
-        """A file's content; None where it is not there."""
+        """Content of a file; None if it is missing."""
         self.fs.invalidate_cache()
         try:
             content: bytes = self.fs.cat_file(self.path(name))
@@ -85,7 +85,7 @@ class Store:
         return content
 
     def read_all(self, names: Iterable[str]) -> dict[str, bytes]:
-        """Name -> content, many at a time where the file system can; without those that went."""
+        """Name -> content, several at a time if the file system can; missing files are left out."""
         paths = {self.path(name): name for name in names}
         if not paths:
             return {}
@@ -100,7 +100,7 @@ class Store:
         return contents
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file whole or not at all."""
+        """Write a file atomically."""
         if isinstance(self.fs, LocalFileSystem):
             with replacing(Path(self.path(name))) as part:
                 part.write_bytes(data)
@@ -112,22 +112,22 @@ class Store:
             self.fs.pipe_file(self.path(name), data)
 
     def remove(self, name: str) -> None:
-        """Remove a file; one that is not there is removed already."""
+        """Remove a file; a missing one is no error."""
         with suppress(FileNotFoundError):
             self.fs.rm_file(self.path(name))
 
     def aside(self, suffix: str) -> None:
-        """Move all of it to `<name>.<suffix>`."""
+        """Move all files to `<name>.<suffix>`."""
         self.fs.mv(self.root, f"{self.root}.{suffix}", recursive=True)
 
 
 def is_ours(folder: str, name: str) -> bool:
-    """Whether a listed file may be one of a sweep's: it is named by what wrote it, not by us."""
+    """Whether a listed name is one that a sweep gives its files."""
     return is_plain(name) and name.endswith(OURS.get(folder, ()))
 
 
 def open_store(url: str, name: str) -> Store:
-    """The place of sweep `name` on a storage; nothing is asked of it yet.
+    """Open the place of sweep `name` on a storage; no request is made.
 
     Raises:
         InputError: no such kind of storage, or its package is not installed.
@@ -148,7 +148,7 @@ def open_store(url: str, name: str) -> Store:
 
 
 def reach(url: str, folder: Path) -> Store:
-    """The place of the sweep in `folder` on a storage that can be written.
+    """Open the place of the sweep in `folder` on a storage, and check that it can be written.
 
     Raises:
         InputError: as `open_store`; or it cannot be reached or written, or is the folder itself.
@@ -170,7 +170,7 @@ def reach(url: str, folder: Path) -> Store:
 
 
 def asked(store: Store, question: Callable[[], T]) -> T:
-    """The answer of a storage that the sweep cannot start without.
+    """Call a storage; its errors become InputErrors.
 
     Raises:
         InputError: it gives none.

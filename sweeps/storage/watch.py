@@ -36,7 +36,7 @@ Pull: TypeAlias = Callable[[Stamps], tuple[Stamps, Mapping[str, bytes]]]
 
 @dataclass
 class Watched:
-    """A sweep's results in a folder; those from elsewhere as of the last `refresh`."""
+    """A sweep's results in a folder; remote ones as of the last `refresh`."""
 
     folder: Path
     where: str
@@ -46,7 +46,7 @@ class Watched:
     known: Stamps = field(default_factory=dict)
 
     def refresh(self) -> None:
-        """Copy what changed.
+        """Copy changed files.
 
         Raises:
             InputError: the other side gives no answer, or has no sweep there.
@@ -73,7 +73,7 @@ def watched(
     address: str | None = None,
     outputs_there: str | None = None,
 ) -> Iterator[Watched]:
-    """The results of a sweep, refreshed once.
+    """Find a sweep's results and refresh them once.
 
     Args:
         sweep: a name, a folder, or the URL of a sweep on a storage.
@@ -113,7 +113,7 @@ def watched(
 
 
 def store_of(sweep: str, local: Path, storage: str | None) -> Store | None:
-    """The storage to read a sweep from; None: the folder here."""
+    """The storage to read a sweep from; None: the local folder."""
     if "://" in sweep:
         return open_store(sweep, "")
     if storage is None or is_run(local):
@@ -124,14 +124,14 @@ def store_of(sweep: str, local: Path, storage: str | None) -> Store | None:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a driver runs the sweep in a folder here."""
+    """Whether a driver runs the sweep in a local folder."""
     file = folder / OWNER
     owner = read_owner(read_bytes(file)) if file.exists() else None
     return owner is not None and owner.alive
 
 
 def store_pull(store: Store) -> Pull:
-    """Reads from a storage."""
+    """Read from a storage."""
 
     def pull(known: Stamps) -> tuple[Stamps, Mapping[str, bytes]]:
         owner = store.read(OWNER)
@@ -150,7 +150,7 @@ def store_pull(store: Store) -> Pull:
 
 
 def cluster_pull(sweep: str, outputs: str | None, where: str) -> Pull:
-    """Reads from the head of the connected cluster, by a small task there."""
+    """Read from the head of the connected cluster, by a small task there."""
     import ray  # start-up time: a sweep on this machine, or on a storage, needs no Ray
 
     def read(known: Any) -> Any:

@@ -65,7 +65,7 @@ EXPERIMENT_TAGS = {
 
 
 def page(experiment: str, notes: Iterable[str]) -> str:
-    """The description of an experiment: as many notes as fit, and the way to the winners.
+    """Description of an experiment: as many notes as fit, and a link to the winners.
 
     >>> print(page("7", ["**a**"]))
     **a**

@@ -22,7 +22,7 @@ from sweeps.tracking.run_fields import MAX_PARAM
 
 @dataclass(frozen=True)
 class Place:
-    """Where a sweep's runs are."""
+    """Client, experiment and parent run of a sweep."""
 
     client: MlflowClient
     experiment: str
@@ -39,7 +39,7 @@ def log_winner(
     files: Sequence[tuple[Path, str]],
     notes: Sequence[str],
 ) -> None:
-    """Make a trial's run the winner of its row; may be cut off anywhere and done again.
+    """Mark a trial's run as the winner of its row; may be interrupted and repeated.
 
     `files`: each with its folder among the run's artifacts. The tag `winner` is set last: a run
     that has it, has all.
@@ -61,7 +61,7 @@ def log_winner(
 
 
 def demote(place: Place, row: str) -> None:
-    """The winner of before an extended sweep's new trials is one no longer."""
+    """Remove the mark from an earlier winner of an extended sweep."""
     where = f"tags.mlflow.parentRunId = '{place.parent}' and tags.winner = '{row}'"
     for run in place.client.search_runs([place.experiment], where):
         for output in run.outputs.model_outputs if run.outputs else []:
@@ -70,7 +70,7 @@ def demote(place: Place, row: str) -> None:
 
 
 def model_of(place: Place, row: str, run: Run) -> str:
-    """The id of a winner's logged model, made where there is none."""
+    """Id of a winner's logged model; it is created if missing."""
     if run.outputs and run.outputs.model_outputs:
         linked: str = run.outputs.model_outputs[0].model_id
         return linked
@@ -95,7 +95,7 @@ def model_of(place: Place, row: str, run: Run) -> str:
 
 
 def inputs(datasets: Mapping[str, str]) -> list[DatasetInput]:
-    """The report rows of tasks, as MLflow's data sets."""
+    """Report rows of tasks as MLflow data sets."""
     tag = InputTag("mlflow.data.context", "report")
     return [
         DatasetInput(Dataset(task, digest, "local", f"{task} (report)"), [tag])
@@ -106,7 +106,7 @@ def inputs(datasets: Mapping[str, str]) -> list[DatasetInput]:
 def tested(
     metrics: Mapping[str, float], datasets: Mapping[str, str], model_id: str, at: int
 ) -> list[Metric]:
-    """Metrics on the report split, of a model and, where they are of one task, of its data set."""
+    """Log metrics of the report split for a model, and those of one task for its data set."""
     batch = []
     for name, value in metrics.items():
         task = name.partition("/")[2]

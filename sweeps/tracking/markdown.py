@@ -15,7 +15,8 @@ WIDE = 10
 
 
 def described(comparison: Comparison) -> str:
-    """The whole comparison in its first line, which is all that a folded page shows; the table."""
+    """The comparison: a summary in the first line, which is all that a folded page shows; then the
+    table."""
     lines = [headline(comparison), "", *table(comparison)]
     shifted = under_shift(comparison)
     chosen = number_format.selection(comparison.select_on, comparison.report_on, comparison.metric)
@@ -33,7 +34,7 @@ def described(comparison: Comparison) -> str:
 
 
 def headline(comparison: Comparison) -> str:
-    """Name and mean accuracies, best first; references in brackets."""
+    """Sweep name and mean scores, best first; references in brackets."""
     fused = [row for row in reversed(comparison.rows) if row.method not in REFERENCES]
     shown = ", ".join(scored(comparison, row) for row in fused)
     apart = ", ".join(scored(comparison, r) for r in comparison.rows if r.method in REFERENCES)
@@ -43,13 +44,13 @@ def headline(comparison: Comparison) -> str:
 
 
 def scored(comparison: Comparison, row: Row) -> str:
-    """`ties 62.7`; the best stands out."""
+    """A method and its score: `ties 62.7`; the best in bold."""
     text = f"{escaped(row.method)} {number_format.percent(comparison.score(row))}"
     return f"**{text}**" if row is comparison.best else text
 
 
 def table(comparison: Comparison) -> list[str]:
-    """The rows, best first: what is looked for stands where the eye begins."""
+    """The rows, best first."""
     tasks = comparison.tasks if len(comparison.tasks) <= WIDE else ()
     tested = any(row.test for row in comparison.rows)
     head = ["method", "parameters", comparison.select_on]
@@ -75,7 +76,7 @@ def table(comparison: Comparison) -> list[str]:
 
 
 def under_shift(comparison: Comparison) -> list[str]:
-    """The table of shift sets, best first; empty where nothing was measured on one."""
+    """Table of shift sets, best first; empty if there is none."""
     found = shift_table.table(comparison)
     if found is None:
         return []
@@ -94,7 +95,7 @@ def under_shift(comparison: Comparison) -> list[str]:
 
 
 def words(row: Row) -> str:
-    """`density=0.2 scale=1.0`, as code."""
+    """Parameters as code: `density=0.2 scale=1.0`."""
     return " ".join(f"`{word}`" for word in number_format.params_words(row.params, limit=20))
 
 
@@ -104,7 +105,7 @@ def line(cells: Sequence[str]) -> str:
 
 
 def escaped(text: str) -> str:
-    """Names with underscores and stars, as they are.
+    """Escape underscores and stars of names.
 
     >>> escaped("wise_ft *")
     'wise\\\\_ft \\\\*'

@@ -47,7 +47,7 @@ results."""
 
 
 def patience() -> float:
-    """Seconds of `$FUSION_SWEEPS_MLFLOW_WAIT`; 60 where it is not set.
+    """Seconds to wait for MLflow: `$FUSION_SWEEPS_MLFLOW_WAIT`, default 60.
 
     Raises:
         InputError: it is no number of seconds.
@@ -63,7 +63,7 @@ def patience() -> float:
 
 
 def default_uri(outputs: Path) -> str:
-    """`$MLFLOW_TRACKING_URI`, else a sqlite file under the outputs folder, by its absolute path."""
+    """`$MLFLOW_TRACKING_URI`, else an SQLite file in the outputs folder, by its absolute path."""
     given = os.environ.get("MLFLOW_TRACKING_URI")
     return given or f"sqlite:///{(outputs / 'mlflow.db').resolve()}"
 
@@ -74,7 +74,7 @@ def connect(
     outputs: Path,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[MlflowClient, str]:
-    """A client and the experiment's id, made if absent. Initialises a fresh sqlite store.
+    """Return a client and the experiment's id, created if missing. Initialises a new SQLite store.
 
     Of several processes one makes the store and the experiment; `say` is told of waiting for it.
 
@@ -95,7 +95,7 @@ def connect(
 
 
 def check_reachable(uri: str, experiment: str | None) -> None:
-    """What `connect` refuses, as far as it is known without making a store or an experiment.
+    """The checks of `connect`, as far as possible without creating a store or an experiment.
 
     Raises:
         InputError: see `connect`.
@@ -124,7 +124,7 @@ def check_reachable(uri: str, experiment: str | None) -> None:
 
 
 def known(client: MlflowClient, name: str, where: str) -> Any:
-    """An experiment that can be written; None where there is none yet.
+    """An existing experiment that can be written; None if there is none.
 
     Raises:
         InputError: the store cannot be reached or written, or the experiment was deleted.
@@ -147,7 +147,7 @@ def known(client: MlflowClient, name: str, where: str) -> Any:
 
 
 def set_up(file: Path, where: str, say: Callable[[str], None]) -> None:
-    """Make a sqlite store that is not there, or bring one of an older MLflow up to date.
+    """Create an SQLite store, or migrate one of an older MLflow.
 
     Raises:
         InputError: it cannot be made; or what is there is half of one.
@@ -181,12 +181,12 @@ def set_up(file: Path, where: str, say: Callable[[str], None]) -> None:
 
 
 def initialise(uri: str) -> None:
-    """Let MLflow make or migrate its tables, as it does when a store is opened."""
+    """Let MLflow create or migrate its tables, as it does when a store is opened."""
     MlflowClient(uri).search_experiments(max_results=1)
 
 
 def newest() -> tuple[Collection[str], str]:
-    """Tables of a store of this MLflow, and their revision."""
+    """Tables and schema revision of this MLflow."""
     # Start-up time: only an SQLite store that is there already needs these.
     from alembic.script import ScriptDirectory
     from mlflow.store.tracking.dbmodels.models import Base
@@ -214,7 +214,7 @@ def opened(where: str, name: str, outputs: Path) -> tuple[MlflowClient, str]:
 
 
 def check(where: str) -> None:
-    """Refuse what no store can be at, and passwords in a file that is kept and shown."""
+    """Refuse invalid store URIs, and passwords, because the URI is kept and shown."""
     if where.startswith("file:") or "://" not in where:
         raise InputError(
             f"mlflow.tracking_uri: {redact.url(where)!r}: MLflow keeps no file stores any more;"
@@ -228,7 +228,7 @@ def check(where: str) -> None:
 
 
 def made(client: MlflowClient, name: str, where: str, outputs: Path) -> str:
-    """The id of a new experiment; of the one that another sweep has just made."""
+    """Create an experiment; if another sweep created it meanwhile, return its id."""
     # A server has an artifact root of its own; a sqlite store would use the working directory.
     local = where.startswith("sqlite:")
     place = (outputs / "mlflow-artifacts" / name).resolve().as_uri() if local else None
@@ -246,7 +246,7 @@ def made(client: MlflowClient, name: str, where: str, outputs: Path) -> str:
 
 
 def unusable(error: Exception) -> str:
-    """What `connect` says of a store."""
+    """Error message for a store that cannot be used."""
     status = status_of(error)
     if status == 401:
         user = os.environ.get("MLFLOW_TRACKING_USERNAME")
@@ -260,7 +260,7 @@ def unusable(error: Exception) -> str:
 
 
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status of a fault; None for one that has none."""
+    """HTTP status of an error; None if it has none."""
     if isinstance(error, MlflowException):
         return int(error.get_http_status_code())
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -268,7 +268,7 @@ def status_of(error: BaseException) -> int | None:
 
 
 def passes(error: Exception) -> bool:
-    """Whether the same call may succeed later: the server or its database is away or busy.
+    """Whether the call may succeed later: the server or its database is away or busy.
 
     >>> passes(ConnectionError("refused")), passes(ValueError("no such metric"))
     (True, False)
@@ -280,7 +280,7 @@ def passes(error: Exception) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """A fault in a line of at most 200 characters; of a failed connection, what caused it.
+    """An error in one line of at most 200 characters; of a failed connection, its cause.
 
     >>> reason(OSError('Max retries exceeded (Caused by ResponseError("too many 503 answers"))'))
     'too many 503 answers'

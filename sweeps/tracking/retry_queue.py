@@ -32,7 +32,7 @@ Job: TypeAlias = Callable[[], None]
 
 
 class Sender:
-    """Jobs in order, in the background. Nobody who offers a job ever waits for it.
+    """Run jobs in order in the background; submitting one never blocks.
 
     Jobs must be idempotent: each is run again from its start after a fault that may pass.
 
@@ -68,7 +68,7 @@ class Sender:
         Thread(target=self.work, name="mlflow", daemon=True).start()
 
     def work(self) -> None:
-        """What the thread does."""
+        """Main loop of the thread."""
         while (found := self.jobs.get()) is not None:
             job, future = found
             try:
@@ -84,7 +84,7 @@ class Sender:
         return future
 
     def offer(self, job: Job) -> bool:
-        """Queue a job and return at once; False where too many wait."""
+        """Queue a job and return at once; False if too many are queued."""
         self.pending = [future for future in self.pending if not future.done()]
         if len(self.pending) >= QUEUED or self.lost.is_set():
             return False
@@ -92,27 +92,27 @@ class Sender:
         return True
 
     def drain(self) -> None:
-        """Wait for all that is queued; says so where that may take a while."""
+        """Wait until the queue is empty; prints a line if that may take a while."""
         self.patient()
         for future in self.pending:
             self.outcome(future)
         self.pending.clear()
 
     def do(self, job: Job) -> bool:
-        """Queue a job behind all others and wait for it; whether it was done."""
+        """Queue a job and wait for it; returns whether it was done."""
         if self.lost.is_set():
             return False
         self.patient()
         return self.outcome(self.submit(job))
 
     def close(self) -> None:
-        """No more jobs."""
+        """Accept no more jobs."""
         self.lost.set()
         self.hurry.set()
         self.jobs.put(None)
 
     def patient(self) -> None:
-        """From now on there is an end to trying."""
+        """Limit the retries from now on."""
         with self.lock:
             first, trouble = self.waited is None, self.trouble
             self.waited = time.monotonic() if self.waited is None else self.waited
@@ -121,16 +121,16 @@ class Sender:
         self.hurry.set()
 
     def waiting(self) -> str:
-        """How long is waited."""
+        """Context of a caller that waits, during which retries are limited."""
         return f"waiting up to {self.limit():.3g} s for it"
 
     def limit(self) -> float:
-        """Seconds that may still go by in trouble."""
+        """Seconds that retries may still take."""
         stopped = signals.remaining()
         return max(0.0, self.left if stopped is None else min(self.left, stopped))
 
     def outcome(self, future: Future[bool]) -> bool:
-        """Wait for a job; after a signal for a short time only."""
+        """Wait for a job; after a stop signal only for a short time."""
         try:
             return future.result(signals.remaining())
         except TimeoutError:
@@ -139,7 +139,7 @@ class Sender:
             return False
 
     def attempt(self, job: Job) -> bool:
-        """Do a job, again and again where its fault may pass; never raises."""
+        """Run a job, and retry while its error may pass; never raises."""
         tries = 0
         while not self.lost.is_set():
             began = time.monotonic()
@@ -159,13 +159,13 @@ class Sender:
         return False
 
     def refused(self, why: str) -> None:
-        """A job that is given up: said of the first."""
+        """Give up a job; the first one is reported."""
         if self.fault is None:
             self.fault = why
             self.say(f"MLflow: {why}; not sent")
 
     def pause(self, why: str, tries: int) -> None:
-        """Say once that the other side is away, and wait a while."""
+        """Report once that the server is away, and wait before the next try."""
         with self.lock:
             new, waited = self.trouble is None, self.waited is not None
             self.trouble = why
@@ -176,7 +176,7 @@ class Sender:
         self.hurry.clear()
 
     def charge(self, began: float, why: str) -> None:
-        """Take a failed try, with the pause after it, off the budget, where somebody waits."""
+        """Subtract a failed try and its pause from the budget, if a caller waits."""
         if self.waited is None:
             return
         self.left -= time.monotonic() - max(began, self.waited)
@@ -184,13 +184,13 @@ class Sender:
             self.give_up(why)
 
     def well(self) -> None:
-        """A job was taken."""
+        """A job succeeded: reset the back-off."""
         if self.trouble is not None:
             self.say("MLflow: back")
             self.trouble = None
 
     def answers(self) -> bool:
-        """Whether the other side is there."""
+        """Whether the server is there."""
         try:
             self.probe()
         except Exception:
@@ -198,7 +198,7 @@ class Sender:
         return True
 
     def give_up(self, why: str) -> None:
-        """Try nothing any more, and say so once."""
+        """Stop retrying, and report it once."""
         if not self.lost.is_set():
             self.lost.set()
             self.fault = why

@@ -20,12 +20,12 @@ MAX_PARAMS = 100
 
 
 def state_of(entry: Entry) -> str:
-    """MLflow's word for how a trial ended."""
+    """MLflow's status of a trial."""
     return "FINISHED" if entry.status == "done" else "FAILED"
 
 
 def trial_tags(entry: Entry, parent: str, sweep: str) -> dict[str, str]:
-    """What a trial's run is found by."""
+    """Tags that a trial's run is found by."""
     return {
         "mlflow.parentRunId": parent,
         "mlflow.user": user(),
@@ -39,7 +39,7 @@ def trial_tags(entry: Entry, parent: str, sweep: str) -> dict[str, str]:
 
 
 def user() -> str:
-    """Who runs the sweep; a container may have no name for its user."""
+    """User who runs the sweep; a container may have no name for it."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -47,7 +47,7 @@ def user() -> str:
 
 
 def run_name(entry: Entry) -> str:
-    """`task_arithmetic scale=0.3`."""
+    """Name of a run: `task_arithmetic scale=0.3`."""
     shown = {
         name: f"{value:.6g}" if isinstance(value, float) else str(value)[:24]
         for name, value in flat(entry.params).items()
@@ -56,7 +56,7 @@ def run_name(entry: Entry) -> str:
 
 
 def params_of(entry: Entry) -> list[Param]:
-    """The trial's parameters, nested ones under dotted names; of a learner the steps asked for."""
+    """Parameters of a trial, nested ones with dotted names; of a learner also the steps asked for."""
     params = {name: str(value)[:MAX_PARAM] for name, value in flat(entry.params).items()}
     if entry.steps:
         params = {"steps": str(asked_steps(entry)), **params}
@@ -64,7 +64,7 @@ def params_of(entry: Entry) -> list[Param]:
 
 
 def metrics_of(entry: Entry) -> list[Metric]:
-    """Accuracies, cost and curve. The same for ever, so that sending them again changes nothing."""
+    """Scores, cost and curve; always the same for a trial, so that they can be sent again."""
     now = millis(entry.started, entry.trial_s)
     values = {
         **entry.metrics,
@@ -79,7 +79,7 @@ def metrics_of(entry: Entry) -> list[Metric]:
 
 
 def cost(entry: Entry) -> dict[str, float]:
-    """What a trial used, under names that MLflow's page shows as system metrics."""
+    """Cost of a trial, with names that MLflow's page shows as system metrics."""
     used = {"system/peak_memory_megabytes": entry.peak_bytes / 1e6}
     if entry.busy_s:
         used["system/busy_seconds"] = entry.busy_s
@@ -89,7 +89,7 @@ def cost(entry: Entry) -> dict[str, float]:
 
 
 def totals(entries: Iterable[Entry]) -> dict[str, float]:
-    """What all trials of a sweep used together, the most memory of any, and how many failed."""
+    """Total cost of all trials, the largest peak memory, and the number of failed ones."""
     each = [vars(entry) | {"curve": ()} for entry in entries]  # curves are long
     sums = {name: sum(entry[name] for entry in each) for name in ("trial_s", "busy_s", "gpu_s")}
     return {
@@ -101,7 +101,7 @@ def totals(entries: Iterable[Entry]) -> dict[str, float]:
 
 
 def curve_metrics(entry: Entry) -> list[Metric]:
-    """Losses and coding range of a trial that learned, at their steps.
+    """Losses and coding range of a learning trial, at their steps.
 
     Its time is spread evenly over its steps: MLflow's page draws against time as readily.
     """

@@ -16,7 +16,7 @@ REVISIONS = "alembic_version"
 
 
 def file_of(uri: str) -> Path | None:
-    """The file of a sqlite URI; None for all else.
+    """File of an SQLite URI; None for other URIs.
 
     >>> file_of("sqlite:////tmp/mlflow.db?timeout=3"), file_of("http://host")
     (PosixPath('/tmp/mlflow.db'), None)
@@ -27,13 +27,13 @@ def file_of(uri: str) -> Path | None:
 
 
 def is_new(path: Path) -> bool:
-    """Whether there is nothing yet."""
+    """Whether the file is missing or empty."""
     return not path.exists() or path.stat().st_size == 0
 
 
 @contextmanager
 def made(path: Path) -> Iterator[Path]:
-    """A path to make a store at; at the end it is at `path`, whole, or nowhere."""
+    """A temporary path to create a store at; at the end it is renamed to `path`, or deleted."""
     part = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
     clean = part.with_suffix(".whole")
     try:
@@ -49,7 +49,7 @@ def made(path: Path) -> Iterator[Path]:
 
 
 def revision_of(path: Path) -> str | None:
-    """Of a store's tables; None where it says none."""
+    """Schema revision of a store; None if it states none."""
     with suppress(OSError, sqlite3.Error), closing(reader(path)) as db:
         found = db.execute(f"select version_num from {REVISIONS}").fetchone()
         return str(found[0]) if found else None
@@ -57,12 +57,12 @@ def revision_of(path: Path) -> str | None:
 
 
 def reader(path: Path) -> sqlite3.Connection:
-    """The store, to be read; it is not made."""
+    """Open a store read-only; it is not created."""
     return sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)
 
 
 def fault(path: Path, tables: Collection[str], revision: str) -> str | None:
-    """What is wrong with a store; None where nothing is, or it is of another revision.
+    """Why a store is incomplete; None if it is complete, or of another revision.
 
     Args:
         path: its file.
@@ -85,7 +85,7 @@ def fault(path: Path, tables: Collection[str], revision: str) -> str | None:
 
 
 def missing_bytes(path: Path) -> int:
-    """How many bytes a sqlite file has less than it says.
+    """Bytes that an SQLite file lacks of the size in its header.
 
     Raises:
         sqlite3.DatabaseError: it is none.
@@ -101,7 +101,7 @@ def missing_bytes(path: Path) -> int:
 
 
 def told(path: Path, why: str) -> str:
-    """What to do about a store that is no whole one."""
+    """Advice for a store that is incomplete."""
     return (
         f"is half made or damaged ({why}); move it aside (mv {path} {path}.broken), and --resume"
         " sends everything again"

@@ -27,7 +27,7 @@ Sample = tuple[int, dict[str, float]]
 
 
 def sample(folder: Path) -> dict[str, float]:
-    """Processor, memory, disk (of `folder`), network since start-up, and this process's memory."""
+    """Sample CPU, memory, disk (of `folder`), network since start-up, and this process's memory."""
     memory, disk, net = psutil.virtual_memory(), psutil.disk_usage(str(folder)), network()
     return {
         "system/cpu_utilization_percentage": psutil.cpu_percent(),
@@ -41,7 +41,7 @@ def sample(folder: Path) -> dict[str, float]:
 
 
 def network() -> dict[str, float]:
-    """Megabytes since the machine started; nothing where the system does not tell."""
+    """Megabytes sent and received since start-up; nothing if the system does not count them."""
     counters = psutil.net_io_counters()
     if counters is None:
         return {}
@@ -52,7 +52,7 @@ def network() -> dict[str, float]:
 
 
 class Vitals:
-    """Samples the machine in a thread until it is stopped.
+    """Sample the machine in a thread until it is stopped.
 
     Args:
         folder: whose disk to watch.
@@ -74,7 +74,7 @@ class Vitals:
         self.thread.start()
 
     def watch(self) -> None:
-        """Take samples, ever less often."""
+        """Take samples, at growing intervals."""
         psutil.cpu_percent()  # the first call measures nothing
         taken, every = 0, self.every
         while not self.over.wait(every):
@@ -86,12 +86,12 @@ class Vitals:
                 self.samples = []
 
     def take(self) -> None:
-        """One sample; the oldest are let go where nobody takes them."""
+        """Take one sample; the oldest are dropped if nobody reads them."""
         values = {**sample(self.folder), **self.more()}
         self.samples = [*self.samples[1 - KEPT :], (int(time.time() * 1000), values)]
 
     def stop(self) -> list[Sample]:
-        """End; the samples not handed over yet, with a last one."""
+        """Stop; returns the samples not read yet, with a last one."""
         self.over.set()
         self.thread.join()
         with suppress(Exception):  # a folder that is gone, say

@@ -28,7 +28,7 @@ MAX_BATCH = 800
 
 
 class Tracker:
-    """Sends a sweep's trials from the driver; what it is given may be given again.
+    """Send a sweep's trials from the driver; sending them again changes nothing.
 
     Args:
         client: of a store that `tracking.connect` has reached.
@@ -77,11 +77,11 @@ class Tracker:
 
     @property
     def fault(self) -> str | None:
-        """Why MLflow lacks something; None while all is well, or may still become so."""
+        """Why MLflow lacks results; None while it has all, or may still get them."""
         return self.sender.fault
 
     def open(self) -> None:
-        """Find the parent run and its children, or make it."""
+        """Find the parent run and its children, or create it."""
         if self.parent:
             return
         found = self.parents()
@@ -97,18 +97,18 @@ class Tracker:
         self.parent = parent.info.run_id
 
     def parents(self) -> list[Run]:
-        """The sweep's own run; several only where an answer was lost."""
+        """The sweep's parent runs; several only if a response was lost."""
         return self.search(f"tags.sweep_id = '{self.tags['sweep_id']}' and tags.role = 'sweep'")
 
     def children(self, parent: str) -> dict[str, list[Run]]:
-        """trial_key -> its runs; several only where an answer was lost."""
+        """trial_key -> its runs; several only if a response was lost."""
         found: dict[str, list[Run]] = {}
         for run in self.search(f"tags.mlflow.parentRunId = '{parent}'"):
             found.setdefault(run.data.tags.get("trial_key", ""), []).append(run)
         return found
 
     def search(self, where: str) -> list[Run]:
-        """All runs of the experiment that fit."""
+        """All runs of the experiment that match a filter."""
         found: list[Run] = []
         token = None
         while True:
@@ -121,7 +121,7 @@ class Tracker:
                 return found
 
     def trial(self, entry: Entry) -> None:
-        """Queue one finished trial; returns at once. `flush` sends what found no room."""
+        """Queue one finished trial; returns at once. `flush` sends what did not fit in the queue."""
         self.sender.offer(lambda: self.send(entry))
 
     def send(self, entry: Entry) -> None:
@@ -148,7 +148,7 @@ class Tracker:
         self.sent[key] = (run_id, state)
 
     def child(self, entry: Entry) -> str:
-        """The run of a trial that has none, or whose run an answer was lost of."""
+        """Run of a trial: the existing one, or a new one."""
         key = entry.trial_key
         made: list[Run] = []
         if key in self.unsure:
@@ -170,7 +170,7 @@ class Tracker:
         return run_id
 
     def flush(self, entries: Iterable[Entry]) -> None:
-        """Wait for what is queued, then send whatever of `entries` is not there yet."""
+        """Wait for the queue, then send all `entries` that are missing."""
         self.sender.drain()
         for entry in entries:
             if self.sent.get(entry.trial_key, ("", ""))[1] != state_of(entry):
@@ -179,7 +179,7 @@ class Tracker:
             self.sender.do(self.settle)
 
     def settle(self) -> None:
-        """Delete the runs of requests that were carried out after they had been given up."""
+        """Delete runs of requests that succeeded after they had been given up."""
         kept = {self.parent, *(run_id for run_id, _ in self.sent.values())}
         runs = [run for each in self.children(self.parent).values() for run in each]
         for run in [*runs, *self.parents()]:
@@ -188,15 +188,15 @@ class Tracker:
         self.sender.shaky = False
 
     def run_id(self, trial_key: str) -> str | None:
-        """The child run of a trial; None where it could not be sent."""
+        """Child run of a trial; None if it could not be sent."""
         return self.sent.get(trial_key, (None, None))[0]
 
     def progress(self) -> dict[str, float]:
-        """How many trials are there, for the samples of the machine."""
+        """Record how many trials have finished, for the system metrics."""
         return {"trials": float(len(self.sent))}
 
     def sample(self, samples: Sequence[Sample]) -> bool:
-        """Queue samples of the driver's machine, for the parent run."""
+        """Queue samples of the driver's machine for the parent run."""
         return self.sender.offer(lambda: self.log_samples(samples))
 
     def log_samples(self, samples: Sequence[Sample]) -> None:
@@ -222,7 +222,7 @@ class Tracker:
         files: Sequence[Path] = (),
         surface: Path | None = None,
     ) -> None:
-        """Log a method's winner: report metrics and datasets on its run, and a logged model.
+        """Log a method's winner: report metrics and data sets on its run, and a logged model.
 
         `datasets`: task -> digest of its report rows. The model's weights are not stored: its
         recipe is, with the `files` that it names (what was learned), and rebuilds them. `notes`:
@@ -245,7 +245,7 @@ class Tracker:
         note: str = "",
         datasets: Mapping[str, str] | None = None,
     ) -> None:
-        """End the parent run with the winners' metrics, the sweep's artifacts and its comparison.
+        """End the parent run; log the winners' metrics, artifacts and the comparison.
 
         `note`: the comparison as Markdown; the description of the run, and with those of other
         sweeps that of the experiment.
@@ -283,7 +283,7 @@ class Tracker:
         self.sender.close()
 
     def describe(self) -> None:
-        """The newest comparisons as the experiment's description.
+        """Write the newest comparisons into the experiment's description.
 
         It is put together from the runs' own, so that of sweeps which end together the last one
         to write has them all.
@@ -301,7 +301,7 @@ class Tracker:
 def attach(
     client: MlflowClient, experiment: str, sweep_id: str, files: Iterable[tuple[Path, str]]
 ) -> int:
-    """Log files with the parent run of a sweep that is there; to how many runs they went: 0 or 1.
+    """Log files with the parent run of an existing sweep; returns the number of runs: 0 or 1.
 
     Args:
         client: of a store that `tracking.connect` has reached.

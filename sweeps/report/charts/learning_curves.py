@@ -135,7 +135,7 @@ def varied(courses: Sequence[Learned]) -> list[str]:
 
 
 def labels(courses: Sequence[Learned]) -> list[str]:
-    """Label of each trial: the value of the one parameter that varies; none if there are too many."""
+    """Label of each trial: the value of the one parameter that varies; none if there are many."""
     varying = varied(courses)
     if len(varying) != 1 or len(courses) > NAMED:
         return []
