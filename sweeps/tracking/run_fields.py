@@ -56,7 +56,7 @@ def run_name(entry: Entry) -> str:
 
 
 def params_of(entry: Entry) -> list[Param]:
-    """Parameters of a trial, nested ones with dotted names; of a learner also the steps asked for."""
+    """Parameters of a trial, nested ones with dotted names; of a learner also its steps."""
     params = {name: str(value)[:MAX_PARAM] for name, value in flat(entry.params).items()}
     if entry.steps:
         params = {"steps": str(asked_steps(entry)), **params}

@@ -121,7 +121,7 @@ class Tracker:
                 return found
 
     def trial(self, entry: Entry) -> None:
-        """Queue one finished trial; returns at once. `flush` sends what did not fit in the queue."""
+        """Queue one finished trial; returns at once. `flush` sends what found no room."""
         self.sender.offer(lambda: self.send(entry))
 
     def send(self, entry: Entry) -> None:
