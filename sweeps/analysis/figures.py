@@ -26,13 +26,13 @@ LEVELS = 12
 
 
 def pictures(finding: Finding) -> list[Picture]:
-    """All that a finding's tables are good for; none of a part that was skipped."""
+    """All figures of a finding; none of a part that was skipped."""
     draw = DRAWN.get(finding.part)
     return draw(finding.tables) if draw and finding.tables else []
 
 
 def drawn_gram(tables: Tables) -> list[Picture]:
-    """Angles of all pairs, as a heat map, and norms by block."""
+    """Angles of all pairs as a heat map, and norms by block."""
     names = [line["expert"] for line in tables["experts"]]
     if len(names) < 2:
         return []
@@ -71,7 +71,7 @@ def drawn_gram(tables: Tables) -> list[Picture]:
 
 
 def drawn_plane(tables: Tables) -> list[Picture]:
-    """Loss and error as landscapes with the three models on them."""
+    """Loss and error over the plane, with the three models marked."""
     xs = sorted({float(line["x"]) for line in tables["points"]})
     ys = sorted({float(line["y"]) for line in tables["points"]})
     found = []
@@ -105,7 +105,7 @@ def drawn_plane(tables: Tables) -> list[Picture]:
 
 
 def marked(axes: Axes, marks: Sequence[Line], shown: tuple[float, str]) -> None:
-    """The models, with their names and values, where they are on the plane."""
+    """Mark the models on the plane, with names and values."""
     scale, what = shown
     middle_x = np.mean([line["x"] for line in marks])
     for line, shape in zip(marks, "*DsoPX", strict=False):
@@ -120,7 +120,7 @@ def marked(axes: Axes, marks: Sequence[Line], shown: tuple[float, str]) -> None:
 
 
 def drawn_angles(tables: Tables) -> list[Picture]:
-    """Advantage of averaging against angle: over the mean, and over the better model."""
+    """Gain of averaging against angle: over the mean, and over the better model."""
     figure, axes = canvas(7.5, 4.4)
     at = [value(line["angle"]) for line in tables["pairs"]]
     for key, shape, colour, text in (
@@ -138,7 +138,7 @@ def drawn_angles(tables: Tables) -> list[Picture]:
 
 
 def drawn_barriers(tables: Tables) -> list[Picture]:
-    """Loss above the straight line between the ends, a curve a pair."""
+    """Loss above the straight line between two models, one curve for each pair."""
     figure, axes = canvas(7.5, 4.4)
 
     def pair(line: Line) -> tuple[str, str]:
@@ -166,7 +166,7 @@ def drawn_barriers(tables: Tables) -> list[Picture]:
 
 
 def drawn_grid(tables: Tables) -> list[Picture]:
-    """A heat map of gains a chain."""
+    """Heat map of gains for each chain."""
     found = []
     for number, lines in groupby(tables["gains"], key=lambda line: line["chain"]):
         rows = list(lines)
@@ -187,7 +187,7 @@ def drawn_grid(tables: Tables) -> list[Picture]:
 
 
 def drawn_gap(tables: Tables) -> list[Picture]:
-    """The approximation against the gap that was measured."""
+    """Approximated against measured gap."""
     if not tables["pairs"]:
         return []
     figure, axes = canvas(6.0, 4.8)
@@ -231,7 +231,7 @@ def heat_map(
     label: str,
     limits: tuple[float, float] | None = None,
 ) -> Figure:
-    """A matrix as colours; its numbers in the cells where they are few."""
+    """A matrix as colours; its numbers are in the cells if there are few."""
     side = min(9.5, 2.2 + 0.42 * len(rows))
     figure, axes = canvas(side + 1.4, side)
     low, high = limits or (float(np.nanmin(cells)), float(np.nanmax(cells)))

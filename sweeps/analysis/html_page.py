@@ -33,7 +33,8 @@ ROWS = 100
 def write_page(
     findings: Sequence[Finding], folder: Path, facts: Mapping[str, Any]
 ) -> tuple[Path, list[Path]]:
-    """`analysis.html`, and the pictures in it as `plots/<name>.png`; others there are deleted.
+    """Write `analysis.html`, and its figures as `plots/<name>.png`; other figures there are
+    deleted.
 
     Args:
         findings: of all parts that are there.
@@ -77,7 +78,7 @@ def write_page(
 
 
 def table(name: str, rows: Sequence[Line], file: str) -> dict[str, Any]:
-    """A table as the page shows it: texts, and the first rows where there are many."""
+    """A table as the page shows it: texts, and the first rows if there are many."""
     columns = list(rows[0])
     cells = [[text(row.get(column)) for column in columns] for row in rows[:ROWS]]
     heads = [column.replace("_", " ") for column in columns]
@@ -85,7 +86,7 @@ def table(name: str, rows: Sequence[Line], file: str) -> dict[str, Any]:
 
 
 def text(cell: Any) -> str:
-    """A cell: numbers to four digits, nothing as a dash.
+    """A cell: numbers with four digits, nothing as a dash.
 
     >>> text(0.123456), text(None), text("a")
     ('0.1235', '—', 'a')

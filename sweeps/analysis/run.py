@@ -57,7 +57,7 @@ DIAGNOSIS = "diagnosis"
 
 @dataclass(frozen=True)
 class Analysis:
-    """How an analysis ended."""
+    """Result of an analysis."""
 
     folder: Path
     findings: tuple[Finding, ...]
@@ -81,7 +81,8 @@ def analyse(
     rows: int = 1000,
     address: str | None = None,
 ) -> Analysis:
-    """Load a sweep's pool as `sweeps run` does, and look at its geometry on the select split.
+    """Load a sweep's pool as `sweeps run` does, and compute the parts of the analysis on the select
+    split.
 
     Args:
         spec: whose pool, tasks and splits; its methods are not run.
@@ -128,7 +129,7 @@ def analyse(
 
 
 def check(spec: SweepSpec, parts: Sequence[str], options: AnalysisOptions) -> None:
-    """Raise InputError where the command line asks for what is not there."""
+    """Raise InputError if the options name unknown parts or models."""
     for part in parts:
         if part not in PARTS:
             raise InputError(f"--only: {unknown('part', part, PARTS)}")
@@ -146,7 +147,7 @@ def check(spec: SweepSpec, parts: Sequence[str], options: AnalysisOptions) -> No
 
 
 def check_path(spec: SweepSpec, options: AnalysisOptions) -> None:
-    """Raise InputError where the path is to lead to no expert that has a task to be measured on."""
+    """Raise InputError if `--path` names no expert with a task to evaluate on."""
     soup = is_soup(spec)
     own = [name for name in spec.pool.experts if soup or name in spec.tasks]
     if options.path is not None and options.path not in own:
@@ -163,7 +164,7 @@ def given_of(
     rows: int,
     progress: Progress,
 ) -> AnalysisInputs:
-    """What all parts read: the Gram matrix, each expert's score, and what evaluates points."""
+    """Inputs of all parts: Gram matrix, each expert's score, and evaluators of points."""
     spec, names = prepared.spec, prepared.pool.tasks
     context = prepared.context().common
     whole, probe = (
@@ -191,7 +192,7 @@ def given_of(
 def computed(
     inputs: AnalysisInputs, options: AnalysisOptions, parts: Sequence[str], folder: Path
 ) -> list[Path]:
-    """Compute parts, each written as soon as it is known; the files."""
+    """Compute parts and write each at once; returns the files."""
     if "plane" in parts:
         landscape.chosen_plane(inputs, options)  # what is wrong with it is said before the work
     return [
@@ -205,7 +206,7 @@ def computed(
 def concluded(
     inputs: AnalysisInputs, spec: SweepSpec, outputs: Path, folder: SweepFolder, files: list[Path]
 ) -> Analysis:
-    """The diagnosis, the page, the report that links to it, and MLflow."""
+    """Write the diagnosis, the page and the report that links to it, and log to MLflow."""
     here = folder.path / "analysis"
     contexts = {robustness.PART: inputs.context_under_shift}
     findings = [
@@ -232,7 +233,7 @@ def concluded(
 
 
 def diagnosis(inputs: AnalysisInputs, findings: Sequence[Finding]) -> Finding:
-    """Why a soup of these models may be no better than the best of them."""
+    """Reasons why a soup of these models may be no better than the best of them."""
     about = "Limits are rules of thumb: each names what to look at, none is a proof."
     if not inputs.soup:
         line = "The models are experts of different tasks: there is no soup to diagnose."
@@ -257,7 +258,7 @@ def diagnosis(inputs: AnalysisInputs, findings: Sequence[Finding]) -> Finding:
 def logged(
     spec: SweepSpec, outputs: Path, folder: SweepFolder, files: Sequence[tuple[Path, str]]
 ) -> str:
-    """Log files with the sweep's parent run; where that is, or why it was not done."""
+    """Log files with the sweep's parent run; returns where that is, or why it failed."""
     if not folder.identity.exists():
         return "not logged: there is no sweep of this name yet"
     uri = spec.mlflow.tracking_uri or mlflow_store.default_uri(outputs)

@@ -80,7 +80,7 @@ def analyse(
 
 
 def tell(found: Analysis, console: Screen) -> None:
-    """What was found, and where it is."""
+    """Print the findings, and where the files are."""
     for finding in found.findings:
         for line in finding.lines:
             console.print(f"{finding.part}: {line}", soft_wrap=True, markup=False, highlight=False)

@@ -16,7 +16,7 @@ app = typer.Typer(no_args_is_help=True, help="The cache of this machine: list it
 
 @app.command("list")
 def list_files() -> None:
-    """How many files of each kind there are, and how large they are."""
+    """Number and size of files of each kind."""
     from actors.experts.cache_files import KINDS, files_of
     from actors.files.cache_dir import cache_dir
     from sweeps.console.number_format import size

@@ -32,7 +32,7 @@ LONGEST = 500
 
 
 class Raised(Exception):
-    """Carries an error past typer, which ends with status 1 at some kinds of them."""
+    """Wrapper that carries an error past typer, which would end with status 1 for some kinds."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(str(type(error)))
@@ -40,7 +40,7 @@ class Raised(Exception):
 
 
 class Commands(TyperGroup):
-    """All commands; what one of them raises reaches `main` as it is."""
+    """Group of all commands; errors of a command reach `main` unchanged."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -52,14 +52,14 @@ class Commands(TyperGroup):
 
 @dataclass(frozen=True)
 class Ending:
-    """What is said at the end, on the error stream, and the exit status."""
+    """Lines for the error stream, and the exit status."""
 
     lines: tuple[str, ...]
     status: int
 
 
 def guarded(program: Callable[[], object]) -> None:
-    """Run the program; whatever it raises ends the process with a line and a status.
+    """Run the program; errors are printed as lines and end the process with a status.
 
     `--debug` is taken from the command line, wherever it stands; tracebacks are shown with it.
     """
@@ -87,7 +87,7 @@ def guarded(program: Callable[[], object]) -> None:
 
 
 def end(error: BaseException) -> Ending:
-    """How the program ends with an error."""
+    """Lines and exit status for an error."""
     error = source(error)
     if isinstance(error, InputError):
         lines = getattr(error, "lines", None) or [text_of(error)]
@@ -108,14 +108,14 @@ def end(error: BaseException) -> Ending:
 
 
 def source(error: BaseException) -> BaseException:
-    """What a worker, or one of several tasks, raised in the first place."""
+    """The original error of a worker, or of one of several tasks."""
     for inner in inner_errors(error):
         return source(inner)
     return error
 
 
 def inner_errors(error: BaseException) -> Iterator[BaseException]:
-    """What an error only wraps: those of a group, wrong input first; the cause of one of Ray's."""
+    """Errors inside an error: those of a group, wrong input first; the cause of one of Ray's."""
     if isinstance(error, BaseExceptionGroup):
         yield from sorted(error.exceptions, key=lambda each: not isinstance(each, InputError))
     elif type(error).__module__.partition(".")[0] == "ray":
@@ -125,7 +125,7 @@ def inner_errors(error: BaseException) -> Iterator[BaseException]:
 
 
 def text_of(error: BaseException) -> str:
-    """An error's message in one line; empty where it cannot be made."""
+    """An error's message in one line; empty if it cannot be made."""
     try:
         return one_line(error)
     except Exception:  # an exception class of a library may fail at its own message
@@ -133,7 +133,7 @@ def text_of(error: BaseException) -> str:
 
 
 def unread() -> bool:
-    """Whether the standard output is a pipe that nobody reads any more."""
+    """Whether the standard output is a pipe without a reader."""
     try:
         poll = select.poll()
         poll.register(sys.stdout.fileno(), 0)
@@ -143,6 +143,6 @@ def unread() -> bool:
 
 
 def silence() -> None:
-    """Send what is left of the standard output to nowhere: Python flushes it once more."""
+    """Redirect the standard output to /dev/null: Python flushes it once more at exit."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

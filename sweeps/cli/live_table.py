@@ -50,7 +50,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """How far a sweep is."""
+    """Progress of a sweep."""
 
     sweep: str
     metric: str
@@ -75,12 +75,12 @@ class Snapshot:
 
     @property
     def planned(self) -> int:
-        """Trials in all."""
+        """Number of all trials."""
         return sum(line.planned for line in self.lines)
 
 
 def snapshot(folder: Path) -> Snapshot:
-    """How far the sweep in a folder is.
+    """Progress of the sweep in a folder.
 
     Raises:
         InputError: there is none, or its spec cannot be read.
@@ -126,7 +126,7 @@ def standing(owner: Owner | None, started: float | None, compared: bool) -> tupl
 
 
 def follow(watched: Watched, console: Console, every: float) -> Snapshot:
-    """Show a sweep until it ends, then its comparison; its last snapshot.
+    """Show a sweep until it ends, then its comparison; returns the last snapshot.
 
     On a terminal a live table, elsewhere a line at each change. A place that gives no answer for a
     time is asked again.
@@ -163,7 +163,8 @@ def follow(watched: Watched, console: Console, every: float) -> Snapshot:
 
 
 def refreshed(watched: Watched) -> str:
-    """Copy what changed; why that failed, or nothing. A folder here that is gone stays so."""
+    """Copy changes; returns why that failed, or an empty text. A local folder that is gone stays
+    gone."""
     try:
         watched.refresh()
     except InputError as error:
@@ -174,7 +175,7 @@ def refreshed(watched: Watched) -> str:
 
 
 def view(now: Snapshot, fault: str = "") -> Group:
-    """The live table, the last trials below it."""
+    """The live table, with the last trials below it."""
     table = Table(
         title=f"{escape(now.sweep)}: {count(now)}, {number_format.seconds(now.elapsed)}",
         title_justify="left",
@@ -197,7 +198,8 @@ def view(now: Snapshot, fault: str = "") -> Group:
 
 
 def words(now: Snapshot) -> str:
-    """`tiny: 12/40 trials, 1 failed; best ties 0.6540 (density=0.2); last …`, without times."""
+    """A snapshot in one line: `tiny: 12/40 trials, 1 failed; best ties 0.6540 (density=0.2); last
+    …`."""
     parts = [f"{now.sweep}: {count(now)}"]
     down = sign_of(now.metric) < 0
     found = [line for line in now.lines if line.best is not None and line.method not in REFERENCES]
@@ -217,12 +219,12 @@ def count(now: Snapshot) -> str:
 
 
 def trial_words(entry: Entry, metric: str) -> str:
-    """A trial that ended, in a line."""
+    """A finished trial in one line."""
     value = entry.error if entry.status == "failed" else shown(entry.metrics.get(metric))
     named: Iterable[str] = number_format.params_words(dict(entry.params), limit=20)
     return " ".join([entry.method, *named, str(value)])[:200]
 
 
 def shown(value: float | None) -> str:
-    """A metric."""
+    """A metric's value as text."""
     return number_format.MISSING if value is None else f"{value:.4f}"

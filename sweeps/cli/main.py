@@ -99,7 +99,7 @@ def conduct(
     extend: bool = False,
     storage: str | None = None,
 ) -> None:
-    """Run a loaded spec and show how it ended; `run` and `quickstart` share it."""
+    """Run a loaded sweep file and print the result; `run` and `quickstart` share it."""
     from sweeps.cluster import ray_connection
 
     ray_connection.stay_on_loopback(address)
@@ -282,7 +282,7 @@ def quickstart(
 
 
 def main(program: Callable[[], object] = app) -> None:
-    """The program: runs a command; the user's mistakes end in one line a fault and status 2."""
+    """Run the program; errors of the user end in one line each and status 2."""
     with signals.handled():
         guarded(program)
 

@@ -46,7 +46,7 @@ STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "30"}
 
 @dataclass(frozen=True)
 class Asked:
-    """The command line of `launch.py`."""
+    """The parsed command line of `launch.py`."""
 
     words: tuple[str, ...]
     """Those of `sweeps run`."""
@@ -57,7 +57,7 @@ class Asked:
 
 
 def launch(words: Sequence[str]) -> None:
-    """What `launch.py WORDS` does; ends the process with the sweep's status.
+    """Run `launch.py WORDS`; ends the process with the sweep's status.
 
     Raises:
         InputError: no such file, a fault in it, no cluster here, or its token is another.
@@ -71,7 +71,7 @@ def launch(words: Sequence[str]) -> None:
 
 
 def parse(words: Sequence[str]) -> Asked:
-    """Our two options, and the rest.
+    """Split the command line into the two options of `launch.py`, and those of `sweeps run`.
 
     >>> parse(["a.yaml", "--resume", "--wait-nodes", "3"])
     Asked(words=('a.yaml', '--resume'), nodes=3, wait=300)
@@ -84,7 +84,7 @@ def parse(words: Sequence[str]) -> Asked:
 
 
 def run_here(words: Sequence[str]) -> None:
-    """Be `sweeps run WORDS`."""
+    """Run `sweeps run WORDS` in this process."""
     from sweeps.cli.main import app
 
     sys.argv = ["sweeps", "run", *words]  # the sweep's report says how it was made
@@ -92,7 +92,7 @@ def run_here(words: Sequence[str]) -> None:
 
 
 def options_of(words: Sequence[str]) -> dict[str, Any]:
-    """The arguments of `sweeps run`, as that command reads them; what it refuses ends here."""
+    """Arguments of `sweeps run`, as that command parses them; invalid ones end the process here."""
     import typer
 
     from sweeps.cli.main import app
@@ -110,7 +110,7 @@ def options_of(words: Sequence[str]) -> dict[str, Any]:
 
 
 def submit(asked: Asked, caller: Path) -> int:
-    """Hand a sweep to the cluster of this host as a job, and follow it.
+    """Submit a sweep to this host's cluster as a job, and follow it.
 
     Returns:
         The sweep's exit status.
@@ -145,7 +145,7 @@ def submit(asked: Asked, caller: Path) -> int:
 
 
 def found_spec(given: str, folders: Sequence[Path]) -> Path:
-    """The sweep file, absolute: relative to the first of the folders that has it.
+    """Absolute path of the sweep file: relative to the first of the folders that has it.
 
     Raises:
         InputError: it is nowhere.
@@ -162,18 +162,19 @@ def found_spec(given: str, folders: Sequence[Path]) -> Path:
 
 
 def project() -> Path:
-    """The folder that the project's packages lie in: its root, where it is installed with `-e`."""
+    """Root folder of the project's packages, if it is installed with `-e`."""
     return Path(__file__).resolve().parents[2]
 
 
 def entrypoint(words: Sequence[str]) -> str:
-    """The job's command, run in the project's folder: a sweep file's relative paths start there."""
+    """Shell command of the job, run in the project's folder, where relative paths of a sweep file
+    start."""
     command = shlex.join([sys.executable, "-m", "sweeps.launch", *words])
     return f"cd {shlex.quote(str(project()))} && exec {command}"
 
 
 def environment(variables: Mapping[str, str]) -> dict[str, Any]:
-    """The job's runtime environment: this host's code on every node, and nothing else of here."""
+    """Runtime environment of the job: this host's code on every node."""
     handed_on = {
         name: value
         for name, value in variables.items()
@@ -210,7 +211,7 @@ def connected() -> Any:
 
 
 def followed(client: Any, job: str) -> int:
-    """Print a job's log until it ends; its exit status."""
+    """Print a job's log until it ends; returns its exit status."""
     try:
         asyncio.run(print_log(client, job))
         while not (info := info_of(client, job)).status.is_terminal():
@@ -228,7 +229,7 @@ def followed(client: Any, job: str) -> int:
 
 
 def info_of(client: Any, job: str) -> Any:
-    """What the server says of a job; one that is gone is asked again for `LOST` seconds.
+    """State of a job on the server; if it is missing, ask again for `LOST` seconds.
 
     Raises:
         InputError: it does not come back.
@@ -257,7 +258,7 @@ async def print_log(client: Any, job: str) -> None:
 
 
 def expected_nodes(file: Path = BOOTSTRAP) -> int:
-    """Nodes that the cluster file asks for at least, with the head; 0 where there is no file."""
+    """Minimum number of nodes in the cluster file, with the head; 0 if there is no file."""
     place = file.expanduser()
     if not place.exists():
         return 0
@@ -267,7 +268,7 @@ def expected_nodes(file: Path = BOOTSTRAP) -> int:
 
 
 def wait_for_nodes(count: int, seconds: float) -> None:
-    """Wait until the job's cluster has so many nodes.
+    """Wait until the job's cluster has this many nodes.
 
     Raises:
         InputError: it has not, after so many seconds.
@@ -286,7 +287,7 @@ def wait_for_nodes(count: int, seconds: float) -> None:
 
 
 def alive_nodes() -> list[str]:
-    """The addresses of the nodes of this job's cluster."""
+    """Addresses of the nodes of this job's cluster."""
     from ray.util.state import list_nodes  # start-up time
 
     nodes = list_nodes(address="auto", filters=[("state", "=", "ALIVE")], limit=10_000)
@@ -294,6 +295,6 @@ def alive_nodes() -> list[str]:
 
 
 def say(line: str) -> None:
-    """Print at once, whoever reads."""
+    """Print and flush."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()

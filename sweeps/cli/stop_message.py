@@ -18,7 +18,7 @@ BEGINNINGS = ("--fresh", "--resume", "--extend")
 
 @contextmanager
 def stoppable(kept: str, go_on: Callable[[bool], str]) -> Iterator[None]:
-    """A command that may take hours: it can be stopped, and its terminal may go away.
+    """Context of a command that may take hours: it can be stopped, and its terminal may go away.
 
     Args:
         kept: what is kept of what it has done.
@@ -35,12 +35,12 @@ def stoppable(kept: str, go_on: Callable[[bool], str]) -> Iterator[None]:
 
 
 def given() -> str:
-    """The command line, as it can be given again."""
+    """The command line, quoted so that it can be run again."""
     return redact.command(["sweeps", *sys.argv[1:]])
 
 
 def resuming(command: str) -> str:
-    """The command that goes on with a sweep.
+    """The command that resumes a sweep.
 
     >>> resuming("sweeps run a.yaml --fresh")
     'sweeps run a.yaml --resume'
@@ -50,7 +50,7 @@ def resuming(command: str) -> str:
 
 
 def going_on(begun: bool) -> str:
-    """The command that goes on with the sweep of this command line.
+    """The command that resumes the sweep of this command line.
 
     One that was to begin anew, or with another spec, and has not: as it was given.
     """

@@ -41,7 +41,7 @@ Metrics = Mapping[str, float]
 
 
 class Points:
-    """Metrics of points, each evaluated once.
+    """Evaluate merged models at points; each point is evaluated once.
 
     Args:
         experts: who evaluates.
@@ -59,14 +59,14 @@ class Points:
         self.known: dict[str, dict[str, float]] = restored(file)
 
     def of(self, coefficients: Mapping[str, float]) -> Tensor:
-        """The point [T] with these coefficients, others 0; float64."""
+        """A point [T] with these coefficients, others 0; float64."""
         point = torch.zeros(len(self.names), dtype=torch.float64)
         for name, value in coefficients.items():
             point[self.names.index(name)] += value
         return point
 
     def key(self, point: Tensor) -> str:
-        """What a point is known by: `a*0.5 b*0.5`; empty for the base."""
+        """Name of a point: `a*0.5 b*0.5`; empty for the base."""
         return " ".join(
             f"{name}*{value:.12g}"
             for name, value in zip(self.names, point.tolist(), strict=True)
@@ -74,7 +74,7 @@ class Points:
         )
 
     def recipe(self, point: Tensor) -> Recipe:
-        """What makes a point's model."""
+        """Recipe of a point's model."""
         return Recipe(METHOD, {}, dump_shares(point.tolist(), self.names))
 
     def __call__(self, points: Sequence[Tensor], phase: str) -> list[Metrics]:
@@ -102,7 +102,7 @@ class Points:
 
 
 def restored(file: Path) -> dict[str, dict[str, float]]:
-    """The points of a killed analysis; a damaged file counts as none."""
+    """Points of a killed analysis; a damaged file counts as empty."""
     try:
         content = parse_json(read_bytes(file), str(file), finite=False)
         return checked(dict[str, dict[str, float]], content, str(file))
@@ -111,7 +111,7 @@ def restored(file: Path) -> dict[str, dict[str, float]]:
 
 
 def with_probe(data: Mapping[str, TaskData], rows: int, seed: int) -> dict[str, TaskData]:
-    """The same tasks with one role more, `PROBE`: at most `rows` of each one's select rows.
+    """Add a role `PROBE` to each task: at most `rows` of its select rows.
 
     Which rows follows from seed and task alone. `rows` of 0: all of them.
     """
@@ -122,7 +122,7 @@ def with_probe(data: Mapping[str, TaskData], rows: int, seed: int) -> dict[str, 
 
 
 def some(inputs: Rows, rows: int, seed: int, task: str) -> Rows:
-    """A fixed sample of rows, in their order."""
+    """A fixed random sample of rows, in their order."""
     there = inputs.indices
     if there is None:
         there = np.arange(len(open_pixels(inputs.pixels).labels), dtype=np.int64)
@@ -133,17 +133,17 @@ def some(inputs: Rows, rows: int, seed: int, task: str) -> Rows:
 
 
 def labels_of(task: TaskData, role: str) -> Tensor:
-    """int64 [N] of a task's rows in a role."""
+    """Labels int64 [N] of a task's rows in a role."""
     rows = task.rows[role]
     labels = open_pixels(rows.pixels).labels
     return labels if rows.indices is None else labels[torch.from_numpy(rows.indices)]
 
 
 def mixture(points: Points, first: str, second: str, alpha: float) -> Tensor:
-    """(1 − α)·θ_first + α·θ_second, as a point; exactly one model at α = 0 and 1."""
+    """The point (1 − α)·θ_first + α·θ_second; exactly one model at α = 0 and 1."""
     return points.of({first: 1 - alpha, second: alpha})
 
 
 def number(value: float) -> float | None:
-    """The value; None where it is no finite number."""
+    """The value; None if it is not finite."""
     return value if math.isfinite(value) else None

@@ -21,7 +21,7 @@ Tables: TypeAlias = Mapping[str, Sequence[Line]]
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawing, and what it shows in words."""
+    """A figure and its caption."""
 
     name: str
     title: str
@@ -29,11 +29,11 @@ class Picture:
 
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure of so many inches."""
+    """A figure with a size in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
 
 
 def value(cell: Any) -> float:
-    """A number of a table; NaN where it has none."""
+    """A number of a table; NaN if it is missing."""
     return math.nan if cell is None else float(cell)

@@ -26,7 +26,7 @@ Line = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Finding:
-    """One part: its tables are the files `<part>-<table>`, all of it is `<part>.json`."""
+    """Result of one part; written as `<part>.json`, and each table as `<part>-<table>`."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -43,7 +43,7 @@ class Finding:
 
 
 def write(finding: Finding, folder: Path) -> list[Path]:
-    """The part as JSON, and each of its tables as Parquet and CSV; the files, each whole.
+    """Write JSON, and each table as Parquet and CSV, atomically; returns the files.
 
     Tables of an earlier call that this one has not are deleted.
 
@@ -72,7 +72,7 @@ def write(finding: Finding, folder: Path) -> list[Path]:
 
 
 def read(folder: Path, part: str, context: str) -> Finding | None:
-    """What was found before; None where it is not there, or is of other models or data."""
+    """Read an earlier result; None if it is missing, or of other models or data."""
     try:
         file = folder / f"{part}.json"
         found = checked(Finding, parse_json(read_bytes(file), str(file)), str(file))

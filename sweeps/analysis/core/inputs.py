@@ -23,7 +23,7 @@ BEST, SECOND = "best", "second"
 
 @dataclass(frozen=True)
 class AnalysisInputs:
-    """What all parts read."""
+    """Inputs of all parts."""
 
     context: str
     gram: Gram
@@ -48,16 +48,16 @@ class AnalysisInputs:
 
     @property
     def context_under_shift(self) -> str:
-        """`context`, of what depends on shift sets too."""
+        """`context`, with the hash of the shift sets."""
         return f"{self.context}-{self.shifted.key}" if self.shifted.key else self.context
 
     def score(self, name: str) -> float:
-        """An expert's metric on select, larger is better; NaN: it has none."""
+        """An expert's metric on select, larger is better; NaN if it has none."""
         return sign_of(self.metric) * self.singles[name].get(self.metric, math.nan)
 
     @property
     def seen(self) -> str:
-        """What walks are measured on, in words."""
+        """Sentence about the rows that paths are evaluated on."""
         return f"Measured on {self.images:,} images of select, the same for all."
 
     @property
@@ -69,7 +69,7 @@ class AnalysisInputs:
 
 @dataclass(frozen=True)
 class AnalysisOptions:
-    """What the user asked for, beyond which parts."""
+    """Options of the user, besides the parts to compute."""
 
     plane: tuple[str, str, str] | None = None
     """Origin, first, second; None: base, best, second best."""
@@ -88,7 +88,7 @@ class AnalysisOptions:
 
 
 def read_options(plane: str, pairs: Sequence[str], **others: Any) -> AnalysisOptions:
-    """What the command line asks for; `others` as `Wish` has them.
+    """Parse the options of the command line; `others` are fields of `AnalysisOptions`.
 
     Raises:
         InputError: a plane of neither two nor three names, a pair of other than two.
@@ -109,5 +109,5 @@ def read_options(plane: str, pairs: Sequence[str], **others: Any) -> AnalysisOpt
 
 
 def skipped(inputs: AnalysisInputs, part: str, why: str) -> Finding:
-    """A part that cannot be computed."""
+    """Finding of a part that cannot be computed."""
     return Finding(part, inputs.context, "", (f"Skipped: {why}.",))

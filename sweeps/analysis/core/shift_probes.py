@@ -43,7 +43,7 @@ Route: TypeAlias = tuple[ShiftContext, str]
 
 @dataclass(frozen=True)
 class Shifted:
-    """The shift sets of a sweep, as an analysis has them."""
+    """The shift sets of a sweep, as an analysis uses them."""
 
     key: str = ""
     """Hash of what the sets are."""
@@ -55,7 +55,7 @@ class Shifted:
 
 
 def described(prepared: Prepared) -> Shifted:
-    """What a sweep's shift sets are for an analysis; nothing is decoded."""
+    """Describe a sweep's shift sets; no image is decoded."""
     about: dict[str, str] = {}
     left_out = []
     for name, shift in prepared.spec.shifts.items():
@@ -77,7 +77,7 @@ def described(prepared: Prepared) -> Shifted:
 
 
 def place_of(other: Task, splits: Splits, spelled: bool, name: str) -> Place | None:
-    """The select rows of a shift set's own data, by the rules of tasks; None: it has none.
+    """The select rows of a shift set's own data set, by the rules of tasks; None: it has none.
 
     Of a data set with one split alone all rows are reported on.
     """
@@ -93,14 +93,15 @@ def place_of(other: Task, splits: Splits, spelled: bool, name: str) -> Place | N
 
 
 def mark(prepared: Prepared, name: str) -> Fingerprint:
-    """Of what a shift set is; tasks, splits and seed are in the context."""
+    """Fingerprint of a shift set; tasks, splits and seed are in the context."""
     return shift_fingerprint(prepared.spec.shifts, name, prepared.others)
 
 
 def with_shift_probes(
     data: Mapping[str, TaskData], prepared: Prepared, rows: int
 ) -> dict[str, TaskData]:
-    """Tasks with one role more a shift set; of experts of different tasks, also one a task alone.
+    """Add one role for each shift set to tasks; with experts of different tasks, also one for each
+    task alone.
 
     A corruption is of the probe's own rows; of another data set at most `rows` are drawn.
 
@@ -128,7 +129,7 @@ def with_shift_probes(
 
 
 def shifted_rows(prepared: Prepared, task: TaskData, name: str, rows: int) -> Rows | None:
-    """A task's rows of a shift set; None where it is of other tasks."""
+    """A task's rows of a shift set; None if the set is of other tasks."""
     shift, root = prepared.spec.shifts[name], cache_dir()
     if shift.corruption is not None:
         if shift.task not in (None, task.name):
@@ -148,7 +149,7 @@ def shifted_rows(prepared: Prepared, task: TaskData, name: str, rows: int) -> Ro
 
 
 def shift_contexts(probe: Points, prepared: Prepared, data: Mapping[str, TaskData]) -> Shifted:
-    """The shift sets with points on their rows.
+    """The shift sets, with points on their rows.
 
     Of ingredients there is one context, with all tasks; of experts one a task, whose points are
     measured on that task alone.
@@ -176,6 +177,6 @@ def shift_contexts(probe: Points, prepared: Prepared, data: Mapping[str, TaskDat
 
 
 def beside(points: Points, role: str, tail: str) -> Points:
-    """Points on the rows of another role, kept in a file beside those."""
+    """Points on the rows of another role, kept in a file beside the given ones."""
     file = points.file.with_name(f"{points.file.stem}{tail}.json")
     return Points(points.experts, points.names, role, file, points.progress)

@@ -58,7 +58,7 @@ def gram(inputs: AnalysisInputs, options: AnalysisOptions) -> Finding:
 
 
 def place_of(block: str) -> tuple[int, int, str]:
-    """Where a block is in the tower, from the images on: what blocks are sorted by.
+    """Sort key of a block: its position in the tower, from the images on.
 
     >>> sorted(["post_layernorm", "encoder.layers.10", "encoder.layers.9"], key=place_of)
     ['encoder.layers.9', 'encoder.layers.10', 'post_layernorm']
@@ -68,7 +68,7 @@ def place_of(block: str) -> tuple[int, int, str]:
 
 
 def gram_lines(inputs: AnalysisInputs) -> list[str]:
-    """What the angles say."""
+    """Sentences about the angles."""
     matrix, lines = inputs.gram, []
     if zero := grams.zero_tasks(matrix):
         lines.append(f"Equal to the base, so without an angle: {', '.join(zero)}.")

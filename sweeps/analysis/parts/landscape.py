@@ -17,8 +17,8 @@ from sweeps.console.number_format import percent
 
 
 def chosen_plane(inputs: AnalysisInputs, options: AnalysisOptions) -> landscape.Plane | None:
-    """The plane asked for; by default the one of base, best and the next best that is not on a
-    line with them. None: there is no such.
+    """The plane asked for; default: base, best expert, and the next best that is not on a line with
+    them. None if there is none.
 
     Raises:
         InputError: the one asked for is none.
@@ -41,7 +41,7 @@ def chosen_plane(inputs: AnalysisInputs, options: AnalysisOptions) -> landscape.
 
 
 def named(inputs: AnalysisInputs, name: str) -> str:
-    """The expert that a word stands for; a name of the pool stands for itself.
+    """The expert for a name, or for one of the words `best` and `second`.
 
     Raises:
         InputError: there are not as many experts with a score.
@@ -92,7 +92,7 @@ def plane(inputs: AnalysisInputs, options: AnalysisOptions) -> Finding:
 
 
 def plane_lines(table: Sequence[Line], marks: Sequence[Line], names: Sequence[str]) -> list[str]:
-    """Where the plane is lowest, against its three models."""
+    """Sentences: where the plane is lowest, compared with its three models."""
     lines = []
     for what in ("loss", "error"):
         finite = [line for line in table if math.isfinite(line[what])]

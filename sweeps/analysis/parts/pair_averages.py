@@ -19,7 +19,7 @@ from sweeps.results.ingredient_recipes import chains
 
 
 def angles(inputs: AnalysisInputs, options: AnalysisOptions) -> Finding:
-    """Angle between two models against what averaging them gains."""
+    """Gain of averaging two models, against the angle between them."""
     names = inputs.ranked[: options.most]
     if len(names) < 2:
         return skipped(inputs, "angles", f"{len(names)} model with a finite score; two needed")
@@ -63,12 +63,12 @@ def angles(inputs: AnalysisInputs, options: AnalysisOptions) -> Finding:
 
 
 def accuracies(metrics: Metrics, inputs: AnalysisInputs) -> list[float]:
-    """Of each data set."""
+    """Accuracy on each task."""
     return [metrics[f"acc/{task}"] for task in inputs.data]
 
 
 def grid(inputs: AnalysisInputs, options: AnalysisOptions) -> Finding:
-    """What averaging gains along one hyper-parameter, where all others are the same."""
+    """Gain of averaging along one hyper-parameter, all others being equal."""
     found = chains({name: inputs.recipes[name] for name in inputs.ranked if name in inputs.recipes})
     if not found:
         return skipped(

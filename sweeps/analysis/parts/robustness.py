@@ -27,7 +27,8 @@ PART = "robustness"
 
 
 def robustness(inputs: AnalysisInputs, options: AnalysisOptions) -> Finding:
-    """Reference against shift accuracy: WiSE-FT's path, the linear classifier's, all models."""
+    """Accuracy on the reference and under shift: WiSE-FT's path, the linear classifier's path, all
+    models."""
     routes = chosen(inputs, options)
     lines = list(inputs.shifted.left_out)
     if not routes:
@@ -65,8 +66,8 @@ def robustness(inputs: AnalysisInputs, options: AnalysisOptions) -> Finding:
 
 
 def chosen(inputs: AnalysisInputs, options: AnalysisOptions) -> list[Route]:
-    """Where paths are walked, and to whom: of ingredients to the best, or the one asked for; of
-    experts to each one on its own task, or to the one asked for."""
+    """The paths to evaluate: for ingredients to the best one, or the one asked for; for experts to
+    each on its own task, or to the one asked for."""
     contexts = inputs.shifted.contexts
     if inputs.soup:
         name = options.path or next(iter(inputs.ranked), None)
@@ -79,7 +80,7 @@ def chosen(inputs: AnalysisInputs, options: AnalysisOptions) -> list[Route]:
 
 
 def why_not(inputs: AnalysisInputs, options: AnalysisOptions) -> str:
-    """Why there is nothing to measure."""
+    """Why nothing is evaluated."""
     if not inputs.shifted.about:
         left = bool(inputs.shifted.left_out)
         why = "no shift set has rows of select's side" if left else "the file has no `shifts`"
@@ -91,7 +92,7 @@ def why_not(inputs: AnalysisInputs, options: AnalysisOptions) -> str:
 
 
 def about(inputs: AnalysisInputs, tasks: Iterable[str], sets: Iterable[str]) -> str:
-    """What was measured, on which rows."""
+    """Sentence: what was evaluated, on which rows."""
     images = sum(len(labels_of(inputs.data[task], PROBE)) for task in tasks)
     rows = "; ".join(f"{name}: {inputs.shifted.about[name]}" for name in sets)
     return (
@@ -103,7 +104,7 @@ def about(inputs: AnalysisInputs, tasks: Iterable[str], sets: Iterable[str]) -> 
 
 
 def path(routes: Sequence[Route], alphas: Sequence[float]) -> list[AccuracyPoint]:
-    """θ_α = θ₀ + α τ at each α: one model, or one a task, on that task alone."""
+    """Evaluate θ_α = θ₀ + α τ at each α: one model, or one for each task on that task alone."""
     clean: list[dict[str, float]] = [{} for _ in alphas]
     shifts: list[dict[str, dict[str, float]]] = [{} for _ in alphas]
     for context, expert in routes:
@@ -120,7 +121,7 @@ def path(routes: Sequence[Route], alphas: Sequence[float]) -> list[AccuracyPoint
 
 
 def singles(inputs: AnalysisInputs, context: ShiftContext) -> list[AccuracyPoint]:
-    """Every ingredient that has a score."""
+    """Evaluate every ingredient that has a score."""
     walk = [context.clean.of({name: 1.0}) for name in inputs.ranked]
     clean = context.clean(walk, "models")
     shifts = {name: points(walk, f"models, {name}") for name, points in context.shifts.items()}
@@ -141,7 +142,7 @@ def accuracies(metrics: Metrics, context: ShiftContext) -> dict[str, float]:
 def measured(
     accuracy_points: Sequence[AccuracyPoint], tasks: Sequence[str], sets: Sequence[str]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A line a spot with both accuracies and robustness, and the baseline they are measured by.
+    """One line for each accuracy point with its robustness, and the baseline.
 
     No lines where no set is of these tasks. The base is no model of the baseline: it was not tuned
     on the reference.
@@ -173,7 +174,7 @@ def measured(
 def baseline_of(
     models: Sequence[tuple[float, float]],
 ) -> tuple[measures.Baseline | None, dict[str, Any]]:
-    """The line through models' (reference, shift) accuracies, and what tables say of it."""
+    """The line through models' (reference, shift) accuracies, with its row of the tables."""
     about_it = {"models": len(models), "slope": None, "intercept": None, "fault": ""}
     if len(models) < 2:
         return None, about_it | {"fault": f"{count(len(models), 'model')}; two different needed"}
@@ -185,7 +186,7 @@ def baseline_of(
 
 
 def summary(points: Sequence[Line]) -> list[Line]:
-    """A line a classifier: the reference, each shift set, their mean, and its robustness."""
+    """One line for each classifier: reference, each shift set, their mean, robustness."""
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for line in points:
         key = (line["curve"], line["model"], line["alpha"])
@@ -208,7 +209,7 @@ Accuracies: TypeAlias = Mapping[str, float]
 
 @dataclass(frozen=True)
 class AccuracyPoint:
-    """One classifier of all tasks, and what it has right."""
+    """Accuracies of one classifier on all tasks, clean and under each shift."""
 
     curve: str
     """What it is a point of."""
@@ -240,7 +241,7 @@ class AccuracyPoint:
 
 
 def mean(values: Sequence[float]) -> float:
-    """The plain mean; of equal values exactly their value."""
+    """The mean; of equal values exactly their value."""
     return values[0] if len(set(values)) == 1 else sum(values) / len(values)
 
 
@@ -250,7 +251,7 @@ HEAD = "wise_ft_linear"
 
 @dataclass
 class Ends:
-    """What the base and the linear probe answer, on the reference and on every shift set."""
+    """Predictions of the base and the linear probe, on the reference and on every shift set."""
 
     guesses: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     """Reference or set -> task -> classes [N] that the base answers."""
@@ -261,13 +262,13 @@ class Ends:
 
 
 def roles_of(routes: Sequence[Route]) -> dict[str, str]:
-    """The reference and the shift sets that are measured -> the role of their rows, all tasks."""
+    """Reference and shift sets -> the role of their rows, over all tasks."""
     sets = [name for context, _ in routes for name in context.shifts]
     return {REFERENCE: PROBE} | {name: f"{ROLE}{name}" for name in sets}
 
 
 def ends_of(inputs: AnalysisInputs, routes: Sequence[Route], alphas: Sequence[float]) -> Ends:
-    """Logits are asked for role by role, and only what is needed of them is kept.
+    """Compute the ends' logits role by role; only what is needed of them is kept.
 
     Args:
         inputs: of the analysis.
@@ -300,7 +301,7 @@ def ends_of(inputs: AnalysisInputs, routes: Sequence[Route], alphas: Sequence[fl
 
 
 def fitted(path: Path, make: Callable[[], bytes]) -> Recipe:
-    """The recipe of the linear probe; fitted, and written, where its file is not there."""
+    """Recipe of the linear probe; it is fitted and written if its file is missing."""
     if not path.exists():
         made = make()
         with replacing(path) as part:
@@ -330,7 +331,7 @@ def curve(first: Tensor, last: Tensor, labels: Tensor, alphas: Iterable[float]) 
 
 
 def linear(ends: Ends, alphas: Sequence[float]) -> list[AccuracyPoint]:
-    """The linear path; empty where it was not walked."""
+    """The linear path's points; empty if it was not evaluated."""
     clean, *under = ends.curves
     if not ends.curves[clean]:
         return []
@@ -350,7 +351,7 @@ def linear(ends: Ends, alphas: Sequence[float]) -> list[AccuracyPoint]:
 def diversity(
     inputs: AnalysisInputs, routes: Sequence[Route], ends: Ends, views: Mapping[str, Sequence[str]]
 ) -> list[Line]:
-    """On which share of the rows base and fine-tuned model disagree and one of them is right."""
+    """Share of rows on which base and fine-tuned model disagree and one of them is right."""
     found: dict[str, dict[str, float]] = {name: {} for name in ends.guesses}
     for context, expert in routes:
         tail = "" if context.expert is None else f"{OWN}{context.expert}"

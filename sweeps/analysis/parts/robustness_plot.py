@@ -27,7 +27,7 @@ COLOURS = {PATH: BEST, LINEAR: OTHER}
 
 
 def drawn_robustness(tables: Tables) -> list[Picture]:
-    """The mean of the shift sets, and a panel a set where there are several."""
+    """Plot of the mean over shift sets, and one panel for each set if there are several."""
     main = tables["points"][-1]["task"]
     points = [line for line in tables["points"] if line["task"] == main]
     lines = {line["set"]: line for line in tables["baselines"] if line["task"] == main}
@@ -50,7 +50,7 @@ def drawn_robustness(tables: Tables) -> list[Picture]:
 
 
 def panelled(points: Sequence[Line], lines: Any, sets: Sequence[str]) -> Figure:
-    """A panel a shift set."""
+    """One panel for each shift set."""
     wide = 2 if len(sets) == 4 else min(ABREAST, len(sets))
     high = -(-len(sets) // wide)
     figure = Figure(figsize=(0.6 + 3.0 * wide, 0.5 + 2.7 * high), layout="constrained")
@@ -65,7 +65,7 @@ def panelled(points: Sequence[Line], lines: Any, sets: Sequence[str]) -> Figure:
 
 
 def scatter(axes: Axes, rows: Sequence[Line], baseline: Line, *, small: bool = False) -> None:
-    """All classifiers, the baseline and y = x, on axes that are linear in logits."""
+    """All classifiers, the baseline and y = x, on logit axes."""
     size = 0.6 if small else 1.0
     dress(axes, rows, gap=0.12 if small else 0.05)
     axes.axline((0, 0), slope=1, color=REFERENCE, linestyle=":", linewidth=1,
@@ -94,7 +94,7 @@ def scatter(axes: Axes, rows: Sequence[Line], baseline: Line, *, small: bool = F
 
 
 def dress(axes: Axes, rows: Sequence[Line], *, gap: float) -> None:
-    """Limits and round ticks of both axes."""
+    """Set limits and round ticks of both axes."""
     for key, limit, ticks in (
         ("reference", axes.set_xlim, axes.set_xticks), ("shift", axes.set_ylim, axes.set_yticks),
     ):  # fmt: skip
@@ -106,13 +106,13 @@ def dress(axes: Axes, rows: Sequence[Line], *, gap: float) -> None:
 
 
 def placed(rows: Sequence[Line]) -> tuple[list[float], list[float]]:
-    """Where classifiers are: logits of both accuracies."""
+    """Coordinates of classifiers: logits of both accuracies."""
     xs, ys = (logit([line[key] for line in rows]).tolist() for key in ("reference", "shift"))
     return xs, ys
 
 
 def labelled(axes: Axes, rows: Sequence[Line]) -> None:
-    """α beside the inner points of the paths, where they are far enough apart to be told."""
+    """Label inner points of the paths with α, if they are far enough apart."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     walks = {curve: [line for line in rows if line["curve"] == curve] for curve in COLOURS}
     ends = [line for walk in walks.values() for line in walk if line["alpha"] in (0.0, 1.0)]
@@ -133,7 +133,7 @@ def labelled(axes: Axes, rows: Sequence[Line]) -> None:
 
 
 def clipped(rows: Sequence[Line]) -> str:
-    """What a title says of accuracies that a logit clips."""
+    """Note for the title about accuracies outside the logit's range."""
     every = [line[key] for line in rows for key in ("reference", "shift")]
     if all(EPSILON <= accuracy <= 1 - EPSILON for accuracy in every):
         return ""

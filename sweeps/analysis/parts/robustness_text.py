@@ -20,7 +20,7 @@ REFERENCE = "reference"
 def sentences(
     shown: Sequence[Line], unlike: Sequence[Line], baseline: Line, *, soup: bool
 ) -> list[str]:
-    """Of each path where it is best and whether it beats its ends; the baseline; diversity.
+    """Sentences: where each path is best, whether it beats its ends; the baseline; diversity.
 
     Args:
         shown: points of one view (a task, or the mean over tasks), all sets.
@@ -46,7 +46,8 @@ def sentences(
 
 
 def path_lines(name: str, walk: Sequence[Line]) -> list[str]:
-    """A path's ends and best points, which α beat both ends, and where it sags."""
+    """Sentences about a path: its ends and best points, which α beat both ends, where it is below
+    the line."""
     middle = [line for line in walk if line["set"] == MEAN]
     alphas = [line["alpha"] for line in middle]
     first, last = middle[0], middle[-1]
@@ -92,7 +93,7 @@ def path_lines(name: str, walk: Sequence[Line]) -> list[str]:
 
 
 def relative_line(path: Sequence[Line]) -> str:
-    """Accuracy under shift against the base's."""
+    """Sentence: accuracy under shift compared with the base's."""
     best = max(path, key=lambda line: float(line["relative"]))
     return (
         f"Relative robustness, on the mean of the shift sets: {points(path[-1]['relative'])} points"
@@ -102,7 +103,7 @@ def relative_line(path: Sequence[Line]) -> str:
 
 
 def baseline_line(shown: Sequence[Line], baseline: Line, *, soup: bool) -> str:
-    """The baseline and what is above it; or why there is none."""
+    """Sentence about the baseline and what is above it, or why there is none."""
     if not soup:
         return (
             "No effective robustness: a baseline is of several models tuned on the same reference,"
@@ -130,7 +131,7 @@ FEW = 5
 
 
 def signed(value: float) -> str:
-    """A number as it is added.
+    """A number with its sign, as a summand.
 
     >>> signed(-0.5), signed(0.25)
     ('− 0.50', '+ 0.25')

@@ -27,7 +27,7 @@ EXACT = ("float32", "float64")
 
 
 def gap(inputs: AnalysisInputs, options: AnalysisOptions) -> Finding:
-    """Loss of soup minus loss of ensemble: measured, and by its second-order approximation."""
+    """Loss of the soup minus that of the ensemble: measured, and by its second-order approximation."""
     if inputs.dtype not in EXACT:
         why = f"models are computed in {inputs.dtype}; a second difference needs float32"
         return skipped(inputs, "gap", why)
@@ -62,7 +62,7 @@ def gap(inputs: AnalysisInputs, options: AnalysisOptions) -> Finding:
 
 
 def sentence(row: Line) -> str:
-    """What a task's row says."""
+    """Sentence about a task's row."""
     bound = ""
     if row["beta"] >= HIGHEST * (1 - 1e-9):
         bound = (
