@@ -27,7 +27,7 @@ EXACT = ("float32", "float64")
 
 
 def gap(inputs: AnalysisInputs, options: AnalysisOptions) -> Finding:
-    """Loss of the soup minus that of the ensemble: measured, and by its second-order approximation."""
+    """Loss of the soup minus that of the ensemble, and its second-order approximation."""
     if inputs.dtype not in EXACT:
         why = f"models are computed in {inputs.dtype}; a second difference needs float32"
         return skipped(inputs, "gap", why)
