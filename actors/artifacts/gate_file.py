@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from actors.artifacts.learned_file import packed, unpacked
@@ -84,8 +85,6 @@ def load(data: bytes, where: str) -> tuple[Gate, Manifest]:
 
 def has_manifest(path: Path) -> bool:
     """Whether a file is safetensors with a manifest; published gates have none."""
-    from safetensors import SafetensorError, safe_open
-
     if not path.is_file():  # opening a pipe would block
         return False
     try:

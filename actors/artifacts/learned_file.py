@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from safetensors.torch import load, save
 from torch import Tensor, uint8
 
 from actors.files.documents import parse_json
@@ -26,8 +27,6 @@ HEADER_BYTES = 16 << 20
 
 def packed(tensors: Mapping[str, Tensor], kind: str, about: Mapping[str, Any]) -> bytes:
     """Bytes of a file with contiguous tensors and a note of plain data."""
-    from safetensors.torch import save
-
     note = {**about, CHECK: hash_of(tensors, about)}
     return bytes(save(dict(tensors), metadata={kind: json.dumps(note)}))
 
@@ -38,8 +37,6 @@ def unpacked(data: bytes, kind: str, where: str) -> tuple[dict[str, Tensor], Any
     Raises:
         InputError: not a safetensors file, another kind, or damaged.
     """
-    from safetensors.torch import load
-
     try:
         tensors: dict[str, Tensor] = load(data)
     except Exception as error:  # safetensors raises its own errors and those of torch

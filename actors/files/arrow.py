@@ -32,7 +32,7 @@ from actors.files.checksums import (
     state_of,
 )
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # start-up time: processes that only decode rows need no torch
     from torch import Tensor
 
 HOLE = 1 << 16
@@ -215,7 +215,7 @@ def write_all(file: BinaryIO, data: Any, at: int) -> int:
 
 def tensor_of(array: NDArray[Any]) -> Tensor:
     """A mapped array as a tensor without a copy; read-only by convention."""
-    import torch
+    import torch  # start-up time: processes that only decode rows need no torch
 
     with warnings.catch_warnings():
         # Torch has no read-only tensors and warns about it.

@@ -1,7 +1,4 @@
-"""Atomic file writes: a file appears complete or not at all.
-
-Loads without torch, because processes that decode images import it.
-"""
+"""Atomic file writes: a file appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -13,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+
+from fusion.errors import InputError
 
 USER_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 """Errors that the user must fix: disk space, quota, permissions."""
@@ -39,8 +38,6 @@ def replacing(path: Path) -> Iterator[Path]:
         to_disk(path.parent)
     except OSError as error:
         if error.errno in USER_FAULTS:
-            from fusion.errors import InputError
-
             raise InputError(f"{path}: cannot be written: {os.strerror(error.errno)}") from None
         raise
     finally:

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xxhash
+from safetensors import SafetensorError
 
 from fusion.errors import InputError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # start-up time: processes that only decode rows need no torch
     from torch import Tensor
 
 FIELD = "xxh3"
@@ -187,7 +188,7 @@ def unsealed_json(text: str | bytes) -> dict[str, Any]:
 
 def tensors_sum(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
     """Checksum of named tensors and metadata; a checksum in the metadata is left out."""
-    import torch
+    import torch  # start-up time: processes that only decode rows need no torch
 
     total = xxhash.xxh3_64()
     for name in sorted(tensors):
@@ -206,7 +207,7 @@ def seal(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> dict[str, s
 
 def sealed(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:
     """A safetensors file with a checksum in its metadata; equal input gives equal bytes."""
-    from safetensors.torch import save
+    from safetensors.torch import save  # start-up time: as torch
 
     data = bytes(save(dict(tensors), metadata=seal(tensors, facts)))
     # safetensors writes metadata in random order.
@@ -250,8 +251,7 @@ def unsealed(data: bytes, *, must: bool = True) -> tuple[dict[str, Tensor], dict
     Raises:
         ValueError: damaged; errors of safetensors are converted.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
+    from safetensors.torch import load  # start-up time: as torch
 
     try:
         tensors: dict[str, Tensor] = load(data)

@@ -18,7 +18,7 @@ from actors.files.atomic import replacing
 from actors.files.checksums import Damaged, again
 from fusion.errors import InputError, one_line
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # start-up time: processes that only decode rows need no torch
     from torch import Tensor
 
 

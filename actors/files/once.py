@@ -1,7 +1,4 @@
-"""File lock for work that one process does while others wait for its result.
-
-Loads without torch, because processes that decode images import it.
-"""
+"""File lock for work that one process does while others wait for its result."""
 
 from __future__ import annotations
 
@@ -10,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from fusion.errors import InputError, one_line
 
 PATIENT = 1.0
 """Seconds of waiting before a line is printed."""
@@ -35,8 +34,6 @@ def alone(
     Raises:
         InputError: another process holds the lock for too long, or the file system has no locks.
     """
-    from fusion.errors import InputError, one_line
-
     file = path.with_name(f".{path.name}.lock")
     lock = FileLock(file, fallback_to_soft=False)  # a soft lock outlives its process
     try:

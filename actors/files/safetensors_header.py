@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from actors.files.documents import LFS, check_pointer
@@ -90,8 +91,6 @@ def header(file: Path, name: str) -> dict[str, TensorInfo]:
         InputError: no regular file, a Git LFS pointer, truncated or damaged, or a dtype that is
             not supported.
     """
-    from safetensors import SafetensorError, safe_open
-
     where = f"{name}: {file}"
     found = {}
     with reading(where):
@@ -220,8 +219,6 @@ def unchanged(info: TensorInfo, who: str, strict: bool) -> Any:
     Raises:
         InputError: the file is missing or another one.
     """
-    from safetensors import safe_open
-
     check_regular(info.file, f"{who}: {info.file}")
     status = info.file.stat()
     changed, looked = info.seen
