@@ -38,6 +38,7 @@ from sweeps.cli.stop_message import given, going_on, resuming, stoppable
 from sweeps.console import redact, signals
 from sweeps.console.escape import Screen
 from sweeps.console.optional import aside
+from sweeps.results.folder import Begin
 
 FINISHED = "everything finished is kept"
 
@@ -78,27 +79,11 @@ def run(
     from sweeps.spec.sweep import load
 
     with stoppable(FINISHED, going_on):
-        conduct(
-            load(spec, overrides or []),
-            outputs,
-            address=address,
-            resume=resume,
-            fresh=fresh,
-            extend=extend,
-            storage=storage,
-        )
+        begin = Begin(resume, fresh, extend, storage)
+        conduct(load(spec, overrides or []), outputs, begin, address)
 
 
-def conduct(
-    spec: Any,
-    outputs: Path,
-    *,
-    address: str | None,
-    resume: bool,
-    fresh: bool,
-    extend: bool = False,
-    storage: str | None = None,
-) -> None:
+def conduct(spec: Any, outputs: Path, begin: Begin, address: str | None) -> None:
     """Run a loaded sweep file and print the result; `run` and `quickstart` share it."""
     from sweeps.cluster import ray_connection
 
@@ -107,17 +92,7 @@ def conduct(
     from sweeps.report.terminal_table import render
 
     console, command = Screen(), given()
-    outcome = run_sweep(
-        spec,
-        outputs,
-        console,
-        address=address,
-        resume=resume,
-        fresh=fresh,
-        extend=extend,
-        storage=storage,
-        command=command,
-    )
+    outcome = run_sweep(spec, outputs, console, begin, address=address, command=command)
     with aside("the table", f"sweeps report {outcome.folder.path} shows it", typer.echo):
         render(outcome.comparison, console)
     console.print(f"report   {outcome.folder.path / 'report.html'}", soft_wrap=True, markup=False)
@@ -167,7 +142,6 @@ def plan(
 
     loaded = load(spec, overrides or [])
     from sweeps.cli.plan import show
-    from sweeps.execution.preflight import Begin
 
     begin = Begin(resume, fresh, extend, storage)
     show(loaded, outputs, Screen(), address, cluster, gpu_memory, begin)
@@ -278,7 +252,7 @@ def quickstart(
         from sweeps.spec.sweep import load
 
         ensure_pool(Screen())
-        conduct(load(SPEC), outputs, address=None, resume=resume, fresh=not resume)
+        conduct(load(SPEC), outputs, Begin(resume=resume, fresh=not resume), None)
 
 
 def main(program: Callable[[], object] = app) -> None:

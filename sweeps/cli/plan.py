@@ -9,9 +9,9 @@ from rich.console import Console
 
 from sweeps.cluster import ray_connection
 from sweeps.cluster.cluster_yaml import of_file
-from sweeps.execution.preflight import Begin, ready
+from sweeps.execution.preflight import ready
 from sweeps.planning.print_plan import facts, trial_table
-from sweeps.results.folder import check_not_running
+from sweeps.results.folder import Begin, check_not_running
 from sweeps.spec.sweep import SweepSpec
 
 

@@ -12,30 +12,11 @@ from pathlib import Path
 from actors.cluster.planner import Resources
 from sweeps.planning.prepare import prepare
 from sweeps.planning.prepared import Prepared
-from sweeps.results.folder import SweepFolder, check_free
+from sweeps.results.folder import Begin, SweepFolder, check_free
 from sweeps.spec.sweep import SweepSpec, dump, spec_hash
 from sweeps.storage import fetch
 from sweeps.storage.store import Store, reach
 from sweeps.tracking import mlflow_store
-
-
-@dataclass(frozen=True)
-class Begin:
-    """How a sweep starts: new, resumed, fresh or extended; and its storage."""
-
-    resume: bool = False
-    """Go on with what is there."""
-    fresh: bool = False
-    """Move what is there aside."""
-    extend: bool = False
-    """Go on with other methods, search spaces or metric."""
-    storage: str | None = None
-    """A URL to which the sweep's folder is copied."""
-
-    @property
-    def going_on(self) -> dict[str, bool]:
-        """Options for the checks of folders."""
-        return {"resume": self.resume, "fresh": self.fresh, "extend": self.extend}
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from sweeps.console import redact, signals
 from sweeps.console.optional import aside
 from sweeps.console.progress import Progress
 from sweeps.execution.final_evaluation import evaluate_rows, measure_shifts
-from sweeps.execution.preflight import Begin, ready
+from sweeps.execution.preflight import ready
 from sweeps.execution.publish import RESUMED, publish, tags_of
 from sweeps.execution.site import Site
 from sweeps.execution.stale_trials import renew
@@ -40,7 +40,7 @@ from sweeps.results.comparison import Comparison, Header, Row, compare
 from sweeps.results.comparison_file import write
 from sweeps.results.correctness_file import read_correct
 from sweeps.results.disclosures import notes_of, notes_of_pool, under_words
-from sweeps.results.folder import SweepFolder, claim, learned_name, owned, state_name
+from sweeps.results.folder import Begin, SweepFolder, claim, learned_name, owned, state_name
 from sweeps.results.ledger import Entry
 from sweeps.results.winners import winners
 from sweeps.spec.reference_methods import is_soup
@@ -75,12 +75,9 @@ def run(
     spec: SweepSpec,
     outputs: Path,
     console: Console,
+    begin: Begin,
     *,
     address: str | None = None,
-    resume: bool = False,
-    fresh: bool = False,
-    extend: bool = False,
-    storage: str | None = None,
     command: str = "",
 ) -> Outcome:
     """Run a sweep to its comparison; all input errors are found before it starts.
@@ -89,12 +86,9 @@ def run(
         spec: what to run.
         outputs: the folder of all sweeps; this one gets `outputs/<name>`.
         console: for progress.
+        begin: new, resumed, fresh or extended; and its storage.
         address: of a running Ray cluster; None: `$RAY_ADDRESS`, else one of our own.
-        resume: go on with what is there.
-        fresh: move what is there aside.
-        extend: go on with what is there, with other methods, search spaces or metric.
-        storage: a URL to which the sweep's folder is copied after every trial.
-        command: what reproduces the sweep, for the report.
+        command: command line that reproduces the sweep, for the report.
 
     Raises:
         InputError: wrong input, nothing started.
@@ -114,7 +108,6 @@ def run(
         progress = stack.enter_context(Progress(console))
         site = Site(address, progress.say)
         stack.enter_context(site.join())
-        begin = Begin(resume, fresh, extend, storage)
         found = ready(spec, outputs, site.resources(), begin)
         prepared, uri, store = found.prepared, found.uri, found.store
         client, experiment = mlflow_store.connect(
@@ -132,7 +125,7 @@ def run(
             extractors=list(prepared.needs.extractors.values()),
         )
         # Only now, with every weight and image accepted, does the sweep leave a trace.
-        sent = fetch.take_up(store, folder, fresh=fresh) if store else {}
+        sent = fetch.take_up(store, folder, fresh=begin.fresh) if store else {}
         identity = claim(folder.path, found.spec_hash, found.spec_text, **begin.going_on)
         signals.begin()
         mirror = stack.enter_context(Mirror(folder, store, sent, progress.say))

@@ -129,6 +129,25 @@ def spec_name(spec_hash: str) -> str:
     return f"specs/{spec_hash}.yaml"
 
 
+@dataclass(frozen=True)
+class Begin:
+    """How a sweep starts: new, resumed, fresh or extended; and its storage."""
+
+    resume: bool = False
+    """Go on with what is there."""
+    fresh: bool = False
+    """Move what is there aside."""
+    extend: bool = False
+    """Go on with other methods, search spaces or metric."""
+    storage: str | None = None
+    """A URL to which the sweep's folder is copied."""
+
+    @property
+    def going_on(self) -> dict[str, bool]:
+        """Options for the checks of folders."""
+        return {"resume": self.resume, "fresh": self.fresh, "extend": self.extend}
+
+
 def check_free(
     path: Path,
     spec_hash: str,
