@@ -14,18 +14,19 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from actors.artifacts.head_file import read_head
 from actors.artifacts.recipe import BASE
-from actors.checkpoints.checkpoint import Checkpoint, inspect, read
+from actors.checkpoints.checkpoint import Checkpoint, read
 from actors.data.images.pixel_cache import open_pixels
 from actors.data.images.pixel_cache_writer import PixelWriter
+from actors.data.images.preprocessor_config import read_preprocess
 from actors.data.task_rows import Rows, TaskData
 from actors.experts.embedding_cache import EmbeddingCache
 from actors.experts.local import LocalExperts
 from actors.experts.model_runner import ModelRunner
 from actors.families.clip.architecture import PROJECTION
 from actors.families.clip.build import clip_config, empty
-from actors.families.clip.preprocessor_config import read_preprocess
-from actors.families.clip.zero_shot_heads import read_head
+from actors.families.registry import inspect
 from actors.files.fingerprint import fingerprint
 from actors.shards.pipeline import Direct, Pipeline
 from actors.shards.shard import Shard

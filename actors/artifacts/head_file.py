@@ -8,16 +8,15 @@ Axes: C classes, D embedding width.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-from actors.checkpoints.checkpoint import Checkpoint, content_hash
-from actors.families.clip.architecture import PROJECTION
 from actors.files.atomic import replacing
-from actors.files.checksums import sealed, unsealed
+from actors.files.checksums import FIELD, again, sealed, unsealed
 from actors.files.documents import parse_json
 from actors.files.safetensors_header import check_regular, read_whole
 from fusion.errors import InputError, one_line, reading
@@ -128,13 +127,16 @@ def refused(path: Path, what: str, reason: str) -> InputError:
     return InputError(f"{what}: {path}: not a head that `sweeps train` wrote: {reason}")
 
 
-def check_head(path: Path, what: str, base: Checkpoint, classnames: Sequence[str]) -> HeadFacts:
+def check_head(
+    path: Path, what: str, base: tuple[str, str], width: int, classnames: Sequence[str]
+) -> HeadFacts:
     """Check that a head file fits a base and a task's classes; returns its metadata.
 
     Args:
         path: the file.
         what: field that named the file; begins each message.
-        base: base of the pool.
+        base: name and content hash of the pool's base.
+        width: D, of the base's embeddings.
         classnames: class names of the task, in the order of the labels.
 
     Raises:
@@ -142,7 +144,7 @@ def check_head(path: Path, what: str, base: Checkpoint, classnames: Sequence[str
             another base, NaN or infinity. One line each.
     """
     facts, shape = head_facts(path, what)
-    wanted = (len(classnames), base.tensors[PROJECTION].shape[0])
+    wanted = (len(classnames), width)
     if shape != wanted:
         raise InputError(
             f"{what}: {path}: {shape[0]} classes, width {shape[1]}; the task has {wanted[0]}"
@@ -154,10 +156,10 @@ def check_head(path: Path, what: str, base: Checkpoint, classnames: Sequence[str
             raise InputError(
                 f"{what}: {path}: other {kind}: class {at} is {theirs!r}, that of the task {ours!r}"
             )
-    if (ours := content_hash(base)) != facts.base:
+    if base[1] != facts.base:
         raise InputError(
             f"{what}: {path}: made for another base: sha256 {facts.base[:12]}…;"
-            f" {base.name} is {ours[:12]}…"
+            f" {base[0]} is {base[1][:12]}…"
         )
     with reading(f"{what}: {path}"):
         head = unsealed(read_whole(path, f"{what}: {path}"), must=False)[0]["head"]
@@ -190,3 +192,49 @@ def check_rows(head: Tensor, classnames: Sequence[str], where: str) -> None:
             f"{where}: classes {classnames[one]!r} and {classnames[other]!r} have the same row of"
             " the head; each needs words of its own"
         )
+
+
+def content_name(data: bytes) -> str:
+    """How a copy of a head file is called in the cache."""
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def read_head(path: Path) -> Tensor:
+    """A head of the cache, or beside a tower: float32 [C, D], logit scale included.
+
+    Raises:
+        InputError: missing or damaged.
+    """
+    # Read, not mapped: a head is small, and its file may be replaced.
+    try:
+        return parsed_head(path.read_bytes(), path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a head: {one_line(error)}; delete it") from None
+
+
+def sound(path: Path) -> bool:
+    """Whether a head is in the cache and undamaged. That one is damaged is said."""
+    try:
+        parsed_head(path.read_bytes(), path)
+    except OSError:
+        return False
+    except ValueError as error:
+        again(path, error)
+        return False
+    return True
+
+
+def parsed_head(data: bytes, path: Path) -> Tensor:
+    """The matrix of a head file: sealed, or a copy that is named by its content.
+
+    A head that an earlier `sweeps train` wrote says what it is, and has no checksum.
+
+    Raises:
+        ValueError: damaged.
+    """
+    tensors, facts = unsealed(data, must=False)
+    if not (FIELD in facts or FORM.items() <= facts.items() or path.stem == content_name(data)):
+        raise ValueError("no checksum")
+    if "head" not in tensors:
+        raise ValueError("no tensor 'head'")
+    return tensors["head"]

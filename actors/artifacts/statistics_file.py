@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,16 +18,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from actors.artifacts.errors import Forgotten
-from actors.families.clip.architecture import PROJECTION
 from actors.files.atomic import replacing
 from actors.files.cache_dir import cache_dir
 from actors.files.checksums import CHECKED, again, check_tensors, seal, state_of
 from fusion.errors import InputError
 from fusion.methods.statistics.collect import Statistics
 from fusion.task_vectors.lazy import Computed
-
-if TYPE_CHECKING:
-    from actors.pool.pool import Pool
 
 KEYS = "keys"
 """Metadata field: tensor name -> name of the tensor whose statistic it shares."""
@@ -120,16 +116,3 @@ def write(path: Path, found: Mapping[str, Tensor], keys: Mapping[str, str]) -> N
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
     with replacing(path) as part:
         save_file(tensors, part, metadata=seal(tensors, {KEYS: json.dumps(dict(keys))}))
-
-
-def gram_sizes(pool: Pool) -> dict[str, int]:
-    """Key -> bytes of an expert's Gram matrix [in, in] of that input of linear layers.
-
-    q, k and v of an attention read the same input, and share q's.
-    """
-    return {
-        name: 4 * pool.base.tensors[name].shape[1] ** 2
-        for name in pool.groups
-        if name.endswith((".q_proj.weight", ".out_proj.weight", ".fc1.weight", ".fc2.weight"))
-        or name == PROJECTION
-    }

@@ -1,12 +1,12 @@
-"""Checkpoints on disk: Hugging Face folders of CLIP models, safetensors only.
+"""Checkpoints on disk: Hugging Face folders, safetensors only.
 
-`inspect` reads headers; `read` yields memory-mapped tensors under their canonical names, which
-are those of the flattened `CLIPVisionModel` whatever version of `transformers` wrote the file.
+A model family reads the headers (`families.registry.inspect`) and gives tensors their canonical
+names; `read` yields memory-mapped tensors under these names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,26 +15,17 @@ import torch
 from torch import Tensor
 
 from actors.checkpoints.missing_model import elsewhere, instead
-from actors.checkpoints.sources import ADAPTER_CONFIG, INDEX, resolve
-from actors.families.clip.architecture import PREFIX, PROJECTION, vision_fields, vision_tensors
+from actors.checkpoints.sources import ADAPTER_CONFIG, INDEX
 from actors.files.documents import read_json
 from actors.files.fingerprint import Fingerprint, fingerprint
 from actors.files.hashes import hash_files
 from actors.files.paths import inside
 from actors.files.safetensors_header import LONGEST, PEFT, header, mapped, unwrapped
 from actors.files.safetensors_header import TensorInfo as TensorInfo
-from fusion.errors import InputError, reading
+from fusion.errors import InputError
 from fusion.task_vectors.task_vectors import accumulator
 
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
-
-MODEL_TYPES = ("clip", "clip_vision_model")
-
-REST = ("text_model.", "text_projection.weight", "logit_scale")
-"""What a full CLIP model has beside the vision tower and its projection."""
-
-POSITION_IDS = "embeddings.position_ids"
-"""0, 1, 2, …: a buffer that old files hold and nothing reads."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +83,15 @@ class Checkpoint:
     folder: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
-    """Canonical name -> vision tower, then `visual_projection.weight` where it is there."""
+    """Canonical name -> tensor that can be fused, in the family's order."""
     rest: Mapping[str, TensorInfo]
-    """Text tower, text projection, logit scale: of a full CLIP model only."""
+    """What is read and never fused (a text tower, say): own names."""
     buffers: Mapping[str, TensorInfo]
-    """Legacy position ids: checked when weights are read, then dropped."""
+    """Legacy buffers: checked when weights are read, then dropped."""
     factors: Mapping[str, Adapted] = field(default_factory=dict)
     """Of an adapter: canonical name -> low-rank factors; `tensors` are those that it has whole."""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """The configuration fields that the computation depends on, defaults filled in."""
 
     @property
     def described(self) -> Path:
@@ -110,11 +103,6 @@ class Checkpoint:
         """The files that hold what is fused."""
         infos = (info for name in (*self.tensors, *self.factors) for info in self.parts(name))
         return list(dict.fromkeys(info.file for info in infos))
-
-    @property
-    def fields(self) -> dict[str, Any]:
-        """The configuration fields that the vision tower's computation depends on."""
-        return vision_fields(self.config, str(self.folder / "config.json"))
 
     @property
     def wrapper(self) -> str:
@@ -140,65 +128,8 @@ class Checkpoint:
         return (self.tensors[name],) if name in self.tensors else ()
 
 
-def inspect(source: str, name: str) -> Checkpoint:
-    """A checkpoint's configuration and headers; no weight is read.
-
-    Args:
-        source: a folder, `embedded:NAME` or a hub id.
-        name: where the spec names it.
-
-    Raises:
-        InputError: no such source; not a CLIP model; no, damaged or lying files; missing,
-            unknown or mis-shaped tensors; weights in a pickle.
-    """
-    folder = resolve(source, what=name)
-    with reading(f"{name}: {folder}"):
-        return inspected(source, folder, name)
-
-
-def inspected(source: str, folder: Path, name: str) -> Checkpoint:
-    """The checkpoint in a folder. See `inspect`."""
-    config = read_config(folder, name)
-    found = headers(folder, config, name)
-    shapes = vision_tensors(vision_fields(config, f"{name}: {folder / 'config.json'}"))
-    tensors, rest, buffers = sort_out(found, shapes, name)
-    for key, shape in shapes.items():
-        if key not in tensors:
-            file = next(iter(found.values())).file
-            raise InputError(f"{name}: {file}: tensor {key!r}: missing")
-        if tensors[key].shape != shape:
-            raise InputError(
-                f"{name}: {tensors[key].file}: tensor {key!r}: shape {list(tensors[key].shape)};"
-                f" {folder / 'config.json'} says {list(shape)}"
-            )
-    order = [*shapes, *(key for key in tensors if key not in shapes)]
-    ordered = {key: tensors[key] for key in order}
-    for key, info in ordered.items():
-        if not info.dtype.is_floating_point:
-            raise InputError(
-                f"{name}: {info.file}: tensor {key!r}: dtype {info.dtype}; floating point needed"
-            )
-    return Checkpoint(name, source, folder, config, ordered, rest, buffers)
-
-
-def read_config(folder: Path, name: str) -> dict[str, Any]:
-    """`config.json` of a CLIP model.
-
-    Raises:
-        InputError: none, not JSON, or of another kind of model.
-    """
-    config = load_config(folder, name)
-    if config.get("model_type") not in MODEL_TYPES:
-        raise InputError(
-            f"{name}: {folder / 'config.json'}: model_type {config.get('model_type')!r};"
-            f" allowed: {', '.join(MODEL_TYPES)}"
-            " (CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection)"
-        )
-    return config
-
-
-def load_config(folder: Path, name: str) -> dict[str, Any]:
-    """`config.json` of any model.
+def load_config(folder: Path, name: str, types: Collection[str] = ()) -> dict[str, Any]:
+    """`config.json` of any model; `types`: model types that a hint prefers where there is none.
 
     Raises:
         InputError: none, or not a JSON object; names the folder that the model is in, where it is
@@ -212,13 +143,19 @@ def load_config(folder: Path, name: str) -> dict[str, Any]:
                 " (only pool.experts may be adapters)"
             )
         raise InputError(
-            f"{name}: {file}: missing; a Hugging Face folder is needed{elsewhere(folder)}"
+            f"{name}: {file}: missing; a Hugging Face folder is needed{elsewhere(folder, types)}"
         )
     return read_json(file, name)
 
 
-def headers(folder: Path, config: Mapping[str, Any], name: str) -> dict[str, TensorInfo]:
+def headers(folder: Path, config: Mapping[str, Any], name: str, kind: str) -> dict[str, TensorInfo]:
     """Every tensor of the folder's safetensors files, under its name without wrappers.
+
+    Args:
+        folder: of the model.
+        config: its configuration.
+        name: how messages begin.
+        kind: class of models whose configuration names none, for messages.
 
     Raises:
         InputError: see `header`; no weights, or an index that does not fit the files.
@@ -227,7 +164,7 @@ def headers(folder: Path, config: Mapping[str, Any], name: str) -> dict[str, Ten
     if single.exists() or single.is_symlink():
         return unwrapped(header(single, name))
     if not index.exists():
-        raise InputError(f"{name}: {folder}: {no_weights(folder, config)}")
+        raise InputError(f"{name}: {folder}: {no_weights(folder, config, kind)}")
     where = read_json(index, name).get("weight_map")
     if not isinstance(where, dict) or not where:
         raise InputError(f"{name}: {index}: not an index: weight_map: a mapping needed")
@@ -248,12 +185,12 @@ def headers(folder: Path, config: Mapping[str, Any], name: str) -> dict[str, Ten
     return unwrapped(found)
 
 
-def no_weights(folder: Path, config: Mapping[str, Any]) -> str:
-    """What to say of a folder without safetensors."""
+def no_weights(folder: Path, config: Mapping[str, Any], default: str) -> str:
+    """Why a folder holds no safetensors; `default`: the class of models without `architectures`."""
     pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
     if not pickles:
         return f"no model.safetensors and no {INDEX}{instead(folder) or elsewhere(folder)}"
-    kind = class_of(config)
+    kind = class_of(config, default)
     return (
         f"{pickles[0]} is a pickle, which can run code when it is read; safetensors only."
         f' Convert a file that you trust: python -c "from transformers import {kind};'
@@ -262,40 +199,11 @@ def no_weights(folder: Path, config: Mapping[str, Any]) -> str:
     )
 
 
-def class_of(config: Mapping[str, Any]) -> str:
+def class_of(config: Mapping[str, Any], default: str) -> str:
     """The class of `transformers` that a configuration names, where it is a plain name."""
     named = config.get("architectures")
-    first = named[0] if isinstance(named, list) and named else "CLIPModel"
-    return first if isinstance(first, str) and first.isidentifier() else "CLIPModel"
-
-
-def sort_out(
-    found: Mapping[str, TensorInfo], shapes: Mapping[str, object], name: str
-) -> tuple[dict[str, TensorInfo], dict[str, TensorInfo], dict[str, TensorInfo]]:
-    """Vision tensors under canonical names, the rest of a full model, legacy buffers.
-
-    Raises:
-        InputError: a tensor that is none of these, or one under two names.
-    """
-    tensors: dict[str, TensorInfo] = {}
-    rest: dict[str, TensorInfo] = {}
-    buffers: dict[str, TensorInfo] = {}
-    for key, info in found.items():
-        short = key.removeprefix(PREFIX)
-        if short in shapes or key == PROJECTION:
-            if short in tensors:
-                raise InputError(
-                    f"{name}: {info.file}: tensor {short!r}: there twice,"
-                    f" as {tensors[short].key!r} and {key!r}"
-                )
-            tensors[short] = info
-        elif key.endswith(POSITION_IDS):
-            buffers[key] = info
-        elif key.startswith(REST):
-            rest[key] = info
-        else:
-            raise InputError(f"{name}: {info.file}: tensor {key!r}: not part of a CLIP model")
-    return tensors, rest, buffers
+    first = named[0] if isinstance(named, list) and named else default
+    return first if isinstance(first, str) and first.isidentifier() else default
 
 
 def read(
@@ -321,3 +229,14 @@ def content_hash(checkpoint: Checkpoint) -> str:
     """sha256 over configuration and weights; computed once, then remembered."""
     files = [checkpoint.described, *checkpoint.files]
     return hash_files({file.name: file for file in files})
+
+
+def owner(checkpoint: Checkpoint, name: str) -> str:
+    """Member and file, as messages begin."""
+    infos: dict[str, TensorInfo] = {
+        **checkpoint.tensors,
+        **checkpoint.rest,
+        **checkpoint.buffers,
+        **{key: low.down for key, low in checkpoint.factors.items()},
+    }
+    return f"{checkpoint.name}: {infos[name].file}"

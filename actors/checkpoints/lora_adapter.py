@@ -18,7 +18,7 @@ What `base_model_name_or_path` says is not checked: names and shapes are, agains
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,6 @@ from actors.checkpoints.checkpoint import Adapted, Checkpoint, Factors
 from actors.checkpoints.lora_config import rank_and_scale, read_lora_config
 from actors.checkpoints.lora_tensors import Parts, is_there, sort_out, weights_file
 from actors.checkpoints.sources import ADAPTER_CONFIG, resolve
-from actors.families.clip.architecture import PREFIX
 from actors.files.safetensors_header import header, mapped, unwrapped
 from fusion.errors import InputError, reading
 from fusion.task_vectors.low_rank import product
@@ -44,7 +43,9 @@ def is_adapter(folder: Path) -> bool:
     return is_there(folder / ADAPTER_CONFIG)
 
 
-def inspect_adapter(source: str, name: str, base: Checkpoint) -> Checkpoint:
+def inspect_adapter(
+    source: str, name: str, base: Checkpoint, canonical: Callable[[str], str]
+) -> Checkpoint:
     """An adapter's configuration and headers, as a change of the base; no weight is read.
 
     Its `tensors` are those that it brings whole (`modules_to_save`, trained biases), its `factors`
@@ -56,6 +57,7 @@ def inspect_adapter(source: str, name: str, base: Checkpoint) -> Checkpoint:
         source: a folder or a hub id.
         name: where the spec names it; "pool.experts.mnist", say.
         base: the pool's base, inspected.
+        canonical: of the base's family: a name in a file -> canonical name.
 
     Raises:
         InputError: a configuration that is none, or of more than added products; pickled, missing
@@ -64,18 +66,20 @@ def inspect_adapter(source: str, name: str, base: Checkpoint) -> Checkpoint:
     """
     folder = resolve(source, what=name)
     with reading(f"{name}: {folder}"):
-        return inspected(source, folder, name, base)
+        return inspected(source, folder, name, base, canonical)
 
 
-def inspected(source: str, folder: Path, name: str, base: Checkpoint) -> Checkpoint:
+def inspected(
+    source: str, folder: Path, name: str, base: Checkpoint, canonical: Callable[[str], str]
+) -> Checkpoint:
     """The adapter in a folder. See `inspect_adapter`."""
     config = read_lora_config(folder, name)
     file = weights_file(folder, name)
-    parts, whole = sort_out(unwrapped(header(file, name)), file, name)
+    parts, whole = sort_out(unwrapped(header(file, name)), file, name, canonical)
     known = {**base.tensors, **base.rest}
     factors: dict[str, Adapted] = {}
     for module, found in parts.items():
-        target = f"{module.removeprefix(PREFIX)}.weight"
+        target = canonical(f"{module}.weight")
         about = next(iter(found.values()))
         if target not in known:
             target = f"{module}.weight"
@@ -110,6 +114,7 @@ def inspected(source: str, folder: Path, name: str, base: Checkpoint) -> Checkpo
         {**{target: whole[target] for target in base.rest if target in whole}, **text},
         {},
         {target: factors[target] for target in base.tensors if target in factors},
+        base.fields,
     )
 
 

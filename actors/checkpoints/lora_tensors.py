@@ -1,6 +1,6 @@
 """An adapter's weights by the names of its tensors: factors, initial factors, whole tensors.
 
-Names are those that PEFT writes, with and without `vision_model.`. Linearised adapters are laid out
+Names are those that PEFT writes. Linearised adapters are laid out
 as FusionBench writes them (`fusion_bench/models/linearized/vision_model.py`): of every LoRA layer
 its trainable parameters, under `<layer>.model.`, and beside each its initial value,
 `<layer>.params0_values.<i>`, i its place among all parameters of the layer: base weight, base bias
@@ -10,12 +10,11 @@ its trainable parameters, under `<layer>.model.`, and beside each its initial va
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from actors.checkpoints.missing_model import elsewhere, instead
 from actors.checkpoints.sources import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, LINEARIZED_WEIGHTS
-from actors.families.clip.architecture import PREFIX
 from actors.files.safetensors_header import PEFT, TensorInfo
 from fusion.errors import InputError
 
@@ -73,7 +72,7 @@ def is_there(file: Path) -> bool:
 
 
 def sort_out(
-    found: Mapping[str, TensorInfo], file: Path, name: str
+    found: Mapping[str, TensorInfo], file: Path, name: str, canonical: Callable[[str], str]
 ) -> tuple[dict[str, Parts], dict[str, TensorInfo]]:
     """Module, as the file has it -> its factors; canonical name -> tensors that are there whole.
 
@@ -100,7 +99,7 @@ def sort_out(
             continue  # the base's own, which PEFT keeps beside a module that it trains whole
         else:  # PEFT may write the latter twice, under both names
             kept = copies if ".modules_to_save." in key else whole
-            at = WHOLE.sub("", short).removeprefix(PREFIX)
+            at = canonical(WHOLE.sub("", short))
         if at in kept:
             raise InputError(
                 f"{name}: {file}: tensor {key!r}: there twice, also as {kept[at].key!r}"

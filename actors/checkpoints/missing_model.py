@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,14 +25,14 @@ OTHERS = (
 """Weights in other files than the two that are read."""
 
 
-def elsewhere(folder: Path) -> str:
+def elsewhere(folder: Path, types: Collection[str] = ()) -> str:
     """`; the model is in …: give that folder`, or an empty text if no folder below holds a model.
 
     Of several, the one of the highest checkpoint, or of a hub cache's main revision, else the
-    least deep; CLIP models before others.
+    least deep; models of these types before others.
     """
     with suppress(OSError):
-        if found := sorted(models_below(folder), key=lambda each: rank(each, folder)):
+        if found := sorted(models_below(folder), key=lambda each: rank(each, folder, types)):
             more = f" (and {len(found) - 1} more below it)" if found[1:] else ""
             return f"; did you mean {found[0]}{more}?"
     return ""
@@ -55,7 +55,7 @@ def models_below(folder: Path) -> Iterator[Path]:
         level = inner
 
 
-def rank(model: Path, folder: Path) -> tuple[bool, bool, int, int, str]:
+def rank(model: Path, folder: Path, types: Collection[str]) -> tuple[bool, bool, int, int, str]:
     """Sorts the likeliest first."""
     number = CHECKPOINT.fullmatch(model.name)
     main = False
@@ -63,17 +63,17 @@ def rank(model: Path, folder: Path) -> tuple[bool, bool, int, int, str]:
         with suppress(OSError, ValueError):
             main = (model.parents[1] / "refs" / "main").read_text().strip() == model.name
     depth = len(model.relative_to(folder).parts)
-    return not is_clip(model), not main, depth, -int(number[1]) if number else 0, str(model)
+    return not is_of(model, types), not main, depth, -int(number[1]) if number else 0, str(model)
 
 
-def is_clip(model: Path) -> bool:
-    """Whether a folder's configuration is of a CLIP model, or of an adapter."""
+def is_of(model: Path, types: Collection[str]) -> bool:
+    """Whether a folder's configuration is of one of these model types, or of an adapter."""
     if (model / ADAPTER_CONFIG).is_file():
         return True
     with suppress(OSError, ValueError, AttributeError, RecursionError):
         with (model / "config.json").open("rb") as file:
             content = json.loads(file.read(1 << 20))
-        return str(content.get("model_type", "")).startswith("clip")
+        return content.get("model_type") in types
     return False
 
 

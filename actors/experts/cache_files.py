@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from actors.artifacts.head_file import parsed_head
 from actors.artifacts.statistics_file import check
-from actors.families.clip.zero_shot_heads import parsed_head
 from actors.files.arrow import checked
 from actors.files.checksums import reason_of, unsealed_json
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from actors.artifacts.recipe import BASE
 from actors.cluster.metrics import count
-from actors.families.clip.preprocessor_config import read_preprocess
 from actors.files.fingerprint import Fingerprint, fingerprint, software
 from actors.files.matrix_file import matrix_shape, open_matrix, write_matrix
 from actors.pool.pool import Pool
@@ -34,14 +33,14 @@ def embedding_cache(
     Raises:
         InputError: preprocessing that is not supported.
     """
-    base, images = pool.base, read_preprocess(pool.base.folder)
+    base, inputs = pool.base, pool.family.inputs(pool.base)
     where = [torch.device(device).type, dict(numbers), software("torch", "transformers")]
     members = {BASE: base, **pool.experts}
     return EmbeddingCache(
         root / "embeddings",
         {
             name: fingerprint(
-                "tower-1", base.fingerprint, member.fingerprint, images.fingerprint, *where
+                "tower-1", base.fingerprint, member.fingerprint, inputs.fingerprint, *where
             )
             for name, member in members.items()
         },

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from actors.artifacts.fitted_file import fit
+from actors.artifacts.head_file import read_head
 from actors.artifacts.recipe import Recipe
 from actors.cluster.metrics import count
 from actors.data.task_rows import TaskData, tasks_with
@@ -23,8 +24,7 @@ from actors.experts.predict import model_weights, predict
 from actors.experts.recipe import results_dtype
 from actors.experts.statistics import gathered
 from actors.experts.unseen_tasks import learners, measured, unseen_of
-from actors.families.clip.segments import clip_segments, segment_names
-from actors.families.clip.zero_shot_heads import read_head
+from actors.families.protocol import segment_names
 from actors.pool.pool import Pool, load_flat, unflatten
 from actors.shards.messages import weights_of
 from actors.shards.pipeline import Direct, Pipeline
@@ -139,7 +139,7 @@ def local_experts(
     """
     vectors = unflatten(load_flat(pool), device) if vectors is None else vectors
     vectors = replace(vectors, results=results_dtype(results))
-    chain = clip_segments(pool.base)
+    chain = pool.family.segments(pool.base)
     heads = {name: read_head(task.head) for name, task in data.items()}
     shards = []
     for block in blocks:

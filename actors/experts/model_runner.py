@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from actors.artifacts.head_file import read_head
 from actors.artifacts.recipe import BASE
-from actors.data.images.pixel_cache import Pixels, open_pixels
+from actors.data.row_file import open_labels
 from actors.data.task_rows import TaskData, batches
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.families.clip.zero_shot_heads import read_head
 from actors.gate_features.feature_cache import open_features
 from actors.shards.messages import Batch, Weights
 from actors.shards.pipeline import Pipeline
@@ -59,7 +59,7 @@ class ModelRunner:
         self.embeddings = embeddings
         self.device = torch.device(device)
         self.heads = {name: read_head(task.head) for name, task in data.items()}
-        self.opened: dict[Path, Pixels] = {}
+        self.opened: dict[Path, Tensor] = {}
         self.trims: dict[Trim, Weights] = {}
         self.filling = threading.RLock()
         """Held while batches run through the resident model: two callers that took turns would each
@@ -141,7 +141,7 @@ class ModelRunner:
     def size(self, task: str, role: str) -> int:
         """Rows of a task in a role."""
         rows = self.data[task].rows[role]
-        return len(self.open(rows.pixels).labels) if rows.indices is None else len(rows.indices)
+        return len(self.open(rows.pixels)) if rows.indices is None else len(rows.indices)
 
     def batch(self, task: str, role: str, part: slice | Tensor) -> Batch:
         """Some of a task's rows, as rows of its pixel file."""
@@ -154,7 +154,7 @@ class ModelRunner:
     def labels(self, task: str, role: str) -> Tensor:
         """int64 [N]."""
         rows = self.data[task].rows[role]
-        labels = self.open(rows.pixels).labels
+        labels = self.open(rows.pixels)
         return labels if rows.indices is None else labels[torch.from_numpy(rows.indices)]
 
     def features(self, task: str, role: str, extractor: str) -> Tensor:
@@ -169,8 +169,8 @@ class ModelRunner:
         features = open_features(rows.features[extractor])
         return features if rows.indices is None else features[torch.from_numpy(rows.indices)]
 
-    def open(self, path: Path) -> Pixels:
-        """The memory-mapped pixel file, opened once."""
+    def open(self, path: Path) -> Tensor:
+        """The labels of a file of prepared rows, opened once."""
         if path not in self.opened:
-            self.opened[path] = open_pixels(path)
+            self.opened[path] = open_labels(path)
         return self.opened[path]

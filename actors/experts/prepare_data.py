@@ -1,4 +1,4 @@
-"""A sweep's data, ready for replicas: pixels, rows a role, and heads."""
+"""Prepare a sweep's data for replicas: prepared rows, rows by role, heads, gate features."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from actors.checkpoints.checkpoint import Checkpoint
-from actors.data.images.pixel_cache import open_pixels, prepare
+from actors.data.protocol import Inputs
 from actors.data.task import Role, Splits, Task, assign, partition
 from actors.data.task_rows import Captioned, Rows, TaskData
-from actors.families.clip.preprocessor_config import clip_preprocess, read_preprocess
-from actors.families.clip.zero_shot_heads import task_heads
+from actors.families.registry import family_in
 from actors.gate_features.extractor import Extractor
 from actors.gate_features.feature_cache import prepare_features
 
@@ -37,7 +38,7 @@ def prepare_data(
     """Decode what is not in the cache yet, and say for each task which rows play which role.
 
     Args:
-        base: whose preprocessing and text tower are used.
+        base: its family prepares rows and makes heads.
         tasks: name -> opened task.
         splits: which rows play which role.
         roles: those that are read.
@@ -64,8 +65,10 @@ def prepare_data(
         for role, place in places[name].items()
         if role in wanted
     }
-    files = prepare(tasks, list(needed), read_preprocess(base.folder), root, progress)
-    heads = task_heads(base, tasks, root)
+    family = family_in(base)
+    inputs = family.inputs(base)
+    files = inputs.prepare(tasks, list(needed), root, progress)
+    heads = family.heads(base, tasks, root)
     features = {
         extractor.fingerprint: prepare_features(
             extractor, tasks, list(needed), root, progress, device=device
@@ -78,7 +81,7 @@ def prepare_data(
             heads[name],
             {
                 role: replace(
-                    rows(files[name, place.split], place.part, splits),
+                    rows(files[name, place.split], place.part, splits, inputs),
                     features={key: found[name, place.split] for key, found in features.items()},
                 )
                 for role, place in places[name].items()
@@ -90,35 +93,34 @@ def prepare_data(
     }
 
 
-def rows(pixels: Path, part: str, splits: Splits) -> Rows:
+def rows(file: Path, part: str, splits: Splits, inputs: Inputs) -> Rows:
     """All rows of a source split, or the part of it that fit or val has."""
     if part == "all":
-        return Rows(pixels)
-    labels = open_pixels(pixels).labels.numpy()
+        return Rows(file)
+    labels = inputs.open(file).labels.numpy()
     fit, val = partition(labels, splits.val_fraction, splits.seed)
-    return Rows(pixels, fit if part == "fit" else val)
+    return Rows(file, fit if part == "fit" else val)
 
 
 def captioned(
     tasks: Mapping[str, Task],
     splits: Splits,
-    image: int,
+    inputs: Inputs,
     root: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Captioned]:
-    """The fit rows of each task with its words, at `image` pixels: what a base is pretrained on."""
-    preprocess = clip_preprocess(image)
+    """The fit rows of each task with its words, to pretrain a base on."""
     places = {name: assign(task, splits)["fit"] for name, task in tasks.items()}
     needed = {(name, place.split): tasks[name] for name, place in places.items()}
-    files = prepare(tasks, list(needed), preprocess, root, progress)
+    files = inputs.prepare(tasks, list(needed), root, progress)
     found = {}
     for name, place in places.items():
-        pixels = open_pixels(files[name, place.split])
-        at = rows(files[name, place.split], place.part, splits).indices
-        chosen = slice(None) if at is None else at
+        opened = inputs.open(files[name, place.split])
+        at = rows(files[name, place.split], place.part, splits, inputs).indices
+        chosen = torch.arange(len(opened.labels)) if at is None else torch.from_numpy(at)
         found[name] = Captioned(
-            pixels.images[chosen],
-            pixels.labels[chosen],
+            opened.take(chosen)["pixels"],
+            opened.labels[chosen],
             tasks[name].classnames,
             tasks[name].templates,
         )

@@ -181,23 +181,35 @@ def about_of(schema: pa.Schema) -> dict[str, str]:
 
 
 def views(batch: pa.RecordBatch) -> list[memoryview]:
-    """The bytes of each column's numbers."""
+    """The bytes of each column's numbers, and after them of the offsets of ragged lists."""
     found = []
     for name in batch.schema.names:
-        values = numbers(batch, name)
+        column, values = batch.column(name), numbers(batch, name)
         size = len(values) * values.type.bit_width // 8
         found.append(memoryview(values.buffers()[1])[:size].cast("B"))
-        if values.null_count or batch.column(name).null_count:
+        if values.null_count or column.null_count:
             raise ValueError(f"column {name!r}: nulls")
         if len(found[-1]) != size or values.offset:
             raise ValueError(f"column {name!r}: {len(found[-1])} bytes; {size} needed")
+        if pa.types.is_large_list(column.type):
+            found.append(memoryview(column.buffers()[1])[: 8 * (len(column) + 1)].cast("B"))
     return found
 
 
 def numbers(batch: pa.RecordBatch, name: str) -> pa.Array:
     """A column's numbers as one flat array; lists are joined."""
     column = batch.column(name)
-    return column.values if pa.types.is_fixed_size_list(column.type) else column
+    listed = pa.types.is_fixed_size_list(column.type) or pa.types.is_large_list(column.type)
+    return column.values if listed else column
+
+
+def sealed(path: Path, batch: pa.RecordBatch) -> None:
+    """Write a batch that is in memory as a file with checksums; lists may be ragged."""
+    sums = column_sums(views(batch))
+    bare = batch.replace_schema_metadata({})
+    stated = {FIELD: "".join([*sums, root_of(bare.schema, bare, sums)])}
+    with pa.ipc.new_file(str(path), bare.schema.with_metadata(stated)) as writer:
+        writer.write_batch(bare.replace_schema_metadata(stated))
 
 
 def write_all(file: BinaryIO, data: Any, at: int) -> int:

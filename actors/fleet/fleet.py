@@ -34,7 +34,7 @@ from actors.cluster.planner import Plan
 from actors.cluster.worker_deaths import is_death
 from actors.data.task_rows import TaskData
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.families.clip.segments import segment_names
+from actors.families.protocol import segment_names
 from actors.fleet.client import Client as Client
 from actors.fleet.dispatcher import PATIENCE, REVIVALS, Desk, Lane, lost, placed
 from actors.fleet.errors import Unplaced as Unplaced

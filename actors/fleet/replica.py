@@ -16,6 +16,7 @@ import ray
 import torch
 from torch import Tensor
 
+from actors.artifacts.head_file import read_head
 from actors.artifacts.recipe import Recipe
 from actors.cluster.metrics import timed
 from actors.cluster.planner import Plan
@@ -26,7 +27,6 @@ from actors.experts.local import LocalExperts
 from actors.experts.model_runner import ModelRunner
 from actors.experts.peak_memory import WATER
 from actors.experts.recipe import results_dtype
-from actors.families.clip.zero_shot_heads import read_head
 from actors.files.cache_dir import cache_dir
 from actors.fleet.file_transfer import Home, paths, settled
 from actors.fleet.restarts import Living, Vitals, vitals

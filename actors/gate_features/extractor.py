@@ -1,8 +1,8 @@
-"""The frozen network whose features of an image a gate reads: a ResNet, or a CLIP's image side.
+"""Frozen networks whose features of a row a gate reads: a ResNet, or a model of a family.
 
 DAWE (Yang et al.) reads a ResNet-18 or -50 of the Hugging Face hub: the last stage's map, averaged
-over all places, d = 512 or 2048 non-negative numbers an image. Of a CLIP it is the projected
-embedding, not normalised.
+over all places, d = 512 or 2048 non-negative numbers an image. Of a family that
+offers embeddings it is the model's output (of a CLIP: the projected embedding, not normalised).
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from actors.checkpoints.checkpoint import (
-    MODEL_TYPES,
     content_hash,
     headers,
-    inspect,
     load_config,
 )
 from actors.checkpoints.sources import resolve
-from actors.families.clip.architecture import LARGEST, PROJECTION
-from actors.families.clip.preprocessor_config import Preprocess, read_convnext, read_preprocess
+from actors.data.images.inputs import ImageInputs
+from actors.data.images.preprocessor_config import read_convnext
+from actors.data.protocol import Activations, Inputs
+from actors.families.registry import by_type, family_in, inspect
 from actors.files.fingerprint import Fingerprint, fingerprint, software
 from actors.files.hashes import hash_files
 from actors.training.precision import exact_products
@@ -43,8 +43,8 @@ REST = "classifier."
 COUNTER = ".num_batches_tracked"
 """Steps that a BatchNorm was trained for: nothing reads it."""
 
-Extract: TypeAlias = Callable[[Tensor], Tensor]
-"""extract(uint8 pixels [B, 3, H, W]) -> float32 features [B, d], on the extractor's device."""
+Extract: TypeAlias = Callable[[Activations], Tensor]
+"""extract(collated inputs of B rows) -> float32 features [B, d], on the extractor's device."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,21 @@ class Extractor:
     source: str
     """As the spec writes it."""
     folder: Path
-    kind: Literal["resnet", "clip"]
+    kind: str
+    """`resnet`, or the name of a model family."""
     width: int
     """d: how many features an image has."""
-    preprocess: Preprocess
+    inputs: Inputs
+    """Its own preprocessing."""
     fingerprint: Fingerprint
     """Of all that features depend on: weights, configuration, preprocessing, libraries."""
+
+    squashed: bool = False
+    """Whether images are first resized straight to the size of the inputs."""
+
+    def load(self, device: Any = "cpu") -> Extract:
+        """The network. See `load_extractor`."""
+        return load_extractor(self, device)
 
 
 def open_extractor(source: str, what: str, *, squash: bool = False) -> Extractor:
@@ -73,7 +82,7 @@ def open_extractor(source: str, what: str, *, squash: bool = False) -> Extractor
             does (`Preprocess.squash`); its ResNet then sees the middle of the squashed image.
 
     Raises:
-        InputError: no such source; neither a ResNet nor a CLIP with a projection; damaged or
+        InputError: no such source; neither a ResNet nor a model with embeddings; damaged or
             lying files; weights in a pickle; preprocessing that is not supported.
     """
     folder = resolve(source, what=what)
@@ -85,29 +94,42 @@ def opened(source: str, folder: Path, what: str, squash: bool) -> Extractor:
     """The extractor in a folder. See `open_extractor`."""
     config = read_config(folder, what)
     if config["model_type"] == RESNET:
-        kind: Literal["resnet", "clip"] = "resnet"
+        kind = RESNET
         fields = resnet_fields(config, f"{what}: {folder / 'config.json'}")
         files = check_resnet(folder, config, fields, what)
         width, content = fields["hidden_sizes"][-1], hash_files(files)
-        preprocess = read_convnext(folder)
+        inputs: Inputs = ImageInputs(read_convnext(folder))
     else:
-        kind = "clip"
         checkpoint = inspect(source, what)
-        if PROJECTION not in checkpoint.tensors:
-            raise InputError(f"{what}: {folder}: no {PROJECTION}; an extractor needs it")
-        width, content = checkpoint.tensors[PROJECTION].shape[0], content_hash(checkpoint)
-        preprocess = read_preprocess(folder)
-        size = checkpoint.fields["image_size"]
-        if preprocess.shape != (size, size):
-            raise InputError(
-                f"{what}: {folder}: images are prepared to {preprocess.shape};"
-                f" the model takes {(size, size)}"
-            )
+        family = family_in(checkpoint)
+        if "embeddings" not in family.offers:
+            raise InputError(f"{what}: {folder}: {family.name} models have no embeddings")
+        kind, width, content = family.name, family.width(checkpoint), content_hash(checkpoint)
+        inputs = family.inputs(checkpoint)
+        family.segments(checkpoint)  # refuses inputs that do not fit the model
     if squash:
-        preprocess = replace(preprocess, squash=preprocess.shape)
+        inputs = squashed(inputs, what)
     libraries = software("torch", "transformers")
-    found = fingerprint("extractor-2", kind, content, preprocess.fingerprint, libraries)
-    return Extractor(source, folder, kind, width, preprocess, found)
+    found = fingerprint("extractor-2", kind, content, inputs.fingerprint, libraries)
+    return Extractor(source, folder, kind, width, inputs, found, squash)
+
+
+def squashed(inputs: Inputs, what: str) -> ImageInputs:
+    """The same inputs, images first resized straight to their final size.
+
+    Raises:
+        InputError: rows that are no images.
+    """
+    if not isinstance(inputs, ImageInputs):
+        raise InputError(f"{what}: squash: true; of images only")
+    look = inputs.preprocess
+    return ImageInputs(replace(look, squash=look.shape))
+
+
+def pictures(extractor: Extractor) -> ImageInputs:
+    """The inputs of a network that reads images."""
+    assert isinstance(extractor.inputs, ImageInputs)
+    return extractor.inputs
 
 
 def load_extractor(extractor: Extractor, device: str | torch.device = "cpu") -> Extract:
@@ -120,12 +142,12 @@ def load_extractor(extractor: Extractor, device: str | torch.device = "cpu") -> 
         InputError: files that changed since the extractor was opened.
     """
     exact_products()
-    forward = resnet(extractor, device) if extractor.kind == "resnet" else clip(extractor, device)
+    forward = (resnet if extractor.kind == RESNET else embedding)(extractor, device)
 
-    def extract(pixels: Tensor) -> Tensor:
+    def extract(inputs: Activations) -> Tensor:
         exact = {"enabled": True, "deterministic": True, "allow_tf32": False}
         with torch.no_grad(), torch.backends.cudnn.flags(**exact):
-            return forward(pixels)
+            return forward(inputs)
 
     return extract
 
@@ -134,7 +156,7 @@ def resnet(extractor: Extractor, device: str | torch.device) -> Extract:
     """The pooled last stage of transformers' own `ResNetModel`."""
     from transformers import ResNetModel
 
-    from actors.families.clip.fine_tune import quiet
+    from actors.training.optimizer_loop import quiet
 
     with reading(f"{extractor.source}: {extractor.folder}"), quiet():
         model = ResNetModel.from_pretrained(
@@ -142,36 +164,41 @@ def resnet(extractor: Extractor, device: str | torch.device) -> Extract:
         )
     model = model.to(device).eval().requires_grad_(False)
 
-    def forward(pixels: Tensor) -> Tensor:
-        images = extractor.preprocess.normalise(pixels.to(device))
+    preprocess = pictures(extractor).preprocess
+
+    def forward(inputs: Activations) -> Tensor:
+        images = preprocess.normalise(inputs["pixels"].to(device))
         pooled: Tensor = model(pixel_values=images).pooler_output
         return pooled.flatten(1)
 
     return forward
 
 
-def clip(extractor: Extractor, device: str | torch.device) -> Extract:
-    """The projected image embeddings of a CLIP."""
+def embedding(extractor: Extractor, device: str | torch.device) -> Extract:
+    """The outputs of a model of a family that offers embeddings."""
     from actors.shards.resident_model import ImageEncoder
 
     encoder = ImageEncoder(inspect(str(extractor.folder), extractor.source), device)
-    # `embed` computes in inference mode; a copy made outside of it may be trained on.
-    return lambda pixels: encoder.embed(pixels).clone()
+    # `outputs` computes in inference mode; a copy made outside of it may be trained on.
+    return lambda inputs: encoder.outputs(inputs).clone()
 
 
 def read_config(folder: Path, what: str) -> dict[str, Any]:
-    """`config.json` of a ResNet or a CLIP.
+    """`config.json` of a ResNet, or of a model of a family.
 
     Raises:
         InputError: none, not JSON, or of another kind of model.
     """
     config = load_config(folder, what)
-    kind, allowed = config.get("model_type"), (RESNET, *MODEL_TYPES)
+    kind, allowed = config.get("model_type"), (RESNET, *by_type())
     if kind not in allowed:
         file, words = folder / "config.json", ", ".join(allowed)
         raise InputError(f"{what}: {file}: model_type {kind!r}; an extractor: {words}")
     return config
 
+
+MOST_LAYERS, WIDEST = 256, 1 << 16
+"""Layers a stage and channels of a ResNet, at most."""
 
 MOST_STAGES = 16
 """Stages of a ResNet, at most."""
@@ -203,7 +230,7 @@ def resnet_fields(config: Mapping[str, Any], file: str) -> dict[str, Any]:
         values = fields[name] if isinstance(fields[name], list) else [fields[name]]
         if not all(type(value) is int and value > 0 for value in values):
             raise InputError(f"{file}: {name}: {fields[name]!r}; positive whole numbers needed")
-        most = LARGEST["num_hidden_layers" if name == "depths" else "intermediate_size"]
+        most = MOST_LAYERS if name == "depths" else WIDEST
         if len(values) > MOST_STAGES or max(values) > most:
             raise InputError(
                 f"{file}: {name}: {str(fields[name])[:80]}; at most {most} each, and"
@@ -260,7 +287,7 @@ def check_resnet(
         InputError: missing, unknown or mis-shaped tensors, or no safetensors, by name.
     """
     shapes = resnet_tensors(fields)
-    found = headers(folder, {**config, "architectures": ["ResNetModel"]}, what)
+    found = headers(folder, {**config, "architectures": ["ResNetModel"]}, what, "ResNetModel")
     files = {folder / "config.json", *(info.file for info in found.values())}
     for key, info in found.items():
         name = key.removeprefix(f"{RESNET}.")

@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actors.data.images.pixel_cache import Progress, open_pixels, prepare, quiet
+from actors.data.images.pixel_cache import Progress, quiet
+from actors.data.row_file import open_labels
 from actors.data.task import Task
 from actors.files.fingerprint import fingerprint
 from actors.files.matrix_file import matrix_shape, open_matrix, write_matrix
@@ -36,9 +37,9 @@ RESTARTS = 2
 """How often a worker whose process died is started again, and its chunk computed again: Ray Data
 itself would go on for ever."""
 
-FEW = 2048
-"""Less work than so many images of 224 × 224 pixels is done in this process: sooner than workers
-are started."""
+FEW = 2048 * 3 * 224 * 224
+"""Fewer bytes of prepared rows (2048 images of 224 × 224 pixels) take less time in this process:
+workers need time to start."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,11 @@ def prepare_features(
         InputError: as `pixels.prepare`; features that are not finite, naming extractor, task,
             split and row; no space left. Nothing half-written stays behind.
     """
-    pixels = prepare(tasks, needed, extractor.preprocess, root, progress)
+    pixels = extractor.inputs.prepare(tasks, needed, root, progress)
     paths = {at: features_path(extractor, file, root, device) for at, file in pixels.items()}
     missing: dict[Path, Split] = {}
     for at, path in paths.items():
-        rows = len(open_pixels(pixels[at]).labels)
+        rows = len(open_labels(pixels[at]))
         if matrix_shape(path) != (rows, extractor.width):
             missing.setdefault(path, Split(path, pixels[at], *at, rows))
     if missing:
@@ -163,7 +164,7 @@ def computed(
     count = workers(extractor, chunks, device)
     if count == 0:
         extract = load_extractor(extractor, own_device(device))
-        yield from (features(extract, chunk) for chunk in chunks)
+        yield from (features(extractor, extract, chunk) for chunk in chunks)
         return
     import ray.data
 
@@ -194,10 +195,9 @@ def workers(extractor: Extractor, chunks: list[Chunk], device: str) -> int:
     """How many workers of Ray Data to start; 0: compute in this process."""
     import ray
 
-    height, width = extractor.preprocess.shape
-    work = sum(chunk.stop - chunk.start for chunk in chunks) * height * width
+    work = sum(chunk.stop - chunk.start for chunk in chunks) * extractor.inputs.row.nbytes
     gpu = torch.device(device).type == "cuda"
-    if not ray.is_initialized() or (work < FEW * 224 * 224 and not gpu):
+    if not ray.is_initialized() or (work < FEW and not gpu):
         return 0
     from actors.cluster.file_visibility import workplaces
 
@@ -223,19 +223,22 @@ class Worker:
     """What runs in Ray Data's workers: loads the extractor once."""
 
     def __init__(self, extractor: Extractor, device: str) -> None:
-        self.extract = load_extractor(extractor, device)
+        self.extractor, self.extract = extractor, load_extractor(extractor, device)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """The features of one chunk, as bytes."""
         (row,) = batch.to_pylist()
-        block = features(self.extract, Chunk(row["pixels"], row["start"], row["stop"]))
+        block = features(
+            self.extractor, self.extract, Chunk(row["pixels"], row["start"], row["stop"])
+        )
         return pa.table({"features": pa.array([block.tobytes()], pa.large_binary())})
 
 
-def features(extract: Extract, chunk: Chunk) -> NDArray[np.float32]:
-    """The features [n, d] of a chunk of prepared images."""
-    images = open_pixels(Path(chunk.pixels)).images[chunk.start : chunk.stop]
-    batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
-    blocks = [extract(batch).float().cpu() for batch in batches]
+def features(extractor: Extractor, extract: Extract, chunk: Chunk) -> NDArray[np.float32]:
+    """The features [n, d] of a chunk of prepared rows."""
+    rows, inputs = extractor.inputs.open(Path(chunk.pixels)), extractor.inputs
+    starts = range(chunk.start, chunk.stop, BATCH)
+    batches = [torch.arange(start, min(start + BATCH, chunk.stop)) for start in starts]
+    blocks = [extract(inputs.collate([rows.take(at)])).float().cpu() for at in batches]
     values: NDArray[np.float32] = torch.cat(blocks).numpy()
     return values

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.data.images.pixel_cache import open_pixels, prepare
 from actors.data.images.shifted_pixels import corrupted
+from actors.data.row_file import open_labels
 from actors.data.task import Task
 from actors.data.task_rows import Rows
 from actors.files.matrix_file import matrix_shape
@@ -49,9 +49,9 @@ def corrupted_features(
         InputError: see `prepare`, `corrupted` and `prepare_features`.
     """
     at = (task.name, split)
-    pixels = prepare({task.name: task}, [at], extractor.preprocess, root)[at]
+    pixels = extractor.inputs.prepare({task.name: task}, [at], root)[at]
     made = corrupted(Rows(pixels, indices), corruption, severity, root, seed=seed).pixels
-    path, rows = features_path(extractor, made, root, device), len(open_pixels(made).labels)
+    path, rows = features_path(extractor, made, root, device), len(open_labels(made))
     if matrix_shape(path) != (rows, extractor.width):
         write(extractor, [Split(path, made, *at, rows)], lambda done, total: None, device)
     return path

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from actors.checkpoints.checkpoint import Checkpoint, Factors, inspect, read
+from actors.checkpoints.checkpoint import Checkpoint, Factors, owner, read
 from actors.checkpoints.lora_adapter import inspect_adapter, is_adapter, multiply, read_factors
 from actors.checkpoints.sources import resolve
-from actors.families.clip.architecture import PROJECTION
-from actors.families.clip.validation import check_architecture, check_base, check_unfused
-from actors.families.clip.validation import owner as owner
+from actors.families.protocol import ModelFamily
+from actors.families.registry import family_in, inspect
 from actors.pool.vectors_in_memory import FlatVectors as FlatVectors
 from actors.pool.vectors_in_memory import allocate, delta_dtype, lay_out
 from actors.pool.vectors_in_memory import flatten as flatten
@@ -33,6 +32,7 @@ class Pool:
 
     base: Checkpoint
     experts: dict[str, Checkpoint]
+    family: ModelFamily
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -41,9 +41,8 @@ class Pool:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The tensors that are fused. `visual_projection` is one iff some expert brings its own."""
-        projected = any(expert.parts(PROJECTION) for expert in self.experts.values())
-        return tuple(name for name in self.base.tensors if projected or name != PROJECTION)
+        """The tensors that are fused, in the base's order."""
+        return self.family.fused(self.base, self.experts.values())
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -106,37 +105,49 @@ def open_pool(base: str, experts: Mapping[str, str]) -> Pool:
     """Inspect all members and compare their headers; no weight is read.
 
     Args:
-        base: source of a full CLIP model.
-        experts: name -> source of a CLIP model or vision tower, or of a LoRA adapter of one.
+        base: source of a whole model.
+        experts: name -> source of a model of the same family, or of a LoRA adapter of the base.
 
     Raises:
-        InputError: no expert, a damaged member, a base without text tower, or an expert of
+        InputError: no expert, a damaged member, an incomplete base, or an expert of
             another architecture. The line names member, file and tensor or field.
     """
     if not experts:
         raise InputError("pool.experts: none given; at least one is needed")
     origin = inspect(base, "pool.base")
-    check_base(origin)
-    return Pool(
-        origin,
-        {
-            name: open_expert(source, f"pool.experts.{name}", origin)
-            for name, source in experts.items()
-        },
-    )
+    family = family_in(origin)
+    family.check_base(origin)
+    members = {
+        name: open_expert(source, f"pool.experts.{name}", origin, family)
+        for name, source in experts.items()
+    }
+    return Pool(origin, members, family)
 
 
-def open_expert(source: str, name: str, base: Checkpoint) -> Checkpoint:
+def open_expert(source: str, name: str, base: Checkpoint, family: ModelFamily) -> Checkpoint:
     """A full model or an adapter of the base, inspected and compared with the base's headers.
 
     Raises:
         InputError: see `open_pool`.
     """
     if is_adapter(resolve(source, what=name)):
-        return inspect_adapter(source, name, base)
+        return inspect_adapter(source, name, base, family.canonical)
     expert = inspect(source, name)
-    check_architecture(base, expert)
+    if (theirs := family_in(expert)).name != family.name:
+        raise InputError(
+            f"{name}: {expert.folder}: a {theirs.name} model; the base is {family.name}"
+        )
+    family.check_expert(base, expert)
     return expert
+
+
+def gram_sizes(pool: Pool) -> dict[str, int]:
+    """Name -> bytes of an expert's Gram matrix [in, in] of that input of linear layers.
+
+    Layers that read the same input (q, k and v of an attention) share one.
+    """
+    kept = set(pool.family.layout(pool.base).shared_inputs.values())
+    return {name: 4 * pool.base.tensors[name].shape[1] ** 2 for name in pool.groups if name in kept}
 
 
 def task_vectors(pool: Pool, *, advance: Callable[[int], None] | None = None) -> TaskVectors:
@@ -162,8 +173,8 @@ def load_flat(
             all.
 
     Raises:
-        InputError: NaN or Inf, or an expert whose text tower, scale or position ids are not the
-            base's. The line names member, file and tensor.
+        InputError: NaN or Inf, or a tensor that is not fused differs from the base's. The line
+            names member, file and tensor.
     """
     check_once(pool, only)
     names = names_of(pool, only)
@@ -205,7 +216,7 @@ def check_once(pool: Pool, only: Collection[str] | None) -> None:
         InputError: see there.
     """
     if only is None or pool.names[0] in only:
-        check_unfused(pool.base, pool.experts.values())
+        pool.family.check_unfused(pool.base, pool.experts.values())
 
 
 Found = Tensor | Factors | None

@@ -12,9 +12,8 @@ from threading import Barrier
 import torch
 from torch import Tensor
 
-from actors.checkpoints.checkpoint import Checkpoint, TensorInfo, read
+from actors.checkpoints.checkpoint import Checkpoint, TensorInfo, owner, read
 from actors.checkpoints.lora_adapter import multiply, read_factors
-from actors.families.clip.validation import check_unfused, owner
 from actors.files.file_ranges import fill, opened
 from actors.pool.pool import Pool, one_thread
 from fusion.errors import InputError, one_line
@@ -91,7 +90,7 @@ def streamed(
         InputError: NaN or Inf, or an expert whose text tower is not the base's, by file and tensor;
             a file that changed since it was inspected.
     """
-    check_unfused(pool.base, pool.experts.values())
+    pool.family.check_unfused(pool.base, pool.experts.values())
     groups = set(pool.groups)
     files: dict[Path, int] = {}
     with ExitStack() as stack:

@@ -14,9 +14,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from actors.checkpoints.checkpoint import read
+from actors.checkpoints.checkpoint import owner, read
 from actors.checkpoints.lora_adapter import multiply, read_factors
-from actors.pool.pool import Pool, check_once, names_of, one_thread, owner, subtract
+from actors.pool.pool import Pool, check_once, names_of, one_thread, subtract
 from actors.pool.vectors_in_memory import FlatVectors, allocate, lay_out, unflatten
 from fusion.errors import InputError
 from fusion.task_vectors.low_rank import LowRank, Zeros

@@ -20,9 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from actors.checkpoints.checkpoint import Checkpoint, Factors, read
+from actors.checkpoints.checkpoint import Checkpoint, Factors, owner, read
 from actors.checkpoints.lora_adapter import multiply, read_factors
-from actors.families.clip.validation import owner
 from actors.pool.pool import Found, Pool, check_once, in_step, names_of, one_thread
 from actors.pool.vectors_in_memory import FlatVectors, allocate, lay_out, unflatten
 from fusion.errors import Vanished

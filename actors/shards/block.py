@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from actors.artifacts.statistics_file import opened
 from actors.checkpoints.checkpoint import Checkpoint
 from actors.cluster.metrics import count
-from actors.data.images.pixel_cache import Pixels, open_pixels
-from actors.families.clip.segments import Carry, Embed
+from actors.data.protocol import PreparedRows
+from actors.families.protocol import Activations
 from actors.shards.messages import Batch, Weights
 from actors.shards.resident_model import Blueprint, ImageEncoder
 from fusion.merged_layers.modules import Mixer, merge_layers
@@ -47,11 +47,12 @@ class Block:
         Args:
             base: the base's checkpoint, or its blueprint with all weights of the block.
             vectors: of this block, on `device`; `groups` are the whole model's.
-            heads: task -> zero-shot head [C, D]; read by the block that has the last segment.
+            heads: task -> head [C, D]; read by the block that has the last segment.
             device: where it computes.
             dtype: of activations and merged weights.
             block: segments [start, stop); None: all.
-            places: name of a pixel file -> its path on this node; others are where batches say.
+            places: name of a file of prepared rows -> its path on this node, where batches name
+                another one.
 
         Raises:
             ValueError: task vectors on another device: a bug of the caller.
@@ -73,7 +74,7 @@ class Block:
         self.statistics_root: Path | None = None
         """The cache folder of statistics files, where it is not this process's own."""
         self.places = places or {}
-        self.opened: dict[Path, Pixels] = {}
+        self.opened: dict[Path, PreparedRows] = {}
 
     @property
     def segments(self) -> range:
@@ -83,13 +84,11 @@ class Block:
     def without_weights(self, index: int) -> nn.Module:
         """A segment whose fused layers read merged weights; others share the resident's."""
         link, resident = self.encoder.chain[index], self.encoder.modules[index]
-        module = merge_layers(link.build(), self.mixer, link.names)
+        module = merge_layers(link.build(self.encoder.dtype), self.mixer, link.names)
         for name, parameter in resident.named_parameters():
             owner, _, leaf = name.rpartition(".")
             if link.names[name] not in self.vectors.deltas:
                 setattr(module.get_submodule(owner), leaf, parameter)
-        if isinstance(module, Embed):
-            module.dtype = self.encoder.dtype
         return module
 
     def names(self) -> tuple[str, ...]:
@@ -144,15 +143,16 @@ class Block:
                 self.trims = (key, trimmed(self.vectors, weights.trim, weights.survey))
         return self.trims[1]
 
-    def entered(self, carry: Carry | Batch) -> Carry:
-        """The carry on this device; a batch is read from its pixel files."""
+    def entered(self, carry: Activations | Batch) -> Activations:
+        """The activations on this device; a batch is read from its files of prepared rows."""
         if not isinstance(carry, Batch):
             return {name: value.to(self.device) for name, value in carry.items()}
-        images = [self.open(path).images[torch.from_numpy(rows)] for _, path, rows in carry.parts]
-        return {"pixels": torch.cat(images).to(self.device)}
+        parts = [self.open(path).take(torch.from_numpy(rows)) for _, path, rows in carry.parts]
+        collated = self.encoder.inputs.collate(parts)
+        return {name: value.to(self.device) for name, value in collated.items()}
 
-    def open(self, path: Path) -> Pixels:
-        """The memory-mapped pixel file, opened once."""
+    def open(self, path: Path) -> PreparedRows:
+        """The memory-mapped file of prepared rows, opened once."""
         if path not in self.opened:
-            self.opened[path] = open_pixels(self.places.get(path.name, path))
+            self.opened[path] = self.encoder.inputs.open(self.places.get(path.name, path))
         return self.opened[path]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from actors.artifacts.errors import Forgotten as Forgotten
-from actors.families.clip.segments import Carry
+from actors.families.protocol import OUTPUT, Activations
 from actors.shards.block import Block
 from actors.shards.masks import Masks
 from actors.shards.messages import Batch, Weights
@@ -38,7 +38,7 @@ class Run:
     """One call that learns."""
 
     learner: Routers | Masks
-    waiting: dict[str, tuple[Carry, Carry]] = field(default_factory=dict)
+    waiting: dict[str, tuple[Activations, Activations]] = field(default_factory=dict)
     """Forward passes that wait for their backward passes: inputs and outputs."""
 
 
@@ -76,8 +76,13 @@ class Residing:
         if self.kept is None or self.kept[0] != quantile:
             self.kept = None  # let go of the old before making the new
             with torch.inference_mode(False), torch.no_grad():
-                self.kept = (quantile, pruned(vectors, mlp_names(vectors), quantile))
+                self.kept = (quantile, pruned(vectors, self.mlp_names(), quantile))
         return self.kept[1]
+
+    def mlp_names(self) -> list[str]:
+        """The fused tensors of MLPs."""
+        inside = set(mlp_names(self.block.encoder.chain))
+        return [name for name in self.block.vectors.deltas if name in inside]
 
     def routers(self, course: ResidentCourse, pooled: bool) -> Routers:
         """Routers at the beginning."""
@@ -110,14 +115,14 @@ class Residing:
         """Weights for the passes that follow; see `Routers.prepare` and `Masks.prepare`."""
         self.run(key).learner.prepare(step, phase, columns)
 
-    def forward(self, key: str, item: str, carry: Carry | Batch) -> Carry:
+    def forward(self, key: str, item: str, carry: Activations | Batch) -> Activations:
         """A forward pass, kept for its backward pass."""
         outputs = self.passed(key, item, carry)
         return {name: value.detach() for name, value in outputs.items()}
 
-    def finish(self, key: str, item: str, carry: Carry, batch: Batch) -> Any:
+    def finish(self, key: str, item: str, carry: Activations, batch: Batch) -> Any:
         """Forward, losses and backward of the last shard: (task -> loss, ∂/∂carry)."""
-        embedding = self.passed(key, item, carry)["embedding"]
+        embedding = self.passed(key, item, carry)[OUTPUT]
         embedding = embedding.to(accumulator(embedding.dtype))
         losses, at = [], 0
         for task, _, rows in batch.parts:
@@ -130,7 +135,7 @@ class Residing:
         found = dict(zip(names, stacked.tolist(), strict=True))  # the host waits once
         return found, self.leave(key, item)
 
-    def backward(self, key: str, item: str, gradient: Carry) -> Carry:
+    def backward(self, key: str, item: str, gradient: Activations) -> Activations:
         """The backward pass of another shard: ∂/∂carry."""
         _, outputs = self.waiting(key, item)
         live = [name for name in gradient if outputs[name].requires_grad]
@@ -141,7 +146,7 @@ class Residing:
             )
         return self.leave(key, item)
 
-    def passed(self, key: str, item: str, carry: Carry | Batch) -> Carry:
+    def passed(self, key: str, item: str, carry: Activations | Batch) -> Activations:
         """A forward pass with autograd on, from fresh leaves."""
         run = self.run(key)
         inputs = {
@@ -155,7 +160,7 @@ class Residing:
         run.waiting[item] = (inputs, outputs)
         return outputs
 
-    def waiting(self, key: str, item: str) -> tuple[Carry, Carry]:
+    def waiting(self, key: str, item: str) -> tuple[Activations, Activations]:
         """A pass that waits.
 
         Raises:
@@ -166,7 +171,7 @@ class Residing:
             raise Forgotten(f"no pass {item} of call {key}")
         return run.waiting[item]
 
-    def leave(self, key: str, item: str) -> Carry:
+    def leave(self, key: str, item: str) -> Activations:
         """∂/∂carry of a pass, which is then forgotten."""
         inputs, _ = self.waiting(key, item)
         del self.run(key).waiting[item]
@@ -204,7 +209,7 @@ class Residing:
 
     # ------------------------------------------------------------------------------ evaluation
 
-    def route(self, carry: Carry | Batch, weights: Weights) -> Carry:
+    def route(self, carry: Activations | Batch, weights: Weights) -> Activations:
         """Through routed MLPs, by the routers that the weights bring; no gradients."""
         assert weights.method is not None
         assert weights.learned is not None

@@ -186,7 +186,7 @@ class Pipeline:
 
         def landed() -> Tensor:
             size, carry = flying.popleft()
-            embedding: Tensor = self.link.get(carry)["embedding"]
+            embedding: Tensor = self.link.get(carry)["output"]
             count("images", size, use="forward")
             return embedding
 

@@ -1,5 +1,4 @@
-"""Resident models: a vision tower, or a block of its segments, whose parameter memory merges are
-written into."""
+"""Resident models: modules whose parameter memory merged weights are written into."""
 
 from __future__ import annotations
 
@@ -10,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from actors.checkpoints.checkpoint import Checkpoint, inspect, read
-from actors.families.clip.preprocessor_config import Preprocess, read_preprocess
-from actors.families.clip.segments import Carry, Embed, Segment, clip_segments
+from actors.checkpoints.checkpoint import Checkpoint, read
+from actors.data.protocol import Inputs
+from actors.families.protocol import OUTPUT, Activations, Segment
+from actors.families.registry import family_in, inspect
 from actors.training.precision import exact_products
 from fusion.task_vectors.task_vectors import StateDict
 
@@ -22,7 +22,7 @@ class Blueprint:
     """A base apart from its files: what a node builds a model from that does not see them."""
 
     chain: tuple[Segment, ...]
-    preprocess: Preprocess
+    inputs: Inputs
     tensors: StateDict
     """Canonical name -> weights, in canonical order."""
 
@@ -32,15 +32,16 @@ def blueprint(base: Checkpoint, fused: Collection[str]) -> Blueprint:
     where no expert brings its own).
 
     Raises:
-        InputError: see `clip_segments`.
+        InputError: see `ModelFamily.segments`.
     """
     rest = [name for name in base.tensors if name not in fused]
     tensors = {name: tensor.clone() for name, tensor in read(base, rest)}
-    return Blueprint(clip_segments(base), read_preprocess(base.folder), tensors)
+    family = family_in(base)
+    return Blueprint(family.segments(base), family.inputs(base), tensors)
 
 
 class ImageEncoder:
-    """CLIP's image side, resident on one device: pixels in, projected embeddings out."""
+    """A model, or a block of its segments, resident on one device."""
 
     def __init__(
         self,
@@ -49,17 +50,17 @@ class ImageEncoder:
         dtype: torch.dtype = torch.float32,
         block: tuple[int, int] | None = None,
     ) -> None:
-        """Build the tower from its configuration and fill it from the file.
+        """Build the segments and fill them from the file.
 
         Args:
             base: the folder of a model with a projection, its inspected checkpoint, or a
                 blueprint with all weights of the block.
             device: where it lives and computes.
             dtype: what it computes in.
-            block: segments [start, stop) only (see `clip_segments`); None: all of them.
+            block: segments [start, stop) only of the chain; None: all of them.
 
         Raises:
-            InputError: no projection, or images prepared to another size than the model's.
+            InputError: a model that no chain can be made of.
         """
         exact_products()
         if not isinstance(base, Checkpoint | Blueprint):
@@ -68,14 +69,12 @@ class ImageEncoder:
         self.device = torch.device(device)
         self.dtype = dtype
         self.chain = plan.chain[slice(*(block or (None, None)))]
-        self.preprocess = plan.preprocess
+        self.inputs = plan.inputs
         self.arena: dict[str, Tensor] = {}
         """Canonical name -> the live memory of that parameter, contiguous."""
         self.modules = []
         for segment in self.chain:
-            module = segment.build().to_empty(device=device).to(dtype)
-            if isinstance(module, Embed):
-                module.dtype = dtype
+            module = segment.build(dtype).to_empty(device=device).to(dtype)
             for name, parameter in module.named_parameters():
                 self.arena[segment.names[name]] = parameter.data
             self.modules.append(module)
@@ -94,12 +93,12 @@ class ImageEncoder:
         assert not left, f"not filled: {sorted(left)}"  # headers were checked before
 
     @torch.inference_mode()
-    def run(self, carry: Carry) -> Carry:
-        """The carry after these segments."""
+    def run(self, carry: Activations) -> Activations:
+        """The activations after these segments."""
         for module in self.modules:
             carry = module(carry)
         return carry
 
-    def embed(self, pixels: Tensor) -> Tensor:
-        """uint8 pixels [B, 3, H, W] -> projected embeddings [B, D], not normalised."""
-        return self.run({"pixels": pixels.to(self.device)})["embedding"]
+    def outputs(self, inputs: Activations) -> Tensor:
+        """Collated inputs -> outputs [B, …]."""
+        return self.run({name: value.to(self.device) for name, value in inputs.items()})[OUTPUT]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from actors.families.clip.segments import Segment
+from actors.families.protocol import Segment
 from actors.shards.adam import NamedAdam
 from actors.shards.block import Block
 from actors.shards.messages import Weights
@@ -16,16 +16,20 @@ from fusion.methods.learned.in_model import ResidentCourse, RouterOptions
 from fusion.methods.learned.wemoe import RoutedMlp, Router
 from fusion.task_vectors.task_vectors import TaskVectors, accumulator
 
-MLP = ".mlp."
-"""In the canonical names of an MLP's tensors."""
-
 ROUTER = "router."
 """Begins the name of a router's tensors, after the MLP's own name."""
 
 
-def mlp_names(vectors: TaskVectors) -> list[str]:
-    """The fused tensors of MLPs."""
-    return [name for name in vectors.deltas if MLP in name]
+def mlp_names(chain: Iterable[Segment]) -> list[str]:
+    """Canonical names of the tensors of MLPs that routers can replace."""
+    return [name for link in chain for name in mlp_of(link).values()]
+
+
+def mlp_of(link: Segment) -> dict[str, str]:
+    """The module's own name -> canonical name, of the tensors of a segment's MLP."""
+    if link.mlp is None:
+        return {}
+    return {own: name for own, name in link.names.items() if own.startswith(f"{link.mlp}.")}
 
 
 def resident_weights(scale: float) -> Weights:
@@ -72,13 +76,10 @@ class Routers:
 
     def routed(self, link: Segment, resident: nn.Module, index: int) -> nn.Module:
         """A segment whose MLP is routed; one without an MLP is the resident's own."""
-        names = {own: name for own, name in link.names.items() if MLP in name}
-        inside = {own: name for own, name in names.items() if name in self.mixer.vectors.deltas}
+        inside = {k: v for k, v in mlp_of(link).items() if v in self.mixer.vectors.deltas}
         if not inside:
             return resident
-        module = link.build()
-        first = next(iter(inside))
-        path = first[: first.index(MLP[1:])] + MLP[1:-1]
+        module, path = link.build(self.block.encoder.dtype), str(link.mlp)
         mlp = module.get_submodule(path)
         own = {key.removeprefix(f"{path}."): name for key, name in inside.items()}
         merge_layers(mlp, self.mixer, own)
@@ -90,15 +91,15 @@ class Routers:
         parent, _, child = path.rpartition(".")
         routed = RoutedMlp(mlp, router, self.mixer, list(inside.values()), self.pooled)
         setattr(module.get_submodule(parent), child, routed)
-        canonical = next(iter(inside.values()))
-        self.local[canonical[: canonical.index(MLP)] + MLP] = router
+        first, canonical = next(iter(inside.items()))
+        self.local[canonical.removesuffix(first.removeprefix(f"{path}."))] = router
         return module
 
     def router(self, link: Segment, index: int) -> Router:
         """The router of a block, drawn by its index; 0 for one that blocks share."""
         options = self.options
         router = Router(
-            link.arguments[0].hidden_size,
+            link.width,
             len(self.mixer.vectors.tasks),
             options.depth,
             self.course.scale,

@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from actors.checkpoints.checkpoint import Checkpoint
 from actors.cluster.metrics import gauge
-from actors.families.clip.segments import Carry
+from actors.families.protocol import OUTPUT, Activations
 from actors.shards.block import Block
 from actors.shards.in_model_learning import Residing
 from actors.shards.messages import Batch as Batch
@@ -42,9 +42,9 @@ from fusion.task_vectors.task_vectors import TaskVectors, accumulator
 class Context:
     """A forward pass that waits for its backward pass."""
 
-    inputs: Carry
+    inputs: Activations
     columns: dict[str, Tensor]
-    outputs: Carry
+    outputs: Activations
 
 
 class Shard(Block):
@@ -117,17 +117,17 @@ class Shard(Block):
 
     # ------------------------------------------------------------------------------ forward passes
 
-    def run(self, carry: Carry | Batch, weights: Weights) -> Carry:
+    def run(self, carry: Activations | Batch, weights: Weights) -> Activations:
         """Through the resident model filled with `weights`."""
         self.fill(weights)
         return self.encoder.run(self.entered(carry))
 
-    def code(self, carry: Carry | Batch, weights: Weights) -> Carry:
+    def code(self, carry: Activations | Batch, weights: Weights) -> Activations:
         """Through merged layers, one model a row where the coding has as many; no gradients."""
         with torch.inference_mode():
             return self.chained(self.entered(carry), weights, self.columns(carry, weights))
 
-    def forward(self, key: str, carry: Carry | Batch, weights: Weights) -> Carry:
+    def forward(self, key: str, carry: Activations | Batch, weights: Weights) -> Activations:
         """As `code`, keeping what `backward` needs under `key`."""
         context = self.record(carry, weights)
         self.contexts[key] = context
@@ -137,8 +137,8 @@ class Shard(Block):
         return {name: value.detach() for name, value in context.outputs.items()}
 
     def backward(
-        self, key: str, carry: Carry | Batch, weights: Weights, gradient: Carry
-    ) -> tuple[Tensor, Carry]:
+        self, key: str, carry: Activations | Batch, weights: Weights, gradient: Activations
+    ) -> tuple[Tensor, Activations]:
         """(∂L/∂coding of this block's tensors [M, T, G_block], ∂L/∂carry).
 
         `carry` and `weights` are those of the forward pass, which is run again where it is not
@@ -151,11 +151,11 @@ class Shard(Block):
         return self.gradients(context)
 
     def finish(
-        self, carry: Carry | Batch, weights: Weights, batch: Batch
-    ) -> tuple[tuple[dict[str, float], float], Tensor, Carry]:
+        self, carry: Activations | Batch, weights: Weights, batch: Batch
+    ) -> tuple[tuple[dict[str, float], float], Tensor, Activations]:
         """Forward, losses and backward of the last shard: ((losses, ∂/∂β), ∂/∂coding, ∂/∂carry)."""
         context = self.record(carry, weights)
-        embedding = context.outputs["embedding"]
+        embedding = context.outputs[OUTPUT]
         embedding = embedding.to(accumulator(embedding.dtype))
         losses, at = [], 0
         beta = torch.tensor(batch.beta, dtype=embedding.dtype, device=self.device)
@@ -175,7 +175,7 @@ class Shard(Block):
         tilt = 0.0 if beta.grad is None else beta.grad.item()
         return (found, tilt), *self.gradients(context)
 
-    def record(self, carry: Carry | Batch, weights: Weights) -> Context:
+    def record(self, carry: Activations | Batch, weights: Weights) -> Context:
         """A forward pass with autograd on, from fresh leaves."""
         inputs = {
             name: value.detach().requires_grad_(value.is_floating_point())
@@ -185,7 +185,7 @@ class Shard(Block):
         with torch.enable_grad():
             return Context(inputs, columns, self.chained(inputs, weights, columns))
 
-    def gradients(self, context: Context) -> tuple[Tensor, Carry]:
+    def gradients(self, context: Context) -> tuple[Tensor, Activations]:
         """What autograd left in the leaves of a context."""
         columns = [zeros_or(column) for column in context.columns.values()]
         models, tasks = next(iter(context.columns.values())).shape if columns else (1, 0)
@@ -195,7 +195,9 @@ class Shard(Block):
             name: zeros_or(value) for name, value in context.inputs.items() if value.requires_grad
         }
 
-    def chained(self, carry: Carry, weights: Weights, columns: Mapping[str, Tensor]) -> Carry:
+    def chained(
+        self, carry: Activations, weights: Weights, columns: Mapping[str, Tensor]
+    ) -> Activations:
         """The carry after the merged segments."""
         self.mixer.vectors = self.trimmed(weights)
         with self.mixer.coded(columns):
@@ -203,7 +205,7 @@ class Shard(Block):
                 carry = module(carry)
         return carry
 
-    def columns(self, carry: Carry | Batch, weights: Weights) -> dict[str, Tensor]:
+    def columns(self, carry: Activations | Batch, weights: Weights) -> dict[str, Tensor]:
         """The coding's columns for this block's tensors, as leaves.
 
         Raises:

@@ -17,7 +17,7 @@ from torch.nn.functional import log_softmax
 
 from actors.artifacts.errors import Forgotten
 from actors.artifacts.statistics_file import opened, place, sound, write
-from actors.families.clip.segments import Carry
+from actors.families.protocol import OUTPUT, Activations
 from actors.shards.block import Block
 from actors.shards.messages import Batch, Weights
 from fusion.logits.cosine_head import logits
@@ -37,7 +37,7 @@ class Gathering:
         """The key that is gathered, and how many batches were seen."""
         self.grams: list[Grams] = []
         self.squares: Squares | None = None
-        self.waiting: dict[str, tuple[Carry, Carry]] = {}
+        self.waiting: dict[str, tuple[Activations, Activations]] = {}
 
     def parts(self) -> Iterator[tuple[int, nn.Module, Mapping[str, str]]]:
         """Index, module and global names of each segment of the block."""
@@ -68,7 +68,7 @@ class Gathering:
 
     # ------------------------------------------------------------------------------ Gram matrices
 
-    def observe(self, at: int, carry: Carry | Batch, weights: Weights) -> Carry:
+    def observe(self, at: int, carry: Activations | Batch, weights: Weights) -> Activations:
         """Batch `at` through the resident model, looking at what its linear layers are given.
 
         Raises:
@@ -132,7 +132,9 @@ class Gathering:
 
     # --------------------------------------------------------------------- Fisher's information
 
-    def probe(self, at: int, call: str, carry: Carry | Batch, weights: Weights) -> Carry:
+    def probe(
+        self, at: int, call: str, carry: Activations | Batch, weights: Weights
+    ) -> Activations:
         """The forward pass of batch `at`, whose gradients will be squared; kept under `call`.
 
         Raises:
@@ -159,7 +161,7 @@ class Gathering:
         self.waiting[call] = (inputs, outputs)
         return {name: value.detach() for name, value in outputs.items()}
 
-    def judge(self, call: str, task: str, estimate: str, seed: int) -> Carry:
+    def judge(self, call: str, task: str, estimate: str, seed: int) -> Activations:
         """The backward passes of the last shard: ∂/∂carry [n, …] of each of the n.
 
         `sampled`: log p of one drawn label of each image; `exact`: √p_c·log p_c a class, so that
@@ -170,7 +172,7 @@ class Gathering:
         """
         inputs, outputs = self.waited(call)
         head = self.block.heads[task]
-        embedding = outputs["embedding"]
+        embedding = outputs[OUTPUT]
         logs = log_softmax(logits(embedding.float(), head.float()), dim=1)
         p = logs.detach().exp()
         if estimate == "sampled":
@@ -186,7 +188,7 @@ class Gathering:
             back.append(self.squared(inputs, len(embedding) if i == 0 else 0))
         return {name: torch.stack([b[name] for b in back]) for name in back[0]}
 
-    def recoil(self, call: str, images: int, gradient: Carry) -> Carry:
+    def recoil(self, call: str, images: int, gradient: Activations) -> Activations:
         """The backward passes of another shard, given ∂/∂outputs [n, …] of each.
 
         Raises:
@@ -204,13 +206,13 @@ class Gathering:
             back.append(self.squared(inputs, images if i == 0 else 0))
         return {name: torch.stack([b[name] for b in back]) for name in back[0]}
 
-    def waited(self, call: str) -> tuple[Carry, Carry]:
+    def waited(self, call: str) -> tuple[Activations, Activations]:
         """Inputs and outputs of a forward pass, once."""
         if call not in self.waiting:
             raise Forgotten(f"statistics: no forward pass {call}")
         return self.waiting.pop(call)
 
-    def squared(self, inputs: Carry, images: int) -> Carry:
+    def squared(self, inputs: Activations, images: int) -> Activations:
         """Add the squares of one backward pass; ∂/∂inputs, which start at zero again."""
         assert self.squares is not None
         self.squares.add(images)
@@ -228,8 +230,8 @@ class Gathering:
         keys: Sequence[str],
         method: str,
         params: Mapping[str, Any],
-        given: Sequence[Sequence[Carry | Batch]],
-    ) -> list[list[Carry]]:
+        given: Sequence[Sequence[Activations | Batch]],
+    ) -> list[list[Activations]]:
         """Segment by segment: experts on what the merged segments before made, their statistics
         written, the segment merged, and its outputs [T][batches] handed on."""
         row, vectors = METHODS[method], self.block.vectors

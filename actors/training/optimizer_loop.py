@@ -125,35 +125,6 @@ def shuffled_batches(count: int, batch_size: int, steps: int, seed: int) -> Iter
         waiting = waiting[size:]
 
 
-def standardised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 [B, 3, H, W] as the float32 pixels the image processor would make of them."""
-    shape = (1, 3, 1, 1)
-    return (images.float() / 255 - mean.to(images.device).view(shape)) / std.to(images.device).view(
-        shape
-    )
-
-
-def pixel_statistics(folder: Path) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [3] a channel, from a folder's image processor."""
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    processor = CLIPImageProcessorPil.from_pretrained(folder)
-    return torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
-
-
-def save_expert(base: Path, tower: Any, folder: Path) -> None:
-    """Write a vision tower as `CLIPVisionModel.save_pretrained` does, and its image processor."""
-    from transformers import CLIPVisionModel
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    # Loaded anew, because a model is saved under the tensor names that it was loaded from: those
-    # of the hub. The tower inside a CLIPModel would be saved under bare ones.
-    model = CLIPVisionModel.from_pretrained(base)
-    model.load_state_dict(tower.state_dict())
-    model.save_pretrained(folder)
-    CLIPImageProcessorPil.from_pretrained(base).save_pretrained(folder)
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """transformers without its own progress bars, and without its notes on unused tensors."""
@@ -200,3 +171,8 @@ def staged(out: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def beside(out: Path, kind: str) -> Path:
+    """Where an average of a run is kept: `<out>-ema`, `<out>-swa`."""
+    return out.with_name(f"{out.name}-{kind}")

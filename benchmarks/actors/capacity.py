@@ -28,9 +28,8 @@ from math import prod
 from actors.cluster.partition import FLOAT32, Load, needs
 from actors.cluster.planner import Node, Plan, Resources, plan
 from actors.data.task_rows import BATCH
-from actors.families.clip.architecture import DEFAULTS, vision_tensors
+from actors.families.clip.architecture import DEFAULTS, activations, vision_tensors
 from fusion.errors import InputError
-from sweeps.planning.prepared import activations
 
 UTILISATION = 0.4
 """Part of a GPU's rate that matrix products reach: assumed."""
@@ -116,7 +115,7 @@ def clip(name: str, width: int, inner: int, layers: int, patch: int, projection:
     sizes[-1] += FLOAT32 * width * projection
     tokens = (fields["image_size"] // patch) ** 2 + 1
     multiplied = layers * (4 * width**2 + 2 * width * inner)
-    return Model(name, tuple(sizes), multiplied, width, layers, tokens, *activations(fields))
+    return Model(name, tuple(sizes), multiplied, width, layers, tokens, *activations(fields)[:2])
 
 
 def decoder(name: str, width: int, inner: int, layers: int, vocabulary: int, tokens: int) -> Model:

@@ -21,6 +21,7 @@ from rich.console import Console
 from torch import Tensor
 
 from actors.artifacts.recipe import BASE, Recipe
+from actors.data.images.pixel_cache import open_pixels
 from actors.data.task import Role
 from actors.data.task_rows import batches
 from actors.experts.local import LocalExperts, local_experts
@@ -55,7 +56,7 @@ class Textbook:
         self.ours, self.vectors, self.role, self.merges = ours, vectors, role, 0
         self.model = CLIPVisionModel.from_pretrained(base).eval().to(ours.runner.device)
         encoder = ours.runner.pipeline.shards[0].encoder
-        self.projection, self.preprocess = encoder.arena[PROJECTION], encoder.preprocess
+        self.projection, self.preprocess = encoder.arena[PROJECTION], encoder.inputs.preprocess
 
     def loaded(self, coding: Tensor) -> torch.nn.Module:
         """A copy of the model with θ₀ + Σ_t c_t τ_t."""
@@ -85,7 +86,7 @@ class Textbook:
         )
         right = 0
         for part in batches(len(labels), BATCH):
-            images = ours.runner.open(ours.runner.data[task].rows[role].pixels).images
+            images = open_pixels(ours.runner.data[task].rows[role].pixels).images
             [(_, _, rows)] = ours.runner.batch(task, role, part).parts
             pixels = images[torch.from_numpy(rows)].to(ours.runner.device)
             for index in sorted(set(routing.assign[part].tolist())):

@@ -31,9 +31,9 @@ from typing import Any
 import torch
 
 from actors.artifacts.recipe import Recipe
-from actors.checkpoints.checkpoint import inspect
 from actors.experts.evaluation import Evaluation
 from actors.experts.local import LocalExperts
+from actors.families.registry import inspect
 from benchmarks.environment import Row, finish
 from benchmarks.fusion.layers import arguments
 from benchmarks.pools import EMBEDDED, ROLE, experts, random_vectors, write_base, write_data

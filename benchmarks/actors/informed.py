@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from actors.artifacts.recipe import Recipe
-from actors.checkpoints.checkpoint import inspect
+from actors.families.registry import inspect
 from benchmarks.actors.soup import anonymous
 from benchmarks.environment import Row, finish
 from benchmarks.fusion.layers import arguments

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from actors.artifacts.coding_file import dump_shares
 from actors.artifacts.recipe import BASE, Recipe
-from actors.checkpoints.checkpoint import inspect
 from actors.experts.local import LocalExperts
+from actors.families.registry import inspect
 from benchmarks.environment import Row, finish
 from benchmarks.fusion.layers import arguments
 from benchmarks.pools import B32, EMBEDDED, ROLE, Size, random_vectors, write_base, write_data

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from actors.checkpoints.checkpoint import inspect
+from actors.families.registry import inspect
 from actors.pool.pool import Pool, open_pool, task_vectors
 from actors.pool.vectors_on_disk import filed_vectors
 from benchmarks.actors.soup import anonymous

@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from actors.checkpoints.checkpoint import Checkpoint, inspect, read
+from actors.checkpoints.checkpoint import Checkpoint, read
+from actors.families.registry import inspect
 from actors.shards.shard import Weights
 from benchmarks.environment import Row, finish
 from benchmarks.fusion.layers import arguments, difference, medians

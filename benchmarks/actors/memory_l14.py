@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 
-from actors.checkpoints.checkpoint import inspect
+from actors.families.registry import inspect
 from actors.files.atomic import replacing
 from actors.pool.pool import Pool, open_pool, task_vectors
 from actors.pool.vectors_on_disk import filed_vectors

@@ -32,7 +32,6 @@ from typing import Any
 
 import torch
 
-from actors.checkpoints.checkpoint import inspect
 from actors.cluster.partition import blocks_of
 from actors.cluster.planner import Plan
 from actors.data.task_rows import TaskData
@@ -40,6 +39,7 @@ from actors.experts.embedding_cache import EmbeddingCache
 from actors.experts.local import LocalExperts, local_experts
 from actors.experts.protocol import Experts
 from actors.families.clip.segments import clip_segments
+from actors.families.registry import inspect
 from actors.fleet.fleet import Fleet
 from actors.pool.pool import Pool, open_pool
 from actors.shards.pipeline import one_forward_one_backward

@@ -38,7 +38,7 @@ from statistics import median
 
 import torch
 
-from actors.checkpoints.checkpoint import inspect
+from actors.families.registry import inspect
 from actors.pool.pool import Pool, open_pool
 from actors.pool.streaming_merge import streamed
 from benchmarks.environment import Row, finish

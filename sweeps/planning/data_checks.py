@@ -6,12 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from actors.data.images.corruptions import SMALLEST
+from actors.data.protocol import Inputs
 from actors.data.split_labels import Labels, split_labels
 from actors.data.task import Place, Role, Splits, Task, partition
-from actors.families.clip.build import check_towers
-from actors.families.clip.preprocessor_config import Preprocess
-from actors.families.clip.zero_shot_heads import check_prompts
 from actors.pool.pool import Pool
 from fusion.errors import InputError
 from sweeps.planning.shift_data import split_of
@@ -36,16 +33,10 @@ def check_trials(spec: SweepSpec) -> None:
         )
 
 
-def check_words(pool: Pool, tasks: Mapping[str, Task], preprocess: Preprocess) -> None:
-    """Raise InputError where the base can make no model, or no head of a task's class names; or
-    images are prepared to another size than it takes."""
-    if preprocess.shape != (size := (pool.base.fields["image_size"],) * 2):
-        raise InputError(
-            f"pool.base: {pool.base.folder}: images are prepared to {preprocess.shape}; the model"
-            f" takes {size}"
-        )
-    check_towers(pool.base)
-    check_prompts(pool.base, tasks)
+def check_words(pool: Pool, tasks: Mapping[str, Task]) -> None:
+    """Raise InputError where the base makes no model, or no head of a task's class names."""
+    pool.family.check_model(pool.base)
+    pool.family.check_tasks(pool.base, tasks)
 
 
 def check_data(
@@ -93,15 +84,10 @@ def check_classes(spec: SweepSpec, name: str, labels: Labels) -> None:
         )
 
 
-def check_shifts(
-    spec: SweepSpec, preprocess: Preprocess, others: Mapping[tuple[str, str], Task]
-) -> None:
+def check_shifts(spec: SweepSpec, inputs: Inputs, others: Mapping[tuple[str, str], Task]) -> None:
     """Raise InputError if shift sets have wrong labels, or images are too small to corrupt."""
     for name, shift in spec.shifts.items():
-        if shift.corruption is not None and min(preprocess.shape) < SMALLEST:
-            raise InputError(
-                f"shifts.{name}: corruption: {shift.corruption!r}: images of {preprocess.shape}"
-                f" pixels; sides of {SMALLEST} at least needed"
-            )
+        if shift.corruption is not None:
+            inputs.check_corruption(f"shifts.{name}: corruption: {shift.corruption!r}")
     for (name, _), task in others.items():
         split_labels(task, split_of(task, spec.splits.report, name))

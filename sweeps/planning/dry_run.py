@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from actors.pool.pool import Pool
-from actors.shards.routers import MLP
+from actors.shards.routers import mlp_names
 from fusion.errors import InputError, unknown
 from fusion.kinds import Row
 from fusion.methods.classifiers.interface import Plane
@@ -104,7 +104,8 @@ DRY_RUNS: Mapping[type[Row], Callable[[Any, dict[str, Any], Pool, SweepSpec], No
 def check_routed(name: str, pool: Pool) -> None:
     """Raise InputError if no expert changes an MLP, e.g. adapters of attention only."""
     changed = (key for e in pool.experts.values() for key in (*e.tensors, *e.factors))
-    if not any(MLP in key for key in changed):
+    inside = set(mlp_names(pool.family.segments(pool.base)))
+    if inside.isdisjoint(changed):
         raise InputError(
             f"methods.{name}: no expert changes an MLP, whose task vectors its routers weigh:"
             " adapters of fc1 or fc2, or full models, needed"

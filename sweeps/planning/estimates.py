@@ -59,5 +59,4 @@ def rows_in(prepared: Prepared, task: str, role: str) -> int:
 
 def shifted_bytes(prepared: Prepared) -> int:
     """Disk that shifted images take."""
-    height, width = prepared.preprocess.shape
-    return shifted_images(prepared) * 3 * height * width
+    return shifted_images(prepared) * prepared.inputs.row.nbytes

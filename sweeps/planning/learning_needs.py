@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.artifacts.gate_file import fit, has_manifest, read
-from actors.families.clip.published_gates import import_gate, read_published
+from actors.families.registry import published_gate
 from actors.files.fingerprint import Fingerprint, fingerprint
 from actors.files.hashes import hash_files
 from actors.gate_features.extractor import Extractor, open_extractor
@@ -184,13 +184,13 @@ def started_gate(
     if has_manifest(path) or not path.is_file():
         gate, manifest = read(path, "gate")
     else:
-        gate, manifest = import_gate(
-            read_published(path),
+        gate, manifest = published_gate(
+            path,
             tasks=tasks,
-            blocks=1 + max(int(name.split(".")[2]) for name in groups if ".layers." in name),
+            groups=groups,
             extractor=extractor.source,
             extractor_hash=extractor.fingerprint,
-            preprocessing=extractor.preprocess.fingerprint,
+            preprocessing=extractor.inputs.fingerprint,
             where=where,
         )
     if manifest.grouping != grouping:

@@ -14,8 +14,6 @@ from actors.cluster.planner import Plan, Resources, gigabytes, plan
 from actors.data.task import Place, Role, Splits, Task, TaskSource, assign, open_task
 from actors.experts.prepare_data import MEASURED
 from actors.experts.prepare_data import ROLES as ALL_ROLES
-from actors.families.clip.preprocessor_config import difference, read_preprocess
-from actors.families.clip.zero_shot_heads import check_heads
 from actors.files.cache_dir import cache_dir
 from actors.pool.pool import Pool, open_pool
 from actors.pool.vectors_low_rank import check_adapters
@@ -44,7 +42,7 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
     pool = open_pool(spec.pool.base, spec.pool.experts)
     if spec.placement.weights == "factored":
         check_adapters(pool)
-    preprocess = read_preprocess(pool.base.folder)
+    inputs = pool.family.inputs(pool.base)
     otherwise = otherwise_prepared(pool, spec.pool.preprocessing == "base")
     splits = Splits(**spec.splits.model_dump())
     tasks = {
@@ -53,7 +51,7 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
         )
         for name, t in spec.tasks.items()
     }
-    heads = check_heads(pool.base, tasks)
+    heads = pool.family.check_heads(pool.base, tasks)
     check_ancestry(pool, tasks)
     needs = needs_of(spec, pool.tasks, pool.groups)
     places = {
@@ -65,17 +63,17 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
             sources.add((name, place.split))
             role_rows[role] += rows_at(task, place, splits)
     images = sum(tasks[name].splits[split] for name, split in sources)
-    sizes = [preprocess.shape, *(e.preprocess.shape for e in needs.extractors.values())]
-    pixel_bytes = sum(images * 3 * height * width for height, width in sizes)
+    sizes = [inputs.row.nbytes, *(e.inputs.row.nbytes for e in needs.extractors.values())]
+    pixel_bytes = sum(images * size for size in sizes)
     check_disk(outputs, 10**7)
     rehearse(spec, pool)
-    check_words(pool, tasks, preprocess)
+    check_words(pool, tasks)
     check_data(spec, tasks, places, splits)
     placement = arrange(spec, pool, needs, resources)
     others = open_shifts(spec.shifts, spec.splits.report, tasks)
-    check_shifts(spec, preprocess, others)
+    check_shifts(spec, inputs, others)
     found = Prepared(
-        spec, pool, tasks, splits, preprocess, placement, role_rows, images, pixel_bytes, needs,
+        spec, pool, tasks, splits, inputs, placement, role_rows, images, pixel_bytes, needs,
         others,
         heads,
         otherwise,
@@ -112,7 +110,7 @@ def otherwise_prepared(pool: Pool, accepted: bool) -> dict[str, str]:
     found = {}
     for name, expert in pool.experts.items():
         try:
-            said = difference(pool.base.folder, expert.folder)
+            said = pool.family.difference(pool.base.folder, expert.folder)
         except InputError as error:
             if not accepted:
                 raise InputError(f"{expert.name}: {error}") from None

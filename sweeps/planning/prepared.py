@@ -9,12 +9,10 @@ from pathlib import Path
 import torch
 
 from actors.cluster.planner import Load, Plan
+from actors.data.protocol import Inputs
 from actors.data.task import Role, Splits, Task
 from actors.data.task_rows import BATCH, SAMPLES
 from actors.experts.embedding_cache import EmbeddingCache, embedding_cache
-from actors.families.clip.preprocessor_config import Preprocess
-from actors.families.clip.segments import clip_segments
-from actors.families.clip.zero_shot_heads import head_fingerprints
 from actors.files.cache_dir import cache_dir
 from actors.files.fingerprint import fingerprint, software
 from actors.pool.pool import Pool
@@ -38,7 +36,8 @@ class Prepared:
     pool: Pool
     tasks: Mapping[str, Task]
     splits: Splits
-    preprocess: Preprocess
+    inputs: Inputs
+    """Preprocessing of the base, for all models."""
     plan: Plan
     role_rows: Mapping[Role, int]
     """Rows of all tasks in a role; of a carved part to within rounding by class."""
@@ -67,13 +66,13 @@ class Prepared:
 
     def context(self) -> Context:
         """Everything besides its recipe that a trial's result depends on."""
-        heads = head_fingerprints(self.pool.base, self.tasks)
+        heads = self.pool.family.head_fingerprints(self.pool.base, self.tasks)
         common = fingerprint(
             "context-1",
             software("torch", "transformers"),
             self.pool.base.fingerprint,
             {name: expert.fingerprint for name, expert in self.pool.experts.items()},
-            self.preprocess.fingerprint,
+            self.inputs.fingerprint,
             {
                 name: [task.fingerprint, list(task.classnames), heads[name]]
                 for name, task in self.tasks.items()
@@ -119,8 +118,8 @@ def roles_of(needs: Needs) -> tuple[Role, ...]:
 
 def load_of(spec: SweepSpec, pool: Pool, needs: Needs) -> Load:
     """Memory needs of a sweep, for the planner."""
-    fields, itemsize = pool.base.fields, getattr(torch, spec.placement.dtype).itemsize
-    chain = clip_segments(pool.base)
+    itemsize = getattr(torch, spec.placement.dtype).itemsize
+    chain, layout = pool.family.segments(pool.base), pool.family.layout(pool.base)
     segments = tuple(4 * segment.numel for segment in chain)
     factors: tuple[int, ...] = ()
     if all(expert.factors for expert in pool.experts.values()):
@@ -128,12 +127,12 @@ def load_of(spec: SweepSpec, pool: Pool, needs: Needs) -> Load:
     gathered = taken(spec, pool).values()
     learned = max(int(needs.kept * sum(segments)), *(each.memory for each in gathered), 0)
     images = max(needs.images, *(each.images for each in gathered), 0)
-    forward, backward = activations(fields, sampled=needs.sampled)
+    backward = layout.sampled_elements if needs.sampled else layout.training_elements
     return Load(
         segments=segments,
         experts=len(pool.experts),
         compute_itemsize=itemsize,
-        forward_bytes=itemsize * BATCH * forward,
+        forward_bytes=itemsize * BATCH * layout.forward_elements,
         training_bytes=itemsize * images * backward + learned,
         transformed=needs.transformed,
         filed=spec.placement.weights == "files",
@@ -142,19 +141,3 @@ def load_of(spec: SweepSpec, pool: Pool, needs: Needs) -> Load:
         largest=4 * max(pool.base.tensors[name].numel for name in pool.names),
         sampled=SAMPLES if any(one_a_sample(METHODS[name]) for name in spec.methods) else 0,
     )
-
-
-def activations(vision: Mapping[str, int], *, sampled: bool = False) -> tuple[int, int]:
-    """Elements of activations for each image: (peak of a forward pass, kept for a backward pass).
-
-    Forward counts, for one block at a time, the residual stream, q, k, v and the MLP's hidden
-    layer; backward what autograd keeps of every block: 8 times the width, and 3 times the hidden
-    layer, of which quick GELU alone keeps its input, a sigmoid and their product. Merged layers
-    whose rows are of several models (`sampled`) keep two more inputs. Attention scores are never
-    there as a whole (scaled dot product attention).
-    """
-    tokens = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
-    width, hidden = vision["hidden_size"], vision["intermediate_size"]
-    block = tokens * (5 * width + hidden)
-    kept = (10 if sampled else 8) * width + 3 * hidden
-    return block, tokens * kept * vision["num_hidden_layers"]

@@ -54,7 +54,7 @@ def facts(prepared: Prepared) -> list[tuple[str, str]]:
         (
             "data",
             f"{len(prepared.tasks)} tasks, {prepared.images:,} images at "
-            f"{prepared.preprocess.size} px: {size(prepared.pixel_bytes - others)} of pixel cache",
+            f"{prepared.inputs.about}: {size(prepared.pixel_bytes - others)} of pixel cache",
         ),
         *(("task", line) for task in prepared.tasks.values() for line in task_text(task)),
         *(("shift set", line) for task in prepared.others.values() for line in task_text(task)),
@@ -132,19 +132,18 @@ def wrappers(pool: Pool) -> str:
 
 def extractor_text(extractor: Extractor, images: int) -> str:
     """Line about an extractor: width, images, and disk of pixels and features."""
-    height, width = extractor.preprocess.shape
-    squashed = " of squashed images" if extractor.preprocess.squash else ""
+    squashed = " of squashed images" if extractor.squashed else ""
+    disk = size(extracted_bytes(extractor, images))
     return (
         f"{extractor.source}: {extractor.width} features{squashed}, {images:,} images at "
-        f"{height} × {width} px: {size(extracted_bytes(extractor, images))} of pixel cache, "
+        f"{extractor.inputs.dimensions}: {disk} of pixel cache, "
         f"{size(4 * images * extractor.width)} of features"
     )
 
 
 def extracted_bytes(extractor: Extractor, images: int) -> int:
     """Disk of the images as an extractor reads them."""
-    height, width = extractor.preprocess.shape
-    return images * 3 * height * width
+    return images * extractor.inputs.row.nbytes
 
 
 def shifts(prepared: Prepared) -> str:

@@ -6,12 +6,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from actors.checkpoints.checkpoint import Checkpoint
-from actors.data.images.pixel_cache import prepare
 from actors.data.images.shifted_pixels import VERSION, corrupted
 from actors.data.task import Task, TaskSource, open_task
 from actors.data.task_rows import Rows, TaskData
 from actors.experts.unseen_tasks import ADAPT, learners
-from actors.families.clip.preprocessor_config import read_preprocess
+from actors.families.registry import family_in
 from actors.files.cache_dir import cache_dir
 from actors.files.fingerprint import Fingerprint, fingerprint
 from fusion.errors import InputError
@@ -119,8 +118,7 @@ def shift_rows(
             elif (name, task) in others:
                 other = others[name, task]
                 split = split_of(other, report, name)
-                files = prepare(
-                    {other.name: other}, [(other.name, split)], read_preprocess(base.folder), root
-                )
+                inputs = family_in(base).inputs(base)
+                files = inputs.prepare({other.name: other}, [(other.name, split)], root)
                 found[task][name] = Rows(files[other.name, split])
     return found

@@ -7,9 +7,8 @@ from itertools import islice
 
 import torch
 
-from actors.artifacts.statistics_file import gram_sizes
 from actors.data.task import Place, Splits, Task
-from actors.pool.pool import Pool
+from actors.pool.pool import Pool, gram_sizes
 from fusion.registry import METHODS, Informed
 from sweeps.planning.learning_needs import REHEARSED
 from sweeps.spec.candidates import planned, random_points

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 import uuid
@@ -23,9 +22,7 @@ from actors.artifacts.recipe import Recipe as What
 from actors.artifacts.statistics_file import opened, place
 from actors.checkpoints.checkpoint import Checkpoint, content_hash, read
 from actors.experts.recipe import RESULTS, learned_beta, merged, of_task, rebuilt, results_dtype
-from actors.families.clip.preprocessor_config import read_preprocess
-from actors.families.clip.segments import clip_segments
-from actors.families.clip.zero_shot_heads import known_tokenizer
+from actors.families.registry import family_in
 from actors.files.atomic import replacing, share
 from actors.files.documents import checked, dump_yaml, read_bytes, read_json, read_yaml
 from actors.files.paths import Plain, inside
@@ -89,9 +86,7 @@ def beside(base: Checkpoint) -> dict[str, str]:
     Raises:
         InputError: the preprocessing cannot be read.
     """
-    found = {"preprocessing": str(read_preprocess(base.folder).fingerprint)}
-    tokenizer = known_tokenizer(base)
-    return found if tokenizer is None else {**found, "tokenizer": str(tokenizer.fingerprint)}
+    return family_in(base).companions(base)
 
 
 def check_beside(recipe: Recipe, base: Checkpoint, path: Path) -> None:
@@ -196,7 +191,7 @@ def export(path: Path, out: Path) -> None:
                 write_folder(pool.base, fused, place, path, recipe.result_dtype)
         return
     fused = rebuilt(pool, what, recipe.result_dtype)
-    fused |= tempered(pool.base, learned_beta(what))
+    fused |= pool.family.tempered(pool.base, learned_beta(what))
     write_folder(pool.base, fused, out, path, recipe.result_dtype)
 
 
@@ -209,7 +204,7 @@ def known_statistics(recipe: Recipe, pool: Pool, path: Path) -> dict[str, Any]:
     row = METHODS.get(recipe.method)
     if row is None or "statistics" not in row.reads:
         return {}
-    segments = range(len(clip_segments(pool.base)))
+    segments = range(len(pool.family.segments(pool.base)))
     files = [place(key, at) for key in recipe.statistics for at in segments]
     gone = next((file for file in files if not file.exists()), None)
     if gone is not None or not files:
@@ -218,13 +213,6 @@ def known_statistics(recipe: Recipe, pool: Pool, path: Path) -> dict[str, Any]:
             f" images, so run the sweep {recipe.sweep!r} here (--resume), then export"
         )
     return {"statistics": opened(recipe.statistics, segments)}
-
-
-def tempered(base: Checkpoint, beta: float) -> dict[str, Any]:
-    """The base's logit scale with an inverse temperature β in it: exp(s + ln β) = β·exp(s)."""
-    if beta == 1.0 or "logit_scale" not in base.rest:
-        return {}
-    return {name: scale + math.log(beta) for name, scale in read(base, ["logit_scale"])}
 
 
 def check_single(recipe: Recipe, path: Path) -> None:

@@ -16,14 +16,13 @@ from typing import get_args
 import ray
 from torch import Tensor
 
-from actors.artifacts.head_file import FILE, HeadFacts, HeadKind, head_facts, write_head
+from actors.artifacts.head_file import FILE, HeadFacts, HeadKind, head_facts, read_head, write_head
 from actors.artifacts.recipe import BASE
 from actors.checkpoints.checkpoint import content_hash
 from actors.data.task import Task
 from actors.data.task_rows import TaskData
 from actors.experts.embedding_cache import embedding_cache
 from actors.experts.local import local_experts
-from actors.families.clip.zero_shot_heads import read_head
 from actors.files.atomic import replacing
 from actors.files.cache_dir import cache_dir
 from actors.files.hashes import hash_text

@@ -21,9 +21,9 @@ from typing_extensions import TypedDict
 
 from actors.artifacts.head_file import FILE as HEAD
 from actors.artifacts.head_file import HeadKind, head_facts
-from actors.families.clip.fine_tune import beside
 from actors.files.documents import checked, dump_yaml, parse_json, read_bytes, read_json, read_yaml
 from actors.files.paths import Plain
+from actors.training.optimizer_loop import beside
 from fusion.errors import InputError
 from sweeps.results.ledger import write_text
 

@@ -24,9 +24,9 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from actors.artifacts.head_file import FILE as HEAD
+from actors.artifacts.head_file import read_head
 from actors.data.task_rows import TaskData
-from actors.families.clip.fine_tune import fine_tune
-from actors.families.clip.zero_shot_heads import read_head
+from actors.families.registry import trained_family
 from actors.files.atomic import replacing
 from actors.files.documents import checked, parse_json, read_bytes
 from actors.files.paths import Plain
@@ -252,7 +252,7 @@ def once(ground: Ground, chain: Sequence[Leg]) -> None:
 
     images, labels = rows_of(ground.task, "fit")
     with suppress(LegEnded):
-        fine_tune(
+        trained_family().fine_tune(
             ground.base,
             images,
             labels,

@@ -14,14 +14,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from actors.checkpoints.checkpoint import Checkpoint, inspect
+from actors.checkpoints.checkpoint import Checkpoint
 from actors.data.task import Role, Splits, Task, TaskSource, open_task
 from actors.data.task_rows import TaskData
 from actors.experts.prepare_data import captioned, prepare_data
-from actors.families.clip.fine_tune import fine_tune
-from actors.families.clip.preprocessor_config import read_preprocess
-from actors.families.clip.pretrain import Sizes, pretrain
-from actors.families.clip.zero_shot_heads import head_fingerprints
+from actors.families.registry import family_in, inspect, trained_family
 from actors.files.cache_dir import cache_dir
 from actors.files.fingerprint import Fingerprint, fingerprint, software
 from sweeps.cluster import ray_connection
@@ -130,12 +127,13 @@ def make_base(
 ) -> None:
     """Pretrain a small CLIP on the fit rows of all tasks together."""
     given = dict(spec.pretrain or {})
-    names = {field.name for field in fields(Sizes)}
-    sizes = Sizes(**{name: given.pop(name) for name in names & set(given)})
+    training = trained_family()
+    names = {field.name for field in fields(training.sizes)}
+    sizes = training.sizes(**{name: given.pop(name) for name in names & set(given)})
     rows = captioned(
         tasks,
         splits,
-        sizes.image,
+        training.inputs(sizes),
         cache_dir(),
         progress=lambda done, total: progress.set("images for the base", done, total),
     )
@@ -143,7 +141,7 @@ def make_base(
     def advance(step: int, total: int, loss: float) -> None:
         progress.set("base", step, total)
 
-    pretrain(rows, out, sizes=sizes, seed=spec.seed, advance=advance, **given)
+    training.pretrain(rows, out, sizes=sizes, seed=spec.seed, advance=advance, **given)
 
 
 def contexts(
@@ -151,7 +149,8 @@ def contexts(
 ) -> dict[str, Fingerprint]:
     """Task -> what its trials depend on besides hyper-parameters: base, images' preprocessing,
     splits, data, and words with the tokenizer that reads them."""
-    images, heads = read_preprocess(base.folder), head_fingerprints(base, tasks)
+    family = family_in(base)
+    inputs, heads = family.inputs(base), family.head_fingerprints(base, tasks)
     # What becomes of a member of a population depends on all of them.
     whole = spec.finetune.scheduler == "pbt"
     more = [LEGS, spec.finetune.model_dump(mode="json"), spec.seed] if whole else []
@@ -160,7 +159,7 @@ def contexts(
             "training-1",
             software("torch", "transformers"),
             base.fingerprint,
-            images.fingerprint,
+            inputs.fingerprint,
             vars(splits),
             task.fingerprint,
             list(task.classnames),
@@ -173,7 +172,9 @@ def contexts(
 
 def defaults() -> dict[str, object]:
     """Hyper-parameters of fine-tuning that are not given; the seed is the trial's own."""
-    return {p.name: p.default for p in schema(fine_tune).values() if p.name != "seed"}
+    return {
+        p.name: p.default for p in schema(trained_family().fine_tune).values() if p.name != "seed"
+    }
 
 
 def kept_of(yard: Yard, task: str) -> list[Ingredient]:

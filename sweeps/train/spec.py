@@ -15,8 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from actors.families.clip.fine_tune import fine_tune
-from actors.families.clip.pretrain import Sizes, pretrain
+from actors.families.registry import trained_family
 from fusion.errors import unknown
 from fusion.parameters import Parameter, parameters
 from sweeps.spec.errors import Fault, custom_error, raise_all, spec_errors
@@ -31,7 +30,11 @@ from sweeps.train.population_spec import population_faults
 OURS = ("threads", "device", "advance", "sizes", "state", "look", "probe", "stops")
 """Arguments that the program gives: they are no hyper-parameters."""
 
-SIZES = {field.name: Parameter(field.name, int, field.default, None) for field in fields(Sizes)}
+TRAINING = trained_family()
+
+SIZES = {
+    field.name: Parameter(field.name, int, field.default, None) for field in fields(TRAINING.sizes)
+}
 
 
 def schema(function: Callable[..., Any]) -> dict[str, Parameter]:
@@ -41,7 +44,7 @@ def schema(function: Callable[..., Any]) -> dict[str, Parameter]:
 
 def read_search(raw: Any) -> MethodSpec:
     """`finetune`: hyper-parameters, fixed or with search spaces; trials, searcher, scheduler."""
-    known, faults, params = schema(fine_tune), [], {}
+    known, faults, params = schema(TRAINING.fine_tune), [], {}
     if not isinstance(raw, Mapping):
         raise_all([Fault((), raw, "a mapping of hyper-parameters, or {}, allowed")])
     for key, value in raw.items():
@@ -92,7 +95,7 @@ def read_pretrain(raw: Any) -> dict[str, Any] | None:
     """`pretrain`: sizes of the towers and hyper-parameters, fixed values only."""
     if raw is None:
         return None
-    known, faults, params = {**SIZES, **schema(pretrain)}, [], {}
+    known, faults, params = {**SIZES, **schema(TRAINING.pretrain)}, [], {}
     known.pop("seed", None)  # the file's own
     if not isinstance(raw, Mapping):
         raise_all([Fault((), raw, "a mapping of sizes and hyper-parameters, or {}, allowed")])

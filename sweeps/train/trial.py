@@ -14,18 +14,18 @@ from ray import tune
 from torch import Tensor
 
 from actors.artifacts.head_file import FILE as HEAD
-from actors.artifacts.head_file import head_facts
+from actors.artifacts.head_file import head_facts, read_head
 from actors.artifacts.recipe import Recipe
-from actors.checkpoints.checkpoint import content_hash, inspect
+from actors.checkpoints.checkpoint import content_hash
 from actors.data.images.pixel_cache import open_pixels
 from actors.data.task_rows import TaskData
 from actors.experts.embedding_cache import EmbeddingCache
 from actors.experts.local import local_experts
-from actors.families.clip.fine_tune import beside, fine_tune
-from actors.families.clip.zero_shot_heads import read_head
+from actors.families.registry import inspect, trained_family
 from actors.files.documents import checked, parse_json, read_bytes
 from actors.pool.pool import open_pool
 from actors.training.checkpoint import STOPS
+from actors.training.optimizer_loop import beside
 from fusion.errors import InputError
 from fusion.logits import cosine_head
 from sweeps.results.ledger import write_text
@@ -59,7 +59,7 @@ def fine_tune_trial(
     own = given_head(out, task.name, kind, place.parent)
     under = words if own is None else read_head(own)
     if not place.is_dir():
-        fine_tune(
+        trained_family().fine_tune(
             folder,
             images,
             labels,

@@ -22,7 +22,7 @@ from actors.artifacts.gate_file import Manifest, dump
 from actors.artifacts.learned_file import packed, unpacked
 from actors.artifacts.recipe import Recipe
 from actors.cluster.nodes import own_id
-from actors.data.images.pixel_cache import open_pixels
+from actors.data.row_file import open_labels
 from actors.data.task_rows import TaskData
 from actors.experts.evaluation import Evaluation
 from actors.experts.protocol import Experts
@@ -165,7 +165,7 @@ def sizes_of(data: Mapping[str, TaskData]) -> dict[str, dict[str, int]]:
     """Task -> role -> rows."""
     return {
         name: {
-            role: len(open_pixels(at.pixels).labels if at.indices is None else at.indices)
+            role: len(open_labels(at.pixels) if at.indices is None else at.indices)
             for role, at in task.rows.items()
         }
         for name, task in data.items()
@@ -203,7 +203,7 @@ def learned(
         method=method,
         extractor=extractor.source,
         extractor_hash=extractor.fingerprint,
-        preprocessing=extractor.preprocess.fingerprint,
+        preprocessing=extractor.inputs.fingerprint,
         width=extractor.width,
         tasks=course.tasks,
         grouping="layer" if layered else "task",

@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from actors.artifacts import gate_file
 from actors.artifacts.head_file import check_head
-from actors.checkpoints.checkpoint import inspect, read
+from actors.checkpoints.checkpoint import content_hash, read
+from actors.data.images.preprocessor_config import read_convnext, read_preprocess
 from actors.families.clip import published_gates
-from actors.families.clip.preprocessor_config import read_convnext, read_preprocess
 from actors.families.clip.zero_shot_heads import open_tokenizer, read_tokenizer
+from actors.families.registry import inspect
 from actors.gate_features.extractor import open_extractor
 from actors.pool.pool import load_flat, open_pool
 from fusion.errors import InputError, reading
@@ -62,6 +63,10 @@ def tokenizer_of(root: Path) -> Any:
     return read_tokenizer(base, open_tokenizer(base))
 
 
+def hashed(folder: str) -> tuple[str, str]:
+    return "b", content_hash(inspect(folder, "b"))
+
+
 READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "weights": ("expert/model.safetensors", pool_of("expert")),
     "config": ("expert/config.json", pool_of("expert")),
@@ -85,7 +90,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "head": (
         "head.safetensors",
         lambda r: check_head(
-            r / "head.safetensors", "h", inspect(str(r / "base"), "b"), ("x", "y"))),
+            r / "head.safetensors", "h", hashed(str(r / "base")), 16, ("x", "y"))),
     "sweep": ("s.yaml", lambda r: load_spec(r / "s.yaml")),
     "training": ("s.yaml", lambda r: load_training(r / "s.yaml")),
     "cluster": ("c.yaml", lambda r: of_file(r / "c.yaml")),

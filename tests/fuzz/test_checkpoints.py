@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from actors.checkpoints.checkpoint import read
+from actors.data.images.preprocessor_config import read_convnext, read_preprocess
 from actors.families.clip.build import check_towers
-from actors.families.clip.preprocessor_config import read_convnext, read_preprocess
 from actors.gate_features.extractor import open_extractor
 from actors.pool.pool import load_flat, open_pool, unflatten
 from tests.actors.checkpoints.adapter_folders import write_adapter

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from hypothesis import given
 
-from actors.checkpoints.checkpoint import vision_fields, vision_tensors
+from actors.families.clip.architecture import vision_fields, vision_tensors
 from fusion.errors import InputError
 from sweeps.cli.ray_job import expected_nodes
 from sweeps.cluster.cluster_yaml import of_file

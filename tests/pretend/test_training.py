@@ -97,7 +97,7 @@ def test_fine_tuning_goes_on_where_it_was_stopped(pool, lesson, tmp_path):
 def test_extractors(pool, tiny_pool, tmp_path):
     extractor = open_extractor(str(pool.base.folder), "gate.extractor")
     draw = torch.Generator().manual_seed(2)
-    size = (5, 3, *extractor.preprocess.shape)
+    size = (5, 3, *extractor.inputs.preprocess.shape)
     pixels = torch.randint(0, 256, size, generator=draw).to(torch.uint8)
     with pretending():
         found = load_extractor(extractor, "cuda")(pixels)
@@ -110,7 +110,7 @@ def test_resnets(tmp_path):
     from tests.actors.gate_features.test_extractor import write_resnet
 
     extractor = open_extractor(str(write_resnet(tmp_path / "resnet")), "gate.extractor")
-    pixels = torch.full((3, 3, *extractor.preprocess.shape), 90, dtype=torch.uint8)
+    pixels = torch.full((3, 3, *extractor.inputs.preprocess.shape), 90, dtype=torch.uint8)
     with pretending():
         found = load_extractor(extractor, "cuda")(pixels)
     torch.testing.assert_close(found.real, load_extractor(extractor)(pixels), rtol=1e-4, atol=1e-5)

@@ -57,6 +57,10 @@ class Pixels:
     labels: Tensor
     """int64 [N]; read-only."""
 
+    def take(self, rows: Tensor) -> dict[str, Tensor]:
+        """{"pixels": uint8 [B, 3, H, W]} of these rows."""
+        return {"pixels": self.images[rows]}
+
 
 def pixel_path(task: Task, split: str, preprocess: Preprocess, root: Path) -> Path:
     """Where a prepared split lies; the name is a hash of all that its bytes depend on."""

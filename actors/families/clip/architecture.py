@@ -128,3 +128,24 @@ def vision_tensors(fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         norm(f"{layer}.layer_norm2")
     norm("post_layernorm")
     return tensors
+
+
+def activations(fields: Mapping[str, int]) -> tuple[int, int, int]:
+    """Elements of activations an image: (peak of a forward pass, kept for a backward pass, the same
+    where each image has a model of its own).
+
+    Forward counts, for one block at a time, the residual stream, q, k, v and the MLP's hidden
+    layer; backward what autograd keeps of every block: 8 times the width, and 3 times the hidden
+    layer, of which quick GELU alone keeps its input, a sigmoid and their product. Merged layers
+    whose rows are of several models keep two more inputs. Attention scores are never there as a
+    whole (scaled dot product attention).
+    """
+    tokens = (fields["image_size"] // fields["patch_size"]) ** 2 + 1
+    width, hidden = fields["hidden_size"], fields["intermediate_size"]
+    depth = fields["num_hidden_layers"]
+    forward = tokens * (5 * width + hidden)
+    return (
+        forward,
+        tokens * (8 * width + 3 * hidden) * depth,
+        tokens * (10 * width + 3 * hidden) * depth,
+    )

@@ -16,20 +16,21 @@ from annotated_types import Interval
 from torch import Tensor, nn
 
 from actors.artifacts.head_file import HeadKind
+from actors.families.clip.save import pixel_statistics as pixel_statistics
+from actors.families.clip.save import save_expert as save_expert
+from actors.families.clip.save import standardised as standardised
 from actors.training.augment import Augmentation
 from actors.training.checkpoint import STOPS, Averages, Look, Run, blind
 from actors.training.loss import Embed, Objective, Teach
 from actors.training.optimizer_loop import Advance as Advance
+from actors.training.optimizer_loop import beside
 from actors.training.optimizer_loop import cosine as cosine
 from actors.training.optimizer_loop import cpu_threads as cpu_threads
 from actors.training.optimizer_loop import optimise as optimise
-from actors.training.optimizer_loop import pixel_statistics as pixel_statistics
 from actors.training.optimizer_loop import quiet as quiet
-from actors.training.optimizer_loop import save_expert as save_expert
 from actors.training.optimizer_loop import shuffled_batches as shuffled_batches
 from actors.training.optimizer_loop import silent as silent
 from actors.training.optimizer_loop import staged as staged
-from actors.training.optimizer_loop import standardised as standardised
 from actors.training.precision import exact_products
 from fusion.errors import InputError
 from fusion.logits import cosine_head
@@ -207,11 +208,6 @@ def fine_tune(
             save_expert(base, tower, folder)
         run.end()
     return out
-
-
-def beside(out: Path, kind: str) -> Path:
-    """Where an average of a run is kept: `<out>-ema`, `<out>-swa`."""
-    return out.with_name(f"{out.name}-{kind}")
 
 
 def embedder(tower: nn.Module, projection: nn.Module) -> Embed:

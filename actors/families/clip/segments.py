@@ -1,48 +1,24 @@
 """CLIP's vision tower as a chain of segments: what shards are cut from.
 
-A segment is a module that takes a *carry* (a dict of named tensors) and returns the next one, and
-the global names of its parameters. A chain that passes on more than one tensor (an encoder's
-output beside a decoder's) needs no other protocol.
+Activations: {"pixels": uint8 [B, 3, H, W]} first, {"hidden": [B, n, d]} between segments,
+{"output": [B, D]} last.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from actors.checkpoints.checkpoint import Checkpoint
 from actors.data.images.preprocess import Preprocess
+from actors.data.images.preprocessor_config import read_preprocess
 from actors.families.clip.architecture import PROJECTION
 from actors.families.clip.build import clip_config
-from actors.families.clip.preprocessor_config import read_preprocess
+from actors.families.protocol import Activations, Segment, segment
 from fusion.errors import InputError
 from fusion.merged_layers.modules import Bare
-
-Carry: TypeAlias = dict[str, Tensor]
-"""What goes from segment to segment: {"pixels": uint8 [B, 3, H, W]} at first, {"hidden": [B, n, d]}
-between, {"embedding": [B, D]} at last."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One link of the chain: how to build it, and what its parameters are called globally."""
-
-    kind: type[nn.Module]
-    arguments: tuple[Any, ...]
-    names: Mapping[str, str]
-    """The module's own parameter names -> canonical names."""
-    numel: int
-    """Parameters."""
-
-    def build(self) -> nn.Module:
-        """The module on the meta device, frozen, in evaluation mode; nothing drawn or loaded."""
-        with torch.device("meta"):
-            return self.kind(*self.arguments).eval().requires_grad_(False)
 
 
 class Embed(nn.Module):
@@ -62,7 +38,7 @@ class Embed(nn.Module):
         self.dtype = torch.float32
         """Of everything computed; set by who holds the weights."""
 
-    def forward(self, carry: Carry) -> Carry:
+    def forward(self, carry: Activations) -> Activations:
         """{"pixels"} -> {"hidden"}."""
         pixels = carry["pixels"]
         images = self.preprocess.normalise(pixels, self.dtype)
@@ -83,7 +59,7 @@ class Block(nn.Module):
 
         self.layer = CLIPEncoderLayer(config)
 
-    def forward(self, carry: Carry) -> Carry:
+    def forward(self, carry: Activations) -> Activations:
         """{"hidden"} -> {"hidden"}."""
         out = self.layer(carry["hidden"], attention_mask=None)
         return {"hidden": out[0] if isinstance(out, tuple) else out}
@@ -97,10 +73,10 @@ class Project(nn.Module):
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.visual_projection = nn.Linear(config.hidden_size, out, bias=False)
 
-    def forward(self, carry: Carry) -> Carry:
-        """{"hidden"} -> {"embedding"}."""
+    def forward(self, carry: Activations) -> Activations:
+        """{"hidden"} -> {"output"}."""
         pooled = self.post_layernorm(carry["hidden"][:, 0])
-        return {"embedding": self.visual_projection(pooled)}
+        return {"output": self.visual_projection(pooled)}
 
 
 def clip_segments(base: Checkpoint) -> tuple[Segment, ...]:
@@ -135,20 +111,7 @@ def clip_segments(base: Checkpoint) -> tuple[Segment, ...]:
             for name in base.tensors
             if name.startswith(prefix)
         }
-        chain.append(segment(base, Block, (config,), names))
+        chain.append(segment(base, Block, (config,), names, "layer.mlp", config.hidden_size))
     names = {name: name for name in ("post_layernorm.weight", "post_layernorm.bias", PROJECTION)}
     chain.append(segment(base, Project, (config, out), names))
     return tuple(chain)
-
-
-def segment(
-    base: Checkpoint, kind: type[nn.Module], arguments: tuple[Any, ...], names: Mapping[str, str]
-) -> Segment:
-    """A segment, sized by the checkpoint's header."""
-    numel = sum(math.prod(base.tensors[name].shape) for name in names.values())
-    return Segment(kind, arguments, names, numel)
-
-
-def segment_names(chain: tuple[Segment, ...], start: int, stop: int) -> tuple[str, ...]:
-    """Canonical names of all tensors of the segments [start, stop)."""
-    return tuple(name for link in chain[start:stop] for name in link.names.values())

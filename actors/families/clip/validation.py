@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 import torch
 from torch import Tensor
 
-from actors.checkpoints.checkpoint import Checkpoint, TensorInfo, read
+from actors.checkpoints.checkpoint import Checkpoint, owner, read
 from actors.families.clip.architecture import PROJECTION
 from fusion.errors import InputError
 from fusion.task_vectors.task_vectors import check_finite
@@ -93,14 +93,3 @@ def pairs(
     names = [name for name in base.rest if name in expert.rest]
     in_step = Checkpoint(**{**vars(expert), "rest": {name: expert.rest[name] for name in names}})
     return zip(read(base, names), read(in_step, names), strict=True)
-
-
-def owner(checkpoint: Checkpoint, name: str) -> str:
-    """Member and file, as messages begin."""
-    infos: dict[str, TensorInfo] = {
-        **checkpoint.tensors,
-        **checkpoint.rest,
-        **checkpoint.buffers,
-        **{key: low.down for key, low in checkpoint.factors.items()},
-    }
-    return f"{checkpoint.name}: {infos[name].file}"

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actors.artifacts.head_file import FORM, check_head, check_rows
-from actors.checkpoints.checkpoint import Checkpoint, read
+from actors.artifacts.head_file import check_head, check_rows, content_name, sound
+from actors.checkpoints.checkpoint import Checkpoint, content_hash, read
 from actors.data.prompts import fill
 from actors.data.task import Task
+from actors.families.clip.architecture import PROJECTION
 from actors.files.atomic import replacing
-from actors.files.checksums import FIELD, again, sealed, unsealed
+from actors.files.checksums import sealed
 from actors.files.fingerprint import Fingerprint, fingerprint, software
 from actors.files.hashes import hash_files
 from actors.files.safetensors_header import check_regular
-from fusion.errors import InputError, one_line, reading
+from fusion.errors import InputError, reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,7 +79,9 @@ def given_heads(base: Checkpoint, tasks: Mapping[str, Task]) -> dict[str, Path]:
     for name, task in tasks.items():
         if task.source.head is not None:
             found[name] = Path(task.source.head).expanduser()
-            check_head(found[name], f"tasks.{name}.head", base, task.classnames)
+            named = (base.name, content_hash(base))
+            width = base.tensors[PROJECTION].shape[0]
+            check_head(found[name], f"tasks.{name}.head", named, width, task.classnames)
     return found
 
 
@@ -147,52 +149,6 @@ def zero_shot_heads(
             if progress is not None:
                 progress(done + 1, len(missing))
     return paths
-
-
-def content_name(data: bytes) -> str:
-    """How a copy of a head file is called in the cache."""
-    return hashlib.sha256(data).hexdigest()[:32]
-
-
-def read_head(path: Path) -> Tensor:
-    """A head of the cache, or beside a tower: float32 [C, D], logit scale included.
-
-    Raises:
-        InputError: missing or damaged.
-    """
-    # Read, not mapped: a head is small, and its file may be replaced.
-    try:
-        return parsed_head(path.read_bytes(), path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a head: {one_line(error)}; delete it") from None
-
-
-def sound(path: Path) -> bool:
-    """Whether a head is in the cache and undamaged. That one is damaged is said."""
-    try:
-        parsed_head(path.read_bytes(), path)
-    except OSError:
-        return False
-    except ValueError as error:
-        again(path, error)
-        return False
-    return True
-
-
-def parsed_head(data: bytes, path: Path) -> Tensor:
-    """The matrix of a head file: sealed, or a copy that is named by its content.
-
-    A head that an earlier `sweeps train` wrote says what it is, and has no checksum.
-
-    Raises:
-        ValueError: damaged.
-    """
-    tensors, facts = unsealed(data, must=False)
-    if not (FIELD in facts or FORM.items() <= facts.items() or path.stem == content_name(data)):
-        raise ValueError("no checksum")
-    if "head" not in tensors:
-        raise ValueError("no tensor 'head'")
-    return tensors["head"]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from actors.artifacts.coding_file import dump_shares
 from actors.artifacts.recipe import Recipe
-from actors.data.images.pixel_cache import open_pixels
+from actors.data.row_file import open_labels
 from actors.data.task_rows import Rows, TaskData
 from actors.experts.protocol import Experts
 from actors.files.documents import checked, parse_json, read_bytes
@@ -125,7 +125,7 @@ def some(inputs: Rows, rows: int, seed: int, task: str) -> Rows:
     """A fixed random sample of rows, in their order."""
     there = inputs.indices
     if there is None:
-        there = np.arange(len(open_pixels(inputs.pixels).labels), dtype=np.int64)
+        there = np.arange(len(open_labels(inputs.pixels)), dtype=np.int64)
     if rows == 0 or len(there) <= rows:
         return inputs
     rng = np.random.default_rng(derive_seed(seed, PROBE, task))
@@ -135,7 +135,7 @@ def some(inputs: Rows, rows: int, seed: int, task: str) -> Rows:
 def labels_of(task: TaskData, role: str) -> Tensor:
     """Labels int64 [N] of a task's rows in a role."""
     rows = task.rows[role]
-    labels = open_pixels(rows.pixels).labels
+    labels = open_labels(rows.pixels)
     return labels if rows.indices is None else labels[torch.from_numpy(rows.indices)]
 
 

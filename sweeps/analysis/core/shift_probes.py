@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
-from actors.data.images.pixel_cache import prepare
 from actors.data.images.shifted_pixels import corrupted
 from actors.data.task import Place, Splits, Task, assign
 from actors.data.task_rows import Rows, TaskData
 from actors.experts.prepare_data import rows as rows_of
-from actors.families.clip.preprocessor_config import read_preprocess
 from actors.files.cache_dir import cache_dir
 from actors.files.fingerprint import Fingerprint
 from fusion.errors import InputError
@@ -142,9 +140,9 @@ def shifted_rows(prepared: Prepared, task: TaskData, name: str, rows: int) -> Ro
     place = place_of(other, prepared.splits, prepared.spec.splits.select_spelled, name)
     if place is None:
         return None
-    look = read_preprocess(prepared.pool.base.folder)
-    files = prepare({other.name: other}, [(other.name, place.split)], look, root)
-    there = rows_of(files[other.name, place.split], place.part, prepared.splits)
+    inputs = prepared.inputs
+    files = inputs.prepare({other.name: other}, [(other.name, place.split)], root)
+    there = rows_of(files[other.name, place.split], place.part, prepared.splits, inputs)
     return some(there, rows, prepared.spec.seed, other.name)
 
 

@@ -8,10 +8,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from actors.artifacts.head_file import HeadFacts, check_head, check_rows, head_facts, write_head
-from actors.checkpoints.checkpoint import content_hash, inspect
+from actors.artifacts.head_file import (
+    HeadFacts,
+    check_head,
+    check_rows,
+    head_facts,
+    read_head,
+    write_head,
+)
+from actors.checkpoints.checkpoint import content_hash
 from actors.data.task import TaskSource, open_task
-from actors.families.clip.zero_shot_heads import read_head, task_heads
+from actors.families.clip.zero_shot_heads import task_heads
+from actors.families.registry import inspect
 from fusion.errors import InputError
 
 NAMES = ("flat", "steep")
@@ -20,6 +28,10 @@ NAMES = ("flat", "steep")
 @pytest.fixture
 def base(tiny_pool):
     return inspect(str(tiny_pool.root / "base"), "pool.base")
+
+
+def named(base) -> tuple[str, str]:
+    return base.name, content_hash(base)
 
 
 @pytest.fixture
@@ -36,7 +48,7 @@ def head(facts, tmp_path) -> Path:
 def test_what_is_written_is_read(head, facts, base):
     assert head_facts(head) == (facts, (2, 16))
     assert torch.equal(read_head(head), torch.arange(32.0).view(2, 16))
-    assert check_head(head, "tasks.lines.head", base, NAMES) == facts
+    assert check_head(head, "tasks.lines.head", named(base), 16, NAMES) == facts
     plain = replace(facts, kind="zero_shot", C=None, rows=None)
     write_head(head, torch.zeros(2, 16, dtype=torch.float64), plain)
     assert head_facts(head) == (plain, (2, 16))
@@ -56,7 +68,7 @@ def test_what_is_written_is_read(head, facts, base):
 def test_a_head_of_another_task_or_base(names, rows, changes, expected, head, facts, base):
     write_head(head, torch.zeros(rows, 16), replace(facts, **changes))
     with pytest.raises(InputError) as caught:
-        check_head(head, "tasks.lines.head", base, names)
+        check_head(head, "tasks.lines.head", named(base), 16, names)
     assert str(caught.value).startswith(f"tasks.lines.head: {head}: ")
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -65,10 +77,10 @@ def test_a_head_of_another_task_or_base(names, rows, changes, expected, head, fa
 def test_a_head_of_another_width_or_not_finite(head, facts, base):
     write_head(head, torch.zeros(2, 8), facts)
     with pytest.raises(InputError, match=r"2 classes, width 8; .* the base's embeddings width 16"):
-        check_head(head, "x", base, NAMES)
+        check_head(head, "x", named(base), 16, NAMES)
     write_head(head, torch.full((2, 16), torch.nan), facts)
     with pytest.raises(InputError, match="NaN or infinity; finite numbers needed"):
-        check_head(head, "x", base, NAMES)
+        check_head(head, "x", named(base), 16, NAMES)
 
 
 @pytest.mark.parametrize(

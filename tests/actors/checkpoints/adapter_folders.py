@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from actors.checkpoints.checkpoint import inspect
+from actors.families.registry import inspect
 
 QV = ("q_proj", "v_proj")
 

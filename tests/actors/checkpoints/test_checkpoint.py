@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from actors.checkpoints.checkpoint import content_hash, inspect, read
+from actors.checkpoints.checkpoint import content_hash, read
 from actors.families.clip.architecture import PROJECTION
+from actors.families.registry import inspect
 from fusion.errors import InputError
 
 KEY = "encoder.layers.0.mlp.fc1.weight"

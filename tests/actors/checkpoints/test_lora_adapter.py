@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.func import functional_call, jvp
 
-from actors.checkpoints.checkpoint import content_hash, inspect
+from actors.checkpoints.checkpoint import content_hash
 from actors.checkpoints.lora_adapter import is_adapter, read_factors
 from actors.checkpoints.sources import complete
 from actors.families.clip.architecture import PREFIX, PROJECTION
+from actors.families.registry import inspect
 from actors.pool.pool import load_flat, open_pool, task_vectors
 from actors.pool.streaming_merge import streamed
 from actors.pool.vectors_on_disk import filed_vectors

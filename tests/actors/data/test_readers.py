@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from actors.data.images.preprocessor_config import clip_preprocess
 from actors.data.readers import Chunk, FileRows, ParquetRows, decode, decode_row
-from actors.families.clip.preprocessor_config import clip_preprocess
 
 PREPROCESS = clip_preprocess(32)
 

@@ -116,11 +116,11 @@ def test_the_extractor_loads_as_from_the_hub(pool: EmbeddedPool) -> None:
     assert AutoImageProcessor.from_pretrained(pool.extractor).crop_pct == 1.0
     extractor = open_extractor(str(pool.extractor), "gate.extractor")
     assert (extractor.kind, extractor.width) == ("resnet", 128)
-    assert extractor.preprocess.shape == (32, 32)
+    assert extractor.inputs.preprocess.shape == (32, 32)
     images = parts("land", 0, 4, 2)["train"].images
-    prepared = extractor.preprocess.to_uint8(Image.fromarray(images[0]))
+    prepared = extractor.inputs.preprocess.to_uint8(Image.fromarray(images[0]))
     assert np.array_equal(prepared, images[0].transpose(2, 0, 1))  # not enlarged
-    found = load_extractor(extractor)(torch.from_numpy(prepared)[None])
+    found = load_extractor(extractor)({"pixels": torch.from_numpy(prepared)[None]})
     assert found.isfinite().all()
     assert found.min() >= 0
 

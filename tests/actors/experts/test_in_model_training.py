@@ -8,6 +8,7 @@ import torch
 from torch.func import functional_call
 from transformers import CLIPModel
 
+from actors.artifacts.head_file import read_head
 from actors.artifacts.in_model_state_file import learned_of, load_resident
 from actors.artifacts.recipe import Recipe
 from actors.data.task import Splits, TaskSource, open_task
@@ -17,7 +18,6 @@ from actors.experts.local import local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.experts.recipe import rebuilt
 from actors.families.clip.architecture import PROJECTION
-from actors.families.clip.zero_shot_heads import read_head
 from actors.pool.pool import open_pool, task_vectors
 from actors.shards.in_model_learning import Forgotten, Residing
 from fusion.errors import InputError
@@ -195,7 +195,7 @@ def images_of(experts, task, role, at, batch=FEW["batch_size"]):
     shard = experts.runner.pipeline.shards[0]
     rows = draw(experts.runner.size(task, role), batch, at, SEED + 7919 * NAMES.index(task))
     pixels = shard.entered(experts.runner.batch(task, role, rows))["pixels"]
-    return shard.encoder.preprocess.normalise(pixels, torch.float64)
+    return shard.encoder.inputs.preprocess.normalise(pixels, torch.float64)
 
 
 def loss_of(model, parts, experts, tensors_of, at):
@@ -327,7 +327,7 @@ def test_evaluation_has_a_model_a_sample(doubles, parts, tiny_pool):
         shard = experts.runner.pipeline.shards[0]
         rows = torch.arange(experts.runner.size(task, "select"))
         pixels = shard.entered(experts.runner.batch(task, "select", rows))["pixels"]
-        images = shard.encoder.preprocess.normalise(pixels, torch.float64)
+        images = shard.encoder.inputs.preprocess.normalise(pixels, torch.float64)
         head = read_head(parts[1][task].head).double()
         for pooled, given in ((False, kept), (True, together)):
             with torch.no_grad():

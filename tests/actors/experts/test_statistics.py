@@ -9,15 +9,15 @@ import torch
 from transformers import CLIPModel, CLIPVisionModel
 
 from actors.artifacts.errors import Forgotten
+from actors.artifacts.head_file import read_head
 from actors.artifacts.recipe import Recipe
-from actors.artifacts.statistics_file import gram_sizes, opened, place
+from actors.artifacts.statistics_file import opened, place
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.embedding_cache import EmbeddingCache
 from actors.experts.local import local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.experts.statistics import drawn, gathered
-from actors.families.clip.zero_shot_heads import read_head
-from actors.pool.pool import open_pool
+from actors.pool.pool import gram_sizes, open_pool
 from actors.shards.statistics import Gathering
 from fusion.errors import InputError
 from fusion.logits.cosine_head import logits
@@ -72,7 +72,9 @@ def images_of(experts, task, method, params):
     rows = drawn(experts, method, task, METHODS[method].asked(params))
     batch = experts.runner.batch(task, "fit", torch.from_numpy(rows))
     pixels = experts.runner.pipeline.shards[0].entered(batch)["pixels"]
-    return experts.runner.pipeline.shards[0].encoder.preprocess.normalise(pixels, torch.float64)
+    return experts.runner.pipeline.shards[0].encoder.inputs.preprocess.normalise(
+        pixels, torch.float64
+    )
 
 
 def inputs_of(module, run):

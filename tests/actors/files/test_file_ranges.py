@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from actors.checkpoints.checkpoint import inspect, read
+from actors.checkpoints.checkpoint import read
+from actors.families.registry import inspect
 from actors.files.file_ranges import fill, opened, stamp_of
 from fusion.errors import InputError
 

@@ -189,7 +189,7 @@ def test_activations_pass_neither_through_the_conductor_nor_through_the_driver(f
         assert columns or losses
     link.fetched.clear()
     conductor.evaluate(recipes(parts.pool)["dawe"], "report")
-    assert all(value.keys() == {"embedding"} for value in link.fetched)
+    assert all(value.keys() == {"output"} for value in link.fetched)
     # And to a client come losses and codings, or scores: less than one hidden state takes.
     hidden = 8 * 5 * 32 * 4  # images, tokens, width, bytes
     lessons = lessons_of(parts, "task mean")

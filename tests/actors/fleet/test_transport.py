@@ -177,7 +177,8 @@ def parts(tiny_pool, tmp_path_factory):
 @pytest.fixture
 def shards(parts, ray_cluster):
     """Two shards on processors that may use a direct transport."""
-    from actors.families.clip.segments import clip_segments, segment_names
+    from actors.families.clip.segments import clip_segments
+    from actors.families.protocol import segment_names
     from actors.fleet.fleet import ROBUST, read
 
     setup = setup_of(parts)

@@ -76,10 +76,10 @@ def test_features_are_the_pooled_last_stage(
     extractor = open_extractor(str(folder), "gate.extractor")
     assert (extractor.kind, extractor.width, extractor.folder) == ("resnet", 20, folder)
     extract = load_extractor(extractor)
-    found = extract(pixels())
+    found = extract({"pixels": pixels()})
     model = ResNetModel.from_pretrained(folder).eval()
     with torch.no_grad():
-        images = extractor.preprocess.normalise(pixels())
+        images = extractor.inputs.preprocess.normalise(pixels())
         expected = model(pixel_values=images).last_hidden_state.mean((2, 3))
     assert (found.shape, found.dtype) == ((5, 20), torch.float32)
     assert not found.requires_grad
@@ -90,21 +90,21 @@ def test_features_are_the_pooled_last_stage(
 
 def test_batch_norm_neither_reads_nor_learns_the_batch(resnet: Path) -> None:
     extract = load_extractor(open_extractor(str(resnet), "x"))
-    first = extract(pixels())
-    extract(255 - pixels(50))
-    assert torch.equal(extract(pixels()), first)
-    torch.testing.assert_close(extract(pixels()[:1]), first[:1])
+    first = extract({"pixels": pixels()})
+    extract({"pixels": 255 - pixels(50)})
+    assert torch.equal(extract({"pixels": pixels()}), first)
+    torch.testing.assert_close(extract({"pixels": pixels()[:1]}), first[:1])
 
 
 def test_half_precision_on_disk_is_computed_in_float32(resnet: Path) -> None:
-    full = load_extractor(open_extractor(str(resnet), "x"))(pixels())
+    full = load_extractor(open_extractor(str(resnet), "x"))({"pixels": pixels()})
     file = resnet / "model.safetensors"
     state = load_file(file)
     half = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     save_file(half, file, {"format": "pt"})
     config = json.loads((resnet / "config.json").read_text()) | {"dtype": "float16"}
     (resnet / "config.json").write_text(json.dumps(config))
-    found = load_extractor(open_extractor(str(resnet), "x"))(pixels())
+    found = load_extractor(open_extractor(str(resnet), "x"))({"pixels": pixels()})
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, full, rtol=0.05, atol=0.02)
 
@@ -147,8 +147,8 @@ def test_the_fingerprint_is_of_all_that_features_depend_on(resnet: Path, tmp_pat
 
 def test_squash_is_to_the_size_of_the_extractor(resnet: Path) -> None:
     plain, squashed = (open_extractor(str(resnet), "x", squash=on) for on in (False, True))
-    assert plain.preprocess.squash is None
-    assert squashed.preprocess == replace(plain.preprocess, squash=(28, 28))
+    assert plain.inputs.preprocess.squash is None
+    assert squashed.inputs.preprocess == replace(plain.inputs.preprocess, squash=(28, 28))
 
 
 def test_a_clip_gives_its_projected_embeddings(tiny: Tiny, tmp_path: Path) -> None:
@@ -156,8 +156,8 @@ def test_a_clip_gives_its_projected_embeddings(tiny: Tiny, tmp_path: Path) -> No
     extractor = open_extractor(str(folder), "gate.extractor")
     assert (extractor.kind, extractor.width) == ("clip", DIM)
     images = pixels(3, SIZE)
-    found = load_extractor(extractor)(images)
-    assert torch.equal(found, ImageEncoder(folder).embed(images))
+    found = load_extractor(extractor)({"pixels": images})
+    assert torch.equal(found, ImageEncoder(folder).outputs({"pixels": images}))
     assert not found.is_inference()
 
 

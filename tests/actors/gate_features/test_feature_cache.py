@@ -31,8 +31,8 @@ def extractor(tmp_path: Path) -> Extractor:
 
 
 def expected(extractor: Extractor, task: Task, split: str, root: Path) -> torch.Tensor:
-    (path,) = prepare({"pets": task}, [("pets", split)], extractor.preprocess, root).values()
-    return load_extractor(extractor)(open_pixels(path).images)
+    (path,) = prepare({"pets": task}, [("pets", split)], extractor.inputs.preprocess, root).values()
+    return load_extractor(extractor)({"pixels": open_pixels(path).images})
 
 
 def left_behind(root: Path) -> list[str]:

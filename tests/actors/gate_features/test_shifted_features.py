@@ -20,12 +20,16 @@ def test_features_are_of_the_corrupted_rows(animals: Path, tmp_path: Path) -> No
     rows = np.array([1, 4, 7])
     asked = (extractor, task, "train", rows, "gaussian_noise", 3, tmp_path)
     path = corrupted_features(*asked, seed=5)
-    (clean,) = prepare({"pets": task}, [("pets", "train")], extractor.preprocess, tmp_path).values()
+    (clean,) = prepare(
+        {"pets": task}, [("pets", "train")], extractor.inputs.preprocess, tmp_path
+    ).values()
     images = open_pixels(clean).images.numpy()[rows]
     made = corrupt("gaussian_noise", images, 3, seed=5, indices=rows.tolist())
-    expected = load_extractor(extractor)(torch.from_numpy(made))
+    expected = load_extractor(extractor)({"pixels": torch.from_numpy(made)})
     torch.testing.assert_close(open_features(path), expected)
-    assert not torch.allclose(expected, load_extractor(extractor)(torch.from_numpy(images)))
+    assert not torch.allclose(
+        expected, load_extractor(extractor)({"pixels": torch.from_numpy(images)})
+    )
     before = path.stat().st_mtime_ns
     assert corrupted_features(*asked, seed=5) == path
     assert path.stat().st_mtime_ns == before

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from actors.families.clip.segments import clip_segments, segment_names
+from actors.families.clip.segments import clip_segments
+from actors.families.protocol import segment_names
 from actors.pool.pool import Pool, load_flat, open_pool, task_vectors
 from actors.pool.vectors_low_rank import (
     FactoredVectors,
@@ -112,12 +113,12 @@ def test_every_shape_of_coding_goes_through_a_shard(mixed: Pool) -> None:
             carries: list[Any] = [{"pixels": pixels}]
             for at, shard in enumerate(shards):
                 carries.append(shard.forward(str(at), carries[-1], weights))
-            gradient = {"embedding": torch.ones_like(carries[-1]["embedding"])}
+            gradient = {"output": torch.ones_like(carries[-1]["output"])}
             columns = []
             for at, shard in reversed([*enumerate(shards)]):
                 column, gradient = shard.backward(str(at), carries[at], weights, gradient)
                 columns.insert(0, column)
-            outputs.append(carries[-1]["embedding"])
+            outputs.append(carries[-1]["output"])
             slopes.append(torch.cat(columns, dim=2))
         for output, slope in zip(outputs[1:], slopes[1:], strict=True):
             torch.testing.assert_close(output, outputs[0], rtol=1e-4, atol=1e-5)

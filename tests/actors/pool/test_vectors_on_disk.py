@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from actors.checkpoints.checkpoint import inspect
 from actors.families.clip.architecture import PROJECTION
+from actors.families.registry import inspect
 from actors.pool.pool import Pool, load_flat, open_pool, task_vectors
 from actors.pool.vectors_on_disk import FiledVectors, file_vectors, filed_vectors, opened_vectors
 from actors.shards.shard import Shard, Weights
@@ -154,12 +154,12 @@ def trained(shard: Shard, coding: torch.Tensor, trim: Trim, cut: Any) -> tuple[t
     images = torch.randint(0, 256, (6, 3, 32, 32), generator=draw, dtype=torch.uint8)
     given = Weights("k", coding=coding, trim=trim, survey=cut)
     carry = {"pixels": images}
-    coded = shard.code(carry, given)["embedding"]
-    kept = shard.forward("k", carry, given)["embedding"]
+    coded = shard.code(carry, given)["output"]
+    kept = shard.forward("k", carry, given)["output"]
     along = torch.randn(kept.shape, generator=draw)
-    columns, _ = shard.backward("k", carry, given, {"embedding": along})
+    columns, _ = shard.backward("k", carry, given, {"output": along})
     one = replace(given, coding=coding[:1])
-    return coded.clone(), kept, columns, shard.run(carry, one)["embedding"].clone()
+    return coded.clone(), kept, columns, shard.run(carry, one)["output"].clone()
 
 
 @pytest.mark.parametrize("models", [1, 6])
@@ -198,7 +198,7 @@ def test_between_forward_and_backward_no_task_vectors_are_kept(
     carry = {"pixels": torch.zeros(2, 3, 32, 32, dtype=torch.uint8)}
     for call in (
         lambda: shard.forward("k", carry, given),
-        lambda: shard.backward("k", carry, given, {"embedding": torch.ones(2, 24)}),
+        lambda: shard.backward("k", carry, given, {"output": torch.ones(2, 24)}),
     ):
         watched.made.clear()
         call()

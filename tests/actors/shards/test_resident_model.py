@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from actors.checkpoints.checkpoint import inspect, read
+from actors.checkpoints.checkpoint import read
 from actors.families.clip.architecture import PROJECTION
+from actors.families.registry import inspect
 from actors.pool.pool import open_pool, task_vectors
 from actors.shards.resident_model import ImageEncoder, blueprint
 from fusion.errors import InputError
@@ -25,8 +26,8 @@ def images() -> list[Image.Image]:
 
 
 def embed(encoder: ImageEncoder, images: list[Image.Image]) -> torch.Tensor:
-    pixels = np.stack([encoder.preprocess.to_uint8(image) for image in images])
-    return encoder.embed(torch.from_numpy(pixels))
+    pixels = np.stack([encoder.inputs.preprocess.to_uint8(image) for image in images])
+    return encoder.outputs({"pixels": torch.from_numpy(pixels)})
 
 
 def reference(folder: Path, images: list[Image.Image]) -> torch.Tensor:
@@ -108,4 +109,4 @@ def test_a_blueprint_needs_no_file(projected: bool, tiny: Any, tmp_path: Path) -
     assert list(found.arena) == list(wanted.arena)
     assert all(torch.equal(found.arena[name], tensor) for name, tensor in wanted.arena.items())
     carry = {"hidden": torch.randn(2, 5, base.fields["hidden_size"])}
-    assert torch.equal(found.run(carry)["embedding"], wanted.run(carry)["embedding"])
+    assert torch.equal(found.run(carry)["output"], wanted.run(carry)["output"])

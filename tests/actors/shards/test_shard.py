@@ -15,6 +15,7 @@ from torch.distributions import Categorical
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from actors.artifacts.head_file import read_head
 from actors.data.images.pixel_cache import open_pixels
 from actors.data.task import Splits, TaskSource, open_task
 from actors.data.task_rows import TaskData
@@ -22,8 +23,8 @@ from actors.experts.embedding_cache import EmbeddingCache
 from actors.experts.local import LocalExperts, local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.families.clip.architecture import PROJECTION
-from actors.families.clip.segments import clip_segments, segment_names
-from actors.families.clip.zero_shot_heads import read_head
+from actors.families.clip.segments import clip_segments
+from actors.families.protocol import segment_names
 from actors.files.matrix_file import write_matrix
 from actors.pool.pool import Pool, open_pool, task_vectors
 from actors.shards.shard import Batch, Shard, Weights
@@ -227,7 +228,7 @@ def test_values_and_gradients_are_those_of_transformers(
     coding = here.coding(kind, batch.size)
     leaf = coding.clone().requires_grad_()
     embedded = oracle.embed(oracle.merged(leaf), here.pixels(batch))
-    found = shard.code(batch, weights(coding))["embedding"]
+    found = shard.code(batch, weights(coding))["output"]
     torch.testing.assert_close(found, embedded.detach(), **EXACT)
     wanted = oracle.losses(embedded, batch)
     (gradient,) = torch.autograd.grad(torch.stack(list(wanted.values())).sum(), leaf)
@@ -256,7 +257,7 @@ def test_labelled_losses_and_their_gradients(world: World) -> None:
         )
         return sum(losses.values()), tilt, columns
 
-    z = shard.code(plain, weights(coding))["embedding"]
+    z = shard.code(plain, weights(coding))["output"]
     wanted, start = 0.0, 0
     for task, _, rows in plain.parts:
         here = slice(start, start + len(rows))
@@ -324,25 +325,25 @@ def test_columns_reach_the_tensors_of_their_names(kind: str, world: World) -> No
     model = CLIPVisionModel(CLIPVisionConfig(**world.vision)).eval()
     model.load_state_dict({name: t for name, t in merged.items() if name != PROJECTION})
     shard = world.shard(dtype=torch.float32)
-    images = shard.encoder.preprocess.normalise(world.pixels(batch))
+    images = shard.encoder.inputs.preprocess.normalise(world.pixels(batch))
     with torch.no_grad():
         wanted = model(images).pooler_output @ shard.encoder.arena[PROJECTION].T
-    found = shard.code(batch, weights(coding.float()))["embedding"]
+    found = shard.code(batch, weights(coding.float()))["output"]
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-    resident = shard.run(batch, weights(coding, key="k"))["embedding"]
+    resident = shard.run(batch, weights(coding, key="k"))["output"]
     torch.testing.assert_close(resident, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_a_batch_of_one_hot_codings_is_each_sample_through_its_expert(world: World) -> None:
     shard, batch = world.shard(), world.batch(t0=[0, 1, 2])
-    found = shard.code(batch, weights(torch.eye(3).double().view(3, 3, 1)))["embedding"]
+    found = shard.code(batch, weights(torch.eye(3).double().view(3, 3, 1)))["output"]
     for at in range(3):
         one = torch.zeros(1, 3, 1)
         one[0, at] = 1
-        alone = shard.run(batch, weights(one, key=f"expert {at}"))["embedding"]
+        alone = shard.run(batch, weights(one, key=f"expert {at}"))["output"]
         torch.testing.assert_close(found[at], alone[at], **EXACT)
-    zero = shard.code(batch, weights(torch.zeros(1, 3, 1)))["embedding"]
-    base = world.shard().run(batch, weights(torch.zeros(1, 3, 1), key="base"))["embedding"]
+    zero = shard.code(batch, weights(torch.zeros(1, 3, 1)))["output"]
+    base = world.shard().run(batch, weights(torch.zeros(1, 3, 1), key="base"))["output"]
     torch.testing.assert_close(zero, base, **EXACT)
 
 
@@ -350,8 +351,8 @@ def test_a_batch_of_one_hot_codings_is_each_sample_through_its_expert(world: Wor
 def test_low_precision(dtype: torch.dtype, world: World) -> None:
     exact, low, batch = world.shard(), world.shard(dtype=dtype), world.batch(**ROWS)
     coding = world.coding("layer sample", batch.size)
-    wanted = exact.code(batch, weights(coding))["embedding"]
-    found = low.code(batch, weights(coding.float()))["embedding"]
+    wanted = exact.code(batch, weights(coding))["output"]
+    found = low.code(batch, weights(coding.float()))["output"]
     assert found.dtype == dtype
     error = (found.double() - wanted).norm() / wanted.norm()
     assert error < 16 * torch.finfo(dtype).eps
@@ -443,10 +444,10 @@ def test_another_filling_is_filled_again(world: World, monkeypatch: pytest.Monke
     monkeypatch.setattr(shard, "merge", lambda w, *rest: (merges.append(w.key), plain(w, *rest))[1])
     first = weights(world.coding("layer mean", 1), key="first")
     second = Weights("second", "task_arithmetic", {"scale": 0.7})
-    wanted = {w.key: shard.run(batch, w)["embedding"] for w in (first, second)}
+    wanted = {w.key: shard.run(batch, w)["output"] for w in (first, second)}
     assert not torch.equal(wanted["first"], wanted["second"])
     for each in (second, second, first, first, second):
-        assert torch.equal(shard.run(batch, each)["embedding"], wanted[each.key])
+        assert torch.equal(shard.run(batch, each)["output"], wanted[each.key])
     assert merges == ["first", "second", "first", "second"]
 
 
@@ -455,7 +456,7 @@ def test_a_failed_filling_is_not_taken_for_one(
 ) -> None:
     shard, batch = world.shard(dtype=torch.float32), world.batch(t0=[0, 1])
     good = weights(world.coding("layer mean", 1), key="good")
-    wanted = shard.run(batch, good)["embedding"]
+    wanted = shard.run(batch, good)["output"]
 
     def halfway(*given: Any) -> None:
         shard.encoder.arena["post_layernorm.weight"].zero_()
@@ -466,13 +467,13 @@ def test_a_failed_filling_is_not_taken_for_one(
         for _ in range(2):
             with pytest.raises(InputError, match="halfway"):
                 shard.run(batch, replace(good, key="bad"))
-    assert torch.equal(shard.run(batch, good)["embedding"], wanted)
+    assert torch.equal(shard.run(batch, good)["output"], wanted)
 
 
 def test_merging_and_coding_leave_the_resident_model_alone(world: World) -> None:
     shard, batch = world.shard(dtype=torch.float32), world.batch(t0=[0, 1])
     filled = weights(world.coding("layer mean", 1), key="filled")
-    wanted = shard.run(batch, filled)["embedding"]
+    wanted = shard.run(batch, filled)["output"]
     arena = {name: tensor.clone() for name, tensor in shard.encoder.arena.items()}
     other = world.coding("layer mean", 1, seed=5).float()
     shard.code(batch, weights(other))
@@ -482,7 +483,7 @@ def test_merging_and_coding_leave_the_resident_model_alone(world: World) -> None
         assert torch.equal(tensor, arena[name]), name
     assert set(merged) == set(world.vectors.base)
     assert not torch.equal(merged["post_layernorm.weight"], arena["post_layernorm.weight"])
-    assert torch.equal(shard.run(batch, filled)["embedding"], wanted)
+    assert torch.equal(shard.run(batch, filled)["output"], wanted)
 
 
 @pytest.mark.parametrize("weights_of", ["ties", "elected"])

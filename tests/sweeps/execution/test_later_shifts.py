@@ -15,8 +15,8 @@ def test_a_finished_sweep_is_measured_on_shift_sets_that_come_later(tiny_pool, t
     from datasets import Dataset
     from transformers import CLIPModel
 
+    from actors.artifacts.head_file import read_head
     from actors.families.clip.fine_tune import pixel_statistics, standardised
-    from actors.families.clip.zero_shot_heads import read_head
 
     spec = tiny_pool.write(tmp_path / "tiny.yaml", methods=METHODS)
     done = sweeps("run", spec, cwd=tmp_path)

@@ -134,7 +134,8 @@ def test_coefficients_of_any_sign_and_size_come_through(souped):
     recipe = folder / "recipes/weighted_average.yaml"
     content = yaml.safe_load(recipe.read_text())
     assert content["params"] == METHODS["weighted_average"]
-    from actors.checkpoints.checkpoint import inspect, read
+    from actors.checkpoints.checkpoint import read
+    from actors.families.registry import inspect
     from sweeps.results.recipe import export
 
     export(recipe, souped / "mixed")
@@ -176,7 +177,7 @@ def test_a_soup_is_rebuilt_from_its_recipe(souped):
     from safetensors.torch import load_file
 
     from actors.artifacts.coding_file import beta_of, load_coding
-    from actors.checkpoints.checkpoint import inspect
+    from actors.families.registry import inspect
     from actors.pool.pool import open_pool, task_vectors
     from fusion.task_vectors.coding import mix
 

@@ -5,12 +5,14 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from actors.cluster.partition import Load, needs, scratch
-from actors.families.clip.preprocessor_config import Preprocess
-from actors.families.clip.segments import PROJECTION, Block, Embed, Project, Segment
+from actors.data.images.inputs import ImageInputs
+from actors.data.images.preprocessor_config import Preprocess
+from actors.families.clip.architecture import PROJECTION, activations
+from actors.families.clip.segments import Block, Embed, Project
+from actors.families.protocol import Segment
 from actors.shards.resident_model import Blueprint
 from actors.shards.shard import Shard, Weights
 from fusion.task_vectors.task_vectors import TaskVectors
-from sweeps.planning.prepared import activations
 
 WIDTH, HIDDEN, SIZE, PATCH, TASKS = 64, 256, 64, 16, ("a", "b", "c")
 TOKENS = (SIZE // PATCH) ** 2 + 1
@@ -41,7 +43,7 @@ def shard_of(layers: int) -> Shard:
     fused = [name for name in tensors if name != PROJECTION]
     deltas = {name: 1e-3 * torch.randn(len(TASKS), *tensors[name].shape) for name in fused}
     vectors = TaskVectors(TASKS, {name: tensors[name] for name in fused}, deltas)
-    plan = Blueprint(tuple(chain), Preprocess(SIZE, None, (SIZE, SIZE)), tensors)
+    plan = Blueprint(tuple(chain), ImageInputs(Preprocess(SIZE, None, (SIZE, SIZE))), tensors)
     return Shard(plan, vectors, {task: torch.randn(5, 32) for task in TASKS})
 
 
@@ -82,7 +84,7 @@ def kept(layers: int, images: int, models: int) -> int:
 @pytest.mark.parametrize(("images", "models"), [(8, 1), (8, 8)])
 def test_what_autograd_keeps_of_a_layer(images, models):
     layers = (kept(4, images, models) - kept(2, images, models)) / 2
-    planned = activations({**FIELDS, "num_hidden_layers": 1}, sampled=models > 1)[1]
+    planned = activations({**FIELDS, "num_hidden_layers": 1})[2 if models > 1 else 1]
     assert layers / 4 / images == pytest.approx(planned, rel=0.06)
 
 

@@ -10,9 +10,9 @@ import torch
 
 from actors.artifacts.recipe import Recipe
 from actors.cluster.planner import Node, Resources
+from actors.data.images.preprocessor_config import read_preprocess
 from actors.experts.local import local_experts
 from actors.experts.prepare_data import prepare_data
-from actors.families.clip.preprocessor_config import read_preprocess
 from actors.families.clip.zero_shot_heads import open_tokenizer
 from actors.files.cache_dir import cache_dir
 from fusion.errors import InputError
@@ -145,7 +145,7 @@ def test_every_file_of_base_experts_and_data_changes_the_key_of_trials(pool):
 
 
 def test_a_tokenizer_is_loaded_from_the_files_that_are_hashed_and_from_no_other(pool):
-    from actors.checkpoints.checkpoint import inspect
+    from actors.families.registry import inspect
 
     base = inspect(str(pool.root / "base"), "pool.base")
     found = open_tokenizer(base)

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from actors.checkpoints.checkpoint import content_hash, inspect
+from actors.checkpoints.checkpoint import content_hash
 from actors.cluster.planner import Node, Resources
+from actors.families.registry import inspect
 from fusion.errors import InputError
 from sweeps.planning.prepare import prepare
 from sweeps.planning.provenance import Ancestry, ancestry_of

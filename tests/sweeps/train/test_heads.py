@@ -8,12 +8,12 @@ import pytest
 import torch
 import yaml
 
-from actors.artifacts.head_file import HeadFacts, check_head, head_facts, write_head
-from actors.checkpoints.checkpoint import content_hash, inspect
+from actors.artifacts.head_file import HeadFacts, check_head, head_facts, read_head, write_head
+from actors.checkpoints.checkpoint import content_hash
 from actors.cluster.planner import Node, Resources
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.prepare_data import prepare_data
-from actors.families.clip.zero_shot_heads import read_head
+from actors.families.registry import inspect
 from fusion.errors import InputError
 from fusion.logits.cosine_head import logits
 from fusion.logits.dataset import Labelled
@@ -233,7 +233,8 @@ def test_a_search_over_heads(tiny_pool, tmp_path, capsys):
     shown = capsys.readouterr().out
     for task in ("lines", "tones"):
         file = head_file(out, task, "linear_probe")
-        check_head(file, "x", inspect(spec.base, "b"), head_facts(file)[0].classnames)
+        named = ("b", content_hash(inspect(spec.base, "b")))
+        check_head(file, "x", named, 16, head_facts(file)[0].classnames)
         assert f"head  tasks.{task}.head: {file}" in shown
     for folder in out.glob("ingredients/*/*"):
         scores = json.loads((folder / "scores.json").read_text())

@@ -12,9 +12,10 @@ import pytest
 import torch
 import yaml
 
-from actors.checkpoints.checkpoint import content_hash, inspect
+from actors.artifacts.head_file import read_head
+from actors.checkpoints.checkpoint import content_hash
 from actors.families.clip.fine_tune import fine_tune
-from actors.families.clip.zero_shot_heads import read_head
+from actors.families.registry import inspect
 from fusion.errors import InputError
 from sweeps.results.ingredient_recipes import recipe_of
 from sweeps.train import population_member

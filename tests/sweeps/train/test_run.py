@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import yaml
 
-from actors.checkpoints.checkpoint import content_hash, inspect
+from actors.checkpoints.checkpoint import content_hash
 from actors.data.images.corruptions import corrupt
 from actors.data.images.pixel_cache import open_pixels
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.prepare_data import prepare_data
+from actors.families.registry import inspect
 from fusion.errors import InputError
 from sweeps.planning.shift_data import open_shifts, shift_rows
 from sweeps.train import spec as trainspec

@@ -12,7 +12,7 @@ from PIL import Image
 
 from actors.data.images import preprocess
 from actors.data.images.decode import FORMATS, PIXELS, SUFFIXES, Unusable, decoded, formats
-from actors.families.clip.preprocessor_config import clip_preprocess
+from actors.data.images.preprocessor_config import clip_preprocess
 
 PREPROCESS = clip_preprocess(32)
 

@@ -12,9 +12,9 @@ import torch
 
 from actors.data.images import pixel_cache
 from actors.data.images.pixel_cache import open_pixels, pixel_path, prepare
+from actors.data.images.preprocessor_config import clip_preprocess
 from actors.data.readers import read
 from actors.data.task import Task, TaskSource, open_task
-from actors.families.clip.preprocessor_config import clip_preprocess
 from fusion.errors import InputError
 
 PREPROCESS = clip_preprocess(32)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from actors.families.clip.preprocessor_config import clip_preprocess, read_convnext, read_preprocess
+from actors.data.images.preprocessor_config import clip_preprocess, read_convnext, read_preprocess
 
 
 def draw(mode: str, size: tuple[int, int]) -> Image.Image:

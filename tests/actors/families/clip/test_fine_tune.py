@@ -110,8 +110,8 @@ def test_pixels_are_those_of_the_image_processor(base: Path) -> None:
 
 
 def test_the_head_is_that_of_the_sweeps(base: Path, head: Tensor, tmp_path: Path) -> None:
-    from actors.checkpoints.checkpoint import inspect
     from actors.families.clip.zero_shot_heads import TextEncoder, open_tokenizer
+    from actors.families.registry import inspect
     from fusion.logits import cosine_head
 
     checkpoint = inspect(str(base), "pool.base")

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from actors.checkpoints.checkpoint import Checkpoint, inspect
+from actors.checkpoints.checkpoint import Checkpoint
 from actors.families.clip.architecture import PROJECTION
-from actors.families.clip.segments import Block, Carry, Embed, Project, clip_segments, segment_names
+from actors.families.clip.segments import Block, Embed, Project, clip_segments
+from actors.families.protocol import Carry, segment_names
+from actors.families.registry import inspect
 from actors.shards.resident_model import ImageEncoder
 from fusion.errors import InputError
 from tests.actors.conftest import DIM, SIZE, WIDTH, Tiny
@@ -79,10 +81,10 @@ def test_blocks_in_a_row_are_the_whole_to_the_bit(
         if block[1] < 4:
             assert carry.keys() == {"hidden"}
             assert carry["hidden"].shape == (3, 5, WIDTH)
-    assert carry.keys() == {"embedding"}
+    assert carry.keys() == {"output"}
     whole = ImageEncoder(base)
     assert sorted(held) == sorted(whole.arena)
-    assert torch.equal(carry["embedding"], whole.embed(pixels))
+    assert torch.equal(carry["output"], whole.outputs({"pixels": pixels}))
 
 
 def test_equals_transformers_in_float64(base: Checkpoint, pixels: torch.Tensor) -> None:
@@ -90,11 +92,11 @@ def test_equals_transformers_in_float64(base: Checkpoint, pixels: torch.Tensor) 
 
     model = CLIPModel.from_pretrained(base.folder, attn_implementation="sdpa").double().eval()
     encoder = ImageEncoder(base, dtype=torch.float64)
-    images = encoder.preprocess.normalise(pixels, torch.float64)
+    images = encoder.inputs.preprocess.normalise(pixels, torch.float64)
     with torch.inference_mode():
         wanted = model.get_image_features(pixel_values=images).pooler_output
         states = model.vision_model(images, output_hidden_states=True).hidden_states
-    found = encoder.embed(pixels)
+    found = encoder.outputs({"pixels": pixels})
     assert found.shape == (3, DIM)
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
     for stop, state in enumerate(states, start=1):

@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from actors.checkpoints.checkpoint import Checkpoint, inspect
+from actors.artifacts.head_file import read_head
+from actors.checkpoints.checkpoint import Checkpoint
 from actors.data.task import Task, TaskSource, open_task
-from actors.families.clip.zero_shot_heads import read_head, zero_shot_heads
+from actors.families.clip.zero_shot_heads import zero_shot_heads
+from actors.families.registry import inspect
 from fusion.errors import InputError
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from actors.data.images.preprocess import MEAN, STD
-from actors.families.clip.preprocessor_config import clip_preprocess, read_convnext, read_preprocess
+from actors.data.images.preprocessor_config import clip_preprocess, read_convnext, read_preprocess
 from fusion.errors import InputError
 
 OLD = {

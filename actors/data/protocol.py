@@ -1,0 +1,146 @@
+"""Prepared rows and inputs: what a data kind (images, text) gives to a model, as protocols.
+
+A row is prepared once, on disk, and collated at each forward pass. Importable without torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from actors.data.task import Task
+from actors.files.fingerprint import Fingerprint
+
+if TYPE_CHECKING:  # torch takes seconds to load, and processes that only prepare need none of it
+    from torch import Tensor
+
+Activations: TypeAlias = "dict[str, Tensor]"
+"""Named tensors between segments; the first axis of each is the batch. `Inputs.collate` gives the
+first ones; the last ones hold `output` [B, …]. Padded inputs come with a boolean `mask` [B, n]."""
+
+OUTPUT = "output"
+"""Name of the last segment's result, which heads read."""
+
+ITEMSIZES = {"uint8": 1, "int32": 4, "int64": 8, "float32": 4}
+"""Bytes of a number of a prepared column."""
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""progress(rows done, rows in all)."""
+
+
+@dataclass(frozen=True)
+class RowShape:
+    """Shape of one prepared row: columns of fixed width, and ragged ones.
+
+    >>> RowShape({"pixels": ("uint8", (3, 32, 32))}).nbytes
+    3072
+    >>> RowShape({}, {"tokens": ("int32", 20)}).nbytes
+    88
+    """
+
+    columns: Mapping[str, tuple[str, tuple[int, ...]]]
+    """Column -> (dtype, shape of a row)."""
+    ragged: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    """Column -> (dtype, numbers a row at most). Rows are concatenated, with int64 offsets."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a row takes on disk, at most; labels left out."""
+        fixed = sum(ITEMSIZES[kind] * math.prod(shape) for kind, shape in self.columns.values())
+        return fixed + sum(ITEMSIZES[kind] * most + 8 for kind, most in self.ragged.values())
+
+
+class PreparedRows(Protocol):
+    """One prepared source split: memory-mapped columns and labels."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [N]."""
+        ...
+
+    def take(self, rows: Tensor) -> dict[str, Tensor]:
+        """Rows by index (int64 [B]): column -> [B, …].
+
+        A ragged column gives all its numbers, and `<name>.lengths` [B].
+        """
+        ...
+
+
+class Inputs(Protocol):
+    """Preprocessing of one model: rows on disk, then activations of the first segment."""
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Of all that embeddings and features of a row depend on."""
+        ...
+
+    @property
+    def row(self) -> RowShape:
+        """Of a prepared row."""
+        ...
+
+    @property
+    def about(self) -> str:
+        """The size of a row, for people: "32 px", say."""
+        ...
+
+    @property
+    def dimensions(self) -> str:
+        """The same in full: "32 × 32 px"."""
+        ...
+
+    def check_corruption(self, what: str) -> None:
+        """Raise InputError where rows of this kind or size cannot be corrupted: `what`: …."""
+        ...
+
+    def prepare(
+        self,
+        tasks: Mapping[str, Task],
+        needed: Collection[tuple[str, str]],
+        root: Path,
+        progress: Progress | None = None,
+    ) -> dict[tuple[str, str], Path]:
+        """(task, source split) -> its file of prepared rows under `root`, written where missing.
+
+        Raises:
+            InputError: a row that cannot be read, by task, split and row; no space left.
+        """
+        ...
+
+    def open(self, path: Path) -> PreparedRows:
+        """A file of prepared rows, memory-mapped.
+
+        Raises:
+            InputError: missing or damaged.
+        """
+        ...
+
+    def collate(self, parts: Sequence[Mapping[str, Tensor]]) -> Activations:
+        """What the first segment reads, of rows of one or several files, in order."""
+        ...
+
+
+class FeatureEncoder(Protocol):
+    """A frozen network whose features of a row a gate reads."""
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Of weights, configuration, preprocessing and libraries."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Features a row."""
+        ...
+
+    @property
+    def inputs(self) -> Inputs:
+        """Its own preprocessing."""
+        ...
+
+    def load(self, device: Any) -> Callable[[Activations], Tensor]:
+        """extract(activations of B rows) -> float32 [B, width], on `device`."""
+        ...

@@ -1,0 +1,169 @@
+"""CLIP as a model family: the vision tower is fused, the text tower makes zero-shot heads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from actors.checkpoints.checkpoint import Checkpoint, read
+from actors.data.images.inputs import ImageInputs
+from actors.data.images.preprocessor_config import clip_preprocess, difference, read_preprocess
+from actors.data.task import Task
+from actors.families.clip.architecture import PREFIX, PROJECTION, activations
+from actors.families.clip.build import check_towers
+from actors.families.clip.inspect import inspected
+from actors.families.clip.segments import clip_segments
+from actors.families.clip.validation import check_architecture, check_base, check_unfused
+from actors.families.clip.zero_shot_heads import (
+    check_heads,
+    check_prompts,
+    head_fingerprints,
+    known_tokenizer,
+    task_heads,
+)
+from actors.families.protocol import Layout, Offer, Segment, Training
+from actors.files.fingerprint import Fingerprint
+from fusion.errors import InputError
+
+SCALE = "logit_scale"
+
+
+class Clip:
+    """`ModelFamily` of CLIP models."""
+
+    name = "clip"
+    model_types: Mapping[str, tuple[str, ...]] = {
+        "clip": ("CLIPModel",),
+        "clip_vision_model": ("CLIPVisionModel", "CLIPVisionModelWithProjection"),
+    }
+    offers: frozenset[Offer] = frozenset({"embeddings", "cosine_head", "mlp_blocks"})
+
+    def training(self) -> Training:
+        """Fine-tuning of the vision tower, and pretraining of a small CLIP."""
+        # Late: sweeps that only merge need neither, and start sooner.
+        from actors.families.clip.fine_tune import fine_tune
+        from actors.families.clip.pretrain import Sizes, pretrain
+
+        return Training(fine_tune, pretrain, Sizes, lambda s: ImageInputs(clip_preprocess(s.image)))
+
+    def inspect(
+        self, source: str, folder: Path, config: Mapping[str, Any], name: str
+    ) -> Checkpoint:
+        """A full CLIP, or a vision tower. See `inspected`."""
+        return inspected(source, folder, config, name)
+
+    def canonical(self, key: str) -> str:
+        """The name without the vision tower's prefix."""
+        return key.removeprefix(PREFIX)
+
+    def check_base(self, base: Checkpoint) -> None:
+        """Raise InputError where the base has no text tower, projections or scale."""
+        check_base(base)
+
+    def check_expert(self, base: Checkpoint, expert: Checkpoint) -> None:
+        """Raise InputError where fields or tensors of the vision tower are not the base's."""
+        check_architecture(base, expert)
+
+    def check_model(self, base: Checkpoint) -> None:
+        """Raise InputError where images have another size than the model's, or a tower cannot be
+        built."""
+        size = (base.fields["image_size"],) * 2
+        if (shape := read_preprocess(base.folder).shape) != size:
+            raise InputError(
+                f"pool.base: {base.folder}: images are prepared to {shape}; the model takes {size}"
+            )
+        check_towers(base)
+
+    def fused(self, base: Checkpoint, experts: Collection[Checkpoint]) -> tuple[str, ...]:
+        """The vision tower; `visual_projection`, too, where some expert brings its own."""
+        projected = any(expert.parts(PROJECTION) for expert in experts)
+        return tuple(name for name in base.tensors if projected or name != PROJECTION)
+
+    def check_unfused(self, base: Checkpoint, experts: Collection[Checkpoint]) -> None:
+        """Raise InputError where a text tower or a scale is not the base's."""
+        check_unfused(base, experts)
+
+    def tempered(self, base: Checkpoint, beta: float) -> dict[str, Tensor]:
+        """The logit scale with β in it: exp(s + ln β) = β·exp(s)."""
+        if beta == 1.0 or SCALE not in base.rest:
+            return {}
+        return {name: scale + math.log(beta) for name, scale in read(base, [SCALE])}
+
+    def segments(self, base: Checkpoint) -> tuple[Segment, ...]:
+        """Embeddings, one segment a layer, projection. See `clip_segments`."""
+        return clip_segments(base)
+
+    def layout(self, base: Checkpoint) -> Layout:
+        """Of the vision tower."""
+        forward, training, sampled = activations(base.fields)
+        return Layout(
+            blocks=tuple(
+                f"encoder.layers.{index}." for index in range(base.fields["num_hidden_layers"])
+            ),
+            forward_elements=forward,
+            training_elements=training,
+            sampled_elements=sampled,
+            shared_inputs={name: input_of(name) for name in base.tensors if is_linear(name)},
+        )
+
+    def width(self, base: Checkpoint) -> int:
+        """Of projected embeddings.
+
+        Raises:
+            InputError: no projection.
+        """
+        if PROJECTION not in base.tensors:
+            raise InputError(f"{base.name}: {base.folder}: no {PROJECTION}; an extractor needs it")
+        return base.tensors[PROJECTION].shape[0]
+
+    def inputs(self, base: Checkpoint) -> ImageInputs:
+        """Of its `preprocessor_config.json`."""
+        return ImageInputs(read_preprocess(base.folder))
+
+    def difference(self, base: Path, expert: Path) -> str | None:
+        """How an expert's image processor differs from the base's."""
+        return difference(base, expert)
+
+    def companions(self, base: Checkpoint) -> dict[str, str]:
+        """Of the preprocessing and, where there is one, of the tokenizer."""
+        found = {"preprocessing": str(read_preprocess(base.folder).fingerprint)}
+        tokenizer = known_tokenizer(base)
+        return found if tokenizer is None else {**found, "tokenizer": str(tokenizer.fingerprint)}
+
+    def check_heads(self, base: Checkpoint, tasks: Mapping[str, Task]) -> dict[str, Path]:
+        """The head files that tasks name; zero-shot heads need a tokenizer."""
+        return check_heads(base, tasks)
+
+    def check_tasks(self, base: Checkpoint, tasks: Mapping[str, Task]) -> None:
+        """Raise InputError where a prompt is too long for the text tower."""
+        check_prompts(base, tasks)
+
+    def head_fingerprints(
+        self, base: Checkpoint, tasks: Mapping[str, Task]
+    ) -> dict[str, Fingerprint]:
+        """Of each head file, or of all that a zero-shot head is made from."""
+        return head_fingerprints(base, tasks)
+
+    def heads(self, base: Checkpoint, tasks: Mapping[str, Task], root: Path) -> dict[str, Path]:
+        """Zero-shot heads by the text tower, or copies of given files."""
+        return task_heads(base, tasks, root)
+
+
+def is_linear(name: str) -> bool:
+    """Whether a tensor is the weight of a linear layer."""
+    ends = ("_proj.weight", ".fc1.weight", ".fc2.weight")
+    return name.endswith(ends) or name == PROJECTION
+
+
+def input_of(name: str) -> str:
+    """The weight under whose name statistics of a layer's input are kept: q's for q, k and v."""
+    for part in (".k_proj.", ".v_proj."):
+        name = name.replace(part, ".q_proj.")
+    return name
+
+
+CLIP = Clip()

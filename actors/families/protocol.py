@@ -1,0 +1,241 @@
+"""A model family: all that the system must know of one kind of model, as a protocol.
+
+A family recognises a `config.json`, gives tensors canonical names, checks headers, describes the
+model as a chain of segments, prepares inputs, makes heads and fine-tunes. Nothing else in the
+system names a kind of model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from actors.checkpoints.checkpoint import Checkpoint
+from actors.data.protocol import OUTPUT as OUTPUT
+from actors.data.protocol import Activations as Activations
+from actors.data.protocol import Inputs
+from actors.data.task import Task
+from actors.files.fingerprint import Fingerprint
+
+Offer: TypeAlias = Literal["embeddings", "cosine_head", "mlp_blocks"]
+"""What some methods need of a family: an output that is an embedding, heads of normalised
+embeddings, blocks with an MLP that routers can replace."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One link of the chain: a module from activations to activations, and its parameters."""
+
+    kind: type[nn.Module]
+    arguments: tuple[Any, ...]
+    names: Mapping[str, str]
+    """The module's own parameter names -> canonical names. Two parameters of one canonical name, in
+    one segment or in several, are tied: they hold the same values, and their gradients add up."""
+    numel: int
+    """Parameters."""
+    mlp: str | None = None
+    """Path of the submodule that a router may replace; None: there is none."""
+    width: int = 0
+    """Last axis of the MLP's input, which a router reads."""
+
+    def build(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The module on the meta device, frozen, in evaluation mode; nothing drawn or loaded.
+
+        Args:
+            dtype: of its activations, given to modules that have an attribute `dtype`.
+        """
+        with torch.device("meta"):
+            module = self.kind(*self.arguments).eval().requires_grad_(False)
+        if "dtype" in vars(module):
+            module.dtype = dtype  # type: ignore[assignment]
+        return module
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What planning and reports need to know of a model."""
+
+    blocks: tuple[str, ...]
+    """Prefixes of the names of its repeated blocks, in order."""
+    forward_elements: int
+    """Elements of activations a row at the peak of a forward pass."""
+    training_elements: int
+    """Elements that autograd keeps a row."""
+    sampled_elements: int
+    """The same where each row has a model of its own."""
+    shared_inputs: Mapping[str, str] = field(default_factory=dict)
+    """Weight of a linear layer -> the weight under whose name the statistics of its input are kept
+    (its own, or that of a layer with the same input)."""
+
+
+def segment(
+    base: Checkpoint,
+    kind: type[nn.Module],
+    arguments: tuple[Any, ...],
+    names: Mapping[str, str],
+    mlp: str | None = None,
+    width: int = 0,
+) -> Segment:
+    """A segment, sized by the checkpoint's headers; a tied tensor counts once."""
+    numel = sum(math.prod(base.tensors[name].shape) for name in dict.fromkeys(names.values()))
+    return Segment(kind, arguments, names, numel, mlp, width)
+
+
+def segment_names(chain: tuple[Segment, ...], start: int, stop: int) -> tuple[str, ...]:
+    """Canonical names of all tensors of the segments [start, stop), each once."""
+    found = (name for link in chain[start:stop] for name in link.names.values())
+    return tuple(dict.fromkeys(found))
+
+
+@dataclass(frozen=True)
+class Training:
+    """Fine-tuning and pretraining of a family's models, for `sweeps train`.
+
+    Hyper-parameters are the keyword parameters of the functions, with their ranges.
+    """
+
+    fine_tune: Callable[..., Path]
+    """fine_tune(base folder, rows, labels, head, out, *, …) -> the expert's folder."""
+    pretrain: Callable[..., Any]
+    """pretrain(task -> captioned rows, out, *, sizes, …)."""
+    sizes: type[Any]
+    """Dataclass of a small model's sizes."""
+    inputs: Callable[[Any], Inputs]
+    """Sizes -> preprocessing of the rows that it is pretrained on."""
+
+
+class ModelFamily(Protocol):
+    """One kind of model. An implementation has no state and can be pickled."""
+
+    @property
+    def name(self) -> str:
+        """Of the family: "clip"."""
+        ...
+
+    @property
+    def model_types(self) -> Mapping[str, tuple[str, ...]]:
+        """`model_type` of `config.json` -> classes of `transformers`, for messages."""
+        ...
+
+    @property
+    def offers(self) -> frozenset[Offer]:
+        """What methods may need, and this family has."""
+        ...
+
+    def training(self) -> Training | None:
+        """Its fine-tuning; None: models of the family are only merged here."""
+        ...
+
+    # ---------------------------------------------------------------- checkpoints, by headers alone
+
+    def inspect(
+        self, source: str, folder: Path, config: Mapping[str, Any], name: str
+    ) -> Checkpoint:
+        """The model in a folder, checked against its own configuration.
+
+        Raises:
+            InputError: missing, unknown or mis-shaped tensors, by file and tensor.
+        """
+        ...
+
+    def canonical(self, key: str) -> str:
+        """A tensor's name in a file -> its canonical name."""
+        ...
+
+    def check_base(self, base: Checkpoint) -> None:
+        """Raise InputError where a checkpoint cannot be the base of a pool."""
+        ...
+
+    def check_expert(self, base: Checkpoint, expert: Checkpoint) -> None:
+        """Raise InputError where an expert's architecture is not the base's."""
+        ...
+
+    def check_model(self, base: Checkpoint) -> None:
+        """Raise InputError where no model can be built from the base's configuration."""
+        ...
+
+    def fused(self, base: Checkpoint, experts: Collection[Checkpoint]) -> tuple[str, ...]:
+        """The tensors that are fused, in the base's order."""
+        ...
+
+    # ------------------------------------------------------------------------------------- weights
+
+    def check_unfused(self, base: Checkpoint, experts: Collection[Checkpoint]) -> None:
+        """Raise InputError where a tensor that is not fused differs from the base's."""
+        ...
+
+    def tempered(self, base: Checkpoint, beta: float) -> dict[str, Tensor]:
+        """Tensors of the base with the inverse temperature `beta` of logits in them, if any."""
+        ...
+
+    # ------------------------------------------------------------------------------------ the model
+
+    def segments(self, base: Checkpoint) -> tuple[Segment, ...]:
+        """The model as a chain.
+
+        Raises:
+            InputError: a model that no chain can be made of.
+        """
+        ...
+
+    def layout(self, base: Checkpoint) -> Layout:
+        """Blocks, sizes of activations, layers that share inputs."""
+        ...
+
+    def width(self, base: Checkpoint) -> int:
+        """Last axis of the output, which heads read.
+
+        Raises:
+            InputError: a model without an output of one width.
+        """
+        ...
+
+    # ------------------------------------------------------------------------------ rows and heads
+
+    def inputs(self, base: Checkpoint) -> Inputs:
+        """Its preprocessing.
+
+        Raises:
+            InputError: preprocessing that is not supported.
+        """
+        ...
+
+    def difference(self, base: Path, expert: Path) -> str | None:
+        """How an expert's preprocessing differs from the base's, in a line; None: not at all."""
+        ...
+
+    def companions(self, base: Checkpoint) -> dict[str, str]:
+        """Name -> fingerprint of files beside the weights that decide results: `preprocessing`."""
+        ...
+
+    def check_heads(self, base: Checkpoint, tasks: Mapping[str, Task]) -> dict[str, Path]:
+        """The head files that tasks name, checked.
+
+        Raises:
+            InputError: a head file that does not fit; no means of making the other heads.
+        """
+        ...
+
+    def check_tasks(self, base: Checkpoint, tasks: Mapping[str, Task]) -> None:
+        """Raise InputError where no head can be made of a task's class names."""
+        ...
+
+    def head_fingerprints(
+        self, base: Checkpoint, tasks: Mapping[str, Task]
+    ) -> dict[str, Fingerprint]:
+        """Task -> fingerprint of all that its head is made from."""
+        ...
+
+    def heads(self, base: Checkpoint, tasks: Mapping[str, Task], root: Path) -> dict[str, Path]:
+        """Task -> head file in the cache folder `root`, made where missing.
+
+        Raises:
+            InputError: see `check_heads` and `check_tasks`.
+        """
+        ...

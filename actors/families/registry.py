@@ -1,0 +1,112 @@
+"""The model families, by the `model_type` of a `config.json`.
+
+A family of another package registers itself by the entry point group `fusion_sweeps.families`, or
+with `register`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from actors.artifacts.gate_file import Manifest
+from actors.checkpoints.checkpoint import Checkpoint, load_config
+from actors.checkpoints.sources import resolve
+from actors.families.clip.family import CLIP
+from actors.families.protocol import ModelFamily, Training
+from fusion.errors import InputError, reading
+from fusion.methods.learned.gate import Gate
+
+GROUP = "fusion_sweeps.families"
+
+FAMILIES: dict[str, ModelFamily] = {CLIP.name: CLIP}
+
+
+def register(family: ModelFamily) -> None:
+    """Add a family, or replace the one of its name."""
+    FAMILIES[family.name] = family
+
+
+@cache
+def plugins() -> tuple[str, ...]:
+    """Register the families of installed packages, once a process; their names."""
+    found = [entry.load() for entry in entry_points(group=GROUP)]
+    for family in found:
+        register(family)
+    return tuple(family.name for family in found)
+
+
+def trained_family() -> Training:
+    """Fine-tuning of the family that `sweeps train` makes experts of."""
+    return CLIP.training()
+
+
+def published_gate(path: Path, *, groups: Sequence[str], **about: Any) -> tuple[Gate, Manifest]:
+    """A gate that others have published, for models with these tensors.
+
+    Args:
+        path: its file, a pickle of tensors.
+        groups: the pool's fused tensors, in order.
+        about: see `import_gate`.
+
+    Raises:
+        InputError: no such file, or a gate of other models.
+    """
+    # Late: only a sweep that names such a file needs it.
+    from actors.families.clip.published_gates import import_gate, read_published
+
+    blocks = [int(name.split(".")[2]) for name in groups if ".layers." in name]
+    return import_gate(read_published(path), blocks=1 + max(blocks), **about)
+
+
+def by_type() -> dict[str, ModelFamily]:
+    """`model_type` -> family."""
+    plugins()
+    return {kind: family for family in FAMILIES.values() for kind in family.model_types}
+
+
+def family_of(config: Mapping[str, Any], what: str) -> ModelFamily:
+    """The family of a configuration; `what`: its file, for the message.
+
+    Raises:
+        InputError: a `model_type` of no family.
+    """
+    known = by_type()
+    kind = config.get("model_type")
+    if isinstance(kind, str) and kind in known:
+        return known[kind]
+    classes = [each for family in FAMILIES.values() for each in classes_of(family)]
+    raise InputError(
+        f"{what}: model_type {kind!r}; allowed: {', '.join(known)} ({', '.join(classes)})"
+    )
+
+
+def classes_of(family: ModelFamily) -> list[str]:
+    """The classes of `transformers` that a family reads, each once."""
+    return list(dict.fromkeys(each for kinds in family.model_types.values() for each in kinds))
+
+
+def inspect(source: str, name: str) -> Checkpoint:
+    """A checkpoint's configuration and headers; no weight is read.
+
+    Args:
+        source: a folder, `embedded:NAME` or a hub id.
+        name: the field of the spec that names it, for messages.
+
+    Raises:
+        InputError: no such source; a model of no family; no, damaged or lying files; missing,
+            unknown or mis-shaped tensors; weights in a pickle.
+    """
+    folder = resolve(source, what=name)
+    with reading(f"{name}: {folder}"):
+        config = load_config(folder, name, tuple(by_type()))
+        family = family_of(config, f"{name}: {folder / 'config.json'}")
+        return family.inspect(source, folder, config, name)
+
+
+def family_in(checkpoint: Checkpoint) -> ModelFamily:
+    """The family of an inspected checkpoint."""
+    return family_of(checkpoint.config, f"{checkpoint.name}: {checkpoint.folder / 'config.json'}")
