@@ -19,9 +19,10 @@ from actors.artifacts.statistics_file import opened
 from actors.checkpoints.checkpoint import Checkpoint
 from actors.cluster.metrics import count
 from actors.data.protocol import PreparedRows
-from actors.families.protocol import Activations
+from actors.families.protocol import Activations, segment_names
 from actors.shards.messages import Batch, Weights
 from actors.shards.resident_model import Blueprint, ImageEncoder
+from fusion.errors import InputError
 from fusion.merged_layers.modules import Mixer, merge_layers
 from fusion.registry import METHODS, Resident, Static
 from fusion.task_vectors.coding import mix
@@ -66,7 +67,7 @@ class Block:
         self.vectors = vectors
         self.heads = {task: head.to(device) for task, head in heads.items()}
         self.device = torch.device(device)
-        self.mixer = Mixer(vectors)
+        self.mixer = Mixer(vectors, dtype=dtype)
         self.merged = [self.without_weights(i) for i in range(len(self.encoder.modules))]
         self.filled = ""
         """Key of the weights that the resident model holds; empty: unknown."""
@@ -75,6 +76,28 @@ class Block:
         """The cache folder of statistics files, where it is not this process's own."""
         self.places = places or {}
         self.opened: dict[Path, PreparedRows] = {}
+
+        earlier = segment_names(self.encoder.whole, 0, self.start)
+        here = self.segments
+        later = segment_names(self.encoder.whole, here.stop, len(self.encoder.whole))
+        self.tied = tuple(name for name in vectors.deltas if name in {*earlier, *later})
+        """Fused tensors that segments of other blocks hold as well."""
+        repeated = {name for name in self.tied if name in earlier}
+        self.counted = (
+            vectors.restrict([name for name in vectors.base if name not in repeated])
+            if repeated
+            else vectors
+        )
+        """The task vectors that this block counts in sums over the whole model: each tensor is
+        counted once, in the first block that holds it."""
+
+    def check_untied(self, what: str) -> None:
+        """Raise InputError where a tensor is tied to one of another block; `what`: the method."""
+        if self.tied:
+            raise InputError(
+                f"{what}: tensor {self.tied[0]!r} is tied across shards, which this method cannot"
+                " treat; placement.shards: 1 needed"
+            )
 
     @property
     def segments(self) -> range:
@@ -85,7 +108,7 @@ class Block:
         """A segment whose fused layers read merged weights; others share the resident's."""
         link, resident = self.encoder.chain[index], self.encoder.modules[index]
         module = merge_layers(link.build(self.encoder.dtype), self.mixer, link.names)
-        for name, parameter in resident.named_parameters():
+        for name, parameter in resident.named_parameters(remove_duplicate=False):
             owner, _, leaf = name.rpartition(".")
             if link.names[name] not in self.vectors.deltas:
                 setattr(module.get_submodule(owner), leaf, parameter)
@@ -127,6 +150,7 @@ class Block:
         """The parameters of a method's call, with the statistics that it needs."""
         params = dict(weights.params or {})
         if weights.statistics:
+            self.check_untied(str(weights.method))
             params["statistics"] = opened(weights.statistics, self.segments, self.statistics_root)
         if weights.learned is not None:
             params["learned"] = weights.learned.open()

@@ -34,6 +34,7 @@ class Masks:
         assert isinstance(course.options, MaskOptions)
         self.block, self.course, self.options, self.seed = block, course, course.options, seed
         self.modules = block.encoder.modules
+        block.check_untied("Concrete")
         base = block.vectors.base
         logits = {
             name: nn.Parameter(

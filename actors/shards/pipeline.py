@@ -121,7 +121,11 @@ class Pipeline:
         self.shards, self.link = list(shards), link
         self.groups = tuple(groups)
         order = [name for block in names for name in block]
-        self.order = torch.tensor([order.index(name) for name in groups])
+        held = [[at for at, name in enumerate(order) if name == group] for group in groups]
+        self.order = torch.tensor([at[-1] for at in held])
+        """Group -> its column among those of all shards; of a tied tensor the last one."""
+        self.ties = [(group, at[-2::-1]) for group, at in enumerate(held) if len(at) > 1]
+        """(group, its other columns): the copies of a tensor that is tied across shards."""
 
     def weights(
         self,
@@ -200,6 +204,14 @@ class Pipeline:
         while flying:
             yield landed()
 
+    def summed(self, columns: Tensor) -> Tensor:
+        """Columns [M, T, …] of all shards -> [M, T, G]; those of tied tensors are added up."""
+        found = columns[:, :, self.order]
+        for group, others in self.ties:
+            for at in others:  # from the last to the first, as within a shard
+                found[:, :, group] += columns[:, :, at]
+        return found
+
     def gradients(self, lessons: Sequence[tuple[Batch, Weights]]) -> list[Gradient]:
         """Losses and coding gradients of each lesson; all are asked for before any is awaited."""
         call, last = self.link.call, len(self.shards) - 1
@@ -227,7 +239,7 @@ class Pipeline:
         found = []
         for item, (batch, weights) in enumerate(lessons):
             columns = [self.link.get(parts[stage, item]) for stage in range(last + 1)]
-            whole = torch.cat(columns, dim=2)[:, :, self.order]
+            whole = self.summed(torch.cat(columns, dim=2))
             assert weights.coding is not None
             grouped = weights.coding.shape[2] == len(self.groups)
             lost, tilt = self.link.get(losses[item])

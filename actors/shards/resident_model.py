@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from actors.checkpoints.checkpoint import Checkpoint, read
 from actors.data.protocol import Inputs
@@ -40,6 +40,21 @@ def blueprint(base: Checkpoint, fused: Collection[str]) -> Blueprint:
     return Blueprint(family.segments(base), family.inputs(base), tensors)
 
 
+def tie(module: nn.Module, names: Mapping[str, str], parameters: dict[str, nn.Parameter]) -> None:
+    """Give parameters of one canonical name one memory: the first of a name stays, later ones go.
+
+    Args:
+        module: a built segment.
+        names: its own parameter names -> canonical names.
+        parameters: canonical name -> parameter of the segments before; new ones are added.
+    """
+    for own, parameter in list(module.named_parameters()):
+        first = parameters.setdefault(names[own], parameter)
+        if first is not parameter:
+            owner, _, leaf = own.rpartition(".")
+            setattr(module.get_submodule(owner), leaf, first)
+
+
 class ImageEncoder:
     """A model, or a block of its segments, resident on one device."""
 
@@ -69,16 +84,18 @@ class ImageEncoder:
         self.device = torch.device(device)
         self.dtype = dtype
         self.chain = plan.chain[slice(*(block or (None, None)))]
+        self.whole = plan.chain
+        """All segments of the model."""
         self.inputs = plan.inputs
         self.arena: dict[str, Tensor] = {}
         """Canonical name -> the live memory of that parameter, contiguous."""
         self.modules = []
+        parameters: dict[str, nn.Parameter] = {}
         for segment in self.chain:
             module = segment.build(dtype).to_empty(device=device).to(dtype)
-            for name, parameter in module.named_parameters():
-                self.arena[segment.names[name]] = parameter.data
+            tie(module, segment.names, parameters)
             self.modules.append(module)
-        self.arena = {name: self.arena[name] for name in base.tensors if name in self.arena}
+        self.arena = {name: parameters[name].data for name in base.tensors if name in parameters}
         if isinstance(base, Checkpoint):
             self.load(read(base, self.arena))
         else:

@@ -58,7 +58,7 @@ class Routers:
         """
         assert isinstance(course.options, RouterOptions)
         self.block, self.course, self.options = block, course, course.options
-        self.mixer = Mixer(vectors)
+        self.mixer = Mixer(vectors, dtype=block.encoder.dtype)
         self.pooled = pooled
         self.modules: list[nn.Module] = []
         self.local: dict[str, nn.Module] = {}
@@ -83,7 +83,7 @@ class Routers:
         mlp = module.get_submodule(path)
         own = {key.removeprefix(f"{path}."): name for key, name in inside.items()}
         merge_layers(mlp, self.mixer, own)
-        for name, parameter in resident.named_parameters():
+        for name, parameter in resident.named_parameters(remove_duplicate=False):
             owner, _, leaf = name.rpartition(".")
             if name not in inside:
                 setattr(module.get_submodule(owner), leaf, parameter)

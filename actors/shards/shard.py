@@ -98,14 +98,14 @@ class Shard(Block):
     def start_survey(self, weights: Weights) -> Survey[Any]:
         """The survey of a method or of a trim."""
         if weights.method is None:
-            return trim_survey(self.vectors, weights.trim)
+            return trim_survey(self.counted, weights.trim)
         method = METHODS[weights.method]
         assert isinstance(method, Static)
-        return method.start_survey(self.vectors, self.given(weights))
+        return method.start_survey(self.counted, self.given(weights))
 
     def gram(self) -> Gram:
         """Inner products of this block's task vectors."""
-        return gram(self.vectors)
+        return gram(self.counted)
 
     def gather(self, what: str, *args: Any) -> Any:
         """A call of `Gathering`, which looks on while experts run through this block."""

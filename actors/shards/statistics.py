@@ -140,6 +140,7 @@ class Gathering:
         Raises:
             Forgotten: the batches before were not seen.
         """
+        self.block.check_untied("fisher")
         self.block.fill(weights)
         if not at:
             self.forget()
@@ -236,6 +237,7 @@ class Gathering:
         written, the segment merged, and its outputs [T][batches] handed on."""
         row, vectors = METHODS[method], self.block.vectors
         assert isinstance(row, Informed)
+        self.block.check_untied(method)
         self.block.filled = ""  # the resident model is overwritten
         current = [[self.block.entered(carry) for carry in batches] for batches in given]
         for at, module, names in self.parts():

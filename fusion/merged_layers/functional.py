@@ -29,6 +29,7 @@ from fusion.merged_layers.buffers import scratch
 from fusion.merged_layers.low_rank_linear import frozen, low_rank, untouched
 from fusion.merged_layers.tables import merged_embedding as merged_embedding
 from fusion.merged_layers.tables import merged_norm as merged_norm
+from fusion.merged_layers.tables import merged_rms_norm as merged_rms_norm
 from fusion.merged_layers.tables import merged_table as merged_table
 from fusion.task_vectors.lazy import Remade
 from fusion.task_vectors.low_rank import LowRank, Zeros

@@ -20,6 +20,7 @@ from fusion.merged_layers.functional import (
     merged_embedding,
     merged_linear,
     merged_norm,
+    merged_rms_norm,
     merged_table,
 )
 from fusion.task_vectors.lazy import Remade, lasting
@@ -30,8 +31,11 @@ from fusion.task_vectors.task_vectors import TaskVectors
 class Mixer:
     """Task vectors, and the coefficients that the layers read during one forward pass."""
 
-    def __init__(self, vectors: TaskVectors, form: Form = "auto") -> None:
-        self.vectors = vectors
+    def __init__(
+        self, vectors: TaskVectors, form: Form = "auto", dtype: torch.dtype = torch.float32
+    ) -> None:
+        """`dtype`: of the activations that the layers compute in."""
+        self.vectors, self.dtype = vectors, dtype
         self.form = form
         self.columns: Mapping[str, Tensor] = {}
 
@@ -52,6 +56,11 @@ class Mixer:
         """
         return self.columns[name], self.vectors.base[name], lasting(self.vectors.deltas, name)
 
+    def stand_in(self, name: str) -> Tensor:
+        """An empty tensor with the shape of a weight, in the dtype of activations, without memory:
+        library code asks layers for the dtype or shape of their weights."""
+        return torch.empty(self.vectors.base[name].shape, dtype=self.dtype, device="meta")
+
     def table(self, name: str | None) -> Tensor | None:
         """A merged vector or table [M, *shape]; None for None."""
         return None if name is None else merged_table(*self.parts(name))
@@ -63,6 +72,11 @@ class Linear(nn.Module):
     def __init__(self, mixer: Mixer, weight: str, bias: str | None) -> None:
         super().__init__()
         self.mixer, self.weight_name, self.bias_name = mixer, weight, bias
+
+    @property
+    def weight(self) -> Tensor:
+        """See `Mixer.stand_in`."""
+        return self.mixer.stand_in(self.weight_name)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, …, in] -> [B, …, out]."""
@@ -83,6 +97,25 @@ class LayerNorm(nn.Module):
         assert weight is not None
         assert bias is not None
         return merged_norm(x, weight, bias, self.eps)
+
+
+class RmsNorm(nn.Module):
+    """Root mean square normalisation with a merged scale."""
+
+    def __init__(self, mixer: Mixer, weight: str, eps: float | None) -> None:
+        super().__init__()
+        self.mixer, self.weight_name, self.eps = mixer, weight, eps
+
+    @property
+    def weight(self) -> Tensor:
+        """See `Mixer.stand_in`."""
+        return self.mixer.stand_in(self.weight_name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, …, d] -> [B, …, d]."""
+        weight = self.mixer.table(self.weight_name)
+        assert weight is not None
+        return merged_rms_norm(x, weight, self.eps)
 
 
 class Embedding(nn.Module):
@@ -158,6 +191,8 @@ def replacement(layer: nn.Module, mixer: Mixer, named: Callable[[str], str]) -> 
         return Linear(mixer, named("weight"), bias)
     if isinstance(layer, nn.LayerNorm) and bias is not None:
         return LayerNorm(mixer, named("weight"), bias, layer.eps)
+    if isinstance(layer, nn.RMSNorm):
+        return RmsNorm(mixer, named("weight"), layer.eps)
     if isinstance(layer, Bare):
         return Table(mixer, named("value"))
     if isinstance(layer, nn.Embedding):
@@ -190,7 +225,7 @@ def merge_layers(module: nn.Module, mixer: Mixer, names: Mapping[str, str]) -> n
         if new is None or len(fused) < len(own) or not path:
             raise InputError(
                 f"{names[prefix + fused[0]]}: {type(layer).__name__}: a layer that cannot be"
-                " merged; linear, layer norm, embedding and plain convolution allowed"
+                " merged; linear, layer norm, RMS norm, embedding and plain convolution allowed"
             )
         parent, _, child = path.rpartition(".")
         setattr(module.get_submodule(parent), child, new)

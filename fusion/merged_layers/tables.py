@@ -51,6 +51,18 @@ def merged_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return torch.addcmul(beside(bias), F.layer_norm(x, x.shape[-1:], eps=eps), beside(weight))
 
 
+def merged_rms_norm(x: Tensor, weight: Tensor, eps: float | None) -> Tensor:
+    """Root mean square normalisation of x [B, …, d] with a merged weight [M, d] or [1, d].
+
+    Source: Zhang and Sennrich 2019, arXiv:1910.07467; `torch.nn.RMSNorm`.
+    """
+    weight = weight.to(x.dtype)
+    if len(weight) == 1:
+        return F.rms_norm(x, x.shape[-1:], weight[0], eps)
+    beside = weight.view(len(weight), *([1] * (x.ndim - 2)), x.shape[-1])
+    return F.rms_norm(x, x.shape[-1:], eps=eps) * beside
+
+
 def merged_embedding(
     ids: Tensor, coefficients: Tensor, base: Tensor, deltas: Tensor | LowRank | Zeros | Remade
 ) -> Tensor:

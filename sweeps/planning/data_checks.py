@@ -11,6 +11,7 @@ from actors.data.split_labels import Labels, split_labels
 from actors.data.task import Place, Role, Splits, Task, partition
 from actors.pool.pool import Pool
 from fusion.errors import InputError
+from fusion.registry import METHODS
 from sweeps.planning.shift_data import split_of
 from sweeps.spec.candidates import planned
 from sweeps.spec.sweep import SweepSpec
@@ -31,6 +32,16 @@ def check_trials(spec: SweepSpec) -> None:
             f"methods.{most}: {counts[most]:,} trials, {total:,} in all; at most {MOST_TRIALS:,}"
             " allowed: fewer values of a grid, or fewer trials, needed"
         )
+
+
+def check_offers(spec: SweepSpec, pool: Pool) -> None:
+    """Raise InputError where a method needs of the models what their family does not offer."""
+    for name in spec.methods:
+        if lacking := METHODS[name].requires - pool.family.offers:
+            raise InputError(
+                f"methods.{name}: needs {', '.join(sorted(lacking))}, which models of the family"
+                f" {pool.family.name!r} do not have"
+            )
 
 
 def check_words(pool: Pool, tasks: Mapping[str, Task]) -> None:

@@ -19,7 +19,13 @@ from actors.pool.pool import Pool, open_pool
 from actors.pool.vectors_low_rank import check_adapters
 from fusion.errors import InputError
 from sweeps.cluster.ray_connection import narrowed
-from sweeps.planning.data_checks import check_data, check_shifts, check_trials, check_words
+from sweeps.planning.data_checks import (
+    check_data,
+    check_offers,
+    check_shifts,
+    check_trials,
+    check_words,
+)
 from sweeps.planning.dry_run import rehearse
 from sweeps.planning.estimates import shifted_bytes
 from sweeps.planning.learning_needs import Needs, needs_of
@@ -40,6 +46,7 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
     spec = completed(spec)  # before anything is asked of the methods
     check_trials(spec)
     pool = open_pool(spec.pool.base, spec.pool.experts)
+    check_offers(spec, pool)
     if spec.placement.weights == "factored":
         check_adapters(pool)
     inputs = pool.family.inputs(pool.base)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -32,15 +33,16 @@ from fusion.errors import InputError
 SCALE = "logit_scale"
 
 
+@dataclass(frozen=True)
 class Clip:
     """`ModelFamily` of CLIP models."""
 
-    name = "clip"
-    model_types: Mapping[str, tuple[str, ...]] = {
+    name: ClassVar[str] = "clip"
+    model_types: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "clip": ("CLIPModel",),
         "clip_vision_model": ("CLIPVisionModel", "CLIPVisionModelWithProjection"),
     }
-    offers: frozenset[Offer] = frozenset({"embeddings", "cosine_head", "mlp_blocks"})
+    offers: ClassVar[frozenset[Offer]] = frozenset({"embeddings", "cosine_head", "mlp_blocks"})
 
     def training(self) -> Training:
         """Fine-tuning of the vision tower, and pretraining of a small CLIP."""

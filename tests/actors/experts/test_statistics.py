@@ -69,7 +69,7 @@ def model_of(tiny_pool, expert):
 
 def images_of(experts, task, method, params):
     """The images whose statistics are taken, as the model reads them, in float64."""
-    rows = drawn(experts, method, task, METHODS[method].asked(params))
+    rows = drawn(experts.runner, method, task, METHODS[method].asked(params))
     batch = experts.runner.batch(task, "fit", torch.from_numpy(rows))
     pixels = experts.runner.pipeline.shards[0].entered(batch)["pixels"]
     return experts.runner.pipeline.shards[0].encoder.inputs.preprocess.normalise(
@@ -95,7 +95,7 @@ def inputs_of(module, run):
 
 
 def test_gram_matrices_are_those_of_the_library_s_layers(whole, tiny_pool):
-    found = found_by(whole, gathered(whole, "regmean", FEW))
+    found = found_by(whole, gathered(whole.runner, "regmean", FEW))
     for t, task in enumerate(NAMES):
         tower = model_of(tiny_pool, task).vision_model
         images = images_of(whole, task, "regmean", FEW)
@@ -112,7 +112,7 @@ def test_gram_matrices_are_those_of_the_library_s_layers(whole, tiny_pool):
 @pytest.mark.parametrize("estimate", ["sampled", "exact", "batch"])
 def test_squared_gradients_are_those_of_autograd(estimate, whole, tiny_pool, parts):
     params = {"examples": 5, "seed": 1, "estimate": estimate, "batch_size": 2}
-    found = found_by(whole, gathered(whole, "fisher", params))
+    found = found_by(whole, gathered(whole.runner, "fisher", params))
     task, t = "tones", 1
     model = model_of(tiny_pool, task)
     head = read_head(parts[1][task].head).double()
@@ -191,20 +191,20 @@ def test_a_model_that_is_cut_gives_the_same_bits(method, params, parts, tmp_path
 
 
 def test_statistics_are_gathered_once_and_are_those_of_this_data(whole, parts, tmp_path):
-    keys = gathered(whole, "regmean", FEW)
+    keys = gathered(whole.runner, "regmean", FEW)
     root = whole.runner.embeddings.root.parent
     before = {place(key, 1, root): place(key, 1, root).stat().st_mtime_ns for key in keys}
     sizes = gram_sizes(parts[0])  # what `sweeps plan` says of them
     found = found_by(whole, keys)
     assert {key: found.stacks[key][0].nbytes for key in found.stacks} == sizes
-    assert gathered(whole, "regmean", {**FEW, "non_diagonal": 0.1}) == keys
+    assert gathered(whole.runner, "regmean", {**FEW, "non_diagonal": 0.1}) == keys
     cut = experts_of(parts, tmp_path / "whole", CUT)
-    assert gathered(cut, "regmean", FEW) == keys  # the same files for another cut
+    assert gathered(cut.runner, "regmean", FEW) == keys  # the same files for another cut
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert set(gathered(whole, "regmean", {**FEW, "seed": 4})).isdisjoint(keys)
-    assert set(gathered(whole, "regmean", {**FEW, "examples": 25})).isdisjoint(keys)
+    assert set(gathered(whole.runner, "regmean", {**FEW, "seed": 4})).isdisjoint(keys)
+    assert set(gathered(whole.runner, "regmean", {**FEW, "examples": 25})).isdisjoint(keys)
     place(keys[0], 1, root).unlink()
-    assert gathered(whole, "regmean", FEW) == keys
+    assert gathered(whole.runner, "regmean", FEW) == keys
     assert place(keys[0], 1, root).exists()
 
 
@@ -246,7 +246,7 @@ def test_a_shard_that_dies_while_gathering_is_noticed(method, moment, parts, tmp
     monkeypatch.setattr("fusion.methods.statistics.regmean.BATCH", 8)
     params = FEW if method == "regmean" else {"examples": 3}
     undisturbed = experts_of(parts, tmp_path / "whole")
-    wanted = found_by(undisturbed, gathered(undisturbed, method, params))
+    wanted = found_by(undisturbed, gathered(undisturbed.runner, method, params))
     experts = experts_of(parts, tmp_path / "cut", CUT)
     calls, real = [0], experts.runner.pipeline.link.call
 
@@ -259,8 +259,8 @@ def test_a_shard_that_dies_while_gathering_is_noticed(method, moment, parts, tmp
 
     monkeypatch.setattr(experts.runner.pipeline.link, "call", call)
     with pytest.raises(Forgotten):
-        gathered(experts, method, params)
-    keys = gathered(experts, method, params)
+        gathered(experts.runner, method, params)
+    keys = gathered(experts.runner, method, params)
     found = found_by(experts, keys)
     assert list(found) == list(wanted)
     for name in wanted:

@@ -11,7 +11,7 @@ import torch
 from actors.checkpoints.checkpoint import Checkpoint
 from actors.families.clip.architecture import PROJECTION
 from actors.families.clip.segments import Block, Embed, Project, clip_segments
-from actors.families.protocol import Carry, segment_names
+from actors.families.protocol import Activations, segment_names
 from actors.families.registry import inspect
 from actors.shards.resident_model import ImageEncoder
 from fusion.errors import InputError
@@ -72,7 +72,7 @@ def test_names_of_a_block(base: Checkpoint) -> None:
 def test_blocks_in_a_row_are_the_whole_to_the_bit(
     cut: list[tuple[int, int]], base: Checkpoint, pixels: torch.Tensor
 ) -> None:
-    carry: Carry = {"pixels": pixels}
+    carry: Activations = {"pixels": pixels}
     held = []
     for block in cut:
         encoder = ImageEncoder(base, block=block)
