@@ -1,11 +1,12 @@
 """Rules of the source tree that import-linter cannot express.
 
-Short folder listings, no Ray Tune below `sweeps`, one test file
+No circular imports between files, short folder listings, no Ray Tune below `sweeps`, one test file
 a method, documents that name only what exists, the same checks in `make check` and before a commit.
 """
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import grimp
@@ -21,6 +22,15 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 
 LONGEST_LISTING = 14
 """Entries a folder of the three packages may have, data and `__init__.py` not counted."""
+
+LONGEST_TEST_LISTING = 16
+"""The same for folders of tests: `tests/sweeps` has a folder a package, and helpers."""
+
+
+@cache
+def graph() -> grimp.ImportGraph:
+    """All imports between modules: at the top, inside functions, and under TYPE_CHECKING."""
+    return grimp.build_graph(*PACKAGES, cache_dir=None)
 
 
 def circles(imports: grimp.ImportGraph) -> set[frozenset[str]]:
@@ -44,7 +54,7 @@ def listing(folder: Path) -> list[str]:
     return sorted(
         path.name
         for path in folder.iterdir()
-        if (path.suffix == ".py" and not path.name.startswith("__"))
+        if (path.suffix == ".py" and not path.name.startswith(("__", "conftest")))
         or (path.is_dir() and any(path.glob("*.py")))
     )
 
@@ -55,6 +65,12 @@ FOLDERS = sorted({path.parent for path in FILES})
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_folder_lists_few_entries(folder):
     assert len(listing(folder)) <= LONGEST_LISTING, listing(folder)
+
+
+def test_a_folder_of_tests_lists_few_entries():
+    folders = {path.parent for path in (ROOT / "tests").rglob("*.py")}
+    long = {folder: listing(folder) for folder in folders}
+    assert not {folder for folder, found in long.items() if len(found) > LONGEST_TEST_LISTING}
 
 
 def dotted(path: Path) -> str:
@@ -165,6 +181,81 @@ def test_a_method_is_named_in_the_files_of_its_page_and_in_no_other():
     named = [path for path in code if re.search(r"\bmagmax\b", path.read_text())]
     found = {str(path.relative_to(ROOT)) for path in named}
     assert found == {path for path in told if not path.startswith("tests/")}
+
+
+def importers(package: str) -> set[str]:
+    """Modules outside a package that import from it."""
+    inside = {name for name in graph().modules if f"{name}.".startswith(f"{package}.")}
+    found = (graph().find_modules_that_directly_import(name) for name in inside)
+    return set().union(*found) - inside
+
+
+def test_a_family_is_named_in_the_files_of_its_page_and_in_no_other():
+    told = files_of("add_a_family.md")
+    assert len(told) == 4
+    assert all((ROOT / path).is_file() for path in told)
+    outside = {name for name in importers("actors.families.clip") if "actors.embedded" not in name}
+    assert outside == {"actors.families.registry"}
+
+
+def test_images_are_named_in_the_files_of_their_page_and_in_no_other():
+    told = files_of("add_a_data_kind.md")
+    assert len(told) == 6
+    assert all((ROOT / path).is_file() for path in told)
+    page = (ROOT / "docs" / "add_a_data_kind.md").read_text()
+    names = {name for name in importers("actors.data.images") if "families.clip" not in name}
+    outside = {name for name in names if "actors.embedded" not in name}
+    assert not sorted(name for name in outside if f"`{name.replace('.', '/')}.py`" not in page)
+
+
+FAMILY_WORDS = re.compile(
+    r"\b(CLIP\w*|clip_(model|vision)\w*|vision_(model|config)|text_(model|config|projection)"
+    r"|visual_projection|image_size|patch_size|pixel_values|logit_scale)\b"
+)
+"""Names of CLIP's classes, tensors and configuration fields."""
+
+FAMILY_FOLDERS = ("actors/families/clip/", "actors/embedded/")
+
+FAMILY_EXCEPTIONS = {
+    "actors/families/registry.py": {"CLIP"},
+    "actors/data/images/preprocessor_config.py": {
+        "CLIPFeatureExtractor",
+        "CLIPImageProcessor",
+        "CLIPImageProcessorFast",
+        "CLIPImageProcessorPil",
+    },  # image processors, which models of other families use too
+    "actors/gate_features/extractor.py": {"pixel_values"},  # an argument of transformers' ResNet
+    "actors/training/checkpoint.py": {"pixel_values"},  # fine-tuning of image models
+    "fusion/logits/cosine_head.py": {"logit_scale"},  # an argument
+    "fusion/registry.py": {"CLIP"},  # titles of papers
+    "sweeps/analysis/parts/angles.py": {"visual_projection"},  # the last row of a table
+    "sweeps/train/spec.py": {"CLIP"},  # a message
+}
+
+
+def words_of(path: Path) -> set[str]:
+    """Words of a family in a file's names and texts; docstrings and comments are not read."""
+    tree = ast.parse(path.read_text())
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    fields = [
+        str(getattr(node, field))
+        for node in ast.walk(tree)
+        if id(node) not in prose
+        for field in ("id", "attr", "arg", "name", "value")
+        if isinstance(getattr(node, field, None), str)
+    ]
+    return {found[0] for text in fields for found in FAMILY_WORDS.finditer(text)}
+
+
+def test_words_of_a_family_stay_in_its_folder():
+    found = {str(path.relative_to(ROOT)): words_of(path) for path in FILES}
+    assert found["actors/families/clip/segments.py"]
+    outside = {
+        path: words - FAMILY_EXCEPTIONS.get(path, set())
+        for path, words in found.items()
+        if not path.startswith(FAMILY_FOLDERS)
+    }
+    assert {path: words for path, words in outside.items() if words} == {}
 
 
 NAMED = {"best_single", "dawe", "ensemble", "fisher", "greedy_ensemble", "greedy_soup",

@@ -1,4 +1,4 @@
-"""The terminal: what texts of any origin hold is shown, and never obeyed."""
+"""Terminal console that escapes control characters and redacts secrets in all text."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sweeps.console.printable import printable
 
 
 class Screen(Console):
-    """A console on which a name with control characters moves no cursor and changes no title."""
+    """Rich console on which control characters in names cannot move the cursor or set the title."""
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """Rich's segments, with control characters inside of texts written out, and no secrets.
+        """Rich's segments with escaped control characters and without secrets.
 
-        A secret may be cut into several segments, for its colours: lines are looked at whole.
+        Colours may cut a secret into several segments, so complete lines are searched.
         """
         line: list[Segment] = []
         for segment in super().render(renderable, options):
@@ -31,7 +31,7 @@ class Screen(Console):
 
 
 def shown(line: list[Segment]) -> Iterator[Segment]:
-    """The segments of a line; one, where it had a secret in it."""
+    """Segments of a line, escaped; a line with a secret becomes one redacted segment."""
     told = "".join(text for text, _, control in line if not control)
     if redact.text(told) != told:
         yield Segment(printable(told, "\n"))

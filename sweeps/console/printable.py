@@ -1,4 +1,4 @@
-"""Text as one line of printable characters, without secrets."""
+"""Escape control characters in text and redact secrets."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from sweeps.console import redact
 
 
 def printable(text: str, kept: str = "") -> str:
-    r"""The text without secrets, and with all that a terminal would not show as one character
-    written out.
+    r"""Text without secrets, in which every unprintable character is written as an escape.
 
     Args:
-        text: of any origin.
-        kept: characters that stay as they are.
+        text: any text.
+        kept: characters that are not escaped.
 
     >>> printable("a\x1b[31m\ud800 ü\n"), printable("a\n", "\n")
     ('a\\x1b[31m\\ud800 ü\\n', 'a\n')
