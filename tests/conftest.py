@@ -84,3 +84,14 @@ def tiny_pool(tmp_path_factory: pytest.TempPathFactory) -> TinyPool:
             make_pool(root)
             (root / "made").touch()
     return TinyPool(root)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One torch thread: sums are made in the same order everywhere; toy tensors wait for none."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from actors.artifacts.errors import Forgotten
 from actors.artifacts.statistics_file import opened, place, write
-from fusion.errors import InputError
+from tests.refusals import one_line
 
 KEYS = ("a", "b")
 SHARED = {"q": "q", "k": "q"}
@@ -23,12 +23,9 @@ def files(tmp_path):
 
 
 def refused(root) -> str:
-    with pytest.raises(InputError) as error:
+    with one_line(end="; remove the file, and it is gathered again") as lines:
         opened(KEYS, (0, 1), root)["q"]
-    text = str(error.value)
-    assert "\n" not in text
-    assert text.endswith("; remove the file, and it is gathered again")
-    return text
+    return lines[0]
 
 
 def test_statistics_are_stacked_and_shared(files):

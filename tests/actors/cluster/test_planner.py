@@ -16,6 +16,7 @@ from actors.cluster.partition import (
 from actors.cluster.planner import Load, Node, Resources, gigabytes, plan
 from actors.families.clip.architecture import DEFAULTS, vision_tensors
 from fusion.errors import InputError
+from tests.refusals import one_line
 
 GB = 10**9
 
@@ -187,11 +188,9 @@ def test_more_than_there_is(wish, line):
 
 
 def refused(*args, **wish):
-    with pytest.raises(InputError) as caught:
+    with one_line() as lines:
         plan(*args, **wish)
-    line = str(caught.value)
-    assert "\n" not in line
-    return line
+    return lines[0]
 
 
 def test_what_cannot_fit_on_a_gpu_says_what_would():
@@ -235,10 +234,10 @@ def test_what_cannot_fit_in_main_memory_says_what_would():
 
 
 def test_hopeless_loads_are_refused_soon():
-    start = time.perf_counter()
+    start = time.process_time()
     line = refused(Load(L14, 500), cores(*[(64, GB)] * 16))
     assert line.startswith("placement: 1 replica(s) need ")
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_resources_add_up():

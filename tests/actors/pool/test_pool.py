@@ -8,8 +8,8 @@ import torch
 from actors.checkpoints.checkpoint import read
 from actors.families.clip.architecture import PROJECTION
 from actors.pool.pool import load_flat, open_pool, task_vectors, unflatten
-from fusion.errors import InputError
 from fusion.task_vectors.task_vectors import TaskVectors
+from tests.refusals import one_line
 
 KEY = "encoder.layers.0.mlp.fc1.weight"
 
@@ -17,14 +17,11 @@ Folders = tuple[str, dict[str, str]]
 
 
 def refused(base: object, experts: dict[str, Any], *parts: str, load: bool = False) -> None:
-    """Opening (or loading) the pool says one line with all of these in it."""
+    """Opening (or loading) the pool raises one line with all of these in it."""
     sources = {name: str(folder) for name, folder in experts.items()}
     pool = open_pool(str(base), sources) if load else None
-    with pytest.raises(InputError) as caught:
+    with one_line(*parts):
         task_vectors(pool) if pool else open_pool(str(base), sources)
-    assert "\n" not in str(caught.value)
-    for part in parts:
-        assert part in str(caught.value)
 
 
 def test_what_a_pool_says_of_itself(tiny: Any, pool_folders: Folders) -> None:

@@ -39,6 +39,8 @@ from tests.actors.shards.test_shard import (
 )
 from tests.fusion.laws import assert_same_bits
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CUTS = [
     (*itertools.pairwise((0, *inner, 4)),)
     for count in range(4)
@@ -46,14 +48,6 @@ CUTS = [
 ]
 TRIMS = [Trim(), Trim(0.4, dtype="bfloat16"), Trim(0.3, elect=True)]
 SAMPLES = {"t0": [3, 0], "t1": [1, 5, 2, 2], "t2": [4, 6, 0]}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,8 @@ from fusion.task_vectors.sparsify import Trim
 from fusion.task_vectors.task_vectors import TaskVectors
 from tests.actors.conftest import Tiny, write_parquet
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CLASSES = {"t0": 2, "t1": 3, "t2": 4}
 EXTRACTOR, WIDTH = "made-up", 6
 KINDS = ["task mean", "layer mean", "task sample", "layer sample"]
@@ -197,14 +199,6 @@ def world(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture(scope="module")
 def projected(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tiny, tmp_path_factory.mktemp("projected"), projected=True)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def weights(coding: Tensor, trim: Trim | None = None, key: str = "") -> Weights:

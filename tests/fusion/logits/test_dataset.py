@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 
 from fusion.errors import InputError
 from fusion.logits.dataset import Labelled, apart, check_labels, check_matrix, directions
+from tests.refusals import exactly
 
 F = torch.arange(12.0).view(6, 2) + 1
 Y = torch.tensor([0, 1, 2, 0, 1, 2])
-
-
-def refused(message: str) -> Any:
-    return pytest.raises(InputError, match="^" + re.escape(message) + "$")
 
 
 @pytest.mark.parametrize(
@@ -37,21 +31,21 @@ def refused(message: str) -> Any:
         (F, Y - 1, "fit: labels: row 0: class -1; 0 or more allowed"),
     ],
 )
-def test_wrong_rows_are_refused(features: Tensor, labels: Tensor, message: str) -> None:
-    with refused(message):
+def test_wrong_rows_are_exactly(features: Tensor, labels: Tensor, message: str) -> None:
+    with exactly(message):
         Labelled(features, labels, "fit")
 
 
 def test_labels_are_held_against_the_number_of_classes() -> None:
     check_labels("labels", Y, 6, 3)
-    with refused("labels: row 2: class 2; 0 to 1 allowed"):
+    with exactly("labels: row 2: class 2; 0 to 1 allowed"):
         check_labels("labels", Y, 6, 2)
 
 
 def test_widths_are_compared() -> None:
-    with refused("head: 2 columns; 5 needed"):
+    with exactly("head: 2 columns; 5 needed"):
         check_matrix("head", F, width=5)
-    with refused("head: 6 rows; 7 needed"):
+    with exactly("head: 6 rows; 7 needed"):
         check_matrix("head", F, rows=7, width=2)
 
 
@@ -59,7 +53,7 @@ def test_directions() -> None:
     torch.testing.assert_close(
         directions("z", torch.tensor([[3.0, 4.0]]).half()), torch.tensor([[0.6, 0.8]])
     )
-    with refused("z: row 1: of no length; it cannot be normalised"):
+    with exactly("z: row 1: of no length; it cannot be normalised"):
         directions("z", torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
 
 
@@ -74,7 +68,7 @@ def test_directions() -> None:
     ],
 )
 def test_slices_that_share_a_row_are_the_same_rows(fit: slice, select: slice) -> None:
-    with refused(
+    with exactly(
         "select: rows that fit has too; choosing on what was learned from is not allowed,"
         " other rows needed"
     ):

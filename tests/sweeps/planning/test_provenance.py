@@ -9,10 +9,10 @@ import yaml
 from actors.checkpoints.checkpoint import content_hash
 from actors.cluster.planner import Node, Resources
 from actors.families.registry import inspect
-from fusion.errors import InputError
 from sweeps.planning.prepare import prepare
 from sweeps.planning.provenance import Ancestry, ancestry_of
 from sweeps.spec.sweep import validate
+from tests.refusals import one_line
 
 
 @pytest.fixture
@@ -43,10 +43,9 @@ def prepared(tiny_pool, runs, tmp_path, **task):
 
 
 def refused(tiny_pool, runs, tmp_path, **task) -> str:
-    with pytest.raises(InputError) as caught:
+    with one_line() as lines:
         prepared(tiny_pool, runs, tmp_path, **task)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return lines[0]
 
 
 def test_without_recipes_nothing_is_known_and_nothing_said(tiny_pool, runs, tmp_path):

@@ -3,7 +3,6 @@
 import copy
 
 import pytest
-import torch
 
 from actors.artifacts.recipe import REFERENCES, Recipe
 from actors.experts.local import local_experts
@@ -22,6 +21,8 @@ from sweeps.spec.sweep import dump, spec_hash, validate
 from sweeps.trials.trainable import way_of
 from tests.sweeps.learning_pool import make_extractor
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SHORT = {
     "steps": 2, "batch_size": 4, "examples": 8, "epochs": 2, "coefficient_steps": 1, "betas": 3,
     "temperatures": 2, "max_iter": 50, "shots": 4, "save_every": 1,
@@ -33,14 +34,6 @@ CANNOT = {
     ("ingredients", "emr"), ("ingredients", "tall_mask"),
 }  # fmt: skip
 """Those that need an expert's own task are refused before anything starts."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

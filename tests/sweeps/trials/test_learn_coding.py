@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from actors.artifacts.coding_file import load_coding
 from actors.artifacts.gate_file import load
@@ -20,6 +19,8 @@ from sweeps.results.folder import learned_name, state_name
 from sweeps.trials.artifact_store import Folder
 from sweeps.trials.learn_coding import Course, learn, sizes_of
 from tests.sweeps.learning_pool import ADAMERGING, DAWE, make_extractor
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 NAMES = ("lines", "tones", "blobs")
 
@@ -42,14 +43,6 @@ def parts(tiny_pool, tmp_path_factory):
         Folder(Path()), frozenset({"dawe"}),
     )  # fmt: skip
     return experts, course, source
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def trial(method, parts, folder, **params):

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from actors.artifacts.recipe import Recipe
 from actors.data.task import Splits, TaskSource, open_task
@@ -23,6 +22,8 @@ from sweeps.spec.sweep import SplitSpec, validate
 from sweeps.trials.artifact_store import Folder
 from sweeps.trials.learn_coding import Course, sizes_of
 from sweeps.trials.learn_in_model import learn
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 NAMES = ("lines", "tones", "blobs")
 FEW = {"batch_size": 4, "learning_rate": 0.02, "save_every": 3}
@@ -45,14 +46,6 @@ def parts(tiny_pool, tmp_path_factory):
         pool.tasks, pool.groups, data, sizes_of(data), {}, Folder(Path()), frozenset({"ewemoe"})
     )
     return experts, course
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def trial(method, parts, folder, **params):

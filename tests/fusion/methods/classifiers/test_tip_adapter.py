@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from fusion.errors import InputError
 from fusion.logits.cosine_head import logits
 from fusion.methods.classifiers.tip_adapter import (
     affinities,
@@ -21,6 +18,7 @@ from fusion.methods.classifiers.tip_adapter import (
     tip_adapter,
     tip_logits,
 )
+from tests.refusals import exactly
 
 N, NK, C, D = 9, 8, 4, 6
 DRAW = torch.Generator().manual_seed(0)
@@ -30,10 +28,6 @@ HEAD = 10 * normalize(torch.randn(C, D, generator=DRAW, dtype=torch.float64), di
 SHOTS = torch.tensor([2, 0, 1, 3, 3, 1, 0, 2])
 KEYS = cache_keys(VIEWS)
 VALUES = cache_values(SHOTS, C).double()
-
-
-def refused(message: str) -> Any:
-    return pytest.raises(InputError, match="^" + re.escape(message) + "$")
 
 
 def test_formula_row_by_row() -> None:
@@ -136,10 +130,10 @@ def test_values_are_one_hot() -> None:
         ([0, 5], 1, 3, "labels: row 1: class 5; 0 to 2 allowed"),
     ],
 )
-def test_wrong_draws_are_refused(
+def test_wrong_draws_are_exactly(
     labels: list[int], shots: int, classes: int | None, message: str
 ) -> None:
-    with refused(message):
+    with exactly(message):
         few_shot(torch.tensor(labels, dtype=torch.int64), shots, 0, classes)
 
 
@@ -166,22 +160,22 @@ def test_a_class_without_a_row_has_no_key_and_no_vote() -> None:
         ),
     ],
 )
-def test_wrong_views_are_refused(views: Tensor, message: str) -> None:
-    with refused(message):
+def test_wrong_views_are_exactly(views: Tensor, message: str) -> None:
+    with exactly(message):
         cache_keys(views)
 
 
-def test_wrong_planes_are_refused() -> None:
+def test_wrong_planes_are_exactly() -> None:
     zero_shot, near = logits(Z, HEAD), affinities(Z, KEYS)
-    with refused("keys: 5 columns; 6 needed"):
+    with exactly("keys: 5 columns; 6 needed"):
         affinities(Z, KEYS[:, :5])
-    with refused("head: 5 columns; 6 needed"):
+    with exactly("head: 5 columns; 6 needed"):
         tip_adapter(Z, HEAD[:, :5], KEYS, VALUES)
-    with refused("affinity: 8 rows; 9 needed"):
+    with exactly("affinity: 8 rows; 9 needed"):
         tip_logits(zero_shot, near[:8], VALUES)
-    with refused("values: 7 rows; 8 needed"):
+    with exactly("values: 7 rows; 8 needed"):
         tip_logits(zero_shot, near, VALUES[:7])
-    with refused("values: 3 columns; 4 needed"):
+    with exactly("values: 3 columns; 4 needed"):
         tip_logits(zero_shot, near, VALUES[:, :3])
-    with refused("queries: row 1: NaN or infinity; finite numbers needed"):
+    with exactly("queries: row 1: NaN or infinity; finite numbers needed"):
         affinities(Z.index_fill(0, torch.tensor([1]), math.nan), KEYS)
