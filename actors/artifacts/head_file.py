@@ -13,16 +13,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from actors.files.atomic import replacing
 from actors.files.checksums import FIELD, again, sealed, unsealed
 from actors.files.documents import parse_json
 from actors.files.safetensors_header import check_regular, read_whole
 from fusion.errors import InputError, one_line, reading
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 HeadKind: TypeAlias = Literal["zero_shot", "linear_probe"]
 
@@ -80,8 +81,6 @@ def head_facts(path: Path, what: str = "head") -> tuple[HeadFacts, tuple[int, ..
     Raises:
         InputError: no such file, damaged, or not a head in this project's form.
     """
-    from safetensors import SafetensorError, safe_open
-
     if not path.exists():
         raise InputError(f"{what}: {path}: no such file; a {FILE} of `sweeps train` is needed")
     with reading(f"{what}: {path}"):
@@ -177,8 +176,6 @@ def check_rows(head: Tensor, classnames: Sequence[str], where: str) -> None:
         classnames: class names of the rows.
         where: begins the message.
     """
-    import torch
-
     # Sorting along a fixed arbitrary direction puts equal rows next to each other.
     along = head @ torch.linspace(1, 2, head.shape[1]).sin()
     order = along.argsort(stable=True)
@@ -195,17 +192,17 @@ def check_rows(head: Tensor, classnames: Sequence[str], where: str) -> None:
 
 
 def content_name(data: bytes) -> str:
-    """How a copy of a head file is called in the cache."""
+    """Name of a head file's copy in the cache: a hash of its bytes."""
     return hashlib.sha256(data).hexdigest()[:32]
 
 
 def read_head(path: Path) -> Tensor:
-    """A head of the cache, or beside a tower: float32 [C, D], logit scale included.
+    """Matrix of a head file: float32 [C, D], logit scale included.
 
     Raises:
         InputError: missing or damaged.
     """
-    # Read, not mapped: a head is small, and its file may be replaced.
+    # Read, not mapped: a head is small, and its file may be replaced while it is used.
     try:
         return parsed_head(path.read_bytes(), path)
     except (OSError, ValueError) as error:
@@ -213,7 +210,7 @@ def read_head(path: Path) -> Tensor:
 
 
 def sound(path: Path) -> bool:
-    """Whether a head is in the cache and undamaged. That one is damaged is said."""
+    """Whether a head file exists and is intact; damage is logged."""
     try:
         parsed_head(path.read_bytes(), path)
     except OSError:
@@ -225,9 +222,9 @@ def sound(path: Path) -> bool:
 
 
 def parsed_head(data: bytes, path: Path) -> Tensor:
-    """The matrix of a head file: sealed, or a copy that is named by its content.
+    """Matrix of a head file that has a checksum, or whose name is the hash of its content.
 
-    A head that an earlier `sweeps train` wrote says what it is, and has no checksum.
+    Heads written by earlier versions of `sweeps train` have their metadata but no checksum.
 
     Raises:
         ValueError: damaged.

@@ -181,7 +181,7 @@ def about_of(schema: pa.Schema) -> dict[str, str]:
 
 
 def views(batch: pa.RecordBatch) -> list[memoryview]:
-    """The bytes of each column's numbers, and after them of the offsets of ragged lists."""
+    """Bytes of each column's numbers, followed by those of the offsets of ragged lists."""
     found = []
     for name in batch.schema.names:
         column, values = batch.column(name), numbers(batch, name)
@@ -204,7 +204,7 @@ def numbers(batch: pa.RecordBatch, name: str) -> pa.Array:
 
 
 def sealed(path: Path, batch: pa.RecordBatch) -> None:
-    """Write a batch that is in memory as a file with checksums; lists may be ragged."""
+    """Write a record batch from memory as a file with checksums; lists may be ragged."""
     sums = column_sums(views(batch))
     bare = batch.replace_schema_metadata({})
     stated = {FIELD: "".join([*sums, root_of(bare.schema, bare, sums)])}
