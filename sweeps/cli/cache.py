@@ -17,7 +17,7 @@ app = typer.Typer(no_args_is_help=True, help="The cache of this machine: list it
 @app.command("list")
 def list_files() -> None:
     """Number and size of files of each kind."""
-    from actors.experts.cache_files import KINDS, files_of
+    from actors.artifacts.cache_files import KINDS, files_of
     from actors.files.cache_dir import cache_dir
     from sweeps.console.number_format import size
 
@@ -41,7 +41,7 @@ def verify(
     Exit status: 0 all are intact (or the damaged ones were deleted), 1 some are damaged. A damaged
     file is never used: a sweep makes it again.
     """
-    from actors.experts.cache_files import KINDS, fault_of, files_of
+    from actors.artifacts.cache_files import KINDS, fault_of, files_of
     from actors.files.cache_dir import cache_dir
     from sweeps.console.number_format import size
 

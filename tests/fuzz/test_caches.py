@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from actors.artifacts import statistics_file
+from actors.artifacts.cache_files import KINDS, fault_of, files_of
 from actors.artifacts.head_file import read_head
 from actors.cluster import measured_memory
 from actors.cluster.partition import Load
 from actors.data.images.pixel_cache import cached_labels, open_pixels
 from actors.data.images.pixel_cache_writer import PixelWriter
 from actors.data.images.shifted_pixels import chunk
-from actors.experts.cache_files import KINDS, fault_of, files_of
 from actors.files import hashes
 from actors.files.checksums import sealed, sealed_json, unsealed_json
 from actors.files.matrix_file import matrix_shape, open_matrix, write_matrix

@@ -1,4 +1,4 @@
-"""The kinds of files in the cache folder, and how each is verified."""
+"""Kinds of files in the cache folder, and how `sweeps cache verify` checks each."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from actors.files.checksums import reason_of, unsealed_json
 
 
 def arrow(path: Path) -> None:
-    """Raise where a file of columns is not what was written."""
+    """Raise if an Arrow file is damaged."""
     checked(path, whole=True)
 
 
 def head(path: Path) -> None:
-    """Raise where a head is not what was written."""
+    """Raise if a head file is damaged."""
     parsed_head(path.read_bytes(), path)
 
 
 def statistics(path: Path) -> None:
-    """Raise where a file of statistics is not what was written."""
+    """Raise if a file of statistics is damaged."""
     check(path, whole=True)
 
 
 def facts(path: Path) -> None:
-    """Raise where a file of facts is not what was written."""
+    """Raise if a JSON file is damaged."""
     unsealed_json(path.read_bytes())
 
 
@@ -40,20 +40,20 @@ KINDS: Mapping[str, tuple[str, Callable[[Path], None]]] = {
     "hashes": ("*.json", facts),
     "peaks": ("*.json", facts),
 }
-"""Folder of the cache -> what its files are called, and what verifies one."""
+"""Folder of the cache -> pattern of its file names, and the function that checks a file."""
 
 
 def files_of(kind: str, root: Path) -> list[Path]:
-    """The files of a kind, in order of name."""
+    """Files of a kind, sorted by name."""
     return sorted(path for path in (root / kind).glob(KINDS[kind][0]) if path.is_file())
 
 
 def fault_of(kind: str, path: Path) -> str | None:
-    """Why a file is damaged, in a line; None: it is intact, or gone by now."""
+    """Why a file is damaged, in one line; None: intact, or deleted meanwhile."""
     try:
         KINDS[kind][1](path)
     except FileNotFoundError:
         return None
-    except Exception as error:  # damage makes libraries raise what they like
+    except Exception as error:  # libraries raise many types on damaged files
         return reason_of(error)
     return None
