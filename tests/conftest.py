@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
+from threadpoolctl import threadpool_limits
 
 from sweeps.cluster import ray_connection
 from tests.tiny_pool import TinyPool, make_pool
@@ -28,9 +29,6 @@ settings.load_profile("test")
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 """The process of `pytest -n` that this is; None where there is one process only."""
-
-if WORKER:  # each process computes on one core (read when torch is imported)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 LONGEST = "tests/test_pretended_gpu.py"
 """The file, without Ray, whose tests take longest: begun first, or all would wait for it."""
@@ -92,6 +90,7 @@ def one_thread() -> Iterator[None]:
     import torch
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
+    with threadpool_limits(1):  # NumPy's and SciPy's too
+        torch.set_num_threads(1)
+        yield
     torch.set_num_threads(threads)

@@ -132,7 +132,7 @@ def test_the_fit_is_a_fixed_point_under_scipys_densities(
     logpdf: Callable[[Mixture, Tensor], NDArray[np.float64]],
     values: Tensor,
 ) -> None:
-    fit = fit_it(values, 2, tolerance=1e-10, iterations=5000, restarts=1)
+    fit = fit_it(values, 2, tolerance=1e-9, iterations=5000, restarts=1)
     densities = logpdf(fit, values)
     joint = densities + np.log(fit.weights.numpy())
     assert fit.log_likelihood == pytest.approx(logsumexp(joint, axis=1).mean())
