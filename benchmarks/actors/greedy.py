@@ -41,8 +41,8 @@ from fusion.methods.soups.greedy import Subset, greedy
 from fusion.task_vectors.gram import Gram
 from sweeps.results.folder import learned_name
 from sweeps.results.trial_state import State
-from sweeps.trials.artifact_store import Folder
-from sweeps.trials.learn_coding import Course
+from sweeps.trials.artifact_store import LocalStore
+from sweeps.trials.learn_coding import LearningInputs
 from sweeps.trials.select_ingredients import select
 
 INGREDIENTS = 72
@@ -116,11 +116,17 @@ class SideBySide:
 def trial(local: LocalExperts, p: int, folder: Path) -> tuple[bytes, list[Any], SideBySide]:
     """One trial of `greedy_soup`: its coding, its decisions, and who evaluated."""
     asked, reports = SideBySide(local, p), list[State]()
-    course = Course(
-        local.runner.tasks, local.runner.pipeline.groups, {}, {}, {}, Folder(folder), frozenset()
+    inputs = LearningInputs(
+        local.runner.tasks,
+        local.runner.pipeline.groups,
+        {},
+        {},
+        {},
+        LocalStore(folder),
+        frozenset(),
     )
     config = {"method": "greedy_soup", "params": {}, "trial_key": "x", "seed": 0}
-    select(config, asked, course, lambda rung, found, state: reports.append(state))  # type: ignore[arg-type]
+    select(config, asked, inputs, lambda rung, found, state: reports.append(state))  # type: ignore[arg-type]
     return (folder / learned_name("x")).read_bytes(), reports[0].choices, asked
 
 

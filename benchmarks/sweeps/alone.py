@@ -30,9 +30,9 @@ from actors.gate_features.extractor import open_extractor
 from actors.pool.pool import open_pool
 from fusion.registry import METHODS, Learned
 from sweeps.spec.sweep import SweepSpec, load
-from sweeps.trials.artifact_store import Folder
-from sweeps.trials.learn_coding import Course, sizes_of
-from sweeps.trials.trainable import way_of
+from sweeps.trials.artifact_store import LocalStore
+from sweeps.trials.learn_coding import LearningInputs, sizes_of
+from sweeps.trials.trainable import learner_of
 
 STEPS = 3
 """Of methods that learn: every step holds the same."""
@@ -68,17 +68,17 @@ def held(spec: SweepSpec, method: str, params: dict[str, Any]) -> int:
         else:
             few = {key: STEPS for key in ("steps", "coefficient_steps") if key in row.parameters}
             config = {"method": method, "params": params | few, "trial_key": "alone", "seed": 0}
-            course = Course(
+            inputs = LearningInputs(
                 pool.tasks,
                 pool.groups,
                 data,
                 sizes_of(data),
                 {(str(source), False): extractor} if extractor else {},
-                Folder(Path(scratch)),
+                LocalStore(Path(scratch)),
                 frozenset(),
                 hashes=pool.tasks,
             )
-            way_of(method)(config, experts, course, lambda *_: None)
+            learner_of(method)(config, experts, inputs, lambda *_: None)
         return peak_bytes(CPU) - before
 
 

@@ -49,8 +49,8 @@ from sweeps.storage import fetch
 from sweeps.storage.mirror import Mirror
 from sweeps.tracking import mlflow_store
 from sweeps.tracking.tracker import Tracker
-from sweeps.trials.artifact_store import keep
-from sweeps.trials.learn_coding import Course, sizes_of
+from sweeps.trials.artifact_store import artifact_store
+from sweeps.trials.learn_coding import LearningInputs, sizes_of
 from sweeps.trials.run_trials import run_trials
 
 PACKAGES = ("fusion-sweeps", "torch", "transformers", "ray", "mlflow", "datasets")
@@ -140,7 +140,7 @@ def run(
             say=progress.say,
         )
         try:
-            course = course_of(prepared, data, folder, everywhere=bool(site.target))
+            inputs = learning_inputs(prepared, data, folder, everywhere=bool(site.target))
             comparison = run_phases(
                 SweepRun(
                     prepared,
@@ -150,7 +150,7 @@ def run(
                     tracker,
                     mirror,
                     progress,
-                    course,
+                    inputs,
                     command,
                 )
             )
@@ -212,7 +212,7 @@ def tune(sweep: SweepRun) -> None:
         sweep.folder,
         record,
         sweep.progress,
-        sweep.course,
+        sweep.inputs,
     )
 
 
@@ -260,9 +260,9 @@ def compared(sweep: SweepRun, rows: Iterable[Row]) -> Comparison:
     return compare(header, rows, read_correct(sweep.folder.correct), failed)
 
 
-def course_of(
+def learning_inputs(
     prepared: Prepared, data: Mapping[str, TaskData], folder: SweepFolder, *, everywhere: bool
-) -> Course | None:
+) -> LearningInputs | None:
     """Inputs of learning trials; None if no method learns.
 
     `everywhere`: whether there may be trials on other nodes.
@@ -271,13 +271,13 @@ def course_of(
     if not any(METHODS[name].learns for name in entries):
         return None
     seen = learners(data)
-    return Course(
+    return LearningInputs(
         prepared.pool.tasks,
         prepared.pool.groups,
         seen,
         sizes_of(seen),
         needs.extractors,
-        keep(folder.learned.resolve(), everywhere=everywhere),
+        artifact_store(folder.learned.resolve(), everywhere=everywhere),
         frozenset(name for name, entry in entries.items() if entry.scheduler),
         {gate: (Path(gate).absolute(), key) for gate, key in needs.gates.items()},
         home(),

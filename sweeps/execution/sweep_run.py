@@ -16,7 +16,7 @@ from sweeps.spec.sweep import SweepSpec
 from sweeps.spec.trial_key import Context
 from sweeps.storage.mirror import Mirror
 from sweeps.tracking.tracker import Tracker
-from sweeps.trials.learn_coding import Course
+from sweeps.trials.learn_coding import LearningInputs
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class SweepRun:
     tracker: Tracker
     mirror: Mirror
     progress: Progress
-    course: Course | None = None
+    inputs: LearningInputs | None = None
     """What trials of learning methods read; None: the sweep has no such method."""
     command: str = ""
     """Command line that reproduces the sweep; the report shows it."""

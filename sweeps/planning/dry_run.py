@@ -26,14 +26,14 @@ from fusion.registry import (
     Static,
 )
 from fusion.task_vectors.task_vectors import TaskVectors
-from sweeps.planning.learning_needs import REHEARSED
+from sweeps.planning.learning_needs import TRIED
 from sweeps.spec.candidates import random_points
 from sweeps.spec.method import for_kind
 from sweeps.spec.metric import metric_names
 from sweeps.spec.sweep import SweepSpec
 
 
-def rehearse(spec: SweepSpec, pool: Pool) -> None:
+def dry_run(spec: SweepSpec, pool: Pool) -> None:
     """Run every method on vectors of one element for each tensor: finds wrong names inside
     parameters.
 
@@ -46,7 +46,7 @@ def rehearse(spec: SweepSpec, pool: Pool) -> None:
             check_routed(name, pool)
         if method.stepwise:
             continue  # `needs_of` has built each of its routers, or courses
-        for params in islice(random_points(entry, name, spec.seed), REHEARSED):
+        for params in islice(random_points(entry, name, spec.seed), TRIED):
             try:
                 for_kind(DRY_RUNS, method)(method, params, pool, spec)
             except InputError as error:

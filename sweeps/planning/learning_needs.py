@@ -22,18 +22,18 @@ from fusion.registry import METHODS, Adaptive, Resident
 from sweeps.spec.candidates import random_points
 from sweeps.spec.sweep import SweepSpec
 
-REHEARSED = 64
+TRIED = 64
 """Candidates of a method that are tried; more differ in numbers, seldom in names."""
 
-Source = tuple[str, bool]
+ExtractorKey = tuple[str, bool]
 """An extractor's source, and whether images are squashed for it."""
 
 
 @dataclass(frozen=True)
-class Needs:
+class LearningNeeds:
     """Requirements of a sweep's learning methods beside the pool."""
 
-    extractors: Mapping[Source, Extractor]
+    extractors: Mapping[ExtractorKey, Extractor]
     gates: Mapping[str, Fingerprint]
     """Gate file -> of its content."""
     adapts_on: frozenset[str]
@@ -55,11 +55,11 @@ def learning_points(spec: SweepSpec) -> Iterator[tuple[str, Adaptive, dict[str, 
     for name, entry in spec.methods.items():
         method = METHODS[name]
         if isinstance(method, Adaptive):
-            for params in islice(random_points(entry, name, spec.seed), REHEARSED):
+            for params in islice(random_points(entry, name, spec.seed), TRIED):
                 yield name, method, bind(name, method.parameters, params)
 
 
-def resident_points(
+def in_model_points(
     spec: SweepSpec, tasks: tuple[str, ...] = (), groups: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, ResidentCourse]]:
     """Candidates of every method that learns inside shards.
@@ -70,14 +70,14 @@ def resident_points(
     for name, entry in spec.methods.items():
         row = METHODS[name]
         if isinstance(row, Resident):
-            for params in islice(random_points(entry, name, spec.seed), REHEARSED):
+            for params in islice(random_points(entry, name, spec.seed), TRIED):
                 try:
                     yield name, row.course(Shape(tasks, groups), **params)
                 except InputError as error:
                     raise InputError(f"methods.{name}: {error}") from None
 
 
-def kept_of(course: ResidentCourse, tasks: int) -> float:
+def in_model_memory(course: ResidentCourse, tasks: int) -> float:
     """Peak memory that in-model learning takes in the shards, in sizes of a model.
 
     A mask: logits, two moments, two gradients, Σ λτ and the mask itself. Routers: about a twelfth
@@ -89,23 +89,23 @@ def kept_of(course: ResidentCourse, tasks: int) -> float:
     return 0.5 + tasks * left * 2 * 2 / 3
 
 
-def passes_of(course: ResidentCourse) -> int:
+def batches_of(course: ResidentCourse) -> int:
     """Number of batches of each task that in-model learning reads."""
     options = course.options
     return course.steps + (options.mask_steps if isinstance(options, MaskOptions) else 0)
 
 
-def needs_of(spec: SweepSpec, tasks: tuple[str, ...], groups: tuple[str, ...]) -> Needs:
+def needs_of(spec: SweepSpec, tasks: tuple[str, ...], groups: tuple[str, ...]) -> LearningNeeds:
     """Open every extractor and gate that a candidate names, and build every router once.
 
     Raises:
         InputError: what cannot be opened or does not fit the pool, by method and parameter.
     """
-    extractors: dict[Source, Extractor] = {}
+    extractors: dict[ExtractorKey, Extractor] = {}
     gates: dict[str, Fingerprint] = {}
     adapts, images, transformed, sampled = set(), 0, False, False
     for name, method, params in learning_points(spec):
-        source = source_of(method, params)
+        source = extractor_of(method, params)
         if source is not None and source not in extractors:
             what = f"methods.{name}.extractor"
             extractors[source] = open_extractor(source[0], what, squash=source[1])
@@ -122,16 +122,18 @@ def needs_of(spec: SweepSpec, tasks: tuple[str, ...], groups: tuple[str, ...]) -
             sampled |= not learning.shared and not learning.batch_mean
         transformed |= not learning.trim.nothing
     kept = 0.0
-    for _, course in resident_points(spec, tasks, groups):
+    for _, course in in_model_points(spec, tasks, groups):
         if course.steps:
             adapts.add(course.adapt_on)
         together = getattr(course.options, "tasks_at_once", 1) or len(spec.seen)
         images = max(images, course.batch_size * min(together, len(spec.seen)))
-        kept = max(kept, kept_of(course, len(tasks)))
+        kept = max(kept, in_model_memory(course, len(tasks)))
         sampled |= isinstance(course.options, RouterOptions) and not course.options.batch_mean
     rows = [METHODS[name] for name in spec.methods]
     fits = any(row.fits for row in rows)
-    return Needs(extractors, gates, frozenset(adapts), images, transformed, fits, sampled, kept)
+    return LearningNeeds(
+        extractors, gates, frozenset(adapts), images, transformed, fits, sampled, kept
+    )
 
 
 def gate_fingerprint(path: Path) -> Fingerprint:
@@ -139,7 +141,7 @@ def gate_fingerprint(path: Path) -> Fingerprint:
     return fingerprint("gate-1", hash_files({"gate": path}))
 
 
-def source_of(method: Adaptive, params: Mapping[str, Any]) -> Source | None:
+def extractor_of(method: Adaptive, params: Mapping[str, Any]) -> ExtractorKey | None:
     """The extractor (source, squash) of a candidate; None: it has none."""
     gated = method.output == "model_per_sample"
     return (params["extractor"], params["squash"]) if gated else None
@@ -150,7 +152,7 @@ def learning_of(
     params: Mapping[str, Any],
     tasks: tuple[str, ...],
     groups: tuple[str, ...],
-    extractors: Mapping[Source, Extractor],
+    extractors: Mapping[ExtractorKey, Extractor],
 ) -> Learning:
     """The learning configuration of one candidate; its router is the gate that it starts from, if
     it names one.
@@ -158,7 +160,7 @@ def learning_of(
     Raises:
         InputError: wrong parameters, or a gate that does not fit.
     """
-    source = source_of(method, params)
+    source = extractor_of(method, params)
     width = extractors[source].width if source is not None else 0
     learning = method.learning(Shape(tasks, groups, width), **params)
     if learning.gate is None or source is None:

@@ -26,13 +26,13 @@ from sweeps.planning.data_checks import (
     check_trials,
     check_words,
 )
-from sweeps.planning.dry_run import rehearse
+from sweeps.planning.dry_run import dry_run
 from sweeps.planning.estimates import shifted_bytes
-from sweeps.planning.learning_needs import Needs, needs_of
+from sweeps.planning.learning_needs import LearningNeeds, needs_of
 from sweeps.planning.prepared import Prepared, load_of, roles_of
 from sweeps.planning.provenance import check_ancestry
 from sweeps.planning.shift_data import open_shifts
-from sweeps.planning.statistics_cost import rows_at, taken
+from sweeps.planning.statistics_cost import rows_at, statistics_costs
 from sweeps.spec.reference_methods import completed
 from sweeps.spec.sweep import SweepSpec
 
@@ -73,7 +73,7 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
     sizes = [inputs.row.nbytes, *(e.inputs.row.nbytes for e in needs.extractors.values())]
     pixel_bytes = sum(images * size for size in sizes)
     check_disk(outputs, 10**7)
-    rehearse(spec, pool)
+    dry_run(spec, pool)
     check_words(pool, tasks)
     check_data(spec, tasks, places, splits)
     placement = arrange(spec, pool, needs, resources)
@@ -85,7 +85,7 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
         heads,
         otherwise,
     )  # fmt: skip
-    statistics = sum(each.disk for each in taken(spec, pool).values())
+    statistics = sum(each.disk for each in statistics_costs(spec, pool).values())
     check_disk(cache_dir(), pixel_bytes + shifted_bytes(found) + statistics)
     return found
 
@@ -133,7 +133,11 @@ def otherwise_prepared(pool: Pool, accepted: bool) -> dict[str, str]:
 
 
 def arrange(
-    spec: SweepSpec, pool: Pool, needs: Needs, resources: Resources, shards: int | None = None
+    spec: SweepSpec,
+    pool: Pool,
+    needs: LearningNeeds,
+    resources: Resources,
+    shards: int | None = None,
 ) -> Plan:
     """Plan the placement on these resources; `shards`: of a fleet that runs already.
 

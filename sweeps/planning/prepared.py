@@ -18,9 +18,9 @@ from actors.files.fingerprint import fingerprint, software
 from actors.pool.pool import Pool
 from actors.pool.vectors_low_rank import factor_bytes
 from fusion.registry import METHODS, one_a_sample
-from sweeps.planning.learning_needs import Needs
+from sweeps.planning.learning_needs import LearningNeeds
 from sweeps.planning.shift_data import shift_fingerprint
-from sweeps.planning.statistics_cost import taken
+from sweeps.planning.statistics_cost import statistics_costs
 from sweeps.spec.sweep import PlacementSpec, SweepSpec
 from sweeps.spec.trial_key import Context
 
@@ -45,7 +45,7 @@ class Prepared:
     """Rows of all source splits that the sweep reads."""
     pixel_bytes: int
     """Disk that their prepared form takes, for the model and for every extractor."""
-    needs: Needs
+    needs: LearningNeeds
     """Of the methods that learn."""
     others: Mapping[tuple[str, str], Task] = field(default_factory=dict)
     """(shift set, task) -> the other data set that it is."""
@@ -111,12 +111,12 @@ def decisive(placement: PlacementSpec) -> dict[str, object]:
     return {**told, "weights": "memory" if told["weights"] == "files" else told["weights"]}
 
 
-def roles_of(needs: Needs) -> tuple[Role, ...]:
+def roles_of(needs: LearningNeeds) -> tuple[Role, ...]:
     """Roles that are read: select and report, and fit if a method uses it."""
     return ("fit", *ROLES) if needs.fits or "fit" in needs.adapts_on else ROLES
 
 
-def load_of(spec: SweepSpec, pool: Pool, needs: Needs) -> Load:
+def load_of(spec: SweepSpec, pool: Pool, needs: LearningNeeds) -> Load:
     """Memory needs of a sweep, for the planner."""
     itemsize = getattr(torch, spec.placement.dtype).itemsize
     chain, layout = pool.family.segments(pool.base), pool.family.layout(pool.base)
@@ -124,7 +124,7 @@ def load_of(spec: SweepSpec, pool: Pool, needs: Needs) -> Load:
     factors: tuple[int, ...] = ()
     if all(expert.factors for expert in pool.experts.values()):
         factors = tuple(factor_bytes(pool, segment.names.values()) for segment in chain)
-    gathered = taken(spec, pool).values()
+    gathered = statistics_costs(spec, pool).values()
     learned = max(int(needs.kept * sum(segments)), *(each.memory for each in gathered), 0)
     images = max(needs.images, *(each.images for each in gathered), 0)
     backward = layout.sampled_elements if needs.sampled else layout.training_elements

@@ -14,9 +14,9 @@ from actors.gate_features.extractor import Extractor
 from actors.pool.pool import Pool
 from sweeps.console.number_format import size
 from sweeps.planning.estimates import shifted_bytes, shifted_images
-from sweeps.planning.learning_needs import RUNGS, learning_points, passes_of, resident_points
+from sweeps.planning.learning_needs import RUNGS, batches_of, in_model_points, learning_points
 from sweeps.planning.prepared import Prepared
-from sweeps.planning.statistics_cost import Taken, taken
+from sweeps.planning.statistics_cost import StatisticsCost, statistics_costs
 from sweeps.results.disclosures import under_words
 from sweeps.spec.candidates import planned
 from sweeps.spec.method import MethodSpec
@@ -62,7 +62,7 @@ def facts(prepared: Prepared) -> list[tuple[str, str]]:
         *([("shifts", shifted)] if (shifted := shifts(prepared)) else []),
         *(
             ("statistics", f"{name}: {statistics(each)}")
-            for name, each in taken(spec, pool).items()
+            for name, each in statistics_costs(spec, pool).items()
         ),
         *([("unseen", unseen(spec))] if spec.unseen else []),
         *(
@@ -153,7 +153,7 @@ def shifts(prepared: Prepared) -> str:
     return f"{images:,} more images: {kept} of pixel cache" if images else ""
 
 
-def statistics(found: Taken) -> str:
+def statistics(found: StatisticsCost) -> str:
     """Line about memory while statistics are collected, and disk.
 
     >>> statistics(Taken(9_700_000_000, 2_400_000_000, 1))
@@ -259,8 +259,8 @@ def learned_images(spec: SweepSpec) -> dict[str, int]:
     for name, _, params in learning_points(spec):
         work = params["steps"] * params["batch_size"] * len(spec.seen)
         works.setdefault(name, []).append(work)
-    for name, course in resident_points(spec):
-        work = passes_of(course) * course.batch_size * len(spec.seen)
+    for name, course in in_model_points(spec):
+        work = batches_of(course) * course.batch_size * len(spec.seen)
         works.setdefault(name, []).append(work)
     return {
         name: sum(each) if len(each) == trials else max(each) * trials

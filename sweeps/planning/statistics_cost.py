@@ -10,13 +10,13 @@ import torch
 from actors.data.task import Place, Splits, Task
 from actors.pool.pool import Pool, gram_sizes
 from fusion.registry import METHODS, Informed
-from sweeps.planning.learning_needs import REHEARSED
+from sweeps.planning.learning_needs import TRIED
 from sweeps.spec.candidates import planned, random_points
 from sweeps.spec.sweep import SweepSpec
 
 
 @dataclass(frozen=True)
-class Taken:
+class StatisticsCost:
     """Disk and memory of one method's statistics."""
 
     disk: int
@@ -27,7 +27,7 @@ class Taken:
     """Whose activations wait for a backward pass; 0: there is none."""
 
 
-def taken(spec: SweepSpec, pool: Pool) -> dict[str, Taken]:
+def statistics_costs(spec: SweepSpec, pool: Pool) -> dict[str, StatisticsCost]:
     """Estimate disk and memory of statistics, for each method that merges by some.
 
     `fisher` keeps a model of float32 an expert on disk. While it gathers, a replica holds two
@@ -43,19 +43,21 @@ def taken(spec: SweepSpec, pool: Pool) -> dict[str, Taken]:
         row = METHODS[name]
         if not isinstance(row, Informed):
             continue
-        asked = [row.asked(p) for p in islice(random_points(entry, name, spec.seed), REHEARSED)]
+        asked = [row.asked(p) for p in islice(random_points(entry, name, spec.seed), TRIED)]
         different = len({repr(each) for each in asked})
         times = trials[name] if different > 1 and len(asked) < trials[name] else different
         if asked[0].kind == "fisher":
             width = getattr(torch, spec.placement.dtype).itemsize
             images = max(each.batch_size for each in asked)
             model = pool.parameters
-            found[name] = Taken(times * len(pool.tasks) * 4 * model, (4 + width) * model, images)
+            found[name] = StatisticsCost(
+                times * len(pool.tasks) * 4 * model, (4 + width) * model, images
+            )
         else:
             grams = gram_sizes(pool)
             merging = (len(pool.tasks) + 2) * max(grams.values())
             disk = times * len(pool.tasks) * sum(grams.values())
-            found[name] = Taken(disk, max(sum(grams.values()), merging), 0)
+            found[name] = StatisticsCost(disk, max(sum(grams.values()), merging), 0)
     return found
 
 

@@ -17,8 +17,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field
 from safetensors.torch import save_file
 
-from actors.artifacts.recipe import REFERENCES
-from actors.artifacts.recipe import Recipe as What
+from actors.artifacts.recipe import REFERENCES, Recipe
 from actors.artifacts.statistics_file import opened, place
 from actors.checkpoints.checkpoint import Checkpoint, content_hash, read
 from actors.experts.recipe import RESULTS, learned_beta, merged, of_task, rebuilt, results_dtype
@@ -47,7 +46,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class RecipeFile:
     """A fused model: its method, parameters and ingredients."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -89,7 +88,7 @@ def beside(base: Checkpoint) -> dict[str, str]:
     return family_in(base).companions(base)
 
 
-def check_beside(recipe: Recipe, base: Checkpoint, path: Path) -> None:
+def check_beside(recipe: RecipeFile, base: Checkpoint, path: Path) -> None:
     """Raise InputError if the base's preprocessing or tokenizer has changed since the recipe."""
     recorded = {"preprocessing": recipe.preprocessing, "tokenizer": recipe.tokenizer}
     if not any(recorded.values()):
@@ -139,7 +138,7 @@ def write(
     return path
 
 
-def load(path: Path) -> Recipe:
+def load(path: Path) -> RecipeFile:
     """Read and check a recipe file.
 
     Raises:
@@ -147,7 +146,7 @@ def load(path: Path) -> Recipe:
             that there is not.
     """
     where = f"{path}: not a recipe as `sweeps run` writes it"
-    found = checked(Recipe, read_yaml(path), where)
+    found = checked(RecipeFile, read_yaml(path), where)
     if found.method not in METHODS and found.method not in REFERENCES:
         raise InputError(f"{path}: method: {unknown('method', found.method, METHODS)}")
     if found.result_dtype not in RESULTS:
@@ -180,7 +179,7 @@ def export(path: Path, out: Path) -> None:
                 f"the recipe was made from {model.sha256[:12]}…"
             )
     check_beside(recipe, pool.base, path)
-    what = What(recipe.method, {**recipe.params, **known_statistics(recipe, pool, path)}, data)
+    what = Recipe(recipe.method, {**recipe.params, **known_statistics(recipe, pool, path)}, data)
     row = METHODS.get(recipe.method)
     if row is not None and row.output == "model_per_task":
         vectors = replace(filed_vectors(pool), results=results_dtype(recipe.result_dtype))
@@ -195,7 +194,7 @@ def export(path: Path, out: Path) -> None:
     write_folder(pool.base, fused, out, path, recipe.result_dtype)
 
 
-def known_statistics(recipe: Recipe, pool: Pool, path: Path) -> dict[str, Any]:
+def known_statistics(recipe: RecipeFile, pool: Pool, path: Path) -> dict[str, Any]:
     """Statistics that a recipe names, as a parameter of its method.
 
     Raises:
@@ -215,7 +214,7 @@ def known_statistics(recipe: Recipe, pool: Pool, path: Path) -> dict[str, Any]:
     return {"statistics": opened(recipe.statistics, segments)}
 
 
-def check_single(recipe: Recipe, path: Path) -> None:
+def check_single(recipe: RecipeFile, path: Path) -> None:
     """Raise InputError if a recipe's method makes no single model."""
     row = METHODS.get(recipe.method)
     if recipe.method == "experts" or (row is not None and row.output == "logits"):
@@ -235,7 +234,7 @@ def learned_file(learned: Model, path: Path) -> Path:
     return inside(path.parent, learned.source, f"{path}: learned.source")
 
 
-def learned_data(recipe: Recipe, path: Path) -> bytes | None:
+def learned_data(recipe: RecipeFile, path: Path) -> bytes | None:
     """Content of the learned file, if the recipe names one.
 
     Raises:

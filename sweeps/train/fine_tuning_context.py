@@ -1,4 +1,4 @@
-"""Context of all fine-tuning trials of one training file."""
+"""Context of the fine-tuning trials of one training file."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from sweeps.train.spec import TrainSpec
 
 
 @dataclass(frozen=True)
-class Yard:
-    """Where trials of one training file run and what they go by."""
+class FineTuningContext:
+    """What all fine-tuning trials of one training file share."""
 
     spec: TrainSpec
     base: Checkpoint
@@ -31,12 +31,13 @@ class Yard:
     """What the cluster's nodes said, by id; they are asked once."""
 
     def results(self, task: str) -> list[Trained]:
-        """Those of a task that the file means."""
+        """Results of a task that the file's search includes."""
         found = read_results(self.out, task)
         return meant(self.spec.finetune, task, self.spec.seed, self.contexts[task], found)
 
     def usable(self, task: str) -> list[Trained]:
-        """Without those whose weights are wanted and gone: these are forgotten, and made again."""
+        """Results of a task, without those whose weights should be kept and are missing: their
+        results are deleted, so that they are trained again."""
         results, keep = self.results(task), self.spec.keep
         wanted = chosen(results, keep)
         gone = {each.key for each in wanted if not is_there(self.out, each, keep)}
@@ -45,6 +46,6 @@ class Yard:
         return [result for result in results if result.key not in gone]
 
     def settle(self, task: str) -> None:
-        """Keep what stays of a task, delete the rest."""
+        """Move a task's kept models to their folders and delete the others."""
         about = {"base": content_hash(self.base), "defaults": dict(self.defaults)}
         settle(self.out, self.results(task), self.spec.keep, about)

@@ -39,42 +39,42 @@ from sweeps.planning.prepared import decisive
 from sweeps.spec.method import MethodSpec
 from sweeps.spec.search_space import Choice, Grid
 from sweeps.spec.sweep import PlacementSpec
-from sweeps.train.fine_tuning_context import Yard
+from sweeps.train.fine_tuning_context import FineTuningContext
 from sweeps.train.ingredients import head_file
 
 
 def kinds(entry: MethodSpec) -> list[HeadKind]:
-    """The heads that a search may choose."""
+    """Kinds of head that a search may choose."""
     given = entry.params.get("head", "zero_shot")
     values = given.values if isinstance(given, Grid | Choice) else [given]
     return [kind for kind in get_args(HeadKind) if kind in values]
 
 
-def make_heads(yard: Yard, tasks: Mapping[str, Task], progress: Progress) -> None:
-    """Write the heads that trials are tuned under, where they are not there yet.
+def make_heads(context: FineTuningContext, tasks: Mapping[str, Task], progress: Progress) -> None:
+    """Write the heads that trials are tuned under, if they are missing.
 
     Raises:
         InputError: a probe that cannot be fitted: rows of one class only, say. Names the task.
     """
-    wanted = kinds(yard.spec.finetune)
-    base = content_hash(yard.base)
+    wanted = kinds(context.spec.finetune)
+    base = content_hash(context.base)
     asked = {}
-    gpus = ray_connection.of_cluster(yard.nodes).gpus if "linear_probe" in wanted else 0
+    gpus = ray_connection.of_cluster(context.nodes).gpus if "linear_probe" in wanted else 0
     for name, task in tasks.items():
-        head = yard.data[name].head
+        head = context.data[name].head
         facts = HeadFacts(name, "zero_shot", task.classnames, base, head.stem)
-        if "zero_shot" in wanted and known(head_file(yard.out, name, "zero_shot")) != facts:
-            write_head(head_file(yard.out, name, "zero_shot"), read_head(head), facts)
+        if "zero_shot" in wanted and known(head_file(context.out, name, "zero_shot")) != facts:
+            write_head(head_file(context.out, name, "zero_shot"), read_head(head), facts)
         if "linear_probe" in wanted:
-            rows = hash_text("probe-1", yard.contexts[name])
+            rows = hash_text("probe-1", context.contexts[name])
             facts = replace(facts, kind="linear_probe", rows=rows)
-            there = known(head_file(yard.out, name, "linear_probe"))
+            there = known(head_file(context.out, name, "linear_probe"))
             if there is None or replace(there, identity=facts.identity, C=None) != facts:
                 run = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0)(probe)
                 device = "cuda" if gpus else "cpu"
                 asked[name] = (
                     facts,
-                    run.remote(yard.base.folder, yard.data[name], cache_dir(), device),
+                    run.remote(context.base.folder, context.data[name], cache_dir(), device),
                 )
     progress.start("probes", len(asked))
     for name, (facts, ref) in asked.items():
@@ -84,12 +84,12 @@ def make_heads(yard: Yard, tasks: Mapping[str, Task], progress: Progress) -> Non
             raise InputError(f"tasks.{name}: its linear probe: {error}") from None
         identity = hash_text("probe", matrix.shape, matrix.numpy().tobytes().hex())
         facts = replace(facts, identity=identity, C=strength)
-        write_head(head_file(yard.out, name, "linear_probe"), matrix, facts)
+        write_head(head_file(context.out, name, "linear_probe"), matrix, facts)
         progress.advance("probes", note=f"{name}: {select:.4f} on select, C {strength:.3g}")
 
 
 def known(file: Path) -> HeadFacts | None:
-    """What a head file says; None: it is not there, or damaged, and is made again."""
+    """Content of a head file; None if it is missing or damaged, and must be made again."""
     try:
         return head_facts(file)[0]
     except InputError:
@@ -99,7 +99,8 @@ def known(file: Path) -> HeadFacts | None:
 def probe(
     base: Path, task: TaskData, root: Path, device: str = "cpu"
 ) -> tuple[Tensor, float, float]:
-    """LP-FT's head for one task: fitted to the base's embeddings of fit, C chosen on select.
+    """LP-FT's head for one task: a linear probe on the base's embeddings of fit, C selected on
+    select.
 
     The authors' probe reads unnormalised features, has an intercept, and trains on with the tower.
     This one is a head as all others here: n(z)·headᵀ, and stays as it is. So its scale is not left
@@ -136,7 +137,8 @@ def probe(
 
 
 def scaled(head: Tensor, zero_shot: Tensor, select: Labelled) -> Tensor:
-    """β·head, β of the smallest loss on select; the mean row is at most as long as zero-shot's.
+    """β·head with the β of the smallest loss on select; its mean row is at most as long as the
+    zero-shot head's.
 
     float32 [C, D]; what is right stays right.
     """
@@ -147,7 +149,7 @@ def scaled(head: Tensor, zero_shot: Tensor, select: Labelled) -> Tensor:
 
 
 def given_head(out: Path, task: str, kind: HeadKind, place: Path) -> Path | None:
-    """A trial's own copy of its head, which a run that was killed goes on under.
+    """A trial's own copy of its head, which a killed run continues with.
 
     Args:
         out: the folder of the training.
@@ -165,7 +167,7 @@ def given_head(out: Path, task: str, kind: HeadKind, place: Path) -> Path | None
 
 
 def copy_head(source: Path, target: Path) -> None:
-    """Copy a head, whole or not at all."""
+    """Copy a head file atomically."""
     data = source.read_bytes()
     with replacing(target) as part:
         part.write_bytes(data)

@@ -45,7 +45,7 @@ class Made(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Trained:
-    """One fine-tuning that ended, or was stopped by a scheduler."""
+    """Result of one fine-tuning that ended, or was stopped by a scheduler."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -94,34 +94,34 @@ class Ingredient:
 
     @property
     def tuned_under(self) -> HeadKind:
-        """The kind of its head: a hyper-parameter."""
+        """Kind of its head: a hyper-parameter."""
         kind: HeadKind = self.params.get("head", "zero_shot")
         return kind
 
     @property
     def folder(self) -> str:
-        """`<key>`, `<key>-ema` or `<key>-swa`."""
+        """Name of its folder: `<key>`, `<key>-ema` or `<key>-swa`."""
         return self.key if self.kind == "expert" else f"{self.key}-{self.kind}"
 
     @property
     def name(self) -> str:
-        """What a pool calls it."""
+        """Its name in a pool."""
         return f"{self.task}-{self.folder}"
 
 
 def result_file(out: Path, task: str, key: str) -> Path:
-    """Where a trial's result is kept."""
+    """File of a trial's result."""
     return out / "trained" / f"{task}-{key}.json"
 
 
 def write_result(out: Path, result: Trained) -> None:
-    """Keep a result, whole or not at all."""
+    """Write a result atomically."""
     text = json.dumps(asdict(result), indent=1)
     write_text(result_file(out, result.task, result.key), text)
 
 
 def read_results(out: Path, task: str) -> list[Trained]:
-    """All results of a task that are there, in the order of their keys.
+    """All results of a task, in the order of their keys.
 
     A damaged file counts as none, and is said: its trial runs again.
     """
@@ -142,7 +142,7 @@ def read_results(out: Path, task: str) -> list[Trained]:
 
 
 def ingredients(results: Iterable[Trained]) -> list[Ingredient]:
-    """What ended trials made, in the order of the trials."""
+    """Models of ended trials, in the order of the trials."""
     found = []
     for each in results:
         made = each.made or [
@@ -165,7 +165,7 @@ def ingredients(results: Iterable[Trained]) -> list[Ingredient]:
 
 
 def chosen(results: Iterable[Trained], keep: Keep) -> list[Ingredient]:
-    """The ingredients of one task that stay: the best on select; of equals the first.
+    """The ingredients of one task to keep: the best on select; of equals the first.
 
     Ingredients of the same weights (and head) count once: the first stays and names the others.
     """
@@ -182,25 +182,25 @@ def chosen(results: Iterable[Trained], keep: Keep) -> list[Ingredient]:
 
 
 def made_at(out: Path, each: Ingredient) -> Path:
-    """Where a trial leaves it."""
+    """Folder in which a trial writes it."""
     place = out / "trained" / each.key / "expert"
     return place if each.kind == "expert" else beside(place, each.kind)
 
 
 def home(out: Path, each: Ingredient, keep: Keep) -> Path:
-    """Where it is kept."""
+    """Folder in which it is kept."""
     if keep == "best":
         return out / "experts" / each.task
     return out / "ingredients" / each.task / each.folder
 
 
 def head_file(out: Path, task: str, kind: HeadKind) -> Path:
-    """Where a task's head of a kind is kept; copies lie beside the weights tuned under it."""
+    """File of a task's head of a kind; copies are beside the weights tuned under it."""
     return out / "heads" / task / f"{kind}.safetensors"
 
 
 def by_head(kept: Mapping[str, Sequence[Ingredient]]) -> list[dict[str, list[Ingredient]]]:
-    """One head a task: those tuned under the head of their task's best, then the others, if any.
+    """Groups with one head for each task: those under the head of the task's best, then the others.
 
     Towers tuned under different heads cannot be fused; there are two kinds, so two pools hold all.
     """
@@ -217,7 +217,7 @@ def by_head(kept: Mapping[str, Sequence[Ingredient]]) -> list[dict[str, list[Ing
 
 
 def is_there(out: Path, each: Ingredient, keep: Keep) -> bool:
-    """Whether its weights are: where they were made, or where they are kept."""
+    """Whether its weights exist, where they were made or where they are kept."""
     return made_at(out, each).is_dir() or holds(home(out, each, keep), each)
 
 
@@ -237,7 +237,7 @@ def holds(place: Path, each: Ingredient) -> bool:
 
 
 def settle(out: Path, results: Sequence[Trained], keep: Keep, about: Mapping[str, Any]) -> None:
-    """Move one task's chosen ingredients to where they are kept; delete what its others left.
+    """Move one task's kept ingredients to their folders; delete what its other trials left.
 
     Done after every trial, so that disk is bounded; done again, it changes nothing.
 
@@ -266,7 +266,7 @@ def settle(out: Path, results: Sequence[Trained], keep: Keep, about: Mapping[str
 
 
 def write_papers(place: Path, each: Ingredient, about: Mapping[str, Any]) -> None:
-    """`recipe.yaml` and `scores.json` beside the weights; scores on shifts stay as they are."""
+    """Write `recipe.yaml` and `scores.json` beside the weights; scores on shift sets are kept."""
     recipe = {
         "task": each.task,
         "key": each.key,
@@ -287,7 +287,7 @@ def write_papers(place: Path, each: Ingredient, about: Mapping[str, Any]) -> Non
 
 
 def told_head(file: Path) -> dict[str, Any]:
-    """`head` of a recipe: which one the tower was tuned under, and the order of its classes."""
+    """`head` of a recipe: kind of the head, and the order of its classes."""
     if not file.exists():
         return {}
     facts, _ = head_facts(file)
@@ -297,7 +297,7 @@ def told_head(file: Path) -> dict[str, Any]:
 
 
 class Scores(TypedDict, total=False):
-    """What `scores.json` of an ingredient may hold."""
+    """Content of an ingredient's `scores.json`."""
 
     select: float
     report: float
@@ -305,7 +305,7 @@ class Scores(TypedDict, total=False):
 
 
 def read_scores(place: Path) -> dict[str, Any]:
-    """`scores.json` of an ingredient; empty where there is none, or it is damaged."""
+    """Read an ingredient's `scores.json`; empty if it is missing or damaged."""
     try:
         content = read_json(place / "scores.json")
         return dict(checked(Scores, content, "scores.json"))
@@ -321,7 +321,7 @@ def pool_yaml(
     tasks: Mapping[str, Any],
     splits: Mapping[str, Any],
 ) -> str:
-    """The `pool` of a sweep file, ready to paste; of ingredients with `tasks` (and `splits`).
+    """The `pool` of a sweep file, to paste; for ingredients with `tasks` (and `splits`).
 
     A task whose ingredients were tuned under a linear probe's head names it: `kept` has, of each
     task, those of one head.

@@ -10,7 +10,7 @@ from sweeps.spec.errors import Fault
 from sweeps.spec.method import MethodSpec
 from sweeps.spec.search_space import Space, to_plain
 
-LEGS = 8
+INTERVALS = 8
 """Of a run; fewer where it has fewer steps."""
 
 STEPWISE = (
@@ -31,13 +31,13 @@ shape, or what its averages and its optimiser hold."""
 
 
 def perturbed(entry: MethodSpec) -> dict[str, Space]:
-    """The hyper-parameters that a population changes, with their spaces."""
+    """Hyper-parameters that a population perturbs, with their search spaces."""
     found = {str(path[0]): space for path, space in entry.spaces.items()}
     return {name: found[name] for name in STEPWISE if name in found}
 
 
 def population_faults(params: Mapping[str, Any], trials: Any, searcher: Any) -> list[Fault]:
-    """What a search asks for that a population cannot be."""
+    """Faults of a search with `pbt`."""
     found, entry = [], MethodSpec(params=params)
     for (name, *_), space in entry.spaces.items():
         if name not in (*STEPWISE, "seed"):

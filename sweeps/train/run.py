@@ -27,7 +27,7 @@ from sweeps.console.progress import Progress
 from sweeps.planning.shift_data import open_shifts, shift_rows
 from sweeps.results.folder import owned
 from sweeps.results.ledger import write_text
-from sweeps.train.fine_tuning_context import Yard
+from sweeps.train.fine_tuning_context import FineTuningContext
 from sweeps.train.heads import make_heads
 from sweeps.train.ingredients import (
     Ingredient,
@@ -39,7 +39,7 @@ from sweeps.train.ingredients import (
     pool_yaml,
     read_scores,
 )
-from sweeps.train.population_spec import LEGS
+from sweeps.train.population_spec import INTERVALS
 from sweeps.train.run_trials import run_trials
 from sweeps.train.shift_scores import score_shifts
 from sweeps.train.spec import TrainSpec, schema
@@ -52,7 +52,7 @@ OTHERS = "pool-other-heads.yaml"
 
 
 def train(spec: TrainSpec, console: Console, *, address: str | None = None) -> list[str]:
-    """Train what is missing; returns the tasks that have no expert because all trials failed.
+    """Train what is missing; returns the tasks without an expert because all trials failed.
 
     Raises:
         InputError: wrong input; nothing was started.
@@ -73,14 +73,16 @@ def train(spec: TrainSpec, console: Console, *, address: str | None = None) -> l
                 make_base(spec, tasks, splits, out / "base", progress)
             base = inspect(str(out / "base"), "base")
         data = load(base, tasks, splits, ROLES, progress)
-        yard = Yard(spec, base, data, contexts(spec, base, tasks, splits), out, defaults())
-        make_heads(yard, tasks, progress)
-        run_trials(yard, progress)
-        kept = {task: kept_of(yard, task) for task in tasks}
+        context = FineTuningContext(
+            spec, base, data, contexts(spec, base, tasks, splits), out, defaults()
+        )
+        make_heads(context, tasks, progress)
+        run_trials(context, progress)
+        kept = {task: kept_of(context, task) for task in tasks}
         if spec.shifts:
             places = [(each, home(out, each, spec.keep)) for g in kept.values() for each in g]
             rows = shift_rows(spec.shifts, spec.splits.report, base, data, others)
-            score_shifts(places, yard, rows, progress)
+            score_shifts(places, context, rows, progress)
     kept = {task: group for task, group in kept.items() if group}
     told = {
         name: t.model_dump(mode="json", exclude_defaults=True) for name, t in spec.tasks.items()
@@ -111,7 +113,7 @@ def load(
     roles: Iterable[Role],
     progress: Progress,
 ) -> dict[str, TaskData]:
-    """Pixels, rows and heads of the tasks."""
+    """Prepare data and heads of the tasks."""
     return prepare_data(
         base,
         tasks,
@@ -153,7 +155,7 @@ def contexts(
     inputs, heads = family.inputs(base), family.head_fingerprints(base, tasks)
     # What becomes of a member of a population depends on all of them.
     whole = spec.finetune.scheduler == "pbt"
-    more = [LEGS, spec.finetune.model_dump(mode="json"), spec.seed] if whole else []
+    more = [INTERVALS, spec.finetune.model_dump(mode="json"), spec.seed] if whole else []
     return {
         name: fingerprint(
             "training-1",
@@ -171,21 +173,21 @@ def contexts(
 
 
 def defaults() -> dict[str, object]:
-    """Hyper-parameters of fine-tuning that are not given; the seed is the trial's own."""
+    """Default hyper-parameters of fine-tuning; the seed is left out, being the trial's own."""
     return {
         p.name: p.default for p in schema(trained_family().fine_tune).values() if p.name != "seed"
     }
 
 
-def kept_of(yard: Yard, task: str) -> list[Ingredient]:
-    """A task's ingredients that stay and are there."""
-    keep = yard.spec.keep
-    found = chosen(yard.results(task), keep)
-    return [each for each in found if is_there(yard.out, each, keep)]
+def kept_of(context: FineTuningContext, task: str) -> list[Ingredient]:
+    """A task's kept ingredients whose weights exist."""
+    keep = context.spec.keep
+    found = chosen(context.results(task), keep)
+    return [each for each in found if is_there(context.out, each, keep)]
 
 
 def table(kept: Mapping[str, Sequence[Ingredient]], spec: TrainSpec, out: Path) -> Table:
-    """What was kept, with accuracies."""
+    """Table of the kept models with accuracies."""
     shown = Table(title="experts" if spec.keep == "best" else "ingredients", title_justify="left")
     texts = ("task", "chosen" if spec.keep == "best" else "ingredient")
     for name in (*texts, "select", "report", *spec.shifts, "seconds"):

@@ -12,7 +12,7 @@ from ray import tune
 from sweeps.cluster import ray_connection
 from sweeps.console.progress import Progress
 from sweeps.spec.method import MethodSpec
-from sweeps.train.fine_tuning_context import Yard
+from sweeps.train.fine_tuning_context import FineTuningContext
 from sweeps.train.ingredients import (
     Trained,
     write_result,
@@ -25,60 +25,63 @@ from sweeps.trials.searcher import MethodSearch
 from sweeps.trials.tuner import fit
 
 
-def run_trials(yard: Yard, progress: Progress) -> None:
-    """Fine-tune what has no result yet, one CPU (or GPU) a trial.
+def run_trials(context: FineTuningContext, progress: Progress) -> None:
+    """Fine-tune what has no result yet, one CPU (or GPU) for each trial.
 
     Raises:
         KeyboardInterrupt: what has ended is kept, what has not goes on from its last state.
     """
-    spec, entry = yard.spec, yard.spec.finetune
-    known = {task: yard.usable(task) for task in yard.data}
-    progress.start("experts", sum(count(entry, task, spec.seed) for task in yard.data))
+    spec, entry = context.spec, context.spec.finetune
+    known = {task: context.usable(task) for task in context.data}
+    progress.start("experts", sum(count(entry, task, spec.seed) for task in context.data))
     progress.advance("experts", sum(map(len, known.values())))
     if entry.scheduler == "pbt":
-        for task in yard.data:
-            run_population(yard, task, progress)
-            yard.settle(task)
+        for task in context.data:
+            run_population(context, task, progress)
+            context.settle(task)
         return
     search = TaskSearch(
         {
             task: MethodSearch(
                 as_sweep({method(task): entry}, spec.seed),
-                yard.contexts[task],
+                context.contexts[task],
                 {result.key: result.select for result in results},
             )
             for task, results in known.items()
         }
     )
     if search.left():
-        tuned(yard, search, known, progress)
-    for task in yard.data:
-        yard.settle(task)
+        tuned(context, search, known, progress)
+    for task in context.data:
+        context.settle(task)
 
 
 def tuned(
-    yard: Yard, search: TaskSearch, known: Mapping[str, Sequence[Trained]], progress: Progress
+    context: FineTuningContext,
+    search: TaskSearch,
+    known: Mapping[str, Sequence[Trained]],
+    progress: Progress,
 ) -> None:
-    """The Tune run; results and states in the folder, not Tune's, are what a second one goes by."""
-    found = ray_connection.of_cluster(yard.nodes)
+    """Run Tune; a second run goes by results and states in the folder, not by Tune's state."""
+    found = ray_connection.of_cluster(context.nodes)
     resources = {"cpu": 1, "gpu": 1} if found.gpus else {"cpu": 1}
     # Failed trials are ours to show; Tune would print each with its traceback.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     trainable = tune.with_parameters(
         fine_tune_trial,
-        folder=yard.base.folder,
-        data=dict(yard.data),
-        contexts=dict(yard.contexts),
-        out=yard.out,
+        folder=context.base.folder,
+        data=dict(context.data),
+        contexts=dict(context.contexts),
+        out=context.out,
         device="cuda" if found.gpus else "cpu",
-        halved=yard.spec.finetune.scheduler == "asha",
+        halved=context.spec.finetune.scheduler == "asha",
     )
-    callback = Settling(yard, progress)
+    callback = Settling(context, progress)
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(
             search_alg=search,
-            scheduler=scheduler(yard.spec.finetune, known, yard.spec.seed),
+            scheduler=scheduler(context.spec.finetune, known, context.spec.seed),
             num_samples=-1,
             max_concurrent_trials=max(1, found.gpus or found.cpus),
             reuse_actors=True,
@@ -86,7 +89,7 @@ def tuned(
         ),
         run_config=tune.RunConfig(
             name="tune",
-            storage_path=str(yard.out / "trained"),
+            storage_path=str(context.out / "trained"),
             callbacks=[callback],
             verbose=0,
         ),
@@ -97,7 +100,7 @@ def tuned(
 
 
 def scheduler(entry: MethodSpec, known: Mapping[str, Sequence[Trained]], seed: int) -> Halving:
-    """ASHA where it is asked for, told of what was reported before the training was stopped."""
+    """The ASHA scheduler, if asked for, with the results reported before an interruption."""
     halving = Halving(as_sweep({method(task): entry for task in known}, seed))
     for task, results in known.items():
         for result in results:
@@ -109,10 +112,10 @@ def scheduler(entry: MethodSpec, known: Mapping[str, Sequence[Trained]], seed: i
 
 
 class Settling(tune.Callback):  # type: ignore[misc]  # ray is untyped
-    """As trials end: records those that were stopped, bounds the disk, moves the progress bar."""
+    """Callback: records stopped trials, limits disk use, updates the progress bar."""
 
-    def __init__(self, yard: Yard, progress: Progress) -> None:
-        self.yard, self.progress = yard, progress
+    def __init__(self, context: FineTuningContext, progress: Progress) -> None:
+        self.context, self.progress = context, progress
         self.faults: list[BaseException] = []
 
     def __getstate__(self) -> dict[str, object]:
@@ -120,26 +123,28 @@ class Settling(tune.Callback):  # type: ignore[misc]  # ray is untyped
         return {}
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """One that ended, or was stopped."""
+        """After a trial ended or was stopped."""
         what, last = trial.config, trial.last_result
         try:
             if not last.get("final"):
-                write_result(self.yard.out, stopped(what, last, self.yard))
-            self.yard.settle(what["task"])
+                write_result(self.context.out, stopped(what, last, self.context))
+            self.context.settle(what["task"])
         except BaseException as fault:
             self.faults.append(fault)
             raise
         self.progress.advance("experts", note=f"{what['task']}: {last.get('select', 0):.4f}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """One that failed; said at once."""
+        """After a trial failed: print the reason."""
         what = trial.config
         reason = str(trial.get_error()).strip().splitlines()[-1]
         self.progress.say(f"failed: {what['task']} {what['params']}: {reason}")
         self.progress.advance("experts")
 
 
-def stopped(what: Mapping[str, Any], last: Mapping[str, Any], yard: Yard) -> Trained:
+def stopped(
+    what: Mapping[str, Any], last: Mapping[str, Any], context: FineTuningContext
+) -> Trained:
     """The result of a trial that a scheduler stopped."""
     return Trained(
         what["trial_key"],
@@ -149,7 +154,7 @@ def stopped(what: Mapping[str, Any], last: Mapping[str, Any], yard: Yard) -> Tra
         None,
         0.0,
         seed_of(what),
-        yard.contexts[what["task"]],
+        context.contexts[what["task"]],
         last["rung"],
         last["rungs"],
     )

@@ -19,19 +19,19 @@ from sweeps.trials.searcher import MethodSearch
 
 
 def as_sweep(entries: Mapping[str, MethodSpec], seed: int) -> SweepSpec:
-    """A search of sweeps over these entries: what `MethodSearch` and `Halving` read of a spec."""
+    """These entries in the form of a sweep file, for `MethodSearch` and `Halving`."""
     return SweepSpec.model_construct(methods=entries, tasks={}, metric="select", seed=seed)
 
 
 def method(task: str) -> str:
-    """What a task's fine-tuning is called in keys and among Tune's trials."""
+    """Name of a task's fine-tuning in keys and among Tune's trials."""
     return f"finetune {task}"
 
 
 def meant(
     entry: MethodSpec, task: str, seed: int, context: Fingerprint, results: Iterable[Trained]
 ) -> list[Trained]:
-    """The results that a search means, in the order of its trials where that is known beforehand.
+    """Results that a search includes, in the order of its trials if that is known beforehand.
 
     What TPE and CMA-ES suggest is not: of those, every result of the same data and base whose
     parameters the entry allows.
@@ -51,12 +51,12 @@ def meant(
 
 
 def guided(entry: MethodSpec) -> bool:
-    """Whether what comes next depends on results."""
+    """Whether the next candidates depend on results."""
     return entry.searcher != "random" and bool(entry.sampled)
 
 
 def count(entry: MethodSpec, task: str, seed: int) -> int:
-    """How many trials an entry means, at most."""
+    """Maximum number of trials of an entry."""
     if guided(entry):
         return planned_trials(entry)
     points = random_points(entry, method(task), seed)
@@ -71,7 +71,7 @@ def allows(entry: MethodSpec, params: Mapping[str, Any]) -> bool:
 
 
 def within(given: Any, value: Any) -> bool:
-    """Whether a value is the given one, or one of a space."""
+    """Whether a value equals the fixed one, or is in a search space."""
     if not isinstance(given, Space):
         return canonical(given) == canonical(value)
     if isinstance(given, Grid | Choice):
@@ -80,7 +80,7 @@ def within(given: Any, value: Any) -> bool:
 
 
 class TaskSearch(Searcher):  # type: ignore[misc]  # ray is untyped
-    """Suggests `{"task", "method", "params", "trial_key", "seed"}`, task by task in turn.
+    """Suggest `{"task", "method", "params", "trial_key", "seed"}`, taking turns between tasks.
 
     Each task has a `MethodSearch` of its own, for keys hold the task's own data.
     """
@@ -93,7 +93,7 @@ class TaskSearch(Searcher):  # type: ignore[misc]  # ray is untyped
         self.owner: dict[str, str] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next trial; None: results are awaited first; FINISHED: there are no more."""
+        """The next trial; None: wait for results; FINISHED: there are no more."""
         waiting = False
         for _ in range(len(self.turns)):
             task = self.turns.popleft()
@@ -110,12 +110,12 @@ class TaskSearch(Searcher):  # type: ignore[misc]  # ray is untyped
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tell the search whose trial it was."""
+        """Pass a result to the task's search."""
         if task := self.owner.pop(trial_id, None):
             self.searches[task].on_trial_complete(trial_id, result, error)
 
     def left(self) -> bool:
-        """Whether a trial has not ended: it runs, or is to suggest, now or once others ended."""
+        """Whether a trial is running or still to be suggested."""
         return any(search.left() for search in self.searches.values())
 
     def save(self, checkpoint_path: str) -> None:

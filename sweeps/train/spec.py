@@ -38,12 +38,12 @@ SIZES = {
 
 
 def schema(function: Callable[..., Any]) -> dict[str, Parameter]:
-    """The hyper-parameters of a training function, from its signature."""
+    """Hyper-parameters of a training function, from its signature."""
     return parameters(function, hidden=OURS)
 
 
 def read_search(raw: Any) -> MethodSpec:
-    """`finetune`: hyper-parameters, fixed or with search spaces; trials, searcher, scheduler."""
+    """Read `finetune`: hyper-parameters (fixed or with spaces), trials, searcher, scheduler."""
     known, faults, params = schema(TRAINING.fine_tune), [], {}
     if not isinstance(raw, Mapping):
         raise_all([Fault((), raw, "a mapping of hyper-parameters, or {}, allowed")])
@@ -68,7 +68,7 @@ def read_search(raw: Any) -> MethodSpec:
 
 
 def own_faults(raw: Mapping[str, Any], params: Mapping[str, Any]) -> list[Fault]:
-    """Faults that only fine-tuning has: its schedulers, batch norm in a CLIP ViT."""
+    """Faults of fine-tuning only: its schedulers, batch norm in a CLIP ViT."""
     found, scheduler = [], raw.get("scheduler")
     if scheduler not in (None, "asha", "pbt"):
         found.append(Fault(("scheduler",), scheduler, "null, 'asha' or 'pbt' allowed"))
@@ -83,7 +83,7 @@ def own_faults(raw: Mapping[str, Any], params: Mapping[str, Any]) -> list[Fault]
 
 
 def check_keep(value: Any) -> Keep:
-    """`value`, if it says how many ingredients stay."""
+    """Return `value` if it is a valid number of ingredients to keep."""
     is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
     if value not in ("best", "all") and not is_count:
         raise custom_error("best, all or an integer of at least 1 allowed")
@@ -92,7 +92,7 @@ def check_keep(value: Any) -> Keep:
 
 
 def read_pretrain(raw: Any) -> dict[str, Any] | None:
-    """`pretrain`: sizes of the towers and hyper-parameters, fixed values only."""
+    """Read `pretrain`: sizes of the towers and hyper-parameters, fixed values only."""
     if raw is None:
         return None
     known, faults, params = {**SIZES, **schema(TRAINING.pretrain)}, [], {}
@@ -112,7 +112,7 @@ def read_pretrain(raw: Any) -> dict[str, Any] | None:
 
 
 class TrainSpec(Part):
-    """One training file."""
+    """A training file."""
 
     name: str = Field(pattern=f"^{NAME.pattern}$", description=NAME_RULE)
     out: Text = Field(description="the folder that gets base/ and experts/<task>/")
@@ -163,7 +163,7 @@ class TrainSpec(Part):
 
 
 def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> TrainSpec:
-    """The training file at `path`, with `key=value` overrides applied.
+    """Load the training file at `path` and apply `key=value` overrides.
 
     Raises:
         InputError: no such file, or not YAML.

@@ -37,7 +37,7 @@ RUNGS = {STOPS[0]: 1, STOPS[1]: 3}
 
 
 def seed_of(trial: Mapping[str, Any]) -> int:
-    """The hyper-parameter, where there is one; else the trial's own."""
+    """The seed: the hyper-parameter if there is one, else the trial's own."""
     return int(trial["params"].get("seed", trial["seed"] % 2**31))
 
 
@@ -50,7 +50,7 @@ def fine_tune_trial(
     device: str,
     halved: bool,
 ) -> None:
-    """One fine-tuning: train on fit, measure on select and report, leave models and result."""
+    """Run one fine-tuning: train on fit, evaluate on select and report, write models and result."""
     task, key = data[config["task"]], config["trial_key"]
     place, rungs = out / "trained" / key / "expert", Rungs(out / "trained" / key, halved)
     images, labels = rows_of(task, "fit")
@@ -85,7 +85,8 @@ def fine_tune_trial(
 def made_by(
     base: Path, task: TaskData, place: Path, head: Path | None, device: str
 ) -> list[dict[str, Any]]:
-    """`{kind, select, report, sha256, head}` of what a fine-tuning left at `place` and beside it.
+    """`{kind, select, report, sha256, head}` of each model that a fine-tuning left at `place` and
+    beside it.
 
     A copy of its own head, where it has one, is put beside each model.
     """
@@ -103,7 +104,7 @@ def made_by(
 
 
 def read_rungs(file: Path) -> dict[str, float]:
-    """Rung -> accuracy on select; a damaged file counts as none: what it held is measured again."""
+    """Rung -> accuracy on select; a damaged file counts as empty, and is measured again."""
     try:
         found = checked(dict[str, float], parse_json(read_bytes(file), str(file)), str(file))
     except InputError:
@@ -112,10 +113,11 @@ def read_rungs(file: Path) -> dict[str, float]:
 
 
 class Rungs:
-    """What a trial with a scheduler reports on the way; kept, so that it is not lost with it."""
+    """Intermediate results of a trial with a scheduler, kept in a file so that a killed trial
+    reports them again."""
 
     def __init__(self, folder: Path, halved: bool) -> None:
-        """`folder`: of the trial; `halved`: whether anything is reported. Reports what is known."""
+        """`folder`: of the trial; `halved`: whether anything is reported. Reports known results."""
         self.file, self.halved = folder / "rungs.json", halved
         self.found: dict[str, float] = {}
         if halved and self.file.exists():
@@ -123,13 +125,13 @@ class Rungs:
                 self.report(rung, select)
 
     def report(self, rung: str, select: float) -> None:
-        """Tell Tune; here a trial ends that is stopped."""
+        """Report to Tune; a trial that is stopped ends here."""
         self.found[rung] = select
         about = {"rung": int(rung), "rungs": dict(self.found), "final": False}
         tune.report({"select": select, **about})
 
     def look(self, task: TaskData, head: Tensor) -> Callable[[float, Any], None]:
-        """A look that measures accuracy on select, at the shares that are rungs."""
+        """A callback that measures accuracy on select at the rungs."""
 
         def look(share: float, embed: Callable[[Tensor], Tensor]) -> None:
             rung = str(RUNGS.get(share, ""))
@@ -143,7 +145,7 @@ class Rungs:
 
 
 def accuracy(task: TaskData, head: Tensor, embed: Callable[[Tensor], Tensor]) -> float:
-    """The share of the select rows that an unfinished model has right under a head."""
+    """Accuracy of an unfinished model on the select rows, under a head."""
     images, labels = rows_of(task, "select")
     parts = [embed(part) for part in torch.split(images, 256)]
     top = [cosine_head.logits(z, head.to(z.device)).argmax(1).cpu() for z in parts]
@@ -161,7 +163,7 @@ def rows_of(task: TaskData, role: str) -> tuple[Tensor, Tensor]:
 def measured(
     base: Path, task: TaskData, place: Path, roles: Sequence[str], device: str
 ) -> dict[str, float]:
-    """Role -> accuracy of one model under its own head, where one lies beside it.
+    """Role -> accuracy of one model under its own head, if one is beside it.
 
     By the code that measures every fused model.
     """

@@ -23,7 +23,7 @@ RESTARTS = 50
 """How often the actor is started again: it holds nothing, and a file written twice is the same."""
 
 
-class Keep(Protocol):
+class ArtifactStore(Protocol):
     """Small files by name."""
 
     def put(self, name: str, data: bytes) -> None:
@@ -36,7 +36,7 @@ class Keep(Protocol):
 
 
 @dataclass(frozen=True)
-class Folder:
+class LocalStore:
     """Files in a folder of this machine."""
 
     path: Path
@@ -58,10 +58,10 @@ class Folder:
 
 
 @dataclass(frozen=True)
-class Sent:
+class RemoteStore:
     """Files in a folder of the driver's node; by way of an actor there, or straight from it."""
 
-    folder: Folder
+    folder: LocalStore
     node: str
     """Id of the driver's node."""
     actor: Any
@@ -85,7 +85,7 @@ class Sent:
         return bool(ray.get_runtime_context().get_node_id() == self.node)
 
 
-class Keeper(Folder):
+class StoreActor(LocalStore):
     """`Folder` as an actor."""
 
 
@@ -101,7 +101,7 @@ def answer(ref: Any) -> Any:
         raise error.cause from None
 
 
-def keep(path: Path, *, everywhere: bool) -> Keep:
+def artifact_store(path: Path, *, everywhere: bool) -> ArtifactStore:
     """The keep of a sweep.
 
     Args:
@@ -109,15 +109,15 @@ def keep(path: Path, *, everywhere: bool) -> Keep:
         everywhere: whether there may be trials on other nodes, which need the actor. It ends with
             this process.
     """
-    folder = Folder(path)
+    folder = LocalStore(path)
     if not everywhere:
         return folder
     node = ray.get_runtime_context().get_node_id()
     here = NodeAffinitySchedulingStrategy(node, soft=False)
-    actor = ray.remote(Keeper).options(
+    actor = ray.remote(StoreActor).options(
         num_cpus=0,
         scheduling_strategy=here,
         max_restarts=RESTARTS,
         max_task_retries=RESTARTS,
     )
-    return Sent(folder, node, actor.remote(path))
+    return RemoteStore(folder, node, actor.remote(path))

@@ -11,10 +11,12 @@ from actors.experts.protocol import Experts
 from sweeps.planning.learning_needs import LAST_RUNG
 from sweeps.results.folder import learned_name
 from sweeps.results.trial_state import State
-from sweeps.trials.learn_coding import Course, Report
+from sweeps.trials.learn_coding import LearningInputs, Report
 
 
-def fit(config: Mapping[str, Any], experts: Experts, course: Course, report: Report) -> None:
+def fit(
+    config: Mapping[str, Any], experts: Experts, inputs: LearningInputs, report: Report
+) -> None:
     """Fit on the rows of fit and select, and report the select split.
 
     Embeddings lie where the replicas are, so one of them does the work: a whole search of the
@@ -25,6 +27,6 @@ def fit(config: Mapping[str, Any], experts: Experts, course: Course, report: Rep
     """
     start = time.perf_counter()
     data, chosen = experts.fit(Recipe(config["method"], config["params"]))
-    course.keep.put(learned_name(config["trial_key"]), data)
+    inputs.artifacts.put(learned_name(config["trial_key"]), data)
     found = experts.evaluate(Recipe(config["method"], config["params"], data), "select")
     report(LAST_RUNG, found, State(seconds=time.perf_counter() - start, chosen=chosen))

@@ -37,17 +37,17 @@ from fusion.methods.learned.gate import Gate, hidden_norm
 from fusion.methods.learned.steps import Learning, Lesson, learn_step, lessons, temperature
 from fusion.parameters import bind
 from fusion.registry import METHODS, Adaptive
-from sweeps.planning.learning_needs import LAST_RUNG, RUNGS, Source, learning_of, source_of
+from sweeps.planning.learning_needs import LAST_RUNG, RUNGS, ExtractorKey, extractor_of, learning_of
 from sweeps.results.folder import learned_name, state_name
 from sweeps.results.trial_state import State
-from sweeps.trials.artifact_store import Keep
+from sweeps.trials.artifact_store import ArtifactStore
 
 MEASURED = 4096
 """Rows of each task whose features' norm sets a normalised learning rate."""
 
 
 @dataclass(frozen=True)
-class Course:
+class LearningInputs:
     """What every learning trial of a sweep is given."""
 
     tasks: tuple[str, ...]
@@ -56,8 +56,8 @@ class Course:
     data: Mapping[str, TaskData]
     sizes: Mapping[str, Mapping[str, int]]
     """Task -> role -> rows."""
-    extractors: Mapping[Source, Extractor]
-    keep: Keep
+    extractors: Mapping[ExtractorKey, Extractor]
+    artifacts: ArtifactStore
     """Where states and learned files go, by trial key."""
     stepwise: frozenset[str]
     """Methods with a scheduler: they are measured on the way."""
@@ -75,7 +75,9 @@ Report = Callable[[int, Evaluation, State], None]
 """report(rung, evaluation on select, state)."""
 
 
-def learn(config: Mapping[str, Any], experts: Experts, course: Course, report: Report) -> None:
+def learn(
+    config: Mapping[str, Any], experts: Experts, inputs: LearningInputs, report: Report
+) -> None:
     """Learn, from the checkpoint where there is one; every result is reported, the last on rung 9.
 
     Raises:
@@ -84,28 +86,28 @@ def learn(config: Mapping[str, Any], experts: Experts, course: Course, report: R
     method = cast(Adaptive, METHODS[config["method"]])
     params = bind(config["method"], method.parameters, config["params"])
     if params.get("gate"):
-        params["gate"] = str(gate_of(course, params["gate"]))
-    learning = learning_of(method, params, course.tasks, course.groups, course.extractors)
-    source = source_of(method, params)
-    extractor = course.extractors[source] if source else None
-    role = learning.adapt_on if method.labelled else adapted_role(course.data, learning.adapt_on)
-    features = features_of(course, role, extractor) if learning.steps else {}
-    rows = course.sizes if learning.steps else {}
+        params["gate"] = str(gate_of(inputs, params["gate"]))
+    learning = learning_of(method, params, inputs.tasks, inputs.groups, inputs.extractors)
+    source = extractor_of(method, params)
+    extractor = inputs.extractors[source] if source else None
+    role = learning.adapt_on if method.labelled else adapted_role(inputs.data, learning.adapt_on)
+    features = features_of(inputs, role, extractor) if learning.steps else {}
+    rows = inputs.sizes if learning.steps else {}
     sizes = {name: count[role] for name, count in rows.items()}
     rate = learning.learning_rate
     if learning.rate_per_norm and isinstance(learning.router, Gate) and features:
         rate /= hidden_norm(learning.router, torch.cat([f[:MEASURED] for f in features.values()]))
     optimizer = torch.optim.Adam(learning.router.parameters(), lr=rate)
     place = state_name(config["trial_key"])
-    state = restore(course.keep.get(place), learning.router, optimizer)
+    state = restore(inputs.artifacts.get(place), learning.router, optimizer)
     stops = {learning.steps // part: rung for rung, part in RUNGS.items()}
-    stops = stops if config["method"] in course.stepwise and learning.steps >= LAST_RUNG else {}
+    stops = stops if config["method"] in inputs.stepwise and learning.steps >= LAST_RUNG else {}
     start, seen = time.perf_counter() - state.seconds, []
 
     def finish(rung: int) -> None:
         """Keep what is learned so far, measure it and report it."""
-        data = learned(config["method"], learning, extractor, course, state.step)
-        course.keep.put(learned_name(config["trial_key"]), data)
+        data = learned(config["method"], learning, extractor, inputs, state.step)
+        inputs.artifacts.put(learned_name(config["trial_key"]), data)
         found = experts.evaluate(Recipe(config["method"], config["params"], data), "select")
         state.seconds = time.perf_counter() - start
         report(rung, found, state)
@@ -124,13 +126,15 @@ def learn(config: Mapping[str, Any], experts: Experts, course: Course, report: R
         if state.step % learning.save_every == 0 or state.step == learning.steps:
             state.curve.append(point(state.step, seen, given))
             state.seconds, seen = time.perf_counter() - start, []
-            course.keep.put(place, checkpoint(learning.router, optimizer, state))
+            inputs.artifacts.put(place, checkpoint(learning.router, optimizer, state))
         if state.step in stops:
             finish(stops[state.step])
     finish(LAST_RUNG)
 
 
-def features_of(course: Course, role: str, extractor: Extractor | None) -> dict[str, Tensor]:
+def features_of(
+    inputs: LearningInputs, role: str, extractor: Extractor | None
+) -> dict[str, Tensor]:
     """Task -> features [N, d] of the rows that are adapted to.
 
     Raises:
@@ -139,15 +143,15 @@ def features_of(course: Course, role: str, extractor: Extractor | None) -> dict[
     found: dict[str, Tensor] = {}
     if extractor is None:
         return found
-    for name, task in course.data.items():
+    for name, task in inputs.data.items():
         at = task.rows[role]
         path = at.features[extractor.fingerprint]
-        features = open_features(settle(path, course.home) if course.home else path)
+        features = open_features(settle(path, inputs.home) if inputs.home else path)
         found[name] = features if at.indices is None else features[torch.from_numpy(at.indices)]
     return found
 
 
-def gate_of(course: Course, path: str) -> Path:
+def gate_of(inputs: LearningInputs, path: str) -> Path:
     """Where this node has a gate that a candidate starts from.
 
     Its name is the user's, so a file that another node has there may be another gate.
@@ -155,10 +159,10 @@ def gate_of(course: Course, path: str) -> Path:
     Raises:
         InputError: this node lacks it, and cannot get it.
     """
-    gate, key = course.gates.get(path, (Path(path), ""))
-    if course.home is None or not key or course.home.node == own_id():
+    gate, key = inputs.gates.get(path, (Path(path), ""))
+    if inputs.home is None or not key or inputs.home.node == own_id():
         return gate
-    return fetch(gate, course.home, cache_dir() / "gates" / key / gate.name)
+    return fetch(gate, inputs.home, cache_dir() / "gates" / key / gate.name)
 
 
 def sizes_of(data: Mapping[str, TaskData]) -> dict[str, dict[str, int]]:
@@ -187,7 +191,7 @@ def point(step: int, seen: list[dict[str, float]], given: list[Lesson]) -> dict[
 
 
 def learned(
-    method: str, learning: Learning, extractor: Extractor | None, course: Course, steps: int
+    method: str, learning: Learning, extractor: Extractor | None, inputs: LearningInputs, steps: int
 ) -> bytes:
     """The file of what was learned: a gate with its manifest, or a coding."""
     router = learning.router
@@ -196,7 +200,7 @@ def learned(
             beta = temperature(router)
             coding = router(None)
         return dump_coding(
-            coding, course.tasks, course.groups, 1.0 if beta is None else float(beta)
+            coding, inputs.tasks, inputs.groups, 1.0 if beta is None else float(beta)
         )
     layered = router.groups > 1
     manifest = Manifest(
@@ -205,9 +209,9 @@ def learned(
         extractor_hash=extractor.fingerprint,
         preprocessing=extractor.inputs.fingerprint,
         width=extractor.width,
-        tasks=course.tasks,
+        tasks=inputs.tasks,
         grouping="layer" if layered else "task",
-        keys=course.groups if layered else (),
+        keys=inputs.groups if layered else (),
         steps=steps,
         **router.options,
     )

@@ -21,30 +21,32 @@ from fusion.registry import METHODS, Resident
 from sweeps.planning.learning_needs import LAST_RUNG, RUNGS
 from sweeps.results.folder import learned_name, state_name
 from sweeps.results.trial_state import State, read_state
-from sweeps.trials.learn_coding import Course, Report
+from sweeps.trials.learn_coding import LearningInputs, Report
 
 
-def course_of(config: Mapping[str, Any], course: Course) -> ResidentCourse:
+def learning_inputs(config: Mapping[str, Any], inputs: LearningInputs) -> ResidentCourse:
     """What a trial learns.
 
     Raises:
         InputError: wrong parameters.
     """
     row = cast(Resident, METHODS[config["method"]])
-    return row.course(Shape(course.tasks, course.groups), **config["params"])
+    return row.course(Shape(inputs.tasks, inputs.groups), **config["params"])
 
 
-def learn(config: Mapping[str, Any], experts: Experts, course: Course, report: Report) -> None:
+def learn(
+    config: Mapping[str, Any], experts: Experts, inputs: LearningInputs, report: Report
+) -> None:
     """Learn, from the checkpoint where there is one; every result is reported, the last on rung 9.
 
     Raises:
         InputError: a loss that is not finite; names step and task.
     """
-    asked, method = course_of(config, course), config["method"]
+    asked, method = learning_inputs(config, inputs), config["method"]
     recipe, place = Recipe(method, config["params"]), state_name(config["trial_key"])
-    state, kept = restore(course.keep.get(place), method, course.tasks)
+    state, kept = restore(inputs.artifacts.get(place), method, inputs.tasks)
     stops = {asked.steps // part: rung for rung, part in RUNGS.items()}
-    stops = stops if method in course.stepwise and asked.steps >= LAST_RUNG else {}
+    stops = stops if method in inputs.stepwise and asked.steps >= LAST_RUNG else {}
     start = time.perf_counter() - state.seconds
     mask_steps = asked.options.mask_steps if isinstance(asked.options, MaskOptions) else 0
     if kept is None:
@@ -52,8 +54,8 @@ def learn(config: Mapping[str, Any], experts: Experts, course: Course, report: R
 
     def finish(rung: int, reached: bytes) -> None:
         """Keep what is learned so far, measure it and report it."""
-        data = learned_of(reached, method, course.tasks, mask_steps)
-        course.keep.put(learned_name(config["trial_key"]), data)
+        data = learned_of(reached, method, inputs.tasks, mask_steps)
+        inputs.artifacts.put(learned_name(config["trial_key"]), data)
         found = experts.evaluate(Recipe(method, config["params"], data), "select")
         state.seconds = time.perf_counter() - start
         report(rung, found, state)
@@ -64,15 +66,15 @@ def learn(config: Mapping[str, Any], experts: Experts, course: Course, report: R
         state.step = last
         state.curve.append(point(last, losses))
         state.seconds = time.perf_counter() - start
-        course.keep.put(place, checkpoint(state, kept))
+        inputs.artifacts.put(place, checkpoint(state, kept))
         if state.step in stops:
             finish(stops[state.step], kept)
     finish(LAST_RUNG, kept)
 
 
-def following(step: int, course: ResidentCourse, stops: Mapping[int, int]) -> int:
+def following(step: int, inputs: ResidentCourse, stops: Mapping[int, int]) -> int:
     """Where the next call ends: at a checkpoint, a rung or the end."""
-    ends = [course.steps, (step // course.save_every + 1) * course.save_every, *stops]
+    ends = [inputs.steps, (step // inputs.save_every + 1) * inputs.save_every, *stops]
     return min(end for end in ends if end > step)
 
 

@@ -29,7 +29,7 @@ from sweeps.spec.reference_methods import references
 from sweeps.spec.sweep import SweepSpec
 from sweeps.spec.trial_key import Context, trial_key
 from sweeps.trials.callback import Recorder, died, finished
-from sweeps.trials.learn_coding import Course
+from sweeps.trials.learn_coding import LearningInputs
 from sweeps.trials.scheduler import Halving
 from sweeps.trials.searcher import MethodSearch
 from sweeps.trials.trainable import run_trial
@@ -69,7 +69,7 @@ def run_trials(
     folder: SweepFolder,
     record: Callable[[Entry], None],
     progress: Progress,
-    course: Course | None = None,
+    inputs: LearningInputs | None = None,
 ) -> None:
     """Run what the ledger lacks; every trial that ends is handed to `record` at once.
 
@@ -103,7 +103,7 @@ def run_trials(
             payer = experts.named(key)
             ref = payer.submit("evaluate", Recipe(method), "select")
             asked[key] = (method, started, payer, ref)
-    search_all(spec, context, experts, folder, kept, progress, course)
+    search_all(spec, context, experts, folder, kept, progress, inputs)
     for ref in warm:
         with suppress(OutOfMemory, Died):  # whoever needs the embedding says so, and fails
             fetched(ref)
@@ -124,7 +124,7 @@ def search_all(
     folder: SweepFolder,
     record: Callable[[Entry], None],
     progress: Progress,
-    course: Course | None,
+    inputs: LearningInputs | None,
 ) -> None:
     """Tune runs until the search has ended: one, unless Ray kills processes of trials.
 
@@ -138,7 +138,7 @@ def search_all(
         if not search.left():
             return
         try:
-            return tuned(spec, search, experts, folder, record, course)
+            return tuned(spec, search, experts, folder, record, inputs)
         except RuntimeError as error:
             if LOW not in str(error):
                 raise
@@ -177,7 +177,7 @@ def tuned(
     experts: Client,
     folder: SweepFolder,
     record: Callable[[Entry], None],
-    course: Course | None = None,
+    inputs: LearningInputs | None = None,
 ) -> None:
     """The Tune run; the ledger and not Tune's own state is what a resumed sweep goes by."""
     faults: list[BaseException] = []
@@ -193,11 +193,11 @@ def tuned(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     learns = [name for name, row in METHODS.items() if row.learns]
     given = None
-    if course is not None:
+    if inputs is not None:
         # Pickled twice: a trial that does not learn opens the outer one only, without torch.
-        given = pickle.dumps({"learns": learns, "course": ray.cloudpickle.dumps(course)})
+        given = pickle.dumps({"learns": learns, "inputs": ray.cloudpickle.dumps(inputs)})
     trainable = tune.with_parameters(
-        run_trial, desk=experts.desk, client=ray.cloudpickle.dumps(experts), course=given
+        run_trial, desk=experts.desk, client=ray.cloudpickle.dumps(experts), inputs=given
     )
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"memory": TRIAL_MEMORY}),

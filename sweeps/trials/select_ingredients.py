@@ -41,7 +41,7 @@ from sweeps.planning.learning_needs import LAST_RUNG
 from sweeps.results.comparison import finite
 from sweeps.results.folder import learned_name, state_name
 from sweeps.results.trial_state import State
-from sweeps.trials.learn_coding import Course, Report
+from sweeps.trials.learn_coding import LearningInputs, Report
 
 RESAMPLES = 2000
 """Of the bootstrap of each accepted step."""
@@ -57,27 +57,27 @@ class Scores:
     order."""
 
     def __init__(
-        self, method: str, selection: Selection, experts: Experts, course: Course, key: str
+        self, method: str, selection: Selection, experts: Experts, inputs: LearningInputs, key: str
     ) -> None:
-        self.method, self.experts, self.course = method, experts, course
+        self.method, self.experts, self.inputs = method, experts, inputs
         self.role, self.place = selection.role, state_name(key)
-        self.metric = selection.metric or course.metric
+        self.metric = selection.metric or inputs.metric
         self.counted = metric_of(self.metric) is ACCURACY
         """Whether samples are right or wrong on their own: then gains get an interval."""
         self.sign = sign_of(self.metric)
-        kept = course.keep.get(self.place)
+        kept = inputs.artifacts.get(self.place)
         self.known: dict[str, dict[str, Any]] = restored(kept)
 
     def name(self, soup: Subset) -> str:
         """`"a*2 b"`."""
-        counts = Counter(self.course.tasks[i] for i in soup)
+        counts = Counter(self.inputs.tasks[i] for i in soup)
         return " ".join(f"{each}*{n}" if n > 1 else each for each, n in sorted(counts.items()))
 
     def coding(self, soup: Subset) -> bytes:
         """The coding file of a soup: each ingredient as often as it was taken."""
         counts = Counter(soup)
-        shares = [counts[i] / len(soup) for i in range(len(self.course.tasks))]
-        return dump_shares(shares, self.course.tasks)
+        shares = [counts[i] / len(soup) for i in range(len(self.inputs.tasks))]
+        return dump_shares(shares, self.inputs.tasks)
 
     def __call__(self, soups: Sequence[Subset]) -> list[float]:
         """The score of each, larger is better; NaN where it is no finite number.
@@ -94,7 +94,7 @@ class Scores:
                     "score": scored(evaluation, self.metric),
                     "correct": packed(evaluation, self.metric) if self.counted else {},
                 }
-            self.course.keep.put(self.place, json.dumps(self.known).encode())
+            self.inputs.artifacts.put(self.place, json.dumps(self.known).encode())
         return [self.sign * float(self.known[self.name(soup)]["score"]) for soup in soups]
 
     def correct(self, soup: Subset) -> list[NDArray[np.bool_]]:
@@ -127,7 +127,9 @@ class Chosen:
     """Every decision on the way, in plain types."""
 
 
-def select(config: Mapping[str, Any], experts: Experts, course: Course, report: Report) -> None:
+def select(
+    config: Mapping[str, Any], experts: Experts, inputs: LearningInputs, report: Report
+) -> None:
     """Choose ingredients, keep the soup's coding, and report it on the select split.
 
     Raises:
@@ -138,9 +140,9 @@ def select(config: Mapping[str, Any], experts: Experts, course: Course, report: 
     start = time.perf_counter()
     params = bind(config["method"], method.parameters, config["params"])
     selection = method.selection(**params)
-    scores = Scores(config["method"], selection, experts, course, config["trial_key"])
+    scores = Scores(config["method"], selection, experts, inputs, config["trial_key"])
     result = surviving(selection, scores, config)
-    course.keep.put(learned_name(config["trial_key"]), result.data)
+    inputs.artifacts.put(learned_name(config["trial_key"]), result.data)
     seconds = time.perf_counter() - start
     state = State(step=len(scores.known), seconds=seconds, choices=result.choices)
     report(LAST_RUNG, result.found, state)
@@ -152,9 +154,9 @@ def surviving(selection: Selection, scores: Scores, config: Mapping[str, Any]) -
     One that vanishes on the way is left out and it all begins anew: the result is that of the pool
     without it, and the scores that are known are not asked for again.
     """
-    tasks, gone = scores.course.tasks, list[int]()
+    tasks, gone = scores.inputs.tasks, list[int]()
     while True:
-        pool = [i for i in pool_of(selection, scores.course) if i not in gone]
+        pool = [i for i in pool_of(selection, scores.inputs) if i not in gone]
         if not pool:
             names = ", ".join(tasks[i] for i in gone)
             raise InputError(f"no ingredient is left: the files of {names} vanished")
@@ -180,14 +182,14 @@ def chosen(
     selection: Selection, scores: Scores, pool: Sequence[int], gone: Sequence[int]
 ) -> tuple[Subset, list[dict[str, Any]]]:
     """The soup of ingredients of a pool, and every decision on the way; `gone` cannot be read."""
-    course, experts = scores.course, scores.experts
-    singles = [math.nan] * len(course.tasks)
+    inputs, experts = scores.inputs, scores.experts
+    singles = [math.nan] * len(inputs.tasks)
     for i, score in zip(pool, scores([(i,) for i in pool]), strict=True):
         singles[i] = score
     if not any(map(math.isfinite, singles)):
         raise InputError(
             f"no ingredient has a finite {scores.metric} on {scores.role}: the logits of"
-            f" {', '.join(course.tasks[i] for i in pool)} are NaN or infinite"
+            f" {', '.join(inputs.tasks[i] for i in pool)} are NaN or infinite"
         )
     order = order_of(
         singles,
@@ -203,7 +205,7 @@ def chosen(
     if selection.prune is not None:
         near = pruned(singles, selection.prune)
         kept = {i for i in pool if i in near or not math.isfinite(singles[i])}
-    start = positions(course.tasks, selection.start) if selection.start else ()
+    start = positions(inputs.tasks, selection.start) if selection.start else ()
     state = begin(
         [i for i in order if i in kept],
         singles,
@@ -211,20 +213,20 @@ def chosen(
         tie=selection.tie,
         min_delta=selection.min_delta,
         replacement=selection.replacement,
-        hashes=course.hashes or None,
+        hashes=inputs.hashes or None,
     )
     state = run(state, scores, max(1, experts.replicas))
     return state.subset, [decision(step, scores) for step in state.steps]
 
 
-def pool_of(selection: Selection, course: Course) -> list[int]:
+def pool_of(selection: Selection, inputs: LearningInputs) -> list[int]:
     """The ingredients that may be taken, in the order they are named in.
 
     Raises:
         InputError: an unknown name, or none.
     """
-    positions(course.tasks, selection.ingredients)  # checks the names
-    return [course.tasks.index(name) for name in selection.ingredients or course.tasks]
+    positions(inputs.tasks, selection.ingredients)  # checks the names
+    return [inputs.tasks.index(name) for name in selection.ingredients or inputs.tasks]
 
 
 def single(scores: Scores, i: int, score: float, *, taken: bool) -> dict[str, Any]:
@@ -240,7 +242,7 @@ def decision(step: Step, scores: Scores) -> dict[str, Any]:
     before, accepted = step.candidate[:-1], step.outcome == "accepted"
     said = {
         "candidate": scores.name(step.candidate),
-        "ingredient": scores.course.tasks[step.ingredient],
+        "ingredient": scores.inputs.tasks[step.ingredient],
         "outcome": step.outcome,
         "score": None if step.score is None else scores.sign * step.score,
         "best": None if step.best is None else scores.sign * step.best,
@@ -259,7 +261,7 @@ def remark(step: Step, scores: Scores) -> str:
     if step.outcome == "failed":
         return FAILED
     if step.twin is not None and step.twin != step.ingredient:
-        return f"a copy of {scores.course.tasks[step.twin]}"
+        return f"a copy of {scores.inputs.tasks[step.twin]}"
     if step.outcome == "accepted" and not scores.counted:
         return NO_INTERVAL
     return step.note

@@ -16,7 +16,7 @@ import ray
 from ray import tune
 
 
-def run_trial(config: Mapping[str, Any], client: bytes, desk: Any, course: bytes | None) -> None:
+def run_trial(config: Mapping[str, Any], client: bytes, desk: Any, inputs: bytes | None) -> None:
     """The trainable: one suggestion of `MethodSearch`, measured on the select split.
 
     Reports the metrics and, under `entry`, the fields of a ledger entry; `status` says whether it
@@ -32,8 +32,8 @@ def run_trial(config: Mapping[str, Any], client: bytes, desk: Any, course: bytes
     """
     entry = {**config, "split": "select", "started": datetime.now(UTC).isoformat()}
     try:
-        if course is not None and config["method"] in (opened := pickle.loads(course))["learns"]:
-            learn_trial(config, entry, ray.cloudpickle.loads(client), opened["course"])
+        if inputs is not None and config["method"] in (opened := pickle.loads(inputs))["learns"]:
+            learn_trial(config, entry, ray.cloudpickle.loads(client), opened["inputs"])
             return
         key, asked = config["trial_key"], (config["method"], config["params"], "select")
         found = ray.get(desk.call.remote("measure", *asked, label=key, held=True))
@@ -53,7 +53,7 @@ def run_trial(config: Mapping[str, Any], client: bytes, desk: Any, course: bytes
 
 
 def learn_trial(
-    config: Mapping[str, Any], entry: dict[str, Any], client: Any, course: bytes
+    config: Mapping[str, Any], entry: dict[str, Any], client: Any, inputs: bytes
 ) -> None:
     """A trial of a method that learns; imports torch."""
     from sweeps.planning.learning_needs import LAST_RUNG
@@ -72,10 +72,10 @@ def learn_trial(
         done = {**entry, **found, **facts, "status": "done", "ended": now}
         tune.report({**found["metrics"], "rung": rung, "final": rung == LAST_RUNG, "entry": done})
 
-    way_of(config["method"])(config, client, ray.cloudpickle.loads(course), report)
+    learner_of(config["method"])(config, client, ray.cloudpickle.loads(inputs), report)
 
 
-def way_of(method: str) -> Callable[..., None]:
+def learner_of(method: str) -> Callable[..., None]:
     """How a method learns: `way(config, experts, course, report)`; imports torch."""
     from fusion.registry import METHODS, Fitted, Resident, Selected
     from sweeps.trials.fit_classifier import fit

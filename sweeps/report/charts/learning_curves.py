@@ -87,24 +87,24 @@ def learned(entries: Iterable[Entry], selected: Mapping[str, str | None]) -> lis
     methods: dict[str, list[Learned]] = {}
     for entry in entries:
         chosen = selected.get(entry.method) == entry.trial_key
-        course = Learned(entry, asked_steps(entry), chosen)
-        if course.points("loss"):
-            methods.setdefault(entry.method, []).append(course)
+        curve = Learned(entry, asked_steps(entry), chosen)
+        if curve.points("loss"):
+            methods.setdefault(entry.method, []).append(curve)
     return [sorted(found, key=lambda each: each.selected) for found in methods.values()]
 
 
 def figures(entries: Iterable[Entry], selected: Mapping[str, str | None]) -> list[dict[str, Any]]:
     """Figures of the report's section on learning, one for each method."""
-    return [figure(courses) for courses in learned(entries, selected)]
+    return [figure(curves) for curves in learned(entries, selected)]
 
 
-def figure(courses: Sequence[Learned]) -> dict[str, Any]:
+def figure(curves: Sequence[Learned]) -> dict[str, Any]:
     """The charts of one method, with their descriptions."""
-    last = courses[-1]
-    names = labels(courses)
-    stopped = sum(course.stopped for course in courses)
-    told = count(len(courses), "trial") + (f", {stopped} stopped early" if stopped else "")
-    varying = varied(courses)
+    last = curves[-1]
+    names = labels(curves)
+    stopped = sum(curve.stopped for curve in curves)
+    told = count(len(curves), "trial") + (f", {stopped} stopped early" if stopped else "")
+    varying = varied(curves)
     chosen = chosen_text(last, varying) if last.selected else ""
     told += f"; {chosen}" if chosen else ""
     return {
@@ -112,68 +112,68 @@ def figure(courses: Sequence[Learned]) -> dict[str, Any]:
         "chosen": chosen,
         "stopped": stopped,
         "labelled": varying[0] if names and len(varying) == 1 else "",
-        "loss": loss_chart(courses, names, f"{last.entry.method}: loss against step; {told}"),
+        "loss": loss_chart(curves, names, f"{last.entry.method}: loss against step; {told}"),
         "coding": coding_chart(last) if last.selected and last.points("coding/mean") else None,
     }
 
 
-def chosen_text(course: Learned, varying: Sequence[str]) -> str:
+def chosen_text(curve: Learned, varying: Sequence[str]) -> str:
     """The selected trial: its steps and how its loss changed, in words."""
-    losses = [loss for _, loss in course.points("loss")]
-    params = {name: course.entry.params[name] for name in varying if name in course.entry.params}
+    losses = [loss for _, loss in curve.points("loss")]
+    params = {name: curve.entry.params[name] for name in varying if name in curve.entry.params}
     where = f"{params_text(params)}, " if params else ""
     return (
-        f"selected: {where}{course.steps} steps; "
+        f"selected: {where}{curve.steps} steps; "
         f"loss {losses[0]:.3g} at first, {losses[-1]:.3g} at last"
     )
 
 
-def varied(courses: Sequence[Learned]) -> list[str]:
+def varied(curves: Sequence[Learned]) -> list[str]:
     """The parameters in which the trials differ."""
-    names = dict.fromkeys(name for course in courses for name in course.entry.params)
-    return [name for name in names if len({repr(c.entry.params.get(name)) for c in courses}) > 1]
+    names = dict.fromkeys(name for curve in curves for name in curve.entry.params)
+    return [name for name in names if len({repr(c.entry.params.get(name)) for c in curves}) > 1]
 
 
-def labels(courses: Sequence[Learned]) -> list[str]:
+def labels(curves: Sequence[Learned]) -> list[str]:
     """Label of each trial: the value of the one parameter that varies; none if there are many."""
-    varying = varied(courses)
-    if len(varying) != 1 or len(courses) > NAMED:
+    varying = varied(curves)
+    if len(varying) != 1 or len(curves) > NAMED:
         return []
-    return [value_text(course.entry.params.get(varying[0]), 3) for course in courses]
+    return [value_text(curve.entry.params.get(varying[0]), 3) for curve in curves]
 
 
-def loss_chart(courses: Sequence[Learned], names: Sequence[str], label: str) -> Markup:
+def loss_chart(curves: Sequence[Learned], names: Sequence[str], label: str) -> Markup:
     """Loss against step for all trials: the selected one on top, stopped ones end in a cross."""
     height = 230.0
-    most = max(20, min(150, SEGMENTS // len(courses)))
-    lines = [thinned(course.points("loss"), most) for course in courses]
+    most = max(20, min(150, SEGMENTS // len(curves)))
+    lines = [thinned(curve.points("loss"), most) for curve in curves]
     x = Axis(0.0, max(line[-1][0] for line in lines))
     y = Axis.around(value for line in lines for _, value in line)
     parts = frame(x, y, height, x.ticks(), y.ticks(), percent_y=False)
     ends = []
-    for course, line in zip(courses, lines, strict=True):
-        style = "mean" if course.selected else "task"
+    for curve, line in zip(curves, lines, strict=True):
+        style = "mean" if curve.selected else "task"
         parts += polyline(line, x, y, height, style)
         at = (pct(x.at(line[-1][0])), px(height * (1 - y.at(line[-1][1]))))
-        parts += end(course, at, line[-1][1])
+        parts += end(curve, at, line[-1][1])
         ends.append((style, line[-1][0], height * (1 - y.at(line[-1][1]))))
     if names:
         parts += beside(names, ends, x, height)
     return svg(parts, height, label, "chart")
 
 
-def end(course: Learned, at: tuple[str, str], loss: float) -> list[Markup]:
+def end(curve: Learned, at: tuple[str, str], loss: float) -> list[Markup]:
     """Marker at the end of a trial: a dot, a cross if it was stopped, a ring if it was selected."""
-    style = "mean" if course.selected else "task"
-    said = f"{params_text(course.entry.params)}: {course.steps} steps, loss {loss:.4g}"
-    title = tag("<title>{}</title>", said + (", stopped early" if course.stopped else ""))
-    if course.stopped:
+    style = "mean" if curve.selected else "task"
+    said = f"{params_text(curve.entry.params)}: {curve.steps} steps, loss {loss:.4g}"
+    title = tag("<title>{}</title>", said + (", stopped early" if curve.stopped else ""))
+    if curve.stopped:
         cross = '<text class="cross {}" x="{}" y="{}" dy="6" text-anchor="middle">×{}</text>'
         parts = [tag(cross, style, *at, title)]
     else:
         dot = '<circle class="{}" cx="{}" cy="{}" r="3.5">{}</circle>'
         parts = [tag(dot, style, *at, title)]
-    if course.selected:
+    if curve.selected:
         parts.append(tag('<circle class="chosen" cx="{}" cy="{}" r="7"/>', *at))
     return parts
 
@@ -192,11 +192,11 @@ def beside(
     return parts
 
 
-def coding_chart(course: Learned) -> Markup:
+def coding_chart(curve: Learned) -> Markup:
     """Smallest, mean and largest coefficient of the selected trial against step."""
     height = 150.0
     lines = {
-        name: thinned(course.points(f"coding/{name}"), 150, reduce)
+        name: thinned(curve.points(f"coding/{name}"), 150, reduce)
         for name, reduce in (("max", max), ("mean", mean), ("min", min))
     }
     lines = {name: line for name, line in lines.items() if line}
@@ -214,7 +214,7 @@ def coding_chart(course: Learned) -> Markup:
         written = '<text class="{}" x="100%" dx="11" y="{}" dy="4">{}</text>'
         parts.append(tag(written, style, px(place), said))
     ends = ", ".join(f"{name} {line[-1][1]:.3g}" for name, line in lines.items())
-    label = f"{course.entry.method}: coefficients of the selected trial against step; last: {ends}"
+    label = f"{curve.entry.method}: coefficients of the selected trial against step; last: {ends}"
     return svg(parts, height, label, "chart")
 
 

@@ -7,7 +7,7 @@ from sweeps.cluster import ray_connection
 from sweeps.planning.estimates import shifted_bytes, shifted_images
 from sweeps.planning.prepare import prepare
 from sweeps.planning.print_plan import facts
-from sweeps.planning.statistics_cost import taken
+from sweeps.planning.statistics_cost import statistics_costs
 from sweeps.spec.sweep import validate
 
 GRAMS = 2 * 4 * (3 * 32**2 + 64**2)
@@ -26,7 +26,7 @@ def test_statistics_by_hand(tiny_pool, tmp_path):
         "regmean": {"non_diagonal": {"grid": [0.5, 0.9, 1.0]}},
         "regmean_plusplus": {"non_diagonal": {"grid": [0.5, 0.9]}},
     })  # fmt: skip
-    found, model = taken(prepared.spec, prepared.pool), prepared.pool.parameters
+    found, model = statistics_costs(prepared.spec, prepared.pool), prepared.pool.parameters
     assert found["fisher"].disk == 3 * 4 * model  # one model an expert; both trials read it
     assert (found["fisher"].memory, found["fisher"].images) == (2 * 4 * model, 1)
     assert found["regmean"].disk == 3 * GRAMS  # all trials read the same
@@ -47,7 +47,7 @@ def test_statistics_that_each_trial_asks_for(tiny_pool, tmp_path):
         "s.yaml",
     )  # fmt: skip
     prepared = prepare(spec, tmp_path, ray_connection.this_machine())
-    found = taken(spec, prepared.pool)
+    found = statistics_costs(spec, prepared.pool)
     assert found["fisher"].images == 16
     assert found["fisher"].disk == 2 * 3 * 4 * prepared.pool.parameters  # there are two kinds
     assert found["regmean_plusplus"].disk == 100 * 3 * GRAMS  # of which 64 are known
@@ -55,7 +55,7 @@ def test_statistics_that_each_trial_asks_for(tiny_pool, tmp_path):
 
 def test_without_either_nothing_is_said(tiny_pool, tmp_path):
     prepared = ready(tiny_pool, tmp_path)
-    assert taken(prepared.spec, prepared.pool) == {}
+    assert statistics_costs(prepared.spec, prepared.pool) == {}
     assert shifted_images(prepared) == prepared.load.training_bytes == 0
     assert not {"statistics", "shifts"} & {name for name, _ in facts(prepared)}
 

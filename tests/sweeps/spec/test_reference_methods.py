@@ -18,7 +18,7 @@ from sweeps.results.folder import SweepFolder
 from sweeps.spec.candidates import planned, random_points
 from sweeps.spec.reference_methods import completed
 from sweeps.spec.sweep import dump, spec_hash, validate
-from sweeps.trials.trainable import way_of
+from sweeps.trials.trainable import learner_of
 from tests.sweeps.learning_pool import make_extractor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -91,14 +91,16 @@ def test_every_method_alone(method, kind, kept, tiny_pool, tmp_path, monkeypatch
     vectors = kept.setdefault(kind, None) or task_vectors(prepared.pool)
     kept[kind] = vectors
     experts = local_experts(prepared.pool, data, prepared.embeddings(), vectors=vectors)
-    course = run.course_of(prepared, data, SweepFolder(tmp_path / "s"), everywhere=False)
+    inputs = run.learning_inputs(prepared, data, SweepFolder(tmp_path / "s"), everywhere=False)
     for name, entry in prepared.spec.methods.items():
         for params in random_points(entry, name, 0):
             if isinstance(METHODS[name], Learned):
-                assert course is not None
+                assert inputs is not None
                 config = {"method": name, "params": params, "trial_key": name, "seed": 0}
                 found = []
-                way_of(name)(config, experts, course, lambda *given, to=found: to.append(given[1]))
+                learner_of(name)(
+                    config, experts, inputs, lambda *given, to=found: to.append(given[1])
+                )
             else:
                 found = [experts.evaluate(Recipe(name, params), "select")]
             assert found[-1].metrics().keys() >= {"acc/mean"}, name

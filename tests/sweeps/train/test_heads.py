@@ -23,7 +23,7 @@ from sweeps.spec.search_space import Grid
 from sweeps.spec.sweep import validate
 from sweeps.train import spec as trainspec
 from sweeps.train import trial
-from sweeps.train.fine_tuning_context import Yard
+from sweeps.train.fine_tuning_context import FineTuningContext
 from sweeps.train.heads import kinds, probe, scaled
 from sweeps.train.ingredients import (
     by_head,
@@ -40,9 +40,9 @@ KINDS = ("zero_shot", "linear_probe")
 
 
 @pytest.fixture(scope="module")
-def yard(tiny_pool, tmp_path_factory) -> Yard:
+def context(tiny_pool, tmp_path_factory) -> FineTuningContext:
     """One task whose heads are made."""
-    folder = tmp_path_factory.mktemp("yard")
+    folder = tmp_path_factory.mktemp("context")
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setenv("FUSION_SWEEPS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     content = {
@@ -61,30 +61,32 @@ def yard(tiny_pool, tmp_path_factory) -> Yard:
     matrix, strength, _ = probe(base.folder, data["tones"], folder / "cache")
     facts = replace(facts, kind="linear_probe", identity="lp", C=strength)
     write_head(head_file(out, "tones", "linear_probe"), matrix, facts)
-    found = Yard(spec, base, data, contexts(spec, base, task, splits), out, defaults())
+    found = FineTuningContext(spec, base, data, contexts(spec, base, task, splits), out, defaults())
     monkeypatch.undo()
     return found
 
 
-def fine_tuned(yard, monkeypatch, key, **params):
+def fine_tuned(context, monkeypatch, key, **params):
     """The result of one trial of this key."""
     given = {"epochs": 2.0, "batch_size": 16, "learning_rate": 1e-3, **params}
     what = {"task": "tones", "trial_key": key, "seed": 1, "params": given}
     monkeypatch.setattr(trial.tune, "report", lambda _: None)
-    trial.fine_tune_trial(what, yard.base.folder, yard.data, yard.contexts, yard.out, "cpu", False)
-    (found,) = [each for each in read_results(yard.out, "tones") if each.key == key]
+    trial.fine_tune_trial(
+        what, context.base.folder, context.data, context.contexts, context.out, "cpu", False
+    )
+    (found,) = [each for each in read_results(context.out, "tones") if each.key == key]
     return found
 
 
-def test_the_probe_s_head_is_a_head_like_others(yard):
-    data = yard.data["tones"]
-    head = read_head(head_file(yard.out, "tones", "linear_probe"))
+def test_the_probe_s_head_is_a_head_like_others(context):
+    data = context.data["tones"]
+    head = read_head(head_file(context.out, "tones", "linear_probe"))
     words = read_head(data.head)
     assert head.shape == words.shape
     assert 0 < float(head.norm(dim=1).mean()) <= float(words.norm(dim=1).mean()) * (1 + 1e-6)
-    scores = trial.measured(yard.base.folder, data, yard.base.folder, ["fit"], "cpu")
-    under = replace(data, head=head_file(yard.out, "tones", "linear_probe"))
-    better = trial.measured(yard.base.folder, under, yard.base.folder, ["fit"], "cpu")
+    scores = trial.measured(context.base.folder, data, context.base.folder, ["fit"], "cpu")
+    under = replace(data, head=head_file(context.out, "tones", "linear_probe"))
+    better = trial.measured(context.base.folder, under, context.base.folder, ["fit"], "cpu")
     assert better["fit"] >= scores["fit"]
     assert better["fit"] > 0.6  # of three classes
 
@@ -108,30 +110,34 @@ def test_the_scale_is_that_of_the_smallest_loss_and_bounded():
     torch.testing.assert_close(scaled(1e-6 * torch.eye(4)[:3], words, right), words)
 
 
-def test_what_is_tuned_under_a_head_carries_it(yard, monkeypatch, tiny_pool, tmp_path):
-    results = [fine_tuned(yard, monkeypatch, kind, head=kind, ema=0.5) for kind in KINDS]
+def test_what_is_tuned_under_a_head_carries_it(context, monkeypatch, tiny_pool, tmp_path):
+    results = [fine_tuned(context, monkeypatch, kind, head=kind, ema=0.5) for kind in KINDS]
     words, probed = (result.made[0] for result in results)
     assert (words["head"], probed["head"]) == ("zs", "lp")
     assert words["sha256"] != probed["sha256"]
     # Killed after the weights were written, before the result: nothing else comes out.
-    place = yard.out / "trained/linear_probe/expert"
+    place = context.out / "trained/linear_probe/expert"
     (place / "head.safetensors").unlink()
-    head_file(yard.out, "tones", "linear_probe").rename(yard.out / "gone")  # the trial has its own
-    again = fine_tuned(yard, monkeypatch, "linear_probe", head="linear_probe", ema=0.5)
+    head_file(context.out, "tones", "linear_probe").rename(
+        context.out / "gone"
+    )  # the trial has its own
+    again = fine_tuned(context, monkeypatch, "linear_probe", head="linear_probe", ema=0.5)
     assert again.made == results[1].made
-    (yard.out / "gone").rename(head_file(yard.out, "tones", "linear_probe"))
-    own = head_file(yard.out, "tones", "linear_probe").read_bytes()
+    (context.out / "gone").rename(head_file(context.out, "tones", "linear_probe"))
+    own = head_file(context.out, "tones", "linear_probe").read_bytes()
     assert (place / "head.safetensors").read_bytes() == own
     assert (place.with_name("expert-ema") / "head.safetensors").read_bytes() == own
-    there = trial.measured(yard.base.folder, yard.data["tones"], place, ["select", "report"], "cpu")
+    there = trial.measured(
+        context.base.folder, context.data["tones"], place, ["select", "report"], "cpu"
+    )
     assert there == {role: probed[role] for role in ("select", "report")}
 
     kept = chosen(results, 4)
-    about = {"base": content_hash(yard.base), "defaults": dict(yard.defaults)}
-    settle(yard.out, results, 4, about)
+    about = {"base": content_hash(context.base), "defaults": dict(context.defaults)}
+    settle(context.out, results, 4, about)
     assert len(kept) == 4
     for each in kept:
-        folder = home(yard.out, each, 4)
+        folder = home(context.out, each, 4)
         facts, _ = head_facts(folder / "head.safetensors")
         recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
         assert recipe["head"]["kind"] == facts.kind == each.tuned_under
@@ -147,7 +153,7 @@ def test_what_is_tuned_under_a_head_carries_it(yard, monkeypatch, tiny_pool, tmp
     machine = Resources((Node(2, 0, 8 << 30),))
     contents = []
     for pool in pools:
-        text = pool_yaml(yard.base.folder, pool, yard.out, 4, given, {})
+        text = pool_yaml(context.base.folder, pool, context.out, 4, given, {})
         contents.append(yaml.safe_load(text))
         spec = {"name": "x", "methods": {"uniform_soup": {}}, **contents[-1]}
         prepared = prepare(validate(spec, "s.yaml"), tmp_path, machine)
@@ -158,23 +164,23 @@ def test_what_is_tuned_under_a_head_carries_it(yard, monkeypatch, tiny_pool, tmp
         prepare(validate(spec, "s.yaml"), tmp_path, machine)
 
 
-def test_the_head_decides_numbers_and_is_part_of_what_they_depend_on(yard, tiny_pool, tmp_path):
+def test_the_head_decides_numbers_and_is_part_of_what_they_depend_on(context, tiny_pool, tmp_path):
     machine = Resources((Node(2, 0, 8 << 30),))
     spec = tiny_pool.spec()
     plain = prepare(validate(spec, "s"), tmp_path, machine).context()
-    spec["tasks"]["tones"]["head"] = str(head_file(yard.out, "tones", "linear_probe"))
+    spec["tasks"]["tones"]["head"] = str(head_file(context.out, "tones", "linear_probe"))
     under = prepare(validate(spec, "s"), tmp_path, machine)
     assert under.context() != plain
     assert list(under.heads) == ["tones"]
     tasks = under.tasks
     data = prepare_data(under.pool.base, tasks, under.splits, ["report"], tmp_path / "cache")
-    wanted = head_file(yard.out, "tones", "linear_probe").read_bytes()
+    wanted = head_file(context.out, "tones", "linear_probe").read_bytes()
     assert data["tones"].head.read_bytes() == wanted
     assert data["lines"].head.read_bytes() != wanted
 
 
-def test_without_a_probe_nothing_is_tuned_under_one(yard, monkeypatch):
-    bare = replace(yard, out=yard.out / "bare")
+def test_without_a_probe_nothing_is_tuned_under_one(context, monkeypatch):
+    bare = replace(context, out=context.out / "bare")
     with pytest.raises(InputError, match="head: 'linear_probe': no probe is given"):
         fine_tuned(bare, monkeypatch, "k", head="linear_probe")
 

@@ -1,4 +1,4 @@
-"""Population-based training: legs, what may change, and a population that is killed."""
+"""Population-based training: intervals, what may change, and a population that is killed."""
 
 import json
 import math
@@ -21,13 +21,13 @@ from sweeps.results.ingredient_recipes import recipe_of
 from sweeps.train import population_member
 from sweeps.train.ingredients import read_results
 from sweeps.train.population import Population, steps_of
-from sweeps.train.population_member import Ground, ended, grown
+from sweeps.train.population_member import MemberContext, ended, grown
 from sweeps.train.population_spec import perturbed
 from sweeps.train.spec import read_search
 from sweeps.train.trial import rows_of
-from tests.sweeps.train.test_run import command, finished, hashes, load, spec, yard
+from tests.sweeps.train.test_run import command, context, finished, hashes, load, spec
 
-__all__ = ["yard"]  # a fixture
+__all__ = ["context"]  # a fixture
 
 RATES = {"learning_rate": {"loguniform": [1e-4, 1e-2]}, "mixup": {"choice": [0.0, 0.2, 0.4]}}
 SEARCH = {**RATES, "trials": 4, "scheduler": "pbt"}
@@ -67,73 +67,82 @@ def test_changed_values_stay_in_their_spaces_and_depend_on_the_seed_alone():
 
 
 @pytest.fixture
-def ground(yard) -> Ground:
-    folder, task = yard.base.folder, yard.data["lines"]
-    return Ground(folder, task, yard.contexts["lines"], yard.out, "cpu", 9, "me")  # 9 steps
+def member_context(context) -> MemberContext:
+    folder, task = context.base.folder, context.data["lines"]
+    return MemberContext(
+        folder, task, context.contexts["lines"], context.out, "cpu", 9, "me"
+    )  # 9 steps
 
 
-def leg(rate: float, member: str = "me") -> dict:
+def interval(rate: float, member: str = "me") -> dict:
     params = {"epochs": 1, "batch_size": 8, "learning_rate": rate, "ema": 0.5}
     return {"member": member, "seed": 5, "params": params}
 
 
-OWN = {"params": leg(1e-3)["params"], "seed": 5}
+OWN = {"params": interval(1e-3)["params"], "seed": 5}
 
 
-def made(ground: Ground) -> list[str]:
-    (result,) = read_results(ground.out, "lines")
+def made(member_context: MemberContext) -> list[str]:
+    (result,) = read_results(member_context.out, "lines")
     return [each["sha256"] for each in result.made]
 
 
-def test_legs_under_one_rate_are_one_run(ground, yard, monkeypatch):
+def test_intervals_under_one_rate_are_one_run(member_context, context, monkeypatch):
     """And so they are where states are damaged, gone, or left without their score."""
-    assert (ground.legs, steps_of(yard, "lines")) == (8, 9)  # 2 epochs of 72 images by 16
-    chain = [leg(1e-3)] * ground.legs
+    assert (member_context.intervals, steps_of(context, "lines")) == (
+        8,
+        9,
+    )  # 2 epochs of 72 images by 16
+    chain = [interval(1e-3)] * member_context.intervals
     scores = []
-    for n in range(1, ground.legs):
-        scores.append(grown(ground, chain[:n])["select"])
+    for n in range(1, member_context.intervals):
+        scores.append(grown(member_context, chain[:n])["select"])
         if n == 2:
-            ground.file(chain[:2], ".pt").write_bytes(b"damaged")
+            member_context.file(chain[:2], ".pt").write_bytes(b"damaged")
         if n == 3:
-            ground.file(chain[:3], ".pt").unlink()
+            member_context.file(chain[:3], ".pt").unlink()
         if n == 4:
-            ground.file(chain[:4], ".json").unlink()
-            assert grown(ground, chain[:4])["select"] == scores[-1]
-        there = {int(file.name[0]) for file in ground.folder.glob("[1-9]*.pt")}
+            member_context.file(chain[:4], ".json").unlink()
+            assert grown(member_context, chain[:4])["select"] == scores[-1]
+        there = {int(file.name[0]) for file in member_context.folder.glob("[1-9]*.pt")}
         assert n in there or n == 3
         assert min(there, default=n) >= n - 1  # disk is bounded
     assert (
-        ended(ground, chain, OWN, ["learning_rate"])["select"]
-        == read_results(ground.out, "lines")[0].select
+        ended(member_context, chain, OWN, ["learning_rate"])["select"]
+        == read_results(member_context.out, "lines")[0].select
     )
-    whole = yard.out / "whole"
-    images, labels = rows_of(ground.task, "fit")
+    whole = context.out / "whole"
+    images, labels = rows_of(member_context.task, "fit")
     given = {**chain[0]["params"], "seed": 5}
-    fine_tune(ground.base, images, labels, read_head(ground.task.head), whole, **given)
-    expected = [content_hash(inspect(str(yard.out / name), "x")) for name in ("whole", "whole-ema")]
-    assert made(ground) == expected
-    (result,) = read_results(ground.out, "lines")
+    fine_tune(
+        member_context.base, images, labels, read_head(member_context.task.head), whole, **given
+    )
+    expected = [
+        content_hash(inspect(str(context.out / name), "x")) for name in ("whole", "whole-ema")
+    ]
+    assert made(member_context) == expected
+    (result,) = read_results(member_context.out, "lines")
     assert result.schedule == [{"step": 0, "of": "me", "seed": 5, "learning_rate": 1e-3}]
     monkeypatch.setattr(population_member, "once", None)  # what is there is not trained again
-    assert grown(ground, chain[:3])["select"] == scores[2]
-    assert ended(ground, chain, OWN, ["learning_rate"])["report"] == result.report
+    assert grown(member_context, chain[:3])["select"] == scores[2]
+    assert ended(member_context, chain, OWN, ["learning_rate"])["report"] == result.report
 
 
-def test_a_copy_goes_on_from_the_others_weights_under_its_own_values(ground, yard):
-    first, other = [leg(1e-3)] * 7, leg(4e-3, "you")
+def test_a_copy_goes_on_from_the_others_weights_under_its_own_values(member_context, context):
+    first, other = [interval(1e-3)] * 7, interval(4e-3, "you")
     chain = [*first, other]
-    ended(ground, chain, OWN, ["learning_rate"])
-    (result,) = read_results(ground.out, "lines")
+    ended(member_context, chain, OWN, ["learning_rate"])
+    (result,) = read_results(member_context.out, "lines")
     assert [part["step"] for part in result.schedule] == [0, 8]  # round(7/8 · 9)
     assert [part["learning_rate"] for part in result.schedule] == [1e-3, 4e-3]
     assert [part["of"] for part in result.schedule] == ["me", "you"]
     base, ends = ({}, {})
-    for store, place in ((base, yard.base.folder), (ends, ground.place)):
+    for store, place in ((base, context.base.folder), (ends, member_context.place)):
         from safetensors.torch import load_file
 
         store.update(load_file(place / "model.safetensors"))
-    grown(ground, first)
-    before = torch.load(ground.file(first, ".pt"), weights_only=True)
+    grown(member_context, first)
+    before = torch.load(member_context.file(first, ".pt"), weights_only=True)
     # One step of AdamW with the state before, at the other's rate on the cosine: 4e-3·f(8).
     group = before["optimiser"]["param_groups"][0]
     assert before["step"] == 8
@@ -144,10 +153,10 @@ def test_a_copy_goes_on_from_the_others_weights_under_its_own_values(ground, yar
     assert float(moved.abs().max()) > group["lr"]  # more than the rate that was loaded allows
 
 
-def test_a_member_that_fails_holds_up_nobody(ground, yard, monkeypatch):
+def test_a_member_that_fails_holds_up_nobody(member_context, context, monkeypatch):
     """It reports NaN with the reason at each round, and leaves no result."""
     told, chains = [], []
-    own = {"task": "lines", "trial_key": "me", "seed": 5, "params": leg(1e-3)["params"]}
+    own = {"task": "lines", "trial_key": "me", "seed": 5, "params": interval(1e-3)["params"]}
     stub = SimpleNamespace(
         get_context=lambda: SimpleNamespace(get_trial_name=lambda: "me"),
         get_checkpoint=lambda: None,
@@ -160,7 +169,7 @@ def test_a_member_that_fails_holds_up_nobody(ground, yard, monkeypatch):
     )
     monkeypatch.setattr(population_member, "tune", stub)
     monkeypatch.setattr(population_member, "fine_tune", lambda *_, **__: 1 / 0)
-    given = (ground.base, yard.data, yard.contexts, yard.out, "cpu")
+    given = (member_context.base, context.data, context.contexts, context.out, "cpu")
     population_member.member_trial({"trial": own}, *given, {"me": own}, 9, ["learning_rate"])
     assert [each["round"] for each in told] == [1, 2, 3, 4, 5, 6, 7, 7]
     assert all(math.isnan(each["select"]) for each in told)
@@ -168,7 +177,7 @@ def test_a_member_that_fails_holds_up_nobody(ground, yard, monkeypatch):
     assert [each["final"] for each in told] == [False] * 7 + [True]
     assert [len(each["chain"]) for each in chains] == [1, 2, 3, 4, 5, 6, 7]
     assert chains[0]["reason"]  # so that it does not begin anew on another process
-    assert read_results(yard.out, "lines") == []
+    assert read_results(context.out, "lines") == []
 
 
 def population(tiny_pool, tmp_path, name: str) -> Path:
@@ -184,7 +193,7 @@ def population(tiny_pool, tmp_path, name: str) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_population_that_is_killed_goes_on_to_the_same_bits(tiny_pool, tmp_path):
-    """kill -9 in the middle: no leg is trained twice, and the same members copy the same ones."""
+    """kill -9 in the middle: no interval is trained twice, and members copy the same ones."""
     finished(command(population(tiny_pool, tmp_path, "whole")))
     expected = hashes(tmp_path / "whole")
     out, file = tmp_path / "killed", population(tiny_pool, tmp_path, "killed")
@@ -207,24 +216,24 @@ def test_a_population_that_is_killed_goes_on_to_the_same_bits(tiny_pool, tmp_pat
 
 def sound(out: Path) -> None:
     """Each round the worst member goes on from the best one's weights, under changed values."""
-    legs = {
+    intervals = {
         path.stem: json.loads(path.read_text()) for path in out.glob("trained/population-*/*.json")
     }
     rounds = {n: {} for n in range(1, 9)}
-    for name, each in legs.items():
+    for name, each in intervals.items():
         rounds[int(name[0])][each["member"]] = each
     assert all(len(found) == 4 for found in rounds.values())
     for n in range(2, 9):
         scores = {member: each["select"] for member, each in rounds[n - 1].items()}
         copies = {
-            member: legs[each["before"]]
+            member: intervals[each["before"]]
             for member, each in rounds[n].items()
-            if legs[each["before"]]["member"] != member
+            if intervals[each["before"]]["member"] != member
         }
         assert len(copies) == 1  # a quarter of four
         for member, each in rounds[n].items():
             if member not in copies:
-                assert each["params"] == legs[each["before"]]["params"]
+                assert each["params"] == intervals[each["before"]]["params"]
         ((member, donor),) = copies.items()
         assert scores[member] == min(scores.values())
         assert donor["select"] == max(scores.values())

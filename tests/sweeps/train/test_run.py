@@ -24,7 +24,7 @@ from fusion.errors import InputError
 from sweeps.planning.shift_data import open_shifts, shift_rows
 from sweeps.train import spec as trainspec
 from sweeps.train import trial as traintrial
-from sweeps.train.fine_tuning_context import Yard
+from sweeps.train.fine_tuning_context import FineTuningContext
 from sweeps.train.ingredients import read_results
 from sweeps.train.run import contexts, defaults, train
 from sweeps.train.run_trials import Settling
@@ -106,7 +106,7 @@ def test_a_training_file_that_will_not_do(changes, expected, tiny_pool, tmp_path
 
 
 @pytest.fixture
-def yard(tiny_pool, tmp_path) -> Yard:
+def context(tiny_pool, tmp_path) -> FineTuningContext:
     """One task, as trials find it."""
     content = spec(tiny_pool, tmp_path / "out", base=str(tiny_pool.root / "base"), keep=2)
     del content["pretrain"], content["tasks"]["tones"]
@@ -115,7 +115,7 @@ def yard(tiny_pool, tmp_path) -> Yard:
     base, splits = inspect(loaded.base, "base"), Splits()
     data = prepare_data(base, task, splits, ("fit", "select", "report"), tmp_path / "cache")
     about = contexts(loaded, base, task, splits)
-    return Yard(loaded, base, data, about, tmp_path / "out", defaults())
+    return FineTuningContext(loaded, base, data, about, tmp_path / "out", defaults())
 
 
 def config(key, **params) -> dict:
@@ -123,7 +123,7 @@ def config(key, **params) -> dict:
     return {"task": "lines", "trial_key": key, "seed": 2**32 - 1, "params": params}
 
 
-def trial(yard, monkeypatch, config, halved=True, stop=None) -> list[dict]:
+def trial(context, monkeypatch, config, halved=True, stop=None) -> list[dict]:
     """What a trial reports; at rung `stop` it is ended, as Tune ends one."""
     reports = []
 
@@ -133,7 +133,7 @@ def trial(yard, monkeypatch, config, halved=True, stop=None) -> list[dict]:
             raise SystemExit
 
     monkeypatch.setattr(traintrial.tune, "report", report)
-    given = (yard.base.folder, yard.data, yard.contexts, yard.out, "cpu", halved)
+    given = (context.base.folder, context.data, context.contexts, context.out, "cpu", halved)
     try:
         traintrial.fine_tune_trial(config, *given)
     except SystemExit:
@@ -141,74 +141,74 @@ def trial(yard, monkeypatch, config, halved=True, stop=None) -> list[dict]:
     return reports
 
 
-def test_a_trial_reports_on_the_way_and_goes_on_where_it_was(yard, monkeypatch):
-    whole = trial(yard, monkeypatch, config("one"))
+def test_a_trial_reports_on_the_way_and_goes_on_where_it_was(context, monkeypatch):
+    whole = trial(context, monkeypatch, config("one"))
     assert [(each["rung"], each["final"]) for each in whole] == [(1, False), (3, False), (9, True)]
-    assert trial(yard, monkeypatch, config("two"), stop=3) == whole[:2]
-    assert (yard.out / "trained/two/state.pt").exists()
-    again = trial(yard, monkeypatch, config("two"))
+    assert trial(context, monkeypatch, config("two"), stop=3) == whole[:2]
+    assert (context.out / "trained/two/state.pt").exists()
+    again = trial(context, monkeypatch, config("two"))
     assert again == whole  # the rungs that were reported are reported again, from the file
-    one, two = read_results(yard.out, "lines")
+    one, two = read_results(context.out, "lines")
     assert [each["kind"] for each in one.made] == ["expert", "ema"]
     assert one.made == two.made
     assert len({each["sha256"] for each in one.made}) == 2
     assert one.rungs == {"1": whole[0]["select"], "3": whole[1]["select"]}
     assert one.seed == (2**32 - 1) % 2**31
-    assert not (yard.out / "trained/two/state.pt").exists()
-    assert len(trial(yard, monkeypatch, config("three"), halved=False)) == 1
-    trial(yard, monkeypatch, config("four", seed=5), halved=False)
-    results = {each.key: each for each in read_results(yard.out, "lines")}
+    assert not (context.out / "trained/two/state.pt").exists()
+    assert len(trial(context, monkeypatch, config("three"), halved=False)) == 1
+    trial(context, monkeypatch, config("four", seed=5), halved=False)
+    results = {each.key: each for each in read_results(context.out, "lines")}
     assert results["three"].made == one.made
     assert results["four"].seed == 5
     assert results["four"].made != one.made
 
 
-def test_a_stopped_trial_is_recorded_and_leaves_nothing(yard, monkeypatch):
+def test_a_stopped_trial_is_recorded_and_leaves_nothing(context, monkeypatch):
     lines = []
     progress = SimpleNamespace(advance=lambda *_, note="": lines.append(note))
     (params,) = [{"epochs": 2.0, "batch_size": 16, "learning_rate": 1e-3}]
     what = {**config("k"), "params": params}
-    key = traintrial_key(yard, params)
+    key = traintrial_key(context, params)
     what["trial_key"] = key
-    last = trial(yard, monkeypatch, what, stop=1)[-1]
+    last = trial(context, monkeypatch, what, stop=1)[-1]
     ended = SimpleNamespace(config=what, last_result=last)
-    Settling(yard, progress).on_trial_complete(0, [], ended)
-    (result,) = read_results(yard.out, "lines")
+    Settling(context, progress).on_trial_complete(0, [], ended)
+    (result,) = read_results(context.out, "lines")
     assert (result.key, result.stopped, result.report) == (key, 1, None)
     assert result.select == last["select"]
     assert lines == [f"lines: {last['select']:.4f}"]
-    assert [each.key for each in yard.usable("lines")] == [key]  # it is not run again
-    assert not (yard.out / "trained" / key).exists()
-    assert not (yard.out / "ingredients").exists()
+    assert [each.key for each in context.usable("lines")] == [key]  # it is not run again
+    assert not (context.out / "trained" / key).exists()
+    assert not (context.out / "ingredients").exists()
 
 
-def traintrial_key(yard, params) -> str:
+def traintrial_key(context, params) -> str:
     from sweeps.spec.trial_key import trial_key
     from sweeps.train.searcher import method
 
-    return trial_key(method("lines"), params, yard.contexts["lines"])
+    return trial_key(method("lines"), params, context.contexts["lines"])
 
 
-def test_what_is_kept_and_gone_is_made_again(yard, monkeypatch):
+def test_what_is_kept_and_gone_is_made_again(context, monkeypatch):
     params = {"epochs": 2.0, "batch_size": 16, "learning_rate": 2e-3}
-    key = traintrial_key(yard, params)
-    trial(yard, monkeypatch, {**config(key), "params": params}, halved=False)
-    yard.settle("lines")
-    place = yard.out / "ingredients/lines" / key
-    assert [each.key for each in yard.usable("lines")] == [key]
+    key = traintrial_key(context, params)
+    trial(context, monkeypatch, {**config(key), "params": params}, halved=False)
+    context.settle("lines")
+    place = context.out / "ingredients/lines" / key
+    assert [each.key for each in context.usable("lines")] == [key]
     scores = json.loads((place / "scores.json").read_text())
     assert scores == {"shifts": {}, "select": scores["select"], "report": scores["report"]}
     recipe = yaml.safe_load((place / "recipe.yaml").read_text())
-    assert recipe["base"] == content_hash(yard.base)
+    assert recipe["base"] == content_hash(context.base)
     assert recipe["sha256"] == content_hash(inspect(str(place), "x"))
     assert recipe["params"] == {**defaults(), **params}
     assert "seed" not in recipe["params"]
     shutil.rmtree(place)
-    assert yard.usable("lines") == []
-    assert read_results(yard.out, "lines") == []  # else settling would take it for finished
+    assert context.usable("lines") == []
+    assert read_results(context.out, "lines") == []  # else settling would take it for finished
 
 
-def test_rows_of_shift_sets(tiny_pool, yard, tmp_path, monkeypatch):
+def test_rows_of_shift_sets(tiny_pool, context, tmp_path, monkeypatch):
     monkeypatch.setenv("FUSION_SWEEPS_CACHE", str(tmp_path / "cache"))
     content = yaml.safe_load((tmp_path / "train.yaml").read_text())
     content["shifts"] = {
@@ -218,15 +218,15 @@ def test_rows_of_shift_sets(tiny_pool, yard, tmp_path, monkeypatch):
     loaded = load(content, tmp_path)
     tasks = {"lines": open_task(TaskSource("lines", loaded.tasks["lines"].dataset))}
     others = open_shifts(loaded.shifts, "test", tasks)
-    rows = shift_rows(loaded.shifts, "test", yard.base, yard.data, others)["lines"]
+    rows = shift_rows(loaded.shifts, "test", context.base, context.data, others)["lines"]
     assert set(rows) == {"noise", "boxes"}
-    clean = open_pixels(yard.data["lines"].rows["report"].pixels)
+    clean = open_pixels(context.data["lines"].rows["report"].pixels)
     noisy = open_pixels(rows["noise"].pixels)
     expected = corrupt("gaussian_noise", clean.images.numpy(), 2, seed=3)
     assert np.array_equal(noisy.images.numpy(), expected)
     assert noisy.labels.tolist() == clean.labels.tolist()
     assert len(open_pixels(rows["boxes"].pixels).labels) == 60  # of its own test split
-    assert len({mark(one) for one in (*rows.values(), yard.data["lines"].rows["report"])}) == 3
+    assert len({mark(one) for one in (*rows.values(), context.data["lines"].rows["report"])}) == 3
     content["shifts"] = {"tones": {"dataset": str(tiny_pool.root / "data/tones")}}
     with pytest.raises(InputError, match="3 classes"):
         open_shifts(load(content, tmp_path).shifts, "test", tasks)

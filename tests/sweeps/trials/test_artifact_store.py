@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from fusion.errors import InputError
-from sweeps.trials.artifact_store import Folder, Sent, keep
+from sweeps.trials.artifact_store import LocalStore, RemoteStore, artifact_store
 
 
 def test_it_imports_no_torch():
@@ -23,8 +23,8 @@ def test_it_imports_no_torch():
 
 
 def test_on_one_machine_it_is_the_folder(tmp_path):
-    kept = keep(tmp_path / "learned", everywhere=False)
-    assert kept == Folder(tmp_path / "learned")
+    kept = artifact_store(tmp_path / "learned", everywhere=False)
+    assert kept == LocalStore(tmp_path / "learned")
     assert kept.get("a.state") is None
     kept.put("a.state", b"one")
     kept.put("a.state", b"two")
@@ -33,11 +33,11 @@ def test_on_one_machine_it_is_the_folder(tmp_path):
 
 
 @pytest.fixture
-def sent(ray_cluster, tmp_path) -> Sent:
+def sent(ray_cluster, tmp_path) -> RemoteStore:
     """A keep as another node's trial holds it."""
-    kept = keep(tmp_path / "learned", everywhere=True)
-    assert isinstance(kept, Sent)
-    yield Sent(Folder(tmp_path / "not here"), "another node", kept.actor)
+    kept = artifact_store(tmp_path / "learned", everywhere=True)
+    assert isinstance(kept, RemoteStore)
+    yield RemoteStore(LocalStore(tmp_path / "not here"), "another node", kept.actor)
     ray.kill(kept.actor)
 
 
@@ -60,8 +60,8 @@ def test_its_process_may_die(sent, tmp_path):
 
 @pytest.mark.ray
 def test_the_drivers_own_node_writes_itself(ray_cluster, tmp_path):
-    kept = keep(tmp_path / "learned", everywhere=True)
-    alone = Sent(kept.folder, kept.node, actor=None)
+    kept = artifact_store(tmp_path / "learned", everywhere=True)
+    alone = RemoteStore(kept.folder, kept.node, actor=None)
     alone.put("a.state", b"one")
     assert alone.get("a.state") == b"one"
     ray.kill(kept.actor)
@@ -69,9 +69,9 @@ def test_the_drivers_own_node_writes_itself(ray_cluster, tmp_path):
 
 @pytest.mark.ray
 def test_a_folder_that_cannot_be_written_is_one_line(ray_cluster, tmp_path):
-    kept = keep(tmp_path / "learned", everywhere=True)
+    kept = artifact_store(tmp_path / "learned", everywhere=True)
     (tmp_path / "learned").symlink_to("/sys")
-    for each in (kept, Sent(kept.folder, "another node", kept.actor)):
+    for each in (kept, RemoteStore(kept.folder, "another node", kept.actor)):
         with pytest.raises(InputError, match=r"learned/a\.state: cannot be written: \w+") as caught:
             each.put("a.state", b"one")
         assert "\n" not in str(caught.value)

@@ -16,8 +16,8 @@ from actors.gate_features.extractor import open_extractor
 from actors.pool.pool import open_pool
 from fusion.errors import InputError
 from sweeps.results.folder import learned_name, state_name
-from sweeps.trials.artifact_store import Folder
-from sweeps.trials.learn_coding import Course, learn, sizes_of
+from sweeps.trials.artifact_store import LocalStore
+from sweeps.trials.learn_coding import LearningInputs, learn, sizes_of
 from tests.sweeps.learning_pool import ADAMERGING, DAWE, make_extractor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,7 +27,7 @@ NAMES = ("lines", "tones", "blobs")
 
 @pytest.fixture(scope="module")
 def parts(tiny_pool, tmp_path_factory):
-    """Local experts and a course over them."""
+    """Local experts and learning inputs over them."""
     root, cache = tiny_pool.root, tmp_path_factory.mktemp("learning")
     source = str(make_extractor(cache / "resnet"))
     pool = open_pool(str(root / "base"), {task: str(root / "experts" / task) for task in NAMES})
@@ -38,25 +38,25 @@ def parts(tiny_pool, tmp_path_factory):
     )
     identity = {task: task for task in (*NAMES, "pretrained")}
     experts = local_experts(pool, data, EmbeddingCache(cache / "e", identity))
-    course = Course(
+    inputs = LearningInputs(
         pool.tasks, pool.groups, data, sizes_of(data), {(source, False): extractor},
-        Folder(Path()), frozenset({"dawe"}),
+        LocalStore(Path()), frozenset({"dawe"}),
     )  # fmt: skip
-    return experts, course, source
+    return experts, inputs, source
 
 
 def trial(method, parts, folder, **params):
-    experts, course, source = parts
+    experts, inputs, source = parts
     given = {"extractor": source, **DAWE} if method == "dawe" else dict(ADAMERGING)
     config = {"method": method, "params": given | params, "trial_key": "k", "seed": 5}
-    return config, experts, replace(course, keep=Folder(folder))
+    return config, experts, replace(inputs, keep=LocalStore(folder))
 
 
 def run(method, parts, folder, **params):
     """The reports, and the learned file's bytes."""
-    config, experts, course = trial(method, parts, folder, **params)
+    config, experts, inputs = trial(method, parts, folder, **params)
     reports = []
-    learn(config, experts, course, lambda rung, found, state: reports.append(
+    learn(config, experts, inputs, lambda rung, found, state: reports.append(
         (rung, found.metrics(), state.step, [dict(p) for p in state.curve])
     ))  # fmt: skip
     return reports, (folder / learned_name("k")).read_bytes()
@@ -65,7 +65,7 @@ def run(method, parts, folder, **params):
 @pytest.mark.parametrize("method", ["dawe", "adamerging"])
 def test_a_trial_interrupted_between_checkpoints_ends_the_same(method, parts, tmp_path):
     whole, learned = run(method, parts, tmp_path / "whole")
-    config, experts, course = trial(method, parts, tmp_path / "cut")
+    config, experts, inputs = trial(method, parts, tmp_path / "cut")
     calls = []
 
     class Dies:
@@ -78,8 +78,8 @@ def test_a_trial_interrupted_between_checkpoints_ends_the_same(method, parts, tm
         evaluate = experts.evaluate
 
     with pytest.raises(KeyboardInterrupt):
-        learn(config, Dies(), course, lambda *_: None)
-    assert course.keep.get(state_name("k"))  # of step 3
+        learn(config, Dies(), inputs, lambda *_: None)
+    assert inputs.artifacts.get(state_name("k"))  # of step 3
     taken = []
 
     class Counts(Dies):
@@ -88,11 +88,11 @@ def test_a_trial_interrupted_between_checkpoints_ends_the_same(method, parts, tm
             return experts.gradients(*args)
 
     resumed = []
-    learn(config, Counts(), course, lambda rung, f, s: resumed.append((rung, f.metrics(), s.step)))
+    learn(config, Counts(), inputs, lambda rung, f, s: resumed.append((rung, f.metrics(), s.step)))
     steps = config["params"]["steps"]
     assert len(taken) == steps - 3  # what the checkpoint holds is not learned again
     assert resumed[-1] == whole[-1][:3]
-    assert course.keep.get(learned_name("k")) == learned
+    assert inputs.artifacts.get(learned_name("k")) == learned
 
 
 def test_rungs_are_reported_for_methods_with_a_scheduler_only(parts, tmp_path):
@@ -103,7 +103,7 @@ def test_rungs_are_reported_for_methods_with_a_scheduler_only(parts, tmp_path):
 
 
 def test_what_is_learned_is_what_was_measured(parts, tmp_path):
-    experts, course, _ = parts
+    experts, inputs, _ = parts
     for method in ("dawe", "adamerging"):
         config, *_ = trial(method, parts, tmp_path)
         reports, learned = run(method, parts, tmp_path / method)
@@ -111,8 +111,8 @@ def test_what_is_learned_is_what_was_measured(parts, tmp_path):
         assert again == reports[-1][1]
     _, manifest = load(run("dawe", parts, tmp_path / "c")[1], "x")
     assert (manifest.tasks, manifest.steps, manifest.grouping) == (NAMES, 12, "task")
-    coding = load_coding(learned, NAMES, course.groups, "x")
-    assert coding.shape == (1, 3, len(course.groups))
+    coding = load_coding(learned, NAMES, inputs.groups, "x")
+    assert coding.shape == (1, 3, len(inputs.groups))
     assert float((coding - 0.3).abs().max()) > 0.01
 
 
@@ -143,7 +143,7 @@ def test_a_gate_moves_to_another_trial_as_it_is(parts, tmp_path):
 
 
 def test_a_loss_that_is_no_number_is_one_line_and_keeps_nothing(parts, tmp_path):
-    config, experts, course = trial("dawe", parts, tmp_path)
+    config, experts, inputs = trial("dawe", parts, tmp_path)
 
     class Broken:
         evaluate = experts.evaluate
@@ -154,21 +154,21 @@ def test_a_loss_that_is_no_number_is_one_line_and_keeps_nothing(parts, tmp_path)
             return found
 
     with pytest.raises(InputError, match=r"step 0: task 'tones': loss nan"):
-        learn(config, Broken(), course, lambda *_: None)
+        learn(config, Broken(), inputs, lambda *_: None)
     assert not list(tmp_path.glob("k*"))
 
 
 def test_features_of_another_width_are_one_line(parts, tmp_path):
-    config, experts, course = trial("dawe", parts, tmp_path)
-    ((key, extractor),) = course.extractors.items()
-    wrong = replace(course, extractors={key: replace(extractor, width=5)})
+    config, experts, inputs = trial("dawe", parts, tmp_path)
+    ((key, extractor),) = inputs.extractors.items()
+    wrong = replace(inputs, extractors={key: replace(extractor, width=5)})
     with pytest.raises(InputError, match=r"features: shape \[\d+, 8\]; \[B, 5\] needed"):
         learn(config, experts, wrong, lambda *_: None)
 
 
 def test_a_damaged_checkpoint_starts_over(parts, tmp_path):
     _, learned = run("dawe", parts, tmp_path / "whole")
-    config, experts, course = trial("dawe", parts, tmp_path / "bad")
-    course.keep.put(state_name("k"), b"nonsense")
-    learn(config, experts, course, lambda *_: None)
-    assert course.keep.get(learned_name("k")) == learned
+    config, experts, inputs = trial("dawe", parts, tmp_path / "bad")
+    inputs.artifacts.put(state_name("k"), b"nonsense")
+    learn(config, experts, inputs, lambda *_: None)
+    assert inputs.artifacts.get(learned_name("k")) == learned

@@ -19,8 +19,8 @@ from sweeps.results.disclosures import notes_of
 from sweeps.results.folder import learned_name, state_name
 from sweeps.results.ledger import Entry
 from sweeps.spec.sweep import SplitSpec, validate
-from sweeps.trials.artifact_store import Folder
-from sweeps.trials.learn_coding import Course, sizes_of
+from sweeps.trials.artifact_store import LocalStore
+from sweeps.trials.learn_coding import LearningInputs, sizes_of
 from sweeps.trials.learn_in_model import learn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,35 +35,35 @@ METHODS = {
 
 @pytest.fixture(scope="module")
 def parts(tiny_pool, tmp_path_factory):
-    """Local experts and a course over them."""
+    """Local experts and learning inputs over them."""
     root, cache = tiny_pool.root, tmp_path_factory.mktemp("residing")
     pool = open_pool(str(root / "base"), {task: str(root / "experts" / task) for task in NAMES})
     tasks = {task: open_task(TaskSource(task, str(root / "data" / task))) for task in NAMES}
     data = prepare_data(pool.base, tasks, Splits(), ["fit", "select", "report"], cache)
     identity = {task: task for task in (*NAMES, "pretrained")}
     experts = local_experts(pool, data, EmbeddingCache(cache / "e", identity))
-    course = Course(
-        pool.tasks, pool.groups, data, sizes_of(data), {}, Folder(Path()), frozenset({"ewemoe"})
+    inputs = LearningInputs(
+        pool.tasks, pool.groups, data, sizes_of(data), {}, LocalStore(Path()), frozenset({"ewemoe"})
     )
-    return experts, course
+    return experts, inputs
 
 
 def trial(method, parts, folder, **params):
-    experts, course = parts
+    experts, inputs = parts
     config = {
         "method": method,
         "params": {**FEW, **METHODS[method], **params},
         "trial_key": "k",
         "seed": 5,
     }
-    return config, experts, replace(course, keep=Folder(folder))
+    return config, experts, replace(inputs, keep=LocalStore(folder))
 
 
 def run(method, parts, folder, **params):
     """The reports, and the learned file's bytes."""
-    config, experts, course = trial(method, parts, folder, **params)
+    config, experts, inputs = trial(method, parts, folder, **params)
     reports = []
-    learn(config, experts, course, lambda rung, found, state: reports.append(
+    learn(config, experts, inputs, lambda rung, found, state: reports.append(
         (rung, found.metrics(), state.step, [dict(p) for p in state.curve])
     ))  # fmt: skip
     return reports, (folder / learned_name("k")).read_bytes()
@@ -72,7 +72,7 @@ def run(method, parts, folder, **params):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_trial_killed_between_checkpoints_ends_the_same(method, parts, tmp_path):
     whole, learned = run(method, parts, tmp_path / "whole")
-    config, experts, course = trial(method, parts, tmp_path / "cut")
+    config, experts, inputs = trial(method, parts, tmp_path / "cut")
     spans = []
 
     class Watched:
@@ -86,15 +86,15 @@ def test_a_trial_killed_between_checkpoints_ends_the_same(method, parts, tmp_pat
             return experts.train(recipe, state, first, last, seed)
 
     with pytest.raises(KeyboardInterrupt):
-        learn(config, Watched(), course, lambda *_: None)
-    assert course.keep.get(state_name("k")) is not None
+        learn(config, Watched(), inputs, lambda *_: None)
+    assert inputs.artifacts.get(state_name("k")) is not None
     spans.clear()
     going = Watched()
     going.dies, resumed = False, []
-    learn(config, going, course, lambda rung, f, s: resumed.append((rung, f.metrics(), s.step)))
+    learn(config, going, inputs, lambda rung, f, s: resumed.append((rung, f.metrics(), s.step)))
     assert spans == [(3, 6), (6, 9)]  # what the checkpoint holds is not learned again
     assert resumed[-1] == whole[-1][:3]
-    assert course.keep.get(learned_name("k")) == learned
+    assert inputs.artifacts.get(learned_name("k")) == learned
     assert [point["step"] for point in whole[-1][3]][-1] == 9
 
 
@@ -118,10 +118,10 @@ def test_a_damaged_checkpoint_starts_over(parts, tmp_path):
         b'{"stride": 3}\n',
         b'{"step": 4}\n' + learned,
     ):
-        config, experts, course = trial("ewemoe", parts, tmp_path / "bad")
-        course.keep.put(state_name("k"), damage)
-        learn(config, experts, course, lambda *_: None)
-        assert course.keep.get(learned_name("k")) == learned
+        config, experts, inputs = trial("ewemoe", parts, tmp_path / "bad")
+        inputs.artifacts.put(state_name("k"), damage)
+        learn(config, experts, inputs, lambda *_: None)
+        assert inputs.artifacts.get(learned_name("k")) == learned
 
 
 def test_what_a_sweep_needs_and_says(tiny_pool):

@@ -22,8 +22,8 @@ from fusion.task_vectors.gram import Gram
 from sweeps.planning.learning_needs import LAST_RUNG
 from sweeps.results.folder import learned_name, state_name
 from sweeps.results.winners import remarks
-from sweeps.trials.artifact_store import Folder
-from sweeps.trials.learn_coding import Course
+from sweeps.trials.artifact_store import LocalStore
+from sweeps.trials.learn_coding import LearningInputs
 from sweeps.trials.select_ingredients import NO_INTERVAL, packed, select, unpacked
 
 N = 200
@@ -77,10 +77,12 @@ class Table:
 
 def run(tmp_path, experts=None, method="greedy_soup", hashes=(), **params):
     experts = experts or Table()
-    course = Course(NAMES, ("w",), {}, {}, {}, Folder(tmp_path), frozenset(), hashes=hashes)
+    inputs = LearningInputs(
+        NAMES, ("w",), {}, {}, {}, LocalStore(tmp_path), frozenset(), hashes=hashes
+    )
     reports = []
     config = {"method": method, "params": params, "trial_key": "k", "seed": 0}
-    select(config, experts, course, lambda *given: reports.append(given))
+    select(config, experts, inputs, lambda *given: reports.append(given))
     ((rung, found, state),) = reports
     assert rung == LAST_RUNG
     data = (tmp_path / learned_name("k")).read_bytes()
@@ -217,10 +219,10 @@ def test_a_file_that_is_removed_in_mid_soup_is_left_out(tiny_pool, tmp_path):
     def trial(folder, **params):
         cache = EmbeddingCache(tmp_path / "e", identity)
         experts = local_experts(pool, data, cache, vectors=vectors)
-        course = Course(names, vectors.groups, {}, {}, {}, Folder(folder), frozenset())
+        inputs = LearningInputs(names, vectors.groups, {}, {}, {}, LocalStore(folder), frozenset())
         reports = []
         config = {"method": "greedy_soup", "params": params, "trial_key": "k", "seed": 0}
-        select(config, experts, course, lambda *given: reports.append(given))
+        select(config, experts, inputs, lambda *given: reports.append(given))
         return load_coding(
             (folder / learned_name("k")).read_bytes(), names, ("w",), "test"
         ), reports
