@@ -55,7 +55,7 @@ def make_pool(root: Path) -> TinyPool:
     from datasets import Image as ImageFeature
 
     from actors.data.task_rows import Captioned
-    from actors.families.clip.fine_tune import fine_tune
+    from actors.families.clip.fine_tune import FineTuning, fine_tune
     from actors.families.clip.pretrain import Sizes, pretrain, zero_shot_head
 
     rng = np.random.default_rng(0)
@@ -83,7 +83,7 @@ def make_pool(root: Path) -> TinyPool:
         head = zero_shot_head(model, tokenizer, fit.classnames, fit.templates)
         fine_tune(
             root / "base", fit.images, fit.labels, head, root / "experts" / task,
-            epochs=4, batch_size=16, learning_rate=2e-3,
+            FineTuning(epochs=4, batch_size=16, learning_rate=2e-3),
         )  # fmt: skip
     return TinyPool(root)
 

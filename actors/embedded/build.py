@@ -266,7 +266,7 @@ def make_expert(pool: EmbeddedPool, task: str, seed: int, recipe: Recipe) -> str
 
     from actors.data.task import partition
     from actors.embedded import parquet
-    from actors.families.clip.fine_tune import fine_tune, quiet
+    from actors.families.clip.fine_tune import FineTuning, fine_tune, quiet
     from actors.families.clip.pretrain import zero_shot_head
 
     with quiet():
@@ -284,10 +284,12 @@ def make_expert(pool: EmbeddedPool, task: str, seed: int, recipe: Recipe) -> str
         labels,
         head,
         pool.experts[task],
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
-        learning_rate=recipe.learning_rate,
-        seed=seed,
+        FineTuning(
+            epochs=recipe.epochs,
+            batch_size=recipe.batch_size,
+            learning_rate=recipe.learning_rate,
+            seed=seed,
+        ),
         threads=1,
     )
     return task

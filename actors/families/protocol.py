@@ -97,11 +97,13 @@ def segment_names(chain: tuple[Segment, ...], start: int, stop: int) -> tuple[st
 class Training:
     """Fine-tuning and pretraining of a family's models, for `sweeps train`.
 
-    Hyper-parameters are the keyword parameters of the functions, with their ranges.
+    Hyper-parameters of pretraining are the function's keyword parameters, with their ranges.
     """
 
     fine_tune: Callable[..., Path]
-    """fine_tune(base folder, rows, labels, head, out, *, …) -> the expert's folder."""
+    """fine_tune(base folder, rows, labels, head, out, options, *, …) -> the expert's folder."""
+    options: type[Any]
+    """Dataclass of the hyper-parameters of fine-tuning, with their ranges."""
     pretrain: Callable[..., Any]
     """pretrain(task -> captioned rows, out, *, sizes, …)."""
     sizes: type[Any]

@@ -252,19 +252,20 @@ def once(context: MemberContext, chain: Sequence[Interval]) -> None:
 
     images, labels = rows_of(context.task, "fit")
     with suppress(IntervalEnded):
-        trained_family().fine_tune(
+        training = trained_family()
+        training.fine_tune(
             context.base,
             images,
             labels,
             read_head(context.task.head),
             context.place,
+            training.options(**{**interval["params"], "seed": interval["seed"]}),
             device=context.device,
             state=mine,
             stops=[at / context.intervals for at in range(1, context.intervals)],
             look=look,
             advance=advance,
             **given,
-            **{**interval["params"], "seed": interval["seed"]},
         )
     if not last:
         mine.replace(state)

@@ -175,7 +175,7 @@ def contexts(
 def defaults() -> dict[str, object]:
     """Default hyper-parameters of fine-tuning; the seed is left out, being the trial's own."""
     return {
-        p.name: p.default for p in schema(trained_family().fine_tune).values() if p.name != "seed"
+        p.name: p.default for p in schema(trained_family().options).values() if p.name != "seed"
     }
 
 

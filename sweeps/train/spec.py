@@ -38,13 +38,13 @@ SIZES = {
 
 
 def schema(function: Callable[..., Any]) -> dict[str, Parameter]:
-    """Hyper-parameters of a training function, from its signature."""
+    """Hyper-parameters of a training function, or of its options, from the signature."""
     return parameters(function, hidden=OURS)
 
 
 def read_search(raw: Any) -> MethodSpec:
     """Read `finetune`: hyper-parameters (fixed or with spaces), trials, searcher, scheduler."""
-    known, faults, params = schema(TRAINING.fine_tune), [], {}
+    known, faults, params = schema(TRAINING.options), [], {}
     if not isinstance(raw, Mapping):
         raise_all([Fault((), raw, "a mapping of hyper-parameters, or {}, allowed")])
     for key, value in raw.items():

@@ -59,17 +59,18 @@ def fine_tune_trial(
     own = given_head(out, task.name, kind, place.parent)
     under = words if own is None else read_head(own)
     if not place.is_dir():
-        trained_family().fine_tune(
+        training = trained_family()
+        training.fine_tune(
             folder,
             images,
             labels,
             words,
             place,
+            training.options(**{**config["params"], "seed": seed_of(config)}),
             probe=None if own is None or kind == "zero_shot" else under,
             device=device,
             state=place.with_name("state.pt"),
             look=rungs.look(task, under),
-            **{**config["params"], "seed": seed_of(config)},
         )
     seconds = time.perf_counter() - start
     made = made_by(folder, task, place, own, device)

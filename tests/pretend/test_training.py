@@ -9,10 +9,10 @@ from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.embedding_cache import EmbeddingCache
 from actors.experts.local import local_experts
 from actors.experts.prepare_data import prepare_data
-from actors.families.clip.fine_tune import fine_tune
 from actors.gate_features.extractor import load_extractor, open_extractor
 from actors.gate_features.feature_cache import open_features, prepare_features
 from actors.pool.pool import open_pool
+from tests.fine_tuning import fine_tune
 from tests.pretend.device import OnGpu, pretending
 
 WAYS = {

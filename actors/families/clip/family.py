@@ -47,10 +47,16 @@ class Clip:
     def training(self) -> Training:
         """Fine-tuning of the vision tower, and pretraining of a small CLIP."""
         # Late: sweeps that only merge need neither, and start sooner.
-        from actors.families.clip.fine_tune import fine_tune
+        from actors.families.clip.fine_tune import FineTuning, fine_tune
         from actors.families.clip.pretrain import Sizes, pretrain
 
-        return Training(fine_tune, pretrain, Sizes, lambda s: ImageInputs(clip_preprocess(s.image)))
+        return Training(
+            fine_tune,
+            FineTuning,
+            pretrain,
+            Sizes,
+            lambda s: ImageInputs(clip_preprocess(s.image)),
+        )
 
     def inspect(
         self, source: str, folder: Path, config: Mapping[str, Any], name: str

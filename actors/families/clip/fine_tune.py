@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -37,32 +38,79 @@ from fusion.logits import cosine_head
 from fusion.methods.soups.weight_averaging import freeze_batchnorm
 
 
+@dataclass(frozen=True, kw_only=True)
+class FineTuning:
+    """Hyper-parameters of `fine_tune`; `finetune` of a training file has these names and ranges."""
+
+    head: HeadKind = "zero_shot"
+    """Under which the tower is tuned: the zero-shot one, or a linear probe's (LP-FT, Kumar et al.
+    2022, arXiv:2202.10054). The paper then trains the head with the tower, by SGD; here it stays as
+    the probe left it, for all ingredients of a task share one head, so that they can be averaged
+    and compared."""
+    epochs: Annotated[float, Interval(gt=0)] = 10.0
+    """Passes over the images; a fraction is rounded to whole steps."""
+    batch_size: Annotated[int, Interval(ge=1)] = 64
+    """Images a step."""
+    learning_rate: Annotated[float, Interval(gt=0)] = 1e-5
+    """AdamW's, at its highest."""
+    weight_decay: Annotated[float, Interval(ge=0)] = 0.1
+    """AdamW's, on matrices only (not on biases, norms and embeddings)."""
+    warmup: Annotated[float, Interval(ge=0, le=1)] = 0.1
+    """Fraction of the steps in which the learning rate rises."""
+    label_smoothing: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    """Share of the target spread over all classes."""
+    clip_norm: Annotated[float, Interval(gt=0)] = 1.0
+    """Largest global gradient norm."""
+    mixup: Annotated[float, Interval(ge=0)] = 0.0
+    """`a` of Beta(a, a); 0: no mixup."""
+    augmentation: Augmentation = "none"
+    """Of the images of a step; see `augment.py`."""
+    crop_scale: Annotated[float, Interval(gt=0, le=1)] = 0.9
+    """Of crops: smallest share of the area. Default: WiSE-FT's."""
+    operations: Annotated[int, Interval(ge=0)] = 2
+    """Of RandAugment, an image."""
+    magnitude: Annotated[float, Interval(ge=0, le=30)] = 9.0
+    """Of RandAugment."""
+    soft_targets: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    """Share of the loss that is the cross-entropy to a teacher's probabilities; the teacher is the
+    base under its zero-shot head, whatever `head` is."""
+    soft_temperature: Annotated[float, Interval(gt=0)] = 2.0
+    """The teacher's logits are divided by it. Default: that of the authors' commands (their code:
+    4)."""
+    ema: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    """Decay of a moving average of the weights, written to `<out>-ema`, warmed up as in
+    `ema_decay`; 0: none."""
+    swa: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    """Share of the steps, the last ones, whose weights' mean is written to `<out>-swa`; 0: none.
+    The schedule stays the cosine: SWA's constant rate is not used."""
+    frozen_batchnorm: bool = False
+    """Keep statistics of batch norm; refused where the tower has none, as a CLIP ViT has not."""
+    seed: Annotated[int, Interval(ge=0)] = 0
+    """Of the order of the images, of augmentation and mixup."""
+
+    def objective(self) -> Objective:
+        """The loss that a step minimises."""
+        return Objective(
+            label_smoothing=self.label_smoothing,
+            mixup=self.mixup,
+            augmentation=self.augmentation,
+            crop_scale=self.crop_scale,
+            operations=self.operations,
+            magnitude=self.magnitude,
+            soft_targets=self.soft_targets,
+            soft_temperature=self.soft_temperature,
+            seed=self.seed,
+        )
+
+
 def fine_tune(
     base: Path,
     images: Tensor,
     labels: Tensor,
     zero_shot: Tensor,
     out: Path,
+    options: FineTuning,
     *,
-    head: HeadKind = "zero_shot",
-    epochs: Annotated[float, Interval(gt=0)] = 10.0,
-    batch_size: Annotated[int, Interval(ge=1)] = 64,
-    learning_rate: Annotated[float, Interval(gt=0)] = 1e-5,
-    weight_decay: Annotated[float, Interval(ge=0)] = 0.1,
-    warmup: Annotated[float, Interval(ge=0, le=1)] = 0.1,
-    label_smoothing: Annotated[float, Interval(ge=0, le=1)] = 0.0,
-    clip_norm: Annotated[float, Interval(gt=0)] = 1.0,
-    mixup: Annotated[float, Interval(ge=0)] = 0.0,
-    augmentation: Augmentation = "none",
-    crop_scale: Annotated[float, Interval(gt=0, le=1)] = 0.9,
-    operations: Annotated[int, Interval(ge=0)] = 2,
-    magnitude: Annotated[float, Interval(ge=0, le=30)] = 9.0,
-    soft_targets: Annotated[float, Interval(ge=0, le=1)] = 0.0,
-    soft_temperature: Annotated[float, Interval(gt=0)] = 2.0,
-    ema: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
-    swa: Annotated[float, Interval(ge=0, le=1)] = 0.0,
-    frozen_batchnorm: bool = False,
-    seed: Annotated[int, Interval(ge=0)] = 0,
     threads: int = 1,
     device: str = "cpu",
     probe: Tensor | None = None,
@@ -85,33 +133,7 @@ def fine_tune(
         labels: int64 [N], in [0, C).
         zero_shot: head [C, D], logit scale included: logits = normalised embedding @ headᵀ.
         out: the expert's folder: `CLIPVisionModel`, with the base's image processor beside it.
-        head: under which the tower is tuned: the zero-shot one, or a linear probe's (LP-FT, Kumar
-            et al. 2022, arXiv:2202.10054). The paper then trains the head with the tower, by SGD;
-            here it stays as the probe left it, for all ingredients of a task share one head, so
-            that they can be averaged and compared.
-        epochs: passes over the images; a fraction is rounded to whole steps.
-        batch_size: images a step.
-        learning_rate: AdamW's, at its highest.
-        weight_decay: AdamW's, on matrices only (not on biases, norms and embeddings).
-        warmup: fraction of the steps in which the learning rate rises.
-        label_smoothing: share of the target spread over all classes.
-        clip_norm: largest global gradient norm.
-        mixup: a of Beta(a, a); 0: no mixup.
-        augmentation: of the images of a step; see `augment.py`.
-        crop_scale: of crops: smallest share of the area. Default: WiSE-FT's.
-        operations: of RandAugment, an image.
-        magnitude: of RandAugment.
-        soft_targets: share of the loss that is the cross-entropy to a teacher's probabilities; the
-            teacher is the base under its zero-shot head, whatever `head` is.
-        soft_temperature: the teacher's logits are divided by it. Default: that of the authors'
-            commands (their code: 4).
-        ema: decay of a moving average of the weights, written to `<out>-ema`, warmed up as in
-            `ema_decay`; 0: none.
-        swa: share of the steps, the last ones, whose weights' mean is written to `<out>-swa`; 0:
-            none. The schedule stays the cosine: SWA's constant rate is not used.
-        frozen_batchnorm: keep statistics of batch norm; refused where the tower has none, as a
-            CLIP ViT has not.
-        seed: of the order of the images, of augmentation and mixup.
+        options: hyper-parameters.
         threads: CPU threads; fixes the order of sums, so part of what the bits depend on.
         device: where to train.
         probe: the probe's head [C, D], read as `zero_shot`; needed where `head` asks for it.
@@ -130,42 +152,32 @@ def fine_tune(
     """
     from transformers import CLIPModel
 
-    if head == "linear_probe" and probe is None:
+    if options.head == "linear_probe" and probe is None:
         raise InputError("head: 'linear_probe': no probe is given; it is fitted beforehand")
     exact_products()
     with cpu_threads(threads), quiet():
         model = CLIPModel.from_pretrained(base).to(device).eval()
         model.requires_grad_(False)
         tower = model.vision_model.requires_grad_(True)
-        if frozen_batchnorm and not freeze_batchnorm(tower):
+        if options.frozen_batchnorm and not freeze_batchnorm(tower):
             raise InputError(
                 f"frozen_batchnorm: True: the vision tower of {base} has no batch norm; false"
                 " allowed"
             )
         data, answers = images.to(device), labels.to(device)
         words = zero_shot.detach().to(device)
-        under = words if probe is None or head == "zero_shot" else probe.detach().to(device)
+        under = words if probe is None or options.head == "zero_shot" else probe.detach().to(device)
         mean, std = pixel_statistics(base)
 
         def standardise(rows: Tensor) -> Tensor:
             return standardised(rows, mean, std)
 
         student = embedder(tower, model.visual_projection)
-        first = embedder(frozen(tower), model.visual_projection) if soft_targets else None
+        first = embedder(frozen(tower), model.visual_projection) if options.soft_targets else None
         teacher = None if first is None else classifier(first, words)
-        objective = Objective(
-            label_smoothing=label_smoothing,
-            mixup=mixup,
-            augmentation=augmentation,
-            crop_scale=crop_scale,
-            operations=operations,
-            magnitude=magnitude,
-            soft_targets=soft_targets,
-            soft_temperature=soft_temperature,
-            seed=seed,
-        )
-        steps = max(1, round(epochs * len(images) / batch_size))
-        run = Run(tower, Averages(ema, swa, steps), steps, state, stops)
+        objective = options.objective()
+        steps = max(1, round(options.epochs * len(images) / options.batch_size))
+        run = Run(tower, Averages(options.ema, options.swa, steps), steps, state, stops)
         found = run.resume(device)
 
         def seen(rows: Tensor) -> Tensor:
@@ -187,19 +199,22 @@ def fine_tune(
         optimise(
             loss,
             tower,
-            shuffled_batches(len(images), batch_size, steps, seed),
+            shuffled_batches(len(images), options.batch_size, steps, options.seed),
             steps,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            warmup=warmup,
-            clip_norm=clip_norm,
+            learning_rate=options.learning_rate,
+            weight_decay=options.weight_decay,
+            warmup=options.warmup,
+            clip_norm=options.clip_norm,
             advance=advance,
             after=after,
             resumed=found,
         )
 
         def passes() -> Iterator[dict[str, Tensor]]:
-            return ({"pixel_values": standardise(part)} for part in torch.split(data, batch_size))
+            return (
+                {"pixel_values": standardise(part)}
+                for part in torch.split(data, options.batch_size)
+            )
 
         for kind, averaged in run.averages.models(tower, passes):
             with staged(beside(out, kind)) as folder:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from actors.families.clip.fine_tune import fine_tune
+from actors.families.clip.fine_tune import FineTuning, fine_tune
 from actors.gate_features import feature_cache
 from actors.gate_features.extractor import load_extractor, open_extractor
 from actors.gate_features.feature_cache import own_device, workers
@@ -43,7 +43,8 @@ def set_all(on: bool) -> None:
 
 def tune(base: Path, out: Path) -> None:
     images = torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8)
-    fine_tune(base, images, torch.tensor([0, 1]), torch.randn(2, DIM), out, epochs=1, batch_size=2)
+    options = FineTuning(epochs=1, batch_size=2)
+    fine_tune(base, images, torch.tensor([0, 1]), torch.randn(2, DIM), out, options)
 
 
 USES: dict[str, Callable[[Tiny, Path], Any]] = {

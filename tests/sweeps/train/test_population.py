@@ -14,7 +14,7 @@ import yaml
 
 from actors.artifacts.head_file import read_head
 from actors.checkpoints.checkpoint import content_hash
-from actors.families.clip.fine_tune import fine_tune
+from actors.families.clip.fine_tune import FineTuning, fine_tune
 from actors.families.registry import inspect
 from fusion.errors import InputError
 from sweeps.results.ingredient_recipes import recipe_of
@@ -114,9 +114,8 @@ def test_intervals_under_one_rate_are_one_run(member_context, context, monkeypat
     whole = context.out / "whole"
     images, labels = rows_of(member_context.task, "fit")
     given = {**chain[0]["params"], "seed": 5}
-    fine_tune(
-        member_context.base, images, labels, read_head(member_context.task.head), whole, **given
-    )
+    head = read_head(member_context.task.head)
+    fine_tune(member_context.base, images, labels, head, whole, FineTuning(**given))
     expected = [
         content_hash(inspect(str(context.out / name), "x")) for name in ("whole", "whole-ema")
     ]
@@ -168,7 +167,8 @@ def test_a_member_that_fails_holds_up_nobody(member_context, context, monkeypatc
         report=lambda result, checkpoint=None: told.append(result),
     )
     monkeypatch.setattr(population_member, "tune", stub)
-    monkeypatch.setattr(population_member, "fine_tune", lambda *_, **__: 1 / 0)
+    broken = SimpleNamespace(fine_tune=lambda *_, **__: 1 / 0, options=FineTuning)
+    monkeypatch.setattr(population_member, "trained_family", lambda: broken)
     given = (member_context.base, context.data, context.contexts, context.out, "cpu")
     population_member.member_trial({"trial": own}, *given, {"me": own}, 9, ["learning_rate"])
     assert [each["round"] for each in told] == [1, 2, 3, 4, 5, 6, 7, 7]

@@ -11,7 +11,6 @@ from torch import Tensor
 from actors.data.task_rows import Captioned
 from actors.families.clip.fine_tune import (
     cpu_threads,
-    fine_tune,
     pixel_statistics,
     shuffled_batches,
     staged,
@@ -23,6 +22,7 @@ from actors.training.augment import draws, mixed
 from actors.training.checkpoint import Averages
 from actors.training.loss import Objective
 from fusion.errors import InputError
+from tests.fine_tuning import fine_tune
 
 SIZES = Sizes(patch=16, width=32, layers=1, heads=1, mlp=32, text_width=16, text_layers=1,
               text_heads=1, text_mlp=16, projection=16)  # fmt: skip
