@@ -11,8 +11,6 @@ from tests.sweeps.trials import test_run_trials
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
-spec = test_run_trials.spec
-
 
 def scalars(file: Path) -> dict[str, float]:
     """Tag -> last value; records are length (8 bytes), checksum (4), event, checksum (4)."""
@@ -25,9 +23,9 @@ def scalars(file: Path) -> dict[str, float]:
     return found
 
 
-def test_each_trial_has_an_event_file_with_its_metrics(spec, tmp_path):
+def test_each_trial_has_an_event_file_with_its_metrics(tmp_path):
     folder = SweepFolder(tmp_path / "t")
-    test_run_trials.run(spec, folder, tmp_path / "log")
+    test_run_trials.run(test_run_trials.spec_of(0.1, 0.5, 0.9), folder, tmp_path / "log")
     entries = {entry.trial_key: entry for entry in folder.ledger if entry.params}
     assert sorted(entry.params["scale"] for entry in entries.values()) == [0.1, 0.5, 0.9]
     for key, entry in entries.items():
