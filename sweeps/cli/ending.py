@@ -61,7 +61,7 @@ class Ending:
 def guarded(program: Callable[[], object]) -> None:
     """Run the program; errors are printed as lines and end the process with a status.
 
-    `--debug` is taken from the command line, wherever it stands; tracebacks are shown with it.
+    `--debug` is removed from the command line, at any place; with it, tracebacks are shown.
     """
     debug = "--debug" in sys.argv
     if debug:

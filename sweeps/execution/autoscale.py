@@ -52,7 +52,7 @@ class Elastic:
         """The thread starts when the context is entered.
 
         Args:
-            fleet: stands already.
+            fleet: a running one.
             planned: the plan for the cluster as it is now, with the fleet's shards; raises
                 InputError where it has no room for one replica.
             say: shows a line to the user.
@@ -74,7 +74,9 @@ class Elastic:
             try:
                 self.look()
             except InputError as error:
-                log.debug("elastic: %s", error)  # no room: the desk says so where it matters
+                log.debug(
+                    "elastic: %s", error
+                )  # no room: the dispatcher reports it where it matters
             except Exception as error:  # a cluster in trouble must not end the sweep's helper
                 log.warning("elastic: %s", " ".join(str(error).split())[:200])
 

@@ -77,22 +77,22 @@ def in_model_points(
                     raise InputError(f"methods.{name}: {error}") from None
 
 
-def in_model_memory(course: ResidentCourse, tasks: int) -> float:
+def in_model_memory(training: ResidentCourse, tasks: int) -> float:
     """Peak memory that in-model learning takes in the shards, in sizes of a model.
 
     A mask: logits, two moments, two gradients, Σ λτ and the mask itself. Routers: about a twelfth
     of a block, four times; of pruned MLPs (two thirds of a block) values and places.
     """
-    if isinstance(course.options, MaskOptions):
+    if isinstance(training.options, MaskOptions):
         return 7.0
-    left = 0.0 if course.options.prune is None else 1 - course.options.prune
+    left = 0.0 if training.options.prune is None else 1 - training.options.prune
     return 0.5 + tasks * left * 2 * 2 / 3
 
 
-def batches_of(course: ResidentCourse) -> int:
+def batches_of(training: ResidentCourse) -> int:
     """Number of batches of each task that in-model learning reads."""
-    options = course.options
-    return course.steps + (options.mask_steps if isinstance(options, MaskOptions) else 0)
+    options = training.options
+    return training.steps + (options.mask_steps if isinstance(options, MaskOptions) else 0)
 
 
 def needs_of(spec: SweepSpec, tasks: tuple[str, ...], groups: tuple[str, ...]) -> LearningNeeds:
@@ -122,13 +122,13 @@ def needs_of(spec: SweepSpec, tasks: tuple[str, ...], groups: tuple[str, ...]) -
             sampled |= not learning.shared and not learning.batch_mean
         transformed |= not learning.trim.nothing
     kept = 0.0
-    for _, course in in_model_points(spec, tasks, groups):
-        if course.steps:
-            adapts.add(course.adapt_on)
-        together = getattr(course.options, "tasks_at_once", 1) or len(spec.seen)
-        images = max(images, course.batch_size * min(together, len(spec.seen)))
-        kept = max(kept, in_model_memory(course, len(tasks)))
-        sampled |= isinstance(course.options, RouterOptions) and not course.options.batch_mean
+    for _, training in in_model_points(spec, tasks, groups):
+        if training.steps:
+            adapts.add(training.adapt_on)
+        together = getattr(training.options, "tasks_at_once", 1) or len(spec.seen)
+        images = max(images, training.batch_size * min(together, len(spec.seen)))
+        kept = max(kept, in_model_memory(training, len(tasks)))
+        sampled |= isinstance(training.options, RouterOptions) and not training.options.batch_mean
     rows = [METHODS[name] for name in spec.methods]
     fits = any(row.fits for row in rows)
     return LearningNeeds(

@@ -253,14 +253,14 @@ def learned_images(spec: SweepSpec) -> dict[str, int]:
     """Learning method -> trials × steps × batch size × tasks; an image counts each time it is
     drawn.
 
-    Where not every candidate is known beforehand, the largest of those known stands for them.
+    Where not every candidate is known beforehand, the largest of those known is used.
     """
     works: dict[str, list[int]] = {}
     for name, _, params in learning_points(spec):
         work = params["steps"] * params["batch_size"] * len(spec.seen)
         works.setdefault(name, []).append(work)
-    for name, course in in_model_points(spec):
-        work = batches_of(course) * course.batch_size * len(spec.seen)
+    for name, training in in_model_points(spec):
+        work = batches_of(training) * training.batch_size * len(spec.seen)
         works.setdefault(name, []).append(work)
     return {
         name: sum(each) if len(each) == trials else max(each) * trials

@@ -10,7 +10,7 @@ from sweeps.console.number_format import equation, params_text, percent, points
 from sweeps.results.comparison import Comparison, Pair, Row
 
 LEVEL = 0.05
-"""Family-wise error rate that "significant" stands for."""
+"""Family-wise error rate below which a difference is called significant."""
 
 
 def difference(pair: Pair) -> float:

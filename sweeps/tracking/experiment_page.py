@@ -17,7 +17,7 @@ MAX_NOTE, MAX_PAGE = 8000, 20000
 """Characters MLflow takes in the description of a run, and of an experiment."""
 
 SHOWN = 5
-"""Sweeps whose comparison stands in the description of their experiment."""
+"""Sweeps whose comparison is in the description of their experiment."""
 
 KEY = "winners"
 

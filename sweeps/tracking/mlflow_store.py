@@ -76,7 +76,7 @@ def connect(
 ) -> tuple[MlflowClient, str]:
     """Return a client and the experiment's id, created if missing. Initialises a new SQLite store.
 
-    Of several processes one makes the store and the experiment; `say` is told of waiting for it.
+    Of several processes one makes the store and the experiment; `say` prints that this one waits.
 
     Raises:
         InputError: the store cannot be reached, opened or written, or the password is wrong.

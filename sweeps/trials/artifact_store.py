@@ -1,4 +1,4 @@
-"""Where learning trials keep what they have learned: the sweep's folder, from whichever node.
+"""Artifact store: files of learning trials in the sweep's folder, written from any node.
 
 On the driver's node a trial writes there itself. On others it hands its files to a small actor on
 the driver's node, and goes on when they are written. The driver itself reads the folder.
@@ -24,14 +24,14 @@ RESTARTS = 50
 
 
 class ArtifactStore(Protocol):
-    """Small files by name."""
+    """A store of small files by name."""
 
     def put(self, name: str, data: bytes) -> None:
-        """Write a file, whole or not at all; it is there when this returns."""
+        """Write a file atomically; it exists when this returns."""
         ...
 
     def get(self, name: str) -> bytes | None:
-        """A file's content; None where there is none."""
+        """Content of a file; None if it is missing."""
         ...
 
 
@@ -42,7 +42,7 @@ class LocalStore:
     path: Path
 
     def put(self, name: str, data: bytes) -> None:
-        """See `Keep.put`.
+        """See `ArtifactStore.put`.
 
         Raises:
             InputError: no space, or no right to write; the line names the file.
@@ -51,7 +51,7 @@ class LocalStore:
             part.write_bytes(data)
 
     def get(self, name: str) -> bytes | None:
-        """See `Keep.get`."""
+        """See `ArtifactStore.get`."""
         with suppress(OSError):
             return (self.path / name).read_bytes()
         return None
@@ -59,7 +59,7 @@ class LocalStore:
 
 @dataclass(frozen=True)
 class RemoteStore:
-    """Files in a folder of the driver's node; by way of an actor there, or straight from it."""
+    """Files in a folder of the driver's node, through an actor there; on that node directly."""
 
     folder: LocalStore
     node: str
@@ -67,14 +67,14 @@ class RemoteStore:
     actor: Any
 
     def put(self, name: str, data: bytes) -> None:
-        """See `Folder.put`."""
+        """See `LocalStore.put`."""
         if self.near():
             self.folder.put(name, data)
         else:
             answer(self.actor.put.remote(name, data))
 
     def get(self, name: str) -> bytes | None:
-        """See `Folder.get`."""
+        """See `LocalStore.get`."""
         if self.near():
             return self.folder.get(name)
         found: bytes | None = answer(self.actor.get.remote(name))
@@ -86,11 +86,11 @@ class RemoteStore:
 
 
 class StoreActor(LocalStore):
-    """`Folder` as an actor."""
+    """`LocalStore` as an actor."""
 
 
 def answer(ref: Any) -> Any:
-    """What the actor says; an error of its own, as itself.
+    """Result of an actor's call; its errors are raised as themselves.
 
     Raises:
         InputError: the driver's node cannot write.
@@ -102,7 +102,7 @@ def answer(ref: Any) -> Any:
 
 
 def artifact_store(path: Path, *, everywhere: bool) -> ArtifactStore:
-    """The keep of a sweep.
+    """The artifact store of a sweep.
 
     Args:
         path: the folder, on this node.

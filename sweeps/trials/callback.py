@@ -1,4 +1,4 @@
-"""Finished trials as ledger entries, and how the driver hears of them."""
+"""Tune callback: turns finished trials into ledger entries, on the driver."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sweeps.results.ledger import Entry
 
 
 def finished(trial_key: str, method: str, evaluation: Evaluation, started: str) -> Entry:
-    """The ledger entry of a reference that was evaluated on the select split."""
+    """Ledger entry of a reference that was evaluated on the select split."""
     return complete(
         {
             "trial_key": trial_key,
@@ -31,7 +31,7 @@ def finished(trial_key: str, method: str, evaluation: Evaluation, started: str) 
 
 
 def died(config: Mapping[str, Any], reason: str = "the trial's process died") -> Entry:
-    """The ledger entry of a trial that could not say itself why it failed."""
+    """Ledger entry of a trial whose process died."""
     now = datetime.now(UTC).isoformat()
     return complete(
         {**config, "status": "failed", "split": "select", "started": now, "ended": now}
@@ -40,7 +40,7 @@ def died(config: Mapping[str, Any], reason: str = "the trial's process died") ->
 
 
 def complete(fields: Mapping[str, Any]) -> Entry:
-    """An entry from what a trial reported; the method's kind is the table's to say."""
+    """Build an entry from what a trial reported; the registry adds the method's kind."""
     row = METHODS.get(fields["method"])
     error = fields.get("error")
     fields = {**fields, "error": None if error is None else redact.text(error)}
@@ -48,7 +48,7 @@ def complete(fields: Mapping[str, Any]) -> Entry:
 
 
 class Recorder(tune.Callback):  # type: ignore[misc]  # ray is untyped
-    """Hands each finished trial to `record`, on the driver, as soon as Tune hears of it."""
+    """Pass each finished trial to `record`, as soon as Tune reports it."""
 
     def __init__(self, record: Callable[[Entry], None]) -> None:
         self.record = record
@@ -63,7 +63,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray is untyped
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
     ) -> None:
-        """A trial reports when it is done or has failed; one that learns, on the way as well."""
+        """After a report: at the end of a trial; of a learning trial, also before."""
         if "entry" not in result:
             return
         entry = result["entry"]
@@ -74,13 +74,13 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray is untyped
             self.partial[entry["trial_key"]] = entry
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """A trial that a scheduler stopped: its last result on the way stands."""
+        """After a scheduler stopped a trial: its last intermediate result counts."""
         key = trial.config["trial_key"]
         if key in self.partial and key not in self.heard:
             self.heard.add(key)
             self.record(complete(self.partial.pop(key)))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """A trial whose process died without a word."""
+        """After a trial's process died."""
         if trial.config["trial_key"] not in self.heard:
             self.record(died(trial.config))

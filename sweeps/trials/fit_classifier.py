@@ -1,4 +1,4 @@
-"""One trial of a method of the logit plane: a replica fits it, the sweep keeps what it kept."""
+"""Trial of a method that fits a classifier: a replica fits it, the sweep keeps the result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sweeps.trials.learn_coding import LearningInputs, Report
 def fit(
     config: Mapping[str, Any], experts: Experts, inputs: LearningInputs, report: Report
 ) -> None:
-    """Fit on the rows of fit and select, and report the select split.
+    """Fit on the fit and select rows, and report the select split.
 
     Embeddings lie where the replicas are, so one of them does the work: a whole search of the
     logit plane is one call, one trial and one run, with its surface in the file that is kept.

@@ -1,4 +1,4 @@
-"""One trial of a method that learns: steps, checkpoints, results on the way, what was learned.
+"""Trial of a method that learns a coding or gate: steps, checkpoints, intermediate results, result.
 
 Runs in a trial's process, beside the gate and its optimiser; the experts are asked for gradients.
 What is kept on disk is the router and Adam's moments alone: kilobytes to a few megabytes.
@@ -48,7 +48,7 @@ MEASURED = 4096
 
 @dataclass(frozen=True)
 class LearningInputs:
-    """What every learning trial of a sweep is given."""
+    """Inputs of every learning trial of a sweep."""
 
     tasks: tuple[str, ...]
     """The experts' names."""
@@ -78,7 +78,7 @@ Report = Callable[[int, Evaluation, State], None]
 def learn(
     config: Mapping[str, Any], experts: Experts, inputs: LearningInputs, report: Report
 ) -> None:
-    """Learn, from the checkpoint where there is one; every result is reported, the last on rung 9.
+    """Learn, from the checkpoint if there is one; report every result, the last one on rung 9.
 
     Raises:
         InputError: a loss that is not finite, a gate that does not fit; names step and task.
@@ -105,7 +105,7 @@ def learn(
     start, seen = time.perf_counter() - state.seconds, []
 
     def finish(rung: int) -> None:
-        """Keep what is learned so far, measure it and report it."""
+        """Write what is learned so far, evaluate it and report it."""
         data = learned(config["method"], learning, extractor, inputs, state.step)
         inputs.artifacts.put(learned_name(config["trial_key"]), data)
         found = experts.evaluate(Recipe(config["method"], config["params"], data), "select")
@@ -135,7 +135,7 @@ def learn(
 def features_of(
     inputs: LearningInputs, role: str, extractor: Extractor | None
 ) -> dict[str, Tensor]:
-    """Task -> features [N, d] of the rows that are adapted to.
+    """Task -> features [N, d] of the rows that the method adapts to.
 
     Raises:
         InputError: this node lacks them, and cannot get them.
@@ -152,7 +152,7 @@ def features_of(
 
 
 def gate_of(inputs: LearningInputs, path: str) -> Path:
-    """Where this node has a gate that a candidate starts from.
+    """Path on this node of a gate that a candidate starts from.
 
     Its name is the user's, so a file that another node has there may be another gate.
 
@@ -166,7 +166,7 @@ def gate_of(inputs: LearningInputs, path: str) -> Path:
 
 
 def sizes_of(data: Mapping[str, TaskData]) -> dict[str, dict[str, int]]:
-    """Task -> role -> rows."""
+    """Task -> role -> number of rows."""
     return {
         name: {
             role: len(open_labels(at.pixels) if at.indices is None else at.indices)
@@ -193,7 +193,7 @@ def point(step: int, seen: list[dict[str, float]], given: list[Lesson]) -> dict[
 def learned(
     method: str, learning: Learning, extractor: Extractor | None, inputs: LearningInputs, steps: int
 ) -> bytes:
-    """The file of what was learned: a gate with its manifest, or a coding."""
+    """Content of the learned file: a gate with its manifest, or a coding."""
     router = learning.router
     if not isinstance(router, Gate) or extractor is None:
         with torch.no_grad():
@@ -219,7 +219,7 @@ def learned(
 
 
 def checkpoint(router: torch.nn.Module, optimizer: torch.optim.Optimizer, state: State) -> bytes:
-    """Router, Adam's moments and progress, as a file."""
+    """Checkpoint file: router, Adam's moments, progress."""
     tensors = {f"router.{name}": value for name, value in router.state_dict().items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"adam.{index}.{name}": value for name, value in moments.items()}
@@ -228,7 +228,8 @@ def checkpoint(router: torch.nn.Module, optimizer: torch.optim.Optimizer, state:
 
 
 def restore(data: bytes | None, router: torch.nn.Module, optimizer: torch.optim.Optimizer) -> State:
-    """The state of a checkpoint, its tensors put in place; the beginning where there is none.
+    """Load a checkpoint into router and optimizer and return its progress; a new state if there is
+    none.
 
     A damaged checkpoint counts as none: the trial starts over.
     """
@@ -250,7 +251,7 @@ def restore(data: bytes | None, router: torch.nn.Module, optimizer: torch.optim.
 def place(
     tensors: Mapping[str, Tensor], router: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Put a checkpoint's tensors where they belong.
+    """Load a checkpoint's tensors into router and optimizer.
 
     Raises:
         Exception: they do not fit.

@@ -1,4 +1,4 @@
-"""One trial of a method whose parameters live in the shards: steps, checkpoints, what was learned.
+"""Trial of a method whose parameters are stored in the shards: steps, checkpoints, result.
 
 The trial asks a replica for some steps at a time, and keeps the state that it gets back: parameters
 and moments, after so many steps, from which any replica goes on to the same bits.
@@ -24,8 +24,8 @@ from sweeps.results.trial_state import State, read_state
 from sweeps.trials.learn_coding import LearningInputs, Report
 
 
-def learning_inputs(config: Mapping[str, Any], inputs: LearningInputs) -> ResidentCourse:
-    """What a trial learns.
+def configuration_of(config: Mapping[str, Any], inputs: LearningInputs) -> ResidentCourse:
+    """Training configuration of a trial.
 
     Raises:
         InputError: wrong parameters.
@@ -37,12 +37,12 @@ def learning_inputs(config: Mapping[str, Any], inputs: LearningInputs) -> Reside
 def learn(
     config: Mapping[str, Any], experts: Experts, inputs: LearningInputs, report: Report
 ) -> None:
-    """Learn, from the checkpoint where there is one; every result is reported, the last on rung 9.
+    """Learn, from the checkpoint if there is one; report every result, the last one on rung 9.
 
     Raises:
         InputError: a loss that is not finite; names step and task.
     """
-    asked, method = learning_inputs(config, inputs), config["method"]
+    asked, method = configuration_of(config, inputs), config["method"]
     recipe, place = Recipe(method, config["params"]), state_name(config["trial_key"])
     state, kept = restore(inputs.artifacts.get(place), method, inputs.tasks)
     stops = {asked.steps // part: rung for rung, part in RUNGS.items()}
@@ -53,7 +53,7 @@ def learn(
         kept, _ = experts.train(recipe, None, 0, 0, config["seed"])
 
     def finish(rung: int, reached: bytes) -> None:
-        """Keep what is learned so far, measure it and report it."""
+        """Write what is learned so far, evaluate it and report it."""
         data = learned_of(reached, method, inputs.tasks, mask_steps)
         inputs.artifacts.put(learned_name(config["trial_key"]), data)
         found = experts.evaluate(Recipe(method, config["params"], data), "select")
@@ -73,7 +73,7 @@ def learn(
 
 
 def following(step: int, inputs: ResidentCourse, stops: Mapping[int, int]) -> int:
-    """Where the next call ends: at a checkpoint, a rung or the end."""
+    """Step at which the next call ends: a checkpoint, a rung, or the last step."""
     ends = [inputs.steps, (step // inputs.save_every + 1) * inputs.save_every, *stops]
     return min(end for end in ends if end > step)
 
@@ -85,12 +85,12 @@ def point(step: int, losses: list[dict[str, float]]) -> dict[str, float]:
 
 
 def checkpoint(state: State, kept: bytes) -> bytes:
-    """Progress as a line of JSON, and the state as a replica gave it."""
+    """Checkpoint file: progress as a line of JSON, then the replica's state."""
     return json.dumps(vars(state)).encode() + b"\n" + kept
 
 
 def restore(data: bytes | None, method: str, tasks: tuple[str, ...]) -> tuple[State, bytes | None]:
-    """Progress and state of a checkpoint; the beginning where there is none.
+    """Progress and state of a checkpoint; a new state if there is none.
 
     A damaged checkpoint counts as none: the trial starts over.
     """

@@ -1,4 +1,4 @@
-"""All trials of a sweep through Ray Tune; references beside them."""
+"""Run all trials of a sweep through Ray Tune, and its references beside them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ LOW = "killed due to the node running low on memory"
 """What that error says."""
 
 TELL = 5.0
-"""Seconds between questions to the desk for calls that were made again."""
+"""Seconds between requests to the dispatcher for the number of repeated calls."""
 
 
 def run_trials(
@@ -71,7 +71,7 @@ def run_trials(
     progress: Progress,
     inputs: LearningInputs | None = None,
 ) -> None:
-    """Run what the ledger lacks; every trial that ends is handed to `record` at once.
+    """Run all trials that the ledger lacks; each is passed to `record` when it ends.
 
     Args:
         spec: with all methods that the comparison will have.
@@ -81,7 +81,7 @@ def run_trials(
         folder: of the sweep; its ledger says what is finished.
         record: keeps an entry; what it raises ends the sweep.
         progress: gets a phase `trials`.
-        course: what methods that learn are given; None: there are none.
+        inputs: of learning trials; None: no method learns.
     """
     falls = Falls(experts, progress.say)
 
@@ -126,7 +126,7 @@ def search_all(
     progress: Progress,
     inputs: LearningInputs | None,
 ) -> None:
-    """Tune runs until the search has ended: one, unless Ray kills processes of trials.
+    """Run Tune until the search has ended: once, unless Ray kills trial processes.
 
     Raises:
         OutOfMemory: it does so `RUNS` times.
@@ -153,7 +153,7 @@ def search_all(
 
 @dataclass
 class Falls:
-    """Says when processes of replicas died, and how many calls that cost."""
+    """Report deaths of replica processes, and the number of calls that were repeated."""
 
     experts: Client
     say: Callable[[str], None]
@@ -161,7 +161,7 @@ class Falls:
     due: float = 0.0
 
     def look(self) -> None:
-        """Ask, now and then."""
+        """Ask the dispatcher, at intervals."""
         if time.monotonic() < self.due:
             return
         found = self.experts.fallen()
@@ -179,7 +179,7 @@ def tuned(
     record: Callable[[Entry], None],
     inputs: LearningInputs | None = None,
 ) -> None:
-    """The Tune run; the ledger and not Tune's own state is what a resumed sweep goes by."""
+    """Run Tune; a resumed sweep goes by the ledger, not by Tune's state."""
     faults: list[BaseException] = []
 
     def guarded(entry: Entry) -> None:
@@ -229,7 +229,8 @@ def tuned(
 
 
 def in_flight(replicas: int, learning: bool, memory: int, cores: int) -> int:
-    """Trials at a time: two a replica, so that its next call waits when it ends one.
+    """Number of concurrent trials: two for each replica, so that its next call is ready when one
+    ends.
 
     The driver's machine must be able to hold all, in half of its free memory: what they do to it,
     driver and replicas suffer. One there is always.
@@ -249,5 +250,5 @@ def in_flight(replicas: int, learning: bool, memory: int, cores: int) -> int:
 
 
 def trial_name(trial: Any) -> str:
-    """`ties-3f2a…`: what Tune, its dashboard and TensorBoard call a trial, and its folder."""
+    """Name of a trial and its folder in Tune, its dashboard and TensorBoard: `ties-3f2a…`."""
     return f"{trial.config['method']}-{trial.config['trial_key']}"

@@ -1,4 +1,4 @@
-"""Early stopping of the methods that ask for it; all others run to their end."""
+"""Early stopping (ASHA) for methods that ask for it; trials of other methods run to their end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sweeps.spec.sweep import SweepSpec
 
 
 class Halving(FIFOScheduler):  # type: ignore[misc]  # ray is untyped
-    """One asynchronous successive halving (ASHA) a method: its trials compete with each other only.
+    """Asynchronous successive halving (ASHA), separately for each method.
 
     A trial reports on rungs 1, 3 and 9 (after 1/9, 1/3 and all of its steps); on each but the last
     the best third goes on.
@@ -32,21 +32,21 @@ class Halving(FIFOScheduler):  # type: ignore[misc]  # ray is untyped
         }
 
     def of(self, trial: Any) -> Any:
-        """The halving of a trial's method; None: it has none."""
+        """The ASHA bracket of a trial's method; None: it has none."""
         return self.each.get(trial.config["method"])
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """A trial joins its method's lowest rung."""
+        """Add a trial to its method's lowest rung."""
         if own := self.of(trial):
             own.on_trial_add(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """CONTINUE, or STOP for a trial that is not among the best third of its rung."""
+        """CONTINUE, or STOP for a trial that is not in the best third of its rung."""
         if (own := self.of(trial)) and "rung" in result:
             return str(own.on_trial_result(tune_controller, trial, result))
         return str(TrialScheduler.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """A trial that ended by itself."""
+        """After a trial ended without being stopped."""
         if (own := self.of(trial)) and "rung" in result:
             own.on_trial_complete(tune_controller, trial, result)

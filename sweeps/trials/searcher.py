@@ -43,14 +43,14 @@ Suggestion = tuple[str, dict[str, Any], str]
 
 
 class Saved(TypedDict):
-    """What `MethodSearch.save` writes."""
+    """Content of the file of `MethodSearch.save`."""
 
     results: dict[str, float | None]
     running: dict[str, str]
 
 
 class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
-    """Suggests `{"method", "params", "trial_key", "seed"}` for every trial of a sweep.
+    """Suggest `{"method", "params", "trial_key", "seed"}` for every trial of a sweep.
 
     `save` writes results, not the state of samplers: `restore` starts over and replays the results,
     as a new run with `known` does.
@@ -69,7 +69,7 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
         metric: str | None = None,
         told: Callable[[str], object] | None = None,
     ) -> None:
-        """A searcher that has suggested nothing yet.
+        """A searcher without suggestions yet.
 
         Args:
             spec: The sweep.
@@ -87,7 +87,7 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
         self._start()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next trial; None: results are awaited first; FINISHED: there are no more."""
+        """The next trial; None: wait for results; FINISHED: there are no more."""
         found, self._ahead = self._ahead or self._next(), None
         if found is None:
             return None if self._turns else str(Searcher.FINISHED)
@@ -99,12 +99,12 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
         return {"method": method, "params": params, "trial_key": key, "seed": seed}
 
     def left(self) -> bool:
-        """Whether a trial has not ended: it runs, or is to suggest, now or once others ended."""
+        """Whether a trial is running or still to be suggested."""
         self._ahead = self._ahead or self._next()
         return self._ahead is not None or bool(self._turns) or bool(self._running)
 
     def _next(self) -> Suggestion | None:
-        """The next candidate; None: results are awaited first, or there are no more."""
+        """The next candidate; None: wait for results, or there are no more."""
         for _ in range(len(self._turns)):
             method, candidates = self._turns.popleft()
             for params in candidates:
@@ -117,7 +117,7 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Take a trial's result; without a finite number it counts as failed."""
+        """Record a trial's result; without a finite number it counts as failed."""
         key = self._running.pop(trial_id, None)
         if key is not None:
             self._results[key] = None if error else _finite((result or {}).get(self.metric))
@@ -129,7 +129,7 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
         )
 
     def restore(self, checkpoint_path: str) -> None:
-        """Go on from a saved state: Tune itself runs again the trials that were running."""
+        """Load a saved state: Tune itself restarts the trials that were running."""
         data = read_bytes(Path(checkpoint_path))
         state = checked(Saved, parse_json(data, checkpoint_path), checkpoint_path)
         self._results, self._running = state["results"], state["running"]
@@ -145,7 +145,7 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
         self._start()
 
     def _start(self) -> None:
-        """Begin all methods anew; what is known or running will be passed over."""
+        """Start all methods anew; candidates that are known or running are skipped."""
         self._ahead = None
         self._turns = deque(
             (method, self._fresh(method, candidates))
@@ -156,7 +156,7 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
     def _candidates(
         self, method: str, entry: MethodSpec
     ) -> Iterator[Iterator[dict[str, Any] | None]]:
-        """The method's candidates, in one stream, or in one for each grid point when guided."""
+        """Candidates of a method in one stream, or in one for each grid point if guided."""
         if entry.searcher == "random" or not entry.sampled:
             yield random_points(entry, method, self._spec.seed)
             return
@@ -167,7 +167,7 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
     def _fresh(
         self, method: str, candidates: Iterator[dict[str, Any] | None]
     ) -> Iterator[dict[str, Any] | None]:
-        """The candidates that are neither known nor running."""
+        """Candidates that are neither known nor running."""
         for params in candidates:
             if params is None:
                 yield None
@@ -177,7 +177,7 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
                 yield params
 
     def _guided(self, method: str, entry: MethodSpec, seed: int) -> Iterator[dict[str, Any] | None]:
-        """Candidates that an Optuna sampler proposes, batch by batch; None: results are awaited."""
+        """Candidates of an Optuna sampler, batch by batch; None: wait for results."""
         search = _optuna_search(entry, seed, self.metric, self.mode)
         trials = entry.trials or 1
         for start in range(0, trials, self._batch):
@@ -216,7 +216,7 @@ def _distribution(space: Space) -> CategoricalDistribution | FloatDistribution:
 
 
 def _settled(entry: MethodSpec, suggested: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters that an Optuna suggestion stands for."""
+    """Parameters of an Optuna suggestion."""
     chosen = {}
     for at, (path, space) in enumerate(entry.sampled.items()):
         value = suggested[_label(at)]
@@ -226,7 +226,8 @@ def _settled(entry: MethodSpec, suggested: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _label(at: int) -> str:
-    """Optuna sorts spaces by name; ours are in order already, and paths would need escaping."""
+    """Label of a search space for Optuna, which sorts by name; ours are in order already, and paths
+    would need escaping."""
     return f"{at:04d}"
 
 

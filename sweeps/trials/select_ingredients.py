@@ -1,4 +1,4 @@
-"""One trial of a method that selects ingredients: candidates are scored, several at a time.
+"""Trial of a method that selects ingredients: candidate soups are evaluated, several at a time.
 
 Which candidate comes next is `fusion.methods.soups.greedy`'s to say; here they are evaluated, and
 every score is
@@ -53,8 +53,7 @@ NO_INTERVAL = "no interval: of a loss only the mean is kept"
 
 
 class Scores:
-    """Scores of soups, each evaluated once: a soup is known by its ingredients, whatever their
-    order."""
+    """Scores of soups, each evaluated once; the order of ingredients does not matter."""
 
     def __init__(
         self, method: str, selection: Selection, experts: Experts, inputs: LearningInputs, key: str
@@ -69,18 +68,18 @@ class Scores:
         self.known: dict[str, dict[str, Any]] = restored(kept)
 
     def name(self, soup: Subset) -> str:
-        """`"a*2 b"`."""
+        """Name of a soup: `"a*2 b"`."""
         counts = Counter(self.inputs.tasks[i] for i in soup)
         return " ".join(f"{each}*{n}" if n > 1 else each for each, n in sorted(counts.items()))
 
     def coding(self, soup: Subset) -> bytes:
-        """The coding file of a soup: each ingredient as often as it was taken."""
+        """Coding file of a soup: each ingredient with its multiplicity."""
         counts = Counter(soup)
         shares = [counts[i] / len(soup) for i in range(len(self.inputs.tasks))]
         return dump_shares(shares, self.inputs.tasks)
 
     def __call__(self, soups: Sequence[Subset]) -> list[float]:
-        """The score of each, larger is better; NaN where it is no finite number.
+        """Score of each soup, larger is better; NaN if it is not finite.
 
         Raises:
             Vanished: an ingredient whose file is gone.
@@ -98,12 +97,13 @@ class Scores:
         return [self.sign * float(self.known[self.name(soup)]["score"]) for soup in soups]
 
     def correct(self, soup: Subset) -> list[NDArray[np.bool_]]:
-        """Whether each sample is right, of each task that the metric is of; of a scored soup."""
+        """Per-sample correctness of a scored soup, on each task of the metric."""
         return [unpacked(text) for text in self.known[self.name(soup)]["correct"].values()]
 
 
 def scored(evaluation: Evaluation, metric: str) -> float:
-    """The metric's value; NaN where logits were NaN or infinite, whose top class means nothing.
+    """Value of the metric; NaN if logits were NaN or infinite, because their top class means
+    nothing.
 
     Raises:
         InputError: no such metric.
@@ -117,7 +117,7 @@ def scored(evaluation: Evaluation, metric: str) -> float:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a trial came to."""
+    """Result of a trial."""
 
     data: bytes
     """The soup's coding file."""
@@ -130,7 +130,7 @@ class Chosen:
 def select(
     config: Mapping[str, Any], experts: Experts, inputs: LearningInputs, report: Report
 ) -> None:
-    """Choose ingredients, keep the soup's coding, and report it on the select split.
+    """Select ingredients, write the soup's coding, and report it on the select split.
 
     Raises:
         InputError: an unknown ingredient or metric; no ingredient with a finite score, or none
@@ -149,7 +149,7 @@ def select(
 
 
 def surviving(selection: Selection, scores: Scores, config: Mapping[str, Any]) -> Chosen:
-    """What is chosen among the ingredients whose files are there.
+    """Select among the ingredients whose files exist.
 
     One that vanishes on the way is left out and it all begins anew: the result is that of the pool
     without it, and the scores that are known are not asked for again.
@@ -173,7 +173,7 @@ def surviving(selection: Selection, scores: Scores, config: Mapping[str, Any]) -
 
 
 def left_out(name: str) -> dict[str, Any]:
-    """The decision on an ingredient that vanished."""
+    """Decision on an ingredient that vanished."""
     return {"candidate": name, "ingredient": name, "outcome": "vanished", "score": None,
             "best": None, "note": VANISHED}  # fmt: skip
 
@@ -181,7 +181,7 @@ def left_out(name: str) -> dict[str, Any]:
 def chosen(
     selection: Selection, scores: Scores, pool: Sequence[int], gone: Sequence[int]
 ) -> tuple[Subset, list[dict[str, Any]]]:
-    """The soup of ingredients of a pool, and every decision on the way; `gone` cannot be read."""
+    """Select the soup of a pool, with every decision; ingredients in `gone` cannot be read."""
     inputs, experts = scores.inputs, scores.experts
     singles = [math.nan] * len(inputs.tasks)
     for i, score in zip(pool, scores([(i,) for i in pool]), strict=True):
@@ -220,7 +220,7 @@ def chosen(
 
 
 def pool_of(selection: Selection, inputs: LearningInputs) -> list[int]:
-    """The ingredients that may be taken, in the order they are named in.
+    """Indices of the ingredients that may be selected, in the order named.
 
     Raises:
         InputError: an unknown name, or none.
@@ -230,7 +230,7 @@ def pool_of(selection: Selection, inputs: LearningInputs) -> list[int]:
 
 
 def single(scores: Scores, i: int, score: float, *, taken: bool) -> dict[str, Any]:
-    """The decision on one of the ingredients of which only the best is taken."""
+    """Decision on one ingredient of a method that selects only the best."""
     known = math.isfinite(score)
     outcome = "accepted" if taken else "rejected" if known else "failed"
     said = {"candidate": scores.name((i,)), "score": finite(scores.sign * score)}
@@ -238,7 +238,7 @@ def single(scores: Scores, i: int, score: float, *, taken: bool) -> dict[str, An
 
 
 def decision(step: Step, scores: Scores) -> dict[str, Any]:
-    """One decision in plain types; of an accepted one, how sure its gain in accuracy is."""
+    """A decision in plain types; of an accepted one, with the interval of its gain in accuracy."""
     before, accepted = step.candidate[:-1], step.outcome == "accepted"
     said = {
         "candidate": scores.name(step.candidate),
@@ -257,7 +257,7 @@ def decision(step: Step, scores: Scores) -> dict[str, Any]:
 
 
 def remark(step: Step, scores: Scores) -> str:
-    """What a decision says that its scores do not."""
+    """Note of a decision."""
     if step.outcome == "failed":
         return FAILED
     if step.twin is not None and step.twin != step.ingredient:
@@ -268,7 +268,7 @@ def remark(step: Step, scores: Scores) -> str:
 
 
 def packed(evaluation: Evaluation, metric: str) -> dict[str, str]:
-    """Task -> which samples are right, in few characters: the metric's task, or all of them."""
+    """Pack per-sample correctness as text: task -> samples, for the metric's task or all tasks."""
     task = metric.partition("/")[2]
     return {
         name: f"{len(score.correct)} {b64encode(np.packbits(score.correct).tobytes()).decode()}"
@@ -278,7 +278,7 @@ def packed(evaluation: Evaluation, metric: str) -> dict[str, str]:
 
 
 def unpacked(text: str) -> NDArray[np.bool_]:
-    """One task's of `packed`."""
+    """Inverse of `packed` for one task."""
     count, data = text.split(" ")
     bits = np.frombuffer(b64decode(data), dtype=np.uint8)
     return np.unpackbits(bits)[: int(count)].astype(bool)
@@ -289,14 +289,14 @@ Packed = Annotated[str, Field(pattern=r"^[0-9]{1,12} [A-Za-z0-9+/]*={0,2}$")]
 
 
 class Scored(TypedDict):
-    """One candidate that was asked about."""
+    """A candidate that was evaluated."""
 
     score: float
     correct: dict[str, Packed]
 
 
 def restored(data: bytes | None) -> dict[str, dict[str, Any]]:
-    """The scores of a killed trial; a damaged file counts as none."""
+    """Scores of a killed trial; a damaged file counts as empty."""
     try:
         found = checked(dict[str, Scored], parse_json(data or b"{}", "scores"), "scores")
     except InputError:

@@ -1,7 +1,7 @@
-"""One trial, in a process that computes nothing: it imports Ray and no torch.
+"""Tune trainable: one trial. It computes nothing itself; its process imports Ray and no torch.
 
 A sweep's trial processes start while the replicas already work; what they import, the replicas wait
-for. So this file knows the desk by its calls alone, and speaks plain numbers and dicts.
+for. So this file calls the dispatcher by name, with plain numbers and dicts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ray import tune
 
 
 def run_trial(config: Mapping[str, Any], client: bytes, desk: Any, inputs: bytes | None) -> None:
-    """The trainable: one suggestion of `MethodSearch`, measured on the select split.
+    """Run one suggestion of `MethodSearch` and report its select-split metrics.
 
     Reports the metrics and, under `entry`, the fields of a ledger entry; `status` says whether it
     failed. Nothing is raised: to Tune, a trial that raised is one whose process died, and those run
@@ -27,8 +27,8 @@ def run_trial(config: Mapping[str, Any], client: bytes, desk: Any, inputs: bytes
     Args:
         config: the suggestion.
         client: a pickled `Client`; opened by trials that learn, which need torch.
-        desk: the fleet's.
-        course: a pickled `Course`, where `config["method"]` learns.
+        desk: the fleet's dispatcher.
+        inputs: pickled `LearningInputs`, if `config["method"]` learns.
     """
     entry = {**config, "split": "select", "started": datetime.now(UTC).isoformat()}
     try:
@@ -55,7 +55,7 @@ def run_trial(config: Mapping[str, Any], client: bytes, desk: Any, inputs: bytes
 def learn_trial(
     config: Mapping[str, Any], entry: dict[str, Any], client: Any, inputs: bytes
 ) -> None:
-    """A trial of a method that learns; imports torch."""
+    """Run a trial of a method that learns; imports torch."""
     from sweeps.planning.learning_needs import LAST_RUNG
 
     client = client.named(config["trial_key"])
@@ -76,7 +76,8 @@ def learn_trial(
 
 
 def learner_of(method: str) -> Callable[..., None]:
-    """How a method learns: `way(config, experts, course, report)`; imports torch."""
+    """Function that runs a learning trial of a method: `learner(config, experts, inputs, report)`;
+    imports torch."""
     from fusion.registry import METHODS, Fitted, Resident, Selected
     from sweeps.trials.fit_classifier import fit
     from sweeps.trials.learn_coding import learn

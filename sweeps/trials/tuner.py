@@ -1,4 +1,4 @@
-"""How a Tune run ends: with our own fault where one of our callbacks raised it."""
+"""Run Tune, and raise the error of our own callback if one failed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def fit(tuner: Any, faults: Sequence[BaseException]) -> None:
-    """`tuner.fit()`; where it fails, the first of `faults`, if there is one, is what is raised.
+    """Call `tuner.fit()`; if it fails, raise the first of `faults`, if there is one.
 
     Tune wraps what a callback raises in an error of its own, so callbacks note theirs in `faults`,
     a list that fills while the run goes on. Whatever else Tune raises is raised as it is.
