@@ -13,4 +13,4 @@ def fine_tune(base: Path, images: Tensor, labels: Tensor, head: Tensor, out: Pat
     """`fine_tune`, with the fields of `FineTuning` among the keywords."""
     names = {field.name for field in fields(FineTuning)} & given.keys()
     options = FineTuning(**{name: given.pop(name) for name in names})
-    return tune(base, images, labels, head, out, options, **given)
+    return tune(base, images, labels, words, out, options, **given)

@@ -116,12 +116,14 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in (ACCURACY, NLL)}
 
 
 def metric_of(name: str) -> Metric:
-    """The metric of a name such as `acc/mean`.
+    """The metric of a name such as `acc/mean`; accuracy for a name without one.
 
-    >>> metric_of("nll/digits").larger_is_better
-    False
+    Searches of `sweeps train` call accuracy on the select rows `select`.
+
+    >>> metric_of("nll/digits").larger_is_better, metric_of("select").larger_is_better
+    (False, True)
     """
-    return METRICS[name.partition("/")[0]]
+    return METRICS.get(name.partition("/")[0], ACCURACY)
 
 
 def sign_of(name: str) -> float:
@@ -139,7 +141,7 @@ def ranked_by(name: str) -> RankedMetric:
     >>> ranked_by("acc/mean").name, ranked_by("nll/mean").name
     ('acc', 'acc')
     """
-    found: Any = METRICS.get(name.partition("/")[0], ACCURACY)
+    found: Any = metric_of(name)
     ranked: RankedMetric = found if found.ranks else ACCURACY
     return ranked
 

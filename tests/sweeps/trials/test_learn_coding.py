@@ -49,7 +49,7 @@ def trial(method, parts, folder, **params):
     experts, inputs, source = parts
     given = {"extractor": source, **DAWE} if method == "dawe" else dict(ADAMERGING)
     config = {"method": method, "params": given | params, "trial_key": "k", "seed": 5}
-    return config, experts, replace(inputs, keep=LocalStore(folder))
+    return config, experts, replace(inputs, artifacts=LocalStore(folder))
 
 
 def run(method, parts, folder, **params):

@@ -56,7 +56,7 @@ def trial(method, parts, folder, **params):
         "trial_key": "k",
         "seed": 5,
     }
-    return config, experts, replace(inputs, keep=LocalStore(folder))
+    return config, experts, replace(inputs, artifacts=LocalStore(folder))
 
 
 def run(method, parts, folder, **params):
