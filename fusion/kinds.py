@@ -8,7 +8,7 @@ needs of a model family (`requires`). Callers ask for facts, not for kinds.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Concatenate, Literal, TypeAlias
 
 from torch import Tensor
@@ -17,11 +17,12 @@ from fusion.errors import InputError
 from fusion.methods.classifiers.interface import Fit, Plane, wide
 from fusion.methods.learned.in_model import ResidentCourse
 from fusion.methods.learned.steps import Learning, Shape
-from fusion.methods.routed.dawin import Evidence, Routing
+from fusion.methods.routed.dawin import Evidence, Routing, is_oracle, transductive
 from fusion.methods.soups.selection import Selection
 from fusion.methods.statistics.collect import Asked
 from fusion.parameters import Parameter, bind, parameters
 from fusion.task_vectors.sharded_reduce import Survey, run_surveys
+from fusion.task_vectors.sparsify import Trim
 from fusion.task_vectors.task_vectors import TaskVectors
 
 Output: TypeAlias = Literal["one_model", "model_per_task", "model_per_sample", "logits"]
@@ -39,6 +40,36 @@ Requirement: TypeAlias = Literal["embeddings", "cosine_head", "mlp_blocks"]
 """What a method needs of a model family: `embeddings` an output [B, D] before the head;
 `cosine_head` class weights [C, D] that are compared with normalised embeddings; `mlp_blocks` blocks
 with an MLP that routers can replace."""
+
+
+LearnedFile: TypeAlias = Literal["coding", "gate", "in_model", "classifier"]
+"""What the learned file of a method holds: a `coding` (coefficients of task vectors), a `gate` that
+computes codings from features, `in_model` parameters that live beside the weights in the shards
+(routers, masks), or a `classifier` of the experts' outputs for each task."""
+
+NO_SINGLE_MODEL: Mapping[Output, str] = {
+    "logits": "fuses logits",
+    "model_per_sample": "one model a sample",
+    "model_per_task": "one model a task",
+}
+"""Output -> why there is no single merged model, for messages."""
+
+
+@dataclass(frozen=True, eq=False)
+class MergeInputs:
+    """What a merge reads beside task vectors and hyper-parameters; each kind reads its own part."""
+
+    survey: Any = None
+    """Result of the method's survey over all shards; None: computed from the given vectors."""
+    statistics: Mapping[str, Tensor] | None = None
+    """Tensor name -> statistics of data [T, …], of a method that reads statistics."""
+    task: str | None = None
+    """The expert whose model is wanted, of a method that returns one model for each task."""
+    learned: Mapping[str, Tensor] | None = None
+    """Name -> tensor that was learned in the shards, of a method that learns there."""
+
+
+NOTHING = MergeInputs()
 
 
 @dataclass(frozen=True)
@@ -63,9 +94,14 @@ class Row:
         return frozenset({"weights"})
 
     @property
+    def learned(self) -> LearnedFile | None:
+        """What the file holds that a trial learns first; None: the method does not learn."""
+        return None
+
+    @property
     def learns(self) -> bool:
-        """Whether a trial produces a file first: a coding, a gate, masks, a classifier."""
-        return False
+        """Whether a trial produces a learned file first."""
+        return self.learned is not None
 
     @property
     def stepwise(self) -> bool:
@@ -76,6 +112,40 @@ class Row:
     def fits(self) -> bool:
         """Whether it always reads rows of the `fit` split."""
         return False
+
+    @property
+    def surveyed(self) -> bool:
+        """Whether a merge needs sums over all shards first."""
+        return False
+
+    def whole_task(self, params: Mapping[str, Any]) -> bool:
+        """Whether it reads all evaluated rows of a task together, or their labels."""
+        return False
+
+    def trim(self, shape: Shape, **params: Any) -> Trim:
+        """How task vectors are trimmed before the learned coding mixes them."""
+        return Trim()
+
+    def start_survey(
+        self, vectors: TaskVectors, inputs: MergeInputs = NOTHING, **params: Any
+    ) -> Survey[Any]:
+        """The survey of one shard, not yet started.
+
+        Raises:
+            AssertionError: the method has no survey, see `surveyed`.
+        """
+        raise AssertionError(f"{self.rule.__name__} has no survey")
+
+    def merge(
+        self, vectors: TaskVectors, inputs: MergeInputs = NOTHING, **params: Any
+    ) -> dict[str, Tensor]:
+        """The merged state dict of a model, or of one shard of it.
+
+        Raises:
+            InputError: wrong parameters or inputs; a method that merges no weights.
+        """
+        why = NO_SINGLE_MODEL.get(self.output, "needs its coding")
+        raise InputError(f"{self.rule.__name__}: {why}; there is no single model to build")
 
     @property
     def parameters(self) -> dict[str, Parameter]:
@@ -102,11 +172,6 @@ class Learned(Row):
 
     scope = "model"
 
-    @property
-    def learns(self) -> bool:
-        """Always."""
-        return True
-
 
 @dataclass(frozen=True)
 class Static(Row):
@@ -123,40 +188,52 @@ class Static(Row):
         """`tensor`: works tensor by tensor; `model`: surveys the whole model first."""
         return "model" if self.survey else "tensor"
 
-    def merge(self, vectors: TaskVectors, **params: Any) -> dict[str, Tensor]:
-        """The merged state dict of a whole model.
+    @property
+    def surveyed(self) -> bool:
+        """Whether it has a survey."""
+        return self.survey is not None
+
+    def merge(
+        self, vectors: TaskVectors, inputs: MergeInputs = NOTHING, **params: Any
+    ) -> dict[str, Tensor]:
+        """The merged state dict of a model; of one shard, with the `survey` of all shards.
 
         Raises:
-            InputError: unknown, missing or wrong parameters.
+            InputError: unknown, missing or wrong parameters; inputs that are missing or wrong.
         """
-        return self.merge_shards([vectors], **params)[0]
+        bound = self.bound(params)
+        found = {"survey": inputs.survey} if self.surveyed else {}
+        return self.rule(vectors, **self.read(vectors, inputs, bound), **found, **bound)
 
-    def merge_shards(self, shards: Sequence[TaskVectors], **params: Any) -> list[dict[str, Tensor]]:
+    def merge_shards(
+        self, shards: Sequence[TaskVectors], inputs: MergeInputs = NOTHING, **params: Any
+    ) -> list[dict[str, Tensor]]:
         """The merged state dict of each shard of one model; equal to the whole's, to the bit."""
-        result = None
-        if self.survey is not None:
-            result = run_surveys([self.start_survey(shard, params) for shard in shards])
-        return [self.merge_surveyed(shard, result, params) for shard in shards]
+        if self.surveyed:
+            surveys = [self.start_survey(shard, inputs, **params) for shard in shards]
+            inputs = replace(inputs, survey=run_surveys(surveys))
+        return [self.merge(shard, inputs, **params) for shard in shards]
 
-    def start_survey(self, vectors: TaskVectors, params: Mapping[str, Any]) -> Survey[Any]:
-        """The survey of one shard, not yet begun; of a method that has one."""
+    def start_survey(
+        self, vectors: TaskVectors, inputs: MergeInputs = NOTHING, **params: Any
+    ) -> Survey[Any]:
+        """The survey of one shard, not yet started."""
         assert self.survey is not None
         return self.survey(vectors, **self.bound(params))
 
-    def merge_surveyed(
-        self, vectors: TaskVectors, result: Any, params: Mapping[str, Any]
-    ) -> dict[str, Tensor]:
-        """The merged state dict of one shard, given the result of the surveys of all."""
-        found = {} if self.survey is None else {"survey": result}
-        return self.rule(vectors, **found, **self.bound(params))
+    def read(
+        self, vectors: TaskVectors, inputs: MergeInputs, bound: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The keyword arguments that the rule takes from `inputs`, checked."""
+        return {}
 
 
 @dataclass(frozen=True)
 class PerTask(Static):
     """Weights -> one model a task: `rule(vectors, *, task, …) -> StateDict`.
 
-    Among the parameters of a call, `task` names the expert whose model is wanted; it is no
-    hyper-parameter, so specs cannot set it.
+    The rule's argument `task` is the expert whose model is wanted (`MergeInputs.task`); it is no
+    hyper-parameter, so sweep files cannot set it.
     """
 
     needs = "nothing but weights, and of each image the task that it is of"
@@ -171,35 +248,26 @@ class PerTask(Static):
         """The hyper-parameters, as the rule's signature states them."""
         return parameters(self.rule, hidden=("survey", "task"))
 
-    def start_survey(self, vectors: TaskVectors, params: Mapping[str, Any]) -> Survey[Any]:
-        """The survey of one shard: the same for all tasks."""
-        rest = {key: value for key, value in params.items() if key != "task"}
-        return super().start_survey(vectors, rest)
-
-    def merge_surveyed(
-        self, vectors: TaskVectors, result: Any, params: Mapping[str, Any]
-    ) -> dict[str, Tensor]:
-        """The merged state dict of one shard, of the task that `params` names.
+    def read(
+        self, vectors: TaskVectors, inputs: MergeInputs, bound: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The task.
 
         Raises:
-            InputError: no task named, or an unknown one; wrong parameters.
+            InputError: no task, or an unknown one.
         """
-        rest = dict(params)
-        task = rest.pop("task", None)
-        rest = self.bound(rest)
-        if task not in vectors.tasks:
+        if inputs.task not in vectors.tasks:
             allowed = f"one model a task; one of {', '.join(vectors.tasks)} allowed"
-            raise InputError(f"{self.rule.__name__}: task: {task!r}: {allowed}")
-        found = {} if self.survey is None else {"survey": result}
-        return self.rule(vectors, task=task, **found, **rest)
+            raise InputError(f"{self.rule.__name__}: task: {inputs.task!r}: {allowed}")
+        return {"task": inputs.task}
 
 
 @dataclass(frozen=True)
 class Informed(Static):
     """Weights and statistics of data -> weights: `rule(vectors, *, statistics, …) -> StateDict`.
 
-    Among the parameters of a call, `statistics` maps tensor names to [T, …]; it is no
-    hyper-parameter. `asks` says, given the hyper-parameters, which statistics those are.
+    The rule's argument `statistics` maps tensor names to [T, …] (`MergeInputs.statistics`); it is
+    no hyper-parameter. `asks` returns, given the hyper-parameters, which statistics are needed.
     """
 
     asks: Callable[..., Asked] = field(kw_only=True)
@@ -229,33 +297,26 @@ class Informed(Static):
         """
         return self.asks(**self.bound(params))
 
-    def start_survey(self, vectors: TaskVectors, params: Mapping[str, Any]) -> Survey[Any]:
-        """The survey of one shard, not yet begun."""
+    def start_survey(
+        self, vectors: TaskVectors, inputs: MergeInputs = NOTHING, **params: Any
+    ) -> Survey[Any]:
+        """The survey of one shard, not yet started."""
         assert self.survey is not None
-        found, rest = self.split(params)
-        return self.survey(vectors, statistics=found, **rest)
+        bound = self.bound(params)
+        return self.survey(vectors, **self.read(vectors, inputs, bound), **bound)
 
-    def merge_surveyed(
-        self, vectors: TaskVectors, result: Any, params: Mapping[str, Any]
-    ) -> dict[str, Tensor]:
-        """The merged state dict of one shard.
+    def read(
+        self, vectors: TaskVectors, inputs: MergeInputs, bound: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The statistics.
 
         Raises:
-            InputError: wrong parameters; statistics that are missing or of other weights.
+            InputError: there are none.
         """
-        found, rest = self.split(params)
-        surveyed = {} if self.survey is None else {"survey": result}
-        return self.rule(vectors, statistics=found, **surveyed, **rest)
-
-    def split(self, params: Mapping[str, Any]) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
-        """The statistics, and all hyper-parameters."""
-        rest = dict(params)
-        found = rest.pop("statistics", None)
-        rest = self.bound(rest)
-        if found is None:
-            name = self.rule.__name__
-            raise InputError(f"{name}: statistics: none given; {self.asks(**rest).kind} needed")
-        return found, rest
+        if inputs.statistics is None:
+            name, needed = self.rule.__name__, self.asks(**bound).kind
+            raise InputError(f"{name}: statistics: none given; {needed} needed")
+        return {"statistics": inputs.statistics}
 
 
 @dataclass(frozen=True)
@@ -299,6 +360,11 @@ class Selected(Learned):
         """Weights, and the scores of soups on labelled inputs."""
         return frozenset({"weights", "inputs", "labels"})
 
+    @property
+    def learned(self) -> LearnedFile | None:
+        """The coding of the chosen soup."""
+        return "coding"
+
     def selection(self, **params: Any) -> Selection:
         """How ingredients are chosen.
 
@@ -318,6 +384,11 @@ class Fitted(Learned):
     select_only: bool = False
     """Whether it reads rows of the `select` split alone, and none of `fit`."""
     kind = "logits"
+
+    @property
+    def learned(self) -> LearnedFile | None:
+        """The classifier of each task."""
+        return "classifier"
 
     @property
     def output(self) -> Output:
@@ -371,6 +442,11 @@ class Adaptive(Learned):
     kind = "adaptive"
 
     @property
+    def learned(self) -> LearnedFile | None:
+        """A coding."""
+        return "coding"
+
+    @property
     def reads(self) -> frozenset[Read]:
         """Weights and inputs, and labels where it learns from them."""
         read: frozenset[Read] = frozenset({"weights", "inputs"})
@@ -394,12 +470,21 @@ class Adaptive(Learned):
         """
         return self.rule(shape, **self.bound(params))
 
+    def trim(self, shape: Shape, **params: Any) -> Trim:
+        """How task vectors are trimmed before coefficients are learned on them."""
+        return self.learning(shape, **params).trim
+
 
 @dataclass(frozen=True)
 class Gated(Adaptive):
     """Unlabelled batches -> a gate, which gives each sample a coding from its features."""
 
     kind = "routed"
+
+    @property
+    def learned(self) -> LearnedFile | None:
+        """The gate."""
+        return "gate"
 
     @property
     def output(self) -> Output:
@@ -421,6 +506,11 @@ class Resident(Learned):
     """What was learned -> the merged model; None: there is one model a sample."""
     kind = "resident"
     needs = "unlabelled images of each task"
+
+    @property
+    def learned(self) -> LearnedFile | None:
+        """Routers or masks."""
+        return "in_model"
 
     @property
     def output(self) -> Output:
@@ -445,20 +535,18 @@ class Resident(Learned):
         """
         return self.rule(shape, **self.bound(params))
 
-    def merge_surveyed(
-        self, vectors: TaskVectors, result: None, params: Mapping[str, Any]
+    def merge(
+        self, vectors: TaskVectors, inputs: MergeInputs = NOTHING, **params: Any
     ) -> dict[str, Tensor]:
-        """The merged state dict of one shard; among the parameters, `learned` is name -> tensor.
+        """The merged state dict of one shard, by the masks that were learned for its tensors.
 
         Raises:
             InputError: wrong parameters; what was learned is of other weights; no single model.
         """
-        rest = dict(params)
-        found = rest.pop("learned", {})
         if self.blend is None:
-            name = self.rule.__name__
-            raise InputError(f"{name}: one model a sample; there is no single model to build")
-        return self.blend(vectors, found, self.course(Shape(vectors.tasks, vectors.groups), **rest))
+            return super().merge(vectors, inputs, **params)
+        course = self.course(Shape(vectors.tasks, vectors.groups), **params)
+        return self.blend(vectors, inputs.learned or {}, course)
 
 
 @dataclass(frozen=True)
@@ -479,6 +567,10 @@ class Routed(Row):
     def reads(self) -> frozenset[Read]:
         """Weights, and the experts' logits of the rows that are evaluated."""
         return frozenset({"weights", "expert_logits"})
+
+    def whole_task(self, params: Mapping[str, Any]) -> bool:
+        """Whether it fits its coefficients to all rows of a task, or reads their labels."""
+        return transductive(params) or is_oracle(params)
 
     def route(self, evidence: Evidence, **params: Any) -> Routing:
         """Which rows go to which merged model.

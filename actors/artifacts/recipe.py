@@ -21,3 +21,5 @@ class Recipe:
     params: Mapping[str, Any] = field(default_factory=dict)
     learned: bytes | None = field(default=None, repr=False)
     """Bytes of the learned file (a gate, a coding, …) of a method that learns."""
+    task: str | None = None
+    """The expert whose model is built, of a method that makes one model for each task."""

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import torch
 
-from fusion.registry import METHODS, Learned
+from fusion.registry import METHODS
 
 CLEAR = Path("/proc/self/clear_refs")
 """Linux: a 5 written here puts the process's peak back to what it holds now. Without it (other
@@ -76,7 +76,8 @@ class HighWater:
         """See `Water.told`."""
         with self.lock:
             self.keep(device)
-            learns = isinstance(METHODS.get(method), Learned)
+            row = METHODS.get(method)
+            learns = row is not None and row.learns
             taught, self.taught = (self.taught, 0) if learns else (0, self.taught)
         return max(taught, peak_bytes(device))
 

@@ -28,12 +28,10 @@ from fusion.registry import (
     METHODS,
     Fitted,
     Gated,
-    Informed,
     LogitSpace,
     PerTask,
     Resident,
     Routed,
-    Static,
 )
 from fusion.task_vectors.coding import sole
 
@@ -52,18 +50,17 @@ def model_weights(runner: ModelRunner, recipe: Recipe) -> Weights:
     Raises:
         InputError: an unknown method or parameter, or a method that makes no single model.
     """
-    method = static_method(recipe)
-    if isinstance(method, Informed):
-        keys = gathered(runner, recipe.method, recipe.params)
-        return runner.pipeline.weights(recipe.method, recipe.params, statistics=keys)
-    if isinstance(method, Static):
-        return runner.pipeline.weights(recipe.method, recipe.params)
+    method, make = static_method(recipe), runner.pipeline.weights
     if method is None:
-        return runner.pipeline.weights(coding=torch.zeros(1, len(runner.tasks), 1))
-    if isinstance(method, Resident):
+        return make(coding=torch.zeros(1, len(runner.tasks), 1))
+    if method.learned == "coding":
+        coding, trim = learned_coding(recipe, runner.tasks, runner.pipeline.groups)
+        return make(coding=coding, trim=trim)
+    if method.learned == "in_model":
         return opened(runner, recipe)[0]
-    coding, trim = learned_coding(method, recipe, runner.tasks, runner.pipeline.groups)
-    return runner.pipeline.weights(coding=coding, trim=trim)
+    reads = "statistics" in method.reads
+    keys = gathered(runner, recipe.method, recipe.params) if reads else ()
+    return make(recipe.method, recipe.params, statistics=keys, task=recipe.task)
 
 
 def predict(runner: ModelRunner, recipe: Recipe, names: Sequence[str], role: str) -> Predictions:
@@ -71,9 +68,7 @@ def predict(runner: ModelRunner, recipe: Recipe, names: Sequence[str], role: str
     if recipe.method == "experts":
         return {name: runner.logits_of(name, name, role) for name in names}
     method = METHODS.get(recipe.method)  # None: the base
-    predictor = next(
-        (each for kind, each in PREDICTORS.items() if isinstance(method, kind)), by_one
-    )
+    predictor = by_one if method is None else PREDICTORS.get(type(method), by_one)
     return predictor(runner, method, recipe, names, role)
 
 
@@ -145,7 +140,7 @@ def by_resident(
     runner: ModelRunner, method: Resident, recipe: Recipe, names: Sequence[str], role: str
 ) -> Predictions:
     """Routers inside the model, or one model blended by masks that were learned in the shards."""
-    if method.blend is None:
+    if method.output == "model_per_sample":
         return routed_logits(runner, recipe, names, role)
     return by_one(runner, method, recipe, names, role)
 

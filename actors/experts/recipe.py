@@ -1,8 +1,8 @@
-"""What a recipe makes: one model, by a static method or a learned coding, or a gate."""
+"""From a recipe to weights: one merged model, a learned coding, or a gate."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,21 +16,10 @@ from actors.pool.pool import Pool
 from actors.pool.streaming_merge import streamed
 from actors.pool.vectors_on_disk import filed_vectors
 from fusion.errors import InputError, unknown
+from fusion.kinds import NO_SINGLE_MODEL, MergeInputs
 from fusion.methods.learned.gate import Gate
 from fusion.methods.learned.steps import Shape
-from fusion.registry import (
-    METHODS,
-    Adaptive,
-    Fitted,
-    Gated,
-    Learned,
-    LogitSpace,
-    PerTask,
-    Resident,
-    Routed,
-    Selected,
-    Static,
-)
+from fusion.registry import METHODS, Gated, Method
 from fusion.task_vectors.coding import mix
 from fusion.task_vectors.sharded_reduce import run_surveys
 from fusion.task_vectors.sparsify import Trim, trim_survey, trimmed
@@ -50,38 +39,36 @@ def results_dtype(name: str) -> torch.dtype | None:
     return None if name == "base" else torch.float32
 
 
-def static_method(recipe: Recipe) -> Static | Learned | None:
+def static_method(recipe: Recipe) -> Method | None:
     """The method of a recipe that makes one model; None: the base.
 
     Raises:
         InputError: an unknown name, or a method that makes no single model.
     """
     method = METHODS.get(recipe.method)
-    if isinstance(method, LogitSpace | Fitted):
-        raise InputError(f"{recipe.method}: fuses logits; there is no single model to build")
-    if isinstance(method, Gated | Routed):
-        raise InputError(f"{recipe.method}: one model a sample; there is no single model to build")
-    if isinstance(method, Resident) and method.blend is None:
-        raise InputError(f"{recipe.method}: one model a sample; there is no single model to build")
-    if isinstance(method, PerTask) and "task" not in recipe.params:
+    if method is None:
+        if recipe.method != BASE:
+            raise InputError(unknown("method", recipe.method, [*METHODS, BASE]))
+        return None
+    if method.output == "model_per_task":
         method.bound(recipe.params)  # a misspelt parameter is the nearer fault
-        raise InputError(f"{recipe.method}: one model a task; there is no single model to build")
-    if method is None and recipe.method != BASE:
-        raise InputError(unknown("method", recipe.method, [*METHODS, BASE]))
+        if recipe.task is not None:
+            return method
+    if method.output in NO_SINGLE_MODEL:
+        why = NO_SINGLE_MODEL[method.output]
+        raise InputError(f"{recipe.method}: {why}; there is no single model to build")
     return method
 
 
 def learned_coding(
-    method: Learned, recipe: Recipe, tasks: Sequence[str], groups: Sequence[str]
+    recipe: Recipe, tasks: Sequence[str], groups: Sequence[str]
 ) -> tuple[Tensor, Trim]:
-    """The coding that was learned or chosen, and the task vectors it is meant for.
+    """The coding that was learned or chosen, and how the task vectors it mixes are trimmed.
 
     Raises:
         InputError: nothing learned, or by another pool.
     """
-    trim = Trim()
-    if isinstance(method, Adaptive):
-        trim = method.learning(Shape(tuple(tasks), tuple(groups)), **recipe.params).trim
+    trim = METHODS[recipe.method].trim(Shape(tuple(tasks), tuple(groups)), **recipe.params)
     if recipe.learned is None:
         raise InputError(f"{recipe.method}: nothing learned; a recipe needs its coding file")
     return load_coding(recipe.learned, tasks, groups, recipe.method), trim
@@ -90,9 +77,7 @@ def learned_coding(
 def learned_beta(recipe: Recipe) -> float:
     """The inverse temperature that was learned with a coding; 1 for all else."""
     method = METHODS.get(recipe.method)
-    if recipe.learned is None or isinstance(method, Gated):
-        return 1.0
-    if not isinstance(method, Adaptive | Selected):
+    if method is None or method.learned != "coding" or recipe.learned is None:
         return 1.0
     return beta_of(recipe.learned)
 
@@ -117,47 +102,55 @@ def opened_gate(
     return gate, key, method.learning(shape, **recipe.params).trim
 
 
-def rebuilt(pool: Pool, recipe: Recipe, results: str = "base") -> dict[str, Tensor]:
+def rebuilt(
+    pool: Pool,
+    recipe: Recipe,
+    results: str = "base",
+    statistics: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
     """θ by recipe from a pool's files, one tensor's task vectors in memory at a time.
 
     Args:
         pool: an opened pool.
         recipe: of one model.
         results: what it is rounded to, see `RESULTS`.
+        statistics: of a method that reads some: tensor name -> [T, …].
 
     Raises:
         InputError: see `merged`, `streamed` and `file_vectors`.
     """
     method = static_method(recipe)
-    if isinstance(method, Learned) and not isinstance(method, Resident):
-        coding, trim = learned_coding(method, recipe, pool.tasks, pool.groups)
+    if method is not None and method.learned == "coding":
+        coding, trim = learned_coding(recipe, pool.tasks, pool.groups)
         if trim.nothing:
             shared = coding.shape[2] == 1
             at = {name: 0 if shared else i for i, name in enumerate(pool.groups)}
             columns = coding[0].T.tolist()
             dtype = results_dtype(results)
             return dict(streamed(pool, lambda name: columns[at[name]], results=dtype))
-    return merged(replace(filed_vectors(pool), results=results_dtype(results)), recipe)
+    vectors = replace(filed_vectors(pool), results=results_dtype(results))
+    return merged(vectors, recipe, statistics)
 
 
 def of_task(recipe: Recipe, task: str) -> Recipe:
-    """The recipe of one task's model, of a method that makes one a task."""
-    return replace(recipe, params={**recipe.params, "task": task})
+    """The recipe of one task's model, of a method that makes one model for each task."""
+    return replace(recipe, task=task)
 
 
-def merged(vectors: TaskVectors, recipe: Recipe) -> dict[str, Tensor]:
+def merged(
+    vectors: TaskVectors, recipe: Recipe, statistics: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """θ by recipe, for exports: all at once, in this process.
 
     Raises:
         InputError: an unknown name, or a method that makes no single model.
     """
     method = static_method(recipe)
-    if isinstance(method, Static):
-        return method.merge(vectors, **recipe.params)
     if method is None:
         return mix(vectors, torch.zeros(1, len(vectors.tasks), 1))
-    if isinstance(method, Resident):
-        learned = learned_tensors(recipe, vectors.tasks)
-        return method.merge_surveyed(vectors, None, {**recipe.params, "learned": learned})
-    coding, trim = learned_coding(method, recipe, vectors.tasks, vectors.groups)
-    return mix(trimmed(vectors, trim, run_surveys([trim_survey(vectors, trim)])), coding)
+    if method.learned == "coding":
+        coding, trim = learned_coding(recipe, vectors.tasks, vectors.groups)
+        return mix(trimmed(vectors, trim, run_surveys([trim_survey(vectors, trim)])), coding)
+    learned = learned_tensors(recipe, vectors.tasks) if method.learned == "in_model" else None
+    inputs = MergeInputs(statistics=statistics, task=recipe.task, learned=learned)
+    return method.merge(vectors, inputs, **recipe.params)

@@ -10,8 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from actors.data.task_rows import TaskData, tasks_with
-from fusion.methods.routed.dawin import is_oracle, transductive
-from fusion.registry import METHODS, Fitted, PerTask, Routed
+from fusion.registry import METHODS
 
 ADAPT = "adapt/"
 """How the role of rows begins that are adapted to in the place of another role's."""
@@ -46,9 +45,10 @@ def stays_with_seen(method: str, params: Mapping[str, Any]) -> bool:
     (True, False)
     """
     row = METHODS.get(method)
-    if isinstance(row, Routed):
-        return transductive(params) or is_oracle(params)
-    return method == "experts" or isinstance(row, PerTask | Fitted)
+    if row is None:
+        return method == "experts"
+    a_task = row.output == "model_per_task" or row.learned == "classifier"
+    return a_task or row.whole_task(params)
 
 
 def measured(
@@ -63,7 +63,8 @@ def measured(
     `experts`, and methods that make one model an expert, are measured on tasks with an expert.
     """
     names = tasks_with(data, role)
-    if method == "experts" or isinstance(METHODS.get(method), PerTask):
+    row = METHODS.get(method)
+    if method == "experts" or (row is not None and row.output == "model_per_task"):
         names = [name for name in names if name in experts]
     if stays_with_seen(method, params):
         names = [name for name in names if not data[name].unseen]

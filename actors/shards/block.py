@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +22,9 @@ from actors.families.protocol import Activations, segment_names
 from actors.shards.messages import Batch, Weights
 from actors.shards.resident_model import Blueprint, ImageEncoder
 from fusion.errors import InputError
+from fusion.kinds import MergeInputs
 from fusion.merged_layers.modules import Mixer, merge_layers
-from fusion.registry import METHODS, Resident, Static
+from fusion.registry import METHODS
 from fusion.task_vectors.coding import mix
 from fusion.task_vectors.sparsify import trimmed
 from fusion.task_vectors.task_vectors import StateDict, TaskVectors
@@ -142,19 +142,20 @@ class Block:
         if weights.method is None:
             assert weights.coding is not None
             return mix(vectors, weights.coding)
-        method = METHODS[weights.method]
-        assert isinstance(method, Static | Resident)
-        return method.merge_surveyed(vectors, weights.survey, self.given(weights))
+        row = METHODS[weights.method]
+        return row.merge(vectors, self.inputs(weights), **(weights.params or {}))
 
-    def given(self, weights: Weights) -> dict[str, Any]:
-        """The parameters of a method's call, with the statistics that it needs."""
-        params = dict(weights.params or {})
-        if weights.statistics:
+    def inputs(self, weights: Weights) -> MergeInputs:
+        """What the method of `weights` reads beside task vectors and hyper-parameters."""
+        keys, learned = weights.statistics, weights.learned
+        if keys:
             self.check_untied(str(weights.method))
-            params["statistics"] = opened(weights.statistics, self.segments, self.statistics_root)
-        if weights.learned is not None:
-            params["learned"] = weights.learned.open()
-        return params
+        return MergeInputs(
+            survey=weights.survey,
+            statistics=opened(keys, self.segments, self.statistics_root) if keys else None,
+            task=weights.task,
+            learned=None if learned is None else learned.open(),
+        )
 
     def trimmed(self, weights: Weights) -> TaskVectors:
         """This block's task vectors as `weights.trim` wants them; one kind is kept at a time."""

@@ -60,6 +60,8 @@ class Weights:
     """Of a method that needs some: the key of each expert's files."""
     learned: Parcel | None = None
     """Of a method whose parameters live in the shards: what was learned."""
+    task: str | None = None
+    """Of a method that makes one model for each task: whose."""
     own: bool = False
     """Whether it is a member of the pool, or part of what makes a model a sample: no result that
     could be exported, so it is not rounded to the dtype of results."""
@@ -72,5 +74,4 @@ def weights_of(surveyed: Weights, coding: Tensor) -> Weights:
 
 def for_task(every: Weights, task: str) -> Weights:
     """One task's model, of a method that makes one a task; the survey is the same for all."""
-    params = {**(every.params or {}), "task": task}
-    return replace(every, key=f"{every.key} {task}", params=params)
+    return replace(every, key=f"{every.key} {task}", task=task)

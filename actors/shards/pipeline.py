@@ -20,7 +20,7 @@ from actors.cluster.metrics import count
 from actors.shards.messages import Parcel
 from actors.shards.shard import Batch, Weights, gradient_of
 from fusion.methods.learned.steps import Gradient
-from fusion.registry import METHODS, Static
+from fusion.registry import METHODS
 from fusion.task_vectors.gram import Gram, merged_grams
 from fusion.task_vectors.sparsify import Trim
 
@@ -136,15 +136,12 @@ class Pipeline:
         statistics: tuple[str, ...] = (),
         learned: Parcel | None = None,
         own: bool = False,
+        task: str | None = None,
     ) -> Weights:
         """What passes go through, surveyed over all shards where that is needed."""
         key, trim = uuid.uuid4().hex, trim or Trim()
-        made = Weights(key, method, params, coding, trim, None, statistics, learned, own)
-        if method is not None:
-            row = METHODS[method]
-            surveyed = isinstance(row, Static) and row.survey is not None
-        else:
-            surveyed = made.trim.elect
+        made = Weights(key, method, params, coding, trim, None, statistics, learned, task, own)
+        surveyed = METHODS[method].surveyed if method is not None else made.trim.elect
         return replace(made, survey=self.survey(made)) if surveyed else made
 
     def survey(self, weights: Weights) -> Any:

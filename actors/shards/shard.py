@@ -30,7 +30,7 @@ from actors.shards.statistics import Gathering
 from fusion.logits.cosine_head import logits
 from fusion.logits.entropy import entropy
 from fusion.methods.learned.steps import Gradient
-from fusion.registry import METHODS, Static
+from fusion.registry import METHODS
 from fusion.task_vectors.coding import check_coding, leaves
 from fusion.task_vectors.gram import Gram, gram
 from fusion.task_vectors.sharded_reduce import Survey
@@ -99,9 +99,8 @@ class Shard(Block):
         """The survey of a method or of a trim."""
         if weights.method is None:
             return trim_survey(self.counted, weights.trim)
-        method = METHODS[weights.method]
-        assert isinstance(method, Static)
-        return method.start_survey(self.counted, self.given(weights))
+        row = METHODS[weights.method]
+        return row.start_survey(self.counted, self.inputs(weights), **(weights.params or {}))
 
     def gram(self) -> Gram:
         """Inner products of this block's task vectors."""

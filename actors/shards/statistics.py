@@ -20,10 +20,11 @@ from actors.artifacts.statistics_file import opened, place, sound, write
 from actors.families.protocol import OUTPUT, Activations
 from actors.shards.block import Block
 from actors.shards.messages import Batch, Weights
+from fusion.kinds import MergeInputs
 from fusion.logits.cosine_head import logits
 from fusion.methods.statistics.collect import Grams, Statistics
 from fusion.methods.statistics.fisher import Squares
-from fusion.registry import METHODS, Informed
+from fusion.registry import METHODS
 from fusion.task_vectors.coding import mix, one_hot
 
 
@@ -236,7 +237,6 @@ class Gathering:
         """Segment by segment: experts on what the merged segments before made, their statistics
         written, the segment merged, and its outputs [T][batches] handed on."""
         row, vectors = METHODS[method], self.block.vectors
-        assert isinstance(row, Informed)
         self.block.check_untied(method)
         self.block.filled = ""  # the resident model is overwritten
         current = [[self.block.entered(carry) for carry in batches] for batches in given]
@@ -256,7 +256,7 @@ class Gathering:
                 shared = dict(grams.keys)
             for key, found in zip(keys, means, strict=True):
                 self.write(key, at, found, shared)
-            row.merge_surveyed(part, None, {**params, "statistics": self.opened(keys, [at])})
+            row.merge(part, MergeInputs(statistics=self.opened(keys, [at])), **params)
             with torch.inference_mode():
                 current = [[module(carry) for carry in batches] for batches in current]
         return current

@@ -39,7 +39,8 @@ from benchmarks.actors.learned_soup import Peak
 from benchmarks.environment import Row, finish
 from benchmarks.fusion.layers import arguments
 from benchmarks.pools import Size, write_base, write_expert
-from fusion.registry import METHODS, Informed, PerTask, Static
+from fusion.kinds import MergeInputs
+from fusion.registry import METHODS, Informed, Static
 
 L14 = Size("l14", 1024, 24, 16, 4096, 14, 224, 768)
 CUT = replace(L14, name="l14-cut", layers=1)
@@ -70,8 +71,7 @@ def data_free() -> dict[str, tuple[str, dict[str, Any]]]:
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     for name, method in METHODS.items():
         if isinstance(method, Static) and not isinstance(method, Informed):
-            task = {"task": TASKS[0]} if isinstance(method, PerTask) else {}
-            found[name] = name, {**PARAMS.get(name, {}), **task}
+            found[name] = name, dict(PARAMS.get(name, {}))
     return found | {said: (said.split(",")[0], dict(params)) for said, params in MORE.items()}
 
 
@@ -105,12 +105,12 @@ def measured(
     """(peak of own memory, `VmHWM`, seconds of the merge alone)."""
     torch.set_num_threads(threads)
     row = METHODS[method]
-    assert isinstance(row, Static)
+    inputs = MergeInputs(task=TASKS[0] if row.output == "model_per_task" else None)
     with Peak() as peak:
         pool = pool_of(folder)
         vectors = filed_vectors(pool) if weights == "files" else task_vectors(pool)
         start = time.perf_counter()
-        merged = row.merge(vectors, **params)
+        merged = row.merge(vectors, inputs, **params)
         seconds = time.perf_counter() - start
         assert len(merged) == len(pool.names)
     return peak.most, highest(), seconds

@@ -12,7 +12,7 @@ import torch
 from actors.pool.pool import Pool
 from actors.shards.routers import mlp_names
 from fusion.errors import InputError, unknown
-from fusion.kinds import Row
+from fusion.kinds import MergeInputs, Row
 from fusion.methods.classifiers.interface import Plane
 from fusion.methods.routed.dawin import Evidence
 from fusion.methods.soups.selection import Selection
@@ -57,14 +57,14 @@ def merge(method: Static, params: dict[str, Any], pool: Pool, spec: SweepSpec) -
     """Dry run of a method that merges weights."""
     zeros = {name: torch.zeros(1) for name in pool.names}
     vectors = TaskVectors.from_state_dicts(zeros, dict.fromkeys(pool.tasks, zeros))
-    given: dict[str, Any] = {}
+    statistics = task = None
     if "statistics" in method.reads:
         check_tasks(pool, spec)
-        given["statistics"] = {name: torch.ones(len(pool.tasks), 1) for name in pool.names}
+        statistics = {name: torch.ones(len(pool.tasks), 1) for name in pool.names}
     if method.output == "model_per_task":
         check_own(pool, spec)
-        given["task"] = pool.tasks[0]
-    method.merge(vectors, **params, **given)
+        task = pool.tasks[0]
+    method.merge(vectors, MergeInputs(statistics=statistics, task=task), **params)
 
 
 def fuse(method: LogitSpace, params: dict[str, Any], pool: Pool, spec: SweepSpec) -> None:

@@ -179,7 +179,8 @@ def export(path: Path, out: Path) -> None:
                 f"the recipe was made from {model.sha256[:12]}…"
             )
     check_beside(recipe, pool.base, path)
-    what = Recipe(recipe.method, {**recipe.params, **known_statistics(recipe, pool, path)}, data)
+    statistics = known_statistics(recipe, pool, path)
+    what = Recipe(recipe.method, recipe.params, data)
     row = METHODS.get(recipe.method)
     if row is not None and row.output == "model_per_task":
         vectors = replace(filed_vectors(pool), results=results_dtype(recipe.result_dtype))
@@ -189,20 +190,20 @@ def export(path: Path, out: Path) -> None:
                 fused = merged(vectors, of_task(what, task))
                 write_folder(pool.base, fused, place, path, recipe.result_dtype)
         return
-    fused = rebuilt(pool, what, recipe.result_dtype)
+    fused = rebuilt(pool, what, recipe.result_dtype, statistics)
     fused |= pool.family.tempered(pool.base, learned_beta(what))
     write_folder(pool.base, fused, out, path, recipe.result_dtype)
 
 
-def known_statistics(recipe: RecipeFile, pool: Pool, path: Path) -> dict[str, Any]:
-    """Statistics that a recipe names, as a parameter of its method.
+def known_statistics(recipe: RecipeFile, pool: Pool, path: Path) -> Mapping[str, Any] | None:
+    """The statistics that a recipe names; None: its method reads none.
 
     Raises:
         InputError: this machine's cache does not have them.
     """
     row = METHODS.get(recipe.method)
     if row is None or "statistics" not in row.reads:
-        return {}
+        return None
     segments = range(len(pool.family.segments(pool.base)))
     files = [place(key, at) for key in recipe.statistics for at in segments]
     gone = next((file for file in files if not file.exists()), None)
@@ -211,7 +212,7 @@ def known_statistics(recipe: RecipeFile, pool: Pool, path: Path) -> dict[str, An
             f"{path}: statistics: {gone or 'none named'}: not in this machine's cache; they are of"
             f" images, so run the sweep {recipe.sweep!r} here (--resume), then export"
         )
-    return {"statistics": opened(recipe.statistics, segments)}
+    return opened(recipe.statistics, segments)
 
 
 def check_single(recipe: RecipeFile, path: Path) -> None:

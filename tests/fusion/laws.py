@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fusion.errors import InputError
+from fusion.kinds import MergeInputs
 from fusion.registry import (
     METHODS,
     Adaptive,
@@ -159,6 +160,18 @@ def statistics(name: str, vectors: TaskVectors) -> dict[str, Any]:
     return {"statistics": toy_statistics(vectors.deltas, vectors.tasks, kind)}
 
 
+def split(params: Mapping[str, Any]) -> tuple[MergeInputs, dict[str, Any]]:
+    """Examples hold everything a merge is given by name: its inputs, and its hyper-parameters."""
+    given = {key: params[key] for key in ("statistics", "task", "learned") if key in params}
+    return MergeInputs(**given), {k: v for k, v in params.items() if k not in given}
+
+
+def merge(name: str, vectors: TaskVectors, params: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A merge by a row of the table, in this process."""
+    inputs, rest = split(params)
+    return METHODS[name].merge(vectors, inputs, **rest)
+
+
 def state_dict(schema: str, seed: int) -> dict[str, Tensor]:
     """Random tensors of a toy model; integer and bool buffers are the same for every seed."""
     generator = torch.Generator().manual_seed(seed)
@@ -252,7 +265,8 @@ def shards_equal_the_whole(merge: Merge, name: str) -> None:
         for deal in ([names[:3], names[3:]], [names[::2], names[1::2]], [[n] for n in names]):
             shards = [vectors.restrict(part) for part in deal]
             for params in examples(name, vectors):
-                parts = method.merge_shards(shards, **params)
+                inputs, rest = split(params)
+                parts = method.merge_shards(shards, inputs, **rest)
                 found = {key: part[key] for part in parts for key in part}
                 whole = merge(name, vectors, params)
                 assert_same_bits({key: found[key] for key in names}, whole)

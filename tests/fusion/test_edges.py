@@ -57,9 +57,7 @@ def logits_of(vectors: TaskVectors) -> dict[str, torch.Tensor]:
 
 def merged(name: str, vectors: TaskVectors, params: dict[str, Any]) -> Any:
     """Of a row that merges weights, with or without something learned."""
-    if name in BLENDED:
-        return METHODS[name].merge_surveyed(vectors, None, {**params, "learned": LOGITS})
-    return METHODS[name].merge(vectors, **params)
+    return laws.merge(name, vectors, {**params, **({"learned": LOGITS} if name in BLENDED else {})})
 
 
 LOGITS = logits_of(toy())
@@ -154,14 +152,14 @@ def test_an_expert_that_is_the_base(name: str) -> None:
     for params in examples(name, with_it):
         if "experts" in params or params.get("weights"):
             continue  # of named experts
-        found = METHODS[name].merge(with_it, **params)
+        found = laws.merge(name, with_it, params)
         assert all(bool(tensor.isfinite().all()) for tensor in found.values())
         if params.get("task") == TASKS[2]:
             if name == "emr":
                 assert_same_bits(found, base)
             continue
         if name in SUMS and params.get("merge") != "average":
-            wanted = METHODS[name].merge(without, **params)
+            wanted = laws.merge(name, without, params)
             for key, tensor in wanted.items():
                 torch.testing.assert_close(found[key], tensor, rtol=2e-2, atol=2e-2)
 
@@ -171,7 +169,7 @@ def test_statistics_of_a_model_with_other_names_are_refused(name: str) -> None:
     grams = laws.statistics(name, toy())["statistics"]
     said = rf"^{name}: statistics: tensor 'layer.7': not in this model: they are of other weights$"
     with pytest.raises(InputError, match=said):
-        METHODS[name].merge(toy(), statistics={**grams, "layer.7": torch.ones(3, 2, 2)})
+        laws.merge(name, toy(), {"statistics": {**grams, "layer.7": torch.ones(3, 2, 2)}})
 
 
 @pytest.mark.parametrize("name", [n for n in STATIC if isinstance(METHODS[n], Informed)])
@@ -179,8 +177,9 @@ def test_statistics_may_come_in_half_precision(name: str) -> None:
     vectors = toy()
     found = laws.statistics(name, vectors)["statistics"]
     half = {key: tensor.to(torch.bfloat16) for key, tensor in found.items()}
-    wanted = METHODS[name].merge(vectors, statistics={k: t.float() for k, t in half.items()})
-    for key, tensor in METHODS[name].merge(vectors, statistics=half).items():
+    single = {key: tensor.float() for key, tensor in half.items()}
+    wanted = laws.merge(name, vectors, {"statistics": single})
+    for key, tensor in laws.merge(name, vectors, {"statistics": half}).items():
         torch.testing.assert_close(tensor, wanted[key], rtol=1e-4, atol=1e-4)
 
 

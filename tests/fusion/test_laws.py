@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fusion.errors import InputError
 from fusion.registry import METHODS, LogitSpace, Selected, Static
-from fusion.task_vectors.task_vectors import StateDict, TaskVectors
+from fusion.task_vectors.task_vectors import TaskVectors
 from tests.fusion import laws
 from tests.fusion.laws import (
     FITTED,
@@ -27,12 +27,6 @@ from tests.fusion.laws import (
 )
 
 
-def merge(name: str, vectors: TaskVectors, params: dict[str, Any]) -> StateDict:
-    method = METHODS[name]
-    assert isinstance(method, Static)
-    return method.merge(vectors, **params)
-
-
 def fuse(name: str, embeddings: Tensor, head: Tensor, params: dict[str, Any]) -> Tensor:
     method = METHODS[name]
     assert isinstance(method, LogitSpace)
@@ -42,7 +36,7 @@ def fuse(name: str, embeddings: Tensor, head: Tensor, params: dict[str, Any]) ->
 @pytest.mark.parametrize("name", STATIC)
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 def test_static(law: Callable[[laws.Merge, str], None], name: str) -> None:
-    law(merge, name)
+    law(laws.merge, name)
 
 
 @pytest.mark.parametrize("name", LOGIT)
@@ -70,7 +64,7 @@ def test_an_arena_is_what_is_handed_back(name: str) -> None:
     vectors = toy("mixed")
     arena = {key: torch.ones_like(tensor) for key, tensor in vectors.base.items()}
     for params in laws.examples(name, vectors):
-        merged = merge(name, vectors.into(arena), params)
+        merged = laws.merge(name, vectors.into(arena), params)
         assert all(merged[key] is arena[key] for key in arena)
 
 
@@ -79,8 +73,8 @@ def test_parameters_of_a_model_can_be_the_arena(name: str) -> None:
     vectors = toy()
     params = laws.examples(name, vectors)[0]
     arena = {key: torch.nn.Parameter(tensor.clone()) for key, tensor in vectors.base.items()}
-    merge(name, vectors.into(arena), params)
-    laws.assert_same_bits(arena, merge(name, vectors, params))
+    laws.merge(name, vectors.into(arena), params)
+    laws.assert_same_bits(arena, laws.merge(name, vectors, params))
 
 
 @pytest.mark.parametrize("name", STATIC)
@@ -94,7 +88,7 @@ def test_the_number_of_threads_changes_no_bit(name: str) -> None:
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            results.append(merge(name, vectors, params))
+            results.append(laws.merge(name, vectors, params))
     finally:
         torch.set_num_threads(threads)
     laws.assert_same_bits(*results)

@@ -17,6 +17,7 @@ from fusion.task_vectors.lazy import Remade
 from fusion.task_vectors.low_rank import LowRank, Zeros
 from fusion.task_vectors.random_draws import key_of, uniform
 from fusion.task_vectors.task_vectors import TaskVectors
+from tests.fusion import laws
 from tests.fusion.laws import LEARNING, SCHEMAS, SELECTED, STATIC, examples, toy
 from tests.pretend.device import OnGpu, on_gpu, on_host, pretending
 
@@ -57,14 +58,14 @@ KINDS = [
 def test_static_methods(name, schema):
     vectors = toy(schema)
     for params in examples(name, vectors):
-        wanted = METHODS[name].merge(vectors, **params)
+        wanted = laws.merge(name, vectors, params)
         given = [params]
         if "statistics" in params:  # of files: on the CPU; gathered now: on the device
             moved = {key: on_gpu(each) for key, each in params["statistics"].items()}
             given.append({**params, "statistics": moved})
         for each in given:
             with pretending():
-                found = METHODS[name].merge(there(vectors), **each)
+                found = laws.merge(name, there(vectors), each)
             assert_equal_there(found, wanted, 1e-4 if name in SPECTRAL else 1e-6)
 
 

@@ -43,7 +43,8 @@ def on_ray(name, vectors, params):
     """Merge in another process, from read-only views of the object store."""
 
     def work(flat):
-        return merged(unflatten(flat), Recipe(name, params))
+        inputs, rest = laws.split(params)
+        return merged(unflatten(flat), Recipe(name, rest, task=inputs.task), inputs.statistics)
 
     remote = fetched(ray.remote(work).options(num_cpus=0.5).remote(ray.put(flatten(vectors))))
     if vectors.arena is None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fusion.kinds import MergeInputs
 from fusion.merged_layers.functional import (
     merged_conv2d,
     merged_embedding,
@@ -135,9 +136,10 @@ def test_static_methods_have_the_bits_of_dense_ones(name: str) -> None:
     assert isinstance(method, Static)
     halves = [list(low.base)[:5], list(low.base)[5:]]
     for params in laws.examples(name, dense):
-        wanted = method.merge(dense, **params)
-        assert_same_bits(method.merge(low, **params), wanted)
-        parts = method.merge_shards([low.restrict(half) for half in halves], **params)
+        inputs, rest = laws.split(params)
+        wanted = method.merge(dense, inputs, **rest)
+        assert_same_bits(method.merge(low, inputs, **rest), wanted)
+        parts = method.merge_shards([low.restrict(half) for half in halves], inputs, **rest)
         assert_same_bits({key: part[key] for part in parts for key in part}, wanted)
     assert_same_bits(dict(low.deltas.items()), before)
 
@@ -155,7 +157,7 @@ def test_masks_have_the_bits_of_dense_ones(name: str) -> None:
     found = world()
     learned = {key: delta.mean(0) for key, delta in found[1].deltas.items()}
     method: Any = METHODS[name]
-    low, dense = (method.merge_surveyed(v, None, {"learned": learned}) for v in found)
+    low, dense = (method.merge(v, MergeInputs(learned=learned)) for v in found)
     assert_same_bits(low, dense)
     course = method.course(Shape(TASKS, found[0].groups))
     assert course.steps

@@ -21,6 +21,7 @@ from actors.families.clip.segments import clip_segments
 from actors.files.cache_dir import cache_dir
 from actors.pool.pool import open_pool, task_vectors
 from fusion.errors import InputError
+from fusion.kinds import MergeInputs
 from fusion.registry import METHODS
 from sweeps.results import recipe
 from tests.fusion.laws import assert_same_bits
@@ -100,7 +101,7 @@ def test_one_model_a_task_is_one_folder_a_task(pool, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["lines", "tones"]
     vectors = task_vectors(pool)
     for task in pool.tasks:
-        wanted = METHODS["emr"].merge(vectors, task=task)
+        wanted = METHODS["emr"].merge(vectors, MergeInputs(task=task))
         found = open_pool(str(tmp_path / "out" / task), {"it": str(tmp_path / "out" / task)})
         assert_same_bits({n: t for n, t in read(found.base, wanted)}, wanted)
 

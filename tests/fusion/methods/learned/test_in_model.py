@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fusion.errors import InputError
+from fusion.kinds import MergeInputs
 from fusion.methods.learned.in_model import MaskOptions, RouterOptions
 from fusion.methods.learned.steps import Shape
 from fusion.registry import METHODS
@@ -26,7 +27,7 @@ def logits_of(vectors, seed=0):
 
 def blended(name, vectors, learned=None, **params):
     learned = logits_of(vectors) if learned is None else learned
-    return METHODS[name].merge_surveyed(vectors, None, {**params, "learned": learned})
+    return METHODS[name].merge(vectors, MergeInputs(learned=learned), **params)
 
 
 @pytest.mark.parametrize("name", RESIDENT)

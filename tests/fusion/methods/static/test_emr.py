@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fusion.errors import InputError
+from fusion.kinds import MergeInputs
 from fusion.methods.static.emr import emr, emr_survey
 from fusion.registry import METHODS
 from fusion.task_vectors.sharded_reduce import run_surveys
@@ -45,7 +46,7 @@ def reference(vectors: TaskVectors, task: str, compat: str) -> dict[str, Tensor]
 @pytest.mark.parametrize("task", TASKS)
 def test_against_the_algorithm_in_float64(task: str, compat: str) -> None:
     vectors = toy()
-    found = METHODS["emr"].merge(vectors, task=task, compat=compat)  # type: ignore[union-attr]
+    found = METHODS["emr"].merge(vectors, MergeInputs(task=task), compat=compat)
     for name, wanted in reference(vectors, task, compat).items():
         torch.testing.assert_close(found[name].double(), wanted, rtol=1e-5, atol=1e-6)
 
@@ -81,7 +82,7 @@ def test_a_zero_task_vector_is_the_base() -> None:
 
 def test_which_task_is_named() -> None:
     row = METHODS["emr"]
-    for params in ({}, {"task": "mnits"}):
+    for inputs in (MergeInputs(), MergeInputs(task="mnits")):
         with pytest.raises(InputError, match="one of mnist, svhn, dtd allowed"):
-            row.merge(toy(), **params)  # type: ignore[union-attr]
+            row.merge(toy(), inputs)
     assert "task" not in row.parameters

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from fusion.kinds import MergeInputs
 from fusion.methods.static.tall_mask import consensus, tall_mask
 from fusion.methods.static.task_arithmetic import task_arithmetic
 from fusion.registry import METHODS
@@ -34,8 +35,8 @@ def test_consensus_by_hand() -> None:
 
 def test_against_the_equations_in_float64() -> None:
     vectors, kappa = toy(), 0.5
-    one = METHODS["tall_mask"].merge(vectors, task="svhn", threshold=kappa)  # type: ignore[union-attr]
-    both = METHODS["consensus"].merge(vectors, threshold=kappa, scale=0.7)  # type: ignore[union-attr]
+    one = METHODS["tall_mask"].merge(vectors, MergeInputs(task="svhn"), threshold=kappa)
+    both = METHODS["consensus"].merge(vectors, threshold=kappa, scale=0.7)
     for name, stack in vectors.deltas.items():
         deltas, base = stack.double(), vectors.base[name].double()
         total = deltas.sum(0)

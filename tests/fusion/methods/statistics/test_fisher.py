@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fusion.errors import InputError
+from fusion.kinds import MergeInputs
 from fusion.methods.statistics.fisher import Squares, fisher
 from fusion.registry import METHODS
 from fusion.task_vectors.task_vectors import TaskVectors
@@ -33,8 +34,8 @@ def test_norms_make_experts_count_alike() -> None:
 def test_against_the_formula_in_float64(normalize: bool) -> None:
     vectors, floor = toy(), 1e-3
     found = toy_statistics(vectors.deltas, TASKS, "fisher")
-    merged = METHODS["fisher"].merge(  # type: ignore[union-attr]
-        vectors, statistics=found, normalize=normalize, floor=floor
+    merged = METHODS["fisher"].merge(
+        vectors, MergeInputs(statistics=found), normalize=normalize, floor=floor
     )
     norms = torch.stack([f.double().reshape(3, -1).square().sum(1) for f in found.values()])
     shares = 1 / (norms.sum(0).sqrt() + floor) if normalize else torch.ones(3).double()
@@ -56,7 +57,7 @@ def test_statistics_of_other_weights_are_refused() -> None:
         with pytest.raises(InputError, match=f"fisher: statistics: {reason}"):
             fisher(vectors, statistics=found)
     with pytest.raises(InputError, match="fisher: statistics: none given; fisher needed"):
-        METHODS["fisher"].merge(vectors)  # type: ignore[union-attr]
+        METHODS["fisher"].merge(vectors)
 
 
 def test_squares_are_summed_over_passes_and_gradients_let_go() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fusion.errors import InputError
+from fusion.kinds import MergeInputs
 from fusion.methods.static.average import simple_average
 from fusion.methods.statistics.collect import Statistics
 from fusion.methods.statistics.regmean import regmean, regmean_plusplus
@@ -40,8 +41,8 @@ def test_it_reproduces_outputs_better_than_any_other_matrix() -> None:
 def test_against_explicit_inverses_in_float64(alpha: float, ridge: float) -> None:
     vectors = toy()
     grams = toy_statistics(vectors.deltas, TASKS, "gram")
-    found = METHODS["regmean"].merge(  # type: ignore[union-attr]
-        vectors, statistics=grams, non_diagonal=alpha, ridge=ridge
+    found = METHODS["regmean"].merge(
+        vectors, MergeInputs(statistics=grams), non_diagonal=alpha, ridge=ridge
     )
     mean = simple_average(vectors)
     for name, deltas in vectors.deltas.items():
