@@ -284,12 +284,3 @@ METHODS: Mapping[str, Method] = {
     ),
 }
 """Every method there is, by name."""
-
-
-def one_a_sample(row: object) -> bool:
-    """Whether a row of the table makes one model a sample: there is no single one to build.
-
-    >>> one_a_sample(METHODS["dawe"]), one_a_sample(METHODS["concrete_adamerging"])
-    (True, False)
-    """
-    return isinstance(row, Row) and row.output == "model_per_sample"

@@ -17,7 +17,7 @@ from actors.files.cache_dir import cache_dir
 from actors.files.fingerprint import fingerprint, software
 from actors.pool.pool import Pool
 from actors.pool.vectors_low_rank import factor_bytes
-from fusion.registry import METHODS, one_a_sample
+from fusion.registry import METHODS
 from sweeps.planning.learning_needs import LearningNeeds
 from sweeps.planning.shift_data import shift_fingerprint
 from sweeps.planning.statistics_cost import statistics_costs
@@ -128,6 +128,7 @@ def load_of(spec: SweepSpec, pool: Pool, needs: LearningNeeds) -> Load:
     learned = max(int(needs.kept * sum(segments)), *(each.memory for each in gathered), 0)
     images = max(needs.images, *(each.images for each in gathered), 0)
     backward = layout.sampled_elements if needs.sampled else layout.training_elements
+    outputs = {METHODS[name].output for name in spec.methods}
     return Load(
         segments=segments,
         experts=len(pool.experts),
@@ -139,5 +140,5 @@ def load_of(spec: SweepSpec, pool: Pool, needs: LearningNeeds) -> Load:
         factors=factors,
         factored=spec.placement.weights == "factored",
         largest=4 * max(pool.base.tensors[name].numel for name in pool.names),
-        sampled=SAMPLES if any(one_a_sample(METHODS[name]) for name in spec.methods) else 0,
+        sampled=SAMPLES if "model_per_sample" in outputs else 0,
     )
