@@ -156,7 +156,7 @@ def shifts(prepared: Prepared) -> str:
 def statistics(found: StatisticsCost) -> str:
     """Line about memory while statistics are collected, and disk.
 
-    >>> statistics(Taken(9_700_000_000, 2_400_000_000, 1))
+    >>> statistics(StatisticsCost(9_700_000_000, 2_400_000_000, 1))
     '2.4 GB more a replica while they are gathered, 9.7 GB of cache'
     """
     memory, disk = size(found.memory), size(found.disk)

@@ -224,8 +224,9 @@ class AccuracyPoint:
 
         For each set the reference is that of the same tasks, so that both are of the same classes.
 
-        >>> spot = Spot("", "", None, {"a": 0.8, "b": 0.6}, {"s": {"a": 0.5}, "t": {"b": 0.3}})
-        >>> spot.mean(["a", "b"], ["s"]), spot.mean(["a"], ["t"])
+        >>> shifts = {"s": {"a": 0.5}, "t": {"b": 0.3}}
+        >>> point = AccuracyPoint("", "", None, {"a": 0.8, "b": 0.6}, shifts)
+        >>> point.mean(["a", "b"], ["s"]), point.mean(["a"], ["t"])
         ((0.8, 0.5), None)
         """
         pairs = []
