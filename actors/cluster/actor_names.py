@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
 
 ACTOR = re.compile(
     r"sweep:(?P<sweep>.+)/(?:replica (?P<replica>\d+)(?: shard (?P<shard>\d+))?|\w+)"
@@ -19,7 +17,7 @@ def actor_name(
     Args:
         sweep: its name.
         replica: which; None: an actor that the sweep has one of, `what`.
-        shard: which of the replica; None: the replica itself, or its conductor.
+        shard: which of the replica; None: the replica itself, or its coordinator.
         what: `desk`, `keeper`: one word.
 
     >>> actor_name("ta8", 0, 1), actor_name("ta8", 0), actor_name("ta8")
@@ -28,17 +26,6 @@ def actor_name(
     if replica is None:
         return f"sweep:{sweep}/{what}"
     return f"sweep:{sweep}/replica {replica}" + ("" if shard is None else f" shard {shard}")
-
-
-def call_name(method: str, args: Sequence[Any]) -> str:
-    """The name of a replica's task: what it does, and with which method or expert.
-
-    >>> call_name("measure", ("ties", {"density": 0.2}, "select")), call_name("pid", ())
-    ('measure ties', 'pid')
-    """
-    first = args[0] if args else ""
-    words = first if isinstance(first, str) else getattr(first, "method", "")
-    return f"{method} {words}".rstrip()
 
 
 def tags_of(name: str) -> dict[str, str]:

@@ -1,8 +1,4 @@
-"""Errors of a call whose worker process died too often.
-
-Apart from `restarts.py`, which counts such ends: the errors bring torch with `fusion`, and a
-trial's process, which imports the desk and with it the counting, starts without torch.
-"""
+"""Errors of a call whose worker process died too often."""
 
 from __future__ import annotations
 

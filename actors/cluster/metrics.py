@@ -56,7 +56,7 @@ METRICS: Mapping[str, Row] = MappingProxyType(
         "seconds": Row(
             "counter", "Seconds that a replica's calls took, without waiting", ("call", "method")
         ),
-        "waiting_calls": Row("gauge", "Calls that wait at the desk for a free lane"),
+        "waiting_calls": Row("gauge", "Calls that wait at the dispatcher for a free slot"),
         "lanes": Row("gauge", "Calls that all replicas can take at a time"),
         "busy_lanes": Row("gauge", "Calls that replicas are at work on"),
         "activations": Row("gauge", "Forward passes of a shard that wait for their backward pass"),

@@ -24,7 +24,21 @@ from actors.experts.model_runner import ModelRunner
 from actors.experts.unseen_tasks import adapted_role, learners
 from actors.shards.adam import NamedAdam
 from actors.shards.messages import Batch, Weights
-from actors.shards.pipeline import one_forward_one_backward
+from actors.shards.pipeline import Passes, run_1f1b
+from actors.shards.requests import (
+    AddGradients,
+    BeginTraining,
+    CoefficientGradients,
+    EndTraining,
+    LoadTraining,
+    PrepareStep,
+    ShardRequest,
+    TrainingBackward,
+    TrainingFinish,
+    TrainingForward,
+    TrainingTensors,
+    UpdateParameters,
+)
 from fusion.errors import InputError
 from fusion.logits.optimize import draw
 from fusion.methods.learned.concrete import COEFFICIENTS, columns_of
@@ -76,7 +90,7 @@ def train(
                 raise
         finally:
             with runner.filling:  # another call may be between its passes
-                steps.everywhere("drop")
+                steps.everywhere(EndTraining(steps.key))
     raise AssertionError
 
 
@@ -96,13 +110,9 @@ class Steps:
         """λ and its moments, where λ is learned."""
         self.constant = torch.full((1, len(runner.tasks), 1), course.scale)
 
-    def ask(self, shard: Any, what: str, *args: Any, returns: int = 1) -> Any:
-        """A call of a shard's `Residing` about this call."""
-        return self.pipeline.link.call(shard, "reside", what, self.key, *args, returns=returns)
-
-    def everywhere(self, what: str, *args: Any) -> list[Any]:
-        """The same of all shards; all are asked before any is awaited."""
-        asked = [self.ask(shard, what, *args) for shard in self.pipeline.shards]
+    def everywhere(self, request: ShardRequest, *given: Any) -> list[Any]:
+        """The results of a request from all shards; all are asked before any is awaited."""
+        asked = [self.pipeline.link.call(shard, request, *given) for shard in self.pipeline.shards]
         return [self.pipeline.link.get(each) for each in asked]
 
     # ------------------------------------------------------------------------------- the state
@@ -110,7 +120,7 @@ class Steps:
     def begin(self, state: bytes | None, first: int) -> None:
         """Shards and coefficients after `first` steps."""
         method, options = self.recipe.method, self.course.options
-        held = self.everywhere("begin", method, dict(self.recipe.params), self.seed)
+        held = self.everywhere(BeginTraining(self.key, method, dict(self.recipe.params), self.seed))
         tensors: Mapping[str, Tensor] = {}
         if state is None and first:
             raise InputError(f"{method}: state: none; that after {first} steps needed")
@@ -121,7 +131,8 @@ class Steps:
             for shard, names in zip(self.pipeline.shards, held, strict=True):
                 mine = set(names)
                 part = {k: v for k, v in tensors.items() if k.partition("|")[0] in mine}
-                self.pipeline.link.get(self.ask(shard, "load", part, first))
+                request = LoadTraining(self.key, part, first)
+                self.pipeline.link.get(self.pipeline.link.call(shard, request))
         if isinstance(options, MaskOptions) and options.grouping is not None:
             self.start_coefficients(options, first >= options.mask_steps)
             within = first - (options.mask_steps if first >= options.mask_steps else 0)
@@ -137,7 +148,9 @@ class Steps:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that is learned, with moments."""
-        found = {k: v for part in self.everywhere("tensors") for k, v in part.items()}
+        found = {
+            k: v for part in self.everywhere(TrainingTensors(self.key)) for k, v in part.items()
+        }
         return found if self.ahead is None else found | self.ahead.tensors()
 
     # --------------------------------------------------------------------------------- a step
@@ -162,20 +175,20 @@ class Steps:
 
     def router_step(self, step: int, options: RouterOptions) -> dict[str, float]:
         """Routers: each task's batch through its own model."""
-        self.everywhere("prepare", step, "", None)
+        self.everywhere(PrepareStep(self.key, step, "", None))
         losses = self.passes(step, step, 1)
         total: Any = None
         if options.shared:
             for shard in reversed(self.pipeline.shards):
-                total = self.ask(shard, "add", total)
-        self.everywhere("update", total)
+                total = self.pipeline.link.call(shard, AddGradients(self.key), total)
+        self.everywhere(UpdateParameters(self.key), total)
         return losses
 
     def mask_step(self, step: int, rows: int, coefficients: Tensor) -> dict[str, float]:
         """Logits, under given coefficients."""
         self.prepare(step, "drawn", coefficients)
         losses = self.passes(step, rows, self.at_once)
-        self.everywhere("update", None)
+        self.everywhere(UpdateParameters(self.key), None)
         return losses
 
     def meta_step(self, step: int, options: MaskOptions) -> dict[str, float]:
@@ -206,11 +219,14 @@ class Steps:
         assert isinstance(options, MaskOptions)
         used = coefficients.detach()
         used = used.clamp(0, 1) if options.clamp else used
-        self.everywhere("prepare", step, phase, columns_of(used, self.pipeline.groups))
+        columns = columns_of(used, self.pipeline.groups)
+        self.everywhere(PrepareStep(self.key, step, phase, columns))
 
     def coefficient_gradient(self, coefficients: Tensor, options: MaskOptions) -> Tensor:
         """∂L/∂λ over all shards, in the order of the model's tensors."""
-        whole = torch.cat(self.everywhere("columns"), dim=2)[:, :, self.pipeline.order]
+        whole = torch.cat(self.everywhere(CoefficientGradients(self.key)), dim=2)[
+            :, :, self.pipeline.order
+        ]
         if options.grouping == "task":
             whole = whole.sum(2, keepdim=True)
         if options.clamp:
@@ -239,26 +255,21 @@ class Steps:
             for task, rows in self.rows(at).items()
         ]
         items = [Batch(tuple(parts[i : i + together])) for i in range(0, len(parts), together)]
-        shards, last = self.pipeline.shards, len(self.pipeline.shards) - 1
-        carries: dict[tuple[int, int], Any] = {(0, i): batch for i, batch in enumerate(items)}
-        back: dict[int, Any] = {}
+        call, shards = self.pipeline.link.call, self.pipeline.shards
         losses: dict[int, Any] = {}
-        ends = []
-        for move in one_forward_one_backward(len(shards), len(items)):
-            stage, item = move.stage, move.item
-            shard, name = shards[stage], f"{at} {item}"
-            if stage == last:
-                carry = carries.pop((stage, item))
-                losses[item], back[item] = self.ask(
-                    shard, "finish", name, carry, items[item], returns=2
-                )
-            elif move.backward:
-                back[item] = self.ask(shard, "backward", name, back[item])
-            else:
-                carry = carries.pop((stage, item))
-                carries[stage + 1, item] = self.ask(shard, "forward", name, carry)
-            if stage == 0 and move.backward:
-                ends.append(back[item])
+
+        def forward(stage: int, item: int, carry: Any) -> Any:
+            return call(shards[stage], TrainingForward(self.key, f"{at} {item}"), carry)
+
+        def backward(stage: int, item: int, carry: Any, back: Any) -> Any:
+            return call(shards[stage], TrainingBackward(self.key, f"{at} {item}"), back)
+
+        def finish(item: int, carry: Any) -> Any:
+            request = TrainingFinish(self.key, f"{at} {item}", items[item])
+            losses[item], back = call(shards[-1], request, carry)
+            return back
+
+        ends = run_1f1b(len(shards), items, Passes(forward, backward, finish))
         for end in ends:
             self.pipeline.link.get(end)  # a shard that lost a pass is heard of here
         found: dict[str, float] = {}

@@ -21,15 +21,12 @@ CLEAR = Path("/proc/self/clear_refs")
 """Linux: a 5 written here puts the process's peak back to what it holds now. Without it (other
 systems, closed sandboxes) peaks are those of the whole life of the process."""
 
-TEACHING = ("gradients", "train", "fit")
-"""Calls by which a method learns; what they held is told with the evaluation that follows."""
-
 
 class Water(Protocol):
     """Who knows the peak memory of calls."""
 
-    def call(self, name: str, device: torch.device) -> AbstractContextManager[None]:
-        """A call of that name is under way."""
+    def call(self, learns: bool, device: torch.device) -> AbstractContextManager[None]:
+        """A call is under way; `learns`: it is a step by which a method learns."""
         ...
 
     def told(self, device: torch.device, method: str) -> int:
@@ -49,10 +46,10 @@ class HighWater:
         """Whether a teaching call has begun since the mark was put back."""
 
     @contextmanager
-    def call(self, name: str, device: torch.device) -> Iterator[None]:
+    def call(self, learns: bool, device: torch.device) -> Iterator[None]:
         """See `Water.call`."""
         with self.lock:
-            self.begin(name, device, first=not self.running)
+            self.begin(learns, device, first=not self.running)
             self.running += 1
         try:
             yield
@@ -60,12 +57,12 @@ class HighWater:
             with self.lock:
                 self.running -= 1
 
-    def begin(self, name: str, device: torch.device, *, first: bool) -> None:
+    def begin(self, learns: bool, device: torch.device, *, first: bool) -> None:
         """A call begins; `first`: no other is under way, so the mark is put back."""
         if first:
             self.keep(device)
             put_back(device)
-        self.teaching |= name in TEACHING
+        self.teaching |= learns
 
     def keep(self, device: torch.device) -> None:
         """Keep what teaching held since the mark was put back."""

@@ -1,4 +1,8 @@
-"""Where pinned experts are reached: in this process, or on a cluster, with the same calls."""
+"""Protocols of the experts, cut by who needs them: evaluate, train, or read weights.
+
+`LocalExperts` (in this process) and `Client` (on a cluster) have all of these calls. A caller asks
+for the protocol that it uses.
+"""
 
 from __future__ import annotations
 
@@ -14,49 +18,67 @@ from fusion.task_vectors.gram import Gram
 from fusion.task_vectors.sparsify import Trim
 
 
-class Experts(Protocol):
-    """Where pinned experts are reached: in this process, or on a cluster."""
+class Evaluator(Protocol):
+    """Evaluates recipes."""
 
     @property
     def replicas(self) -> int:
-        """How many calls are served at a time."""
+        """Number of calls that run at the same time."""
         ...
 
     def evaluate(self, recipe: Recipe, role: str) -> Evaluation:
-        """Every task's rows of that role through what the recipe makes."""
+        """Evaluate the recipe on every task's rows of that role."""
         ...
 
     def evaluate_all(self, recipes: Sequence[Recipe], role: str) -> list[Evaluation]:
-        """Each of several recipes, as many at a time as there are replicas."""
+        """Evaluate several recipes, as many at a time as there are replicas."""
         ...
 
     def logits(self, recipe: Recipe, role: str) -> dict[str, Tensor]:
-        """Task -> float32 [N, C] on the CPU, of every task's rows of that role, in their order."""
+        """Task -> float32 logits [N, C] on the CPU, of every task's rows of that role, in order."""
         ...
 
-    def merge(self, recipe: Recipe) -> dict[str, Tensor]:
-        """The merged state dict, on the CPU."""
-        ...
 
-    def statistics(self, recipe: Recipe) -> tuple[str, ...]:
-        """Keys of the statistics of data that a method merges by; gathered where they lack."""
+class Trainer(Protocol):
+    """Takes steps of methods that learn."""
+
+    def gradients(self, lessons: Sequence[Lesson], role: str, trim: Trim) -> list[Gradient]:
+        """Losses of the micro-batches' rows of that role, and their gradients by coding."""
         ...
 
     def train(
         self, recipe: Recipe, state: bytes | None, first: int, last: int, seed: int
     ) -> tuple[bytes, list[dict[str, float]]]:
-        """Steps [first, last) of a method whose parameters live in the shards: the state after
-        them, as a file, and task -> loss of each step. State None: the beginning."""
+        """Take the steps [first, last) of a method whose parameters are stored in the shards.
+
+        Returns the state after them, as a file, and task -> loss of each step. State None: start.
+        """
+        ...
+
+    def fit(self, recipe: Recipe) -> tuple[bytes, dict[str, float]]:
+        """Fit classifiers of embeddings: their file, and what was chosen (name -> value)."""
+        ...
+
+
+class WeightsReader(Protocol):
+    """Reads weights: of the experts, of merges of them, and statistics that merges need."""
+
+    def merge(self, recipe: Recipe) -> dict[str, Tensor]:
+        """The merged state dict, on the CPU."""
         ...
 
     def gram(self) -> Gram:
         """Inner products of the task vectors."""
         ...
 
-    def fit(self, recipe: Recipe) -> tuple[bytes, dict[str, float]]:
-        """What a method of the logit plane keeps, as a file, and what it chose: name -> value."""
+    def statistics(self, recipe: Recipe) -> tuple[str, ...]:
+        """Keys of the statistics of data that a method merges by; missing ones are computed."""
         ...
 
-    def gradients(self, lessons: Sequence[Lesson], role: str, trim: Trim) -> list[Gradient]:
-        """Losses of the lessons' rows of that role, and their gradients by coding."""
-        ...
+
+class TrialExperts(Evaluator, Trainer, Protocol):
+    """What a trial of a method that learns by steps needs: steps, and evaluations of the result."""
+
+
+class Experts(Evaluator, Trainer, WeightsReader, Protocol):
+    """All calls of the experts."""

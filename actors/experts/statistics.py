@@ -15,6 +15,16 @@ from actors.experts.unseen_tasks import adapted_role
 from actors.files.hashes import hash_text
 from actors.shards.messages import Batch, Weights
 from actors.shards.pipeline import Pipeline
+from actors.shards.requests import (
+    AdvancePrefix,
+    ConcludeStatistics,
+    JudgeBatch,
+    MissingStatistics,
+    ObserveBatch,
+    ProbeBatch,
+    RecoilBatch,
+    ShardRequest,
+)
 from fusion.errors import InputError
 from fusion.methods.statistics.collect import Asked
 from fusion.registry import METHODS, Informed
@@ -33,7 +43,7 @@ def gathered(runner: ModelRunner, method: str, params: Mapping[str, Any]) -> tup
     Raises:
         InputError: wrong parameters; an expert without a task of its name, or without fit rows.
         Forgotten: a shard died on the way. Called again, this goes on with the expert it was at
-            (the desk does so, `actors/fleet/dispatcher.py`): what was written stays.
+            (the dispatcher does so, `actors/fleet/dispatcher.py`): what was written stays.
     """
     row = METHODS[method]
     assert isinstance(row, Informed)
@@ -98,15 +108,15 @@ def keys_of(
     return tuple(hash_text(asks, every, task) for task in runner.tasks)
 
 
-def everywhere(pipeline: Pipeline, what: str, *args: Any) -> list[Any]:
-    """A call of every shard's `Gathering`; all are asked before any is awaited."""
-    asked = [pipeline.link.call(shard, "gather", what, *args) for shard in pipeline.shards]
+def everywhere(pipeline: Pipeline, request: ShardRequest) -> list[Any]:
+    """The results of a request from every shard; all are asked before any is awaited."""
+    asked = [pipeline.link.call(shard, request) for shard in pipeline.shards]
     return [pipeline.link.get(each) for each in asked]
 
 
 def lacking(pipeline: Pipeline, keys: Sequence[str]) -> set[str]:
     """Keys that some shard has no files of."""
-    return {key for part in everywhere(pipeline, "lacking", list(keys)) for key in part}
+    return {key for part in everywhere(pipeline, MissingStatistics(list(keys))) for key in part}
 
 
 def cut(runner: ModelRunner, task: str, rows: NDArray[np.int64], size: int) -> list[Batch]:
@@ -127,9 +137,9 @@ def observe(
     for i, batch in enumerate(given):
         carry: Any = batch
         for shard in runner.pipeline.shards:
-            carry = runner.pipeline.link.call(shard, "gather", "observe", i, carry, weights)
+            carry = runner.pipeline.link.call(shard, ObserveBatch(i, weights), carry)
         runner.pipeline.link.get(carry)
-    everywhere(runner.pipeline, "conclude", key, len(given))
+    everywhere(runner.pipeline, ConcludeStatistics(key, len(given)))
 
 
 def probe(runner: ModelRunner, task: str, key: str, asked: Asked, rows: NDArray[np.int64]) -> None:
@@ -144,12 +154,12 @@ def probe(runner: ModelRunner, task: str, key: str, asked: Asked, rows: NDArray[
     for i, batch in enumerate(given):
         carry: Any = batch
         for shard in (*before, last):
-            carry = call(shard, "gather", "probe", i, f"{key} {i}", carry, weights)
-        back = call(last, "gather", "judge", f"{key} {i}", task, estimate, asked.seed + i)
+            carry = call(shard, ProbeBatch(i, f"{key} {i}", weights), carry)
+        back = call(last, JudgeBatch(f"{key} {i}", task, estimate, asked.seed + i))
         for shard in reversed(before):
-            back = call(shard, "gather", "recoil", f"{key} {i}", batch.size, back)
+            back = call(shard, RecoilBatch(f"{key} {i}", batch.size), back)
         pipeline.link.get(back)
-    everywhere(pipeline, "conclude", key, len(given))
+    everywhere(pipeline, ConcludeStatistics(key, len(given)))
 
 
 def advance(
@@ -164,7 +174,6 @@ def advance(
     pipeline = runner.pipeline
     carries: Any = [cut(runner, task, rows[task], asked.batch_size) for task in runner.tasks]
     for shard in pipeline.shards:
-        carries = pipeline.link.call(
-            shard, "gather", "advance", list(keys), method, dict(params), carries
-        )
+        request = AdvancePrefix(list(keys), method, dict(params))
+        carries = pipeline.link.call(shard, request, carries)
     pipeline.link.get(carries)

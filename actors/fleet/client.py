@@ -1,4 +1,4 @@
-"""What a trial holds of a fleet: the experts' calls, by way of the desk."""
+"""Client of a fleet: sends typed requests to the dispatcher and waits for their results."""
 
 from __future__ import annotations
 
@@ -11,6 +11,18 @@ from torch import Tensor
 
 from actors.artifacts.recipe import Recipe
 from actors.experts.evaluation import Evaluation
+from actors.experts.requests import (
+    Evaluate,
+    Fit,
+    Gradients,
+    GramMatrix,
+    Logits,
+    Merge,
+    Request,
+    Result,
+    Statistics,
+    Train,
+)
 from actors.fleet.transport import fetched
 from fusion.methods.learned.steps import Gradient, Lesson
 from fusion.task_vectors.gram import Gram
@@ -19,78 +31,76 @@ from fusion.task_vectors.sparsify import Trim
 
 @dataclass(frozen=True)
 class Client:
-    """What a trial holds of a fleet: `Experts`, by way of the desk."""
+    """The calls of `Experts` on a fleet, by way of its dispatcher. All but `submit` block."""
 
-    desk: Any
+    dispatcher: Any
     replicas: int = 1
     label: str = ""
-    """Who pays for its calls."""
+    """The trial whose usage its calls are added to."""
+
+    def submit(self, request: Request[Any]) -> Any:
+        """An object reference to the request's result."""
+        return self.dispatcher.call.remote(request, label=self.label)
+
+    def call(self, request: Request[Result]) -> Result:
+        """The request's result; an error that was raised in the replica is raised here."""
+        found: Result = fetched(self.submit(request))
+        return found
 
     def evaluate(self, recipe: Recipe, role: str) -> Evaluation:
-        """Blocks until a replica has done it."""
-        result: Evaluation = fetched(self.submit("evaluate", recipe, role))
-        return result
+        """See `Evaluator.evaluate`."""
+        return self.call(Evaluate(recipe, role))
 
     def evaluate_all(self, recipes: Sequence[Recipe], role: str) -> list[Evaluation]:
-        """Blocks until replicas have done all of them."""
-        refs = [self.submit("evaluate", recipe, role) for recipe in recipes]
+        """See `Evaluator.evaluate_all`."""
+        refs = [self.submit(Evaluate(recipe, role)) for recipe in recipes]
         return [fetched(ref) for ref in refs]
 
     def logits(self, recipe: Recipe, role: str) -> dict[str, Tensor]:
-        """Blocks; moves N·C floats a task through the object store: for analyses of few models."""
-        found: dict[str, Tensor] = fetched(self.submit("logits", recipe, role))
-        return found
+        """See `Evaluator.logits`. Moves N·C floats a task through the object store: for analyses of
+        few models."""
+        return self.call(Logits(recipe, role))
 
     def fit(self, recipe: Recipe) -> tuple[bytes, dict[str, float]]:
-        """Blocks until a replica has done it."""
-        found: tuple[bytes, dict[str, float]] = fetched(self.submit("fit", recipe))
-        return found
-
-    def statistics(self, recipe: Recipe) -> tuple[str, ...]:
-        """Blocks until a replica has them."""
-        found: tuple[str, ...] = fetched(self.submit("statistics", recipe))
-        return found
+        """See `Trainer.fit`."""
+        return self.call(Fit(recipe))
 
     def train(
         self, recipe: Recipe, state: bytes | None, first: int, last: int, seed: int
     ) -> tuple[bytes, list[dict[str, float]]]:
-        """Blocks until a replica has taken the steps."""
-        found: tuple[bytes, list[dict[str, float]]] = fetched(
-            self.submit("train", recipe, state, first, last, seed)
-        )
-        return found
-
-    def gram(self) -> Gram:
-        """Blocks; inner products of the task vectors."""
-        found: Gram = fetched(self.submit("gram"))
-        return found
-
-    def merge(self, recipe: Recipe) -> dict[str, Tensor]:
-        """Blocks; moves a whole model through the object store: for tests and exports."""
-        result: dict[str, Tensor] = fetched(self.submit("merge", recipe))
-        return result
+        """See `Trainer.train`."""
+        return self.call(Train(recipe, state, first, last, seed))
 
     def gradients(self, lessons: Sequence[Lesson], role: str, trim: Trim) -> list[Gradient]:
-        """Blocks; lessons are dealt to all replicas: the result is the same on any of them."""
+        """See `Trainer.gradients`. The micro-batches are divided among all replicas; the result
+        does not depend on which replica computes one."""
         each = -(-len(lessons) // self.replicas)
         refs = [
-            self.submit("gradients", lessons[start : start + each], role, trim)
+            self.submit(Gradients(lessons[start : start + each], role, trim))
             for start in range(0, len(lessons), each)
         ]
         return [gradient for ref in refs for gradient in fetched(ref)]
 
-    def submit(self, method: str, *args: Any) -> Any:
-        """An object reference to the result."""
-        return self.desk.call.remote(method, *args, label=self.label)
+    def statistics(self, recipe: Recipe) -> tuple[str, ...]:
+        """See `WeightsReader.statistics`."""
+        return self.call(Statistics(recipe))
+
+    def gram(self) -> Gram:
+        """See `WeightsReader.gram`."""
+        return self.call(GramMatrix())
+
+    def merge(self, recipe: Recipe) -> dict[str, Tensor]:
+        """See `WeightsReader.merge`. Moves a whole model through the object store."""
+        return self.call(Merge(recipe))
 
     def named(self, label: str) -> Client:
-        """The same, its calls paid by another."""
+        """The same client, whose calls are added to the usage of another label."""
         return replace(self, label=label)
 
     def spent(self) -> float:
         """Seconds that replicas have worked for the label."""
-        return float(ray.get(self.desk.spent.remote(self.label)))
+        return float(ray.get(self.dispatcher.spent.remote(self.label)))
 
     def fallen(self) -> int:
-        """How many calls were made again so far, since a process died."""
-        return int(ray.get(self.desk.fallen.remote()))
+        """Number of calls that were repeated so far because a process died."""
+        return int(ray.get(self.dispatcher.fallen.remote()))

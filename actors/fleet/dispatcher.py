@@ -1,6 +1,8 @@
-"""The desk: an actor that hands calls to free replicas, and sees to it that none waits in vain.
+"""The dispatcher: an actor that hands calls to free replicas, and sees to it that none waits in
+vain.
 
-Ray itself waits without end for an actor whose place went with a node. The desk looks at the places
+Ray itself waits without end for an actor whose place went with a node. The dispatcher looks at the
+places
 every two seconds: a call whose replica lost its place is made again on another that is free, and
 where none has had a place for long, callers hear so in one line. A call in which a shard died that
 had kept something for it (`Forgotten`) is made again from its start. Ray starts processes again
@@ -19,12 +21,13 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table
 
 from actors.artifacts.errors import ATTEMPTS, is_forgotten
-from actors.cluster.actor_names import call_name
 from actors.cluster.metrics import gauge
 from actors.cluster.worker_deaths import is_death
+from actors.experts.requests import Request
+from actors.fleet.errors import Unplaced, shortage
 from actors.fleet.restarts import Deaths, Turns, Vitals, killed_by_ray
-from actors.fleet.trial_startup import Crew
-from actors.fleet.usage import Meter
+from actors.fleet.trial_startup import StartupBarrier
+from actors.fleet.usage import Usage
 
 PATIENCE = 300.0
 """Seconds that a call waits for a place that its replica lost, where there is no other replica."""
@@ -44,7 +47,7 @@ GLANCE = 0.05
 
 
 @dataclass
-class Lane:
+class Slot:
     """A call at a time of one replica."""
 
     number: int
@@ -68,55 +71,55 @@ class Lane:
         return not self.gone and self.lost() < FAILOVER
 
 
-class Desk:
+class Dispatcher:
     """Hands calls to free replicas, first come, first served."""
 
-    def __init__(self, lanes: bytes, patience: float, need: str = "") -> None:
+    def __init__(self, slots: bytes, patience: float, need: str = "") -> None:
         """Begin to take calls.
 
         Args:
-            lanes: pickled, since Ray would keep them apart and warn that they may be lost.
+            slots: pickled, since Ray would keep them apart and warn that they may be lost.
             patience: seconds that a call waits for a place.
             need: the memory that was counted for a replica, for messages.
         """
-        self.lanes: list[Lane] = []
+        self.slots: list[Slot] = []
         self.patience = patience
-        self.free: asyncio.Queue[Lane] = asyncio.Queue()
-        self.idle: list[Lane] = []
-        """Lanes that lost their place; they are free again when they have one."""
-        self.meter = Meter()
-        self.crew = Crew()
+        self.free: asyncio.Queue[Slot] = asyncio.Queue()
+        self.idle: list[Slot] = []
+        """Slots that lost their place; they are free again when they have one."""
+        self.usage = Usage()
+        self.barrier = StartupBarrier()
         self.turns = Turns()
         self.need = need
         self.falls = 0
         """Calls that were made again, since a process died."""
         self.waiting = 0
         self.watch: asyncio.Task[None] | None = None
-        self.take(ray.cloudpickle.loads(lanes))
+        self.take(ray.cloudpickle.loads(slots))
 
-    def take(self, lanes: Sequence[Lane]) -> None:
-        """Take lanes on."""
-        for lane in lanes:
-            lane.seen = time.monotonic()  # another machine's clock until now
-            self.lanes.append(lane)
-            self.free.put_nowait(lane)
+    def take(self, slots: Sequence[Slot]) -> None:
+        """Take slots on."""
+        for slot in slots:
+            slot.seen = time.monotonic()  # another machine's clock until now
+            self.slots.append(slot)
+            self.free.put_nowait(slot)
 
-    async def staff(self, lanes: bytes) -> None:
+    async def staff(self, slots: bytes) -> None:
         """The replicas there are from now on; calls of those that are not are made again.
 
-        All of them are named, so that a desk that died and came back is put right.
+        All of them are named, so that a dispatcher that died and came back is put right.
         """
-        wanted: list[Lane] = ray.cloudpickle.loads(lanes)
-        numbers = {lane.number for lane in wanted}
-        for lane in self.lanes:
-            lane.gone = lane.gone or lane.number not in numbers
-        known = {lane.number for lane in self.lanes}
-        self.lanes = [lane for lane in self.lanes if not lane.gone]
-        self.take([lane for lane in wanted if lane.number not in known])
+        wanted: list[Slot] = ray.cloudpickle.loads(slots)
+        numbers = {slot.number for slot in wanted}
+        for slot in self.slots:
+            slot.gone = slot.gone or slot.number not in numbers
+        known = {slot.number for slot in self.slots}
+        self.slots = [slot for slot in self.slots if not slot.gone]
+        self.take([slot for slot in wanted if slot.number not in known])
 
     async def spent(self, label: str) -> float:
         """Seconds that replicas have worked for a label."""
-        return self.meter.of(label)
+        return self.usage.of(label)
 
     async def fallen(self) -> int:
         """How many calls were made again, since a process died."""
@@ -124,42 +127,42 @@ class Desk:
 
     async def expect(self, label: str) -> None:
         """A trial was given to Tune; see `actors.fleet.trial_startup`."""
-        self.crew.expect(label)
+        self.barrier.expect(label)
 
-    async def call(self, method: str, *args: Any, label: str = "", held: bool = False) -> Any:
-        """`method(*args)` on the next free replica; a caller that dies leaves nothing behind.
+    async def call(self, request: Request[Any], label: str = "", held: bool = False) -> Any:
+        """The request's result, from the next free replica; a caller that dies leaves nothing
+        behind.
 
         Args:
-            method: of the replica.
-            args: its arguments.
-            label: who pays, see `spent`.
-            held: the result is told when all trials have a process (`actors.fleet.trial_startup`):
-            for calls     that are a whole short trial.
+            request: what a replica shall do.
+            label: whose usage the call is added to, see `spent`.
+            held: return the result only when all trials have a process, see
+                `actors.fleet.trial_startup`: for calls that are a whole short trial.
 
         Raises:
             Unplaced: no replica has had a place for longer than `patience`.
         """
-        self.crew.arrived(label)
+        self.barrier.arrived(label)
         if self.watch is None:
             self.watch = asyncio.ensure_future(self.look())
-        result = await self.served(method, args, label)
-        while held and not self.crew.complete():
+        result = await self.served(request, label)
+        while held and not self.barrier.complete():
             await asyncio.sleep(GLANCE)
         return result
 
-    async def served(self, method: str, args: tuple[Any, ...], label: str) -> Any:
+    async def served(self, request: Request[Any], label: str) -> Any:
         """The result, from whichever replica comes to give it.
 
         Raises:
             OutOfMemory: its replicas died for want of memory, see `deaths.STARVED`.
             Died: they did for other reasons.
         """
-        attempts, deaths = 0, Deaths(call_name(method, args), self.need)
+        attempts, deaths = 0, Deaths(request.title, self.need)
         while True:  # each turn ends the call, or is one of the deaths and attempts counted here
-            lane = await self.next()
+            slot = await self.next()
             try:
                 async with self.turns.turn(alone=deaths.starved > 0):
-                    done, result = await self.tried(lane, method, args, label, deaths)
+                    done, result = await self.tried(slot, request, label, deaths)
             except Exception as error:
                 if not is_forgotten(error):
                     raise
@@ -168,41 +171,44 @@ class Desk:
                     raise
                 done = False
             finally:
-                self.give(lane)
+                self.give(slot)
             if done:
                 return result
 
     async def tried(
-        self, lane: Lane, method: str, args: tuple[Any, ...], label: str, deaths: Deaths
+        self, slot: Slot, request: Request[Any], label: str, deaths: Deaths
     ) -> tuple[bool, Any]:
-        """Whether the call came to an end on this lane, and its result; deaths are counted."""
-        before = lane.vitals or await self.asked(lane)
+        """Whether the call came to an end on this slot, and its result; deaths are counted."""
+        before = slot.vitals or await self.asked(slot)
         if not before:
             return False, None
-        self.meter.start(lane.number, label)
+        self.usage.start(slot.number, label)
         try:
-            return await self.watched(lane, method, args)
+            # A replica that dies is counted here, so Ray does not repeat the call by itself.
+            work = slot.replica.call.options(name=request.title, max_task_retries=0)
+            return await self.watched(slot, work.remote(request))
         except Exception as error:
-            if not is_death(error) or lane.gone:
+            if not is_death(error) or slot.gone:
                 raise
         finally:
-            self.meter.stop(lane.number, label)
-        after = await self.asked(lane)
+            self.usage.stop(slot.number, label)
+        after = await self.asked(slot)
         kills = {each.node: each.killed for each in after}
-        for other in self.lanes:  # those kills are accounted for
+        for other in self.slots:  # those kills are accounted for
             other.vitals = [replace(v, killed=kills.get(v.node, v.killed)) for v in other.vitals]
         deaths.add(before, after, await asyncio.to_thread(killed_by_ray, lost(before, after)))
         self.falls += 1
         return False, None
 
-    async def asked(self, lane: Lane) -> Sequence[Vitals]:
+    async def asked(self, slot: Slot) -> Sequence[Vitals]:
         """The vitals of a replica, once its processes are there; none where it lost its place."""
-        _, found = await self.watched(lane, "vitals", (), again=REVIVALS)
-        lane.vitals = found or ()
-        return lane.vitals
+        vitals = slot.replica.vitals.options(name="vitals", max_task_retries=REVIVALS)
+        _, found = await self.watched(slot, vitals.remote())
+        slot.vitals = found or ()
+        return slot.vitals
 
-    async def next(self) -> Lane:
-        """The next free lane; waits for it.
+    async def next(self) -> Slot:
+        """The next free slot; waits for it.
 
         Raises:
             Unplaced: see `call`.
@@ -213,7 +219,7 @@ class Desk:
             while True:
                 while not (await asyncio.wait([got], timeout=PULSE))[0]:
                     if self.hopeless():
-                        raise unplaced([lane.group for lane in self.lanes])
+                        raise Unplaced(shortage([slot.group for slot in self.slots]))
                 if got.result().well:
                     return got.result()
                 self.give(got.result())
@@ -223,58 +229,53 @@ class Desk:
             if not got.done():
                 got.cancel()
 
-    def give(self, lane: Lane) -> None:
-        """A lane back: free, or aside until it has a place again."""
-        if lane.well:
-            self.free.put_nowait(lane)
-        elif not lane.gone:
-            self.idle.append(lane)
+    def give(self, slot: Slot) -> None:
+        """A slot back: free, or aside until it has a place again."""
+        if slot.well:
+            self.free.put_nowait(slot)
+        elif not slot.gone:
+            self.idle.append(slot)
 
     def hopeless(self) -> bool:
         """Whether no replica has had a place for longer than `patience`."""
-        return all(lane.lost() > self.patience for lane in self.lanes)
+        return all(slot.lost() > self.patience for slot in self.slots)
 
-    async def watched(
-        self, lane: Lane, method: str, args: tuple[Any, ...], again: int = 0
-    ) -> tuple[bool, Any]:
-        """Whether the call came to an end on this lane, and its result.
+    async def watched(self, slot: Slot, ref: Any) -> tuple[bool, Any]:
+        """Whether a call came to an end on this slot, and its result.
 
-        `again`: how often Ray makes it again by itself.
+        `ref`: the reference to the result of a call of the slot's replica.
         """
-        options = {"name": call_name(method, args), "max_task_retries": again}
-        named = getattr(lane.replica, method).options(**options)
-        ref = named.remote(*args)
         result = asyncio.ensure_future(ref)
         while not (await asyncio.wait([result], timeout=PULSE))[0]:
-            others = any(other.well and other.number != lane.number for other in self.lanes)
-            if lane.gone or lane.lost() > (FAILOVER if others else self.patience):
+            others = any(other.well and other.number != slot.number for other in self.slots)
+            if slot.gone or slot.lost() > (FAILOVER if others else self.patience):
                 result.cancel()
-                if not others and not lane.gone:
-                    raise unplaced([each.group for each in self.lanes])
+                if not others and not slot.gone:
+                    raise Unplaced(shortage([each.group for each in self.slots]))
                 return False, None
         try:
             return True, result.result()
         except ray.exceptions.ActorDiedError:
-            lane.gone = True  # for good: it was given up, or died too often
-            if not any(other.well for other in self.lanes):
+            slot.gone = True  # for good: it was given up, or died too often
+            if not any(other.well for other in self.slots):
                 raise
             return False, None
 
     async def look(self) -> None:
-        """See who has a place, now and then; tell how busy the desk is."""
+        """See who has a place, now and then; tell how busy the dispatcher is."""
         while True:
             table = await asyncio.to_thread(placement_group_table)
             now = time.monotonic()
-            for lane in self.lanes:
-                if table.get(lane.group.id.hex(), {}).get("state") == "CREATED":
-                    lane.seen = now
-            back = [lane for lane in self.idle if lane.well]
-            self.idle = [lane for lane in self.idle if not lane.well and not lane.gone]
-            for lane in back:
-                self.free.put_nowait(lane)
+            for slot in self.slots:
+                if table.get(slot.group.id.hex(), {}).get("state") == "CREATED":
+                    slot.seen = now
+            back = [slot for slot in self.idle if slot.well]
+            self.idle = [slot for slot in self.idle if not slot.well and not slot.gone]
+            for slot in back:
+                self.free.put_nowait(slot)
             gauge("waiting_calls", self.waiting)
-            gauge("busy_lanes", len(self.lanes) - self.free.qsize() - len(self.idle))
-            gauge("lanes", len(self.lanes))
+            gauge("busy_lanes", len(self.slots) - self.free.qsize() - len(self.idle))
+            gauge("lanes", len(self.slots))
             await asyncio.sleep(PULSE)
 
 
@@ -282,15 +283,3 @@ def lost(before: Sequence[Vitals], after: Sequence[Vitals]) -> list[Vitals]:
     """Those processes that are not there any more."""
     there = {(each.node, each.pid) for each in after}
     return [each for each in before if (each.node, each.pid) not in there]
-
-
-def placed(group: PlacementGroup) -> bool:
-    """Whether a placement group has all its places."""
-    return bool(placement_group_table(group)["state"] == "CREATED")
-
-
-def unplaced(groups: Sequence[PlacementGroup]) -> Exception:
-    """What is raised where none of these has a place; imported late, as it brings torch."""
-    from actors.fleet.errors import Unplaced, shortage
-
-    return Unplaced(shortage(groups))

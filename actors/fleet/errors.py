@@ -1,18 +1,22 @@
-"""No place for a replica: what is said of it."""
+"""Placement of replicas, and the error of replicas for which the cluster has no room."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import ray
-from ray.util.placement_group import PlacementGroup
+from ray.util.placement_group import PlacementGroup, placement_group_table
 
-from actors.fleet.dispatcher import placed
 from fusion.errors import InputError
 
 
 class Unplaced(InputError):
-    """The cluster has no room for a replica: one line saying what is needed, and what is there."""
+    """The cluster has no room for a replica: one line with what is needed and what is there."""
+
+
+def placed(group: PlacementGroup) -> bool:
+    """Whether all bundles of a placement group have been placed."""
+    return bool(placement_group_table(group)["state"] == "CREATED")
 
 
 def shortage(groups: Sequence[PlacementGroup]) -> str:

@@ -1,13 +1,14 @@
 """Experts on a Ray cluster: replicas of shards as actors, weights once a node. The only file here
 that starts actors; what they do is `LocalExperts` and `Shard`.
 
-A *replica* is one whole model: in one process, or a conductor of several *shards*, each in a
+A *replica* is one whole model: in one process, or a coordinator of several *shards*, each in a
 process of its own. Base and task vectors are read-only views of the node's object store (or task
-vectors are made from the experts' files as they are read: `vectors_on_disk.py`). The *desk* hands
+vectors are made from the experts' files as they are read: `vectors_on_disk.py`). The *dispatcher*
+hands
 each call
 to the next free replica; callers (trials) hold nothing but its handle. Calls carry all they need,
 so an actor that dies is restarted and its call run again, with the same result to the bit; how
-often is counted at the desk.
+often is counted at the dispatcher.
 """
 
 from __future__ import annotations
@@ -35,12 +36,11 @@ from actors.cluster.worker_deaths import is_death
 from actors.data.task_rows import TaskData
 from actors.experts.embedding_cache import EmbeddingCache
 from actors.families.protocol import segment_names
-from actors.fleet.client import Client as Client
-from actors.fleet.dispatcher import PATIENCE, REVIVALS, Desk, Lane, lost, placed
-from actors.fleet.errors import Unplaced as Unplaced
-from actors.fleet.errors import shortage
+from actors.fleet.client import Client
+from actors.fleet.dispatcher import PATIENCE, REVIVALS, Dispatcher, Slot, lost
+from actors.fleet.errors import Unplaced, placed, shortage
 from actors.fleet.file_transfer import home
-from actors.fleet.replica import LANES, Replica, Setup, ShardActor
+from actors.fleet.replica import SLOTS, Replica, Setup, ShardActor
 from actors.fleet.restarts import Deaths, Vitals, killed_by_ray
 from actors.fleet.transport import fetched
 from actors.pool.pool import FlatVectors, Pool, load_flat
@@ -51,10 +51,11 @@ from fusion.errors import InputError
 
 RESTARTS = 50
 """How often an actor that dies is started again in all; what a call may cost of them is counted at
-the desk. Starting one is cheap: weights are taken up by its first call."""
+the dispatcher. Starting one is cheap: weights are taken up by its first call."""
 
 RETRIES = 20
-"""How often a call to the desk, which holds nothing, is made again where it died. A node that dies
+"""How often a call to the dispatcher, which holds nothing, is made again where it died. A node that
+dies
 is asked again and again until the cluster has noticed."""
 
 READS = 2
@@ -133,10 +134,12 @@ class Fleet:
         self.members: list[Member] = []
         for _ in range(plan.replicas):
             self.start()
-        desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=1000, **self.name(), **ROBUST)
-        lanes = [lane for member in self.members for lane in self.lanes(member)]
-        self.desk = desk.remote(ray.cloudpickle.dumps(lanes), patience, needed(plan))
-        self.client = Client(self.desk, plan.replicas)
+        dispatcher = ray.remote(Dispatcher).options(
+            num_cpus=0, max_concurrency=1000, **self.name(), **ROBUST
+        )
+        slots = [slot for member in self.members for slot in self.slots(member)]
+        self.dispatcher = dispatcher.remote(ray.cloudpickle.dumps(slots), patience, needed(plan))
+        self.client = Client(self.dispatcher, plan.replicas)
 
     @property
     def replicas(self) -> list[Any]:
@@ -182,10 +185,10 @@ class Fleet:
                 kind.options(**options(index, index)).remote(setup, each, index)
                 for index, each in enumerate(weights)
             )
-            conductor = ray.remote(Replica).options(
-                num_cpus=0, max_concurrency=LANES, **self.name(number), **ROBUST
+            coordinator = ray.remote(Replica).options(
+                num_cpus=0, max_concurrency=SLOTS, **self.name(number), **ROBUST
             )
-            replica = conductor.remote(setup, None, ray.cloudpickle.dumps(shards))
+            replica = coordinator.remote(setup, None, ray.cloudpickle.dumps(shards))
             member = Member(number, replica, shards, group)
         self.members.append(member)
         return member
@@ -194,10 +197,10 @@ class Fleet:
         """The name of an actor, as an option; none where the sweep has no name."""
         return {"name": actor_name(self.sweep, replica, shard)} if self.sweep else {}
 
-    def lanes(self, member: Member) -> list[Lane]:
-        """What the desk is given of a replica: as many calls at a time as it takes."""
-        count = LANES if member.shards else 1
-        return [Lane(member.number, member.replica, member.group) for _ in range(count)]
+    def slots(self, member: Member) -> list[Slot]:
+        """What the dispatcher is given of a replica: as many calls at a time as it takes."""
+        count = SLOTS if member.shards else 1
+        return [Slot(member.number, member.replica, member.group) for _ in range(count)]
 
     def staff(self, members: Sequence[Member], coming: Sequence[Member] = ()) -> None:
         """Which replicas take calls from now on.
@@ -207,8 +210,8 @@ class Fleet:
             coming: are not yet, and stay. All others are given up: the calls that they have are
                 made again by others.
         """
-        lanes = [lane for member in members for lane in self.lanes(member)]
-        ray.get(self.desk.staff.remote(ray.cloudpickle.dumps(lanes)))
+        slots = [slot for member in members for slot in self.slots(member)]
+        ray.get(self.dispatcher.staff.remote(ray.cloudpickle.dumps(slots)))
         kept = {member.number: member for member in (*members, *coming)}
         for member in self.members:
             if member.number not in kept:
@@ -263,7 +266,7 @@ class Fleet:
         that was not pending").
         """
         self.read.clear()
-        ray.kill(self.desk)
+        ray.kill(self.dispatcher)
         for member in self.members:
             end(member)
 

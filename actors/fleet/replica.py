@@ -14,19 +14,17 @@ from typing import Any
 
 import ray
 import torch
-from torch import Tensor
 
 from actors.artifacts.head_file import read_head
-from actors.artifacts.recipe import Recipe
 from actors.cluster.metrics import timed
 from actors.cluster.planner import Plan
 from actors.data.task_rows import TaskData
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.evaluation import Evaluation
 from actors.experts.local import LocalExperts
 from actors.experts.model_runner import ModelRunner
 from actors.experts.peak_memory import WATER
 from actors.experts.recipe import results_dtype
+from actors.experts.requests import Request, Result
 from actors.files.cache_dir import cache_dir
 from actors.fleet.file_transfer import Home, paths, settled
 from actors.fleet.restarts import Living, Vitals, vitals
@@ -35,18 +33,16 @@ from actors.pool.pool import FlatVectors, unflatten
 from actors.pool.vectors_low_rank import FactoredVectors, opened_factors
 from actors.pool.vectors_on_disk import FiledVectors, opened_vectors
 from actors.shards.pipeline import Direct, Pipeline
+from actors.shards.requests import ShardRequest
 from actors.shards.resident_model import Blueprint
-from actors.shards.shard import Batch, Shard, Weights
+from actors.shards.shard import Shard
 from fusion.errors import InputError
-from fusion.methods.learned.steps import Gradient, Lesson
-from fusion.task_vectors.gram import Gram
-from fusion.task_vectors.sparsify import Trim
 from fusion.task_vectors.task_vectors import TaskVectors
 
 log = logging.getLogger(__name__)
 
-LANES = 2
-"""Calls that a conductor takes at a time: one call's bubbles are another's work."""
+SLOTS = 2
+"""Calls that a coordinator takes at a time: one call's bubbles are another's work."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +127,7 @@ def build_shard(setup: Setup, weights: bytes, index: int) -> Shard:
         setup.plan.device,
         getattr(torch, setup.dtype),
         setup.plan.blocks[index],
-        contexts=LANES * (setup.plan.shards - index),
+        contexts=SLOTS * (setup.plan.shards - index),
         places={path.name: path for path in paths(data)},
     )
     cache = setup.embeddings.root.parent  # the driver's; where this node has none, its own
@@ -161,49 +157,13 @@ class ShardActor(Living):
         """See `Shard.names`."""
         return self.shard.names()
 
-    def survey(self, weights: Weights, answers: list[Tensor]) -> tuple[bool, Any]:
-        """See `Shard.survey`."""
-        return self.shard.survey(weights, answers)
+    def call(self, request: ShardRequest, *given: Any) -> Any:
+        """The result of a request, packed for the object store."""
+        return pack(request.run(self.shard, *unpack(given)))
 
-    def merge(self, weights: Weights) -> dict[str, Tensor]:
-        """See `Shard.merge`."""
-        return {name: tensor.cpu() for name, tensor in self.shard.merge(weights).items()}
-
-    def gram(self) -> Gram:
-        """See `Shard.gram`."""
-        return self.shard.gram()
-
-    def run(self, carry: Any, weights: Weights) -> Any:
-        """See `Shard.run`."""
-        return pack(self.shard.run(unpack(carry), weights))
-
-    def code(self, carry: Any, weights: Weights) -> Any:
-        """See `Shard.code`."""
-        return pack(self.shard.code(unpack(carry), weights))
-
-    def forward(self, key: str, carry: Any, weights: Weights) -> Any:
-        """See `Shard.forward`."""
-        return pack(self.shard.forward(key, unpack(carry), weights))
-
-    def backward(self, key: str, carry: Any, weights: Weights, gradient: Any) -> Any:
-        """See `Shard.backward`."""
-        return pack(self.shard.backward(key, unpack(carry), weights, unpack(gradient)))
-
-    def finish(self, carry: Any, weights: Weights, batch: Batch) -> Any:
-        """See `Shard.finish`."""
-        return pack(self.shard.finish(unpack(carry), weights, batch))
-
-    def gather(self, what: str, *args: Any) -> Any:
-        """See `Shard.gather`."""
-        return pack(self.shard.gather(what, *unpack(args)))
-
-    def reside(self, what: str, *args: Any) -> Any:
-        """See `Shard.reside`."""
-        return pack(self.shard.reside(what, *unpack(args)))
-
-    def keep(self, key: str, method: str, *args: Any) -> Any:
-        """A call whose carry stays on the device; its other results wait for `kept`."""
-        found = getattr(self.shard, method)(*args)
+    def keep(self, key: str, request: ShardRequest, *given: Any) -> Any:
+        """A request whose carry stays on the device; its other results wait for `kept`."""
+        found = request.run(self.shard, *given)
         if not isinstance(found, tuple):
             return found
         *small, carry = found
@@ -214,9 +174,9 @@ class ShardActor(Living):
         """The small results of a `keep`, once."""
         return self.results.pop(key)
 
-    def begin(self, name: str, first: bool) -> None:
+    def begin(self, learns: bool, first: bool) -> None:
         """See `HighWater.begin`: a call of the whole model begins."""
-        WATER.begin(name, self.shard.device, first=first)
+        WATER.begin(learns, self.shard.device, first=first)
 
     def told(self, method: str) -> int:
         """See `HighWater.told`."""
@@ -241,11 +201,11 @@ class OfShards:
         self.running = 0
 
     @contextmanager
-    def call(self, name: str, device: torch.device) -> Iterator[None]:
+    def call(self, learns: bool, device: torch.device) -> Iterator[None]:
         """See `Water.call`."""
         with self.lock:
             for shard in self.shards:
-                once(shard.begin).remote(name, not self.running)
+                once(shard.begin).remote(learns, not self.running)
             self.running += 1
         try:
             yield
@@ -260,13 +220,13 @@ class OfShards:
 
 
 class Replica:
-    """`LocalExperts` in a process of its own: over a shard of its own, or as their conductor."""
+    """`LocalExperts` in a process of its own: over a shard of its own, or as their coordinator."""
 
-    def __init__(self, given: bytes, weights: bytes | None, conducted: bytes = b"") -> None:
+    def __init__(self, given: bytes, weights: bytes | None, coordinated: bytes = b"") -> None:
         """`given`: a pickled reference to a `Setup`; `weights`: to those of the whole model;
-        None: the pickled shards `conducted` have them. Taken up by the first call, as a
+        None: the pickled shards `coordinated` have them. Taken up by the first call, as a
         `ShardActor`'s."""
-        self.given = given, weights, conducted
+        self.given = given, weights, coordinated
         self.making = threading.Lock()
 
     @property
@@ -278,7 +238,7 @@ class Replica:
     @cached_property
     def made(self) -> LocalExperts:
         """See `experts`."""
-        given, weights, conducted = self.given
+        given, weights, coordinated = self.given
         known: Setup = opened(given)
         setup = known.here()
         if weights is not None:
@@ -286,7 +246,7 @@ class Replica:
             pipeline = Pipeline([whole], [whole.names()], setup.groups, Direct())
             device, water = setup.plan.device, None
         else:
-            shards: list[Any] = ray.cloudpickle.loads(conducted)
+            shards: list[Any] = ray.cloudpickle.loads(coordinated)
             names = ray.get([once(shard.names).remote() for shard in shards])
             link = choose(shards, setup.plan.device, setup.plan.gpus, setup.transport)
             pipeline = Pipeline(shards, names, setup.groups, link)
@@ -294,76 +254,29 @@ class Replica:
         runner = ModelRunner(pipeline, setup.tasks, setup.data, setup.embeddings, device)
         return LocalExperts(runner, water or WATER)
 
-    def evaluate(self, recipe: Recipe, role: str) -> Evaluation:
-        """See `LocalExperts.evaluate`."""
-        found: Evaluation = self.guarded(self.experts.evaluate, recipe, role)
-        return found
+    def call(self, request: Request[Result]) -> Result:
+        """Run a request; where a direct transport fails with a shard, again through the store.
 
-    def measure(self, method: str, params: dict[str, Any], role: str) -> dict[str, Any]:
-        """`evaluate` in plain types, for callers that do without torch."""
-        return self.evaluate(Recipe(method, params), role).plain()
-
-    def logits(self, recipe: Recipe, role: str) -> dict[str, Tensor]:
-        """See `LocalExperts.logits`."""
-        found: dict[str, Tensor] = self.guarded(self.experts.logits, recipe, role)
-        return found
-
-    def merge(self, recipe: Recipe) -> dict[str, Tensor]:
-        """See `LocalExperts.merge`."""
-        found: dict[str, Tensor] = self.guarded(self.experts.merge, recipe)
-        return found
-
-    def gradients(self, lessons: Sequence[Lesson], role: str, trim: Trim) -> list[Gradient]:
-        """See `LocalExperts.gradients`."""
-        found: list[Gradient] = self.guarded(self.experts.gradients, lessons, role, trim)
-        return found
-
-    def statistics(self, recipe: Recipe) -> tuple[str, ...]:
-        """See `LocalExperts.statistics`."""
-        found: tuple[str, ...] = self.guarded(self.experts.statistics, recipe)
-        return found
-
-    def train(
-        self, recipe: Recipe, state: bytes | None, first: int, last: int, seed: int
-    ) -> tuple[bytes, list[dict[str, float]]]:
-        """See `LocalExperts.train`."""
-        args = recipe, state, first, last, seed
-        found: tuple[bytes, list[dict[str, float]]] = self.guarded(self.experts.train, *args)
-        return found
-
-    def gram(self) -> Gram:
-        """See `LocalExperts.gram`."""
-        found: Gram = self.guarded(self.experts.gram)
-        return found
-
-    def fit(self, recipe: Recipe) -> tuple[bytes, dict[str, float]]:
-        """See `LocalExperts.fit`."""
-        found: tuple[bytes, dict[str, float]] = self.guarded(self.experts.fit, recipe)
-        return found
-
-    def embed(self, expert: str, role: str) -> None:
-        """See `LocalExperts.embed`."""
-        self.guarded(self.experts.embed, expert, role)
-
-    def guarded(self, call: Any, *args: Any) -> Any:
-        """A call; where a direct transport broke down with a shard, again through the store.
-
-        It breaks down in many ways (what a shard kept is gone, a peer hangs up), all but refusals.
+        A direct transport fails in many ways (what a shard kept is gone, a peer hangs up): every
+        error but an `InputError` counts as one.
         """
-        link = self.experts.runner.pipeline.link  # another lane may change it meanwhile
-        name, method = call.__name__, getattr(args[0] if args else None, "method", "")
-        device = self.experts.runner.device
+        experts = self.experts
+        link = experts.runner.pipeline.link  # another call may change it meanwhile
+        device = experts.runner.device
         try:
-            with timed(name, method), self.experts.water.call(name, device):
-                return call(*args)
+            with (
+                timed(request.metric_name, request.method),
+                experts.water.call(request.learns, device),
+            ):
+                return request.run(experts)
         except InputError:
             raise
         except Exception as error:
             if not isinstance(link, GpuToGpu):
                 raise
             log.warning("transport: object store from now on: %s", " ".join(str(error).split()))
-            self.experts.runner.pipeline.link = Stored()
-            return call(*args)
+            experts.runner.pipeline.link = Stored()
+            return request.run(experts)
 
     def pid(self) -> int:
         """The process, once it holds its weights, or its shards do."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import ray
 
+from actors.cluster.fatal import Died, OutOfMemory
 from actors.cluster.limits import killed, limits
 
 STARVED = 2
@@ -69,7 +70,7 @@ def vitals() -> Vitals:
 
 
 class Living:
-    """An actor of one process that the desk can ask how it is."""
+    """An actor of one process that the dispatcher can ask how it is."""
 
     def vitals(self) -> list[Vitals]:
         """Of this process; nothing is loaded for it."""
@@ -148,8 +149,6 @@ class Deaths:
             OutOfMemory: that is enough.
             Died: so it is, for another reason.
         """
-        from actors.cluster.fatal import Died, OutOfMemory  # late: they bring torch
-
         self.last = after or before
         if by_ray or starved(before, after):
             self.starved += 1

@@ -22,12 +22,10 @@ from torch import Tensor
 
 from actors.pool.vectors_in_memory import as_tensor
 from actors.shards.messages import Parcel
+from actors.shards.requests import ShardRequest
 from fusion.errors import InputError, Vanished, one_line
 
 log = logging.getLogger(__name__)
-
-CARRIES = ("run", "code", "forward", "backward", "finish")
-"""Calls whose (last) result is a carry, which may stay on the device."""
 
 NO_CUPY = (
     "placement.transport: 'direct': CuPy is not installed here, so the object store is used; pip"
@@ -87,11 +85,13 @@ class Referred(Parcel):
 class Stored:
     """Results through the object store."""
 
-    def call(self, shard: Any, method: str, *args: Any, returns: int = 1) -> Any:
-        """A reference, or as many as the method returns."""
+    def call(self, shard: Any, request: ShardRequest, *given: Any) -> Any:
+        """A reference, or as many as the request has results."""
         # Where the shard dies of it, whoever made the whole call counts that, and makes it again.
-        options = {"num_returns": returns, "max_task_retries": 0}
-        return getattr(shard, method).options(**options).remote(*args)
+        named = shard.call.options(
+            name=f"ShardActor.{request.name}", num_returns=request.returns, max_task_retries=0
+        )
+        return named.remote(request, *given)
 
     def get(self, pending: Any) -> Any:
         """Fetched, as tensors."""
@@ -119,14 +119,15 @@ class GpuToGpu:
         self.transport = transport
         self.stored = Stored()
 
-    def call(self, shard: Any, method: str, *args: Any, returns: int = 1) -> Any:
+    def call(self, shard: Any, request: ShardRequest, *given: Any) -> Any:
         """References; that of the carry, which comes last, is to a tensor on the device."""
+        returns = request.returns
         leaves = returns == 1 and shard == self.last  # to whoever asked, who is in no group
-        if leaves or method not in CARRIES:
-            return self.stored.call(shard, method, *args, returns=returns)
+        if leaves or not request.carries:
+            return self.stored.call(shard, request, *given)
         key = uuid.uuid4().hex
         direct = shard.keep.options(tensor_transport=self.transport, max_task_retries=0)
-        carry = direct.remote(key, method, *args)
+        carry = direct.remote(key, request, *given)
         if returns == 1:
             return carry
         small = shard.kept.options(num_returns=returns - 1, max_task_retries=0).remote(key)

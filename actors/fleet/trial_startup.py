@@ -19,14 +19,14 @@ REST = 60.0
 """Seconds that then pass before anybody is waited for again."""
 
 
-class Crew:
+class StartupBarrier:
     """Who was announced and has not called yet.
 
     >>> now = [0.0]
-    >>> crew = Crew(lambda: now[0])
-    >>> crew.expect("a"), crew.expect("b"), crew.arrived("a"), crew.complete()
+    >>> barrier = StartupBarrier(lambda: now[0])
+    >>> barrier.expect("a"), barrier.expect("b"), barrier.arrived("a"), barrier.complete()
     (None, None, None, False)
-    >>> crew.arrived("b"), crew.complete()
+    >>> barrier.arrived("b"), barrier.complete()
     (None, True)
     """
 

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 
 
-class Meter:
+class Usage:
     """Seconds of replicas, shared out among the calls that each of them runs at a time."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

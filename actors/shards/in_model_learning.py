@@ -30,7 +30,7 @@ from fusion.task_vectors.sparse import pruned
 from fusion.task_vectors.task_vectors import TaskVectors, accumulator
 
 RUNS = 2
-"""Calls that are under way at a time: a conductor takes as many."""
+"""Calls that are under way at a time: a coordinator takes as many."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Shards in a row as one model: what is asked of which shard, in which order.
+"""Pipeline of shards as one model: which shard gets which request, in which order.
 
 Written once for shards in this process and for shards that are actors elsewhere: a *link* says how
 a shard is called and how a result is fetched. Results of one shard are handed to the next as the
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -17,8 +17,20 @@ import torch
 from torch import Tensor
 
 from actors.cluster.metrics import count
-from actors.shards.messages import Parcel
-from actors.shards.shard import Batch, Weights, gradient_of
+from actors.shards.messages import Batch, Parcel, Weights
+from actors.shards.requests import (
+    Backward,
+    BlockGram,
+    Finish,
+    Forward,
+    MergeBlock,
+    RunCoded,
+    RunResident,
+    RunRouted,
+    ShardRequest,
+    Survey,
+)
+from actors.shards.shard import gradient_of
 from fusion.methods.learned.steps import Gradient
 from fusion.registry import METHODS
 from fusion.task_vectors.gram import Gram, merged_grams
@@ -28,12 +40,15 @@ from fusion.task_vectors.sparsify import Trim
 class Link(Protocol):
     """How shards are called."""
 
-    def call(self, shard: Any, method: str, *args: Any, returns: int = 1) -> Any:
-        """What stands for the result of `shard.method(*args)`; a tuple where `returns` > 1."""
+    def call(self, shard: Any, request: ShardRequest, *given: Any) -> Any:
+        """The pending result of a request; a tuple where it has several.
+
+        `given`: pending results of earlier calls, or values.
+        """
         ...
 
     def get(self, pending: Any) -> Any:
-        """The result itself."""
+        """The result of a pending one."""
         ...
 
     def put(self, tensors: Mapping[str, Tensor]) -> Parcel:
@@ -44,9 +59,9 @@ class Link(Protocol):
 class Direct:
     """Shards in this process: a call is a call."""
 
-    def call(self, shard: Any, method: str, *args: Any, returns: int = 1) -> Any:
+    def call(self, shard: Any, request: ShardRequest, *given: Any) -> Any:
         """The result."""
-        return getattr(shard, method)(*args)
+        return request.run(shard, *given)
 
     def get(self, pending: Any) -> Any:
         """What it is given."""
@@ -107,6 +122,45 @@ def ready(step: Step, stages: int, done: set[tuple[int, bool, int]]) -> bool:
     return step.stage == 0 or (step.stage - 1, False, step.item) in done
 
 
+@dataclass(frozen=True)
+class Passes:
+    """The calls of a 1F1B run; each takes and returns pending activations or gradients."""
+
+    forward: Callable[[int, int, Any], Any]
+    """(stage, item, activations) -> activations."""
+    backward: Callable[[int, int, Any, Any], Any]
+    """(stage, item, activations of its forward pass, gradient) -> gradient."""
+    finish: Callable[[int, Any], Any]
+    """(item, activations) -> gradient: both passes of the last stage."""
+
+
+def run_1f1b(stages: int, items: Sequence[Any], passes: Passes) -> list[Any]:
+    """Ask for all passes of all items in 1F1B order; nothing is awaited.
+
+    Args:
+        stages: number of shards.
+        items: what the first stage reads.
+        passes: the calls.
+
+    Returns:
+        The pending gradients of the first stage, in the order in which they were asked for.
+    """
+    carries: dict[tuple[int, int], Any] = {(0, i): item for i, item in enumerate(items)}
+    back: dict[int, Any] = {}
+    ends = []
+    for step in one_forward_one_backward(stages, len(items)):
+        stage, item = step.stage, step.item
+        if stage == stages - 1:
+            back[item] = passes.finish(item, carries.pop((stage, item)))
+        elif step.backward:
+            back[item] = passes.backward(stage, item, carries.pop((stage, item)), back[item])
+        else:
+            carries[stage + 1, item] = passes.forward(stage, item, carries[stage, item])
+        if stage == 0 and step.backward:
+            ends.append(back[item])
+    return ends
+
+
 class Pipeline:
     """Shards that make up one model, in order."""
 
@@ -148,7 +202,7 @@ class Pipeline:
         """Run a survey over all shards in step."""
         answers: list[Tensor] = []
         while True:
-            asked = [self.link.call(shard, "survey", weights, answers) for shard in self.shards]
+            asked = [self.link.call(shard, Survey(weights, answers)) for shard in self.shards]
             heard = [self.link.get(each) for each in asked]
             if heard[0][0]:
                 return heard[0][1]
@@ -159,30 +213,32 @@ class Pipeline:
 
     def merge(self, weights: Weights) -> dict[str, Tensor]:
         """The merged tensors of the whole model, on the CPU."""
-        parts = [self.link.call(shard, "merge", weights) for shard in self.shards]
+        parts = [self.link.call(shard, MergeBlock(weights)) for shard in self.shards]
         return {k: v.cpu() for part in parts for k, v in self.link.get(part).items()}
 
     def gram(self) -> Gram:
         """Inner products of the task vectors of the whole model."""
-        parts = [self.link.call(shard, "gram") for shard in self.shards]
+        parts = [self.link.call(shard, BlockGram()) for shard in self.shards]
         return merged_grams([self.link.get(part) for part in parts])
 
     def embed(self, weights: Weights, batches: Iterable[Batch]) -> Iterator[Tensor]:
         """Embeddings [B, D] of each batch through the resident models filled with `weights`."""
-        return self.flow("run", ((batch, weights) for batch in batches))
+        return self.flow(RunResident, ((batch, weights) for batch in batches))
 
     def embed_coded(self, batches: Iterable[tuple[Batch, Weights]]) -> Iterator[Tensor]:
         """Embeddings of each batch through merged layers, with a coding of its own."""
-        return self.flow("code", batches)
+        return self.flow(RunCoded, batches)
 
     def embed_routed(self, weights: Weights, batches: Iterable[Batch]) -> Iterator[Tensor]:
         """Embeddings of each batch through blocks with the routers that `weights` bring."""
-        return self.flow("reside", ((batch, weights) for batch in batches), "route")
+        return self.flow(RunRouted, ((batch, weights) for batch in batches))
 
     def flow(
-        self, method: str, batches: Iterable[tuple[Batch, Weights]], *what: str
+        self,
+        request: Callable[[Weights], ShardRequest],
+        batches: Iterable[tuple[Batch, Weights]],
     ) -> Iterator[Tensor]:
-        """Batches through all shards, a few in flight, in order."""
+        """Batches through all shards in order, a few at the same time."""
         flying: deque[tuple[int, Any]] = deque()
 
         def landed() -> Tensor:
@@ -194,7 +250,7 @@ class Pipeline:
         for batch, weights in batches:
             carry: Any = batch
             for shard in self.shards:
-                carry = self.link.call(shard, method, *what, carry, weights)
+                carry = self.link.call(shard, request(weights), carry)
             flying.append((batch.size, carry))
             if len(flying) > len(self.shards):
                 yield landed()
@@ -211,28 +267,28 @@ class Pipeline:
 
     def gradients(self, lessons: Sequence[tuple[Batch, Weights]]) -> list[Gradient]:
         """Losses and coding gradients of each lesson; all are asked for before any is awaited."""
-        call, last = self.link.call, len(self.shards) - 1
+        call, shards, last = self.link.call, self.shards, len(self.shards) - 1
         run = uuid.uuid4().hex
-        carries: dict[tuple[int, int], Any] = {
-            (0, i): batch for i, (batch, _) in enumerate(lessons)
-        }
-        back: dict[int, Any] = {}
         losses: dict[int, Any] = {}
         parts: dict[tuple[int, int], Any] = {}
-        for step in one_forward_one_backward(len(self.shards), len(lessons)):
-            stage, item = step.stage, step.item
-            shard, (batch, weights) = self.shards[stage], lessons[item]
-            key, carry = f"{run}-{item}", carries[stage, item]
-            if stage == last:
-                losses[item], parts[stage, item], back[item] = call(
-                    shard, "finish", carry, weights, batch, returns=3
-                )
-            elif step.backward:
-                parts[stage, item], back[item] = call(
-                    shard, "backward", key, carry, weights, back[item], returns=2
-                )
-            else:
-                carries[stage + 1, item] = call(shard, "forward", key, carry, weights)
+
+        def forward(stage: int, item: int, carry: Any) -> Any:
+            _, weights = lessons[item]
+            return call(shards[stage], Forward(f"{run}-{item}", weights), carry)
+
+        def backward(stage: int, item: int, carry: Any, back: Any) -> Any:
+            _, weights = lessons[item]
+            request = Backward(f"{run}-{item}", weights)
+            parts[stage, item], back = call(shards[stage], request, carry, back)
+            return back
+
+        def finish(item: int, carry: Any) -> Any:
+            batch, weights = lessons[item]
+            request = Finish(weights, batch)
+            losses[item], parts[last, item], back = call(shards[last], request, carry)
+            return back
+
+        run_1f1b(len(shards), [batch for batch, _ in lessons], Passes(forward, backward, finish))
         found = []
         for item, (batch, weights) in enumerate(lessons):
             columns = [self.link.get(parts[stage, item]) for stage in range(last + 1)]

@@ -106,14 +106,6 @@ class Shard(Block):
         """Inner products of this block's task vectors."""
         return gram(self.counted)
 
-    def gather(self, what: str, *args: Any) -> Any:
-        """A call of `Gathering`, which looks on while experts run through this block."""
-        return getattr(self.gathering, what)(*args)
-
-    def reside(self, what: str, *args: Any) -> Any:
-        """A call of `Residing`, whose parameters live and learn beside this block's weights."""
-        return getattr(self.residing, what)(*args)
-
     # ------------------------------------------------------------------------------ forward passes
 
     def run(self, carry: Activations | Batch, weights: Weights) -> Activations:

@@ -4,10 +4,11 @@
 
 A Ray cluster of logical nodes on this machine (`ray.cluster_utils.Cluster`) with a stub replica on
 each, in a placement group of its own, that sleeps for `--noop` seconds instead of evaluating.
-Searcher, Tune, trial processes, desk, ledger, MLflow (sqlite), mirror, comparison and report are
+Searcher, Tune, trial processes, dispatcher, ledger, MLflow (sqlite), mirror, comparison and report
+are
 those of `sweeps run`. Every sweep, and every resume, is a process of its own (`scale_driver.py`).
 
-* a trial adds: (first trial's start to last one's end − trials × noop ÷ lanes) ÷ trials; lanes are
+* a trial adds: (first trial's start to last one's end − trials × noop ÷ slots) ÷ trials; slots are
   calls under way at a time: trials in flight, or replicas where those are fewer.
 * driver: resident memory before the first trial and at the end, and its peak.
 * MLflow: rows stored ÷ seconds in which the sending thread was at work.
@@ -135,7 +136,7 @@ class Size:
     half: dict[str, Any]
     rows: int
     """That MLflow stored."""
-    lanes: int
+    slots: int
     noop: float
 
     @property
@@ -145,7 +146,7 @@ class Size:
 
     def added(self) -> float:
         """Seconds a trial, beyond those of waiting."""
-        waiting = self.trials * self.noop / self.lanes
+        waiting = self.trials * self.noop / self.slots
         return float((self.new["span_s"] - waiting) / self.trials)
 
 
@@ -160,7 +161,7 @@ COLUMNS: tuple[Column, ...] = (
     ("trials", lambda s: f"{s.trials}"),
     ("in flight", lambda s: f"{s.new['in_flight']}"),
     ("from first start to last end, s", lambda s: f"{s.new['span_s']:.1f}"),
-    ("of that waiting, s", lambda s: f"{s.trials * s.noop / s.lanes:.2f}"),
+    ("of that waiting, s", lambda s: f"{s.trials * s.noop / s.slots:.2f}"),
     ("**a trial adds, ms**", lambda s: f"{1000 * s.added():.0f}"),
     ("whole run, s", lambda s: f"{s.new['trials_s'] + s.new['ending_s']:.1f}"),
     ("of that finals, comparison, report, s", lambda s: f"{s.new['ending_s']:.1f}"),
@@ -238,8 +239,8 @@ def main() -> None:
                 rows = stored(Path(scratch)) - before
                 done = driven(site, Path(scratch), trials, given.noop, "all")
                 half = driven(site, Path(scratch), trials, given.noop, "half")
-                lanes = min(site.nodes, new["in_flight"])
-                sizes.append(Size(new, done, half, rows, lanes, given.noop))
+                slots = min(site.nodes, new["in_flight"])
+                sizes.append(Size(new, done, half, rows, slots, given.noop))
         finally:
             cluster.shutdown()
     text = table(sizes, site, given.nodes, given.noop)

@@ -15,6 +15,7 @@ import resource
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
 from functools import wraps
@@ -27,7 +28,7 @@ import psutil
 from sweeps.cluster.ray_connection import stay_on_loopback
 
 if TYPE_CHECKING:
-    from actors.fleet.fleet import Client
+    from actors.fleet.client import Client
     from sweeps.results.ledger import Ledger
 
 ROWS = 20
@@ -40,25 +41,23 @@ class Stub:
     def __init__(self, tasks: tuple[str, ...], rows: int, noop: float) -> None:
         self.tasks, self.rows, self.noop = tasks, rows, noop
 
-    def measure(self, method: str, params: dict[str, Any], role: str) -> dict[str, Any]:
-        """What a trial asks for: best where the scale is 0.3."""
+    def call(self, request: Any) -> Any:
+        """What trials, references and finals ask for."""
         time.sleep(self.noop)
+        if request.name == "measure":
+            return self.measure(request.recipe.params)
+        return None if request.name == "embed" else Seen(self.tasks, self.rows, self.noop)
+
+    def measure(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The metrics of a trial: best where the scale is 0.3."""
         right = round(self.rows * max(0.0, 1 - abs(params.get("scale", 0.5) - 0.3))) / self.rows
         found = {f"acc/{task}": right for task in (*self.tasks, "mean")}
         found |= {f"nll/{task}": 1 - right for task in (*self.tasks, "mean")}
         samples = dict.fromkeys(self.tasks, self.rows)
         return {"metrics": found, "n": samples, "trial_s": self.noop, "peak_bytes": 10**9}
 
-    def evaluate(self, recipe: bytes, role: str) -> Any:
-        """What references and finals ask for."""
-        time.sleep(self.noop)
-        return Seen(self.tasks, self.rows, self.noop)
-
-    def embed(self, expert: str, role: str) -> None:
-        """Nothing to embed."""
-
     def vitals(self) -> Any:
-        """What the desk asks before the first call."""
+        """What the dispatcher asks before the first call."""
         from actors.fleet.restarts import vitals
 
         return [vitals()]
@@ -219,12 +218,12 @@ def drive(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def stand_ins(nodes: int, tasks: tuple[str, ...], noop: float) -> Client:
-    """A desk over a stub on each node; they end with this process."""
+    """A dispatcher over a stub on each node; they end with this process."""
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    from actors.fleet.dispatcher import Desk, Lane
-    from actors.fleet.fleet import Client
+    from actors.fleet.client import Client
+    from actors.fleet.dispatcher import Dispatcher, Slot
 
     groups = [ray.util.placement_group([{"CPU": 1}]) for _ in range(nodes)]
     stubs = [
@@ -233,10 +232,10 @@ def stand_ins(nodes: int, tasks: tuple[str, ...], noop: float) -> Client:
         .remote(tasks, ROWS, noop)
         for group in groups
     ]
-    ray.get([stub.embed.remote("", "") for stub in stubs], timeout=600)
-    lanes = [Lane(n, *both) for n, both in enumerate(zip(stubs, groups, strict=True))]
-    desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=1000)
-    return Client(desk.remote(ray.cloudpickle.dumps(lanes), 60.0), nodes)
+    ray.get([stub.vitals.remote() for stub in stubs], timeout=600)
+    slots = [Slot(n, *both) for n, both in enumerate(zip(stubs, groups, strict=True))]
+    dispatcher = ray.remote(Dispatcher).options(num_cpus=0, max_concurrency=1000)
+    return Client(dispatcher.remote(ray.cloudpickle.dumps(slots), 60.0), nodes)
 
 
 def forget(ledger: Ledger) -> None:

@@ -25,6 +25,7 @@ from actors.artifacts.recipe import Recipe
 from actors.experts.embedding_cache import EmbeddingCache
 from actors.experts.local import local_experts
 from actors.experts.prepare_data import prepare_data
+from actors.experts.requests import Evaluate
 from actors.files.cache_dir import cache_dir
 from actors.fleet.fleet import Fleet
 from actors.fleet.transport import fetched
@@ -59,7 +60,7 @@ def swept(prepared: Prepared, folder: Path) -> tuple[float, float, list[float], 
             fleet.ready()
             # One evaluation a replica that is not counted, as the bare loop has one.
             warm = Recipe("task_arithmetic", {"scale": 0.05})
-            for ref in [r.evaluate.remote(warm, "select") for r in fleet.replicas]:
+            for ref in [r.call.remote(Evaluate(warm, "select")) for r in fleet.replicas]:
                 fetched(ref)
             search = MethodSearch(prepared.spec, prepared.context())
             tuned(prepared.spec, search, fleet.client, SweepFolder(folder), entries.append)

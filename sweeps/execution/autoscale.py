@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from actors.cluster.planner import Plan
-from actors.fleet.dispatcher import placed
+from actors.fleet.errors import placed
 from actors.fleet.fleet import Fleet, Member, pids
 from actors.fleet.transport import fetched
 from fusion.errors import InputError

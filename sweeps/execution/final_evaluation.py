@@ -16,10 +16,11 @@ from typing_extensions import TypedDict
 from actors.artifacts.recipe import BASE, REFERENCES, Recipe
 from actors.experts.evaluation import Evaluation
 from actors.experts.metrics import ACCURACY, RankedMetric
+from actors.experts.requests import Embed, Evaluate
 from actors.files.checksums import Damaged, again, sealed_json, unsealed_json
 from actors.files.documents import checked
 from actors.files.fingerprint import Fingerprint
-from actors.fleet.fleet import Client
+from actors.fleet.client import Client
 from actors.fleet.transport import fetched
 from fusion.errors import InputError
 from fusion.registry import METHODS
@@ -51,9 +52,9 @@ def evaluate_rows(
     }
     todo = [row for row in rows if row.trial_key and known[row.method] is None]
     # Expert embeddings first, spread over the replicas: `experts` and `ensemble` only read them.
-    warm = [client.submit("embed", name, "report") for name in (*experts, BASE)] if todo else []
+    warm = [client.submit(Embed(name, "report")) for name in (*experts, BASE)] if todo else []
     pending = {
-        row.method: client.submit("evaluate", recipe_of(row, learned), "report")
+        row.method: client.submit(Evaluate(recipe_of(row, learned), "report"))
         for row in sorted(todo, key=reads_embeddings)
     }
     progress.start("report split", len(warm) + len(pending))
@@ -167,7 +168,7 @@ def measure_shifts(
         for name, mark in marks.items():
             if known[row.method].get(name, {}).get("mark") != mark:
                 recipe = recipe_of(row, learned)
-                pending[row.method, name] = client.submit("evaluate", recipe, f"{ROLE}{name}")
+                pending[row.method, name] = client.submit(Evaluate(recipe, f"{ROLE}{name}"))
     if pending:
         progress.start("shift sets", len(pending))
     keys = {row.method: row.trial_key for row in rows}

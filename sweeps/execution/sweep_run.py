@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-from actors.fleet.fleet import Client
+from actors.fleet.client import Client
 from sweeps.console.progress import Progress
 from sweeps.planning.prepared import Prepared
 from sweeps.results.folder import Identity, SweepFolder

@@ -17,8 +17,9 @@ from ray import tune
 from actors.artifacts.recipe import BASE, Recipe
 from actors.cluster.fatal import Died, OutOfMemory
 from actors.cluster.limits import cores, limits
+from actors.experts.requests import Embed, Evaluate
 from actors.files.fingerprint import Fingerprint
-from actors.fleet.fleet import Client
+from actors.fleet.client import Client
 from actors.fleet.transport import fetched
 from fusion.registry import METHODS
 from sweeps.console.progress import Progress
@@ -94,14 +95,14 @@ def run_trials(
     progress.start("trials", total)
     progress.advance("trials", ready)
     # Embeddings and references need no Tune; they keep the replicas busy while it starts.
-    warm = [experts.submit("embed", name, "select") for name in (*names, BASE)]
+    warm = [experts.submit(Embed(name, "select")) for name in (*names, BASE)]
     asked = {}
     for method in references(spec):
         key = trial_key(method, {}, context)
         if key not in done:
             started = datetime.now(UTC).isoformat()
             payer = experts.named(key)
-            ref = payer.submit("evaluate", Recipe(method), "select")
+            ref = payer.submit(Evaluate(Recipe(method), "select"))
             asked[key] = (method, started, payer, ref)
     search_all(spec, context, experts, folder, kept, progress, inputs)
     for ref in warm:
@@ -134,7 +135,7 @@ def search_all(
     ended = folder.ledger.done()
     for begun in range(1, RUNS + 1):
         known = {key: entry.metrics.get(spec.metric) for key, entry in ended.items()}
-        search = MethodSearch(spec, context, known, told=experts.desk.expect.remote)
+        search = MethodSearch(spec, context, known, told=experts.dispatcher.expect.remote)
         if not search.left():
             return
         try:
@@ -197,7 +198,10 @@ def tuned(
         # Pickled twice: a trial that does not learn opens the outer one only, without torch.
         given = pickle.dumps({"learns": learns, "inputs": ray.cloudpickle.dumps(inputs)})
     trainable = tune.with_parameters(
-        run_trial, desk=experts.desk, client=ray.cloudpickle.dumps(experts), inputs=given
+        run_trial,
+        dispatcher=experts.dispatcher,
+        client=ray.cloudpickle.dumps(experts),
+        inputs=given,
     )
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"memory": TRIAL_MEMORY}),

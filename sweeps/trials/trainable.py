@@ -1,7 +1,7 @@
 """Tune trainable: one trial. It computes nothing itself; its process imports Ray and no torch.
 
 A sweep's trial processes start while the replicas already work; what they import, the replicas wait
-for. So this file calls the dispatcher by name, with plain numbers and dicts.
+for. So this file sends the dispatcher a request whose result is plain numbers and dicts.
 """
 
 from __future__ import annotations
@@ -15,8 +15,13 @@ from typing import Any
 import ray
 from ray import tune
 
+from actors.artifacts.recipe import Recipe
+from actors.experts.requests import Measure
 
-def run_trial(config: Mapping[str, Any], client: bytes, desk: Any, inputs: bytes | None) -> None:
+
+def run_trial(
+    config: Mapping[str, Any], client: bytes, dispatcher: Any, inputs: bytes | None
+) -> None:
     """Run one suggestion of `MethodSearch` and report its select-split metrics.
 
     Reports the metrics and, under `entry`, the fields of a ledger entry; `status` says whether it
@@ -27,7 +32,7 @@ def run_trial(config: Mapping[str, Any], client: bytes, desk: Any, inputs: bytes
     Args:
         config: the suggestion.
         client: a pickled `Client`; opened by trials that learn, which need torch.
-        desk: the fleet's dispatcher.
+        dispatcher: the fleet's dispatcher actor.
         inputs: pickled `LearningInputs`, if `config["method"]` learns.
     """
     entry = {**config, "split": "select", "started": datetime.now(UTC).isoformat()}
@@ -35,9 +40,10 @@ def run_trial(config: Mapping[str, Any], client: bytes, desk: Any, inputs: bytes
         if inputs is not None and config["method"] in (opened := pickle.loads(inputs))["learns"]:
             learn_trial(config, entry, ray.cloudpickle.loads(client), opened["inputs"])
             return
-        key, asked = config["trial_key"], (config["method"], config["params"], "select")
-        found = ray.get(desk.call.remote("measure", *asked, label=key, held=True))
-        found["busy_s"] = ray.get(desk.spent.remote(key))
+        key = config["trial_key"]
+        request = Measure(Recipe(config["method"], config["params"]), "select")
+        found = ray.get(dispatcher.call.remote(request, label=key, held=True))
+        found["busy_s"] = ray.get(dispatcher.spent.remote(key))
     except Exception as error:
         root: BaseException = error
         while isinstance(cause := getattr(root, "cause", None), BaseException):
@@ -78,12 +84,17 @@ def learn_trial(
 def learner_of(method: str) -> Callable[..., None]:
     """Function that runs a learning trial of a method: `learner(config, experts, inputs, report)`;
     imports torch."""
-    from fusion.registry import METHODS, Fitted, Resident, Selected
+    from fusion.registry import METHODS, Adaptive, Fitted, Resident, Row, Selected
+    from sweeps.spec.method import for_kind
     from sweeps.trials.fit_classifier import fit
     from sweeps.trials.learn_coding import learn
-    from sweeps.trials.learn_in_model import learn as reside
+    from sweeps.trials.learn_in_model import learn as learn_in_model
     from sweeps.trials.select_ingredients import select
 
-    ways = {Selected: select, Fitted: fit, Resident: reside}
-    row = METHODS[method]
-    return next((way for kind, way in ways.items() if isinstance(row, kind)), learn)
+    table: Mapping[type[Row], Callable[..., None]] = {
+        Adaptive: learn,
+        Selected: select,
+        Fitted: fit,
+        Resident: learn_in_model,
+    }
+    return for_kind(table, METHODS[method])

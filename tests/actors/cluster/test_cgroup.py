@@ -65,30 +65,32 @@ import sys
 from sweeps.cluster import ray_connection
 ray_connection.stay_on_loopback(None)
 import ray
+from actors.experts.requests import Embed
 from actors.fleet.client import Client
 from actors.fleet.restarts import Living
 from actors.cluster.fatal import OutOfMemory
-from actors.fleet.dispatcher import Desk, Lane
+from actors.fleet.dispatcher import Dispatcher, Slot
 from actors.fleet.transport import fetched
 
 class Eats(Living):
-    def work(self, size):
-        held = bytearray(size)
+    def call(self, request):
+        held = bytearray(int(request.expert))
         held[::4096] = b"1" * len(held[::4096])
         return len(held)
 
 with ray_connection.connected(None, 10**8):
     made = ray.remote(Eats).options(num_cpus=0, max_restarts=50, max_task_retries=20).remote()
     group = ray.util.placement_group([{"CPU": 0.1}])
-    lanes = ray.cloudpickle.dumps([Lane(0, made, group)])
-    desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=9).remote(lanes, 60.0, "3.00 GB")
-    client = Client(desk)
-    print(fetched(client.submit("work", 10**7)))
+    slots = ray.cloudpickle.dumps([Slot(0, made, group)])
+    dispatcher = ray.remote(Dispatcher).options(num_cpus=0, max_concurrency=9)
+    dispatcher = dispatcher.remote(slots, 60.0, "3.00 GB")
+    client = Client(dispatcher)
+    print(fetched(client.submit(Embed(str(10**7), ""))))
     try:
-        fetched(client.submit("work", 3 * 10**9))
+        fetched(client.submit(Embed(str(3 * 10**9), "")))
     except OutOfMemory as error:
         print(error)
-    print(fetched(client.submit("work", 10**7)))
+    print(fetched(client.submit(Embed(str(10**7), ""))))
 """
 
 

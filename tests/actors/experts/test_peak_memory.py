@@ -23,19 +23,19 @@ def hold(size: int = SIZE) -> None:
 def test_a_peak_is_of_its_own_call() -> None:
     assert CLEAR.exists()
     water = HighWater()
-    with water.call("evaluate", CPU):
+    with water.call(False, CPU):
         hold()
         large = water.told(CPU, "ties")
-    with water.call("evaluate", CPU):
+    with water.call(False, CPU):
         small = water.told(CPU, "ties")
     assert large - small > SIZE * 0.9
 
 
 def test_what_teaching_held_is_told_once_and_of_methods_that_learn() -> None:
     water = HighWater()
-    with water.call("gradients", CPU):
+    with water.call(True, CPU):
         hold()
-    with water.call("evaluate", CPU):
+    with water.call(False, CPU):
         still = water.told(CPU, "task_arithmetic")
         taught = water.told(CPU, "adamerging")
         again = water.told(CPU, "adamerging")
@@ -45,12 +45,12 @@ def test_what_teaching_held_is_told_once_and_of_methods_that_learn() -> None:
 
 def test_calls_side_by_side_share_a_mark() -> None:
     water = HighWater()
-    with water.call("evaluate", CPU):
+    with water.call(False, CPU):
         hold()
-        with water.call("evaluate", CPU):
+        with water.call(False, CPU):
             inner = water.told(CPU, "ties")
         assert water.told(CPU, "ties") >= inner
-    with water.call("evaluate", CPU):
+    with water.call(False, CPU):
         assert inner - peak_bytes(CPU) > SIZE * 0.9
 
 
@@ -71,7 +71,9 @@ class FakeShard:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.water, self.held, self.most = HighWater(), 0, 0
-        self.begin = Remote(lambda name, first: self.own(self.water.begin, name, CPU, first=first))
+        self.begin = Remote(
+            lambda learns, first: self.own(self.water.begin, learns, CPU, first=first)
+        )
         self.told = Remote(lambda method: self.own(self.water.told, CPU, method))
         self.patch = monkeypatch
 
@@ -94,19 +96,19 @@ def test_the_peak_of_a_model_that_is_cut_is_that_of_its_shards(
     shards = [FakeShard(monkeypatch), FakeShard(monkeypatch)]
     shards[0].held, shards[1].held = 100, 50
     water = OfShards(shards)
-    with water.call("evaluate", CPU):
+    with water.call(False, CPU):
         shards[0].work(10)
         shards[1].work(80)
         assert water.told(CPU, "ties") == 130
     for _ in range(2):
-        with water.call("gradients", CPU):
+        with water.call(True, CPU):
             shards[0].work(500)
-    with water.call("evaluate", CPU):
+    with water.call(False, CPU):
         shards[1].work(5)
         assert water.told(CPU, "task_arithmetic") == 100  # another method's evaluation
-    with water.call("evaluate", CPU):
+    with water.call(False, CPU):
         assert water.told(CPU, "adamerging") == 600  # with what it held while it learned
-    with water.call("evaluate", CPU):
+    with water.call(False, CPU):
         assert water.told(CPU, "adamerging") == 100
 
 
@@ -114,7 +116,7 @@ def test_calls_side_by_side_put_no_mark_of_shards_back(monkeypatch: pytest.Monke
     monkeypatch.setattr(replica, "fetched", lambda asked: asked)
     shard = FakeShard(monkeypatch)
     water = OfShards([shard])
-    with water.call("evaluate", CPU):
+    with water.call(False, CPU):
         shard.work(70)
-        with water.call("gradients", CPU):
+        with water.call(True, CPU):
             assert water.told(CPU, "ties") == 70

@@ -18,6 +18,7 @@ from actors.experts.local import local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.experts.statistics import drawn, gathered
 from actors.pool.pool import gram_sizes, open_pool
+from actors.shards.requests import ConcludeStatistics, ObserveBatch, ProbeBatch, RecoilBatch
 from actors.shards.statistics import Gathering
 from fusion.errors import InputError
 from fusion.logits.cosine_head import logits
@@ -239,7 +240,12 @@ def restarted(experts, index):
 
 @pytest.mark.parametrize(
     ("method", "moment"),
-    [("regmean", "observe"), ("regmean", "conclude"), ("fisher", "probe"), ("fisher", "recoil")],
+    [
+        ("regmean", ObserveBatch),
+        ("regmean", ConcludeStatistics),
+        ("fisher", ProbeBatch),
+        ("fisher", RecoilBatch),
+    ],
 )
 def test_a_shard_that_dies_while_gathering_is_noticed(method, moment, parts, tmp_path, monkeypatch):
     """What it had seen is not in its sums any more: nothing is written of them."""
@@ -250,12 +256,12 @@ def test_a_shard_that_dies_while_gathering_is_noticed(method, moment, parts, tmp
     experts = experts_of(parts, tmp_path / "cut", CUT)
     calls, real = [0], experts.runner.pipeline.link.call
 
-    def call(shard, name, *args, **kwargs):
-        if args[0] == moment and shard is experts.runner.pipeline.shards[1]:
+    def call(shard, request, *given):
+        if isinstance(request, moment) and shard is experts.runner.pipeline.shards[1]:
             calls[0] += 1
             if calls[0] == 2:  # its second batch; the second expert's `conclude`
                 restarted(experts, 1)
-        return real(shard, name, *args, **kwargs)
+        return real(shard, request, *given)
 
     monkeypatch.setattr(experts.runner.pipeline.link, "call", call)
     with pytest.raises(Forgotten):

@@ -17,7 +17,8 @@ import ray  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 from ray.util.placement_group import placement_group_table  # noqa: E402
 
-from actors.fleet.fleet import Fleet, Unplaced, placed  # noqa: E402
+from actors.fleet.errors import Unplaced, placed  # noqa: E402
+from actors.fleet.fleet import Fleet  # noqa: E402
 from tests.actors.fleet.sharded import Parts, alive, make_parts, plan_of, wait_until  # noqa: E402
 from tests.fusion import laws  # noqa: E402
 

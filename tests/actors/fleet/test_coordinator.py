@@ -7,6 +7,7 @@ import ray
 from actors.artifacts.recipe import Recipe
 from actors.experts import peak_memory
 from actors.experts.local import local_experts
+from actors.experts.requests import Evaluate
 from actors.fleet.replica import OfShards, Replica, Setup, ShardActor
 from actors.shards.resident_model import blueprint
 from tests.actors.fleet.sharded import SPLIT, make_parts, plan_of, recipes
@@ -37,7 +38,7 @@ def parts(tiny_pool, tmp_path):
     return make_parts(tiny_pool.root, tmp_path)
 
 
-def conductor(parts, monkeypatch, shards=3):
+def coordinator(parts, monkeypatch, shards=3):
     """The replica, and its shards."""
     pool, data, embeddings = parts.args
     whole = local_experts(pool, data, embeddings, blocks=SPLIT[shards])
@@ -58,17 +59,17 @@ def conductor(parts, monkeypatch, shards=3):
 
 
 def test_its_evaluations_are_those_of_the_whole(parts, monkeypatch):
-    replica, _ = conductor(parts, monkeypatch)
+    replica, _ = coordinator(parts, monkeypatch)
     wanted = parts.local()
     for name in ("task_arithmetic", "ties", "dawin domain"):
         recipe = recipes(parts.pool)[name]
-        found = replica.evaluate(recipe, "select")
+        found = replica.call(Evaluate(recipe, "select"))
         assert found.metrics() == wanted.evaluate(recipe, "select").metrics()
 
 
 def test_the_peak_is_its_shards(parts, monkeypatch):
-    """What the conductor's own process holds is nothing that a method needs."""
-    replica, actors = conductor(parts, monkeypatch)
+    """What the coordinator's own process holds is nothing that a method needs."""
+    replica, actors = coordinator(parts, monkeypatch)
     assert isinstance(replica.experts.water, OfShards)
     asked = []
     for size, actor in enumerate(actors):
@@ -76,7 +77,7 @@ def test_the_peak_is_its_shards(parts, monkeypatch):
             actor, "told", lambda method, size=size: asked.append(method) or 10 + size
         )
     monkeypatch.setattr(peak_memory, "peak_bytes", lambda device: 10**12)
-    found = replica.evaluate(Recipe("task_arithmetic"), "select")
+    found = replica.call(Evaluate(Recipe("task_arithmetic"), "select"))
     assert found.peak_bytes == 12
     assert asked == ["task_arithmetic"] * 3
 

@@ -1,4 +1,5 @@
-"""The desk, with replicas and places that the test makes up; real ones are in test_failures.py."""
+"""The dispatcher, with replicas and places that the test makes up; real ones are in
+test_failures.py."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -8,8 +9,10 @@ import ray
 
 from actors.artifacts.errors import ATTEMPTS, Forgotten, is_forgotten
 from actors.cluster.fatal import Died, OutOfMemory
+from actors.experts.requests import Embed
 from actors.fleet import dispatcher as module
-from actors.fleet.dispatcher import Desk, Lane
+from actors.fleet import errors
+from actors.fleet.dispatcher import Dispatcher, Slot
 from actors.fleet.errors import Unplaced
 from actors.fleet.restarts import DIED, Vitals
 
@@ -21,7 +24,7 @@ class Id(str):
 
 @dataclass
 class Group:
-    """A placement group as far as a desk looks at it."""
+    """A placement group as far as a dispatcher looks at it."""
 
     id: Id
     bundle_specs: tuple = ({"CPU": 1.0},)
@@ -57,7 +60,7 @@ class Replica:
     """Whether it comes back."""
 
     @property
-    def work(self) -> Method:
+    def call(self) -> Method:
         return Method(self)
 
     @property
@@ -109,6 +112,7 @@ def world(monkeypatch):
         return states if group is None else states[group.id]
 
     monkeypatch.setattr(module, "placement_group_table", table)
+    monkeypatch.setattr(errors, "placement_group_table", table)
     monkeypatch.setattr(module, "PULSE", 0.02)
     monkeypatch.setattr(module, "FAILOVER", 0.1)
     monkeypatch.setattr(module, "killed_by_ray", lambda gone: False)
@@ -117,23 +121,28 @@ def world(monkeypatch):
     return states
 
 
-def lane(world, replica: Replica) -> Lane:
+def slot(world, replica: Replica) -> Slot:
     world[str(replica.number)] = {"state": "CREATED"}
-    return Lane(replica.number, replica, Group(Id(replica.number)))
+    return Slot(replica.number, replica, Group(Id(replica.number)))
 
 
-class Made(Desk):
-    """A desk of lanes that need no pickling."""
+def work(what="") -> Embed:
+    """Some request."""
+    return Embed(str(what), "select")
 
-    def __init__(self, lanes, patience):
+
+class Made(Dispatcher):
+    """A dispatcher of slots that need no pickling."""
+
+    def __init__(self, slots, patience):
         super().__init__(ray.cloudpickle.dumps([]), patience)
-        self.take(lanes)
+        self.take(slots)
 
-    async def put(self, lanes):
+    async def put(self, slots):
         """`staff`, without pickling."""
         loads, ray.cloudpickle.loads = ray.cloudpickle.loads, lambda given: given
         try:
-            await self.staff(lanes)
+            await self.staff(slots)
         finally:
             ray.cloudpickle.loads = loads
 
@@ -142,25 +151,27 @@ def test_calls_are_handed_to_free_replicas_in_turn(world):
     replicas = [Replica(0), Replica(1)]
 
     async def go():
-        desk = Made([lane(world, each) for each in replicas], 0.5)
-        return await asyncio.gather(*(desk.call("work", i, label=f"l{i}") for i in range(6))), desk
+        dispatcher = Made([slot(world, each) for each in replicas], 0.5)
+        return await asyncio.gather(
+            *(dispatcher.call(work(i), label=f"l{i}") for i in range(6))
+        ), dispatcher
 
-    found, desk = asyncio.run(go())
+    found, dispatcher = asyncio.run(go())
     assert sorted(found) == [0, 0, 0, 1, 1, 1]
-    spent = [desk.meter.of(f"l{i}") for i in range(6)]
+    spent = [dispatcher.usage.of(f"l{i}") for i in range(6)]
     assert all(0.015 < each < 0.5 for each in spent)
 
 
 def test_a_held_result_is_told_when_all_trials_have_come(world):
     async def go():
-        desk = Made([lane(world, Replica(0))], 5.0)
-        await desk.expect("a")
-        await desk.expect("b")
-        first = asyncio.ensure_future(desk.call("work", label="a", held=True))
+        dispatcher = Made([slot(world, Replica(0))], 5.0)
+        await dispatcher.expect("a")
+        await dispatcher.expect("b")
+        first = asyncio.ensure_future(dispatcher.call(work(), label="a", held=True))
         await asyncio.sleep(0.2)
         early = first.done()
-        other = await desk.call("work", label="a")  # the replica is free meanwhile
-        return early, other, await desk.call("work", label="b", held=True), await first
+        other = await dispatcher.call(work(), label="a")  # the replica is free meanwhile
+        return early, other, await dispatcher.call(work(), label="b", held=True), await first
 
     assert asyncio.run(go()) == (False, 0, 0, 0)
 
@@ -169,30 +180,30 @@ def test_a_call_whose_replica_lost_its_place_is_made_by_another(world):
     lost, well = Replica(0, hangs=True), Replica(1)
 
     async def go():
-        desk = Made([lane(world, lost), lane(world, well)], 5.0)
-        first = asyncio.ensure_future(desk.call("work"))
+        dispatcher = Made([slot(world, lost), slot(world, well)], 5.0)
+        first = asyncio.ensure_future(dispatcher.call(work()))
         await asyncio.sleep(0.05)
         world["0"]["state"] = "RESCHEDULING"
-        return await asyncio.wait_for(first, 2.0), desk
+        return await asyncio.wait_for(first, 2.0), dispatcher
 
-    found, desk = asyncio.run(go())
+    found, dispatcher = asyncio.run(go())
     assert (found, len(lost.calls), len(well.calls)) == (1, 1, 1)
-    assert desk.free.qsize() == 1  # the lost one is aside
+    assert dispatcher.free.qsize() == 1  # the lost one is aside
 
 
 def test_a_lane_that_finds_a_place_again_takes_calls_again(world):
     lost, well = Replica(0, hangs=True), Replica(1)
 
     async def go():
-        desk = Made([lane(world, lost), lane(world, well)], 5.0)
-        first = asyncio.ensure_future(desk.call("work"))
+        dispatcher = Made([slot(world, lost), slot(world, well)], 5.0)
+        first = asyncio.ensure_future(dispatcher.call(work()))
         await asyncio.sleep(0.05)
         world["0"]["state"] = "RESCHEDULING"
         await first
         lost.hangs = False
         world["0"]["state"] = "CREATED"
         await asyncio.sleep(0.3)
-        return await asyncio.gather(*(desk.call("work") for _ in range(4)))
+        return await asyncio.gather(*(dispatcher.call(work()) for _ in range(4)))
 
     assert sorted(asyncio.run(go())) == [0, 0, 1, 1]
 
@@ -201,8 +212,8 @@ def test_without_any_place_callers_hear_so_in_one_line(world):
     alone = Replica(0, hangs=True)
 
     async def go():
-        desk = Made([lane(world, alone)], 0.3)
-        calls = [asyncio.ensure_future(desk.call("work")) for _ in range(3)]
+        dispatcher = Made([slot(world, alone)], 0.3)
+        calls = [asyncio.ensure_future(dispatcher.call(work())) for _ in range(3)]
         await asyncio.sleep(0.05)
         world["0"]["state"] = "RESCHEDULING"
         return await asyncio.gather(*calls, return_exceptions=True)
@@ -219,13 +230,13 @@ def test_a_replica_that_was_given_up_leaves_its_calls_to_others(world):
     gone, well = Replica(0, hangs=True), Replica(1)
 
     async def go():
-        lanes = [lane(world, gone), lane(world, well)]
-        desk = Made(lanes, 5.0)
-        first = asyncio.ensure_future(desk.call("work"))
+        slots = [slot(world, gone), slot(world, well)]
+        dispatcher = Made(slots, 5.0)
+        first = asyncio.ensure_future(dispatcher.call(work()))
         await asyncio.sleep(0.05)
-        await desk.put([Lane(1, well, lanes[1].group), lane(world, Replica(2))])
+        await dispatcher.put([Slot(1, well, slots[1].group), slot(world, Replica(2))])
         found = await asyncio.wait_for(first, 2.0)
-        return found, [each.number for each in desk.lanes], desk.free.qsize()
+        return found, [each.number for each in dispatcher.slots], dispatcher.free.qsize()
 
     found, numbers, free = asyncio.run(go())
     assert found in (1, 2)
@@ -237,11 +248,11 @@ def test_a_dead_actor_is_left_out_as_long_as_there_is_another(world):
     dead, well = Replica(0, error=ray.exceptions.ActorDiedError()), Replica(1)
 
     async def go():
-        desk = Made([lane(world, dead), lane(world, well)], 5.0)
-        found = [await desk.call("work"), await desk.call("work")]
+        dispatcher = Made([slot(world, dead), slot(world, well)], 5.0)
+        found = [await dispatcher.call(work()), await dispatcher.call(work())]
         well.error = ray.exceptions.ActorDiedError()
         with pytest.raises(ray.exceptions.ActorDiedError):
-            await desk.call("work")
+            await dispatcher.call(work())
         return found
 
     assert asyncio.run(go()) == [1, 1]
@@ -251,11 +262,11 @@ def test_what_a_call_raises_is_the_callers(world):
     faulty = Replica(0, error=KeyError("x"))
 
     async def go():
-        desk = Made([lane(world, faulty)], 5.0)
+        dispatcher = Made([slot(world, faulty)], 5.0)
         with pytest.raises(KeyError):
-            await desk.call("work")
+            await dispatcher.call(work())
         faulty.error = None
-        return await desk.call("work")
+        return await dispatcher.call(work())
 
     assert asyncio.run(go()) == 0
 
@@ -270,23 +281,23 @@ def test_a_call_that_a_shard_forgot_in_its_midst_is_made_again(world):
     faulty, well = Replica(0, error=in_actors(Forgotten("batch 3"))), Replica(1)
 
     async def go():
-        desk = Made([lane(world, faulty), lane(world, well)], 5.0)
-        return [await desk.call("work", i) for i in range(2)], desk.free.qsize()
+        dispatcher = Made([slot(world, faulty), slot(world, well)], 5.0)
+        return [await dispatcher.call(work(i)) for i in range(2)], dispatcher.free.qsize()
 
     assert asyncio.run(go()) == ([1, 1], 2)
-    assert (faulty.calls, well.calls) == ([(0,), (1,)], [(0,), (1,)])  # each tried in turn
+    assert (faulty.calls, well.calls) == ([(work(0),), (work(1),)],) * 2  # each tried in turn
 
 
 def test_a_call_that_is_always_forgotten_ends(world):
     faulty = Replica(0, error=in_actors(Forgotten("batch 3")))
 
     async def go():
-        desk = Made([lane(world, faulty)], 5.0)
+        dispatcher = Made([slot(world, faulty)], 5.0)
         with pytest.raises(ray.exceptions.RayTaskError) as error:
-            await desk.call("work")
+            await dispatcher.call(work())
         assert is_forgotten(error.value)
         faulty.error = None
-        return await desk.call("work")
+        return await dispatcher.call(work())
 
     assert asyncio.run(go()) == 0
     assert len(faulty.calls) == ATTEMPTS + 1
@@ -296,19 +307,19 @@ def test_a_call_that_dies_for_memory_twice_in_a_row_is_given_up_and_others_go_on
     hungry = Replica(0, dies=100, for_memory=True)
 
     async def go():
-        desk = Made([lane(world, hungry)], 5.0)
-        desk.need = "1.50 GB"
+        dispatcher = Made([slot(world, hungry)], 5.0)
+        dispatcher.need = "1.50 GB"
         with pytest.raises(OutOfMemory) as error:
-            await desk.call("work", "ties")
+            await dispatcher.call(work("ties"))
         assert len(hungry.calls) == 2
         hungry.dies = 0
-        return str(error.value), await desk.call("work"), await desk.fallen()
+        return str(error.value), await dispatcher.call(work()), await dispatcher.fallen()
 
     text, found, fallen = asyncio.run(go())
     assert found == 0
     assert fallen == 1  # made again once
     assert text == (
-        "work ties: out of memory, 2 times in a row, on node 10.0.0.9, where 2.00 GB are granted"
+        "embed ties: out of memory, 2 times in a row, on node 10.0.0.9, where 2.00 GB are granted"
         " (memory.max) and 1.00 GB free without it; planned: 1.50 GB; set placement.replicas lower,"
         " placement.dtype: float16, placement.weights: files, or, over several nodes,"
         " placement.shards higher; or grant more memory"
@@ -319,9 +330,9 @@ def test_ray_that_killed_for_memory_is_believed(world, monkeypatch):
     monkeypatch.setattr(module, "killed_by_ray", lambda gone: [each.pid for each in gone] == [1])
 
     async def go():
-        desk = Made([lane(world, Replica(0, dies=2))], 5.0)
-        found = await desk.call("work")  # the second time it was not Ray: not twice in a row
-        assert desk.falls == 2
+        dispatcher = Made([slot(world, Replica(0, dies=2))], 5.0)
+        found = await dispatcher.call(work())  # the second time it was not Ray: not twice in a row
+        assert dispatcher.falls == 2
         return found
 
     assert asyncio.run(go()) == 0
@@ -337,7 +348,7 @@ def test_after_a_death_for_memory_a_call_has_the_machine_to_itself(world):
 
         async def counted(*args):
             running[0] += 1
-            if args == ("large",):
+            if args == (work("large"),):
                 most[0] = running[0] if replica.dies == 0 else most[0]
             try:
                 return await run(*args)
@@ -350,8 +361,8 @@ def test_after_a_death_for_memory_a_call_has_the_machine_to_itself(world):
     watched(small)
 
     async def go():
-        desk = Made([lane(world, large), lane(world, small)], 5.0)
-        calls = [desk.call("work", "large"), *(desk.call("work", i) for i in range(12))]
+        dispatcher = Made([slot(world, large), slot(world, small)], 5.0)
+        calls = [dispatcher.call(work("large")), *(dispatcher.call(work(i)) for i in range(12))]
         return await asyncio.gather(*calls)
 
     found = asyncio.run(asyncio.wait_for(go(), 10))
@@ -363,11 +374,11 @@ def test_a_call_whose_process_dies_again_and_again_ends(world):
     faulty = Replica(0, dies=100)
 
     async def go():
-        desk = Made([lane(world, faulty)], 5.0)
-        with pytest.raises(Died, match=r"^work ties: the process that made it died 4 times"):
-            await desk.call("work", "ties")
+        dispatcher = Made([slot(world, faulty)], 5.0)
+        with pytest.raises(Died, match=r"^embed ties: the process that made it died 4 times"):
+            await dispatcher.call(work("ties"))
         faulty.dies = DIED - 1  # somebody kills it now and then
-        return await desk.call("work")
+        return await dispatcher.call(work())
 
     assert asyncio.run(go()) == 0
     assert len(faulty.calls) == 2 * DIED
@@ -386,8 +397,8 @@ def test_a_process_that_went_with_its_node_is_not_counted(world):
     moving.run = elsewhere
 
     async def go():
-        desk = Made([lane(world, moving)], 5.0)
-        return await desk.call("work")
+        dispatcher = Made([slot(world, moving)], 5.0)
+        return await dispatcher.call(work())
 
     assert asyncio.run(go()) == 0
     assert len(moving.calls) == 11
@@ -397,11 +408,11 @@ def test_a_replica_that_does_not_come_back_leaves_its_call_to_another(world):
     gone, well = Replica(0, dies=1), Replica(1)
 
     async def go():
-        desk = Made([lane(world, gone), lane(world, well)], 5.0)
-        await desk.call("work")  # both are known
-        await desk.call("work")
+        dispatcher = Made([slot(world, gone), slot(world, well)], 5.0)
+        await dispatcher.call(work())  # both are known
+        await dispatcher.call(work())
         gone.dies, gone.mends = 1, False
-        first = asyncio.ensure_future(desk.call("work"))
+        first = asyncio.ensure_future(dispatcher.call(work()))
         await asyncio.sleep(0.05)
         world["0"]["state"] = "RESCHEDULING"
         return await asyncio.wait_for(first, 3.0)

@@ -15,7 +15,9 @@ import ray
 from safetensors.torch import load_file, save_file
 
 from actors.artifacts.recipe import Recipe
-from actors.fleet.fleet import Fleet, Unplaced
+from actors.experts.requests import Evaluate
+from actors.fleet.errors import Unplaced
+from actors.fleet.fleet import Fleet
 from actors.pool.pool import open_pool
 from fusion.errors import InputError
 from tests.actors.fleet.sharded import (
@@ -114,24 +116,24 @@ class OwnFault(Exception):
     ],
 )
 def test_nothing_of_a_closed_fleet_stays(fault, parts):
-    before, groups = ours("Replica", "ShardActor", "Desk", "read experts"), standing()
+    before, groups = ours("Replica", "ShardActor", "Dispatcher", "read experts"), standing()
     try:
         with Fleet(*parts.args, plan_of(1, 2)) as short:
             short.ready(120)
             pids = ray.get([actor.pid.remote() for actor in (*short.shards, *short.replicas)])
-            short.client.submit("evaluate", recipes(parts.pool)["dawe"], "report")  # in flight
+            short.client.submit(Evaluate(recipes(parts.pool)["dawe"], "report"))  # in flight
             if fault is not None:
                 raise fault
     except (OwnFault, KeyboardInterrupt):
         pass
     wait_until(lambda: not any(map(alive, pids)))
-    names = ("Replica", "ShardActor", "Desk", "read experts")
+    names = ("Replica", "ShardActor", "Dispatcher", "read experts")
     wait_until(lambda: len(ours(*names)) <= len(before))
     wait_until(lambda: standing() == groups)
 
 
 def test_a_fleet_without_room_says_what_is_missing_and_leaves_nothing(parts):
-    before, groups = len(ours("Replica", "ShardActor", "Desk")), standing()
+    before, groups = len(ours("Replica", "ShardActor", "Dispatcher")), standing()
     start = time.monotonic()
     with (
         pytest.raises(
@@ -144,7 +146,7 @@ def test_a_fleet_without_room_says_what_is_missing_and_leaves_nothing(parts):
         doomed.ready(timeout=5)
     assert time.monotonic() - start < 30
     wait_until(lambda: standing() == groups)
-    wait_until(lambda: len(ours("Replica", "ShardActor", "Desk")) <= before)
+    wait_until(lambda: len(ours("Replica", "ShardActor", "Dispatcher")) <= before)
 
 
 def pool_with(tiny_pool, tmp_path, change):
@@ -210,7 +212,8 @@ def test_a_cluster_that_loses_nodes(tiny_pool, tmp_path):
 def test_a_killed_desk_comes_back(fleet, parts, undisturbed):
     """It is the way to all replicas; where it dies, with a node say, its calls are made again."""
     (pid,) = [
-        process for process in ray.get([fleet.desk.__ray_call__.remote(lambda self: os.getpid())])
+        process
+        for process in ray.get([fleet.dispatcher.__ray_call__.remote(lambda self: os.getpid())])
     ]
     timer = threading.Timer(0.3, os.kill, (pid, signal.SIGKILL))
     timer.start()

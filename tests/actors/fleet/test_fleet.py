@@ -19,6 +19,7 @@ from actors.experts.embedding_cache import EmbeddingCache
 from actors.experts.local import local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.experts.recipe import merged, of_task
+from actors.experts.requests import Evaluate
 from actors.fleet.fleet import Fleet
 from actors.fleet.transport import fetched
 from actors.pool.pool import open_pool
@@ -223,7 +224,7 @@ def test_accuracy_and_loss_are_those_of_transformers(parts, tiny_pool):
 def test_a_killed_replica_comes_back_and_the_call_is_run_again(fleet):
     before = fleet.client.evaluate(Recipe("ties"), "report").metrics()
     pids = ray.get([replica.pid.remote() for replica in fleet.replicas])
-    refs = [fleet.client.submit("evaluate", Recipe("ties"), "report") for _ in range(12)]
+    refs = [fleet.client.submit(Evaluate(Recipe("ties"), "report")) for _ in range(12)]
     time.sleep(0.05)
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
@@ -263,9 +264,9 @@ def test_a_closed_fleet_leaves_no_actor(parts):
     pool, data, embeddings, _ = parts
     with Fleet(pool, data, embeddings, plan_of(1)) as short:
         short.ready(60)
-        pid = fetched(short.client.submit("pid"))
+        pid = ray.get(short.replicas[0].pid.remote())
     deadline = time.time() + 20
-    calls = (short.replicas[0].pid.remote, lambda: short.desk.call.remote("pid"))
+    calls = (short.replicas[0].pid.remote, lambda: short.dispatcher.fallen.remote())
     while Path(f"/proc/{pid}").exists() or not all(map(dead, calls)):
         assert time.time() < deadline, "something of it lives on"
         time.sleep(0.1)

@@ -13,8 +13,9 @@ import ray
 
 from actors.cluster.fatal import Died, OutOfMemory
 from actors.cluster.worker_deaths import is_death, telling
+from actors.experts.requests import Embed
 from actors.fleet.client import Client
-from actors.fleet.dispatcher import Desk, Lane
+from actors.fleet.dispatcher import Dispatcher, Slot
 from actors.fleet.fleet import ROBUST
 from actors.fleet.restarts import DIED, MOVED, Deaths, Living, Turns, Vitals, vitals
 from actors.fleet.transport import fetched
@@ -115,37 +116,37 @@ class Hungry(Living):
     def vitals(self):
         return [replace(vitals(), killed=len(list(self.folder.glob("killed-*"))))]
 
-    def work(self, name):
+    def call(self, request):
+        name = request.expert
+        if name == "segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
         if name == "large":
             (self.folder / f"killed-{uuid.uuid4().hex}").touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return name
 
-    def segfault(self):
-        os.kill(os.getpid(), signal.SIGSEGV)
-
 
 @contextmanager
-def desk_of(folder):
+def dispatcher_of(folder):
     replica = ray.remote(Hungry).options(num_cpus=0, max_restarts=50, max_task_retries=20)
     made = replica.remote(str(folder))
     group = ray.util.placement_group([{"CPU": 0.1}])
-    lanes = ray.cloudpickle.dumps([Lane(0, made, group)])
-    desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=100, **ROBUST)
-    desk = desk.remote(lanes, 60.0, "1.5 GB")
-    yield Client(desk)
+    slots = ray.cloudpickle.dumps([Slot(0, made, group)])
+    dispatcher = ray.remote(Dispatcher).options(num_cpus=0, max_concurrency=100, **ROBUST)
+    dispatcher = dispatcher.remote(slots, 60.0, "1.5 GB")
+    yield Client(dispatcher)
     ray.kill(made)
-    ray.kill(desk)
+    ray.kill(dispatcher)
     ray.util.remove_placement_group(group)
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_an_actor_that_dies_for_memory_ends_its_own_call_only(tmp_path):
-    with desk_of(tmp_path) as client:
-        refs = {name: client.submit("work", name) for name in ("a", "large", "b")}
+    with dispatcher_of(tmp_path) as client:
+        refs = {name: client.submit(Embed(name, "select")) for name in ("a", "large", "b")}
         assert fetched(refs["a"]) == "a"
-        with pytest.raises(OutOfMemory, match=r"^work large: out of memory, 2 times in a row, on"):
+        with pytest.raises(OutOfMemory, match=r"^embed large: out of memory, 2 times in a row, on"):
             fetched(refs["large"])
         assert fetched(refs["b"]) == "b"
         assert len(list(tmp_path.glob("killed-*"))) == 2
@@ -156,8 +157,10 @@ def test_an_actor_that_dies_for_memory_ends_its_own_call_only(tmp_path):
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_an_actor_that_dies_for_no_known_reason_ends_its_own_call_only(tmp_path):
-    with desk_of(tmp_path) as client:
-        with pytest.raises(Died, match=rf"^segfault: the process that made it died {DIED} times"):
-            fetched(client.submit("segfault"))
-        assert fetched(client.submit("work", "c")) == "c"
+    with dispatcher_of(tmp_path) as client:
+        with pytest.raises(
+            Died, match=rf"^embed segfault: the process that made it died {DIED} times"
+        ):
+            fetched(client.submit(Embed("segfault", "select")))
+        assert fetched(client.submit(Embed("c", "select"))) == "c"
         assert client.fallen() == DIED - 1

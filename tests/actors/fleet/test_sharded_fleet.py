@@ -15,6 +15,7 @@ import torch
 from actors.artifacts.in_model_state_file import learned_of
 from actors.artifacts.recipe import Recipe
 from actors.experts.local import local_experts
+from actors.experts.requests import Evaluate, Gradients, Train
 from actors.fleet.fleet import Fleet
 from actors.fleet.replica import Replica
 from actors.fleet.transport import Stored, fetched
@@ -96,7 +97,7 @@ def test_gradients_equal_local_to_the_bit(kind, trim, fleet, local, parts):
 
 
 def test_two_trainings_at_once_are_each_as_alone(fleet, local, parts):
-    """Other seeds, learning rates, groupings and trims; four lanes ask for a conductor's two."""
+    """Other seeds, learning rates, groupings and trims; four slots ask for a coordinator's two."""
     courses = [
         {"grouping": "task", "learning_rate": 1e-2},
         {"grouping": "layer", "batch_mean": False, "gate_seed": 1},
@@ -142,7 +143,7 @@ def test_two_calls_that_learn_in_shards_are_each_as_alone(fleet, local):
     methods = ("wemoe", "concrete_task_arithmetic", "concrete_adamerging", "ewemoe")
     courses = [Recipe(method, few) for method in methods]
     alone = [local.train(recipe, None, 0, 6, 5) for recipe in courses]
-    refs = [fleet.client.submit("train", recipe, None, 0, 6, 5) for recipe in courses]
+    refs = [fleet.client.submit(Train(recipe, None, 0, 6, 5)) for recipe in courses]
     assert [fetched(ref) for ref in refs] == alone
 
 
@@ -151,7 +152,7 @@ def test_a_shard_that_dies_while_it_learns_changes_no_bit(fleet, local):
     """Its parameters are gone with it: the call is made again from its start."""
     recipe = Recipe("wemoe", {"batch_size": 4, "learning_rate": 0.02, "adapt_on": "select"})
     state, losses = local.train(recipe, None, 0, 40, 5)
-    ref = fleet.client.submit("train", recipe, None, 0, 40, 5)
+    ref = fleet.client.submit(Train(recipe, None, 0, 40, 5))
     time.sleep(0.5)
     victim = (fleet.shards or fleet.replicas)[-1]
     os.kill(ray.get(victim.pid.remote()), signal.SIGKILL)
@@ -171,15 +172,15 @@ class Watched(Stored):
 
 
 def test_activations_pass_neither_through_the_conductor_nor_through_the_driver(fleet, local, parts):
-    """A conductor in this process, over the fleet's own shards, notes all that it fetches."""
+    """A coordinator in this process, over the fleet's own shards, notes all that it fetches."""
     if not fleet.shards:
         pytest.skip("one shard: nothing travels")
-    conductor = Replica(
+    coordinator = Replica(
         ray.cloudpickle.dumps(fleet.setup), None, ray.cloudpickle.dumps(fleet.shards)
     )
-    link = conductor.experts.runner.pipeline.link = Watched()
+    link = coordinator.experts.runner.pipeline.link = Watched()
     lessons = lessons_of(parts, "layer sample")
-    found = conductor.gradients(lessons, "select", Trim())
+    found = coordinator.call(Gradients(lessons, "select", Trim()))
     for ours, theirs in zip(local.gradients(lessons, "select", Trim()), found, strict=True):
         assert torch.equal(ours.coding, theirs.coding)
     for value in link.fetched:  # losses, and gradients by coding of a block's tensors
@@ -188,14 +189,14 @@ def test_activations_pass_neither_through_the_conductor_nor_through_the_driver(f
         losses = losses and all(type(v) is float for v in value[0].values())
         assert columns or losses
     link.fetched.clear()
-    conductor.evaluate(recipes(parts.pool)["dawe"], "report")
+    coordinator.call(Evaluate(recipes(parts.pool)["dawe"], "report"))
     assert all(value.keys() == {"output"} for value in link.fetched)
     # And to a client come losses and codings, or scores: less than one hidden state takes.
     hidden = 8 * 5 * 32 * 4  # images, tokens, width, bytes
     lessons = lessons_of(parts, "task mean")
-    answer = ray.get(fleet.client.submit("gradients", lessons, "select", Trim()))
+    answer = ray.get(fleet.client.submit(Gradients(lessons, "select", Trim())))
     assert sum(gradient.coding.nbytes for gradient in answer) < hidden
-    answer = ray.get(fleet.client.submit("evaluate", recipes(parts.pool)["ties"], "report"))
+    answer = ray.get(fleet.client.submit(Evaluate(recipes(parts.pool)["ties"], "report")))
     assert len(pickle.dumps(answer)) < hidden
 
 

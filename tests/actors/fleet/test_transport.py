@@ -9,6 +9,7 @@ import ray
 import torch
 
 from actors.experts.peak_memory import WATER
+from actors.experts.requests import Embed, Gradients
 from actors.fleet import transport
 from actors.fleet.replica import Replica, Setup, ShardActor
 from actors.fleet.transport import GpuToGpu, Stored, choose, pack, unpack
@@ -141,11 +142,10 @@ class TwoTries:
 
     def __init__(self, link, error):
         self.error, self.calls = error, []
-        self.experts = SimpleNamespace(
-            pipeline=SimpleNamespace(link=link), device=torch.device("cpu"), water=WATER
-        )
+        runner = SimpleNamespace(pipeline=SimpleNamespace(link=link), device=torch.device("cpu"))
+        self.experts = SimpleNamespace(runner=runner, water=WATER, embed=self.embed)
 
-    def call(self, value):
+    def embed(self, value, role):
         self.calls.append(self.experts.runner.pipeline.link)
         if not isinstance(self.experts.runner.pipeline.link, Stored):
             raise self.error
@@ -154,7 +154,7 @@ class TwoTries:
 
 def test_a_broken_direct_transport_is_left_for_the_store():
     replica = TwoTries(BrokenDirect(), ray.exceptions.ActorUnavailableError("gone", None))
-    assert Replica.guarded(replica, replica.call, 3) == 3
+    assert Replica.call(replica, Embed(3, "select")) == 3
     assert isinstance(replica.experts.runner.pipeline.link, Stored)
     assert len(replica.calls) == 2
 
@@ -162,7 +162,7 @@ def test_a_broken_direct_transport_is_left_for_the_store():
 def test_what_a_method_refuses_is_not_tried_again():
     replica = TwoTries(BrokenDirect(), InputError("ties: density"))
     with pytest.raises(InputError, match="ties: density"):
-        Replica.guarded(replica, replica.call, 3)
+        Replica.call(replica, Embed(3, "select"))
     assert len(replica.calls) == 1
 
 
@@ -214,11 +214,11 @@ def test_a_direct_transport_gives_the_same_bits(parts, shards):
         Lesson({task: torch.arange(6)}, torch.full((1, 3, 1), 0.1 * at))
         for at, task in enumerate(parts.data, start=1)
     ]
-    wanted = replica.gradients(lessons, "select", Trim())
+    wanted = replica.call(Gradients(lessons, "select", Trim()))
     assert isinstance(replica.experts.runner.pipeline.link, Stored)
 
     replica.experts.runner.pipeline.link = GpuToGpu(shards, "gloo")
-    check(replica.gradients(lessons, "select", Trim()), wanted)
+    check(replica.call(Gradients(lessons, "select", Trim())), wanted)
     assert isinstance(replica.experts.runner.pipeline.link, GpuToGpu)
 
 

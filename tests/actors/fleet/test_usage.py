@@ -2,7 +2,7 @@
 
 import pytest
 
-from actors.fleet.usage import Meter
+from actors.fleet.usage import Usage
 
 
 class Clock:
@@ -18,45 +18,45 @@ def clock() -> Clock:
 
 
 def test_one_call_pays_for_its_time(clock):
-    meter = Meter(clock)
-    meter.start(0, "a")
+    usage = Usage(clock)
+    usage.start(0, "a")
     clock.now = 3.0
-    meter.stop(0, "a")
+    usage.stop(0, "a")
     clock.now = 10.0
-    assert meter.of("a") == 3.0
-    assert meter.of("unknown") == 0.0
+    assert usage.of("a") == 3.0
+    assert usage.of("unknown") == 0.0
 
 
 def test_calls_side_by_side_on_one_replica_share_it(clock):
-    meter = Meter(clock)
-    meter.start(0, "a")
+    usage = Usage(clock)
+    usage.start(0, "a")
     clock.now = 2.0
-    meter.start(0, "b")
+    usage.start(0, "b")
     clock.now = 6.0  # 4 s together: 2 each
-    meter.stop(0, "a")
+    usage.stop(0, "a")
     clock.now = 7.0
-    meter.stop(0, "b")
-    assert (meter.of("a"), meter.of("b")) == (4.0, 3.0)
+    usage.stop(0, "b")
+    assert (usage.of("a"), usage.of("b")) == (4.0, 3.0)
 
 
 def test_replicas_are_counted_apart_and_running_calls_so_far(clock):
-    meter = Meter(clock)
-    meter.start(0, "a")
-    meter.start(1, "a")
+    usage = Usage(clock)
+    usage.start(0, "a")
+    usage.start(1, "a")
     clock.now = 5.0
-    assert meter.of("a") == 10.0
-    meter.stop(0, "a")
+    assert usage.of("a") == 10.0
+    usage.stop(0, "a")
     clock.now = 6.0
-    assert meter.of("a") == 11.0
+    assert usage.of("a") == 11.0
 
 
 def test_two_calls_of_one_label_pay_for_the_replica_once(clock):
-    meter = Meter(clock)
-    meter.start(0, "a")
-    meter.start(0, "a")
+    usage = Usage(clock)
+    usage.start(0, "a")
+    usage.start(0, "a")
     clock.now = 4.0
-    meter.stop(0, "a")
+    usage.stop(0, "a")
     clock.now = 6.0
-    meter.stop(0, "a")
+    usage.stop(0, "a")
     clock.now = 9.0
-    assert meter.of("a") == 6.0
+    assert usage.of("a") == 6.0

@@ -19,6 +19,7 @@ from actors.experts.local import LocalExperts
 from actors.experts.predict import model_weights
 from actors.experts.recipe import merged
 from actors.shards.pipeline import Direct, Pipeline, one_forward_one_backward
+from actors.shards.requests import Backward, Finish, Forward, ShardRequest, Survey
 from actors.shards.shard import Batch, Shard, Weights
 from fusion.errors import InputError
 from fusion.methods.learned.adamerging import Coefficients
@@ -210,8 +211,8 @@ def test_shards_keep_no_more_than_the_schedule_has(world: World) -> None:
     most = dict.fromkeys(range(4), 0)
 
     class Counting(Direct):
-        def call(self, shard: Shard, method: str, *args: Any, returns: int = 1) -> Any:
-            found = super().call(shard, method, *args, returns=returns)
+        def call(self, shard: Shard, request: ShardRequest, *given: Any) -> Any:
+            found = super().call(shard, request, *given)
             at = shards.index(shard)
             most[at] = max(most[at], len(shard.contexts))
             return found
@@ -232,12 +233,12 @@ class Intruding(Direct):
     def __init__(self, before: int, other: Callable[[], None]) -> None:
         self.before, self.other, self.calls = before, other, 0
 
-    def call(self, shard: Shard, method: str, *args: Any, returns: int = 1) -> Any:
-        if method in ("forward", "backward", "finish"):
+    def call(self, shard: Shard, request: ShardRequest, *given: Any) -> Any:
+        if isinstance(request, Forward | Backward | Finish):
             self.calls += 1
             if self.calls == self.before:
                 self.other()
-        return super().call(shard, method, *args, returns=returns)
+        return super().call(shard, request, *given)
 
 
 @pytest.mark.parametrize("contexts", [None, 0, 1])
@@ -289,9 +290,9 @@ def test_a_few_batches_are_in_flight(world: World) -> None:
 
 def test_only_what_must_be_surveyed_is(world: World) -> None:
     class Never(Direct):
-        def call(self, shard: Shard, method: str, *args: Any, returns: int = 1) -> Any:
-            assert method != "survey"
-            return super().call(shard, method, *args, returns=returns)
+        def call(self, shard: Shard, request: ShardRequest, *given: Any) -> Any:
+            assert not isinstance(request, Survey)
+            return super().call(shard, request, *given)
 
     pipeline = world.experts((0, 2), (2, 4)).runner.pipeline
     pipeline.link = Never()

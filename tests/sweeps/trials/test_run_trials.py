@@ -7,10 +7,10 @@ import pytest
 import ray
 from rich.console import Console
 
-from actors.artifacts.recipe import Recipe
 from actors.cluster.fatal import OutOfMemory
 from actors.experts.evaluation import Evaluation, TaskScore
-from actors.fleet.fleet import Client, Desk, Lane
+from actors.fleet.client import Client
+from actors.fleet.dispatcher import Dispatcher, Slot
 from actors.fleet.restarts import Living
 from fusion.errors import InputError
 from sweeps.console.progress import Progress
@@ -39,11 +39,11 @@ class Fake(Living):
         hits = np.arange(10) < round(10 * scale)
         return Evaluation({"x": TaskScore(hits, 1.0)}, 0.01, 1)
 
-    def measure(self, method, params, role):
-        return self.evaluate(Recipe(method, params), role).plain()
-
     def embed(self, expert, role):
         raise OutOfMemory("embed: out of memory, 2 times in a row")
+
+    def call(self, request):
+        return request.run(self)
 
 
 def spec_of(*scales):
@@ -63,10 +63,10 @@ def run(spec, folder, log, record=None):
         keep = record or folder.ledger.add
         replica = ray.remote(Fake).options(num_cpus=0).remote(log)
         group = ray.util.placement_group([{"CPU": 0.1}])
-        lanes = ray.cloudpickle.dumps([Lane(0, replica, group)])
-        desk = ray.remote(Desk).options(num_cpus=0).remote(lanes, 60.0)
+        slots = ray.cloudpickle.dumps([Slot(0, replica, group)])
+        dispatcher = ray.remote(Dispatcher).options(num_cpus=0).remote(slots, 60.0)
         try:
-            run_trials(spec, "ctx", Client(desk), ["x"], folder, keep, progress)
+            run_trials(spec, "ctx", Client(dispatcher), ["x"], folder, keep, progress)
         finally:
             ray.util.remove_placement_group(group)
 

@@ -1,0 +1,210 @@
+"""Requests to the experts: one frozen dataclass a call, with its arguments and the type of its
+result.
+
+A trial's `Client` builds a request and sends it to the dispatcher, the dispatcher sends it to an
+idle replica, and the replica runs it on its `LocalExperts`. Ray's task names, metrics and the count
+of deaths read the request's own name and method.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from actors.artifacts.recipe import Recipe
+
+if TYPE_CHECKING:  # start-up time: a trial's process imports this file, and starts without torch
+    from torch import Tensor
+
+    from actors.experts.evaluation import Evaluation
+    from actors.experts.local import LocalExperts
+    from fusion.methods.learned.steps import Gradient, Lesson
+    from fusion.task_vectors.gram import Gram
+    from fusion.task_vectors.sparsify import Trim
+
+Result = TypeVar("Result", covariant=True)
+
+
+class Request(ABC, Generic[Result]):
+    """One call of the experts; `Result` is what it returns."""
+
+    name: ClassVar[str]
+    """Of the call: in Ray's task names."""
+    learns: ClassVar[bool] = False
+    """Whether it is a step by which a method learns."""
+
+    @property
+    def subject(self) -> str:
+        """What the call is about: a method or an expert; empty where it is about neither."""
+        return ""
+
+    @property
+    def method(self) -> str:
+        """The method of the call's recipe; empty where it has none."""
+        return ""
+
+    @property
+    def metric_name(self) -> str:
+        """The call's name in metrics."""
+        return self.name
+
+    @property
+    def title(self) -> str:
+        """The name of the replica's Ray task, as `evaluate ties`."""
+        return f"{self.name} {self.subject}".rstrip()
+
+    @abstractmethod
+    def run(self, experts: LocalExperts) -> Result:
+        """Carry the call out."""
+
+
+@dataclass(frozen=True)
+class RecipeRequest(Request[Result]):
+    """A call about one recipe."""
+
+    recipe: Recipe
+
+    @property
+    def subject(self) -> str:
+        """The recipe's method."""
+        return self.recipe.method
+
+    @property
+    def method(self) -> str:
+        """The recipe's method."""
+        return self.recipe.method
+
+
+@dataclass(frozen=True)
+class Evaluate(RecipeRequest["Evaluation"]):
+    """Evaluate a recipe on every task's rows of a role."""
+
+    name = "evaluate"
+    role: str
+
+    def run(self, experts: LocalExperts) -> Evaluation:
+        """See `LocalExperts.evaluate`."""
+        return experts.evaluate(self.recipe, self.role)
+
+
+@dataclass(frozen=True)
+class Measure(RecipeRequest[dict[str, Any]]):
+    """`Evaluate` with a result of plain types, for callers that start without torch."""
+
+    name = "measure"
+    role: str
+
+    @property
+    def metric_name(self) -> str:
+        """That of `Evaluate`: the replica does the same."""
+        return Evaluate.name
+
+    def run(self, experts: LocalExperts) -> dict[str, Any]:
+        """See `Evaluation.plain`."""
+        return experts.evaluate(self.recipe, self.role).plain()
+
+
+@dataclass(frozen=True)
+class Logits(RecipeRequest["dict[str, Tensor]"]):
+    """Logits of every task's rows of a role."""
+
+    name = "logits"
+    role: str
+
+    def run(self, experts: LocalExperts) -> dict[str, Tensor]:
+        """See `LocalExperts.logits`."""
+        return experts.logits(self.recipe, self.role)
+
+
+@dataclass(frozen=True)
+class Merge(RecipeRequest["dict[str, Tensor]"]):
+    """The merged state dict of a recipe."""
+
+    name = "merge"
+
+    def run(self, experts: LocalExperts) -> dict[str, Tensor]:
+        """See `LocalExperts.merge`."""
+        return experts.merge(self.recipe)
+
+
+@dataclass(frozen=True)
+class Statistics(RecipeRequest[tuple[str, ...]]):
+    """Keys of the statistics of data that a recipe's method merges by; missing ones are
+    computed."""
+
+    name = "statistics"
+
+    def run(self, experts: LocalExperts) -> tuple[str, ...]:
+        """See `LocalExperts.statistics`."""
+        return experts.statistics(self.recipe)
+
+
+@dataclass(frozen=True)
+class Train(RecipeRequest["tuple[bytes, list[dict[str, float]]]"]):
+    """Take the steps [first, last) of a method whose parameters are stored in the shards."""
+
+    name, learns = "train", True
+    state: bytes | None
+    first: int
+    last: int
+    seed: int
+
+    def run(self, experts: LocalExperts) -> tuple[bytes, list[dict[str, float]]]:
+        """See `LocalExperts.train`."""
+        return experts.train(self.recipe, self.state, self.first, self.last, self.seed)
+
+
+@dataclass(frozen=True)
+class Fit(RecipeRequest["tuple[bytes, dict[str, float]]"]):
+    """Fit a classifier of embeddings to every task."""
+
+    name, learns = "fit", True
+
+    def run(self, experts: LocalExperts) -> tuple[bytes, dict[str, float]]:
+        """See `LocalExperts.fit`."""
+        return experts.fit(self.recipe)
+
+
+@dataclass(frozen=True)
+class Gradients(Request["list[Gradient]"]):
+    """Losses of micro-batches of a role's rows, and their gradients by coding."""
+
+    name, learns = "gradients", True
+    micro_batches: Sequence[Lesson]
+    role: str
+    trim: Trim
+
+    def run(self, experts: LocalExperts) -> list[Gradient]:
+        """See `LocalExperts.gradients`."""
+        return experts.gradients(self.micro_batches, self.role, self.trim)
+
+
+@dataclass(frozen=True)
+class GramMatrix(Request["Gram"]):
+    """Inner products of the task vectors."""
+
+    name = "gram"
+
+    def run(self, experts: LocalExperts) -> Gram:
+        """See `LocalExperts.gram`."""
+        return experts.gram()
+
+
+@dataclass(frozen=True)
+class Embed(Request[None]):
+    """Fill the cache with one expert's embeddings of every task's rows of a role."""
+
+    name = "embed"
+    expert: str
+    role: str
+
+    @property
+    def subject(self) -> str:
+        """The expert."""
+        return self.expert
+
+    def run(self, experts: LocalExperts) -> None:
+        """See `LocalExperts.embed`."""
+        experts.embed(self.expert, self.role)
