@@ -42,6 +42,11 @@ def circles(imports: grimp.ImportGraph) -> set[frozenset[str]]:
     return found
 
 
+def test_no_files_import_each_other_in_a_circle():
+    assert len(graph().modules) > 300
+    assert circles(graph()) == set()
+
+
 def test_a_circle_is_found():
     imports = grimp.ImportGraph()
     for importer, imported in ("ab", "bc", "ca", "cd"):
@@ -206,6 +211,27 @@ def test_images_are_named_in_the_files_of_their_page_and_in_no_other():
     names = {name for name in importers("actors.data.images") if "families.clip" not in name}
     outside = {name for name in names if "actors.embedded" not in name}
     assert not sorted(name for name in outside if f"`{name.replace('.', '/')}.py`" not in page)
+
+
+KINDS = {"Static", "PerTask", "Informed", "LogitSpace", "Selected", "Fitted", "Learned",
+         "Adaptive", "Gated", "Resident", "Routed"}  # fmt: skip
+"""Classes of `fusion.kinds`."""
+
+
+def kinds_asked(path: Path) -> list[str]:
+    """The calls `isinstance(…, kind of method)` of a file, as `file:line`."""
+    calls = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+    return [
+        f"{path.relative_to(ROOT)}:{call.lineno}"
+        for call in calls
+        if isinstance(call.func, ast.Name) and call.func.id == "isinstance"
+        if {getattr(node, "id", "") for node in ast.walk(call.args[1])} & KINDS
+    ]
+
+
+def test_few_places_ask_for_the_kind_of_a_method():
+    found = [place for path in FILES for place in kinds_asked(path)]
+    assert 0 < len(found) <= 10, found
 
 
 FAMILY_WORDS = re.compile(
