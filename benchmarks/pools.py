@@ -251,7 +251,7 @@ class Textbook:
         self.projection = projection.clone().to(pool.device)
         self.preprocess = read_preprocess(pool.base.folder)
         self.heads = {t: read_head(d.head).to(pool.device) for t, d in pool.data.items()}
-        self.images = {t: open_pixels(d.rows[ROLE].pixels).images for t, d in pool.data.items()}
+        self.images = {t: open_pixels(d.rows[ROLE].file).images for t, d in pool.data.items()}
 
     def merged(self, coding: Tensor) -> dict[str, Tensor]:
         """θ₀ + Σ_t c_t τ_t for a coding [T, 1 or G]."""

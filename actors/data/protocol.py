@@ -19,7 +19,9 @@ if TYPE_CHECKING:  # torch takes seconds to load, and processes that only prepar
 
 Activations: TypeAlias = "dict[str, Tensor]"
 """Named tensors between segments; the first axis of each is the batch. `Inputs.collate` gives the
-first ones; the last ones hold `output` [B, …]. Padded inputs come with a boolean `mask` [B, n]."""
+first ones; the last ones hold `output` [B, …]. Where `hidden` [B, n, d] is
+padded, a boolean `mask` [B, n] is False at padding, and segments hand it on: statistics and
+routers leave padding out. Masks of other tensors have other names."""
 
 OUTPUT = "output"
 """Name of the last segment's result, which heads read."""

@@ -24,13 +24,13 @@ SAMPLES = 64
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one task that play one role: a pixel file, and which of its rows."""
+    """The rows of one task in one role: a file of prepared rows, and which of its rows."""
 
-    pixels: Path
+    file: Path
     indices: NDArray[np.int64] | None = None
     """None: all, in order."""
     features: Mapping[str, Path] = field(default_factory=dict)
-    """Hash of an extractor -> its features of all rows of the pixel file's split."""
+    """Hash of an extractor -> its features of all rows of the file's split."""
 
 
 @dataclass(frozen=True)

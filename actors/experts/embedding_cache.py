@@ -49,34 +49,34 @@ def embedding_cache(
 
 @dataclass(frozen=True)
 class EmbeddingCache:
-    """Image embeddings [N, D] of an expert on the rows of a pixel file."""
+    """Embeddings [N, D] of an expert on rows of a file of prepared rows."""
 
     root: Path
     identity: Mapping[str, Fingerprint]
-    """Expert -> what its embeddings depend on besides the pixels; see `embedding_cache`."""
+    """Expert -> what its embeddings depend on besides the rows; see `embedding_cache`."""
 
-    def place(self, expert: str, pixels: Path, indices: NDArray[np.int64] | None) -> Path:
+    def place(self, expert: str, file: Path, indices: NDArray[np.int64] | None) -> Path:
         """The file of an expert's embeddings of these rows, which may not be there yet."""
         rows = b"all" if indices is None else indices.tobytes()
-        text = f"embeddings-3 {self.identity[expert]} {pixels.name} ".encode()
+        text = f"embeddings-3 {self.identity[expert]} {file.name} ".encode()
         return self.root / f"{hashlib.sha256(text + rows).hexdigest()[:32]}.arrow"
 
     def get(
         self,
         expert: str,
-        pixels: Path,
+        file: Path,
         indices: NDArray[np.int64] | None,
         make: Callable[[], Tensor],
     ) -> Tensor:
         """From disk, or made and written first: float32 [N, D], memory-mapped and read-only.
 
-        The pixel file's name is a content hash itself, so the key is one too. A damaged file is
+        The file's name is a content hash itself, so the key is one too. A damaged file is
         made again.
 
         Raises:
             InputError: it cannot be written.
         """
-        path = self.place(expert, pixels, indices)
+        path = self.place(expert, file, indices)
         there = matrix_shape(path) is not None
         count("cache", cache="embeddings", found="hit" if there else "miss")
         if not there:

@@ -98,7 +98,7 @@ class ModelRunner:
         def make() -> Tensor:
             return self.embed_rows(expert, task, role, list(batches(self.size(task, role))))
 
-        return self.embeddings.get(expert, rows.pixels, rows.indices, make)
+        return self.embeddings.get(expert, rows.file, rows.indices, make)
 
     def embedded_at(self, expert: str, task: str, role: str, at: Tensor | None) -> Tensor:
         """Embeddings of some rows, made and cached on their own: only those are run.
@@ -114,7 +114,7 @@ class ModelRunner:
         def make() -> Tensor:
             return self.embed_rows(expert, task, role, [at[p] for p in batches(len(at))])
 
-        return self.embeddings.get(expert, rows.pixels, chosen, make)
+        return self.embeddings.get(expert, rows.file, chosen, make)
 
     def embed_rows(
         self, expert: str, task: str, role: str, parts: Sequence[slice | Tensor]
@@ -141,7 +141,7 @@ class ModelRunner:
     def size(self, task: str, role: str) -> int:
         """Rows of a task in a role."""
         rows = self.data[task].rows[role]
-        return len(self.open(rows.pixels)) if rows.indices is None else len(rows.indices)
+        return len(self.open(rows.file)) if rows.indices is None else len(rows.indices)
 
     def batch(self, task: str, role: str, part: slice | Tensor) -> Batch:
         """Some of a task's rows, as rows of its pixel file."""
@@ -149,12 +149,12 @@ class ModelRunner:
         at: NDArray[np.int64] = (
             np.arange(part.start, part.stop) if isinstance(part, slice) else part.numpy()
         )
-        return Batch(((task, rows.pixels, at if rows.indices is None else rows.indices[at]),))
+        return Batch(((task, rows.file, at if rows.indices is None else rows.indices[at]),))
 
     def labels(self, task: str, role: str) -> Tensor:
         """int64 [N]."""
         rows = self.data[task].rows[role]
-        labels = self.open(rows.pixels)
+        labels = self.open(rows.file)
         return labels if rows.indices is None else labels[torch.from_numpy(rows.indices)]
 
     def features(self, task: str, role: str, extractor: str) -> Tensor:

@@ -96,7 +96,7 @@ def keys_of(
     def facts(task: str) -> list[Any]:
         at = runner.data[task].rows[adapted_role(runner.data, ROLE)]
         there = [] if at.indices is None else at.indices[rows[task]].tolist()
-        said = [identity[task], at.pixels.name, there or rows[task].tolist()]
+        said = [identity[task], at.file.name, there or rows[task].tolist()]
         if asked.kind == "fisher":
             said.append(hash_text(runner.heads[task].tolist()))
         return said

@@ -76,7 +76,7 @@ def settled(
 
     def rows(given: Rows) -> Rows:
         features = {key: at(path, "features") for key, path in given.features.items()}
-        return replace(given, pixels=at(given.pixels, "pixels"), features=features)
+        return replace(given, file=at(given.file, "pixels"), features=features)
 
     return {
         name: replace(
@@ -93,7 +93,7 @@ def paths(data: Mapping[str, TaskData]) -> list[Path]:
     rows = [given for task in data.values() for given in task.rows.values()]
     return [
         *(task.head for task in data.values()),
-        *(path for given in rows for path in (given.pixels, *given.features.values())),
+        *(path for given in rows for path in (given.file, *given.features.values())),
     ]
 
 

@@ -47,7 +47,7 @@ class Split:
     """The features of one source split, to be computed."""
 
     path: Path
-    pixels: Path
+    file: Path
     task: str
     name: str
     rows: int
@@ -55,17 +55,17 @@ class Split:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive rows of one pixel file."""
+    """Consecutive rows of one file of prepared rows."""
 
-    pixels: str
+    file: str
     start: int
     stop: int
 
 
-def features_path(extractor: Extractor, pixels: Path, root: Path, device: str = "cpu") -> Path:
-    """Where a split's features lie: a pixel file's name is a content hash, and so is this."""
+def features_path(extractor: Extractor, file: Path, root: Path, device: str = "cpu") -> Path:
+    """Path of the features of a file of rows; both names are content hashes."""
     kind = torch.device(device).type
-    key = fingerprint("features-3", extractor.fingerprint, pixels.name, kind)
+    key = fingerprint("features-3", extractor.fingerprint, file.name, kind)
     return root / "features" / f"{key}.arrow"
 
 
@@ -79,7 +79,7 @@ def prepare_features(
 ) -> dict[tuple[str, str], Path]:
     """Make sure that the features of these splits are on disk; compute those that are not.
 
-    First images are decoded as the extractor wants them (`pixels.prepare`), then features are
+    First rows are prepared as the extractor reads them (`Inputs.prepare`), then features are
     computed: by Ray Data's workers where a Ray is initialised, much is missing and processors (or
     GPUs) are free; in this process otherwise.
 
@@ -97,16 +97,16 @@ def prepare_features(
         (task, source split) -> Arrow file, float32 [N, d].
 
     Raises:
-        InputError: as `pixels.prepare`; features that are not finite, naming extractor, task,
+        InputError: as `Inputs.prepare`; features that are not finite, naming extractor, task,
             split and row; no space left. Nothing half-written stays behind.
     """
-    pixels = extractor.inputs.prepare(tasks, needed, root, progress)
-    paths = {at: features_path(extractor, file, root, device) for at, file in pixels.items()}
+    files = extractor.inputs.prepare(tasks, needed, root, progress)
+    paths = {at: features_path(extractor, file, root, device) for at, file in files.items()}
     missing: dict[Path, Split] = {}
     for at, path in paths.items():
-        rows = len(open_labels(pixels[at]))
+        rows = len(open_labels(files[at]))
         if matrix_shape(path) != (rows, extractor.width):
-            missing.setdefault(path, Split(path, pixels[at], *at, rows))
+            missing.setdefault(path, Split(path, files[at], *at, rows))
     if missing:
         write(extractor, list(missing.values()), progress or (lambda done, total: None), device)
     return paths
@@ -124,7 +124,7 @@ def open_features(path: Path) -> Tensor:
 def write(extractor: Extractor, splits: list[Split], progress: Progress, device: str) -> None:
     """Compute and write splits, one file after the other, all of them as one stream of chunks."""
     chunks = [
-        Chunk(str(split.pixels), start, min(start + CHUNK, split.rows))
+        Chunk(str(split.file), start, min(start + CHUNK, split.rows))
         for split in splits
         for start in range(0, split.rows, CHUNK)
     ]
@@ -171,7 +171,7 @@ def computed(
     from actors.cluster.worker_deaths import reported
 
     gpu = torch.device(device).type == "cuda"
-    items = [{"pixels": chunk.pixels, "start": chunk.start, "stop": chunk.stop} for chunk in chunks]
+    items = [{"file": chunk.file, "start": chunk.start, "stop": chunk.stop} for chunk in chunks]
     with quiet(), reported("features: a worker"):
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             Worker,
@@ -201,7 +201,7 @@ def workers(extractor: Extractor, chunks: list[Chunk], device: str) -> int:
         return 0
     from actors.cluster.file_visibility import workplaces
 
-    if workplaces({str(extractor.folder), *(chunk.pixels for chunk in chunks)}) != {}:
+    if workplaces({str(extractor.folder), *(chunk.file for chunk in chunks)}) != {}:
         return 0  # nodes that do not see them; this process does
     kind = "GPU" if gpu else "CPU"
     # Of what is free now: an actor that waits for a processor that a fleet holds waits for ever.
@@ -229,14 +229,14 @@ class Worker:
         """The features of one chunk, as bytes."""
         (row,) = batch.to_pylist()
         block = features(
-            self.extractor, self.extract, Chunk(row["pixels"], row["start"], row["stop"])
+            self.extractor, self.extract, Chunk(row["file"], row["start"], row["stop"])
         )
         return pa.table({"features": pa.array([block.tobytes()], pa.large_binary())})
 
 
 def features(extractor: Extractor, extract: Extract, chunk: Chunk) -> NDArray[np.float32]:
     """The features [n, d] of a chunk of prepared rows."""
-    rows, inputs = extractor.inputs.open(Path(chunk.pixels)), extractor.inputs
+    rows, inputs = extractor.inputs.open(Path(chunk.file)), extractor.inputs
     starts = range(chunk.start, chunk.stop, BATCH)
     batches = [torch.arange(start, min(start + BATCH, chunk.stop)) for start in starts]
     blocks = [extract(inputs.collate([rows.take(at)])).float().cpu() for at in batches]

@@ -49,8 +49,8 @@ def corrupted_features(
         InputError: see `prepare`, `corrupted` and `prepare_features`.
     """
     at = (task.name, split)
-    pixels = extractor.inputs.prepare({task.name: task}, [at], root)[at]
-    made = corrupted(Rows(pixels, indices), corruption, severity, root, seed=seed).pixels
+    file = extractor.inputs.prepare({task.name: task}, [at], root)[at]
+    made = corrupted(Rows(file, indices), corruption, severity, root, seed=seed).file
     path, rows = features_path(extractor, made, root, device), len(open_labels(made))
     if matrix_shape(path) != (rows, extractor.width):
         write(extractor, [Split(path, made, *at, rows)], lambda done, total: None, device)

@@ -153,10 +153,8 @@ class Residing:
             name: value.detach().requires_grad_(value.is_floating_point())
             for name, value in self.block.entered(carry).items()
         }
-        outputs = inputs
         with torch.inference_mode(False), torch.enable_grad():
-            for module in run.learner.modules:
-                outputs = module(outputs)
+            outputs = run.learner.run(inputs)
         run.waiting[item] = (inputs, outputs)
         return outputs
 
@@ -224,7 +222,4 @@ class Residing:
         assert routed is not None
         self.block.fill(resident_weights(routed.course.scale))
         with torch.inference_mode():
-            found = self.block.entered(carry)
-            for module in routed.modules:
-                found = module(found)
-        return found
+            return routed.run(self.block.entered(carry))

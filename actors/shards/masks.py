@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from actors.families.protocol import Activations
 from actors.shards.adam import NamedAdam
 from actors.shards.block import Block
 from fusion.methods.learned.concrete import (
@@ -94,6 +95,12 @@ class Masks:
         for parameter in self.weights.values():
             parameter.requires_grad_(True)
             parameter.grad = None
+
+    def run(self, activations: Activations) -> Activations:
+        """Through all segments of the resident model."""
+        for module in self.modules:
+            activations = module(activations)
+        return activations
 
     def draw(self, key: str) -> None:
         """The mask of a step, or the final one; kept until another is asked for."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from actors.families.protocol import Segment
+from actors.families.protocol import Activations, Segment
 from actors.shards.adam import NamedAdam
 from actors.shards.block import Block
 from actors.shards.messages import Weights
@@ -61,6 +61,7 @@ class Routers:
         self.mixer = Mixer(vectors, dtype=block.encoder.dtype)
         self.pooled = pooled
         self.modules: list[nn.Module] = []
+        self.routed_mlps: list[RoutedMlp] = []
         self.local: dict[str, nn.Module] = {}
         """Name of an MLP -> its router, in order."""
         for at, link in enumerate(block.encoder.chain):
@@ -91,6 +92,7 @@ class Routers:
         parent, _, child = path.rpartition(".")
         routed = RoutedMlp(mlp, router, self.mixer, list(inside.values()), self.pooled)
         setattr(module.get_submodule(parent), child, routed)
+        self.routed_mlps.append(routed)
         first, canonical = next(iter(inside.items()))
         self.local[canonical.removesuffix(first.removeprefix(f"{path}."))] = router
         return module
@@ -107,6 +109,14 @@ class Routers:
             accumulator(self.block.encoder.dtype),
         )
         return router.to(self.block.device)
+
+    def run(self, activations: Activations) -> Activations:
+        """Through all segments; routers leave padded tokens out."""
+        for module in self.modules:
+            for mlp in self.routed_mlps:
+                mlp.mask = activations.get("mask")
+            activations = module(activations)
+        return activations
 
     @torch.no_grad()
     def spread(self) -> None:

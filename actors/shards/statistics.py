@@ -85,8 +85,13 @@ class Gathering:
         self.count(weights.key, at)
         for grams in self.grams:
             grams.on = True
+        outputs = self.block.entered(carry)
         try:
-            return self.encoder.run(self.block.entered(carry))
+            with torch.inference_mode():
+                for grams, (_, module, _) in zip(self.grams, self.parts(), strict=True):
+                    grams.mask = outputs.get("mask")
+                    outputs = module(outputs)
+            return outputs
         finally:
             for grams in self.grams:
                 grams.on = False
@@ -250,6 +255,7 @@ class Gathering:
                 grams.on = True
                 with torch.inference_mode():
                     for carry in batches:
+                        grams.mask = carry.get("mask")
                         module(carry)
                 grams.close()
                 means.append(grams.means())

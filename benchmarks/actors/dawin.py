@@ -86,7 +86,7 @@ class Textbook:
         )
         right = 0
         for part in batches(len(labels), BATCH):
-            images = open_pixels(ours.runner.data[task].rows[role].pixels).images
+            images = open_pixels(ours.runner.data[task].rows[role].file).images
             [(_, _, rows)] = ours.runner.batch(task, role, part).parts
             pixels = images[torch.from_numpy(rows)].to(ours.runner.device)
             for index in sorted(set(routing.assign[part].tolist())):

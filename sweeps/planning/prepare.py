@@ -71,7 +71,7 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
             role_rows[role] += rows_at(task, place, splits)
     images = sum(tasks[name].splits[split] for name, split in sources)
     sizes = [inputs.row.nbytes, *(e.inputs.row.nbytes for e in needs.extractors.values())]
-    pixel_bytes = sum(images * size for size in sizes)
+    row_bytes = sum(images * size for size in sizes)
     check_disk(outputs, 10**7)
     dry_run(spec, pool)
     check_words(pool, tasks)
@@ -80,13 +80,13 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
     others = open_shifts(spec.shifts, spec.splits.report, tasks)
     check_shifts(spec, inputs, others)
     found = Prepared(
-        spec, pool, tasks, splits, inputs, placement, role_rows, images, pixel_bytes, needs,
+        spec, pool, tasks, splits, inputs, placement, role_rows, images, row_bytes, needs,
         others,
         heads,
         otherwise,
     )  # fmt: skip
     statistics = sum(each.disk for each in statistics_costs(spec, pool).values())
-    check_disk(cache_dir(), pixel_bytes + shifted_bytes(found) + statistics)
+    check_disk(cache_dir(), row_bytes + shifted_bytes(found) + statistics)
     return found
 
 

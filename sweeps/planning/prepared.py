@@ -43,8 +43,8 @@ class Prepared:
     """Rows of all tasks in a role; of a carved part to within rounding by class."""
     images: int
     """Rows of all source splits that the sweep reads."""
-    pixel_bytes: int
-    """Disk that their prepared form takes, for the model and for every extractor."""
+    row_bytes: int
+    """Bytes of disk of all prepared rows, for the model and for every extractor."""
     needs: LearningNeeds
     """Of the methods that learn."""
     others: Mapping[tuple[str, str], Task] = field(default_factory=dict)

@@ -54,7 +54,7 @@ def facts(prepared: Prepared) -> list[tuple[str, str]]:
         (
             "data",
             f"{len(prepared.tasks)} tasks, {prepared.images:,} images at "
-            f"{prepared.inputs.about}: {size(prepared.pixel_bytes - others)} of pixel cache",
+            f"{prepared.inputs.about}: {size(prepared.row_bytes - others)} of pixel cache",
         ),
         *(("task", line) for task in prepared.tasks.values() for line in task_text(task)),
         *(("shift set", line) for task in prepared.others.values() for line in task_text(task)),

@@ -55,7 +55,7 @@ def score_shifts(
 
 def mark(rows: Rows) -> str:
     """Fingerprint of a score on a shift set; a pixel file's name is a content hash."""
-    return hash_text("shift", rows.pixels.name)[:16]
+    return hash_text("shift", rows.file.name)[:16]
 
 
 def keep_scores(place: Path, found: Mapping[str, float], marks: Mapping[str, str]) -> None:

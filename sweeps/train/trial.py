@@ -156,7 +156,7 @@ def accuracy(task: TaskData, head: Tensor, embed: Callable[[Tensor], Tensor]) ->
 def rows_of(task: TaskData, role: str) -> tuple[Tensor, Tensor]:
     """Images uint8 [N, 3, H, W] and labels [N] of a role."""
     rows = task.rows[role]
-    pixels = open_pixels(rows.pixels)
+    pixels = open_pixels(rows.file)
     at = slice(None) if rows.indices is None else rows.indices
     return pixels.images[at], pixels.labels[at]
 

@@ -169,7 +169,7 @@ def sizes_of(data: Mapping[str, TaskData]) -> dict[str, dict[str, int]]:
     """Task -> role -> number of rows."""
     return {
         name: {
-            role: len(open_labels(at.pixels) if at.indices is None else at.indices)
+            role: len(open_labels(at.file) if at.indices is None else at.indices)
             for role, at in task.rows.items()
         }
         for name, task in data.items()

@@ -58,13 +58,13 @@ def world(tiny_pool, tmp_path_factory):
     for name, task in found.items():
         rows = {}
         for role, each in task.rows.items():
-            count = len(open_pixels(each.pixels).labels)
+            count = len(open_pixels(each.file).labels)
             path = cache / f"{name}-{role}.arrow"
             write_matrix(
                 path, np.arange(count), WIDTH, [draw.normal(size=(count, WIDTH)).astype(np.float32)]
             )
             at = np.arange(count) if each.indices is None else each.indices
-            few = of_every_class(open_pixels(each.pixels).labels.numpy(), at)
+            few = of_every_class(open_pixels(each.file).labels.numpy(), at)
             rows[role] = replace(each, indices=few, features={EXTRACTOR: path})
         data[name] = replace(task, rows=rows)
     yield pool, data, cache

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -46,8 +45,7 @@ class Embed(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.wi = nn.Linear(WIDTH, INNER, bias=False)
-        self.wo = nn.Linear(INNER, WIDTH, bias=False)
+        self.wi, self.wo = (nn.Linear(*s, bias=False) for s in ((WIDTH, INNER), (INNER, WIDTH)))
 
     def forward(self, hidden):
         return self.wo(self.wi(hidden).relu().to(self.wo.weight.dtype))
@@ -112,8 +110,11 @@ class Toy:
     name, model_types = "toy", {TYPE: ("ToyModel",)}
     offers = frozenset({"embeddings", "mlp_blocks"})
 
-    def training(self):
-        return None
+    def nothing(self, *given):
+        """No training, no check that could fail, no difference."""
+
+    training = difference = check_base = check_model = check_expert = check_unfused = nothing
+    check_tasks = nothing
 
     def inspect(self, source, folder, config, name):
         found = headers(folder, config, name, "ToyModel")
@@ -122,24 +123,15 @@ class Toy:
         ordered = {key: found[key] for key in shapes()}
         return Checkpoint(name, source, folder, config, ordered, {}, {}, fields=config)
 
-    def canonical(self, key):
-        return key
-
-    def check_base(self, base):
-        pass
-
-    check_model = check_base
-
-    def check_expert(self, base, expert):
-        pass
-
-    check_unfused = check_tasks = check_expert
+    canonical = staticmethod(str)
 
     def fused(self, base, experts):
         return tuple(base.tensors)
 
-    def tempered(self, base, beta):
+    def empty(self, *given):
         return {}
+
+    tempered = check_heads = empty
 
     def segments(self, base):
         last = {"norm.weight": "last.norm.weight", "out.weight": TABLE}
@@ -159,14 +151,8 @@ class Toy:
     def inputs(self, base):
         return Letters()
 
-    def difference(self, base, expert):
-        return None
-
     def companions(self, base):
         return {"preprocessing": str(Letters.fingerprint)}
-
-    def check_heads(self, base, tasks):
-        return {}
 
     def head_fingerprints(self, base, tasks):
         return {name: fingerprint("toy-head", list(t.classnames)) for name, t in tasks.items()}
@@ -183,14 +169,15 @@ class Toy:
         return found
 
 
+TOY = Toy()
+
+
 def shapes() -> Mapping[str, tuple[int, ...]]:
-    block = {"norm.weight": (WIDTH,), "mlp.wi.weight": (INNER, WIDTH)}
-    block["mlp.wo.weight"] = (WIDTH, INNER)
-    return {TABLE: (LETTERS, WIDTH), **{BLOCK[k]: v for k, v in block.items()},
-            "last.norm.weight": (WIDTH,)}  # fmt: skip
+    block = dict(zip(BLOCK.values(), ((WIDTH,), (INNER, WIDTH), (WIDTH, INNER)), strict=True))
+    return {TABLE: (LETTERS, WIDTH), **block, "last.norm.weight": (WIDTH,)}
 
 
-def write_model(folder: Path, seed: int, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def write_model(folder: Path, seed: int, base: Mapping | None = None) -> dict:
     """A model of random weights, or one near `base`; its tensors."""
     draw = torch.Generator().manual_seed(seed)
     made = {key: torch.randn(shape, generator=draw) for key, shape in shapes().items()}
@@ -201,15 +188,14 @@ def write_model(folder: Path, seed: int, base: Mapping[str, Any] | None = None) 
     return tensors
 
 
-def write_task(folder: Path, classes: int, seed: int) -> Path:
+def write_task(folder: Path, classes: int, seed: int) -> None:
     """A data set of words of one to nine letters; the label is a class of its own."""
     draw = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     for split, count in (("train", 24), ("test", 12)):
-        words = [bytes(draw.integers(97, 97 + LETTERS, draw.integers(1, 10), np.uint8))
-                 for _ in range(count)]  # fmt: skip
+        lengths = draw.integers(1, 10, count)
+        words = [bytes(draw.integers(97, 97 + LETTERS, size, np.uint8)) for size in lengths]
         table = {"text": pa.array(words, pa.binary()), "label": np.arange(count) % classes}
         pq.write_table(pa.table(table), folder / f"{split}.parquet")
     meta = {"classnames": [f"class {c}" for c in range(classes)]}
     (folder / "meta.json").write_text(json.dumps(meta))
-    return folder

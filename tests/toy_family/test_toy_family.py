@@ -67,7 +67,7 @@ def experts(pool, data, tmp_path):
 
 def batch_of(data, rows=4):
     return Batch(
-        tuple((t, data[t].rows["fit"].pixels, data[t].rows["fit"].indices[:rows]) for t in TASKS)
+        tuple((t, data[t].rows["fit"].file, data[t].rows["fit"].indices[:rows]) for t in TASKS)
     )
 
 
@@ -205,3 +205,57 @@ def test_methods_that_the_family_does_not_offer_are_refused_in_one_line(folders,
     with pytest.raises(InputError, match=r"^methods\.tip_adapter: needs .*'toy'") as error:
         prepare(spec, tmp_path, MACHINE)
     assert "\n" not in str(error.value)
+
+
+LEARNED = {"steps": 2, "batch_size": 4}
+
+
+def trained(experts, method, params):
+    """The file of a learned state after all steps, and the losses."""
+    recipe = Recipe(method, {**LEARNED, **params})
+    state, losses = experts.train(recipe, None, 0, 2, 0)
+    return replace(recipe, learned=state), losses
+
+
+def test_routers_leave_padding_out_and_are_the_same_for_every_cut(experts):
+    (wanted, losses), *others = [trained(experts(cut), "wemoe", {}) for cut in CUTS]
+    for recipe, found in others:
+        assert recipe.learned == wanted.learned
+        assert found == losses
+    logits = experts(CUTS[0]).logits(wanted, "fit")["verbs"]
+    alone = experts(CUTS[3])
+    batches = alone.runner
+    batches_of_one = Recipe("wemoe", {**wanted.params, "routing": "sample"}, wanted.learned)
+    torch.testing.assert_close(alone.logits(batches_of_one, "fit")["verbs"], logits)
+    assert batches.size("verbs", "fit") == len(logits)
+
+
+def test_masks_need_tied_tensors_in_one_shard(experts):
+    recipe, losses = trained(experts(CUTS[0]), "concrete_task_arithmetic", {})
+    assert len(losses) == 2
+    experts(CUTS[0]).evaluate(recipe, "select")
+    with pytest.raises(InputError, match=f"{TABLE!r} is tied across shards"):
+        trained(experts(CUTS[1]), "concrete_task_arithmetic", {})
+
+
+@pytest.mark.parametrize("granularity", ["domain", "sample"])
+def test_routing_by_entropies_is_the_same_for_every_cut(granularity, experts):
+    recipe = Recipe("dawin", {"granularity": granularity})
+    whole, *others = [experts(cut).logits(recipe, "fit") for cut in CUTS[::3]]
+    for other in others:
+        for task in TASKS:
+            torch.testing.assert_close(whole[task], other[task])
+
+
+def test_padding_is_no_part_of_statistics():
+    from torch import nn
+
+    from fusion.methods.statistics.collect import Grams
+
+    layer = nn.Linear(3, 2, bias=False)
+    grams = Grams([(layer, {"weight": "w"})], {"w"})
+    x = torch.randn(2, 4, 3)
+    grams.on, grams.mask = True, torch.tensor([[True, True, False, False], [True] * 4])
+    layer(x)
+    real = x[grams.mask]
+    torch.testing.assert_close(grams.means()["w"], real.T @ real / len(real))

@@ -37,10 +37,10 @@ def corrupted(rows: Rows, corruption: str, severity: int, root: Path, *, seed: i
     Raises:
         InputError: an unknown corruption or severity, images that are too small, no space left.
     """
-    pixels = open_pixels(rows.pixels)
+    pixels = open_pixels(rows.file)
     at = np.arange(len(pixels.labels)) if rows.indices is None else rows.indices
     # The source file's name is a content hash itself.
-    key = fingerprint(VERSION, rows.pixels.name, at.tolist(), corruption, severity, seed)
+    key = fingerprint(VERSION, rows.file.name, at.tolist(), corruption, severity, seed)
     path = root / "pixels" / f"{key}.arrow"
     if cached_labels(path) is None:
         images, labels = pixels.images.numpy(), pixels.labels.numpy()
@@ -52,7 +52,7 @@ def corrupted(rows: Rows, corruption: str, severity: int, root: Path, *, seed: i
                 part = at[start : start + CHUNK]
                 made = corrupt(corruption, images[part], severity, seed=seed, indices=part.tolist())
                 writer.write(chunk(made.reshape(len(part), width), labels[part], start))
-    return replace(rows, pixels=path, indices=None, features={})
+    return replace(rows, file=path, indices=None, features={})
 
 
 def chunk(images: np.ndarray, labels: np.ndarray, start: int) -> pa.Table:

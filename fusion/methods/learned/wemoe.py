@@ -54,16 +54,25 @@ class Router(nn.Module):
         )
         nn.init.constant_(self.biases[-1], scale)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """[B, S, H] -> [B, T], in the router's dtype."""
+    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, S, H] -> [B, T], in the router's dtype: the mean over tokens, of `mask` [B, S] alone
+        where rows are padded."""
         last: Tensor = self.biases[-1]
         if not len(self.weights):
             return last.expand(len(hidden), -1)
         found = hidden.to(last.dtype)
         if len(self.weights) == 2:
             found = nn.functional.linear(found, self.weights[0], self.biases[0]).relu()
-        out: Tensor = nn.functional.linear(found.mean(1), self.weights[-1], last)
+        out: Tensor = nn.functional.linear(mean_of(found, mask), self.weights[-1], last)
         return out
+
+
+def mean_of(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean [B, H] over the tokens [B, S, H] of each row, of those in `mask` [B, S] alone."""
+    if mask is None:
+        return tokens.mean(1)
+    weights = mask.to(tokens.dtype).unsqueeze(2)
+    return (tokens * weights).sum(1) / weights.sum(1)
 
 
 class RoutedMlp(nn.Module):
@@ -87,10 +96,12 @@ class RoutedMlp(nn.Module):
         super().__init__()
         self.mlp, self.router, self.mixer = mlp, router, mixer
         self.names, self.pooled = tuple(names), pooled
+        self.mask: Tensor | None = None
+        """[B, S]: which tokens are no padding; set before a forward pass of padded rows."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[B, S, H] -> [B, S, H]."""
-        coefficients = self.router(hidden)
+        coefficients = self.router(hidden, self.mask)
         if self.pooled:
             coefficients = coefficients.mean(0, keepdim=True)
         with self.mixer.coded(dict.fromkeys(self.names, coefficients)):

@@ -132,6 +132,8 @@ class Grams:
         self.last: tuple[Tensor | None, str] = (None, "")
         self.on = False
         """Whether it is looking now."""
+        self.mask: Tensor | None = None
+        """[B, S]: which tokens are no padding; set before a forward pass of padded rows."""
         self.handles = [
             layer.register_forward_pre_hook(
                 self.hook(names[f"{path}.weight" if path else "weight"])
@@ -152,7 +154,7 @@ class Grams:
             if shared[0] is x and self.keys.get(name, shared[1]) == shared[1]:
                 self.keys[name] = shared[1]
                 return
-            rows = x.detach().reshape(-1, x.shape[-1]).float()
+            rows = self.real(x.detach()).reshape(-1, x.shape[-1]).float()
             self.keys[name] = name
             if name not in self.sums:
                 self.sums[name] = torch.zeros(rows.shape[1], rows.shape[1], device=x.device)
@@ -162,6 +164,11 @@ class Grams:
             self.last = (x, name)
 
         return add
+
+    def real(self, x: Tensor) -> Tensor:
+        """An input [B, S, d] without its padded tokens; any other input as it is."""
+        padded = self.mask is not None and x.shape[:-1] == self.mask.shape
+        return x[self.mask] if padded else x
 
     def means(self) -> dict[str, Tensor]:
         """key -> Σ xᵀx / rows."""

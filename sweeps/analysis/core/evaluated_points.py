@@ -125,7 +125,7 @@ def some(inputs: Rows, rows: int, seed: int, task: str) -> Rows:
     """A fixed random sample of rows, in their order."""
     there = inputs.indices
     if there is None:
-        there = np.arange(len(open_labels(inputs.pixels)), dtype=np.int64)
+        there = np.arange(len(open_labels(inputs.file)), dtype=np.int64)
     if rows == 0 or len(there) <= rows:
         return inputs
     rng = np.random.default_rng(derive_seed(seed, PROBE, task))
@@ -135,7 +135,7 @@ def some(inputs: Rows, rows: int, seed: int, task: str) -> Rows:
 def labels_of(task: TaskData, role: str) -> Tensor:
     """Labels int64 [N] of a task's rows in a role."""
     rows = task.rows[role]
-    labels = open_labels(rows.pixels)
+    labels = open_labels(rows.file)
     return labels if rows.indices is None else labels[torch.from_numpy(rows.indices)]
 
 

@@ -45,6 +45,8 @@ class AnalysisInputs:
     """Whether the models are ingredients: runs of the same tasks."""
     shifted: Shifted = field(default_factory=Shifted)
     """Shift sets, and points on their rows where those are wanted."""
+    blocks: tuple[str, ...] = ()
+    """Blocks of the model, as `grams.part_of` names them, in the model's order."""
 
     @property
     def context_under_shift(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -10,9 +11,6 @@ import numpy as np
 from fusion.task_vectors import gram as grams
 from sweeps.analysis.core.finding import Finding, Line
 from sweeps.analysis.core.inputs import AnalysisInputs, AnalysisOptions
-
-TOWER = ("embeddings", "pre_layrnorm", "encoder", "post_layernorm", "visual_projection")
-"""Parts of the vision tower, in order."""
 
 
 def gram(inputs: AnalysisInputs, options: AnalysisOptions) -> Finding:
@@ -30,7 +28,8 @@ def gram(inputs: AnalysisInputs, options: AnalysisOptions) -> Finding:
         for at, name in enumerate(matrix.tasks)
     ]  # fmt: skip
     tables: dict[str, list[Line]] = {"experts": experts, "angles": [], "blocks": []}
-    inside = sorted(blocks.by_group.items(), key=lambda block: place_of(block[0]))
+    place = place_in(inputs.blocks)
+    inside = sorted(blocks.by_group.items(), key=lambda block: place(block[0]))
     for where, products in [("total", matrix.total), *inside]:
         cosines, angles = grams.cosines(products), grams.angles(products)
         for i, j in combinations(range(len(matrix.tasks)), 2):
@@ -57,14 +56,14 @@ def gram(inputs: AnalysisInputs, options: AnalysisOptions) -> Finding:
     return Finding("gram", inputs.context, about, gram_lines(inputs), tables, ("experts",))
 
 
-def place_of(block: str) -> tuple[int, int, str]:
-    """Sort key of a block: its position in the tower, from the images on.
+def place_in(order: Sequence[str]) -> Callable[[str], tuple[int, str]]:
+    """Sort key of blocks: their place in the model; unknown ones come last, by name.
 
-    >>> sorted(["post_layernorm", "encoder.layers.10", "encoder.layers.9"], key=place_of)
-    ['encoder.layers.9', 'encoder.layers.10', 'post_layernorm']
+    >>> sorted(["last", "layers.10", "layers.9"], key=place_in(["layers.9", "layers.10", "last"]))
+    ['layers.9', 'layers.10', 'last']
     """
-    part, _, number = block.partition(".layers.")
-    return TOWER.index(part) if part in TOWER else len(TOWER), int(number or 0), block
+    places = {block: at for at, block in enumerate(order)}
+    return lambda block: (places.get(block, len(places)), block)
 
 
 def gram_lines(inputs: AnalysisInputs) -> list[str]:

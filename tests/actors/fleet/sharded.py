@@ -88,7 +88,7 @@ class Parts:
 
 def rows_of(task: TaskData, role: str) -> np.ndarray:
     rows = task.rows[role]
-    return np.arange(len(open_pixels(rows.pixels).labels)) if rows.indices is None else rows.indices
+    return np.arange(len(open_pixels(rows.file).labels)) if rows.indices is None else rows.indices
 
 
 def make_parts(root: Path, cache: Path) -> Parts:
@@ -102,7 +102,7 @@ def make_parts(root: Path, cache: Path) -> Parts:
         rows = {}
         for role, each in task.rows.items():
             path = cache / f"{name}-{role}.arrow"
-            count = len(open_pixels(each.pixels).labels)
+            count = len(open_pixels(each.file).labels)
             values = rng.normal(size=(count, WIDTH)).astype(np.float32)
             write_matrix(path, np.arange(count), WIDTH, [values])
             rows[role] = replace(each, features={EXTRACTOR: path})

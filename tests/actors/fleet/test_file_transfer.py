@@ -53,7 +53,7 @@ def test_files_that_are_not_lie_in_the_nodes_own_cache(tmp_path, monkeypatch):
     assert paths(settled(data, home)) == paths({"t": task_data(tmp_path / "mine")})
     some = settled(data, home, ["heads"])["t"]
     assert some.head == tmp_path / "mine/heads/h.safetensors"
-    assert some.rows["select"].pixels == tmp_path / "far/pixels/p.arrow"
+    assert some.rows["select"].file == tmp_path / "far/pixels/p.arrow"
     assert paths(settled(data, None)) == paths(data)
 
 
@@ -66,7 +66,7 @@ def moved(task: TaskData, old: Path, new: Path) -> TaskData:
     return replace(
         task,
         head=at(task.head),
-        rows={"select": replace(rows, pixels=at(rows.pixels), features=features)},
+        rows={"select": replace(rows, file=at(rows.file), features=features)},
     )
 
 

@@ -95,7 +95,7 @@ class World:
         """Rows of the report splits."""
         return Batch(
             tuple(
-                (task, self.data[task].rows["report"].pixels, np.array(at, dtype=np.int64))
+                (task, self.data[task].rows["report"].file, np.array(at, dtype=np.int64))
                 for task, at in rows.items()
             )
         )
@@ -134,7 +134,7 @@ def make_world(tiny: Tiny, root: Path, projected: bool = False) -> World:
         rows = {}
         for role, each in task.rows.items():
             path = root / f"{name}-{role}.arrow"
-            count = len(open_pixels(each.pixels).labels)
+            count = len(open_pixels(each.file).labels)
             values = rng.normal(size=(count, WIDTH)).astype(np.float32)
             write_matrix(path, np.arange(count), WIDTH, [values])
             rows[role] = replace(each, features={EXTRACTOR: path})

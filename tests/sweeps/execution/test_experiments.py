@@ -340,7 +340,7 @@ def test_rows_to_adapt_to_are_the_same_rows_under_shift(tmp_path, monkeypatch):
     assert adapted_role(found, "report") == f"{ADAPT}report"
     assert adapted_role(found, "fit") == adapted_role(data, "fit") == "fit"
     assert set(found["c"].rows) == {"report"}
-    made = open_pixels(found["a"].rows[f"{ADAPT}report"].pixels)
-    whole = open_pixels(clean.pixels)
+    made = open_pixels(found["a"].rows[f"{ADAPT}report"].file)
+    whole = open_pixels(clean.file)
     assert made.labels.tolist() == whole.labels[[1, 3, 5]].tolist()
     assert not np.array_equal(made.images.numpy(), whole.images[[1, 3, 5]].numpy())

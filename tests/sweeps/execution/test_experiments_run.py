@@ -63,7 +63,7 @@ def test_fits_and_lessons_are_of_seen_tasks(experts):
     )
     recipe = Recipe("wemoe", {"steps": 1, "batch_size": 2, "adapt_on": "report"})
     # Were the unseen task's images read, this would fail on them.
-    experts.runner.data[UNSEEN].rows["report"].pixels.unlink()
+    experts.runner.data[UNSEEN].rows["report"].file.unlink()
     _, (losses,) = experts.train(recipe, None, 0, 1, 0)
     assert set(losses) == set(SEEN)
     with pytest.raises((InputError, OSError)):

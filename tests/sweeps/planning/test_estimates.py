@@ -83,5 +83,5 @@ def test_the_disk_has_to_hold_them(tiny_pool, tmp_path, monkeypatch):
     monkeypatch.setattr("sweeps.planning.prepare.check_disk", asked.__setitem__)
     shifts = {"noisy": {"corruption": "gaussian_noise"}}
     prepared = ready(tiny_pool, tmp_path, shifts=shifts, methods={"regmean": {}})
-    assert prepared.pixel_bytes == 3 * 140 * IMAGE
+    assert prepared.row_bytes == 3 * 140 * IMAGE
     assert asked[cache_dir()] == (3 * 140 + 180) * IMAGE + 3 * GRAMS

@@ -220,12 +220,12 @@ def test_rows_of_shift_sets(tiny_pool, context, tmp_path, monkeypatch):
     others = open_shifts(loaded.shifts, "test", tasks)
     rows = shift_rows(loaded.shifts, "test", context.base, context.data, others)["lines"]
     assert set(rows) == {"noise", "boxes"}
-    clean = open_pixels(context.data["lines"].rows["report"].pixels)
-    noisy = open_pixels(rows["noise"].pixels)
+    clean = open_pixels(context.data["lines"].rows["report"].file)
+    noisy = open_pixels(rows["noise"].file)
     expected = corrupt("gaussian_noise", clean.images.numpy(), 2, seed=3)
     assert np.array_equal(noisy.images.numpy(), expected)
     assert noisy.labels.tolist() == clean.labels.tolist()
-    assert len(open_pixels(rows["boxes"].pixels).labels) == 60  # of its own test split
+    assert len(open_pixels(rows["boxes"].file).labels) == 60  # of its own test split
     assert len({mark(one) for one in (*rows.values(), context.data["lines"].rows["report"])}) == 3
     content["shifts"] = {"tones": {"dataset": str(tiny_pool.root / "data/tones")}}
     with pytest.raises(InputError, match="3 classes"):

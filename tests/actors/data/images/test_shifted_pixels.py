@@ -22,24 +22,24 @@ def rows(tmp_path) -> Rows:
 
 
 def test_each_row_is_corrupted_by_its_own_number(rows, tmp_path):
-    clean = open_pixels(rows.pixels)
+    clean = open_pixels(rows.file)
     found = corrupted(rows, "gaussian_noise", 3, tmp_path / "cache", seed=7)
     assert found.indices is None
-    made = open_pixels(found.pixels)
+    made = open_pixels(found.file)
     assert made.labels.tolist() == clean.labels[rows.indices].tolist()
     images = clean.images.numpy()[rows.indices]
     expected = corrupt("gaussian_noise", images, 3, seed=7, indices=rows.indices.tolist())
     assert np.array_equal(made.images.numpy(), expected)
-    before = found.pixels.stat().st_mtime_ns
+    before = found.file.stat().st_mtime_ns
     assert corrupted(rows, "gaussian_noise", 3, tmp_path / "cache", seed=7) == found
-    assert found.pixels.stat().st_mtime_ns == before
+    assert found.file.stat().st_mtime_ns == before
     names = {
-        corrupted(Rows(rows.pixels, at), "contrast", level, tmp_path / "cache").pixels
+        corrupted(Rows(rows.file, at), "contrast", level, tmp_path / "cache").file
         for at in (np.arange(3), np.arange(4))
         for level in (1, 2)
     }
     assert len(names) == 4
-    assert pa.ipc.open_file(pa.memory_map(str(found.pixels))).num_record_batches == 1
+    assert pa.ipc.open_file(pa.memory_map(str(found.file))).num_record_batches == 1
 
 
 def test_an_unknown_corruption_leaves_nothing(rows, tmp_path):

@@ -76,7 +76,7 @@ def test_roles_of_shift_sets(tiny_pool, tmp_path, soup):
     data = with_shift_probes(with_probe(data, 8, 0), prepared, 4)
     probe = data["lines"].rows[PROBE]
     noisy = data["lines"].rows["shift/noise"]
-    pixels, clean = open_pixels(noisy.pixels), open_pixels(images)
+    pixels, clean = open_pixels(noisy.file), open_pixels(images)
     assert pixels.labels.tolist() == clean.labels[probe.indices].tolist()
     assert pixels.images.float().std() < 0.3 * clean.images[probe.indices].float().std()
     assert "shift/noise" not in data["tones"].rows
