@@ -22,6 +22,7 @@ from actors.data.protocol import Activations as Activations
 from actors.data.protocol import Inputs
 from actors.data.task import Task
 from actors.files.fingerprint import Fingerprint
+from fusion.errors import InputError
 
 Offer: TypeAlias = Literal["embeddings", "cosine_head", "mlp_blocks"]
 """What some methods need of a family: an output that is an embedding, heads of normalised
@@ -61,8 +62,6 @@ class Segment:
 class Layout:
     """What planning and reports need to know of a model."""
 
-    blocks: tuple[str, ...]
-    """Prefixes of the names of its repeated blocks, in order."""
     forward_elements: int
     """Elements of activations a row at the peak of a forward pass."""
     training_elements: int
@@ -85,6 +84,20 @@ def segment(
     """A segment, sized by the checkpoint's headers; a tied tensor counts once."""
     numel = sum(math.prod(base.tensors[name].shape) for name in dict.fromkeys(names.values()))
     return Segment(kind, arguments, names, numel, mlp, width)
+
+
+def check_untied(chain: tuple[Segment, ...], what: str) -> None:
+    """Raise InputError where layers share a tensor; for families that do not support ties.
+
+    Args:
+        chain: all segments of a model.
+        what: how the message begins.
+    """
+    names = [name for link in chain for name in link.names.values()]
+    if tied := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(
+            f"{what}: tensor {tied!r}: shared by several layers, which is not supported here"
+        )
 
 
 def segment_names(chain: tuple[Segment, ...], start: int, stop: int) -> tuple[str, ...]:
@@ -187,7 +200,7 @@ class ModelFamily(Protocol):
         ...
 
     def layout(self, base: Checkpoint) -> Layout:
-        """Blocks, sizes of activations, layers that share inputs."""
+        """Sizes of activations, layers that share inputs."""
         ...
 
     def width(self, base: Checkpoint) -> int:

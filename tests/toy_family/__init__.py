@@ -143,7 +143,7 @@ class Toy:
 
     def layout(self, base):
         inputs = {name: name for name in (*BLOCK.values(), TABLE) if "norm" not in name}
-        return Layout(("block.",), LONGEST * INNER, LONGEST * INNER, LONGEST * INNER, inputs)
+        return Layout(LONGEST * INNER, LONGEST * INNER, LONGEST * INNER, inputs)
 
     def width(self, base):
         return LETTERS

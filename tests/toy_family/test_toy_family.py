@@ -15,6 +15,7 @@ from actors.experts.embedding_cache import embedding_cache
 from actors.experts.local import local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.families import registry
+from actors.families.protocol import check_untied
 from actors.pool.pool import open_pool, task_vectors
 from actors.shards.messages import Batch, Weights
 from actors.shards.pipeline import Direct, Pipeline
@@ -109,6 +110,13 @@ def test_tied_tensors_share_memory_and_are_loaded_once(pool):
     assert first is last
     assert whole.arena[TABLE].data_ptr() == first.data_ptr()
     assert pool.parameters == sum(v.numel() for v in whole.arena.values())
+
+
+def test_a_family_without_ties_refuses_them_by_name(pool):
+    chain = pool.family.segments(pool.base)
+    with pytest.raises(InputError, match=f"pool.base: tensor {TABLE!r}: shared by several layers"):
+        check_untied(chain, "pool.base")
+    check_untied(chain[1:], "pool.base")
 
 
 def test_padding_changes_no_row(pool, data):

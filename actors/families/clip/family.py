@@ -109,9 +109,6 @@ class Clip:
         """Of the vision tower."""
         forward, training, sampled = activations(base.fields)
         return Layout(
-            blocks=tuple(
-                f"encoder.layers.{index}." for index in range(base.fields["num_hidden_layers"])
-            ),
             forward_elements=forward,
             training_elements=training,
             sampled_elements=sampled,

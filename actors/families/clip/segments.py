@@ -16,7 +16,7 @@ from actors.data.images.preprocess import Preprocess
 from actors.data.images.preprocessor_config import read_preprocess
 from actors.families.clip.architecture import PROJECTION
 from actors.families.clip.build import clip_config
-from actors.families.protocol import Activations, Segment, segment
+from actors.families.protocol import Activations, Segment, check_untied, segment
 from fusion.errors import InputError
 from fusion.merged_layers.modules import Bare
 
@@ -114,4 +114,5 @@ def clip_segments(base: Checkpoint) -> tuple[Segment, ...]:
         chain.append(segment(base, Block, (config,), names, "layer.mlp", config.hidden_size))
     names = {name: name for name in ("post_layernorm.weight", "post_layernorm.bias", PROJECTION)}
     chain.append(segment(base, Project, (config, out), names))
+    check_untied(tuple(chain), base.name)
     return tuple(chain)
