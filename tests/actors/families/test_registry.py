@@ -28,7 +28,7 @@ ALLOWED = {
     "actors/gate_features/": "a ResNet and corruptions read images",
     "actors/training/": "augmentation and losses of image models",
     "actors/experts/prepare_data.py": "captioned images, which a base is pretrained on",
-    "actors/experts/cache_files.py": "`pixels` is the name of a cache folder",
+    "actors/artifacts/cache_files.py": "`pixels` is the name of a cache folder",
     "actors/fleet/file_transfer.py": "the cache folder",
     "actors/fleet/replica.py": "the cache folder",
     "actors/artifacts/head_file.py": "`zero_shot` is a kind of head in files",
