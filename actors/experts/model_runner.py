@@ -26,7 +26,7 @@ from actors.gate_features.feature_cache import open_features
 from actors.shards.messages import Batch, Weights
 from actors.shards.pipeline import Pipeline
 from fusion.errors import InputError
-from fusion.logits.cosine_head import logits
+from fusion.logits.head import as_head
 from fusion.methods.classifiers.interface import Plane
 from fusion.methods.learned.steps import Lesson
 from fusion.task_vectors.coding import one_hot
@@ -130,13 +130,13 @@ class ModelRunner:
 
     def logits_of(self, expert: str, task: str, role: str) -> Tensor:
         """Logits [N, C] of one expert, or of the base."""
-        embedded, head = self.embedded(expert, task, role), self.heads[task]
-        return torch.cat([logits(embedded[rows], head) for rows in batches(len(embedded))])
+        embedded, head = self.embedded(expert, task, role), as_head(self.heads[task])
+        return torch.cat([head.logits(embedded[rows]) for rows in batches(len(embedded))])
 
     def headed(self, task: str, parts: Iterable[Tensor]) -> Tensor:
         """Embeddings, batch by batch, through a task's head: logits [N, C]."""
-        head = self.heads[task]
-        return torch.cat([logits(z.float(), head.to(z.device)).cpu() for z in parts])
+        head = as_head(self.heads[task])
+        return torch.cat([head.to(z.device).logits(z.float()).cpu() for z in parts])
 
     def size(self, task: str, role: str) -> int:
         """Rows of a task in a role."""

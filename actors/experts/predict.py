@@ -22,7 +22,7 @@ from actors.experts.recipe import learned_beta, learned_coding, opened_gate, sta
 from actors.experts.statistics import gathered
 from actors.shards.messages import Batch, Weights, for_task, weights_of
 from fusion.kinds import Row
-from fusion.logits.cosine_head import logits
+from fusion.logits.head import as_head
 from fusion.methods.routed.dawin import Evidence, is_oracle
 from fusion.registry import (
     METHODS,
@@ -177,7 +177,7 @@ def routed(runner: ModelRunner, method: Routed, recipe: Recipe, task: str, role:
     routing = method.route(evidence, **recipe.params)
     if routing.logits is not None:
         return routing.logits
-    head = runner.heads[task]
+    head = as_head(runner.heads[task])
     if len(routing.codings) > MERGES:
         parts = runner.pipeline.embed_coded(
             (
@@ -187,7 +187,7 @@ def routed(runner: ModelRunner, method: Routed, recipe: Recipe, task: str, role:
             for rows in batches(len(routing.assign), SAMPLES)
         )
         return runner.headed(task, parts)
-    found = torch.empty(len(routing.assign), len(head))
+    found = torch.empty(len(routing.assign), head.classes)
     for index, coding in enumerate(routing.codings):
         rows = torch.nonzero(routing.assign == index).flatten()
         weights = runner.pipeline.weights(coding=coding[None])
@@ -195,5 +195,5 @@ def routed(runner: ModelRunner, method: Routed, recipe: Recipe, task: str, role:
         parts = runner.pipeline.embed(weights, (runner.batch(task, role, at) for at in cut))
         with runner.filling:
             for at, z in zip(cut, parts, strict=True):
-                found[at] = logits(z.float(), head.to(z.device)).cpu()
+                found[at] = head.to(z.device).logits(z.float()).cpu()
     return found

@@ -23,6 +23,7 @@ from actors.shards.messages import Batch, Weights
 from actors.shards.resident_model import Blueprint, ImageEncoder
 from fusion.errors import InputError
 from fusion.kinds import MergeInputs
+from fusion.logits.head import Head, as_head
 from fusion.merged_layers.modules import Mixer, merge_layers
 from fusion.registry import METHODS
 from fusion.task_vectors.coding import mix
@@ -37,7 +38,7 @@ class Block:
         self,
         base: Checkpoint | Blueprint,
         vectors: TaskVectors,
-        heads: Mapping[str, Tensor],
+        heads: Mapping[str, Tensor | Head],
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         block: tuple[int, int] | None = None,
@@ -48,7 +49,7 @@ class Block:
         Args:
             base: the base's checkpoint, or its blueprint with all weights of the block.
             vectors: of this block, on `device`; `groups` are the whole model's.
-            heads: task -> head [C, D]; read by the block that has the last segment.
+            heads: task -> head; read by the block that has the last segment.
             device: where it computes.
             dtype: of activations and merged weights.
             block: segments [start, stop); None: all.
@@ -65,7 +66,8 @@ class Block:
         self.start = block[0] if block else 0
         """Index of its first segment in the whole chain."""
         self.vectors = vectors
-        self.heads = {task: head.to(device) for task, head in heads.items()}
+        at = torch.device(device)
+        self.heads = {task: as_head(head).to(at) for task, head in heads.items()}
         self.device = torch.device(device)
         self.mixer = Mixer(vectors, dtype=dtype)
         self.merged = [self.without_weights(i) for i in range(len(self.encoder.modules))]

@@ -21,8 +21,7 @@ from actors.shards.block import Block
 from actors.shards.masks import Masks
 from actors.shards.messages import Batch, Weights
 from actors.shards.routers import Routers, mlp_names, resident_weights
-from fusion.logits.cosine_head import logits
-from fusion.logits.entropy import entropy
+from fusion.logits.head import TaskLoss
 from fusion.methods.learned.in_model import ResidentCourse, RouterOptions
 from fusion.methods.learned.steps import Shape
 from fusion.registry import METHODS, Resident
@@ -124,12 +123,8 @@ class Residing:
         """Forward, losses and backward of the last shard: (task -> loss, ∂/∂carry)."""
         embedding = self.passed(key, item, carry)[OUTPUT]
         embedding = embedding.to(accumulator(embedding.dtype))
-        losses, at = [], 0
-        for task, _, rows in batch.parts:
-            head = self.block.heads[task].to(embedding.dtype)
-            losses.append(entropy(logits(embedding[at : at + len(rows)], head)).mean())
-            at += len(rows)
-        stacked = torch.stack(losses)
+        parts = [(task, len(rows)) for task, _, rows in batch.parts]
+        stacked = TaskLoss(self.block.heads)(embedding, parts)
         torch.autograd.backward([stacked.sum()])
         names = [task for task, _, _ in batch.parts]
         found = dict(zip(names, stacked.tolist(), strict=True))  # the host waits once

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from actors.checkpoints.checkpoint import Checkpoint
 from actors.cluster.metrics import gauge
@@ -27,8 +26,7 @@ from actors.shards.messages import Batch as Batch
 from actors.shards.messages import Weights as Weights
 from actors.shards.resident_model import Blueprint
 from actors.shards.statistics import Gathering
-from fusion.logits.cosine_head import logits
-from fusion.logits.entropy import entropy
+from fusion.logits.head import TaskLoss
 from fusion.methods.learned.steps import Gradient
 from fusion.registry import METHODS
 from fusion.task_vectors.coding import check_coding, leaves
@@ -148,18 +146,10 @@ class Shard(Block):
         context = self.record(carry, weights)
         embedding = context.outputs[OUTPUT]
         embedding = embedding.to(accumulator(embedding.dtype))
-        losses, at = [], 0
         beta = torch.tensor(batch.beta, dtype=embedding.dtype, device=self.device)
         beta.requires_grad_()
-        for task, _, rows in batch.parts:
-            here = slice(at, at + len(rows))
-            z = logits(embedding[here], self.heads[task].to(embedding.dtype))
-            if batch.labels is None:
-                losses.append(entropy(z).mean())
-            else:
-                losses.append(cross_entropy(beta * z, batch.labels[here].to(self.device)))
-            at += len(rows)
-        stacked = torch.stack(losses)
+        parts = [(task, len(rows)) for task, _, rows in batch.parts]
+        stacked = TaskLoss(self.heads)(embedding, parts, batch.labels, beta)
         torch.autograd.backward([stacked.sum()])
         names = [task for task, _, _ in batch.parts]
         found = dict(zip(names, stacked.tolist(), strict=True))  # the host waits once

@@ -21,7 +21,6 @@ from actors.families.protocol import OUTPUT, Activations
 from actors.shards.block import Block
 from actors.shards.messages import Batch, Weights
 from fusion.kinds import MergeInputs
-from fusion.logits.cosine_head import logits
 from fusion.methods.statistics.collect import Grams, Statistics
 from fusion.methods.statistics.fisher import Squares
 from fusion.registry import METHODS
@@ -178,9 +177,9 @@ class Gathering:
             Forgotten: that forward pass was not made here.
         """
         inputs, outputs = self.waited(call)
-        head = self.block.heads[task]
+        head = self.block.heads[task].to(torch.float32)
         embedding = outputs[OUTPUT]
-        logs = log_softmax(logits(embedding.float(), head.float()), dim=1)
+        logs = log_softmax(head.logits(embedding.float()), dim=1)
         p = logs.detach().exp()
         if estimate == "sampled":
             drawn = torch.multinomial(p.cpu(), 1, generator=torch.Generator().manual_seed(seed))

@@ -27,7 +27,7 @@ from actors.pool.pool import open_pool
 from actors.training.checkpoint import STOPS
 from actors.training.optimizer_loop import beside
 from fusion.errors import InputError
-from fusion.logits import cosine_head
+from fusion.logits.head import as_head
 from sweeps.results.ledger import write_text
 from sweeps.train.heads import copy_head, given_head
 from sweeps.train.ingredients import KINDS, Trained, write_result
@@ -149,7 +149,7 @@ def accuracy(task: TaskData, head: Tensor, embed: Callable[[Tensor], Tensor]) ->
     """Accuracy of an unfinished model on the select rows, under a head."""
     images, labels = rows_of(task, "select")
     parts = [embed(part) for part in torch.split(images, 256)]
-    top = [cosine_head.logits(z, head.to(z.device)).argmax(1).cpu() for z in parts]
+    top = [as_head(head).to(z.device).logits(z).argmax(1).cpu() for z in parts]
     return float((torch.cat(top) == labels).double().mean())
 
 

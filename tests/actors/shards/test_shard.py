@@ -29,7 +29,6 @@ from actors.files.matrix_file import write_matrix
 from actors.pool.pool import Pool, open_pool, task_vectors
 from actors.shards.shard import Batch, Shard, Weights
 from fusion.errors import InputError
-from fusion.logits.cosine_head import logits
 from fusion.task_vectors.coding import mix
 from fusion.task_vectors.sparsify import Trim
 from fusion.task_vectors.task_vectors import TaskVectors
@@ -255,7 +254,7 @@ def test_labelled_losses_and_their_gradients(world: World) -> None:
     wanted, start = 0.0, 0
     for task, _, rows in plain.parts:
         here = slice(start, start + len(rows))
-        scaled = 1.7 * logits(z[here], shard.heads[task].to(z.dtype))
+        scaled = 1.7 * shard.heads[task].to(z.dtype).logits(z[here])
         wanted += -scaled.log_softmax(1)[range(len(rows)), labels[here]].mean().item()
         start += len(rows)
     loss, tilt, columns = found(1.7)

@@ -1,0 +1,156 @@
+"""Classification heads: from a model's output to logits; and the loss of a batch of several tasks.
+
+Axes: B rows, C classes, D width of the output, V size of a vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from fusion.logits import cosine_head
+from fusion.logits.entropy import entropy
+
+Target: TypeAlias = torch.dtype | torch.device
+"""What `Tensor.to` takes."""
+
+
+class Head(Protocol):
+    """One task's head: differentiable in the model's output."""
+
+    @property
+    def classes(self) -> int:
+        """C, the number of classes."""
+        ...
+
+    def logits(self, output: Tensor) -> Tensor:
+        """Logits [B, C] of the outputs of B rows, on the device and in the dtype of the head."""
+        ...
+
+    def to(self, target: Target) -> Head:
+        """The same head on another device, or with weights of another dtype."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class CosineHead:
+    """Cosine similarity to class vectors, times a scale: n(z)·Wᵀ. CLIP's zero-shot heads."""
+
+    weight: Tensor
+    """[C, D], the logit scale included."""
+
+    @property
+    def classes(self) -> int:
+        """C."""
+        return len(self.weight)
+
+    def logits(self, output: Tensor) -> Tensor:
+        """Logits [B, C] of embeddings [B, D], which need not be normalised.
+
+        >>> CosineHead(torch.eye(2)).logits(torch.tensor([[3.0, 4.0]])).tolist()
+        [[0.6000000238418579, 0.800000011920929]]
+        """
+        return cosine_head.logits(output, self.weight)
+
+    def to(self, target: Target) -> CosineHead:
+        """See `Head.to`."""
+        return CosineHead(self.weight.to(target))
+
+
+@dataclass(frozen=True, eq=False)
+class LinearHead:
+    """A linear layer: z·Wᵀ + b."""
+
+    weight: Tensor
+    """[C, D]."""
+    bias: Tensor | None = None
+    """[C]; None: no bias."""
+
+    @property
+    def classes(self) -> int:
+        """C."""
+        return len(self.weight)
+
+    def logits(self, output: Tensor) -> Tensor:
+        """Logits [B, C] of features [B, D].
+
+        >>> head = LinearHead(torch.eye(2), torch.tensor([0.0, 1.0]))
+        >>> head.logits(torch.tensor([[3.0, 4.0]])).tolist()
+        [[3.0, 5.0]]
+        """
+        return torch.nn.functional.linear(output, self.weight, self.bias)
+
+    def to(self, target: Target) -> LinearHead:
+        """See `Head.to`."""
+        return LinearHead(
+            self.weight.to(target), None if self.bias is None else self.bias.to(target)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class LabelWords:
+    """One token a class (a verbaliser): the entries of vocabulary logits at these tokens."""
+
+    tokens: Tensor
+    """int64 [C], token ids."""
+
+    @property
+    def classes(self) -> int:
+        """C."""
+        return len(self.tokens)
+
+    def logits(self, output: Tensor) -> Tensor:
+        """Logits [B, C] of vocabulary logits [B, V].
+
+        >>> LabelWords(torch.tensor([2, 0])).logits(torch.tensor([[1.0, 2.0, 3.0]])).tolist()
+        [[3.0, 1.0]]
+        """
+        return output[:, self.tokens]
+
+    def to(self, target: Target) -> LabelWords:
+        """The tokens on another device; token ids keep their dtype."""
+        return self if isinstance(target, torch.dtype) else LabelWords(self.tokens.to(target))
+
+
+def as_head(head: Tensor | Head) -> Head:
+    """A head; a tensor [C, D], as head files hold it, is the weight of a cosine head."""
+    return CosineHead(head) if isinstance(head, Tensor) else head
+
+
+@dataclass(frozen=True, eq=False)
+class TaskLoss:
+    """Mean loss of each task in a batch whose rows belong to several tasks."""
+
+    heads: Mapping[str, Head]
+    """Task -> head."""
+
+    def __call__(
+        self,
+        output: Tensor,
+        parts: Sequence[tuple[str, int]],
+        labels: Tensor | None = None,
+        beta: Tensor | float = 1.0,
+    ) -> Tensor:
+        """Losses [tasks] in nats, in the order of `parts`.
+
+        Args:
+            output: the model's outputs [B, …]; heads are converted to their dtype.
+            parts: (task, number of rows), in the order of the rows.
+            labels: int64 [B]: cross-entropy of β·logits; None: mean entropy of the predictions.
+            beta: β, the inverse temperature of the cross-entropy.
+        """
+        losses, at = [], 0
+        for task, count in parts:
+            here = slice(at, at + count)
+            z = self.heads[task].to(output.dtype).logits(output[here])
+            if labels is None:
+                losses.append(entropy(z).mean())
+            else:
+                losses.append(cross_entropy(beta * z, labels[here].to(z.device)))
+            at += count
+        return torch.stack(losses)
