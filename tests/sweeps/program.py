@@ -19,7 +19,7 @@ def sweeps(*words: object, cwd: Path, **options) -> subprocess.CompletedProcess:
     """Run `python -m sweeps` as a user does; it starts a Ray of its own."""
     return subprocess.run(
         [sys.executable, "-m", "sweeps", *map(str, words)],
-        cwd=cwd, capture_output=True, text=True, timeout=240, check=False, **options,
+        cwd=cwd, capture_output=True, text=True, timeout=540, check=False, **options,
     )  # fmt: skip
 
 

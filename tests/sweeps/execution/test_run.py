@@ -13,7 +13,7 @@ import pytest
 
 from tests.sweeps.program import TWO, comparison, in_process, sweeps
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,6 @@ def test_resuming_a_finished_sweep_runs_nothing_again(undisturbed, ray_cluster):
     assert comparison(ledger.parent) == table
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
 )

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 
 from tests.sweeps.program import TWO, comparison, in_process, sweeps
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 METHODS = {
     "greedy_soup": {"tie": {"grid": ["ge", "gt"]}, "order": "angle"},

@@ -19,7 +19,11 @@ from sweeps.spec.sweep import validate
 from sweeps.trials import run_trials as trials
 from sweeps.trials.run_trials import IN_FLIGHT, in_flight, run_trials
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.usefixtures("ray_cluster"),
+    pytest.mark.timeout(600),  # a busy machine starts processes slowly
+]
 
 
 class Fake(Living):
