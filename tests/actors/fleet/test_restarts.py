@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from actors.cluster.fatal import Died, OutOfMemory
-from actors.cluster.worker_deaths import is_death, telling
+from actors.cluster.worker_deaths import is_death, reported
 from actors.experts.requests import Embed
 from actors.fleet.client import Client
 from actors.fleet.dispatcher import Dispatcher, Slot
@@ -73,10 +73,10 @@ def test_workers_of_ray_data_that_die_are_one_line():
     wrapped.__cause__ = ray.exceptions.OutOfMemoryError("killed\nat once")
     with (
         pytest.raises(OutOfMemory, match=r"^images: a worker died again and again[^\n]*$"),
-        telling("images: a worker"),
+        reported("images: a worker"),
     ):
         raise wrapped
-    with pytest.raises(KeyError), telling("images: a worker"):
+    with pytest.raises(KeyError), reported("images: a worker"):
         raise KeyError("x")
 
 
