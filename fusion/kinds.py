@@ -14,6 +14,7 @@ from typing import Any, Concatenate, Literal, TypeAlias
 from torch import Tensor
 
 from fusion.errors import InputError
+from fusion.logits.head import Head
 from fusion.methods.classifiers.interface import Fit, Plane, wide
 from fusion.methods.learned.in_model import ResidentCourse
 from fusion.methods.learned.steps import Learning, Shape
@@ -321,9 +322,12 @@ class Informed(Static):
 
 @dataclass(frozen=True)
 class LogitSpace(Row):
-    """Expert embeddings [T, B, D] and a zero-shot head [C, D] -> logits [B, C]."""
+    """Outputs of the experts [T, B, D] and a head -> logits [B, C].
 
-    rule: Callable[Concatenate[Tensor, Tensor, ...], Tensor]
+    A tensor [C, D] in the place of the head is the weight of a cosine head.
+    """
+
+    rule: Callable[Concatenate[Tensor, Tensor | Head, ...], Tensor]
     kind = "logits"
     needs = "the experts' embeddings of each image"
     scope = "model"
@@ -338,7 +342,7 @@ class LogitSpace(Row):
         """The experts' embeddings or logits."""
         return frozenset({"expert_logits"})
 
-    def fuse(self, embeddings: Tensor, head: Tensor, **params: Any) -> Tensor:
+    def fuse(self, embeddings: Tensor, head: Tensor | Head, **params: Any) -> Tensor:
         """Logits [B, C] of the fused classifier.
 
         Raises:

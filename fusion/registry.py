@@ -238,6 +238,7 @@ METHODS: Mapping[str, Method] = {
         paper="Wortsman et al. 2022, arXiv:2203.05482, appendix (greedy ensemble)",
         defaults="accuracy, logits, kept where not worse: the paper's",
         apply=fit_heads.ensemble_logits,
+        requires=frozenset({"embeddings", "cosine_head"}),
         select_only=True,
     ),
     "linear_probe": Fitted(

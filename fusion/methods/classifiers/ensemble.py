@@ -1,4 +1,4 @@
-"""Ensembles: experts fused by what they say of an image, not by their weights."""
+"""Ensembles: a weighted average of the experts' logits, probabilities or features."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.nn.functional import nll_loss
 from fusion.errors import InputError
 from fusion.logits.calibration import calibrated_beta
 from fusion.logits.cosine_head import normalized
+from fusion.logits.head import CosineHead, Head
 from fusion.methods.soups.greedy import Greedy, Subset, greedy
 from fusion.methods.soups.ordering import Order, order_of
 from fusion.methods.static.coefficients import number
@@ -22,7 +23,7 @@ from fusion.task_vectors.task_vectors import accumulator
 
 def ensemble(
     embeddings: Tensor,
-    head: Tensor,
+    head: Tensor | Head,
     *,
     weights: Sequence[float] | None = None,
     average: Literal["logits", "probabilities", "features"] = "logits",
@@ -37,8 +38,9 @@ def ensemble(
       projection; the projection is linear and has no bias, so this is the same.
 
     Args:
-        embeddings: [T, B, D], projected image embeddings of each expert, not normalised.
-        head: [C, D], zero-shot head, logit scale included.
+        embeddings: [T, B, D], outputs of each expert: embeddings, not normalised.
+        head: a cosine head, or its weight [C, D], logit scale included. Of any other head, each
+            expert's logits are computed first, and n(z)Wᵀ above is `head.logits(z)`.
         weights: T weights, divided by their sum. Default equal, the paper's.
         average: what is averaged. Default logits, the paper's.
         temperatures: T_t > 0, one an expert (`fitted_temperatures`): an expert trained with label
@@ -59,7 +61,10 @@ def ensemble(
     >>> ensemble(z, torch.eye(2)).tolist(), ensemble(z, torch.eye(2), weights=[3, 1]).tolist()
     ([[0.5, 0.5]], [[0.75, 0.25]])
     """
-    dtype = accumulator(embeddings.dtype, head.dtype)
+    if isinstance(head, CosineHead):
+        head = head.weight
+    dtypes = [head.dtype] if isinstance(head, Tensor) else []
+    dtype = accumulator(embeddings.dtype, *dtypes)
     embeddings, head = embeddings.to(dtype), head.to(dtype)
     shares = torch.tensor(normalised_weights(len(embeddings), weights), dtype=dtype)
     shares = shares.to(embeddings.device)
@@ -71,13 +76,24 @@ def ensemble(
     if average == "features":
         if temperatures is not None:
             raise InputError("temperatures: given; features have none (average: logits, say)")
-        return normalized(torch.einsum("t,tbd->bd", shares, embeddings)) @ head.T
-    if average == "logits":
+        return logits_under(head, torch.einsum("t,tbd->bd", shares, embeddings))
+    if average == "logits" and isinstance(head, Tensor):
         return torch.einsum("t,tbd->bd", shares * rates, normalized(embeddings)) @ head.T
+    each = logits_under(head, embeddings)
+    if average == "logits":
+        return torch.einsum("t,tbc->bc", shares * rates, each)
     if bool((shares < 0).any()):
         raise InputError("weights: negative; probabilities need weights >= 0")
-    logs = ((normalized(embeddings) @ head.T) * rates[:, None, None]).log_softmax(-1)
+    logs = (each * rates[:, None, None]).log_softmax(-1)
     return torch.logsumexp(logs + shares.log()[:, None, None], dim=0)
+
+
+def logits_under(head: Tensor | Head, output: Tensor) -> Tensor:
+    """Logits [..., B, C] of outputs [..., B, D]; a tensor [C, D] is a cosine head's weight."""
+    if isinstance(head, Tensor):
+        return normalized(output) @ head.T
+    found = head.logits(output.reshape(-1, output.shape[-1]))
+    return found.view(*output.shape[:-1], -1)
 
 
 def normalised_weights(experts: int, weights: Sequence[float] | None) -> list[float]:

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from fusion.errors import InputError
 from fusion.logits.cosine_head import logits
+from fusion.logits.head import CosineHead, LinearHead
 from fusion.methods.classifiers.ensemble import (
     ensemble,
     fitted_temperatures,
@@ -249,3 +250,22 @@ def test_no_temperature_fits_what_is_not_finite() -> None:
     z[3, 0, 0] = float("nan")
     with pytest.raises(InputError, match="logits: those of expert 3 are not finite"):
         fitted_temperatures(z, labels)
+
+
+@pytest.mark.parametrize("average", ["logits", "probabilities", "features"])
+def test_heads_other_than_cosine_heads(average: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(3, 4, 6, generator=generator, dtype=torch.float64)
+    weight = torch.randn(2, 6, generator=generator, dtype=torch.float64)
+    weights, shares = [1.0, 2.0, 1.0], torch.tensor([0.25, 0.5, 0.25]).double()
+    found = ensemble(z, CosineHead(weight), weights=weights, average=average)
+    assert torch.equal(found, ensemble(z, weight, weights=weights, average=average))
+    bias = torch.tensor([0.5, -1.0]).double()
+    found = ensemble(z, LinearHead(weight, bias), weights=weights, average=average)
+    each = z @ weight.T + bias
+    wanted = {
+        "logits": (shares[:, None, None] * each).sum(0),
+        "probabilities": (shares[:, None, None] * each.softmax(-1)).sum(0).log(),
+        "features": (shares[:, None, None] * z).sum(0) @ weight.T + bias,
+    }[average]
+    torch.testing.assert_close(found, wanted)
