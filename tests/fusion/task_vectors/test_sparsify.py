@@ -13,15 +13,10 @@ from fusion.task_vectors.sharded_reduce import run_surveys
 from fusion.task_vectors.sparsify import Cut, Trim, elected, largest_of_rows, trim_survey, trimmed
 from fusion.task_vectors.task_vectors import TaskVectors
 from tests.fusion.laws import assert_same_bits, copied, toy
+from tests.fusion.rows import vectors_of
 
 A = [0.10, -0.50, 0.30, 0.02, -0.40, 0.05, 0.20, -0.01, 0.60, -0.03]
 B = [-0.20, -0.10, 0.35, -0.45, 0.40, 0.0, 0.15, 0.25, -0.05, 0.07]
-
-
-def vectors_of(*rows: list[float], dtype: torch.dtype = torch.float32) -> TaskVectors:
-    deltas = torch.tensor(rows, dtype=dtype)
-    names = tuple(f"t{index}" for index in range(len(rows)))
-    return TaskVectors(names, {"w": torch.zeros(deltas.shape[1], dtype=dtype)}, {"w": deltas})
 
 
 def whole(vectors: TaskVectors, trim: Trim) -> TaskVectors:

@@ -11,15 +11,10 @@ from torch import Tensor
 from fusion.methods.static.magmax import magmax
 from fusion.task_vectors.task_vectors import TaskVectors
 from tests.fusion.laws import SCHEMAS, TASKS, assert_same_bits, copied, state_dict, toy
+from tests.fusion.rows import vectors_of
 
 A = [0.10, -0.50, 0.30, 0.02, -0.40, 0.05, 0.20, -0.01, 0.60, -0.03]
 B = [-0.20, -0.10, 0.35, -0.45, 0.40, 0.0, 0.15, 0.25, -0.05, 0.07]
-
-
-def vectors_of(*rows: list[float], dtype: torch.dtype = torch.float32) -> TaskVectors:
-    deltas = torch.tensor(rows, dtype=dtype)
-    names = tuple(f"t{index}" for index in range(len(rows)))
-    return TaskVectors(names, {"w": torch.zeros(deltas.shape[1], dtype=dtype)}, {"w": deltas})
 
 
 def test_fixture_by_hand() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,17 +12,14 @@ from fusion.methods.static.model_stock import model_stock, stock_ratio
 from fusion.task_vectors.gram import gram, stock
 from fusion.task_vectors.task_vectors import TaskVectors
 from tests.fusion.laws import assert_same_bits, toy
+from tests.fusion.rows import vectors_of
 
-
-def vectors_of(*rows: list[float], dtype: torch.dtype = torch.float32) -> TaskVectors:
-    deltas = torch.tensor(rows, dtype=dtype)
-    names = tuple(f"t{index}" for index in range(len(rows)))
-    return TaskVectors(names, {"w": torch.ones(deltas.shape[1], dtype=dtype)}, {"w": deltas})
+over_ones = partial(vectors_of, base=1.0)
 
 
 def at_angle(degrees: float, length: float = 1.0) -> TaskVectors:
     angle = math.radians(degrees)
-    return vectors_of(
+    return over_ones(
         [length, 0.0], [length * math.cos(angle), length * math.sin(angle)], dtype=torch.float64
     )
 
@@ -34,13 +32,13 @@ def test_two_experts_by_hand() -> None:
     # r = 2c/(1 + c): the foot of the perpendicular from the experts' line.
     for degrees, wanted in ((0, 1.0), (60, 2 / 3), (90, 0.0)):
         assert ratio(at_angle(degrees)) == pytest.approx(wanted, abs=1e-12)
-    merged = model_stock(vectors_of([2.0, 0.0], [1.0, math.sqrt(3)]))["w"].tolist()
+    merged = model_stock(over_ones([2.0, 0.0], [1.0, math.sqrt(3)]))["w"].tolist()
     assert merged == pytest.approx([1 + 2 / 3 * 1.5, 1 + 2 / 3 * math.sqrt(3) / 2])
 
 
 def test_three_experts_by_hand() -> None:
     # Cosines 0, 0.6, 0.8: c = 1.4/3, r = 3c/(1 + 2c).
-    vectors = vectors_of([1.0, 0.0], [0.0, 5.0], [1.2, 1.6])
+    vectors = over_ones([1.0, 0.0], [0.0, 5.0], [1.2, 1.6])
     mean = 1.4 / 3
     assert ratio(vectors) == pytest.approx(3 * mean / (1 + 2 * mean))
     assert ratio(vectors) == pytest.approx(stock(gram(vectors).total)[1])
@@ -51,20 +49,20 @@ def test_obtuse_angles_give_the_base() -> None:
         assert_same_bits(model_stock(at_angle(degrees)), at_angle(degrees).base)
     # Three at 120 degrees: the paper's denominator is zero.
     rows = [[math.cos(a), math.sin(a)] for a in (0, 2 * math.pi / 3, 4 * math.pi / 3)]
-    merged = model_stock(vectors_of(*rows))["w"]
+    merged = model_stock(over_ones(*rows))["w"]
     assert merged.tolist() == [1, 1]
 
 
 def test_zero_task_vectors_are_orthogonal_to_all() -> None:
-    vectors = vectors_of([1.0, 0.0], [1.0, 0.0], [0.0, 0.0])
+    vectors = over_ones([1.0, 0.0], [1.0, 0.0], [0.0, 0.0])
     assert ratio(vectors) == pytest.approx(3 / 3 / (1 + 2 / 3))  # c = 1/3
-    assert_same_bits(model_stock(vectors_of([0.0], [0.0])), {"w": torch.ones(1)})
+    assert_same_bits(model_stock(over_ones([0.0], [0.0])), {"w": torch.ones(1)})
 
 
 def test_one_expert_is_itself() -> None:
-    assert ratio(vectors_of([0.3, 0.4])) == 1.0
-    assert model_stock(vectors_of([0.3, 0.4]))["w"].tolist() == pytest.approx([1.3, 1.4])
-    assert_same_bits(model_stock(vectors_of([0.0, 0.0])), {"w": torch.ones(2)})
+    assert ratio(over_ones([0.3, 0.4])) == 1.0
+    assert model_stock(over_ones([0.3, 0.4]))["w"].tolist() == pytest.approx([1.3, 1.4])
+    assert_same_bits(model_stock(over_ones([0.0, 0.0])), {"w": torch.ones(2)})
 
 
 def test_fusionbench_by_hand() -> None:
@@ -74,7 +72,7 @@ def test_fusionbench_by_hand() -> None:
     mean = 0.5
     assert ratio(short, "fusionbench") == pytest.approx(2 * mean / (mean + 1), rel=1e-6)
     # The mean angle: of 0, 90, 90 degrees it is 60, whose cosine is 1/2 and not 1/3.
-    three = vectors_of([1.0, 0.0], [1.0, 0.0], [0.0, 1.0])
+    three = over_ones([1.0, 0.0], [1.0, 0.0], [0.0, 1.0])
     assert ratio(three) == pytest.approx(1 / (1 + 2 / 3))
     assert ratio(three, "fusionbench") == pytest.approx(1.5 / 2, abs=1e-4)
     assert ratio(at_angle(120), "fusionbench") == pytest.approx(-2, rel=1e-6)
