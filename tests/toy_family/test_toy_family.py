@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from actors.artifacts.recipe import Recipe
 from actors.cluster.planner import Node, Resources
@@ -16,6 +17,8 @@ from actors.experts.local import local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.families import registry
 from actors.families.protocol import check_untied
+from actors.gate_features.extractor import open_extractor
+from actors.gate_features.feature_cache import open_features, prepare_features
 from actors.pool.pool import open_pool, task_vectors
 from actors.shards.messages import Batch, Weights
 from actors.shards.pipeline import Direct, Pipeline
@@ -25,6 +28,7 @@ from fusion.errors import InputError
 from fusion.methods.learned.steps import Lesson
 from fusion.task_vectors.sparsify import Trim
 from sweeps.planning.prepare import prepare
+from sweeps.results import recipe as recipes
 from sweeps.spec.sweep import SweepSpec
 from tests.toy_family import TABLE, Toy, write_model, write_task
 
@@ -267,3 +271,26 @@ def test_padding_is_no_part_of_statistics():
     layer(x)
     real = x[grams.mask]
     torch.testing.assert_close(grams.means()["w"], real.T @ real / len(real))
+
+
+def test_a_gate_reads_the_outputs_of_a_model_of_the_family(folders, data, tmp_path):
+    extractor = open_extractor(str(folders / "base"), "methods.dawe.extractor")
+    assert (extractor.kind, extractor.width) == ("toy", 12)
+    tasks = {t: open_task(TaskSource(t, str(folders / "data" / t), image="text")) for t in TASKS}
+    found = prepare_features(extractor, tasks, [("verbs", "test")], tmp_path)
+    features = open_features(found["verbs", "test"])
+    rows = extractor.inputs.open(data["verbs"].rows["report"].file)
+    alone = extractor.inputs.collate([rows.take(torch.tensor([5]))])
+    torch.testing.assert_close(features[5:6], ImageEncoder(folders / "base").outputs(alone))
+    with pytest.raises(InputError, match="squash: true; of images only"):
+        open_extractor(str(folders / "base"), "methods.dawe.extractor", squash=True)
+
+
+def test_a_merged_model_is_exported_with_its_tied_tensor_once(pool, experts, tmp_path):
+    file = recipes.write(tmp_path, "task_arithmetic", pool, {"scale": 0.3}, "toy", {})
+    recipes.export(file, tmp_path / "fused")
+    fused = load_file(tmp_path / "fused/model.safetensors")
+    wanted = experts(CUTS[0]).merge(Recipe("task_arithmetic", {"scale": 0.3}))
+    assert fused.keys() == wanted.keys()
+    for name, tensor in fused.items():
+        assert torch.equal(tensor, wanted[name])

@@ -27,12 +27,10 @@ METHODS = {
     "dawe": STEPS,
 }
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
-
 
 @pytest.fixture(scope="module")
-def folder(ray_cluster, tmp_path_factory) -> Path:
-    """The folder of a finished sweep."""
+def folder(tmp_path_factory) -> Path:
+    """The folder of a sweep file, its models and data."""
     root = tmp_path_factory.mktemp("toy_sweep")
     os.environ["FUSION_SWEEPS_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
     base = write_model(root / "base", 0)
@@ -59,7 +57,16 @@ def family():
     registry.FAMILIES.update(before)
 
 
-def test_a_sweep_of_a_registered_family(folder):
+def test_a_sweep_of_a_registered_family_is_planned(folder):
+    done = in_process("plan", "s.yaml", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 tasks" in done.stdout
+    assert "9 letters" in done.stdout
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_a_sweep_of_a_registered_family(folder, ray_cluster):
     done = in_process("run", "s.yaml", *TWO, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = {row["method"]: row for row in comparison(folder / "outputs/toy")["rows"]}
