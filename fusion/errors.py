@@ -1,4 +1,4 @@
-"""The exception a user is meant to see, one line without a traceback, and how others become it."""
+"""Input errors: exceptions shown to the user as one line without a traceback."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ class InputError(ValueError):
 
 
 class Vanished(InputError):
-    """A member of the pool whose file is gone, or no longer what it was when it was opened.
+    """A member of the pool whose file is missing or has changed since it was opened.
 
-    Who can do without it goes on: a greedy soup leaves the ingredient out and says so
-    (`sweeps.trials.select_ingredients`). To all others it is an `InputError` like any.
+    A greedy soup leaves such an ingredient out and records it (`sweeps.trials.select_ingredients`).
+    Everywhere else it is an `InputError` like any other.
     """
 
     def __init__(self, member: str, said: str) -> None:
-        """`member`: its name in the pool; `said`: the whole line, with member, file and reason."""
+        """`member`: its name in the pool; `said`: the message, with member, file and reason."""
         super().__init__(said)
         self.member = member
 
     def __reduce__(self) -> tuple[type[Vanished], tuple[str, str]]:
-        """Errors cross processes pickled, and their member with them."""
+        """Pickle the member with the message: errors cross process boundaries."""
         return type(self), (self.member, str(self))
 
 
@@ -47,11 +47,11 @@ def unknown(what: str, name: str, valid: Iterable[str]) -> str:
 
 @contextmanager
 def reading(where: str, *, passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """The boundary of every reader of a user's file: whatever it meets becomes an `InputError`.
+    """Context manager for reading a user's file: turns any exception into an `InputError`.
 
     Args:
-        where: task or expert, and file; begins the message.
-        passing: exceptions that are raised as they are, beside `InputError`.
+        where: task or expert, and file; the message starts with it.
+        passing: exceptions that are not converted, in addition to `InputError`.
 
     Raises:
         InputError: `where`, then the reason in one line; the cause is kept for `--debug`.

@@ -272,7 +272,7 @@ class Informed(Static):
     """
 
     asks: Callable[..., Asked] = field(kw_only=True)
-    """The rule's hyper-parameters -> what has to be known of the data."""
+    """The rule's hyper-parameters -> the statistics it needs."""
     needs = "images of the fit split of each task"
 
     @property
@@ -291,7 +291,7 @@ class Informed(Static):
         return parameters(self.rule, hidden=("survey", "statistics"))
 
     def asked(self, params: Mapping[str, Any]) -> Asked:
-        """What has to be known of the data.
+        """The statistics that the method needs.
 
         Raises:
             InputError: unknown, missing or wrong parameters.
@@ -370,7 +370,7 @@ class Selected(Learned):
         return "coding"
 
     def selection(self, **params: Any) -> Selection:
-        """How ingredients are chosen.
+        """The selection rule of the ingredients.
 
         Raises:
             InputError: unknown, missing or wrong parameters.
@@ -416,7 +416,7 @@ class Fitted(Learned):
         return f"embeddings and labels of the {rows}"
 
     def fit(self, plane: Plane, **params: Any) -> Fit:
-        """What is kept of one task.
+        """Fit the classifier of one task.
 
         Raises:
             InputError: unknown, missing or wrong parameters; what the rule refuses.
@@ -431,7 +431,7 @@ class Fitted(Learned):
         experts: tuple[str, ...],
         **params: Any,
     ) -> Tensor:
-        """Logits [N, C] of rows, in float32 at least, by what was kept of their task."""
+        """Logits [N, C] of rows by the fitted classifier of their task, in float32 at least."""
         bound = self.bound(params)
         return self.apply(lambda s: wide(embedded(s)), wide(head), kept, experts, **bound)
 

@@ -1,4 +1,4 @@
-"""Hyper-parameters of a method, read from its signature: the one schema there is."""
+"""Hyper-parameters of a method: names, types, ranges and defaults, read from its signature."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Parameter:
 
     @property
     def allowed(self) -> str:
-        """What may be given, in words."""
+        """The allowed values, for messages."""
         if self.choices:
             return "one of " + ", ".join(map(repr, self.choices))
         kind = type_name(self.annotation)

@@ -1,4 +1,4 @@
-"""The methods: one visible table of honest kinds, whose signatures are their schemas."""
+"""METHODS: the table of all fusion methods. A rule's signature is the schema of its parameters."""
 
 from __future__ import annotations
 

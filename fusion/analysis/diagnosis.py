@@ -1,4 +1,4 @@
-"""Why a soup is no better than its best ingredient: what the numbers at hand say about it."""
+"""Diagnosis of soups that are no better than their best ingredient."""
 
 from __future__ import annotations
 

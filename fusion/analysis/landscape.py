@@ -1,4 +1,4 @@
-"""The plane through three models, and what pairs of models say about averaging them.
+"""Loss landscape: the plane through three models, and barriers between pairs of models.
 
 A point of the plane is a coding of the task vectors: nothing here ever holds a model.
 Axes: T tasks (experts or ingredients), K values of one hyper-parameter.

@@ -1,4 +1,4 @@
-"""Robustness to distribution shift: effective and relative, logit axes, and what WiSE-FT shows.
+"""Effective and relative robustness to distribution shift, on logit axes, as in WiSE-FT.
 
 Accuracies are fractions in [0, 1]. *Reference* is accuracy on the distribution a model was tuned
 on, *shift* accuracy on another.

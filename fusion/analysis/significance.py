@@ -1,4 +1,4 @@
-"""How sure an accuracy is, and whether two classifiers differ: intervals and exact tests."""
+"""Confidence intervals of accuracies, and exact tests for the difference of two classifiers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Soup against ensemble: how far apart the losses of averaged weights and averaged logits are.
+"""Soup against ensemble: difference between the losses of averaged weights and logits.
 
 Axes: N samples, C classes. Two nearly equal numbers are subtracted: logits are float32 at least,
 sums are made in float64, and all terms are of the same samples.

@@ -1,4 +1,4 @@
-"""Zero-shot classification: heads made of prompt embeddings, and the logits they give."""
+"""Zero-shot classification: heads from prompt embeddings, and cosine-similarity logits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of one split in the logit plane: features computed once, and their labels."""
+"""Labelled features of one split, computed once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Entropy of predictions: the objective that needs no labels."""
+"""Entropy of predictions: the unsupervised objective of test-time adaptation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The exact best α of classifiers whose logits are linear in it: no grid, no search.
+"""Exact best α of classifiers whose logits are linear in α, without a grid.
 
 z(α) = A + αB: WiSE-FT of a linear head, two ensembled models, Tip-Adapter's α. The label of a
 sample wins on one interval of α, so the accuracy is the number of intervals that contain α, and

@@ -1,4 +1,4 @@
-"""Learning a few tensors on cached features: epochs over shuffled rows, the best epoch kept."""
+"""Train small tensors on cached features with AdamW; keeps the best epoch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fusion.errors import InputError
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch gave."""
+    """Results of one epoch."""
 
     epoch: int
     """0: before any step."""

@@ -1,4 +1,4 @@
-"""Memory that is handed out again: on a CPU, pages that are new cost more than what is written.
+"""Reused scratch buffers: on a CPU, touching new pages costs more than writing them.
 
 A large block that is given back to the system comes back page by page, each with a fault; merging
 one weight for seven samples takes three times as long into new memory as into old.

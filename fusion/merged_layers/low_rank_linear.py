@@ -1,4 +1,4 @@
-"""Form C of a merged linear layer: task vectors stay factors, and the base is read as it is.
+"""Merged linear layer with low-rank task vectors: factors are applied to the activations.
 
 Y = X θ₀ᵀ + Σ_t c_t (X A_tᵀ) B_tᵀ: with the factors of all tasks side by side, R of them, two thin
 products beside the base's: 2n(in·out + R(in + out)) FLOPs for n tokens of a model, whatever the

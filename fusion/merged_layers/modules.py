@@ -1,4 +1,4 @@
-"""Models that read merged weights: every weight-bearing layer of a module replaced in place.
+"""Replace the layers of a module in place by layers that read merged weights.
 
 The replaced layers share one `Mixer`: it holds base and task vectors, and for the length of one
 forward pass the coding's columns. What has no weights of its own (attention, activations, the

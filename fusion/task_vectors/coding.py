@@ -1,4 +1,4 @@
-"""Codings: coefficients of the task vectors, and the one kernel that mixes with them.
+"""Codings (coefficients of task vectors) and the kernel that merges weights with them.
 
 Axes: B samples (1: one static model), T tasks, G groups of tensors that share a coefficient.
 """
@@ -28,7 +28,7 @@ other at each of their operations."""
 
 
 def one_hot(tasks: Sequence[str], task: str) -> Coding:
-    """The coding that IS expert `task`: [1, T, 1].
+    """One-hot coding [1, T, 1]: the merged model is expert `task`.
 
     >>> one_hot(("a", "b"), "b").flatten().tolist()
     [0.0, 1.0]
@@ -39,7 +39,7 @@ def one_hot(tasks: Sequence[str], task: str) -> Coding:
 
 
 def sole(coding: Coding) -> int | None:
-    """Which expert a coding IS; None where it mixes.
+    """The index of the expert that a one-hot coding selects; None for any other coding.
 
     >>> sole(one_hot(("a", "b"), "b")), sole(torch.full((1, 2, 1), 0.5))
     (1, None)

@@ -1,4 +1,4 @@
-"""Rules that look at one entry of all task vectors at a time: chunk by chunk, in cache."""
+"""Elementwise merge rules over all task vectors, computed in chunks that fit the cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Task vectors that are made when they are read: from files, or from other task vectors."""
+"""Lazy task vectors: computed when they are read, from files or from other task vectors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Low-rank task vectors: LoRA factors of one weight, never multiplied out until they are asked to.
+"""Low-rank task vectors: LoRA factors of one weight, multiplied out only on request.
 
 Factors of T experts lie side by side, R = Σ_t r_t of them: ranks may differ, and an expert that
 leaves the weight alone has rank 0. So a sum over experts is one product of inner size R.

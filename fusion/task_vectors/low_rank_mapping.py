@@ -1,4 +1,4 @@
-"""Task vectors kept as factors: made dense a tensor at a time where a method wants them so."""
+"""Mapping of low-rank task vectors (LoRA factors) that expands a tensor when it is read."""
 
 from __future__ import annotations
 

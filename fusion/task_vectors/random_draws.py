@@ -1,4 +1,4 @@
-"""Random numbers without a state: the same on every device, in every order, however cut.
+"""Counter-based random numbers: the same on every device, in any order, for any sharding.
 
 A number is a hash of (key, position), in whole-number operations that wrap at 64 bits alike on
 CPUs and GPUs. PyTorch's own generators give other numbers on a GPU than on a CPU.

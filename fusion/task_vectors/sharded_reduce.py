@@ -1,4 +1,4 @@
-"""Surveys: passes over task vectors that need sums over the whole model, shard by shard."""
+"""Surveys (all-reduce over shards): generators that need sums over the whole model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Task vectors of which few entries are left, kept as values and places."""
+"""Sparse task vectors: values and indices of the entries that were kept."""
 
 from __future__ import annotations
 

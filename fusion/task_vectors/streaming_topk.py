@@ -1,4 +1,4 @@
-"""The exact k-th largest magnitude of tensors that are only streamed: radix select.
+"""Exact k-th largest magnitude of streamed tensors (radix select).
 
 The bits of |x|, read as an integer, order as |x| does. A histogram of their leading digit finds
 the bin of the k-th largest; a histogram of the next digit of that bin's members refines it, until

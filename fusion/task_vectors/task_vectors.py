@@ -1,4 +1,4 @@
-"""State dicts and task vectors: the base and what each expert adds to it."""
+"""Task vectors: a base state dict and the difference of each expert to it."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class TaskVectors:
     """Base θ₀ and task vectors τ_t = θ_t − θ₀ of T experts.
 
     `deltas` holds the floating-point tensors only; integer and bool buffers are equal in all
-    models (checked) and are carried by `base`. Nothing in here is ever written to, except the
-    tensors of `arena`, which a merge fills in place when the caller lent it one.
+    models (checked) and are kept in `base`. Nothing here is ever written to, except the tensors of
+    `arena`: a merge writes its result into them if the caller supplied them.
     """
 
     tasks: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Work spread over Python threads, for passes of many small steps.
+"""Run independent work in Python threads, for passes of many small steps.
 
 torch splits an elementwise operation over its own threads only above 32,768 elements, and waits
 for all of them each time. A pass of dozens of operations a chunk waits thousands of times; where

@@ -1,4 +1,4 @@
-"""CaFo's fusion: many heads weighted, row by row, by how far they agree with a reference.
+"""CaFo: fusion of several heads, weighted for each row by their agreement with a reference.
 
 Axes: M heads, N rows, C classes.
 """

@@ -1,4 +1,4 @@
-"""Searches of the logit plane: thousands of configurations from features computed once.
+"""Grid search over classifier hyper-parameters, on features that are computed once.
 
 What does not depend on a hyper-parameter is never computed again: affinities and zero-shot logits
 not at all, the cache's logits once a β, and α, in which logits are linear, by a sum or exactly.

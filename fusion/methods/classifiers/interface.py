@@ -1,4 +1,4 @@
-"""What methods of the logit plane are given of a task, and what they keep of it.
+"""Interface of fitted classifiers: the embeddings they read, and the result they keep.
 
 The mathematics is elsewhere (`cache_model`, `clip_adapter`, `cafo`, `probe`, `ensemble`); the
 methods themselves are in `fitted_heads` and `fitted_caches`.

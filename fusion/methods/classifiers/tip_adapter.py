@@ -1,4 +1,4 @@
-"""Tip-Adapter: a few labelled images, kept as keys and values, beside a zero-shot head.
+"""Tip-Adapter: a key-value cache of few labelled images, added to a zero-shot head.
 
 Axes: N queries, NK keys (K shots of C classes), D embedding width, E views of an image.
 """

@@ -1,4 +1,4 @@
-"""Tip-Adapter-F: the keys of a cache are learned; epoch, α and β are chosen on other rows."""
+"""Tip-Adapter-F: learned cache keys; epoch, α and β are selected on held-out rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Concrete subspaces: one mask over the model's elements, learned as a relaxed Bernoulli.
+"""Concrete subspaces: a shared mask over all parameters, learned as a relaxed Bernoulli.
 
 With logits x, θ = θ₀ + m̂ ⊙ Σ_t λ_t τ_t, where m is drawn anew at every step and m̂ = m / mean(m),
 tensor by tensor. All tasks share m, so the tasks' sum is made first: one product, not T. Gradients

@@ -1,4 +1,4 @@
-"""DAWE's gate: frozen features in, codings out."""
+"""DAWE's gate: a small network from frozen features to codings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Methods whose parameters live beside the weights that they act on, and are learned there.
+"""In-model learning: training plans of methods whose parameters are stored in the shards.
 
 What is learned (routers inside of blocks, or the logits of a mask, one an element of the model) is
 read where a block's weights are, so it is kept by whoever holds the block while steps are taken,

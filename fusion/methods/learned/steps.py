@@ -1,4 +1,4 @@
-"""Learning a router on batches: what is learned, how rows are drawn, one step.
+"""Training of codings and gates: the plan, the micro-batches of a step, one optimiser step.
 
 The loop knows nothing of models. It hands codings and row numbers to whoever holds the experts,
 and is handed back each loss and its gradient with respect to the coding; from there autograd goes

@@ -1,4 +1,4 @@
-"""WE-MoE: in every block a router mixes the experts' MLPs into one, by the tokens it reads."""
+"""WE-MoE: a router in every block merges the experts' MLPs, with weights from the tokens."""
 
 from __future__ import annotations
 

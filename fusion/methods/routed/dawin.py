@@ -1,4 +1,4 @@
-"""DaWin: coefficients without training, from how sure the models are of each row.
+"""DaWin: training-free coefficients from the entropy of the experts' predictions on each row.
 
 Axes: M models in play, T tasks (experts), N rows, C classes, K merged models.
 """

@@ -1,15 +1,15 @@
-"""Greedy selection of ingredients: which to take, in what order to ask, and nothing of how.
+"""Greedy selection of ingredients (greedy soup, greedy ensemble) as a resumable state machine.
 
 Ingredients are numbers 0 … k − 1; a subset is a tuple of them, in order of acceptance. Scores are
-better when larger (give −NLL for a loss). What a subset's score is, whoever runs the machine knows:
-of a soup, the score of the averaged weights; of an ensemble, that of the averaged logits.
+better when larger (give −NLL for a loss). The caller computes the score of a subset: of a soup, the
+score of the averaged weights; of an ensemble, that of the averaged logits.
 
     state = begin(order, scores)
     while subsets := candidates(state, p):
         state = advance(state, [score of each subset])
 
-For every p the steps and the subset are the same: `advance` decides one candidate after the other
-and throws away what was asked under an assumption that failed.
+The steps and the result are the same for every p: `advance` decides one candidate after the other,
+and discards scores of subsets that assumed a rejection which did not happen.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ PASSES = 8
 
 @dataclass(frozen=True)
 class Step:
-    """One decision."""
+    """One decision of the selection."""
 
     candidate: Subset
-    """What was asked: the subset so far and, last, the ingredient."""
+    """The scored subset: the subset so far and, last, the ingredient."""
     ingredient: int
     outcome: Outcome
     """`failed`: its score was no finite number; `duplicate`: not asked, a copy is in;
     `start`: the score of the subset it all began with."""
     score: float | None = None
     best: float | None = None
-    """What had to be reached."""
+    """The score to reach."""
     note: str = ""
     twin: int | None = None
     """Of a duplicate: which ingredient of the subset it is a copy of, itself perhaps."""
@@ -55,10 +55,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Greedy:
-    """Where a selection stands: plain data, from which it goes on."""
+    """State of a greedy selection: plain data that can be saved and resumed."""
 
     order: Subset
-    """Ingredients in the order they are asked."""
+    """Ingredients in the order they are tried."""
     singles: tuple[float | None, ...]
     """Each ingredient's own score; None: no finite number."""
     accepted: Subset
@@ -104,7 +104,7 @@ def begin(
     passes: int | None = None,
     hashes: Sequence[str] | None = None,
 ) -> Greedy:
-    """The machine before its first question; the first ingredient is in, its score is not asked.
+    """Start a selection. The first ingredient is accepted without being scored again.
 
     Args:
         order: ingredients, none twice (`order_of`). Those without a finite score are left out and
@@ -181,7 +181,7 @@ def upcoming(state: Greedy) -> Iterator[tuple[int, int, bool]]:
 
 
 def settled(state: Greedy) -> Greedy:
-    """The machine moved past copies of what is in, each recorded, up to the next question."""
+    """Skip and record copies of accepted ingredients, up to the next candidate to score."""
     for position, i, skipped in upcoming(state):
         if not skipped:
             break
@@ -212,7 +212,7 @@ def candidates(state: Greedy, p: int = 1) -> list[Subset]:
 
 
 def advance(state: Greedy, scores: Sequence[float]) -> Greedy:
-    """The machine after the scores of `candidates(state, len(scores))`, in their order.
+    """The state after the scores of `candidates(state, len(scores))`, in their order.
 
     The first that passes is accepted; what follows it was asked of another subset, and is thrown
     away. A score that is no finite number is a rejection, recorded as `failed`.
@@ -233,7 +233,7 @@ def advance(state: Greedy, scores: Sequence[float]) -> Greedy:
 
 
 def decided(state: Greedy, score: float) -> Greedy:
-    """The machine after the score of its next candidate."""
+    """The state after the score of its next candidate."""
     if state.best is None:
         return started(state, score)
     position, i, _ = next(upcoming(state))
@@ -255,7 +255,7 @@ def decided(state: Greedy, score: float) -> Greedy:
 
 
 def started(state: Greedy, score: float) -> Greedy:
-    """The machine after the score of its start."""
+    """The state after the score of its start."""
     if not math.isfinite(score):
         raise InputError(f"start: {list(state.accepted)} scores {score}; a finite score needed")
     step = Step(state.accepted, state.accepted[-1], "start", score)
@@ -278,7 +278,7 @@ def greedy(
     p: int = 1,
     **rule: Any,
 ) -> Greedy:
-    """The machine run to its end; `rule` as `begin` takes it.
+    """Run a greedy selection to its end; `rule`: the options of `begin`.
 
     S = {first}; for each next i: accept S ∪ {i} where score(S ∪ {i}) ≥ score(S). The result never
     scores below the first, which in the order by validation is the best single ingredient.
@@ -302,7 +302,7 @@ def greedy(
 def run(
     state: Greedy, evaluate: Callable[[Sequence[Subset]], Sequence[float]], p: int = 1
 ) -> Greedy:
-    """The machine run to its end from where it stands."""
+    """Run a selection from its current state to its end."""
     while subsets := candidates(state, p):
         state = advance(state, evaluate(subsets))
     return state

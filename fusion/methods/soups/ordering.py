@@ -1,4 +1,4 @@
-"""In what order ingredients are asked, and which are not asked at all."""
+"""Order in which a greedy selection tries ingredients, and pruning of weak ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def order_of(
     given: Sequence[int] | None = None,
     angles: Any = None,
 ) -> list[int]:
-    """The order in which ingredients are asked.
+    """The order in which ingredients are tried.
 
     * `validation`: by score, best first; equal ones as they stand. The paper's.
     * `random`: a permutation from `seed`. The paper's ablation.

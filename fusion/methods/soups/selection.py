@@ -1,4 +1,4 @@
-"""Choosing ingredients by their scores: greedy soup, and the best single one."""
+"""Selection of ingredients by score: greedy soup, best single and oracle single."""
 
 from __future__ import annotations
 

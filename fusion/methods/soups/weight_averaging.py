@@ -1,4 +1,4 @@
-"""Averages along one training run (EMA, SWA), and batch-norm statistics made to fit an average."""
+"""Weight averaging during training (EMA, SWA), and re-estimation of batch-norm statistics."""
 
 from __future__ import annotations
 

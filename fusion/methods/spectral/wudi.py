@@ -1,4 +1,4 @@
-"""WUDI: the merged matrix that interferes least with what each task's matrix responds to."""
+"""WUDI: minimise the interference of the merged matrix with each task's matrix."""
 
 from __future__ import annotations
 

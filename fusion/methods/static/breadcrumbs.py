@@ -1,4 +1,4 @@
-"""Model Breadcrumbs: task vectors without their outliers and without their small entries."""
+"""Model Breadcrumbs: remove outliers and small entries of task vectors, then add them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights of experts, read from what a user writes: per task, or per task and tensor."""
+"""Coefficients of experts from a sweep file: one a task, or one a task and tensor."""
 
 from __future__ import annotations
 

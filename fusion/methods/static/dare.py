@@ -1,4 +1,4 @@
-"""DARE: entries of task vectors dropped at random, the rest rescaled, then any simple merge."""
+"""DARE: drop entries of task vectors at random, rescale the rest, then merge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Model Stock: the mean of the experts, drawn towards the base by the angle between them."""
+"""Model Stock: interpolate between base and mean of the experts, by the angle between them."""
 
 from __future__ import annotations
 

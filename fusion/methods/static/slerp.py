@@ -1,4 +1,4 @@
-"""SLERP: two models joined by an arc, tensor by tensor."""
+"""SLERP: spherical linear interpolation of two models, tensor by tensor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TALL masks: where a task's information lies in a merged task vector; consensus of the masks."""
+"""TALL masks: the entries of a merged task vector that matter for a task; consensus merging."""
 
 from __future__ import annotations
 

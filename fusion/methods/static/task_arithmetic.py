@@ -1,4 +1,4 @@
-"""Task arithmetic."""
+"""Task arithmetic: add the scaled sum of task vectors to the base."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Statistics of data that a merge weighs experts by: what is asked for, and how it is summed."""
+"""Statistics of data for merging: which ones a method needs, and how they are accumulated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Statistic: TypeAlias = Literal["fisher", "gram", "prefix_gram"]
 
 @dataclass(frozen=True)
 class Asked:
-    """Which statistics, of how many images of each expert's own task."""
+    """Request for statistics: which ones, of how many samples of each expert's own task."""
 
     kind: Statistic
     """`fisher`: mean squared gradients of each tensor; `gram`: XᵀX of each linear layer's inputs;

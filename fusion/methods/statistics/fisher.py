@@ -1,4 +1,4 @@
-"""Fisher merging: experts weighed, parameter by parameter, by how much their outputs hang on it."""
+"""Fisher merging: average of experts, weighted by the diagonal Fisher information."""
 
 from __future__ import annotations
 
