@@ -76,8 +76,12 @@ class WeightsReader(Protocol):
         ...
 
 
-class TrialExperts(Evaluator, Trainer, Protocol):
-    """What a trial of a method that learns by steps needs: steps, and evaluations of the result."""
+class LearningExperts(Evaluator, Trainer, Protocol):
+    """Steps, and evaluations of their result: for trials of methods that learn."""
+
+
+class SelectionExperts(Evaluator, WeightsReader, Protocol):
+    """Evaluations, and the experts' weights: for trials that select ingredients."""
 
 
 class Experts(Evaluator, Trainer, WeightsReader, Protocol):

@@ -1,12 +1,12 @@
-"""The dispatcher: an actor that hands calls to free replicas, and sees to it that none waits in
-vain.
+"""Dispatcher actor: queues calls, sends each to an idle replica, and reroutes calls of lost
+replicas.
 
-Ray itself waits without end for an actor whose place went with a node. The dispatcher looks at the
-places
-every two seconds: a call whose replica lost its place is made again on another that is free, and
-where none has had a place for long, callers hear so in one line. A call in which a shard died that
-had kept something for it (`Forgotten`) is made again from its start. Ray starts processes again
-that died; their calls are made again here, where deaths are counted (`restarts.py`).
+Ray waits without end for an actor whose placement group went with a node. So the dispatcher looks
+at the placement groups every two seconds. A call whose replica lost its place is repeated on
+another replica that is free; where no replica has had a place for long, callers get an error of one
+line. A call in which a shard died that had kept something for it (`Forgotten`) is repeated from its
+start. Ray restarts processes that died; the dispatcher repeats their calls and counts the deaths
+(`restarts.py`).
 """
 
 from __future__ import annotations
@@ -48,34 +48,34 @@ GLANCE = 0.05
 
 @dataclass
 class Slot:
-    """A call at a time of one replica."""
+    """A slot of a replica: one call at a time."""
 
     number: int
     """Of the replica."""
     replica: Any
     group: PlacementGroup
     seen: float = field(default_factory=time.monotonic)
-    """When it last had its place."""
+    """Time when the replica last had its place."""
     gone: bool = False
-    """Whether the replica was given up."""
+    """Whether the replica is no longer used."""
     vitals: Sequence[Vitals] = ()
-    """Of its processes, when they were last asked; empty: they were not yet."""
+    """State of its processes when they were last asked; empty: not asked yet."""
 
     def lost(self) -> float:
-        """Seconds since it was last seen to have its place; a few where it has it still."""
+        """Seconds since it was last seen to have its place."""
         return time.monotonic() - self.seen
 
     @property
     def well(self) -> bool:
-        """Whether it takes calls."""
+        """Whether calls can be sent to it."""
         return not self.gone and self.lost() < FAILOVER
 
 
 class Dispatcher:
-    """Hands calls to free replicas, first come, first served."""
+    """Sends calls to idle replicas, first come, first served."""
 
     def __init__(self, slots: bytes, patience: float, need: str = "") -> None:
-        """Begin to take calls.
+        """Start taking calls.
 
         Args:
             slots: pickled, since Ray would keep them apart and warn that they may be lost.
@@ -92,22 +92,22 @@ class Dispatcher:
         self.turns = Turns()
         self.need = need
         self.falls = 0
-        """Calls that were made again, since a process died."""
+        """Number of calls that were repeated because a process died."""
         self.waiting = 0
         self.watch: asyncio.Task[None] | None = None
         self.take(ray.cloudpickle.loads(slots))
 
     def take(self, slots: Sequence[Slot]) -> None:
-        """Take slots on."""
+        """Add slots."""
         for slot in slots:
             slot.seen = time.monotonic()  # another machine's clock until now
             self.slots.append(slot)
             self.free.put_nowait(slot)
 
     async def staff(self, slots: bytes) -> None:
-        """The replicas there are from now on; calls of those that are not are made again.
+        """Set the replicas from now on; calls of replicas that are left out are repeated.
 
-        All of them are named, so that a dispatcher that died and came back is put right.
+        All replicas are listed, so that a restarted dispatcher is brought up to date.
         """
         wanted: list[Slot] = ray.cloudpickle.loads(slots)
         numbers = {slot.number for slot in wanted}
@@ -122,11 +122,11 @@ class Dispatcher:
         return self.usage.of(label)
 
     async def fallen(self) -> int:
-        """How many calls were made again, since a process died."""
+        """Number of calls that were repeated because a process died."""
         return self.falls
 
     async def expect(self, label: str) -> None:
-        """A trial was given to Tune; see `actors.fleet.trial_startup`."""
+        """Note that a trial was given to Tune; see `actors.fleet.trial_startup`."""
         self.barrier.expect(label)
 
     async def call(self, request: Request[Any], label: str = "", held: bool = False) -> Any:
@@ -151,11 +151,11 @@ class Dispatcher:
         return result
 
     async def served(self, request: Request[Any], label: str) -> Any:
-        """The result, from whichever replica comes to give it.
+        """The result, from the first replica that completes the call.
 
         Raises:
-            OutOfMemory: its replicas died for want of memory, see `deaths.STARVED`.
-            Died: they did for other reasons.
+            OutOfMemory: its replicas ran out of memory, see `restarts.STARVED`.
+            Died: they died for other reasons.
         """
         attempts, deaths = 0, Deaths(request.title, self.need)
         while True:  # each turn ends the call, or is one of the deaths and attempts counted here
@@ -178,7 +178,7 @@ class Dispatcher:
     async def tried(
         self, slot: Slot, request: Request[Any], label: str, deaths: Deaths
     ) -> tuple[bool, Any]:
-        """Whether the call came to an end on this slot, and its result; deaths are counted."""
+        """Whether the call ended on this slot, and its result; deaths are counted."""
         before = slot.vitals or await self.asked(slot)
         if not before:
             return False, None
@@ -201,14 +201,14 @@ class Dispatcher:
         return False, None
 
     async def asked(self, slot: Slot) -> Sequence[Vitals]:
-        """The vitals of a replica, once its processes are there; none where it lost its place."""
+        """State of a replica's processes, once they run; empty where it lost its place."""
         vitals = slot.replica.vitals.options(name="vitals", max_task_retries=REVIVALS)
         _, found = await self.watched(slot, vitals.remote())
         slot.vitals = found or ()
         return slot.vitals
 
     async def next(self) -> Slot:
-        """The next free slot; waits for it.
+        """Wait for the next free slot.
 
         Raises:
             Unplaced: see `call`.
@@ -230,7 +230,7 @@ class Dispatcher:
                 got.cancel()
 
     def give(self, slot: Slot) -> None:
-        """A slot back: free, or aside until it has a place again."""
+        """Return a slot: to the free ones, or aside until its replica has a place again."""
         if slot.well:
             self.free.put_nowait(slot)
         elif not slot.gone:
@@ -241,7 +241,7 @@ class Dispatcher:
         return all(slot.lost() > self.patience for slot in self.slots)
 
     async def watched(self, slot: Slot, ref: Any) -> tuple[bool, Any]:
-        """Whether a call came to an end on this slot, and its result.
+        """Whether a call ended on this slot, and its result.
 
         `ref`: the reference to the result of a call of the slot's replica.
         """
@@ -262,7 +262,7 @@ class Dispatcher:
             return False, None
 
     async def look(self) -> None:
-        """See who has a place, now and then; tell how busy the dispatcher is."""
+        """Check the replicas' places every `PULSE` seconds, and set the metrics of the queue."""
         while True:
             table = await asyncio.to_thread(placement_group_table)
             now = time.monotonic()
@@ -280,6 +280,6 @@ class Dispatcher:
 
 
 def lost(before: Sequence[Vitals], after: Sequence[Vitals]) -> list[Vitals]:
-    """Those processes that are not there any more."""
+    """Processes that no longer run."""
     there = {(each.node, each.pid) for each in after}
     return [each for each in before if (each.node, each.pid) not in there]

@@ -1,14 +1,16 @@
-"""Experts on a Ray cluster: replicas of shards as actors, weights once a node. The only file here
-that starts actors; what they do is `LocalExperts` and `Shard`.
+"""Fleet: the replicas of a sweep on a Ray cluster, with one copy of the weights on each node.
 
-A *replica* is one whole model: in one process, or a coordinator of several *shards*, each in a
-process of its own. Base and task vectors are read-only views of the node's object store (or task
-vectors are made from the experts' files as they are read: `vectors_on_disk.py`). The *dispatcher*
-hands
-each call
-to the next free replica; callers (trials) hold nothing but its handle. Calls carry all they need,
-so an actor that dies is restarted and its call run again, with the same result to the bit; how
-often is counted at the dispatcher.
+The only file here that starts actors; what they do is in `LocalExperts` and `Shard`.
+
+A *replica* is one whole model: one process, or a coordinator of several *shards*, each in a process
+of its own. Base and task vectors are read-only views of the node's object store, or task vectors
+are
+computed from the experts' files as they are read (`vectors_on_disk.py`). The *dispatcher* sends
+each
+call to the next free replica; callers (trials) hold only its handle. Every call carries all that it
+needs, so an actor that dies is restarted and its call repeated, with the same result to the bit.
+The
+dispatcher counts these repetitions.
 """
 
 from __future__ import annotations
@@ -91,7 +93,7 @@ class Fleet:
         weights: str = "memory",
         results: str = "base",
     ) -> None:
-        """Start everything; nothing is waited for.
+        """Start all actors, without waiting for them.
 
         Args:
             pool: the models.
@@ -198,12 +200,12 @@ class Fleet:
         return {"name": actor_name(self.sweep, replica, shard)} if self.sweep else {}
 
     def slots(self, member: Member) -> list[Slot]:
-        """What the dispatcher is given of a replica: as many calls at a time as it takes."""
+        """The slots of a replica: one for each call that it takes at the same time."""
         count = SLOTS if member.shards else 1
         return [Slot(member.number, member.replica, member.group) for _ in range(count)]
 
     def staff(self, members: Sequence[Member], coming: Sequence[Member] = ()) -> None:
-        """Which replicas take calls from now on.
+        """Set the replicas that take calls from now on.
 
         Args:
             members: are ready.
@@ -259,7 +261,7 @@ class Fleet:
                 )
 
     def close(self) -> None:
-        """End what was started, and give its places back.
+        """End all actors and remove their placement groups.
 
         Readers that are under way end by themselves. In Ray 2.60 a task that is cancelled in the
         moment in which it is handed to a worker takes its driver with it ("tried to complete task
@@ -278,12 +280,12 @@ class Fleet:
 
 
 def share(plan: Plan) -> dict[str, float]:
-    """What each shard asks Ray for."""
+    """Resources that each shard requests from Ray."""
     return {"GPU": plan.gpus} if plan.device == "cuda" else {"CPU": 1.0}
 
 
 def reserve(plan: Plan, name: str = "") -> PlacementGroup:
-    """A place for one replica: a bundle a shard, together as far as may be, where each fits."""
+    """Placement group of one replica: one bundle for each shard, packed onto few nodes."""
     places = plan.places or ((),) * plan.shards
     return placement_group(
         [share(plan)] * plan.shards,
@@ -311,7 +313,7 @@ def ready_of(actor: Any) -> Any:
 
 
 class Rise:
-    """An actor on its way to hold its weights; it may die of them, but not for ever."""
+    """An actor that is loading its weights; it may die of that a few times."""
 
     def __init__(self, actor: Any, need: str) -> None:
         """`need`: the memory that was counted, for messages."""
@@ -322,7 +324,7 @@ class Rise:
         self.ready = ready_of(actor)
 
     def again(self) -> None:
-        """It died; it is started again by Ray, and asked again.
+        """Ask again after a death; Ray restarts the actor.
 
         Raises:
             OutOfMemory, Died: that was once too often.
@@ -347,7 +349,7 @@ def needed(plan: Plan) -> str:
 
 
 def end(member: Member) -> None:
-    """Kill a replica's actors, give its place back."""
+    """Kill a replica's actors and remove its placement group."""
     for actor in (member.replica, *member.shards):
         ray.kill(actor)
     remove_placement_group(member.group)

@@ -1,5 +1,4 @@
-"""What runs in a fleet's actors: shards, and replicas over them. Ray calls them; `fleet.py` starts
-them."""
+"""Actors of a fleet: shards, and replicas over them. `fleet.py` starts them."""
 
 from __future__ import annotations
 
@@ -47,7 +46,7 @@ SLOTS = 2
 
 @dataclass(frozen=True)
 class Setup:
-    """What an actor is built from, beside the weights."""
+    """What an actor is built from, apart from the weights."""
 
     base: Blueprint
     """With the weights that are not fused; the others come with the task vectors."""

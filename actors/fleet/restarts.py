@@ -1,9 +1,10 @@
-"""What is made of processes that die in the middle of a call: the call is made again, but not for
-ever. A replica that dies for want of memory twice in a row for one call is out of memory.
+"""Deaths of processes in the middle of a call: when the call is repeated and when it is given up.
 
-Who killed a process is not told to those that waited for it. So each process of a replica says,
-when it is alive, how many were killed for memory where it runs (`vitals`); Ray, where it has a
-dashboard, keeps how a process ended.
+A replica that dies twice in a row for one call, because memory ran out, is out of memory. Ray does
+not tell the waiting process who killed an actor. So each process of a replica reports, while it is
+alive, how many processes were killed for memory where it runs (`vitals`). Where Ray has a
+dashboard,
+it keeps how a process ended.
 """
 
 from __future__ import annotations

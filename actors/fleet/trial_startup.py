@@ -1,10 +1,11 @@
-"""Trials whose processes are still starting, and why the others wait for them.
+"""Trial start-up barrier: holds back results of short trials until all trial processes have
+started.
 
-Tune gives the process of a trial that ended to one that still waits for its own, and ends what was
-starting for it. Where trials are shorter than the start of a process, hardly any process gets to
-its first trial so: each trial starts one in vain, and Ray's nodes do nothing else. So results of
-short trials are held back until the processes there are to be have all come; from then on each
-takes its next trial from the last.
+Tune gives the process of a trial that ended to one that still waits for its own, and ends the
+process that was starting for it. Where trials are shorter than the start of a process, hardly any
+process reaches its first trial: each trial starts one for nothing, and Ray's nodes do nothing else.
+So results of short trials are held back until all processes have started. From then on each process
+takes its next trial from the last one.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ import time
 from collections.abc import Callable
 
 PATIENCE = 10.0
-"""Seconds without a newcomer after which nobody is waited for."""
+"""Seconds without a new trial after which nobody is waited for."""
 
 REST = 60.0
 """Seconds that then pass before anybody is waited for again."""
 
 
 class StartupBarrier:
-    """Who was announced and has not called yet.
+    """Trials that were given to Tune and have not called yet.
 
     >>> now = [0.0]
     >>> barrier = StartupBarrier(lambda: now[0])
@@ -34,22 +35,22 @@ class StartupBarrier:
         self.clock = clock
         self.coming: set[str] = set()
         self.heard = self.resting = clock()
-        """When somebody last came, and until when nobody is waited for."""
+        """Time of the last first call, and the time until which nobody is waited for."""
 
     def expect(self, label: str) -> None:
-        """A trial was given to Tune."""
+        """Note that a trial was given to Tune."""
         if not self.coming:
             self.heard = self.clock()
         self.coming.add(label)
 
     def arrived(self, label: str) -> None:
-        """It runs."""
+        """Note the first call of a trial."""
         if label in self.coming:
             self.coming.remove(label)
             self.heard = self.clock()
 
     def complete(self) -> bool:
-        """Whether nobody is to be waited for."""
+        """Whether no trial has to be waited for."""
         now = self.clock()
         if self.coming and now - max(self.heard, self.resting) > PATIENCE:
             self.coming.clear()

@@ -1,4 +1,4 @@
-"""Who used how much of which replica: what trials cost."""
+"""Usage of replicas by trials: busy seconds, shared among calls that run at the same time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 class Usage:
-    """Seconds of replicas, shared out among the calls that each of them runs at a time."""
+    """Seconds of each replica, divided among the calls that it runs at the same time."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
@@ -18,18 +18,18 @@ class Usage:
         self.since: dict[int, float] = {}
 
     def start(self, replica: int, label: str) -> None:
-        """A call of `label` begins on a replica."""
+        """Note that a call of `label` begins on a replica."""
         self.accrue(replica)
         self.running[replica][label] += 1
 
     def stop(self, replica: int, label: str) -> None:
-        """It has ended."""
+        """Note that a call of `label` ended."""
         self.accrue(replica)
         self.running[replica][label] -= 1
         self.running[replica] += Counter()  # drops what has come to nothing
 
     def accrue(self, replica: int) -> None:
-        """Share out the time since the replica's calls last changed."""
+        """Divide the time since the replica's calls last changed among them."""
         now, running = self.clock(), self.running[replica]
         if calls := running.total():
             each = (now - self.since[replica]) / calls
@@ -38,7 +38,7 @@ class Usage:
         self.since[replica] = now
 
     def of(self, label: str) -> float:
-        """Seconds that a label has used so far."""
+        """Seconds that a label has used."""
         for replica in list(self.running):
             self.accrue(replica)
         return self.spent[label]

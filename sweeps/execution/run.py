@@ -17,7 +17,7 @@ from actors.cluster import metrics
 from actors.cluster.measured_memory import keep_peak
 from actors.data.task_rows import TaskData
 from actors.experts.metrics import ranked_by
-from actors.experts.protocol import Experts
+from actors.experts.protocol import WeightsReader
 from actors.experts.unseen_tasks import learners
 from actors.files.cache_dir import cache_dir
 from actors.fleet.file_transfer import home
@@ -301,7 +301,7 @@ def noted(row: Row, prepared: Prepared) -> Row:
     return replace(row, notes=tuple(notes))
 
 
-def with_recipe(row: Row, prepared: Prepared, folder: SweepFolder, experts: Experts) -> Row:
+def with_recipe(row: Row, prepared: Prepared, folder: SweepFolder, experts: WeightsReader) -> Row:
     """Write a row's recipe file; `experts` has none, being no single model."""
     if row.trial_key is None or row.method == "experts":
         return row

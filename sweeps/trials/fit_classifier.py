@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from actors.artifacts.recipe import Recipe
-from actors.experts.protocol import Experts
+from actors.experts.protocol import LearningExperts
 from sweeps.planning.learning_needs import LAST_RUNG
 from sweeps.results.folder import learned_name
 from sweeps.results.trial_state import State
@@ -15,7 +15,7 @@ from sweeps.trials.learn_coding import LearningInputs, Report
 
 
 def fit(
-    config: Mapping[str, Any], experts: Experts, inputs: LearningInputs, report: Report
+    config: Mapping[str, Any], experts: LearningExperts, inputs: LearningInputs, report: Report
 ) -> None:
     """Fit on the fit and select rows, and report the select split.
 

@@ -25,7 +25,7 @@ from actors.cluster.nodes import own_id
 from actors.data.row_file import open_labels
 from actors.data.task_rows import TaskData
 from actors.experts.evaluation import Evaluation
-from actors.experts.protocol import Experts
+from actors.experts.protocol import LearningExperts
 from actors.experts.unseen_tasks import adapted_role
 from actors.files.cache_dir import cache_dir
 from actors.files.documents import checked
@@ -76,7 +76,7 @@ Report = Callable[[int, Evaluation, State], None]
 
 
 def learn(
-    config: Mapping[str, Any], experts: Experts, inputs: LearningInputs, report: Report
+    config: Mapping[str, Any], experts: LearningExperts, inputs: LearningInputs, report: Report
 ) -> None:
     """Learn, from the checkpoint if there is one; report every result, the last one on rung 9.
 

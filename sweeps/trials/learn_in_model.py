@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from actors.artifacts.in_model_state_file import learned_of, load_resident
 from actors.artifacts.recipe import Recipe
-from actors.experts.protocol import Experts
+from actors.experts.protocol import LearningExperts
 from fusion.errors import InputError
 from fusion.methods.learned.in_model import MaskOptions, ResidentCourse
 from fusion.methods.learned.steps import Shape
@@ -35,7 +35,7 @@ def configuration_of(config: Mapping[str, Any], inputs: LearningInputs) -> Resid
 
 
 def learn(
-    config: Mapping[str, Any], experts: Experts, inputs: LearningInputs, report: Report
+    config: Mapping[str, Any], experts: LearningExperts, inputs: LearningInputs, report: Report
 ) -> None:
     """Learn, from the checkpoint if there is one; report every result, the last one on rung 9.
 

@@ -26,7 +26,7 @@ from actors.artifacts.coding_file import dump_shares
 from actors.artifacts.recipe import Recipe
 from actors.experts.evaluation import Evaluation
 from actors.experts.metrics import ACCURACY, metric_of, sign_of
-from actors.experts.protocol import Experts
+from actors.experts.protocol import SelectionExperts
 from actors.files.documents import checked, parse_json
 from fusion.analysis.significance import accept_interval
 from fusion.errors import InputError, Vanished, unknown
@@ -56,7 +56,12 @@ class Scores:
     """Scores of soups, each evaluated once; the order of ingredients does not matter."""
 
     def __init__(
-        self, method: str, selection: Selection, experts: Experts, inputs: LearningInputs, key: str
+        self,
+        method: str,
+        selection: Selection,
+        experts: SelectionExperts,
+        inputs: LearningInputs,
+        key: str,
     ) -> None:
         self.method, self.experts, self.inputs = method, experts, inputs
         self.role, self.place = selection.role, state_name(key)
@@ -128,7 +133,7 @@ class Chosen:
 
 
 def select(
-    config: Mapping[str, Any], experts: Experts, inputs: LearningInputs, report: Report
+    config: Mapping[str, Any], experts: SelectionExperts, inputs: LearningInputs, report: Report
 ) -> None:
     """Select ingredients, write the soup's coding, and report it on the select split.
 
