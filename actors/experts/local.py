@@ -29,7 +29,7 @@ from actors.pool.pool import Pool, load_flat, unflatten
 from actors.shards.messages import weights_of
 from actors.shards.pipeline import Direct, Pipeline
 from actors.shards.shard import Shard
-from fusion.methods.learned.steps import Gradient, Lesson
+from fusion.methods.learned.steps import Gradient, MicroBatch
 from fusion.task_vectors.gram import Gram
 from fusion.task_vectors.sparsify import Trim
 from fusion.task_vectors.task_vectors import TaskVectors
@@ -95,13 +95,18 @@ class LocalExperts:
         """See `actors.artifacts.fitted_file.fit`."""
         return fit(self.runner.plane, learners(self.runner.data), recipe)
 
-    def gradients(self, lessons: Sequence[Lesson], role: str, trim: Trim) -> list[Gradient]:
-        """Losses of the lessons' rows of that role, and their gradients by coding."""
+    def gradients(
+        self, micro_batches: Sequence[MicroBatch], role: str, trim: Trim
+    ) -> list[Gradient]:
+        """Losses of the micro-batches' rows of that role, and their gradients by coding."""
         surveyed = self.runner.trimmed(trim)
         return self.runner.pipeline.gradients(
             [
-                (self.runner.lesson_batch(lesson, role), weights_of(surveyed, lesson.coding))
-                for lesson in lessons
+                (
+                    self.runner.batch_of(micro_batch, role),
+                    weights_of(surveyed, micro_batch.coding),
+                )
+                for micro_batch in micro_batches
             ]
         )
 

@@ -28,7 +28,7 @@ from actors.shards.pipeline import Pipeline
 from fusion.errors import InputError
 from fusion.logits.head import as_head
 from fusion.methods.classifiers.interface import Plane
-from fusion.methods.learned.steps import Lesson
+from fusion.methods.learned.steps import MicroBatch
 from fusion.task_vectors.coding import one_hot
 from fusion.task_vectors.sparsify import Trim
 
@@ -74,13 +74,15 @@ class ModelRunner:
             lambda source, role, at: self.embedded_at(source, task, role, at),
         )
 
-    def lesson_batch(self, lesson: Lesson, role: str) -> Batch:
-        """Where a lesson's rows lie, with their labels where it learns from labels."""
-        parts = tuple(self.batch(task, role, rows).parts[0] for task, rows in lesson.rows.items())
-        if lesson.beta is None:
+    def batch_of(self, micro_batch: MicroBatch, role: str) -> Batch:
+        """Where a micro-batch's rows lie, with their labels where it learns from labels."""
+        parts = tuple(
+            self.batch(task, role, rows).parts[0] for task, rows in micro_batch.rows.items()
+        )
+        if micro_batch.beta is None:
             return Batch(parts)
-        labels = [self.labels(task, role)[rows] for task, rows in lesson.rows.items()]
-        return Batch(parts, torch.cat(labels), float(lesson.beta))
+        labels = [self.labels(task, role)[rows] for task, rows in micro_batch.rows.items()]
+        return Batch(parts, torch.cat(labels), float(micro_batch.beta))
 
     def trimmed(self, trim: Trim) -> Weights:
         """Weights without a coding, whose trim is surveyed: once for all steps."""

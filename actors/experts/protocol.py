@@ -13,7 +13,7 @@ from torch import Tensor
 
 from actors.artifacts.recipe import Recipe
 from actors.experts.evaluation import Evaluation
-from fusion.methods.learned.steps import Gradient, Lesson
+from fusion.methods.learned.steps import Gradient, MicroBatch
 from fusion.task_vectors.gram import Gram
 from fusion.task_vectors.sparsify import Trim
 
@@ -42,7 +42,9 @@ class Evaluator(Protocol):
 class Trainer(Protocol):
     """Takes steps of methods that learn."""
 
-    def gradients(self, lessons: Sequence[Lesson], role: str, trim: Trim) -> list[Gradient]:
+    def gradients(
+        self, micro_batches: Sequence[MicroBatch], role: str, trim: Trim
+    ) -> list[Gradient]:
         """Losses of the micro-batches' rows of that role, and their gradients by coding."""
         ...
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # start-up time: a trial's process imports this file, and sta
 
     from actors.experts.evaluation import Evaluation
     from actors.experts.local import LocalExperts
-    from fusion.methods.learned.steps import Gradient, Lesson
+    from fusion.methods.learned.steps import Gradient, MicroBatch
     from fusion.task_vectors.gram import Gram
     from fusion.task_vectors.sparsify import Trim
 
@@ -172,7 +172,7 @@ class Gradients(Request["list[Gradient]"]):
     """Losses of micro-batches of a role's rows, and their gradients by coding."""
 
     name, learns = "gradients", True
-    micro_batches: Sequence[Lesson]
+    micro_batches: Sequence[MicroBatch]
     role: str
     trim: Trim
 

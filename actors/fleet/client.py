@@ -24,7 +24,7 @@ from actors.experts.requests import (
     Train,
 )
 from actors.fleet.transport import fetched
-from fusion.methods.learned.steps import Gradient, Lesson
+from fusion.methods.learned.steps import Gradient, MicroBatch
 from fusion.task_vectors.gram import Gram
 from fusion.task_vectors.sparsify import Trim
 
@@ -71,13 +71,15 @@ class Client:
         """See `Trainer.train`."""
         return self.call(Train(recipe, state, first, last, seed))
 
-    def gradients(self, lessons: Sequence[Lesson], role: str, trim: Trim) -> list[Gradient]:
+    def gradients(
+        self, micro_batches: Sequence[MicroBatch], role: str, trim: Trim
+    ) -> list[Gradient]:
         """See `Trainer.gradients`. The micro-batches are divided among all replicas; the result
         does not depend on which replica computes one."""
-        each = -(-len(lessons) // self.replicas)
+        each = -(-len(micro_batches) // self.replicas)
         refs = [
-            self.submit(Gradients(lessons[start : start + each], role, trim))
-            for start in range(0, len(lessons), each)
+            self.submit(Gradients(micro_batches[start : start + each], role, trim))
+            for start in range(0, len(micro_batches), each)
         ]
         return [gradient for ref in refs for gradient in fetched(ref)]
 

@@ -166,7 +166,7 @@ class Block:
         key = f"{weights.trim} {weights.survey}"
         if self.trims[0] != key:
             self.trims = ("", self.vectors)  # let go of the old before making the new
-            with torch.inference_mode(False):  # a lesson may want what an evaluation made
+            with torch.inference_mode(False):  # a micro-batch may want what an evaluation made
                 self.trims = (key, trimmed(self.vectors, weights.trim, weights.survey))
         return self.trims[1]
 

@@ -265,32 +265,34 @@ class Pipeline:
                 found[:, :, group] += columns[:, :, at]
         return found
 
-    def gradients(self, lessons: Sequence[tuple[Batch, Weights]]) -> list[Gradient]:
-        """Losses and coding gradients of each lesson; all are asked for before any is awaited."""
+    def gradients(self, micro_batches: Sequence[tuple[Batch, Weights]]) -> list[Gradient]:
+        """Losses and coding gradients of each micro-batch; all are submitted before waiting."""
         call, shards, last = self.link.call, self.shards, len(self.shards) - 1
         run = uuid.uuid4().hex
         losses: dict[int, Any] = {}
         parts: dict[tuple[int, int], Any] = {}
 
         def forward(stage: int, item: int, carry: Any) -> Any:
-            _, weights = lessons[item]
+            _, weights = micro_batches[item]
             return call(shards[stage], Forward(f"{run}-{item}", weights), carry)
 
         def backward(stage: int, item: int, carry: Any, back: Any) -> Any:
-            _, weights = lessons[item]
+            _, weights = micro_batches[item]
             request = Backward(f"{run}-{item}", weights)
             parts[stage, item], back = call(shards[stage], request, carry, back)
             return back
 
         def finish(item: int, carry: Any) -> Any:
-            batch, weights = lessons[item]
+            batch, weights = micro_batches[item]
             request = Finish(weights, batch)
             losses[item], parts[last, item], back = call(shards[last], request, carry)
             return back
 
-        run_1f1b(len(shards), [batch for batch, _ in lessons], Passes(forward, backward, finish))
+        run_1f1b(
+            len(shards), [batch for batch, _ in micro_batches], Passes(forward, backward, finish)
+        )
         found = []
-        for item, (batch, weights) in enumerate(lessons):
+        for item, (batch, weights) in enumerate(micro_batches):
             columns = [self.link.get(parts[stage, item]) for stage in range(last + 1)]
             whole = self.summed(torch.cat(columns, dim=2))
             assert weights.coding is not None

@@ -207,5 +207,5 @@ def zeros_or(leaf: Tensor) -> Tensor:
 def gradient_of(
     losses: Mapping[str, float], coding: Tensor, grouped: bool, beta: float = 0.0
 ) -> Gradient:
-    """A lesson's gradient from that of each tensor's column [M, T, G]; summed where G = 1."""
+    """A micro-batch's gradient from that of each tensor's column [M, T, G]; summed where G = 1."""
     return Gradient(dict(losses), coding if grouped else coding.sum(2, keepdim=True), beta)

@@ -19,7 +19,7 @@ from fusion.logits import cosine_head
 Embed: TypeAlias = Callable[[Tensor], Tensor]
 """Standardised pixels float32 [B, 3, H, W] -> embeddings [B, D], not normalised."""
 
-Teach: TypeAlias = Callable[[Tensor], Tensor]
+ComputeGradients: TypeAlias = Callable[[Tensor], Tensor]
 """Standardised pixels float32 [B, 3, H, W] -> a teacher's logits [B, C]."""
 
 
@@ -45,7 +45,7 @@ class Objective:
         embed: Embed,
         head: Tensor,
         standardise: Callable[[Tensor], Tensor],
-        teacher: Teach | None = None,
+        teacher: ComputeGradients | None = None,
     ) -> Tensor:
         """(1 − s)·CE(y, z) + s·CE(softmax(z_T/T), z), the mean over the batch.
 

@@ -7,8 +7,8 @@ Prints the tables of `docs/capacity.md`. Computed from shapes alone:
 `actors.cluster.planner.plan` for memory and shards, the formulas below for traffic and work. Rates
 of GPUs are data sheets' and the part of them that is reached is assumed: no GPU is measured here.
 
-A *step* learns from B images (or sequences) of n tokens of each of T tasks, a lesson a task. With P
-the weights that every token is multiplied with, d the width, L the layers and e the bytes an
+A *step* learns from B images (or sequences) of n tokens of each of T tasks, a micro-batch a task.
+With P the weights that every token is multiplied with, d the width, L the layers and e the bytes an
 element of what is computed in:
 
     traffic = 2 · (S − 1) · T · B · n · d · e           (each cut: forth, and back as gradients)
@@ -74,7 +74,7 @@ class Model:
     """Samples of an evaluation batch."""
 
     def load(self, experts: int, itemsize: int, samples: int, delta: int = FLOAT32) -> Load:
-        """What has to be placed to learn from `samples` a lesson."""
+        """What has to be placed to learn from `samples` a micro-batch."""
         return Load(
             self.segments,
             experts,
@@ -94,7 +94,7 @@ class Model:
         return 3.0 * samples * self.tokens * (2 * self.weights + attention)
 
     def merging(self, tasks: int) -> float:
-        """Floating-point operations to merge in a step of a lesson a task."""
+        """Floating-point operations to merge in a step of a micro-batch a task."""
         return 6.0 * tasks * tasks * self.weights
 
     def moved(self, tasks: int, itemsize: int) -> float:
@@ -148,7 +148,7 @@ CASES = (
     ("L/14 × 64 on 4 × 80 GB", L14, 64, 16),
     ("7B × 8 on 8 × 80 GB", SEVEN, 8, 4),
 )
-"""Experts, and samples a lesson."""
+"""Experts, and samples a micro-batch."""
 
 
 def nodes(gpus: int, gpu: Gpu = A100) -> Resources:
@@ -222,12 +222,13 @@ def shown(load: Load, text: str) -> str:
 def steps() -> Iterator[str]:
     """Traffic and time of a step, with the fewest shards that fit and with four.
 
-    A lesson takes `OVER_FLOOR` × its products and what merging moves. A replica alone takes one
-    after the other; R replicas of S shards on all GPUs take ⌈T/R⌉ + S − 1 slots of 1/S lesson.
+    A micro-batch takes `OVER_FLOOR` × its products and what merging moves. A replica alone takes
+    one after the other;
+    R replicas of S shards on all GPUs take ⌈T/R⌉ + S − 1 slots of 1/S micro-batch.
     """
     heads = [
         *("case", "computed in", "shards", "between shards", "products", "merging, arithmetic"),
-        *("merging, memory", "a step, lesson after lesson", "on all GPUs"),
+        *("merging, memory", "a step, micro-batch after micro-batch", "on all GPUs"),
     ]
     yield f"| {' | '.join(heads)} |"
     yield "|---" * len(heads) + "|"
@@ -238,12 +239,12 @@ def steps() -> Iterator[str]:
             work = model.work(samples * experts) / rate
             arithmetic = model.merging(experts) / rate
             memory = model.moved(experts, itemsize) / A100.bandwidth
-            lesson = (OVER_FLOOR * work + memory) / experts
+            micro_batch = (OVER_FLOOR * work + memory) / experts
             for shards in sorted({count, max(count, 4)}):
                 traffic = model.traffic(shards, samples * experts, itemsize)
                 dealt = -(-experts // (gpus_of(text) // shards))
-                slots = lesson / shards * (dealt + shards - 1)
-                times = (work, arithmetic, memory, experts * lesson, slots)
+                slots = micro_batch / shards * (dealt + shards - 1)
+                times = (work, arithmetic, memory, experts * micro_batch, slots)
                 cells = " | ".join(f"{each:.2f} s" for each in times)
                 name = text.partition(" on ")[0]
                 yield f"| {name} | {kind} | {shards} | {traffic / 1e9:.2f} GB | {cells} |"

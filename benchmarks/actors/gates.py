@@ -48,7 +48,7 @@ from benchmarks.pools import (
     write_base,
 )
 from fusion.logits.optimize import draw
-from fusion.methods.learned.steps import Lesson, learn_step, lessons
+from fusion.methods.learned.steps import MicroBatch, learn_step, micro_batches
 from fusion.task_vectors.sparsify import Trim
 
 IMAGES = 16
@@ -79,15 +79,15 @@ class Training:
     def step(self) -> dict[str, float]:
         """One more: task -> loss."""
         pool, side = self.pool, self.side
-        given = lessons(self.learning, self.sizes, pool.features, self.at, SEED)
+        given = micro_batches(self.learning, self.sizes, pool.features, self.at, SEED)
         self.at += 1
         if isinstance(side, LocalExperts):
-            teach = partial(side.gradients, role=ROLE, trim=self.learning.trim)
-            return learn_step(self.learning, self.optimizer, given, teach, self.at - 1)
+            compute_gradients = partial(side.gradients, role=ROLE, trim=self.learning.trim)
+            return learn_step(self.learning, self.optimizer, given, compute_gradients, self.at - 1)
         losses = {
-            task: side.loss(side.merged(lesson.coding[0]), task, rows)
-            for lesson in given
-            for task, rows in lesson.rows.items()
+            task: side.loss(side.merged(micro_batch.coding[0]), task, rows)
+            for micro_batch in given
+            for task, rows in micro_batch.rows.items()
         }
         self.optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
@@ -186,7 +186,7 @@ def static(pool: RandomPool, repeats: int, rate: float) -> list[Row]:
     rows = {task: draw(ROWS, IMAGES, 0, seed) for seed, task in enumerate(TASKS)}
     coding = torch.full((1, len(TASKS), len(pool.vectors.groups)), 0.3)
     works = {
-        "ours": lambda: ours.gradients([Lesson(rows, coding)], ROLE, Trim())[0].coding,
+        "ours": lambda: ours.gradients([MicroBatch(rows, coding)], ROLE, Trim())[0].coding,
         "textbook": lambda: theirs.static(rows, coding),
     }
     off = agree(works["ours"](), works["textbook"]())

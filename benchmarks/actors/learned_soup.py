@@ -2,12 +2,13 @@
 
     python -m benchmarks.actors.learned_soup [--save] [--ingredients 4 8 16 32]
 
-A step is one lesson: merged layers, cross-entropy, backward pass, ∂L/∂coding of every tensor. The
-ingredients are random float32 models of ViT-B/32's size. Up to `FILES` of them are different files;
-more are the same files again under other names, for what is read and held is the same. Each number
-of ingredients has a process of its own. Memory is the largest the process has of its own (mapped
-files left out: the page cache may take them back) above what it had before the pool was opened:
-base, resident model, activations, one gradient, and one tensor's k task vectors. With files it must
+A step is one micro-batch: merged layers, cross-entropy, backward pass, ∂L/∂coding of every tensor.
+The ingredients are random float32 models of ViT-B/32's size. Up to `FILES` of them are different
+files; more are the same files again under other names, for what is read and held is the same.
+Each number of ingredients has a process of its own. Memory is the largest the process has of its
+own (mapped files left out: the page cache may take them back) above what it had before the
+pool was opened: base, resident model, activations, one gradient,
+and one tensor's k task vectors. With files it must
 grow by no more than that last one.
 """
 
@@ -32,7 +33,7 @@ from benchmarks.actors.soup import anonymous
 from benchmarks.environment import Row, finish
 from benchmarks.fusion.layers import arguments
 from benchmarks.pools import B32, ROLE, Size, experts, write_base, write_data, write_expert
-from fusion.methods.learned.steps import Lesson
+from fusion.methods.learned.steps import MicroBatch
 from fusion.task_vectors.sparsify import Trim
 
 FILES = 8
@@ -82,11 +83,11 @@ def measured(
         vectors = filed_vectors(pool) if weights == "files" else task_vectors(pool)
         held = experts(pool.base, vectors, data, "cpu")
         coding = torch.full((1, count, len(pool.groups)), 1 / count)
-        lesson = Lesson({"task": torch.arange(BATCH)}, coding, torch.tensor(1.0))
+        micro_batch = MicroBatch({"task": torch.arange(BATCH)}, coding, torch.tensor(1.0))
         times = []
         for _ in range(repeats + 1):
             start = time.perf_counter()
-            (found,) = held.gradients([lesson], ROLE, Trim())
+            (found,) = held.gradients([micro_batch], ROLE, Trim())
             times.append(time.perf_counter() - start)
         assert bool(found.coding.any())
     return peak.most - peak.before, median(times[1:])

@@ -39,7 +39,7 @@ from benchmarks.pools import (
     write_base,
     write_data,
 )
-from fusion.methods.learned.steps import Lesson
+from fusion.methods.learned.steps import MicroBatch
 from fusion.registry import METHODS, Static
 from fusion.task_vectors.coding import mix
 from fusion.task_vectors.low_rank import LowRank, Zeros
@@ -130,7 +130,7 @@ def measure(size: str, folder: Path, repeats: int) -> list[Row]:
     for models, said in ((1, "one layer-wise coding"), (IMAGES, "one coding a sample")):
         coding = 0.3 + 0.1 * torch.randn(models, len(TASKS), len(low.groups), generator=draw)
         weights = Weights("", coding=coding)
-        lesson = [Lesson({TASKS[0]: at}, coding)]
+        micro_batch = [MicroBatch({TASKS[0]: at}, coding)]
         forward = {
             name: partial(
                 lambda e, w: next(e.runner.pipeline.embed_coded([(batch, w)])), each, weights
@@ -148,7 +148,7 @@ def measure(size: str, folder: Path, repeats: int) -> list[Row]:
             how = "form C ÷ the resident model; FLOPs: 1.04 to 1.06 of B/32"
             rows.append(Row("forward ÷ plain model's", found["factored"] / found["plain"], "", how))
         both = {
-            name: partial(lambda e, g: e.gradients(g, ROLE, Trim())[0].coding, each, lesson)
+            name: partial(lambda e, g: e.gradients(g, ROLE, Trim())[0].coding, each, micro_batch)
             for name, each in who.items()
         }
         off = agree(both["factored"](), both["dense"]())

@@ -3,13 +3,13 @@
     python -m benchmarks.actors.pipeline [--save] [--shards 4] [--micro 8] [--steps 2] [--device
     cuda]
 
-A random CLIP and four experts, written and read in the hub's layout; a lesson is 16 images of one
-task, a step as many lessons as there are tasks, one gate for all of them.
+A random CLIP and four experts, written and read in the hub's layout; a micro-batch is 16 images of
+one task, a step as many micro-batches as there are tasks, one gate for all of them.
 
 * local: one shard as an actor against the same in this process; actor and process take turns.
 * pipeline: S shards, each a process of one thread. With f and b the seconds that a stage takes
-  forward and backward, measured here with nothing beside it, a step of M lessons takes at least
-  (S + M − 1)·max(f + b) with a core a shard, and at least M·Σ(f + b) ÷ cores on fewer.
+  forward and backward, measured here with nothing beside it, a step of M micro-batches takes at
+  least (S + M − 1)·max(f + b) with a core a shard, and at least M·Σ(f + b) ÷ cores on fewer.
 * two: two trainings at once on one sharded fleet against one alone. One leaves bubbles, which the
   other fills: at best 2·M·max(f + b) a step of both, again no less than their work ÷ cores.
 
@@ -60,7 +60,7 @@ from benchmarks.pools import (
     write_data,
     write_expert,
 )
-from fusion.methods.learned.steps import Lesson, learn_step, lessons
+from fusion.methods.learned.steps import MicroBatch, learn_step, micro_batches
 from fusion.task_vectors.sparsify import Trim
 from sweeps.cluster.ray_connection import stay_on_loopback
 
@@ -71,7 +71,7 @@ STORE_BYTES = 600 * 2**20
 
 @dataclass(frozen=True)
 class World:
-    """A pool, and the data of as many tasks as there are lessons in a step."""
+    """A pool, and the data of as many tasks as there are micro-batches in a step."""
 
     pool: Pool
     data: dict[str, TaskData]
@@ -122,25 +122,25 @@ class Training:
         self.sizes = dict.fromkeys(TASKS[:micro], ROWS)
         self.features = features(TASKS[:micro], ROWS)
 
-    def lessons(self) -> list[Lesson]:
+    def micro_batches(self) -> list[MicroBatch]:
         """Of the next step."""
-        return lessons(self.learning, self.sizes, self.features, self.at, SEED)
+        return micro_batches(self.learning, self.sizes, self.features, self.at, SEED)
 
     def step(self) -> None:
         """One step."""
-        teach = partial(self.experts.gradients, role=ROLE, trim=Trim())
-        learn_step(self.learning, self.optimizer, self.lessons(), teach, self.at)
+        compute_gradients = partial(self.experts.gradients, role=ROLE, trim=Trim())
+        learn_step(self.learning, self.optimizer, self.micro_batches(), compute_gradients, self.at)
         self.at += 1
 
 
 def check(world: World, experts: Experts, micro: int) -> float:
-    """The largest difference of a lesson's gradient from that of one shard here.
+    """The largest difference of a micro-batch's gradient from that of one shard here.
 
     Raises:
         AssertionError: more than rounding.
     """
-    given = Training(world, experts, micro).lessons()
-    given = [Lesson(lesson.rows, lesson.coding.detach()) for lesson in given]
+    given = Training(world, experts, micro).micro_batches()
+    given = [MicroBatch(micro_batch.rows, micro_batch.coding.detach()) for micro_batch in given]
     pairs = zip(
         experts.gradients(given, ROLE, Trim()),
         world.local().gradients(given, ROLE, Trim()),
@@ -152,11 +152,11 @@ def check(world: World, experts: Experts, micro: int) -> float:
 
 
 def stages(world: World, shards: int, repeats: int) -> list[tuple[float, float]]:
-    """Median seconds (forward, backward) of a lesson on each shard; the last has no forward."""
+    """Median seconds (forward, backward) of a micro-batch on each shard; the last: no forward."""
     experts = world.local(shards)
-    [lesson] = Training(world, experts, 1).lessons()
-    batch = experts.runner.lesson_batch(lesson, ROLE)
-    weights = experts.runner.pipeline.weights(coding=lesson.coding.detach())
+    [micro_batch] = Training(world, experts, 1).micro_batches()
+    batch = experts.runner.batch_of(micro_batch, ROLE)
+    weights = experts.runner.pipeline.weights(coding=micro_batch.coding.detach())
     found: list[list[tuple[float, float]]] = [[] for _ in range(shards)]
     *first, last = experts.runner.pipeline.shards
     for repeat in range(repeats + 1):

@@ -33,7 +33,7 @@ from actors.experts.prepare_data import prepare_data  # noqa: E402
 from actors.pool.pool import open_pool  # noqa: E402
 from actors.shards.messages import Weights  # noqa: E402
 from benchmarks.environment import Row, finish  # noqa: E402
-from fusion.methods.learned.steps import Lesson  # noqa: E402
+from fusion.methods.learned.steps import MicroBatch  # noqa: E402
 from fusion.task_vectors.sparsify import Trim  # noqa: E402
 from tests.tiny_pool import TASKS, make_pool  # noqa: E402
 
@@ -67,9 +67,9 @@ def counted(name: str, call: Callable[[], Any], per: int = 1, how: str = "") -> 
         ]
 
 
-def lessons(tasks: tuple[tuple[str, ...], ...], coding: Tensor) -> list[Lesson]:
+def micro_batches(tasks: tuple[tuple[str, ...], ...], coding: Tensor) -> list[MicroBatch]:
     """One for each group of tasks."""
-    return [Lesson(dict.fromkeys(group, torch.arange(BATCH)), coding, None) for group in tasks]
+    return [MicroBatch(dict.fromkeys(group, torch.arange(BATCH)), coding, None) for group in tasks]
 
 
 def merged(experts: LocalExperts, name: str, params: dict[str, Any]) -> Callable[[], Any]:
@@ -108,14 +108,16 @@ def run() -> tuple[int, list[Row]]:
         alone = tuple((task,) for task in tasks)
         weights = model_weights(experts.runner, Recipe("task_arithmetic"))
 
-        def taught(given: list[Lesson]) -> Callable[[], Any]:
+        def taught(given: list[MicroBatch]) -> Callable[[], Any]:
             return lambda: experts.gradients(given, "fit", Trim())
 
         return groups, [
             *counted("evaluation batch", evaluated(experts, weights), how=f"{BATCH} images"),
-            *counted("DAWE step", taught(lessons(alone, each)), how=f"{count} lessons"),
-            *counted("DAWE step, a model a sample", taught(lessons(alone, sampled))),
-            *counted("AdaMerging step", taught(lessons((tasks,), layers)), how="all tasks at once"),
+            *counted("DAWE step", taught(micro_batches(alone, each)), how=f"{count} micro-batches"),
+            *counted("DAWE step, a model a sample", taught(micro_batches(alone, sampled))),
+            *counted(
+                "AdaMerging step", taught(micro_batches((tasks,), layers)), how="all tasks at once"
+            ),
             *counted("WE-MoE step", trained(experts, "wemoe"), 2, "with a call's beginning"),
             *counted("Concrete step", trained(experts, "concrete_task_arithmetic"), 2, "the same"),
             *(

@@ -96,7 +96,7 @@ class LowRank:
     @cached_property
     def owners(self) -> Tensor:
         """[T, R]: 1 where a factor is of a task."""
-        with torch.inference_mode(False):  # a lesson may want what an evaluation made
+        with torch.inference_mode(False):  # a micro-batch may want what an evaluation made
             found = torch.zeros(len(self.ranks), sum(self.ranks), dtype=self.dtype)
             for task, part in enumerate(self.parts()):
                 found[task, part] = 1.0

@@ -34,7 +34,13 @@ from actors.gate_features.extractor import Extractor
 from actors.gate_features.feature_cache import open_features
 from fusion.errors import InputError, one_line
 from fusion.methods.learned.gate import Gate, hidden_norm
-from fusion.methods.learned.steps import Learning, Lesson, learn_step, lessons, temperature
+from fusion.methods.learned.steps import (
+    Learning,
+    MicroBatch,
+    learn_step,
+    micro_batches,
+    temperature,
+)
 from fusion.parameters import bind
 from fusion.registry import METHODS, Adaptive
 from sweeps.planning.learning_needs import LAST_RUNG, RUNGS, ExtractorKey, extractor_of, learning_of
@@ -113,7 +119,7 @@ def learn(
         report(rung, found, state)
 
     while state.step < learning.steps:
-        given = lessons(learning, sizes, features, state.step, config["seed"])
+        given = micro_batches(learning, sizes, features, state.step, config["seed"])
         losses = learn_step(
             learning,
             optimizer,
@@ -176,10 +182,10 @@ def sizes_of(data: Mapping[str, TaskData]) -> dict[str, dict[str, int]]:
     }
 
 
-def point(step: int, seen: list[dict[str, float]], given: list[Lesson]) -> dict[str, float]:
+def point(step: int, seen: list[dict[str, float]], given: list[MicroBatch]) -> dict[str, float]:
     """Mean losses since the last checkpoint, and the coding's range at this step."""
     losses = {f"loss/{task}": sum(each[task] for each in seen) / len(seen) for task in seen[-1]}
-    coding = torch.cat([lesson.coding.detach().flatten() for lesson in given])
+    coding = torch.cat([micro_batch.coding.detach().flatten() for micro_batch in given])
     return {
         "step": step,
         "loss": sum(losses.values()),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fusion.errors import InputError
-from fusion.methods.learned.steps import Shape, lessons, temperature
+from fusion.methods.learned.steps import Shape, micro_batches, temperature
 from fusion.methods.routed.dawin import Evidence
 from fusion.registry import METHODS, Gated
 from tests.fusion.laws import LEARNING, ROUTED
@@ -60,7 +60,9 @@ def test_same_parameters_same_router_and_rows(name):
     features = {task: drawn(9, SHAPE.width) for task in SHAPE.tasks}
     sizes = dict.fromkeys(SHAPE.tasks, 9)
     pairs = zip(
-        lessons(first, sizes, features, 3, 7), lessons(second, sizes, features, 3, 7), strict=True
+        micro_batches(first, sizes, features, 3, 7),
+        micro_batches(second, sizes, features, 3, 7),
+        strict=True,
     )
     for ours, theirs in pairs:
         assert all(torch.equal(ours.rows[task], theirs.rows[task]) for task in ours.rows)

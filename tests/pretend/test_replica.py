@@ -22,7 +22,7 @@ from actors.fleet.transport import pack, unpack
 from actors.pool.pool import open_pool
 from actors.pool.vectors_on_disk import file_vectors, opened_vectors
 from fusion.methods.learned.gate import Gate
-from fusion.methods.learned.steps import Lesson, Shape, lessons
+from fusion.methods.learned.steps import MicroBatch, Shape, micro_batches
 from fusion.registry import (
     METHODS,
     Adaptive,
@@ -204,9 +204,9 @@ TAUGHT = [
 ]  # fmt: skip
 
 
-def detached(lesson):
-    beta = None if lesson.beta is None else lesson.beta.detach()
-    return Lesson(lesson.rows, lesson.coding.detach(), beta)
+def detached(micro_batch):
+    beta = None if micro_batch.beta is None else micro_batch.beta.detach()
+    return MicroBatch(micro_batch.rows, micro_batch.coding.detach(), beta)
 
 
 @pytest.mark.parametrize(("name", "params"), cases(TAUGHT, [TAUGHT[0], TAUGHT[5]]))
@@ -217,8 +217,8 @@ def test_gradients_and_what_was_learned(name, params, cpu, gpu):
     learning = row.learning(shape, **{**params, "batch_size": 4})
     role = learning.adapt_on
     features = {task: cpu.runner.features(task, role, EXTRACTOR) for task in NAMES}
-    given = lessons(learning, dict.fromkeys(NAMES, ROWS), features, 0, 3)
-    given = [detached(lesson) for lesson in given]
+    given = micro_batches(learning, dict.fromkeys(NAMES, ROWS), features, 0, 3)
+    given = [detached(micro_batch) for micro_batch in given]
     wanted = cpu.gradients(given, role, learning.trim)
     with pretending():
         found = gpu.gradients(given, role, learning.trim)

@@ -25,7 +25,7 @@ WAYS = {
 
 
 @pytest.fixture(scope="module")
-def lesson():
+def micro_batch():
     draw = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (24, 3, 32, 32), generator=draw).to(torch.uint8)
     return images, torch.randint(0, 3, (24,), generator=draw)
@@ -41,9 +41,9 @@ def pool(tiny_pool):
     return open_pool(str(tiny_pool.root / "base"), {"e": str(tiny_pool.root / "experts/tones")})
 
 
-def tuned(pool, lesson, out, device, **how):
+def tuned(pool, micro_batch, out, device, **how):
     given = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "device": device, **how}
-    fine_tune(pool.base.folder, *lesson, head_of(pool), out, **given)
+    fine_tune(pool.base.folder, *micro_batch, head_of(pool), out, **given)
     return {
         file.parent.name.replace(out.name, ""): load_file(file)
         for file in sorted(out.parent.glob(f"{out.name}*/model.safetensors"))
@@ -63,10 +63,10 @@ QUICK = ("plain",)
 @pytest.mark.parametrize(
     "way", [way if way in QUICK else pytest.param(way, marks=pytest.mark.slow) for way in WAYS]
 )
-def test_fine_tuning(way, pool, lesson, tmp_path):
-    wanted = tuned(pool, lesson, tmp_path / "cpu" / "out", "cpu", **WAYS[way])
+def test_fine_tuning(way, pool, micro_batch, tmp_path):
+    wanted = tuned(pool, micro_batch, tmp_path / "cpu" / "out", "cpu", **WAYS[way])
     with pretending():
-        found = tuned(pool, lesson, tmp_path / "gpu" / "out", "cuda", **WAYS[way])
+        found = tuned(pool, micro_batch, tmp_path / "gpu" / "out", "cuda", **WAYS[way])
     assert_models(found, wanted)
 
 
@@ -75,7 +75,7 @@ class Stopped(Exception):
 
 
 @pytest.mark.slow
-def test_fine_tuning_goes_on_where_it_was_stopped(pool, lesson, tmp_path):
+def test_fine_tuning_goes_on_where_it_was_stopped(pool, micro_batch, tmp_path):
     how = {"epochs": 2, "stops": (0.34,), "ema": 0.9, "mixup": 0.2}
 
     def stop(step, steps, loss):
@@ -84,11 +84,11 @@ def test_fine_tuning_goes_on_where_it_was_stopped(pool, lesson, tmp_path):
 
     state = tmp_path / "state"
     with pretending():
-        whole = tuned(pool, lesson, tmp_path / "whole", "cuda", **how)
+        whole = tuned(pool, micro_batch, tmp_path / "whole", "cuda", **how)
         with pytest.raises(Stopped):
-            tuned(pool, lesson, tmp_path / "cut", "cuda", state=state, advance=stop, **how)
+            tuned(pool, micro_batch, tmp_path / "cut", "cuda", state=state, advance=stop, **how)
         assert state.exists()
-        resumed = tuned(pool, lesson, tmp_path / "cut", "cuda", state=state, **how)
+        resumed = tuned(pool, micro_batch, tmp_path / "cut", "cuda", state=state, **how)
     for kind, tensors in whole.items():
         for name, tensor in tensors.items():
             assert torch.equal(resumed[kind][name], tensor), (kind, name)

@@ -25,7 +25,7 @@ from actors.shards.pipeline import Direct, Pipeline
 from actors.shards.resident_model import ImageEncoder
 from actors.shards.shard import Shard
 from fusion.errors import InputError
-from fusion.methods.learned.steps import Lesson
+from fusion.methods.learned.steps import MicroBatch
 from fusion.task_vectors.sparsify import Trim
 from sweeps.planning.prepare import prepare
 from sweeps.results import recipe as recipes
@@ -188,10 +188,10 @@ def test_methods_by_statistics_need_tied_tensors_in_one_shard(method, experts):
         experts(CUTS[1]).evaluate(recipe, "select")
 
 
-def test_lessons_are_the_same_for_every_cut(experts):
+def test_micro_batches_are_the_same_for_every_cut(experts):
     coding = torch.full((1, 2, 1), 0.3)
-    lesson = Lesson({task: torch.arange(4) for task in TASKS}, coding)
-    whole, *others = [experts(cut).gradients([lesson], "fit", Trim())[0] for cut in CUTS]
+    micro_batch = MicroBatch({task: torch.arange(4) for task in TASKS}, coding)
+    whole, *others = [experts(cut).gradients([micro_batch], "fit", Trim())[0] for cut in CUTS]
     for other in others:
         assert whole.losses == other.losses
         torch.testing.assert_close(whole.coding, other.coding)

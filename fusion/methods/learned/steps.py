@@ -74,7 +74,7 @@ class Learning:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class MicroBatch:
     """One forward and backward pass: rows of one or more tasks through one coding."""
 
     rows: Mapping[str, Tensor]
@@ -88,7 +88,7 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Gradient:
-    """What a lesson gave."""
+    """What a micro-batch gave."""
 
     losses: Mapping[str, float]
     """Task -> mean loss over its rows, in nats."""
@@ -98,8 +98,8 @@ class Gradient:
     """∂(Σ_tasks loss)/∂beta."""
 
 
-Teach: TypeAlias = Callable[[Sequence[Lesson]], Sequence[Gradient]]
-"""Who holds the experts: lessons -> gradients, in order."""
+ComputeGradients: TypeAlias = Callable[[Sequence[MicroBatch]], Sequence[Gradient]]
+"""Who holds the experts: micro-batches -> gradients, in order."""
 
 
 @runtime_checkable
@@ -117,14 +117,14 @@ def temperature(router: nn.Module) -> Tensor | None:
     return router.beta() if isinstance(router, Tempered) else None
 
 
-def lessons(
+def micro_batches(
     learning: Learning,
     sizes: Mapping[str, int],
     features: Mapping[str, Tensor],
     step: int,
     seed: int,
-) -> list[Lesson]:
-    """One step's lessons: one a task; where they share a coding, one with all of them (or some).
+) -> list[MicroBatch]:
+    """The micro-batches of one step: one a task; with a shared coding, one of all tasks (or some).
 
     Args:
         learning: what is learned.
@@ -142,12 +142,12 @@ def lessons(
         each = learning.tasks_at_once or len(names)
         parts = [names[start : start + each] for start in range(0, len(names), each)]
         beta = temperature(learning.router)
-        return [Lesson({name: rows[name] for name in part}, coding, beta) for part in parts]
+        return [MicroBatch({name: rows[name] for name in part}, coding, beta) for part in parts]
     found = []
     for task, at in rows.items():
         coding = learning.router(features[task][at])
         found.append(
-            Lesson({task: at}, coding.mean(0, keepdim=True) if learning.batch_mean else coding)
+            MicroBatch({task: at}, coding.mean(0, keepdim=True) if learning.batch_mean else coding)
         )
     return found
 
@@ -155,8 +155,8 @@ def lessons(
 def learn_step(
     learning: Learning,
     optimizer: torch.optim.Optimizer,
-    given: Sequence[Lesson],
-    teach: Teach,
+    given: Sequence[MicroBatch],
+    compute_gradients: ComputeGradients,
     step: int,
 ) -> dict[str, float]:
     """One step on the sum over tasks of the mean losses: task -> loss.
@@ -166,16 +166,18 @@ def learn_step(
             updated.
     """
     detached = [
-        Lesson(each.rows, each.coding.detach(), None if each.beta is None else each.beta.detach())
+        MicroBatch(
+            each.rows, each.coding.detach(), None if each.beta is None else each.beta.detach()
+        )
         for each in given
     ]
-    gradients = teach(detached)
+    gradients = compute_gradients(detached)
     losses: dict[str, float] = {}
-    for lesson, gradient in zip(given, gradients, strict=True):
+    for micro_batch, gradient in zip(given, gradients, strict=True):
         losses |= gradient.losses
         bad = [task for task, loss in gradient.losses.items() if loss - loss != 0]
         if bad or not bool(gradient.coding.isfinite().all()):
-            task = bad[0] if bad else next(iter(lesson.rows))
+            task = bad[0] if bad else next(iter(micro_batch.rows))
             why = f"learning_rate {learning.learning_rate:g} may be too large"
             if step == 0:
                 why = "nothing is learned yet: the weights of base or experts make it so"
@@ -185,10 +187,10 @@ def learn_step(
             )
     optimizer.zero_grad()
     known: list[tuple[Tensor, Tensor]] = []
-    for lesson, gradient in zip(given, gradients, strict=True):
-        known.append((lesson.coding, gradient.coding.to(lesson.coding)))
-        if lesson.beta is not None and lesson.beta.requires_grad:
-            known.append((lesson.beta, torch.full_like(lesson.beta, gradient.beta)))
+    for micro_batch, gradient in zip(given, gradients, strict=True):
+        known.append((micro_batch.coding, gradient.coding.to(micro_batch.coding)))
+        if micro_batch.beta is not None and micro_batch.beta.requires_grad:
+            known.append((micro_batch.beta, torch.full_like(micro_batch.beta, gradient.beta)))
     if learning.entropy_weight:
         shares = given[0].coding
         pull = learning.entropy_weight * torch.xlogy(shares, shares).sum(1).mean()

@@ -25,7 +25,7 @@ from fusion.logits.cosine_head import logits
 from fusion.logits.entropy import entropy
 from fusion.logits.optimize import draw
 from fusion.methods.learned.concrete import drawn
-from fusion.methods.learned.steps import Shape, learn_step, lessons
+from fusion.methods.learned.steps import Shape, learn_step, micro_batches
 from fusion.methods.learned.wemoe import Router
 from fusion.registry import METHODS
 from fusion.task_vectors.sparse import largest
@@ -397,9 +397,9 @@ def test_the_second_stage_is_adamerging_under_a_fixed_mask(doubles):
     optimizer = torch.optim.Adam(course.router.parameters(), lr=0.05)
     sizes = {name: experts.runner.size(name, "fit") for name in NAMES}
     for step in range(2):
-        given = lessons(course, sizes, {}, step, SEED)
-        teach = lambda asked: experts.gradients(asked, "fit", course.trim)  # noqa: E731
-        learn_step(course, optimizer, given, teach, step)
+        given = micro_batches(course, sizes, {}, step, SEED)
+        compute_gradients = lambda asked: experts.gradients(asked, "fit", course.trim)  # noqa: E731
+        learn_step(course, optimizer, given, compute_gradients, step)
     wanted = course.router(None).detach()
     torch.testing.assert_close(found["coefficients"], wanted, rtol=1e-3, atol=1e-3)
     assert bool(((wanted - 0.3).abs() > 0.01).any())

@@ -26,7 +26,7 @@ from actors.files.matrix_file import write_matrix
 from actors.gate_features.feature_cache import open_features
 from actors.pool.pool import Pool, open_pool
 from fusion.methods.learned.gate import Gate
-from fusion.methods.learned.steps import Shape, learn_step, lessons
+from fusion.methods.learned.steps import Shape, learn_step, micro_batches
 from fusion.registry import METHODS
 
 EXTRACTOR = "made-up"
@@ -74,7 +74,7 @@ class Parts:
         optimizer = torch.optim.Adam(learning.router.parameters(), lr=learning.learning_rate)
         sizes, features = self.sizes(role), self.features(role)
         for step in range(steps):
-            given = lessons(learning, sizes, features, step, seed=5)
+            given = micro_batches(learning, sizes, features, step, seed=5)
             between(step)
             learn_step(
                 learning,

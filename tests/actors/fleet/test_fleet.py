@@ -25,7 +25,7 @@ from actors.fleet.transport import fetched
 from actors.pool.pool import open_pool
 from actors.pool.vectors_in_memory import flatten, unflatten
 from fusion.errors import InputError
-from fusion.methods.learned.steps import Lesson
+from fusion.methods.learned.steps import MicroBatch
 from fusion.registry import METHODS, Informed, Learned, LogitSpace, PerTask, Routed, Static
 from fusion.task_vectors.sparsify import Trim
 from tests.fusion import laws
@@ -176,13 +176,13 @@ def test_a_soup_by_its_coding_is_the_mean_of_its_ingredients(fleet, parts):
     )
 
 
-def test_labelled_lessons_and_gram_are_the_same_here_and_there(fleet, parts):
+def test_labelled_micro_batches_and_gram_are_the_same_here_and_there(fleet, parts):
     local = parts[3]
     rows = {task: torch.arange(5) for task in local.runner.tasks}
     coding = torch.full((1, 3, 1), 1 / 3)
-    lesson = Lesson(rows, coding, torch.tensor(1.5))
-    (ours,) = local.gradients([lesson], "select", Trim())
-    (theirs,) = fleet.client.gradients([lesson], "select", Trim())
+    micro_batch = MicroBatch(rows, coding, torch.tensor(1.5))
+    (ours,) = local.gradients([micro_batch], "select", Trim())
+    (theirs,) = fleet.client.gradients([micro_batch], "select", Trim())
     assert ours.losses == theirs.losses
     assert ours.beta == theirs.beta != 0
     assert torch.equal(ours.coding, theirs.coding)

@@ -23,7 +23,7 @@ from actors.pool.pool import open_pool
 from actors.pool.vectors_low_rank import FactoredVectors, factor_bytes, factored_vectors
 from actors.pool.vectors_on_disk import FiledVectors
 from fusion.errors import InputError
-from fusion.methods.learned.steps import Lesson
+from fusion.methods.learned.steps import MicroBatch
 from fusion.task_vectors.sparsify import Trim
 from tests.actors.checkpoints.adapter_folders import write_adapter
 from tests.actors.fleet.sharded import make_parts, plan_of, random_gate, recipes
@@ -56,8 +56,8 @@ def fleet(request, parts, ray_cluster):
         yield started
 
 
-def lessons_of(parts, kind: str) -> list[Lesson]:
-    """Three tasks' lessons, with the codings that a gate gives."""
+def micro_batches_of(parts, kind: str) -> list[MicroBatch]:
+    """Three tasks' micro-batches, with the codings that a gate gives."""
     grouping, models = kind.split()
     gate, features = random_gate(parts.pool, grouping), parts.features("select")
     found = []
@@ -65,9 +65,11 @@ def lessons_of(parts, kind: str) -> list[Lesson]:
         rows = torch.arange(5 + at)
         with torch.no_grad():
             coding = gate(features[task][rows])
-        found.append(Lesson({task: rows}, coding if models == "sample" else coding.mean(0)[None]))
+        found.append(
+            MicroBatch({task: rows}, coding if models == "sample" else coding.mean(0)[None])
+        )
     shared = found[0].coding[:1]
-    return [*found, Lesson({task: torch.arange(4) for task in features}, shared)]
+    return [*found, MicroBatch({task: torch.arange(4) for task in features}, shared)]
 
 
 def test_evaluations_equal_local_to_the_bit(fleet, local, parts):
@@ -87,9 +89,9 @@ def test_merges_equal_local_to_the_bit(fleet, local, parts):
 @pytest.mark.parametrize("trim", [Trim(), Trim(0.3, elect=True)], ids=["whole", "elected"])
 @pytest.mark.parametrize("kind", ["task mean", "layer mean", "task sample", "layer sample"])
 def test_gradients_equal_local_to_the_bit(kind, trim, fleet, local, parts):
-    lessons = lessons_of(parts, kind)
-    expected = local.gradients(lessons, "select", trim)
-    found = fleet.client.gradients(lessons, "select", trim)
+    micro_batches = micro_batches_of(parts, kind)
+    expected = local.gradients(micro_batches, "select", trim)
+    found = fleet.client.gradients(micro_batches, "select", trim)
     for ours, theirs in zip(expected, found, strict=True):
         assert ours.losses == theirs.losses
         assert torch.equal(ours.coding, theirs.coding)
@@ -179,9 +181,9 @@ def test_activations_pass_neither_through_the_conductor_nor_through_the_driver(f
         ray.cloudpickle.dumps(fleet.setup), None, ray.cloudpickle.dumps(fleet.shards)
     )
     link = coordinator.experts.runner.pipeline.link = Watched()
-    lessons = lessons_of(parts, "layer sample")
-    found = coordinator.call(Gradients(lessons, "select", Trim()))
-    for ours, theirs in zip(local.gradients(lessons, "select", Trim()), found, strict=True):
+    micro_batches = micro_batches_of(parts, "layer sample")
+    found = coordinator.call(Gradients(micro_batches, "select", Trim()))
+    for ours, theirs in zip(local.gradients(micro_batches, "select", Trim()), found, strict=True):
         assert torch.equal(ours.coding, theirs.coding)
     for value in link.fetched:  # losses, and gradients by coding of a block's tensors
         columns = isinstance(value, torch.Tensor) and value.shape[1] == len(parts.pool.tasks)
@@ -193,8 +195,8 @@ def test_activations_pass_neither_through_the_conductor_nor_through_the_driver(f
     assert all(value.keys() == {"output"} for value in link.fetched)
     # And to a client come losses and codings, or scores: less than one hidden state takes.
     hidden = 8 * 5 * 32 * 4  # images, tokens, width, bytes
-    lessons = lessons_of(parts, "task mean")
-    answer = ray.get(fleet.client.submit(Gradients(lessons, "select", Trim())))
+    micro_batches = micro_batches_of(parts, "task mean")
+    answer = ray.get(fleet.client.submit(Gradients(micro_batches, "select", Trim())))
     assert sum(gradient.coding.nbytes for gradient in answer) < hidden
     answer = ray.get(fleet.client.submit(Evaluate(recipes(parts.pool)["ties"], "report")))
     assert len(pickle.dumps(answer)) < hidden
@@ -224,7 +226,7 @@ def test_experts_that_stay_factored(parts, tmp_path):
         for name, vectors in (("factored", factored_vectors(pool)), ("dense", None))
     )
     coding = torch.rand(1, 3, len(pool.groups), generator=torch.Generator().manual_seed(1))
-    lesson = [Lesson({task: torch.arange(6) for task in pool.tasks}, coding)]
+    micro_batch = [MicroBatch({task: torch.arange(6) for task in pool.tasks}, coding)]
     recipe = recipes(pool)["task_arithmetic"]
     with Fleet(pool, data, parts.embeddings("adapters"), plan_of(1), weights="factored") as fleet:
         fleet.ready(120)
@@ -236,7 +238,7 @@ def test_experts_that_stay_factored(parts, tmp_path):
         )
         assert others == [first, first]
         (mine,), (its,), (near,) = (
-            who.gradients(lesson, "select", Trim()) for who in (local, fleet.client, dense)
+            who.gradients(micro_batch, "select", Trim()) for who in (local, fleet.client, dense)
         )
     assert mine.losses == its.losses
     assert torch.equal(mine.coding, its.coding)
@@ -253,7 +255,7 @@ def test_experts_that_stay_in_files(shape, loose, local, parts):
     """The same bits; no task vector in the object store; a lost file ends in its name, at once and
     for a replica that starts again."""
     _, data, embeddings = parts.args
-    lessons, known = lessons_of(parts, "layer sample"), recipes(parts.pool)
+    micro_batches, known = micro_batches_of(parts, "layer sample"), recipes(parts.pool)
     with Fleet(loose, data, embeddings, plan_of(*shape), weights="files") as fleet:
         fleet.ready(120)
         for filed in ray.get(fleet.flat):
@@ -262,8 +264,8 @@ def test_experts_that_stay_in_files(shape, loose, local, parts):
         for name in ("task_arithmetic", "ties", "adamerging++"):
             ours, theirs = (who.evaluate(known[name], "report") for who in (local, fleet.client))
             assert ours.metrics() == theirs.metrics(), name
-        expected = local.gradients(lessons, "select", Trim())
-        found = fleet.client.gradients(lessons, "select", Trim())
+        expected = local.gradients(micro_batches, "select", Trim())
+        found = fleet.client.gradients(micro_batches, "select", Trim())
         for mine, its in zip(expected, found, strict=True):
             assert mine.losses == its.losses
             assert torch.equal(mine.coding, its.coding)
@@ -276,6 +278,6 @@ def test_experts_that_stay_in_files(shape, loose, local, parts):
                 victim = (fleet.shards or fleet.replicas)[0]
                 os.kill(ray.get(victim.pid.remote()), signal.SIGKILL)
             with pytest.raises(InputError) as caught:
-                fleet.client.gradients(lessons, "select", Trim())
+                fleet.client.gradients(micro_batches, "select", Trim())
             assert str(caught.value).startswith("pool.experts.")
             assert f"{file}: No such file or directory (node " in str(caught.value)

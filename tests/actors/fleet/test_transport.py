@@ -15,7 +15,7 @@ from actors.fleet.replica import Replica, Setup, ShardActor
 from actors.fleet.transport import GpuToGpu, Stored, choose, pack, unpack
 from actors.shards.resident_model import blueprint
 from fusion.errors import InputError
-from fusion.methods.learned.steps import Lesson
+from fusion.methods.learned.steps import MicroBatch
 from fusion.task_vectors.sparsify import Trim
 from tests.actors.fleet.sharded import SPLIT, make_parts, plan_of
 
@@ -210,15 +210,15 @@ def test_a_direct_transport_gives_the_same_bits(parts, shards):
     collectives cannot be aborted), so the store is of no help to shards that had one in flight.
     """
     replica = Replica(setup_of(parts), None, ray.cloudpickle.dumps(shards))
-    lessons = [
-        Lesson({task: torch.arange(6)}, torch.full((1, 3, 1), 0.1 * at))
+    micro_batches = [
+        MicroBatch({task: torch.arange(6)}, torch.full((1, 3, 1), 0.1 * at))
         for at, task in enumerate(parts.data, start=1)
     ]
-    wanted = replica.call(Gradients(lessons, "select", Trim()))
+    wanted = replica.call(Gradients(micro_batches, "select", Trim()))
     assert isinstance(replica.experts.runner.pipeline.link, Stored)
 
     replica.experts.runner.pipeline.link = GpuToGpu(shards, "gloo")
-    check(replica.call(Gradients(lessons, "select", Trim())), wanted)
+    check(replica.call(Gradients(micro_batches, "select", Trim())), wanted)
     assert isinstance(replica.experts.runner.pipeline.link, GpuToGpu)
 
 

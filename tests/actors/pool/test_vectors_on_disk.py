@@ -166,7 +166,7 @@ def trained(shard: Shard, coding: torch.Tensor, trim: Trim, cut: Any) -> tuple[t
 @pytest.mark.parametrize(
     "trim", [Trim(), Trim(0.4), Trim(0.3, elect=True, dtype="float16")], ids=str
 )
-def test_lessons_give_the_same_bits(pool_folders: Folders, trim: Trim, models: int) -> None:
+def test_micro_batches_give_the_same_bits(pool_folders: Folders, trim: Trim, models: int) -> None:
     """One model (learned_soup, AdaMerging), and one a sample (DAWE)."""
     pool = open_pool(*pool_folders)
     loaded, filed = both(pool)

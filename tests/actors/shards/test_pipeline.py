@@ -24,7 +24,7 @@ from actors.shards.shard import Batch, Shard, Weights
 from fusion.errors import InputError
 from fusion.methods.learned.adamerging import Coefficients
 from fusion.methods.learned.gate import Gate
-from fusion.methods.learned.steps import Gradient, Learning, Lesson, learn_step
+from fusion.methods.learned.steps import Gradient, Learning, MicroBatch, learn_step
 from fusion.registry import METHODS, Static
 from fusion.task_vectors.sparsify import Trim
 from tests.actors.conftest import Tiny
@@ -164,15 +164,15 @@ def test_evaluations_of_every_cut(cut: Any, world: World, local: LocalExperts) -
     assert len(seen) == len(CLASSES) * len(recipes(world))  # each recipe is a model of its own
 
 
-def lessons(world: World, kind: str) -> list[Lesson]:
+def micro_batches(world: World, kind: str) -> list[MicroBatch]:
     """A task each, and one with all tasks through one coding (all of a batch's, if by sample)."""
     found = [
-        Lesson({task: torch.tensor(rows)}, world.coding(kind, len(rows), seed=at).float())
+        MicroBatch({task: torch.tensor(rows)}, world.coding(kind, len(rows), seed=at).float())
         for at, (task, rows) in enumerate(SAMPLES.items())
     ]
     rows = {task: torch.tensor(at) for task, at in SAMPLES.items()}
     size = sum(map(len, SAMPLES.values()))
-    return [*found, Lesson(rows, world.coding(kind, size, seed=7).float())]
+    return [*found, MicroBatch(rows, world.coding(kind, size, seed=7).float())]
 
 
 def assert_same_gradients(found: list[Gradient], wanted: list[Gradient]) -> None:
@@ -186,22 +186,22 @@ def assert_same_gradients(found: list[Gradient], wanted: list[Gradient]) -> None
 @pytest.mark.parametrize("cut", CUTS[1:], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_of_every_cut(cut: Any, kind: str, world: World, local: LocalExperts) -> None:
-    sharded, given = world.experts(*cut), lessons(world, kind)
+    sharded, given = world.experts(*cut), micro_batches(world, kind)
     for trim in TRIMS:
         for role in ("report", "fit"):
             wanted = local.gradients(given, role, trim)
             assert_same_gradients(sharded.gradients(given, role, trim), wanted)
-            for lesson, gradient in zip(given, wanted, strict=True):
-                assert gradient.coding.shape == lesson.coding.shape
-                assert list(gradient.losses) == list(lesson.rows)
+            for micro_batch, gradient in zip(given, wanted, strict=True):
+                assert gradient.coding.shape == micro_batch.coding.shape
+                assert list(gradient.losses) == list(micro_batch.rows)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_lesson_is_as_alone(kind: str, world: World, local: LocalExperts) -> None:
-    given = lessons(world, kind)
+def test_each_micro_batch_is_as_alone(kind: str, world: World, local: LocalExperts) -> None:
+    given = micro_batches(world, kind)
     for experts in (local, world.experts((0, 1), (1, 3), (3, 4))):
         together = experts.gradients(given, "report", Trim())
-        alone = [experts.gradients([lesson], "report", Trim())[0] for lesson in given]
+        alone = [experts.gradients([micro_batch], "report", Trim())[0] for micro_batch in given]
         assert_same_gradients(together, alone)
     assert local.gradients([], "report", Trim()) == []
 
@@ -219,7 +219,7 @@ def test_shards_keep_no_more_than_the_schedule_has(world: World) -> None:
 
     shards = experts.runner.pipeline.shards
     experts.runner.pipeline.link = Counting()
-    given = lessons(world, "task mean") * 3
+    given = micro_batches(world, "task mean") * 3
     for shard in shards:
         shard.capacity = 100
     experts.gradients(given, "report", Trim())
@@ -245,7 +245,7 @@ class Intruding(Direct):
 def test_runs_that_cross_do_not_disturb_each_other(
     contexts: int | None, world: World, local: LocalExperts
 ) -> None:
-    ours, theirs = lessons(world, "layer sample"), lessons(world, "task mean")[::-1]
+    ours, theirs = micro_batches(world, "layer sample"), micro_batches(world, "task mean")[::-1]
     wanted = local.gradients(ours, "report", Trim(0.4))
     crossing = local.gradients(theirs, "fit", Trim())
     experts = world.experts((0, 1), (1, 3), (3, 4))
@@ -344,13 +344,13 @@ def test_columns_are_in_the_order_of_the_whole_model(world: World) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_local_experts_are_transformers(kind: str, world: World, exact: LocalExperts) -> None:
     oracle = Oracle(world)
-    for lesson in lessons(world, kind):
-        batch = exact.runner.lesson_batch(lesson, "report")
-        leaf = lesson.coding.double().requires_grad_()
+    for micro_batch in micro_batches(world, kind):
+        batch = exact.runner.batch_of(micro_batch, "report")
+        leaf = micro_batch.coding.double().requires_grad_()
         embedded = oracle.embed(oracle.merged(leaf), world.pixels(batch))
         losses = oracle.losses(embedded, batch)
         (wanted,) = torch.autograd.grad(torch.stack(list(losses.values())).sum(), leaf)
-        given = Lesson(lesson.rows, lesson.coding.double())
+        given = MicroBatch(micro_batch.rows, micro_batch.coding.double())
         (found,) = exact.gradients([given], "report", Trim())
         torch.testing.assert_close(found.coding, wanted, **EXACT)
         for task, loss in losses.items():
@@ -366,8 +366,10 @@ def test_all_tasks_in_one_pass_are_the_sum_over_tasks(
 ) -> None:
     coding = world.coding(f"{grouping} mean", 1)
     rows = {task: torch.tensor(at) for task, at in SAMPLES.items()}
-    (together,) = exact.gradients([Lesson(rows, coding)], "report", Trim())
-    each = exact.gradients([Lesson({task: rows[task]}, coding) for task in rows], "report", Trim())
+    (together,) = exact.gradients([MicroBatch(rows, coding)], "report", Trim())
+    each = exact.gradients(
+        [MicroBatch({task: rows[task]}, coding) for task in rows], "report", Trim()
+    )
     total = torch.stack([gradient.coding for gradient in each]).sum(0)
     torch.testing.assert_close(together.coding, total, **EXACT)
     for gradient in each:
@@ -391,7 +393,7 @@ def test_a_gates_step_is_that_of_the_summed_loss(
     for task, rows in SAMPLES.items():
         features = exact.runner.features(task, "report", EXTRACTOR)[rows]
         coding = gate(features).mean(0, keepdim=True) if batch_mean else gate(features)
-        given.append(Lesson({task: torch.tensor(rows)}, coding))
+        given.append(MicroBatch({task: torch.tensor(rows)}, coding))
         batch = world.batch(**{task: rows})
         embedded = oracle.embed(oracle.merged(coding), world.pixels(batch))
         losses.append(oracle.losses(embedded, batch)[task])
@@ -402,7 +404,7 @@ def test_a_gates_step_is_that_of_the_summed_loss(
         learning,
         torch.optim.SGD(gate.parameters(), lr=1.0),
         given,
-        lambda lessons: exact.gradients(lessons, "report", Trim()),
+        lambda micro_batches: exact.gradients(micro_batches, "report", Trim()),
         0,
     )
     for p, old, gradient in zip(gate.parameters(), before, wanted, strict=True):
@@ -421,8 +423,8 @@ def test_adamerging_goes_down(clamp: bool, world: World, local: LocalExperts) ->
         found = learn_step(
             learning,
             optimizer,
-            [Lesson(rows, router(None))],
-            lambda lessons: local.gradients(lessons, "report", learning.trim),
+            [MicroBatch(rows, router(None))],
+            lambda micro_batches: local.gradients(micro_batches, "report", learning.trim),
             step,
         )
         losses.append(sum(found.values()))
@@ -445,13 +447,13 @@ def test_step_0_of_dawe_is_task_arithmetic(
 
 
 def test_adamerging_is_evaluated_as_it_was_learned(world: World, local: LocalExperts) -> None:
-    """The resident model of a coding file gives the losses that its lessons gave."""
+    """The resident model of a coding file gives the losses that its micro-batches gave."""
     recipe = recipes(world)["adamerging++"]
     weights = model_weights(local.runner, recipe)
     assert weights.trim == Trim(0.3, elect=True)
     assert weights.coding is not None
     rows = {task: torch.arange(7) for task in CLASSES}
-    (found,) = local.gradients([Lesson(rows, weights.coding)], "report", weights.trim)
+    (found,) = local.gradients([MicroBatch(rows, weights.coding)], "report", weights.trim)
     for task in CLASSES:
         z = local.logits(recipe, "report")[task][:7]
         loss = torch.distributions.Categorical(logits=z).entropy().mean().item()
@@ -463,15 +465,17 @@ def test_rows_of_a_role_are_those_of_its_split(world: World, local: LocalExperts
     indices = world.data["t1"].rows["fit"].indices
     assert indices is not None
     assert indices.tolist() != list(range(len(indices)))
-    lesson = Lesson({"t1": torch.tensor([3, 0])}, torch.full((1, 3, 1), 0.3))
-    (part,) = local.runner.lesson_batch(lesson, "fit").parts
+    micro_batch = MicroBatch({"t1": torch.tensor([3, 0])}, torch.full((1, 3, 1), 0.3))
+    (part,) = local.runner.batch_of(micro_batch, "fit").parts
     assert part[2].tolist() == [indices[3], indices[0]]
     everything = replace(world.data["t1"].rows["fit"], indices=None)
     task = replace(world.data["t1"], rows={"fit": everything})
     other = replace(world, data={**world.data, "t1": task})
-    moved = Lesson({"t1": torch.from_numpy(np.array([indices[3], indices[0]]))}, lesson.coding)
+    moved = MicroBatch(
+        {"t1": torch.from_numpy(np.array([indices[3], indices[0]]))}, micro_batch.coding
+    )
     wanted = other.experts(None).gradients([moved], "fit", Trim())
-    assert_same_gradients(local.gradients([lesson], "fit", Trim()), wanted)
+    assert_same_gradients(local.gradients([micro_batch], "fit", Trim()), wanted)
 
 
 def test_a_recipe_without_what_was_learned_is_refused(local: LocalExperts) -> None:

@@ -126,7 +126,7 @@ def test_a_layer_never_multiplies_them_out(
     torch.testing.assert_close(torch.autograd.grad(found, (x, c), dy), slopes, rtol=1e-11, atol=0)
 
 
-def test_what_an_evaluation_made_serves_a_lesson() -> None:
+def test_what_an_evaluation_made_serves_a_micro_batch() -> None:
     low, x, c = factors(), drawn(2, 3, IN, seed=1), torch.ones(1, 3, dtype=torch.float64)
     with torch.inference_mode():
         merged_linear(x, c, drawn(OUT, IN, seed=4), low)

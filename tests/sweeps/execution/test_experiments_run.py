@@ -56,7 +56,7 @@ def test_an_unseen_task_is_merged_for_and_never_read_before_the_end(experts):
     experts.embed("lines", "select")  # of the tasks that have such rows
 
 
-def test_fits_and_lessons_are_of_seen_tasks(experts):
+def test_fits_and_micro_batches_are_of_seen_tasks(experts):
     fitted, _ = experts.fit(Recipe("tip_adapter", {"shots": 2}))
     assert set(experts.evaluate(Recipe("tip_adapter", {"shots": 2}, fitted), "report").scores) == (
         set(SEEN)

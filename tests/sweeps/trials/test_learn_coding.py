@@ -148,8 +148,8 @@ def test_a_loss_that_is_no_number_is_one_line_and_keeps_nothing(parts, tmp_path)
     class Broken:
         evaluate = experts.evaluate
 
-        def gradients(self, lessons, role, trim):
-            found = experts.gradients(lessons, role, trim)
+        def gradients(self, micro_batches, role, trim):
+            found = experts.gradients(micro_batches, role, trim)
             found[1] = replace(found[1], losses={"tones": float("nan")})
             return found
 

@@ -10,7 +10,7 @@ import torch
 from fusion.errors import InputError
 from fusion.methods.learned.dawe import dawe
 from fusion.methods.learned.gate import Gate
-from fusion.methods.learned.steps import Learning, Shape, lessons
+from fusion.methods.learned.steps import Learning, Shape, micro_batches
 from fusion.registry import METHODS, Gated
 from fusion.task_vectors.sparsify import Trim
 
@@ -107,10 +107,10 @@ def test_codings_are_one_a_batch_or_one_a_sample(batch_mean: bool) -> None:
     gate = learning.router
     assert isinstance(gate, Gate)
     gate[-1].weight.data.normal_(generator=torch.Generator().manual_seed(1))
-    (lesson,) = lessons(learning, {"x": 9}, {"x": features(9)}, step=0, seed=0)
-    each = gate(features(9)[lesson.rows["x"]])
+    (micro_batch,) = micro_batches(learning, {"x": 9}, {"x": features(9)}, step=0, seed=0)
+    each = gate(features(9)[micro_batch.rows["x"]])
     assert not torch.equal(each[0], each[1])
-    assert torch.equal(lesson.coding, each.mean(0, keepdim=True) if batch_mean else each)
+    assert torch.equal(micro_batch.coding, each.mean(0, keepdim=True) if batch_mean else each)
 
 
 @pytest.mark.parametrize(

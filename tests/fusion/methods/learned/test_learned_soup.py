@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy
 
 from fusion.errors import InputError
 from fusion.methods.learned.learned_soup import Shares, learned_soup, parts_of
-from fusion.methods.learned.steps import Gradient, Shape, learn_step, lessons
+from fusion.methods.learned.steps import Gradient, Shape, learn_step, micro_batches
 
 K, C, D = 3, 4, 6
 GROUPS = ("encoder.layers.0.w", "encoder.layers.1.w")
@@ -34,21 +34,21 @@ class Toy:
         first, second = self.weights(coding)
         return cross_entropy(beta * (self.x[rows] @ first @ second)[:, :C], self.y[rows])
 
-    def teach(self, given):
+    def compute_gradients(self, given):
         """∂L/∂coding by inner products with task vectors, one gradient of the merged model."""
         found = []
-        for lesson in given:
-            (rows,) = lesson.rows.values()
-            matrices = [m.detach().requires_grad_() for m in self.weights(lesson.coding)]
-            beta = lesson.beta.double().detach().requires_grad_()
+        for micro_batch in given:
+            (rows,) = micro_batch.rows.values()
+            matrices = [m.detach().requires_grad_() for m in self.weights(micro_batch.coding)]
+            beta = micro_batch.beta.double().detach().requires_grad_()
             z = (self.x[rows] @ matrices[0] @ matrices[1])[:, :C]
             loss = cross_entropy(beta * z, self.y[rows])
             loss.backward()
             columns = [torch.einsum("ij,tij->t", matrices[g].grad, self.deltas[g]) for g in (0, 1)]
             coding = torch.stack(columns, 1)[None]
-            if lesson.coding.shape[2] == 1:
+            if micro_batch.coding.shape[2] == 1:
                 coding = coding.sum(2, keepdim=True)
-            (task,) = lesson.rows
+            (task,) = micro_batch.rows
             found.append(Gradient({task: loss.item()}, coding, beta.grad.item()))
         return found
 
@@ -68,9 +68,9 @@ def test_the_streamed_gradient_is_autograds(granularity, entropy_weight) -> None
     with torch.no_grad():
         router.raw.copy_(torch.randn(router.raw.shape, generator=torch.Generator().manual_seed(1)))
         router.log_beta.fill_(0.3)
-    given = lessons(learning, {"t": 20}, {}, 0, 0)
+    given = micro_batches(learning, {"t": 20}, {}, 0, 0)
     optimizer = torch.optim.SGD(router.parameters(), lr=0.0)
-    learn_step(learning, optimizer, given, toy.teach, 0)
+    learn_step(learning, optimizer, given, toy.compute_gradients, 0)
     found = [router.raw.grad.clone(), router.log_beta.grad.clone()]
     optimizer.zero_grad()
     coding = router(None)
@@ -89,9 +89,13 @@ def test_learning_lowers_the_loss_and_starts_at_the_uniform_soup() -> None:
     torch.testing.assert_close(start, torch.full((1, K, 2), 1 / K))
     optimizer = torch.optim.Adam(learning.router.parameters(), lr=learning.learning_rate)
     losses = [
-        learn_step(learning, optimizer, lessons(learning, {"t": 20}, {}, step, 0), toy.teach, step)[
-            "t"
-        ]
+        learn_step(
+            learning,
+            optimizer,
+            micro_batches(learning, {"t": 20}, {}, step, 0),
+            toy.compute_gradients,
+            step,
+        )["t"]
         for step in range(60)
     ]
     assert losses[-1] < 0.9 * losses[0]
@@ -102,7 +106,13 @@ def test_learning_lowers_the_loss_and_starts_at_the_uniform_soup() -> None:
 def test_beta_stays_one_where_it_is_not_learned() -> None:
     learning = learned_soup(Shape(("a", "b", "c"), GROUPS), temperature=False, batch_size=20)
     optimizer = torch.optim.Adam(learning.router.parameters(), lr=0.1)
-    learn_step(learning, optimizer, lessons(learning, {"t": 20}, {}, 0, 0), Toy().teach, 0)
+    learn_step(
+        learning,
+        optimizer,
+        micro_batches(learning, {"t": 20}, {}, 0, 0),
+        Toy().compute_gradients,
+        0,
+    )
     assert learning.router.beta().item() == 1.0
 
 

@@ -1,4 +1,4 @@
-"""Drawing rows, making lessons, and steps that refuse what is not finite."""
+"""Drawing rows, making micro-batches, and steps that refuse what is not finite."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fusion.errors import InputError
 from fusion.logits.optimize import draw
 from fusion.methods.learned.adamerging import Coefficients
 from fusion.methods.learned.gate import Gate
-from fusion.methods.learned.steps import Gradient, Learning, Lesson, learn_step, lessons
+from fusion.methods.learned.steps import Gradient, Learning, MicroBatch, learn_step, micro_batches
 
 TASKS = ("a", "b", "c")
 SIZES = {"a": 10, "b": 7, "c": 23}
@@ -78,39 +78,39 @@ def test_draws_depend_on_their_arguments_alone() -> None:
     assert sorted(draw(20, 20, 0, seed=2**63 - 1).tolist()) == list(range(20))
 
 
-# ----------------------------------------------------------------------------------------- lessons
+# ------------------------------------------------------------------------------------ micro-batches
 
 
-def test_tasks_that_share_a_coding_share_a_lesson() -> None:
+def test_tasks_that_share_a_coding_share_a_micro_batch() -> None:
     router = Coefficients(len(TASKS), GROUPS, 0.3)
-    (lesson,) = lessons(learning(router, extractor=None), SIZES, {}, step=2, seed=9)
-    assert list(lesson.rows) == list(TASKS)
-    for rows, size in zip(lesson.rows.values(), SIZES.values(), strict=True):
+    (micro_batch,) = micro_batches(learning(router, extractor=None), SIZES, {}, step=2, seed=9)
+    assert list(micro_batch.rows) == list(TASKS)
+    for rows, size in zip(micro_batch.rows.values(), SIZES.values(), strict=True):
         assert rows.shape == (BATCH,)
         assert 0 <= int(rows.min()) <= int(rows.max()) < size
-    assert torch.equal(lesson.coding.detach(), torch.full((1, 3, GROUPS), 0.3))
-    assert lesson.coding.requires_grad
+    assert torch.equal(micro_batch.coding.detach(), torch.full((1, 3, GROUPS), 0.3))
+    assert micro_batch.coding.requires_grad
 
 
 @pytest.mark.parametrize("batch_mean", [True, False])
 def test_each_task_has_the_codings_of_its_own_features(batch_mean: bool) -> None:
     router, given = gate(), features()
-    found = lessons(learning(router, batch_mean=batch_mean), SIZES, given, step=1, seed=9)
-    assert [list(lesson.rows) for lesson in found] == [["a"], ["b"], ["c"]]
-    for lesson, task in zip(found, TASKS, strict=True):
-        wanted = router(given[task][lesson.rows[task]])
+    found = micro_batches(learning(router, batch_mean=batch_mean), SIZES, given, step=1, seed=9)
+    assert [list(micro_batch.rows) for micro_batch in found] == [["a"], ["b"], ["c"]]
+    for micro_batch, task in zip(found, TASKS, strict=True):
+        wanted = router(given[task][micro_batch.rows[task]])
         if batch_mean:
             wanted = wanted.mean(0, keepdim=True)
-        assert torch.equal(lesson.coding, wanted)
-        assert lesson.coding.shape == (1 if batch_mean else BATCH, len(TASKS), GROUPS)
+        assert torch.equal(micro_batch.coding, wanted)
+        assert micro_batch.coding.shape == (1 if batch_mean else BATCH, len(TASKS), GROUPS)
 
 
 def test_tasks_draw_apart_and_steps_and_seeds_too() -> None:
     router, alike = Coefficients(3, 1, 0.3), dict.fromkeys(TASKS, 50)
 
     def rows(step: int, seed: int) -> list[list[int]]:
-        (lesson,) = lessons(learning(router, extractor=None), alike, {}, step, seed)
-        return [drawn.tolist() for drawn in lesson.rows.values()]
+        (micro_batch,) = micro_batches(learning(router, extractor=None), alike, {}, step, seed)
+        return [drawn.tolist() for drawn in micro_batch.rows.values()]
 
     first = rows(0, 1)
     assert len({tuple(drawn) for drawn in first}) == 3
@@ -128,20 +128,22 @@ def toy_loss(coding: Tensor, rows: Tensor, task: str) -> Tensor:
     return (weight * coding.sin() * (rows.double() + 1).mean().log()).mean()
 
 
-def teach(given: Sequence[Lesson]) -> list[Gradient]:
+def compute_gradients(given: Sequence[MicroBatch]) -> list[Gradient]:
     """Whoever holds the experts, by autograd."""
     found = []
-    for lesson in given:
-        assert not lesson.coding.requires_grad  # only numbers travel
-        coding = lesson.coding.clone().requires_grad_()
-        losses = {task: toy_loss(coding, rows, task) for task, rows in lesson.rows.items()}
+    for micro_batch in given:
+        assert not micro_batch.coding.requires_grad  # only numbers travel
+        coding = micro_batch.coding.clone().requires_grad_()
+        losses = {task: toy_loss(coding, rows, task) for task, rows in micro_batch.rows.items()}
         (gradient,) = torch.autograd.grad(torch.stack(list(losses.values())).sum(), coding)
         found.append(Gradient({task: loss.item() for task, loss in losses.items()}, gradient))
     return found
 
 
-def lessons_made(router: torch.nn.Module, course: Learning, step: int = 0) -> list[Lesson]:
-    return lessons(course, SIZES, {} if course.shared else features(), step, seed=9)
+def micro_batches_made(
+    router: torch.nn.Module, course: Learning, step: int = 0
+) -> list[MicroBatch]:
+    return micro_batches(course, SIZES, {} if course.shared else features(), step, seed=9)
 
 
 ROUTERS: list[Callable[[], tuple[torch.nn.Module, dict[str, Any]]]] = [
@@ -155,18 +157,20 @@ ROUTERS: list[Callable[[], tuple[torch.nn.Module, dict[str, Any]]]] = [
 def test_a_step_descends_the_sum_over_tasks(make: Callable[[], Any]) -> None:
     router, changes = make()
     course = learning(router, **changes)
-    given = lessons_made(router, course)
+    given = micro_batches_made(router, course)
     losses_made = [
-        toy_loss(lesson.coding, rows, task)
-        for lesson in given
-        for task, rows in lesson.rows.items()
+        toy_loss(micro_batch.coding, rows, task)
+        for micro_batch in given
+        for task, rows in micro_batch.rows.items()
     ]
     total = torch.stack(losses_made).sum()
     wanted = torch.autograd.grad(total, list(router.parameters()), retain_graph=True)
     before = [p.detach().clone() for p in router.parameters()]
     for p in router.parameters():
         p.grad = torch.ones_like(p)  # what an earlier step left must not count
-    losses = learn_step(course, torch.optim.SGD(router.parameters(), lr=0.5), given, teach, 0)
+    losses = learn_step(
+        course, torch.optim.SGD(router.parameters(), lr=0.5), given, compute_gradients, 0
+    )
     assert list(losses) == list(TASKS)
     assert sum(losses.values()) == pytest.approx(float(total.detach()), rel=1e-12)
     for p, old, gradient in zip(router.parameters(), before, wanted, strict=True):
@@ -177,9 +181,9 @@ def test_a_step_descends_the_sum_over_tasks(make: Callable[[], Any]) -> None:
 def test_gradients_come_in_any_dtype() -> None:
     router = Coefficients(3, GROUPS, 0.3)
     course = learning(router, extractor=None)
-    given = lessons_made(router, course)
+    given = micro_batches_made(router, course)
 
-    def wide(detached: Sequence[Lesson]) -> list[Gradient]:
+    def wide(detached: Sequence[MicroBatch]) -> list[Gradient]:
         return [Gradient({"a": 0.0}, torch.full((1, 3, GROUPS), 2.0).double())]
 
     learn_step(course, torch.optim.SGD(router.parameters(), lr=0.1), given, wide, 0)
@@ -191,12 +195,12 @@ def test_what_is_not_finite_is_refused_and_nothing_moves(loss: float) -> None:
     router = gate()
     course = learning(router)
     optimizer = torch.optim.Adam(router.parameters(), lr=0.1)
-    learn_step(course, optimizer, lessons_made(router, course), teach, 0)
+    learn_step(course, optimizer, micro_batches_made(router, course), compute_gradients, 0)
     before = [p.detach().clone() for p in router.parameters()]
     moments = [optimizer.state[p]["exp_avg"].clone() for p in router.parameters()]
 
-    def spoilt(given: Sequence[Lesson]) -> list[Gradient]:
-        fine, bad, last = teach(given)
+    def spoilt(given: Sequence[MicroBatch]) -> list[Gradient]:
+        fine, bad, last = compute_gradients(given)
         if math.isfinite(loss):  # then it is the gradient
             broken = bad.coding.clone()
             broken[0, 1, 2] = math.nan
@@ -206,27 +210,27 @@ def test_what_is_not_finite_is_refused_and_nothing_moves(loss: float) -> None:
     with pytest.raises(
         InputError, match=r"^step 17: task 'b': loss .*learning_rate 0\.1"
     ) as caught:
-        learn_step(course, optimizer, lessons_made(router, course, 1), spoilt, 17)
+        learn_step(course, optimizer, micro_batches_made(router, course, 1), spoilt, 17)
     assert f"loss {loss if not math.isfinite(loss) else ''}" in str(caught.value)
     with pytest.raises(InputError, match=r"^step 0: .*: the weights of base or experts make it so"):
-        learn_step(course, optimizer, lessons_made(router, course, 1), spoilt, 0)
+        learn_step(course, optimizer, micro_batches_made(router, course, 1), spoilt, 0)
     for p, old, moment in zip(router.parameters(), before, moments, strict=True):
         assert torch.equal(p.detach(), old)
         assert torch.equal(optimizer.state[p]["exp_avg"], moment)
 
 
-def test_the_bad_task_of_a_shared_lesson_is_named() -> None:
+def test_the_bad_task_of_a_shared_micro_batch_is_named() -> None:
     router = Coefficients(3, GROUPS, 0.3)
     course = learning(router, extractor=None)
 
-    def spoilt(given: Sequence[Lesson]) -> list[Gradient]:
+    def spoilt(given: Sequence[MicroBatch]) -> list[Gradient]:
         return [Gradient({"a": 1.0, "b": 2.0, "c": math.nan}, torch.zeros(1, 3, GROUPS))]
 
     with pytest.raises(InputError, match=r"^step 4: task 'c': loss nan"):
         learn_step(
             course,
             torch.optim.SGD(router.parameters(), lr=1.0),
-            lessons_made(router, course),
+            micro_batches_made(router, course),
             spoilt,
             4,
         )
