@@ -27,28 +27,30 @@ settings.register_profile(
 )
 settings.load_profile("test")
 
-WORKER = os.environ.get("PYTEST_XDIST_WORKER")
-"""The process of `pytest -n` that this is; None where there is one process only."""
-
 LONGEST = "tests/test_pretended_gpu.py"
 """The file, without Ray, whose tests take longest: begun first, or all would wait for it."""
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Group the tests for `pytest -n 2 --dist loadgroup`.
 
     All that use Ray are one group, and first: one process has the session's cluster, and no two
     clusters start at a time. Of the other tests each file is a group, so that what a file's tests
     share is made once.
     """
-    if not WORKER:
+    if not beside_another(config):
         return
     groups = {item: "ray" if on_ray(item) else item.nodeid.split("::")[0] for item in items}
     for item, group in groups.items():
         item.add_marker(pytest.mark.xdist_group(group))
     first = {"ray": 0, LONGEST: 1}
     items.sort(key=lambda item: first.get(groups[item], 2))
+
+
+def beside_another(config: pytest.Config) -> bool:
+    """Whether this is one of the processes of `pytest -n`."""
+    return hasattr(config, "workerinput")
 
 
 def on_ray(item: pytest.Item) -> bool:
@@ -73,10 +75,10 @@ def ray_cluster() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_pool(tmp_path_factory: pytest.TempPathFactory) -> TinyPool:
+def tiny_pool(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> TinyPool:
     """A base, three experts and three tasks, made by the project's own code; once a run."""
     root = tmp_path_factory.getbasetemp()
-    root = root.parent / "pool" if WORKER else root / "pool"
+    root = (root.parent if beside_another(pytestconfig) else root) / "pool"
     with FileLock(root.with_suffix(".lock")):
         if not (root / "made").exists():
             make_pool(root)
