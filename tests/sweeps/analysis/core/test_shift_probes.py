@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from actors.data.images.inputs import ImageInputs
 from actors.data.images.pixel_cache import open_pixels
+from actors.data.images.preprocessor_config import read_preprocess
 from actors.data.task import Splits, TaskSource, open_task
 from actors.data.task_rows import Rows, TaskData
 from sweeps.analysis.core.evaluated_points import PROBE, Points, with_probe
@@ -54,8 +56,14 @@ def prepared_of(tiny_pool, tmp_path, experts, **shifts):
         for name, shift in spec.shifts.items()
         if shift.dataset
     }
-    base = SimpleNamespace(folder=tiny_pool.root / "base")
-    return SimpleNamespace(spec=spec, others=others, splits=SPLITS, pool=SimpleNamespace(base=base))
+    folder = tiny_pool.root / "base"
+    return SimpleNamespace(
+        spec=spec,
+        others=others,
+        splits=SPLITS,
+        pool=SimpleNamespace(base=SimpleNamespace(folder=folder)),
+        inputs=ImageInputs(read_preprocess(folder)),
+    )
 
 
 @pytest.mark.parametrize("soup", [True, False])
