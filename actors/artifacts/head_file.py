@@ -24,6 +24,7 @@ from actors.files.checksums import FIELD, again, sealed, unsealed
 from actors.files.documents import parse_json
 from actors.files.safetensors_header import check_regular, read_whole
 from fusion.errors import InputError, one_line, reading
+from fusion.logits.head import CosineHead, Head, LinearHead
 
 HeadKind: TypeAlias = Literal["zero_shot", "linear_probe"]
 
@@ -207,6 +208,27 @@ def read_head(path: Path) -> Tensor:
         return parsed_head(path.read_bytes(), path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a head: {one_line(error)}; delete it") from None
+
+
+def open_head(path: Path) -> Head:
+    """The head of a file: a cosine head, or a linear one where the file says `normalise: false`.
+
+    Raises:
+        InputError: missing or damaged.
+    """
+    weight = read_head(path)
+    tensors, facts = unsealed(path.read_bytes(), must=False)
+    if facts.get("normalise") != "false":
+        return CosineHead(weight)
+    return LinearHead(weight, tensors.get("bias"))
+
+
+def write_linear_head(path: Path, weight: Tensor, bias: Tensor | None = None) -> None:
+    """Write a linear head [C, D] whole or not at all; families whose output is no embedding."""
+    tensors = {"head": weight} if bias is None else {"head": weight, "bias": bias}
+    plain = {name: each.detach().float().cpu().contiguous() for name, each in tensors.items()}
+    with replacing(path) as part:
+        part.write_bytes(sealed(plain, {"normalise": "false"}))
 
 
 def sound(path: Path) -> bool:

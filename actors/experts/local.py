@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from actors.artifacts.fitted_file import fit
-from actors.artifacts.head_file import read_head
+from actors.artifacts.head_file import open_head
 from actors.artifacts.recipe import Recipe
 from actors.cluster.metrics import count
 from actors.data.task_rows import TaskData, tasks_with
@@ -145,7 +145,7 @@ def local_experts(
     vectors = unflatten(load_flat(pool), device) if vectors is None else vectors
     vectors = replace(vectors, results=results_dtype(results))
     chain = pool.family.segments(pool.base)
-    heads = {name: read_head(task.head) for name, task in data.items()}
+    heads = {name: open_head(task.head) for name, task in data.items()}
     shards = []
     for block in blocks:
         names = segment_names(chain, *(block or (0, len(chain))))

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actors.artifacts.head_file import read_head
+from actors.artifacts.head_file import open_head, read_head
 from actors.artifacts.recipe import BASE
 from actors.data.row_file import open_labels
 from actors.data.task_rows import TaskData, batches
@@ -26,7 +26,6 @@ from actors.gate_features.feature_cache import open_features
 from actors.shards.messages import Batch, Weights
 from actors.shards.pipeline import Pipeline
 from fusion.errors import InputError
-from fusion.logits.head import as_head
 from fusion.methods.classifiers.interface import Plane
 from fusion.methods.learned.steps import MicroBatch
 from fusion.task_vectors.coding import one_hot
@@ -59,6 +58,8 @@ class ModelRunner:
         self.embeddings = embeddings
         self.device = torch.device(device)
         self.heads = {name: read_head(task.head) for name, task in data.items()}
+        """Task -> matrix [C, D] of its head, which methods of the logit plane read."""
+        self.task_heads = {name: open_head(task.head) for name, task in data.items()}
         self.opened: dict[Path, Tensor] = {}
         self.trims: dict[Trim, Weights] = {}
         self.filling = threading.RLock()
@@ -132,12 +133,12 @@ class ModelRunner:
 
     def logits_of(self, expert: str, task: str, role: str) -> Tensor:
         """Logits [N, C] of one expert, or of the base."""
-        embedded, head = self.embedded(expert, task, role), as_head(self.heads[task])
+        embedded, head = self.embedded(expert, task, role), self.task_heads[task]
         return torch.cat([head.logits(embedded[rows]) for rows in batches(len(embedded))])
 
     def headed(self, task: str, parts: Iterable[Tensor]) -> Tensor:
         """Embeddings, batch by batch, through a task's head: logits [N, C]."""
-        head = as_head(self.heads[task])
+        head = self.task_heads[task]
         return torch.cat([head.to(z.device).logits(z.float()).cpu() for z in parts])
 
     def size(self, task: str, role: str) -> int:

@@ -22,7 +22,6 @@ from actors.experts.recipe import learned_beta, learned_coding, opened_gate, sta
 from actors.experts.statistics import gathered
 from actors.shards.messages import Batch, Weights, for_task, weights_of
 from fusion.kinds import Row
-from fusion.logits.head import as_head
 from fusion.methods.routed.dawin import Evidence, is_oracle
 from fusion.registry import (
     METHODS,
@@ -177,7 +176,7 @@ def routed(runner: ModelRunner, method: Routed, recipe: Recipe, task: str, role:
     routing = method.route(evidence, **recipe.params)
     if routing.logits is not None:
         return routing.logits
-    head = as_head(runner.heads[task])
+    head = runner.task_heads[task]
     if len(routing.codings) > MERGES:
         parts = runner.pipeline.embed_coded(
             (

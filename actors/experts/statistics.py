@@ -26,6 +26,7 @@ from actors.shards.requests import (
     ShardRequest,
 )
 from fusion.errors import InputError
+from fusion.logits.head import LinearHead
 from fusion.methods.statistics.collect import Asked
 from fusion.registry import METHODS, Informed
 from fusion.task_vectors.coding import one_hot
@@ -99,6 +100,9 @@ def keys_of(
         said = [identity[task], at.file.name, there or rows[task].tolist()]
         if asked.kind == "fisher":
             said.append(hash_text(runner.heads[task].tolist()))
+            head = runner.task_heads[task]
+            if isinstance(head, LinearHead) and head.bias is not None:
+                said.append(hash_text(head.bias.tolist()))
         return said
 
     asks = [VERSION, asked.kind, asked.batch_size, asked.seed, dict(asked.options)]

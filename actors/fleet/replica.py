@@ -14,7 +14,7 @@ from typing import Any
 import ray
 import torch
 
-from actors.artifacts.head_file import read_head
+from actors.artifacts.head_file import open_head
 from actors.cluster.metrics import timed
 from actors.cluster.planner import Plan
 from actors.data.task_rows import TaskData
@@ -118,7 +118,7 @@ def build_shard(setup: Setup, weights: bytes, index: int) -> Shard:
     last = index == setup.plan.shards - 1
     kinds = [kind for kind, read in (("pixels", index == 0), ("heads", last)) if read]
     data = settled(setup.data, setup.home, kinds)
-    heads = {name: read_head(task.head) for name, task in data.items()} if last else {}
+    heads = {name: open_head(task.head) for name, task in data.items()} if last else {}
     shard = Shard(
         replace(setup.base, tensors={**vectors.base, **setup.base.tensors}),
         vectors,

@@ -26,7 +26,7 @@ from actors.shards.messages import Batch as Batch
 from actors.shards.messages import Weights as Weights
 from actors.shards.resident_model import Blueprint
 from actors.shards.statistics import Gathering
-from fusion.logits.head import TaskLoss
+from fusion.logits.head import Head, TaskLoss
 from fusion.methods.learned.steps import Gradient
 from fusion.registry import METHODS
 from fusion.task_vectors.coding import check_coding, leaves
@@ -52,7 +52,7 @@ class Shard(Block):
         self,
         base: Checkpoint | Blueprint,
         vectors: TaskVectors,
-        heads: Mapping[str, Tensor],
+        heads: Mapping[str, Tensor | Head],
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         block: tuple[int, int] | None = None,

@@ -25,6 +25,7 @@ from actors.shards.pipeline import Direct, Pipeline
 from actors.shards.resident_model import ImageEncoder
 from actors.shards.shard import Shard
 from fusion.errors import InputError
+from fusion.logits.head import LinearHead
 from fusion.methods.learned.steps import MicroBatch
 from fusion.task_vectors.sparsify import Trim
 from sweeps.planning.prepare import prepare
@@ -294,3 +295,15 @@ def test_a_merged_model_is_exported_with_its_tied_tensor_once(pool, experts, tmp
     assert fused.keys() == wanted.keys()
     for name, tensor in fused.items():
         assert torch.equal(tensor, wanted[name])
+
+
+def test_a_linear_head_with_bias_reads_the_output_as_it_is(experts, data):
+    found = experts(CUTS[3])
+    head = found.runner.task_heads["verbs"]
+    assert isinstance(head, LinearHead)
+    assert head.bias.tolist() == [0, 0.5, 1]
+    output = found.runner.embedded("pretrained", "verbs", "select")
+    wanted = output[:, :3] + head.bias
+    torch.testing.assert_close(found.runner.logits_of("pretrained", "verbs", "select"), wanted)
+    logits = found.logits(Recipe("pretrained"), "select")["verbs"]
+    torch.testing.assert_close(logits, wanted)
