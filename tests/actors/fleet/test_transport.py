@@ -8,8 +8,9 @@ import pytest
 import ray
 import torch
 
+from actors.artifacts.recipe import Recipe
 from actors.experts.peak_memory import WATER
-from actors.experts.requests import Embed, Gradients
+from actors.experts.requests import Gradients, Merge
 from actors.fleet import transport
 from actors.fleet.replica import Replica, Setup, ShardActor
 from actors.fleet.transport import GpuToGpu, Stored, choose, pack, unpack
@@ -143,18 +144,18 @@ class TwoTries:
     def __init__(self, link, error):
         self.error, self.calls = error, []
         runner = SimpleNamespace(pipeline=SimpleNamespace(link=link), device=torch.device("cpu"))
-        self.experts = SimpleNamespace(runner=runner, water=WATER, embed=self.embed)
+        self.experts = SimpleNamespace(runner=runner, water=WATER, merge=self.merge)
 
-    def embed(self, value, role):
+    def merge(self, recipe):
         self.calls.append(self.experts.runner.pipeline.link)
         if not isinstance(self.experts.runner.pipeline.link, Stored):
             raise self.error
-        return value
+        return 3
 
 
 def test_a_broken_direct_transport_is_left_for_the_store():
     replica = TwoTries(BrokenDirect(), ray.exceptions.ActorUnavailableError("gone", None))
-    assert Replica.call(replica, Embed(3, "select")) == 3
+    assert Replica.call(replica, Merge(Recipe("ties"))) == 3
     assert isinstance(replica.experts.runner.pipeline.link, Stored)
     assert len(replica.calls) == 2
 
@@ -162,7 +163,7 @@ def test_a_broken_direct_transport_is_left_for_the_store():
 def test_what_a_method_refuses_is_not_tried_again():
     replica = TwoTries(BrokenDirect(), InputError("ties: density"))
     with pytest.raises(InputError, match="ties: density"):
-        Replica.call(replica, Embed(3, "select"))
+        Replica.call(replica, Merge(Recipe("ties")))
     assert len(replica.calls) == 1
 
 
