@@ -1,12 +1,17 @@
 """Fixtures of all tests: one Ray cluster and one tiny pool a run; which tests run side by side."""
 
 import os
+import re
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from threadpoolctl import threadpool_limits
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from sweeps.cluster import ray_connection
 from tests.tiny_pool import TinyPool, make_pool
@@ -27,25 +32,45 @@ settings.register_profile(
 )
 settings.load_profile("test")
 
+ROOT = Path(__file__).parents[1]
 LONGEST = "tests/test_pretended_gpu.py"
 """The file, without Ray, whose tests take longest: begun first, or all would wait for it."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Group the tests for `pytest -n 2 --dist loadgroup`.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """How `pytest -n 2` shares tests out: files that use Ray are one group, each other file is one.
 
-    All that use Ray are one group, and first: one process has the session's cluster, and no two
-    clusters start at a time. Of the other tests each file is a group, so that what a file's tests
+    One process has the session's cluster, and no two clusters start at a time. What a file's tests
     share is made once.
     """
+    return ByFile(config, log)
+
+
+class ByFile(LoadScopeScheduling):
+    """Groups of tests by the file that they are in."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return "ray" if names_ray(file) else file
+
+
+@cache
+def names_ray(file: str) -> bool:
+    """Whether a file of tests uses Ray, as its text says."""
+    text = (ROOT / file).read_text()
+    return bool(re.search(r"\bray_cluster\b|pytest\.mark\.ray\b", text))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with the longest groups: the tests on Ray, then one long file."""
     if not beside_another(config):
         return
-    groups = {item: "ray" if on_ray(item) else item.nodeid.split("::")[0] for item in items}
-    for item, group in groups.items():
-        item.add_marker(pytest.mark.xdist_group(group))
-    first = {"ray": 0, LONGEST: 1}
-    items.sort(key=lambda item: first.get(groups[item], 2))
+    files = {item: item.nodeid.split("::")[0] for item in items}
+    if unnamed := {files[item] for item in items if on_ray(item) and not names_ray(files[item])}:
+        raise pytest.UsageError(f"use Ray without `ray_cluster` or `mark.ray`: {unnamed}")
+    items.sort(key=lambda item: (not names_ray(files[item]), files[item] != LONGEST))
 
 
 def beside_another(config: pytest.Config) -> bool:
