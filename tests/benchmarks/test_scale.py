@@ -26,7 +26,7 @@ def test_a_synthetic_sweep_has_the_trials_it_says(trials):
 
 def test_what_a_trial_adds_leaves_the_waiting_out():
     new = {"trials": 100, "span_s": 7.0}
-    size = Size(new, {}, {}, rows=0, lanes=10, noop=0.2)
+    size = Size(new, {}, {}, rows=0, slots=10, noop=0.2)
     assert size.added() == pytest.approx((7.0 - 100 * 0.2 / 10) / 100)
 
 

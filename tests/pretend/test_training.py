@@ -100,9 +100,11 @@ def test_extractors(pool, tiny_pool, tmp_path):
     size = (5, 3, *extractor.inputs.preprocess.shape)
     pixels = torch.randint(0, 256, size, generator=draw).to(torch.uint8)
     with pretending():
-        found = load_extractor(extractor, "cuda")(pixels)
+        found = load_extractor(extractor, "cuda")({"pixels": pixels})
     assert isinstance(found, OnGpu)
-    torch.testing.assert_close(found.real, load_extractor(extractor)(pixels), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        found.real, load_extractor(extractor)({"pixels": pixels}), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.slow
@@ -112,8 +114,10 @@ def test_resnets(tmp_path):
     extractor = open_extractor(str(write_resnet(tmp_path / "resnet")), "gate.extractor")
     pixels = torch.full((3, 3, *extractor.inputs.preprocess.shape), 90, dtype=torch.uint8)
     with pretending():
-        found = load_extractor(extractor, "cuda")(pixels)
-    torch.testing.assert_close(found.real, load_extractor(extractor)(pixels), rtol=1e-4, atol=1e-5)
+        found = load_extractor(extractor, "cuda")({"pixels": pixels})
+    torch.testing.assert_close(
+        found.real, load_extractor(extractor)({"pixels": pixels}), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_features_of_a_split(pool, tiny_pool, tmp_path):
