@@ -75,8 +75,8 @@ def test_the_end_waits_for_a_stated_time_and_then_gives_up_once(caplog):
 
 
 def test_time_that_goes_by_in_success_is_not_charged():
-    """Trouble of 0.1 s among jobs that take 0.6 s together, with a patience of 0.4 s."""
-    each, done = sender(patience=0.4), []
+    """Trouble of 0.1 s among jobs that take 1.8 s together, with a patience of 1.5 s."""
+    each, done = sender(patience=1.5), []
     tried = []
 
     def hard():
@@ -85,7 +85,7 @@ def test_time_that_goes_by_in_success_is_not_charged():
             away()
 
     for _ in range(3):
-        assert each.do(lambda: time.sleep(0.2) or done.append(1))
+        assert each.do(lambda: time.sleep(0.6) or done.append(1))
     assert each.do(hard)
     assert (len(done), each.fault) == (3, None)
 
