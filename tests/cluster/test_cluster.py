@@ -193,7 +193,7 @@ def test_another_version_on_a_node_is_refused_unless_the_code_is_sent(
     site: Site, submitted: str
 ) -> None:
     worker = site.workers[0]
-    file = worker.home / "fusion-sweeps" / "actors" / "shard.py"
+    file = worker.home / "fusion-sweeps" / "actors" / "shards" / "shard.py"
     whole = file.read_text()
     file.write_text(whole + "\n# another version\n")
     try:
