@@ -7,8 +7,8 @@ needs of a model family (`requires`). Callers ask for facts, not for kinds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Concatenate, Literal, TypeAlias
 
 from torch import Tensor
@@ -22,7 +22,7 @@ from fusion.methods.routed.dawin import Evidence, Routing, is_oracle, transducti
 from fusion.methods.soups.selection import Selection
 from fusion.methods.statistics.collect import Asked
 from fusion.parameters import Parameter, bind, parameters
-from fusion.task_vectors.sharded_reduce import Survey, run_surveys
+from fusion.task_vectors.sharded_reduce import Survey
 from fusion.task_vectors.sparsify import Trim
 from fusion.task_vectors.task_vectors import TaskVectors
 
@@ -205,15 +205,6 @@ class Static(Row):
         bound = self.bound(params)
         found = {"survey": inputs.survey} if self.surveyed else {}
         return self.rule(vectors, **self.read(vectors, inputs, bound), **found, **bound)
-
-    def merge_shards(
-        self, shards: Sequence[TaskVectors], inputs: MergeInputs = NOTHING, **params: Any
-    ) -> list[dict[str, Tensor]]:
-        """The merged state dict of each shard of one model; equal to the whole's, to the bit."""
-        if self.surveyed:
-            surveys = [self.start_survey(shard, inputs, **params) for shard in shards]
-            inputs = replace(inputs, survey=run_surveys(surveys))
-        return [self.merge(shard, inputs, **params) for shard in shards]
 
     def start_survey(
         self, vectors: TaskVectors, inputs: MergeInputs = NOTHING, **params: Any

@@ -129,11 +129,13 @@ class Checkpoint:
 
 
 def load_config(folder: Path, name: str, types: Collection[str] = ()) -> dict[str, Any]:
-    """`config.json` of any model; `types`: model types that a hint prefers where there is none.
+    """Read `config.json` of any model.
+
+    If the file is missing, the message names the folder below that holds a model; it prefers models
+    of one of `types`.
 
     Raises:
-        InputError: none, or not a JSON object; names the folder that the model is in, where it is
-            below.
+        InputError: the file is missing, or not a JSON object.
     """
     file = folder / "config.json"
     if not file.exists() and not file.is_symlink():

@@ -125,8 +125,22 @@ class Inputs(Protocol):
         ...
 
 
+Extract: TypeAlias = "Callable[[Activations], Tensor]"
+"""extract(collated inputs of B rows) -> float32 features [B, d], on the encoder's device."""
+
+
 class FeatureEncoder(Protocol):
     """A frozen network whose features of a row a gate reads."""
+
+    @property
+    def source(self) -> str:
+        """As the sweep file names it, for messages."""
+        ...
+
+    @property
+    def folder(self) -> Path:
+        """Its files, which a worker's node must see."""
+        ...
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -143,6 +157,6 @@ class FeatureEncoder(Protocol):
         """Its own preprocessing."""
         ...
 
-    def load(self, device: Any) -> Callable[[Activations], Tensor]:
-        """extract(activations of B rows) -> float32 [B, width], on `device`."""
+    def load(self, device: Any) -> Extract:
+        """The network on `device`."""
         ...

@@ -1,7 +1,7 @@
 """Peak memory of this process while calls run: what a method held, and not what came before it.
 
 The mark that the system keeps is put back whenever a call begins and no other is under way. Calls
-that run side by side in one process share a mark: the larger one's peak is told of both.
+that run side by side in one process share a mark: both report the larger one's peak.
 """
 
 from __future__ import annotations

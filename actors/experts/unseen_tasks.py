@@ -36,7 +36,7 @@ def adapted_role(data: Mapping[str, TaskData], role: str) -> str:
 def stays_with_seen(method: str, params: Mapping[str, Any]) -> bool:
     """Whether a method is not measured on unseen tasks.
 
-    It makes one model or classifier a task, so that there is none of an unseen one; or it would
+    It makes one model or classifier a task, and none for a task without an expert; or it would
     read an unseen task's images all together, or their labels, before it classifies them.
 
     >>> stays_with_seen("emr", {}), stays_with_seen("ties", {})

@@ -41,7 +41,7 @@ class Segment:
     numel: int
     """Parameters."""
     mlp: str | None = None
-    """Path of the submodule that a router may replace; None: there is none."""
+    """Path of the submodule that a router may replace; None if the segment has no MLP."""
     width: int = 0
     """Last axis of the MLP's input, which a router reads."""
 

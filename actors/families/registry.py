@@ -56,10 +56,9 @@ def published_gate(path: Path, *, groups: Sequence[str], **about: Any) -> tuple[
         InputError: no such file, or a gate of other models.
     """
     # Late: only a sweep that names such a file needs it.
-    from actors.families.clip.published_gates import import_gate, read_published
+    from actors.families.clip.published_gates import blocks_of, import_gate, read_published
 
-    blocks = [int(name.split(".")[2]) for name in groups if ".layers." in name]
-    return import_gate(read_published(path), blocks=1 + max(blocks), **about)
+    return import_gate(read_published(path), blocks=blocks_of(groups), **about)
 
 
 def by_type() -> dict[str, ModelFamily]:

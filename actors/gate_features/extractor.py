@@ -7,10 +7,10 @@ offers embeddings it is the model's output (of a CLIP: the projected embedding, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from actors.checkpoints.checkpoint import (
 from actors.checkpoints.sources import resolve
 from actors.data.images.inputs import ImageInputs
 from actors.data.images.preprocessor_config import read_convnext
-from actors.data.protocol import Activations, Inputs
+from actors.data.protocol import Activations, Extract, Inputs
 from actors.families.registry import by_type, family_in, inspect
 from actors.files.fingerprint import Fingerprint, fingerprint, software
 from actors.files.hashes import hash_files
@@ -42,9 +42,6 @@ REST = "classifier."
 
 COUNTER = ".num_batches_tracked"
 """Steps that a BatchNorm was trained for: nothing reads it."""
-
-Extract: TypeAlias = Callable[[Activations], Tensor]
-"""extract(collated inputs of B rows) -> float32 features [B, d], on the extractor's device."""
 
 
 @dataclass(frozen=True)

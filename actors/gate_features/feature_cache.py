@@ -1,6 +1,6 @@
 """Features of a frozen extractor on disk: computed once, memory-mapped ever after.
 
-One Arrow file (`matrices.py`) holds one source split: float32 [N, d], all its rows in the data
+One Arrow file (`matrix_file.py`) holds one source split: float32 [N, d], all its rows in the data
 set's order. Its name is a content hash of extractor, data and preprocessing. Batches are cut at the
 same rows wherever they are computed, so neither the number of workers nor the way (Ray or this
 process) changes what is computed; the number of threads, the kind of processor and GPUs change the
@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actors.data.images.pixel_cache import Progress, quiet
+from actors.data.protocol import Extract, FeatureEncoder
 from actors.data.row_file import open_labels
 from actors.data.task import Task
 from actors.files.fingerprint import fingerprint
 from actors.files.matrix_file import matrix_shape, open_matrix, write_matrix
-from actors.gate_features.extractor import Extract, Extractor, load_extractor
 from fusion.errors import InputError
 
 BATCH = 64
@@ -62,7 +62,7 @@ class Chunk:
     stop: int
 
 
-def features_path(extractor: Extractor, file: Path, root: Path, device: str = "cpu") -> Path:
+def features_path(extractor: FeatureEncoder, file: Path, root: Path, device: str = "cpu") -> Path:
     """Path of the features of a file of rows; both names are content hashes."""
     kind = torch.device(device).type
     key = fingerprint("features-3", extractor.fingerprint, file.name, kind)
@@ -70,7 +70,7 @@ def features_path(extractor: Extractor, file: Path, root: Path, device: str = "c
 
 
 def prepare_features(
-    extractor: Extractor,
+    extractor: FeatureEncoder,
     tasks: Mapping[str, Task],
     needed: Collection[tuple[str, str]],
     root: Path,
@@ -121,7 +121,7 @@ def open_features(path: Path) -> Tensor:
     return open_matrix(path, "features")
 
 
-def write(extractor: Extractor, splits: list[Split], progress: Progress, device: str) -> None:
+def write(extractor: FeatureEncoder, splits: list[Split], progress: Progress, device: str) -> None:
     """Compute and write splits, one file after the other, all of them as one stream of chunks."""
     chunks = [
         Chunk(str(split.file), start, min(start + CHUNK, split.rows))
@@ -146,7 +146,7 @@ def write(extractor: Extractor, splits: list[Split], progress: Progress, device:
 
 
 def check_finite(
-    block: NDArray[np.float32], start: int, extractor: Extractor, split: Split
+    block: NDArray[np.float32], start: int, extractor: FeatureEncoder, split: Split
 ) -> None:
     """Raise InputError where a feature is NaN or infinite."""
     bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
@@ -158,12 +158,12 @@ def check_finite(
 
 
 def computed(
-    extractor: Extractor, chunks: list[Chunk], device: str
+    extractor: FeatureEncoder, chunks: list[Chunk], device: str
 ) -> Iterator[NDArray[np.float32]]:
     """Features [n, d] of each chunk, in order."""
     count = workers(extractor, chunks, device)
     if count == 0:
-        extract = load_extractor(extractor, own_device(device))
+        extract = extractor.load(own_device(device))
         yield from (features(extractor, extract, chunk) for chunk in chunks)
         return
     import ray.data
@@ -191,7 +191,7 @@ def computed(
                 yield values.reshape(-1, extractor.width)
 
 
-def workers(extractor: Extractor, chunks: list[Chunk], device: str) -> int:
+def workers(extractor: FeatureEncoder, chunks: list[Chunk], device: str) -> int:
     """How many workers of Ray Data to start; 0: compute in this process."""
     import ray
 
@@ -222,8 +222,8 @@ def own_device(device: str) -> str:
 class Worker:
     """What runs in Ray Data's workers: loads the extractor once."""
 
-    def __init__(self, extractor: Extractor, device: str) -> None:
-        self.extractor, self.extract = extractor, load_extractor(extractor, device)
+    def __init__(self, extractor: FeatureEncoder, device: str) -> None:
+        self.extractor, self.extract = extractor, extractor.load(device)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """The features of one chunk, as bytes."""
@@ -234,7 +234,7 @@ class Worker:
         return pa.table({"features": pa.array([block.tobytes()], pa.large_binary())})
 
 
-def features(extractor: Extractor, extract: Extract, chunk: Chunk) -> NDArray[np.float32]:
+def features(extractor: FeatureEncoder, extract: Extract, chunk: Chunk) -> NDArray[np.float32]:
     """The features [n, d] of a chunk of prepared rows."""
     rows, inputs = extractor.inputs.open(Path(chunk.file)), extractor.inputs
     starts = range(chunk.start, chunk.stop, BATCH)

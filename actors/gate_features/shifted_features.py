@@ -8,16 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.data.images.shifted_pixels import corrupted
+from actors.data.protocol import FeatureEncoder
 from actors.data.row_file import open_labels
 from actors.data.task import Task
 from actors.data.task_rows import Rows
 from actors.files.matrix_file import matrix_shape
-from actors.gate_features.extractor import Extractor
 from actors.gate_features.feature_cache import Split, features_path, write
 
 
 def corrupted_features(
-    extractor: Extractor,
+    extractor: FeatureEncoder,
     task: Task,
     split: str,
     indices: NDArray[np.int64] | None,

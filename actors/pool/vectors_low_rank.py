@@ -89,15 +89,6 @@ def factor_bytes(pool: Pool, names: Collection[str]) -> int:
     return total
 
 
-def factored_vectors(pool: Pool) -> TaskVectors:
-    """A pool's task vectors in this process, as factors.
-
-    Raises:
-        InputError: see `factor_vectors`.
-    """
-    return opened_factors(factor_vectors(pool))
-
-
 def factor_vectors(
     pool: Pool,
     *,

@@ -32,7 +32,7 @@ class ShardRequest(ABC):
 
     @abstractmethod
     def run(self, shard: Shard, *given: Any, **_: Any) -> Any:
-        """Activations the call out; `given`: results of earlier calls."""
+        """Carry out the call; `given`: results of earlier calls."""
 
 
 # ------------------------------------------------------------------------------ weights and surveys

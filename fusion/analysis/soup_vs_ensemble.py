@@ -7,14 +7,12 @@ sums are made in float64, and all terms are of the same samples.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.func import jvp
 
 from fusion.errors import InputError
 from fusion.logits.calibration import check, chunks, losses
@@ -133,26 +131,6 @@ def second_difference(minus: Tensor, middle: Tensor, plus: Tensor, step: float) 
     if not step > 0:
         raise InputError(f"step: {step!r}; float > 0 allowed")
     return (minus.double() - 2 * middle.double() + plus.double()) / step**2
-
-
-def second_by_jvp(function: Callable[[Tensor], Tensor], alpha: float) -> Tensor:
-    """d²/dα² of `function` at `alpha`, exact: forward mode over forward mode.
-
-    Args:
-        function: α (a float64 scalar tensor) -> losses [N] or their mean, through
-            `torch.func.functional_call` of the module with weights (1 − α)θ₀ + αθ₁. Its
-            operations must have forward-mode rules; fused attention has none.
-        alpha: where.
-    """
-    point = torch.tensor(alpha, dtype=torch.float64)
-    one = torch.ones_like(point)
-
-    def first(at: Tensor) -> Tensor:
-        slope: Tensor = jvp(function, (at,), (one,))[1]
-        return slope
-
-    bend: Tensor = jvp(first, (point,), (one,))[1]
-    return bend.detach()
 
 
 def bootstrap_errors(

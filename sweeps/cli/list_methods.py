@@ -50,7 +50,7 @@ def find(name: str) -> Data:
     """The method of that name.
 
     Raises:
-        InputError: there is none; the line names the nearest.
+        InputError: no method has this name; the message names the most similar one.
     """
     methods = {method["name"]: method for method in table()}
     if name not in methods:

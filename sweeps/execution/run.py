@@ -68,7 +68,7 @@ class Outcome:
     mlflow: str
     """Where MLflow keeps them."""
     unstored: str | None = None
-    """Why the storage lacks results; None when it has all, or there is none."""
+    """Why the storage lacks results; None if it has all, or the sweep uses no storage."""
 
 
 def run(

@@ -29,7 +29,7 @@ class Site:
         return ray_connection.connected(self.target, 0) if self.target else nullcontext("")
 
     def start(self, prepared: Prepared) -> AbstractContextManager[str]:
-        """Start a local cluster if there is none; returns the dashboard's address."""
+        """Start a local cluster, unless one is connected; returns the dashboard's address."""
         store = prepared.plan.store_bytes
         return nullcontext("") if self.target else ray_connection.connected(None, store)
 

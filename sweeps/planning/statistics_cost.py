@@ -24,7 +24,7 @@ class StatisticsCost:
     memory: int
     """Bytes in a replica beside its models, while statistics are gathered or read."""
     images: int
-    """Whose activations wait for a backward pass; 0: there is none."""
+    """Images whose activations are kept for a backward pass; 0 if no backward pass is made."""
 
 
 def statistics_costs(spec: SweepSpec, pool: Pool) -> dict[str, StatisticsCost]:

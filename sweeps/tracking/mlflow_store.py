@@ -124,7 +124,7 @@ def check_reachable(uri: str, experiment: str | None) -> None:
 
 
 def known(client: MlflowClient, name: str, where: str) -> Any:
-    """An existing experiment that can be written; None if there is none.
+    """The experiment of that name, if it exists and can be written; None if it does not exist.
 
     Raises:
         InputError: the store cannot be reached or written, or the experiment was deleted.

@@ -31,7 +31,7 @@ class Tracker:
     """Send a sweep's trials from the driver; sending them again changes nothing.
 
     Args:
-        client: of a store that `tracking.connect` has reached.
+        client: of a store that `mlflow_store.connect` has reached.
         experiment: id of the experiment.
         sweep: name of the sweep.
         sweep_id: finds the parent run of a resumed sweep.
@@ -304,7 +304,7 @@ def attach(
     """Log files with the parent run of an existing sweep; returns the number of runs: 0 or 1.
 
     Args:
-        client: of a store that `tracking.connect` has reached.
+        client: of a store that `mlflow_store.connect` has reached.
         experiment: id of the experiment.
         sweep_id: finds the run.
         files: each with the folder among the run's artifacts; empty: their root.

@@ -46,7 +46,7 @@ class PixelWriter:
         return self.all.__exit__(kind, error, traceback)
 
     def write(self, table: pa.Table) -> None:
-        """Rows of `rows.decode`: their columns `part` and `row` say where they go."""
+        """Rows of `readers.decode`: their columns `part` and `row` say where they go."""
         parts = table.column("part").to_numpy()
         rows = table.column("row").to_numpy()
         labels = table.column("label").to_numpy()

@@ -8,7 +8,7 @@ keys that no image passes through.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,6 +126,17 @@ def source(name: str) -> str:
     index, part = module.removeprefix(LAYERS).split(".", 1)
     block = f"transformer.resblocks.{index}"
     return f"{block}.attn.in_proj_{kind}" if part in IN_PROJ else f"{block}.{INNER[part]}.{kind}"
+
+
+def blocks_of(names: Sequence[str]) -> int:
+    """How many blocks a tower with these canonical names has.
+
+    >>> blocks_of(["encoder.layers.0.layer_norm1.bias", "encoder.layers.1.layer_norm1.bias"])
+    2
+    """
+    return len(
+        {name.removeprefix(LAYERS).split(".")[0] for name in names if name.startswith(LAYERS)}
+    )
 
 
 def import_gate(

@@ -106,7 +106,7 @@ def tip_surface(
 
     Args:
         zero_shot_logits: z₀ [N, C], logit scale included.
-        affinity: [N, NK], of `cache_model.affinities`.
+        affinity: [N, NK], of `tip_adapter.affinities`.
         values: V [NK, C], one-hot labels of the keys.
         labels: int64 [N]; of a split that is neither reported on nor the keys' own.
         betas: R values, 0 or more, in any order.

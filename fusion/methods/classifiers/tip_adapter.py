@@ -197,7 +197,7 @@ def tip_adapter(
         InputError: other shapes or widths, NaN or infinity.
 
     Source: as `tip_logits`. Deviation: the authors' α and β differ by data set and were tuned on
-    it; here one default, and `plane_search.tip_surface` to choose on a split for it.
+    it; here one default, and `grid_search.tip_surface` to choose on a split for it.
     """
     affinity = affinities(embeddings, keys)
     check_matrix("head", head, width=embeddings.shape[1])

@@ -87,7 +87,7 @@ class RoutedMlp(nn.Module):
         """A routed MLP.
 
         Args:
-            mlp: whose layers read `mixer` (`surgery.merge_layers`).
+            mlp: whose layers read `mixer` (`modules.merge_layers`).
             router: [B, S, H] -> [B, T].
             mixer: base and task vectors.
             names: of the MLP's tensors, as the mixer knows them.

@@ -31,7 +31,7 @@ def iso_c(vectors: TaskVectors, *, scale: float = 1.0) -> dict[str, Tensor]:
         vectors: base and task vectors.
         scale: λ. Default 1, FusionBench's; the paper chooses it on validation data.
 
-    Float32 task vectors are summed in float64 and merged to float32's accuracy (`spectral.py`),
+    Float32 task vectors are summed in float64 and merged to float32's accuracy (`svd.py`),
     float64 ones in float64; memory beside base, task vectors and result: a few matrices.
 
     Source: Marczak et al. 2025, arXiv:2502.04959, §4 (Iso-C).
@@ -68,7 +68,7 @@ def iso_cts(
         common_fraction: f, the share of common directions. Default 0.8, FusionBench's; with 1, or
             one task, it is `iso_c`.
 
-    Float32 task vectors are summed in float64 and merged to float32's accuracy (`spectral.py`),
+    Float32 task vectors are summed in float64 and merged to float32's accuracy (`svd.py`),
     float64 ones in float64; memory beside base, task vectors and result: a few matrices.
 
     Source: Marczak et al. 2025, arXiv:2502.04959, §4 (Iso-CTS); rounding as the released

@@ -43,7 +43,7 @@ def tsv_m(
     Raises:
         InputError: weights, as `weighted_average` says.
 
-    Float32 task vectors are merged to float32's accuracy (`spectral.py`), float64 ones in float64;
+    Float32 task vectors are merged to float32's accuracy (`svd.py`), float64 ones in float64;
     memory beside base, task vectors and result: that of a few matrices [m, n] in float64.
 
     Source: Gargiulo et al. 2025, arXiv:2412.00081 (TSV-Merge).

@@ -17,11 +17,12 @@ from sweeps.console.number_format import percent
 
 
 def chosen_plane(inputs: AnalysisInputs, options: AnalysisOptions) -> landscape.Plane | None:
-    """The plane asked for; default: base, best expert, and the next best that is not on a line with
-    them. None if there is none.
+    """The plane that the options name; by default through the base, the best expert, and the next
+    best expert that is not on a line with them. None if every two experts are on one line with
+    the base.
 
     Raises:
-        InputError: the one asked for is none.
+        InputError: the models that the options name span no plane.
     """
     if options.plane is not None:
         # The base is the origin wherever it is named.

@@ -103,7 +103,7 @@ def relative_line(path: Sequence[Line]) -> str:
 
 
 def baseline_line(shown: Sequence[Line], baseline: Line, *, soup: bool) -> str:
-    """Sentence about the baseline and what is above it, or why there is none."""
+    """Sentence about the baseline and the models above it, or why no baseline is fitted."""
     if not soup:
         return (
             "No effective robustness: a baseline is of several models tuned on the same reference,"

@@ -20,7 +20,12 @@ from actors.fleet.fleet import Fleet
 from actors.fleet.replica import Replica
 from actors.fleet.transport import Stored, fetched
 from actors.pool.pool import open_pool
-from actors.pool.vectors_low_rank import FactoredVectors, factor_bytes, factored_vectors
+from actors.pool.vectors_low_rank import (
+    FactoredVectors,
+    factor_bytes,
+    factor_vectors,
+    opened_factors,
+)
 from actors.pool.vectors_on_disk import FiledVectors
 from fusion.errors import InputError
 from fusion.methods.learned.steps import MicroBatch
@@ -223,7 +228,7 @@ def test_experts_that_stay_factored(parts, tmp_path):
     torch.set_num_threads(1)
     local, dense = (
         local_experts(pool, data, parts.embeddings(name), vectors=vectors)
-        for name, vectors in (("factored", factored_vectors(pool)), ("dense", None))
+        for name, vectors in (("factored", opened_factors(factor_vectors(pool))), ("dense", None))
     )
     coding = torch.rand(1, 3, len(pool.groups), generator=torch.Generator().manual_seed(1))
     micro_batch = [MicroBatch({task: torch.arange(6) for task in pool.tasks}, coding)]

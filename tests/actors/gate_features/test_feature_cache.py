@@ -173,7 +173,7 @@ def test_through_ray_data(
     free = feature_cache.workers
     monkeypatch.setattr(feature_cache, "workers", lambda *about: min(free(*about), 2))
     # Workers import modules of their own, so this forbids only to compute in this process.
-    monkeypatch.setattr(feature_cache, "load_extractor", None)
+    monkeypatch.setattr(Extractor, "load", None)
     seen: list[tuple[int, int]] = []
     capfd.readouterr()
     there = prepare_features(

@@ -15,7 +15,6 @@ from actors.pool.vectors_low_rank import (
     FactoredVectors,
     factor_bytes,
     factor_vectors,
-    factored_vectors,
     opened_factors,
 )
 from actors.pool.vectors_on_disk import filed_vectors
@@ -72,7 +71,8 @@ def test_what_is_held_and_the_bits_of_loaded_task_vectors(mixed: Pool) -> None:
     part = opened_factors(factor_vectors(mixed, only=[K, FC]))
     laws.assert_same_bits(dict(part.deltas.items()), loaded.restrict([K, FC]).deltas)
     laws.assert_same_bits(
-        dict(factored_vectors(mixed).deltas.items()), dict(filed_vectors(mixed).deltas.items())
+        dict(opened_factors(factor_vectors(mixed)).deltas.items()),
+        dict(filed_vectors(mixed).deltas.items()),
     )
 
 
@@ -95,7 +95,7 @@ def test_bytes_are_those_that_headers_say(mixed: Pool) -> None:
 
 def test_every_shape_of_coding_goes_through_a_shard(mixed: Pool) -> None:
     """Forward and gradients, in one block and in blocks of which some no expert changes."""
-    loaded, found = task_vectors(mixed), factored_vectors(mixed)
+    loaded, found = task_vectors(mixed), opened_factors(factor_vectors(mixed))
     draw = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (3, 3, 32, 32), generator=draw, dtype=torch.uint8)
     chain = clip_segments(mixed.base)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, jvp
 
 from fusion.analysis.soup_vs_ensemble import (
     SoupGap,
     bootstrap_errors,
-    second_by_jvp,
     second_difference,
     soup_gap,
     spread,
@@ -22,6 +22,26 @@ from fusion.errors import InputError
 from fusion.logits.calibration import losses
 
 N, C = 200, 5
+
+
+def second_by_jvp(function: Callable[[Tensor], Tensor], alpha: float) -> Tensor:
+    """d²/dα² of `function` at `alpha`, exact: forward mode over forward mode.
+
+    Args:
+        function: α (a float64 scalar tensor) -> losses [N] or their mean, through
+            `torch.func.functional_call` of the module with weights (1 − α)θ₀ + αθ₁. Its
+            operations must have forward-mode rules; fused attention has none.
+        alpha: where.
+    """
+    point = torch.tensor(alpha, dtype=torch.float64)
+    one = torch.ones_like(point)
+
+    def first(at: Tensor) -> Tensor:
+        slope: Tensor = jvp(function, (at,), (one,))[1]
+        return slope
+
+    bend: Tensor = jvp(first, (point,), (one,))[1]
+    return bend.detach()
 
 
 class Pair:
