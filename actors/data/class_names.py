@@ -1,14 +1,15 @@
-"""What the classes of a task are called: names are matched to labels by identity.
+"""Class names of a task, matched to its labels.
 
-Four lists may say it: the spec's, the data's own (ClassLabel, folders, texts), that of a
-`meta.json` beside the data, and the built-in one of the task's name. The first of data and
-`meta.json` says which label a name has; a list without names of the data beside it is ordered by
-label number. Two lists that are used together must hold the same names, after normalisation: case,
-Unicode form, blanks, `_`, `-` and `/` do not count, nor does SUN397's leading `/a/`. Names that are
-the whole numbers 0 to N−1 stand for their labels, whatever the other list calls them.
+Four lists may give the names: the spec's, the data's own (`ClassLabel` features, folders, text
+labels), `meta.json` beside the data, and the built-in list for the task's name. The data's own list
+or, failing that, `meta.json` fixes the label of each name. A list alone, without names in the data,
+is in the order of the label numbers. Two lists that are used together must hold the same names
+after normalisation, which ignores case, Unicode form, blanks, `_`, `-`, `/` and SUN397's leading
+`/a/`. Names that are the whole numbers 0 to N−1 are the labels themselves, whatever the other list
+holds.
 
-The spec's list alone may call classes something else. It is ordered by label number; a name that
-the data have for another label is refused there.
+Only the spec's list may give a class another name. It is in the order of the label numbers; a name
+that the data use for another label is refused.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Naming:
 
 
 def normalised(name: str) -> str:
-    """A name without what two spellings of it may differ in.
+    """A name in normal form: two spellings of one name become equal.
 
     >>> normalised("Annual_Crop") == normalised("annual crop") == normalised("AnnualCrop")
     True
@@ -50,13 +51,13 @@ def keys(names: Sequence[str]) -> list[str]:
 
 
 def numbered(names: Sequence[str]) -> bool:
-    """Whether names are the labels themselves: whole numbers from 0, each at its place."""
+    """Whether names are the labels themselves: the whole numbers 0, 1, … in this order."""
     digits = all(name.isascii() and name.isdecimal() for name in names)
     return digits and [int(name) for name in names] == list(range(len(names)))
 
 
 def quoted(names: Sequence[str]) -> str:
-    """Up to five names, as messages show them."""
+    """Up to five names, quoted for an error message."""
     shown = ", ".join(repr(name[:40]) for name in names[:5])
     return f"{len(names)} ({shown}{', …' if len(names) > 5 else ''})"
 
@@ -68,17 +69,17 @@ def aligned(
     what: str,
     others: Mapping[str, str],
 ) -> tuple[str, ...]:
-    """`names` in the order of the data's `own`, by identity.
+    """Reorder `names` to the order of the data's `own` names, matching them after normalisation.
 
     Args:
-        names: of a list that belongs to the task.
-        own: by label.
-        about: what the two are, for the message.
-        what: the task, as messages begin.
-        others: normalised names that data sets are known to use -> those of the list.
+        names: class names from another list.
+        own: the data's names, in the order of the labels.
+        about: what each of the two lists is, for the error message.
+        what: the task's name, which starts the error message.
+        others: alternative names (normalised) that data sets are known to use -> name in `names`.
 
     Raises:
-        InputError: they are not the same names.
+        InputError: the two lists hold different names.
     """
     if len(names) == len(own) and numbered(own):
         return tuple(names)
@@ -95,10 +96,10 @@ def aligned(
 
 
 def spelled(given: Sequence[str], own: Sequence[str], origin: str, what: str) -> None:
-    """Check the spec's list, which is ordered by label number, against the data's own names.
+    """Check the spec's list, in the order of label numbers, against the data's own names.
 
     Raises:
-        InputError: another number of names, or a name that is another label's in the data.
+        InputError: the lengths differ, or a name belongs to another label in the data.
     """
     if len(given) != len(own):
         raise InputError(
@@ -121,17 +122,17 @@ def name_classes(
     built: tuple[Sequence[str], Mapping[str, str], str] | None,
     what: str,
 ) -> Naming:
-    """The names of a task's classes.
+    """The class names of a task, chosen from the four possible lists.
 
     Args:
         spec: `classnames` of the spec.
-        own: the data's own names by label, and where they are.
-        meta: `classnames` of meta.json.
-        built: the built-in names, other names that data sets use for them, and the task's name.
-        what: the task, as messages begin.
+        own: the data's own names in the order of the labels, and the file or folder they come from.
+        meta: `classnames` of `meta.json`.
+        built: the built-in names, alternative names that data sets use, and the task's name.
+        what: the task's name, which starts error messages.
 
     Raises:
-        InputError: lists that contradict each other, or none at all.
+        InputError: two lists contradict each other, or there is no list.
     """
     if own is None and meta is not None:
         own, meta = (meta, "meta.json"), None
@@ -165,7 +166,7 @@ def name_classes(
 def check_prompts(names: Sequence[str], what: str) -> None:
     """Raise InputError where two classes have the same prompts.
 
-    Templates say nothing else of a class than its name, and tokenizers of CLIP ignore case and
+    A prompt differs between classes only by the class name, and CLIP's tokenizers ignore case and
     repeated blanks.
     """
     seen: dict[str, str] = {}

@@ -1,15 +1,15 @@
-"""How a data set lies on disk: its splits, where their rows are, what its labels are called.
+"""Read the layout of a data set on disk: its splits, the files of their rows, its class names.
 
-`discovery.py` says which files are data. Parquet, Arrow and image files are read here, by their
-metadata and names only; CSV, JSON and tar files (webdataset) by the `datasets` library, which also
-reads data sets of the hub. A folder of `Dataset.save_to_disk` is one of Arrow files.
+`discovery.py` decides which files are data. This file reads Parquet, Arrow and image files, by
+their metadata and names only. The `datasets` library reads CSV, JSON and tar files (webdataset),
+and data sets of the hub. A folder written by `Dataset.save_to_disk` is a folder of Arrow files.
 
-Labels of images come from the folder an image lies in, or from a `metadata.csv`, `.jsonl` or
-`.parquet` (columns `file_name` and the label's) where there is one: then from it alone. Folders
-whose names are whole numbers are sorted as numbers, others as text.
+The label of an image is the folder it lies in. Where there is a `metadata.csv`, `.jsonl` or
+`.parquet` (columns `file_name` and the label's name), labels come from that file alone. Folder
+names that are all whole numbers are sorted as numbers, others as text.
 
-A split without labels (images in no class folder, labels that are all -1 or missing) is no split
-that can be used; `Layout.unlabelled` names it.
+A split without labels (images in no class folder, labels all -1 or missing) cannot be used;
+`Layout.unlabelled` lists these splits.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ VALUES = "values of the label column"
 
 @dataclass(frozen=True)
 class Split:
-    """One split as the data set names it."""
+    """One split, under the data set's own name for it."""
 
     rows: int
     fingerprint: str
@@ -60,7 +60,7 @@ class Split:
     """Lowest label, as metadata says; 0 where they do not."""
 
     def chunks(self, size: int) -> Iterator[tuple[int, Rows]]:
-        """(number of its first row, rows), at most `size` rows where they may be cut."""
+        """(number of the first row, rows): pieces of at most `size` rows where they can be cut."""
         start = 0
         for piece, cuttable in self.pieces:
             step = size if cuttable else piece.count
@@ -72,7 +72,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Layout:
-    """A data set's splits and, where it says so, its class names."""
+    """A data set's splits and, if it has them, its class names."""
 
     splits: Mapping[str, Split]
     classnames: tuple[str, ...] | None
@@ -88,19 +88,19 @@ class Layout:
 
 
 class NoLabels(InputError):
-    """A table without the column of labels."""
+    """A table without a label column."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a table that are read."""
+    """Names of the table columns to read."""
 
     image: str
     label: str
 
 
 def cut(piece: Rows, first: int, count: int) -> Rows:
-    """`count` rows of a piece from `first` on."""
+    """`count` rows of a piece, starting at `first`."""
     if isinstance(piece, FileRows):
         last = first + count
         return FileRows(piece.files[first:last], piece.labels[first:last])
@@ -108,17 +108,17 @@ def cut(piece: Rows, first: int, count: int) -> Rows:
 
 
 def open_folder(folder: Path, columns: Columns, what: str, config: str | None = None) -> Layout:
-    """The layout of a local folder; decodes nothing.
+    """Read the layout of a local folder; decodes nothing.
 
     Args:
-        folder: see `discovery.discover`.
-        columns: of the tables, where it holds tables.
-        what: the task, as messages begin.
-        config: the configuration to be read.
+        folder: as for `discovery.discover`.
+        columns: the columns to read, if the folder holds tables.
+        what: the task's name, which starts error messages.
+        config: the configuration to read.
 
     Raises:
-        InputError: nothing in it, a damaged file, no such column, or several configurations and
-            none chosen.
+        InputError: no data, a damaged file, a missing column, or several configurations of which
+            none was chosen.
     """
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return saved(folder, columns, what)
@@ -144,7 +144,7 @@ def open_folder(folder: Path, columns: Columns, what: str, config: str | None = 
 
 
 def said(left: Left) -> str:
-    """What was left out, as the end of a message."""
+    """The files that were left out, as the end of an error message."""
     parts = [f"{count} {reason} ({first})" for reason, (count, first) in left.items()]
     return f"; left out: {'; '.join(parts)}" if parts else ""
 
@@ -155,7 +155,7 @@ def assembled(
     named_by: str,
     what: str,
 ) -> Layout:
-    """A layout of splits and their class names; None for a split: it has no labels.
+    """Make a layout of splits and their class names; a split that is None has no labels.
 
     Raises:
         InputError: splits with different class names.
@@ -177,7 +177,7 @@ def assembled(
 
 
 def tables(found: Found, columns: Columns, what: str) -> Layout:
-    """Parquet or Arrow files."""
+    """The layout of Parquet or Arrow files."""
     read = parquet_split if found.kind == "parquet" else arrow_split
     splits: dict[str, tuple[Split, tuple[str, ...] | None] | None] = {}
     lacking: list[NoLabels] = []
@@ -194,7 +194,7 @@ def tables(found: Found, columns: Columns, what: str) -> Layout:
 
 
 def saved(folder: Path, columns: Columns, what: str) -> Layout:
-    """A folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
+    """The layout of a folder written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`."""
     file = folder / "dataset_dict.json"
     names = read_json(file, what).get("splits") if file.is_file() else ["train"]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -218,9 +218,10 @@ def saved(folder: Path, columns: Columns, what: str) -> Layout:
 def parquet_split(
     files: Sequence[Path], columns: Columns, what: str, folder: Path
 ) -> tuple[Split, tuple[str, ...] | None] | None:
-    """One split of parquet files, and its class names where the metadata hold them.
+    """One split of Parquet files, and its class names if the metadata hold them.
 
-    None: none of its rows has a label.
+    Returns:
+        None if no row has a label.
     """
     pieces: list[tuple[Rows, bool]] = []
     bounds: list[tuple[int, int]] = []
@@ -263,21 +264,21 @@ def split_of(
     pieces: Sequence[tuple[Rows, bool]],
     bounds: Sequence[tuple[int, int]],
 ) -> Split:
-    """A split of these rows, its labels within these bounds."""
+    """Make a split of these rows whose labels lie within these bounds."""
     highest = max((high for _, high in bounds), default=-1)
     lowest = min((low for low, _ in bounds), default=0)
     return Split(total, fingerprint, highest + 1, tuple(pieces), lowest)
 
 
 def content_of(kind: str, files: Sequence[Path], columns: Columns, what: str) -> str:
-    """A hash of files' content, and of the columns that are read."""
+    """A hash of the files' content and of the names of the columns that are read."""
     with reading(what):
         content = hash_files({str(index): file for index, file in enumerate(files)})
     return hash_text(kind, content, columns.image, columns.label)
 
 
 def open_parquet(file: Path, where: str) -> Any:
-    """A parquet file, its footer read."""
+    """Open a Parquet file and read its footer."""
     import pyarrow.parquet as pq
 
     no_pointer(file, where)
@@ -285,9 +286,9 @@ def open_parquet(file: Path, where: str) -> Any:
 
 
 def check_columns(schema: Any, columns: Columns, where: str, *, texts: bool = False) -> None:
-    """Raise InputError where a column is missing or of a kind that cannot be used.
+    """Raise InputError where a column is missing or has an unusable type.
 
-    `texts`: labels may be texts, the class names.
+    `texts`: whether labels may be text, which is then the class name.
     """
     import pyarrow.types as types
 
@@ -312,7 +313,7 @@ def check_columns(schema: Any, columns: Columns, where: str, *, texts: bool = Fa
 
 
 def check_rows_of(about: Any, label: str, where: str) -> None:
-    """Raise InputError where a row group's metadata contradict each other: the file is damaged."""
+    """Raise InputError where the metadata of a row group contradict each other: a damaged file."""
     for index in range(about.num_columns):
         column = about.column(index)
         if column.path_in_schema == label and column.num_values != about.num_rows:
@@ -322,7 +323,7 @@ def check_rows_of(about: Any, label: str, where: str) -> None:
 
 
 def class_label(schema: Any, label: str) -> tuple[str, ...] | None:
-    """The names of a `ClassLabel` column, from the metadata that `datasets` writes."""
+    """Names of a `ClassLabel` column, from the metadata that `datasets` writes."""
     try:
         features = parse_json(schema.metadata[b"huggingface"], label)["info"]["features"]
         return tuple(str(name) for name in features[label]["names"])
@@ -331,15 +332,15 @@ def class_label(schema: Any, label: str) -> tuple[str, ...] | None:
 
 
 def check_gaps(nulls: int, where: str) -> None:
-    """Raise InputError where some rows of a split have no label, and others do."""
+    """Raise InputError where some rows of a split have a label and others have none."""
     if nulls:
         raise InputError(f"{where}: {nulls:,} rows have no label, others do; all or none needed")
 
 
 def label_bounds(parquet: Any, group: int, label: str) -> tuple[list[tuple[int, int]], int]:
-    """[(lowest, highest label)] of a row group, and how many are missing.
+    """[(lowest, highest label)] of a row group, and its number of missing labels.
 
-    By its statistics, else by the column itself. No bounds where all are missing.
+    Read from the group's statistics, else from the column. No bounds if all labels are missing.
     """
     about = parquet.metadata.row_group(group)
     for index in range(about.num_columns):
@@ -353,7 +354,7 @@ def label_bounds(parquet: Any, group: int, label: str) -> tuple[list[tuple[int, 
 
 
 def bounds_in(column: Any) -> list[tuple[int, int]]:
-    """[(lowest, highest)] of a column; nothing where all are missing."""
+    """[(lowest, highest)] of a column; empty if all values are missing."""
     import pyarrow.compute as pc
 
     found = pc.min_max(column).as_py()
@@ -361,10 +362,10 @@ def bounds_in(column: Any) -> list[tuple[int, int]]:
 
 
 def files_of_rows(parquet: Any, group: int, image: str, file: Path, folder: Path) -> list[Path]:
-    """The files that rows of a group name in place of an image's bytes.
+    """The image files that a row group names in place of the images' bytes.
 
     Raises:
-        Unusable: one that is not inside the data set's folder.
+        Unusable: a file outside the data set's folder.
     """
     about = parquet.metadata.row_group(group)
     nulls = None
@@ -384,7 +385,7 @@ def named_in(column: Any, base: Path, folder: Path) -> list[Path]:
     """The files that the values of an image column name in place of bytes.
 
     Raises:
-        Unusable: one that is not inside the data set's folder.
+        Unusable: a file outside the data set's folder.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -409,7 +410,7 @@ def named_in(column: Any, base: Path, folder: Path) -> list[Path]:
 def arrow_split(
     files: Sequence[Path], columns: Columns, what: str, folder: Path
 ) -> tuple[Split, tuple[str, ...] | None] | None:
-    """One split of Arrow files, memory-mapped, as `datasets` writes them; None: no labels."""
+    """One split of memory-mapped Arrow files, as `datasets` writes them; None: no labels."""
     pieces: list[tuple[Rows, bool]] = []
     bounds: list[tuple[int, int]] = []
     nulls = 0
@@ -439,7 +440,7 @@ def arrow_split(
 
 
 def image_folder(found: Found, label: str, what: str) -> Layout:
-    """Image files, labelled by folders or by metadata files."""
+    """The layout of image files, labelled by folders or by metadata files."""
     if found.metadata:
         labels, names = by_metadata(found, label, what)
         named_by = METADATA
@@ -465,7 +466,7 @@ def image_folder(found: Found, label: str, what: str) -> Layout:
 
 
 def check_images(files: Sequence[Path], what: str) -> None:
-    """Raise InputError where the first image file is a Git LFS pointer: then all are."""
+    """Raise InputError where the first image file is a Git LFS pointer: then all of them are."""
     no_pointer(files[0], f"{what}: {files[0]}")
 
 
@@ -480,10 +481,10 @@ Labelled = dict[str, list[tuple[str, int]]]
 
 
 def by_folder(found: Found, what: str) -> tuple[Labelled, tuple[str, ...]]:
-    """Labels by the folder that an image lies in.
+    """Label images by the folder they lie in.
 
     Raises:
-        InputError: images of a split in class folders at different depths.
+        InputError: class folders of one split at different depths.
     """
     classed: dict[str, list[tuple[str, str]]] = {}
     for split, files in found.splits.items():
@@ -512,7 +513,7 @@ def by_folder(found: Found, what: str) -> tuple[Labelled, tuple[str, ...]]:
 
 
 def strange(classed: Mapping[str, Sequence[tuple[str, str]]]) -> list[str]:
-    """Splits whose images lie in one folder that is no class of the others: without labels."""
+    """Splits without labels: their images lie in one folder that no other split has as a class."""
     named = {split: {name for _, name in rows} for split, rows in classed.items()}
     found = []
     for split, own in named.items():
@@ -523,7 +524,7 @@ def strange(classed: Mapping[str, Sequence[tuple[str, str]]]) -> list[str]:
 
 
 def in_order(names: Collection[str]) -> tuple[str, ...]:
-    """Class names in the order of their labels: as numbers where all are, else as text.
+    """Class names in the order of their labels: sorted as numbers if all are, else as text.
 
     >>> in_order({"10", "9", "0"}), in_order({"10", "9", "a"})
     (('0', '9', '10'), ('10', '9', 'a'))
@@ -534,10 +535,10 @@ def in_order(names: Collection[str]) -> tuple[str, ...]:
 
 
 def by_metadata(found: Found, label: str, what: str) -> tuple[Labelled, tuple[str, ...] | None]:
-    """Labels by the metadata files alone; images that none names are left out.
+    """Label images by the metadata files alone; images that no file lists are left out.
 
     Raises:
-        InputError: no such columns, or an image that is not there.
+        InputError: a missing column, or a missing image.
     """
     split_by_file = {file.path: split for split, files in found.splits.items() for file in files}
     rows: dict[str, list[tuple[str, Any]]] = {split: [] for split in found.splits}
@@ -568,14 +569,14 @@ def by_metadata(found: Found, label: str, what: str) -> tuple[Labelled, tuple[st
 
 
 def whole(value: Any, what: str) -> int:
-    """A label of a metadata file, as a number."""
+    """A label of a metadata file as a whole number."""
     if isinstance(value, bool | int) or (isinstance(value, float) and value.is_integer()):
         return int(value)
     raise InputError(f"{what}: label {value!r}; whole numbers from 0, or texts, are needed")
 
 
 def metadata_rows(folder: Path, name: str, label: str, where: str) -> list[tuple[str, Any]]:
-    """(image file, label) of the rows of one metadata file."""
+    """(image file, label) of each row of one metadata file."""
     import pyarrow.csv
     import pyarrow.json
     import pyarrow.parquet
@@ -609,7 +610,7 @@ def metadata_rows(folder: Path, name: str, label: str, where: str) -> list[tuple
 
 
 def library_files(found: Found, columns: Columns, what: str) -> Layout:
-    """CSV, JSON or tar files, read by `datasets`."""
+    """The layout of CSV, JSON or tar files, read by `datasets`."""
     tables = {}
     for name, files in found.splits.items():
         paths = tuple(str(found.folder / file.path) for file in files)
@@ -653,12 +654,12 @@ def is_text(kind: Any) -> bool:
 
 
 def open_hub(dataset: str, columns: Columns, what: str) -> Layout:
-    """A data set that the `datasets` library reads: `name[:config][@revision]`.
+    """The layout of a data set that the `datasets` library reads: `name[:config][@revision]`.
 
-    Its metadata are enough where they list splits; otherwise it is downloaded.
+    Downloads the data only if the metadata do not list the splits.
 
     Raises:
-        InputError: there is none of that name, or no such column.
+        InputError: no data set of that name, or a missing column.
     """
     import datasets
 
@@ -698,11 +699,11 @@ def open_hub(dataset: str, columns: Columns, what: str) -> Layout:
 
 
 def offline_if_unreachable(name: str) -> None:
-    """Switch the hub libraries to their caches where the hub does not answer at once.
+    """Switch the hub libraries to offline mode if the hub does not answer at once.
 
-    `datasets` would try six times, half a minute in all, before it looks into its cache or says
-    that a path is misspelt. The switch holds for this process: the network will not be back
-    within one sweep's preparation, and the caches are asked first in any case.
+    Otherwise `datasets` retries six times, half a minute in all, before it uses its cache or
+    reports a misspelt path. The switch lasts as long as this process: the network will not return
+    within the preparation of one sweep, and the caches are read first in any case.
     """
     import datasets
     import huggingface_hub

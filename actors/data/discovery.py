@@ -1,19 +1,19 @@
-"""Which files of a folder are data, of which split, and why the others are not: names alone.
+"""Find the data files of a folder and their splits, from names alone.
 
-The rules are those of `datasets`: its words for splits in names of folders and files, its layout
-`data/<split>-00000-of-00001.*`, its `configs` in the YAML part of a README.md. Its patterns are
-applied to one listing of the folder, so that a million files are looked at once. Where its rules
-would mix rows or leave files out by coincidence, these are stricter:
+The rules are those of `datasets`: its words for splits in folder and file names, its layout
+`data/<split>-00000-of-00001.*`, and its `configs` in the YAML part of a README.md. The patterns are
+applied to one listing of the folder, so that a million files are listed only once. These rules are
+stricter where those of `datasets` would mix rows or leave out files by coincidence:
 
-* Words are compared without regard to case: `Train/` and `Test/` are two splits, not one.
+* Words are compared without case: `Train/` and `Test/` are two splits, not one.
 * A file below two folders named like splits belongs to the outer one (`test/train/1.png` to test);
-  one whose name means two splits at once is refused.
-* Where only some of the images are named like splits, none is guessed: refused.
-* Folders that each hold splits of their own are configurations, of which one must be chosen.
+  a name that matches two splits is refused.
+* If only some of the images are named like splits, the folder is refused.
+* Folders that each hold splits of their own are configurations; the user must choose one.
 
-Hidden files and folders, and what editors, file managers and archives leave, are never data. Links
-are followed, for whoever lays out a folder may store its files elsewhere (as the hub's cache does);
-a link back to a folder around it is not.
+Hidden files and folders, and the leftovers of editors, file managers and archives, are never data.
+Links are followed, since a folder may keep its files elsewhere (as the hub's cache does); a link
+back to a folder that contains it is not followed.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ Left = dict[str, tuple[int, str]]
 
 @dataclass(frozen=True)
 class File:
-    """A data file of a split."""
+    """One data file of a split."""
 
     path: str
     """Relative to the data set's folder, with `/`."""
@@ -84,7 +84,7 @@ class File:
 
 @dataclass(frozen=True)
 class Found:
-    """What a folder holds."""
+    """The data files found in a folder."""
 
     folder: Path
     kind: str
@@ -97,15 +97,15 @@ class Found:
 
 
 def discover(folder: Path, config: str | None, what: str) -> Found:
-    """The data files of a folder, by split.
+    """Find the data files of a folder, by split.
 
     Args:
-        folder: the data set's.
-        config: the configuration; None: its only one, or the one declared as default.
-        what: the task, as messages begin.
+        folder: the data set's folder.
+        config: the configuration; None: the only one, or the declared default.
+        what: the task's name, which starts error messages.
 
     Raises:
-        InputError: several configurations and none chosen, or names that mean two things.
+        InputError: several configurations of which none was chosen, or an ambiguous name.
     """
     left: Left = {}
     data, metadata = [], []
@@ -139,10 +139,10 @@ def discover(folder: Path, config: str | None, what: str) -> Found:
 
 
 def of_one_kind(found: Found, where: str) -> Found:
-    """The same, with the files of the commonest kind alone; parquet where two are as common.
+    """Keep only the files of the most common kind; Parquet where two are equally common.
 
     Raises:
-        InputError: a split has none of them.
+        InputError: a split has no file of that kind.
     """
     counted: Counter[str] = Counter()
     for files in found.splits.values():
@@ -168,13 +168,13 @@ def of_one_kind(found: Found, where: str) -> Found:
 
 
 def leave(left: Left, reason: str, name: str) -> None:
-    """Count a file that is left out."""
+    """Count a file that was left out, with the reason."""
     count, first = left.get(reason, (0, CONTROL.sub(lambda c: ascii(c[0])[1:-1], name)))
     left[reason] = (count + 1, first)
 
 
 def kind_of(name: str) -> str | None:
-    """What reads a file, by its suffix; None: nothing."""
+    """The kind of a file, by its suffix; None: nothing reads it."""
     suffixes = [suffix.lower() for suffix in PurePosixPath(name).suffixes]
     if suffixes[-1:] in ([".gz"], [".bz2"], [".xz"], [".zst"]) and len(suffixes) > 1:
         kind = KINDS.get(suffixes[-2])
@@ -183,7 +183,7 @@ def kind_of(name: str) -> str | None:
 
 
 def listing(folder: Path, left: Left, what: str) -> list[str]:
-    """All regular files below a folder but hidden ones and leavings: sorted, `/` between parts."""
+    """All data files below a folder as sorted relative paths, separated by `/`."""
     found: list[str] = []
     with reading(f"{what}: {folder}"):
         walk(folder, "", frozenset({os.path.realpath(folder)}), found, left)
@@ -191,7 +191,7 @@ def listing(folder: Path, left: Left, what: str) -> list[str]:
 
 
 def walk(folder: Path, prefix: str, around: frozenset[str], found: list[str], left: Left) -> None:
-    """Add the files of one folder to `found`; those left out to `left`."""
+    """Add the files of one folder to `found`, and those left out to `left`."""
     with os.scandir(folder) as entries:
         listed = sorted(entries, key=lambda entry: entry.name)
     for entry in listed:
@@ -213,13 +213,13 @@ def walk(folder: Path, prefix: str, around: frozenset[str], found: list[str], le
 
 
 def leaving(name: str) -> bool:
-    """Whether a file or folder of this name is never data."""
+    """Whether a file or folder of this name is a hidden file or a leftover, never data."""
     return name.startswith(".") or any(fnmatch(name, each) for each in LEFTOVERS)
 
 
 @lru_cache(maxsize=1 << 14)
 def words(text: str, *, folder: bool) -> frozenset[str]:
-    """The splits that a name of a folder, or of a file, means in `datasets`."""
+    """The splits that a folder or file name matches in `datasets`."""
     return frozenset(
         split
         for split, pattern in patterns(folder=folder).items()
@@ -229,7 +229,7 @@ def words(text: str, *, folder: bool) -> frozenset[str]:
 
 @cache
 def patterns(*, folder: bool) -> Mapping[str, re.Pattern[str]]:
-    """Split -> its words in names, as `datasets` has them."""
+    """Split -> pattern of its words in names, as in `datasets`."""
     from datasets.data_files import NON_WORDS_CHARS, SPLIT_KEYWORDS
 
     between = f"[{NON_WORDS_CHARS}]"
@@ -242,7 +242,7 @@ def patterns(*, folder: bool) -> Mapping[str, re.Pattern[str]]:
 
 
 def canonical(split: str) -> str:
-    """What `datasets` calls a split: "validation" for "val", "test" for "eval".
+    """The name that `datasets` uses for a split: "validation" for "val", "test" for "eval".
 
     >>> canonical("val"), canonical("Testing"), canonical("extra")
     ('validation', 'test', 'extra')
@@ -254,10 +254,10 @@ def canonical(split: str) -> str:
 
 
 def resolve(names: Sequence[str], where: str) -> tuple[dict[str, list[File]], list[str]]:
-    """Files by split, and those of none.
+    """Sort files by split; the second result holds files that match no split.
 
     Raises:
-        InputError: a name that means two splits, or names of which only some mean one.
+        InputError: a name that matches two splits, or names of which only some match one.
     """
     splits: dict[str, list[File]] = {}
     sharded = {name: match for name in names if (match := SHARDED.fullmatch(name))}
@@ -281,7 +281,7 @@ def resolve(names: Sequence[str], where: str) -> tuple[dict[str, list[File]], li
 def by_file_name(
     names: Sequence[str], depth: int, where: str
 ) -> tuple[dict[str, list[File]], list[str]]:
-    """Files whose own names mean splits; all of them as "train" where none does."""
+    """Sort files by the split in their own names; all go to "train" if no name has one."""
     splits: dict[str, list[File]] = {}
     rest = []
     for name in names:
@@ -307,7 +307,7 @@ def by_file_name(
 
 
 def ordered(splits: Mapping[str, list[File]]) -> dict[str, list[File]]:
-    """Train, validation, test, then others by name."""
+    """Order splits: train, validation, test, then others by name."""
     known = ["train", "validation", "test"]
     return {
         name: splits[name]
@@ -316,7 +316,7 @@ def ordered(splits: Mapping[str, list[File]]) -> dict[str, list[File]]:
 
 
 def outermost(parents: Sequence[str], where: str) -> int | None:
-    """Which of the folders around a file, from outside, says its split; None: none does."""
+    """Depth of the outermost folder around a file that names a split; None: no folder does."""
     doubtful = None
     for at, part in enumerate(parents):
         meant = words(part, folder=True)
@@ -330,7 +330,7 @@ def outermost(parents: Sequence[str], where: str) -> int | None:
 
 
 def shared(names: Sequence[str]) -> int:
-    """How many outer folders all files share that say nothing of splits."""
+    """Number of outer folders that all files share and that name no split."""
     if not names:
         return 0
     parents = [PurePosixPath(name).parts[:-1] for name in names]
@@ -355,7 +355,7 @@ def shared(names: Sequence[str]) -> int:
 def configured(
     names: Sequence[str], config: str | None, where: str
 ) -> tuple[str | None, Sequence[str]]:
-    """The configuration, and its files: a folder each, where several hold data of their own.
+    """The chosen configuration and its files, where several folders hold data of their own.
 
     Raises:
         InputError: see `choose`.
@@ -382,7 +382,7 @@ def configured(
 
 
 def apart(names: Sequence[str], depth: int) -> bool:
-    """Whether a folder's files are a data set of their own: tables, or images in splits."""
+    """Whether a folder's files form a data set of their own: tables, or images in splits."""
     if all(kind_of(name) != "images" for name in names):
         return True
     parents = {PurePosixPath(name).parts[depth:-1] for name in names}
@@ -390,10 +390,10 @@ def apart(names: Sequence[str], depth: int) -> bool:
 
 
 def choose(config: str | None, known: Sequence[str], default: str | None, where: str) -> str:
-    """The configuration that is meant.
+    """Choose the configuration.
 
     Raises:
-        InputError: none of that name, or several and none chosen.
+        InputError: no configuration of that name, or several of which none was chosen.
     """
     if config is not None and config not in known:
         there = f"there: {', '.join(sorted(known))}" if known else "there are none"
@@ -407,7 +407,7 @@ def choose(config: str | None, known: Sequence[str], default: str | None, where:
 
 
 def configurations(folder: Path, what: str) -> dict[str, Mapping[str, Any]]:
-    """The configurations that the YAML part of a README.md declares: name -> what it says."""
+    """Configurations declared in the YAML part of a README.md: name -> its entry."""
     file = folder / "README.md"
     if not file.is_file():
         return {}
@@ -425,7 +425,7 @@ def configurations(folder: Path, what: str) -> dict[str, Mapping[str, Any]]:
 
 
 def default_of(declared: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The configuration that is declared as the default one."""
+    """Name of the configuration that is declared as the default."""
     marked = [name for name, entry in declared.items() if entry.get("default") is True]
     return marked[0] if len(marked) == 1 else ("default" if "default" in declared else None)
 
@@ -433,10 +433,10 @@ def default_of(declared: Mapping[str, Mapping[str, Any]]) -> str | None:
 def declared_splits(
     entry: Mapping[str, Any], names: Sequence[str], where: str
 ) -> tuple[dict[str, list[File]], list[str]]:
-    """The files that a declared configuration names, by split; and the others.
+    """Files of a declared configuration by split, and the remaining files.
 
     Raises:
-        InputError: `data_files` of another form, or that matches nothing.
+        InputError: `data_files` has another form, or matches no file.
     """
     inside = str(entry.get("data_dir") or ".").strip("/")
     under = [name for name in names if inside in (".", "") or name.startswith(f"{inside}/")]
@@ -461,7 +461,7 @@ def declared_splits(
 
 
 def matching(glob: str, inside: str, names: Iterable[str]) -> list[str]:
-    """The names that a pattern of `datasets` means, relative to a folder."""
+    """Names that match a pattern of `datasets`, relative to a folder."""
     from fsspec.utils import glob_translate
 
     glob = glob.removeprefix("./")

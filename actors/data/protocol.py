@@ -1,4 +1,4 @@
-"""Prepared rows and inputs: what a data kind (images, text) gives to a model, as protocols.
+"""Protocols of a data kind (images, text): prepared rows on disk and a model's inputs.
 
 A row is prepared once, on disk, and collated at each forward pass. Importable without torch.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from actors.data.task import Task
 from actors.files.fingerprint import Fingerprint
 
-if TYPE_CHECKING:  # torch takes seconds to load, and processes that only prepare need none of it
+if TYPE_CHECKING:  # torch takes seconds to load, and processes that only prepare do not need it
     from torch import Tensor
 
 Activations: TypeAlias = "dict[str, Tensor]"
@@ -50,7 +50,7 @@ class RowShape:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that a row takes on disk, at most; labels left out."""
+        """Upper bound of the bytes of a row on disk, without its label."""
         fixed = sum(ITEMSIZES[kind] * math.prod(shape) for kind, shape in self.columns.values())
         return fixed + sum(ITEMSIZES[kind] * most + 8 for kind, most in self.ragged.values())
 
@@ -66,7 +66,7 @@ class PreparedRows(Protocol):
     def take(self, rows: Tensor) -> dict[str, Tensor]:
         """Rows by index (int64 [B]): column -> [B, …].
 
-        A ragged column gives all its numbers, and `<name>.lengths` [B].
+        A ragged column gives the concatenated values, and `<name>.lengths` [B].
         """
         ...
 
@@ -76,26 +76,26 @@ class Inputs(Protocol):
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """Of all that embeddings and features of a row depend on."""
+        """Fingerprint of everything that embeddings and features of a row depend on."""
         ...
 
     @property
     def row(self) -> RowShape:
-        """Of a prepared row."""
+        """Shape of a prepared row."""
         ...
 
     @property
     def about(self) -> str:
-        """The size of a row, for people: "32 px", say."""
+        """Size of a row, short, for messages: "32 px"."""
         ...
 
     @property
     def dimensions(self) -> str:
-        """The same in full: "32 × 32 px"."""
+        """Size of a row in full: "32 × 32 px"."""
         ...
 
     def check_corruption(self, what: str) -> None:
-        """Raise InputError where rows of this kind or size cannot be corrupted: `what`: …."""
+        """Raise InputError, starting with `what`, where such rows cannot be corrupted."""
         ...
 
     def prepare(
@@ -105,7 +105,7 @@ class Inputs(Protocol):
         root: Path,
         progress: Progress | None = None,
     ) -> dict[tuple[str, str], Path]:
-        """(task, source split) -> its file of prepared rows under `root`, written where missing.
+        """Prepare missing files: (task, source split) -> its file of prepared rows under `root`.
 
         Raises:
             InputError: a row that cannot be read, by task, split and row; no space left.
@@ -113,7 +113,7 @@ class Inputs(Protocol):
         ...
 
     def open(self, path: Path) -> PreparedRows:
-        """A file of prepared rows, memory-mapped.
+        """Open a file of prepared rows, memory-mapped.
 
         Raises:
             InputError: missing or damaged.
@@ -121,7 +121,7 @@ class Inputs(Protocol):
         ...
 
     def collate(self, parts: Sequence[Mapping[str, Tensor]]) -> Activations:
-        """What the first segment reads, of rows of one or several files, in order."""
+        """Collate rows of one or several files, in order, to the inputs of the first segment."""
         ...
 
 
@@ -130,26 +130,26 @@ Extract: TypeAlias = "Callable[[Activations], Tensor]"
 
 
 class FeatureEncoder(Protocol):
-    """A frozen network whose features of a row a gate reads."""
+    """A frozen network that computes the features a gate reads."""
 
     @property
     def source(self) -> str:
-        """As the sweep file names it, for messages."""
+        """Its source as given in the sweep file, for messages."""
         ...
 
     @property
     def folder(self) -> Path:
-        """Its files, which a worker's node must see."""
+        """Folder of its files, which a worker's node must see."""
         ...
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """Of weights, configuration, preprocessing and libraries."""
+        """Fingerprint of weights, configuration, preprocessing and libraries."""
         ...
 
     @property
     def width(self) -> int:
-        """Features a row."""
+        """Number of features of a row."""
         ...
 
     @property
@@ -158,5 +158,5 @@ class FeatureEncoder(Protocol):
         ...
 
     def load(self, device: Any) -> Extract:
-        """The network on `device`."""
+        """Load the network on `device`."""
         ...

@@ -1,6 +1,6 @@
-"""Some rows of a data set, and how a process that only decodes reads them.
+"""Rows of a data set as picklable descriptions, and how a decoding process reads them.
 
-Imports neither torch nor `fusion` when loaded, for the reason `preprocess.py` gives.
+Imports neither torch nor `fusion` at load time, for the reason given in `preprocess.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ParquetRows:
-    """`count` rows of one row group, from `offset` on."""
+    """`count` rows of one row group, starting at `offset`."""
 
     file: str
     group: int
@@ -36,20 +36,20 @@ class ParquetRows:
 
 @dataclass(frozen=True)
 class FileRows:
-    """Image files, one a row."""
+    """Image files, one for each row."""
 
     files: tuple[str, ...]
     labels: tuple[int, ...]
 
     @property
     def count(self) -> int:
-        """How many rows."""
+        """Number of rows."""
         return len(self.files)
 
 
 @dataclass(frozen=True)
 class ArrowRows:
-    """`count` rows, from `offset` on, of an Arrow file."""
+    """`count` rows of an Arrow file, starting at `offset`."""
 
     file: str
     offset: int
@@ -62,7 +62,7 @@ class ArrowRows:
 
 @dataclass(frozen=True)
 class Library:
-    """What the `datasets` library is asked for: files of one split, or a data set of the hub."""
+    """A request to the `datasets` library: files of one split, or a data set of the hub."""
 
     name: str
     """A hub id, or the format of the files."""
@@ -77,7 +77,7 @@ class Library:
 
 @dataclass(frozen=True)
 class LibraryRows:
-    """`count` rows, from `offset` on, of what the `datasets` library reads."""
+    """`count` rows of a split that the `datasets` library reads, starting at `offset`."""
 
     source: Library
     offset: int
@@ -95,7 +95,7 @@ Rows: TypeAlias = ParquetRows | ArrowRows | FileRows | LibraryRows
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive rows of one source split: what one call decodes."""
+    """Consecutive rows of one source split: the work of one decoding call."""
 
     part: int
     """Which of the files being written they belong to."""
@@ -108,9 +108,9 @@ class Chunk:
 
 
 def decode(chunk: Chunk, preprocess: Preprocess) -> pa.Table:
-    """Decode and prepare a chunk: columns image [3·H·W] uint8, label, part, row, deep, error.
+    """Decode and preprocess a chunk: columns image [3·H·W] uint8, label, part, row, deep, error.
 
-    A row that cannot be used ends the chunk: it is the last one, with `error` set. `deep`: the
+    A row that cannot be used ends the chunk: it is the last row, with `error` set. `deep`: the
     image had 16 bits and was scaled to 8.
     """
     height, width = preprocess.shape
@@ -129,7 +129,7 @@ def decode(chunk: Chunk, preprocess: Preprocess) -> pa.Table:
             done += 1
         if error is None and done < chunk.rows.count:
             raise ValueError(f"{chunk.rows.count} rows stated, {done} there")
-    except Exception as failed:  # readers raise what they like on damaged data
+    except Exception as failed:  # readers raise any exception on damaged data
         reason = " ".join(str(failed).split())[:300] or type(failed).__name__
         error = f"{chunk.name}: row {chunk.start + done} ({origin(chunk.rows)}): {reason}"
     done += error is not None
@@ -154,7 +154,7 @@ def decode_row(
     preprocess: Preprocess,
     out: np.ndarray[Any, np.dtype[np.uint8]],
 ) -> tuple[str | None, bool]:
-    """One image into `out` [3, H, W]: what is wrong with the row, and whether it had 16 bits."""
+    """Decode an image into `out` [3, H, W]; returns (error or None, whether it had 16 bits)."""
     if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < classes:
         first = " (do labels start at 1?)" if label == classes else ""
         return f"label {label!r}; the {classes} class names allow 0 to {classes - 1}{first}", False
@@ -174,31 +174,31 @@ def decode_row(
 
 
 def origin(rows: Rows) -> str:
-    """Where rows come from, as messages name it."""
+    """Source of rows, for messages."""
     if isinstance(rows, FileRows):
         return "an image folder"
     return rows.source.name if isinstance(rows, LibraryRows) else rows.file
 
 
 def local_files(rows: Rows) -> tuple[str, ...]:
-    """Files of this machine that rows are read from; none where they come from the hub."""
+    """Local files that rows are read from; empty for data sets of the hub."""
     if isinstance(rows, FileRows):
         return rows.files[:1]
     return rows.source.files if isinstance(rows, LibraryRows) else (rows.file,)
 
 
 def named_file(name: str, folder: str, root: str) -> str:
-    """The file that a data row names, relative to `folder`; it lies inside `root`.
+    """Path of the file that a data row names relative to `folder`; it must lie inside `root`.
 
     Raises:
-        Unusable: a URL, a path with `..`, one or a link that leaves `root`, or no file.
+        Unusable: a URL, a path with `..`, a path or link that leaves `root`, or a missing file.
     """
     where, home = Path(folder) / name, Path(root)
     plain = "://" not in name and "::" not in name and "\0" not in name
     if not plain or ".." in Path(name).parts or not where.is_relative_to(home):
         raise Unusable(f"names {name[:80]!r}; a path inside the data set's folder is needed")
     homes = [home.resolve()]
-    if home.parent.name == "snapshots":  # the hub's cache keeps contents beside, under their hashes
+    if home.parent.name == "snapshots":  # the hub's cache keeps contents beside, named by hash
         homes.append(home.parent.parent.resolve() / "blobs")
     file = where.resolve()
     if not any(file.is_relative_to(each) for each in homes):
@@ -209,10 +209,10 @@ def named_file(name: str, folder: str, root: str) -> str:
 
 
 def read(rows: Rows) -> Iterator[tuple[bytes | str | None, str | None, Any]]:
-    """(encoded image or its path, its name, label) a row, in order.
+    """(encoded image or its path, its name, label) of each row, in order.
 
     Raises:
-        Unusable: a row names a file that is not inside its data set's folder.
+        Unusable: a row names a file outside its data set's folder.
     """
     if isinstance(rows, FileRows):
         yield from zip(rows.files, rows.files, rows.labels, strict=True)
@@ -239,7 +239,7 @@ def read(rows: Rows) -> Iterator[tuple[bytes | str | None, str | None, Any]]:
 
 
 def table_of(rows: ParquetRows | ArrowRows | LibraryRows) -> pa.Table:
-    """The two columns of these rows."""
+    """Table of the image and label columns of these rows."""
     if isinstance(rows, ParquetRows):
         import pyarrow.parquet as pq
 
@@ -255,7 +255,7 @@ def table_of(rows: ParquetRows | ArrowRows | LibraryRows) -> pa.Table:
 
 @cache
 def arrow_table(file: str) -> pa.Table:
-    """An Arrow file, memory-mapped: a stream, as `datasets` writes it, or a file."""
+    """A memory-mapped Arrow file, in stream format (as `datasets` writes it) or file format."""
     source = pa.memory_map(file)
     try:
         return pa.ipc.open_stream(source).read_all()
@@ -269,7 +269,7 @@ def library_table(source: Library, image: str) -> pa.Table:
     import datasets
 
     datasets.disable_progress_bars()
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it would report local reading as well
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it would also report local reads
     if source.files:
         options = {"sep": source.separator} if source.separator else {}
         files = {source.split: list(source.files)}
@@ -284,7 +284,7 @@ def library_table(source: Library, image: str) -> pa.Table:
 
 
 def library_home() -> str:
-    """The folder that the `datasets` library keeps its files in."""
+    """The folder in which the `datasets` library keeps its files."""
     import datasets
 
     return str(datasets.config.HF_CACHE_HOME)

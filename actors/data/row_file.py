@@ -1,7 +1,7 @@
-"""Files of prepared rows in general: columns of fixed width, ragged columns with offsets, labels.
+"""Files of prepared rows: columns of fixed width, ragged columns with offsets, labels.
 
-One sealed Arrow file a source split, of one record batch, memory-mapped. Pixel files are such files
-with one column and a writer of their own (`images/pixel_cache.py`).
+One sealed Arrow file for each source split, with one record batch, memory-mapped. Pixel files have
+one column and their own writer (`images/pixel_cache.py`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LENGTHS = ".lengths"
 
 @dataclass(frozen=True, eq=False)
 class RowFile:
-    """A source split: views of one memory-mapped file."""
+    """One source split: views of a memory-mapped file."""
 
     columns: Mapping[str, Tensor]
     """Of fixed width: [N, …]."""
@@ -40,7 +40,7 @@ class RowFile:
     """int64 [N]."""
 
     def take(self, rows: Tensor) -> dict[str, Tensor]:
-        """Rows by index: fixed columns [B, …]; of a ragged one all numbers, and lengths [B]."""
+        """Rows by index: fixed columns [B, …]; of ragged ones, joined values and lengths [B]."""
         found = {name: column[rows] for name, column in self.columns.items()}
         for name, (values, offsets) in self.ragged.items():
             parts = [values[offsets[row] : offsets[row + 1]] for row in rows.tolist()]
@@ -55,7 +55,7 @@ def write_rows(
     columns: Mapping[str, NDArray[Any]],
     ragged: Mapping[str, tuple[NDArray[Any], NDArray[np.int64]]],
 ) -> None:
-    """Write a file whole or not at all; arguments as in `RowFile`, columns flattened to [N, width].
+    """Write a file atomically; arguments as in `RowFile`, columns flattened to [N, width].
 
     Raises:
         InputError: it cannot be written.
@@ -72,7 +72,7 @@ def write_rows(
 
 
 def open_rows(path: Path) -> RowFile:
-    """A file of prepared rows, memory-mapped.
+    """Open a file of prepared rows, memory-mapped.
 
     Raises:
         InputError: missing or damaged.
@@ -91,7 +91,7 @@ def open_rows(path: Path) -> RowFile:
 
 
 def open_labels(path: Path) -> Tensor:
-    """The labels [N] of a file of prepared rows of any kind, memory-mapped.
+    """Labels [N] of a file of prepared rows of any kind, memory-mapped.
 
     Raises:
         InputError: missing or damaged.
@@ -100,7 +100,7 @@ def open_labels(path: Path) -> Tensor:
 
 
 def mapped(path: Path) -> pa.RecordBatch:
-    """The record batch of a file.
+    """The record batch of a file of prepared rows.
 
     Raises:
         InputError: missing, damaged, or without labels.

@@ -1,4 +1,4 @@
-"""A split's labels, without its images: the label column alone, or what folders say."""
+"""Labels of a split without its images: from the label column or the folder names."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Labels = npt.NDArray[np.int64]
 
 
 def split_labels(task: Task, split: str) -> Labels | None:
-    """Labels [N] of a split, in the order of its rows; None where that would download images.
+    """Labels [N] of a split, in row order; None where reading them would download images.
 
     Raises:
-        InputError: a label column that cannot be read, an empty label, or one without a class
+        InputError: a label column that cannot be read, an empty label, or a label without a class
             name; names task, split and row.
     """
     where = f"task {task.name!r}: split {split!r}"
@@ -47,7 +47,7 @@ EMPTY = np.iinfo(np.int64).min
 
 @cache
 def column(rows: Rows) -> Labels:
-    """The labels of some rows; read once in a process."""
+    """Labels of some rows; cached in this process."""
     if isinstance(rows, FileRows):
         return np.array(rows.labels, dtype=np.int64)
     if isinstance(rows, ParquetRows):

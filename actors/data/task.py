@@ -1,4 +1,4 @@
-"""Tasks: which data, which classes, and which rows a role may see."""
+"""Tasks: their data, classes, and the rows of each role (fit, select, report)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ VALIDATION = ("val", "validation", "valid", "dev")
 
 @dataclass(frozen=True)
 class TaskSource:
-    """A task as the spec describes it."""
+    """A task as the spec gives it."""
 
     name: str
     dataset: str
@@ -48,7 +48,7 @@ class TaskSource:
 
 @dataclass(frozen=True)
 class Task:
-    """A task that can be read: names, sizes, and where the rows are. Nothing is decoded yet."""
+    """An opened task: names, sizes and places of its rows. Nothing is decoded yet."""
 
     name: str
     source: TaskSource
@@ -63,20 +63,20 @@ class Task:
 
     @property
     def splits(self) -> dict[str, int]:
-        """Source split -> rows."""
+        """Source split -> number of rows."""
         return {name: split.rows for name, split in self.layout.splits.items()}
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """Of the content of all splits; names and templates are not part of it."""
+        """Fingerprint of the content of all splits; names and templates are not part of it."""
         parts = {name: split.fingerprint for name, split in self.layout.splits.items()}
         return fingerprint("task", parts)
 
     def split(self, name: str) -> Split:
-        """A source split.
+        """A source split by name.
 
         Raises:
-            InputError: there is none of that name.
+            InputError: no split of that name.
         """
         if name not in self.layout.splits:
             raise InputError(f"task {self.name!r}: no split {name!r}; there: {list(self.splits)}")
@@ -85,7 +85,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Splits:
-    """Which split plays which role, by name."""
+    """Names of the splits for each role."""
 
     fit: str = "train"
     select: str = "val"
@@ -96,7 +96,7 @@ class Splits:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a role's rows are."""
+    """Where the rows of a role are."""
 
     split: str
     """A source split."""
@@ -105,14 +105,14 @@ class Place:
 
 
 def open_task(source: TaskSource) -> Task:
-    """A task's names and sizes, from file names and metadata; no image is decoded.
+    """Read a task's names and sizes from file names and metadata; decodes no image.
 
-    Class names: see `class_names.py`. Templates: the spec's, else `meta.json`'s, else built-in,
-    else "a photo of a {}.".
+    Class names: see `class_names.py`. Templates: the spec's, else those of `meta.json`, else
+    built-in ones, else "a photo of a {}.".
 
     Raises:
-        InputError: data that are not there or cannot be used, class names that do not fit the
-            labels or each other, or a template without `{}`.
+        InputError: missing or unusable data, class names that do not fit the labels or each other,
+            or a template without `{}`.
     """
     what = f"tasks.{source.name}"
     columns = Columns(source.image or "image", source.label or "label")
@@ -155,7 +155,7 @@ def open_task(source: TaskSource) -> Task:
 
 
 def check_hub_id(dataset: str, what: str) -> None:
-    """Raise InputError where a source is neither a folder nor looks like a hub id."""
+    """Raise InputError where a source is neither a folder nor shaped like a hub id."""
     name, _, revision = dataset.partition("@")
     if not HUB_ID.fullmatch(name.partition(":")[0] + (f"@{revision}" if revision else "")):
         raise InputError(
@@ -185,7 +185,7 @@ def check_classnames(names: Sequence[str], layout: Layout, what: str) -> None:
 
 
 def read_meta(folder: Path, what: str) -> dict[str, Any]:
-    """`classnames` and `templates` of a `meta.json` beside the data, where there is one."""
+    """`classnames` and `templates` of a `meta.json` beside the data, if there is one."""
     file = folder / "meta.json"
     if not file.is_file():
         return {}
@@ -204,22 +204,22 @@ def assign(
     select_spelled: bool = False,
     roles: Collection[Role] = ("fit", "select", "report"),
 ) -> dict[Role, Place]:
-    """Which rows of a task play which role.
+    """Assign rows of a task to roles.
 
-    A name is one of the data set's own splits, or `val`: its own validation split by whatever
-    name, else a part carved from `train`; then `train` is the rest, for every role that names
-    it.
+    A split name is one of the data set's own splits, or `val`. `val` is the data set's validation
+    split under any name, else a part carved from `train`; then `train` is the rest in every role
+    that names it.
 
     Args:
         task: an opened task.
-        splits: the spec's names.
-        select_spelled: whether the spec itself gives `select`; only then may it be the split
-            that is reported on.
-        roles: those that the task plays; splits of others need not be there.
+        splits: the split names of the spec.
+        select_spelled: whether the spec itself gives `select`; only then may it equal the split of
+            `report`.
+        roles: the roles of the task; splits of other roles may be missing.
 
     Raises:
-        InputError: a split that is not there or empty, or selection on the reporting split
-            without saying so.
+        InputError: a missing or empty split, or selection on the reporting split without spelling
+            it out.
     """
     wanted: dict[Role, str] = {
         "fit": splits.fit,
@@ -278,9 +278,9 @@ def partition(
 ) -> tuple[Indices, Indices]:
     """Split the rows of one source split, class by class: (fit indices, val indices).
 
-    `labels` is [N]; both results are sorted int64, disjoint, and together 0 … N−1. Every class
-    gives round(fraction · its rows) to val, at least one where it has two rows or more, and
-    always keeps one for fit. The same labels, fraction and seed give the same rows.
+    `labels` is [N]; both results are sorted int64, disjoint, and together 0 … N−1. From each class,
+    round(fraction · its rows) go to val: at least one if it has two rows or more, and one always
+    stays in fit. The same labels, fraction and seed give the same rows.
 
     Raises:
         InputError: a fraction outside (0, 1), or no class with two rows.

@@ -1,4 +1,4 @@
-"""Rows of a task by role (fit, select, report), as evaluations and training read them."""
+"""Rows of a task by role (fit, select, report), for evaluation and training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SAMPLES = 64
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one task in one role: a file of prepared rows, and which of its rows."""
+    """The rows of one task in one role: a file of prepared rows and row indices."""
 
     file: Path
     indices: NDArray[np.int64] | None = None
@@ -35,7 +35,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class TaskData:
-    """One task as an evaluation reads it."""
+    """Data of one task for evaluation."""
 
     name: str
     head: Path
@@ -49,7 +49,7 @@ class TaskData:
 
 @dataclass(frozen=True, eq=False)
 class Captioned:
-    """One task's images and the words for them."""
+    """Images of one task with its class names."""
 
     images: Tensor
     """uint8 [N, 3, H, W]."""
@@ -67,10 +67,10 @@ def batches(size: int, batch: int = BATCH) -> Iterator[slice]:
 
 
 def tasks_with(data: Mapping[str, TaskData], role: str) -> list[str]:
-    """Tasks with rows of that role; a shift set may be of some, fit and select of seen tasks alone.
+    """Tasks that have rows in that role: not all of a shift set do, and unseen ones only report.
 
     Raises:
-        KeyError: rows that were not prepared: a bug of the caller, not the user's.
+        KeyError: rows that were not prepared, which is a bug of the caller.
     """
     there = [name for name, task in data.items() if role in task.rows]
     lacking = [name for name, task in data.items() if name not in there and not task.unseen]

@@ -1,19 +1,18 @@
-"""Common corruptions of images: a distribution shift with five severities, seeded image by image.
+"""Common image corruptions: distribution shifts at five severities, seeded for each image.
 
 Parameters are those of the CIFAR-10-C generator (`make_cifar_c.py` of hendrycks/robustness), which
-the published shift results of DAWE use at severity 2. Differences from it, all of them:
+the published shift results of DAWE use at severity 2. All differences from it:
 
-* A row depends on (seed, index of the row), never on its batch or on other rows. One image draws
-  the same numbers at all severities, so that severity is all that changes.
-* The generator knows 32 × 32 images. Lengths in pixels (motion blur, spatter) are multiplied by
-  max(1, shorter side / 32), and pixelate works on fractions of the image's own sides: a corrupted
-  image looks alike at any size. Noise a pixel and JPEG's 8 × 8 blocks are as they are: they count
-  pixels at any size.
-* Results are rounded to 8 bits; the generator cuts decimals off, which darkens by half a step.
+* A row depends on (seed, index of the row), never on its batch or on other rows. An image draws the
+  same random numbers at all severities, so that only the severity changes.
+* The generator assumes 32 × 32 images. Here lengths in pixels (motion blur, spatter) are multiplied
+  by max(1, shorter side / 32), and pixelate uses fractions of the image's sides, so that a
+  corrupted image looks alike at any size. Noise per pixel and JPEG's 8 × 8 blocks are not rescaled.
+* Results are rounded to 8 bits; the generator truncates, which darkens by half a step.
 * Motion blur is ImageMagick's, computed here. Spatter's edges, distances and histogram follow the
-  definitions of the OpenCV functions the generator calls, not their fixed-point arithmetic.
+  definitions of the OpenCV functions that the generator calls, not their fixed-point arithmetic.
 
-Imports no torch: processes that only prepare images start in a tenth of the time.
+Imports no torch: processes that only prepare images start ten times faster.
 """
 
 from __future__ import annotations
@@ -88,7 +87,7 @@ def motion_blur(
 def blurred(
     x: NDArray[np.float64], radius: int, sigma: float, degrees: float
 ) -> NDArray[np.float64]:
-    """Σ_i k_i·x moved by i pixels along a direction, i = 0 … 2·radius; edges go on.
+    """Σ_i k_i·x shifted by i pixels along a direction, i = 0 … 2·radius; edge pixels are repeated.
 
     Args:
         x: [3, H, W].
@@ -121,7 +120,7 @@ def contrast(
 ) -> Images:
     """(x − m)·f + m with the image's mean m of each channel; f .75, .5, .4, .3, .15.
 
-    Nothing is drawn: seed and indices change nothing.
+    Uses no random numbers: seed and indices have no effect.
 
     Source: hendrycks/robustness, `make_cifar_c.py`, `contrast`.
     """
@@ -139,8 +138,8 @@ def pixelate(
 ) -> Images:
     """Shrunk to ⌊side·f⌋ and back by box filters; f .95, .9, .85, .75, .65.
 
-    Nothing is drawn: seed and indices change nothing. The generator enlarges to 32 × 32 whatever
-    went in; here the image keeps its size.
+    Uses no random numbers: seed and indices have no effect. The generator enlarges every image to
+    32 × 32; here the image keeps its size.
 
     Source: hendrycks/robustness, `make_cifar_c.py`, `pixelate`.
     """
@@ -161,9 +160,9 @@ def pixelate(
 def jpeg_compression(
     images: Images, severity: int, *, seed: int = 0, indices: Sequence[int] | None = None
 ) -> Images:
-    """Through JPEG of quality 80, 65, 58, 50, 40 (colours halved in both directions: Pillow's).
+    """Through JPEG of quality 80, 65, 58, 50, 40; Pillow halves the colours in both directions.
 
-    Nothing is drawn: seed and indices change nothing.
+    Uses no random numbers: seed and indices have no effect.
 
     Source: hendrycks/robustness, `make_cifar_c.py`, `jpeg_compression`.
     """
@@ -189,7 +188,7 @@ def spatter(
     (.65, .1, .5, .68, .6) of mud, whose last is the σ that softens its mask. The layer is drawn
     for a shorter side of at most 32 pixels and enlarged bilinearly.
 
-    The published parameters do not make a stronger shift of each severity in every measure: water
+    The published parameters do not increase the shift with severity by every measure: water
     brightens, mud darkens.
 
     Source: hendrycks/robustness, `make_cifar_c.py`, `spatter`.
@@ -245,17 +244,17 @@ def corrupt(
     seed: int = 0,
     indices: Sequence[int] | None = None,
 ) -> Images:
-    """One corruption by name.
+    """Apply a corruption by name.
 
     Args:
         name: a key of `CORRUPTIONS`.
-        images: uint8 [N, 3, H, W], sides of 28 pixels at least.
+        images: uint8 [N, 3, H, W], sides of at least 28 pixels.
         severity: 1 to 5.
-        seed: with a row's index, what its random numbers come from.
+        seed: with a row's index, the seed of its random numbers.
         indices: [N], the rows' numbers in their data set; default 0, 1, ….
 
     Raises:
-        InputError: an unknown name, a severity that is none, images of another kind.
+        InputError: an unknown name, an invalid severity, or images of another shape or dtype.
     """
     if name not in CORRUPTIONS:
         raise refused(f"corruption: {name!r}; one of {', '.join(CORRUPTIONS)} allowed")
@@ -263,7 +262,7 @@ def corrupt(
 
 
 def level(severity: int) -> int:
-    """A severity's place in a table of five."""
+    """Index of a severity in a table of five."""
     if severity not in SEVERITIES or isinstance(severity, bool):
         raise refused(f"severity: {severity!r}; an integer from 1 to 5 allowed")
     return SEVERITIES.index(severity)
@@ -275,7 +274,7 @@ def stacked(
     indices: Sequence[int] | None,
     function: Callable[[Images, np.random.Generator], NDArray[Any]],
 ) -> Images:
-    """`function` of each image with its own random numbers."""
+    """Apply `function` to each image with the image's own random numbers."""
     rows = checked(images, seed, indices)
     out = np.empty_like(images, order="C")
     for row, image, index in zip(out, images, rows, strict=True):
@@ -293,7 +292,7 @@ def each(
     indices: Sequence[int] | None,
     function: Callable[[Unit, np.random.Generator], Unit],
 ) -> Images:
-    """The same for functions of [0, 1]: clipped, and rounded to 8 bits."""
+    """As `stacked`, for functions on [0, 1]: results are clipped and rounded to 8 bits."""
 
     def one(image: Images, rng: np.random.Generator) -> NDArray[Any]:
         return np.asarray(np.rint(function(image / 255, rng).clip(0, 1) * 255))
@@ -302,10 +301,10 @@ def each(
 
 
 def checked(images: Images, seed: int, indices: Sequence[int] | None) -> list[int]:
-    """The rows' numbers.
+    """Check images, seed and indices, and return the rows' numbers.
 
     Raises:
-        InputError: images of another kind, another number of indices, negative numbers.
+        InputError: images of another shape or dtype, a wrong number of indices, negative numbers.
     """
     fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[1] == 3
     if not fits or min(images.shape[2:]) < SMALLEST:
@@ -322,12 +321,12 @@ def checked(images: Images, seed: int, indices: Sequence[int] | None) -> list[in
 
 
 def refused(line: str) -> Exception:
-    """An InputError; imported here, for with it comes torch."""
+    """An InputError; imported here because the import brings torch."""
     from fusion.errors import InputError
 
     return InputError(line)
 
 
 def scale_of(x: Unit) -> float:
-    """How much longer the shorter side is than the generator's."""
+    """Ratio of the shorter side to the generator's 32 pixels, at least 1."""
     return float(max(1.0, min(x.shape[-2:]) / SOURCE_SIDE))

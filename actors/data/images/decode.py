@@ -1,12 +1,12 @@
-"""From an encoded image to an upright Pillow image of 8 bits a channel.
+"""Decode an encoded image to an upright Pillow image of 8 bits a channel.
 
-For 8-bit modes the result is what `datasets.Image` decodes: the first frame, turned as EXIF says.
-Images of 16-bit grey are scaled to 8 bits, where Pillow's own conversion would clip them to white.
-Of 16-bit colour Pillow keeps the high byte of each channel. All other modes are refused.
+For 8-bit modes the result is that of `datasets.Image`: the first frame, rotated by its EXIF tag.
+16-bit grey images are scaled to 8 bits, where Pillow's own conversion would clip them to white.
+Of 16-bit colour, Pillow keeps the high byte of each channel. All other modes are refused.
 
-What is read is bounded before it is decoded: only formats of `FORMATS`, of at most `PIXELS` pixels.
+Formats and sizes are checked before decoding: only formats of `FORMATS`, at most `PIXELS` pixels.
 
-Imports neither torch nor `fusion` when loaded, for the reason `preprocess.py` gives.
+Imports neither torch nor `fusion` at load time, for the reason given in `preprocess.py`.
 """
 
 from __future__ import annotations
@@ -102,19 +102,19 @@ ORIENTATION = 0x0112
 
 
 class Unusable(ValueError):
-    """An image that can be read and is refused; the message says why."""
+    """An image that can be read but is refused; the message gives the reason."""
 
 
 @contextmanager
 def decoded(content: bytes | str) -> Iterator[tuple[Image, bool]]:
-    """An image as it is to be seen, and whether it was scaled from 16 bits.
+    """The upright image, and whether it was scaled from 16 bits.
 
     Args:
         content: the encoded image, or the path of its file.
 
     Raises:
-        Unusable: too large, of another mode, or a Git LFS pointer.
-        Exception: whatever Pillow raises on a damaged file.
+        Unusable: too large, of an unsupported mode, or a Git LFS pointer.
+        Exception: any exception of Pillow on a damaged file.
     """
     from PIL import Image, ImageOps
 
@@ -129,7 +129,7 @@ def decoded(content: bytes | str) -> Iterator[tuple[Image, bool]]:
     with bounded(), Image.open(source, formats=formats()) as image:
         check_size(image)
         image.load()
-        check_size(image)  # an icon's header may state another size than the image that it holds
+        check_size(image)  # an icon's header may give another size than its image
         scale = sixteen(image)
         if scale is None and image.mode not in MODES:
             raise Unusable(
@@ -144,7 +144,7 @@ def decoded(content: bytes | str) -> Iterator[tuple[Image, bool]]:
 
 @cache
 def formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this Pillow was built with."""
+    """Those of `FORMATS` that this build of Pillow supports."""
     from PIL import Image
 
     Image.init()
@@ -153,7 +153,7 @@ def formats() -> tuple[str, ...]:
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Pillow's own bound, half of `PIXELS` and an error for valid images, is ours meanwhile."""
+    """Set Pillow's limit on pixels to `PIXELS`; its own limit is half that."""
     from PIL import Image
 
     before = Image.MAX_IMAGE_PIXELS
@@ -172,9 +172,9 @@ def check_size(image: Image) -> None:
 
 
 def sixteen(image: Image) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
-    """What each value of a 16-bit grey image becomes, uint8 [65536]; None: it is not one.
+    """Lookup table from 16-bit grey to uint8, [65536]; None: the image is not 16-bit grey.
 
-    White is 65535; of a TIFF of 12 bits it is 4095, and of one that says so, white is 0.
+    White is 65535; it is 4095 in a TIFF of 12 bits, and 0 in one whose tag says that white is zero.
     """
     deep = image.mode.startswith("I;16")
     if not deep and not (image.mode == "I" and image.format in ("PNG", "PPM")):
@@ -187,7 +187,7 @@ def sixteen(image: Image) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
 
 
 def scaled(image: Image, values: np.ndarray[Any, np.dtype[np.uint8]]) -> Image:
-    """A 16-bit grey image as 8-bit grey; a value that stands for transparency becomes white."""
+    """A 16-bit grey image as 8-bit grey; the value that marks transparency becomes white."""
     from PIL import Image as images
 
     deep = np.asarray(image)

@@ -1,4 +1,4 @@
-"""Images as inputs of a model: uint8 pixels on disk, normalised by the model's first segment."""
+"""Images as inputs of a model: uint8 pixels on disk, which the first segment normalises."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:  # torch takes seconds to load
 
 @dataclass(frozen=True)
 class ImageInputs:
-    """`Inputs` of models that read images of one size."""
+    """`Inputs` of models that take images of one size."""
 
     preprocess: Preprocess
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """Of resizing, cropping, rescaling and normalisation."""
+        """Fingerprint of resizing, cropping, rescaling and normalisation."""
         return self.preprocess.fingerprint
 
     @property
@@ -47,7 +47,7 @@ class ImageInputs:
         return f"{height} × {width} px"
 
     def check_corruption(self, what: str) -> None:
-        """Raise InputError where images are smaller than corruptions are defined for."""
+        """Raise InputError where images are too small for corruptions."""
         if min(self.preprocess.shape) < SMALLEST:
             raise InputError(
                 f"{what}: images of {self.preprocess.shape} pixels; sides of {SMALLEST} at least"
@@ -61,11 +61,11 @@ class ImageInputs:
         root: Path,
         progress: Progress | None = None,
     ) -> dict[tuple[str, str], Path]:
-        """Decode what the cache lacks. See `pixel_cache.prepare`."""
+        """Decode the splits that are not in the cache. See `pixel_cache.prepare`."""
         return prepare(tasks, needed, self.preprocess, root, progress)
 
     def open(self, path: Path) -> Pixels:
-        """A memory-mapped pixel file.
+        """Open a pixel file, memory-mapped.
 
         Raises:
             InputError: missing or damaged.
@@ -74,6 +74,6 @@ class ImageInputs:
 
     def collate(self, parts: Sequence[Mapping[str, Tensor]]) -> Activations:
         """{"pixels": uint8 [B, 3, H, W]}."""
-        import torch  # late: processes that only decode need none of it
+        import torch  # late: processes that only decode do not need it
 
         return {"pixels": torch.cat([part["pixels"] for part in parts])}

@@ -1,7 +1,7 @@
-"""Prepared images on disk: decoded once, memory-mapped ever after.
+"""Cache of prepared images: decoded once to a file, then memory-mapped.
 
 One Arrow IPC file holds one source split as one record batch: uint8 images [3·H·W] and int64
-labels, in the data set's order. Its name is a content hash of data and preprocessing.
+labels, in the data set's order. The file's name is a hash of the data and the preprocessing.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """One prepared split: views of a memory-mapped file, so every process shares one copy."""
+    """One prepared split: views of a memory-mapped file, which all processes of a node share."""
 
     images: Tensor
     """uint8 [N, 3, H, W]; read-only."""
@@ -63,7 +63,7 @@ class Pixels:
 
 
 def pixel_path(task: Task, split: str, preprocess: Preprocess, root: Path) -> Path:
-    """Where a prepared split lies; the name is a hash of all that its bytes depend on."""
+    """Path of a prepared split; the name is a hash of everything that its bytes depend on."""
     key = fingerprint("arrow-2", task.split(split).fingerprint, preprocess.pixels)
     return root / "pixels" / f"{key}.arrow"
 
@@ -75,21 +75,21 @@ def prepare(
     root: Path,
     progress: Progress | None = None,
 ) -> dict[tuple[str, str], Path]:
-    """Make sure that these splits are prepared; decode those that are not, all in one go.
+    """Prepare the splits that are not in the cache, all as one stream.
 
-    Runs through Ray Data where a Ray is initialised (all its nodes that see the data decode, this
-    process writes), and in this process where none is.
+    Uses Ray Data if Ray is initialised (all nodes that see the data decode, this process writes),
+    else decodes in this process.
 
     Args:
         tasks: name -> task.
         needed: (task, source split).
-        preprocess: the base model's.
+        preprocess: the base model's preprocessing.
         root: the cache folder.
-        progress: called with images done and images in all, of those that must be decoded.
+        progress: called with the images done and the total of images to decode.
 
     Raises:
         InputError: a broken image or a label out of range, naming task, split and row; or no
-            space left. Nothing half-written stays behind.
+            space left. No partial file stays behind.
     """
     paths = {
         (name, split): pixel_path(tasks[name], split, preprocess, root) for name, split in needed
@@ -114,7 +114,7 @@ def write(
     preprocess: Preprocess,
     progress: Progress,
 ) -> None:
-    """Decode and write splits, all of them as one stream of chunks."""
+    """Decode and write splits as one stream of chunks."""
     parts = []
     chunks = []
     height, width = preprocess.shape
@@ -169,7 +169,7 @@ def decoded(chunks: list[Chunk], preprocess: Preprocess) -> Iterator[pa.Table]:
 
     from actors.cluster.worker_deaths import reported
 
-    # Chunks travel pickled, one a row, so that a worker is sent its own and no other.
+    # Chunks are pickled, one a row, so that each worker receives only its own.
     items = [{"chunk": pickle.dumps(chunk)} for chunk in chunks]
     with quiet(), reported("images: a worker that decodes them"):
         dataset = ray.data.from_items(items, override_num_blocks=len(items))
@@ -187,7 +187,7 @@ def decoded(chunks: list[Chunk], preprocess: Preprocess) -> Iterator[pa.Table]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Ray Data's own narration off the user's terminal; its log files still have it."""
+    """Keep Ray Data's progress messages off the terminal; they still go to its log files."""
     consoles = [h for h in logging.getLogger("ray.data").handlers if h.name == "console"]
     levels = [handler.level for handler in consoles]
     try:
@@ -200,12 +200,12 @@ def quiet() -> Iterator[None]:
 
 
 def decode_batch(batch: pa.Table, preprocess: Preprocess) -> pa.Table:
-    """One pickled chunk, decoded: what runs in Ray Data's workers."""
+    """Decode one pickled chunk; runs in Ray Data's workers."""
     return decode(pickle.loads(batch.column("chunk")[0].as_py()), preprocess)
 
 
 def open_pixels(path: Path) -> Pixels:
-    """A prepared split, memory-mapped: nothing is read until it is used.
+    """Open a prepared split, memory-mapped; pages are read on use.
 
     Raises:
         InputError: missing or damaged.
@@ -222,11 +222,11 @@ def open_pixels(path: Path) -> Pixels:
 
 
 def open_batch(path: Path) -> tuple[pa.RecordBatch, tuple[int, int, int]]:
-    """The one record batch of a pixel file, and the shape of its images.
+    """The single record batch of a pixel file, and the shape of its images.
 
     Raises:
-        OSError: it is not there.
-        Damaged: it is another, or not what was written.
+        OSError: the file is missing.
+        Damaged: not a pixel file, or its content changed.
     """
     schema, batch = checked(path)
     try:
@@ -242,7 +242,7 @@ def open_batch(path: Path) -> tuple[pa.RecordBatch, tuple[int, int, int]]:
 
 
 def cached_labels(path: Path) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:
-    """The labels of a prepared split; None where it is missing or damaged, and that is said."""
+    """Labels of a prepared split; None, with a warning, where the file is missing or damaged."""
     try:
         batch, _ = open_batch(path)
     except OSError:
@@ -257,7 +257,7 @@ def cached_labels(path: Path) -> np.ndarray[tuple[int], np.dtype[np.int64]] | No
 def check_labels(
     labels: np.ndarray[tuple[int], np.dtype[np.int64]], task: Task, split: str
 ) -> None:
-    """Raise InputError where a label has no class name: the names may be newer than the file."""
+    """Raise InputError where a label has no class name: names may be newer than the file."""
     bad = np.flatnonzero((labels < 0) | (labels >= len(task.classnames)))
     if len(bad):
         raise InputError(

@@ -1,4 +1,4 @@
-"""Writing pixel files: rows in any order, each file renamed into place when it is complete."""
+"""Write pixel files: rows in any order; each file is renamed into place when complete."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from actors.files.atomic import replacing
 
 
 class PixelWriter:
-    """Several pixel files under way; those not complete when it closes leave nothing behind."""
+    """Write several pixel files at once; files that are incomplete at closing are removed."""
 
     def __init__(self, parts: Sequence[tuple[Path, int, Mapping[str, str]]], width: int) -> None:
-        """`parts`: (path, rows, schema metadata) a file; `width`: bytes of an image."""
+        """`parts`: (path, rows, schema metadata) of each file; `width`: bytes of one image."""
         self.width = width
         self.all = ExitStack()
         self.parts = []
@@ -46,7 +46,7 @@ class PixelWriter:
         return self.all.__exit__(kind, error, traceback)
 
     def write(self, table: pa.Table) -> None:
-        """Rows of `readers.decode`: their columns `part` and `row` say where they go."""
+        """Write rows of `readers.decode`; their columns `part` and `row` give file and position."""
         parts = table.column("part").to_numpy()
         rows = table.column("row").to_numpy()
         labels = table.column("label").to_numpy()
@@ -60,13 +60,13 @@ class PixelWriter:
 
 
 class Part:
-    """One file under way."""
+    """One file being written."""
 
     def __init__(
         self, path: Path, rows: int, width: int, about: Mapping[str, str], outer: ExitStack
     ) -> None:
         self.path, self.left, self.width = path, rows, width
-        # A stack of its own, so that it can be closed (and the file renamed) before the others.
+        # Its own exit stack, so that this file can be closed and renamed before the others.
         self.stack = ExitStack()
         outer.push(self.stack)
         self.temporary = self.stack.enter_context(replacing(path))
@@ -76,7 +76,7 @@ class Part:
         self.images, self.labels = at["image"], at["label"]
 
     def write(self, row: int, images: pa.ChunkedArray, labels: np.ndarray[Any, Any]) -> None:
-        """Consecutive rows from `row` on."""
+        """Write consecutive rows, starting at `row`."""
         at = self.images + int(row) * self.width
         for chunk in images.chunks:
             values = chunk.flatten()

@@ -1,11 +1,10 @@
-"""What happens to an image before a model sees it: a CLIP, or the frozen network of a gate.
+"""Image preprocessing for CLIP and for the frozen feature network of a gate.
 
-Two halves: up to uint8 pixels, done once and kept on disk (`pixel_cache.py`); and from there to
-normalised floats, done at each forward pass. Together they equal `CLIPImageProcessorPil` and, on
-RGB images, `ConvNextImageProcessorPil`.
+Two halves: up to uint8 pixels, computed once and kept on disk (`pixel_cache.py`); then normalised
+floats, computed at each forward pass. Together they equal `CLIPImageProcessorPil` and, on RGB
+images, `ConvNextImageProcessorPil`.
 
-Imports neither torch nor `fusion` when loaded: processes that only decode start in a tenth of
-the time.
+Imports neither torch nor `fusion` at load time: processes that only decode start ten times faster.
 """
 
 from __future__ import annotations
@@ -63,33 +62,33 @@ class Preprocess:
     def shape(self) -> tuple[int, int]:
         """(height, width) of every prepared image."""
         shape = self.crop or self.resize
-        assert shape is not None  # `read_preprocess` refuses what would vary from image to image
+        assert shape is not None  # `read_preprocess` refuses sizes that vary between images
         return shape
 
     @property
     def size(self) -> int:
-        """The side of every prepared image: they are square."""
+        """Side of every prepared image, which is square, in pixels."""
         return self.shape[0]
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """Of all of it: what embeddings and features depend on."""
+        """Fingerprint of all steps, on which embeddings and features depend."""
         return fingerprint("preprocess-1", asdict(self))
 
     @property
     def pixels(self) -> Fingerprint:
-        """Of what determines the uint8 pixels; rescaling and normalisation come after them."""
+        """Fingerprint of the steps up to uint8 pixels, before rescaling and normalisation."""
         told = {k: v for k, v in asdict(self).items() if k not in ("rescale", "mean", "std")}
         return fingerprint("pixels-2", told, software("pillow"))
 
     def to_uint8(self, image: Image) -> NDArray[np.uint8]:
-        """An image of 8 bits a channel to uint8 [3, H, W]: RGB, resized, centre-cropped.
+        """Turn an image of 8 bits a channel into uint8 [3, H, W]: RGB, resized, centre-cropped.
 
         Raises:
-            Unusable: too long and narrow; see `resized`.
+            Unusable: the image is too long and narrow; see `resized`.
         """
-        # One grey channel is resized once, not three times: the bands of an RGB image are
-        # resized independently, so the result is the same to the bit.
+        # A grey channel is resized once instead of three times: Pillow resizes the bands of an RGB
+        # image independently, so the result has the same bits.
         grey = image.mode in ("1", "L") and "transparency" not in image.info
         ready = image.convert("L") if grey else to_rgb(image)
         if self.squash is not None:
@@ -107,7 +106,7 @@ class Preprocess:
         return np.ascontiguousarray(array if self.crop is None else centre(array, self.crop))
 
     def normalise(self, pixels: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """uint8 [B, 3, H, W] to normalised floats (float32): one multiply-add a channel."""
+        """Normalise uint8 [B, 3, H, W] to floats (default float32): one multiply-add a channel."""
         import torch
 
         dtype = dtype or torch.float32
@@ -119,7 +118,7 @@ class Preprocess:
 
 
 def to_rgb(image: Image) -> Image:
-    """RGB; transparency is laid on white, as CLIP's processor does."""
+    """Convert to RGB; transparent pixels are laid on white, as in CLIP's processor."""
     if "A" not in image.getbands() and image.info.get("transparency") is None:
         return image.convert("RGB")
     from PIL import Image as images
@@ -134,19 +133,19 @@ def to_rgb(image: Image) -> Image:
 
 
 def strips(count: int, length: int) -> Iterator[tuple[int, int]]:
-    """`count` lines of `length` pixels in strips of about `STRIP` pixels: (first, last + 1)."""
+    """Split `count` lines of `length` pixels into strips of about `STRIP` pixels: (first, end)."""
     step = max(STRIP // length, 1)
     for first in range(0, count, step):
         yield first, min(first + step, count)
 
 
 def resized(image: Image, size: tuple[int, int], resample: int) -> Image:
-    """An image resized to `size` (width, height).
+    """Resize an image to `size` (width, height).
 
     Raises:
-        Unusable: that would take more than `RESIZED` pixels.
+        Unusable: the intermediate image would have more than `RESIZED` pixels.
     """
-    # Pillow resizes along one axis after the other; which comes first is its own affair.
+    # Pillow resizes along one axis after the other, in an order that it chooses.
     between = max(size[0] * size[1], size[0] * image.height, image.width * size[1])
     if between > RESIZED:
         raise Unusable(
@@ -157,14 +156,14 @@ def resized(image: Image, size: tuple[int, int], resample: int) -> Image:
 
 
 def centre(array: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """The middle of [3, H, W]; zeros around it where the image is the smaller."""
+    """Centre crop of [3, H, W]; smaller images are padded with zeros."""
     height, width = size
     spare = [max(height - array.shape[1], 0), max(width - array.shape[2], 0)]
     if any(spare):
         before = [math.ceil(pixels / 2) for pixels in spare]
         after = [pixels - first for pixels, first in zip(spare, before, strict=True)]
         array = np.pad(array, ((0, 0), *zip(before, after, strict=True)))
-        # The processor places the crop by the size before padding.
+        # The processor computes the crop's position from the size before padding.
         top = (array.shape[1] - spare[0] - height) // 2 + before[0]
         left = (array.shape[2] - spare[1] - width) // 2 + before[1]
         top, left = max(top, 0), max(left, 0)

@@ -1,4 +1,4 @@
-"""A model's preprocessing, as its `preprocessor_config.json` says."""
+"""Read a model's preprocessing from `preprocessor_config.json`."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ FLAGS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_conver
 
 
 def clip_preprocess(size: int) -> Preprocess:
-    """CLIP's own preprocessing, for images of `size` pixels a side."""
+    """CLIP's default preprocessing for images of `size` pixels a side."""
     return Preprocess(size, None, (size, size))
 
 
 def read_preprocess(folder: Path) -> Preprocess:
-    """The preprocessing of a CLIP: `preprocessor_config.json` or `processor_config.json`.
+    """Read a CLIP's preprocessing from `preprocessor_config.json` or `processor_config.json`.
 
     Raises:
-        InputError: neither file, or something in it that is not supported, by name.
+        InputError: neither file exists, or a field has an unsupported value; names the field.
     """
     file, config = read_file(folder)
     with reading(str(file)):
@@ -62,18 +62,17 @@ NAMES = {
 
 
 def difference(base: Path, expert: Path) -> str | None:
-    """How an expert's own preprocessing differs from the base's; None: it does not, or the expert
-    brings none.
+    """Difference between an expert's preprocessing and the base's; None: none, or no expert file.
 
     Args:
         base: the base's folder.
-        expert: of a model or an adapter.
+        expert: the folder of a model or an adapter.
 
     Returns:
-        Both files, the first field that differs, and both values; in one line.
+        One line with both files, the first field that differs, and both values.
 
     Raises:
-        InputError: a file that cannot be read, or says what is not supported.
+        InputError: a file that cannot be read, or an unsupported value.
     """
     found = found_file(expert)
     if found is None:
@@ -90,14 +89,14 @@ def difference(base: Path, expert: Path) -> str | None:
 
 
 def read_convnext(folder: Path) -> Preprocess:
-    """The preprocessing of a ResNet: ConvNeXt's, which the ResNets on the hub carry.
+    """Read a ResNet's preprocessing, which is ConvNeXt's for the ResNets on the hub.
 
-    Below 384 pixels the shorter edge becomes int(size / crop_pct) and the middle is kept (224:
-    256, then 224); from 384 on the whole image is squashed. Defaults as in
+    Below 384 pixels the shorter edge is resized to int(size / crop_pct) and the centre is kept
+    (224: 256, then 224); from 384 on the whole image is resized. Defaults as in
     `transformers.ConvNextImageProcessor`: size 384, crop_pct 224 / 256, bicubic, mean and std 0.5.
 
     Raises:
-        InputError: as `read_preprocess`.
+        InputError: as for `read_preprocess`.
     """
     file, config = read_file(folder)
     with reading(str(file)):
@@ -105,7 +104,7 @@ def read_convnext(folder: Path) -> Preprocess:
 
 
 def convnext(config: Mapping[str, Any], file: Path) -> Preprocess:
-    """What a configuration says. See `read_convnext`."""
+    """Parse a ConvNeXt configuration. See `read_convnext`."""
     check(config, CONVNEXT, file)
     edge, _ = sizes({"size": config.get("size", {"shortest_edge": 384})}, file)
     share = config.get("crop_pct")
@@ -124,7 +123,7 @@ def convnext(config: Mapping[str, Any], file: Path) -> Preprocess:
 
 
 def check(config: Mapping[str, Any], kinds: tuple[str, ...], file: Path) -> None:
-    """Raise InputError for another kind of processor, and for steps that nothing here does."""
+    """Raise InputError for another kind of processor, and for unsupported steps."""
     kind = config.get("image_processor_type") or config.get("feature_extractor_type") or kinds[0]
     if kind not in kinds:
         raise InputError(f"{file}: image_processor_type {kind!r}; allowed: {', '.join(kinds)}")
@@ -136,7 +135,7 @@ def check(config: Mapping[str, Any], kinds: tuple[str, ...], file: Path) -> None
 
 
 def clip(config: Mapping[str, Any], file: Path) -> Preprocess:
-    """What a CLIP processor's file says."""
+    """Parse the configuration of a CLIP processor."""
     resized, cropped = (config.get(f"do_{step}") is not False for step in ("resize", "center_crop"))
     shortest_edge, resize = sizes(config, file) if resized else (None, None)
     crop = square(config.get("crop_size", 224), "crop_size", file) if cropped else None
@@ -152,7 +151,7 @@ def finish(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> Preprocess:
-    """Geometry (shortest edge, resize, crop), and what the file says of filter and values."""
+    """Preprocessing of this geometry (shortest edge, resize, crop) and the other fields."""
     rescaled, normalised = (config.get(f"do_{step}") is not False for step in STEPS)
     resample = config.get("resample", 3)
     if type(resample) is not int or not 0 <= resample <= 5:
@@ -170,7 +169,7 @@ def finish(
 
 
 def read_file(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The file that says it, and what it says."""
+    """The file that holds the preprocessing, and its content."""
     found = found_file(folder)
     if found is None:
         raise InputError(
@@ -180,7 +179,7 @@ def read_file(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def found_file(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The same; None where a folder has no such file, or one that is not about images."""
+    """As `read_file`; None where the folder has no such file, or one that is not about images."""
     for name in FILES:
         file = folder / name
         if not (file.exists() or file.is_symlink()):
@@ -219,7 +218,7 @@ def square(size: Any, name: str, file: Path) -> tuple[int, int]:
 def channels(
     config: Mapping[str, Any], name: str, default: tuple[float, ...], file: Path
 ) -> tuple[float, ...]:
-    """Three numbers, one a channel."""
+    """Three numbers, one for each channel."""
     values = config.get(name, default)
     numbers = list(values) if isinstance(values, list | tuple) else []
     good = len(numbers) == 3 and all(is_number(each, name == "image_std") for each in numbers)
@@ -230,7 +229,7 @@ def channels(
 
 
 def is_number(value: Any, dividing: bool = False) -> bool:
-    """Whether a value is a number that float32 holds; `dividing`: and may be divided by."""
+    """Whether a value is a float32 number; `dividing`: and can be a divisor."""
     if type(value) not in (int, float) or not abs(value) < 3e38:
         return False
     return not dividing or abs(value) > 1e-37

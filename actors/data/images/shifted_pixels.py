@@ -1,4 +1,4 @@
-"""Rows under a distribution shift: the images of a pixel file corrupted, as a pixel file."""
+"""Corrupt the images of a pixel file (a distribution shift) into another pixel file."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ CHUNK = 256
 
 
 def corrupted(rows: Rows, corruption: str, severity: int, root: Path, *, seed: int = 0) -> Rows:
-    """These rows with their images corrupted; made where the cache has them not.
+    """These rows with corrupted images; computed where the cache lacks them.
 
-    A row's image depends on (seed, its number in the source split), so that carving other rows
-    leaves it as it is.
+    A row's image depends on (seed, its number in the source split), so carving out other rows does
+    not change it.
 
     Args:
-        rows: clean ones.
+        rows: clean rows.
         corruption: a key of `CORRUPTIONS`.
         severity: 1 to 5.
         root: the cache folder.
-        seed: of what is drawn.
+        seed: of the random numbers.
 
     Raises:
         InputError: an unknown corruption or severity, images that are too small, no space left.
     """
     pixels = open_pixels(rows.file)
     at = np.arange(len(pixels.labels)) if rows.indices is None else rows.indices
-    # The source file's name is a content hash itself.
+    # The name of the source file is a content hash.
     key = fingerprint(VERSION, rows.file.name, at.tolist(), corruption, severity, seed)
     path = root / "pixels" / f"{key}.arrow"
     if cached_labels(path) is None:
@@ -56,7 +56,7 @@ def corrupted(rows: Rows, corruption: str, severity: int, root: Path, *, seed: i
 
 
 def chunk(images: np.ndarray, labels: np.ndarray, start: int) -> pa.Table:
-    """Images [n, width] as the rows from `start` on, as `PixelWriter` takes them."""
+    """Images [n, width] and labels as a table of rows from `start` on, for `PixelWriter`."""
     count, width = images.shape
     return pa.table(
         {

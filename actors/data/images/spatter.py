@@ -1,6 +1,6 @@
-"""Drops on an image: the layer that `spatter` of `corruptions.py` lays over it.
+"""Layers of drops for the `spatter` corruption of `corruptions.py`.
 
-OpenCV's functions by their definitions, in NumPy and SciPy: Canny edges, distance to them,
+OpenCV's functions by their definitions, in NumPy and SciPy: Canny edges, distance transform,
 histogram equalisation.
 """
 
@@ -22,7 +22,7 @@ from scipy.ndimage import (
 
 
 def mud_layer(liquid: NDArray[np.float64], softness: float) -> NDArray[np.float64]:
-    """How much of each pixel is mud, 0 or 0.8 to 1: the liquid's mask, softened and cut."""
+    """Opacity of mud at each pixel, 0 or 0.8 to 1: the liquid's mask, softened and clipped."""
     mask: NDArray[np.float64] = gaussian_filter(
         (liquid > 0).astype(np.float64), softness, mode="nearest"
     )
@@ -31,7 +31,7 @@ def mud_layer(liquid: NDArray[np.float64], softness: float) -> NDArray[np.float6
 
 
 def enlarged(layer: NDArray[np.float64], shape: Sequence[int]) -> NDArray[np.float64]:
-    """A layer [h, w] as [H, W], bilinear."""
+    """Resize a layer [h, w] to [H, W], bilinear."""
     from PIL import Image
 
     if layer.shape == tuple(shape):
@@ -42,10 +42,10 @@ def enlarged(layer: NDArray[np.float64], shape: Sequence[int]) -> NDArray[np.flo
 
 
 def water_layer(liquid: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How much water colour each pixel gets, at most 1, from the liquid above the threshold.
+    """Amount of water colour at each pixel, at most 1, from the liquid above the threshold.
 
-    Distance from the drops' edges, cut at 20, smoothed, its histogram made even, lit from one
-    side, times the liquid.
+    Computed as: distance from the drops' edges, cut at 20, smoothed, histogram-equalised, lit from
+    one side, times the liquid.
     """
     drops = np.floor(liquid.clip(0, 1) * 255)
     found = edges(drops, 50, 150)
@@ -55,7 +55,7 @@ def water_layer(liquid: NDArray[np.float64]) -> NDArray[np.float64]:
     lit = correlate(evened(smooth), light, mode="mirror").clip(0, 255)
     layer = drops * uniform_filter(lit, 3, mode="mirror")
     top = float(np.max(layer))
-    # The generator divides by zero where nothing passes the threshold; here the image stays.
+    # The generator divides by zero where nothing passes the threshold; here the image is kept.
     return np.asarray(layer / top if top > 0 else layer)
 
 
@@ -71,7 +71,7 @@ def evened(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def edges(image: NDArray[np.float64], low: float, high: float) -> NDArray[np.bool_]:
-    """Canny's edges: thin ridges of |dx| + |dy| (3 × 3 Sobel) above `low` that touch `high`."""
+    """Canny edges: thin ridges of |dx| + |dy| (3 × 3 Sobel) above `low` that touch `high`."""
     dx, dy = sobel(image, axis=1, mode="nearest"), sobel(image, axis=0, mode="nearest")
     size = np.abs(dx) + np.abs(dy)
     around = np.pad(size, 1)

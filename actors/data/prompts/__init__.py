@@ -1,9 +1,9 @@
 """Class names and prompt templates of well-known tasks, as data.
 
-`clip.json`: the eight tasks that the merging literature shares, from OpenAI CLIP's
-`data/prompts.md`, in the label order of their data sets on the hub (EuroSAT: alphabetical folder
-names). `others` are the names that its data set itself has, where they are not these spelled
-differently. `small.json`: eight small data sets; the templates are ours.
+`clip.json`: the eight tasks of the merging literature, from OpenAI CLIP's `data/prompts.md`, in the
+label order of their data sets on the hub (EuroSAT: alphabetical folder names). `others` holds the
+names that the data set itself uses, where their spelling differs. `small.json`: eight small data
+sets with templates of our own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ALIASES = {
 
 @dataclass(frozen=True)
 class Prompts:
-    """What a task's classes are called, and the sentences that name them."""
+    """Class names and prompt templates of a task."""
 
     classnames: tuple[str, ...]
     templates: tuple[str, ...]
@@ -37,7 +37,7 @@ class Prompts:
 
 
 def builtin(task: str) -> Prompts | None:
-    """The built-in prompts of a task, by its name without owner; None: not built in.
+    """Built-in prompts of a task, by its name without owner; None: not built in.
 
     >>> builtin("tanganke/stanford_cars").classnames[0]
     'AM General Hummer SUV 2000'
