@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,10 @@ from tests.tiny_pool import TinyPool, make_pool
 
 ray_connection.stay_on_loopback(None)  # before any test module imports ray
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # no test sends to the user's server
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    # Started by `nohup`: programs that tests start would ignore a hang-up, too. They do not inherit
+    # a handler.
+    signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 # `make test` tries the same few examples each time; `make fuzz` thousands, from a random seed that
 # is printed with a failure (`--hypothesis-seed` repeats it).

@@ -57,8 +57,13 @@ def revision_of(path: Path) -> str | None:
 
 
 def reader(path: Path) -> sqlite3.Connection:
-    """Open a store read-only; it is not created."""
-    return sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)
+    """Open a store for reading; it is not created.
+
+    Not `mode=ro`: a process that was killed in the middle of a transaction leaves a journal, and
+    the first to read must be able to roll the transaction back. SQLite opens a file that may not be
+    written read-only by itself.
+    """
+    return sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True)
 
 
 def fault(path: Path, tables: Collection[str], revision: str) -> str | None:
@@ -69,11 +74,14 @@ def fault(path: Path, tables: Collection[str], revision: str) -> str | None:
         tables: that a store of `revision` has.
         revision: the newest.
     """
+    tables_of = "select name from sqlite_master"
     try:
+        with suppress(sqlite3.DatabaseError), closing(reader(path)) as db:
+            db.execute(tables_of)  # rolls an unfinished transaction back, which changes the size
         if cut := missing_bytes(path):
             return f"{cut} bytes are missing at its end"
         with closing(reader(path)) as db:
-            there = {name for (name,) in db.execute("select name from sqlite_master")}
+            there = {name for (name,) in db.execute(tables_of)}
     except sqlite3.DatabaseError as error:
         return str(error)
     found, lacking = revision_of(path), sorted(set(tables) - there)

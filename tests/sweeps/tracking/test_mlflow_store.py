@@ -1,6 +1,7 @@
 """MLflow: nothing twice, nothing lost."""
 
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -346,6 +347,33 @@ def test_a_store_that_is_no_whole_one_is_a_line_that_says_what_to_do(tmp_path, d
     line = str(caught.value)
     assert "\n" not in line
     assert f"move it aside (mv {path} {path}.broken), and --resume sends everything" in line
+
+
+KILLED = """
+import os, signal, sqlite3, sys
+db = sqlite3.connect(sys.argv[1])
+db.execute("pragma cache_size = 1")  # so that pages are written before the end of the transaction
+db.execute("begin")
+db.execute("delete from experiment_tags")
+for number in range(2000):
+    row = (number + 100, str(number))
+    db.execute("insert into experiments values (?, ?, 'x', 'active', 0, 0, 'w')", row)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_writer_killed_in_a_transaction_leaves_a_store_that_is_whole(tmp_path):
+    path = tmp_path / "mlflow.db"
+    first = tracker(tmp_path)
+    first.trial(ENTRY)
+    first.flush([ENTRY])
+    done = subprocess.run([sys.executable, "-c", KILLED, path], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert (tmp_path / "mlflow.db-journal").stat().st_size > 0
+    resumed = tracker(tmp_path)
+    assert len(children(resumed.client, first.parent)) == 1
+    assert resumed.client.get_experiment_by_name("0") is None
+    assert not (tmp_path / "mlflow.db-journal").exists()
 
 
 def test_a_store_of_another_mlflow_is_not_touched(tmp_path):
