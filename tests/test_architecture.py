@@ -337,6 +337,8 @@ MAKERS = {
         "actors.data.images.preprocess",
         "actors.data.images.shifted_pixels",
         "actors.data.task",
+        "actors.data.text.inputs",
+        "actors.data.text.tokenizer",
         "actors.experts.embedding_cache",
         "actors.families.clip.zero_shot_heads",
         "actors.files.fingerprint",

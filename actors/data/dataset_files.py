@@ -22,6 +22,7 @@ from typing import Any
 from actors.data.discovery import File, Found, Left, discover, leave
 from actors.data.readers import (
     ArrowRows,
+    Columns,
     FileRows,
     Library,
     LibraryRows,
@@ -89,14 +90,6 @@ class Layout:
 
 class NoLabels(InputError):
     """A table without a label column."""
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Names of the table columns to read."""
-
-    image: str
-    label: str
 
 
 def cut(piece: Rows, first: int, count: int) -> Rows:
@@ -241,15 +234,13 @@ def parquet_split(
         for group in range(metadata.num_row_groups):
             about = metadata.row_group(group)
             check_rows_of(about, columns.label, f"{where}: row group {group}")
-            rows = ParquetRows(
-                str(file), group, 0, about.num_rows, columns.image, columns.label, str(folder)
-            )
+            rows = ParquetRows(str(file), group, 0, about.num_rows, columns, str(folder))
             pieces.append((rows, about.total_byte_size <= REREAD_BYTES))
             with reading(where):
-                found, empty = label_bounds(parquet, group, columns.label)
+                found, empty = label_bounds(parquet, group, columns)
                 bounds += found
                 nulls += empty
-                contents += files_of_rows(parquet, group, columns.image, file, folder)
+                contents += files_of_rows(parquet, group, columns, file, folder)
     total = sum(rows.count for rows, _ in pieces)
     if total and all(highest < 0 for _, highest in bounds):
         return None
@@ -274,7 +265,7 @@ def content_of(kind: str, files: Sequence[Path], columns: Columns, what: str) ->
     """A hash of the files' content and of the names of the columns that are read."""
     with reading(what):
         content = hash_files({str(index): file for index, file in enumerate(files)})
-    return hash_text(kind, content, columns.image, columns.label)
+    return hash_text(kind, content, *columns.inputs, columns.label)
 
 
 def open_parquet(file: Path, where: str) -> Any:
@@ -292,24 +283,40 @@ def check_columns(schema: Any, columns: Columns, where: str, *, texts: bool = Fa
     """
     import pyarrow.types as types
 
-    for field_, column in (("image", columns.image), ("label", columns.label)):
+    for field_, column in named_columns(columns):
         if column not in schema.names:
             kind = NoLabels if field_ == "label" else InputError
             raise kind(f"{where}: {field_}: no column {column!r}; there: {schema.names}")
         if schema.names.count(column) > 1:
             raise InputError(f"{where}: {field_}: column {column!r} is there more than once")
-    kind = schema.field(columns.image).type
+    for column in columns.inputs:
+        kind = schema.field(column).type
+        if columns.kind == "image" and not holds_images(kind):
+            raise InputError(
+                f"{where}: image: column {column!r} holds {kind}; encoded images needed"
+            )
+        if columns.kind == "text" and not is_text(kind):
+            raise InputError(f"{where}: text: column {column!r} holds {kind}; texts needed")
+    kind = schema.field(columns.label).type
+    whole = types.is_integer(kind) or types.is_boolean(kind)
+    if not (whole or (texts and is_text(kind)) or (columns.numbers and types.is_floating(kind))):
+        wanted = "numbers" if columns.numbers else "whole numbers from 0"
+        raise InputError(f"{where}: label: column {columns.label!r} holds {kind}; {wanted} needed")
+
+
+def named_columns(columns: Columns) -> list[tuple[str, str]]:
+    """(field of the sweep file, column) of each column."""
+    inputs: list[tuple[str, str]] = [(columns.kind, column) for column in columns.inputs]
+    return [*inputs, ("label", columns.label)]
+
+
+def holds_images(kind: Any) -> bool:
+    """Whether a column of an Arrow type can hold encoded images, or the names of image files."""
+    import pyarrow.types as types
+
     parts = {field_.name for field_ in kind} if types.is_struct(kind) else set()
     bare = types.is_binary(kind) or types.is_large_binary(kind) or is_text(kind)
-    if not parts & {"bytes", "path"} and not bare:
-        raise InputError(
-            f"{where}: image: column {columns.image!r} holds {kind}; encoded images needed"
-        )
-    kind = schema.field(columns.label).type
-    if not (types.is_integer(kind) or types.is_boolean(kind) or (texts and is_text(kind))):
-        raise InputError(
-            f"{where}: label: column {columns.label!r} holds {kind}; whole numbers from 0 needed"
-        )
+    return bool(parts & {"bytes", "path"}) or bare
 
 
 def check_rows_of(about: Any, label: str, where: str) -> None:
@@ -337,7 +344,7 @@ def check_gaps(nulls: int, where: str) -> None:
         raise InputError(f"{where}: {nulls:,} rows have no label, others do; all or none needed")
 
 
-def label_bounds(parquet: Any, group: int, label: str) -> tuple[list[tuple[int, int]], int]:
+def label_bounds(parquet: Any, group: int, columns: Columns) -> tuple[list[tuple[int, int]], int]:
     """[(lowest, highest label)] of a row group, and its number of missing labels.
 
     Read from the group's statistics, else from the column. No bounds if all labels are missing.
@@ -345,28 +352,43 @@ def label_bounds(parquet: Any, group: int, label: str) -> tuple[list[tuple[int, 
     about = parquet.metadata.row_group(group)
     for index in range(about.num_columns):
         column = about.column(index)
-        stated = column.path_in_schema == label and column.is_stats_set
+        stated = column.path_in_schema == columns.label and column.is_stats_set
         if stated and column.statistics.has_min_max and column.statistics.has_null_count:
             about = column.statistics
-            return [(int(about.min), int(about.max))], about.null_count
-    values = parquet.read_row_group(group, columns=[label]).column(label)
-    return bounds_in(values), values.null_count
+            return [classes_in(about.min, about.max, columns)], about.null_count
+    values = parquet.read_row_group(group, columns=[columns.label]).column(columns.label)
+    return bounds_in(values, columns), values.null_count
 
 
-def bounds_in(column: Any) -> list[tuple[int, int]]:
-    """[(lowest, highest)] of a column; empty if all values are missing."""
+def bounds_in(column: Any, columns: Columns) -> list[tuple[int, int]]:
+    """[(lowest, highest label)] of a column; empty if all values are missing."""
     import pyarrow.compute as pc
 
     found = pc.min_max(column).as_py()
-    return [] if found["min"] is None else [(int(found["min"]), int(found["max"]))]
+    return [] if found["min"] is None else [classes_in(found["min"], found["max"], columns)]
 
 
-def files_of_rows(parquet: Any, group: int, image: str, file: Path, folder: Path) -> list[Path]:
+def classes_in(lowest: Any, highest: Any, columns: Columns) -> tuple[int, int]:
+    """Bounds of labels as classes; of numbers all classes, or (−1, −1) where all are below them."""
+    if not columns.numbers:
+        return int(lowest), int(highest)
+    below = highest < min(map(float, columns.numbers))
+    return (-1, -1) if below else (0, len(columns.numbers) - 1)
+
+
+def files_of_rows(
+    parquet: Any, group: int, columns: Columns, file: Path, folder: Path
+) -> list[Path]:
     """The image files that a row group names in place of the images' bytes.
 
     Raises:
+        ValueError: a missing text.
         Unusable: a file outside the data set's folder.
     """
+    if columns.kind == "text":
+        table = parquet.read_row_group(group, columns=list(columns.inputs))
+        return check_texts(table, columns)
+    image = columns.inputs[0]
     about = parquet.metadata.row_group(group)
     nulls = None
     for index in range(about.num_columns):
@@ -379,6 +401,30 @@ def files_of_rows(parquet: Any, group: int, image: str, file: Path, folder: Path
     return named_in(
         parquet.read_row_group(group, columns=[image]).column(image), file.parent, folder
     )
+
+
+def check_texts(table: Any, columns: Columns) -> list[Path]:
+    """Raise ValueError where a text is missing; texts name no files."""
+    for name in columns.inputs:
+        if nulls := table.column(name).null_count:
+            first = next(row for row, text in enumerate(table.column(name)) if not text.is_valid)
+            raise ValueError(
+                f"text: column {name!r}: {nulls:,} rows without a text, the first is row {first};"
+                " each row needs one"
+            )
+    return []
+
+
+def files_in(table: Any, columns: Columns, base: Path, folder: Path) -> list[Path]:
+    """The files that a table's input columns name; none of texts.
+
+    Raises:
+        ValueError: a missing text.
+        Unusable: a file outside the data set's folder.
+    """
+    if columns.kind == "text":
+        return check_texts(table, columns)
+    return named_in(table.column(columns.inputs[0]), base, folder)
 
 
 def named_in(column: Any, base: Path, folder: Path) -> list[Path]:
@@ -427,10 +473,10 @@ def arrow_split(
             raise InputError(f"{where}: class names differ from those of {files[0].name}")
         names = named
         with reading(where):
-            bounds += bounds_in(table.column(columns.label))
+            bounds += bounds_in(table.column(columns.label), columns)
             nulls += table.column(columns.label).null_count
-            contents += named_in(table.column(columns.image), file.parent, folder)
-        rows = ArrowRows(str(file), 0, table.num_rows, columns.image, columns.label, str(folder))
+            contents += files_in(table, columns, file.parent, folder)
+        rows = ArrowRows(str(file), 0, table.num_rows, columns, str(folder))
         pieces.append((rows, True))
     total = sum(rows.count for rows, _ in pieces)
     if total and all(highest < 0 for _, highest in bounds):
@@ -620,7 +666,7 @@ def library_files(found: Found, columns: Columns, what: str) -> Layout:
             with reading(f"{what}: {path}"):
                 no_pointer(Path(path), f"{what}: {path}")
         with reading(f"{what}: {found.folder}: `datasets` cannot read it"):
-            tables[name] = (source, library_table(source, columns.image))
+            tables[name] = (source, library_table(source, columns.inputs[0]))
     values: set[str] = set()
     splits: dict[str, tuple[Split, tuple[str, ...] | None] | None] = dict.fromkeys(tables)
     if any(columns.label in table.schema.names for _, table in tables.values()):
@@ -633,16 +679,14 @@ def library_files(found: Found, columns: Columns, what: str) -> Layout:
     for name, (source, table) in tables.items():
         own = class_label(table.schema, columns.label) or names
         label = table.column(columns.label)
-        bounds = [(0, len(names) - 1)] if names else bounds_in(label)
+        bounds = [(0, len(names) - 1)] if names else bounds_in(label, columns)
         if label.null_count == len(label) or all(highest < 0 for _, highest in bounds):
             continue
         check_gaps(label.null_count, f"{what}: {source.files[0]}")
         with reading(f"{what}: {found.folder}"):
             contents = [*map(Path, source.files)]
-            contents += named_in(table.column(columns.image), found.folder, found.folder)
-        rows = LibraryRows(
-            *(source, 0, table.num_rows, columns.image, columns.label, str(found.folder), names)
-        )
+            contents += files_in(table, columns, found.folder, found.folder)
+        rows = LibraryRows(source, 0, table.num_rows, columns, str(found.folder), names)
         fingerprint = hash_text(content_of(found.kind, contents, columns, what), names)
         splits[name] = (split_of(table.num_rows, fingerprint, [(rows, True)], bounds), own)
     return assembled(found, splits, VALUES if names else CLASS_LABEL, what)
@@ -681,18 +725,23 @@ def open_hub(dataset: str, columns: Columns, what: str) -> Layout:
             f"{what}: dataset: {dataset!r}: no such folder, and `datasets` cannot read it:"
             f" {one_line(error)[:300]}"
         ) from None
-    for field_, column in (("image", columns.image), ("label", columns.label)):
+    for field_, column in named_columns(columns):
         if column not in features:
             raise InputError(
                 f"{what}: {dataset}: {field_}: no column {column!r}; there: {list(features)}"
+            )
+        kind = getattr(features[column], "dtype", None)
+        if field_ == "text" and not is_text(kind):
+            raise InputError(
+                f"{what}: {dataset}: text: column {column!r} holds {kind}; texts needed"
             )
     names = getattr(features[columns.label], "names", None)
     found = {}
     for split, count in sizes.items():
         source = Library(name, config or None, revision or None, str(split))
-        rows = LibraryRows(source, 0, count, columns.image, columns.label)
+        rows = LibraryRows(source, 0, count, columns)
         fingerprint = hash_text(
-            *("hub", name, builder.config_id, builder.hash, split, columns.image, columns.label)
+            *("hub", name, builder.config_id, builder.hash, split, *columns.inputs, columns.label)
         )
         found[str(split)] = Split(count, fingerprint, 0, ((rows, True),))
     return Layout(found, tuple(names) if names else None, config=config or None)

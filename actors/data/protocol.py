@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from actors.data.task import Task
+from actors.data.task import Kind, Task
 from actors.files.fingerprint import Fingerprint
 
 if TYPE_CHECKING:  # torch takes seconds to load, and processes that only prepare do not need it
@@ -66,13 +66,19 @@ class PreparedRows(Protocol):
     def take(self, rows: Tensor) -> dict[str, Tensor]:
         """Rows by index (int64 [B]): column -> [B, …].
 
-        A ragged column gives the concatenated values, and `<name>.lengths` [B].
+        A ragged column gives the concatenated values, and `<name>.lengths` [B]. A column with one
+        value for all rows gives a view [B, …] of it.
         """
         ...
 
 
 class Inputs(Protocol):
     """Preprocessing of one model: rows on disk, then activations of the first segment."""
+
+    @property
+    def kind(self) -> Kind:
+        """What rows it reads."""
+        ...
 
     @property
     def fingerprint(self) -> Fingerprint:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,31 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Columns:
+    """Names of the table columns to read: the inputs in order, and the label."""
+
+    inputs: tuple[str, ...]
+    """One column of images, or one or more of texts."""
+    label: str
+    kind: Literal["image", "text"] = "image"
+    """What the input columns hold."""
+    numbers: tuple[str, ...] = ()
+    """Class -> a number as text ("0.0", "0.1", …). Labels are then numbers of any kind, and a row
+    is of the class that its label equals, rounded to that many decimals."""
+
+    def class_of(self, label: Any) -> Any:
+        """The class of a label as read; what is not a class is handed back as it is.
+
+        >>> Columns(("a", "b"), "score", "text", ("0.0", "0.1", "0.2")).class_of(0.1499)
+        1
+        """
+        if isinstance(label, bool) or not self.numbers or not isinstance(label, int | float):
+            return int(label) if isinstance(label, bool) else label
+        text = f"{label + 0.0:.{len(self.numbers[0].partition('.')[2])}f}"
+        return self.numbers.index(text) if text in self.numbers else label
+
+
+@dataclass(frozen=True)
 class ParquetRows:
     """`count` rows of one row group, starting at `offset`."""
 
@@ -28,8 +53,7 @@ class ParquetRows:
     group: int
     offset: int
     count: int
-    image: str
-    label: str
+    columns: Columns
     root: str = ""
     """The data set's folder, in which files lie that rows name; empty: where the rows come from."""
 
@@ -54,8 +78,7 @@ class ArrowRows:
     file: str
     offset: int
     count: int
-    image: str
-    label: str
+    columns: Columns
     root: str = ""
     """As of `ParquetRows`."""
 
@@ -82,8 +105,7 @@ class LibraryRows:
     source: Library
     offset: int
     count: int
-    image: str
-    label: str
+    columns: Columns
     root: str = ""
     """As of `ParquetRows`; empty: the library's own cache."""
     names: tuple[str, ...] | None = None
@@ -219,8 +241,7 @@ def read(rows: Rows) -> Iterator[tuple[bytes | str | None, str | None, Any]]:
         return
     table = table_of(rows)
     folder = str(Path(rows.file).parent) if not isinstance(rows, LibraryRows) else rows.root
-    names = rows.names if isinstance(rows, LibraryRows) else None
-    images, labels = table.column(rows.image), table.column(rows.label)
+    images, labels = table.column(rows.columns.inputs[0]), table.column(rows.columns.label)
     for image, label in zip(images, labels, strict=True):
         content: Any = image.as_py()
         name = None
@@ -232,25 +253,31 @@ def read(rows: Rows) -> Iterator[tuple[bytes | str | None, str | None, Any]]:
             content = named_file(
                 name, folder or library_home(), rows.root or folder or library_home()
             )
-        number = label.as_py()
-        if names is not None and number is not None:
-            number = names.index(str(number))
-        yield content, name, int(number) if isinstance(number, bool) else number
+        yield content, name, label_of(label.as_py(), rows)
+
+
+def label_of(value: Any, rows: ParquetRows | ArrowRows | LibraryRows) -> Any:
+    """The class that a value of the label column means; None where it is empty."""
+    names = rows.names if isinstance(rows, LibraryRows) else None
+    if names is not None and value is not None:
+        return names.index(str(value))
+    return rows.columns.class_of(value)
 
 
 def table_of(rows: ParquetRows | ArrowRows | LibraryRows) -> pa.Table:
-    """Table of the image and label columns of these rows."""
+    """Table of the input and label columns of these rows."""
+    wanted = [*rows.columns.inputs, rows.columns.label]
     if isinstance(rows, ParquetRows):
         import pyarrow.parquet as pq
 
         table = pq.ParquetFile(rows.file, page_checksum_verification=True).read_row_group(
-            rows.group, columns=[rows.image, rows.label], use_threads=False
+            rows.group, columns=wanted, use_threads=False
         )
     elif isinstance(rows, ArrowRows):
         table = arrow_table(rows.file)
     else:
-        table = library_table(rows.source, rows.image)
-    return table.slice(rows.offset, rows.count).select([rows.image, rows.label])
+        table = library_table(rows.source, rows.columns.inputs[0])
+    return table.slice(rows.offset, rows.count).select(wanted)
 
 
 @cache
@@ -264,8 +291,8 @@ def arrow_table(file: str) -> pa.Table:
 
 
 @cache
-def library_table(source: Library, image: str) -> pa.Table:
-    """A split as an Arrow table over memory-mapped files; images stay encoded."""
+def library_table(source: Library, column: str) -> pa.Table:
+    """A split as an Arrow table over memory-mapped files; images of `column` stay encoded."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -278,8 +305,8 @@ def library_table(source: Library, image: str) -> pa.Table:
         loaded = datasets.load_dataset(
             source.name, source.config, revision=source.revision, split=source.split
         )
-    if isinstance(loaded.features.get(image), datasets.Image):
-        loaded = loaded.cast_column(image, datasets.Image(decode=False))
+    if isinstance(loaded.features.get(column), datasets.Image):
+        loaded = loaded.cast_column(column, datasets.Image(decode=False))
     return loaded.data.table
 
 

@@ -53,15 +53,22 @@ def column(rows: Rows) -> Labels:
     if isinstance(rows, ParquetRows):
         import pyarrow.parquet as pq
 
-        table = pq.ParquetFile(rows.file).read_row_group(rows.group, columns=[rows.label])
+        table = pq.ParquetFile(rows.file).read_row_group(rows.group, columns=[rows.columns.label])
     elif isinstance(rows, LibraryRows):
-        table = library_table(rows.source, rows.image)
+        table = library_table(rows.source, rows.columns.inputs[0])
     else:
         table = arrow_table(rows.file)
-    values = table.column(rows.label).slice(rows.offset, rows.count).to_pylist()
+    values = table.column(rows.columns.label).slice(rows.offset, rows.count).to_pylist()
     names = rows.names if isinstance(rows, LibraryRows) else None
     if names is not None:
         at = {name: label for label, name in enumerate(names)}
         values = [None if value is None else at[str(value)] for value in values]
-    numbers = [EMPTY if value is None else int(value) for value in values]
+    else:
+        values = [rows.columns.class_of(value) for value in values]
+    numbers = [EMPTY if value is None else number(value) for value in values]
     return np.array(numbers, dtype=np.int64)
+
+
+def number(label: int | float) -> int:
+    """A label as a whole number; −1 for one with a fraction, which is no class."""
+    return -1 if isinstance(label, float) else int(label)

@@ -11,10 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.checkpoints.sources import HUB_ID, resolve_data
-from actors.data.class_names import check_prompts, name_classes
-from actors.data.dataset_files import Columns, Layout, Split, open_folder, open_hub
+from actors.data.class_names import Naming, check_prompts, name_classes
+from actors.data.dataset_files import Layout, Split, open_folder, open_hub
 from actors.data.discovery import canonical
 from actors.data.prompts import DEFAULT_TEMPLATES, builtin
+from actors.data.readers import Columns
+from actors.data.text import glue
+from actors.data.text.wording import Wording, check_fields, fields_of, targets_of
 from actors.files.documents import read_json
 from actors.files.fingerprint import Fingerprint, fingerprint
 from fusion.errors import InputError
@@ -25,8 +28,14 @@ Role: TypeAlias = Literal["fit", "select", "report"]
 
 Part: TypeAlias = Literal["all", "fit", "val"]
 
-VALIDATION = ("val", "validation", "valid", "dev")
+Kind: TypeAlias = Literal["image", "text"]
+"""What the rows of a task are."""
+
+VALIDATION = ("val", "validation", "valid", "dev", "validation_matched")
 """What data sets call their own validation split; `val` in a spec means any of them."""
+
+ACCURACY = "acc"
+"""Name of the metric of a task that names none."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,14 @@ class TaskSource:
     classnames: Sequence[str] | None = None
     head: str | None = None
     """A head file; None: the zero-shot head."""
+    text: str | Sequence[str] | None = None
+    """The text column or columns; None: those of the template, else "text"."""
+    template: str | None = None
+    """With `{column}` where a row's text goes; None: built-in, else the columns."""
+    targets: Sequence[str] | Mapping[str, str] | None = None
+    """Answers by label, or class name -> answer; None: built-in, else the class names."""
+    metric: str | None = None
+    """None: built-in, else accuracy."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +77,10 @@ class Task:
     layout: Layout
     origin: str = ""
     """Where class names, their order and templates come from, in words."""
+    wording: Wording | None = None
+    """Template, columns and targets of a text task; None: a task of images."""
+    metric: str = ACCURACY
+    """What the task is judged by."""
 
     @property
     def splits(self) -> dict[str, int]:
@@ -68,9 +89,14 @@ class Task:
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """Fingerprint of the content of all splits; names and templates are not part of it."""
+        """Fingerprint of the content of all splits, of a text task's wording, and of a metric other
+        than accuracy. Class names, and templates of images, are not part of it."""
         parts = {name: split.fingerprint for name, split in self.layout.splits.items()}
-        return fingerprint("task", parts)
+        words = self.wording
+        more: list[object] = [] if self.metric == ACCURACY else [self.metric]
+        if words is not None:
+            more = [words.template, list(words.columns), list(words.targets), *more]
+        return fingerprint("task", parts, *more)
 
     def split(self, name: str) -> Split:
         """A source split by name.
@@ -104,24 +130,26 @@ class Place:
     """All of it, or what `partition` gives to fit or to val."""
 
 
-def open_task(source: TaskSource) -> Task:
-    """Read a task's names and sizes from file names and metadata; decodes no image.
+def open_task(source: TaskSource, kind: Kind = "image") -> Task:
+    """Read a task's names and sizes from file names and metadata; decodes no row.
 
-    Class names: see `class_names.py`. Templates: the spec's, else those of `meta.json`, else
-    built-in ones, else "a photo of a {}.".
+    Class names: see `class_names.py`. Templates of images: the spec's, else `meta.json`'s, else
+    built-in, else "a photo of a {}.". For texts see `open_text_task`.
+
+    Args:
+        source: the task as the spec describes it.
+        kind: what the pool's models read.
 
     Raises:
         InputError: missing or unusable data, class names that do not fit the labels or each other,
-            or a template without `{}`.
+            a template without a field, or fields of another kind of data.
     """
     what = f"tasks.{source.name}"
-    columns = Columns(source.image or "image", source.label or "label")
-    folder, config = resolve_data(source.dataset, what=what)
-    if folder is not None:
-        layout = open_folder(folder, columns, what, config)
-    else:
-        check_hub_id(source.dataset, what)
-        layout = open_hub(source.dataset, columns, what)
+    check_kind(source, kind, what)
+    if kind == "text":
+        return open_text_task(source, what)
+    columns = Columns((source.image or "image",), source.label or "label")
+    folder, layout = open_layout(source, columns, what)
     meta = {} if folder is None else read_meta(folder, what)
     known = builtin(source.name)
     naming = name_classes(
@@ -151,7 +179,131 @@ def open_task(source: TaskSource) -> Task:
         templates,
         layout,
         f"{naming.origin}; templates {origin}",
+        metric=source.metric or ACCURACY,
     )
+
+
+def open_text_task(source: TaskSource, what: str) -> Task:
+    """A text task. Template, targets, metric: the spec's, else built-in for a GLUE task.
+
+    Else the template is the text columns, joined by blanks, and targets are the class names. A task
+    whose targets are all numbers may have labels with a fraction, which targets round.
+
+    Raises:
+        InputError: see `open_task`.
+    """
+    known, short = glue.builtin(source.name, source.dataset) or (None, "")
+    built = f"built in for {short!r}"
+    columns, template, template_from = worded(source, known, built, what)
+    numbers = numbered_targets(source.targets, known)
+    layout_columns = Columns(columns, source.label or "label", "text", numbers)
+    folder, layout = open_layout(source, layout_columns, what)
+    meta = {} if folder is None else read_meta(folder, what)
+    naming = name_text_classes(source, known, numbers, layout, meta, what)
+    check_classnames(naming.names, layout, what)
+    check_prompts(naming.names, what)
+    own = known is not None and source.classnames is None and source.targets is None
+    targets = targets_of(known.targets if known and own else source.targets, naming.names, what)
+    targets_from = built if own else "in the spec" if source.targets else "the class names"
+    return Task(
+        source.name,
+        source,
+        str(folder or source.dataset),
+        naming.names,
+        (),
+        layout,
+        f"{naming.origin}; template {template_from}; targets {targets_from}",
+        Wording(template, columns, targets),
+        source.metric or (known.metric if known else ACCURACY),
+    )
+
+
+def worded(
+    source: TaskSource, known: glue.Glue | None, built: str, what: str
+) -> tuple[tuple[str, ...], str, str]:
+    """Columns, template, and where the template is from, in words.
+
+    Raises:
+        InputError: a template without a field, or with one that is no column of the task.
+    """
+    given = (source.text,) if isinstance(source.text, str) else source.text
+    template, origin = source.template, "in the spec"
+    if template is None and given is None and known is not None:
+        return known.columns, known.template, built
+    if template is None:
+        named = tuple(given or ("text",))
+        braced = (column.replace("{", "{{").replace("}", "}}") for column in named)
+        return named, " ".join(f"{{{column}}}" for column in braced), "the text columns"
+    if given is None:
+        return fields_of(template, what), template, origin
+    check_fields(template, given, what)
+    return tuple(given), template, origin
+
+
+def numbered_targets(
+    given: Sequence[str] | Mapping[str, str] | None, known: glue.Glue | None
+) -> tuple[str, ...]:
+    """Targets that are numbers of one precision, for labels with a fraction; empty: they are not.
+
+    >>> numbered_targets(["0.0", "0.5", "1.0"], None), numbered_targets(["no", "yes"], None)
+    (('0.0', '0.5', '1.0'), ())
+    """
+    if given is None:
+        return tuple(known.targets.values()) if known and known.numbers else ()
+    listed = () if isinstance(given, Mapping) else tuple(given)
+    wholes = [target.removeprefix("-").partition(".") for target in listed]
+    plain = all(
+        f"{whole}{rest}".isdecimal() and f"{whole}{rest}".isascii() for whole, _, rest in wholes
+    )
+    same = len({len(rest) for _, _, rest in wholes}) == 1
+    return listed if plain and same and wholes[0][2] else ()
+
+
+def name_text_classes(
+    source: TaskSource,
+    known: glue.Glue | None,
+    numbers: tuple[str, ...],
+    layout: Layout,
+    meta: Mapping[str, Any],
+    what: str,
+) -> Naming:
+    """Class names of a text task: of labels that are numbers the targets, else as of images.
+
+    Raises:
+        InputError: see `name_classes`.
+    """
+    if numbers:
+        return Naming(numbers, "classes are the targets, to which labels are rounded")
+    no_others: Mapping[str, str] = {}
+    built = None if known is None else (tuple(known.targets), no_others, source.name)
+    own = None if layout.classnames is None else (layout.classnames, layout.named_by)
+    return name_classes(source.classnames, own, meta.get("classnames"), built, what)
+
+
+def check_kind(source: TaskSource, kind: Kind, what: str) -> None:
+    """Raise InputError where a task has fields of another kind of data than the pool reads."""
+    texts = {"text": source.text, "template": source.template, "targets": source.targets}
+    images = {
+        "image": None if source.image == "image" else source.image,
+        "templates": source.templates,
+        "head": source.head,
+    }
+    for name, value in (texts if kind == "image" else images).items():
+        if value is not None:
+            raise InputError(f"{what}: {name}: {value!r}; the pool's models read {kind}s")
+
+
+def open_layout(source: TaskSource, columns: Columns, what: str) -> tuple[Path | None, Layout]:
+    """Folder of a data set (None: of the hub), and how it lies there.
+
+    Raises:
+        InputError: see `open_task`.
+    """
+    folder, config = resolve_data(source.dataset, what=what)
+    if folder is not None:
+        return folder, open_folder(folder, columns, what, config)
+    check_hub_id(source.dataset, what)
+    return None, open_hub(source.dataset, columns, what)
 
 
 def check_hub_id(dataset: str, what: str) -> None:

@@ -203,11 +203,14 @@ def numbers(batch: pa.RecordBatch, name: str) -> pa.Array:
     return column.values if listed else column
 
 
-def sealed(path: Path, batch: pa.RecordBatch) -> None:
-    """Write a record batch from memory as a file with checksums; lists may be ragged."""
+def sealed(path: Path, batch: pa.RecordBatch, about: Mapping[str, str] | None = None) -> None:
+    """Write a record batch from memory as a file with checksums; lists may be ragged.
+
+    `about`: metadata of the schema.
+    """
     sums = column_sums(views(batch))
-    bare = batch.replace_schema_metadata({})
-    stated = {FIELD: "".join([*sums, root_of(bare.schema, bare, sums)])}
+    bare = batch.replace_schema_metadata(dict(about or {}))
+    stated = {**(about or {}), FIELD: "".join([*sums, root_of(bare.schema, bare, sums)])}
     with pa.ipc.new_file(str(path), bare.schema.with_metadata(stated)) as writer:
         writer.write_batch(bare.replace_schema_metadata(stated))
 

@@ -30,18 +30,26 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     part = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        share(part)
-        to_disk(part)
-        part.replace(path)
-        to_disk(path.parent)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield part
+            share(part)
+            to_disk(part)
+            part.replace(path)
+            to_disk(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an `OSError` that the user must fix into an InputError that names the file."""
+    try:
+        yield
     except OSError as error:
         if error.errno in USER_FAULTS:
             raise InputError(f"{path}: cannot be written: {os.strerror(error.errno)}") from None
         raise
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def to_disk(path: Path) -> None:

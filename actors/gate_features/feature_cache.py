@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actors.data.images.pixel_cache import Progress, quiet
-from actors.data.protocol import Extract, FeatureEncoder
+from actors.data.protocol import Extract, FeatureEncoder, Progress
 from actors.data.row_file import open_labels
 from actors.data.task import Task
+from actors.data.workers import quiet
 from actors.files.fingerprint import fingerprint
 from actors.files.matrix_file import matrix_shape, open_matrix, write_matrix
 from fusion.errors import InputError

@@ -54,7 +54,8 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
     splits = Splits(**spec.splits.model_dump())
     tasks = {
         name: open_task(
-            TaskSource(name, t.dataset, t.image, t.label, t.templates, t.classnames, t.head)
+            TaskSource(name, t.dataset, t.image, t.label, t.templates, t.classnames, t.head),
+            inputs.kind,
         )
         for name, t in spec.tasks.items()
     }

@@ -58,7 +58,7 @@ def test_every_file_is_used_once_or_left_out(names: list[str]) -> None:
                 continue
         written = {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()}
         with only_input_errors():
-            layout = open_folder(folder, Columns("image", "label"), "tasks.x")
+            layout = open_folder(folder, Columns(("image",), "label"), "tasks.x")
             used = [
                 str(Path(str(content)).relative_to(folder))
                 for split in layout.splits.values()

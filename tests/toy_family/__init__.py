@@ -75,6 +75,7 @@ class Last(nn.Module):
 class Letters:
     """`Inputs`: bytes of a text column as ids, ragged on disk, padded to the batch's longest."""
 
+    kind = "image"  # the column that tasks name `image` holds bytes of any kind
     fingerprint = fingerprint("toy-inputs")
     row = RowShape({}, {"ids": ("int32", LONGEST)})
     about = dimensions = f"{LONGEST} letters"

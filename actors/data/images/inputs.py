@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from actors.data.images.corruptions import SMALLEST
 from actors.data.images.pixel_cache import Pixels, Progress, open_pixels, prepare
 from actors.data.images.preprocess import Preprocess
 from actors.data.protocol import Activations, RowShape
-from actors.data.task import Task
+from actors.data.task import Kind, Task
 from actors.files.fingerprint import Fingerprint
 from fusion.errors import InputError
 
@@ -24,6 +24,7 @@ class ImageInputs:
     """`Inputs` of models that take images of one size."""
 
     preprocess: Preprocess
+    kind: ClassVar[Kind] = "image"
 
     @property
     def fingerprint(self) -> Fingerprint:

@@ -7,9 +7,7 @@ labels, in the data set's order. The file's name is a hash of the data and the p
 from __future__ import annotations
 
 import logging
-import pickle
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +19,7 @@ from actors.data.images.pixel_cache_writer import PixelWriter
 from actors.data.images.preprocess import Preprocess
 from actors.data.readers import Chunk, decode, local_files
 from actors.data.task import Task
+from actors.data.workers import mapped
 from actors.files.arrow import checked, flat, tensor_of
 from actors.files.checksums import Damaged, again, reason_of
 from actors.files.fingerprint import fingerprint
@@ -37,9 +36,6 @@ blocks in flight fit a small object store."""
 
 CHUNK_ROWS = 1024
 """… and at most so many, that all workers have work and progress shows."""
-
-RETRIES = 2
-"""How often a chunk is decoded again whose worker's process died."""
 
 FEW = 8192
 """Fewer images than this are decoded in this process: sooner done than workers are started."""
@@ -155,53 +151,10 @@ def write(
 
 def decoded(chunks: list[Chunk], preprocess: Preprocess) -> Iterator[pa.Table]:
     """Decoded chunks, in any order."""
-    import ray
-
-    from actors.cluster.file_visibility import workplaces
-
-    places = None
-    if ray.is_initialized() and sum(chunk.rows.count for chunk in chunks) >= FEW:
-        places = workplaces(file for chunk in chunks for file in local_files(chunk.rows))
-    if places is None:
-        yield from (decode(chunk, preprocess) for chunk in chunks)
-        return
-    import ray.data
-
-    from actors.cluster.worker_deaths import reported
-
-    # Chunks are pickled, one a row, so that each worker receives only its own.
-    items = [{"chunk": pickle.dumps(chunk)} for chunk in chunks]
-    with quiet(), reported("images: a worker that decodes them"):
-        dataset = ray.data.from_items(items, override_num_blocks=len(items))
-        dataset = dataset.map_batches(
-            decode_batch,
-            batch_size=1,
-            batch_format="pyarrow",
-            fn_kwargs={"preprocess": preprocess},
-            ray_remote_args_fn=lambda: {"max_retries": RETRIES},
-        )
-        dataset.context.enable_progress_bars = False
-        dataset.context.execution_options.label_selector = places or None
-        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep Ray Data's progress messages off the terminal; they still go to its log files."""
-    consoles = [h for h in logging.getLogger("ray.data").handlers if h.name == "console"]
-    levels = [handler.level for handler in consoles]
-    try:
-        for handler in consoles:
-            handler.setLevel(logging.ERROR)
-        yield
-    finally:
-        for handler, level in zip(consoles, levels, strict=True):
-            handler.setLevel(level)
-
-
-def decode_batch(batch: pa.Table, preprocess: Preprocess) -> pa.Table:
-    """Decode one pickled chunk; runs in Ray Data's workers."""
-    return decode(pickle.loads(batch.column("chunk")[0].as_py()), preprocess)
+    few = sum(chunk.rows.count for chunk in chunks) < FEW
+    files = (file for chunk in chunks for file in local_files(chunk.rows))
+    who = "images: a worker that decodes them"
+    return mapped(decode, chunks, {"preprocess": preprocess}, files, who, here=few)
 
 
 def open_pixels(path: Path) -> Pixels:

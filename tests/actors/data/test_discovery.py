@@ -15,7 +15,7 @@ from actors.data.discovery import discover, patterns
 from actors.data.readers import read
 from fusion.errors import InputError
 
-COLUMNS = Columns("image", "label")
+COLUMNS = Columns(("image",), "label")
 
 
 @pytest.fixture
@@ -390,7 +390,7 @@ def test_webdataset(tmp_path: Path, encode: Callable[..., bytes], hf_cache: None
                 about = tarfile.TarInfo(name)
                 about.size = len(data)
                 tar.addfile(about, io.BytesIO(data))
-    layout = open_folder(tmp_path, Columns("png", "cls"), "tasks.a")
+    layout = open_folder(tmp_path, Columns(("png",), "cls"), "tasks.a")
     rows = [row for _, rows in layout.splits["train"].chunks(3) for row in read(rows)]
     assert [(content, label) for content, _, label in rows] == [
         (encode(i), i % 2) for i in range(4)

@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.data.images.preprocessor_config import clip_preprocess
-from actors.data.readers import Chunk, FileRows, ParquetRows, decode, decode_row
+from actors.data.readers import Chunk, Columns, FileRows, ParquetRows, decode, decode_row
 
 PREPROCESS = clip_preprocess(32)
 
 
 def test_a_chunk_of_parquet(animals: Path, encode: Callable[..., bytes]) -> None:
-    rows = ParquetRows(str(animals / "train.parquet"), 1, 2, 4, "image", "label")
+    rows = ParquetRows(str(animals / "train.parquet"), 1, 2, 4, Columns(("image",), "label"))
     table = decode(Chunk(3, 9, rows, 2, "task 'a': split 'train'"), PREPROCESS)
     assert table.column("label").to_pylist() == [1, 0, 1, 0]
     assert table.column("row").to_pylist() == [9, 10, 11, 12]
@@ -38,7 +38,9 @@ def test_a_bad_row_ends_its_chunk(
 ) -> None:
     images = [encode(0), encode(1)[:-40], encode(2)]
     file = parquet(tmp_path / "a.parquet", [0, 1, 0], images=images)
-    chunk = Chunk(0, 5, ParquetRows(str(file), 0, 0, 3, "image", "label"), 2, "task 'a'")
+    chunk = Chunk(
+        0, 5, ParquetRows(str(file), 0, 0, 3, Columns(("image",), "label")), 2, "task 'a'"
+    )
     (fault,) = decode(chunk, PREPROCESS).column("error").drop_null().to_pylist()
     assert fault.startswith("task 'a': row 6 (1.png): broken image: ")
 
@@ -97,7 +99,9 @@ def test_files_that_rows_name(
     images = [{"bytes": None, "path": named}] if struct else [named]
     table = pa.table({"image": images, "label": [0]})
     pq.write_table(table, outside / "train.parquet")
-    rows = ParquetRows(str(outside / "train.parquet"), 0, 0, 1, "image", "label", str(outside))
+    rows = ParquetRows(
+        str(outside / "train.parquet"), 0, 0, 1, Columns(("image",), "label"), str(outside)
+    )
     (error,) = decode(Chunk(0, 0, rows, 2, "task 'a'"), PREPROCESS).column("error").to_pylist()
     assert error is None if message is None else message in error
 
@@ -107,7 +111,7 @@ def test_damaged_data_pages_name_the_file(animals: Path) -> None:
     data = bytearray(file.read_bytes())
     data[4:400] = bytes(396)
     file.write_bytes(data)
-    rows = ParquetRows(str(file), 0, 0, 6, "image", "label")
+    rows = ParquetRows(str(file), 0, 0, 6, Columns(("image",), "label"))
     table = decode(Chunk(0, 0, rows, 2, "task 'a'"), PREPROCESS)
     (error,) = table.column("error").drop_null().to_pylist()
     assert error.startswith(f"task 'a': row 0 ({file}): ")
@@ -121,12 +125,12 @@ def test_pages_with_checksums_are_checked(tmp_path: Path, encode: Callable[..., 
     content = file.read_bytes()
     at = content.index(label.to_bytes(8, "little"))
     file.write_bytes(content[:at] + b"\0" + content[at + 1 :])
-    rows = ParquetRows(str(file), 0, 0, 1, "image", "label")
+    rows = ParquetRows(str(file), 0, 0, 1, Columns(("image",), "label"))
     (error,) = decode(Chunk(0, 0, rows, 2, "x"), PREPROCESS).column("error").to_pylist()
     assert "crc checksum" in error.lower()
 
 
 def test_rows_that_are_missing(animals: Path) -> None:
-    rows = ParquetRows(str(animals / "train.parquet"), 0, 5, 4, "image", "label")
+    rows = ParquetRows(str(animals / "train.parquet"), 0, 5, 4, Columns(("image",), "label"))
     (error,) = decode(Chunk(0, 5, rows, 2, "x"), PREPROCESS).column("error").drop_null().to_pylist()
     assert error.endswith("4 rows stated, 2 there")

@@ -1,0 +1,1 @@
+"""Texts: tokenizers, templates, GLUE, and rows of token ids on disk."""

@@ -1,0 +1,328 @@
+"""Texts as inputs of a model: token ids on disk, padded to a batch's longest row at each pass."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.data.protocol import Activations, Progress, RowShape
+from actors.data.readers import Chunk, local_files
+from actors.data.task import Kind, Task
+from actors.data.text.tokenise import Recipe, Words, tokenise, tokenised_targets
+from actors.data.text.tokenizer import TextTokenizer
+from actors.data.text.wording import Wording
+from actors.data.workers import mapped
+from actors.files.fingerprint import Fingerprint, fingerprint
+from fusion.errors import InputError
+
+if TYPE_CHECKING:  # torch takes seconds to load
+    from torch import Tensor
+
+    from actors.data.row_file import RowFile
+
+LOG = logging.getLogger(__name__)
+
+CHUNK_ROWS = 4096
+"""Rows that a worker tokenises at a time: a second's work."""
+
+FEW = 20_000
+"""Fewer rows than this are tokenised in this process: sooner done than workers are started."""
+
+NONE = -1
+"""After the tokens of a target that is shorter than the longest."""
+
+
+@dataclass(frozen=True)
+class TextInputs:
+    """`Inputs` of models that read token ids."""
+
+    tokenizer: TextTokenizer
+    limit: int
+    """Tokens of a row at most; the end of a longer one is cut off."""
+    pad: int = 0
+    """Id where there is no token; `mask` is False there."""
+    words: Words = "prompt"
+    """What of a row is tokenised; `fields` adds `types`, 1 where the second column's tokens are."""
+    answers: bool = False
+    """Whether the task's tokenised targets are given with each row."""
+    kind: ClassVar[Kind] = "text"
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Of tokenizer, limit, padding, and what is tokenised."""
+        return fingerprint(
+            "text-inputs-1",
+            self.tokenizer.fingerprint,
+            self.limit,
+            self.pad,
+            self.words,
+            self.answers,
+        )
+
+    @property
+    def ragged(self) -> dict[str, str]:
+        """Columns of a row's tokens, and their dtypes."""
+        return {"ids": "int32", **({"types": "uint8"} if self.words == "fields" else {})}
+
+    @property
+    def row(self) -> RowShape:
+        """int32 `ids`, and for `fields` uint8 `types`."""
+        return RowShape({}, {name: (kind, self.limit) for name, kind in self.ragged.items()})
+
+    @property
+    def about(self) -> str:
+        """The longest row in tokens."""
+        return f"up to {self.limit} tokens"
+
+    @property
+    def dimensions(self) -> str:
+        """The same."""
+        return self.about
+
+    def check_corruption(self, what: str) -> None:
+        """Raise InputError: corruptions are of images."""
+        raise InputError(f"{what}: corruptions are of images; the pool's models read texts")
+
+    def path(self, task: Task, split: str, root: Path) -> Path:
+        """Where a prepared split lies; the name is a hash of all that its content depends on."""
+        words = wording_of(task)
+        key = fingerprint(
+            *("text-rows-1", task.split(split).fingerprint, self.fingerprint, words.template),
+            *(list(words.columns), list(words.targets)),
+        )
+        return root / "pixels" / f"{key}.arrow"
+
+    def check(self, tasks: Iterable[Task]) -> None:
+        """Raise InputError where a task has no words, or targets that the model cannot tell apart.
+
+        Targets that the tokenizer turns into the same tokens share all of them; so do those that
+        are nothing but unknown tokens.
+        """
+        for task in tasks:
+            targets, where = wording_of(task).targets, f"tasks.{task.name}: targets"
+            rows = self.target_ids(targets)
+            special = set(self.tokenizer.load().all_special_ids)
+            seen: dict[tuple[int, ...], str] = {}
+            for target, ids in zip(targets, rows, strict=True):
+                if not set(ids) - special:
+                    raise InputError(f"{where}: {target!r}: no token of the tokenizer's is in it")
+                if tuple(ids) in seen:
+                    raise InputError(
+                        f"{where}: {seen[tuple(ids)]!r} and {target!r} share all their tokens;"
+                        " each class needs its own"
+                    )
+                seen[tuple(ids)] = target
+
+    def target_ids(self, targets: Sequence[str]) -> list[list[int]]:
+        """Ids of each target, special tokens (`</s>`) added."""
+        contents = tuple(sorted(self.tokenizer.contents().items()))
+        return tokenised_targets(targets, contents, self.tokenizer.fingerprint)
+
+    def prepare(
+        self,
+        tasks: Mapping[str, Task],
+        needed: Collection[tuple[str, str]],
+        root: Path,
+        progress: Progress | None = None,
+    ) -> dict[tuple[str, str], Path]:
+        """Tokenise what the cache lacks, through Ray Data where a Ray is initialised.
+
+        Rows that are longer than the limit are counted, and said each time.
+
+        Raises:
+            InputError: an empty text or a label out of range, by task, split and row; no space
+                left.
+        """
+        paths = {at: self.path(tasks[at[0]], at[1], root) for at in needed}
+        missing: dict[Path, tuple[str, str]] = {}
+        for at, path in paths.items():
+            if cached(path) is None:
+                missing.setdefault(path, at)
+        if missing:
+            self.write(tasks, missing, progress or (lambda done, total: None))
+        for (name, split), path in paths.items():
+            if said := cut_rows(path, self.limit):
+                LOG.warning("task %r: split %r: %s", name, split, said)
+        return paths
+
+    def write(
+        self,
+        tasks: Mapping[str, Task],
+        missing: Mapping[Path, tuple[str, str]],
+        progress: Progress,
+    ) -> None:
+        """Tokenise and write splits, all of them as one stream of chunks."""
+        from actors.data.row_file import RowWriter  # late: loads torch
+
+        chunks, splits = [], []
+        for index, (path, (name, split)) in enumerate(missing.items()):
+            task, data = tasks[name], tasks[name].split(split)
+            splits.append(Under(path, task, RowWriter(path, self.ragged)))
+            where = f"task {name!r}: split {split!r}"
+            for start, rows in data.chunks(CHUNK_ROWS):
+                chunks.append(Chunk(index, start, rows, len(task.classnames), where))
+        recipe = Recipe(
+            tuple(sorted(self.tokenizer.contents().items())),
+            self.tokenizer.fingerprint,
+            self.limit,
+            self.words,
+            tuple(wording_of(under.task) for under in splits),
+        )
+        done, total = 0, sum(chunk.rows.count for chunk in chunks)
+        progress(done, total)
+        files = (file for chunk in chunks for file in local_files(chunk.rows))
+        try:
+            for table in mapped(
+                *(
+                    tokenise,
+                    chunks,
+                    {"recipe": recipe},
+                    files,
+                    "texts: a worker that tokenises them",
+                ),
+                here=total < FEW,
+                ordered=True,
+            ):
+                faults = table.column("error").drop_null()
+                if len(faults):
+                    raise InputError(faults[0].as_py())
+                add(table, splits, self.ragged)
+                done += table.num_rows
+                progress(done, total)
+            for under in splits:
+                under.finish(self.constants(under.task))
+        finally:
+            for under in splits:
+                under.writer.close()
+
+    def constants(self, task: Task) -> dict[str, NDArray[Any]]:
+        """`answers` int32 [C, L]: ids of each class's target, −1 after its last; or nothing."""
+        if not self.answers:
+            return {}
+        rows = self.target_ids(wording_of(task).targets)
+        found = np.full((len(rows), max(map(len, rows))), NONE, np.int32)
+        for at, ids in enumerate(rows):
+            found[at, : len(ids)] = ids
+        return {"answers": found}
+
+    def open(self, path: Path) -> RowFile:
+        """A memory-mapped file of token ids.
+
+        Raises:
+            InputError: missing or damaged.
+        """
+        from actors.data.row_file import open_rows  # late: loads torch
+
+        return open_rows(path)
+
+    def collate(self, parts: Sequence[Mapping[str, Tensor]]) -> Activations:
+        """{"ids": int64 [B, n], "mask": bool [B, n]}, n the longest row of the batch.
+
+        With `fields` also `types` int64 [B, n]; with `answers` also `answers` int64 [B, C, L], −1
+        after a target's last token, and for classes that a row's task has not.
+        """
+        import torch  # late: processes that only tokenise need none of it
+
+        lengths = torch.cat([part["ids.lengths"] for part in parts])
+        longest = int(lengths.max()) if len(lengths) else 0
+        mask = torch.arange(longest) < lengths[:, None]
+
+        def padded(name: str, empty: int) -> Tensor:
+            found = torch.full(mask.shape, empty, dtype=torch.int64)
+            found[mask] = torch.cat([part[name] for part in parts]).long()
+            return found
+
+        found = {"ids": padded("ids", self.pad), "mask": mask}
+        if self.words == "fields":
+            found["types"] = padded("types", 0)
+        if self.answers:
+            found["answers"] = stacked([part["answers"] for part in parts])
+        return found
+
+
+@dataclass
+class Under:
+    """One file under way, with its rows that were cut."""
+
+    path: Path
+    task: Task
+    writer: Any
+    cut: int = 0
+    longest: int = 0
+
+    def finish(self, constants: Mapping[str, NDArray[Any]]) -> None:
+        """Write the file."""
+        about = {"task": self.task.name, "cut": str(self.cut), "longest": str(self.longest)}
+        self.writer.finish(constants, about)
+
+
+def add(table: Any, splits: Sequence[Under], columns: Iterable[str]) -> None:
+    """Write the rows of a table, which are consecutive rows of one or several files."""
+    parts = table.column("part").to_numpy()
+    edges = [0, *(np.flatnonzero(np.diff(parts)) + 1).tolist(), len(parts)]
+    for first, last in itertools.pairwise(edges):
+        rows = table.slice(first, last - first).combine_chunks()
+        under, over = splits[parts[first]], rows.column("over").to_numpy()
+        values = {}
+        for name in columns:
+            lists = rows.column(name).combine_chunks()
+            values[name] = (lists.flatten().to_numpy(), lists.value_lengths().to_numpy())
+        under.writer.write(values, rows.column("label").to_numpy())
+        under.cut += int((over > 0).sum())
+        under.longest = max(under.longest, int(over.max(initial=0)))
+
+
+def stacked(parts: Sequence[Tensor]) -> Tensor:
+    """Answers [B, C, L] of several tasks as one tensor, −1 where one has fewer or shorter ones."""
+    import torch  # late: processes that only tokenise need none of it
+
+    classes, longest = (max(part.shape[axis] for part in parts) for axis in (1, 2))
+    found = torch.full((sum(map(len, parts)), classes, longest), NONE, dtype=torch.int64)
+    start = 0
+    for part in parts:
+        found[start : start + len(part), : part.shape[1], : part.shape[2]] = part
+        start += len(part)
+    return found
+
+
+def wording_of(task: Task) -> Wording:
+    """A task's words.
+
+    Raises:
+        InputError: a task of images.
+    """
+    if task.wording is None:
+        raise InputError(f"tasks.{task.name}: images; the pool's models read texts")
+    return task.wording
+
+
+def cached(path: Path) -> RowFile | None:
+    """A prepared split; None where it is missing or damaged, and that is said."""
+    from actors.data.row_file import open_rows  # late: loads torch
+    from actors.files.checksums import again
+
+    if not path.exists():
+        return None
+    try:
+        return open_rows(path)
+    except InputError as error:
+        again(path, error)
+        return None
+
+
+def cut_rows(path: Path, limit: int) -> str:
+    """How many rows of a prepared split were cut, in words; empty: none was, or it is not there."""
+    found = cached(path)
+    if found is None or found.about.get("cut", "0") == "0":
+        return ""
+    return (
+        f"{int(found.about['cut']):,} of {len(found.labels):,} rows are longer than {limit} tokens"
+        f" (the longest has {int(found.about['longest']):,}); their ends are cut off"
+    )

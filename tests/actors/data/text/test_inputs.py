@@ -1,0 +1,160 @@
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from actors.data.task import Task, TaskSource, open_task
+from actors.data.text.inputs import TextInputs
+from actors.data.text.tokenizer import open_tokenizer
+from tests.refusals import one_line
+from tests.tiny_text import write_texts, write_tokenizer
+
+WORDS = ["is", "a", "cat", "dog", "good", "bad", "?", "very", "yes", "no", "maybe"]
+TEXTS = ["a cat", "a very good dog", "a bad cat"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    train = {"text": TEXTS, "label": [1, 0, 1]}
+    return write_texts(tmp_path / "data", {"train": train}, ["dog", "cat"])
+
+
+@pytest.fixture
+def task(folder: Path) -> Task:
+    given = TaskSource("pets", str(folder), template="is {text} good ?", targets=["no", "yes"])
+    return open_task(given, "text")
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> TextInputs:
+    tokenizer = open_tokenizer(write_tokenizer(tmp_path / "model", WORDS), "pool.base")
+    return TextInputs(tokenizer, tokenizer.limit(512))
+
+
+def prepared(inputs: TextInputs, task: Task, root: Path):
+    return inputs.open(
+        inputs.prepare({task.name: task}, [(task.name, "train")], root)[task.name, "train"]
+    )
+
+
+def ids(text: str) -> list[int]:
+    return [{word: at + 3 for at, word in enumerate(WORDS)}[word] for word in text.split()] + [1]
+
+
+def test_rows_are_prompts_as_ids(inputs, task, tmp_path):
+    assert inputs.row.ragged == {"ids": ("int32", 32)}
+    found = prepared(inputs, task, tmp_path)
+    assert found.labels.tolist() == [1, 0, 1]
+    assert found.lengths.tolist() == [6, 8, 7]
+    taken = found.take(torch.tensor([1, 0]))
+    assert taken["ids"].tolist() == ids("is a very good dog good ?") + ids("is a cat good ?")
+    batch = inputs.collate([taken])
+    assert list(batch) == ["ids", "mask"]
+    assert batch["ids"].tolist() == [
+        ids("is a very good dog good ?"), [*ids("is a cat good ?"), 0, 0]
+    ]  # fmt: skip
+    assert batch["mask"].sum(1).tolist() == [8, 6]
+    assert not batch["mask"][1, 6:].any()
+
+
+def test_answers_are_the_same_for_all_rows(inputs, task, tmp_path):
+    with_answers = replace(inputs, answers=True)
+    task = replace(task, wording=replace(task.wording, targets=("no", "very yes")))
+    batch = with_answers.collate(
+        [prepared(with_answers, task, tmp_path).take(torch.tensor([0, 2]))]
+    )
+    expected = [[*ids("no"), -1], ids("very yes")]
+    assert batch["answers"].tolist() == [expected, expected]
+
+
+def test_answers_of_two_tasks_are_stacked(inputs):
+    parts = [
+        {
+            "ids": torch.ones(1, dtype=torch.int32),
+            "ids.lengths": torch.tensor([1]),
+            "answers": answers,
+        }
+        for answers in (torch.tensor([[[5, 1], [6, 1]]]), torch.tensor([[[7, 8, 1]]]))
+    ]
+    found = replace(inputs, answers=True).collate(parts)["answers"]
+    assert found.tolist() == [[[5, 1, -1], [6, 1, -1]], [[7, 8, 1], [-1, -1, -1]]]
+
+
+def test_fields_are_pairs(inputs, tmp_path):
+    columns = {"a": ["a cat", "a dog"], "b": ["good", "very bad"], "label": [0, 1]}
+    data = write_texts(tmp_path / "pairs", {"train": columns}, ["no", "yes"])
+    pairs = open_task(TaskSource("pairs", str(data), text=["b", "a"]), "text")
+    assert pairs.wording.template == "{b} {a}"
+    fields = replace(inputs, words="fields")
+    batch = fields.collate([prepared(fields, pairs, tmp_path).take(torch.tensor([0, 1]))])
+    assert batch["ids"].tolist() == [
+        [*ids("good"), *ids("a cat"), 0], [*ids("very bad"), *ids("a dog")]
+    ]  # fmt: skip
+    assert batch["types"].tolist() == [[0, 0, 1, 1, 1, 0], [0, 0, 0, 1, 1, 1]]
+
+
+def test_long_rows_are_cut_and_counted(inputs, task, tmp_path, caplog):
+    short = replace(inputs, limit=7)
+    caplog.set_level(logging.WARNING)
+    found = prepared(short, task, tmp_path)
+    assert found.take(torch.tensor([1]))["ids"].tolist() == [
+        *ids("is a very good dog good")[:-1],
+        1,
+    ]
+    said = "task 'pets': split 'train': 1 of 3 rows are longer than 7 tokens (the longest has 8)"
+    assert said in caplog.text
+    caplog.clear()
+    prepared(short, task, tmp_path)  # from the cache
+    assert said in caplog.text
+
+
+def test_files_are_named_by_all_they_depend_on(inputs, task, tmp_path):
+    words = task.wording
+    tasks = [
+        task,
+        replace(task, wording=replace(words, template="{text}")),
+        replace(task, wording=replace(words, targets=("a", "b"))),
+    ]
+    kinds = [
+        inputs,
+        replace(inputs, limit=9),
+        replace(inputs, words="fields"),
+        replace(inputs, answers=True),
+    ]
+    other = open_tokenizer(write_tokenizer(tmp_path / "other", WORDS[::-1]), "pool.base")
+    kinds.append(replace(inputs, tokenizer=other))
+    paths = {kind.path(each, "train", tmp_path) for kind in kinds for each in tasks}
+    assert len(paths) == len(tasks) * len(kinds)
+
+
+@pytest.mark.parametrize(
+    ("columns", "parts"),
+    [
+        ({"text": ["a", "  "], "label": [0, 1]}, ["row 1: column 'text': an empty text"]),
+        ({"text": ["a", "b"], "label": [0, -1]}, ["label -1"]),
+    ],
+)
+def test_rows_that_are_refused(columns, parts, inputs, tmp_path):
+    data = write_texts(tmp_path / "bad", {"train": columns, "test": columns})
+    source = TaskSource("bad", str(data), classnames=["x", "y"])
+    with one_line(*parts, "train"):
+        task = open_task(source, "text")
+        inputs.prepare({"bad": task}, [("bad", "train")], tmp_path)
+    assert not list((tmp_path / "pixels").glob("*.arrow"))
+
+
+def test_targets_that_share_all_tokens_are_refused(inputs, task):
+    inputs.check([task])
+    for targets, message in (
+        (("yes", "wolf"), "'wolf': no token of the tokenizer's is in it"),
+        (("a wolf", "a fox"), "'a wolf' and 'a fox' share all their tokens"),
+    ):
+        with one_line(message, start="tasks.pets: targets"):
+            inputs.check([replace(task, wording=replace(task.wording, targets=targets))])
+
+
+def test_images_are_refused(inputs, task):
+    with one_line("tasks.pets: images; the pool's models read texts"):
+        inputs.check([replace(task, wording=None)])
