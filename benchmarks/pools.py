@@ -28,7 +28,7 @@ from actors.families.clip.architecture import PROJECTION
 from actors.families.clip.build import clip_config, empty
 from actors.families.registry import inspect
 from actors.files.fingerprint import fingerprint
-from actors.shards.pipeline import Direct, Pipeline
+from actors.shards.pipeline import LocalLink, Pipeline
 from actors.shards.shard import Shard
 from fusion.logits.cosine_head import logits
 from fusion.logits.entropy import entropy
@@ -190,7 +190,7 @@ def experts(
     """One shard with all of it, here."""
     heads = {name: read_head(task.head) for name, task in data.items()}
     shard = Shard(base, vectors, heads, device)
-    pipeline = Pipeline([shard], [shard.names()], vectors.groups, Direct())
+    pipeline = Pipeline([shard], [shard.names()], vectors.groups, LocalLink())
     names = {name: fingerprint("benchmark", name) for name in (*vectors.tasks, BASE)}
     cache = EmbeddingCache(base.folder / "embeddings", names)
     return LocalExperts(ModelRunner(pipeline, vectors.tasks, data, cache, device))

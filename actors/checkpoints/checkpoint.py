@@ -30,30 +30,30 @@ PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 
 @dataclass(frozen=True)
 class Adapted:
-    """One weight's factors, as headers state them."""
+    """The LoRA factors of one weight, as described by headers."""
 
     down: TensorInfo
     up: TensorInfo
     scale: float
     """s = α/r, or α/√r."""
     table: bool = False
-    """Of an embedding: PEFT holds the factors of its transposed weight."""
+    """Whether the weight is an embedding: PEFT stores the factors of its transpose."""
     first: tuple[TensorInfo, TensorInfo] | None = None
     """A₀ and B₀ of a linearised layer."""
 
     @property
     def infos(self) -> tuple[TensorInfo, ...]:
-        """The tensors in the file: A, B and, where linearised, A₀, B₀."""
+        """The tensors in the file: A, B and, if linearised, A₀, B₀."""
         return (self.down, self.up, *(self.first or ()))
 
     @property
     def rank(self) -> int:
-        """r of what `read_factors` gives: [r, in] and [out, r]."""
+        """Rank r of the result of `read_factors`: [r, in] and [out, r]."""
         return self.down.shape[0] * (1 if self.first is None else 2)
 
     @property
     def dtype(self) -> torch.dtype:
-        """What `read_factors` gives: float32, or float64 where the file is."""
+        """dtype of the result of `read_factors`: float32, or float64 if the file is."""
         return accumulator(*(info.dtype for info in self.infos))
 
     @property
@@ -77,21 +77,21 @@ class Checkpoint:
     """One model on disk, known by its headers."""
 
     name: str
-    """Where the spec names it (`pool.base`, `pool.experts.mnist`): begins each message."""
+    """The spec's field (`pool.base`, `pool.experts.mnist`), which starts each message."""
     source: str
-    """As the spec writes it."""
+    """Source as given in the spec."""
     folder: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
     """Canonical name -> tensor that can be fused, in the family's order."""
     rest: Mapping[str, TensorInfo]
-    """What is read and never fused (a text tower, say): own names."""
+    """Tensors that are read but never fused (a text tower, say), under their own names."""
     buffers: Mapping[str, TensorInfo]
     """Legacy buffers: checked when weights are read, then dropped."""
     factors: Mapping[str, Adapted] = field(default_factory=dict)
-    """Of an adapter: canonical name -> low-rank factors; `tensors` are those that it has whole."""
+    """For an adapter: canonical name -> low-rank factors; `tensors` holds those it brings whole."""
     fields: Mapping[str, Any] = field(default_factory=dict)
-    """The configuration fields that the computation depends on, defaults filled in."""
+    """Configuration fields that the computation depends on, with defaults filled in."""
 
     @property
     def described(self) -> Path:
@@ -100,14 +100,14 @@ class Checkpoint:
 
     @property
     def fused_files(self) -> list[Path]:
-        """The files that hold what is fused."""
+        """The files with the fused tensors."""
         infos = (info for name in (*self.tensors, *self.factors) for info in self.parts(name))
         return list(dict.fromkeys(info.file for info in infos))
 
     @property
     def wrapper(self) -> str:
-        """What a wrapper wrote before all of its tensors' names, and is left out; mostly empty.
-        What PEFT writes belongs there."""
+        """Prefix that a wrapper added to the names of all tensors; usually empty. PEFT's own prefix
+        is not included."""
         infos = (info for name in (*self.tensors, *self.factors) for info in self.parts(name))
         return next((info.wrapper for info in infos), "").replace(PEFT, "")
 
@@ -118,11 +118,11 @@ class Checkpoint:
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """Of configuration and weights. What images go through before is not the checkpoint's."""
+        """Fingerprint of configuration and weights; preprocessing is not part of the checkpoint."""
         return fingerprint("checkpoint-1", content_hash(self))
 
     def parts(self, name: str) -> tuple[TensorInfo, ...]:
-        """What files hold of a fused tensor: itself, or factors; nothing: it is the base's."""
+        """Stored tensors of a fused tensor: itself or its factors; empty: it is the base's."""
         if name in self.factors:
             return self.factors[name].infos
         return (self.tensors[name],) if name in self.tensors else ()
@@ -151,13 +151,13 @@ def load_config(folder: Path, name: str, types: Collection[str] = ()) -> dict[st
 
 
 def headers(folder: Path, config: Mapping[str, Any], name: str, kind: str) -> dict[str, TensorInfo]:
-    """Every tensor of the folder's safetensors files, under its name without wrappers.
+    """Every tensor of the folder's safetensors files, under its name without wrapper prefixes.
 
     Args:
-        folder: of the model.
+        folder: folder of the model.
         config: its configuration.
-        name: how messages begin.
-        kind: class of models whose configuration names none, for messages.
+        name: start of each message.
+        kind: model class for messages, if the configuration names none.
 
     Raises:
         InputError: see `header`; no weights, or an index that does not fit the files.
@@ -188,7 +188,7 @@ def headers(folder: Path, config: Mapping[str, Any], name: str, kind: str) -> di
 
 
 def no_weights(folder: Path, config: Mapping[str, Any], default: str) -> str:
-    """Why a folder holds no safetensors; `default`: the class of models without `architectures`."""
+    """Why a folder has no safetensors; `default`: model class if `architectures` is missing."""
     pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
     if not pickles:
         return f"no model.safetensors and no {INDEX}{instead(folder) or elsewhere(folder)}"
@@ -202,7 +202,7 @@ def no_weights(folder: Path, config: Mapping[str, Any], default: str) -> str:
 
 
 def class_of(config: Mapping[str, Any], default: str) -> str:
-    """The class of `transformers` that a configuration names, where it is a plain name."""
+    """The `transformers` class that a configuration names, if it is a plain name."""
     named = config.get("architectures")
     first = named[0] if isinstance(named, list) and named else default
     return first if isinstance(first, str) and first.isidentifier() else default
@@ -211,11 +211,11 @@ def class_of(config: Mapping[str, Any], default: str) -> str:
 def read(
     checkpoint: Checkpoint, names: Iterable[str] | None = None, *, strict: bool = True
 ) -> Iterator[tuple[str, Tensor]]:
-    """(canonical name, tensor), memory-mapped: read-only by convention, in canonical order.
+    """Yield (canonical name, tensor) in canonical order; memory-mapped, read-only by convention.
 
     Args:
-        checkpoint: an inspected one.
-        names: of `tensors`, `rest` or `buffers`; None: all of `tensors`.
+        checkpoint: an inspected checkpoint.
+        names: names in `tensors`, `rest` or `buffers`; None: all of `tensors`.
         strict: see `mapped`.
 
     Raises:
@@ -228,13 +228,13 @@ def read(
 
 
 def content_hash(checkpoint: Checkpoint) -> str:
-    """sha256 over configuration and weights; computed once, then remembered."""
+    """SHA-256 of configuration and weights; computed once, then cached."""
     files = [checkpoint.described, *checkpoint.files]
     return hash_files({file.name: file for file in files})
 
 
 def owner(checkpoint: Checkpoint, name: str) -> str:
-    """Member and file, as messages begin."""
+    """Member and file of a tensor, which start a message."""
     infos: dict[str, TensorInfo] = {
         **checkpoint.tensors,
         **checkpoint.rest,

@@ -1,19 +1,19 @@
-"""Experts that are PEFT adapters: LoRA factors, and linearised LoRA (L-LoRA) ones.
+"""Experts that are PEFT adapters: LoRA, and linearised LoRA (L-LoRA).
 
-An adapter folder holds `adapter_config.json` and either `adapter_model.safetensors`, as
-`peft.PeftModel.save_pretrained` writes it, or `linearized_adapter_model.safetensors`. The task
-vector of an adapted weight is the product of two small factors, τ = up·down, with LoRA's scale in
-`up`; it is used as it is, and not as (θ₀ + τ) − θ₀, which would round twice.
+An adapter folder holds `adapter_config.json` and either `adapter_model.safetensors`, as written by
+`peft.PeftModel.save_pretrained`, or `linearized_adapter_model.safetensors`. The task vector of an
+adapted weight is the product of two small factors, τ = up·down, with LoRA's scale in `up`. It is
+not computed as (θ₀ + τ) − θ₀, which would round twice.
 
 A LoRA layer is y = (W₀ + s·B·A)x + b with s = α/r (`use_rslora`: α/√r). L-LoRA (arXiv:2310.04742)
-puts its first-order expansion in φ = (A, B) about the initial φ₀ = (A₀, B₀) in its place. That is
-linear in x as well, so it is a layer of its own weight, exactly:
+replaces it by its first-order expansion in φ = (A, B) about the initial φ₀ = (A₀, B₀). The
+expansion is linear in x too, so it equals a layer with another weight, exactly:
 
     τ = s·(B₀A₀ + (B − B₀)A₀ + B₀(A − A₀)) = s·[B, B₀]·[A₀; A − A₀]
 
-twice the rank, and s·B·A₀ where B₀ = 0, as PEFT initialises it. Base weight and bias cancel.
+of twice the rank; it is s·B·A₀ if B₀ = 0, as PEFT initialises it. Base weight and bias cancel.
 
-What `base_model_name_or_path` says is not checked: names and shapes are, against the pool's base.
+`base_model_name_or_path` is not checked; names and shapes are, against the pool's base.
 """
 
 from __future__ import annotations
@@ -39,30 +39,30 @@ if TYPE_CHECKING:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder says that it holds an adapter: by its `adapter_config.json`."""
+    """Whether a folder holds an adapter: it has an `adapter_config.json`."""
     return is_there(folder / ADAPTER_CONFIG)
 
 
 def inspect_adapter(
     source: str, name: str, base: Checkpoint, canonical: Callable[[str], str]
 ) -> Checkpoint:
-    """An adapter's configuration and headers, as a change of the base; no weight is read.
+    """Inspect an adapter's configuration and headers, as a change of the base; reads no weight.
 
-    Its `tensors` are those that it brings whole (`modules_to_save`, trained biases), its `factors`
-    the adapted weights, both in the base's order; its configuration is the base's. Parts of a text
-    tower are its `rest`: whole ones must be the base's, factors zero, which is checked when weights
-    are read.
+    `tensors` of the result are those that the adapter brings whole (`modules_to_save`, trained
+    biases); `factors` are the adapted weights; both in the base's order. The configuration is the
+    base's. Parts of a text tower go to `rest`: whole ones must equal the base's and factors must be
+    zero, which is checked when weights are read.
 
     Args:
         source: a folder or a hub id.
-        name: where the spec names it; "pool.experts.mnist", say.
+        name: the spec's field, for example "pool.experts.mnist".
         base: the pool's base, inspected.
-        canonical: of the base's family: a name in a file -> canonical name.
+        canonical: the family's function from a name in a file to the canonical name.
 
     Raises:
-        InputError: a configuration that is none, or of more than added products; pickled, missing
-            or damaged weights; tensors that are not the base's, of other shapes, or without their
-            other factor.
+        InputError: an invalid configuration, or one that is not a plain added product; pickled,
+            missing or damaged weights; tensors that the base lacks, of other shapes, or without
+            their other factor.
     """
     folder = resolve(source, what=name)
     with reading(f"{name}: {folder}"):
@@ -72,7 +72,7 @@ def inspect_adapter(
 def inspected(
     source: str, folder: Path, name: str, base: Checkpoint, canonical: Callable[[str], str]
 ) -> Checkpoint:
-    """The adapter in a folder. See `inspect_adapter`."""
+    """Inspect the adapter in a folder. See `inspect_adapter`."""
     config = read_lora_config(folder, name)
     file = weights_file(folder, name)
     parts, whole = sort_out(unwrapped(header(file, name)), file, name, canonical)
@@ -121,7 +121,7 @@ def inspected(
 def adapted(
     found: Parts, module: str, shape: tuple[int, ...], config: LoraConfig, name: str
 ) -> Adapted:
-    """One weight's factors, checked against its shape in the base and the rank that is stated.
+    """Check one weight's factors against its shape in the base and the configured rank.
 
     Raises:
         InputError: one factor without the other, or of another shape.
@@ -156,13 +156,13 @@ def adapted(
 def read_factors(
     checkpoint: Checkpoint, names: Collection[str] | None = None, *, strict: bool = True
 ) -> Iterator[tuple[str, Factors]]:
-    """(canonical name, factors) of an inspected adapter, in the base's order, one at a time.
+    """Yield (canonical name, factors) of an inspected adapter, in the base's order.
 
-    In float32, float64 where the file is (`Adapted.dtype`), of rank `Adapted.rank`; new memory.
+    In float32, or float64 if the file is (`Adapted.dtype`), of rank `Adapted.rank`; new memory.
 
     Args:
-        checkpoint: an inspected one; of a full model nothing comes.
-        names: of the fused tensors; None: of all.
+        checkpoint: an inspected checkpoint; a full model yields nothing.
+        names: names of fused tensors; None: all.
         strict: see `mapped`.
 
     Raises:
@@ -183,7 +183,7 @@ def read_factors(
 
 
 def joined(found: list[Tensor], low: Adapted) -> Factors:
-    """A, B and, where linearised, A₀, B₀, as one pair: see the module's formula."""
+    """Join A, B and, if linearised, A₀, B₀ to one pair of factors: see the module's formula."""
     down, up = found[:2]
     if low.first is not None:
         first, initial = found[2:]
@@ -194,9 +194,9 @@ def joined(found: list[Tensor], low: Adapted) -> Factors:
 
 
 def multiply(factors: Factors, out: Tensor) -> Tensor:
-    """out = up·down, in the dtype of `out`, of the weight's shape.
+    """out = up·down, in the dtype of `out` and the shape of the weight.
 
-    The one `product` of task vectors that stay factored, so that both have the same bits.
+    Task vectors that stay factored use this product too, so that both have the same bits.
     """
     up, down = factors.up.to(out.dtype), factors.down.to(out.dtype)
     return out.copy_(product(down, up).view(out.shape))

@@ -1,4 +1,4 @@
-"""The configuration of a LoRA adapter, read by PEFT: is it a plain product, and its scale."""
+"""Read a LoRA adapter's configuration with PEFT: whether it is a plain product, and its scale."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")
-"""`init_lora_weights` that leave the base's weights as they were."""
+"""Values of `init_lora_weights` that leave the base's weights unchanged."""
 
 BESIDE = (
     "use_dora", "lora_bias", "use_qalora", "use_bdlora", "trainable_token_indices",
     "layer_replication", "target_parameters", "alora_invocation_tokens", "arrow_config",
     "kasa_config", "monteclora_config", "megatron_config",
 )  # fmt: skip
-"""Fields that, where set, make of LoRA something else than an added product, or add to it."""
+"""Fields that, if set, change LoRA to something other than an added product, or add to it."""
 
 
 def read_lora_config(folder: Path, name: str) -> LoraConfig:
-    """`adapter_config.json`, read by PEFT.
+    """Read `adapter_config.json` with PEFT.
 
-    `fan_in_fan_out` has no effect on the layers of CLIP, as PEFT itself says of it.
+    `fan_in_fan_out` has no effect on the layers of CLIP, as PEFT itself reports.
 
     Raises:
-        InputError: not JSON, not of LoRA, or LoRA with more than an added product.
+        InputError: not JSON, not LoRA, or LoRA with more than an added product.
     """
     file = folder / ADAPTER_CONFIG
     content = read_json(file, name)
     if content.get("peft_type") != "LORA":
         raise InputError(f"{name}: {file}: peft_type: {content.get('peft_type')!r}; allowed: LORA")
-    for field in BESIDE:  # asked of the file: PEFT drops the fields that its version does not know
+    for field in BESIDE:  # read from the file: PEFT drops fields that its version does not know
         if content.get(field):
             raise InputError(
                 f"{name}: {file}: {field}: {content[field]!r}; allowed: unset (plain LoRA, whose"
@@ -55,10 +55,10 @@ def read_lora_config(folder: Path, name: str) -> LoraConfig:
 
 
 def parsed(folder: Path, name: str) -> LoraConfig:
-    """What PEFT makes of the file.
+    """Parse the file with PEFT.
 
     Raises:
-        InputError: fields that it refuses, or ranks and scales that are no numbers.
+        InputError: fields that PEFT refuses, or ranks and scales that are not numbers.
     """
     from peft import LoraConfig
 
@@ -79,11 +79,11 @@ def parsed(folder: Path, name: str) -> LoraConfig:
 
 
 def rank_and_scale(config: LoraConfig, module: str) -> tuple[int, float]:
-    """r and s = α/r (`use_rslora`: α/√r) of one module, as `rank_pattern` and `alpha_pattern` say.
+    """r and s = α/r (`use_rslora`: α/√r) of one module, by `rank_pattern` and `alpha_pattern`.
 
     Args:
-        config: of the adapter.
-        module: its name as the file has it, for patterns are matched with that.
+        config: the adapter's configuration.
+        module: name of the module in the file, which the patterns are matched with.
     """
     from peft.utils.other import get_pattern_key
 

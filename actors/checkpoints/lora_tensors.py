@@ -1,10 +1,9 @@
-"""An adapter's weights by the names of its tensors: factors, initial factors, whole tensors.
+"""Sort an adapter's tensors by name: factors, initial factors, whole tensors.
 
-Names are those that PEFT writes. Linearised adapters are laid out
-as FusionBench writes them (`fusion_bench/models/linearized/vision_model.py`): of every LoRA layer
-its trainable parameters, under `<layer>.model.`, and beside each its initial value,
-`<layer>.params0_values.<i>`, i its place among all parameters of the layer: base weight, base bias
-(where there is one), A, B.
+Names are those that PEFT writes. Linearised adapters are laid out as by FusionBench
+(`fusion_bench/models/linearized/vision_model.py`): each LoRA layer has its trainable parameters
+under `<layer>.model.`, and the initial value of each as `<layer>.params0_values.<i>`, where i is
+its position among all parameters of the layer: base weight, base bias (if there is one), A, B.
 """
 
 from __future__ import annotations
@@ -24,21 +23,21 @@ FACTOR = re.compile(
     r"(?P<module>.+?)(?P<linear>\.model)?\.lora_(?P<table>embedding_)?(?P<part>[AB])"
     r"(\.(?!weight$)\w+)?(\.weight)?"
 )
-"""`….q_proj.lora_A.weight`; of an embedding `….lora_embedding_A`; linearised, the wrapped layer's
-own names: `….q_proj.model.lora_A.default.weight`."""
+"""`….q_proj.lora_A.weight`; for an embedding `….lora_embedding_A`; if linearised, the wrapped
+layer's own names: `….q_proj.model.lora_A.default.weight`."""
 
 STORED = re.compile(r"(?P<module>.+)\.params0_values\.(?P<index>\d+)")
-"""φ₀: the layer's initial parameters, by their place among all of its parameters."""
+"""φ₀: the layer's initial parameters, by position among all of its parameters."""
 
 WHOLE = re.compile(r"(\.model)?\.base_layer(?=\.)|\.modules_to_save(\.default)?(?=\.)")
-"""What stands in the names of tensors that adapters bring whole."""
+"""Part of the names of tensors that adapters bring whole."""
 
 Parts = dict[str, TensorInfo]
-"""Of one layer: "A" and "B" (of an embedding "embedding_A"), and "A0", "B0" where linearised."""
+"""Factors of one layer: "A" and "B" (embeddings: "embedding_A"), and "A0", "B0" if linearised."""
 
 
 def weights_file(folder: Path, name: str) -> Path:
-    """The one safetensors file of an adapter.
+    """The single safetensors file of an adapter.
 
     Raises:
         InputError: none, two, a pickle, or a whole model beside it.
@@ -67,18 +66,18 @@ def weights_file(folder: Path, name: str) -> Path:
 
 
 def is_there(file: Path) -> bool:
-    """Whether a name is in its folder, be it a link to nothing."""
+    """Whether a folder lists this name, even as a broken link."""
     return file.exists() or file.is_symlink()
 
 
 def sort_out(
     found: Mapping[str, TensorInfo], file: Path, name: str, canonical: Callable[[str], str]
 ) -> tuple[dict[str, Parts], dict[str, TensorInfo]]:
-    """Module, as the file has it -> its factors; canonical name -> tensors that are there whole.
+    """Module (by its name in the file) -> its factors; canonical name -> whole tensors.
 
     Raises:
-        InputError: no factors; a tensor twice; φ₀ without its layer's factors, or, where
-            linearised, factors without it.
+        InputError: no factors; a tensor twice; φ₀ without its layer's factors, or factors without
+            φ₀ in a linearised adapter.
     """
     linearized = file.name == LINEARIZED_WEIGHTS
     parts: dict[str, Parts] = {}
@@ -96,7 +95,7 @@ def sort_out(
             stored.setdefault(match["module"], {})[int(match["index"])] = info
             continue
         elif ".original_module." in key:
-            continue  # the base's own, which PEFT keeps beside a module that it trains whole
+            continue  # the base's own tensor, which PEFT keeps beside a module that it trains whole
         else:  # PEFT may write the latter twice, under both names
             kept = copies if ".modules_to_save." in key else whole
             at = canonical(WHOLE.sub("", short))
@@ -115,10 +114,10 @@ def sort_out(
 def join(
     parts: dict[str, Parts], stored: Mapping[str, Mapping[int, TensorInfo]], name: str
 ) -> None:
-    """Put each layer's initial factors beside its factors: the last two that are stored.
+    """Add each layer's initial factors to its factors: the last two of its stored parameters.
 
     Raises:
-        InputError: either without the other.
+        InputError: one without the other.
     """
     for module in sorted({*parts, *stored}):
         initial = stored.get(module, {})

@@ -1,4 +1,4 @@
-"""What to say of a folder that holds no model: which folder does, and what lies there instead."""
+"""Error texts for a folder without a model: the folder that has one, or the files found instead."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from pathlib import Path
 from actors.checkpoints.sources import ADAPTER_CONFIG
 
 DEPTH = 4
-"""Levels below a folder that are looked at: a hub cache has `models--a--b/snapshots/<hash>`."""
+"""Levels searched below a folder: a hub cache has `models--a--b/snapshots/<hash>`."""
 
 MOST = 2000
-"""Folders that are looked at."""
+"""Most folders searched."""
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-"""What trainers call the folders of their checkpoints."""
+"""Names of the checkpoint folders of trainers."""
 
 OTHERS = (
     "*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.gguf",
 )  # fmt: skip
-"""Weights in other files than the two that are read."""
+"""Weight files of other formats than the two that are read."""
 
 
 def elsewhere(folder: Path, types: Collection[str] = ()) -> str:
     """`; the model is in …: give that folder`, or an empty text if no folder below holds a model.
 
-    Of several, the one of the highest checkpoint, or of a hub cache's main revision, else the
-    least deep; models of these types before others.
+    Of several, the highest checkpoint, or a hub cache's main revision, or the least deep folder;
+    models of these types come first.
     """
     with suppress(OSError):
         if found := sorted(models_below(folder), key=lambda each: rank(each, folder, types)):
@@ -56,7 +56,7 @@ def models_below(folder: Path) -> Iterator[Path]:
 
 
 def rank(model: Path, folder: Path, types: Collection[str]) -> tuple[bool, bool, int, int, str]:
-    """Sorts the likeliest first."""
+    """Sort key: the likeliest model first."""
     number = CHECKPOINT.fullmatch(model.name)
     main = False
     if model.parent.name == "snapshots":
@@ -78,7 +78,7 @@ def is_of(model: Path, types: Collection[str]) -> bool:
 
 
 def instead(folder: Path) -> str:
-    """`; there: model.fp16.safetensors`: other weights in a folder, or nothing."""
+    """`; there: model.fp16.safetensors`: other weight files in a folder, or an empty text."""
     with suppress(OSError):
         found = sorted({path.name for pattern in OTHERS for path in folder.glob(pattern)})
         if found:

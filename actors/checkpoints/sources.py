@@ -1,4 +1,4 @@
-"""Where models and data come from: a folder, the embedded pool, or the Hugging Face hub."""
+"""Resolve the sources of models and data: a folder, the embedded pool, or the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from fusion.errors import InputError, reading
 EMBEDDED = "embedded:"
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
-"""`name` or `org/name`, with `@revision` where not the main branch."""
+"""`name` or `org/name`, with `@revision` for another branch than main."""
 
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
-"""What a model needs from the hub; never a pickle."""
+"""Files of a model to download from the hub; never a pickle."""
 
 INDEX = "model.safetensors.index.json"
 
 ADAPTER_CONFIG = "adapter_config.json"
-"""PEFT's configuration of an adapter; its weights are in one of the next two."""
+"""PEFT's configuration of an adapter; its weights are in one of the next two files."""
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -32,15 +32,15 @@ LINEARIZED_WEIGHTS = "linearized_adapter_model.safetensors"
 def resolve(source: str, *, what: str) -> Path:
     """The folder of a model: a path, `embedded:base`, `:extractor`, `:<task>`, or a hub id.
 
-    A hub id is looked for in the local hub cache first, so that a sweep runs offline and a new
-    upload does not change it; `org/name@revision` names a revision.
+    The local hub cache is searched first, so that a sweep runs offline and a new upload does not
+    change it; `org/name@revision` names a revision.
 
     Args:
-        source: what the spec says.
-        what: whose source it is, for the message; "pool.base", say.
+        source: the source in the spec.
+        what: the spec's field, for messages, for example "pool.base".
 
     Raises:
-        InputError: nothing of that name; the line says what is allowed.
+        InputError: no such source; the message lists what is allowed.
     """
     with reading(f"{what}: {source!r}"):
         return resolved(source, what)
@@ -62,10 +62,10 @@ def resolved(source: str, what: str) -> Path:
 def resolve_data(source: str, *, what: str) -> tuple[Path | None, str | None]:
     """The folder of a data set, and its configuration: `path[:config]` or `embedded:<task>`.
 
-    No folder: a hub id.
+    Returns no folder for a hub id.
 
     Raises:
-        InputError: a path that is not there, or no such embedded task.
+        InputError: a missing path, or an unknown embedded task.
     """
     with reading(f"{what}: {source!r}"):
         if source.startswith(EMBEDDED):
@@ -79,7 +79,7 @@ def resolve_data(source: str, *, what: str) -> tuple[Path | None, str | None]:
 
 
 def local(source: str, what: str) -> Path | None:
-    """The folder a path names; None where the source does not look like a path."""
+    """The folder that a path names; None if the source does not look like a path."""
     path = Path(source).expanduser()
     if source and path.is_dir():
         return path.resolve()
@@ -101,7 +101,7 @@ def embedded_pool(source: str, what: str) -> EmbeddedPool:
     """The embedded pool of this machine.
 
     Raises:
-        InputError: it was not built yet.
+        InputError: it has not been built.
     """
     pool = locate()
     if pool is None:
@@ -122,7 +122,7 @@ def extractor_of(pool: EmbeddedPool, source: str, what: str) -> Path:
 
 
 def member(folders: Mapping[str, Path], source: str, what: str) -> Path:
-    """One task's folder of the embedded pool."""
+    """The folder of one task in the embedded pool."""
     name = source.removeprefix(EMBEDDED)
     if name not in folders:
         raise InputError(
@@ -132,7 +132,7 @@ def member(folders: Mapping[str, Path], source: str, what: str) -> Path:
 
 
 def from_hub(source: str, what: str) -> Path:
-    """A model's snapshot folder in the hub cache, downloaded where it is not there whole."""
+    """A model's snapshot folder in the hub cache; downloads it if it is incomplete."""
     if not HUB_ID.fullmatch(source):
         raise InputError(
             f"{what}: {source!r}: neither a folder nor a hub id;"
@@ -148,7 +148,7 @@ def from_hub(source: str, what: str) -> Path:
         if complete(cached):
             return cached
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError):
-        pass  # not in the cache: ask the hub
+        pass  # not in the cache: download it
     try:
         return Path(huggingface_hub.snapshot_download(**options))
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:

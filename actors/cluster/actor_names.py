@@ -1,4 +1,4 @@
-"""What actors and tasks of a sweep are called: in Ray's dashboard, in logs, in metrics' tags."""
+"""Names of a sweep's actors and tasks in Ray's dashboard, in logs, and as tags of metrics."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def actor_name(
     """The name of an actor. Ray refuses a name that another actor of the same driver still has.
 
     Args:
-        sweep: its name.
-        replica: which; None: an actor that the sweep has one of, `what`.
-        shard: which of the replica; None: the replica itself, or its coordinator.
-        what: `desk`, `keeper`: one word.
+        sweep: the sweep's name.
+        replica: number of the replica; None: an actor that the sweep has only once, `what`.
+        shard: number of the shard in the replica; None: the replica itself, or its coordinator.
+        what: `desk` (the dispatcher), `keeper` (the artifact store): one word.
 
     >>> actor_name("ta8", 0, 1), actor_name("ta8", 0), actor_name("ta8")
     ('sweep:ta8/replica 0 shard 1', 'sweep:ta8/replica 0', 'sweep:ta8/desk')
@@ -29,7 +29,7 @@ def actor_name(
 
 
 def tags_of(name: str) -> dict[str, str]:
-    """The tags that an actor's name stands for; those it says nothing of are left out.
+    """Metric tags parsed from an actor's name; missing parts are left out.
 
     >>> tags_of("sweep:ta8/replica 0 shard 1")
     {'sweep': 'ta8', 'replica': '0', 'shard': '1'}

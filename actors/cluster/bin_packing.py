@@ -1,4 +1,4 @@
-"""Which shards go to which nodes: plain packing, with what a shard takes from `partition.py`."""
+"""Assign shards to nodes by packing; `partition.py` computes the memory of a shard."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from actors.cluster.partition import (
 
 @dataclass(frozen=True)
 class Node:
-    """One machine. Bytes of main memory; bytes of its smallest GPU (0: not known)."""
+    """One machine: bytes of main memory, bytes of its smallest GPU (0: not known)."""
 
     cpus: int
     gpus: int
@@ -36,18 +36,18 @@ class Node:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a cluster offers."""
+    """The nodes of a cluster and their resources."""
 
     nodes: tuple[Node, ...]
 
     @property
     def cpus(self) -> int:
-        """Of all nodes."""
+        """CPUs of all nodes."""
         return sum(node.cpus for node in self.nodes)
 
     @property
     def gpus(self) -> int:
-        """Of all nodes."""
+        """GPUs of all nodes."""
         return sum(node.gpus for node in self.nodes)
 
     @property
@@ -57,13 +57,13 @@ class Resources:
 
     @property
     def gpu_memory(self) -> int:
-        """Bytes of the smallest GPU whose size is known; 0: none is."""
+        """Bytes of the smallest GPU whose size is known; 0: none is known."""
         return min((n.gpu_memory for n in self.nodes if n.gpus and n.gpu_memory), default=0)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Where the experts go."""
+    """Placement of replicas and shards."""
 
     replicas: int
     shards: int
@@ -92,7 +92,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Wish:
-    """What was asked for; None: whatever fits."""
+    """Requested values; None: as many as fit."""
 
     replicas: int | None
     shards: int | None
@@ -101,17 +101,17 @@ class Wish:
     labels: Mapping[str, str] = field(default_factory=dict)
 
     def slots(self, node: Node) -> int:
-        """Shards that a node may take."""
+        """Number of shards that a node may take."""
         if not matches(node.labels, self.labels):
             return 0
         return node.gpus * self.per_gpu if self.device == "cuda" else node.cpus
 
     def room(self, node: Node) -> float:
-        """Bytes on a GPU for each shard."""
+        """Bytes of GPU memory for each shard on a node."""
         return node.gpu_memory // self.per_gpu or float("inf")
 
     def each(self) -> str:
-        """`one a GPU`."""
+        """`one a GPU`, or how many share a GPU, for messages."""
         number = "one" if self.per_gpu == 1 or self.device == "cpu" else f"{self.per_gpu}"
         return f"{number} a {'GPU' if self.device == 'cuda' else 'CPU core'}"
 
@@ -119,11 +119,12 @@ class Wish:
 def pack(
     shards: Sequence[Need], nodes: Sequence[Node], wish: Wish, most: int
 ) -> tuple[int, list[list[int]]]:
-    """Place replicas one by one, each on as few nodes as hold it, the emptiest first: the one with
-    the largest part of its slots free, which is also how Ray chooses.
+    """Place replicas one by one, each on as few nodes as can hold it.
+
+    Prefers the node with the largest fraction of free slots, as Ray does.
 
     Returns:
-        How many found their place (at most `most`), and the shards on each node.
+        The number of replicas placed (at most `most`), and the shards on each node.
     """
     placed: list[list[int]] = [[] for _ in nodes]
     for made in range(most):
@@ -147,7 +148,7 @@ def pack(
 
 
 def takes(shards: Sequence[Need], node: Node, placed: Sequence[int], start: int, wish: Wish) -> int:
-    """How many of the shards from `start` on a node can take beside those it has."""
+    """How many of the shards from `start` on fit on a node beside those it has."""
     free, held = wish.slots(node) - len(placed), set(placed)
     weights = sum(shards[s].weights for s in held)
     host = sum(shards[s].host for s in placed) + DATA_STORE_BYTES
@@ -162,7 +163,7 @@ def takes(shards: Sequence[Need], node: Node, placed: Sequence[int], start: int,
 
 
 def fit(load: Load, nodes: tuple[Node, ...], wish: Wish) -> Plan | None:
-    """The plan with the fewest shards that keeps the wish; None where there is none."""
+    """The plan with the fewest shards that meets the request; None where there is none."""
     slots = sum(wish.slots(node) for node in nodes)
     for count in (wish.shards,) if wish.shards else range(1, len(load.segments) + 1):
         most = wish.replicas or slots // count
@@ -193,9 +194,9 @@ def fit(load: Load, nodes: tuple[Node, ...], wish: Wish) -> Plan | None:
 def places(
     shards: Sequence[Need], nodes: Sequence[Node], wish: Wish
 ) -> tuple[tuple[str, ...], ...]:
-    """For each shard the ids of the nodes that it fits on; nothing where all fit everywhere.
+    """Ids of the nodes that each shard fits on; empty where all shards fit on all nodes.
 
-    Ray knows of GPUs but not how large they are: where they differ, it must be told.
+    Ray does not know the memory size of GPUs, so placement must be given where sizes differ.
     """
     known = [node for node in nodes if node.id and wish.slots(node)]
     found = []

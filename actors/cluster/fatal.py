@@ -6,7 +6,7 @@ from fusion.errors import InputError
 
 
 class OutOfMemory(InputError):
-    """A call that needs more memory than there is: one line with both, and with what to set."""
+    """A call that needs more memory than there is: gives both sizes and the setting to change."""
 
 
 class Died(InputError):

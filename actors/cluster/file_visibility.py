@@ -1,4 +1,4 @@
-"""Which nodes can work on files: those that see them; and this process, where none does."""
+"""Find the nodes that can read a set of files, as a Ray label selector."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from actors.cluster.nodes import ask, seeing
 
 
 def workplaces(files: Iterable[str]) -> dict[str, str] | None:
-    """Where tasks that read these files may go, as a label selector; empty: to any node.
+    """Label selector of the nodes that see these files; empty: any node.
 
-    Nodes without processors do not count. On one machine nothing is asked.
+    Nodes without processors do not count. On a single machine no node is queried.
 
     Returns:
-        None where no node sees all files: this process, which does, must read them itself.
+        None where no node sees all files: then this process, which does, must read them itself.
 
     Raises:
-        InputError: a node lacks the project.
+        InputError: the project is not installed on a node.
     """
     alive = [node for node in ray.nodes() if node["Alive"]]
     able = [node["NodeID"] for node in alive if node["Resources"].get("CPU", 0) >= 1]

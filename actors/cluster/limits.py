@@ -1,8 +1,8 @@
-"""What this process may use of its machine: memory, cores and processes, as cgroups (v1 and v2,
-each level up to the root), ulimits and affinity allow them.
+"""Resources that this process may use: memory, cores and processes.
 
-A container, a Slurm job or a systemd unit sees all of its host in `/proc/meminfo`; what it is
-granted stands in its cgroup. Nothing here needs torch or Ray.
+The limits of cgroups (v1 and v2, each level up to the root), ulimits and CPU affinity apply. In a
+container, a Slurm job or a systemd unit, `/proc/meminfo` shows the whole host; the granted amount
+is in the cgroup. Needs neither torch nor Ray.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ADDRESSES = 4 * 2**30
 
 @dataclass(frozen=True)
 class Bound:
-    """One limit on bytes, and what sets it."""
+    """One limit on memory, and its origin."""
 
     free: int
     """Bytes of it that are not in use."""
@@ -42,7 +42,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Limits:
-    """What is granted to this process and all that it starts."""
+    """Resources granted to this process and its children."""
 
     cpus: int
     """Whole cores; at least 1."""
@@ -55,17 +55,17 @@ class Limits:
 
 
 def limits(root: Path = ROOT) -> Limits:
-    """What is granted here and now.
+    """Read the current limits.
 
     Args:
-        root: where `/proc/self` and the cgroups are looked for.
+        root: the folder that holds `/proc/self` and the cgroups.
     """
     least = min(bounds(root), key=lambda bound: bound.free)
     return Limits(cores(root), max(least.free, 0), least.total, least.by)
 
 
 def cores(root: Path = ROOT) -> int:
-    """Cores that this process may use, a fraction of one rounded down; at least 1."""
+    """Number of cores this process may use, rounded down; at least 1."""
     with_affinity = hasattr(os, "sched_getaffinity")
     found: list[float] = [len(os.sched_getaffinity(0)) if with_affinity else os.cpu_count() or 1]
     found.extend(map(quota, levels(root, "cpu")))
@@ -77,20 +77,22 @@ def cores(root: Path = ROOT) -> int:
 
 
 def bound_threads(root: Path = ROOT) -> None:
-    """Let torch, BLAS and Arrow take no more threads than there are cores, where a cgroup grants
-    fewer than the machine shows them; call before they are imported. What the user set stays."""
+    """Limit the threads of torch, BLAS and Arrow where a cgroup grants fewer cores than it shows.
+
+    Call it before they are imported. Values set by the user are kept.
+    """
     if cores(root) < (os.cpu_count() or 1):
         os.environ.setdefault("OMP_NUM_THREADS", str(cores(root)))
 
 
 def bounds(root: Path = ROOT) -> Iterator[Bound]:
-    """All that bounds memory: the machine first."""
+    """All limits on memory, the machine's first."""
     machine = psutil.virtual_memory()
     yield Bound(machine.available, machine.total, "")
     for folder in levels(root, "memory"):
         for name in ("memory.max", "memory.high", "memory.limit_in_bytes"):
             limit = number(read(folder / name))
-            # Version 1 says "none" by a number of 19 digits.
+            # Version 1 writes "no limit" as a number of 19 digits.
             if limit is not None and 0 <= limit < machine.total:
                 yield Bound(limit - used(folder), limit, f"{folder / name}")
     for kind, name, taken in (
@@ -104,22 +106,21 @@ def bounds(root: Path = ROOT) -> Iterator[Bound]:
 
 
 def used(folder: Path) -> int:
-    """Bytes in use in a cgroup, without cached files: those are given up when memory is wanted."""
+    """Bytes in use in a cgroup, without cached files, which are freed when memory is needed."""
     names = ("memory.current", "memory.usage_in_bytes")
     taken = next((n for name in names if (n := number(read(folder / name))) is not None), 0)
     stat = {}
     for line in read(folder / "memory.stat").splitlines():
         name, _, value = line.partition(" ")
         stat[name] = number(value) or 0
-    # Those of version 1 that begin so include the levels below.
+    # In version 1, names with this prefix include the levels below.
     prefix = "total_" if "total_inactive_file" in stat else ""
     cached = sum(stat.get(f"{prefix}{kind}_file", 0) for kind in ("inactive", "active"))
     return max(taken - cached, 0)
 
 
 def killed(root: Path = ROOT) -> int:
-    """How many processes of this cgroup (where it does not say: of the machine) were killed for
-    want of memory."""
+    """Number of processes killed for lack of memory in this cgroup (else on this machine)."""
     for folder in levels(root, "memory"):
         for name in ("memory.events", "memory.oom_control"):
             count = field(read(folder / name), "oom_kill")
@@ -129,7 +130,7 @@ def killed(root: Path = ROOT) -> int:
 
 
 def shortfalls(store_bytes: int, root: Path = ROOT) -> list[str]:
-    """What Ray needs to start and is not granted, a phrase each."""
+    """Resources that Ray needs to start and that are not granted, one phrase each."""
     found = []
     for kind, name, need in (
         (resource.RLIMIT_AS, "ulimit -v", ADDRESSES + store_bytes),
@@ -139,7 +140,7 @@ def shortfalls(store_bytes: int, root: Path = ROOT) -> list[str]:
         limit = resource.getrlimit(kind)[0]
         if limit != resource.RLIM_INFINITY and limit < need:
             found.append(f"{name} is {limit // 1024} kB, {-(-need // 1024)} needed")
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # Ray raises its own to the hard one
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # Ray raises the soft limit to it
     if hard != resource.RLIM_INFINITY and hard < FILES:
         found.append(f"ulimit -n is {hard}, {FILES} needed")
     for folder in levels(root, "pids"):
@@ -153,7 +154,7 @@ def shortfalls(store_bytes: int, root: Path = ROOT) -> list[str]:
 
 
 def threads() -> int:
-    """Threads of this user's processes."""
+    """Number of threads of this user's processes."""
     total, own = 0, os.geteuid()
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -162,7 +163,7 @@ def threads() -> int:
 
 
 def levels(root: Path, controller: str) -> Iterator[Path]:
-    """The folders of this process's cgroups that may bound it, from its own up to the root's."""
+    """Folders of the cgroups that may limit this process, from its own up to the root."""
     own = memberships(root)
     for kind, source, mounted in mounts(root):
         if kind == "cgroup2":
@@ -172,14 +173,14 @@ def levels(root: Path, controller: str) -> Iterator[Path]:
         if path is None:
             continue
         shown, at = mounted
-        # Without a namespace of its own, a container's path is the host's, and so is what is shown.
+        # Without its own namespace, a container sees the host's path here and in the mount table.
         inside = shown != "/" and f"{path}/".startswith(f"{shown}/")
         within = path.removeprefix(shown) if inside else path
         top = root / at.lstrip("/")
         folder = top / within.strip("/")
         if ".." in folder.parts or not folder.is_dir():
             folder = top
-        while True:  # ends at the mount point, which is one of the parents
+        while True:  # ends at the mount point, which is a parent of every path
             yield folder
             if folder == top:
                 break
@@ -197,7 +198,7 @@ def memberships(root: Path) -> dict[str, str]:
 
 
 def mounts(root: Path) -> Iterator[tuple[str, list[str], tuple[str, str]]]:
-    """Where cgroups are seen: kind, controllers, and (the cgroup shown there, mount point)."""
+    """cgroup mounts: kind, controllers, and (the cgroup at the mount point, the mount point)."""
     for line in read(root / "proc/self/mountinfo").splitlines():
         about, _, rest = line.partition(" - ")
         fields, source = about.split(), rest.split()
@@ -207,7 +208,7 @@ def mounts(root: Path) -> Iterator[tuple[str, list[str], tuple[str, str]]]:
 
 
 def unescaped(text: str) -> str:
-    r"""A path of mountinfo, whose blanks are octal.
+    r"""Decode a path of mountinfo, which writes blanks in octal.
 
     >>> unescaped(r"/a\040b")
     '/a b'
@@ -218,7 +219,7 @@ def unescaped(text: str) -> str:
 
 
 def quota(folder: Path) -> float:
-    """Cores' worth of time that a cgroup has; infinity: no limit."""
+    """Number of cores that a cgroup's CPU quota grants; infinity: no limit."""
     words = read(folder / "cpu.max").split() or [
         read(folder / "cpu.cfs_quota_us").strip(),
         read(folder / "cpu.cfs_period_us").strip(),
@@ -230,7 +231,7 @@ def quota(folder: Path) -> float:
 
 
 def listed_cpus(text: str) -> int:
-    """How many cores a list names; 0 where it is none.
+    """Number of cores in a list of ranges; 0 if the text is not such a list.
 
     >>> listed_cpus("0-3,8,10-11"), listed_cpus(""), listed_cpus("none")
     (7, 0, 0)
@@ -246,7 +247,7 @@ def listed_cpus(text: str) -> int:
 
 
 def field(text: str, name: str) -> int | None:
-    """The number beside a name, in a file of such lines."""
+    """The number that follows a name in a file of `name number` lines."""
     for line in text.splitlines():
         words = line.split()
         if len(words) == 2 and words[0] == name:
@@ -255,7 +256,7 @@ def field(text: str, name: str) -> int | None:
 
 
 def number(text: str) -> int | None:
-    """A whole number; None for `max`, and for what is none.
+    """A whole number; None for `max` and for other text.
 
     >>> number("12 "), number("max"), number("-1")
     (12, None, -1)
@@ -264,7 +265,7 @@ def number(text: str) -> int | None:
 
 
 def read(file: Path) -> str:
-    """A small file of the system's; empty where it is not there, or not to be read."""
+    """Content of a small system file; empty where it is missing or unreadable."""
     try:
         return file.read_text(errors="replace")
     except (OSError, ValueError):

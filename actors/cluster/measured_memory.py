@@ -1,4 +1,4 @@
-"""Measured peak memory on GPUs, kept for the next plan: `cache/peaks/<hash of the load>.json`."""
+"""Measured peak GPU memory, kept for the next plan: `cache/peaks/<hash of the load>.json`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from actors.files.hashes import hash_text
 
 
 def peak_file(load: Load, root: Path) -> Path:
-    """Where the peak of a load is kept; whatever changes what is placed changes the name."""
+    """File with the peak memory of a load; its name changes with anything that changes the load."""
     text = json.dumps(asdict(replace(load, measured=0)), sort_keys=True)
     return root / "peaks" / f"{hash_text('peaks-2', text)}.json"
 
 
 def with_measured(load: Load, root: Path) -> Load:
-    """The load, with the peak that earlier sweeps measured of it, if any did."""
+    """The load with the peak memory that earlier sweeps measured, if any."""
     try:
         found = unsealed_json(peak_file(load, root).read_bytes())
         return replace(load, measured=int(found["bytes"]))
@@ -28,11 +28,11 @@ def with_measured(load: Load, root: Path) -> Load:
 
 
 def keep_peak(load: Load, size: int, root: Path) -> None:
-    """Remember a peak, where it is the largest so far.
+    """Store a peak if it is the largest so far.
 
     Args:
-        load: what was placed, as whole replicas.
-        size: bytes allocated on the GPU at most (`torch.cuda.max_memory_allocated`).
+        load: the load that was placed, as whole replicas.
+        size: largest number of bytes allocated on the GPU (`torch.cuda.max_memory_allocated`).
         root: the cache folder.
     """
     if size > with_measured(load, root).measured:

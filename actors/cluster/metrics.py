@@ -1,14 +1,14 @@
-"""Figures of a running sweep, through Ray's metrics: the only file that knows that interface.
+"""Metrics of a running sweep, sent through Ray; the only file that uses Ray's metrics interface.
 
-`count` and `gauge` may be called anywhere. Where no Ray runs they do nothing, and do not import it.
-Ray's agents on the nodes serve what they are told to Prometheus, as `exported(name)`. Tags have few
-values: no trial, no row, no process.
+`count` and `gauge` may be called anywhere; without a running Ray they do nothing and do not import
+it. Ray's agents on the nodes export the values to Prometheus as `ray_fusion_sweeps_<name>`,
+counters with `_total`. Tags have few distinct values: no trial, no row, no process.
 
-There are no histograms: Ray 2.60 keeps the counts of their buckets alone, and makes their sums up
-of the buckets' middles. Seconds are counted, and divided by calls.
+There are no histograms: Ray 2.60 exports only the counts of buckets, and computes sums from the
+middles of buckets. So seconds are counted and divided by the number of calls.
 
-Which sweep, replica and shard a figure is of is read off the actor's name (`actor_names.py`); a
-process without one says it by `label`.
+The tags sweep, replica and shard come from the actor's name (`actor_names.py`); a process without
+one sets them with `label`.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ METRICS: Mapping[str, Row] = MappingProxyType(
 
 @dataclass
 class State:
-    """What this process has told Ray; never sent anywhere."""
+    """Ray's metric objects and the last values of this process; never sent to another process."""
 
     made: dict[str, Any] = field(default_factory=dict)
     """Name -> Ray's object."""
@@ -86,20 +86,11 @@ class State:
 STATE = State()
 
 
-def exported(name: str) -> str:
-    """What Prometheus calls a metric.
-
-    >>> exported("samples"), exported("lanes")
-    ('ray_fusion_sweeps_samples_total', 'ray_fusion_sweeps_lanes')
-    """
-    return f"ray_{PREFIX}{name}" + ("_total" if METRICS[name].kind == "counter" else "")
-
-
 def count(name: str, amount: float = 1, **tags: str) -> None:
-    """Add to a counter; nothing where the amount is zero.
+    """Add to a counter; an amount of zero is ignored.
 
     Raises:
-        KeyError: no such metric, or a tag that it does not have.
+        KeyError: an unknown metric, or a tag that it does not have.
     """
     full = tagged(name, tags)
     if amount > 0 and running():
@@ -107,7 +98,7 @@ def count(name: str, amount: float = 1, **tags: str) -> None:
 
 
 def gauge(name: str, value: float, **tags: str) -> None:
-    """Set a gauge; it keeps that value as long as this process lives.
+    """Set a gauge; it keeps the value as long as this process lives.
 
     Raises:
         KeyError: see `count`.
@@ -124,7 +115,7 @@ def gauge(name: str, value: float, **tags: str) -> None:
 
 @contextmanager
 def timed(call: str, method: str = "") -> Iterator[None]:
-    """Count a replica's call, and its seconds."""
+    """Count a call to a replica, and its seconds."""
     start, status = time.perf_counter(), "failed"
     try:
         yield
@@ -135,19 +126,19 @@ def timed(call: str, method: str = "") -> Iterator[None]:
 
 
 def label(sweep: str = "", replica: str = "", shard: str = "") -> None:
-    """Say what this process's figures are of, where no actor's name does (the driver)."""
+    """Set the tags of this process's metrics, for a process without an actor name (the driver)."""
     STATE.where = {"sweep": sweep, "replica": replica, "shard": shard}
 
 
 def running() -> bool:
-    """Whether there is a Ray to tell; it is not imported for that."""
+    """Whether Ray is running; does not import it."""
     ray = sys.modules.get("ray")
-    known = getattr(ray, "is_initialized", None)  # half imported: not yet
+    known = getattr(ray, "is_initialized", None)  # None while Ray is being imported
     return known is not None and bool(known())
 
 
 def tagged(name: str, tags: dict[str, str]) -> dict[str, str]:
-    """All tags of a figure, checked whether Ray runs or not."""
+    """All tags of a value, checked whether Ray runs or not."""
     row = METRICS[name]
     if len(tags) != len(row.tags) or any(tag not in tags for tag in row.tags):
         raise KeyError(f"metric {name!r}: tags {sorted(tags)}, not {sorted(row.tags)}")
@@ -155,7 +146,7 @@ def tagged(name: str, tags: dict[str, str]) -> dict[str, str]:
 
 
 def looked_up() -> dict[str, str]:
-    """`WHERE` by the name of this process's actor; remembered once Ray runs."""
+    """Values of `WHERE`, from the name of this process's actor; cached once Ray runs."""
     empty = dict.fromkeys(WHERE, "")
     if not running():
         return empty
@@ -168,7 +159,7 @@ def looked_up() -> dict[str, str]:
 
 
 def made(name: str) -> Any:
-    """Ray's object for a metric, made when it is first needed."""
+    """Ray's object for a metric, created at its first use."""
     if name not in STATE.made:
         from ray.util import metrics
 
@@ -180,7 +171,7 @@ def made(name: str) -> Any:
 
 
 def refresh() -> None:
-    """Repeat all gauges, until Ray ends."""
+    """Send all gauges again at intervals, until Ray ends."""
     while True:
         time.sleep(REFRESH)
         if not running():

@@ -1,4 +1,4 @@
-"""Label selectors, as Ray reads them: which nodes something may go to."""
+"""Label selectors in Ray's syntax, which choose nodes by their labels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SELECTOR = re.compile(r"(!?)(?:in\(([^()]*)\)|([^!()]*))")
 
 
 def matches(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
-    """Whether a node with these labels is meant: `value`, `!value`, `in(a, b)` or `!in(a, b)`.
+    """Whether labels match a selector: `value`, `!value`, `in(a, b)` or `!in(a, b)` for each key.
 
     >>> matches({"zone": "a"}, {"zone": "in(a, b)"}), matches({"zone": "a"}, {"zone": "!a"})
     (True, False)
@@ -23,7 +23,7 @@ def matches(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
 
 
 def wanted(value: str | None, text: str, key: str) -> bool:
-    """Whether one label's value (None: the node lacks it) is among those that a selector names.
+    """Whether the value of one label (None: missing) matches a selector's text.
 
     Raises:
         InputError: not a selector.
@@ -39,9 +39,9 @@ def wanted(value: str | None, text: str, key: str) -> bool:
 
 
 def selector(places: tuple[str, ...], labels: Mapping[str, str]) -> dict[str, str]:
-    """The selector of a shard's bundle: the nodes it fits on, with the labels wished for.
+    """Selector of a shard's bundle: the nodes it fits on, with the requested labels.
 
-    Ray takes a blank in a list for a part of the name.
+    Ray takes a blank in a list as part of the name, so there are none.
 
     >>> selector(("n1", "n2"), {"zone": "in(a, b)"})
     {'zone': 'in(a,b)', 'ray.io/node-id': 'in(n1,n2)'}

@@ -1,8 +1,7 @@
-"""What the nodes of a cluster have: GPUs, memory, versions, the project's code, and which of the
-files they see.
+"""Query the nodes of a cluster: GPUs, versions, the project's code, and which files they see.
 
-Asked by one task a node that takes no GPU of its own and whose process ends with it, so that no
-CUDA context stays behind.
+One Ray task runs on each node. It reserves no GPU, and its process ends with it, so that no CUDA
+context stays behind.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ CODE = ("fusion", "actors", "sweeps")
 
 @dataclass(frozen=True)
 class Found:
-    """What one node has."""
+    """Properties of one node."""
 
     gpus: tuple[int, ...]
     """Bytes of each GPU that torch sees."""
@@ -47,7 +46,7 @@ class Found:
 
 
 def look(files: Sequence[str], gpus: bool) -> Found:
-    """What this node has; runs there. `gpus`: whether to ask torch, which takes a second or two."""
+    """Properties of this node; runs there. `gpus`: whether to query torch, which takes seconds."""
     return Found(
         tuple(gpu_sizes()) if gpus else (),
         versions(),
@@ -65,10 +64,10 @@ long as its process lives, so a process is started that lives no longer."""
 
 
 def gpu_sizes() -> list[int]:
-    """Bytes of each GPU that this process may use, as far as nobody else holds them.
+    """Free bytes of each GPU that this process may use.
 
     Raises:
-        InputError: there are GPUs, and they cannot be asked.
+        InputError: there are GPUs, but they cannot be queried.
     """
     import torch
 
@@ -90,7 +89,7 @@ def gpu_sizes() -> list[int]:
 
 @cache
 def versions() -> Mapping[str, str]:
-    """Of the packages that decide results, and of the project's code."""
+    """Versions of the packages that results depend on, and the hash of the project's code."""
     found = {}
     for name in PACKAGES:
         try:
@@ -101,7 +100,7 @@ def versions() -> Mapping[str, str]:
 
 
 def code_hash(root: Path) -> str:
-    """8 hex digits for all Python files of the project's packages under `root`."""
+    """Hash (8 hex digits) of all Python files of the project's packages under `root`."""
     digest = hashlib.sha256()
     for package in CODE:
         for file in sorted((root / package).rglob("*.py")):
@@ -113,15 +112,15 @@ def code_hash(root: Path) -> str:
 def ask(
     nodes: Mapping[str, bool], files: Iterable[str] = (), patience: float = PATIENCE
 ) -> dict[str, Found]:
-    """What these nodes have; those that die meanwhile, or do not answer in time, are left out.
+    """Properties of these nodes; nodes that die or do not answer in time are left out.
 
     Args:
-        nodes: id -> whether it has GPUs.
-        files: paths that may be there.
-        patience: seconds.
+        nodes: id -> whether the node has GPUs.
+        files: paths to look for on each node.
+        patience: seconds to wait for all answers.
 
     Raises:
-        InputError: a node lacks the project.
+        InputError: the project is not installed on a node.
     """
     wanted = list(files)
     asked = {
@@ -129,7 +128,7 @@ def ask(
         .options(
             name="look at node",
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
-            # Else a worker without a GPU of its own may be shown none.
+            # Otherwise Ray may hide all GPUs from a worker that reserved none.
             runtime_env={"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}} if gpus else None,
         )
         .remote(wanted, gpus): node
@@ -154,7 +153,7 @@ def ask(
                 ) from None
             raise
         except ray.exceptions.RayError:
-            continue  # it just went
+            continue  # the node has just died
     return found
 
 
@@ -173,7 +172,7 @@ def check_same(found: Mapping[str, Found]) -> None:
 
 
 def address(node: str) -> str:
-    """The address of a node, for messages; its id where it is gone."""
+    """Address of a node, for messages; its id if it is gone."""
     known = {each["NodeID"]: each["NodeManagerAddress"] for each in ray.nodes()}
     return str(known.get(node, node))
 
@@ -184,12 +183,12 @@ def own_id() -> str:
 
 
 def last_line(error: BaseException) -> str:
-    """What an error says last, short."""
+    """The last line of an error, shortened."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
 
 
 def read_from(nodes: Iterable[str], found: Mapping[str, Found], files: Sequence[str]) -> list[str]:
-    """The nodes, of those given, that see all these files; else this one, the driver's.
+    """The nodes among those given that see all these files; else this one, the driver's.
 
     >>> there = Found((), {}, frozenset({"a", "b"}))
     >>> read_from(["n1", "n2"], {"n1": there}, ["a", "b"])
@@ -199,5 +198,5 @@ def read_from(nodes: Iterable[str], found: Mapping[str, Found], files: Sequence[
 
 
 def seeing(nodes: Iterable[str], found: Mapping[str, Found], files: Sequence[str]) -> list[str]:
-    """The nodes, of those given, that see all these files."""
+    """The nodes among those given that see all these files."""
     return [node for node in nodes if node in found and found[node].sees.issuperset(files)]

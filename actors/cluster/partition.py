@@ -1,22 +1,22 @@
-"""Where to cut a chain of segments into shards, and what each of them takes.
+"""Cut a chain of segments into shards, and compute the memory of each.
 
 A *shard* holds a contiguous block of segments. With W_b the float32 bytes of its block, W those of
-the model, T experts, d and c the bytes an element of task vectors and of the resident model:
+the model, T experts, d and c the bytes per element of task vectors and of the resident model:
 
-    weights  = W_b + T·W_b·d/4                     (CPU: once a node, in its object store)
-               W_b                                 (where task vectors stay in files)
-               W_b + F_b·d/4                       (where they stay factors, of F_b bytes in
-                                                   float32)
-    copy     = T·W_b·d/4                           (where methods transform the task vectors)
-    resident = W_b·c/4
-    merging  = 2 · the largest segment of the block, or what a layer holds of merged weights where
-               there is a model a sample, if that is more (`scratch`)
-    making   = T·(the model's largest tensor)      (where they stay in files, or factors; thrice
-                                                   that where methods transform them)
-    work     = forward + training·(W_b/W)·(S − s)  (shard s of S keeps S − s micro-batches: 1F1B)
+  weights  = W_b + T·W_b·d/4                     (CPU: once a node, in its object store)
+             W_b                                 (if task vectors stay in files)
+             W_b + F_b·d/4                       (if they stay factors, of F_b bytes in float32)
+  copy     = T·W_b·d/4                           (if methods transform the task vectors)
+  resident = W_b·c/4
+  merging  = 2 · the largest segment of the block; if there is one model per sample, the merged
+             weights of a layer (`scratch`) if that is more
+  making   = T·(the model's largest tensor)      (if they stay in files, or factors; three times
+                                                 that if methods transform them)
+  work     = forward + training·(W_b/W)·(S − s)  (shard s of S keeps S − s micro-batches: 1F1B)
 
-A GPU holds all of it and a context (where a run measured the peak of a whole replica, that and a
-tenth more); a CPU shard holds copy or making, resident, merging, work and a process.
+A GPU holds all of it and a CUDA context. If an earlier run measured the peak of a whole replica,
+that plus 10 % is used instead. A CPU shard holds copy or making, resident, merging, work and a
+process.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ FLOAT32 = 4
 
 @dataclass(frozen=True)
 class Load:
-    """What has to be placed."""
+    """The model and experts to be placed, and their sizes."""
 
     segments: tuple[int, ...]
     """Bytes of the base, a segment, in float32."""
@@ -81,16 +81,16 @@ class Load:
 
     @property
     def made(self) -> bool:
-        """Whether task vectors are made when they are read."""
+        """Whether task vectors are computed when they are read."""
         return self.filed or self.factored
 
     def of(self, experts: int) -> Load:
-        """The same with fewer experts, adapters of about one size."""
+        """The same load with fewer experts; adapters are assumed to have about one size."""
         factors = tuple(size * experts // self.experts for size in self.factors)
         return replace(self, experts=experts, factors=factors)
 
     def halved(self) -> Load:
-        """The same computed in 16 bits, where it is in more."""
+        """The same load computed in 16 bits, if it uses more."""
         was = max(self.compute_itemsize, 2)
         return replace(
             self,
@@ -102,7 +102,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes of one shard: shared by its node, in its own process, and on its GPU."""
+    """Bytes of one shard: shared on its node, in its own process, and on its GPU."""
 
     weights: int
     host: int
@@ -110,11 +110,11 @@ class Need:
 
 
 def cut(costs: Sequence[float], blocks: int) -> tuple[tuple[int, int], ...]:
-    """The contiguous split whose largest sum is smallest; exact, and always the same one.
+    """The contiguous partition whose largest sum of costs is smallest; exact and deterministic.
 
-    With `best(b, i)` the smallest largest sum of the first i costs in b blocks:
-    `best(b, i) = min over m < i of max(best(b − 1, m), costs[m] + … + costs[i − 1])`. Among equal
-    ones a small sum of squares is preferred, so that the light blocks are even too.
+    With `best(b, i)` the smallest possible largest sum of the first i costs in b blocks:
+    `best(b, i) = min over m < i of max(best(b − 1, m), costs[m] + … + costs[i − 1])`. Ties are
+    broken by the smaller sum of squares, so that the light blocks are even too.
 
     Args:
         costs: of each segment, in order; at least 0.
@@ -149,19 +149,19 @@ def cut(costs: Sequence[float], blocks: int) -> tuple[tuple[int, int], ...]:
 def extended(
     split: tuple[float, float, tuple[int, ...]], cost: float, stop: int
 ) -> tuple[float, float, tuple[int, ...]]:
-    """A split with one more block of that cost."""
+    """A partition with one more block of that cost."""
     largest, squares, stops = split
     return max(largest, cost), squares + cost**2, (*stops, stop)
 
 
 @cache
 def blocks_of(segments: tuple[int, ...], shards: int) -> tuple[tuple[int, int], ...]:
-    """The segments of each shard, cut by bytes (for CLIP that is by work, too)."""
+    """Segments of each shard, cut by bytes (which for CLIP is also by work)."""
     return cut(segments, shards)
 
 
 def needs(load: Load, shards: int, device: str) -> list[Need]:
-    """What each of the shards of one replica takes; the formulas at the top of this file."""
+    """Memory of each shard of one replica; formulas at the top of this file."""
     found, model = [], max(sum(load.segments), 1)
     for index, (start, stop) in enumerate(blocks_of(load.segments, shards)):
         block = sum(load.segments[start:stop])
@@ -187,11 +187,11 @@ def needs(load: Load, shards: int, device: str) -> list[Need]:
 
 
 def scratch(load: Load, device: str) -> int:
-    """Bytes that a layer holds of merged weights, of as many models as
-    `fusion.merged_layers.functional` merges at a time; 0 where no method makes a model a sample.
+    """Bytes of merged weights that a layer holds where there is one model per sample; else 0.
 
-    Forward the sum and what it is rounded to; in a backward pass dW in its place, and its float32
-    copy on a GPU (a CPU makes that in small pieces). Of float32 nothing is copied.
+    `fusion.merged_layers.functional` merges several models at a time. In the forward pass each
+    takes the sum and its rounded copy; in the backward pass dW in its place, and on a GPU its
+    float32 copy (a CPU converts in small pieces). float32 weights need no copy.
     """
     size, largest = load.compute_itemsize, load.largest // FLOAT32
     budget = BUDGET["cuda" if device == "cuda" else "cpu"] // size
@@ -203,10 +203,10 @@ def scratch(load: Load, device: str) -> int:
 
 
 def making(load: Load, deltas: int) -> int:
-    """Bytes of task vectors that a process makes for itself, of a block's `deltas` bytes of them.
+    """Bytes of task vectors that a process computes, for a block whose task vectors take `deltas`.
 
-    Of those in files, or of factors, one tensor's: as made, and where methods transform it, while
-    that is done.
+    If they stay in files or factors, this is one tensor's: as computed, and while methods transform
+    it, the transformed copies too.
     """
     if not load.made:
         return deltas if load.transformed else 0
@@ -214,7 +214,7 @@ def making(load: Load, deltas: int) -> int:
 
 
 def store(shards: Sequence[Need], placed: Sequence[int]) -> int:
-    """Object store of a node with these shards: each block once."""
+    """Object store bytes of a node with these shards: each block once."""
     return int(sum(shards[s].weights for s in set(placed)) * STORE_MARGIN) + DATA_STORE_BYTES
 
 

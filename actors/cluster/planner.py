@@ -1,7 +1,7 @@
-"""How many replicas of how many shards, on what, with how much memory: one pure function.
+"""Plan the placement: replicas, shards, devices and memory, as one pure function.
 
-What a shard takes is in `partition.py`, which goes where in `bin_packing.py`; here is what is
-decided and what is said where nothing fits.
+`partition.py` computes the memory of shards and `bin_packing.py` assigns them to nodes; this file
+makes the decisions and writes the message where nothing fits.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ def plan(
     gpus: float | Literal["auto"] | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> Plan:
-    """Replicas first, shards where memory demands.
+    """Place as many replicas as fit, cut into shards only where memory demands it.
 
     CPU: one shard a core, as many replicas as memory allows. GPU: one shard a GPU, or 1/`gpus`.
-    The shards of a replica go to as few nodes as hold them.
+    The shards of a replica go to as few nodes as can hold them.
 
     Args:
-        load: what has to be placed.
-        resources: what there is.
-        replicas: a wish; None: as many as fit.
-        shards: a wish; None: the fewest that fit.
+        load: the model and experts to place.
+        resources: the nodes.
+        replicas: requested number; None: as many as fit.
+        shards: requested number; None: the fewest that fit.
         device: `auto`, `cpu` or `cuda`.
-        gpus: fraction of a GPU that a shard asks for; None: 1; `auto`: the smallest 1/n, n ≤ 4,
-            that whole replicas fit in. Without meaning on CPU.
-        labels: what nodes must carry, as Ray's label selectors say it.
+        gpus: fraction of a GPU that a shard reserves; None: 1; `auto`: the smallest 1/n, n ≤ 4,
+            that whole replicas fit in. Ignored on CPU.
+        labels: labels that nodes must have, in the syntax of Ray's label selectors.
 
     Raises:
-        InputError: it does not fit, or more is asked for than there is; says what would do.
+        InputError: it does not fit, or the request exceeds the resources; suggests changes.
     """
     resources = labelled(resources, labels or {})
     if device == "auto":
@@ -72,10 +72,10 @@ def plan(
 
 
 def labelled(resources: Resources, labels: Mapping[str, str]) -> Resources:
-    """The nodes that carry these labels.
+    """The nodes that have these labels.
 
     Raises:
-        InputError: none does; says what nodes carry.
+        InputError: no node has; lists the labels of the nodes.
     """
     if not labels:
         return resources
@@ -99,7 +99,7 @@ def sharing(load: Load, resources: Resources, wish: Wish) -> float:
 
 
 def check(wish: Wish, load: Load, resources: Resources) -> None:
-    """Raise InputError where there are fewer segments, GPUs or cores than wished for."""
+    """Raise InputError where there are fewer segments, GPUs or cores than requested."""
     slots = sum(wish.slots(node) for node in resources.nodes)
     shards, replicas, count = wish.shards or 1, wish.replicas or 1, len(load.segments)
     if shards > count:
@@ -115,7 +115,7 @@ def check(wish: Wish, load: Load, resources: Resources) -> None:
 
 
 def refusal(load: Load, resources: Resources, wish: Wish) -> str:
-    """What is needed, what is there, and what would do."""
+    """Error message: what is needed, what there is, and which changes would fit."""
     shards, replicas, nodes = wish.shards or 1, wish.replicas or 1, resources.nodes
     found = needs(load, shards, wish.device)
     if wish.device == "cuda" and fit(load, enlarged(nodes, 2**62, True), wish):
@@ -145,14 +145,14 @@ Option: TypeAlias = tuple[str, Load, tuple[Node, ...], Wish]
 
 
 def adjustments(load: Load, nodes: tuple[Node, ...], wish: Wish) -> Iterator[Iterable[Option]]:
-    """Other values of what was wished for."""
+    """Other values of the request."""
     shards = range(1, len(load.segments) + 1 if wish.shards else 1)
     replicas = range((wish.replicas or 1) - 1, 0, -1)
     shared = range(wish.per_gpu - 1, 0, -1)
     for group in (
         ((f"shards: {n}", replace(wish, shards=n)) for n in shards),
         ((f"replicas: {n}", replace(wish, replicas=n)) for n in replicas),
-        # Rounded down, so that n shards of it still fit on one GPU.
+        # Rounded down, so that n such shards still fit on one GPU.
         ((f"gpus: {int(1000 / n) / 1000:g}", replace(wish, per_gpu=n)) for n in shared),
     ):
         yield ((f"placement.{text}", load, nodes, other) for text, other in group)
@@ -193,14 +193,14 @@ def changes(load: Load, nodes: tuple[Node, ...], wish: Wish) -> Iterator[Iterabl
 
 
 def enlarged(nodes: tuple[Node, ...], size: int, gpu: bool) -> tuple[Node, ...]:
-    """The same with at least `size` bytes of memory (on each GPU) everywhere."""
+    """The same nodes, each with at least `size` bytes of memory (or on each GPU)."""
     if gpu:
         return tuple(replace(n, gpu_memory=max(size, n.gpu_memory)) for n in nodes)
     return tuple(replace(n, memory=max(size, n.memory)) for n in nodes)
 
 
 def fitting(groups: Iterable[Iterable[Option]]) -> str:
-    """The first of each group that fits: `a, b or c`."""
+    """The first option of each group that fits: `a, b or c`."""
     firsts = (
         next((text for text, load, nodes, wish in group if fit(load, nodes, wish)), "")
         for group in groups

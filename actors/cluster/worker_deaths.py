@@ -1,4 +1,4 @@
-"""Deaths of worker processes: recognise one in an error of Ray, and report it in one line."""
+"""Deaths of worker processes: recognise them in errors of Ray, and report them in one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import ray
 
 
 def is_death(error: BaseException) -> bool:
-    """Whether an error says that a process died, the replica's own or a shard's."""
+    """Whether an error reports the death of a process, of a replica or of a shard."""
     while isinstance(error, ray.exceptions.RayTaskError):
         if not isinstance(error.cause, BaseException):
             return False

@@ -1,4 +1,4 @@
-"""`python -m actors.embedded`: build the embedded pool and say where it is."""
+"""`python -m actors.embedded`: build the embedded pool and print its path."""
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn

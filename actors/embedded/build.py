@@ -1,9 +1,9 @@
-"""Building the embedded pool: draw the tasks, pretrain the base, fine-tune the experts.
+"""Build the embedded pool: draw the tasks, pretrain the base, fine-tune the experts.
 
-Each folder is written under a temporary name and renamed when it is whole, so a build that was
-killed goes on with the folders that are missing. Drawing and fine-tuning run two at a time in
-processes of one thread each; pretraining runs here, in one thread, while one of them trains the
-extractor: bits do not depend on the number of cores.
+Each folder is written under a temporary name and renamed when complete, so a build that was killed
+continues with the missing folders. Drawing and fine-tuning run in two processes of one thread each.
+Pretraining runs in this process, in one thread, while one of them trains the extractor. So the
+bits do not depend on the number of cores.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from actors.files.embedded_pool import (
 from actors.files.once import alone
 from fusion.errors import InputError
 
-# torch and transformers are imported where they are used: whoever asks for a finished pool, and a
-# process that only draws, does without them.
+# torch and transformers are imported late: they take seconds to load, and neither a finished pool
+# nor a process that only draws needs them.
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -49,7 +49,7 @@ DRAWING, PRETRAINING, EXPERTS = 0.08, 0.46, 0.46
 
 @dataclass(frozen=True)
 class Recipe:
-    """How much is drawn and trained: part of what the bits depend on."""
+    """How much is drawn and trained; part of what the bits depend on."""
 
     train: int = 1400
     """Images a task in the train split (digits: what scikit-learn has)."""
@@ -80,16 +80,16 @@ def build(
     progress: Progress | None = None,
     recipe: Recipe | None = None,
 ) -> EmbeddedPool:
-    """The embedded pool, built where it is not there yet: about a minute on two cores.
+    """Build the embedded pool if it is missing: about a minute on two cores.
 
-    A finished pool is returned at once. Of several processes one builds, the others wait. An
-    unfinished one is completed, and so is one that was finished before pools had an extractor:
-    nothing that is there is made again.
+    Returns a finished pool at once. If several processes call this, one builds and the others wait.
+    An unfinished pool is completed, and so is a pool finished before pools had an extractor;
+    existing parts are kept.
 
     Args:
         root: the pool's folder; None: in the user's cache.
         seed: of everything drawn and trained. Same seed, same bits, on the same kind of CPU.
-        progress: told what is being done, and the fraction that is done.
+        progress: called with the current activity and the fraction done.
         recipe: how much is drawn and trained; None: `Recipe()`.
 
     Raises:
@@ -102,7 +102,7 @@ def build(
 
 
 def build_alone(root: Path, seed: int, tell: Progress, recipe: Recipe) -> EmbeddedPool:
-    """See `build`."""
+    """Build the pool in one process. See `build`."""
     made = {"tasks": list(DRAWINGS), "seed": seed, "recipe": asdict(recipe)}
     pool = folders(root, list(DRAWINGS))
     before = made_from(root)
@@ -131,17 +131,16 @@ def build_alone(root: Path, seed: int, tell: Progress, recipe: Recipe) -> Embedd
 
 
 def agree(before: dict[str, Any], made: dict[str, Any]) -> bool:
-    """Whether a finished pool is the one asked for.
+    """Whether a finished pool has this seed and recipe.
 
-    The marker of a pool from before there was an extractor says nothing of it: that is no
-    difference.
+    The marker of an older pool has no fields for the extractor; they are ignored then.
     """
     return {**before, "recipe": {**made["recipe"], **before["recipe"]}} == made
 
 
 @contextmanager
 def workers() -> Iterator[ProcessPoolExecutor]:
-    """Two fresh processes; on an exception, what has not started yet is dropped; on a stop, all."""
+    """Two fresh processes; an exception cancels waiting work, an interrupt also running work."""
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(PROCESSES, mp_context=context)
     try:
@@ -157,7 +156,7 @@ def workers() -> Iterator[ProcessPoolExecutor]:
 def submit_corpus(
     executor: ProcessPoolExecutor, pool: EmbeddedPool, seed: int, recipe: Recipe
 ) -> dict[str, Future[Part]]:
-    """Have the images for pretraining drawn, task by task, unless all that needs them is there."""
+    """Start drawing the pretraining images, task by task, unless nothing needs them any more."""
     if pool.base.exists() and pool.extractor.exists():
         return {}
     return {task: executor.submit(draw_web, task, seed, recipe) for task in DRAWINGS}
@@ -166,7 +165,7 @@ def submit_corpus(
 def submit_data(
     executor: ProcessPoolExecutor, pool: EmbeddedPool, seed: int, recipe: Recipe
 ) -> list[Future[None]]:
-    """Have the missing data folders drawn, while the base is pretrained."""
+    """Start drawing the missing data folders, while the base is pretrained."""
     return [
         executor.submit(draw_data, folder, task, seed, recipe)
         for task, folder in pool.data.items()
@@ -175,7 +174,7 @@ def submit_data(
 
 
 def gather(drawing: dict[str, Future[Part]], tell: Progress) -> dict[str, Part]:
-    """The images for pretraining, as soon as all are drawn."""
+    """Wait for the pretraining images."""
     tell("drawing", 0.0)
     corpus = {}
     for done, (task, future) in enumerate(drawing.items(), 1):
@@ -191,7 +190,7 @@ def submit_extractor(
     seed: int,
     recipe: Recipe,
 ) -> list[Future[None]]:
-    """Have the extractor trained, unless it is there, while the base is pretrained."""
+    """Start training the extractor, unless it exists, while the base is pretrained."""
     if pool.extractor.exists():
         return []
     return [executor.submit(make_extractor, corpus, pool.extractor, seed, recipe)]
@@ -200,7 +199,7 @@ def submit_extractor(
 def build_base(
     corpus: dict[str, Part], pool: EmbeddedPool, seed: int, recipe: Recipe, tell: Progress
 ) -> None:
-    """Pretrain the base on the images that were drawn for it."""
+    """Pretrain the base on the images drawn for it."""
     from actors.families.clip.pretrain import Sizes, pretrain
 
     def advance(step: int, total: int, loss: float) -> None:
@@ -275,7 +274,7 @@ def make_expert(pool: EmbeddedPool, task: str, seed: int, recipe: Recipe) -> str
     words = DRAWINGS[task]
     head = zero_shot_head(model, tokenizer, words.classnames, words.templates)
     part = parquet.read(pool.data[task], "train")
-    # Experts never see the rows that sweeps select on.
+    # Experts never see the rows on which sweeps select.
     fit, _ = partition(part.labels)
     images, labels = tensors(Part(part.images[fit], part.labels[fit]))
     fine_tune(
@@ -296,7 +295,7 @@ def make_expert(pool: EmbeddedPool, task: str, seed: int, recipe: Recipe) -> str
 
 
 def captioned(corpus: dict[str, Part]) -> dict[str, Captioned]:
-    """The images for pretraining with their words."""
+    """The pretraining images with their class names and templates."""
     from actors.data.task_rows import Captioned
 
     return {
@@ -314,7 +313,7 @@ def tensors(part: Part) -> tuple[Tensor, Tensor]:
 
 
 def write_marker(root: Path, made: dict[str, object]) -> None:
-    """Say that the pool is finished."""
+    """Write the marker file of a finished pool."""
     from actors.files.atomic import replacing
 
     with replacing(root / MARKER) as part:

@@ -1,4 +1,4 @@
-"""What every drawn image shares: a supersampled canvas, colours near a task's own, camera noise."""
+"""Shared parts of drawn images: a supersampled canvas, colours near a given one, camera noise."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ TILT = 6.0
 
 
 def near(middle: Colour, rng: Rng, spread: float = 35.0) -> Colour:
-    """A colour each channel of which is at most `spread` from that of `middle`."""
+    """A random colour; each channel differs from `middle` by at most `spread`."""
     return colour(np.clip(np.asarray(middle) + rng.uniform(-spread, spread, 3), 0, 255))
 
 
 def colour(values: Sequence[float] | NDArray[np.generic]) -> Colour:
-    """Three numbers as the integer tuple Pillow wants."""
+    """Three numbers as the integer tuple that Pillow needs."""
     red, green, blue = (int(value) for value in values)
     return red, green, blue
 

@@ -1,4 +1,4 @@
-"""Tasks made of geometry: road signs, dials, and a number of things to count."""
+"""Tasks of geometric shapes: road signs, dials, and objects to count."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def paint_sign(
 
 
 def dial(label: int, rng: Rng) -> Pixels:
-    """A round dial whose hand points in one of eight directions, give or take 12 degrees."""
+    """A round dial whose hand points in one of eight directions, ± 12 degrees."""
     ground, face = near((135, 135, 140), rng), near((55, 55, 60), rng)
     hand = near((240, 200, 60), rng)
     turn = 2 * np.pi * label / len(DIRECTIONS) + np.radians(rng.uniform(-TILT, TILT))

@@ -1,4 +1,4 @@
-"""Tasks made of writing: Latin letters and Greek letters in the fonts that matplotlib ships."""
+"""Tasks of characters: Latin and Greek letters in the fonts that matplotlib ships."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def greek(label: int, rng: Rng) -> Pixels:
 
 
 def digit(label: int, rng: Rng) -> Pixels:
-    """A printed digit, white on black, as coarse as a scan of 8 × 8 pixels."""
+    """A printed digit, white on black, at the resolution of a scan of 8 × 8 pixels."""
     image = Image.new("L", (SIZE, SIZE), 0)
     middle = SIZE / 2 + rng.uniform(-1.5 * JITTER, 1.5 * JITTER, 2)
     face = font(LATIN_FONTS[rng.integers(len(LATIN_FONTS))], int(rng.integers(34, 43)))

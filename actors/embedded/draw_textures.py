@@ -1,4 +1,4 @@
-"""Tasks made of whole surfaces: textures, and land seen from above."""
+"""Tasks of surfaces: textures, and land seen from above."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def pattern(name: str, rng: Rng) -> Field:
 
 
 def land(label: int, rng: Rng) -> Pixels:
-    """Land from above: random soil, and what stands on it or runs through it."""
+    """Land from above: random soil, and the objects or lines of its class."""
     soil = near((150, 120, 80), rng)
     ground = ramp(smooth_field(rng, 5), soil, near(soil, rng, 20))
     painted = LANDSCAPES[LAND[label]](ground, rng)
@@ -153,7 +153,7 @@ def desert(ground: Field, rng: Rng) -> Field:
 
 
 def coast(ground: Field, rng: Rng) -> Field:
-    """Water on one side, with surf."""
+    """MemoryMeter on one side, with surf."""
     distance = across(rng, 1.5)
     sea = cover(ground, soft(distance), water(rng))
     return cover(sea, 0.8 * soft(1.2 - np.abs(distance)), (225, 225, 215))

@@ -1,7 +1,7 @@
-"""The embedded pool's extractor: a small ResNet that tells the classes of all tasks apart.
+"""Train the embedded pool's extractor: a small ResNet that separates the classes of all tasks.
 
-Trained on what the base is pretrained on, so it knows all tasks, as the ResNets of the hub know
-photographs, and has seen no image that a sweep selects or reports on.
+It is trained on the base's pretraining images, so it knows all tasks, as the ResNets of the hub
+know photographs, and has seen no image on which a sweep selects or reports.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def train_extractor(
         id2label=dict(enumerate(names)),
         label2id={name: index for index, name in enumerate(names)},
     )
-    # Initialisation draws from torch's global generator: lend it, and give it back as it was.
+    # Initialisation draws from torch's global generator: save its state, and restore it afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ResNetForImageClassification(config).train()
@@ -104,7 +104,7 @@ def train_extractor(
             clip_norm=clip_norm,
             advance=lambda step, total, value: None,
         )
-    # crop_pct 1: images are already of this size, and are not enlarged before the crop.
+    # crop_pct 1: images already have this size, and are not enlarged before the crop.
     processor = ConvNextImageProcessorPil(
         size={"shortest_edge": image},
         crop_pct=1.0,

@@ -1,4 +1,4 @@
-"""A task's data as a folder of parquet files, laid out as any image data set of the project."""
+"""A task's data as a folder of Parquet files, in the layout of any image data set."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ TRAIN, TEST = 1400, 900
 
 @dataclass(frozen=True)
 class Drawing:
-    """One task: what its classes are called, and how an image of a class is made."""
+    """One task: its class names, and a function that draws an image of a class."""
 
     classnames: tuple[str, ...]
     templates: tuple[str, ...]
@@ -90,7 +90,7 @@ DRAWINGS: Mapping[str, Drawing] = MappingProxyType(
 
 
 def generator(seed: int, *purpose: str) -> Rng:
-    """A generator of its own for each purpose: adding a task changes no other task's bits."""
+    """A separate generator for each purpose: adding a task changes no other task's bits."""
     return np.random.default_rng([seed, *(zlib.crc32(word.encode()) for word in purpose)])
 
 
@@ -122,12 +122,12 @@ def drawn_part(task: str, labels: NDArray[np.int64], rng: Rng) -> Part:
 
 
 def web(task: str, seed: int, number: int, skew: float, train: int = TRAIN) -> Part:
-    """What the base is pretrained on: the task's classes with a long tail, as on the web.
+    """Pretraining images of a task: its classes with a long tail, as on the web.
 
     Class k in a random ranking occurs in proportion to 1 / k^skew, so the base knows some classes
-    well and has hardly seen others: its zero-shot accuracy is middling on every task. Where the
-    task's images are scans, a quarter are scans (of the fit part of `train` images: those that
-    experts are trained on, with repetition) and the others printed, all classes alike.
+    well and has hardly seen others: its zero-shot accuracy is moderate on every task. If the task's
+    images are scans, a quarter are scans and the others printed, all classes equally often. The
+    scans are those of the fit part of `train` images, on which experts are trained too, repeated.
     """
     rng = generator(seed, task, "web")
     classes = len(DRAWINGS[task].classnames)

@@ -1,4 +1,4 @@
-"""Expert embeddings on disk: computed once, under content hashes."""
+"""Disk cache of expert embeddings, keyed by content hashes."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from actors.pool.pool import Pool
 def embedding_cache(
     root: Path, pool: Pool, device: str, numbers: Mapping[str, object]
 ) -> EmbeddingCache:
-    """The cache of a pool's embeddings, each under all that it is computed from.
+    """The cache of a pool's embeddings, keyed by everything that they are computed from.
 
     Args:
         root: the cache folder.
-        pool: an opened one: base, experts, and the base's preprocessing.
+        pool: an opened pool: base, experts, and the base's preprocessing.
         device: the kind of device that computes them.
-        numbers: what else decides numbers: dtypes.
+        numbers: other settings that change numbers, such as dtypes.
 
     Raises:
-        InputError: preprocessing that is not supported.
+        InputError: unsupported preprocessing.
     """
     base, inputs = pool.base, pool.family.inputs(pool.base)
     where = [torch.device(device).type, dict(numbers), software("torch", "transformers")]
@@ -53,10 +53,10 @@ class EmbeddingCache:
 
     root: Path
     identity: Mapping[str, Fingerprint]
-    """Expert -> what its embeddings depend on besides the rows; see `embedding_cache`."""
+    """Expert -> fingerprint of everything but the rows; see `embedding_cache`."""
 
     def place(self, expert: str, file: Path, indices: NDArray[np.int64] | None) -> Path:
-        """The file of an expert's embeddings of these rows, which may not be there yet."""
+        """Path of an expert's embeddings of these rows; the file may not exist yet."""
         rows = b"all" if indices is None else indices.tobytes()
         text = f"embeddings-3 {self.identity[expert]} {file.name} ".encode()
         return self.root / f"{hashlib.sha256(text + rows).hexdigest()[:32]}.arrow"
@@ -68,13 +68,13 @@ class EmbeddingCache:
         indices: NDArray[np.int64] | None,
         make: Callable[[], Tensor],
     ) -> Tensor:
-        """From disk, or made and written first: float32 [N, D], memory-mapped and read-only.
+        """Read embeddings, computing them first if missing: float32 [N, D], memory-mapped.
 
-        The file's name is a content hash itself, so the key is one too. A damaged file is
-        made again.
+        The name of the rows' file is a content hash, so the key is one too. A damaged file is
+        computed again.
 
         Raises:
-            InputError: it cannot be written.
+            InputError: the file cannot be written.
         """
         path = self.place(expert, file, indices)
         there = matrix_shape(path) is not None

@@ -1,4 +1,4 @@
-"""What is evaluated, on which rows, and what an evaluation found."""
+"""Results of evaluations: scores of tasks, metrics, time and memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class TaskScore:
     """One task's result on N rows."""
 
     correct: NDArray[np.bool_]
-    """[N]: whether the top class is the label (the first of equal logits counts as the top)."""
+    """[N]: whether the top class is the label; the first of equal logits is the top."""
     nll: float
     """Mean negative log-likelihood over the N rows, in nats."""
     further: Mapping[str, Samples] = field(default_factory=dict)
@@ -26,7 +26,7 @@ class TaskScore:
 
     @property
     def accuracy(self) -> float:
-        """The fraction that is correct."""
+        """Fraction of correct rows."""
         return ACCURACY.score(self.correct)
 
     def values(self) -> dict[str, float]:
@@ -35,28 +35,28 @@ class TaskScore:
         return {ACCURACY.name: self.accuracy, NLL.name: self.nll, **ranked}
 
     def samples(self, metric: str) -> Samples:
-        """What a metric that ranks rows keeps of each of them."""
+        """Samples of a metric that can rank results."""
         return self.correct if metric == ACCURACY.name else self.further[metric]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one evaluation found and cost."""
+    """Result and cost of one evaluation."""
 
     scores: Mapping[str, TaskScore]
     seconds: float
     peak_bytes: int
-    """The most the process held meanwhile, resident (on a GPU: allocated); of a model that is cut,
-    the most that one of its shards held; of a method that learns, while it was taught too. See
-    `peak_memory.py` for calls that run side by side."""
+    """Peak memory during the evaluation: resident, or allocated on a GPU. For a sharded model, that
+    of its largest shard; for a method that learns, its training is included. See `peak_memory.py`
+    for concurrent calls."""
     unseen: frozenset[str] = frozenset()
     """The sweep's tasks without an expert, evaluated here or not."""
 
     def metrics(self) -> dict[str, float]:
         """`acc/<task>`, `nll/<task>` and their unweighted means over tasks.
 
-        Of a sweep with unseen tasks also the means over the two kinds, `acc/seen`, `acc/unseen`,
-        as far as tasks of the kind were evaluated.
+        With unseen tasks also the means `acc/seen` and `acc/unseen`, if tasks of the kind were
+        evaluated.
         """
         found: dict[str, float] = {}
         if not self.scores:
@@ -78,7 +78,7 @@ class Evaluation:
         return found
 
     def plain(self) -> dict[str, Any]:
-        """What a ledger entry keeps: metrics, samples a task, seconds, peak memory."""
+        """Plain values for a ledger entry: metrics, samples of tasks, seconds, peak memory."""
         return {
             "metrics": self.metrics(),
             "n": {task: len(score.correct) for task, score in self.scores.items()},
@@ -88,5 +88,5 @@ class Evaluation:
 
 
 def score(z: Tensor, labels: Tensor) -> TaskScore:
-    """Compare logits [N, C] with labels [N]; a row with a NaN or +∞ is wrong, and its loss NaN."""
+    """Score logits [N, C] against labels [N]; a row with a NaN or +∞ is wrong, its loss NaN."""
     return TaskScore(ACCURACY.samples(z, labels), NLL(z, labels), further(z, labels))

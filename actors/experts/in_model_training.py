@@ -2,8 +2,9 @@
 
 These are the routers of WE-MoE and the masks of Concrete Subspace Learning.
 
-What crosses processes in a step: row numbers, carries and their gradients, losses; the gradients of
-a router that all blocks share; ∂L/∂λ. Routers and mask logits move at the ends of a call only.
+A step sends between processes: row numbers, activations and their gradients, losses, the gradients
+of a router shared by all blocks, and ∂L/∂λ. Routers and mask logits are sent only at the beginning
+and the end of a call.
 """
 
 from __future__ import annotations
@@ -51,10 +52,10 @@ Trained = tuple[bytes, list[dict[str, float]]]
 
 
 def course_of(recipe: Recipe, tasks: Sequence[str], groups: Sequence[str]) -> ResidentCourse:
-    """What a recipe's method learns.
+    """The plan of a recipe's method: what it learns, with which options.
 
     Raises:
-        InputError: a method whose parameters do not live in shards; wrong parameters.
+        InputError: a method without parameters in the shards, or wrong parameters.
     """
     row = METHODS.get(recipe.method)
     if not isinstance(row, Resident):
@@ -65,22 +66,22 @@ def course_of(recipe: Recipe, tasks: Sequence[str], groups: Sequence[str]) -> Re
 def train(
     runner: ModelRunner, recipe: Recipe, state: bytes | None, first: int, last: int, seed: int
 ) -> Trained:
-    """Take the steps [first, last).
+    """Run the training steps [first, last).
 
     Args:
-        runner: whose shards learn.
+        runner: the model whose shards are trained.
         recipe: method and parameters.
-        state: after `first` steps; None: the beginning.
-        first: steps taken.
-        last: steps to have taken.
-        seed: of rows and masks; what a step does depends on (seed, step) and the state alone.
+        state: state after `first` steps; None: start.
+        first: number of the first step.
+        last: number of the step after the last.
+        seed: of rows and masks; a step depends only on (seed, step) and the state.
 
     Raises:
-        InputError: wrong parameters, a state of others, a loss that is not finite.
+        InputError: wrong parameters, a state of another method or pool, a loss that is not finite.
     """
     course = course_of(recipe, runner.tasks, runner.pipeline.groups)
     for left in reversed(range(ATTEMPTS)):
-        steps = Steps(runner, recipe, course, seed)
+        steps = TrainingCall(runner, recipe, course, seed)
         try:
             steps.begin(state, first)
             losses = [steps.step(step) for step in range(first, last)]
@@ -89,36 +90,36 @@ def train(
             if not left:
                 raise
         finally:
-            with runner.filling:  # another call may be between its passes
+            with runner.filling:  # another call may be in the middle of its passes
                 steps.everywhere(EndTraining(steps.key))
     raise AssertionError
 
 
-class Steps:
-    """One call that learns: what the shards of one replica are told, step by step."""
+class TrainingCall:
+    """One call of `train`: sends requests to the shards of a replica, step by step."""
 
     def __init__(
         self, runner: ModelRunner, recipe: Recipe, course: ResidentCourse, seed: int
     ) -> None:
-        """Nothing is asked of the shards yet."""
+        """Set up; sends nothing to the shards yet."""
         self.runner, self.recipe, self.course, self.seed = runner, recipe, course, seed
         self.pipeline, self.key = runner.pipeline, uuid.uuid4().hex
         self.role = adapted_role(runner.data, course.adapt_on)
         names = learners(runner.data) if course.steps else ()
         self.sizes = {name: runner.size(name, self.role) for name in names}
-        self.ahead: NamedAdam | None = None
-        """λ and its moments, where λ is learned."""
+        self.coefficient_adam: NamedAdam | None = None
+        """Coefficients λ with their moments, if λ is learned."""
         self.constant = torch.full((1, len(runner.tasks), 1), course.scale)
 
     def everywhere(self, request: ShardRequest, *given: Any) -> list[Any]:
-        """The results of a request from all shards; all are asked before any is awaited."""
+        """Send a request to all shards, then wait for all results."""
         asked = [self.pipeline.link.call(shard, request, *given) for shard in self.pipeline.shards]
         return [self.pipeline.link.get(each) for each in asked]
 
     # ------------------------------------------------------------------------------- the state
 
     def begin(self, state: bytes | None, first: int) -> None:
-        """Shards and coefficients after `first` steps."""
+        """Start the training in all shards from the state after `first` steps."""
         method, options = self.recipe.method, self.course.options
         held = self.everywhere(BeginTraining(self.key, method, dict(self.recipe.params), self.seed))
         tensors: Mapping[str, Tensor] = {}
@@ -136,22 +137,22 @@ class Steps:
         if isinstance(options, MaskOptions) and options.grouping is not None:
             self.start_coefficients(options, first >= options.mask_steps)
             within = first - (options.mask_steps if first >= options.mask_steps else 0)
-            if within and self.ahead is not None:
-                self.ahead.load(tensors, within)
+            if within and self.coefficient_adam is not None:
+                self.coefficient_adam.load(tensors, within)
 
     def start_coefficients(self, options: MaskOptions, outer: bool) -> None:
-        """λ where it starts: in the first stage, or in the second."""
+        """Set λ to its initial value, for the first stage or the second (`outer`)."""
         groups = len(self.pipeline.groups) if options.grouping == "layer" else 1
         start = torch.full((1, len(self.runner.tasks), groups), self.course.scale)
         rate = options.outer_rate if outer else options.inner_rate
-        self.ahead = NamedAdam({COEFFICIENTS: nn.Parameter(start)}, rate)
+        self.coefficient_adam = NamedAdam({COEFFICIENTS: nn.Parameter(start)}, rate)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that is learned, with moments."""
+        """All learned parameters, with moments."""
         found = {
             k: v for part in self.everywhere(TrainingTensors(self.key)) for k, v in part.items()
         }
-        return found if self.ahead is None else found | self.ahead.tensors()
+        return found if self.coefficient_adam is None else found | self.coefficient_adam.tensors()
 
     # --------------------------------------------------------------------------------- a step
 
@@ -159,7 +160,7 @@ class Steps:
         """One step: task -> loss.
 
         Raises:
-            InputError: a loss that is not finite; nothing was updated.
+            InputError: a loss is not finite; no parameter was updated.
         """
         options = self.course.options
         with self.runner.filling:
@@ -174,7 +175,7 @@ class Steps:
             return self.meta_step(step, options)
 
     def router_step(self, step: int, options: RouterOptions) -> dict[str, float]:
-        """Routers: each task's batch through its own model."""
+        """One step on routers: each task's batch is a pass of its own."""
         self.everywhere(PrepareStep(self.key, step, "", None))
         losses = self.passes(step, step, 1)
         total: Any = None
@@ -185,36 +186,36 @@ class Steps:
         return losses
 
     def mask_step(self, step: int, rows: int, coefficients: Tensor) -> dict[str, float]:
-        """Logits, under given coefficients."""
+        """One step on mask logits, with given coefficients."""
         self.prepare(step, "drawn", coefficients)
         losses = self.passes(step, rows, self.at_once)
         self.everywhere(UpdateParameters(self.key), None)
         return losses
 
     def meta_step(self, step: int, options: MaskOptions) -> dict[str, float]:
-        """Coefficients one step ahead, then logits under them, on other images."""
-        assert self.ahead is not None
-        coefficients = self.ahead.parameters[COEFFICIENTS]
+        """One look-ahead step on coefficients, then one on mask logits with them, on other rows."""
+        assert self.coefficient_adam is not None
+        coefficients = self.coefficient_adam.parameters[COEFFICIENTS]
         self.prepare(step, "drawn", coefficients)
         self.passes(step, 2 * step, self.at_once)
         gradient = self.coefficient_gradient(coefficients, options)
         with torch.no_grad():
             coefficients.fill_(self.course.scale)
-        self.ahead.step({COEFFICIENTS: gradient})
+        self.coefficient_adam.step({COEFFICIENTS: gradient})
         return self.mask_step(step, 2 * step + 1, coefficients)
 
     def outer_step(self, step: int, options: MaskOptions) -> dict[str, float]:
-        """Coefficients, under the final mask."""
-        assert self.ahead is not None
-        coefficients = self.ahead.parameters[COEFFICIENTS]
+        """One step on coefficients, with the final mask."""
+        assert self.coefficient_adam is not None
+        coefficients = self.coefficient_adam.parameters[COEFFICIENTS]
         self.prepare(step, "final", coefficients)
         losses = self.passes(step, options.mask_steps + step, self.at_once)
         gradient = self.coefficient_gradient(coefficients, options)
-        self.ahead.step({COEFFICIENTS: gradient})
+        self.coefficient_adam.step({COEFFICIENTS: gradient})
         return losses
 
     def prepare(self, step: int, phase: str, coefficients: Tensor) -> None:
-        """Merge with a mask and coefficients."""
+        """Merge with a mask and coefficients in all shards."""
         options = self.course.options
         assert isinstance(options, MaskOptions)
         used = coefficients.detach()
@@ -235,7 +236,7 @@ class Steps:
 
     @property
     def at_once(self) -> int:
-        """Tasks that go through one forward pass."""
+        """Number of tasks in one forward pass."""
         options = self.course.options
         assert isinstance(options, MaskOptions)
         return options.tasks_at_once or len(self.sizes)
@@ -243,12 +244,12 @@ class Steps:
     # ------------------------------------------------------------------------------- the passes
 
     def passes(self, step: int, at: int, together: int) -> dict[str, float]:
-        """Forward and backward passes of all tasks; gradients add up where the parameters are.
+        """Forward and backward passes of all tasks; gradients accumulate in the shards.
 
         Args:
-            step: for what is said of a loss that is not finite.
-            at: which rows: the `at`-th batch of each task.
-            together: tasks a pass.
+            step: number of the step, for messages.
+            at: number of the batch of rows of each task.
+            together: number of tasks in one pass.
         """
         parts = [
             self.runner.batch(task, self.role, rows).parts[0]
@@ -258,20 +259,20 @@ class Steps:
         call, shards = self.pipeline.link.call, self.pipeline.shards
         losses: dict[int, Any] = {}
 
-        def forward(stage: int, item: int, carry: Any) -> Any:
-            return call(shards[stage], TrainingForward(self.key, f"{at} {item}"), carry)
+        def forward(stage: int, item: int, activations: Any) -> Any:
+            return call(shards[stage], TrainingForward(self.key, f"{at} {item}"), activations)
 
-        def backward(stage: int, item: int, carry: Any, back: Any) -> Any:
+        def backward(stage: int, item: int, activations: Any, back: Any) -> Any:
             return call(shards[stage], TrainingBackward(self.key, f"{at} {item}"), back)
 
-        def finish(item: int, carry: Any) -> Any:
+        def finish(item: int, activations: Any) -> Any:
             request = TrainingFinish(self.key, f"{at} {item}", items[item])
-            losses[item], back = call(shards[-1], request, carry)
+            losses[item], back = call(shards[-1], request, activations)
             return back
 
         ends = run_1f1b(len(shards), items, Passes(forward, backward, finish))
         for end in ends:
-            self.pipeline.link.get(end)  # a shard that lost a pass is heard of here
+            self.pipeline.link.get(end)  # raises if a shard lost a pass
         found: dict[str, float] = {}
         for item, batch in enumerate(items):
             found |= self.pipeline.link.get(losses[item])
@@ -297,10 +298,10 @@ class Steps:
 
 
 def opened(runner: ModelRunner, recipe: Recipe) -> tuple[Weights, ResidentCourse]:
-    """Weights that bring what was learned.
+    """Weights with the learned parameters.
 
     Raises:
-        InputError: nothing learned, or by another method or pool.
+        InputError: no learned parameters, or those of another method or pool.
     """
     course = course_of(recipe, runner.tasks, runner.pipeline.groups)
     tensors = learned_tensors(recipe, runner.tasks)
@@ -311,7 +312,7 @@ def opened(runner: ModelRunner, recipe: Recipe) -> tuple[Weights, ResidentCourse
 def routed_logits(
     runner: ModelRunner, recipe: Recipe, names: Sequence[str], role: str
 ) -> dict[str, Tensor]:
-    """Task -> logits [N, C] through routed MLPs: a model a sample, or one for some together."""
+    """Task -> logits [N, C] with routed MLPs: one model per sample, or per group of samples."""
     weights, course = opened(runner, recipe)
     assert isinstance(course.options, RouterOptions)
     size, found = course.options.together or SAMPLES, {}

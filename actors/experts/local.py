@@ -19,15 +19,15 @@ from actors.experts.embedding_cache import EmbeddingCache
 from actors.experts.evaluation import Evaluation, score
 from actors.experts.in_model_training import Trained, train
 from actors.experts.model_runner import ModelRunner
-from actors.experts.peak_memory import WATER, Water
+from actors.experts.peak_memory import PEAK_MEMORY, MemoryMeter
 from actors.experts.predict import model_weights, predict
 from actors.experts.recipe import results_dtype
-from actors.experts.statistics import gathered
+from actors.experts.statistics import compute_statistics
 from actors.experts.unseen_tasks import learners, measured, unseen_of
 from actors.families.protocol import segment_names
 from actors.pool.pool import Pool, load_flat, unflatten
 from actors.shards.messages import weights_of
-from actors.shards.pipeline import Direct, Pipeline
+from actors.shards.pipeline import LocalLink, Pipeline
 from actors.shards.shard import Shard
 from fusion.methods.learned.steps import Gradient, MicroBatch
 from fusion.task_vectors.gram import Gram
@@ -41,9 +41,9 @@ class LocalExperts:
     replicas = 1
     """One call at a time."""
 
-    def __init__(self, runner: ModelRunner, water: Water = WATER) -> None:
-        """`water`: measures the peak memory of calls; by default that of this process."""
-        self.runner, self.water = runner, water
+    def __init__(self, runner: ModelRunner, meter: MemoryMeter = PEAK_MEMORY) -> None:
+        """`meter`: measures the peak memory of calls; by default that of this process."""
+        self.runner, self.meter = runner, meter
 
     def merge(self, recipe: Recipe) -> dict[str, Tensor]:
         """The merged state dict, on the CPU; the resident model is not touched.
@@ -64,7 +64,7 @@ class LocalExperts:
         scores = {name: score(z, self.runner.labels(name, role)) for name, z in found.items()}
         count("samples", sum(map(len, found.values())), method=recipe.method)
         seconds = time.perf_counter() - start
-        peak = self.water.told(self.runner.device, recipe.method)
+        peak = self.meter.peak(self.runner.device, recipe.method)
         return Evaluation(scores, seconds, peak, unseen_of(self.runner.data))
 
     def logits(self, recipe: Recipe, role: str) -> dict[str, Tensor]:
@@ -78,8 +78,8 @@ class LocalExperts:
         return [self.evaluate(recipe, role) for recipe in recipes]
 
     def statistics(self, recipe: Recipe) -> tuple[str, ...]:
-        """See `actors.experts.statistics.gathered`."""
-        return gathered(self.runner, recipe.method, recipe.params)
+        """See `actors.experts.statistics.compute_statistics`."""
+        return compute_statistics(self.runner, recipe.method, recipe.params)
 
     def train(
         self, recipe: Recipe, state: bytes | None, first: int, last: int, seed: int
@@ -153,5 +153,5 @@ def local_experts(
         shards.append(Shard(pool.base, part, heads, device, dtype, block, len(blocks)))
         shards[-1].statistics_root = embeddings.root.parent
     names_of = [shard.names() for shard in shards]
-    pipeline = Pipeline(shards, names_of, pool.groups, Direct())
+    pipeline = Pipeline(shards, names_of, pool.groups, LocalLink())
     return LocalExperts(ModelRunner(pipeline, pool.tasks, data, embeddings, device))

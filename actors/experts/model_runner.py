@@ -1,9 +1,8 @@
 """The model of a pool over a pipeline of shards, with each task's rows, head and embeddings.
 
 `ModelRunner` reads rows, runs experts through the pipeline, applies heads and caches embeddings.
-Prediction
-(`predict.py`), statistics of data (`statistics.py`) and in-model training (`in_model_training.py`)
-build on it.
+Prediction (`predict.py`), statistics of data (`statistics.py`) and in-model training
+(`in_model_training.py`) build on it.
 """
 
 from __future__ import annotations
@@ -43,14 +42,14 @@ class ModelRunner:
         embeddings: EmbeddingCache,
         device: str | torch.device = "cpu",
     ) -> None:
-        """Read the heads; rows and embeddings are opened when they are first needed.
+        """Read the heads; rows and embeddings are opened on first use.
 
         Args:
             pipeline: the shards that hold the pool.
             tasks: the experts' names: the T axis of every coding.
             data: rows and head of each task.
             embeddings: cache of expert embeddings.
-            device: where the shards compute.
+            device: device on which the shards compute.
         """
         self.pipeline = pipeline
         self.tasks = tuple(tasks)
@@ -58,13 +57,13 @@ class ModelRunner:
         self.embeddings = embeddings
         self.device = torch.device(device)
         self.heads = {name: read_head(task.head) for name, task in data.items()}
-        """Task -> matrix [C, D] of its head, which methods of the logit plane read."""
+        """Task -> matrix [C, D] of its head, for methods that work on embeddings and logits."""
         self.task_heads = {name: open_head(task.head) for name, task in data.items()}
         self.opened: dict[Path, Tensor] = {}
         self.trims: dict[Trim, Weights] = {}
         self.filling = threading.RLock()
-        """Held while batches run through the resident model: two callers that took turns would each
-        merge again what the other has just overwritten."""
+        """Held while batches run through the resident model: two alternating callers would each
+        merge again what the other has overwritten."""
 
     def plane(self, task: str) -> Plane:
         """One task as methods of the logit plane see it."""
@@ -76,7 +75,7 @@ class ModelRunner:
         )
 
     def batch_of(self, micro_batch: MicroBatch, role: str) -> Batch:
-        """Where a micro-batch's rows lie, with their labels where it learns from labels."""
+        """Rows of a micro-batch, with labels if the method learns from labels."""
         parts = tuple(
             self.batch(task, role, rows).parts[0] for task, rows in micro_batch.rows.items()
         )
@@ -86,13 +85,13 @@ class ModelRunner:
         return Batch(parts, torch.cat(labels), float(micro_batch.beta))
 
     def trimmed(self, trim: Trim) -> Weights:
-        """Weights without a coding, whose trim is surveyed: once for all steps."""
+        """Weights without a coding whose trim has been surveyed; cached for all steps."""
         if trim not in self.trims:
             self.trims = {trim: self.pipeline.weights(trim=trim)}
         return self.trims[trim]
 
     def embedded(self, expert: str, task: str, role: str) -> Tensor:
-        """Un-normalised image embeddings [N, D], float32, from the cache or made now.
+        """Unnormalised embeddings [N, D], float32, from the cache or computed.
 
         `expert` is a name of the pool, or `pretrained`.
         """
@@ -104,10 +103,10 @@ class ModelRunner:
         return self.embeddings.get(expert, rows.file, rows.indices, make)
 
     def embedded_at(self, expert: str, task: str, role: str, at: Tensor | None) -> Tensor:
-        """Embeddings of some rows, made and cached on their own: only those are run.
+        """Embeddings of some rows, computed and cached separately.
 
-        Never taken from those of all rows, even where these are cached: batches cut elsewhere
-        differ in the last bits, and a result may not depend on what happened to be cached.
+        They are never taken from cached embeddings of all rows: other batch boundaries change the
+        last bits, and a result must not depend on the state of the cache.
         """
         if at is None:
             return self.embedded(expert, task, role)
@@ -122,7 +121,7 @@ class ModelRunner:
     def embed_rows(
         self, expert: str, task: str, role: str, parts: Sequence[slice | Tensor]
     ) -> Tensor:
-        """Embeddings of parts of a role's rows, made now."""
+        """Compute embeddings of parts of a role's rows."""
         coding = torch.zeros(1, len(self.tasks), 1)
         weights = self.pipeline.weights(
             coding=coding if expert == BASE else one_hot(self.tasks, expert), own=True
@@ -137,17 +136,17 @@ class ModelRunner:
         return torch.cat([head.logits(embedded[rows]) for rows in batches(len(embedded))])
 
     def headed(self, task: str, parts: Iterable[Tensor]) -> Tensor:
-        """Embeddings, batch by batch, through a task's head: logits [N, C]."""
+        """Apply a task's head to embeddings, batch by batch: logits [N, C]."""
         head = self.task_heads[task]
         return torch.cat([head.to(z.device).logits(z.float()).cpu() for z in parts])
 
     def size(self, task: str, role: str) -> int:
-        """Rows of a task in a role."""
+        """Number of rows of a task in a role."""
         rows = self.data[task].rows[role]
         return len(self.open(rows.file)) if rows.indices is None else len(rows.indices)
 
     def batch(self, task: str, role: str, part: slice | Tensor) -> Batch:
-        """Some of a task's rows, as rows of its pixel file."""
+        """A batch of a task's rows, as row numbers of its file."""
         rows = self.data[task].rows[role]
         at: NDArray[np.int64] = (
             np.arange(part.start, part.stop) if isinstance(part, slice) else part.numpy()
@@ -155,16 +154,16 @@ class ModelRunner:
         return Batch(((task, rows.file, at if rows.indices is None else rows.indices[at]),))
 
     def labels(self, task: str, role: str) -> Tensor:
-        """int64 [N]."""
+        """Labels of a task's rows, int64 [N]."""
         rows = self.data[task].rows[role]
         labels = self.open(rows.file)
         return labels if rows.indices is None else labels[torch.from_numpy(rows.indices)]
 
     def features(self, task: str, role: str, extractor: str) -> Tensor:
-        """What an extractor says of a task's rows: float32 [N, d].
+        """Features of a task's rows by an extractor: float32 [N, d].
 
         Raises:
-            InputError: features that were not prepared.
+            InputError: the features were not prepared.
         """
         rows = self.data[task].rows[role]
         if extractor not in rows.features:
@@ -173,7 +172,7 @@ class ModelRunner:
         return features if rows.indices is None else features[torch.from_numpy(rows.indices)]
 
     def open(self, path: Path) -> Tensor:
-        """The labels of a file of prepared rows, opened once."""
+        """Labels of a file of prepared rows; cached."""
         if path not in self.opened:
             self.opened[path] = open_labels(path)
         return self.opened[path]

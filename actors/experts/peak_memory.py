@@ -1,7 +1,7 @@
-"""Peak memory of this process while calls run: what a method held, and not what came before it.
+"""Peak memory of this process during calls, without the peaks of earlier calls.
 
-The mark that the system keeps is put back whenever a call begins and no other is under way. Calls
-that run side by side in one process share a mark: both report the larger one's peak.
+The system's peak counter is reset when a call begins and no other is running. Calls that run at the
+same time in one process share the counter: both report the larger peak.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ import torch
 from fusion.registry import METHODS
 
 CLEAR = Path("/proc/self/clear_refs")
-"""Linux: a 5 written here puts the process's peak back to what it holds now. Without it (other
-systems, closed sandboxes) peaks are those of the whole life of the process."""
+"""Linux: writing a 5 here resets the process's peak to its current memory. Without this file (other
+systems, closed sandboxes), peaks are those of the process's whole lifetime."""
 
 
-class Water(Protocol):
-    """Who knows the peak memory of calls."""
+class MemoryMeter(Protocol):
+    """Measures the peak memory of calls."""
 
     def call(self, learns: bool, device: torch.device) -> AbstractContextManager[None]:
-        """A call is under way; `learns`: it is a step by which a method learns."""
+        """Context of a running call; `learns`: whether it is a training step of a method."""
         ...
 
-    def told(self, device: torch.device, method: str) -> int:
-        """Bytes, now; of a method that learns, with what teaching it held."""
+    def peak(self, device: torch.device, method: str) -> int:
+        """Peak in bytes; for a method that learns, its training steps included."""
         ...
 
 
-class HighWater:
-    """The peak since the calls under way began, and the most that teaching calls have held."""
+class PeakMemory:
+    """Peak memory of this process since running calls began, and that of training calls."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.running = 0
-        self.taught = 0
-        """Bytes; of teaching calls since an evaluation told of them."""
-        self.teaching = False
-        """Whether a teaching call has begun since the mark was put back."""
+        self.learning_peak = 0
+        """Peak in bytes of training calls since an evaluation last reported it."""
+        self.learning = False
+        """Whether a training call has begun since the last reset."""
 
     @contextmanager
     def call(self, learns: bool, device: torch.device) -> Iterator[None]:
-        """See `Water.call`."""
+        """See `MemoryMeter.call`."""
         with self.lock:
             self.begin(learns, device, first=not self.running)
             self.running += 1
@@ -58,33 +58,34 @@ class HighWater:
                 self.running -= 1
 
     def begin(self, learns: bool, device: torch.device, *, first: bool) -> None:
-        """A call begins; `first`: no other is under way, so the mark is put back."""
+        """Note that a call begins; `first`: no other is running, so the counter is reset."""
         if first:
             self.keep(device)
-            put_back(device)
-        self.teaching |= learns
+            reset_peak(device)
+        self.learning |= learns
 
     def keep(self, device: torch.device) -> None:
-        """Keep what teaching held since the mark was put back."""
-        if self.teaching:
-            self.taught, self.teaching = max(self.taught, peak_bytes(device)), False
+        """Keep the peak of training calls since the last reset."""
+        if self.learning:
+            self.learning_peak, self.learning = max(self.learning_peak, peak_bytes(device)), False
 
-    def told(self, device: torch.device, method: str) -> int:
-        """See `Water.told`."""
+    def peak(self, device: torch.device, method: str) -> int:
+        """See `MemoryMeter.peak`."""
         with self.lock:
             self.keep(device)
             row = METHODS.get(method)
             learns = row is not None and row.learns
-            taught, self.taught = (self.taught, 0) if learns else (0, self.taught)
-        return max(taught, peak_bytes(device))
+            trained = self.learning_peak if learns else 0
+            self.learning_peak -= trained
+        return max(trained, peak_bytes(device))
 
 
-WATER = HighWater()
-"""Of this process."""
+PEAK_MEMORY = PeakMemory()
+"""The meter of this process."""
 
 
-def put_back(device: torch.device) -> None:
-    """Let the peak be what is held now."""
+def reset_peak(device: torch.device) -> None:
+    """Reset the peak to the memory held now."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -93,7 +94,7 @@ def put_back(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Peak memory of this process since it was put back: allocated on a GPU, else resident."""
+    """Peak memory of this process since the last reset: allocated on a GPU, else resident."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,8 +1,8 @@
 """Predictions: from a recipe to the logits of tasks' rows, one function for each kind of method.
 
 A predictor takes the model runner, the method's row of the table, the recipe, the tasks and the
-role of the rows,
-and returns task -> logits [N, C]. A new kind of method adds its function to `PREDICTORS`.
+role of the rows, and returns task -> logits [N, C]. A new kind of method adds its function to
+`PREDICTORS`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from actors.data.task_rows import SAMPLES, batches
 from actors.experts.in_model_training import opened, routed_logits
 from actors.experts.model_runner import ModelRunner
 from actors.experts.recipe import learned_beta, learned_coding, opened_gate, static_method
-from actors.experts.statistics import gathered
+from actors.experts.statistics import compute_statistics
 from actors.shards.messages import Batch, Weights, for_task, weights_of
 from fusion.kinds import Row
 from fusion.methods.routed.dawin import Evidence, is_oracle
@@ -38,16 +38,15 @@ Predictions: TypeAlias = dict[str, Tensor]
 Predictor: TypeAlias = Callable[[ModelRunner, Any, Recipe, Sequence[str], str], Predictions]
 
 MERGES = 16
-"""Largest number of models that are merged once each; with more, every sample has a model of its
-own."""
+"""Largest number of distinct models that are merged in full; beyond it, each sample is computed
+with its own merged layers."""
 
 
 def model_weights(runner: ModelRunner, recipe: Recipe) -> Weights:
-    """The weights of the one model that a recipe makes; statistics and surveys it needs are
-    computed first.
+    """The weights of a recipe's single model, after the statistics and surveys that it needs.
 
     Raises:
-        InputError: an unknown method or parameter, or a method that makes no single model.
+        InputError: an unknown method or parameter, or a method without a single model.
     """
     method, make = static_method(recipe), runner.pipeline.weights
     if method is None:
@@ -58,7 +57,7 @@ def model_weights(runner: ModelRunner, recipe: Recipe) -> Weights:
     if method.learned == "in_model":
         return opened(runner, recipe)[0]
     reads = "statistics" in method.reads
-    keys = gathered(runner, recipe.method, recipe.params) if reads else ()
+    keys = compute_statistics(runner, recipe.method, recipe.params) if reads else ()
     return make(recipe.method, recipe.params, statistics=keys, task=recipe.task)
 
 

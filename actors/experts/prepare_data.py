@@ -19,7 +19,7 @@ from actors.gate_features.feature_cache import prepare_features
 ROLES: tuple[Role, ...] = ("fit", "select", "report")
 
 MEASURED: tuple[Role, ...] = ("report",)
-"""Roles of a task that is measured on alone."""
+"""Roles of a task that is only measured."""
 
 
 def prepare_data(
@@ -35,22 +35,22 @@ def prepare_data(
     device: str = "cpu",
     unseen: Collection[str] = (),
 ) -> dict[str, TaskData]:
-    """Decode what is not in the cache yet, and say for each task which rows play which role.
+    """Prepare missing rows, heads and features, and assign each task's rows to roles.
 
     Args:
-        base: its family prepares rows and makes heads.
+        base: the base, whose family prepares rows and makes heads.
         tasks: name -> opened task.
-        splits: which rows play which role.
-        roles: those that are read.
+        splits: names of the splits for each role.
+        roles: roles to prepare.
         root: the cache folder.
-        select_spelled: whether the spec itself names the split to select on.
-        extractors: of gates; their features are made for all these rows.
-        progress: called with images done and images in all.
-        device: where features are computed.
-        unseen: tasks that have report rows alone.
+        select_spelled: whether the spec itself gives the split `select`.
+        extractors: extractors of gates, whose features are computed for all these rows.
+        progress: called with the rows done and the total.
+        device: device on which features are computed.
+        unseen: tasks that have only report rows.
 
     Raises:
-        InputError: a split that is not there or empty; a broken image, by name.
+        InputError: a missing or empty split; a broken row, by name.
     """
     wanted = list(roles)
     places = {
@@ -94,7 +94,7 @@ def prepare_data(
 
 
 def rows(file: Path, part: str, splits: Splits, inputs: Inputs) -> Rows:
-    """All rows of a source split, or the part of it that fit or val has."""
+    """All rows of a source split, or its fit or val part."""
     if part == "all":
         return Rows(file)
     labels = inputs.open(file).labels.numpy()
@@ -109,7 +109,7 @@ def captioned(
     root: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Captioned]:
-    """The fit rows of each task with its words, to pretrain a base on."""
+    """The fit rows of each task with class names and templates, for pretraining a base."""
     places = {name: assign(task, splits)["fit"] for name, task in tasks.items()}
     needed = {(name, place.split): tasks[name] for name, place in places.items()}
     files = inputs.prepare(tasks, list(needed), root, progress)

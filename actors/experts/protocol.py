@@ -1,7 +1,7 @@
-"""Protocols of the experts, cut by who needs them: evaluate, train, or read weights.
+"""Protocols of the experts by use: evaluate, train, or read weights.
 
-`LocalExperts` (in this process) and `Client` (on a cluster) have all of these calls. A caller asks
-for the protocol that it uses.
+`LocalExperts` (in this process) and `Client` (on a cluster) implement all of them. A caller's
+parameter has the protocol that the caller needs.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Evaluator(Protocol):
 
 
 class Trainer(Protocol):
-    """Takes steps of methods that learn."""
+    """Runs training steps of methods that learn."""
 
     def gradients(
         self, micro_batches: Sequence[MicroBatch], role: str, trim: Trim
@@ -51,14 +51,14 @@ class Trainer(Protocol):
     def train(
         self, recipe: Recipe, state: bytes | None, first: int, last: int, seed: int
     ) -> tuple[bytes, list[dict[str, float]]]:
-        """Take the steps [first, last) of a method whose parameters are stored in the shards.
+        """Run the steps [first, last) of a method whose parameters are stored in the shards.
 
         Returns the state after them, as a file, and task -> loss of each step. State None: start.
         """
         ...
 
     def fit(self, recipe: Recipe) -> tuple[bytes, dict[str, float]]:
-        """Fit classifiers of embeddings: their file, and what was chosen (name -> value)."""
+        """Fit classifiers of embeddings: their file, and the chosen values by name."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""From a recipe to weights: one merged model, a learned coding, or a gate."""
+"""Turn a recipe into weights: one merged model, a learned coding, or a gate."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from fusion.task_vectors.sparsify import Trim, trim_survey, trimmed
 from fusion.task_vectors.task_vectors import TaskVectors
 
 RESULTS = ("base", "float32")
-"""What merged models may be rounded to: each tensor to its dtype in the base, or to float32."""
+"""Options for rounding merged models: each tensor to its dtype in the base, or to float32."""
 
 
 def results_dtype(name: str) -> torch.dtype | None:
-    """The dtype of merged models; None: that of the base, tensor by tensor.
+    """The dtype of merged models; None: each tensor's dtype in the base.
 
     >>> results_dtype("base"), results_dtype("float32")
     (None, torch.float32)
@@ -40,10 +40,10 @@ def results_dtype(name: str) -> torch.dtype | None:
 
 
 def static_method(recipe: Recipe) -> Method | None:
-    """The method of a recipe that makes one model; None: the base.
+    """The method of a recipe for a single model; None: the base.
 
     Raises:
-        InputError: an unknown name, or a method that makes no single model.
+        InputError: an unknown name, or a method without a single model.
     """
     method = METHODS.get(recipe.method)
     if method is None:
@@ -51,7 +51,7 @@ def static_method(recipe: Recipe) -> Method | None:
             raise InputError(unknown("method", recipe.method, [*METHODS, BASE]))
         return None
     if method.output == "model_per_task":
-        method.bound(recipe.params)  # a misspelt parameter is the nearer fault
+        method.bound(recipe.params)  # a misspelt parameter is reported first
         if recipe.task is not None:
             return method
     if method.output in NO_SINGLE_MODEL:
@@ -63,10 +63,10 @@ def static_method(recipe: Recipe) -> Method | None:
 def learned_coding(
     recipe: Recipe, tasks: Sequence[str], groups: Sequence[str]
 ) -> tuple[Tensor, Trim]:
-    """The coding that was learned or chosen, and how the task vectors it mixes are trimmed.
+    """The learned or chosen coding, and the trim of the task vectors it mixes.
 
     Raises:
-        InputError: nothing learned, or by another pool.
+        InputError: no learned file, or one of another pool.
     """
     trim = METHODS[recipe.method].trim(Shape(tuple(tasks), tuple(groups)), **recipe.params)
     if recipe.learned is None:
@@ -75,7 +75,7 @@ def learned_coding(
 
 
 def learned_beta(recipe: Recipe) -> float:
-    """The inverse temperature that was learned with a coding; 1 for all else."""
+    """The inverse temperature learned with a coding; otherwise 1."""
     method = METHODS.get(recipe.method)
     if method is None or method.learned != "coding" or recipe.learned is None:
         return 1.0
@@ -85,10 +85,10 @@ def learned_beta(recipe: Recipe) -> float:
 def opened_gate(
     method: Gated, recipe: Recipe, tasks: Sequence[str], groups: Sequence[str]
 ) -> tuple[Gate, str, Trim]:
-    """The gate of a recipe, the hash of its extractor, and what it was learned on.
+    """The gate of a recipe, the hash of its extractor, and the trim of its task vectors.
 
     Raises:
-        InputError: nothing learned, or a gate that does not fit this pool.
+        InputError: no learned gate, or one that does not fit this pool.
     """
     if recipe.learned is None:
         raise InputError(f"{recipe.method}: nothing learned; a recipe needs its gate file")
@@ -108,13 +108,13 @@ def rebuilt(
     results: str = "base",
     statistics: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """θ by recipe from a pool's files, one tensor's task vectors in memory at a time.
+    """Merge a recipe's model from a pool's files, with one tensor's task vectors in memory.
 
     Args:
         pool: an opened pool.
-        recipe: of one model.
-        results: what it is rounded to, see `RESULTS`.
-        statistics: of a method that reads some: tensor name -> [T, …].
+        recipe: recipe of a single model.
+        results: dtype to round to, see `RESULTS`.
+        statistics: statistics that the method reads: tensor name -> [T, …].
 
     Raises:
         InputError: see `merged`, `streamed` and `file_vectors`.
@@ -133,17 +133,17 @@ def rebuilt(
 
 
 def of_task(recipe: Recipe, task: str) -> Recipe:
-    """The recipe of one task's model, of a method that makes one model for each task."""
+    """The recipe of one task's model, for a method that makes one model for each task."""
     return replace(recipe, task=task)
 
 
 def merged(
     vectors: TaskVectors, recipe: Recipe, statistics: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """θ by recipe, for exports: all at once, in this process.
+    """Merge a recipe's whole model in this process, for export.
 
     Raises:
-        InputError: an unknown name, or a method that makes no single model.
+        InputError: an unknown name, or a method without a single model.
     """
     method = static_method(recipe)
     if method is None:

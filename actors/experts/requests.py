@@ -1,9 +1,8 @@
-"""Requests to the experts: one frozen dataclass a call, with its arguments and the type of its
-result.
+"""Requests to the experts: one frozen dataclass for each call, with arguments and result type.
 
-A trial's `Client` builds a request and sends it to the dispatcher, the dispatcher sends it to an
-idle replica, and the replica runs it on its `LocalExperts`. Ray's task names, metrics and the count
-of deaths read the request's own name and method.
+A trial's `Client` builds a request and sends it to the dispatcher. The dispatcher sends it to an
+idle replica, which runs it on its `LocalExperts`. Ray's task names, metrics and messages about
+deaths use the request's name and method.
 """
 
 from __future__ import annotations
@@ -31,18 +30,18 @@ class Request(ABC, Generic[Result]):
     """One call of the experts; `Result` is what it returns."""
 
     name: ClassVar[str]
-    """Of the call: in Ray's task names."""
+    """Name of the call, in Ray's task names."""
     learns: ClassVar[bool] = False
-    """Whether it is a step by which a method learns."""
+    """Whether the call is a training step of a method."""
 
     @property
     def subject(self) -> str:
-        """What the call is about: a method or an expert; empty where it is about neither."""
+        """The method or expert of the call; empty if there is neither."""
         return ""
 
     @property
     def method(self) -> str:
-        """The method of the call's recipe; empty where it has none."""
+        """The method of the call's recipe; empty if it has none."""
         return ""
 
     @property
@@ -52,17 +51,17 @@ class Request(ABC, Generic[Result]):
 
     @property
     def title(self) -> str:
-        """The name of the replica's Ray task, as `evaluate ties`."""
+        """Name of the replica's Ray task, for example `evaluate ties`."""
         return f"{self.name} {self.subject}".rstrip()
 
     @abstractmethod
     def run(self, experts: LocalExperts) -> Result:
-        """Carry the call out."""
+        """Run the call."""
 
 
 @dataclass(frozen=True)
 class RecipeRequest(Request[Result]):
-    """A call about one recipe."""
+    """A call with one recipe."""
 
     recipe: Recipe
 
@@ -98,7 +97,7 @@ class Measure(RecipeRequest[dict[str, Any]]):
 
     @property
     def metric_name(self) -> str:
-        """That of `Evaluate`: the replica does the same."""
+        """Name of `Evaluate`, which does the same work."""
         return Evaluate.name
 
     def run(self, experts: LocalExperts) -> dict[str, Any]:
@@ -131,8 +130,7 @@ class Merge(RecipeRequest["dict[str, Tensor]"]):
 
 @dataclass(frozen=True)
 class Statistics(RecipeRequest[tuple[str, ...]]):
-    """Keys of the statistics of data that a recipe's method merges by; missing ones are
-    computed."""
+    """Compute the statistics of data that a recipe's method needs, and return their keys."""
 
     name = "statistics"
 
@@ -143,7 +141,7 @@ class Statistics(RecipeRequest[tuple[str, ...]]):
 
 @dataclass(frozen=True)
 class Train(RecipeRequest["tuple[bytes, list[dict[str, float]]]"]):
-    """Take the steps [first, last) of a method whose parameters are stored in the shards."""
+    """Run the steps [first, last) of a method whose parameters are stored in the shards."""
 
     name, learns = "train", True
     state: bytes | None
@@ -158,7 +156,7 @@ class Train(RecipeRequest["tuple[bytes, list[dict[str, float]]]"]):
 
 @dataclass(frozen=True)
 class Fit(RecipeRequest["tuple[bytes, dict[str, float]]"]):
-    """Fit a classifier of embeddings to every task."""
+    """Fit a classifier of embeddings for every task."""
 
     name, learns = "fit", True
 

@@ -1,4 +1,4 @@
-"""Statistics of each expert's own images, gathered over a pipeline of shards once, then kept."""
+"""Compute statistics of each expert on its own task's rows, once, over a pipeline of shards."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from actors.shards.messages import Batch, Weights
 from actors.shards.pipeline import Pipeline
 from actors.shards.requests import (
     AdvancePrefix,
-    ConcludeStatistics,
-    JudgeBatch,
+    FisherBackward,
+    FisherFinish,
+    FisherForward,
+    GramForward,
     MissingStatistics,
-    ObserveBatch,
-    ProbeBatch,
-    RecoilBatch,
     ShardRequest,
+    WriteStatistics,
 )
 from fusion.errors import InputError
 from fusion.logits.head import LinearHead
@@ -32,19 +32,21 @@ from fusion.registry import METHODS, Informed
 from fusion.task_vectors.coding import one_hot
 
 VERSION = "statistics-2"
-"""Raised when a change of this code changes statistics."""
+"""Increased when a change of this code changes statistics."""
 
 ROLE = "fit"
-"""Whose rows they are taken of; under shift, where the sweep adapts on images under shift."""
+"""Role of the rows; their shifted versions if the sweep adapts on shifted images."""
 
 
-def gathered(runner: ModelRunner, method: str, params: Mapping[str, Any]) -> tuple[str, ...]:
-    """Keys of the statistics of all experts, which are on disk when this returns.
+def compute_statistics(
+    runner: ModelRunner, method: str, params: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """Compute the statistics of all experts to files, and return their keys.
 
     Raises:
         InputError: wrong parameters; an expert without a task of its name, or without fit rows.
-        Forgotten: a shard died on the way. Called again, this goes on with the expert it was at
-            (the dispatcher does so, `actors/fleet/dispatcher.py`): what was written stays.
+        Forgotten: a shard died. A repeated call (the dispatcher makes it,
+            `actors/fleet/dispatcher.py`) continues with the expert that was being processed.
     """
     row = METHODS[method]
     assert isinstance(row, Informed)
@@ -68,10 +70,10 @@ def gathered(runner: ModelRunner, method: str, params: Mapping[str, Any]) -> tup
 
 
 def drawn(runner: ModelRunner, method: str, task: str, asked: Asked) -> NDArray[np.int64]:
-    """Which of a task's fit rows are looked at, in what order: by seed and task alone.
+    """Draw the fit rows of a task to be used, in order; depends only on seed and task.
 
     Raises:
-        InputError: there are none.
+        InputError: the task has no fit rows.
     """
     data = runner.data.get(task)
     if data is None:
@@ -91,7 +93,7 @@ def drawn(runner: ModelRunner, method: str, task: str, asked: Asked) -> NDArray[
 def keys_of(
     runner: ModelRunner, asked: Asked, rows: Mapping[str, NDArray[np.int64]]
 ) -> tuple[str, ...]:
-    """A hash of all that each expert's statistics depend on."""
+    """Hash of everything that each expert's statistics depend on."""
     identity = runner.embeddings.identity
 
     def facts(task: str) -> list[Any]:
@@ -113,18 +115,18 @@ def keys_of(
 
 
 def everywhere(pipeline: Pipeline, request: ShardRequest) -> list[Any]:
-    """The results of a request from every shard; all are asked before any is awaited."""
+    """Send a request to all shards, then wait for all results."""
     asked = [pipeline.link.call(shard, request) for shard in pipeline.shards]
     return [pipeline.link.get(each) for each in asked]
 
 
 def lacking(pipeline: Pipeline, keys: Sequence[str]) -> set[str]:
-    """Keys that some shard has no files of."""
+    """Keys whose files are missing in some shard."""
     return {key for part in everywhere(pipeline, MissingStatistics(list(keys))) for key in part}
 
 
 def cut(runner: ModelRunner, task: str, rows: NDArray[np.int64], size: int) -> list[Batch]:
-    """Rows of a task in batches."""
+    """Split rows of a task into batches."""
     import torch
 
     at = torch.from_numpy(rows)
@@ -135,19 +137,19 @@ def cut(runner: ModelRunner, task: str, rows: NDArray[np.int64], size: int) -> l
 def observe(
     runner: ModelRunner, task: str, key: str, asked: Asked, rows: NDArray[np.int64]
 ) -> None:
-    """Gram matrices of one expert, on images of its task."""
+    """Compute the Gram matrices of one expert on rows of its task."""
     weights = Weights(key, coding=one_hot(runner.tasks, task), own=True)
     given = cut(runner, task, rows, asked.batch_size)
     for i, batch in enumerate(given):
-        carry: Any = batch
+        activations: Any = batch
         for shard in runner.pipeline.shards:
-            carry = runner.pipeline.link.call(shard, ObserveBatch(i, weights), carry)
-        runner.pipeline.link.get(carry)
-    everywhere(runner.pipeline, ConcludeStatistics(key, len(given)))
+            activations = runner.pipeline.link.call(shard, GramForward(i, weights), activations)
+        runner.pipeline.link.get(activations)
+    everywhere(runner.pipeline, WriteStatistics(key, len(given)))
 
 
 def probe(runner: ModelRunner, task: str, key: str, asked: Asked, rows: NDArray[np.int64]) -> None:
-    """Squared gradients of one expert, on images of its task; one batch at a time."""
+    """Compute the squared gradients of one expert on rows of its task, batch by batch."""
     pipeline, weights = (
         runner.pipeline,
         Weights(key, coding=one_hot(runner.tasks, task), own=True),
@@ -156,14 +158,14 @@ def probe(runner: ModelRunner, task: str, key: str, asked: Asked, rows: NDArray[
     call, (*before, last) = pipeline.link.call, pipeline.shards
     given = cut(runner, task, rows, asked.batch_size)
     for i, batch in enumerate(given):
-        carry: Any = batch
+        activations: Any = batch
         for shard in (*before, last):
-            carry = call(shard, ProbeBatch(i, f"{key} {i}", weights), carry)
-        back = call(last, JudgeBatch(f"{key} {i}", task, estimate, asked.seed + i))
+            activations = call(shard, FisherForward(i, f"{key} {i}", weights), activations)
+        back = call(last, FisherFinish(f"{key} {i}", task, estimate, asked.seed + i))
         for shard in reversed(before):
-            back = call(shard, RecoilBatch(f"{key} {i}", batch.size), back)
+            back = call(shard, FisherBackward(f"{key} {i}", batch.size), back)
         pipeline.link.get(back)
-    everywhere(pipeline, ConcludeStatistics(key, len(given)))
+    everywhere(pipeline, WriteStatistics(key, len(given)))
 
 
 def advance(
@@ -174,10 +176,10 @@ def advance(
     keys: Sequence[str],
     rows: Mapping[str, NDArray[np.int64]],
 ) -> None:
-    """Gram matrices behind merged prefixes: through the shards, one after the other."""
+    """Compute Gram matrices behind merged segments (RegMean++), shard after shard."""
     pipeline = runner.pipeline
-    carries: Any = [cut(runner, task, rows[task], asked.batch_size) for task in runner.tasks]
+    inputs: Any = [cut(runner, task, rows[task], asked.batch_size) for task in runner.tasks]
     for shard in pipeline.shards:
         request = AdvancePrefix(list(keys), method, dict(params))
-        carries = pipeline.link.call(shard, request, carries)
-    pipeline.link.get(carries)
+        inputs = pipeline.link.call(shard, request, inputs)
+    pipeline.link.get(inputs)

@@ -1,7 +1,7 @@
-"""Unseen tasks and adapted rows: what a method may learn from, and what it is measured on.
+"""Unseen tasks and adaptation under shift: rows for learning, and tasks for measuring.
 
-A task is *unseen* where the pool has experts of other tasks and none of it: merged models are
-measured on it, and nothing is learned from it, fitted to it or chosen by it.
+A task is *unseen* if the pool has experts, but none for this task. Merged models are measured on
+it; it is never used for learning, fitting or selection.
 """
 
 from __future__ import annotations
@@ -13,31 +13,34 @@ from actors.data.task_rows import TaskData, tasks_with
 from fusion.registry import METHODS
 
 ADAPT = "adapt/"
-"""How the role of rows begins that are adapted to in the place of another role's."""
+"""Prefix of the role whose rows replace those of another role for adaptation."""
 
 
 def unseen_of(data: Mapping[str, TaskData]) -> frozenset[str]:
-    """The tasks that no expert is of."""
+    """The tasks without an expert."""
     return frozenset(name for name, task in data.items() if task.unseen)
 
 
 def learners(data: Mapping[str, TaskData]) -> dict[str, TaskData]:
-    """The tasks that may be learned from."""
+    """The tasks whose rows may be used for learning."""
     return {name: task for name, task in data.items() if not task.unseen}
 
 
 def adapted_role(data: Mapping[str, TaskData], role: str) -> str:
-    """Whose rows are learned from, unlabelled, where a method says `role`: the same images under
-    shift, where the sweep file has `adapt_on_shift`."""
+    """Role of the unlabelled rows that a method learns from instead of those of `role`.
+
+    These are the same images under shift if the sweep file sets `adapt_on_shift`, else `role`'s
+    own.
+    """
     under = f"{ADAPT}{role}"
     return under if any(under in task.rows for task in data.values()) else role
 
 
 def stays_with_seen(method: str, params: Mapping[str, Any]) -> bool:
-    """Whether a method is not measured on unseen tasks.
+    """Whether a method is measured on seen tasks only.
 
-    It makes one model or classifier a task, and none for a task without an expert; or it would
-    read an unseen task's images all together, or their labels, before it classifies them.
+    Such a method makes one model or classifier for each expert's task, or would read all images or
+    labels of an unseen task before it classifies them.
 
     >>> stays_with_seen("emr", {}), stays_with_seen("ties", {})
     (True, False)
@@ -58,9 +61,10 @@ def measured(
     params: Mapping[str, Any],
     role: str,
 ) -> list[str]:
-    """The tasks that a recipe is evaluated on, of those with rows of that role.
+    """The tasks with rows of that role on which a recipe is evaluated.
 
-    `experts`, and methods that make one model an expert, are measured on tasks with an expert.
+    `experts`, and methods that make one model for each expert, are measured on tasks with an
+    expert.
     """
     names = tasks_with(data, role)
     row = METHODS.get(method)

@@ -99,10 +99,10 @@ class Client:
         """The same client, whose calls are added to the usage of another label."""
         return replace(self, label=label)
 
-    def spent(self) -> float:
+    def busy_seconds(self) -> float:
         """Seconds that replicas have worked for the label."""
-        return float(ray.get(self.dispatcher.spent.remote(self.label)))
+        return float(ray.get(self.dispatcher.busy_seconds.remote(self.label)))
 
-    def fallen(self) -> int:
+    def repeated_calls(self) -> int:
         """Number of calls that were repeated so far because a process died."""
-        return int(ray.get(self.dispatcher.fallen.remote()))
+        return int(ray.get(self.dispatcher.repeated_calls.remote()))

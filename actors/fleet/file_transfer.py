@@ -1,9 +1,8 @@
-"""Files of the driver's cache on nodes that do not see them: taken from the driver's node, once a
-node.
+"""Copy files of the driver's cache to nodes that do not see them, once for each node.
 
-Names in the cache are content hashes, so a file of the same name is the same file, wherever it
-lies. It is sent in pieces through the object store, from the driver's node to the one that lacks
-it; the driver's process has no part in it, and what is under way is bounded on both nodes.
+Names in the cache are content hashes, so files of the same name have the same content. A file is
+sent in pieces through the object store, from the driver's node to the one that lacks it. The
+driver's process takes no part, and the number of pieces in memory is bounded on both nodes.
 """
 
 from __future__ import annotations
@@ -30,40 +29,40 @@ PIECE = 16 << 20
 """Bytes sent at a time."""
 
 AHEAD = 4
-"""Pieces under way for one file: reading, sending and writing then overlap."""
+"""Pieces of one file in flight, so that reading, sending and writing overlap."""
 
 KINDS = frozenset({"pixels", "heads", "features"})
-"""What a task has in the cache."""
+"""Kinds of files that a task has in the cache."""
 
 
-class Lost(InputError):
-    """A file that the driver's node does not give: one line saying which, and why."""
+class TransferFailed(InputError):
+    """A file that cannot be copied from the driver's node; names the file and the reason."""
 
 
 @dataclass(frozen=True)
 class Home:
-    """Where the files of a sweep were made: the driver's node, and its cache folder there."""
+    """The driver's node and its cache folder, in which the files of a sweep are."""
 
     node: str
     root: Path
 
 
 def home() -> Home:
-    """This node, as the driver says it; Ray must be initialised."""
+    """This process's node and cache; called by the driver, after Ray is initialised."""
     return Home(own_id(), cache_dir())
 
 
-def settled(
+def with_local_files(
     data: Mapping[str, TaskData], home: Home | None, kinds: Collection[str] = KINDS
 ) -> dict[str, TaskData]:
-    """The same data, its files where this node has them; files it lacks are fetched first.
+    """The same data with paths of this node; files that it lacks are fetched first.
 
-    Where all are at their paths (one machine, a shared file system) that is a look at each.
+    If all paths exist (one machine, a shared file system), nothing else happens.
 
     Args:
-        data: task -> paths as the driver has them.
-        home: whose they are; None: this process's.
-        kinds: what will be read; other paths stay as they are.
+        data: task -> paths on the driver's node.
+        home: the driver's node; None: this process is the driver.
+        kinds: kinds of files to be read; other paths are kept.
 
     Raises:
         InputError: see `fetch`.
@@ -72,7 +71,7 @@ def settled(
         return dict(data)
 
     def at(path: Path, kind: str) -> Path:
-        return settle(path, home) if kind in kinds else path
+        return local_file(path, home) if kind in kinds else path
 
     def rows(given: Rows) -> Rows:
         features = {key: at(path, "features") for key, path in given.features.items()}
@@ -97,9 +96,11 @@ def paths(data: Mapping[str, TaskData]) -> list[Path]:
     ]
 
 
-def settle(path: Path, home: Home) -> Path:
-    """Where this node has a file of the driver's cache: at the same path (a shared file system), or
-    in the node's own cache, where it is fetched to if need be.
+def local_file(path: Path, home: Home) -> Path:
+    """Path on this node of a file of the driver's cache.
+
+    It is the same path (a shared file system), or one in the node's own cache, to which the file is
+    copied if it is missing.
 
     Raises:
         InputError: see `fetch`.
@@ -110,27 +111,27 @@ def settle(path: Path, home: Home) -> Path:
 
 
 def fetch(path: Path, home: Home, mine: Path) -> Path:
-    """A file of the driver's node as `mine`; of several processes of a node, one copies it.
+    """Copy a file of the driver's node to `mine`; only one process of a node copies it.
 
     Args:
-        path: on the driver's node.
-        home: that node.
-        mine: here; its name says its content.
+        path: path on the driver's node.
+        home: the driver's node.
+        mine: path on this node; the name is a content hash.
 
     Raises:
-        InputError: it is gone there, or that node is; or no room, or no right to write, here. The
-            line names node and file.
+        InputError: the file or the driver's node is gone, or this node lacks disk space or write
+            permission. The message names node and file.
     """
     if mine.exists():
         return mine
     try:
         mine.parent.mkdir(parents=True, exist_ok=True)
         with mine.with_name(f".{mine.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # goes with the process, however it ends
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released when the process ends in any way
             if not mine.exists():
                 with replacing(mine) as part:
                     copy(path, home, part)
-    except Lost:
+    except TransferFailed:
         raise
     except (OSError, InputError) as error:
         said = error if isinstance(error, InputError) else f"{mine}: {error.strerror}"
@@ -142,11 +143,11 @@ def fetch(path: Path, home: Home, mine: Path) -> Path:
 
 
 def copy(path: Path, home: Home, to: Path) -> None:
-    """Write a file of the driver's node to `to`, a few pieces ahead of what is written.
+    """Copy a file of the driver's node to `to`; fetches a few pieces ahead of writing.
 
     Raises:
-        Lost: it cannot be had.
-        OSError: it cannot be written; of a disk that is too small before any piece is.
+        TransferFailed: the file cannot be fetched.
+        OSError: it cannot be written. A disk that is too small is noticed before the first piece.
     """
     here = NodeAffinitySchedulingStrategy(home.node, soft=False)
     task = ray.remote(piece).options(
@@ -164,11 +165,13 @@ def copy(path: Path, home: Home, to: Path) -> None:
                 under_way.append(task.remote(str(path), asked, PIECE))
                 asked += PIECE
         if file.tell() != total:
-            raise Lost(f"{path}: changed on node {address(home.node)} while it was copied")
+            raise TransferFailed(
+                f"{path}: changed on node {address(home.node)} while it was copied"
+            )
 
 
 def received(ref: Any, path: Path, home: Home) -> Any:
-    """A piece; Lost where there is none."""
+    """Fetch one piece; raises TransferFailed if that fails."""
     try:
         return ray.get(ref)
     except ray.exceptions.RayTaskError as error:
@@ -177,7 +180,7 @@ def received(ref: Any, path: Path, home: Home) -> Any:
         reason = (
             f"cannot be read on node {address(home.node)}, the driver's: {error.cause.strerror}"
         )
-        raise Lost(f"{path}: {reason}; --resume makes it again") from None
+        raise TransferFailed(f"{path}: {reason}; --resume makes it again") from None
     except ray.exceptions.RayError as error:
         gone = f"node {address(home.node)}, the driver's, does not answer ({type(error).__name__})"
-        raise Lost(f"{path}: cannot be copied: {gone}") from None
+        raise TransferFailed(f"{path}: cannot be copied: {gone}") from None

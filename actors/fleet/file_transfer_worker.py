@@ -1,6 +1,6 @@
-"""A file of this node, a piece at a time: what the driver's node runs for nodes that lack it.
+"""Read a file in pieces; the driver's node runs this for nodes that lack the file.
 
-Imports neither torch nor `fusion` when loaded, for the reason `preprocess.py` gives.
+Imports neither torch nor `fusion` at load time, for the reason given in `preprocess.py`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 
 def piece(path: str, start: int, size: int) -> tuple[int, NDArray[np.uint8]]:
-    """(bytes of the whole file, at most `size` of them from `start` on).
+    """(size of the file, at most `size` of its bytes from `start` on).
 
-    An array, since Ray hands arrays over without copying them; OSError where it cannot be read.
+    The bytes are an array, which Ray passes on without copying. Raises OSError if reading fails.
     """
     with open(path, "rb") as file:
         file.seek(start)

@@ -1,16 +1,13 @@
 """Fleet: the replicas of a sweep on a Ray cluster, with one copy of the weights on each node.
 
-The only file here that starts actors; what they do is in `LocalExperts` and `Shard`.
+Only this file of the package starts actors; their work is in `LocalExperts` and `Shard`.
 
-A *replica* is one whole model: one process, or a coordinator of several *shards*, each in a process
-of its own. Base and task vectors are read-only views of the node's object store, or task vectors
-are
-computed from the experts' files as they are read (`vectors_on_disk.py`). The *dispatcher* sends
-each
-call to the next free replica; callers (trials) hold only its handle. Every call carries all that it
-needs, so an actor that dies is restarted and its call repeated, with the same result to the bit.
-The
-dispatcher counts these repetitions.
+A *replica* is one whole model: one process, or a coordinator of several *shards*, each in its own
+process. Base and task vectors are read-only views of the node's object store, or task vectors are
+computed from the experts' files when they are read (`vectors_on_disk.py`). The *dispatcher* sends
+each call to the next free replica; callers (trials) hold only a handle of the dispatcher. A call
+carries all its arguments, so an actor that dies is restarted and its call repeated, with the same
+bits. The dispatcher counts these repetitions.
 """
 
 from __future__ import annotations
@@ -39,41 +36,62 @@ from actors.data.task_rows import TaskData
 from actors.experts.embedding_cache import EmbeddingCache
 from actors.families.protocol import segment_names
 from actors.fleet.client import Client
-from actors.fleet.dispatcher import PATIENCE, REVIVALS, Dispatcher, Slot, lost
+from actors.fleet.dispatcher import PATIENCE, STATE_RETRIES, Dispatcher, Slot, lost
 from actors.fleet.errors import Unplaced, placed, shortage
 from actors.fleet.file_transfer import home
 from actors.fleet.replica import SLOTS, Replica, Setup, ShardActor
-from actors.fleet.restarts import Deaths, Vitals, killed_by_ray
+from actors.fleet.restarts import Deaths, ProcessState, killed_by_ray
 from actors.fleet.transport import fetched
 from actors.pool.pool import FlatVectors, Pool, load_flat
 from actors.pool.vectors_low_rank import FactoredVectors, factor_vectors
-from actors.pool.vectors_on_disk import FiledVectors, file_vectors
+from actors.pool.vectors_on_disk import OnDiskVectors, file_vectors
 from actors.shards.resident_model import blueprint
 from fusion.errors import InputError
 
 RESTARTS = 50
-"""How often an actor that dies is started again in all; what a call may cost of them is counted at
-the dispatcher. Starting one is cheap: weights are taken up by its first call."""
+"""Restarts of an actor in all; the dispatcher limits those of a single call. A restart is cheap:
+the first call loads the weights."""
 
 RETRIES = 20
-"""How often a call to the dispatcher, which holds nothing, is made again where it died. A node that
-dies
-is asked again and again until the cluster has noticed."""
+"""Retries of a call to the dispatcher, which keeps no state, after it died. Calls to a dead node
+fail repeatedly until the cluster has noticed its death."""
 
 READS = 2
-"""How often a block of weights is read again whose reader died."""
+"""Retries of a task that reads a block of weights, after its process died."""
 
 ROBUST = {"max_restarts": RESTARTS, "max_task_retries": RETRIES}
 
 
 @dataclass(frozen=True)
 class Member:
-    """One replica of a fleet, with what it is made of."""
+    """One replica of a fleet and its actors."""
 
     number: int
     replica: Any
     shards: tuple[Any, ...]
     group: PlacementGroup
+
+
+@dataclass(frozen=True)
+class FleetOptions:
+    """Settings of a fleet beside its models, data and plan."""
+
+    dtype: str = "float32"
+    """dtype to compute in."""
+    transport: str = "store"
+    """Transport of activations between shards; see `transport.choose`."""
+    weights: str = "memory"
+    """`memory`: task vectors are in the object store. `factored`: only LoRA factors are. `files`:
+    each replica opens the experts' files, which its node must see."""
+    results: str = "base"
+    """`base` or `float32`: dtype that merged models are rounded to."""
+    readers: Sequence[str] = ()
+    """Ids of nodes that see the checkpoints: they read the blocks of weights in turn, and other
+    nodes fetch them from there. Empty: Ray chooses."""
+    sweep: str = ""
+    """Name of the sweep, for the names of actors; only one fleet at a time may have it."""
+    patience: float = PATIENCE
+    """Seconds that a call waits where no replica has a place."""
 
 
 class Fleet:
@@ -85,51 +103,47 @@ class Fleet:
         data: Mapping[str, TaskData],
         embeddings: EmbeddingCache,
         plan: Plan,
-        dtype: str = "float32",
-        patience: float = PATIENCE,
-        transport: str = "store",
-        readers: Sequence[str] = (),
-        sweep: str = "",
-        weights: str = "memory",
-        results: str = "base",
+        options: FleetOptions | None = None,
     ) -> None:
         """Start all actors, without waiting for them.
 
         Args:
             pool: the models.
-            data: of each task.
+            data: rows and head of each task.
             embeddings: cache of expert embeddings.
-            plan: how many replicas of how many shards, and where.
-            dtype: what is computed in.
-            patience: seconds that calls wait where no replica has a place any more.
-            transport: how activations travel between shards; see `transport.choose`.
-            readers: ids of nodes that see the checkpoints: the weights' blocks are read there in
-                turn, and pulled from there by other nodes. Empty: wherever Ray likes.
-            sweep: its name, for those of the actors; one fleet at a time has it.
-            weights: `memory`; `factored`: adapters' factors are the objects; or `files`: task
-                vectors are none, each replica opens the experts' files; its node must see them.
-            results: `base` or `float32`: what merged models are rounded to.
+            plan: numbers of replicas and shards, and their places.
+            options: other settings; None: `FleetOptions()`.
         """
+        options = options or FleetOptions()
         base = blueprint(pool.base, pool.names)
         self.known = Setup(
-            base, pool.tasks, pool.groups, plan, dtype, data, embeddings, transport, results, home()
+            base,
+            pool.tasks,
+            pool.groups,
+            plan,
+            options.dtype,
+            data,
+            embeddings,
+            options.transport,
+            options.results,
+            home(),
         )
-        self.plan, self.sweep = plan, sweep
+        self.plan, self.sweep = plan, options.sweep
         self.setup = ray.put(self.known)
-        # Read by tasks, a block each, so that the weights never pass through the driver.
+        # One task reads each block, so that the weights never pass through the driver.
         self.read, self.flat = [], []
         for index, block in enumerate(plan.blocks):
-            options: dict[str, Any] = {
+            reading: dict[str, Any] = {
                 "name": f"read experts: block {index}",
                 "num_cpus": 0,
                 "max_retries": READS,
             }
-            if readers:
-                options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(
-                    readers[index % len(readers)], soft=True
+            if options.readers:
+                reading["scheduling_strategy"] = NodeAffinitySchedulingStrategy(
+                    options.readers[index % len(options.readers)], soft=True
                 )
-            reader = ray.remote(read).options(num_returns=2, **options)
-            names, flat = reader.remote(pool, segment_names(base.chain, *block), weights)
+            reader = ray.remote(read_block).options(num_returns=2, **reading)
+            names, flat = reader.remote(pool, segment_names(base.chain, *block), options.weights)
             self.read.append(names)
             self.flat.append(flat)
         self.numbers = itertools.count()
@@ -140,26 +154,28 @@ class Fleet:
             num_cpus=0, max_concurrency=1000, **self.name(), **ROBUST
         )
         slots = [slot for member in self.members for slot in self.slots(member)]
-        self.dispatcher = dispatcher.remote(ray.cloudpickle.dumps(slots), patience, needed(plan))
+        self.dispatcher = dispatcher.remote(
+            ray.cloudpickle.dumps(slots), options.patience, needed(plan)
+        )
         self.client = Client(self.dispatcher, plan.replicas)
 
     @property
     def replicas(self) -> list[Any]:
-        """One actor a replica."""
+        """The actor of each replica."""
         return [member.replica for member in self.members]
 
     @property
     def shards(self) -> list[Any]:
-        """The actors of all shards; none where replicas are whole."""
+        """The actors of all shards; empty if each replica is one process."""
         return [shard for member in self.members for shard in member.shards]
 
     @property
     def groups(self) -> list[PlacementGroup]:
-        """The places, one group a replica."""
+        """The placement group of each replica."""
         return [member.group for member in self.members]
 
     def start(self) -> Member:
-        """The actors of one more replica, in a placement group of a bundle a shard."""
+        """Start one more replica, in a placement group with one bundle for each shard."""
         plan, number = self.plan, next(self.numbers)
         setup = ray.cloudpickle.dumps(self.setup)
         weights = [ray.cloudpickle.dumps(flat) for flat in self.flat]
@@ -180,7 +196,7 @@ class Fleet:
             whole = ray.remote(Replica).options(**options(0)).remote(setup, weights[0])
             member = Member(number, whole, (), group)
         else:
-            # Of the class: as one of `options`, Ray would take it and ignore it.
+            # An argument of the class: Ray accepts it in `options` but ignores it there.
             direct = plan.device == "cuda" and self.known.transport == "direct"
             kind = ray.remote(enable_tensor_transport=direct)(ShardActor)
             shards = tuple(
@@ -196,24 +212,24 @@ class Fleet:
         return member
 
     def name(self, replica: int | None = None, shard: int | None = None) -> dict[str, str]:
-        """The name of an actor, as an option; none where the sweep has no name."""
+        """Option with the name of an actor; empty if the sweep has no name."""
         return {"name": actor_name(self.sweep, replica, shard)} if self.sweep else {}
 
     def slots(self, member: Member) -> list[Slot]:
-        """The slots of a replica: one for each call that it takes at the same time."""
+        """Slots of a replica: one for each call that it runs at the same time."""
         count = SLOTS if member.shards else 1
         return [Slot(member.number, member.replica, member.group) for _ in range(count)]
 
-    def staff(self, members: Sequence[Member], coming: Sequence[Member] = ()) -> None:
+    def set_replicas(self, members: Sequence[Member], coming: Sequence[Member] = ()) -> None:
         """Set the replicas that take calls from now on.
 
         Args:
-            members: are ready.
-            coming: are not yet, and stay. All others are given up: the calls that they have are
-                made again by others.
+            members: replicas that are ready.
+            coming: replicas that are starting. All others are ended, and their calls are repeated
+                by other replicas.
         """
         slots = [slot for member in members for slot in self.slots(member)]
-        ray.get(self.dispatcher.staff.remote(ray.cloudpickle.dumps(slots)))
+        ray.get(self.dispatcher.set_replicas.remote(ray.cloudpickle.dumps(slots)))
         kept = {member.number: member for member in (*members, *coming)}
         for member in self.members:
             if member.number not in kept:
@@ -224,14 +240,14 @@ class Fleet:
         """Wait until every actor holds its weights.
 
         Raises:
-            InputError: what an actor refused; of weights, the line names the tensor and the file.
-                Or an actor or reader died again and again, or they are not ready in time.
-            Unplaced: the cluster has no room for them.
+            InputError: an actor refused its input (for weights, the message names tensor and
+                file), an actor or reader died too often, or they are not ready in time.
+            Unplaced: the cluster has no room for the replicas.
         """
         deadline = time.monotonic() + timeout
-        rises = [Rise(actor, needed(self.plan)) for actor in actors_of(self.members)]
-        rising = {rise.ready: rise for rise in rises}
-        waiting = [*self.read, *rising]  # in order of cause and effect
+        actors = [LoadingActor(actor, needed(self.plan)) for actor in actors_of(self.members)]
+        loading = {actor.ready: actor for actor in actors}
+        waiting = [*self.read, *loading]  # readers first: actors wait for them
         count = len(waiting)
         while waiting:
             done, waiting = ray.wait(waiting, timeout=max(0.0, deadline - time.monotonic()))
@@ -241,16 +257,16 @@ class Fleet:
                 except Exception as error:
                     if not is_death(error):
                         raise
-                    if ref not in rising:
+                    if ref not in loading:
                         raise OutOfMemory(
                             f"fleet: a reader of weights died {READS + 1} times, for want of"
                             f" memory most likely; planned: {needed(self.plan)}; set"
                             " placement.weights: files, or grant more memory"
                         ) from error
-                    rise = rising.pop(ref)
-                    rise.again()
-                    rising[rise.ready] = rise
-                    waiting.append(rise.ready)
+                    actor = loading.pop(ref)
+                    actor.retry()
+                    loading[actor.ready] = actor
+                    waiting.append(actor.ready)
             if not done and not all(map(placed, self.groups)):
                 raise Unplaced(f"{shortage(self.groups)}; waited {timeout:.0f} s")
             if not done:
@@ -263,9 +279,8 @@ class Fleet:
     def close(self) -> None:
         """End all actors and remove their placement groups.
 
-        Readers that are under way end by themselves. In Ray 2.60 a task that is cancelled in the
-        moment in which it is handed to a worker takes its driver with it ("tried to complete task
-        that was not pending").
+        Running readers end by themselves. In Ray 2.60, cancelling a task at the moment when it is
+        handed to a worker ends the driver ("tried to complete task that was not pending").
         """
         self.read.clear()
         ray.kill(self.dispatcher)
@@ -302,7 +317,7 @@ def actors_of(members: Iterable[Member]) -> list[Any]:
     return [*shards, *(member.replica for member in members)]
 
 
-def pids(members: Iterable[Member]) -> list[Any]:
+def weights_ready(members: Iterable[Member]) -> list[Any]:
     """References that are ready when these replicas hold their weights; shards first."""
     return [ready_of(actor) for actor in actors_of(members)]
 
@@ -312,28 +327,28 @@ def ready_of(actor: Any) -> Any:
     return actor.pid.options(max_task_retries=0).remote()
 
 
-class Rise:
-    """An actor that is loading its weights; it may die of that a few times."""
+class LoadingActor:
+    """An actor that is loading its weights, which may kill its process a few times."""
 
     def __init__(self, actor: Any, need: str) -> None:
-        """`need`: the memory that was counted, for messages."""
+        """`need`: the memory that the plan counted for a replica, for messages."""
         self.actor = actor
         self.deaths = Deaths("a replica takes up its weights", need)
-        # First, for an actor takes its calls in order.
-        self.vitals = actor.vitals.options(max_task_retries=0).remote()
+        # Submitted first: an actor runs its calls in order.
+        self.states = actor.states.options(max_task_retries=0).remote()
         self.ready = ready_of(actor)
 
-    def again(self) -> None:
-        """Ask again after a death; Ray restarts the actor.
+    def retry(self) -> None:
+        """Wait again after a death; Ray restarts the actor.
 
         Raises:
-            OutOfMemory, Died: that was once too often.
+            OutOfMemory, Died: the actor died too often.
         """
-        known: list[Vitals] = []
-        with suppress(ray.exceptions.RayActorError):  # it died before it could say
-            known = fetched(self.vitals)
-        self.vitals = self.actor.vitals.options(max_task_retries=REVIVALS).remote()
-        now = fetched(self.vitals)
+        known: list[ProcessState] = []
+        with suppress(ray.exceptions.RayActorError):  # it died before it answered
+            known = fetched(self.states)
+        self.states = self.actor.states.options(max_task_retries=STATE_RETRIES).remote()
+        now = fetched(self.states)
         self.deaths.add(known, now, killed_by_ray(lost(known, now)))
         self.ready = ready_of(self.actor)
 
@@ -355,15 +370,17 @@ def end(member: Member) -> None:
     remove_placement_group(member.group)
 
 
-def read(
+def read_block(
     pool: Pool, names: tuple[str, ...], weights: str = "memory"
-) -> tuple[tuple[str, ...], FlatVectors | FiledVectors | FactoredVectors]:
-    """The experts' names, small enough to fetch (or to fail by), and a block's weights.
+) -> tuple[tuple[str, ...], FlatVectors | OnDiskVectors | FactoredVectors]:
+    """Read one block of weights; runs as a Ray task.
 
-    Of weights that stay in files, those of the base.
+    Returns:
+        The experts' names, which the driver fetches to see errors, and the block's weights. If
+        weights stay in files, only those of the base are read.
 
     Raises:
-        InputError: an expert that is not there on this node, or is refused.
+        InputError: an expert is missing on this node, or is refused.
     """
     node = ray.util.get_node_ip_address()
     for member in (pool.base, *pool.experts.values()):

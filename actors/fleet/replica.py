@@ -1,4 +1,4 @@
-"""Actors of a fleet: shards, and replicas over them. `fleet.py` starts them."""
+"""Actors of a fleet: shards, and replicas that coordinate them. `fleet.py` starts them."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from actors.data.task_rows import TaskData
 from actors.experts.embedding_cache import EmbeddingCache
 from actors.experts.local import LocalExperts
 from actors.experts.model_runner import ModelRunner
-from actors.experts.peak_memory import WATER
+from actors.experts.peak_memory import PEAK_MEMORY
 from actors.experts.recipe import results_dtype
 from actors.experts.requests import Request, Result
 from actors.files.cache_dir import cache_dir
-from actors.fleet.file_transfer import Home, paths, settled
-from actors.fleet.restarts import Living, Vitals, vitals
-from actors.fleet.transport import GpuToGpu, Stored, choose, fetched, pack, unpack
+from actors.fleet.file_transfer import Home, paths, with_local_files
+from actors.fleet.restarts import ProcessState, StateReporter, own_state
+from actors.fleet.transport import GpuLink, ObjectStoreLink, choose, fetched, pack, unpack
 from actors.pool.pool import FlatVectors, unflatten
 from actors.pool.vectors_low_rank import FactoredVectors, opened_factors
-from actors.pool.vectors_on_disk import FiledVectors, opened_vectors
-from actors.shards.pipeline import Direct, Pipeline
+from actors.pool.vectors_on_disk import OnDiskVectors, opened_vectors
+from actors.shards.pipeline import LocalLink, Pipeline
 from actors.shards.requests import ShardRequest
 from actors.shards.resident_model import Blueprint
 from actors.shards.shard import Shard
@@ -41,15 +41,15 @@ from fusion.task_vectors.task_vectors import TaskVectors
 log = logging.getLogger(__name__)
 
 SLOTS = 2
-"""Calls that a coordinator takes at a time: one call's bubbles are another's work."""
+"""Calls that a coordinator runs at the same time: one fills the pipeline bubbles of the other."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What an actor is built from, apart from the weights."""
+    """Everything that an actor is built from, except the weights."""
 
     base: Blueprint
-    """With the weights that are not fused; the others come with the task vectors."""
+    """Holds the weights that are not fused; the others come with the task vectors."""
     tasks: tuple[str, ...]
     groups: tuple[str, ...]
     plan: Plan
@@ -57,22 +57,22 @@ class Setup:
     data: Mapping[str, TaskData]
     embeddings: EmbeddingCache
     transport: str = "store"
-    """`store`, or `direct` where it can be had."""
+    """`store`, or `direct` if it is available."""
     results: str = "base"
-    """What merged models are rounded to: `base` or `float32`."""
+    """dtype that merged models are rounded to: `base` or `float32`."""
     home: Home | None = None
-    """Whose paths those of `data` and `embeddings` are; None: every node's."""
+    """Node on which the paths of `data` and `embeddings` are valid; None: on every node."""
 
     def here(self) -> Setup:
-        """The same with paths of this node, after what it lacks was fetched.
+        """The same with paths of this node; fetches the files that it lacks.
 
-        Where it lacked nothing (a shared file system), expert embeddings are shared as well;
-        elsewhere each node keeps its own.
+        If it lacks none (a shared file system), expert embeddings are shared too; otherwise each
+        node keeps its own.
 
         Raises:
-            InputError: see `settled`.
+            InputError: see `with_local_files`.
         """
-        data = settled(self.data, self.home)
+        data = with_local_files(self.data, self.home)
         if paths(data) == paths(self.data):
             return self
         return replace(
@@ -81,21 +81,21 @@ class Setup:
 
 
 def opened(reference: bytes) -> Any:
-    """What a pickled object reference stands for.
+    """The object of a pickled reference.
 
-    The fleet keeps what it stands for alive. As an argument proper the reference would be the
-    actor's own, and Ray warns of each that a restart may not find it.
+    The fleet keeps the object alive. A plain reference as an argument would be owned by the actor,
+    and Ray would warn that a restart may not find it.
     """
     return ray.get(ray.cloudpickle.loads(reference))
 
 
-def vectors_of(weights: FlatVectors | FiledVectors | FactoredVectors, device: str) -> TaskVectors:
-    """Views of the object store, of task vectors or their factors; or such as are made from files.
+def vectors_of(weights: FlatVectors | OnDiskVectors | FactoredVectors, device: str) -> TaskVectors:
+    """Task vectors as views of the object store (dense or factors), or computed from files.
 
     Raises:
-        InputError: files that this node does not see, or that are not what they were.
+        InputError: files that this node does not see, or that have changed.
     """
-    if isinstance(weights, FiledVectors):
+    if isinstance(weights, OnDiskVectors):
         return opened_vectors(weights, device, ray.util.get_node_ip_address())
     if isinstance(weights, FactoredVectors):
         return opened_factors(weights, device)
@@ -103,7 +103,7 @@ def vectors_of(weights: FlatVectors | FiledVectors | FactoredVectors, device: st
 
 
 def once(call: Any) -> Any:
-    """A shard's method; where the shard dies of it, whoever made the whole call counts that."""
+    """A shard's method without Ray's retries: the dispatcher repeats the whole call instead."""
     return call.options(max_task_retries=0)
 
 
@@ -117,7 +117,7 @@ def build_shard(setup: Setup, weights: bytes, index: int) -> Shard:
     )
     last = index == setup.plan.shards - 1
     kinds = [kind for kind, read in (("pixels", index == 0), ("heads", last)) if read]
-    data = settled(setup.data, setup.home, kinds)
+    data = with_local_files(setup.data, setup.home, kinds)
     heads = {name: open_head(task.head) for name, task in data.items()} if last else {}
     shard = Shard(
         replace(setup.base, tensors={**vectors.base, **setup.base.tensors}),
@@ -129,13 +129,13 @@ def build_shard(setup: Setup, weights: bytes, index: int) -> Shard:
         contexts=SLOTS * (setup.plan.shards - index),
         places={path.name: path for path in paths(data)},
     )
-    cache = setup.embeddings.root.parent  # the driver's; where this node has none, its own
+    cache = setup.embeddings.root.parent  # the driver's; if this node lacks it, its own
     shard.statistics_root = cache if cache.is_dir() else None
     return shard
 
 
-class ShardActor(Living):
-    """`Shard` in a process of its own; carries come and go as its link sends them."""
+class ShardActor(StateReporter):
+    """`Shard` in its own process; receives and returns activations in the form of its link."""
 
     def __init__(self, setup: bytes, weights: bytes, index: int) -> None:
         """`setup`, `weights`: pickled references to a `Setup` and a block's weights.
@@ -148,7 +148,7 @@ class ShardActor(Living):
 
     @cached_property
     def shard(self) -> Shard:
-        """What does the work. (A call at a time: nobody else asks for it meanwhile.)"""
+        """The shard; built by the first call (the actor runs one call at a time)."""
         setup, weights, index = self.given
         return build_shard(opened(setup), weights, index)
 
@@ -157,51 +157,51 @@ class ShardActor(Living):
         return self.shard.names()
 
     def call(self, request: ShardRequest, *given: Any) -> Any:
-        """The result of a request, packed for the object store."""
+        """Run a request, and pack its result for the object store."""
         return pack(request.run(self.shard, *unpack(given)))
 
     def keep(self, key: str, request: ShardRequest, *given: Any) -> Any:
-        """A request whose carry stays on the device; its other results wait for `kept`."""
+        """Run a request; its activations stay on the device, other results wait for `kept`."""
         found = request.run(self.shard, *given)
         if not isinstance(found, tuple):
             return found
-        *small, carry = found
+        *small, activations = found
         self.results[key] = pack(tuple(small) if len(small) > 1 else small[0])
-        return carry
+        return activations
 
     def kept(self, key: str) -> Any:
-        """The small results of a `keep`, once."""
+        """The other results of a `keep`, which are then dropped."""
         return self.results.pop(key)
 
     def begin(self, learns: bool, first: bool) -> None:
-        """See `HighWater.begin`: a call of the whole model begins."""
-        WATER.begin(learns, self.shard.device, first=first)
+        """A call of the whole model begins; see `PeakMemory.begin`."""
+        PEAK_MEMORY.begin(learns, self.shard.device, first=first)
 
-    def told(self, method: str) -> int:
-        """See `HighWater.told`."""
-        return WATER.told(self.shard.device, method)
+    def peak(self, method: str) -> int:
+        """See `PeakMemory.peak`."""
+        return PEAK_MEMORY.peak(self.shard.device, method)
 
     def pid(self) -> int:
-        """The process, once it holds its weights."""
+        """Process id, once it holds its weights."""
         assert self.shard is not None
         return os.getpid()
 
 
-class OfShards:
-    """Peak memory of calls to a model that is cut: the most that one of its shards held.
+class ShardsPeakMemory:
+    """Peak memory of calls to a sharded model: the largest peak of one of its shards.
 
-    No answer is awaited but that of `told`: a shard keeps what teaching held until then.
+    Only `peak` waits for the shards; they keep the peak of training calls until then.
     """
 
     def __init__(self, shards: Sequence[Any]) -> None:
-        """`shards`: their actors."""
+        """`shards`: actors of the shards."""
         self.shards = list(shards)
         self.lock = threading.Lock()
         self.running = 0
 
     @contextmanager
     def call(self, learns: bool, device: torch.device) -> Iterator[None]:
-        """See `Water.call`."""
+        """See `MemoryMeter.call`."""
         with self.lock:
             for shard in self.shards:
                 once(shard.begin).remote(learns, not self.running)
@@ -212,52 +212,57 @@ class OfShards:
             with self.lock:
                 self.running -= 1
 
-    def told(self, device: torch.device, method: str) -> int:
-        """See `Water.told`."""
-        asked = [once(shard.told).remote(method) for shard in self.shards]
+    def peak(self, device: torch.device, method: str) -> int:
+        """See `MemoryMeter.peak`."""
+        asked = [once(shard.peak).remote(method) for shard in self.shards]
         return max(int(each) for each in fetched(asked))
 
 
 class Replica:
-    """`LocalExperts` in a process of its own: over a shard of its own, or as their coordinator."""
+    """`LocalExperts` in its own process, with one shard inside or as the coordinator of several."""
 
     def __init__(self, given: bytes, weights: bytes | None, coordinated: bytes = b"") -> None:
-        """`given`: a pickled reference to a `Setup`; `weights`: to those of the whole model;
-        None: the pickled shards `coordinated` have them. Taken up by the first call, as a
-        `ShardActor`'s."""
+        """Keep the arguments; the first call loads the weights, as in `ShardActor`.
+
+        Args:
+            given: pickled reference to a `Setup`.
+            weights: pickled reference to the weights of the whole model; None: they are in the
+                shards.
+            coordinated: pickled actors of the shards.
+        """
         self.given = given, weights, coordinated
         self.making = threading.Lock()
 
     @property
     def experts(self) -> LocalExperts:
-        """What does the work; of calls side by side, the first makes it."""
+        """The experts; built by the first of several concurrent calls."""
         with self.making:
             return self.made
 
     @cached_property
     def made(self) -> LocalExperts:
-        """See `experts`."""
+        """Built once; use `experts`, which holds the lock."""
         given, weights, coordinated = self.given
         known: Setup = opened(given)
         setup = known.here()
         if weights is not None:
             whole = build_shard(setup, weights, 0)
-            pipeline = Pipeline([whole], [whole.names()], setup.groups, Direct())
-            device, water = setup.plan.device, None
+            pipeline = Pipeline([whole], [whole.names()], setup.groups, LocalLink())
+            device, meter = setup.plan.device, None
         else:
             shards: list[Any] = ray.cloudpickle.loads(coordinated)
             names = ray.get([once(shard.names).remote() for shard in shards])
             link = choose(shards, setup.plan.device, setup.plan.gpus, setup.transport)
             pipeline = Pipeline(shards, names, setup.groups, link)
-            device, water = "cpu", OfShards(shards)
+            device, meter = "cpu", ShardsPeakMemory(shards)
         runner = ModelRunner(pipeline, setup.tasks, setup.data, setup.embeddings, device)
-        return LocalExperts(runner, water or WATER)
+        return LocalExperts(runner, meter or PEAK_MEMORY)
 
     def call(self, request: Request[Result]) -> Result:
-        """Run a request; where a direct transport fails with a shard, again through the store.
+        """Run a request; if the direct transport fails, run it again through the object store.
 
-        A direct transport fails in many ways (what a shard kept is gone, a peer hangs up): every
-        error but an `InputError` counts as one.
+        A direct transport can fail in many ways (a shard lost its kept results, a peer closed the
+        connection), so every error except `InputError` counts as such a failure.
         """
         experts = self.experts
         link = experts.runner.pipeline.link  # another call may change it meanwhile
@@ -265,25 +270,25 @@ class Replica:
         try:
             with (
                 timed(request.metric_name, request.method),
-                experts.water.call(request.learns, device),
+                experts.meter.call(request.learns, device),
             ):
                 return request.run(experts)
         except InputError:
             raise
         except Exception as error:
-            if not isinstance(link, GpuToGpu):
+            if not isinstance(link, GpuLink):
                 raise
             log.warning("transport: object store from now on: %s", " ".join(str(error).split()))
-            experts.runner.pipeline.link = Stored()
+            experts.runner.pipeline.link = ObjectStoreLink()
             return request.run(experts)
 
     def pid(self) -> int:
-        """The process, once it holds its weights, or its shards do."""
+        """Process id, once this process or its shards hold the weights."""
         assert self.experts is not None
         return os.getpid()
 
-    def vitals(self) -> list[Vitals]:
-        """Of this process and of its shards'; nothing is loaded for it."""
+    def states(self) -> list[ProcessState]:
+        """States of this process and of its shards' processes; does not load the weights."""
         shards = ray.cloudpickle.loads(self.given[2]) if self.given[2] else []
-        asked: list[list[Vitals]] = ray.get([shard.vitals.remote() for shard in shards])
-        return [vitals(), *(each for found in asked for each in found)]
+        asked: list[list[ProcessState]] = ray.get([shard.states.remote() for shard in shards])
+        return [own_state(), *(each for found in asked for each in found)]

@@ -1,10 +1,9 @@
-"""Deaths of processes in the middle of a call: when the call is repeated and when it is given up.
+"""Deaths of processes during a call: decide whether the call is repeated or given up.
 
-A replica that dies twice in a row for one call, because memory ran out, is out of memory. Ray does
-not tell the waiting process who killed an actor. So each process of a replica reports, while it is
-alive, how many processes were killed for memory where it runs (`vitals`). Where Ray has a
-dashboard,
-it keeps how a process ended.
+A call is given up as out of memory when its replica dies twice in a row for lack of memory. Ray
+does not tell the waiting process why an actor died. So each process of a replica reports how many
+processes were killed for lack of memory on its node (`own_state`), and the dispatcher compares the
+number before and after a death. A Ray with a dashboard also keeps how each process ended.
 """
 
 from __future__ import annotations
@@ -21,45 +20,45 @@ import ray
 from actors.cluster.fatal import Died, OutOfMemory
 from actors.cluster.limits import killed, limits
 
-STARVED = 2
-"""Deaths for want of memory in a row after which a call is given up. The second time it had the
-machine to itself."""
+MEMORY_DEATHS = 2
+"""Deaths in a row for lack of memory after which a call is given up. At the second attempt it ran
+alone."""
 
-DIED = 4
-"""Deaths for reasons that nobody knows (a bug that ends the process, somebody's `kill`), in all."""
+UNKNOWN_DEATHS = 4
+"""Deaths for unknown reasons (a crash, a `kill`) after which a call is given up."""
 
-MOVED = 20
-"""Calls lost with their nodes; a cluster that loses more of them is not one to work on."""
+NODE_LOSSES = 20
+"""Losses of the call's node after which a call is given up."""
 
-LOOK = 5.0
-"""Seconds for Ray to say how a process ended."""
+ASK_TIMEOUT = 5.0
+"""Seconds to wait for Ray's answer how a process ended."""
 
-SILENT = threading.Event()
-"""Set where Ray did not say it."""
+UNANSWERED = threading.Event()
+"""Set if Ray did not answer in time; it is then not asked again."""
 
 
 @dataclass(frozen=True)
-class Vitals:
-    """One process of a replica, while it is alive."""
+class ProcessState:
+    """State of one running process of a replica, and of its node's memory."""
 
     node: str
     pid: int
     killed: int
-    """Processes that were killed for memory there so far."""
+    """Number of processes killed for lack of memory there so far."""
     granted: int
-    """Bytes of memory that the process and all beside it may take there."""
+    """Bytes of memory granted there to this process and its siblings."""
     free: int
-    """Bytes of these that are left now."""
+    """Bytes of these that are free now."""
     by: str
-    """What bounds them; empty: the machine."""
+    """What limits the memory; empty: the machine."""
     address: str
-    """Of the node, for people."""
+    """Address of the node, for messages."""
 
 
-def vitals() -> Vitals:
-    """Of this process, of an actor."""
+def own_state() -> ProcessState:
+    """State of this process, which is an actor."""
     node, granted = ray.get_runtime_context().get_node_id(), limits()
-    return Vitals(
+    return ProcessState(
         str(node),
         os.getpid(),
         killed(),
@@ -70,34 +69,35 @@ def vitals() -> Vitals:
     )
 
 
-class Living:
-    """An actor of one process that the dispatcher can ask how it is."""
+class StateReporter:
+    """An actor of one process that reports its state to the dispatcher."""
 
-    def vitals(self) -> list[Vitals]:
-        """Of this process; nothing is loaded for it."""
-        return [vitals()]
+    def states(self) -> list[ProcessState]:
+        """State of this process; does not load the weights."""
+        return [own_state()]
 
 
-def starved(before: Sequence[Vitals], after: Sequence[Vitals]) -> bool:
-    """Whether processes were killed for memory where these ran.
+def killed_for_memory(before: Sequence[ProcessState], after: Sequence[ProcessState]) -> bool:
+    """Whether processes were killed for lack of memory on these nodes.
 
-    >>> one = Vitals("n", 1, 0, 8, 4, "", "")
-    >>> starved([one], [one]), starved([one], [Vitals("n", 2, 1, 8, 4, "", "")])
+    >>> one = ProcessState("n", 1, 0, 8, 4, "", "")
+    >>> two = ProcessState("n", 2, 1, 8, 4, "", "")
+    >>> killed_for_memory([one], [one]), killed_for_memory([one], [two])
     (False, True)
     """
     kills = {each.node: each.killed for each in before}
     return any(each.killed > kills.get(each.node, each.killed) for each in after)
 
 
-def moved(before: Sequence[Vitals], after: Sequence[Vitals]) -> bool:
-    """Whether a process is on another node now: its own went."""
+def moved(before: Sequence[ProcessState], after: Sequence[ProcessState]) -> bool:
+    """Whether a process runs on another node now, because it lost its own."""
     return {each.node for each in before} != {each.node for each in after}
 
 
-def killed_by_ray(gone: Sequence[Vitals]) -> bool:
-    """Whether Ray ended one of these processes for want of memory, as far as `LOOK` seconds tell.
+def killed_by_ray(gone: Sequence[ProcessState]) -> bool:
+    """Whether Ray ended one of these processes for lack of memory; waits at most `ASK_TIMEOUT` s.
 
-    A Ray without a dashboard does not know, and takes long to say so: it is asked once.
+    A Ray without a dashboard does not know, and is slow to answer: it is asked only once.
     """
     found: list[bool] = []
 
@@ -105,78 +105,82 @@ def killed_by_ray(gone: Sequence[Vitals]) -> bool:
         with suppress(Exception):  # no dashboard, or one of another kind
             found.append(any(map(ended_for_memory, gone)))
 
-    if SILENT.is_set():
+    if UNANSWERED.is_set():
         return False
     thread = threading.Thread(target=ask, name="how it ended", daemon=True)
     thread.start()
-    thread.join(LOOK)
+    thread.join(ASK_TIMEOUT)
     if not found:
-        SILENT.set()
+        UNANSWERED.set()
     return any(found)
 
 
-def ended_for_memory(gone: Vitals) -> bool:
-    """Whether Ray keeps that of a process."""
+def ended_for_memory(gone: ProcessState) -> bool:
+    """Whether Ray has recorded that a process was ended for lack of memory."""
     from ray.util.state import list_workers
 
     filters = [("pid", "=", gone.pid), ("node_id", "=", gone.node)]
-    ended = list_workers(filters=filters, detail=True, timeout=int(LOOK))
+    ended = list_workers(filters=filters, detail=True, timeout=int(ASK_TIMEOUT))
     return any("OUT_OF_MEMORY" in str(worker.exit_type) for worker in ended)
 
 
 @dataclass
 class Deaths:
-    """Those of one call."""
+    """Deaths during one call, by reason."""
 
     what: str
-    """The call."""
+    """Title of the call, for messages."""
     need: str = ""
-    """What the plan counted for a replica, for messages."""
-    starved: int = 0
-    """For want of memory, in a row."""
+    """Memory that the plan counted for a replica, for messages."""
+    for_memory: int = 0
+    """Deaths for lack of memory, in a row."""
     unknown: int = 0
     moved: int = 0
-    last: Sequence[Vitals] = field(default_factory=tuple)
+    last: Sequence[ProcessState] = field(default_factory=tuple)
 
-    def add(self, before: Sequence[Vitals], after: Sequence[Vitals], by_ray: bool) -> None:
-        """One more.
+    def add(
+        self, before: Sequence[ProcessState], after: Sequence[ProcessState], by_ray: bool
+    ) -> None:
+        """Count a death; raise an error after too many.
 
         Args:
-            before: the replica's processes before the call.
-            after: the same when they were alive again; empty: its place is lost.
-            by_ray: whether Ray says that it was for memory.
+            before: states of the replica's processes before the call.
+            after: their states after the restart; empty: the replica lost its place.
+            by_ray: whether Ray recorded an end for lack of memory.
 
         Raises:
-            OutOfMemory: that is enough.
-            Died: so it is, for another reason.
+            OutOfMemory: too many deaths for lack of memory.
+            Died: too many deaths for another reason.
         """
         self.last = after or before
-        if by_ray or starved(before, after):
-            self.starved += 1
-            if self.starved == STARVED:
-                raise OutOfMemory(self.hungry())
+        if by_ray or killed_for_memory(before, after):
+            self.for_memory += 1
+            if self.for_memory == MEMORY_DEATHS:
+                raise OutOfMemory(self.memory_message())
             return
-        self.starved = 0
+        self.for_memory = 0
         if not after or moved(before, after):
             self.moved += 1
         else:
             self.unknown += 1
-        if self.moved == MOVED:
-            raise Died(f"{self.what}: its node went {MOVED} times: given up")
-        if self.unknown == DIED:
+        if self.moved == NODE_LOSSES:
+            raise Died(f"{self.what}: its node went {NODE_LOSSES} times: given up")
+        if self.unknown == UNKNOWN_DEATHS:
             raise Died(
-                f"{self.what}: the process that made it died {DIED} times{self.where()}, and nobody"
-                f" knows why (`dmesg` there may); given up. If it was for memory: {self.remedy()}"
+                f"{self.what}: the process that made it died {UNKNOWN_DEATHS}"
+                f" times{self.on_node()}, and nobody knows why (`dmesg` there may); given up. If it"
+                f" was for memory: {self.advice()}"
             )
 
-    def hungry(self) -> str:
-        """What is said where memory does not do."""
+    def memory_message(self) -> str:
+        """Error message for lack of memory."""
         return (
-            f"{self.what}: out of memory, {STARVED} times in a row{self.where()}; {self.remedy()}"
+            f"{self.what}: out of memory, {MEMORY_DEATHS} times in a row{self.on_node()};"
+            f" {self.advice()}"
         )
 
-    def where(self) -> str:
-        """The node that has least, and what it has."""
+    def on_node(self) -> str:
+        """The node with the least free memory, for messages."""
         from actors.cluster.partition import gigabytes  # late: it brings torch
 
         if not self.last:
@@ -188,8 +192,8 @@ class Deaths:
             f" {gigabytes(least.free)} free without it"
         )
 
-    def remedy(self) -> str:
-        """What to do."""
+    def advice(self) -> str:
+        """Settings that reduce memory, for messages."""
         needed = f"planned: {self.need}; " if self.need else ""
         return (
             f"{needed}set placement.replicas lower, placement.dtype: float16, placement.weights:"
@@ -197,17 +201,20 @@ class Deaths:
         )
 
 
-class Turns:
-    """Calls side by side, or one by itself: after a death for memory, it is seen whose it was."""
+class CallLock:
+    """Lock that many calls hold at the same time, or one call alone.
+
+    A call that died for lack of memory is repeated alone, to see whether it is the cause.
+    """
 
     def __init__(self) -> None:
         self.running = self.waiting = 0
-        """Calls under way, and those that wait to be alone."""
+        """Number of running calls (−1: one alone), and of calls that wait to run alone."""
         self.changed = asyncio.Condition()
 
     @asynccontextmanager
-    async def turn(self, *, alone: bool) -> AsyncIterator[None]:
-        """Wait for it, and have it."""
+    async def hold(self, *, alone: bool) -> AsyncIterator[None]:
+        """Acquire the lock, and release it at the end of the block."""
         async with self.changed:
             self.waiting += alone
             try:
@@ -216,7 +223,7 @@ class Turns:
                 )
             finally:
                 self.waiting -= alone
-                self.changed.notify_all()  # who gave up, others need not wait for
+                self.changed.notify_all()  # after a cancelled wait, others may go on
             self.running = -1 if alone else self.running + 1
         try:
             yield

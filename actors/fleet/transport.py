@@ -1,8 +1,7 @@
-"""How shards that are actors are called, and how activations get from one to the next.
+"""Links between a pipeline and shards that are actors: calls, and transport of activations.
 
-The one seam between pipelines and Ray's transports. On a CPU, and wherever nothing better is
-there, results lie in Ray's object store as NumPy arrays, which readers map without a copy. Where
-every shard has a GPU of its own, Ray's direct transport (an alpha API) moves them from GPU to GPU.
+By default, results go through Ray's object store as NumPy arrays, which readers map without a copy.
+If every shard has its own GPU, Ray's direct transport (an alpha API) can move them from GPU to GPU.
 """
 
 from __future__ import annotations
@@ -33,19 +32,19 @@ NO_CUPY = (
 )
 
 BITS = {torch.bfloat16: torch.int16}
-"""dtypes that NumPy lacks, and what their bits travel as."""
+"""dtypes that NumPy lacks -> integer dtype with the same number of bits."""
 
 
 @dataclass(frozen=True, eq=False)
-class Bits:
-    """A tensor of a dtype that NumPy lacks."""
+class PackedTensor:
+    """The bits of a tensor whose dtype NumPy lacks."""
 
     dtype: str
     array: NDArray[np.generic]
 
 
 def pack(value: Any) -> Any:
-    """Tensors of a carry as NumPy arrays (bfloat16 as its bits); anything else as it is."""
+    """Convert tensors in a structure to NumPy arrays (bfloat16 as bits); other values are kept."""
     if isinstance(value, dict):
         return {name: pack(inner) for name, inner in value.items()}
     if isinstance(value, tuple | list):
@@ -55,26 +54,25 @@ def pack(value: Any) -> Any:
     value = value.detach().cpu().contiguous()
     if value.dtype in BITS:
         name = str(value.dtype).removeprefix("torch.")
-        return Bits(name, value.view(BITS[value.dtype]).numpy())
+        return PackedTensor(name, value.view(BITS[value.dtype]).numpy())
     return value.numpy()
 
 
 def unpack(value: Any) -> Any:
-    """The inverse of `pack`; arrays from the object store stay where they are, and are not written
-    to."""
+    """The inverse of `pack`; arrays of the object store are not copied, and must not be written."""
     if isinstance(value, dict):
         return {name: unpack(inner) for name, inner in value.items()}
     if isinstance(value, np.ndarray):
         return as_tensor(value, "cpu")
-    if isinstance(value, Bits):
+    if isinstance(value, PackedTensor):
         return as_tensor(value.array, "cpu").view(getattr(torch, value.dtype))
     if isinstance(value, tuple | list):
         return type(value)(unpack(inner) for inner in value)
     return value
 
 
-class Referred(Parcel):
-    """Tensors in the object store; whoever opens it maps them."""
+class StoredTensors(Parcel):
+    """Tensors in the object store; `open` maps them."""
 
     def open(self) -> Mapping[str, Tensor]:
         """The tensors."""
@@ -82,12 +80,12 @@ class Referred(Parcel):
         return found
 
 
-class Stored:
-    """Results through the object store."""
+class ObjectStoreLink:
+    """Link that sends results through the object store."""
 
     def call(self, shard: Any, request: ShardRequest, *given: Any) -> Any:
-        """A reference, or as many as the request has results."""
-        # Where the shard dies of it, whoever made the whole call counts that, and makes it again.
+        """One reference for each result of the request."""
+        # No retries by Ray: if the shard dies, the dispatcher repeats the whole call.
         named = shard.call.options(
             name=f"ShardActor.{request.name}", num_returns=request.returns, max_task_retries=0
         )
@@ -98,15 +96,18 @@ class Stored:
         return unpack(fetched(pending))
 
     def put(self, tensors: Mapping[str, Tensor]) -> Parcel:
-        """In the object store, as long as someone holds the parcel."""
-        return Referred(ray.put(pack(dict(tensors))))
+        """Store tensors; they stay in the object store as long as the parcel exists."""
+        return StoredTensors(ray.put(pack(dict(tensors))))
 
 
-class GpuToGpu:
-    """Carries from device to device by Ray's direct transport; small results as `Stored`.
+class GpuLink:
+    """Link that moves activations between GPUs by Ray's direct transport (an alpha API).
 
-    A direct transport takes methods of one result only, so a shard keeps the small ones of a call
-    until they are asked for. What a shard kept is lost with it: the whole call is then made again.
+    Other results go through an `ObjectStoreLink`.
+
+
+    A direct transport allows only methods with one result, so a shard keeps the small results of a
+    call until they are fetched. If a shard dies, they are lost, and the whole call is repeated.
     """
 
     def __init__(self, shards: Sequence[Any], transport: str) -> None:
@@ -117,59 +118,58 @@ class GpuToGpu:
         create_collective_group(list(shards), backend=backend)
         self.last = shards[-1]
         self.transport = transport
-        self.stored = Stored()
+        self.stored = ObjectStoreLink()
 
     def call(self, shard: Any, request: ShardRequest, *given: Any) -> Any:
-        """References; that of the carry, which comes last, is to a tensor on the device."""
+        """References to the results; the last is to activations on the device."""
         returns = request.returns
-        leaves = returns == 1 and shard == self.last  # to whoever asked, who is in no group
-        if leaves or not request.carries:
+        leaves = returns == 1 and shard == self.last  # to the coordinator, which is in no group
+        if leaves or not request.returns_activations:
             return self.stored.call(shard, request, *given)
         key = uuid.uuid4().hex
         direct = shard.keep.options(tensor_transport=self.transport, max_task_retries=0)
-        carry = direct.remote(key, request, *given)
+        activations = direct.remote(key, request, *given)
         if returns == 1:
-            return carry
+            return activations
         small = shard.kept.options(num_returns=returns - 1, max_task_retries=0).remote(key)
-        return (*([small] if returns == 2 else small), carry)
+        return (*([small] if returns == 2 else small), activations)
 
     def get(self, pending: Any) -> Any:
         """Fetched, as tensors."""
         return self.stored.get(pending)
 
     def put(self, tensors: Mapping[str, Tensor]) -> Parcel:
-        """See `Stored.put`."""
+        """See `ObjectStoreLink.put`."""
         return self.stored.put(tensors)
 
 
 def choose(
     shards: Sequence[Any], device: str, gpus: float, wanted: str = "direct"
-) -> Stored | GpuToGpu:
-    """The object store, or, where `direct` is wanted, the GPUs' own where it can be had.
+) -> ObjectStoreLink | GpuLink:
+    """Choose the object store, or the direct transport if it is `wanted` and available.
 
-    It can where each of several shards has a whole GPU, and CuPy, on which Ray's NCCL groups are
-    written, is installed. It is not the default: in Ray 2.60 a transfer that fails takes both
-    actors with it, and they do not come back.
+    Direct transport needs several shards with a whole GPU each, and CuPy, which Ray's NCCL groups
+    use. It is not the default: in Ray 2.60 a failed transfer ends both actors for good.
     """
     if wanted != "direct" or device != "cuda" or gpus < 1 or len(shards) < 2:
-        return Stored()
+        return ObjectStoreLink()
     if find_spec("cupy") is None:
         log.warning(NO_CUPY)
-        return Stored()
+        return ObjectStoreLink()
     try:
-        return GpuToGpu(shards, "nccl")
+        return GpuLink(shards, "nccl")
     except (
         ImportError, AttributeError, RuntimeError, ValueError, ray.exceptions.RayError
     ) as error:  # fmt: skip
         log.warning("transport: object store, since NCCL is not to be had: %s", one_line(error))
-    return Stored()
+    return ObjectStoreLink()
 
 
 def fetched(ref: Any, timeout: float | None = None) -> Any:
     """The value of a reference; an error raised remotely is raised here as itself.
 
     Raises:
-        InputError: what an actor refused when it was built; Ray hands on only its text.
+        InputError: an actor refused its input when it was built; Ray passes on only the text.
     """
     try:
         return ray.get(ref, timeout=timeout)
@@ -180,7 +180,7 @@ def fetched(ref: Any, timeout: float | None = None) -> Any:
 
 
 def refused(error: BaseException) -> BaseException:
-    """What an actor refused when it was built, where it died of that; else the error itself."""
+    """The InputError that ended an actor when it was built; otherwise the error itself."""
     if isinstance(error, ray.exceptions.ActorDiedError):
         *_, last = str(error).strip().splitlines()
         kind, _, reason = last.partition(": ")
@@ -190,7 +190,7 @@ def refused(error: BaseException) -> BaseException:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The user's exception inside Ray's (nested, where a call went through others)."""
+    """The original exception inside Ray's, which are nested if a call went through several."""
     while isinstance(error, ray.exceptions.RayTaskError) and error.cause is not None:
         error = error.cause
     return error

@@ -12,7 +12,7 @@ class Usage:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
-        self.spent: dict[str, float] = defaultdict(float)
+        self.busy_seconds: dict[str, float] = defaultdict(float)
         """Label -> seconds."""
         self.running: dict[int, Counter[str]] = defaultdict(Counter)
         self.since: dict[int, float] = {}
@@ -34,11 +34,11 @@ class Usage:
         if calls := running.total():
             each = (now - self.since[replica]) / calls
             for label, count in running.items():
-                self.spent[label] += each * count
+                self.busy_seconds[label] += each * count
         self.since[replica] = now
 
     def of(self, label: str) -> float:
         """Seconds that a label has used."""
         for replica in list(self.running):
             self.accrue(replica)
-        return self.spent[label]
+        return self.busy_seconds[label]

@@ -1,8 +1,8 @@
-"""Frozen networks whose features of a row a gate reads: a ResNet, or a model of a family.
+"""Frozen networks that compute the features a gate reads: a ResNet, or a model of a family.
 
-DAWE (Yang et al.) reads a ResNet-18 or -50 of the Hugging Face hub: the last stage's map, averaged
-over all places, d = 512 or 2048 non-negative numbers an image. Of a family that
-offers embeddings it is the model's output (of a CLIP: the projected embedding, not normalised).
+DAWE (Yang et al.) uses a ResNet-18 or -50 of the Hugging Face hub: the last stage's feature map,
+averaged over positions, d = 512 or 2048 non-negative numbers for each image. For a family with
+embeddings, the features are the model's output (for CLIP: the projected embedding, not normalised).
 """
 
 from __future__ import annotations
@@ -31,56 +31,57 @@ from actors.training.precision import exact_products
 from fusion.errors import InputError, reading
 
 RESNET = "resnet"
-"""The `model_type` of a ResNet, and what files with a classifier write before its names."""
+"""`model_type` of a ResNet, and the prefix of its tensors in files with a classifier."""
 
 LAYERS = ("basic", "bottleneck")
 
 ACTIVATIONS = ("relu", "gelu", "silu")
 
 REST = "classifier."
-"""What a ResNet with its classifier has beside the network."""
+"""Prefix of the classifier's tensors, which are not used."""
 
 COUNTER = ".num_batches_tracked"
-"""Steps that a BatchNorm was trained for: nothing reads it."""
+"""Suffix of BatchNorm's step counters, which are not used."""
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A frozen network on disk, known by its configuration and headers."""
+    """A frozen network on disk, known from its configuration and headers."""
 
     source: str
-    """As the spec writes it."""
+    """Source as given in the spec."""
     folder: Path
     kind: str
     """`resnet`, or the name of a model family."""
     width: int
-    """d: how many features an image has."""
+    """d: number of features of a row."""
     inputs: Inputs
     """Its own preprocessing."""
     fingerprint: Fingerprint
-    """Of all that features depend on: weights, configuration, preprocessing, libraries."""
+    """Hash of all that features depend on: weights, configuration, preprocessing, libraries."""
 
     squashed: bool = False
-    """Whether images are first resized straight to the size of the inputs."""
+    """Whether images are first resized to the input size without keeping the aspect ratio."""
 
     def load(self, device: Any = "cpu") -> Extract:
-        """The network. See `load_extractor`."""
+        """Load the network. See `load_extractor`."""
         return load_extractor(self, device)
 
 
 def open_extractor(source: str, what: str, *, squash: bool = False) -> Extractor:
-    """What a source offers as an extractor; weights are hashed (once), and not loaded.
+    """Open an extractor; weights are hashed (once), not loaded.
 
     Args:
         source: a folder, `embedded:extractor`, `embedded:base`, or a hub id
             (`microsoft/resnet-18`, `microsoft/resnet-50`).
-        what: where the spec names it; begins each message.
-        squash: first resize every image straight to the extractor's size, as the original DAWE
-            does (`Preprocess.squash`); its ResNet then sees the middle of the squashed image.
+        what: the spec's field, which starts each message.
+        squash: first resize every image to the extractor's input size without keeping the aspect
+            ratio, as the original DAWE does (`Preprocess.squash`); its ResNet then crops the
+            centre.
 
     Raises:
         InputError: no such source; neither a ResNet nor a model with embeddings; damaged or
-            lying files; weights in a pickle; preprocessing that is not supported.
+            inconsistent files; weights in a pickle; unsupported preprocessing.
     """
     folder = resolve(source, what=what)
     with reading(f"{what}: {folder}"):
@@ -88,7 +89,7 @@ def open_extractor(source: str, what: str, *, squash: bool = False) -> Extractor
 
 
 def opened(source: str, folder: Path, what: str, squash: bool) -> Extractor:
-    """The extractor in a folder. See `open_extractor`."""
+    """Open the extractor in a folder. See `open_extractor`."""
     config = read_config(folder, what)
     if config["model_type"] == RESNET:
         kind = RESNET
@@ -103,7 +104,7 @@ def opened(source: str, folder: Path, what: str, squash: bool) -> Extractor:
             raise InputError(f"{what}: {folder}: {family.name} models have no embeddings")
         kind, width, content = family.name, family.width(checkpoint), content_hash(checkpoint)
         inputs = family.inputs(checkpoint)
-        family.segments(checkpoint)  # refuses inputs that do not fit the model
+        family.segments(checkpoint)  # raises if the inputs do not fit the model
     if squash:
         inputs = squashed(inputs, what)
     libraries = software("torch", "transformers")
@@ -112,10 +113,10 @@ def opened(source: str, folder: Path, what: str, squash: bool) -> Extractor:
 
 
 def squashed(inputs: Inputs, what: str) -> ImageInputs:
-    """The same inputs, images first resized straight to their final size.
+    """The same inputs with images first resized to their final size.
 
     Raises:
-        InputError: rows that are no images.
+        InputError: rows that are not images.
     """
     if not isinstance(inputs, ImageInputs):
         raise InputError(f"{what}: squash: true; of images only")
@@ -124,16 +125,16 @@ def squashed(inputs: Inputs, what: str) -> ImageInputs:
 
 
 def pictures(extractor: Extractor) -> ImageInputs:
-    """The inputs of a network that reads images."""
+    """Inputs of a network that reads images."""
     assert isinstance(extractor.inputs, ImageInputs)
     return extractor.inputs
 
 
 def load_extractor(extractor: Extractor, device: str | torch.device = "cpu") -> Extract:
-    """The network, frozen and in evaluation mode: BatchNorm uses what it learnt, and keeps it.
+    """Load the network, frozen and in evaluation mode (BatchNorm uses its running statistics).
 
     Computes in float32, on GPUs without TF32 and with cuDNN's deterministic algorithms, so that
-    features do not depend on where they are computed beyond the order of sums.
+    features differ between devices only by the order of sums.
 
     Raises:
         InputError: files that changed since the extractor was opened.
@@ -150,7 +151,7 @@ def load_extractor(extractor: Extractor, device: str | torch.device = "cpu") -> 
 
 
 def resnet(extractor: Extractor, device: str | torch.device) -> Extract:
-    """The pooled last stage of transformers' own `ResNetModel`."""
+    """Forward pass to the pooled last stage of transformers' `ResNetModel`."""
     from transformers import ResNetModel
 
     from actors.training.optimizer_loop import quiet
@@ -172,19 +173,19 @@ def resnet(extractor: Extractor, device: str | torch.device) -> Extract:
 
 
 def embedding(extractor: Extractor, device: str | torch.device) -> Extract:
-    """The outputs of a model of a family that offers embeddings."""
-    from actors.shards.resident_model import ImageEncoder
+    """Forward pass to the outputs of a model of a family with embeddings."""
+    from actors.shards.resident_model import ResidentModel
 
-    encoder = ImageEncoder(inspect(str(extractor.folder), extractor.source), device)
-    # `outputs` computes in inference mode; a copy made outside of it may be trained on.
+    encoder = ResidentModel(inspect(str(extractor.folder), extractor.source), device)
+    # `outputs` runs in inference mode; a copy made outside it may take part in training.
     return lambda inputs: encoder.outputs(inputs).clone()
 
 
 def read_config(folder: Path, what: str) -> dict[str, Any]:
-    """`config.json` of a ResNet, or of a model of a family.
+    """Read `config.json` of a ResNet or of a model of a family.
 
     Raises:
-        InputError: none, not JSON, or of another kind of model.
+        InputError: missing, not JSON, or another kind of model.
     """
     config = load_config(folder, what)
     kind, allowed = config.get("model_type"), (RESNET, *by_type())
@@ -195,17 +196,17 @@ def read_config(folder: Path, what: str) -> dict[str, Any]:
 
 
 MOST_LAYERS, WIDEST = 256, 1 << 16
-"""Layers a stage and channels of a ResNet, at most."""
+"""Most layers of a stage, and most channels, of a ResNet."""
 
 MOST_STAGES = 16
-"""Stages of a ResNet, at most."""
+"""Most stages of a ResNet."""
 
 
 def resnet_fields(config: Mapping[str, Any], file: str) -> dict[str, Any]:
-    """The fields that fix a ResNet's tensors; defaults of `transformers.ResNetConfig` (ResNet-50).
+    """Fields that determine a ResNet's tensors; defaults as in `transformers.ResNetConfig`.
 
     Raises:
-        InputError: a field of a wrong kind, by name.
+        InputError: a field with a wrong type or value, by name.
     """
     defaults: dict[str, Any] = {
         "embedding_size": 64,
@@ -246,7 +247,7 @@ def resnet_fields(config: Mapping[str, Any], file: str) -> dict[str, Any]:
 
 
 def resnet_tensors(fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor of a `ResNetModel`, but the counters of its BatchNorms."""
+    """Name -> shape of every tensor of a `ResNetModel`, without BatchNorm's step counters."""
     tensors: dict[str, tuple[int, ...]] = {}
 
     def conv(name: str, into: int, out: int, kernel: int) -> None:
@@ -278,7 +279,7 @@ def resnet_tensors(fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 def check_resnet(
     folder: Path, config: Mapping[str, Any], fields: Mapping[str, Any], what: str
 ) -> dict[str, Path]:
-    """A ResNet's files, name -> file, once all headers agree with the configuration.
+    """Check that a ResNet's files agree with its configuration; returns name -> file.
 
     Raises:
         InputError: missing, unknown or mis-shaped tensors, or no safetensors, by name.

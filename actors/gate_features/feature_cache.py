@@ -1,10 +1,10 @@
-"""Features of a frozen extractor on disk: computed once, memory-mapped ever after.
+"""Disk cache of features of a frozen extractor: computed once, then memory-mapped.
 
 One Arrow file (`matrix_file.py`) holds one source split: float32 [N, d], all its rows in the data
-set's order. Its name is a content hash of extractor, data and preprocessing. Batches are cut at the
-same rows wherever they are computed, so neither the number of workers nor the way (Ray or this
-process) changes what is computed; the number of threads, the kind of processor and GPUs change the
-order of sums, hence the last digits (1e-5, relatively).
+set's order. Its name is a hash of extractor, data and preprocessing. Batch boundaries are fixed, so
+neither the number of workers nor the place (Ray or this process) changes the result. The number of
+threads, the kind of processor and GPUs change the order of sums, and so the last digits (1e-5,
+relative).
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ BATCH = 64
 """Images in a forward pass: a ResNet-50's largest maps then take 200 MB."""
 
 CHUNK = 16 * BATCH
-"""Rows that a worker hands over at a time."""
+"""Rows that a worker returns at a time."""
 
 RESTARTS = 2
-"""How often a worker whose process died is started again, and its chunk computed again: Ray Data
-itself would go on for ever."""
+"""Restarts of a worker whose process died; its chunk is computed again. Ray Data itself has no
+limit."""
 
 FEW = 2048 * 3 * 224 * 224
-"""Fewer bytes of prepared rows (2048 images of 224 × 224 pixels) take less time in this process:
-workers need time to start."""
+"""Below this number of bytes of prepared rows (2048 images of 224 × 224 pixels), this process is
+faster: workers need time to start."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """The features of one source split, to be computed."""
+    """One source split whose features are to be computed."""
 
     path: Path
     file: Path
@@ -77,28 +77,28 @@ def prepare_features(
     progress: Progress | None = None,
     device: str = "cpu",
 ) -> dict[tuple[str, str], Path]:
-    """Make sure that the features of these splits are on disk; compute those that are not.
+    """Compute the features of splits that are not in the cache.
 
-    First rows are prepared as the extractor reads them (`Inputs.prepare`), then features are
-    computed: by Ray Data's workers where a Ray is initialised, much is missing and processors (or
-    GPUs) are free; in this process otherwise.
+    Rows are prepared as the extractor reads them (`Inputs.prepare`), then features are computed: by
+    Ray Data's workers if Ray is initialised, much is missing and processors (or GPUs) are free;
+    else in this process.
 
     Args:
-        extractor: an opened one.
+        extractor: an opened extractor.
         tasks: name -> task.
         needed: (task, source split).
         root: the cache folder.
-        progress: called with images done and images in all, of those that are not cached: while
+        progress: called with the images done and the total of images that are not cached: while
             images are decoded, then from zero again while features are computed.
-        device: `cpu` or a CUDA device; workers take one processor or one GPU each. Where a Ray is
-            initialised no GPU is used in this process, in which its memory would stay taken.
+        device: `cpu` or a CUDA device; workers take one processor or one GPU each. If Ray is
+            initialised, this process uses no GPU, because its memory would stay allocated.
 
     Returns:
         (task, source split) -> Arrow file, float32 [N, d].
 
     Raises:
         InputError: as `Inputs.prepare`; features that are not finite, naming extractor, task,
-            split and row; no space left. Nothing half-written stays behind.
+            split and row; no space left. No partial file stays behind.
     """
     files = extractor.inputs.prepare(tasks, needed, root, progress)
     paths = {at: features_path(extractor, file, root, device) for at, file in files.items()}
@@ -113,7 +113,7 @@ def prepare_features(
 
 
 def open_features(path: Path) -> Tensor:
-    """The features [N, d] float32 of a split, memory-mapped and read-only.
+    """Features [N, d] float32 of a split, memory-mapped and read-only.
 
     Raises:
         InputError: missing or damaged.
@@ -122,7 +122,7 @@ def open_features(path: Path) -> Tensor:
 
 
 def write(extractor: FeatureEncoder, splits: list[Split], progress: Progress, device: str) -> None:
-    """Compute and write splits, one file after the other, all of them as one stream of chunks."""
+    """Compute and write splits, one file after the other, as one stream of chunks."""
     chunks = [
         Chunk(str(split.file), start, min(start + CHUNK, split.rows))
         for split in splits
@@ -192,7 +192,7 @@ def computed(
 
 
 def workers(extractor: FeatureEncoder, chunks: list[Chunk], device: str) -> int:
-    """How many workers of Ray Data to start; 0: compute in this process."""
+    """Number of Ray Data workers to start; 0: compute in this process."""
     import ray
 
     work = sum(chunk.stop - chunk.start for chunk in chunks) * extractor.inputs.row.nbytes
@@ -202,14 +202,14 @@ def workers(extractor: FeatureEncoder, chunks: list[Chunk], device: str) -> int:
     from actors.cluster.file_visibility import workplaces
 
     if workplaces({str(extractor.folder), *(chunk.file for chunk in chunks)}) != {}:
-        return 0  # nodes that do not see them; this process does
+        return 0  # no node sees the files; this process does
     kind = "GPU" if gpu else "CPU"
-    # Of what is free now: an actor that waits for a processor that a fleet holds waits for ever.
+    # Count free resources only: an actor waiting for a processor of a fleet would wait forever.
     return min(int(ray.available_resources().get(kind, 0)), len(chunks))
 
 
 def own_device(device: str) -> str:
-    """Where this process computes features that are wanted on `device`; see `prepare_features`."""
+    """Device for computing features in this process; see `prepare_features`."""
     import ray
 
     if torch.device(device).type == "cuda" and (
@@ -220,7 +220,7 @@ def own_device(device: str) -> str:
 
 
 class Worker:
-    """What runs in Ray Data's workers: loads the extractor once."""
+    """A Ray Data worker, which loads the extractor once."""
 
     def __init__(self, extractor: FeatureEncoder, device: str) -> None:
         self.extractor, self.extract = extractor, extractor.load(device)

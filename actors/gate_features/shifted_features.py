@@ -1,4 +1,4 @@
-"""Features of images under a corruption: what a gate sees of a shift set, made once and mapped."""
+"""Features of corrupted images, for a gate's evaluation under shift; computed once."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def corrupted_features(
     seed: int = 0,
     device: str = "cpu",
 ) -> Path:
-    """The features [N, d] of some rows of a source split, their images corrupted.
+    """Compute the features [N, d] of some rows of a source split with corrupted images.
 
-    Images are corrupted as the extractor wants them, at its own size, as the fused model's are at
-    its: the same corruption, severity, seed and rows, and so two views of one corrupted image only
-    as far as the sizes agree.
+    Images are corrupted at the extractor's input size, and those of the fused model at its own: the
+    same corruption, severity, seed and rows. The two see the same corrupted image only if the sizes
+    agree.
 
     Args:
-        extractor: an opened one.
-        task: whose images.
+        extractor: an opened extractor.
+        task: the task of the images.
         split: a source split.
-        indices: rows of it; None: all.
+        indices: row numbers; None: all.
         corruption: a key of `CORRUPTIONS`.
         severity: 1 to 5.
         root: the cache folder.
-        seed: of what is drawn.
-        device: where they are computed.
+        seed: of the random numbers.
+        device: device to compute on.
 
     Raises:
         InputError: see `prepare`, `corrupted` and `prepare_features`.

@@ -1,4 +1,4 @@
-"""The pool: one base, T experts; all headers compared first, then weights read once."""
+"""The pool: one base and T experts. All headers are compared first, then weights are read once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ still in cache when it is subtracted."""
 
 @dataclass(frozen=True)
 class Pool:
-    """A base and its experts, known by their headers."""
+    """A base and its experts, known by their file headers."""
 
     base: Checkpoint
     experts: dict[str, Checkpoint]
@@ -36,12 +36,12 @@ class Pool:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The experts' names: fixes every T axis."""
+        """Names of the experts, in the order of every T axis."""
         return tuple(self.experts)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The tensors that are fused, in the base's order."""
+        """Names of the fused tensors, in the base's order."""
         return self.family.fused(self.base, self.experts.values())
 
     @property
@@ -51,7 +51,7 @@ class Pool:
 
     @property
     def dtypes(self) -> dict[str, str]:
-        """ "base" and each expert -> the dtypes of its fused tensors; "float32", say."""
+        """The dtypes ("float32", say) of the fused tensors of "base" and of each expert."""
         members = {"base": self.base, **self.experts}
         return {
             member: ", ".join(
@@ -68,7 +68,7 @@ class Pool:
 
     @property
     def parameters(self) -> int:
-        """Elements of one fused model."""
+        """Number of elements of one fused model."""
         return sum(self.base.tensors[name].numel for name in self.names)
 
     @property
@@ -77,17 +77,8 @@ class Pool:
         return sum(self.base.tensors[name].nbytes for name in self.names)
 
     @property
-    def delta_bytes(self) -> int:
-        """Bytes of the T task vectors."""
-        return sum(
-            len(self.experts) * self.base.tensors[name].numel * dtype.itemsize
-            for name in self.names
-            if (dtype := self.delta_dtype(name)) is not None
-        )
-
-    @property
     def read_bytes(self) -> int:
-        """Bytes that `load_flat` reads of the experts, and reports to `advance`."""
+        """Bytes that `load_flat` reads of the experts and reports to `advance`."""
         return sum(
             info.nbytes
             for expert in self.experts.values()
@@ -96,21 +87,21 @@ class Pool:
         )
 
     def delta_dtype(self, name: str) -> torch.dtype | None:
-        """What one tensor's task vectors are kept in."""
+        """Dtype in which the task vectors of one tensor are kept."""
         found = [info.dtype for e in self.experts.values() for info in e.parts(name)]
         return delta_dtype(self.base.tensors[name].dtype, found)
 
 
 def open_pool(base: str, experts: Mapping[str, str]) -> Pool:
-    """Inspect all members and compare their headers; no weight is read.
+    """Open a base and its experts and compare their headers; reads no weight.
 
     Args:
         base: source of a whole model.
         experts: name -> source of a model of the same family, or of a LoRA adapter of the base.
 
     Raises:
-        InputError: no expert, a damaged member, an incomplete base, or an expert of
-            another architecture. The line names member, file and tensor or field.
+        InputError: no expert, a damaged file, an incomplete base, or an expert of another
+            architecture. The message names member, file and tensor or field.
     """
     if not experts:
         raise InputError("pool.experts: none given; at least one is needed")
@@ -125,7 +116,7 @@ def open_pool(base: str, experts: Mapping[str, str]) -> Pool:
 
 
 def open_expert(source: str, name: str, base: Checkpoint, family: ModelFamily) -> Checkpoint:
-    """A full model or an adapter of the base, inspected and compared with the base's headers.
+    """Open a full model or an adapter of the base, and compare its headers with the base's.
 
     Raises:
         InputError: see `open_pool`.
@@ -142,16 +133,16 @@ def open_expert(source: str, name: str, base: Checkpoint, family: ModelFamily) -
 
 
 def gram_sizes(pool: Pool) -> dict[str, int]:
-    """Name -> bytes of an expert's Gram matrix [in, in] of that input of linear layers.
+    """Bytes of an expert's Gram matrix [in, in] for each input of linear layers, by its name.
 
-    Layers that read the same input (q, k and v of an attention) share one.
+    Layers that read the same input (q, k and v of an attention) share one matrix.
     """
     kept = set(pool.family.layout(pool.base).shared_inputs.values())
     return {name: 4 * pool.base.tensors[name].shape[1] ** 2 for name in pool.groups if name in kept}
 
 
 def task_vectors(pool: Pool, *, advance: Callable[[int], None] | None = None) -> TaskVectors:
-    """The pool's task vectors, as views of a few flat arrays. See `load_flat`."""
+    """Load the pool's task vectors as views of a few flat arrays. See `load_flat`."""
     return unflatten(load_flat(pool, advance=advance))
 
 
@@ -161,20 +152,19 @@ def load_flat(
     only: Collection[str] | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> FlatVectors:
-    """Read base and experts tensor by tensor, and subtract; an adapter's factors are multiplied.
+    """Read base and experts tensor by tensor and subtract; LoRA factors are multiplied first.
 
-    Files are memory-mapped: beside the result, the peak is what the system keeps of them in its
-    page cache.
+    Files are memory-mapped: peak memory is the result plus the system's page cache.
 
     Args:
         pool: an opened pool.
         only: the tensors of one shard; None: all of `pool.names`.
-        advance: called with the bytes of experts read since its last call; `pool.read_bytes` in
-            all.
+        advance: called with the bytes of experts read since the last call; `pool.read_bytes` in
+            total.
 
     Raises:
-        InputError: NaN or Inf, or a tensor that is not fused differs from the base's. The line
-            names member, file and tensor.
+        InputError: NaN or Inf, or a tensor that is not fused and differs from the base's. The
+            message names member, file and tensor.
     """
     check_once(pool, only)
     names = names_of(pool, only)
@@ -210,10 +200,10 @@ def names_of(pool: Pool, only: Collection[str] | None) -> tuple[str, ...]:
 
 
 def check_once(pool: Pool, only: Collection[str] | None) -> None:
-    """`check_unfused` once a pool, whatever the number of shards.
+    """Run `check_unfused` once for a pool, whatever the number of shards.
 
     Raises:
-        InputError: see there.
+        InputError: see `check_unfused`.
     """
     if only is None or pool.names[0] in only:
         pool.family.check_unfused(pool.base, pool.experts.values())
@@ -224,7 +214,7 @@ Found = Tensor | Factors | None
 
 
 def in_step(pool: Pool, names: Collection[str]) -> Iterator[tuple[str, Tensor, list[Found]]]:
-    """(name, the base's tensor, each expert's part in it): tensors memory-mapped.
+    """(name, the base's tensor, the tensor or factors of each expert), memory-mapped.
 
     Raises:
         InputError: see `read` and `read_factors`.
@@ -243,8 +233,11 @@ def in_step(pool: Pool, names: Collection[str]) -> Iterator[tuple[str, Tensor, l
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch on one thread: many short operations bound by memory gain nothing from more, and
-    where cores are busy they wait for each other's threads at every one of them."""
+    """Run torch on one thread.
+
+    Many short memory-bound operations gain nothing from more threads; on busy cores the threads
+    wait for each other at every operation.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -264,5 +257,5 @@ def subtract(tensor: Tensor, base: Tensor, out: Tensor, name: str, who: str) -> 
         part = slice(start, start + CHUNK)
         chunk = flat[part]
         if not bool(chunk.sum(dtype=torch.float32).isfinite()):
-            check_finite(whole, name, who)  # says how many; a finite sum may also overflow
+            check_finite(whole, name, who)  # counts them; a finite sum may also overflow
         torch.sub(chunk.to(out.dtype), origin[part].to(out.dtype), out=target[part])

@@ -1,4 +1,4 @@
-"""A mix of checkpoints made tensor by tensor from their files, whatever the number of them."""
+"""Merge checkpoints tensor by tensor from their files, in memory independent of their number."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Shares = Callable[[str], Sequence[float]]
 
 
 @dataclass(frozen=True)
-class Source:
+class TensorSource:
     """One tensor of one member, in an open file."""
 
     member: Checkpoint
@@ -38,7 +38,7 @@ class Source:
     descriptor: int
 
     def load(self, into: memoryview, start: int = 0) -> None:
-        """Elements from `start` on, as bytes.
+        """Read elements from `start` on into a buffer, as bytes.
 
         Raises:
             InputError: they cannot be read.
@@ -51,15 +51,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Product:
-    """One tensor's task vector, of an adapter: multiplied out, for a part of a product would not
-    always have the whole one's bits."""
+    """One tensor's task vector of an adapter, multiplied out in full: the bits of a part of the
+    product could differ from those of the whole."""
 
     member: Checkpoint
     name: str
     product: Tensor
 
 
-Term = tuple[Source | Product, float]
+Term = tuple[TensorSource | Product, float]
 """An ingredient's tensor and its coefficient."""
 
 Buffers = dict[tuple[str, torch.dtype], Tensor]
@@ -67,7 +67,7 @@ Buffers = dict[tuple[str, torch.dtype], Tensor]
 
 
 @dataclass(frozen=True)
-class Crew:
+class Workers:
     """Threads in each of which torch uses one, and what each works in."""
 
     threads: ThreadPoolExecutor
@@ -77,32 +77,32 @@ class Crew:
 def streamed(
     pool: Pool, shares: Shares, *, scale: float = 1.0, results: torch.dtype | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    """θ_k = θ₀,k + scale·Σ_t c_tk τ_t,k, one tensor after the other, rounded once to `results`.
+    """Yield θ_k = θ₀,k + scale·Σ_t c_tk τ_t,k for one tensor after the other.
 
-    Without `results` to the dtype of the base's tensor.
+    Each is rounded once, to `results` or, by default, to the dtype of the base's tensor. The bits
+    equal those of `mix_tensor` on loaded task vectors.
 
-    The same bits as `mix_tensor` of loaded task vectors. What is held is one tensor of the result
-    and a few chunks a thread, and of adapters one tensor's task vectors; files of ingredients
-    without a share are not read. Moved: (m + 1) tensors read and one written, for m ingredients
-    with a share.
+    Memory: one tensor of the result, a few chunks for each thread and, for adapters, one tensor's
+    task vectors. I/O: with m ingredients of non-zero share, (m + 1) tensors read and one written;
+    files of ingredients with share 0 are not read.
 
     Raises:
-        InputError: NaN or Inf, or an expert whose text tower is not the base's, by file and tensor;
-            a file that changed since it was inspected.
+        InputError: NaN or Inf, or an expert whose text tower differs from the base's, by file and
+            tensor; a file that changed since it was inspected.
     """
     pool.family.check_unfused(pool.base, pool.experts.values())
     groups = set(pool.groups)
     files: dict[Path, int] = {}
     with ExitStack() as stack:
-        crew = stack.enter_context(hired())
+        workers = stack.enter_context(worker_threads())
 
-        def source(member: Checkpoint, name: str) -> Source:
+        def source(member: Checkpoint, name: str) -> TensorSource:
             info = member.tensors[name]
             if info.file not in files:
                 files[info.file] = stack.enter_context(opened(info.file, info.stamp, member.name))
-            return Source(member, name, info, files[info.file])
+            return TensorSource(member, name, info, files[info.file])
 
-        def part(member: Checkpoint, name: str) -> Source | Product:
+        def part(member: Checkpoint, name: str) -> TensorSource | Product:
             if name not in member.factors:
                 return source(member, name)
             for info in member.parts(name):
@@ -124,31 +124,31 @@ def streamed(
                 if share and scale and expert.parts(name)
             ]
             kind = results if name in groups else None
-            yield name, mixed(source(pool.base, name), terms, scale, crew, kind)
+            yield name, mixed(source(pool.base, name), terms, scale, workers, kind)
 
 
 @contextmanager
-def hired() -> Iterator[Crew]:
-    """As many Python threads as torch may use."""
+def worker_threads() -> Iterator[Workers]:
+    """A pool of as many Python threads as torch may use; torch uses one thread in each."""
     count = torch.get_num_threads()
     together = Barrier(count)
 
     def alone(_: int) -> None:
-        together.wait()  # so that each of the threads is started and comes here
-        torch.get_num_threads()  # makes torch's own threads of this one, which would else reset it
+        together.wait()  # so that every thread is started and runs this
+        torch.get_num_threads()  # initialises torch here, which would later reset the number
         torch.set_num_threads(1)
 
     with ThreadPoolExecutor(count) as threads:
         list(threads.map(alone, range(count)))
-        torch.set_num_threads(count)  # what was set is also what new threads begin with
-        yield Crew(threads, [{} for _ in range(count)])
+        torch.set_num_threads(count)  # new threads inherit the number that was set last
+        yield Workers(threads, [{} for _ in range(count)])
 
 
 def mixed(
-    origin: Source,
+    origin: TensorSource,
     terms: Sequence[Term],
     scale: float,
-    crew: Crew,
+    workers: Workers,
     results: torch.dtype | None = None,
 ) -> Tensor:
     """θ₀ + scale·Σ c (θ − θ₀) of one tensor, chunk by chunk; see `streamed`.
@@ -164,15 +164,15 @@ def mixed(
     flat = out.view(-1)
 
     def work(span: slice, buffers: Buffers) -> bool:
-        with torch.no_grad():  # the mode is each thread's own
+        with torch.no_grad():  # gradient mode is set for each thread separately
             return mix_span(flat, span, origin, terms, scale, buffers)
 
     if flat.numel() <= SERIAL:
-        sound = work(slice(0, flat.numel()), crew.buffers[0])
+        sound = work(slice(0, flat.numel()), workers.buffers[0])
     else:
-        step = -(-flat.numel() // len(crew.buffers))
+        step = -(-flat.numel() // len(workers.buffers))
         spans = [slice(at, min(at + step, flat.numel())) for at in range(0, flat.numel(), step)]
-        sound = all(list(crew.threads.map(work, spans, crew.buffers)))
+        sound = all(list(workers.threads.map(work, spans, workers.buffers)))
     if not sound:
         for source, who in ((origin, "base"), *((s, owner(s.member, s.name)) for s, _ in terms)):
             if isinstance(source, Product):
@@ -184,15 +184,20 @@ def mixed(
 
 
 def mix_span(
-    out: Tensor, span: slice, origin: Source, terms: Sequence[Term], scale: float, buffers: Buffers
+    out: Tensor,
+    span: slice,
+    origin: TensorSource,
+    terms: Sequence[Term],
+    scale: float,
+    buffers: Buffers,
 ) -> bool:
-    """The elements of one span of a flattened tensor; whether their sum is a number."""
-    kinds = {source.info.dtype for source, _ in terms if isinstance(source, Source)}
+    """Compute the elements of one span of a flat tensor; returns whether their sum is finite."""
+    kinds = {source.info.dtype for source, _ in terms if isinstance(source, TensorSource)}
     made = {source.product.dtype for source, _ in terms if isinstance(source, Product)}
     dtype = accumulator(origin.info.dtype, *kinds, *made)
     sound, size = True, 0
     for start in range(span.start, span.stop, CHUNK):
-        if size != (left := min(CHUNK, span.stop - start)):  # at the start, and at the end
+        if size != (left := min(CHUNK, span.stop - start)):  # the first and the last chunk
             size = left
             total = part_of(buffers, "sum", dtype, size)
             begin = part_of(buffers, "base", origin.info.dtype, size)
@@ -225,5 +230,5 @@ def part_of(buffers: Buffers, use: str, dtype: torch.dtype, size: int) -> Tensor
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
-    """The memory of a flat tensor, to be written to."""
+    """Writable memory of a flat tensor."""
     return tensor.view(torch.uint8).numpy().data

@@ -1,7 +1,7 @@
-"""Task vectors as a few large NumPy arrays: what Ray's object store keeps once a node.
+"""Task vectors in a few large NumPy arrays, which Ray's object store keeps once on each node.
 
-Ray hands arrays to every process of a node without a copy, but pickles a dict of tensors; so
-base and task vectors lie flat in one array a dtype, and tensors are views into it.
+Ray hands arrays to all processes of a node without copying, but pickles a dict of tensors. So base
+and task vectors lie flat in one array for each dtype, and tensors are views into it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fusion.task_vectors.task_vectors import TaskVectors, accumulator
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one tensor lies."""
+    """Position of one tensor in the flat arrays."""
 
     name: str
     shape: tuple[int, ...]
@@ -36,7 +36,7 @@ class Slot:
 
     @property
     def numel(self) -> int:
-        """How many elements."""
+        """Number of elements."""
         return math.prod(self.shape)
 
 
@@ -54,7 +54,7 @@ class FlatVectors:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in all."""
+        """Total bytes."""
         arrays = (*self.base.values(), *self.deltas.values())
         return sum(array.nbytes for array in arrays)
 
@@ -62,7 +62,7 @@ class FlatVectors:
 def lay_out(
     tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype, torch.dtype | None]],
 ) -> tuple[Slot, ...]:
-    """Slots one after the other, in the order given: name -> (shape, dtype, delta dtype)."""
+    """Consecutive slots in the given order: name -> (shape, dtype, dtype of task vectors)."""
     ends: dict[tuple[str, torch.dtype], int] = {}
     slots = []
     for name, (shape, dtype, delta_dtype) in tensors.items():
@@ -77,7 +77,7 @@ def lay_out(
 
 
 def allocate(tasks: tuple[str, ...], slots: tuple[Slot, ...]) -> FlatVectors:
-    """Uninitialised arrays for these slots."""
+    """Uninitialised flat arrays for these slots."""
     sizes: dict[torch.dtype, int] = {}
     delta_sizes: dict[torch.dtype, int] = {}
     for slot in slots:
@@ -119,9 +119,9 @@ def flatten(vectors: TaskVectors) -> FlatVectors:
 
 
 def unflatten(flat: FlatVectors, device: str | torch.device = "cpu") -> TaskVectors:
-    """Task vectors whose tensors are views of the arrays (on a GPU: of one copy of each).
+    """Task vectors as views of the arrays (on a GPU: of one copy of each array).
 
-    The views may be read-only memory (the object store's): nothing writes to task vectors.
+    The memory may be read-only (the object store's); task vectors are never written to.
     """
     base = {dtype: as_tensor(array, device).view(dtype) for dtype, array in flat.base.items()}
     deltas = {dtype: as_tensor(array, device) for dtype, array in flat.deltas.items()}
@@ -144,11 +144,11 @@ def unflatten(flat: FlatVectors, device: str | torch.device = "cpu") -> TaskVect
 def as_tensor(array: NDArray[np.generic], device: str | torch.device) -> Tensor:
     """The same memory as a tensor."""
     with warnings.catch_warnings():
-        # Torch has no read-only tensors and says so of each; see `unflatten`.
+        # Torch has no read-only tensors and warns about each; see `unflatten`.
         warnings.filterwarnings("ignore", message=".*not writable.*")
         return torch.from_numpy(array).to(device)
 
 
 def delta_dtype(base: torch.dtype, experts: list[torch.dtype]) -> torch.dtype | None:
-    """What a tensor's task vectors are kept in; None where the base is no floating point."""
+    """Dtype in which a tensor's task vectors are kept; None for non-floating-point tensors."""
     return accumulator(base, *experts) if base.is_floating_point else None

@@ -1,8 +1,8 @@
-"""Task vectors of adapters that stay factors: a base and, of each expert, what its adapter holds.
+"""Task vectors kept as LoRA factors: a base and the factors of each expert's adapter.
 
-A pool that is kept so (`placement.weights: factored`) takes the memory of its base and
-Σ_t r_t·(in + out) elements an adapted weight; what no adapter changes takes none. Tensors that
-adapters bring whole (biases, norms) are dense, T task vectors each.
+With `placement.weights: factored`, a pool takes the memory of its base and Σ_t r_t·(in + out)
+elements for each adapted weight; a tensor that no adapter changes takes none. Tensors that adapters
+bring whole (biases, norms) are kept dense, T task vectors each.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DOWN, UP, WHOLE = "down ", "up ", "whole "
 
 @dataclass(frozen=True, eq=False)
 class FactoredVectors:
-    """A block's base and its experts' factors, flat: what travels."""
+    """A block's base and its experts' factors as flat arrays: what is sent to shards."""
 
     flat: FlatVectors
     """The base alone."""
@@ -42,12 +42,12 @@ class FactoredVectors:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in all."""
+        """Total bytes."""
         return self.flat.nbytes + self.held.nbytes
 
 
 def check_adapters(pool: Pool) -> None:
-    """Raise InputError where an expert is no adapter; the line names it."""
+    """Raise InputError where an expert is not an adapter; the message names it."""
     for expert in pool.experts.values():
         if not expert.factors:
             raise InputError(
@@ -56,12 +56,12 @@ def check_adapters(pool: Pool) -> None:
 
 
 def is_whole(pool: Pool, name: str) -> bool:
-    """Whether an adapter brings a tensor whole; its task vectors are then dense."""
+    """Whether an adapter brings a tensor whole, so that its task vectors are dense."""
     return any(name in expert.tensors for expert in pool.experts.values())
 
 
 def ranks_of(pool: Pool, name: str) -> tuple[int, ...]:
-    """r_t of each expert, 0 where it leaves the tensor alone; () where none changes it so."""
+    """Rank r_t of each expert, 0 where it leaves the tensor alone; () if no expert adapts it."""
     lows = [expert.factors.get(name) for expert in pool.experts.values()]
     return tuple(low.rank if low else 0 for low in lows) if any(lows) else ()
 
@@ -76,7 +76,7 @@ def widths(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def factor_bytes(pool: Pool, names: Collection[str]) -> int:
-    """What is held of these tensors' task vectors, by headers alone."""
+    """Bytes of the task vectors of these tensors as kept, from headers alone."""
     total = 0
     for name in names:
         info, kind = pool.base.tensors[name], pool.delta_dtype(name)
@@ -100,10 +100,10 @@ def factor_vectors(
     Args:
         pool: an opened pool.
         only: the tensors of one shard; None: all of `pool.names`.
-        advance: called with the bytes of experts read since its last call.
+        advance: called with the bytes of experts read since the last call.
 
     Raises:
-        InputError: an expert that is no adapter; what `load_flat` refuses, in the same words.
+        InputError: an expert that is not an adapter, or any refusal of `load_flat`.
     """
     check_adapters(pool)
     check_once(pool, only)
@@ -148,9 +148,10 @@ def fill(
     base: Mapping[str, Tensor],
     parts: Mapping[str, Tensor],
 ) -> None:
-    """Write one expert's part of what is held; `names`: of all, and what they are made in.
+    """Write the factors and whole tensors of one expert into the arrays of all experts.
 
-    A product that overflows is refused here, as it is where task vectors are loaded.
+    `names` gives the dtype of each tensor's task vectors. A product that overflows is refused, as
+    it is where task vectors are loaded.
     """
     expert = pool.experts[pool.tasks[at]]
     for name, tensor in read(expert, [name for name in names if name in expert.tensors]):
@@ -158,7 +159,7 @@ def fill(
     for name, factors in read_factors(expert, names):
         made = torch.empty(base[name].shape, dtype=names[name])
         check_finite(multiply(factors, made), name, owner(expert, name))
-        if name not in ranks:  # another expert brings it whole
+        if name not in ranks:  # a whole tensor of another expert
             parts[WHOLE + name][at].copy_(made)
             continue
         stop = [*accumulate(ranks[name])][at]
@@ -168,7 +169,7 @@ def fill(
 
 
 def read_bytes(pool: Pool, at: int, names: Collection[str]) -> list[int]:
-    """Bytes of one expert's file, a tensor of these."""
+    """Bytes of one expert's file for each of these tensors."""
     expert = pool.experts[pool.tasks[at]]
     return [
         each[name].nbytes for each in (expert.tensors, expert.factors) for name in names

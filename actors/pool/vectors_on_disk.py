@@ -1,14 +1,14 @@
-"""Task vectors that stay in files: θ_t − θ₀ of one tensor, made from the files when it is read.
+"""Task vectors that stay in files: θ_t − θ₀ of one tensor is computed whenever it is read.
 
-A pool that is kept so takes the memory of its base, and of one tensor's T task vectors at a time,
-whatever T is; of adapters also their factors, which are small. Numbers are those of
-`pool.load_flat`, to the bit: the same subtraction, the same product.
+Such a pool takes the memory of its base and of one tensor's T task vectors at a time, for any T; of
+adapters, also their factors, which are small. The bits equal those of `pool.load_flat`: the same
+subtraction, the same product.
 
-An expert's file must stay as it was when it was checked. Before a tensor is made, the files it
-comes from are looked at: one that is gone, or was written to or replaced, is refused by name
-(`Vanished`). A mapping would outlive a file that is removed, but not a restart of the process that
-holds it, so what is removed is refused at once. A mix in which an expert has no part does not read
-it: a greedy soup goes on without an ingredient that is gone.
+An expert's file must not change after it was checked. Before a tensor is computed, its files are
+checked: a file that is gone, was written to or was replaced is refused by name (`Vanished`). A
+memory mapping would outlive a removed file, but not a restart of its process, so a removed file is
+refused at once. A mix that gives an expert no share does not read it, so a greedy soup continues
+without an ingredient that is gone.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ KEEP = "experts are read from their files all the time (placement.weights: files
 
 
 @dataclass(frozen=True)
-class Sign:
-    """What a file is known again by."""
+class FileStamp:
+    """Size, time and inode by which a file is recognised."""
 
     size: int
     """Bytes."""
@@ -45,8 +45,8 @@ class Sign:
 
 
 @dataclass(frozen=True, eq=False)
-class FiledVectors:
-    """A block's base in memory, and where its experts lie; what travels instead of weights."""
+class OnDiskVectors:
+    """A block's base in memory and the paths of its experts: sent to shards instead of weights."""
 
     flat: FlatVectors
     """The base alone."""
@@ -54,14 +54,14 @@ class FiledVectors:
     """Fixes the T axis."""
     kinds: Mapping[str, torch.dtype]
     """Floating-point tensor -> what its task vectors are made in."""
-    signs: Mapping[Path, Sign]
+    stamps: Mapping[Path, FileStamp]
     """Of the experts' files, as they were checked."""
     node: str = ""
     """Address of the node that checked them."""
 
 
 def filed_vectors(pool: Pool) -> TaskVectors:
-    """A pool's task vectors in this process, without loading them: `pool.task_vectors`' numbers.
+    """Task vectors of a pool in this process without loading them; numbers as `pool.task_vectors`.
 
     Raises:
         InputError: see `file_vectors` and `opened_vectors`.
@@ -75,17 +75,17 @@ def file_vectors(
     only: Collection[str] | None = None,
     advance: Callable[[int], None] | None = None,
     node: str = "",
-) -> FiledVectors:
+) -> OnDiskVectors:
     """Read and check base and experts once, tensor by tensor, and keep the base.
 
     Args:
         pool: an opened pool.
         only: the tensors of one shard; None: all of `pool.names`.
-        advance: called with the bytes of experts read since its last call.
-        node: address of this node, where there are several.
+        advance: called with the bytes of experts read since the last call.
+        node: address of this node, if there are several.
 
     Raises:
-        InputError: what `load_flat` refuses, in the same words; a file that is gone.
+        InputError: any refusal of `load_flat`; a file that is gone.
     """
     names = names_of(pool, only)
     files = {
@@ -94,7 +94,7 @@ def file_vectors(
         for name in names
         for info in expert.parts(name)
     }
-    signs = {file: sign_of(file, task, pool.experts[task].name, node) for task, file in files}
+    stamps = {file: stamp_of(file, task, pool.experts[task].name, node) for task, file in files}
     check_once(pool, only)
     infos = {name: pool.base.tensors[name] for name in names}
     flat = allocate(
@@ -114,25 +114,25 @@ def file_vectors(
                 if advance is not None:
                     advance(sum(info.nbytes for info in expert.parts(name)))
     kinds = {name: kind for name in names if (kind := pool.delta_dtype(name)) is not None}
-    return FiledVectors(flat, pool.experts, kinds, signs, node)
+    return OnDiskVectors(flat, pool.experts, kinds, stamps, node)
 
 
 def opened_vectors(
-    filed: FiledVectors, device: str | torch.device = "cpu", node: str = ""
+    filed: OnDiskVectors, device: str | torch.device = "cpu", node: str = ""
 ) -> TaskVectors:
-    """Task vectors made from their files at every access; the base on `device`.
+    """Task vectors that are computed from their files at every access; the base on `device`.
 
     Args:
-        filed: as `file_vectors` left it, here or on another node.
-        device: where task vectors are put once they are made.
+        filed: the result of `file_vectors`, from this node or another.
+        device: where computed task vectors are put.
         node: address of this node.
 
     Raises:
-        InputError: this node sees none of the experts' files. Where it lacks some, or has others
-            than were checked, reading a tensor of theirs raises `Vanished`. Of files on another
-            node than that which checked them, sizes are compared, and that they stay the same.
+        InputError: this node sees none of the experts' files. If it lacks some, or has others than
+            were checked, reading one of their tensors raises `Vanished`. On another node than the
+            one that checked the files, only sizes are compared, and that files stay the same.
     """
-    sources = [Source(task, expert, filed, node) for task, expert in filed.experts.items()]
+    sources = [ExpertFiles(task, expert, filed, node) for task, expert in filed.experts.items()]
     if not any(source.there() for source in sources):
         sources[0].check()
     origins = unflatten(filed.flat).base
@@ -142,7 +142,7 @@ def opened_vectors(
         found = [
             source.read(name) if use else None for source, use in zip(sources, used, strict=True)
         ]
-        with torch.inference_mode(False):  # each thread has a mode of its own
+        with torch.inference_mode(False):  # inference mode is set for each thread separately
             made = torch.empty(shapes[name], dtype=filed.kinds[name])
             in_threads(lambda t: difference(found[t], origins[name], made[t]), range(len(found)))
         return made.to(device)
@@ -157,37 +157,37 @@ def opened_vectors(
     return TaskVectors(filed.flat.tasks, base, Computed(filed.kinds, make, outline, part))
 
 
-class Source:
-    """One expert's files, mapped when they are first read, and looked at whenever they are."""
+class ExpertFiles:
+    """One expert's files, mapped at the first read, and checked at every read."""
 
-    def __init__(self, task: str, expert: Checkpoint, filed: FiledVectors, node: str) -> None:
+    def __init__(self, task: str, expert: Checkpoint, filed: OnDiskVectors, node: str) -> None:
         self.task, self.expert, self.node = task, expert, node
         self.names = [name for name in filed.kinds if expert.parts(name)]
         files = dict.fromkeys(info.file for name in self.names for info in expert.parts(name))
-        self.signs = {file: filed.signs[file] for file in files}
+        self.stamps = {file: filed.stamps[file] for file in files}
         self.trusted = node == filed.node
         """Whether times and inodes are those of this node's files."""
         self.mapped: dict[str, Tensor | Factors] = {}
 
     def there(self) -> bool:
-        """Whether this node has all the files; whose they are is not asked."""
-        return all(file.exists() for file in self.signs)
+        """Whether this node has all the files, checked or not."""
+        return all(file.exists() for file in self.stamps)
 
     def check(self) -> None:
-        """Raise Vanished where a file is gone, or not the one that it was."""
-        for file, was in self.signs.items():
-            sign = sign_of(file, self.task, self.expert.name, self.node)
-            if (sign != was) if self.trusted else (sign.size != was.size):
+        """Raise Vanished where a file is gone or has changed."""
+        for file, was in self.stamps.items():
+            stamp = stamp_of(file, self.task, self.expert.name, self.node)
+            if (stamp != was) if self.trusted else (stamp.size != was.size):
                 raise Vanished(
                     self.task,
                     f"{self.expert.name}: {file}: not the file that was checked at the start"
                     f"{on(self.node)}: it was written to or replaced; {KEEP}: start anew",
                 )
-            self.signs[file] = sign
+            self.stamps[file] = stamp
         self.trusted = True
 
     def read(self, name: str) -> Found:
-        """A tensor, memory-mapped, or factors; None where the expert has none of that name.
+        """A tensor, memory-mapped, or factors; None where the expert has no tensor of that name.
 
         Raises:
             Vanished: see `check`.
@@ -197,15 +197,17 @@ class Source:
         self.check()
         if not self.mapped:
             self.mapped = {
-                **dict(read(self.expert, self.names, strict=False)),  # `check` has looked
+                **dict(read(self.expert, self.names, strict=False)),  # checked by `check`
                 **dict(read_factors(self.expert, self.names, strict=False)),
             }
         return self.mapped[name]
 
 
 def difference(tensor: Found, base: Tensor, out: Tensor) -> None:
-    """out = tensor − base in the dtype of `out`, on the calling thread; 0 for None. Factors are
-    multiplied."""
+    """out = tensor − base in the dtype of `out`, on the calling thread.
+
+    Factors are multiplied first; None gives 0.
+    """
     if tensor is None:
         out.zero_()
         return
@@ -218,11 +220,11 @@ def difference(tensor: Found, base: Tensor, out: Tensor) -> None:
         torch.sub(flat[part].to(out.dtype), origin[part].to(out.dtype), out=target[part])
 
 
-def sign_of(file: Path, task: str, member: str, node: str) -> Sign:
-    """A file as it is now.
+def stamp_of(file: Path, task: str, member: str, node: str) -> FileStamp:
+    """Size, time and inode of a file now.
 
     Raises:
-        Vanished: it is gone.
+        Vanished: the file is gone.
     """
     try:
         about = file.stat()
@@ -232,9 +234,9 @@ def sign_of(file: Path, task: str, member: str, node: str) -> Sign:
             f"{member}: {file}: {error.strerror}{on(node)}; {KEEP}: they must stay where they are,"
             " on every node that computes",
         ) from None
-    return Sign(about.st_size, about.st_mtime_ns, about.st_ino)
+    return FileStamp(about.st_size, about.st_mtime_ns, about.st_ino)
 
 
 def on(node: str) -> str:
-    """` (node 10.0.0.2)`; nothing where there is one node only."""
+    """Suffix of messages, ` (node 10.0.0.2)`; empty where there is only one node."""
     return f" (node {node})" if node else ""

@@ -1,4 +1,4 @@
-"""Adam over named tensors, whose moments come and go with a state."""
+"""Adam on named tensors, with moments that are saved and loaded by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fusion.errors import InputError
 
 
 class NamedAdam:
-    """Parameters by name, and torch's Adam on them."""
+    """Named parameters and torch's Adam on them."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], rate: float) -> None:
         """`rate`: the learning rate; there is no weight decay."""
@@ -22,10 +22,10 @@ class NamedAdam:
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor], steps: int) -> None:
-        """Parameters and moments after that many steps.
+        """Load parameters and moments of the state after `steps` steps.
 
         Raises:
-            InputError: a tensor that lacks, or of another shape.
+            InputError: a missing tensor, or one of another shape.
         """
         for name, parameter in self.parameters.items():
             wanted = [name, *(f"{name}|{moment}" for moment in MOMENTS if steps)]

@@ -1,8 +1,8 @@
-"""Training and evaluation of parameters that a block holds: WE-MoE routers, Concrete masks.
+"""Training and evaluation of parameters inside a block: WE-MoE routers, Concrete masks.
 
-A block holds them for the length of one call of `Experts.train` or of one evaluation: the call
-brings them and takes them away. A shard that was restarted in the middle of a call raises
-`Forgotten`; the call is then repeated from its start, with the same bits.
+A block holds the parameters only during one call of `Experts.train` or one evaluation: the call
+sends them and fetches them back. A shard that was restarted during a call raises `Forgotten`; the
+call is then repeated from its start, with the same bits.
 """
 
 from __future__ import annotations
@@ -29,62 +29,62 @@ from fusion.task_vectors.sparse import pruned
 from fusion.task_vectors.task_vectors import TaskVectors, accumulator
 
 RUNS = 2
-"""Calls that are under way at a time: a coordinator takes as many."""
+"""Most trainings at the same time: the number of calls that a coordinator runs."""
 
 
 @dataclass
 class Run:
-    """One call that learns."""
+    """One running training."""
 
     learner: Routers | Masks
-    waiting: dict[str, tuple[Activations, Activations]] = field(default_factory=dict)
-    """Forward passes that wait for their backward passes: inputs and outputs."""
+    passes: dict[str, tuple[Activations, Activations]] = field(default_factory=dict)
+    """Inputs and outputs of forward passes, kept for their backward passes."""
 
 
-class Residing:
-    """The calls under way that train parameters in one block, and the routers being evaluated."""
+class InModelLearning:
+    """Running trainings of parameters in one block, and the routers being evaluated."""
 
     def __init__(self, block: Block) -> None:
-        """Nothing under way."""
+        """No training is running."""
         self.block = block
         self.runs: OrderedDict[str, Run] = OrderedDict()
         self.opened: tuple[str, Routers | None] = ("", None)
         self.kept: tuple[float, TaskVectors] | None = None
 
     def course(self, method: str, params: Mapping[str, Any]) -> ResidentCourse:
-        """What a method learns."""
+        """The plan of a method: what it learns, with which options."""
         row, vectors = METHODS[method], self.block.vectors
         assert isinstance(row, Resident)
         return row.course(Shape(vectors.tasks, vectors.groups), **params)
 
     def run(self, key: str) -> Run:
-        """A call that is under way.
+        """A running training.
 
         Raises:
-            Forgotten: it is not known here.
+            Forgotten: this process does not know it.
         """
         if key not in self.runs:
             raise Forgotten(f"no call {key} under way")
         return self.runs[key]
 
     def pruned(self, quantile: float | None) -> TaskVectors:
-        """The MLPs' task vectors; pruned ones are kept, of one quantile at a time."""
+        """The MLPs' task vectors; pruned ones are cached for one quantile."""
         vectors = self.block.vectors
         if quantile is None:
             return vectors
         if self.kept is None or self.kept[0] != quantile:
-            self.kept = None  # let go of the old before making the new
+            self.kept = None  # free the old ones first
             with torch.inference_mode(False), torch.no_grad():
                 self.kept = (quantile, pruned(vectors, self.mlp_names(), quantile))
         return self.kept[1]
 
     def mlp_names(self) -> list[str]:
-        """The fused tensors of MLPs."""
-        inside = set(mlp_names(self.block.encoder.chain))
+        """Names of the fused tensors of MLPs."""
+        inside = set(mlp_names(self.block.resident.chain))
         return [name for name in self.block.vectors.deltas if name in inside]
 
     def routers(self, course: ResidentCourse, pooled: bool) -> Routers:
-        """Routers at the beginning."""
+        """Routers with their initial weights."""
         assert isinstance(course.options, RouterOptions)
         vectors = self.pruned(course.options.prune)
         with torch.inference_mode(False):
@@ -93,7 +93,7 @@ class Residing:
     # -------------------------------------------------------------------------------- learning
 
     def begin(self, key: str, method: str, params: Mapping[str, Any], seed: int) -> list[str]:
-        """Parameters at the beginning; their names."""
+        """Start a training with initial parameters; returns their names."""
         course = self.course(method, params)
         options = course.options
         learner: Routers | Masks
@@ -103,71 +103,73 @@ class Residing:
             learner = Masks(self.block, course, seed)
         self.runs[key] = Run(learner)
         while len(self.runs) > RUNS:
-            self.runs.popitem(last=False)  # of a caller that died
+            self.runs.popitem(last=False)  # its caller died
         return list(learner.adam.parameters)
 
     def load(self, key: str, tensors: Mapping[str, Tensor], steps: int) -> None:
-        """Parameters and moments after that many steps."""
+        """Load parameters and moments of the state after `steps` steps."""
         self.run(key).learner.load(tensors, steps)
 
     def prepare(self, key: str, step: int, phase: str, columns: Any) -> None:
-        """Weights for the passes that follow; see `Routers.prepare` and `Masks.prepare`."""
+        """Make the weights for the next passes; see `Routers.prepare` and `Masks.prepare`."""
         self.run(key).learner.prepare(step, phase, columns)
 
-    def forward(self, key: str, item: str, carry: Activations | Batch) -> Activations:
-        """A forward pass, kept for its backward pass."""
-        outputs = self.passed(key, item, carry)
+    def forward(self, key: str, item: str, activations: Activations | Batch) -> Activations:
+        """Forward pass, kept for its backward pass."""
+        outputs = self.record_pass(key, item, activations)
         return {name: value.detach() for name, value in outputs.items()}
 
-    def finish(self, key: str, item: str, carry: Activations, batch: Batch) -> Any:
-        """Forward, losses and backward of the last shard: (task -> loss, ∂/∂carry)."""
-        embedding = self.passed(key, item, carry)[OUTPUT]
+    def finish(self, key: str, item: str, activations: Activations, batch: Batch) -> Any:
+        """Both passes and losses of the last shard: (task -> loss, ∂L/∂activations)."""
+        embedding = self.record_pass(key, item, activations)[OUTPUT]
         embedding = embedding.to(accumulator(embedding.dtype))
         parts = [(task, len(rows)) for task, _, rows in batch.parts]
         stacked = TaskLoss(self.block.heads)(embedding, parts)
         torch.autograd.backward([stacked.sum()])
         names = [task for task, _, _ in batch.parts]
-        found = dict(zip(names, stacked.tolist(), strict=True))  # the host waits once
-        return found, self.leave(key, item)
+        found = dict(
+            zip(names, stacked.tolist(), strict=True)
+        )  # one synchronisation with the device
+        return found, self.input_gradients(key, item)
 
     def backward(self, key: str, item: str, gradient: Activations) -> Activations:
-        """The backward pass of another shard: ∂/∂carry."""
-        _, outputs = self.waiting(key, item)
+        """Backward pass of another shard: ∂L/∂activations."""
+        _, outputs = self.kept_pass(key, item)
         live = [name for name in gradient if outputs[name].requires_grad]
         if live:
             torch.autograd.backward(
                 [outputs[name] for name in live],
                 [gradient[name].to(self.block.device) for name in live],
             )
-        return self.leave(key, item)
+        return self.input_gradients(key, item)
 
-    def passed(self, key: str, item: str, carry: Activations | Batch) -> Activations:
-        """A forward pass with autograd on, from fresh leaves."""
+    def record_pass(self, key: str, item: str, activations: Activations | Batch) -> Activations:
+        """Forward pass with autograd on, from detached inputs."""
         run = self.run(key)
         inputs = {
             name: value.detach().requires_grad_(value.is_floating_point())
-            for name, value in self.block.entered(carry).items()
+            for name, value in self.block.to_device(activations).items()
         }
         with torch.inference_mode(False), torch.enable_grad():
             outputs = run.learner.run(inputs)
-        run.waiting[item] = (inputs, outputs)
+        run.passes[item] = (inputs, outputs)
         return outputs
 
-    def waiting(self, key: str, item: str) -> tuple[Activations, Activations]:
-        """A pass that waits.
+    def kept_pass(self, key: str, item: str) -> tuple[Activations, Activations]:
+        """Inputs and outputs of a forward pass.
 
         Raises:
-            Forgotten: it is not known here.
+            Forgotten: this process does not know it.
         """
         run = self.run(key)
-        if item not in run.waiting:
+        if item not in run.passes:
             raise Forgotten(f"no pass {item} of call {key}")
-        return run.waiting[item]
+        return run.passes[item]
 
-    def leave(self, key: str, item: str) -> Activations:
-        """∂/∂carry of a pass, which is then forgotten."""
-        inputs, _ = self.waiting(key, item)
-        del self.run(key).waiting[item]
+    def input_gradients(self, key: str, item: str) -> Activations:
+        """∂L/∂activations of a pass, which is then dropped."""
+        inputs, _ = self.kept_pass(key, item)
+        del self.run(key).passes[item]
         return {
             name: torch.zeros_like(value) if value.grad is None else value.grad
             for name, value in inputs.items()
@@ -187,23 +189,23 @@ class Residing:
         return learner.columns()
 
     def update(self, key: str, total: Mapping[str, Tensor] | None) -> None:
-        """One step; see `Routers.update` and `Masks.update`."""
+        """One optimiser step; see `Routers.update` and `Masks.update`."""
         self.run(key).learner.update(total)
 
     def tensors(self, key: str) -> dict[str, Tensor]:
-        """Parameters and moments."""
+        """Parameters and moments by name."""
         return self.run(key).learner.adam.tensors()
 
     def drop(self, key: str) -> None:
-        """Forget a call."""
+        """End a training and drop its parameters."""
         run = self.runs.pop(key, None)
         if run is not None and isinstance(run.learner, Masks):
             run.learner.gradients()
 
     # ------------------------------------------------------------------------------ evaluation
 
-    def route(self, carry: Activations | Batch, weights: Weights) -> Activations:
-        """Through routed MLPs, by the routers that the weights bring; no gradients."""
+    def route(self, activations: Activations | Batch, weights: Weights) -> Activations:
+        """Run the block with routed MLPs, by the routers in `weights`; no gradients."""
         assert weights.method is not None
         assert weights.learned is not None
         if self.opened[0] != weights.key or self.opened[1] is None:
@@ -217,4 +219,4 @@ class Residing:
         assert routed is not None
         self.block.fill(resident_weights(routed.course.scale))
         with torch.inference_mode():
-            return routed.run(self.block.entered(carry))
+            return routed.run(self.block.to_device(activations))

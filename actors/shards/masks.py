@@ -1,7 +1,7 @@
-"""A mask over the weights of a shard: its logits, and the model that it makes of base and experts.
+"""Concrete masks over the weights of a block: their logits, and the masked merged model.
 
-The merged weights are written into the resident model, which learns nothing itself: its gradients
-∂L/∂θ are turned into those of logits and coefficients, tensor by tensor.
+The merged weights are written into the resident model, whose own parameters are not trained: its
+gradients ∂L/∂θ are converted, tensor by tensor, into gradients of mask logits and coefficients.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from fusion.task_vectors.task_vectors import accumulator
 
 
 class Masks:
-    """The logits of a block's tensors."""
+    """Mask logits of a block's tensors, and their optimiser."""
 
     def __init__(self, block: Block, course: ResidentCourse, seed: int) -> None:
-        """Logits at the beginning; `seed`: of the masks that are drawn."""
+        """Initial logits; `seed`: of the drawn masks."""
         assert isinstance(course.options, MaskOptions)
         self.block, self.course, self.options, self.seed = block, course, course.options, seed
-        self.modules = block.encoder.modules
+        self.modules = block.resident.modules
         block.check_untied("Concrete")
         base = block.vectors.base
         logits = {
@@ -50,17 +50,17 @@ class Masks:
         }
         self.adam = NamedAdam(logits, course.learning_rate)
         self.weights: dict[str, nn.Parameter] = {}
-        """Tensor name -> the resident model's."""
-        for link, module in zip(block.encoder.chain, self.modules, strict=True):
+        """Tensor name -> parameter of the resident model."""
+        for segment, module in zip(block.resident.chain, self.modules, strict=True):
             for name, parameter in module.named_parameters():
-                if link.names[name] in logits:
-                    self.weights[link.names[name]] = parameter
+                if segment.names[name] in logits:
+                    self.weights[segment.names[name]] = parameter
         self.drawn: tuple[str, dict[str, Tensor]] = ("", {})
         self.steps: tuple[object, dict[str, Tensor]] = (None, {})
-        """Coefficients, and Σ_t λ_t τ_t by them."""
+        """Coefficients λ and the sums Σ_t λ_t τ_t computed with them."""
 
     def load(self, tensors: Mapping[str, Tensor], steps: int) -> None:
-        """Logits after that many steps.
+        """Load the logits of the state after `steps` steps.
 
         Raises:
             InputError: logits of another shape.
@@ -70,18 +70,18 @@ class Masks:
 
     @torch.no_grad()
     def prepare(self, step: int, phase: str, columns: Mapping[str, list[float]]) -> None:
-        """Merge into the resident model, which then takes gradients.
+        """Merge into the resident model, and turn on its gradients.
 
         Args:
-            step: names the mask that is drawn.
-            phase: `drawn`: a mask of this step; `final`: that of the merged model.
+            step: number of the step, part of the seed of its mask.
+            phase: `drawn`: the random mask of this step; `final`: the mask of the merged model.
             columns: tensor name -> λ [T].
         """
         with torch.inference_mode(False):
             self.draw(f"{phase} {step}" if phase == "drawn" else phase)
             mine = {name: columns[name] for name in self.adam.parameters}
             if self.steps[0] != mine:
-                self.steps = (None, {})  # let go of the old before making the new
+                self.steps = (None, {})  # free the old ones first
                 deltas = self.block.vectors.deltas
                 made = {
                     name: summed(deltas[name], row).to(self.adam.parameters[name].dtype)
@@ -90,20 +90,20 @@ class Masks:
                 self.steps = (mine, made)
             self.block.filled = ""  # the resident model is overwritten
             for name, step_of in self.steps[1].items():
-                out, base = self.block.encoder.arena[name], self.block.vectors.base[name]
+                out, base = self.block.resident.arena[name], self.block.vectors.base[name]
                 masked(out, base, step_of, self.drawn[1][name])
         for parameter in self.weights.values():
             parameter.requires_grad_(True)
             parameter.grad = None
 
     def run(self, activations: Activations) -> Activations:
-        """Through all segments of the resident model."""
+        """Run all segments of the resident model."""
         for module in self.modules:
             activations = module(activations)
         return activations
 
     def draw(self, key: str) -> None:
-        """The mask of a step, or the final one; kept until another is asked for."""
+        """Draw the mask of a step, or compute the final one; cached until the next."""
         if self.drawn[0] == key:
             return
         self.drawn = ("", {})
@@ -117,7 +117,7 @@ class Masks:
         self.drawn = (key, found)
 
     def gradients(self) -> dict[str, Tensor]:
-        """∂L/∂θ of each tensor that was reached; the resident model takes none any more."""
+        """∂L/∂θ of each tensor that has one; turns off the resident model's gradients."""
         found = {}
         for name, parameter in self.weights.items():
             if parameter.grad is not None:
@@ -139,7 +139,7 @@ class Masks:
         return torch.stack(found, dim=2) if found else nothing[:, :, None][:, :, :0]
 
     def update(self, total: object) -> None:
-        """One step of Adam on the logits."""
+        """One Adam step on the logits."""
         with torch.no_grad():
             found = {
                 name: logits_gradient(

@@ -1,4 +1,4 @@
-"""What a pass through shards goes by: which rows, and which weights."""
+"""Arguments of passes through shards: a batch of rows, and the weights to use."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from fusion.task_vectors.sparsify import Trim
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of pixel files: what the first segment reads, and what the loss is grouped by."""
+    """Rows of files of prepared rows, grouped by task."""
 
     parts: tuple[tuple[str, Path, NDArray[np.int64]], ...]
-    """(task, pixel file, rows)."""
+    """(task, file of prepared rows, row numbers)."""
     labels: Tensor | None = None
-    """int64 [B], where the loss is the cross-entropy with them; None: it is the entropy."""
+    """int64 [B], for a cross-entropy loss; None: the loss is the entropy."""
     beta: float = 1.0
     """Inverse temperature of the logits in that cross-entropy."""
 
     @property
     def size(self) -> int:
-        """Images in all."""
+        """Number of rows."""
         return sum(len(rows) for _, _, rows in self.parts)
 
 
 @dataclass(frozen=True, eq=False)
 class Parcel:
-    """Tensors by name, which calls carry and few of them open."""
+    """Named tensors that are passed along with calls, and opened by few of them."""
 
     content: Any
 
@@ -45,7 +45,7 @@ class Parcel:
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """Which weights a pass goes through; `key` is equal where all else is."""
+    """The weights of a pass; equal weights have an equal `key`."""
 
     key: str
     method: str | None = None
@@ -55,23 +55,23 @@ class Weights:
     """[1 or B, T, 1 or G]."""
     trim: Trim = field(default_factory=Trim)
     survey: Any = None
-    """Of the method, or of the trim."""
+    """Result of the survey of the method or of the trim."""
     statistics: tuple[str, ...] = ()
-    """Of a method that needs some: the key of each expert's files."""
+    """Key of each expert's statistics files, for a method that reads statistics."""
     learned: Parcel | None = None
-    """Of a method whose parameters live in the shards: what was learned."""
+    """Learned parameters, for a method whose parameters are in the shards."""
     task: str | None = None
-    """Of a method that makes one model for each task: whose."""
+    """Task of the model, for a method that makes one model for each task."""
     own: bool = False
-    """Whether it is a member of the pool, or part of what makes a model a sample: no result that
-    could be exported, so it is not rounded to the dtype of results."""
+    """Whether the model is a member of the pool or an input of per-sample models. It cannot be
+    exported, so it is not rounded to the dtype of results."""
 
 
 def weights_of(surveyed: Weights, coding: Tensor) -> Weights:
-    """The same treatment of task vectors with this coding; keyless: nothing is filled with it."""
+    """The same trim and survey with this coding; without a key, as it is never merged in full."""
     return Weights("", coding=coding, trim=surveyed.trim, survey=surveyed.survey)
 
 
 def for_task(every: Weights, task: str) -> Weights:
-    """One task's model, of a method that makes one a task; the survey is the same for all."""
+    """Weights of one task's model, for a per-task method; the survey is shared by all tasks."""
     return replace(every, key=f"{every.key} {task}", task=task)

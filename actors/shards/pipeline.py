@@ -1,8 +1,8 @@
-"""Pipeline of shards as one model: which shard gets which request, in which order.
+"""Pipeline of shards as one model: sends requests to shards in the right order.
 
-Written once for shards in this process and for shards that are actors elsewhere: a *link* says how
-a shard is called and how a result is fetched. Results of one shard are handed to the next as the
-link gives them (on Ray: references), so activations never pass through here.
+The same code serves shards in this process and shards that are actors: a *link* calls a shard and
+fetches a result. The result of one shard is passed to the next in the link's form (on Ray: an
+object reference), so activations never pass through this process.
 """
 
 from __future__ import annotations
@@ -38,33 +38,33 @@ from fusion.task_vectors.sparsify import Trim
 
 
 class Link(Protocol):
-    """How shards are called."""
+    """Calls shards and fetches their results."""
 
     def call(self, shard: Any, request: ShardRequest, *given: Any) -> Any:
-        """The pending result of a request; a tuple where it has several.
+        """Send a request; returns its pending result, or a tuple if it has several.
 
         `given`: pending results of earlier calls, or values.
         """
         ...
 
     def get(self, pending: Any) -> Any:
-        """The result of a pending one."""
+        """Wait for a pending result."""
         ...
 
     def put(self, tensors: Mapping[str, Tensor]) -> Parcel:
-        """Tensors that calls carry without moving them each time."""
+        """Store tensors so that many calls can pass them without copying."""
         ...
 
 
-class Direct:
-    """Shards in this process: a call is a call."""
+class LocalLink:
+    """Link to shards in this process: every call runs at once."""
 
     def call(self, shard: Any, request: ShardRequest, *given: Any) -> Any:
         """The result."""
         return request.run(shard, *given)
 
     def get(self, pending: Any) -> Any:
-        """What it is given."""
+        """The result itself."""
         return pending
 
     def put(self, tensors: Mapping[str, Tensor]) -> Parcel:
@@ -74,19 +74,19 @@ class Direct:
 
 @dataclass(frozen=True)
 class Step:
-    """One call of a training schedule."""
+    """One step of a 1F1B schedule."""
 
     stage: int
     backward: bool
-    """The last stage's backward is its forward too."""
+    """For the last stage, a backward step includes its forward pass."""
     item: int
 
 
 def one_forward_one_backward(stages: int, items: int) -> Iterator[Step]:
-    """1F1B: each stage runs ahead by as many items as there are stages behind it, then takes turns.
+    """1F1B schedule: a stage runs forward once for each stage behind it, then alternates.
 
-    A stage keeps at most `stages − stage` forward passes, whatever the number of items. The order
-    is one in which every call comes after those whose results it takes.
+    A stage keeps at most `stages − stage` forward passes, for any number of items. Every step comes
+    after the steps whose results it needs.
 
     >>> [("FB"[s.backward], s.stage, s.item) for s in one_forward_one_backward(2, 2)]
     [('F', 0, 0), ('F', 0, 1), ('B', 1, 0), ('B', 1, 1), ('B', 0, 0), ('B', 0, 1)]
@@ -102,7 +102,7 @@ def one_forward_one_backward(stages: int, items: int) -> Iterator[Step]:
 
 
 def stage_steps(stage: int, stages: int, items: int) -> Iterator[Step]:
-    """What one stage does, in order."""
+    """Steps of one stage, in order."""
     if stage == stages - 1:
         yield from (Step(stage, True, item) for item in range(items))
         return
@@ -115,7 +115,7 @@ def stage_steps(stage: int, stages: int, items: int) -> Iterator[Step]:
 
 
 def ready(step: Step, stages: int, done: set[tuple[int, bool, int]]) -> bool:
-    """Whether what a step takes has been asked for."""
+    """Whether the inputs of a step have been requested."""
     last = step.stage == stages - 1
     if step.backward and not last:
         return (step.stage + 1, True, step.item) in done
@@ -135,27 +135,27 @@ class Passes:
 
 
 def run_1f1b(stages: int, items: Sequence[Any], passes: Passes) -> list[Any]:
-    """Ask for all passes of all items in 1F1B order; nothing is awaited.
+    """Submit all passes of all items in 1F1B order, without waiting.
 
     Args:
         stages: number of shards.
-        items: what the first stage reads.
+        items: inputs of the first stage.
         passes: the calls.
 
     Returns:
-        The pending gradients of the first stage, in the order in which they were asked for.
+        The pending gradients of the first stage, in the order of submission.
     """
-    carries: dict[tuple[int, int], Any] = {(0, i): item for i, item in enumerate(items)}
+    inputs: dict[tuple[int, int], Any] = {(0, i): item for i, item in enumerate(items)}
     back: dict[int, Any] = {}
     ends = []
     for step in one_forward_one_backward(stages, len(items)):
         stage, item = step.stage, step.item
         if stage == stages - 1:
-            back[item] = passes.finish(item, carries.pop((stage, item)))
+            back[item] = passes.finish(item, inputs.pop((stage, item)))
         elif step.backward:
-            back[item] = passes.backward(stage, item, carries.pop((stage, item)), back[item])
+            back[item] = passes.backward(stage, item, inputs.pop((stage, item)), back[item])
         else:
-            carries[stage + 1, item] = passes.forward(stage, item, carries[stage, item])
+            inputs[stage + 1, item] = passes.forward(stage, item, inputs[stage, item])
         if stage == 0 and step.backward:
             ends.append(back[item])
     return ends
@@ -171,13 +171,13 @@ class Pipeline:
         groups: Sequence[str],
         link: Link,
     ) -> None:
-        """`names`: the fused tensors of each shard; `groups`: the whole model's."""
+        """`names`: fused tensors of each shard; `groups`: those of the whole model."""
         self.shards, self.link = list(shards), link
         self.groups = tuple(groups)
         order = [name for block in names for name in block]
         held = [[at for at, name in enumerate(order) if name == group] for group in groups]
         self.order = torch.tensor([at[-1] for at in held])
-        """Group -> its column among those of all shards; of a tied tensor the last one."""
+        """Group -> its column among the columns of all shards; for a tied tensor, the last."""
         self.ties = [(group, at[-2::-1]) for group, at in enumerate(held) if len(at) > 1]
         """(group, its other columns): the copies of a tensor that is tied across shards."""
 
@@ -192,14 +192,14 @@ class Pipeline:
         own: bool = False,
         task: str | None = None,
     ) -> Weights:
-        """What passes go through, surveyed over all shards where that is needed."""
+        """Weights for passes, after the survey over all shards if one is needed."""
         key, trim = uuid.uuid4().hex, trim or Trim()
         made = Weights(key, method, params, coding, trim, None, statistics, learned, task, own)
         surveyed = METHODS[method].surveyed if method is not None else made.trim.elect
         return replace(made, survey=self.survey(made)) if surveyed else made
 
     def survey(self, weights: Weights) -> Any:
-        """Run a survey over all shards in step."""
+        """Run a survey over all shards in lockstep."""
         answers: list[Tensor] = []
         while True:
             asked = [self.link.call(shard, Survey(weights, answers)) for shard in self.shards]
@@ -222,15 +222,15 @@ class Pipeline:
         return merged_grams([self.link.get(part) for part in parts])
 
     def embed(self, weights: Weights, batches: Iterable[Batch]) -> Iterator[Tensor]:
-        """Embeddings [B, D] of each batch through the resident models filled with `weights`."""
+        """Embeddings [B, D] of each batch by the resident model with `weights` merged into it."""
         return self.flow(RunResident, ((batch, weights) for batch in batches))
 
     def embed_coded(self, batches: Iterable[tuple[Batch, Weights]]) -> Iterator[Tensor]:
-        """Embeddings of each batch through merged layers, with a coding of its own."""
+        """Embeddings of each batch by layers merged with the batch's own coding."""
         return self.flow(RunCoded, batches)
 
     def embed_routed(self, weights: Weights, batches: Iterable[Batch]) -> Iterator[Tensor]:
-        """Embeddings of each batch through blocks with the routers that `weights` bring."""
+        """Embeddings of each batch by blocks with the routers in `weights`."""
         return self.flow(RunRouted, ((batch, weights) for batch in batches))
 
     def flow(
@@ -238,27 +238,27 @@ class Pipeline:
         request: Callable[[Weights], ShardRequest],
         batches: Iterable[tuple[Batch, Weights]],
     ) -> Iterator[Tensor]:
-        """Batches through all shards in order, a few at the same time."""
+        """Run batches through all shards in order, a few at the same time."""
         flying: deque[tuple[int, Any]] = deque()
 
         def landed() -> Tensor:
-            size, carry = flying.popleft()
-            embedding: Tensor = self.link.get(carry)["output"]
+            size, activations = flying.popleft()
+            embedding: Tensor = self.link.get(activations)["output"]
             count("images", size, use="forward")
             return embedding
 
         for batch, weights in batches:
-            carry: Any = batch
+            activations: Any = batch
             for shard in self.shards:
-                carry = self.link.call(shard, request(weights), carry)
-            flying.append((batch.size, carry))
+                activations = self.link.call(shard, request(weights), activations)
+            flying.append((batch.size, activations))
             if len(flying) > len(self.shards):
                 yield landed()
         while flying:
             yield landed()
 
     def summed(self, columns: Tensor) -> Tensor:
-        """Columns [M, T, …] of all shards -> [M, T, G]; those of tied tensors are added up."""
+        """Columns [M, T, …] of all shards -> [M, T, G]; columns of tied tensors are summed."""
         found = columns[:, :, self.order]
         for group, others in self.ties:
             for at in others:  # from the last to the first, as within a shard
@@ -272,20 +272,20 @@ class Pipeline:
         losses: dict[int, Any] = {}
         parts: dict[tuple[int, int], Any] = {}
 
-        def forward(stage: int, item: int, carry: Any) -> Any:
+        def forward(stage: int, item: int, activations: Any) -> Any:
             _, weights = micro_batches[item]
-            return call(shards[stage], Forward(f"{run}-{item}", weights), carry)
+            return call(shards[stage], Forward(f"{run}-{item}", weights), activations)
 
-        def backward(stage: int, item: int, carry: Any, back: Any) -> Any:
+        def backward(stage: int, item: int, activations: Any, back: Any) -> Any:
             _, weights = micro_batches[item]
             request = Backward(f"{run}-{item}", weights)
-            parts[stage, item], back = call(shards[stage], request, carry, back)
+            parts[stage, item], back = call(shards[stage], request, activations, back)
             return back
 
-        def finish(item: int, carry: Any) -> Any:
+        def finish(item: int, activations: Any) -> Any:
             batch, weights = micro_batches[item]
             request = Finish(weights, batch)
-            losses[item], parts[last, item], back = call(shards[last], request, carry)
+            losses[item], parts[last, item], back = call(shards[last], request, activations)
             return back
 
         run_1f1b(

@@ -1,8 +1,8 @@
-"""Requests to a shard: one frozen dataclass a call, with the arguments that the coordinator has.
+"""Requests to a shard: one frozen dataclass for each call, with the coordinator's arguments.
 
-Results of earlier calls (activations, gradients) are given beside the request, as a link hands them
-on: on Ray they are references, which Ray resolves only where they are arguments of their own. A
-shard runs a request by `run(shard, *given)`; in this process `Direct` does so, on Ray `ShardActor`.
+Results of earlier calls (activations, gradients) are passed beside the request, in the link's form:
+on Ray they are references, which Ray resolves only if they are separate arguments. A shard runs a
+request by `run(shard, *given)`; `LocalLink` calls it in this process, `ShardActor` on Ray.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ class ShardRequest(ABC):
     """One call of a shard."""
 
     name: ClassVar[str]
-    """Of the call: in Ray's task names."""
+    """Name of the call, in Ray's task names."""
     returns: ClassVar[int] = 1
-    """Number of results; they are fetched apart from each other."""
-    carries: ClassVar[bool] = False
-    """Whether the (last) result is activations or their gradients, which may stay on the device."""
+    """Number of results, which are fetched separately."""
+    returns_activations: ClassVar[bool] = False
+    """Whether the last result is activations or their gradients, which may stay on the device."""
 
     @abstractmethod
     def run(self, shard: Shard, *given: Any, **_: Any) -> Any:
-        """Carry out the call; `given`: results of earlier calls."""
+        """Run the call; `given`: results of earlier calls."""
 
 
 # ------------------------------------------------------------------------------ weights and surveys
@@ -79,67 +79,67 @@ class BlockGram(ShardRequest):
 
 @dataclass(frozen=True)
 class RunResident(ShardRequest):
-    """A batch through the resident model."""
+    """Run a batch through the resident model."""
 
-    name, carries = "run", True
+    name, returns_activations = "run", True
     weights: Weights
 
-    def run(self, shard: Shard, carry: Activations | Batch) -> Activations:
+    def run(self, shard: Shard, activations: Activations | Batch) -> Activations:
         """See `Shard.run`."""
-        return shard.run(carry, self.weights)
+        return shard.run(activations, self.weights)
 
 
 @dataclass(frozen=True)
 class RunCoded(ShardRequest):
-    """A batch through merged layers, with a coding of its own."""
+    """Run a batch through layers merged with the batch's own coding."""
 
-    name, carries = "code", True
+    name, returns_activations = "code", True
     weights: Weights
 
-    def run(self, shard: Shard, carry: Activations | Batch) -> Activations:
-        """See `Shard.code`."""
-        return shard.code(carry, self.weights)
+    def run(self, shard: Shard, activations: Activations | Batch) -> Activations:
+        """See `Shard.run_coded`."""
+        return shard.run_coded(activations, self.weights)
 
 
 @dataclass(frozen=True)
 class Forward(ShardRequest):
-    """A forward pass whose activations are kept for the backward pass."""
+    """Forward pass, kept for its backward pass."""
 
-    name, carries = "forward", True
+    name, returns_activations = "forward", True
     key: str
     weights: Weights
 
-    def run(self, shard: Shard, carry: Activations | Batch) -> Activations:
+    def run(self, shard: Shard, activations: Activations | Batch) -> Activations:
         """See `Shard.forward`."""
-        return shard.forward(self.key, carry, self.weights)
+        return shard.forward(self.key, activations, self.weights)
 
 
 @dataclass(frozen=True)
 class Backward(ShardRequest):
-    """The backward pass of a forward pass: (∂L/∂coding, ∂L/∂carry)."""
+    """Backward pass: (∂L/∂coding, ∂L/∂activations)."""
 
-    name, returns, carries = "backward", 2, True
+    name, returns, returns_activations = "backward", 2, True
     key: str
     weights: Weights
 
     def run(
-        self, shard: Shard, carry: Activations | Batch, gradient: Activations
+        self, shard: Shard, activations: Activations | Batch, gradient: Activations
     ) -> tuple[Tensor, Activations]:
         """See `Shard.backward`."""
-        return shard.backward(self.key, carry, self.weights, gradient)
+        return shard.backward(self.key, activations, self.weights, gradient)
 
 
 @dataclass(frozen=True)
 class Finish(ShardRequest):
-    """Both passes of the last shard: ((losses, ∂/∂β), ∂L/∂coding, ∂L/∂carry)."""
+    """Both passes of the last shard: ((losses, ∂/∂β), ∂L/∂coding, ∂L/∂activations)."""
 
-    name, returns, carries = "finish", 3, True
+    name, returns, returns_activations = "finish", 3, True
     weights: Weights
     batch: Batch
 
-    def run(self, shard: Shard, carry: Activations | Batch) -> Any:
+    def run(self, shard: Shard, activations: Activations | Batch) -> Any:
         """See `Shard.finish`."""
-        return shard.finish(carry, self.weights, self.batch)
+        return shard.finish(activations, self.weights, self.batch)
 
 
 # ------------------------------------------------------------------------------- statistics of data
@@ -147,46 +147,46 @@ class Finish(ShardRequest):
 
 @dataclass(frozen=True)
 class MissingStatistics(ShardRequest):
-    """Those of these keys that this node has no sound files of."""
+    """Keys of which this node has no complete, undamaged files."""
 
     name = "gather"
     keys: list[str]
 
     def run(self, shard: Shard) -> list[str]:
-        """See `Gathering.lacking`."""
-        return shard.gathering.lacking(self.keys)
+        """See `StatisticsCollector.lacking`."""
+        return shard.collector.lacking(self.keys)
 
 
 @dataclass(frozen=True)
-class ObserveBatch(ShardRequest):
-    """Batch `at` through an expert; Gram matrices of what its linear layers read are added up."""
+class GramForward(ShardRequest):
+    """Run batch `at` through an expert; adds to the Gram matrices of its linear layers' inputs."""
 
     name = "gather"
     at: int
     weights: Weights
 
-    def run(self, shard: Shard, carry: Activations | Batch) -> Activations:
-        """See `Gathering.observe`."""
-        return shard.gathering.observe(self.at, carry, self.weights)
+    def run(self, shard: Shard, activations: Activations | Batch) -> Activations:
+        """See `StatisticsCollector.gram_forward`."""
+        return shard.collector.gram_forward(self.at, activations, self.weights)
 
 
 @dataclass(frozen=True)
-class ProbeBatch(ShardRequest):
-    """The forward pass of batch `at`, whose gradients will be squared (Fisher information)."""
+class FisherForward(ShardRequest):
+    """Forward pass of batch `at` for the Fisher information (squared gradients)."""
 
     name = "gather"
     at: int
     key: str
     weights: Weights
 
-    def run(self, shard: Shard, carry: Activations | Batch) -> Activations:
-        """See `Gathering.probe`."""
-        return shard.gathering.probe(self.at, self.key, carry, self.weights)
+    def run(self, shard: Shard, activations: Activations | Batch) -> Activations:
+        """See `StatisticsCollector.fisher_forward`."""
+        return shard.collector.fisher_forward(self.at, self.key, activations, self.weights)
 
 
 @dataclass(frozen=True)
-class JudgeBatch(ShardRequest):
-    """The backward passes of the last shard for a probed batch."""
+class FisherFinish(ShardRequest):
+    """Backward passes of the last shard for the Fisher information."""
 
     name = "gather"
     key: str
@@ -195,39 +195,39 @@ class JudgeBatch(ShardRequest):
     seed: int
 
     def run(self, shard: Shard) -> Activations:
-        """See `Gathering.judge`."""
-        return shard.gathering.judge(self.key, self.task, self.estimate, self.seed)
+        """See `StatisticsCollector.fisher_finish`."""
+        return shard.collector.fisher_finish(self.key, self.task, self.estimate, self.seed)
 
 
 @dataclass(frozen=True)
-class RecoilBatch(ShardRequest):
-    """The backward passes of another shard for a probed batch."""
+class FisherBackward(ShardRequest):
+    """Backward passes of another shard for the Fisher information."""
 
     name = "gather"
     key: str
     images: int
 
     def run(self, shard: Shard, gradient: Activations) -> Activations:
-        """See `Gathering.recoil`."""
-        return shard.gathering.recoil(self.key, self.images, gradient)
+        """See `StatisticsCollector.fisher_backward`."""
+        return shard.collector.fisher_backward(self.key, self.images, gradient)
 
 
 @dataclass(frozen=True)
-class ConcludeStatistics(ShardRequest):
-    """Write what was added up under a key, of that many batches."""
+class WriteStatistics(ShardRequest):
+    """Write the statistics collected over `batches` batches under a key."""
 
     name = "gather"
     key: str
     batches: int
 
     def run(self, shard: Shard) -> None:
-        """See `Gathering.conclude`."""
-        shard.gathering.conclude(self.key, self.batches)
+        """See `StatisticsCollector.write_all`."""
+        shard.collector.write_all(self.key, self.batches)
 
 
 @dataclass(frozen=True)
 class AdvancePrefix(ShardRequest):
-    """Statistics of experts behind merged prefixes, segment by segment."""
+    """Collect statistics of experts behind merged segments, segment by segment."""
 
     name = "gather"
     keys: list[str]
@@ -235,10 +235,10 @@ class AdvancePrefix(ShardRequest):
     params: dict[str, Any]
 
     def run(
-        self, shard: Shard, carries: Sequence[Sequence[Activations | Batch]]
+        self, shard: Shard, inputs: Sequence[Sequence[Activations | Batch]]
     ) -> list[list[Activations]]:
-        """See `Gathering.advance`."""
-        return shard.gathering.advance(self.keys, self.method, self.params, carries)
+        """See `StatisticsCollector.advance`."""
+        return shard.collector.advance(self.keys, self.method, self.params, inputs)
 
 
 # -------------------------------------------------------------------------------- in-model training
@@ -246,7 +246,7 @@ class AdvancePrefix(ShardRequest):
 
 @dataclass(frozen=True)
 class TrainingRequest(ShardRequest):
-    """A call about one training whose parameters are stored in the shards; `key` names it."""
+    """A call of one training whose parameters are in the shards; `key` identifies the training."""
 
     name = "reside"
     key: str
@@ -254,84 +254,84 @@ class TrainingRequest(ShardRequest):
 
 @dataclass(frozen=True)
 class BeginTraining(TrainingRequest):
-    """Parameters at the beginning; their names."""
+    """Start a training with initial parameters; returns their names."""
 
     method: str
     params: dict[str, Any]
     seed: int
 
     def run(self, shard: Shard) -> list[str]:
-        """See `Residing.begin`."""
-        return shard.residing.begin(self.key, self.method, self.params, self.seed)
+        """See `InModelLearning.begin`."""
+        return shard.in_model.begin(self.key, self.method, self.params, self.seed)
 
 
 @dataclass(frozen=True)
 class LoadTraining(TrainingRequest):
-    """Parameters and moments after that many steps."""
+    """Load parameters and moments of the state after `steps` steps."""
 
     tensors: Mapping[str, Tensor]
     steps: int
 
     def run(self, shard: Shard) -> None:
-        """See `Residing.load`."""
-        shard.residing.load(self.key, self.tensors, self.steps)
+        """See `InModelLearning.load`."""
+        shard.in_model.load(self.key, self.tensors, self.steps)
 
 
 @dataclass(frozen=True)
 class PrepareStep(TrainingRequest):
-    """Weights for the passes of a step."""
+    """Make the weights for the passes of a step."""
 
     step: int
     phase: str
     columns: Any
 
     def run(self, shard: Shard) -> None:
-        """See `Residing.prepare`."""
-        shard.residing.prepare(self.key, self.step, self.phase, self.columns)
+        """See `InModelLearning.prepare`."""
+        shard.in_model.prepare(self.key, self.step, self.phase, self.columns)
 
 
 @dataclass(frozen=True)
 class TrainingForward(TrainingRequest):
-    """A forward pass that is kept for its backward pass."""
+    """Forward pass of a training, kept for its backward pass."""
 
     item: str
 
-    def run(self, shard: Shard, carry: Activations | Batch) -> Activations:
-        """See `Residing.forward`."""
-        return shard.residing.forward(self.key, self.item, carry)
+    def run(self, shard: Shard, activations: Activations | Batch) -> Activations:
+        """See `InModelLearning.forward`."""
+        return shard.in_model.forward(self.key, self.item, activations)
 
 
 @dataclass(frozen=True)
 class TrainingFinish(TrainingRequest):
-    """Both passes of the last shard: (task -> loss, ∂L/∂carry)."""
+    """Both passes of the last shard: (task -> loss, ∂L/∂activations)."""
 
     returns = 2
     item: str
     batch: Batch
 
-    def run(self, shard: Shard, carry: Activations) -> Any:
-        """See `Residing.finish`."""
-        return shard.residing.finish(self.key, self.item, carry, self.batch)
+    def run(self, shard: Shard, activations: Activations) -> Any:
+        """See `InModelLearning.finish`."""
+        return shard.in_model.finish(self.key, self.item, activations, self.batch)
 
 
 @dataclass(frozen=True)
 class TrainingBackward(TrainingRequest):
-    """The backward pass of another shard: ∂L/∂carry."""
+    """Backward pass of another shard: ∂L/∂activations."""
 
     item: str
 
     def run(self, shard: Shard, gradient: Activations) -> Activations:
-        """See `Residing.backward`."""
-        return shard.residing.backward(self.key, self.item, gradient)
+        """See `InModelLearning.backward`."""
+        return shard.in_model.backward(self.key, self.item, gradient)
 
 
 @dataclass(frozen=True)
 class AddGradients(TrainingRequest):
-    """The shard's gradients of routers that all blocks share, added to a total."""
+    """Add the shard's gradients of a router shared by all blocks to a total."""
 
     def run(self, shard: Shard, total: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-        """See `Residing.add`."""
-        return shard.residing.add(self.key, total)
+        """See `InModelLearning.add`."""
+        return shard.in_model.add(self.key, total)
 
 
 @dataclass(frozen=True)
@@ -339,8 +339,8 @@ class UpdateParameters(TrainingRequest):
     """One step of the optimiser."""
 
     def run(self, shard: Shard, total: Mapping[str, Tensor] | None) -> None:
-        """See `Residing.update`."""
-        shard.residing.update(self.key, total)
+        """See `InModelLearning.update`."""
+        shard.in_model.update(self.key, total)
 
 
 @dataclass(frozen=True)
@@ -348,8 +348,8 @@ class CoefficientGradients(TrainingRequest):
     """∂L/∂coefficients of the block's tensors."""
 
     def run(self, shard: Shard) -> Tensor:
-        """See `Residing.columns`."""
-        return shard.residing.columns(self.key)
+        """See `InModelLearning.columns`."""
+        return shard.in_model.columns(self.key)
 
 
 @dataclass(frozen=True)
@@ -357,26 +357,26 @@ class TrainingTensors(TrainingRequest):
     """Parameters and moments."""
 
     def run(self, shard: Shard) -> dict[str, Tensor]:
-        """See `Residing.tensors`."""
-        return shard.residing.tensors(self.key)
+        """See `InModelLearning.tensors`."""
+        return shard.in_model.tensors(self.key)
 
 
 @dataclass(frozen=True)
 class EndTraining(TrainingRequest):
-    """Forget the training."""
+    """End a training and drop its parameters."""
 
     def run(self, shard: Shard) -> None:
-        """See `Residing.drop`."""
-        shard.residing.drop(self.key)
+        """See `InModelLearning.drop`."""
+        shard.in_model.drop(self.key)
 
 
 @dataclass(frozen=True)
 class RunRouted(ShardRequest):
-    """A batch through routed MLPs, by the routers that the weights bring."""
+    """Run a batch through routed MLPs, by the routers in the weights."""
 
     name = "reside"
     weights: Weights
 
-    def run(self, shard: Shard, carry: Activations | Batch) -> Activations:
-        """See `Residing.route`."""
-        return shard.residing.route(carry, self.weights)
+    def run(self, shard: Shard, activations: Activations | Batch) -> Activations:
+        """See `InModelLearning.route`."""
+        return shard.in_model.route(activations, self.weights)

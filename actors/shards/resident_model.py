@@ -1,4 +1,4 @@
-"""Resident models: modules whose parameter memory merged weights are written into."""
+"""Resident models: modules into whose parameters merged weights are written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fusion.task_vectors.task_vectors import StateDict
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A base apart from its files: what a node builds a model from that does not see them."""
+    """A base without its files, from which a node builds a model that does not see them."""
 
     chain: tuple[Segment, ...]
     inputs: Inputs
@@ -28,8 +28,9 @@ class Blueprint:
 
 
 def blueprint(base: Checkpoint, fused: Collection[str]) -> Blueprint:
-    """A base's layout, and the weights that do not come with the task vectors (the projection,
-    where no expert brings its own).
+    """The base's layout, and the weights that are not part of the task vectors.
+
+    For CLIP this is the projection, if no expert has its own.
 
     Raises:
         InputError: see `ModelFamily.segments`.
@@ -41,12 +42,12 @@ def blueprint(base: Checkpoint, fused: Collection[str]) -> Blueprint:
 
 
 def tie(module: nn.Module, names: Mapping[str, str], parameters: dict[str, nn.Parameter]) -> None:
-    """Give parameters of one canonical name one memory: the first of a name stays, later ones go.
+    """Tie parameters of one canonical name: later ones are replaced by the first.
 
     Args:
         module: a built segment.
-        names: its own parameter names -> canonical names.
-        parameters: canonical name -> parameter of the segments before; new ones are added.
+        names: the module's own parameter names -> canonical names.
+        parameters: canonical name -> parameter of earlier segments; new ones are added.
     """
     for own, parameter in list(module.named_parameters()):
         first = parameters.setdefault(names[own], parameter)
@@ -55,7 +56,7 @@ def tie(module: nn.Module, names: Mapping[str, str], parameters: dict[str, nn.Pa
             setattr(module.get_submodule(owner), leaf, first)
 
 
-class ImageEncoder:
+class ResidentModel:
     """A model, or a block of its segments, resident on one device."""
 
     def __init__(
@@ -70,12 +71,12 @@ class ImageEncoder:
         Args:
             base: the folder of a model with a projection, its inspected checkpoint, or a
                 blueprint with all weights of the block.
-            device: where it lives and computes.
-            dtype: what it computes in.
-            block: segments [start, stop) only of the chain; None: all of them.
+            device: device of the parameters.
+            dtype: dtype to compute in.
+            block: only segments [start, stop) of the chain; None: all.
 
         Raises:
-            InputError: a model that no chain can be made of.
+            InputError: a model that cannot be split into segments.
         """
         exact_products()
         if not isinstance(base, Checkpoint | Blueprint):
@@ -88,7 +89,7 @@ class ImageEncoder:
         """All segments of the model."""
         self.inputs = plan.inputs
         self.arena: dict[str, Tensor] = {}
-        """Canonical name -> the live memory of that parameter, contiguous."""
+        """Canonical name -> the parameter's own memory, contiguous."""
         self.modules = []
         parameters: dict[str, nn.Parameter] = {}
         for segment in self.chain:
@@ -110,11 +111,11 @@ class ImageEncoder:
         assert not left, f"not filled: {sorted(left)}"  # headers were checked before
 
     @torch.inference_mode()
-    def run(self, carry: Activations) -> Activations:
-        """The activations after these segments."""
+    def run(self, activations: Activations) -> Activations:
+        """Run the segments."""
         for module in self.modules:
-            carry = module(carry)
-        return carry
+            activations = module(activations)
+        return activations
 
     def outputs(self, inputs: Activations) -> Tensor:
         """Collated inputs -> outputs [B, …]."""

@@ -1,4 +1,4 @@
-"""Routers inside the blocks of a shard: they read hidden states, and merge each block's MLP."""
+"""WE-MoE routers: they read hidden states and merge the MLP of each segment accordingly."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from fusion.methods.learned.wemoe import RoutedMlp, Router
 from fusion.task_vectors.task_vectors import TaskVectors, accumulator
 
 ROUTER = "router."
-"""Begins the name of a router's tensors, after the MLP's own name."""
+"""Prefix of a router's tensor names, after the name of the MLP."""
 
 
 def mlp_names(chain: Iterable[Segment]) -> list[str]:
-    """Canonical names of the tensors of MLPs that routers can replace."""
-    return [name for link in chain for name in mlp_of(link).values()]
+    """Canonical names of the tensors of MLPs that routers can merge."""
+    return [name for segment in chain for name in mlp_of(segment).values()]
 
 
-def mlp_of(link: Segment) -> dict[str, str]:
-    """The module's own name -> canonical name, of the tensors of a segment's MLP."""
-    if link.mlp is None:
+def mlp_of(segment: Segment) -> dict[str, str]:
+    """Tensors of a segment's MLP: the module's own name -> canonical name."""
+    if segment.mlp is None:
         return {}
-    return {own: name for own, name in link.names.items() if own.startswith(f"{link.mlp}.")}
+    return {own: name for own, name in segment.names.items() if own.startswith(f"{segment.mlp}.")}
 
 
 def resident_weights(scale: float) -> Weights:
-    """What everything but the MLPs is: task arithmetic, merged once into the resident model."""
+    """Weights of everything but the MLPs: task arithmetic, merged once into the resident model."""
     return Weights(f"routers over {scale!r}", "task_arithmetic", {"scale": scale}, own=True)
 
 
@@ -47,40 +47,40 @@ class Routers:
         vectors: TaskVectors,
         pooled: bool,
     ) -> None:
-        """Routers at the beginning.
+        """Build routers with initial weights.
 
         Args:
-            block: its weights are read; all but the MLPs is shared with its resident model.
-                Routers are drawn by the index of their segment in the whole chain.
-            course: what is learned.
-            vectors: the MLPs' base and task vectors.
-            pooled: one model for a batch.
+            block: block whose weights are read; everything but the MLPs is shared with its
+                resident model. Routers are seeded by the index of their segment in the whole chain.
+            course: plan of the training.
+            vectors: base and task vectors of the MLPs.
+            pooled: whether one model is merged for the whole batch.
         """
         assert isinstance(course.options, RouterOptions)
         self.block, self.course, self.options = block, course, course.options
-        self.mixer = Mixer(vectors, dtype=block.encoder.dtype)
+        self.mixer = Mixer(vectors, dtype=block.resident.dtype)
         self.pooled = pooled
         self.modules: list[nn.Module] = []
         self.routed_mlps: list[RoutedMlp] = []
         self.local: dict[str, nn.Module] = {}
-        """Name of an MLP -> its router, in order."""
-        for at, link in enumerate(block.encoder.chain):
-            self.modules.append(self.routed(link, block.encoder.modules[at], block.start + at))
+        """Name of an MLP -> its router, in order of segments."""
+        for at, segment in enumerate(block.resident.chain):
+            self.modules.append(self.routed(segment, block.resident.modules[at], block.start + at))
         every: dict[str, nn.Parameter] = {}
         for mlp, router in self.local.items():
             before = "" if self.options.shared else mlp
             every |= {f"{before}{ROUTER}{name}": p for name, p in router.named_parameters()}
-        if self.options.shared:  # blocks have copies, whose gradients are added up in one order
+        if self.options.shared:  # every block has a copy; gradients are summed in a fixed order
             every = {name: nn.Parameter(p.detach().clone()) for name, p in every.items()}
         self.adam = NamedAdam(every, course.learning_rate)
         self.spread()
 
-    def routed(self, link: Segment, resident: nn.Module, index: int) -> nn.Module:
-        """A segment whose MLP is routed; one without an MLP is the resident's own."""
-        inside = {k: v for k, v in mlp_of(link).items() if v in self.mixer.vectors.deltas}
+    def routed(self, segment: Segment, resident: nn.Module, index: int) -> nn.Module:
+        """A segment with a routed MLP; a segment without an MLP is the resident model's."""
+        inside = {k: v for k, v in mlp_of(segment).items() if v in self.mixer.vectors.deltas}
         if not inside:
             return resident
-        module, path = link.build(self.block.encoder.dtype), str(link.mlp)
+        module, path = segment.build(self.block.resident.dtype), str(segment.mlp)
         mlp = module.get_submodule(path)
         own = {key.removeprefix(f"{path}."): name for key, name in inside.items()}
         merge_layers(mlp, self.mixer, own)
@@ -88,7 +88,7 @@ class Routers:
             owner, _, leaf = name.rpartition(".")
             if name not in inside:
                 setattr(module.get_submodule(owner), leaf, parameter)
-        router = self.router(link, index)
+        router = self.router(segment, index)
         parent, _, child = path.rpartition(".")
         routed = RoutedMlp(mlp, router, self.mixer, list(inside.values()), self.pooled)
         setattr(module.get_submodule(parent), child, routed)
@@ -97,21 +97,21 @@ class Routers:
         self.local[canonical.removesuffix(first.removeprefix(f"{path}."))] = router
         return module
 
-    def router(self, link: Segment, index: int) -> Router:
-        """The router of a block, drawn by its index; 0 for one that blocks share."""
+    def router(self, segment: Segment, index: int) -> Router:
+        """The router of a segment, seeded by its index; a shared router is seeded by 0."""
         options = self.options
         router = Router(
-            link.width,
+            segment.width,
             len(self.mixer.vectors.tasks),
             options.depth,
             self.course.scale,
             options.seed if options.shared else options.seed + 1_000_003 * index,
-            accumulator(self.block.encoder.dtype),
+            accumulator(self.block.resident.dtype),
         )
         return router.to(self.block.device)
 
     def run(self, activations: Activations) -> Activations:
-        """Through all segments; routers leave padded tokens out."""
+        """Run all segments; routers ignore padded tokens."""
         for module in self.modules:
             for mlp in self.routed_mlps:
                 mlp.mask = activations.get("mask")
@@ -120,14 +120,14 @@ class Routers:
 
     @torch.no_grad()
     def spread(self) -> None:
-        """Give every block what the shared router is."""
+        """Copy the shared router to all segments."""
         if self.options.shared:
             for router in self.local.values():
                 for name, parameter in router.named_parameters():
                     parameter.copy_(self.adam.parameters[ROUTER + name])
 
     def load(self, tensors: Mapping[str, Tensor], steps: int) -> None:
-        """Routers after that many steps.
+        """Load the routers of the state after `steps` steps.
 
         Raises:
             InputError: routers of another shape.
@@ -136,12 +136,14 @@ class Routers:
         self.spread()
 
     def prepare(self, step: int, phase: str, columns: object) -> None:
-        """The resident model is what it has to be."""
+        """Fill the resident model; routers need no other preparation."""
         self.block.fill(resident_weights(self.course.scale))
 
     def add(self, total: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-        """Gradients of the shared router: those of this block's segments, from the last to the
-        first, added to those of the shards behind it. The order is the same for every cut."""
+        """Gradients of the shared router, summed over this block and the blocks behind it.
+
+        Segments are added from the last to the first, so the order does not depend on the shards.
+        """
         found = {} if total is None else {k: v.to(self.block.device) for k, v in total.items()}
         for router in reversed(self.local.values()):
             for name, parameter in router.named_parameters():
@@ -151,7 +153,7 @@ class Routers:
         return found
 
     def update(self, total: Mapping[str, Tensor] | None) -> None:
-        """One step of Adam, on what `add` gave over all shards, or on each router's own."""
+        """One Adam step, with the total of `add` over all shards or each router's own gradient."""
         if total is None:
             own = self.adam.parameters
             total = {name: p.grad for name, p in own.items() if p.grad is not None}

@@ -1,9 +1,8 @@
 """A shard: a block of consecutive segments of base and all task vectors, in one process.
 
-A plain class. Every call carries all that it needs, so that a shard that died and came back, with
-nothing but its weights, answers the same to the bit. What it keeps between calls only saves time:
-the resident weights of the last filling, and the activations of forward passes whose backward pass
-is to come.
+A plain class. Every call carries all its arguments, so a shard that was restarted with nothing but
+its weights returns the same bits. State kept between calls only saves time: the resident weights of
+the last merge, and the activations of forward passes for their backward passes.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from actors.checkpoints.checkpoint import Checkpoint
 from actors.cluster.metrics import gauge
 from actors.families.protocol import OUTPUT, Activations
 from actors.shards.block import Block
-from actors.shards.in_model_learning import Residing
+from actors.shards.in_model_learning import InModelLearning
 from actors.shards.messages import Batch as Batch
 from actors.shards.messages import Weights as Weights
 from actors.shards.resident_model import Blueprint
-from actors.shards.statistics import Gathering
+from actors.shards.statistics import StatisticsCollector
 from fusion.logits.head import Head, TaskLoss
 from fusion.methods.learned.steps import Gradient
 from fusion.registry import METHODS
@@ -38,7 +37,7 @@ from fusion.task_vectors.task_vectors import TaskVectors, accumulator
 
 @dataclass
 class Context:
-    """A forward pass that waits for its backward pass."""
+    """A forward pass, kept for its backward pass."""
 
     inputs: Activations
     columns: dict[str, Tensor]
@@ -46,7 +45,7 @@ class Context:
 
 
 class Shard(Block):
-    """A block with surveys, forward and backward passes, and what collects or learns in it."""
+    """A block with surveys, forward and backward passes, statistics and in-model training."""
 
     def __init__(
         self,
@@ -62,23 +61,24 @@ class Shard(Block):
         """Build the shard; see `Block` for the other arguments.
 
         Args:
-            contexts: forward passes kept for their backward passes; older ones are run again.
+            contexts: number of forward passes kept for their backward passes; older ones are
+                computed again.
         """
         super().__init__(base, vectors, heads, device, dtype, block, places)
-        self.gathering = Gathering(self)
-        self.residing = Residing(self)
+        self.collector = StatisticsCollector(self)
+        self.in_model = InModelLearning(self)
         self.capacity = contexts
         self.contexts: OrderedDict[str, Context] = OrderedDict()
         self.passes: tuple[str, int, Survey[Any] | None] = ("", 0, None)
-        """The survey under way: key of its weights, answers it has heard, generator."""
+        """The running survey: key of its weights, number of answers it has received, generator."""
 
     # ---------------------------------------------------------------- surveys and resident weights
 
     def survey(self, weights: Weights, answers: list[Tensor]) -> tuple[bool, Any]:
         """The next question of a survey, given all answers so far: (finished, question or result).
 
-        The generator of the last call is gone on with where it is this survey's; else it is
-        run again from its start.
+        Continues the generator of the last call if it belongs to this survey; otherwise runs the
+        survey again from its start.
         """
         key, heard, passes = self.passes
         unheard: list[Any] = answers[-1:]
@@ -106,19 +106,21 @@ class Shard(Block):
 
     # ------------------------------------------------------------------------------ forward passes
 
-    def run(self, carry: Activations | Batch, weights: Weights) -> Activations:
-        """Through the resident model filled with `weights`."""
+    def run(self, activations: Activations | Batch, weights: Weights) -> Activations:
+        """Run the resident model with `weights` merged into it."""
         self.fill(weights)
-        return self.encoder.run(self.entered(carry))
+        return self.resident.run(self.to_device(activations))
 
-    def code(self, carry: Activations | Batch, weights: Weights) -> Activations:
-        """Through merged layers, one model a row where the coding has as many; no gradients."""
+    def run_coded(self, activations: Activations | Batch, weights: Weights) -> Activations:
+        """Run layers merged by a coding of one row, or of one row per sample; no gradients."""
         with torch.inference_mode():
-            return self.chained(self.entered(carry), weights, self.columns(carry, weights))
+            return self.chained(
+                self.to_device(activations), weights, self.columns(activations, weights)
+            )
 
-    def forward(self, key: str, carry: Activations | Batch, weights: Weights) -> Activations:
-        """As `code`, keeping what `backward` needs under `key`."""
-        context = self.record(carry, weights)
+    def forward(self, key: str, activations: Activations | Batch, weights: Weights) -> Activations:
+        """As `run_coded`; keeps under `key` what `backward` needs."""
+        context = self.record(activations, weights)
         self.contexts[key] = context
         while len(self.contexts) > self.capacity:
             self.contexts.popitem(last=False)
@@ -126,24 +128,24 @@ class Shard(Block):
         return {name: value.detach() for name, value in context.outputs.items()}
 
     def backward(
-        self, key: str, carry: Activations | Batch, weights: Weights, gradient: Activations
+        self, key: str, activations: Activations | Batch, weights: Weights, gradient: Activations
     ) -> tuple[Tensor, Activations]:
-        """(∂L/∂coding of this block's tensors [M, T, G_block], ∂L/∂carry).
+        """(∂L/∂coding of this block's tensors [M, T, G_block], ∂L/∂activations).
 
-        `carry` and `weights` are those of the forward pass, which is run again where it is not
+        `activations` and `weights` are those of the forward pass, which runs again if it was not
         kept.
         """
-        context = self.contexts.pop(key, None) or self.record(carry, weights)
+        context = self.contexts.pop(key, None) or self.record(activations, weights)
         gauge("activations", len(self.contexts))
         outputs = [context.outputs[name] for name in gradient]
         torch.autograd.backward(outputs, [value.to(self.device) for value in gradient.values()])
         return self.gradients(context)
 
     def finish(
-        self, carry: Activations | Batch, weights: Weights, batch: Batch
+        self, activations: Activations | Batch, weights: Weights, batch: Batch
     ) -> tuple[tuple[dict[str, float], float], Tensor, Activations]:
-        """Forward, losses and backward of the last shard: ((losses, ∂/∂β), ∂/∂coding, ∂/∂carry)."""
-        context = self.record(carry, weights)
+        """Both passes of the last shard: ((losses, ∂L/∂β), ∂L/∂coding, ∂L/∂activations)."""
+        context = self.record(activations, weights)
         embedding = context.outputs[OUTPUT]
         embedding = embedding.to(accumulator(embedding.dtype))
         beta = torch.tensor(batch.beta, dtype=embedding.dtype, device=self.device)
@@ -152,22 +154,24 @@ class Shard(Block):
         stacked = TaskLoss(self.heads)(embedding, parts, batch.labels, beta)
         torch.autograd.backward([stacked.sum()])
         names = [task for task, _, _ in batch.parts]
-        found = dict(zip(names, stacked.tolist(), strict=True))  # the host waits once
+        found = dict(
+            zip(names, stacked.tolist(), strict=True)
+        )  # one synchronisation with the device
         tilt = 0.0 if beta.grad is None else beta.grad.item()
         return (found, tilt), *self.gradients(context)
 
-    def record(self, carry: Activations | Batch, weights: Weights) -> Context:
-        """A forward pass with autograd on, from fresh leaves."""
+    def record(self, activations: Activations | Batch, weights: Weights) -> Context:
+        """Forward pass with autograd on, from detached inputs."""
         inputs = {
             name: value.detach().requires_grad_(value.is_floating_point())
-            for name, value in self.entered(carry).items()
+            for name, value in self.to_device(activations).items()
         }
-        columns = self.columns(carry, weights)
+        columns = self.columns(activations, weights)
         with torch.enable_grad():
             return Context(inputs, columns, self.chained(inputs, weights, columns))
 
     def gradients(self, context: Context) -> tuple[Tensor, Activations]:
-        """What autograd left in the leaves of a context."""
+        """Gradients of the coding and of the inputs of a context."""
         columns = [zeros_or(column) for column in context.columns.values()]
         models, tasks = next(iter(context.columns.values())).shape if columns else (1, 0)
         empty = torch.zeros(models, tasks, 0)
@@ -177,35 +181,39 @@ class Shard(Block):
         }
 
     def chained(
-        self, carry: Activations, weights: Weights, columns: Mapping[str, Tensor]
+        self, activations: Activations, weights: Weights, columns: Mapping[str, Tensor]
     ) -> Activations:
-        """The carry after the merged segments."""
+        """Run the merged segments."""
         self.mixer.vectors = self.trimmed(weights)
         with self.mixer.coded(columns):
             for module in self.merged:
-                carry = module(carry)
-        return carry
+                activations = module(activations)
+        return activations
 
-    def columns(self, carry: Activations | Batch, weights: Weights) -> dict[str, Tensor]:
-        """The coding's columns for this block's tensors, as leaves.
+    def columns(self, activations: Activations | Batch, weights: Weights) -> dict[str, Tensor]:
+        """The coding's columns for this block's tensors, as leaves of autograd.
 
         Raises:
-            InputError: a coding that fits neither the task vectors nor the batch.
+            InputError: the coding's shape fits neither the task vectors nor the batch.
         """
         assert weights.coding is not None
-        size = carry.size if isinstance(carry, Batch) else len(next(iter(carry.values())))
+        size = (
+            activations.size
+            if isinstance(activations, Batch)
+            else len(next(iter(activations.values())))
+        )
         check_coding(weights.coding, len(self.vectors.tasks), len(self.vectors.groups), size)
         coding = weights.coding.to(self.device)
         return leaves(self.names(), self.vectors.groups, coding)
 
 
 def zeros_or(leaf: Tensor) -> Tensor:
-    """A leaf's gradient; zeros where nothing reached it."""
+    """A leaf's gradient; zeros if it has none."""
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
 
 def gradient_of(
     losses: Mapping[str, float], coding: Tensor, grouped: bool, beta: float = 0.0
 ) -> Gradient:
-    """A micro-batch's gradient from that of each tensor's column [M, T, G]; summed where G = 1."""
+    """A micro-batch's gradient, from the columns' gradients [M, T, G]; summed over G if G = 1."""
     return Gradient(dict(losses), coding if grouped else coding.sum(2, keepdim=True), beta)

@@ -1,7 +1,7 @@
-"""Statistics of data (Gram matrices, Fisher information), collected in a block while experts run.
+"""Collect statistics of data (Gram matrices, Fisher information) in a block while experts run.
 
-They stay in memory until all batches of an expert were seen, then go to files. Batches are counted:
-a shard that was restarted between two of them raises `Forgotten`.
+They stay in memory until all batches of an expert have been processed, then are written to files.
+Batches are counted: a shard that was restarted between two batches raises `Forgotten`.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from fusion.registry import METHODS
 from fusion.task_vectors.coding import mix, one_hot
 
 
-class Gathering:
+class StatisticsCollector:
     """Collects the statistics of one expert at a time in one block."""
 
     def __init__(self, block: Block) -> None:
         """Nothing collected yet."""
-        self.block, self.encoder, self.segments = block, block.encoder, block.segments
+        self.block, self.resident, self.segments = block, block.resident, block.segments
         self.under_way: tuple[str, int] = ("", 0)
-        """The key that is gathered, and how many batches were seen."""
+        """Key of the statistics being collected, and the number of batches processed."""
         self.grams: list[Grams] = []
         self.squares: Squares | None = None
-        self.waiting: dict[str, tuple[Activations, Activations]] = {}
+        self.passes: dict[str, tuple[Activations, Activations]] = {}
 
     def parts(self) -> Iterator[tuple[int, nn.Module, Mapping[str, str]]]:
         """Index, module and global names of each segment of the block."""
         for at, module, link in zip(
-            self.segments, self.encoder.modules, self.encoder.chain, strict=True
+            self.segments, self.resident.modules, self.resident.chain, strict=True
         ):
             yield at, module, link.names
 
     def lacking(self, keys: Sequence[str]) -> list[str]:
-        """Keys some of whose files of these segments this node does not have, or has damaged."""
+        """Keys with a missing or damaged file on this node, among this block's segments."""
         return [key for key in keys if not all(sound(self.place(key, at)) for at in self.segments)]
 
     def place(self, key: str, at: int) -> Path:
@@ -63,16 +63,18 @@ class Gathering:
     def write(
         self, key: str, at: int, found: Mapping[str, Tensor], keys: Mapping[str, str]
     ) -> None:
-        """One file, whole or not at all."""
+        """Write one file atomically."""
         write(self.place(key, at), found, keys)
 
     # ------------------------------------------------------------------------------ Gram matrices
 
-    def observe(self, at: int, carry: Activations | Batch, weights: Weights) -> Activations:
-        """Batch `at` through the resident model, looking at what its linear layers are given.
+    def gram_forward(
+        self, at: int, activations: Activations | Batch, weights: Weights
+    ) -> Activations:
+        """Run batch `at` through the resident model, and add up Gram matrices of layer inputs.
 
         Raises:
-            Forgotten: the batches before were not seen.
+            Forgotten: earlier batches were not processed here.
         """
         self.block.fill(weights)
         if not at:
@@ -84,7 +86,7 @@ class Gathering:
         self.count(weights.key, at)
         for grams in self.grams:
             grams.on = True
-        outputs = self.block.entered(carry)
+        outputs = self.block.to_device(activations)
         try:
             with torch.inference_mode():
                 for grams, (_, module, _) in zip(self.grams, self.parts(), strict=True):
@@ -96,33 +98,33 @@ class Gathering:
                 grams.on = False
 
     def count(self, key: str, at: int) -> None:
-        """Batch `at` is seen now; the first begins anew.
+        """Count batch `at`; batch 0 starts a new count.
 
         Raises:
-            Forgotten: it is not the next.
+            Forgotten: it is not the next batch.
         """
         if at:
             self.check(key, at)
         self.under_way = (key, at + 1)
 
     def check(self, key: str, batches: int) -> None:
-        """Raise Forgotten where other batches were seen than the first so many of this key."""
+        """Raise Forgotten unless exactly the first `batches` batches of this key were processed."""
         if self.under_way != (key, batches):
             raise Forgotten(f"statistics {key}: not the {batches} batches before were seen")
 
     def forget(self) -> None:
-        """Let go of what was gathered."""
+        """Drop everything that was collected."""
         for grams in self.grams:
             grams.close()
-        self.under_way, self.grams, self.squares, self.waiting = ("", 0), [], None, {}
+        self.under_way, self.grams, self.squares, self.passes = ("", 0), [], None, {}
         for _, module, _ in self.parts():
             module.requires_grad_(False)
 
-    def conclude(self, key: str, batches: int) -> None:
-        """Write what was gathered under a key.
+    def write_all(self, key: str, batches: int) -> None:
+        """Write the collected statistics under a key.
 
         Raises:
-            Forgotten: not all the batches were seen.
+            Forgotten: not all batches were processed here.
         """
         self.check(key, batches)
         if self.squares is None:
@@ -137,13 +139,13 @@ class Gathering:
 
     # --------------------------------------------------------------------- Fisher's information
 
-    def probe(
-        self, at: int, call: str, carry: Activations | Batch, weights: Weights
+    def fisher_forward(
+        self, at: int, call: str, activations: Activations | Batch, weights: Weights
     ) -> Activations:
-        """The forward pass of batch `at`, whose gradients will be squared; kept under `call`.
+        """Forward pass of batch `at`, kept under `call` for its backward passes.
 
         Raises:
-            Forgotten: the batches before were not seen.
+            Forgotten: earlier batches were not processed here.
         """
         self.block.check_untied("fisher")
         self.block.fill(weights)
@@ -158,25 +160,33 @@ class Gathering:
         self.count(weights.key, at)
         inputs = {
             name: value.detach().clone().requires_grad_(value.is_floating_point())
-            for name, value in self.block.entered(carry).items()
+            for name, value in self.block.to_device(activations).items()
         }
         outputs = inputs
         with torch.inference_mode(False), torch.enable_grad():
             for _, module, _ in self.parts():
                 outputs = module(outputs)
-        self.waiting[call] = (inputs, outputs)
+        self.passes[call] = (inputs, outputs)
         return {name: value.detach() for name, value in outputs.items()}
 
-    def judge(self, call: str, task: str, estimate: str, seed: int) -> Activations:
-        """The backward passes of the last shard: ∂/∂carry [n, …] of each of the n.
+    def fisher_finish(self, call: str, task: str, estimate: str, seed: int) -> Activations:
+        """Backward passes of the last shard, whose squared gradients are added up.
 
-        `sampled`: log p of one drawn label of each image; `exact`: √p_c·log p_c a class, so that
-        the squares sum to the expectation; `batch`: their sum.
+        Args:
+            call: key of the forward pass.
+            task: task of the head.
+            estimate: targets of the n backward passes. `sampled`: log p of one drawn label of each
+                sample (n = 1). `exact`: √p_c·log p_c for each class c, so that the squares sum to
+                the expectation. `batch`: the sum of those (n = 1).
+            seed: of the drawn labels.
+
+        Returns:
+            ∂/∂activations [n, …] of the n targets.
 
         Raises:
-            Forgotten: that forward pass was not made here.
+            Forgotten: the forward pass did not run here.
         """
-        inputs, outputs = self.waited(call)
+        inputs, outputs = self.take_pass(call)
         head = self.block.heads[task].to(torch.float32)
         embedding = outputs[OUTPUT]
         logs = log_softmax(head.logits(embedding.float()), dim=1)
@@ -194,13 +204,13 @@ class Gathering:
             back.append(self.squared(inputs, len(embedding) if i == 0 else 0))
         return {name: torch.stack([b[name] for b in back]) for name in back[0]}
 
-    def recoil(self, call: str, images: int, gradient: Activations) -> Activations:
-        """The backward passes of another shard, given ∂/∂outputs [n, …] of each.
+    def fisher_backward(self, call: str, images: int, gradient: Activations) -> Activations:
+        """Backward passes of another shard, given ∂/∂outputs [n, …]; as `fisher_finish`.
 
         Raises:
-            Forgotten: that forward pass was not made here.
+            Forgotten: the forward pass did not run here.
         """
-        inputs, outputs = self.waited(call)
+        inputs, outputs = self.take_pass(call)
         names = list(gradient)
         count, back = len(gradient[names[0]]), []
         for i in range(count):
@@ -212,14 +222,14 @@ class Gathering:
             back.append(self.squared(inputs, images if i == 0 else 0))
         return {name: torch.stack([b[name] for b in back]) for name in back[0]}
 
-    def waited(self, call: str) -> tuple[Activations, Activations]:
-        """Inputs and outputs of a forward pass, once."""
-        if call not in self.waiting:
+    def take_pass(self, call: str) -> tuple[Activations, Activations]:
+        """Remove and return the inputs and outputs of a forward pass."""
+        if call not in self.passes:
             raise Forgotten(f"statistics: no forward pass {call}")
-        return self.waiting.pop(call)
+        return self.passes.pop(call)
 
     def squared(self, inputs: Activations, images: int) -> Activations:
-        """Add the squares of one backward pass; ∂/∂inputs, which start at zero again."""
+        """Add the squared gradients of one backward pass; returns ∂/∂inputs and resets them."""
         assert self.squares is not None
         self.squares.add(images)
         found = {}
@@ -238,24 +248,32 @@ class Gathering:
         params: Mapping[str, Any],
         given: Sequence[Sequence[Activations | Batch]],
     ) -> list[list[Activations]]:
-        """Segment by segment: experts on what the merged segments before made, their statistics
-        written, the segment merged, and its outputs [T][batches] handed on."""
+        """Collect statistics of experts on the outputs of the merged segments before them.
+
+        For each segment in order: run every expert's segment on these outputs, write its
+        statistics, merge the segment, and compute the merged outputs.
+
+        Returns:
+            The outputs of the last segment, [T][batches].
+        """
         row, vectors = METHODS[method], self.block.vectors
         self.block.check_untied(method)
         self.block.filled = ""  # the resident model is overwritten
-        current = [[self.block.entered(carry) for carry in batches] for batches in given]
+        current = [
+            [self.block.to_device(activations) for activations in batches] for batches in given
+        ]
         for at, module, names in self.parts():
             mine = [name for name in names.values() if name in vectors.base]
-            part = vectors.restrict(mine).into(self.encoder.arena)
+            part = vectors.restrict(mine).into(self.resident.arena)
             means, shared = [], {}
             for task, batches in zip(vectors.tasks, current, strict=True):
-                mix(replace(part, results=self.encoder.dtype), one_hot(vectors.tasks, task))
+                mix(replace(part, results=self.resident.dtype), one_hot(vectors.tasks, task))
                 grams = Grams([(module, names)], self.block.vectors.deltas)
                 grams.on = True
                 with torch.inference_mode():
-                    for carry in batches:
-                        grams.mask = carry.get("mask")
-                        module(carry)
+                    for activations in batches:
+                        grams.mask = activations.get("mask")
+                        module(activations)
                 grams.close()
                 means.append(grams.means())
                 shared = dict(grams.keys)
@@ -263,5 +281,5 @@ class Gathering:
                 self.write(key, at, found, shared)
             row.merge(part, MergeInputs(statistics=self.opened(keys, [at])), **params)
             with torch.inference_mode():
-                current = [[module(carry) for carry in batches] for batches in current]
+                current = [[module(activations) for activations in batches] for batches in current]
         return current

@@ -1,7 +1,7 @@
-"""Images made other images while a model learns: crops, flips, RandAugment, mixup.
+"""Image augmentation for training: crops, flips, RandAugment, mixup.
 
-Every number drawn is a function of (seed, step): a run that goes on from a checkpoint draws what
-it would have drawn. Axes: B batch, H × W pixels.
+Random numbers are a function of (seed, step), so a run that continues from a checkpoint draws the
+same numbers. Axes: B batch, H × W pixels.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch import Tensor
 Augmentation: TypeAlias = Literal["none", "crop", "flip", "crop_flip", "randaugment"]
 
 STEEPEST = 30
-"""Magnitude at which RandAugment is strongest."""
+"""Largest magnitude of RandAugment."""
 
 
 def draws(seed: int, step: int, purpose: str) -> np.random.Generator:
-    """The random numbers of one step for one purpose."""
+    """Random number generator of one step for one purpose."""
     return np.random.default_rng([zlib.crc32(purpose.encode()), seed, step])
 
 
@@ -36,15 +36,15 @@ def augmented(
     operations: int = 2,
     magnitude: float = 9.0,
 ) -> Tensor:
-    """uint8 [B, 3, H, W] as new images of the same shape; `none` gives them back.
+    """Augment uint8 [B, 3, H, W]; `none` returns the input.
 
     Args:
-        images: as prepared for the model.
+        images: images as prepared for the model.
         kind: `crop`, `flip` (each image with probability ½), both in this order, or `randaugment`.
-        rng: whose numbers are used.
-        crop_scale: smallest share of the area that a crop has.
-        operations: of RandAugment, an image.
-        magnitude: of RandAugment, 0 to 30.
+        rng: the generator to draw from.
+        crop_scale: smallest fraction of the area that a crop keeps.
+        operations: number of RandAugment operations for each image.
+        magnitude: magnitude of RandAugment, 0 to 30.
     """
     if kind == "randaugment":
         return randaugment(images, rng, operations, magnitude)
@@ -56,11 +56,11 @@ def augmented(
 
 
 def cropped(images: Tensor, rng: np.random.Generator, smallest: float) -> Tensor:
-    """A random part of each image, enlarged to its size by bicubic interpolation.
+    """A random crop of each image, resized to its size by bicubic interpolation.
 
-    Area U(smallest, 1) of the image's, ratio of sides exp U(ln ¾, ln 4/3) as torchvision's
-    `RandomResizedCrop`; a side that would be longer than the image's is cut to it (torchvision
-    draws again). Positions are not rounded to pixels.
+    The area is U(smallest, 1) of the image's, the aspect ratio exp U(ln ¾, ln 4/3), as in
+    torchvision's `RandomResizedCrop`; a side longer than the image's is clipped (torchvision draws
+    again). Positions are not rounded to pixels.
     """
     count = len(images)
     area = rng.uniform(smallest, 1.0, count)
@@ -79,7 +79,7 @@ def cropped(images: Tensor, rng: np.random.Generator, smallest: float) -> Tensor
 
 
 def flipped(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """Each image left for right with probability ½."""
+    """Flip each image horizontally with probability ½."""
     chosen = torch.from_numpy(rng.random(len(images)) < 0.5).to(images.device)
     return torch.where(chosen.view(-1, 1, 1, 1), images.flip(-1), images)
 
@@ -87,12 +87,12 @@ def flipped(images: Tensor, rng: np.random.Generator) -> Tensor:
 def randaugment(
     images: Tensor, rng: np.random.Generator, operations: int, magnitude: float
 ) -> Tensor:
-    """`operations` of the 14 of `OPERATIONS`, drawn anew for each image, at one magnitude.
+    """Apply `operations` of the 14 of `OPERATIONS`, drawn for each image, at one magnitude.
 
-    Those that have a direction take either with probability ½; what comes in at the edges is black.
+    Operations with a direction take either with probability ½; new pixels at the edges are black.
 
     Source: Cubuk et al. 2020, arXiv:1909.13719; ranges of torchvision's `RandAugment` (31 bins),
-    here without bins. Done by Pillow, an image at a time.
+    here without bins. Computed by Pillow, image by image.
     """
     strength, out = magnitude / STEEPEST, []
     for image in images.cpu().numpy():
@@ -105,13 +105,13 @@ def randaugment(
 
 
 Change: TypeAlias = Callable[[Image.Image, float], Image.Image]
-"""(picture, strength in [-1, 1]) -> picture; where there is no direction, the sign is dropped."""
+"""(image, strength in [-1, 1]) -> image; operations without a direction ignore the sign."""
 
 
 def moved(
     image: Image.Image, matrix: tuple[float, float, float, float, float, float]
 ) -> Image.Image:
-    """Each pixel of the result from where `matrix` says in the image."""
+    """Affine transform: each pixel of the result is taken from the position that `matrix` gives."""
     return image.transform(image.size, Image.Transform.AFFINE, matrix)
 
 
@@ -140,12 +140,12 @@ NAMES = tuple(OPERATIONS)
 
 
 def mixed(pixels: Tensor, alpha: float, rng: np.random.Generator) -> tuple[Tensor, Tensor, float]:
-    """Mixup: λ·x + (1 − λ)·x[order], one λ ~ Beta(alpha, alpha) and one order for the batch.
+    """Mixup: λ·x + (1 − λ)·x[order], with one λ ~ Beta(alpha, alpha) and one order for the batch.
 
     Args:
         pixels: [B, …], floating point.
         alpha: above 0.
-        rng: whose numbers are used.
+        rng: the generator to draw from.
 
     Returns:
         The mixture, the order int64 [B], λ.

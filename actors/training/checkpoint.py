@@ -1,4 +1,4 @@
-"""A training run under way: averages of its weights, and a file to go on from when killed."""
+"""State of a running training: averages of its weights, and a file to resume from."""
 
 from __future__ import annotations
 
@@ -23,46 +23,46 @@ from fusion.methods.soups.weight_averaging import (
 )
 
 Look: TypeAlias = Callable[[float, Callable[[Tensor], Tensor]], None]
-"""A look at an unfinished model: (share of the steps done, uint8 images -> embeddings)."""
+"""Callback with an unfinished model: (fraction of the steps done, uint8 images -> embeddings)."""
 
 STOPS = (1 / 9, 1 / 3, 2 / 3)
-"""Shares of a run's steps after which its state is kept and may be looked at."""
+"""Fractions of a run's steps after which its state is saved and the callback is called."""
 
 
 def blind(share: float, embed: Callable[[Tensor], Tensor]) -> None:
-    """The look that is not taken."""
+    """The callback that does nothing."""
 
 
 class Averages:
-    """EMA and SWA of one run, as it goes; where both are off, nothing is kept."""
+    """EMA and SWA of the weights during a run; nothing is kept if both are off."""
 
     def __init__(self, decay: float, share: float, steps: int) -> None:
-        """`decay` of EMA, `share` of the last steps that SWA averages; 0: none. `steps` in all."""
+        """`decay` of EMA; `share` of the last steps that SWA averages; 0: off. `steps`: total."""
         self.decay = decay
         self.first = steps - max(1, round(share * steps)) + 1 if share else steps + 1
         self.held: dict[str, Average] = {}
 
     def update(self, step: int, tower: nn.Module) -> None:
-        """Take the weights after a step (from 1) in."""
+        """Add the weights after a step (counted from 1)."""
         if self.decay:
             self.add("ema", tower, lambda held, now: ema(held, now, decay=self.decay))
         if step >= self.first:
             self.add("swa", tower, swa)
 
     def add(self, kind: str, tower: nn.Module, taken: Callable[..., Average]) -> None:
-        """Start one average, or move it."""
+        """Start one average, or update it."""
         weights, held = tower.state_dict(), self.held.get(kind)
         self.held[kind] = started(weights) if held is None else taken(held, weights)
 
     def models(
         self, tower: nn.Module, passes: Callable[[], Iterable[dict[str, Tensor]]]
     ) -> Iterator[tuple[str, nn.Module]]:
-        """`ema` and `swa`, where they are kept, as towers; the given one is not touched.
+        """Models with the averaged weights, `ema` and `swa`; the given model is not changed.
 
         Args:
-            tower: of the run, at its end.
-            passes: the training images in batches, as keywords of the tower's; read where batch
-                norm's statistics have to be made anew.
+            tower: the model at the end of the run.
+            passes: the training images in batches, as keyword arguments of the model; used if the
+                statistics of batch norm must be computed again.
         """
         for kind, average in self.held.items():
             model = copy.deepcopy(tower)
@@ -72,51 +72,51 @@ class Averages:
             yield kind, model
 
     def plain(self) -> dict[str, Any]:
-        """As tensors and numbers."""
+        """State as tensors and numbers."""
         return {kind: vars(average) for kind, average in self.held.items()}
 
     def restore(self, plain: Mapping[str, Any]) -> None:
-        """The opposite of `plain`."""
+        """Load the state from `plain`."""
         self.held = {kind: Average(**held) for kind, held in plain.items()}
 
 
 def caller(model: nn.Module) -> Callable[[dict[str, Tensor]], object]:
-    """The model, called with keywords."""
+    """A function that calls the model with keyword arguments."""
     return lambda batch: model(**batch)
 
 
 def images_in(batch: Mapping[str, Tensor]) -> int:
-    """Images of a batch."""
+    """Number of images of a batch."""
     return len(batch["pixel_values"])
 
 
 @dataclass
 class Run:
-    """One fine-tuning under way."""
+    """One running fine-tuning."""
 
     tower: nn.Module
     averages: Averages
     steps: int
     file: Path | None = None
-    """Where its state is kept; None: nowhere."""
+    """File of its state; None: it is not saved."""
     shares: Sequence[float] = STOPS
-    """Of the steps, rising: after which the state is kept and the model may be looked at."""
+    """Increasing fractions of the steps after which the state is saved and the callback called."""
     begun: int = 0
-    """The step after which it went on; 0: it is a new one."""
+    """The step after which it was resumed; 0: a new run."""
     stops: dict[int, float] = field(init=False)
-    """Step -> share of the run; the last step is none of them."""
+    """Step -> fraction of the run; the last step is not included."""
 
     def __post_init__(self) -> None:
         at = {max(1, round(share * self.steps)): share for share in reversed(self.shares)}
         self.stops = {step: share for step, share in at.items() if step < self.steps}
 
     def resume(self, device: str) -> dict[str, Any] | None:
-        """Put weights and averages back where a state was kept; what the optimiser needs of it."""
+        """Load weights and averages of a saved state, if any; returns the optimiser's state."""
         if self.file is None or not self.file.exists():
             return None
         try:
             found: dict[str, Any] = torch.load(self.file, map_location=device, weights_only=True)
-        except Exception:  # torch raises what it likes for a damaged file: the run begins anew
+        except Exception:  # torch raises any exception on a damaged file: the run starts again
             return None
         self.tower.load_state_dict(found["weights"])
         self.averages.restore(found["averages"])
@@ -124,7 +124,7 @@ class Run:
         return found
 
     def after(self, step: int, optimiser: torch.optim.Optimizer) -> None:
-        """Average what a step made, and keep the state where it is time to."""
+        """Update the averages after a step, and save the state if it is due."""
         self.averages.update(step, self.tower)
         if self.file is not None and step in self.stops:
             state = {
@@ -137,11 +137,11 @@ class Run:
                 torch.save(state, part)
 
     def show(self, step: int, look: Look, seen: Callable[[Tensor], Tensor]) -> None:
-        """Let the model be looked at, where it is time to."""
+        """Call the callback with the model if it is due."""
         if step in self.stops:
             look(self.stops[step], seen)
 
     def end(self) -> None:
-        """Results are written: the state is of no more use."""
+        """Delete the state, after the results are written."""
         if self.file is not None:
             self.file.unlink(missing_ok=True)

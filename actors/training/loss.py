@@ -1,4 +1,4 @@
-"""What a fine-tuning step minimises: hard labels, mixtures of them, and a teacher's soft targets.
+"""Loss of a fine-tuning step: hard labels, mixup, and a teacher's soft targets.
 
 Axes: B batch, C classes, D embedding width, H × W pixels.
 """
@@ -19,7 +19,7 @@ from fusion.logits import cosine_head
 Embed: TypeAlias = Callable[[Tensor], Tensor]
 """Standardised pixels float32 [B, 3, H, W] -> embeddings [B, D], not normalised."""
 
-ComputeGradients: TypeAlias = Callable[[Tensor], Tensor]
+Teacher: TypeAlias = Callable[[Tensor], Tensor]
 """Standardised pixels float32 [B, 3, H, W] -> a teacher's logits [B, C]."""
 
 
@@ -45,22 +45,22 @@ class Objective:
         embed: Embed,
         head: Tensor,
         standardise: Callable[[Tensor], Tensor],
-        teacher: ComputeGradients | None = None,
+        teacher: Teacher | None = None,
     ) -> Tensor:
         """(1 − s)·CE(y, z) + s·CE(softmax(z_T/T), z), the mean over the batch.
 
         With mixup the first term is λ·CE(y, z) + (1 − λ)·CE(y[order], z). Teacher and student read
-        the same pixels, augmented and mixed. The student's logits are not divided by T, and no T²
-        scales the term.
+        the same pixels, augmented and mixed. The student's logits are not divided by T, and the
+        term is not scaled by T².
 
         Args:
-            step: with the seed, where random numbers come from.
+            step: with the seed, determines the random numbers.
             images: uint8 [B, 3, H, W].
             labels: int64 [B].
             embed: the student.
-            head: the student's [C, D].
+            head: the student's head [C, D].
             standardise: uint8 images -> pixels.
-            teacher: needed where `soft_targets` > 0.
+            teacher: required if `soft_targets` > 0.
 
         Source of the soft term: He et al. 2023, arXiv:2210.07574, and its code.
         """

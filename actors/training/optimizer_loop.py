@@ -1,4 +1,4 @@
-"""What every training here shares: AdamW's loop, batches, pixels, and folders that appear whole.
+"""Shared parts of all trainings: AdamW's loop, batches, threads, and atomic folders.
 
 Axes: N images, B batch, H × W pixels.
 """
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 Advance: TypeAlias = Callable[[int, int, float], None]
-"""Progress: (steps done, steps in all, loss of the last step)."""
+"""Progress callback: (steps done, total steps, loss of the last step)."""
 
 After: TypeAlias = Callable[[int, torch.optim.Optimizer], None]
-"""What is done after a step: (its number from 1, the optimiser)."""
+"""Callback after a step: (its number from 1, the optimiser)."""
 
 
 def silent(step: int, total: int, loss: float) -> None:
@@ -29,7 +29,7 @@ def silent(step: int, total: int, loss: float) -> None:
 
 
 def nothing(step: int, optimiser: torch.optim.Optimizer) -> None:
-    """Nothing is done after a step."""
+    """The callback that does nothing after a step."""
 
 
 def optimise(
@@ -49,18 +49,18 @@ def optimise(
     """Minimise `loss(rows)` over the trainable parameters of `module` for `steps` steps.
 
     Args:
-        loss: of the row numbers [B] of a step.
-        module: holds the parameters.
-        batches: the rows of each step, from the first.
-        steps: in all; the schedule's length.
-        learning_rate: at its highest.
-        weight_decay: on matrices only.
+        loss: loss of a step, given its row numbers [B].
+        module: module with the parameters.
+        batches: row numbers of each step, from the first step on.
+        steps: total number, which is the length of the schedule.
+        learning_rate: the highest one.
+        weight_decay: applied to matrices only.
         warmup: fraction of the steps in which the learning rate rises.
         clip_norm: largest global gradient norm.
         advance: called after each step.
-        after: called after each step with its number (from 1) and the optimiser, `advance` done.
-        resumed: `step` and `optimiser`'s state of a run to go on with, whose weights `module` has;
-            rate and decay may be others from there on.
+        after: called after `advance` with the step's number (from 1) and the optimiser.
+        resumed: `step` and `optimiser` state of a run to continue, whose weights `module` has;
+            learning rate and weight decay may differ from then on.
     """
     trainable = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     parameters = [p for _, p in trainable]
@@ -76,7 +76,7 @@ def optimise(
     if resumed is not None:
         begun = schedule.last_epoch = int(resumed["step"])
         optimiser.load_state_dict(resumed["optimiser"])
-        # Rates are those of now: of a run that goes on as it was, the same to the bit.
+        # The current rates replace the saved ones; if they are equal, so are all bits.
         for group, own in zip(optimiser.param_groups, groups, strict=True):
             group["lr"] = learning_rate * cosine(steps, warmup)(begun)
             group["initial_lr"] = learning_rate
@@ -95,7 +95,7 @@ def optimise(
 
 
 def cosine(steps: int, warmup: float) -> Callable[[int], float]:
-    """Step number -> share of the highest learning rate: a linear rise, then half a cosine.
+    """Step number -> fraction of the highest learning rate: a linear rise, then half a cosine.
 
     >>> [round(cosine(10, 0.2)(step), 2) for step in (0, 1, 2, 6, 9)]
     [0.5, 1.0, 1.0, 0.5, 0.04]
@@ -111,9 +111,9 @@ def cosine(steps: int, warmup: float) -> Callable[[int], float]:
 
 
 def shuffled_batches(count: int, batch_size: int, steps: int, seed: int) -> Iterator[Tensor]:
-    """Row numbers [B] of `steps` batches: each pass over `count` rows in a new order.
+    """Row numbers [B] of `steps` batches: each epoch over `count` rows has a new order.
 
-    A batch may span two passes, so all are equally large (all rows, where there are fewer).
+    A batch may span two epochs, so all have the same size (all rows, if there are fewer).
     """
     rng = torch.Generator().manual_seed(seed)
     size = min(batch_size, count)
@@ -127,7 +127,7 @@ def shuffled_batches(count: int, batch_size: int, steps: int, seed: int) -> Iter
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """transformers without its own progress bars, and without its notes on unused tensors."""
+    """Turn off transformers' progress bars and its messages about unused tensors."""
     from transformers.utils import logging
 
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -143,7 +143,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def cpu_threads(threads: int) -> Iterator[None]:
-    """Torch with a fixed number of CPU threads; the caller's number is put back."""
+    """Set the number of torch's CPU threads, and restore it afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -154,10 +154,10 @@ def cpu_threads(threads: int) -> Iterator[None]:
 
 @contextmanager
 def staged(out: Path) -> Iterator[Path]:
-    """A folder to write in that becomes `out` when the block ends without an exception.
+    """A folder to write in, which is renamed to `out` if the block ends without an exception.
 
-    A rename is atomic, so `out` is absent or whole, whenever the program is killed. Where another
-    program finished the same folder first, its result stays.
+    A rename is atomic, so `out` is missing or complete even if the program is killed. If another
+    program finished the same folder first, its result is kept.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -174,5 +174,5 @@ def staged(out: Path) -> Iterator[Path]:
 
 
 def beside(out: Path, kind: str) -> Path:
-    """Where an average of a run is kept: `<out>-ema`, `<out>-swa`."""
+    """Folder of an average of a run: `<out>-ema`, `<out>-swa`."""
     return out.with_name(f"{out.name}-{kind}")

@@ -1,4 +1,4 @@
-"""One precision of products and convolutions in every process that computes."""
+"""Set the precision of matrix products and convolutions, equal in every computing process."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import torch
 
 
 def exact_products() -> None:
-    """Let GPUs compute in float32 what is in float32, and sum 16-bit products in float32.
+    """On GPUs, compute float32 operations in float32, and accumulate 16-bit products in float32.
 
-    By default cuDNN convolves in TF32 while products are in float32: the resident model and the
-    merged layers, whose convolution is a product, would be 1e-3 apart. Nothing changes on a CPU.
+    By default cuDNN convolves in TF32 while products are in float32. Then the resident model and
+    the merged layers, whose convolution is a product, would differ by 1e-3. No effect on a CPU.
     """
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False

@@ -55,7 +55,7 @@ class Textbook:
 
         self.ours, self.vectors, self.role, self.merges = ours, vectors, role, 0
         self.model = CLIPVisionModel.from_pretrained(base).eval().to(ours.runner.device)
-        encoder = ours.runner.pipeline.shards[0].encoder
+        encoder = ours.runner.pipeline.shards[0].resident
         self.projection, self.preprocess = encoder.arena[PROJECTION], encoder.inputs.preprocess
 
     def loaded(self, coding: Tensor) -> torch.nn.Module:

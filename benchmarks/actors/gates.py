@@ -3,7 +3,7 @@
     python -m benchmarks.actors.gates [--save] [--size embedded] [--parts train memory code static]
 
 Random weights, eight experts, on the sizes of the embedded pool and of CLIP ViT-B/32. Ours is what
-a sweep runs (`LocalExperts`, `learn_step`, `Shard.code`). The textbook merges state dicts by
+a sweep runs (`LocalExperts`, `learn_step`, `Shard.run_coded`). The textbook merges state dicts by
 Python sums and calls transformers' CLIPVisionModel through `torch.func.functional_call`:
 
 * train: a step on 8 tasks × 16 images, one model a task. The textbook merges under autograd, keeps

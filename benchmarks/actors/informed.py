@@ -98,7 +98,7 @@ def fisher_memory() -> dict[int, int]:
         peak, before = 0, anonymous()
         for passes in PASSES:
             shard = standing.runner.pipeline.shards[0]
-            real = shard.gathering.squared
+            real = shard.collector.squared
 
             def watched(*given: object, real: Callable[..., object] = real) -> object:
                 nonlocal peak
@@ -106,9 +106,9 @@ def fisher_memory() -> dict[int, int]:
                 peak = max(peak, anonymous() - before)
                 return done
 
-            shard.gathering.squared = watched
+            shard.collector.squared = watched
             standing.statistics(Recipe("fisher", {"examples": passes, "seed": passes}))
-            shard.gathering.squared = real
+            shard.collector.squared = real
             found[passes] = peak
         return found
     finally:

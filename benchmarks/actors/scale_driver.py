@@ -56,11 +56,11 @@ class Stub:
         samples = dict.fromkeys(self.tasks, self.rows)
         return {"metrics": found, "n": samples, "trial_s": self.noop, "peak_bytes": 10**9}
 
-    def vitals(self) -> Any:
+    def states(self) -> Any:
         """What the dispatcher asks before the first call."""
-        from actors.fleet.restarts import vitals
+        from actors.fleet.restarts import own_state
 
-        return [vitals()]
+        return [own_state()]
 
 
 class Seen:
@@ -107,10 +107,10 @@ class Stop(Exception):
 
 
 class Clock:
-    """Seconds spent in some methods, all calls together, and moments."""
+    """Seconds busy_seconds in some methods, all calls together, and moments."""
 
     def __init__(self) -> None:
-        self.spent: dict[str, float] = defaultdict(float)
+        self.busy_seconds: dict[str, float] = defaultdict(float)
         self.at: dict[str, float] = {}
         """When each last came to an end."""
         self.found: dict[str, Any] = {}
@@ -127,7 +127,7 @@ class Clock:
                 self.found[label] = inner(*args, **given)
                 return self.found[label]
             finally:
-                self.spent[label] += time.perf_counter() - began
+                self.busy_seconds[label] += time.perf_counter() - began
                 self.at[label] = time.perf_counter()
 
         setattr(kind, name, outer)
@@ -207,7 +207,7 @@ def drive(given: argparse.Namespace) -> dict[str, Any]:
         "before": before,
         "end": psutil.Process().memory_info().rss,
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "spent": clock.spent,
+        "busy_seconds": clock.busy_seconds,
         "connect_s": connected - began,
         "first_s": clock.at.get("ledger", began) - began,
         "trials_s": clock.at["trials"] - began,
@@ -232,7 +232,7 @@ def stand_ins(nodes: int, tasks: tuple[str, ...], noop: float) -> Client:
         .remote(tasks, ROWS, noop)
         for group in groups
     ]
-    ray.get([stub.vitals.remote() for stub in stubs], timeout=600)
+    ray.get([stub.states.remote() for stub in stubs], timeout=600)
     slots = [Slot(n, *both) for n, both in enumerate(zip(stubs, groups, strict=True))]
     dispatcher = ray.remote(Dispatcher).options(num_cpus=0, max_concurrency=1000)
     return Client(dispatcher.remote(ray.cloudpickle.dumps(slots), 60.0), nodes)

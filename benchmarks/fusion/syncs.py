@@ -78,7 +78,7 @@ def merged(experts: LocalExperts, name: str, params: dict[str, Any]) -> Callable
     def call() -> None:
         weights = model_weights(experts.runner, Recipe(name, params))
         for shard in experts.runner.pipeline.shards:
-            shard.merge(weights, shard.encoder.arena)
+            shard.merge(weights, shard.resident.arena)
             shard.filled = ""
 
     return call

@@ -23,7 +23,7 @@ from actors.artifacts.recipe import Recipe
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.embedding_cache import embedding_cache
 from actors.experts.local import local_experts
-from actors.experts.peak_memory import peak_bytes, put_back
+from actors.experts.peak_memory import peak_bytes, reset_peak
 from actors.experts.prepare_data import prepare_data
 from actors.files.cache_dir import cache_dir
 from actors.gate_features.extractor import open_extractor
@@ -60,7 +60,7 @@ def held(spec: SweepSpec, method: str, params: dict[str, Any]) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         cache = embedding_cache(Path(scratch), pool, "cpu", {})
         experts = local_experts(pool, data, cache)
-        put_back(CPU)
+        reset_peak(CPU)
         before = psutil.Process().memory_info().rss
         row = METHODS.get(method)
         if not isinstance(row, Learned):

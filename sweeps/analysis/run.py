@@ -1,7 +1,7 @@
 """`sweeps analyse`: geometry and loss landscape of a sweep's models.
 
 `outputs/<name>/analysis/` gets `analysis.html`, a JSON file a part, its tables (Parquet and CSV),
-pictures (PNG), and the points that were evaluated: a second call goes on from them.
+pictures (PNG), and the points that were evaluated: a second call continues from them.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Analysis:
     findings: tuple[Finding, ...]
     """Of all parts that are there, those of earlier calls among them."""
     logged: str
-    """Where MLflow has it, or why not."""
+    """Where it is in MLflow, or the reason why it is not."""
 
     @property
     def page(self) -> Path:
@@ -269,7 +269,7 @@ def logged(
         runs = tracker.attach(client, experiment, read_identity(folder).sweep_id, files)
     except InputError as error:
         return f"not logged: {error}"
-    except Exception as error:  # whatever a store raises: the analysis is on disk all the same
+    except Exception as error:  # any error of a store: the analysis is on disk in any case
         return f"not logged: {mlflow_store.reason(error)}"
     shown = redact.url(uri)
     return shown if runs else f"not logged: {shown} has no run of this sweep"

@@ -78,7 +78,7 @@ def guarded(program: Callable[[], object]) -> None:
     except BaseException as error:  # the last boundary: no traceback passes unasked
         found = error.error if isinstance(error, Raised) else error
         ending = end(found)
-        with suppress(OSError):  # nobody reads the error stream either
+        with suppress(OSError):  # the error stream is closed, too
             if debug:
                 typer.echo(printable("".join(traceback.format_exception(found)), "\n\t"), err=True)
             for line in ending.lines:

@@ -83,7 +83,7 @@ def snapshot(folder: Path) -> Snapshot:
     """Progress of the sweep in a folder.
 
     Raises:
-        InputError: there is none, or its spec cannot be read.
+        InputError: there is no sweep, or its spec cannot be read.
     """
     about = SweepFolder(folder)
     identity = read_identity(about)
@@ -104,21 +104,23 @@ def snapshot(folder: Path) -> Snapshot:
     file = folder / OWNER
     owner = read_owner(file.read_bytes()) if file.exists() else None
     started = timestamp(identity.history[-1]["started"] if identity.history else identity.created)
-    state, running, elapsed = standing(owner, started, (folder / "comparison.json").exists())
+    state, running, elapsed = run_state(owner, started, (folder / "comparison.json").exists())
     ended = sorted(entries, key=lambda entry: entry.ended, reverse=True)
     return Snapshot(
         spec.name, spec.metric, state, running, elapsed, tuple(lines), tuple(ended[:LAST])
     )
 
 
-def standing(owner: Owner | None, started: float | None, compared: bool) -> tuple[str, bool, float]:
+def run_state(
+    owner: Owner | None, started: float | None, compared: bool
+) -> tuple[str, bool, float]:
     """(state, whether it runs, seconds that it has run) of a sweep.
 
     One that has no owner's file has just begun, or is of a version that wrote none.
     """
     if owner is not None:
         until = time.time() if owner.alive else owner.beat
-        return owner.standing(), owner.alive, max(0.0, until - owner.since)
+        return owner.state_text(), owner.alive, max(0.0, until - owner.since)
     age = time.time() - (started or 0.0)
     if compared:
         return "finished", False, 0.0
@@ -128,8 +130,8 @@ def standing(owner: Owner | None, started: float | None, compared: bool) -> tupl
 def follow(watched: Watched, console: Console, every: float) -> Snapshot:
     """Show a sweep until it ends, then its comparison; returns the last snapshot.
 
-    On a terminal a live table, elsewhere a line at each change. A place that gives no answer for a
-    time is asked again.
+    On a terminal a live table, elsewhere a line at each change. A place that does not answer for a
+    time is queried again.
 
     Raises:
         InputError: there is no sweep, or no trial had ended when it ended.

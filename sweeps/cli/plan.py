@@ -31,7 +31,7 @@ def show(
         outputs: where.
         console: for the plan.
         address: of a running cluster; None: `$RAY_ADDRESS`, else this machine.
-        file: a `cluster.yaml` to plan for instead; nothing is asked of its hosts.
+        file: a `cluster.yaml` to plan for instead; its hosts are not contacted.
         gpu_memory: of that file's GPUs, in GB, where their labels do not say it; 0: not known.
         begin: how the sweep would begin; None: anew.
 

@@ -45,7 +45,7 @@ STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "30"}
 
 
 @dataclass(frozen=True)
-class Asked:
+class JobOptions:
     """The parsed command line of `launch.py`."""
 
     words: tuple[str, ...]
@@ -70,17 +70,17 @@ def launch(words: Sequence[str]) -> None:
         sys.exit(submit(asked, Path.cwd()))
 
 
-def parse(words: Sequence[str]) -> Asked:
+def parse(words: Sequence[str]) -> JobOptions:
     """Split the command line into the two options of `launch.py`, and those of `sweeps run`.
 
     >>> parse(["a.yaml", "--resume", "--wait-nodes", "3"])
-    Asked(words=('a.yaml', '--resume'), nodes=3, wait=300)
+    JobOptions(words=('a.yaml', '--resume'), nodes=3, wait=300)
     """
     parser = argparse.ArgumentParser("launch.py", add_help=False, allow_abbrev=False)
     parser.add_argument("--wait-nodes", type=int, dest="nodes")
     parser.add_argument("--wait", type=float, default=PATIENCE)
     own, rest = parser.parse_known_args(list(words))
-    return Asked(tuple(rest), own.nodes, own.wait)
+    return JobOptions(tuple(rest), own.nodes, own.wait)
 
 
 def run_here(words: Sequence[str]) -> None:
@@ -109,7 +109,7 @@ def options_of(words: Sequence[str]) -> dict[str, Any]:
     return dict(context.params)
 
 
-def submit(asked: Asked, caller: Path) -> int:
+def submit(asked: JobOptions, caller: Path) -> int:
     """Submit a sweep to this host's cluster as a job, and follow it.
 
     Returns:

@@ -22,7 +22,7 @@ def stoppable(kept: str, go_on: Callable[[bool], str]) -> Iterator[None]:
 
     Args:
         kept: what is kept of what it has done.
-        go_on: the command that goes on, told whether anything of it is on disk.
+        go_on: returns the command that continues, given whether anything of the run is on disk.
     """
     with forgiving():
         try:

@@ -173,7 +173,7 @@ def complete(size: Mapping[str, float], where: str) -> Mapping[str, float]:
     """Return the sizes if CPUs and memory are among them.
 
     Raises:
-        InputError: what is missing, and how to say it; an amount that is none.
+        InputError: a missing field, with an example; an invalid amount.
     """
     for kind, value in size.items():
         if not 0 <= value < MOST:

@@ -1,5 +1,7 @@
-"""Whether a Ray answers at an address: found out in seconds, before Ray is asked, which takes
-minutes to give up. Every refusal is one line that names where the address came from."""
+"""Check within seconds whether a Ray cluster answers at an address; Ray itself waits for minutes.
+
+Every refusal is one line that names the origin of the address.
+"""
 
 from __future__ import annotations
 
@@ -149,7 +151,7 @@ def within(call: Callable[[], object], seconds: float) -> None:
 
     Raises:
         TimeoutError: it does not.
-        Exception: whatever it raises.
+        Exception: any exception of the call.
     """
     raised: list[BaseException] = []
 

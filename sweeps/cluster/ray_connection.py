@@ -35,7 +35,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 # A trial that fails reports why, and no metric.
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
-# Tasks that are killed for want of memory are run again for ever, if Ray is not told.
+# Without this setting, Ray repeats tasks that are killed for lack of memory forever.
 os.environ.setdefault("RAY_task_oom_retries", "2")
 # A /dev/shm smaller than the weights (containers: 64 MB) costs speed, not correctness.
 os.environ.setdefault("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE", "1")
@@ -45,7 +45,7 @@ RAY_BYTES = 800 * 2**20
 """Main memory of Ray's own processes on a machine, and of what the driver has still to import."""
 
 SEEN: dict[tuple[str, ...], bool] = {}
-"""(node, files of a pool) -> whether it sees them: nodes are asked once."""
+"""(node, files of a pool) -> whether it sees them; each node is queried once."""
 
 
 def stay_on_loopback(address: str | None) -> None:
@@ -74,10 +74,10 @@ def of_cluster(known: dict[str, Found] | None = None) -> Resources:
     """Resources of the connected cluster, node by node.
 
     Args:
-        known: what nodes said before, by id; they are not asked again, and new ones are added.
+        known: earlier reports of nodes, by id; new nodes are queried and added.
 
     Raises:
-        InputError: a node lacks the project, or has it (or torch, …) in another version.
+        InputError: the project is not installed on a node, or in another version (or torch, …).
     """
     import ray
 
@@ -110,13 +110,13 @@ def of_cluster(known: dict[str, Found] | None = None) -> Resources:
     )
 
 
-def least(told: int, granted: int | None) -> int:
+def least(reported: int, granted: int | None) -> int:
     """Memory of a node: Ray's value, or the node's limit if that is less.
 
     >>> least(8, None), least(8, 2)
     (8, 2)
     """
-    return told if granted is None else min(told, granted)
+    return reported if granted is None else min(reported, granted)
 
 
 def readers(pool: Pool, resources: Resources) -> tuple[list[str], list[str]]:
@@ -190,7 +190,7 @@ def connected(address: Address | None, store_bytes: int) -> Iterator[str]:
         store_bytes: of its object store.
 
     Yields:
-        The dashboard's address; empty where there is none.
+        The dashboard's address; empty if there is no dashboard.
 
     Raises:
         InputError: no cluster at that address, or none can be started here.
@@ -214,7 +214,7 @@ def joined(address: Address) -> Any:
     """Connect to a running cluster.
 
     Raises:
-        InputError: there is none, or it refuses us; the line names who gave the address.
+        InputError: no cluster, or it refuses the connection; names the origin of the address.
     """
     import ray
 
@@ -281,7 +281,7 @@ def start(store_bytes: int) -> Any:
 def reason(error: BaseException) -> str:
     """Ray's error message in one short line."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    if lines[0].startswith("The last 20 lines of"):  # Ray waited for it in vain
+    if lines[0].startswith("The last 20 lines of"):  # it did not start in time
         return "its dashboard was not there in time" if not lines[1:] else lines[-1][:200]
     return lines[0].split(". ")[0][:200]
 

@@ -2,7 +2,7 @@
 
 Ray puts them under `$RAY_TMPDIR`, `$TMPDIR` or `/tmp`, readable by everybody, and its sockets fail
 where that path is long: the system allows them 107 bytes. Here each run has a folder of its own
-that nobody else can enter; a long one is given to Ray by a short link.
+that nobody else can enter; a long path is passed to Ray as a short link.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ ROOM = 10**8
 short."""
 
 STALE = 60.0
-"""Seconds after which a folder that nobody holds was left by a process that was killed."""
+"""Seconds after which an unlocked folder counts as left by a killed process."""
 
 
 @contextmanager
 def session_folder() -> Iterator[Path]:
     """A folder for Ray's session, set as `$RAY_TMPDIR`; it is removed at the end.
 
-    Where the user has set `$RAY_TMPDIR` to a short path, that is kept, and what lies in it stays.
+    If the user has set `$RAY_TMPDIR` to a short path, it is used and its content kept.
 
     Raises:
         InputError: the folder for temporary files cannot be used; the line names the variable.
@@ -152,7 +152,7 @@ def short(folder: Path) -> Iterator[Path]:
 
 
 def tidy(root: Path) -> None:
-    """Remove folders left by killed processes: nobody holds their lock."""
+    """Remove folders left by killed processes, whose lock is free."""
     with suppress(OSError):
         for folder in root.glob(f"{PREFIX}????????"):
             with suppress(OSError):

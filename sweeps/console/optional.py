@@ -23,8 +23,8 @@ def aside(
         what: name of the output, which begins the line.
         mend: how the user can make it later; ends the line.
         say: called with the line.
-        stale: file of an earlier run; it is deleted on failure, so that nobody takes it for new.
-        done: whether the results are on disk; until then exceptions are raised.
+        stale: file of an earlier run; it is deleted on failure, so that it is not mistaken for a
+        new one. done: whether the results are on disk; until then exceptions are raised.
     """
     try:
         yield

@@ -34,7 +34,7 @@ class Phase:
     began: float = field(default_factory=lambda: time.monotonic())
     due: float = field(default_factory=lambda: time.monotonic() + EVERY)
     """Monotonic time from which the next line may be printed."""
-    said: int = 0
+    printed: int = 0
     """Steps done at the last printed line."""
 
     def line(self) -> str:
@@ -75,25 +75,25 @@ class Progress:
         """Advance a phase by some steps; `note` is shown beside its bar."""
         if phase in self.ids:
             self.bars.update(self.ids[phase], advance=steps, note=note)
-            if told := self.phases.get(phase):
-                self.tell(told, told.done + steps, note)
+            if shown := self.phases.get(phase):
+                self.print_line(shown, shown.done + steps, note)
 
     def set(self, phase: str, done: int, total: int) -> None:
         """Set steps done and total of a phase; starts the phase if it is new."""
         if phase not in self.ids:
             self.start(phase, total)
         self.bars.update(self.ids[phase], completed=done, total=total)
-        if told := self.phases.get(phase):
-            told.total = total
-            self.tell(told, done, told.note)
+        if shown := self.phases.get(phase):
+            shown.total = total
+            self.print_line(shown, done, shown.note)
 
-    def tell(self, phase: Phase, done: int, note: str) -> None:
+    def print_line(self, phase: Phase, done: int, note: str) -> None:
         """Print a phase's line if `EVERY` seconds have passed or the phase has ended."""
         phase.done, phase.note = done, note or phase.note
-        ended = done >= phase.total > phase.said
-        if ended or (time.monotonic() >= phase.due and done > phase.said):
+        ended = done >= phase.total > phase.printed
+        if ended or (time.monotonic() >= phase.due and done > phase.printed):
             self.console.print(phase.line(), highlight=False, markup=False, soft_wrap=True)
-            phase.said, phase.due = done, time.monotonic() + EVERY
+            phase.printed, phase.due = done, time.monotonic() + EVERY
 
     def say(self, line: str) -> None:
         """Print one line above the bars."""
@@ -111,5 +111,5 @@ class Progress:
     ) -> None:
         self.bars.stop()
         for phase in self.phases.values():
-            if phase.said < phase.done:  # the phase stopped before its total
+            if phase.printed < phase.done:  # the phase stopped before its total
                 self.console.print(phase.line(), highlight=False, markup=False, soft_wrap=True)

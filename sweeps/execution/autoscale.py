@@ -1,5 +1,7 @@
-"""Elastic fleet: add replicas when nodes join, remove them when nodes leave; shards stay as they
-are."""
+"""Autoscale a fleet: add replicas when nodes join, and remove them when nodes leave.
+
+The number of shards of a replica does not change.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ import ray
 
 from actors.cluster.planner import Plan
 from actors.fleet.errors import placed
-from actors.fleet.fleet import Fleet, Member, pids
+from actors.fleet.fleet import Fleet, Member, weights_ready
 from actors.fleet.transport import fetched
 from fusion.errors import InputError
 from sweeps.console import signals
@@ -22,10 +24,10 @@ from sweeps.console import signals
 log = logging.getLogger(__name__)
 
 PULSE = 5.0
-"""Seconds between looks at the cluster."""
+"""Seconds between checks of the cluster."""
 
 GRACE = 30.0
-"""Seconds that a replica which lost its place may look for another before it is given up."""
+"""Seconds that a replica which lost its place may wait for another before it is ended."""
 
 START = 600.0
 """Seconds that a new replica may take until it holds its weights."""
@@ -35,7 +37,7 @@ TRIES = 3
 
 
 @dataclass
-class Coming:
+class StartingReplica:
     """A replica that is starting and takes no calls yet."""
 
     member: Member
@@ -43,7 +45,7 @@ class Coming:
     since: float
 
 
-class Elastic:
+class Autoscaler:
     """Watch the cluster from a thread of the driver while a sweep runs; a context manager."""
 
     def __init__(
@@ -58,7 +60,7 @@ class Elastic:
             say: shows a line to the user.
         """
         self.fleet, self.planned, self.say = fleet, planned, say
-        self.coming: list[Coming] = []
+        self.starting: list[StartingReplica] = []
         self.failures = 0
         """New replicas that failed, since one was ready or the nodes changed."""
         self.nodes: object = None
@@ -72,7 +74,7 @@ class Elastic:
         """Check the cluster every `PULSE` seconds until the sweep ends."""
         while not self.stopped.wait(PULSE):
             try:
-                self.look()
+                self.check()
             except InputError as error:
                 log.debug(
                     "elastic: %s", error
@@ -80,11 +82,11 @@ class Elastic:
             except Exception as error:  # a cluster in trouble must not end the sweep's helper
                 log.warning("elastic: %s", " ".join(str(error).split())[:200])
 
-    def look(self) -> None:
+    def check(self) -> None:
         """One check: admit replicas that are ready, drop those that lost their node, start new
         ones."""
-        self.let_in()
-        plan, over = self.planned(), self.overdue()
+        self.admit_ready()
+        plan, over = self.planned(), self.lost_replicas()
         if plan.nodes != self.nodes:
             self.nodes, self.failures = plan.nodes, 0
         # A plan for other nodes may say otherwise where a shard fits.
@@ -92,14 +94,14 @@ class Elastic:
         room = plan.replicas - len(self.fleet.members) + len(over)
         for _ in range(room if self.failures < TRIES else 0):
             member = self.fleet.start()
-            self.coming.append(Coming(member, pids([member]), time.monotonic()))
-        if over and len(over) < len(self.standing()):
-            self.settle(without=over)
-            self.say(f"a node left: {len(self.standing())} replicas")
+            self.starting.append(StartingReplica(member, weights_ready([member]), time.monotonic()))
+        if over and len(over) < len(self.active()):
+            self.set_active(without=over)
+            self.say(f"a node left: {len(self.active())} replicas")
 
-    def let_in(self) -> None:
+    def admit_ready(self) -> None:
         """Admit new replicas that are ready; drop those that failed or took too long."""
-        for each in list(self.coming):
+        for each in list(self.starting):
             done, each.waiting = (
                 ray.wait(each.waiting, num_returns=len(each.waiting), timeout=0)
                 if each.waiting
@@ -113,36 +115,36 @@ class Elastic:
                 log.warning("elastic: a new replica: %s", " ".join(str(error).split())[:200])
                 late = True
             if late:
-                self.coming.remove(each)
-                self.settle(without=[each.member])
+                self.starting.remove(each)
+                self.set_active(without=[each.member])
                 self.failures += 1
                 if self.failures == TRIES:
                     self.say(f"{TRIES} new replicas failed: no more are started on these nodes")
             elif not each.waiting:
-                self.coming.remove(each)
-                self.settle()
+                self.starting.remove(each)
+                self.set_active()
                 self.failures = 0
-                self.say(f"a node joined: {len(self.standing())} replicas")
+                self.say(f"a node joined: {len(self.active())} replicas")
 
-    def overdue(self) -> list[Member]:
+    def lost_replicas(self) -> list[Member]:
         """Replicas without a node for longer than `GRACE`."""
         now = time.monotonic()
-        homeless = [member for member in self.standing() if not placed(member.group)]
+        homeless = [member for member in self.active() if not placed(member.group)]
         self.lost = {each.number: self.lost.get(each.number, now) for each in homeless}
         return [each for each in homeless if now - self.lost[each.number] > GRACE]
 
-    def standing(self) -> list[Member]:
+    def active(self) -> list[Member]:
         """Replicas that take calls."""
-        coming = {each.member.number for each in self.coming}
+        coming = {each.member.number for each in self.starting}
         return [member for member in self.fleet.members if member.number not in coming]
 
-    def settle(self, without: Collection[Member] = ()) -> None:
+    def set_active(self, without: Collection[Member] = ()) -> None:
         """Set the replicas that take calls; new ones that are not ready wait."""
         out = {member.number for member in without}
-        coming = [each.member for each in self.coming]
-        self.fleet.staff([m for m in self.standing() if m.number not in out], coming)
+        coming = [each.member for each in self.starting]
+        self.fleet.set_replicas([m for m in self.active() if m.number not in out], coming)
 
-    def __enter__(self) -> Elastic:
+    def __enter__(self) -> Autoscaler:
         self.thread.start()
         return self
 

@@ -99,8 +99,8 @@ def recipe_of(row: Row, learned: Path) -> Recipe:
 
 
 def stored(path: Path, trial_key: str | None, metric: RankedMetric) -> Mapping[str, float] | None:
-    """Metrics of a row that was evaluated before; None if there are none of this trial and metric,
-    or the file is damaged (which is logged)."""
+    """Stored metrics of a row; None if there are none of this trial and metric, or the file is
+    damaged (which is logged)."""
     try:
         kept = read_kept(path)
     except FileNotFoundError:

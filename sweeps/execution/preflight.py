@@ -26,7 +26,7 @@ class Ready:
     prepared: Prepared
     folder: SweepFolder
     spec_hash: str
-    """Of the spec as it was asked for."""
+    """Of the spec as the user gave it."""
     spec_text: str
     uri: str
     """Where MLflow is."""

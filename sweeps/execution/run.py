@@ -51,7 +51,7 @@ from sweeps.tracking import mlflow_store
 from sweeps.tracking.tracker import Tracker
 from sweeps.trials.artifact_store import artifact_store
 from sweeps.trials.learn_coding import LearningInputs, sizes_of
-from sweeps.trials.run_trials import run_trials
+from sweeps.trials.run_trials import TrialSetup, run_trials
 
 PACKAGES = ("fusion-sweeps", "torch", "transformers", "ray", "mlflow", "datasets")
 
@@ -204,16 +204,10 @@ def tune(sweep: SweepRun) -> None:
         shown = "failed" if value is None else f"{spec.metric} {value:.4f}"
         sweep.progress.advance("trials", note=f"{entry.method}: {shown}")
 
-    run_trials(
-        spec,
-        sweep.context,
-        sweep.experts,
-        sweep.prepared.pool.tasks,
-        sweep.folder,
-        record,
-        sweep.progress,
-        sweep.inputs,
+    setup = TrialSetup(
+        spec, sweep.context, sweep.experts, sweep.folder, sweep.progress, sweep.inputs
     )
+    run_trials(setup, sweep.prepared.pool.tasks, record)
 
 
 def evaluated(sweep: SweepRun) -> list[Row]:

@@ -10,7 +10,7 @@ from actors.cluster.planner import Plan, Resources
 from actors.fleet.fleet import Fleet
 from fusion.errors import InputError
 from sweeps.cluster import ray_connection
-from sweeps.execution.autoscale import Elastic
+from sweeps.execution.autoscale import Autoscaler
 from sweeps.planning.prepare import arrange
 from sweeps.planning.prepared import Prepared
 
@@ -76,4 +76,4 @@ class Site:
                 raise
             return arrange(spec, prepared.pool, prepared.needs, resources, shards)
 
-        return Elastic(fleet, planned, self.say)
+        return Autoscaler(fleet, planned, self.say)

@@ -1,7 +1,7 @@
 """Find finished trials that cannot be reused: other inputs, or a learned file that is missing.
 
 A trial's key says all that its numbers depend on. One whose key is not what the sweep's files give
-now was measured with other files, and would stand beside new ones in one table. Its entry is moved
+now was measured with other files, and would be mixed with new ones in one table. Its entry is moved
 to `superseded/`, and the trial runs again.
 """
 

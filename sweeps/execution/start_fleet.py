@@ -9,7 +9,7 @@ from actors.data.task import Role
 from actors.data.task_rows import TaskData
 from actors.experts.prepare_data import prepare_data
 from actors.files.cache_dir import cache_dir
-from actors.fleet.fleet import Fleet
+from actors.fleet.fleet import Fleet, FleetOptions
 from actors.gate_features.extractor import Extractor
 from sweeps.console.progress import Progress
 from sweeps.execution.site import Site
@@ -28,16 +28,16 @@ def start_fleet(
     """Prepare the data, load the experts and wait until the replicas are ready.
 
     Args:
-        stack: ends all of it.
-        site: where, started already.
-        prepared: what `prepare` found.
-        progress: shows images done.
-        roles: whose rows are decoded.
-        more: may give tasks roles of its own, before the replicas are told of them.
-        extractors: whose features of every image are computed.
+        stack: closes everything at its end.
+        site: the connected cluster or this machine.
+        prepared: the result of `prepare`.
+        progress: shows the images decoded.
+        roles: roles whose rows are decoded.
+        more: may add roles to tasks, before the replicas start.
+        extractors: extractors whose features of every image are computed.
 
     Raises:
-        InputError: a broken image, a weight that is refused; each by name.
+        InputError: a broken image or a refused weight, each by name.
     """
     data = more(
         prepare_data(
@@ -53,18 +53,21 @@ def start_fleet(
             unseen=prepared.spec.unseen,
         )
     )
+    placement = prepared.spec.placement
     fleet = stack.enter_context(
         Fleet(
             prepared.pool,
             data,
             prepared.embeddings(),
             prepared.plan,
-            prepared.spec.placement.dtype,
-            transport=prepared.spec.placement.transport,
-            readers=site.readers(prepared),
-            sweep=prepared.spec.name,
-            weights=prepared.spec.placement.weights,
-            results=prepared.spec.placement.result_dtype,
+            FleetOptions(
+                dtype=placement.dtype,
+                transport=placement.transport,
+                weights=placement.weights,
+                results=placement.result_dtype,
+                readers=site.readers(prepared),
+                sweep=prepared.spec.name,
+            ),
         )
     )
     fleet.ready()

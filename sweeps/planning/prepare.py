@@ -43,7 +43,7 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
     Raises:
         InputError: a checkpoint, dataset, split, memory or disk that will not do.
     """
-    spec = completed(spec)  # before anything is asked of the methods
+    spec = completed(spec)  # before any property of the methods is read
     check_trials(spec)
     pool = open_pool(spec.pool.base, spec.pool.experts)
     check_offers(spec, pool)

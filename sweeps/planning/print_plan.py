@@ -73,7 +73,7 @@ def facts(prepared: Prepared) -> list[tuple[str, str]]:
 
 
 def lacks_direct(prepared: Prepared) -> bool:
-    """Whether `transport: direct` is asked for and CuPy is missing."""
+    """Whether `transport: direct` is set and CuPy is missing."""
     plan, wish = prepared.plan, prepared.spec.placement.transport
     wanted = wish == "direct" and plan.device == "cuda" and plan.shards > 1
     return wanted and find_spec("cupy") is None

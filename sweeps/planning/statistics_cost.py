@@ -31,7 +31,7 @@ def statistics_costs(spec: SweepSpec, pool: Pool) -> dict[str, StatisticsCost]:
     """Estimate disk and memory of statistics, for each method that merges by some.
 
     `fisher` keeps a model of float32 an expert on disk. While it gathers, a replica holds two
-    models beside the one that runs, whatever the number of images: gradients, and the sum of their
+    models beside the one that runs, for any number of images: gradients, and the sum of their
     squares. RegMean keeps a Gram matrix an expert and distinct input of a layer; it holds those of
     one expert while it gathers, and those of all experts for one layer, with sum and factor, while
     it merges. Trials share statistics where they ask for the same. Where not every trial is known

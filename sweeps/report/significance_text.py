@@ -123,7 +123,7 @@ def verdict(comparison: Comparison) -> list[str]:
     ]
     found += gap(comparison, best, tested)
     found += generalisation(comparison, best)
-    found += standing(comparison, best)
+    found += not_significantly_different(comparison, best)
     return found + single_model(comparison, best)
 
 
@@ -168,7 +168,7 @@ def generalisation(comparison: Comparison, best: Row) -> list[str]:
     return [f"{here}." if best.method in tops else f"{here}; {highest}"]
 
 
-def standing(comparison: Comparison, best: Row) -> list[str]:
+def not_significantly_different(comparison: Comparison, best: Row) -> list[str]:
     """Sentence: rows that do not differ significantly from the best one."""
     pairs = oriented(comparison)
     others = {

@@ -84,7 +84,7 @@ def read(folder: Path) -> Comparison:
     """Read the comparison in `folder`.
 
     Raises:
-        InputError: there is none, or it is not one.
+        InputError: the file is missing, or is not a comparison.
     """
     path = folder / "comparison.json"
     if not path.exists():

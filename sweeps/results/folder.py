@@ -199,7 +199,7 @@ def check_known(
         extend: even where methods, search spaces or metric changed.
 
     Raises:
-        InputError: it was not asked for; or its spec changed: a line a changed field.
+        InputError: resuming was not requested, or the spec changed: one line for each field.
     """
     if not resume:
         raise InputError(

@@ -42,7 +42,7 @@ def recipe_of(folder: Path) -> TrainingRecipe | None:
     None also of a member of a population, which had others from one step to the next.
 
     Raises:
-        InputError: a recipe that is none.
+        InputError: not a recipe.
     """
     file = folder / FILE
     if not file.is_file():

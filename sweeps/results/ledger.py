@@ -31,7 +31,7 @@ class Entry:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     trial_key: Plain
-    """Hash of the recipe and of what it was evaluated on: the trial's identity for ever."""
+    """Hash of the recipe and of what it was evaluated on: the permanent identity of the trial."""
     method: Plain
     kind: Plain
     params: Mapping[str, Any]
@@ -49,16 +49,16 @@ class Entry:
     gpu_s: Amount = 0.0
     """GPU-seconds: `busy_s` times the GPUs (or parts of one) of a replica."""
     started: str = ""
-    """ISO time at which the trial asked for its evaluation."""
+    """ISO time at which the trial submitted its evaluation."""
     ended: str = ""
     """ISO time at which it had the result."""
     seed: Whole = 0
     steps: Whole = 0
-    """Of a method that learns: how many it took; fewer than asked for where it was stopped."""
+    """Training steps of a method that learns; fewer than configured if it was stopped."""
     curve: Sequence[Mapping[str, int | float]] = field(default_factory=list)
     """Of a method that learns: losses and coding range at each checkpoint."""
     choices: Sequence[Mapping[str, Any]] = field(default_factory=list)
-    """Of a method that selects: every candidate that was asked about, and what came of it."""
+    """For a method that selects: every candidate that was tried, and its result."""
     error: str | None = None
 
 

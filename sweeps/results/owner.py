@@ -86,7 +86,7 @@ class Owner:
         since = datetime.fromtimestamp(self.since, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         return f"pid {self.pid} on {self.host}, since {since}"
 
-    def standing(self) -> str:
+    def state_text(self) -> str:
         """State of the sweep, in words."""
         if self.state != "running" or self.alive:
             return "interrupted" if self.state == "stopped" else self.state

@@ -280,7 +280,7 @@ PAPERS = (
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "generation_config.json", "open_clip_config.json",
 )  # fmt: skip
-"""What lies beside a model's weights and belongs to it; other files of its folder are nobody's."""
+"""Files beside a model's weights that belong to it; other files of the folder are ignored."""
 
 
 def papers(base: Checkpoint) -> dict[str, bytes]:

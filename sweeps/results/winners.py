@@ -19,7 +19,7 @@ from sweeps.spec.sweep import SweepSpec
 def winners(entries: Iterable[Entry], metric: str = "acc/mean") -> list[Row]:
     """One row for each method: its best trial; a method with failed trials only has no metrics.
 
-    Ties go to the lower trial key, whatever the order in which trials finished.
+    Ties go to the lower trial key, for any order in which trials finished.
     """
     sign = -sign_of(metric)
     methods: dict[str, list[Entry]] = {}
@@ -98,7 +98,7 @@ def running(entry: Entry) -> tuple[float, float] | None:
 
 
 def timestamp(text: str) -> float | None:
-    """Seconds since the epoch of an ISO time; None if it is none."""
+    """Seconds since the epoch of an ISO time; None if it is not a valid time."""
     try:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:

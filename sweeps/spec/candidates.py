@@ -50,7 +50,7 @@ def planned(spec: SweepSpec) -> dict[str, int]:
     return {method: planned_trials(entry) for method, entry in spec.methods.items()}
 
 
-def standing(
+def trial_counts(
     spec: SweepSpec, context: Fingerprint | Context, done: Mapping[str, str]
 ) -> tuple[int, int]:
     """(finished, all) trials of a sweep; references count as trials.

@@ -75,12 +75,12 @@ def lines(found: list[Change]) -> list[str]:
 
 
 def check_extends(where: str, old_text: str, new_text: str, *, extend: bool) -> None:
-    """Check that a sweep may continue with another sweep file: it was asked for, and finished
+    """Check that a sweep may continue with another sweep file: the user asked for it, and finished
     trials keep their numbers.
 
     A changed metric only selects: all metrics of finished trials are known. What TPE and CMA-ES
     suggest next is then replayed by the new metric, so that they may try more than `trials`. A
-    trial that a scheduler stopped stays stopped, whatever becomes of the scheduler.
+    trial that a scheduler stopped stays stopped, even if the scheduler changes.
 
     Args:
         where: the sweep is: a folder or URL.

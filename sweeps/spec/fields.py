@@ -56,7 +56,7 @@ def check_reserved(name: str) -> str:
     """Return `name` if a sweep may have it; file systems that ignore case are considered.
 
     Raises:
-        ValueError: another thing has it.
+        ValueError: the name is taken.
 
     >>> check_reserved("vit-b32")
     'vit-b32'

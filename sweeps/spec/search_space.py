@@ -97,7 +97,7 @@ def parse(value: Any, path: Path = ()) -> Any:
     """Parse a search space if a mapping has one of the four words; else parse the parts of `value`.
 
     Raises:
-        Fault: a space that is none, or a value that a sweep file cannot hold; it says where.
+        Fault: not a search space, or a value that a sweep file cannot hold; gives the place.
 
     >>> parse({"uniform": [0, 1]}), parse({"a": {"grid": [1, 2]}}), parse(0.3)
     (Uniform(low=0.0, high=1.0), {'a': Grid(values=(1, 2))}, 0.3)

@@ -23,7 +23,7 @@ from sweeps.results.ledger import parse_entry
 from sweeps.results.owner import FILE as OWNER
 from sweeps.results.owner import Owner, read_owner
 from sweeps.results.trial_state import State
-from sweeps.storage.store import FILES, OURS, Stamp, Store, asked
+from sweeps.storage.store import FILES, OURS, Stamp, Store, guarded
 
 Signature: TypeAlias = tuple[int, int]
 """Size and modification time (ns) of a file here."""
@@ -53,13 +53,13 @@ def check_there(
             see `check_known`.
     """
     check_unowned(store)
-    if fresh or (data := asked(store, lambda: store.read("sweep.json"))) is None:
+    if fresh or (data := guarded(store, lambda: store.read("sweep.json"))) is None:
         return
     there = parse_identity(data, f"{store.url}/sweep.json")
     here = read_identity(folder) if folder.identity.exists() else None
     if later(here, there, store, folder) is there:
-        old = asked(store, lambda: store.read(there.spec_file)) or b""
-        count = sum(name.startswith("ledger/") for name in asked(store, store.list))
+        old = guarded(store, lambda: store.read(there.spec_file)) or b""
+        count = sum(name.startswith("ledger/") for name in guarded(store, store.list))
         check_known(
             store.url,
             there,
@@ -89,7 +89,7 @@ def check_unowned(store: Store, but: str = "") -> None:
 
 def owner_there(store: Store) -> Owner | None:
     """The last driver of the sweep on a storage."""
-    return read_owner(asked(store, lambda: store.read(OWNER)))
+    return read_owner(guarded(store, lambda: store.read(OWNER)))
 
 
 def later(here: Identity | None, there: Identity, store: Store, folder: SweepFolder) -> Identity:
@@ -126,15 +126,15 @@ def take_up(store: Store, folder: SweepFolder, *, fresh: bool) -> Sent:
         InputError: another driver has begun to run it, or the storage gives no answer.
     """
     check_unowned(store)
-    data = asked(store, lambda: store.read("sweep.json"))
+    data = guarded(store, lambda: store.read("sweep.json"))
     if data is None:
-        return dict.fromkeys(asked(store, store.list))
+        return dict.fromkeys(guarded(store, store.list))
     if fresh:
-        asked(store, lambda: store.aside(aside_suffix()))
+        guarded(store, lambda: store.aside(aside_suffix()))
         return {}
     there = parse_identity(data, f"{store.url}/sweep.json")
     here = read_identity(folder) if folder.identity.exists() else None
-    listed = asked(store, store.list)
+    listed = guarded(store, store.list)
     sent: Sent = dict.fromkeys(listed)
     wanted = [name for name in listed if not place_of(folder, name, store.url).exists()]
     if later(here, there, store, folder) is there and here is not None:
@@ -150,7 +150,7 @@ def take_up(store: Store, folder: SweepFolder, *, fresh: bool) -> Sent:
     chosen.sort(key=lambda name: name == "sweep.json")
     for start in range(0, len(chosen), AT_ONCE):
         part = chosen[start : start + AT_ONCE]
-        contents = asked(store, lambda part=part: store.read_all(part))  # type: ignore[misc]
+        contents = guarded(store, lambda part=part: store.read_all(part))  # type: ignore[misc]
         for name in part:
             path = place_of(folder, name, store.url)
             if name in contents and is_better(name, contents[name], path):
@@ -173,7 +173,7 @@ def fetch_ledger(store: Store, folder: SweepFolder, listed: Iterable[str], sent:
     """Fetch ledger entries that take precedence over the local ones; returns their keys."""
     won = set()
     names = [name for name in listed if name.startswith("ledger/")]
-    for name, data in asked(store, lambda: store.read_all(names)).items():
+    for name, data in guarded(store, lambda: store.read_all(names)).items():
         path = place_of(folder, name, store.url)
         mine = read_bytes(path) if path.exists() else b""
         if data == mine:

@@ -1,6 +1,6 @@
 """Copy a running sweep's folder to durable storage, and write its signs of life.
 
-Background threads do both, one each: the sweep never waits for a storage, and goes on without it.
+Two background threads do this: the sweep never waits for a storage, and continues without it.
 `run` wakes the copying after every trial.
 """
 
@@ -22,7 +22,7 @@ from sweeps.results.folder import SweepFolder
 from sweeps.results.ledger import write_text
 from sweeps.results.owner import Owner, State, read_owner
 from sweeps.storage.fetch import Sent, Signature, check_unowned
-from sweeps.storage.store import Store, asked, reason
+from sweeps.storage.store import Store, guarded, reason
 
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("specs", ()),
@@ -36,7 +36,7 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("", ("comparison.parquet", "comparison.json", "report.html")),
 )
 """What is sent, in this order: folders, or files by name. Each counts on those before it, so that a
-storage that was cut off at any point holds a sweep that can be gone on with."""
+storage that was cut off at any point holds a sweep that can be resumed."""
 
 PAUSES = (1.0, 60.0)
 """Seconds until a storage that failed is tried again: at first, and at most."""
@@ -86,13 +86,13 @@ class Mirror:
         """Take ownership of the sweep and start the threads.
 
         Raises:
-            InputError: another driver has it, or the storage cannot be written.
+            InputError: another driver owns the sweep, or the storage cannot be written.
         """
         signals.last_words.append(self.stopped)
         try:
             if (store := self.store) is not None:
                 check_unowned(store, but=self.owner.driver)
-                asked(store, lambda: store.write(owner.FILE, self.owner.dump()))
+                guarded(store, lambda: store.write(owner.FILE, self.owner.dump()))
             self.note("running")
             self.beat_due = time.monotonic() + owner.BEAT
             self.woken.set()
@@ -157,7 +157,7 @@ class Mirror:
             self.attempt(state)
             if self.fault is None or self.store is None:
                 return
-        with suppress(Exception):  # nobody need wait for signs of life
+        with suppress(Exception):  # a missed heartbeat is no error
             self.store.write(owner.FILE, self.owner.beating(state).dump())
 
     def loop(self) -> None:

@@ -33,12 +33,12 @@ OURS: Mapping[str, tuple[str, ...]] = {
     "recipes": (".yaml", ".safetensors"),
     "specs": (".yaml",),
 }
-"""Folder -> how the names of its files end: others there are none of a sweep."""
+"""Folder -> suffixes of its files; other files there do not belong to a sweep."""
 
 FILES = ("comparison.json", "comparison.parquet", "report.html", "spec.yaml", "sweep.json")
 
 Stamp: TypeAlias = tuple[str, ...]
-"""What tells a file from a later one of its name, as far as the file system says: size first."""
+"""Version of a file, as far as the file system reports it: size first."""
 
 STAMPS = ("size", "ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
 
@@ -141,7 +141,7 @@ def open_store(url: str, name: str) -> Store:
         fs, path = fsspec.core.url_to_fs(url, skip_instance_cache=True, use_listings_cache=False)
     except ImportError as error:
         raise InputError(f"--storage: {shown!r}: a package is missing: {reason(error)}") from None
-    except Exception as error:  # whatever its constructor finds wrong
+    except Exception as error:  # any error of its constructor
         raise InputError(f"--storage: {shown!r}: cannot be used: {reason(error)}") from None
     root = path.rstrip("/")
     return Store(fs, f"{root}/{name}" if name else root, f"{shown.rstrip('/')}/{name}".rstrip("/"))
@@ -166,18 +166,18 @@ def reach(url: str, folder: Path) -> Store:
         above.remove(probe)
         return store
 
-    return asked(store, tried)
+    return guarded(store, tried)
 
 
-def asked(store: Store, question: Callable[[], T]) -> T:
+def guarded(store: Store, question: Callable[[], T]) -> T:
     """Call a storage; its errors become InputErrors.
 
     Raises:
-        InputError: it gives none.
+        InputError: the storage raised an error.
     """
     try:
         return question()
-    except Exception as error:  # any file system's own kinds
+    except Exception as error:  # each file system has its own exceptions
         raise InputError(f"--storage: {store.url}: cannot be used: {reason(error)}") from None
 
 

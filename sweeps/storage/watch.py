@@ -1,7 +1,7 @@
 """Where to read a running sweep's results: a local folder, a storage, the head of a Ray cluster.
 
-What lies elsewhere is copied to a folder of this process, file by file as it changes; all else then
-reads a folder.
+Remote files are copied to a folder of this process whenever they change; the other modules read
+that folder.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sweeps.results.folder import SweepFolder
 from sweeps.results.owner import FILE as OWNER
 from sweeps.results.owner import read_owner
 from sweeps.storage.fetch import place_of, put
-from sweeps.storage.store import Store, asked, open_store
+from sweeps.storage.store import Store, guarded, open_store
 
 READ = ("comparison.json", "spec.yaml", "sweep.json", OWNER)
 """Beside the ledger, what a reader of results needs."""
@@ -78,7 +78,7 @@ def watched(
     Args:
         sweep: a name, a folder, or the URL of a sweep on a storage.
         outputs: where sweeps are kept here.
-        storage: where to look for a name that is not here, or that nobody runs here.
+        storage: where to look for a sweep that is not here, or does not run here.
         address: of a Ray cluster, to read the folder on its head.
         outputs_there: where sweeps are kept on that head; None: as is set there.
 
@@ -119,7 +119,7 @@ def store_of(sweep: str, local: Path, storage: str | None) -> Store | None:
     if storage is None or is_run(local):
         return None
     store = open_store(storage, sweep)
-    there = asked(store, lambda: store.read("sweep.json")) is not None
+    there = guarded(store, lambda: store.read("sweep.json")) is not None
     return store if there or not local.is_dir() else None
 
 
@@ -146,7 +146,7 @@ def store_pull(store: Store) -> Pull:
             return listed, contents
         return {**listed, OWNER: ()}, {**contents, OWNER: owner}
 
-    return lambda known: asked(store, lambda: pull(known))
+    return lambda known: guarded(store, lambda: pull(known))
 
 
 def cluster_pull(sweep: str, outputs: str | None, where: str) -> Pull:

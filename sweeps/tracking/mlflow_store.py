@@ -95,7 +95,7 @@ def connect(
 
 
 def check_reachable(uri: str, experiment: str | None) -> None:
-    """The checks of `connect`, as far as possible without creating a store or an experiment.
+    """Run the checks of `connect` that do not create a store or an experiment.
 
     Raises:
         InputError: see `connect`.
@@ -108,13 +108,13 @@ def check_reachable(uri: str, experiment: str | None) -> None:
         tables, revision = newest()
         try:
             fault = sqlite_store.fault(file, tables, revision)
-        except Exception as error:  # whatever a file that is no store raises
+        except Exception as error:  # any error on a file that is not a store
             raise InputError(
                 f"mlflow.tracking_uri: {redact.url(uri)!r}: {unusable(error)}"
             ) from error
         if fault:
             raise InputError(
-                f"mlflow.tracking_uri: {redact.url(uri)!r}: {sqlite_store.told(file, fault)}"
+                f"mlflow.tracking_uri: {redact.url(uri)!r}: {sqlite_store.advice(file, fault)}"
             )
         if sqlite_store.revision_of(file) != revision:
             return  # `connect` brings it up to date first
@@ -134,7 +134,7 @@ def known(client: MlflowClient, name: str, where: str) -> Any:
         if found is not None and found.lifecycle_stage == "active":
             for key, value in EXPERIMENT_TAGS.items():  # a harmless write: may this user write?
                 client.set_experiment_tag(found.experiment_id, key, value)
-    except Exception as error:  # whatever the store raises: SQL, HTTP, operating system
+    except Exception as error:  # any error of the store: SQL, HTTP, operating system
         raise InputError(
             f"mlflow.tracking_uri: {redact.url(where)!r}: {unusable(error)}"
         ) from error
@@ -166,7 +166,7 @@ def set_up(file: Path, where: str, say: Callable[[str], None]) -> None:
         raise InputError(
             f"mlflow.tracking_uri: {redact.url(where)!r}: cannot be used: {error}"
         ) from error
-    except Exception as error:  # whatever the store raises: SQL, operating system
+    except Exception as error:  # any error of the store: SQL, operating system
         fault = sqlite_store.fault(file, tables, revision) if file.exists() else None
         if fault is None and HALF.search(str(error)):
             fault = reason(error)
@@ -176,7 +176,7 @@ def set_up(file: Path, where: str, say: Callable[[str], None]) -> None:
             ) from error
     if fault:
         raise InputError(
-            f"mlflow.tracking_uri: {redact.url(where)!r}: {sqlite_store.told(file, fault)}"
+            f"mlflow.tracking_uri: {redact.url(where)!r}: {sqlite_store.advice(file, fault)}"
         )
 
 

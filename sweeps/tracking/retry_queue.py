@@ -20,7 +20,7 @@ from sweeps.tracking.mlflow_store import passes, reason
 log = logging.getLogger(__name__)
 
 QUEUED = 256
-"""Jobs that wait at most: what is refused is on disk, and asked for again at the end."""
+"""Most waiting jobs; rejected jobs are on disk, and are sent again at the end."""
 
 FIRST, LONGEST = 0.5, 10.0
 """Seconds before the second try, doubled from try to try, and at most."""
@@ -63,7 +63,7 @@ class Sender:
         self.hurry = Event()
         """Ends a pause between two tries."""
         self.lock = Lock()
-        """Of `trouble` and `waited`: whoever comes second sees the other, and says the wait."""
+        """Guards `trouble` and `waited`: the second to be set reports the wait."""
         # A request that never ends must not hold the process.
         Thread(target=self.work, name="mlflow", daemon=True).start()
 
@@ -73,7 +73,7 @@ class Sender:
             job, future = found
             try:
                 future.set_result(self.attempt(job))
-            except Exception as error:  # nobody may wait for ever
+            except Exception as error:  # a failed job must not block its waiters
                 self.give_up(reason(error))
                 future.set_result(False)
 

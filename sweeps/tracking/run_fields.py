@@ -73,7 +73,9 @@ def metrics_of(entry: Entry) -> list[Metric]:
         **cost(entry),
     }
     if entry.steps:
-        values["steps"] = float(entry.steps)  # taken; the parameter says how many were asked
+        values["steps"] = float(
+            entry.steps
+        )  # steps taken; the parameter holds the configured number
     metrics = [Metric(name, value, now, 0) for name, value in sorted(values.items())]
     return metrics + curve_metrics(entry)
 

@@ -96,7 +96,7 @@ def missing_bytes(path: Path) -> int:
     """Bytes that an SQLite file lacks of the size in its header.
 
     Raises:
-        sqlite3.DatabaseError: it is none.
+        sqlite3.DatabaseError: not a database.
     """
     with path.open("rb") as file:
         head, size = file.read(100), os.fstat(file.fileno()).st_size
@@ -108,8 +108,8 @@ def missing_bytes(path: Path) -> int:
     return max(0, says - size) if up_to_date else 0
 
 
-def told(path: Path, why: str) -> str:
-    """Advice for a store that is incomplete."""
+def advice(path: Path, why: str) -> str:
+    """Message with advice for a store that is incomplete."""
     return (
         f"is half made or damaged ({why}); move it aside (mv {path} {path}.broken), and --resume"
         " sends everything again"

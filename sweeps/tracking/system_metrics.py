@@ -14,13 +14,13 @@ EVERY = 10.0
 """Seconds between two samples at first."""
 
 STRETCH = 180
-"""After so many samples the time between two is doubled: a week is some 2,000 samples."""
+"""Number of samples after which the interval is doubled: a week has some 2,000 samples."""
 
 BATCH = 6
 """Samples handed over at a time."""
 
 KEPT = 600
-"""Samples that wait at most; then the oldest go."""
+"""Most waiting samples; beyond it the oldest are dropped."""
 
 Sample = tuple[int, dict[str, float]]
 """Epoch milliseconds, and values by name."""
@@ -51,7 +51,7 @@ def network() -> dict[str, float]:
     }
 
 
-class Vitals:
+class SystemMetrics:
     """Sample the machine in a thread until it is stopped.
 
     Args:
@@ -70,7 +70,7 @@ class Vitals:
         self.folder, self.more, self.hand, self.every = folder, more, hand, every
         self.samples: list[Sample] = []
         self.over = threading.Event()
-        self.thread = threading.Thread(target=self.watch, name="vitals", daemon=True)
+        self.thread = threading.Thread(target=self.watch, name="system_metrics", daemon=True)
         self.thread.start()
 
     def watch(self) -> None:
@@ -86,7 +86,7 @@ class Vitals:
                 self.samples = []
 
     def take(self) -> None:
-        """Take one sample; the oldest are dropped if nobody reads them."""
+        """Take one sample; the oldest are dropped if too many wait."""
         values = {**sample(self.folder), **self.more()}
         self.samples = [*self.samples[1 - KEPT :], (int(time.time() * 1000), values)]
 

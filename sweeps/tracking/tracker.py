@@ -21,7 +21,7 @@ from sweeps.tracking.logged_model import Place, inputs, log_winner
 from sweeps.tracking.mlflow_store import patience as usual
 from sweeps.tracking.retry_queue import Job, Sender
 from sweeps.tracking.run_fields import metrics_of, params_of, run_name, state_of, trial_tags, user
-from sweeps.tracking.system_metrics import Sample, Vitals
+from sweeps.tracking.system_metrics import Sample, SystemMetrics
 
 MAX_BATCH = 800
 """Metrics in a call: MLflow takes 1000 things, of which up to 100 are parameters."""
@@ -73,7 +73,7 @@ class Tracker:
         waits = usual() if patience is None else patience
         self.sender = Sender(lambda: client.get_experiment(experiment), waits, say)
         self.sender.offer(self.open)
-        self.vitals = Vitals(watch, self.progress, self.sample) if watch else None
+        self.system_metrics = SystemMetrics(watch, self.progress, self.sample) if watch else None
 
     @property
     def fault(self) -> str | None:
@@ -251,7 +251,7 @@ class Tracker:
         sweeps that of the experiment.
         """
         now = int(time.time() * 1000)
-        samples = self.vitals.stop() if self.vitals else []
+        samples = self.system_metrics.stop() if self.system_metrics else []
 
         def log() -> None:
             self.open()

@@ -28,7 +28,7 @@ class FineTuningContext:
     defaults: Mapping[str, Any]
     """Of the hyper-parameters."""
     nodes: dict[str, Any] = field(default_factory=dict)
-    """What the cluster's nodes said, by id; they are asked once."""
+    """Reports of the cluster's nodes, by id; each is queried once."""
 
     def results(self, task: str) -> list[Trained]:
         """Results of a task that the file's search includes."""

@@ -89,7 +89,7 @@ def make_heads(context: FineTuningContext, tasks: Mapping[str, Task], progress: 
 
 
 def known(file: Path) -> HeadFacts | None:
-    """Content of a head file; None if it is missing or damaged, and must be made again."""
+    """Content of a head file; None if it is missing or damaged, and must be computed again."""
     try:
         return head_facts(file)[0]
     except InputError:

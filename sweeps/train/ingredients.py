@@ -275,7 +275,7 @@ def write_papers(place: Path, each: Ingredient, about: Mapping[str, Any]) -> Non
         "seed": each.seed,
         "base": about["base"],
         "sha256": each.sha256,
-        **told_head(place / HEAD),
+        **head_entry(place / HEAD),
         **({"schedule": [dict(part) for part in each.schedule]} if each.schedule else {}),
         "code": version("fusion-sweeps"),
         "twins": list(each.twins),
@@ -286,7 +286,7 @@ def write_papers(place: Path, each: Ingredient, about: Mapping[str, Any]) -> Non
     write_text(place / "scores.json", json.dumps({"shifts": {}, **scores}, indent=1))
 
 
-def told_head(file: Path) -> dict[str, Any]:
+def head_entry(file: Path) -> dict[str, Any]:
     """`head` of a recipe: kind of the head, and the order of its classes."""
     if not file.exists():
         return {}

@@ -34,14 +34,14 @@ from sweeps.train.trial import rows_of
 from sweeps.trials.tuner import fit
 
 RESTARTS = 3
-"""How often a member goes on whose process died."""
+"""Restarts of a member whose process died."""
 
 
 class Population(PopulationBasedTraining):  # type: ignore[misc]  # ray is untyped
     """Tune's PBT scheduler, synchronous, with random draws from the file's seed.
 
-    Tune draws from Python's global generator; it is seeded for each decision, and put back. All
-    decisions of a round are made as its last result comes, whichever that is.
+    Tune draws from Python's global generator; it is seeded for each decision, then
+    restored. All decisions of a round are made when its last result arrives.
     """
 
     def __init__(self, entry: MethodSpec, seed: int, task: str) -> None:
@@ -96,7 +96,7 @@ def run_population(context: FineTuningContext, task: str, progress: Progress) ->
     if not trials.keys() <= known:
         steps = steps_of(context, task)
         progress.start(f"intervals of {task}", intervals_in(steps) * len(trials))
-        callback = Following(context, task, trials, known, progress)
+        callback = PopulationRecorder(context, task, trials, known, progress)
         grow(context, task, trials, steps, callback)
         if callback.ended != trials.keys():  # Tune ends quietly on SIGUSR1
             raise KeyboardInterrupt
@@ -126,7 +126,7 @@ def grow(
     task: str,
     trials: Mapping[str, Any],
     steps: int,
-    callback: Following,
+    callback: PopulationRecorder,
 ) -> None:
     """Run Tune for a population."""
     found = ray_connection.of_cluster(context.nodes)
@@ -162,7 +162,7 @@ def grow(
     fit(tuner, callback.faults)
 
 
-class Following(tune.Callback):  # type: ignore[misc]  # ray is untyped
+class PopulationRecorder(tune.Callback):  # type: ignore[misc]  # ray is untyped
     """Callback: updates the progress bars, limits disk use, reports failures."""
 
     def __init__(
@@ -204,7 +204,7 @@ class Following(tune.Callback):  # type: ignore[misc]  # ray is untyped
             self.progress.advance("experts", note=f"{self.task}: {last.get('select', 0):.4f}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """After a member's process died repeatedly: stop, or the others would wait for ever."""
+        """After a member's process died repeatedly: stop, since the others would wait forever."""
         reason = str(trial.get_error()).strip().splitlines()[-1]
         fault = InputError(
             f"finetune: the population of {self.task}: the process of {trial} died"

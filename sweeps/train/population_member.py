@@ -3,7 +3,7 @@
 An *interval* is a share of a run's steps under one set of hyper-parameters. A model depends on
 its *chain* of intervals only: `<folder>/<n>-<hash of the chain>.json` is the score of its n-th
 interval, `….pt` the state from which the next one starts. So a population that runs again
-trains only intervals without a score, and a missing state is made again from its chain.
+trains only intervals without a score, and a missing state is computed again from its chain.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class IntervalEnded(Exception):
 
 
 class StateLost(Exception):
-    """An interval's state is missing or damaged: it must be made again."""
+    """An interval's state is missing or damaged: it must be computed again."""
 
 
 def intervals_in(steps: int) -> int:
@@ -215,7 +215,7 @@ def interval_at(file: Path) -> Measured | None:
 
 
 def train(context: MemberContext, chain: Sequence[Interval]) -> None:
-    """Train a chain's last interval from the state before it; a missing state is made again."""
+    """Train a chain's last interval from the state before it; a missing state is computed again."""
     for _ in range(3):
         with suppress(StateLost):
             return once(context, chain)

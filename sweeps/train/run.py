@@ -1,8 +1,8 @@
 """`sweeps train`: pretrain a base if the file asks for it, then fine-tune each task with Tune.
 
 `<out>/base/`, `<out>/experts/<task>/` (the best of each task) or `<out>/ingredients/<task>/<key>/`
-(several of each) are Hugging Face folders; `<out>/trained/` has one JSON file a trial, which a
-second call of the same file goes by: nothing is trained twice.
+(several of each) are Hugging Face folders; `<out>/trained/` has one JSON file for
+each trial, which a second call of the same file reads, so that nothing is trained twice.
 """
 
 from __future__ import annotations

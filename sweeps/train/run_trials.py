@@ -29,7 +29,7 @@ def run_trials(context: FineTuningContext, progress: Progress) -> None:
     """Fine-tune what has no result yet, one CPU (or GPU) for each trial.
 
     Raises:
-        KeyboardInterrupt: what has ended is kept, what has not goes on from its last state.
+        KeyboardInterrupt: finished results are kept; the rest continues from its last state.
     """
     spec, entry = context.spec, context.spec.finetune
     known = {task: context.usable(task) for task in context.data}
@@ -62,7 +62,7 @@ def tuned(
     known: Mapping[str, Sequence[Trained]],
     progress: Progress,
 ) -> None:
-    """Run Tune; a second run goes by results and states in the folder, not by Tune's state."""
+    """Run Tune; a second run continues from results and states in the folder, not from Tune's."""
     found = ray_connection.of_cluster(context.nodes)
     resources = {"cpu": 1, "gpu": 1} if found.gpus else {"cpu": 1}
     # Failed trials are ours to show; Tune would print each with its traceback.
@@ -76,7 +76,7 @@ def tuned(
         device="cuda" if found.gpus else "cpu",
         halved=context.spec.finetune.scheduler == "asha",
     )
-    callback = Settling(context, progress)
+    callback = TrialRecorder(context, progress)
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(
@@ -100,7 +100,7 @@ def tuned(
 
 
 def scheduler(entry: MethodSpec, known: Mapping[str, Sequence[Trained]], seed: int) -> Halving:
-    """The ASHA scheduler, if asked for, with the results reported before an interruption."""
+    """The ASHA scheduler, if configured, with the results reported before an interruption."""
     halving = Halving(as_sweep({method(task): entry for task in known}, seed))
     for task, results in known.items():
         for result in results:
@@ -111,7 +111,7 @@ def scheduler(entry: MethodSpec, known: Mapping[str, Sequence[Trained]], seed: i
     return halving
 
 
-class Settling(tune.Callback):  # type: ignore[misc]  # ray is untyped
+class TrialRecorder(tune.Callback):  # type: ignore[misc]  # ray is untyped
     """Callback: records stopped trials, limits disk use, updates the progress bar."""
 
     def __init__(self, context: FineTuningContext, progress: Progress) -> None:

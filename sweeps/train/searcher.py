@@ -119,7 +119,7 @@ class TaskSearch(Searcher):  # type: ignore[misc]  # ray is untyped
         return any(search.left() for search in self.searches.values())
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: results of training are what a second run goes by."""
+        """Save nothing: a second run reads the results of training."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing was saved."""

@@ -1,7 +1,7 @@
 """Artifact store: files of learning trials in the sweep's folder, written from any node.
 
 On the driver's node a trial writes there itself. On others it hands its files to a small actor on
-the driver's node, and goes on when they are written. The driver itself reads the folder.
+the driver's node, and continues when they are written. The driver itself reads the folder.
 
 Imports neither torch nor `fusion` when loaded, for the reason `actors/data/images/preprocess.py`
 gives.

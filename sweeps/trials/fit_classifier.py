@@ -19,11 +19,11 @@ def fit(
 ) -> None:
     """Fit on the fit and select rows, and report the select split.
 
-    Embeddings lie where the replicas are, so one of them does the work: a whole search of the
-    logit plane is one call, one trial and one run, with its surface in the file that is kept.
+    Embeddings are on the replicas' nodes, so one replica does the work: a whole search over
+    embeddings and logits is one call, one trial and one run, with its surface in the learned file.
 
     Raises:
-        InputError: what the method refuses, by task.
+        InputError: the method refuses its input, by task.
     """
     start = time.perf_counter()
     data, chosen = experts.fit(Recipe(config["method"], config["params"]))

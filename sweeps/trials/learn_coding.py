@@ -1,6 +1,6 @@
 """Trial of a method that learns a coding or gate: steps, checkpoints, intermediate results, result.
 
-Runs in a trial's process, beside the gate and its optimiser; the experts are asked for gradients.
+Runs in a trial's process, beside the gate and its optimiser; the experts compute the gradients.
 What is kept on disk is the router and Adam's moments alone: kilobytes to a few megabytes.
 """
 
@@ -152,7 +152,7 @@ def features_of(
     for name, task in inputs.data.items():
         at = task.rows[role]
         path = at.features[extractor.fingerprint]
-        features = open_features(settle(path, inputs.home) if inputs.home else path)
+        features = open_features(local_file(path, inputs.home) if inputs.home else path)
         found[name] = features if at.indices is None else features[torch.from_numpy(at.indices)]
     return found
 

@@ -1,7 +1,7 @@
 """Trial of a method whose parameters are stored in the shards: steps, checkpoints, result.
 
 The trial asks a replica for some steps at a time, and keeps the state that it gets back: parameters
-and moments, after so many steps, from which any replica goes on to the same bits.
+and moments, after some steps; any replica continues from it with the same bits.
 """
 
 from __future__ import annotations

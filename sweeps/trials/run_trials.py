@@ -25,7 +25,7 @@ from fusion.registry import METHODS
 from sweeps.console.progress import Progress
 from sweeps.results.folder import SweepFolder
 from sweeps.results.ledger import Entry
-from sweeps.spec.candidates import standing
+from sweeps.spec.candidates import trial_counts
 from sweeps.spec.reference_methods import references
 from sweeps.spec.sweep import SweepSpec
 from sweeps.spec.trial_key import Context, trial_key
@@ -37,123 +37,122 @@ from sweeps.trials.trainable import run_trial
 from sweeps.trials.tuner import fit
 
 TRIAL_MEMORY = 200 * 2**20
-"""What a trial's process holds; one that learns, and so imports torch, about twice that. No CPU is
-asked for, so that trials queue at the fleet and not for cores that the replicas occupy."""
+"""Memory of a trial's process; one that learns imports torch and needs about twice that. Trials
+reserve no CPU, so that they queue at the fleet and not for cores that the replicas occupy."""
 
 IN_FLIGHT = 4
-"""Trials at a time, at least, where there is memory for them."""
+"""Least number of concurrent trials, if there is memory for them."""
 
 PER_CORE = 8
-"""Trials at a time for each core of the driver's machine, at most: a process takes seconds of a
-core to start, and all may start there."""
+"""Most concurrent trials for each core of the driver's machine: a process takes seconds of a core
+to start, and all may start there."""
 
 RESTARTS = 3
-"""How often a trial runs again whose process died: with a node, say, or for want of memory."""
+"""Restarts of a trial whose process died, for example with its node or for lack of memory."""
 
 
 RUNS = 3
-"""How often Tune is begun, for the trials that are left: Tune 2.60 itself fails where Ray kills a
-trial's process for want of memory, which it takes for an error that cannot be."""
+"""Starts of Tune for the remaining trials: Tune 2.60 itself fails when Ray kills a trial's process
+for lack of memory, because it takes this for an impossible error."""
 
-LOW = "killed due to the node running low on memory"
-"""What that error says."""
+LOW_MEMORY = "killed due to the node running low on memory"
+"""Text of that error."""
 
-TELL = 5.0
+POLL = 5.0
 """Seconds between requests to the dispatcher for the number of repeated calls."""
 
 
-def run_trials(
-    spec: SweepSpec,
-    context: Fingerprint | Context,
-    experts: Client,
-    names: Iterable[str],
-    folder: SweepFolder,
-    record: Callable[[Entry], None],
-    progress: Progress,
-    inputs: LearningInputs | None = None,
-) -> None:
-    """Run all trials that the ledger lacks; each is passed to `record` when it ends.
+@dataclass(frozen=True)
+class TrialSetup:
+    """What the trials of a sweep need."""
+
+    spec: SweepSpec
+    """The sweep, with all methods that the comparison lists."""
+    context: Fingerprint | Context
+    """Everything but recipes that results depend on; see `trial_key`."""
+    experts: Client
+    """Client of the fleet."""
+    folder: SweepFolder
+    """The sweep's folder; its ledger holds the finished trials."""
+    progress: Progress
+    """Shows the phase `trials`."""
+    inputs: LearningInputs | None = None
+    """Inputs of trials that learn; None: no method learns."""
+
+
+def run_trials(setup: TrialSetup, names: Iterable[str], record: Callable[[Entry], None]) -> None:
+    """Run all trials that the ledger lacks.
 
     Args:
-        spec: with all methods that the comparison will have.
-        context: what results depend on besides recipes; see `trial_key`.
-        experts: the fleet.
-        names: the experts' names.
-        folder: of the sweep; its ledger says what is finished.
-        record: keeps an entry; what it raises ends the sweep.
-        progress: gets a phase `trials`.
-        inputs: of learning trials; None: no method learns.
+        setup: the sweep, its fleet and its folder.
+        names: names of the experts, whose embeddings are computed first.
+        record: called with each entry when its trial ends; an exception from it ends the sweep.
     """
-    falls = Falls(experts, progress.say)
+    spec, experts, progress = setup.spec, setup.experts, setup.progress
+    repeated = RepeatedCalls(experts, progress.say)
 
     def kept(entry: Entry) -> None:
         record(entry)
-        falls.look()
+        repeated.poll()
 
-    done = folder.ledger.done()
-    ready, total = standing(spec, context, {key: each.method for key, each in done.items()})
+    done = setup.folder.ledger.done()
+    ready, total = trial_counts(spec, setup.context, {key: e.method for key, e in done.items()})
     progress.start("trials", total)
     progress.advance("trials", ready)
     # Embeddings and references need no Tune; they keep the replicas busy while it starts.
     warm = [experts.submit(Embed(name, "select")) for name in (*names, BASE)]
-    asked = {}
+    submitted = {}
     for method in references(spec):
-        key = trial_key(method, {}, context)
+        key = trial_key(method, {}, setup.context)
         if key not in done:
             started = datetime.now(UTC).isoformat()
             payer = experts.named(key)
             ref = payer.submit(Evaluate(Recipe(method), "select"))
-            asked[key] = (method, started, payer, ref)
-    search_all(spec, context, experts, folder, kept, progress, inputs)
+            submitted[key] = (method, started, payer, ref)
+    search_all(setup, kept)
     for ref in warm:
-        with suppress(OutOfMemory, Died):  # whoever needs the embedding says so, and fails
+        with suppress(OutOfMemory, Died):  # a trial that needs the embedding reports the error
             fetched(ref)
-    for key, (method, started, payer, ref) in asked.items():
+    for key, (method, started, payer, ref) in submitted.items():
         try:
             entry = finished(key, method, fetched(ref), started)
         except (OutOfMemory, Died) as error:
             config = {"trial_key": key, "method": method, "params": {}}
             kept(died(config, f"{type(error).__name__}: {error}"))
             continue
-        kept(replace(entry, busy_s=payer.spent()))
+        kept(replace(entry, busy_s=payer.busy_seconds()))
 
 
-def search_all(
-    spec: SweepSpec,
-    context: Fingerprint | Context,
-    experts: Client,
-    folder: SweepFolder,
-    record: Callable[[Entry], None],
-    progress: Progress,
-    inputs: LearningInputs | None,
-) -> None:
+def search_all(setup: TrialSetup, record: Callable[[Entry], None]) -> None:
     """Run Tune until the search has ended: once, unless Ray kills trial processes.
 
     Raises:
-        OutOfMemory: it does so `RUNS` times.
+        OutOfMemory: Ray killed them `RUNS` times.
     """
-    ended = folder.ledger.done()
+    spec, ledger = setup.spec, setup.folder.ledger
+    ended = ledger.done()
     for begun in range(1, RUNS + 1):
         known = {key: entry.metrics.get(spec.metric) for key, entry in ended.items()}
-        search = MethodSearch(spec, context, known, told=experts.dispatcher.expect.remote)
+        expect = setup.experts.dispatcher.expect.remote
+        search = MethodSearch(spec, setup.context, known, on_suggest=expect)
         if not search.left():
             return
         try:
-            return tuned(spec, search, experts, folder, record, inputs)
+            return tuned(setup, search, record)
         except RuntimeError as error:
-            if LOW not in str(error):
+            if LOW_MEMORY not in str(error):
                 raise
             if begun == RUNS:
                 raise OutOfMemory(
                     f"trials: Ray killed their processes for want of memory {RUNS} times; free"
                     " some, or set placement.replicas lower; --resume goes on from here"
                 ) from error
-        progress.say("Ray killed processes of trials for want of memory: they begin again")
-        ended = {entry.trial_key: entry for entry in folder.ledger}  # failed ones of this run, too
+        setup.progress.say("Ray killed processes of trials for want of memory: they begin again")
+        ended = {entry.trial_key: entry for entry in ledger}  # failed ones of this run, too
 
 
 @dataclass
-class Falls:
+class RepeatedCalls:
     """Report deaths of replica processes, and the number of calls that were repeated."""
 
     experts: Client
@@ -161,26 +160,20 @@ class Falls:
     known: int = 0
     due: float = 0.0
 
-    def look(self) -> None:
-        """Ask the dispatcher, at intervals."""
+    def poll(self) -> None:
+        """Query the dispatcher, at most every `POLL` seconds, and report new repetitions."""
         if time.monotonic() < self.due:
             return
-        found = self.experts.fallen()
-        self.due = time.monotonic() + TELL
+        found = self.experts.repeated_calls()
+        self.due = time.monotonic() + POLL
         if found > self.known:
             self.known = found
             self.say(f"processes of replicas died: {found} call(s) made again so far")
 
 
-def tuned(
-    spec: SweepSpec,
-    search: MethodSearch,
-    experts: Client,
-    folder: SweepFolder,
-    record: Callable[[Entry], None],
-    inputs: LearningInputs | None = None,
-) -> None:
-    """Run Tune; a resumed sweep goes by the ledger, not by Tune's state."""
+def tuned(setup: TrialSetup, search: MethodSearch, record: Callable[[Entry], None]) -> None:
+    """Run Tune; a resumed sweep continues from the ledger, not from Tune's state."""
+    spec, experts, folder, inputs = setup.spec, setup.experts, setup.folder, setup.inputs
     faults: list[BaseException] = []
 
     def guarded(entry: Entry) -> None:
@@ -233,17 +226,16 @@ def tuned(
 
 
 def in_flight(replicas: int, learning: bool, memory: int, cores: int) -> int:
-    """Number of concurrent trials: two for each replica, so that its next call is ready when one
-    ends.
+    """Number of concurrent trials: two for each replica, so that its next call is ready in time.
 
-    The driver's machine must be able to hold all, in half of its free memory: what they do to it,
-    driver and replicas suffer. One there is always.
+    All must fit in half of the free memory of the driver's machine, since the driver and replicas
+    run there too. There is always at least one.
 
     Args:
-        replicas: of the fleet.
+        replicas: number of replicas of the fleet.
         learning: whether there may be trials that learn, which take twice the memory.
         memory: free bytes of the driver's machine.
-        cores: of it.
+        cores: number of its cores.
 
     >>> [in_flight(n, False, 2**36, 16) for n in (1, 16, 64)], in_flight(1, False, 2**30, 16)
     ([4, 32, 128], 2)

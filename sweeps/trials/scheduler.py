@@ -13,7 +13,7 @@ class Halving(FIFOScheduler):  # type: ignore[misc]  # ray is untyped
     """Asynchronous successive halving (ASHA), separately for each method.
 
     A trial reports on rungs 1, 3 and 9 (after 1/9, 1/3 and all of its steps); on each but the last
-    the best third goes on.
+    the best third continues.
     """
 
     def __init__(self, spec: SweepSpec) -> None:

@@ -1,9 +1,9 @@
 """One Tune searcher for a whole sweep: it takes turns between the methods.
 
-What is suggested depends on the sweep file and on results, never on time: a random search is drawn
-from a seed; TPE and CMA-ES are asked for a batch, and only when all of that batch has finished are
-they told, in the order in which they were asked, and asked again. So a killed sweep that is run
-again, with its finished trials as `known`, suggests exactly what is missing.
+Suggestions depend on the sweep file and on results, never on time. Random search draws from a seed.
+TPE and CMA-ES suggest a batch; when all trials of the batch have finished, they receive the results
+in the order of suggestion, and suggest the next batch. So a killed sweep that runs again, with its
+finished trials as `known`, suggests exactly the missing trials.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sweeps.spec.trial_key import Context, derive_seed, trial_key
 __all__ = ["BATCH", "MethodSearch", "planned", "trial_key"]
 
 BATCH = 4
-"""Trials that TPE and CMA-ES are asked for at once. Another number makes other suggestions, so this
+"""Trials that TPE and CMA-ES suggest at once. Another number makes other suggestions, so this
 is one for all machines: more than 4 workers are kept busy by the other methods and grid points."""
 
 Results = dict[str, float | None]
@@ -67,7 +67,7 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
         *,
         batch: int = BATCH,
         metric: str | None = None,
-        told: Callable[[str], object] | None = None,
+        on_suggest: Callable[[str], object] | None = None,
     ) -> None:
         """A searcher without suggestions yet.
 
@@ -75,15 +75,15 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
             spec: The sweep.
             context: What else decides a trial's numbers; see `trial_key`.
             known: Results of finished trials, which are not suggested again; None for a failed one.
-            batch: How many trials TPE and CMA-ES are asked for at once.
+            batch: number of trials that TPE and CMA-ES suggest at once.
             metric: The metric's name in reported results, when it is not the spec's.
-            told: Hears the key of each trial that is suggested; not saved.
+            on_suggest: called with the key of each suggested trial; not saved.
         """
         super().__init__(metric=metric or spec.metric, mode=spec.mode)
         self._spec, self._context, self._batch = spec, context, batch
         self._results: Results = {key: _finite(value) for key, value in (known or {}).items()}
         self._running: dict[str, str] = {}
-        self._told = told
+        self._on_suggest = on_suggest
         self._start()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -93,8 +93,8 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
             return None if self._turns else str(Searcher.FINISHED)
         method, params, key = found
         self._running[trial_id] = key
-        if self._told is not None:
-            self._told(key)
+        if self._on_suggest is not None:
+            self._on_suggest(key)
         seed = derive_seed(self._spec.seed, key)
         return {"method": method, "params": params, "trial_key": key, "seed": seed}
 
@@ -136,12 +136,12 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
         self._start()
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("_turns", "_ahead", "_told")
+        left_out = ("_turns", "_ahead", "_on_suggest")
         return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._told = None
+        self._on_suggest = None
         self._start()
 
     def _start(self) -> None:
@@ -186,7 +186,7 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
             yield from asked.values()
             keys = {name: trial_key(method, asked[name], self._context) for name in names}
             if names[-1] == str(trials - 1):
-                return  # nothing comes after the last batch, so nobody waits for it
+                return  # no batch follows the last one, so its results are not awaited
             while not all(key in self._results for key in keys.values()):
                 yield None
             for name, key in keys.items():

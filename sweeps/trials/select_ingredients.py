@@ -2,7 +2,7 @@
 
 Which candidate comes next is `fusion.methods.soups.greedy`'s to say; here they are evaluated, and
 every score is
-kept with the sweep as soon as it is known, so that a trial that is killed goes on from there. An
+kept with the sweep as soon as it is known, so that a killed trial continues from there. An
 ingredient whose file vanishes on the way is left out, and that is among the decisions.
 """
 
@@ -156,8 +156,8 @@ def select(
 def surviving(selection: Selection, scores: Scores, config: Mapping[str, Any]) -> Chosen:
     """Select among the ingredients whose files exist.
 
-    One that vanishes on the way is left out and it all begins anew: the result is that of the pool
-    without it, and the scores that are known are not asked for again.
+    If an ingredient disappears meanwhile, the selection starts again without it, so the result
+    is that of the pool without it; known scores are not computed again.
     """
     tasks, gone = scores.inputs.tasks, list[int]()
     while True:

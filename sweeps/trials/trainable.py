@@ -25,9 +25,9 @@ def run_trial(
     """Run one suggestion of `MethodSearch` and report its select-split metrics.
 
     Reports the metrics and, under `entry`, the fields of a ledger entry; `status` says whether it
-    failed. Nothing is raised: to Tune, a trial that raised is one whose process died, and those run
-    again. A method that learns reports on
-    the way as well, with `rung` below 9: what stands there counts where a scheduler stops it.
+    failed. Raises nothing: for Tune, a trial that raised is one whose process died, which runs
+    again. A method that learns also reports intermediate results, with `rung` below 9; if a
+    scheduler stops the trial, the last one counts.
 
     Args:
         config: the suggestion.
@@ -43,7 +43,7 @@ def run_trial(
         key = config["trial_key"]
         request = Measure(Recipe(config["method"], config["params"]), "select")
         found = ray.get(dispatcher.call.remote(request, label=key, held=True))
-        found["busy_s"] = ray.get(dispatcher.spent.remote(key))
+        found["busy_s"] = ray.get(dispatcher.busy_seconds.remote(key))
     except Exception as error:
         root: BaseException = error
         while isinstance(cause := getattr(root, "cause", None), BaseException):
@@ -70,9 +70,9 @@ def learn_trial(
         found = evaluation.plain()
         facts = {"trial_s": state.seconds, "steps": state.step, "curve": state.curve}
         facts["choices"] = state.choices
-        facts["busy_s"] = client.spent()
+        facts["busy_s"] = client.busy_seconds()
         now = datetime.now(UTC).isoformat()
-        # What is infinite (a temperature that is a plain mean) is no metric; the kept file has it.
+        # Infinite values (a temperature of a plain mean) are not metrics; the file holds them.
         finite = {name: value for name, value in state.chosen.items() if math.isfinite(value)}
         found["metrics"] |= {f"chosen/{name}": value for name, value in finite.items()}
         done = {**entry, **found, **facts, "status": "done", "ended": now}

@@ -10,7 +10,7 @@ def fit(tuner: Any, faults: Sequence[BaseException]) -> None:
     """Call `tuner.fit()`; if it fails, raise the first of `faults`, if there is one.
 
     Tune wraps what a callback raises in an error of its own, so callbacks note theirs in `faults`,
-    a list that fills while the run goes on. Whatever else Tune raises is raised as it is.
+    a list that is filled during the run. Other exceptions of Tune are raised unchanged.
     """
     try:
         tuner.fit()

@@ -95,7 +95,7 @@ def test_any_field_of_an_owner(content):
     if owner is not None:
         assert isinstance(owner.alive, bool)
         assert owner.words()
-        assert owner.standing()
+        assert owner.state_text()
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ from actors.gate_features.extractor import open_extractor
 from actors.gate_features.feature_cache import open_features, prepare_features
 from actors.pool.pool import open_pool, task_vectors
 from actors.shards.messages import Batch, Weights
-from actors.shards.pipeline import Direct, Pipeline
-from actors.shards.resident_model import ImageEncoder
+from actors.shards.pipeline import LocalLink, Pipeline
+from actors.shards.resident_model import ResidentModel
 from actors.shards.shard import Shard
 from fusion.errors import InputError
 from fusion.logits.head import LinearHead
@@ -96,21 +96,21 @@ def shards_of(pool, cut, dtype=torch.float64):
 
 def pipeline_of(pool, cut, dtype=torch.float64):
     shards = shards_of(pool, cut, dtype)
-    return Pipeline(shards, [shard.names() for shard in shards], pool.groups, Direct())
+    return Pipeline(shards, [shard.names() for shard in shards], pool.groups, LocalLink())
 
 
 @pytest.mark.parametrize("cut", CUTS, ids=str)
 def test_a_chain_is_the_whole_model_to_the_bit(cut, pool, data):
     shard = shards_of(pool, [(0, 3)], torch.float32)[0]
-    given = shard.entered(batch_of(data))
+    given = shard.to_device(batch_of(data))
     carry = given
     for block in cut:
-        carry = ImageEncoder(pool.base, block=block).run(carry)
-    assert torch.equal(carry["output"], ImageEncoder(pool.base).outputs(given))
+        carry = ResidentModel(pool.base, block=block).run(carry)
+    assert torch.equal(carry["output"], ResidentModel(pool.base).outputs(given))
 
 
 def test_tied_tensors_share_memory_and_are_loaded_once(pool):
-    whole = ImageEncoder(pool.base)
+    whole = ResidentModel(pool.base)
     first, last = whole.modules[0].table.weight, whole.modules[2].out.weight
     assert first is last
     assert whole.arena[TABLE].data_ptr() == first.data_ptr()
@@ -127,10 +127,10 @@ def test_a_family_without_ties_refuses_them_by_name(pool):
 def test_padding_changes_no_row(pool, data):
     shard = shards_of(pool, [(0, 3)])[0]
     ((task, path, rows), *_) = batch_of(data).parts
-    whole = shard.encoder.outputs(shard.entered(Batch(((task, path, rows),))))
+    whole = shard.resident.outputs(shard.to_device(Batch(((task, path, rows),))))
     for at in range(len(rows)):
-        alone = shard.entered(Batch(((task, path, rows[at : at + 1]),)))
-        torch.testing.assert_close(shard.encoder.outputs(alone)[0], whole[at])
+        alone = shard.to_device(Batch(((task, path, rows[at : at + 1]),)))
+        torch.testing.assert_close(shard.resident.outputs(alone)[0], whole[at])
 
 
 @pytest.mark.parametrize("cut", CUTS, ids=str)
@@ -282,7 +282,7 @@ def test_a_gate_reads_the_outputs_of_a_model_of_the_family(folders, data, tmp_pa
     features = open_features(found["verbs", "test"])
     rows = extractor.inputs.open(data["verbs"].rows["report"].file)
     alone = extractor.inputs.collate([rows.take(torch.tensor([5]))])
-    torch.testing.assert_close(features[5:6], ImageEncoder(folders / "base").outputs(alone))
+    torch.testing.assert_close(features[5:6], ResidentModel(folders / "base").outputs(alone))
     with pytest.raises(InputError, match="squash: true; of images only"):
         open_extractor(str(folders / "base"), "methods.dawe.extractor", squash=True)
 

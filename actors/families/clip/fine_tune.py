@@ -22,7 +22,7 @@ from actors.families.clip.save import save_expert as save_expert
 from actors.families.clip.save import standardised as standardised
 from actors.training.augment import Augmentation
 from actors.training.checkpoint import STOPS, Averages, Look, Run, blind
-from actors.training.loss import ComputeGradients, Embed, Objective
+from actors.training.loss import Embed, Objective, Teacher
 from actors.training.optimizer_loop import Advance as Advance
 from actors.training.optimizer_loop import beside
 from actors.training.optimizer_loop import cosine as cosine
@@ -230,7 +230,7 @@ def embedder(tower: nn.Module, projection: nn.Module) -> Embed:
     return lambda pixels: projection(tower(pixel_values=pixels).pooler_output)
 
 
-def classifier(embed: Embed, head: Tensor) -> ComputeGradients:
+def classifier(embed: Embed, head: Tensor) -> Teacher:
     """Standardised pixels -> logits under a head."""
     return lambda pixels: cosine_head.logits(embed(pixels), head)
 

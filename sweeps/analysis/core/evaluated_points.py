@@ -35,7 +35,7 @@ PROBE = "probe"
 """The role of the rows that long walks are measured on: some of select's, the same for all."""
 
 AHEAD = 4
-"""Points asked for at a time, for each replica: what a kill can lose."""
+"""Points submitted at a time, for each replica; a kill can lose this many."""
 
 Metrics = Mapping[str, float]
 

@@ -1,4 +1,4 @@
-"""Inputs of every part of an analysis: models, points, data, and what the user asked for."""
+"""Inputs of every part of an analysis: models, points, data, and the user's options."""
 
 from __future__ import annotations
 

@@ -66,8 +66,8 @@ def robustness(inputs: AnalysisInputs, options: AnalysisOptions) -> Finding:
 
 
 def chosen(inputs: AnalysisInputs, options: AnalysisOptions) -> list[Route]:
-    """The paths to evaluate: for ingredients to the best one, or the one asked for; for experts to
-    each on its own task, or to the one asked for."""
+    """The paths to evaluate: for ingredients, to the best one or the requested one; for experts, to
+    each on its own task or to the requested one."""
     contexts = inputs.shifted.contexts
     if inputs.soup:
         name = options.path or next(iter(inputs.ranked), None)

@@ -1,7 +1,7 @@
 """Search surfaces: accuracy of a logit-space method over α, and β or a temperature, for each task.
 
-A search is one trial; its surface lies in the file of what the trial learned. Here it is read from
-there, for pictures, and written as a table, for MLflow and for whoever wants to draw it anew.
+A search is one trial; its surface is stored in the trial's learned file. This module reads it for
+plots, and writes it as a table for MLflow and for other programs.
 """
 
 from __future__ import annotations

@@ -67,12 +67,12 @@ ray_connection.stay_on_loopback(None)
 import ray
 from actors.experts.requests import Embed
 from actors.fleet.client import Client
-from actors.fleet.restarts import Living
+from actors.fleet.restarts import StateReporter
 from actors.cluster.fatal import OutOfMemory
 from actors.fleet.dispatcher import Dispatcher, Slot
 from actors.fleet.transport import fetched
 
-class Eats(Living):
+class Eats(StateReporter):
     def call(self, request):
         held = bytearray(int(request.expert))
         held[::4096] = b"1" * len(held[::4096])

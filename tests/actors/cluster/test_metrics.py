@@ -11,10 +11,15 @@ from pathlib import Path
 import pytest
 
 from actors.cluster.actor_names import actor_name, tags_of
-from actors.cluster.metrics import METRICS, WHERE, count, exported, gauge, timed
+from actors.cluster.metrics import METRICS, PREFIX, WHERE, count, gauge, timed
 
 DASHBOARD = json.loads((Path(__file__).parents[3] / "docs" / "grafana.json").read_text())
 QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+
+
+def exported(name: str) -> str:
+    """The name that Ray's agents give to a metric for Prometheus."""
+    return f"ray_{PREFIX}{name}" + ("_total" if METRICS[name].kind == "counter" else "")
 
 
 def test_without_ray_nothing_happens_and_it_is_not_imported():
@@ -108,12 +113,12 @@ def served() -> dict[str, list[dict[str, str]]]:
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_node_serves_every_figure_of_a_fleet(tiny_pool, tmp_path):
     from actors.cluster.metrics import label
-    from actors.fleet.fleet import Fleet
+    from actors.fleet.fleet import Fleet, FleetOptions
     from tests.actors.fleet.sharded import make_parts, plan_of, recipes
 
     parts = make_parts(tiny_pool.root, tmp_path)
     label(sweep="figures")
-    with Fleet(*parts.args, plan_of(1, 2), sweep="figures") as fleet:
+    with Fleet(*parts.args, plan_of(1, 2), FleetOptions(sweep="figures")) as fleet:
         fleet.ready(120)
         fleet.client.evaluate(recipes(parts.pool)["ties"], "select")
         fleet.client.evaluate(recipes(parts.pool)["ensemble"], "select")

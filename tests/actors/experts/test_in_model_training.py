@@ -19,7 +19,7 @@ from actors.experts.prepare_data import prepare_data
 from actors.experts.recipe import rebuilt
 from actors.families.clip.architecture import PROJECTION
 from actors.pool.pool import open_pool, task_vectors
-from actors.shards.in_model_learning import Forgotten, Residing
+from actors.shards.in_model_learning import Forgotten, InModelLearning
 from fusion.errors import InputError
 from fusion.logits.cosine_head import logits
 from fusion.logits.entropy import entropy
@@ -53,7 +53,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def parts(tiny_pool, tmp_path_factory):
-    root, cache = tiny_pool.root, tmp_path_factory.mktemp("residing")
+    root, cache = tiny_pool.root, tmp_path_factory.mktemp("in_model")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     os.environ["FUSION_SWEEPS_CACHE"] = str(cache)
@@ -118,8 +118,8 @@ def test_a_model_that_is_cut_and_resumed_learns_the_same_bits(method, params, wh
     other, _ = whole.train(recipe, None, 0, 4, SEED + 1)
     assert other != wanted
     for shard in (*whole.runner.pipeline.shards, *cut.runner.pipeline.shards):
-        assert not shard.residing.runs  # held for the length of a call
-        assert not any(p.requires_grad for m in shard.encoder.modules for p in m.parameters())
+        assert not shard.in_model.runs  # held for the length of a call
+        assert not any(p.requires_grad for m in shard.resident.modules for p in m.parameters())
 
 
 @pytest.mark.parametrize(("method", "params"), CASES[::2], ids=str)
@@ -194,8 +194,8 @@ def images_of(experts, task, role, at, batch=FEW["batch_size"]):
     """The images of a task's `at`-th batch, as the model reads them, in float64."""
     shard = experts.runner.pipeline.shards[0]
     rows = draw(experts.runner.size(task, role), batch, at, SEED + 7919 * NAMES.index(task))
-    pixels = shard.entered(experts.runner.batch(task, role, rows))["pixels"]
-    return shard.encoder.inputs.preprocess.normalise(pixels, torch.float64)
+    pixels = shard.to_device(experts.runner.batch(task, role, rows))["pixels"]
+    return shard.resident.inputs.preprocess.normalise(pixels, torch.float64)
 
 
 def loss_of(model, parts, experts, tensors_of, at):
@@ -326,8 +326,8 @@ def test_evaluation_has_a_model_a_sample(doubles, parts, tiny_pool):
     for task in NAMES:
         shard = experts.runner.pipeline.shards[0]
         rows = torch.arange(experts.runner.size(task, "select"))
-        pixels = shard.entered(experts.runner.batch(task, "select", rows))["pixels"]
-        images = shard.encoder.inputs.preprocess.normalise(pixels, torch.float64)
+        pixels = shard.to_device(experts.runner.batch(task, "select", rows))["pixels"]
+        images = shard.resident.inputs.preprocess.normalise(pixels, torch.float64)
         head = read_head(parts[1][task].head).double()
         for pooled, given in ((False, kept), (True, together)):
             with torch.no_grad():
@@ -412,7 +412,7 @@ def test_the_second_stage_is_adamerging_under_a_fixed_mask(doubles):
 def test_a_shard_that_forgets_changes_no_bit(method, params, cut, monkeypatch):
     recipe = Recipe(method, {**FEW, **params})
     wanted = cut.train(recipe, None, 0, 3, SEED)
-    calls, plain = [], Residing.forward
+    calls, plain = [], InModelLearning.forward
 
     def forgets(self, *args):
         calls.append(args)
@@ -420,21 +420,21 @@ def test_a_shard_that_forgets_changes_no_bit(method, params, cut, monkeypatch):
             self.runs.clear()
         return plain(self, *args)
 
-    monkeypatch.setattr(Residing, "forward", forgets)
+    monkeypatch.setattr(InModelLearning, "forward", forgets)
     assert cut.train(recipe, None, 0, 3, SEED) == wanted
-    monkeypatch.setattr(Residing, "forward", lambda self, *args: self.run("gone"))
+    monkeypatch.setattr(InModelLearning, "forward", lambda self, *args: self.run("gone"))
     with pytest.raises(Forgotten):
         cut.train(recipe, None, 0, 3, SEED)
 
 
 def test_calls_of_callers_that_died_are_let_go(whole):
-    residing = whole.runner.pipeline.shards[0].residing
+    in_model = whole.runner.pipeline.shards[0].in_model
     for key in "abc":
-        residing.begin(key, "wemoe", {}, 0)
-    assert list(residing.runs) == ["b", "c"]
+        in_model.begin(key, "wemoe", {}, 0)
+    assert list(in_model.runs) == ["b", "c"]
     with pytest.raises(Forgotten):
-        residing.prepare("a", 0, "", None)
-    residing.runs.clear()
+        in_model.prepare("a", 0, "", None)
+    in_model.runs.clear()
 
 
 def test_what_does_not_fit_is_one_line(whole):
@@ -475,7 +475,7 @@ def test_a_loss_that_is_not_finite_is_one_line(whole):
     with pytest.raises(InputError, match=r"step 0: task '\w+': loss nan is not finite"):
         whole.train(recipe, None, 0, 2, SEED)
     assert not any(
-        p.requires_grad for p in whole.runner.pipeline.shards[0].encoder.modules[1].parameters()
+        p.requires_grad for p in whole.runner.pipeline.shards[0].resident.modules[1].parameters()
     )
 
 

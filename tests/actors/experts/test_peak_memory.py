@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from actors.experts import peak_memory
-from actors.experts.peak_memory import CLEAR, HighWater, peak_bytes
+from actors.experts.peak_memory import CLEAR, PeakMemory, peak_bytes
 from actors.fleet import replica
-from actors.fleet.replica import OfShards
+from actors.fleet.replica import ShardsPeakMemory
 
 CPU = torch.device("cpu")
 SIZE = 96 << 20
@@ -22,35 +22,35 @@ def hold(size: int = SIZE) -> None:
 
 def test_a_peak_is_of_its_own_call() -> None:
     assert CLEAR.exists()
-    water = HighWater()
-    with water.call(False, CPU):
+    meter = PeakMemory()
+    with meter.call(False, CPU):
         hold()
-        large = water.told(CPU, "ties")
-    with water.call(False, CPU):
-        small = water.told(CPU, "ties")
+        large = meter.peak(CPU, "ties")
+    with meter.call(False, CPU):
+        small = meter.peak(CPU, "ties")
     assert large - small > SIZE * 0.9
 
 
 def test_what_teaching_held_is_told_once_and_of_methods_that_learn() -> None:
-    water = HighWater()
-    with water.call(True, CPU):
+    meter = PeakMemory()
+    with meter.call(True, CPU):
         hold()
-    with water.call(False, CPU):
-        still = water.told(CPU, "task_arithmetic")
-        taught = water.told(CPU, "adamerging")
-        again = water.told(CPU, "adamerging")
+    with meter.call(False, CPU):
+        still = meter.peak(CPU, "task_arithmetic")
+        taught = meter.peak(CPU, "adamerging")
+        again = meter.peak(CPU, "adamerging")
     assert taught - still > SIZE * 0.9
     assert again < taught
 
 
 def test_calls_side_by_side_share_a_mark() -> None:
-    water = HighWater()
-    with water.call(False, CPU):
+    meter = PeakMemory()
+    with meter.call(False, CPU):
         hold()
-        with water.call(False, CPU):
-            inner = water.told(CPU, "ties")
-        assert water.told(CPU, "ties") >= inner
-    with water.call(False, CPU):
+        with meter.call(False, CPU):
+            inner = meter.peak(CPU, "ties")
+        assert meter.peak(CPU, "ties") >= inner
+    with meter.call(False, CPU):
         assert inner - peak_bytes(CPU) > SIZE * 0.9
 
 
@@ -67,19 +67,21 @@ class Remote:
 
 
 class FakeShard:
-    """A shard whose process holds what it is told to."""
+    """A shard whose process allocates what it is told to."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.water, self.held, self.most = HighWater(), 0, 0
+        self.meter, self.held, self.most = PeakMemory(), 0, 0
         self.begin = Remote(
-            lambda learns, first: self.own(self.water.begin, learns, CPU, first=first)
+            lambda learns, first: self.own(self.meter.begin, learns, CPU, first=first)
         )
-        self.told = Remote(lambda method: self.own(self.water.told, CPU, method))
+        self.peak = Remote(lambda method: self.own(self.meter.peak, CPU, method))
         self.patch = monkeypatch
 
     def own(self, call: Callable[..., Any], *args: Any, **given: Any) -> Any:
         """A call in this shard's process."""
-        self.patch.setattr(peak_memory, "put_back", lambda device: setattr(self, "most", self.held))
+        self.patch.setattr(
+            peak_memory, "reset_peak", lambda device: setattr(self, "most", self.held)
+        )
         self.patch.setattr(peak_memory, "peak_bytes", lambda device: self.most)
         return call(*args, **given)
 
@@ -95,28 +97,28 @@ def test_the_peak_of_a_model_that_is_cut_is_that_of_its_shards(
     monkeypatch.setattr(replica, "fetched", lambda asked: asked)
     shards = [FakeShard(monkeypatch), FakeShard(monkeypatch)]
     shards[0].held, shards[1].held = 100, 50
-    water = OfShards(shards)
-    with water.call(False, CPU):
+    meter = ShardsPeakMemory(shards)
+    with meter.call(False, CPU):
         shards[0].work(10)
         shards[1].work(80)
-        assert water.told(CPU, "ties") == 130
+        assert meter.peak(CPU, "ties") == 130
     for _ in range(2):
-        with water.call(True, CPU):
+        with meter.call(True, CPU):
             shards[0].work(500)
-    with water.call(False, CPU):
+    with meter.call(False, CPU):
         shards[1].work(5)
-        assert water.told(CPU, "task_arithmetic") == 100  # another method's evaluation
-    with water.call(False, CPU):
-        assert water.told(CPU, "adamerging") == 600  # with what it held while it learned
-    with water.call(False, CPU):
-        assert water.told(CPU, "adamerging") == 100
+        assert meter.peak(CPU, "task_arithmetic") == 100  # another method's evaluation
+    with meter.call(False, CPU):
+        assert meter.peak(CPU, "adamerging") == 600  # with what it held while it learned
+    with meter.call(False, CPU):
+        assert meter.peak(CPU, "adamerging") == 100
 
 
 def test_calls_side_by_side_put_no_mark_of_shards_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replica, "fetched", lambda asked: asked)
     shard = FakeShard(monkeypatch)
-    water = OfShards([shard])
-    with water.call(False, CPU):
+    meter = ShardsPeakMemory([shard])
+    with meter.call(False, CPU):
         shard.work(70)
-        with water.call(True, CPU):
-            assert water.told(CPU, "ties") == 70
+        with meter.call(True, CPU):
+            assert meter.peak(CPU, "ties") == 70

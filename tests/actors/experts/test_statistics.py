@@ -16,10 +16,10 @@ from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.embedding_cache import EmbeddingCache
 from actors.experts.local import local_experts
 from actors.experts.prepare_data import prepare_data
-from actors.experts.statistics import drawn, gathered
+from actors.experts.statistics import compute_statistics, drawn
 from actors.pool.pool import gram_sizes, open_pool
-from actors.shards.requests import ConcludeStatistics, ObserveBatch, ProbeBatch, RecoilBatch
-from actors.shards.statistics import Gathering
+from actors.shards.requests import FisherBackward, FisherForward, GramForward, WriteStatistics
+from actors.shards.statistics import StatisticsCollector
 from fusion.errors import InputError
 from fusion.logits.cosine_head import logits
 from fusion.registry import METHODS
@@ -72,8 +72,8 @@ def images_of(experts, task, method, params):
     """The images whose statistics are taken, as the model reads them, in float64."""
     rows = drawn(experts.runner, method, task, METHODS[method].asked(params))
     batch = experts.runner.batch(task, "fit", torch.from_numpy(rows))
-    pixels = experts.runner.pipeline.shards[0].entered(batch)["pixels"]
-    return experts.runner.pipeline.shards[0].encoder.inputs.preprocess.normalise(
+    pixels = experts.runner.pipeline.shards[0].to_device(batch)["pixels"]
+    return experts.runner.pipeline.shards[0].resident.inputs.preprocess.normalise(
         pixels, torch.float64
     )
 
@@ -96,7 +96,7 @@ def inputs_of(module, run):
 
 
 def test_gram_matrices_are_those_of_the_library_s_layers(whole, tiny_pool):
-    found = found_by(whole, gathered(whole.runner, "regmean", FEW))
+    found = found_by(whole, compute_statistics(whole.runner, "regmean", FEW))
     for t, task in enumerate(NAMES):
         tower = model_of(tiny_pool, task).vision_model
         images = images_of(whole, task, "regmean", FEW)
@@ -113,7 +113,7 @@ def test_gram_matrices_are_those_of_the_library_s_layers(whole, tiny_pool):
 @pytest.mark.parametrize("estimate", ["sampled", "exact", "batch"])
 def test_squared_gradients_are_those_of_autograd(estimate, whole, tiny_pool, parts):
     params = {"examples": 5, "seed": 1, "estimate": estimate, "batch_size": 2}
-    found = found_by(whole, gathered(whole.runner, "fisher", params))
+    found = found_by(whole, compute_statistics(whole.runner, "fisher", params))
     task, t = "tones", 1
     model = model_of(tiny_pool, task)
     head = read_head(parts[1][task].head).double()
@@ -192,20 +192,22 @@ def test_a_model_that_is_cut_gives_the_same_bits(method, params, parts, tmp_path
 
 
 def test_statistics_are_gathered_once_and_are_those_of_this_data(whole, parts, tmp_path):
-    keys = gathered(whole.runner, "regmean", FEW)
+    keys = compute_statistics(whole.runner, "regmean", FEW)
     root = whole.runner.embeddings.root.parent
     before = {place(key, 1, root): place(key, 1, root).stat().st_mtime_ns for key in keys}
     sizes = gram_sizes(parts[0])  # what `sweeps plan` says of them
     found = found_by(whole, keys)
     assert {key: found.stacks[key][0].nbytes for key in found.stacks} == sizes
-    assert gathered(whole.runner, "regmean", {**FEW, "non_diagonal": 0.1}) == keys
+    assert compute_statistics(whole.runner, "regmean", {**FEW, "non_diagonal": 0.1}) == keys
     cut = experts_of(parts, tmp_path / "whole", CUT)
-    assert gathered(cut.runner, "regmean", FEW) == keys  # the same files for another cut
+    assert compute_statistics(cut.runner, "regmean", FEW) == keys  # the same files for another cut
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert set(gathered(whole.runner, "regmean", {**FEW, "seed": 4})).isdisjoint(keys)
-    assert set(gathered(whole.runner, "regmean", {**FEW, "examples": 25})).isdisjoint(keys)
+    assert set(compute_statistics(whole.runner, "regmean", {**FEW, "seed": 4})).isdisjoint(keys)
+    assert set(compute_statistics(whole.runner, "regmean", {**FEW, "examples": 25})).isdisjoint(
+        keys
+    )
     place(keys[0], 1, root).unlink()
-    assert gathered(whole.runner, "regmean", FEW) == keys
+    assert compute_statistics(whole.runner, "regmean", FEW) == keys
     assert place(keys[0], 1, root).exists()
 
 
@@ -216,7 +218,7 @@ def test_evaluations_go_on_after_statistics_as_before(whole):
     assert whole.evaluate(Recipe("pretrained"), "select").metrics() == before
     assert not any(
         p.requires_grad
-        for m in whole.runner.pipeline.shards[0].encoder.modules
+        for m in whole.runner.pipeline.shards[0].resident.modules
         for p in m.parameters()
     )
 
@@ -234,17 +236,17 @@ def test_an_expert_without_a_task_or_fit_rows_is_refused(parts, tmp_path):
 def restarted(experts, index):
     """The gathering of a shard as it is after a restart: it knows of nothing."""
     shard = experts.runner.pipeline.shards[index]
-    shard.gathering.forget()
-    shard.gathering = Gathering(shard)
+    shard.collector.forget()
+    shard.collector = StatisticsCollector(shard)
 
 
 @pytest.mark.parametrize(
     ("method", "moment"),
     [
-        ("regmean", ObserveBatch),
-        ("regmean", ConcludeStatistics),
-        ("fisher", ProbeBatch),
-        ("fisher", RecoilBatch),
+        ("regmean", GramForward),
+        ("regmean", WriteStatistics),
+        ("fisher", FisherForward),
+        ("fisher", FisherBackward),
     ],
 )
 def test_a_shard_that_dies_while_gathering_is_noticed(method, moment, parts, tmp_path, monkeypatch):
@@ -252,7 +254,7 @@ def test_a_shard_that_dies_while_gathering_is_noticed(method, moment, parts, tmp
     monkeypatch.setattr("fusion.methods.statistics.regmean.BATCH", 8)
     params = FEW if method == "regmean" else {"examples": 3}
     undisturbed = experts_of(parts, tmp_path / "whole")
-    wanted = found_by(undisturbed, gathered(undisturbed.runner, method, params))
+    wanted = found_by(undisturbed, compute_statistics(undisturbed.runner, method, params))
     experts = experts_of(parts, tmp_path / "cut", CUT)
     calls, real = [0], experts.runner.pipeline.link.call
 
@@ -265,8 +267,8 @@ def test_a_shard_that_dies_while_gathering_is_noticed(method, moment, parts, tmp
 
     monkeypatch.setattr(experts.runner.pipeline.link, "call", call)
     with pytest.raises(Forgotten):
-        gathered(experts.runner, method, params)
-    keys = gathered(experts.runner, method, params)
+        compute_statistics(experts.runner, method, params)
+    keys = compute_statistics(experts.runner, method, params)
     found = found_by(experts, keys)
     assert list(found) == list(wanted)
     for name in wanted:

@@ -18,7 +18,7 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from ray.util.placement_group import placement_group_table  # noqa: E402
 
 from actors.fleet.errors import Unplaced, placed  # noqa: E402
-from actors.fleet.fleet import Fleet  # noqa: E402
+from actors.fleet.fleet import Fleet, FleetOptions  # noqa: E402
 from tests.actors.fleet.sharded import Parts, alive, make_parts, plan_of, wait_until  # noqa: E402
 from tests.fusion import laws  # noqa: E402
 
@@ -59,7 +59,7 @@ def main(root: Path, scratch: Path) -> None:
         workers.remove(gone)
         nodes.remove_node(gone, allow_graceful=False)
 
-    with Fleet(*parts.args, plan_of(1, 2), patience=10) as fleet:
+    with Fleet(*parts.args, plan_of(1, 2), FleetOptions(patience=10)) as fleet:
         fleet.ready(200)
         laws.assert_same_bits(parts.train(fleet.client), alone)
         say("undisturbed: the same bits")

@@ -8,7 +8,7 @@ from actors.artifacts.recipe import Recipe
 from actors.experts import peak_memory
 from actors.experts.local import local_experts
 from actors.experts.requests import Evaluate
-from actors.fleet.replica import OfShards, Replica, Setup, ShardActor
+from actors.fleet.replica import Replica, Setup, ShardActor, ShardsPeakMemory
 from actors.shards.resident_model import blueprint
 from tests.actors.fleet.sharded import SPLIT, make_parts, plan_of, recipes
 
@@ -70,11 +70,11 @@ def test_its_evaluations_are_those_of_the_whole(parts, monkeypatch):
 def test_the_peak_is_its_shards(parts, monkeypatch):
     """What the coordinator's own process holds is nothing that a method needs."""
     replica, actors = coordinator(parts, monkeypatch)
-    assert isinstance(replica.experts.water, OfShards)
+    assert isinstance(replica.experts.meter, ShardsPeakMemory)
     asked = []
     for size, actor in enumerate(actors):
         monkeypatch.setattr(
-            actor, "told", lambda method, size=size: asked.append(method) or 10 + size
+            actor, "peak", lambda method, size=size: asked.append(method) or 10 + size
         )
     monkeypatch.setattr(peak_memory, "peak_bytes", lambda device: 10**12)
     found = replica.call(Evaluate(Recipe("task_arithmetic"), "select"))

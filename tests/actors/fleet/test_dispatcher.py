@@ -14,7 +14,7 @@ from actors.fleet import dispatcher as module
 from actors.fleet import errors
 from actors.fleet.dispatcher import Dispatcher, Slot
 from actors.fleet.errors import Unplaced
-from actors.fleet.restarts import DIED, Vitals
+from actors.fleet.restarts import UNKNOWN_DEATHS, ProcessState
 
 
 class Id(str):
@@ -64,7 +64,7 @@ class Replica:
         return Method(self)
 
     @property
-    def vitals(self) -> "Asked":
+    def states(self) -> "Asked":
         return Asked(self)
 
     async def run(self, *args):
@@ -83,7 +83,7 @@ class Replica:
 
 @dataclass
 class Asked:
-    """Its vitals."""
+    """Its states."""
 
     replica: "Replica"
 
@@ -93,7 +93,9 @@ class Asked:
 
     def remote(self):
         one = self.replica
-        found = Vitals(one.node, one.pid, one.killed, 2 * 10**9, 10**9, "memory.max", "10.0.0.9")
+        found = ProcessState(
+            one.node, one.pid, one.killed, 2 * 10**9, 10**9, "memory.max", "10.0.0.9"
+        )
 
         async def run():
             while not one.mends:
@@ -136,13 +138,13 @@ class Made(Dispatcher):
 
     def __init__(self, slots, patience):
         super().__init__(ray.cloudpickle.dumps([]), patience)
-        self.take(slots)
+        self.add_slots(slots)
 
     async def put(self, slots):
-        """`staff`, without pickling."""
+        """`set_replicas`, without pickling."""
         loads, ray.cloudpickle.loads = ray.cloudpickle.loads, lambda given: given
         try:
-            await self.staff(slots)
+            await self.set_replicas(slots)
         finally:
             ray.cloudpickle.loads = loads
 
@@ -158,8 +160,8 @@ def test_calls_are_handed_to_free_replicas_in_turn(world):
 
     found, dispatcher = asyncio.run(go())
     assert sorted(found) == [0, 0, 0, 1, 1, 1]
-    spent = [dispatcher.usage.of(f"l{i}") for i in range(6)]
-    assert all(0.015 < each < 0.5 for each in spent)
+    busy_seconds = [dispatcher.usage.of(f"l{i}") for i in range(6)]
+    assert all(0.015 < each < 0.5 for each in busy_seconds)
 
 
 def test_a_held_result_is_told_when_all_trials_have_come(world):
@@ -304,20 +306,20 @@ def test_a_call_that_is_always_forgotten_ends(world):
 
 
 def test_a_call_that_dies_for_memory_twice_in_a_row_is_given_up_and_others_go_on(world):
-    hungry = Replica(0, dies=100, for_memory=True)
+    memory_message = Replica(0, dies=100, for_memory=True)
 
     async def go():
-        dispatcher = Made([slot(world, hungry)], 5.0)
+        dispatcher = Made([slot(world, memory_message)], 5.0)
         dispatcher.need = "1.50 GB"
         with pytest.raises(OutOfMemory) as error:
             await dispatcher.call(work("ties"))
-        assert len(hungry.calls) == 2
-        hungry.dies = 0
-        return str(error.value), await dispatcher.call(work()), await dispatcher.fallen()
+        assert len(memory_message.calls) == 2
+        memory_message.dies = 0
+        return str(error.value), await dispatcher.call(work()), await dispatcher.repeated_calls()
 
-    text, found, fallen = asyncio.run(go())
+    text, found, repeated_calls = asyncio.run(go())
     assert found == 0
-    assert fallen == 1  # made again once
+    assert repeated_calls == 1  # made again once
     assert text == (
         "embed ties: out of memory, 2 times in a row, on node 10.0.0.9, where 2.00 GB are granted"
         " (memory.max) and 1.00 GB free without it; planned: 1.50 GB; set placement.replicas lower,"
@@ -332,7 +334,7 @@ def test_ray_that_killed_for_memory_is_believed(world, monkeypatch):
     async def go():
         dispatcher = Made([slot(world, Replica(0, dies=2))], 5.0)
         found = await dispatcher.call(work())  # the second time it was not Ray: not twice in a row
-        assert dispatcher.falls == 2
+        assert dispatcher.repeated == 2
         return found
 
     assert asyncio.run(go()) == 0
@@ -377,11 +379,11 @@ def test_a_call_whose_process_dies_again_and_again_ends(world):
         dispatcher = Made([slot(world, faulty)], 5.0)
         with pytest.raises(Died, match=r"^embed ties: the process that made it died 4 times"):
             await dispatcher.call(work("ties"))
-        faulty.dies = DIED - 1  # somebody kills it now and then
+        faulty.dies = UNKNOWN_DEATHS - 1  # somebody kills it now and then
         return await dispatcher.call(work())
 
     assert asyncio.run(go()) == 0
-    assert len(faulty.calls) == 2 * DIED
+    assert len(faulty.calls) == 2 * UNKNOWN_DEATHS
 
 
 def test_a_process_that_went_with_its_node_is_not_counted(world):

@@ -14,7 +14,7 @@ import ray
 from actors.cluster.nodes import own_id
 from actors.data.task_rows import Rows, TaskData
 from actors.fleet import file_transfer
-from actors.fleet.file_transfer import Home, Lost, fetch, paths, settled
+from actors.fleet.file_transfer import Home, TransferFailed, fetch, paths, with_local_files
 from actors.fleet.file_transfer_worker import piece
 from fusion.errors import InputError
 
@@ -39,7 +39,7 @@ def task_data(root: Path) -> TaskData:
 def test_files_that_are_at_their_paths_are_used_there(tmp_path, monkeypatch):
     monkeypatch.setattr(file_transfer, "fetch", None)
     data = {"t": task_data(tmp_path)}
-    found = settled(data, Home("another node", tmp_path))
+    found = with_local_files(data, Home("another node", tmp_path))
     assert paths(found) == paths(data)
     assert found["t"].rows["select"].indices is data["t"].rows["select"].indices
 
@@ -50,11 +50,11 @@ def test_files_that_are_not_lie_in_the_nodes_own_cache(tmp_path, monkeypatch):
     task_data(tmp_path / "mine")
     data = {"t": moved(task_data(tmp_path / "mine"), tmp_path / "mine", tmp_path / "far")}
     home = Home("another node", tmp_path / "far")
-    assert paths(settled(data, home)) == paths({"t": task_data(tmp_path / "mine")})
-    some = settled(data, home, ["heads"])["t"]
+    assert paths(with_local_files(data, home)) == paths({"t": task_data(tmp_path / "mine")})
+    some = with_local_files(data, home, ["heads"])["t"]
     assert some.head == tmp_path / "mine/heads/h.safetensors"
     assert some.rows["select"].file == tmp_path / "far/pixels/p.arrow"
-    assert paths(settled(data, None)) == paths(data)
+    assert paths(with_local_files(data, None)) == paths(data)
 
 
 def moved(task: TaskData, old: Path, new: Path) -> TaskData:
@@ -125,10 +125,14 @@ def test_a_killed_process_leaves_no_lock_behind(far, tmp_path):
 @pytest.mark.ray
 def test_what_cannot_be_had_is_one_line(far, tmp_path):
     mine = tmp_path / "mine/x.npy"
-    with pytest.raises(Lost, match=r"x\.npy: cannot be read on node .*No such file.*--resume"):
+    with pytest.raises(
+        TransferFailed, match=r"x\.npy: cannot be read on node .*No such file.*--resume"
+    ):
         fetch(far.root / "x.npy", far, mine)
     nowhere = replace(far, node="a" * 56)
-    with pytest.raises(Lost, match=r"x\.npy: cannot be copied: node a+, the driver's, does not"):
+    with pytest.raises(
+        TransferFailed, match=r"x\.npy: cannot be copied: node a+, the driver's, does not"
+    ):
         fetch(far.root / "x.npy", nowhere, mine)
     assert not mine.exists()
 

@@ -266,7 +266,7 @@ def test_a_closed_fleet_leaves_no_actor(parts):
         short.ready(60)
         pid = ray.get(short.replicas[0].pid.remote())
     deadline = time.time() + 20
-    calls = (short.replicas[0].pid.remote, lambda: short.dispatcher.fallen.remote())
+    calls = (short.replicas[0].pid.remote, lambda: short.dispatcher.repeated_calls.remote())
     while Path(f"/proc/{pid}").exists() or not all(map(dead, calls)):
         assert time.time() < deadline, "something of it lives on"
         time.sleep(0.1)

@@ -17,10 +17,18 @@ from actors.experts.requests import Embed
 from actors.fleet.client import Client
 from actors.fleet.dispatcher import Dispatcher, Slot
 from actors.fleet.fleet import ROBUST
-from actors.fleet.restarts import DIED, MOVED, Deaths, Living, Turns, Vitals, vitals
+from actors.fleet.restarts import (
+    NODE_LOSSES,
+    UNKNOWN_DEATHS,
+    CallLock,
+    Deaths,
+    ProcessState,
+    StateReporter,
+    own_state,
+)
 from actors.fleet.transport import fetched
 
-HERE = Vitals("n", 1, 0, 2 * 10**9, 10**9, "", "10.0.0.9")
+HERE = ProcessState("n", 1, 0, 2 * 10**9, 10**9, "", "10.0.0.9")
 
 
 def deaths_until(raised, *each):
@@ -51,10 +59,10 @@ def test_every_kind_of_death_is_bounded():
     assert deaths_until(OutOfMemory, *[BY_RAY] * 9) == 2
     assert deaths_until(OutOfMemory, KILLED, BY_RAY) == 2
     assert deaths_until(OutOfMemory, KILLED, UNKNOWN, KILLED, KILLED) == 4  # in a row
-    assert deaths_until(Died, *[UNKNOWN] * 99) == DIED
-    assert deaths_until(Died, *[WENT] * 99) == MOVED
-    assert deaths_until(Died, *[LOST, WENT] * 99) == MOVED
-    assert deaths_until(Died, *[KILLED, UNKNOWN] * 99) == 2 * DIED
+    assert deaths_until(Died, *[UNKNOWN] * 99) == UNKNOWN_DEATHS
+    assert deaths_until(Died, *[WENT] * 99) == NODE_LOSSES
+    assert deaths_until(Died, *[LOST, WENT] * 99) == NODE_LOSSES
+    assert deaths_until(Died, *[KILLED, UNKNOWN] * 99) == 2 * UNKNOWN_DEATHS
 
 
 def test_which_errors_are_deaths():
@@ -84,10 +92,10 @@ def test_one_alone_waits_for_the_others_and_holds_new_ones_back():
     said = []
 
     async def go():
-        turns = Turns()
+        turns = CallLock()
 
         async def one(name, alone, seconds=0.05):
-            async with turns.turn(alone=alone):
+            async with turns.hold(alone=alone):
                 said.append(f"{name}+")
                 await asyncio.sleep(seconds)
                 said.append(f"{name}-")
@@ -107,14 +115,14 @@ def test_one_alone_waits_for_the_others_and_holds_new_ones_back():
     assert text == "a+b+a-b-A+A-B+B-c+d+c-d-"
 
 
-class Hungry(Living):
+class Hungry(StateReporter):
     """Ends as the kernel ends a process that is out of memory, while its file says so."""
 
     def __init__(self, folder):
         self.folder = Path(folder)
 
-    def vitals(self):
-        return [replace(vitals(), killed=len(list(self.folder.glob("killed-*"))))]
+    def states(self):
+        return [replace(own_state(), killed=len(list(self.folder.glob("killed-*"))))]
 
     def call(self, request):
         name = request.expert
@@ -150,7 +158,7 @@ def test_an_actor_that_dies_for_memory_ends_its_own_call_only(tmp_path):
             fetched(refs["large"])
         assert fetched(refs["b"]) == "b"
         assert len(list(tmp_path.glob("killed-*"))) == 2
-        assert client.fallen() == 1
+        assert client.repeated_calls() == 1
 
 
 @pytest.mark.slow
@@ -159,8 +167,8 @@ def test_an_actor_that_dies_for_memory_ends_its_own_call_only(tmp_path):
 def test_an_actor_that_dies_for_no_known_reason_ends_its_own_call_only(tmp_path):
     with dispatcher_of(tmp_path) as client:
         with pytest.raises(
-            Died, match=rf"^embed segfault: the process that made it died {DIED} times"
+            Died, match=rf"^embed segfault: the process that made it died {UNKNOWN_DEATHS} times"
         ):
             fetched(client.submit(Embed("segfault", "select")))
         assert fetched(client.submit(Embed("c", "select"))) == "c"
-        assert client.fallen() == DIED - 1
+        assert client.repeated_calls() == UNKNOWN_DEATHS - 1

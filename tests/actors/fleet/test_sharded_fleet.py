@@ -16,9 +16,9 @@ from actors.artifacts.in_model_state_file import learned_of
 from actors.artifacts.recipe import Recipe
 from actors.experts.local import local_experts
 from actors.experts.requests import Evaluate, Gradients, Train
-from actors.fleet.fleet import Fleet
+from actors.fleet.fleet import Fleet, FleetOptions
 from actors.fleet.replica import Replica
-from actors.fleet.transport import Stored, fetched
+from actors.fleet.transport import ObjectStoreLink, fetched
 from actors.pool.pool import open_pool
 from actors.pool.vectors_low_rank import (
     FactoredVectors,
@@ -26,7 +26,7 @@ from actors.pool.vectors_low_rank import (
     factor_vectors,
     opened_factors,
 )
-from actors.pool.vectors_on_disk import FiledVectors
+from actors.pool.vectors_on_disk import OnDiskVectors
 from fusion.errors import InputError
 from fusion.methods.learned.steps import MicroBatch
 from fusion.task_vectors.sparsify import Trim
@@ -166,7 +166,7 @@ def test_a_shard_that_dies_while_it_learns_changes_no_bit(fleet, local):
     assert fetched(ref) == (state, losses)
 
 
-class Watched(Stored):
+class Watched(ObjectStoreLink):
     """Notes what is fetched."""
 
     def __init__(self):
@@ -233,7 +233,9 @@ def test_experts_that_stay_factored(parts, tmp_path):
     coding = torch.rand(1, 3, len(pool.groups), generator=torch.Generator().manual_seed(1))
     micro_batch = [MicroBatch({task: torch.arange(6) for task in pool.tasks}, coding)]
     recipe = recipes(pool)["task_arithmetic"]
-    with Fleet(pool, data, parts.embeddings("adapters"), plan_of(1), weights="factored") as fleet:
+    with Fleet(
+        pool, data, parts.embeddings("adapters"), plan_of(1), FleetOptions(weights="factored")
+    ) as fleet:
         fleet.ready(120)
         (held,) = ray.get(fleet.flat)
         assert isinstance(held, FactoredVectors)
@@ -261,10 +263,10 @@ def test_experts_that_stay_in_files(shape, loose, local, parts):
     for a replica that starts again."""
     _, data, embeddings = parts.args
     micro_batches, known = micro_batches_of(parts, "layer sample"), recipes(parts.pool)
-    with Fleet(loose, data, embeddings, plan_of(*shape), weights="files") as fleet:
+    with Fleet(loose, data, embeddings, plan_of(*shape), FleetOptions(weights="files")) as fleet:
         fleet.ready(120)
         for filed in ray.get(fleet.flat):
-            assert isinstance(filed, FiledVectors)
+            assert isinstance(filed, OnDiskVectors)
             assert not filed.flat.deltas
         for name in ("task_arithmetic", "ties", "adamerging++"):
             ours, theirs = (who.evaluate(known[name], "report") for who in (local, fleet.client))

@@ -9,11 +9,11 @@ import ray
 import torch
 
 from actors.artifacts.recipe import Recipe
-from actors.experts.peak_memory import WATER
+from actors.experts.peak_memory import PEAK_MEMORY
 from actors.experts.requests import Gradients, Merge
 from actors.fleet import transport
 from actors.fleet.replica import Replica, Setup, ShardActor
-from actors.fleet.transport import GpuToGpu, Stored, choose, pack, unpack
+from actors.fleet.transport import GpuLink, ObjectStoreLink, choose, pack, unpack
 from actors.shards.resident_model import blueprint
 from fusion.errors import InputError
 from fusion.methods.learned.steps import MicroBatch
@@ -99,22 +99,22 @@ def test_read_only_arrays_are_not_copied(dtype, recwarn):
     ("device", "gpus", "shards"), [("cpu", 0, 2), ("cpu", 1, 2), ("cuda", 0.5, 2), ("cuda", 1, 1)]
 )
 def test_the_object_store_wherever_shards_have_no_gpu_each(device, gpus, shards, monkeypatch):
-    monkeypatch.setattr(transport, "GpuToGpu", None)
-    assert isinstance(choose([object()] * shards, device, gpus), Stored)
+    monkeypatch.setattr(transport, "GpuLink", None)
+    assert isinstance(choose([object()] * shards, device, gpus), ObjectStoreLink)
 
 
 def test_direct_where_shards_have_a_gpu_each(monkeypatch):
     monkeypatch.setattr(transport, "find_spec", lambda name: object())
-    monkeypatch.setattr(transport, "GpuToGpu", lambda shards, name: (len(shards), name))
+    monkeypatch.setattr(transport, "GpuLink", lambda shards, name: (len(shards), name))
     assert choose([1, 2, 3], "cuda", 1.0) == (3, "nccl")
 
 
 def test_without_cupy_one_line_and_the_object_store(monkeypatch, caplog):
     """Ray's NCCL groups are written on it; nothing is tried that may take the actors along."""
     monkeypatch.setattr(transport, "find_spec", lambda name: None)
-    monkeypatch.setattr(transport, "GpuToGpu", None)
+    monkeypatch.setattr(transport, "GpuLink", None)
     with caplog.at_level(logging.WARNING, "actors.fleet.transport"):
-        assert isinstance(choose([1, 2], "cuda", 1.0), Stored)
+        assert isinstance(choose([1, 2], "cuda", 1.0), ObjectStoreLink)
     (record,) = caplog.records
     assert "pip install cupy-cuda12x" in record.getMessage()
 
@@ -127,13 +127,13 @@ def test_the_object_store_where_nccl_is_not_to_be_had(fault, monkeypatch, caplog
         raise fault(*([] if fault is ray.exceptions.RayActorError else ["no NCCL here"]))
 
     monkeypatch.setattr(transport, "find_spec", lambda name: object())
-    monkeypatch.setattr(transport, "GpuToGpu", refuse)
+    monkeypatch.setattr(transport, "GpuLink", refuse)
     with caplog.at_level(logging.WARNING, "actors.fleet.transport"):
-        assert isinstance(choose([1, 2], "cuda", 1.0), Stored)
+        assert isinstance(choose([1, 2], "cuda", 1.0), ObjectStoreLink)
     assert fault is ray.exceptions.RayActorError or "no NCCL here" in caplog.text
 
 
-class BrokenDirect(GpuToGpu):
+class BrokenDirect(GpuLink):
     def __init__(self):
         pass
 
@@ -144,11 +144,11 @@ class TwoTries:
     def __init__(self, link, error):
         self.error, self.calls = error, []
         runner = SimpleNamespace(pipeline=SimpleNamespace(link=link), device=torch.device("cpu"))
-        self.experts = SimpleNamespace(runner=runner, water=WATER, merge=self.merge)
+        self.experts = SimpleNamespace(runner=runner, meter=PEAK_MEMORY, merge=self.merge)
 
     def merge(self, recipe):
         self.calls.append(self.experts.runner.pipeline.link)
-        if not isinstance(self.experts.runner.pipeline.link, Stored):
+        if not isinstance(self.experts.runner.pipeline.link, ObjectStoreLink):
             raise self.error
         return 3
 
@@ -156,7 +156,7 @@ class TwoTries:
 def test_a_broken_direct_transport_is_left_for_the_store():
     replica = TwoTries(BrokenDirect(), ray.exceptions.ActorUnavailableError("gone", None))
     assert Replica.call(replica, Merge(Recipe("ties"))) == 3
-    assert isinstance(replica.experts.runner.pipeline.link, Stored)
+    assert isinstance(replica.experts.runner.pipeline.link, ObjectStoreLink)
     assert len(replica.calls) == 2
 
 
@@ -180,12 +180,12 @@ def shards(parts, ray_cluster):
     """Two shards on processors that may use a direct transport."""
     from actors.families.clip.segments import clip_segments
     from actors.families.protocol import segment_names
-    from actors.fleet.fleet import ROBUST, read
+    from actors.fleet.fleet import ROBUST, read_block
 
     setup = setup_of(parts)
     chain = clip_segments(parts.pool.base)
     names = [segment_names(chain, *block) for block in SPLIT[2]]
-    flat = [ray.put(read(parts.pool, each)[1]) for each in names]
+    flat = [ray.put(read_block(parts.pool, each)[1]) for each in names]
     weights = [ray.cloudpickle.dumps(ref) for ref in flat]
     shard = ray.remote(enable_tensor_transport=True, num_cpus=0, **ROBUST)(ShardActor)
     started = [shard.remote(setup, each, index) for index, each in enumerate(weights)]
@@ -216,11 +216,11 @@ def test_a_direct_transport_gives_the_same_bits(parts, shards):
         for at, task in enumerate(parts.data, start=1)
     ]
     wanted = replica.call(Gradients(micro_batches, "select", Trim()))
-    assert isinstance(replica.experts.runner.pipeline.link, Stored)
+    assert isinstance(replica.experts.runner.pipeline.link, ObjectStoreLink)
 
-    replica.experts.runner.pipeline.link = GpuToGpu(shards, "gloo")
+    replica.experts.runner.pipeline.link = GpuLink(shards, "gloo")
     check(replica.call(Gradients(micro_batches, "select", Trim())), wanted)
-    assert isinstance(replica.experts.runner.pipeline.link, GpuToGpu)
+    assert isinstance(replica.experts.runner.pipeline.link, GpuLink)
 
 
 def check(found, wanted):

@@ -14,7 +14,7 @@ from actors.gate_features.extractor import (
     resnet_fields,
     resnet_tensors,
 )
-from actors.shards.resident_model import ImageEncoder
+from actors.shards.resident_model import ResidentModel
 from fusion.errors import InputError
 from tests.actors.conftest import DIM, SIZE, Tiny
 from tests.refusals import one_line
@@ -158,7 +158,7 @@ def test_a_clip_gives_its_projected_embeddings(tiny: Tiny, tmp_path: Path) -> No
     assert (extractor.kind, extractor.width) == ("clip", DIM)
     images = pixels(3, SIZE)
     found = load_extractor(extractor)({"pixels": images})
-    assert torch.equal(found, ImageEncoder(folder).outputs({"pixels": images}))
+    assert torch.equal(found, ResidentModel(folder).outputs({"pixels": images}))
     assert not found.is_inference()
 
 

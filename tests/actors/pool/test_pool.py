@@ -30,7 +30,7 @@ def test_what_a_pool_says_of_itself(tiny: Any, pool_folders: Folders) -> None:
     assert pool.tasks == ("t0", "t1", "t2")
     assert pool.names == tiny.vision_order
     assert pool.parameters == size
-    assert (pool.base_bytes, pool.delta_bytes, pool.read_bytes) == (4 * size, 12 * size, 12 * size)
+    assert (pool.base_bytes, pool.read_bytes) == (4 * size, 12 * size)
     assert set(pool.dtypes.values()) == {"float32"}
     assert pickle.loads(pickle.dumps(pool)) == pool
 
@@ -61,7 +61,7 @@ def test_flat_arrays_are_few(pool_folders: Folders) -> None:
     flat = load_flat(pool)
     assert [array.shape for array in flat.deltas.values()] == [(3, pool.parameters)]
     assert [array.shape for array in flat.base.values()] == [(4 * pool.parameters,)]
-    assert flat.nbytes == pool.base_bytes + pool.delta_bytes
+    assert flat.nbytes == pool.base_bytes + 12 * pool.parameters  # float32, three task vectors
     assert list(unflatten(flat).base) == list(pool.names)
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from actors.checkpoints.checkpoint import Checkpoint, header
 from actors.pool import streaming_merge as module
 from actors.pool.pool import open_pool, task_vectors
-from actors.pool.streaming_merge import Source, mixed, streamed
+from actors.pool.streaming_merge import TensorSource, mixed, streamed
 from fusion.errors import InputError
 from fusion.task_vectors.coding import mix
 from tests.fusion.laws import assert_same_bits
@@ -73,9 +73,9 @@ def test_the_same_bits_in_small_chunks_on_any_number_of_threads(pool, monkeypatc
 
 def test_each_thread_works_alone_and_torch_is_left_as_it_was(pool, threads):
     threads(3)
-    with module.hired() as crew:
+    with module.worker_threads() as workers:
         assert torch.get_num_threads() == 3
-        assert set(crew.threads.map(lambda _: torch.get_num_threads(), range(20))) == {1}
+        assert set(workers.threads.map(lambda _: torch.get_num_threads(), range(20))) == {1}
     some = streamed(pool, lambda name: [0.5, 0.5, 0.0])
     next(some)
     assert torch.get_num_threads() == 3
@@ -139,7 +139,7 @@ def test_a_file_cut_off_while_it_is_read(tiny_pool, tmp_path):
 def test_a_number_alone_and_an_empty_tensor(tmp_path):
     stacks = {"base": {"one": torch.tensor(2.0), "none": torch.empty(0, 3)}}
     stacks["run"] = {"one": torch.tensor(5.0), "none": torch.empty(0, 3)}
-    with module.hired() as crew:
+    with module.worker_threads() as workers:
         found = {}
         for name in ("one", "none"):
             sources = []
@@ -149,8 +149,8 @@ def test_a_number_alone_and_an_empty_tensor(tmp_path):
                 infos = header(file, member)
                 checkpoint = Checkpoint(member, "", tmp_path, {}, infos, {}, {})
                 descriptor = os.open(file, os.O_RDONLY)
-                sources.append(Source(checkpoint, name, infos[name], descriptor))
-            found[name] = mixed(sources[0], [(sources[1], 0.5)], 1.0, crew)
+                sources.append(TensorSource(checkpoint, name, infos[name], descriptor))
+            found[name] = mixed(sources[0], [(sources[1], 0.5)], 1.0, workers)
             for source in sources:
                 os.close(source.descriptor)
     assert_same_bits(found, {"one": torch.tensor(3.5), "none": torch.empty(0, 3)})

@@ -15,7 +15,7 @@ import torch
 from actors.families.clip.architecture import PROJECTION
 from actors.families.registry import inspect
 from actors.pool.pool import Pool, load_flat, open_pool, task_vectors
-from actors.pool.vectors_on_disk import FiledVectors, file_vectors, filed_vectors, opened_vectors
+from actors.pool.vectors_on_disk import OnDiskVectors, file_vectors, filed_vectors, opened_vectors
 from actors.shards.shard import Shard, Weights
 from fusion.errors import InputError, Vanished
 from fusion.merged_layers.functional import Form
@@ -33,9 +33,9 @@ PLAIN = ("simple_average", "task_arithmetic", "wise_ft")
 Folders = tuple[str, dict[str, str]]
 
 
-def sent(filed: FiledVectors) -> FiledVectors:
+def sent(filed: OnDiskVectors) -> OnDiskVectors:
     """As another process gets it."""
-    found: FiledVectors = pickle.loads(pickle.dumps(filed))
+    found: OnDiskVectors = pickle.loads(pickle.dumps(filed))
     return found
 
 
@@ -154,7 +154,7 @@ def trained(shard: Shard, coding: torch.Tensor, trim: Trim, cut: Any) -> tuple[t
     images = torch.randint(0, 256, (6, 3, 32, 32), generator=draw, dtype=torch.uint8)
     given = Weights("k", coding=coding, trim=trim, survey=cut)
     carry = {"pixels": images}
-    coded = shard.code(carry, given)["output"]
+    coded = shard.run_coded(carry, given)["output"]
     kept = shard.forward("k", carry, given)["output"]
     along = torch.randn(kept.shape, generator=draw)
     columns, _ = shard.backward("k", carry, given, {"output": along})

@@ -18,7 +18,7 @@ from actors.artifacts.recipe import Recipe
 from actors.experts.local import LocalExperts
 from actors.experts.predict import model_weights
 from actors.experts.recipe import merged
-from actors.shards.pipeline import Direct, Pipeline, one_forward_one_backward
+from actors.shards.pipeline import LocalLink, Pipeline, one_forward_one_backward
 from actors.shards.requests import Backward, Finish, Forward, ShardRequest, Survey
 from actors.shards.shard import Batch, Shard, Weights
 from fusion.errors import InputError
@@ -210,7 +210,7 @@ def test_shards_keep_no_more_than_the_schedule_has(world: World) -> None:
     experts = world.experts((0, 1), (1, 2), (2, 3), (3, 4))
     most = dict.fromkeys(range(4), 0)
 
-    class Counting(Direct):
+    class Counting(LocalLink):
         def call(self, shard: Shard, request: ShardRequest, *given: Any) -> Any:
             found = super().call(shard, request, *given)
             at = shards.index(shard)
@@ -227,7 +227,7 @@ def test_shards_keep_no_more_than_the_schedule_has(world: World) -> None:
     assert not any(shard.contexts for shard in shards)
 
 
-class Intruding(Direct):
+class Intruding(LocalLink):
     """Before one call of a run, another run goes from its start to its end."""
 
     def __init__(self, before: int, other: Callable[[], None]) -> None:
@@ -257,7 +257,7 @@ def test_runs_that_cross_do_not_disturb_each_other(
         ran: list[list[Gradient]] = []
 
         def other(ran: list[list[Gradient]] = ran) -> None:
-            outer, experts.runner.pipeline.link = experts.runner.pipeline.link, Direct()
+            outer, experts.runner.pipeline.link = experts.runner.pipeline.link, LocalLink()
             ran.append(experts.gradients(theirs, "fit", Trim()))
             evaluated = experts.runner.pipeline.weights("task_arithmetic", {"scale": 0.2})
             list(experts.runner.pipeline.embed(evaluated, [world.batch(t0=[0])]))
@@ -289,7 +289,7 @@ def test_a_few_batches_are_in_flight(world: World) -> None:
 
 
 def test_only_what_must_be_surveyed_is(world: World) -> None:
-    class Never(Direct):
+    class Never(LocalLink):
         def call(self, shard: Shard, request: ShardRequest, *given: Any) -> Any:
             assert not isinstance(request, Survey)
             return super().call(shard, request, *given)
@@ -330,7 +330,7 @@ def test_columns_are_in_the_order_of_the_whole_model(world: World) -> None:
 
     dealt = [Told(*groups[::-2]), Told(*groups[-2::-2][::-1])]
     assert sorted([*dealt[0].own, *dealt[1].own]) == sorted(groups)
-    pipeline = Pipeline(dealt, [told.own for told in dealt], groups, Direct())
+    pipeline = Pipeline(dealt, [told.own for told in dealt], groups, LocalLink())
     codings = [torch.zeros(1, 3, size) for size in (1, len(groups))]
     given = [(world.batch(t0=[0]), Weights("", coding=coding)) for coding in codings]
     summed, each = pipeline.gradients(given)

@@ -11,7 +11,7 @@ from actors.families.clip.fine_tune import FineTuning, fine_tune
 from actors.gate_features import feature_cache
 from actors.gate_features.extractor import load_extractor, open_extractor
 from actors.gate_features.feature_cache import own_device, workers
-from actors.shards.resident_model import ImageEncoder
+from actors.shards.resident_model import ResidentModel
 from tests.actors.conftest import DIM, SIZE, Tiny
 from tests.actors.gate_features.test_extractor import write_resnet
 
@@ -48,7 +48,7 @@ def tune(base: Path, out: Path) -> None:
 
 
 USES: dict[str, Callable[[Tiny, Path], Any]] = {
-    "shards": lambda tiny, place: ImageEncoder(tiny.base(place / "base")),
+    "shards": lambda tiny, place: ResidentModel(tiny.base(place / "base")),
     "a resnet": lambda tiny, place: load_extractor(
         open_extractor(str(write_resnet(place / "resnet")), "gate.extractor")
     ),

@@ -151,7 +151,7 @@ class Oracle:
         config._attn_implementation = "sdpa"  # "eager" takes its softmax in float32
         self.model = CLIPVisionModel(config).double().eval()
         self.vectors = world.doubles
-        resident = world.shard().encoder.arena  # the base; the projection where it is not fused
+        resident = world.shard().resident.arena  # the base; the projection where it is not fused
         self.base = {name: resident[name].clone() for name in resident}
         self.heads = {name: head.double() for name, head in world.heads.items()}
 
@@ -221,7 +221,7 @@ def test_values_and_gradients_are_those_of_transformers(
     coding = here.coding(kind, batch.size)
     leaf = coding.clone().requires_grad_()
     embedded = oracle.embed(oracle.merged(leaf), here.pixels(batch))
-    found = shard.code(batch, weights(coding))["output"]
+    found = shard.run_coded(batch, weights(coding))["output"]
     torch.testing.assert_close(found, embedded.detach(), **EXACT)
     wanted = oracle.losses(embedded, batch)
     (gradient,) = torch.autograd.grad(torch.stack(list(wanted.values())).sum(), leaf)
@@ -250,7 +250,7 @@ def test_labelled_losses_and_their_gradients(world: World) -> None:
         )
         return sum(losses.values()), tilt, columns
 
-    z = shard.code(plain, weights(coding))["output"]
+    z = shard.run_coded(plain, weights(coding))["output"]
     wanted, start = 0.0, 0
     for task, _, rows in plain.parts:
         here = slice(start, start + len(rows))
@@ -318,10 +318,10 @@ def test_columns_reach_the_tensors_of_their_names(kind: str, world: World) -> No
     model = CLIPVisionModel(CLIPVisionConfig(**world.vision)).eval()
     model.load_state_dict({name: t for name, t in merged.items() if name != PROJECTION})
     shard = world.shard(dtype=torch.float32)
-    images = shard.encoder.inputs.preprocess.normalise(world.pixels(batch))
+    images = shard.resident.inputs.preprocess.normalise(world.pixels(batch))
     with torch.no_grad():
-        wanted = model(images).pooler_output @ shard.encoder.arena[PROJECTION].T
-    found = shard.code(batch, weights(coding.float()))["output"]
+        wanted = model(images).pooler_output @ shard.resident.arena[PROJECTION].T
+    found = shard.run_coded(batch, weights(coding.float()))["output"]
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     resident = shard.run(batch, weights(coding, key="k"))["output"]
     torch.testing.assert_close(resident, wanted, rtol=1e-4, atol=1e-5)
@@ -329,13 +329,13 @@ def test_columns_reach_the_tensors_of_their_names(kind: str, world: World) -> No
 
 def test_a_batch_of_one_hot_codings_is_each_sample_through_its_expert(world: World) -> None:
     shard, batch = world.shard(), world.batch(t0=[0, 1, 2])
-    found = shard.code(batch, weights(torch.eye(3).double().view(3, 3, 1)))["output"]
+    found = shard.run_coded(batch, weights(torch.eye(3).double().view(3, 3, 1)))["output"]
     for at in range(3):
         one = torch.zeros(1, 3, 1)
         one[0, at] = 1
         alone = shard.run(batch, weights(one, key=f"expert {at}"))["output"]
         torch.testing.assert_close(found[at], alone[at], **EXACT)
-    zero = shard.code(batch, weights(torch.zeros(1, 3, 1)))["output"]
+    zero = shard.run_coded(batch, weights(torch.zeros(1, 3, 1)))["output"]
     base = world.shard().run(batch, weights(torch.zeros(1, 3, 1), key="base"))["output"]
     torch.testing.assert_close(zero, base, **EXACT)
 
@@ -452,7 +452,7 @@ def test_a_failed_filling_is_not_taken_for_one(
     wanted = shard.run(batch, good)["output"]
 
     def halfway(*given: Any) -> None:
-        shard.encoder.arena["post_layernorm.weight"].zero_()
+        shard.resident.arena["post_layernorm.weight"].zero_()
         raise InputError("halfway")
 
     with monkeypatch.context() as patched:
@@ -467,12 +467,12 @@ def test_merging_and_coding_leave_the_resident_model_alone(world: World) -> None
     shard, batch = world.shard(dtype=torch.float32), world.batch(t0=[0, 1])
     filled = weights(world.coding("layer mean", 1), key="filled")
     wanted = shard.run(batch, filled)["output"]
-    arena = {name: tensor.clone() for name, tensor in shard.encoder.arena.items()}
+    arena = {name: tensor.clone() for name, tensor in shard.resident.arena.items()}
     other = world.coding("layer mean", 1, seed=5).float()
-    shard.code(batch, weights(other))
+    shard.run_coded(batch, weights(other))
     shard.finish(batch, weights(other, Trim(0.5)), batch)
     merged = shard.merge(weights(other))
-    for name, tensor in shard.encoder.arena.items():
+    for name, tensor in shard.resident.arena.items():
         assert torch.equal(tensor, arena[name]), name
     assert set(merged) == set(world.vectors.base)
     assert not torch.equal(merged["post_layernorm.weight"], arena["post_layernorm.weight"])
@@ -542,7 +542,7 @@ def test_a_trim_is_made_once(world: World) -> None:
 def test_codings_that_do_not_fit_are_refused(shape: tuple[int, ...], world: World) -> None:
     shard, batch = world.shard(dtype=torch.float32), world.batch(**ROWS)
     for call in (
-        lambda given: shard.code(batch, given),
+        lambda given: shard.run_coded(batch, given),
         lambda given: shard.forward("k", batch, given),
         lambda given: shard.finish(batch, given, batch),
     ):
@@ -563,7 +563,7 @@ def test_a_block_answers_for_its_own_tensors(world: World) -> None:
     assert columns.shape == (6, 3, len(shards[2].names()))
     assert gradient["hidden"].shape == carry["hidden"].shape
     assert not carry["hidden"].requires_grad
-    assert list(shards[2].encoder.arena)[-1] == PROJECTION
-    resident = shards[2].encoder.modules[-1].get_parameter("visual_projection.weight")
+    assert list(shards[2].resident.arena)[-1] == PROJECTION
+    resident = shards[2].resident.modules[-1].get_parameter("visual_projection.weight")
     shared = shards[2].merged[-1].get_parameter("visual_projection.weight")
     assert shared.data_ptr() == resident.data_ptr()  # not fused: one copy

@@ -9,7 +9,7 @@ import pytest
 from actors.cluster.planner import Plan
 from fusion.errors import InputError
 from sweeps.execution import autoscale
-from sweeps.execution.autoscale import Elastic
+from sweeps.execution.autoscale import Autoscaler
 
 PLAN = Plan(2, 1, ((0, 3),), "cpu", 1, 0, 0, (0,), 0)
 
@@ -34,7 +34,7 @@ class Fleet:
         self.members.append(Member(next(self.numbers)))
         return self.members[-1]
 
-    def staff(self, members, coming) -> None:
+    def set_replicas(self, members, coming) -> None:
         self.staffed = [member.number for member in members]
         self.members = [*members, *coming]
 
@@ -44,7 +44,7 @@ def now(monkeypatch):
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(autoscale.time, "monotonic", lambda: clock.now)
     monkeypatch.setattr(autoscale, "placed", lambda group: group.placed)
-    monkeypatch.setattr(autoscale, "pids", lambda members: list(members))
+    monkeypatch.setattr(autoscale, "weights_ready", lambda members: list(members))
 
     def wait(refs, num_returns, timeout):
         done = [ref for ref in refs if ref.ready or ref.fault]
@@ -68,14 +68,14 @@ def made(fleet: Fleet, replicas: int):
             raise InputError("placement: nothing fits")
         return Plan(room[0], *(getattr(PLAN, n) for n in list(PLAN.__dataclass_fields__)[1:]))
 
-    return Elastic(fleet, planned, lines.append), room, lines
+    return Autoscaler(fleet, planned, lines.append), room, lines
 
 
 def test_nothing_happens_where_nothing_changes(now):
     fleet = Fleet(2)
     watcher, _, lines = made(fleet, 2)
     for _ in range(3):
-        watcher.look()
+        watcher.check()
     assert (fleet.staffed, len(fleet.members), lines) == ([0, 1], 2, [])
 
 
@@ -83,12 +83,12 @@ def test_a_node_that_joins_gets_a_replica_once_it_is_ready(now):
     fleet = Fleet(2)
     watcher, room, lines = made(fleet, 2)
     room[0] = 3
-    watcher.look()
-    watcher.look()  # started once
+    watcher.check()
+    watcher.check()  # started once
     assert [member.number for member in fleet.members] == [0, 1, 2]
     assert fleet.staffed == [0, 1]
     fleet.members[2].ready = True
-    watcher.look()
+    watcher.check()
     assert fleet.staffed == [0, 1, 2]
     assert lines == ["a node joined: 3 replicas"]
 
@@ -97,14 +97,14 @@ def test_a_replica_without_a_place_is_given_up_after_a_while(now):
     fleet = Fleet(3)
     watcher, room, lines = made(fleet, 3)
     fleet.members[1].group.placed, room[0] = False, 2
-    watcher.look()
+    watcher.check()
     now.now = autoscale.GRACE - 1
-    watcher.look()
+    watcher.check()
     assert fleet.staffed == [0, 1, 2]
     now.now = autoscale.GRACE + 1
-    watcher.look()
+    watcher.check()
     assert (fleet.staffed, lines) == ([0, 2], ["a node left: 2 replicas"])
-    watcher.look()
+    watcher.check()
     assert [member.number for member in fleet.members] == [0, 2]
 
 
@@ -112,12 +112,12 @@ def test_a_replica_that_finds_a_place_again_stays(now):
     fleet = Fleet(2)
     watcher, _, lines = made(fleet, 2)
     fleet.members[0].group.placed = False
-    watcher.look()
+    watcher.check()
     fleet.members[0].group.placed = True
     now.now = autoscale.GRACE + 1
-    watcher.look()
+    watcher.check()
     fleet.members[0].group.placed = False
-    watcher.look()  # counted anew
+    watcher.check()  # counted anew
     assert (fleet.staffed, lines) == ([0, 1], [])
 
 
@@ -125,14 +125,14 @@ def test_the_last_replica_is_replaced_before_it_is_given_up(now):
     fleet = Fleet(1)
     watcher, _, _lines = made(fleet, 1)
     fleet.members[0].group.placed = False
-    watcher.look()
+    watcher.check()
     now.now = autoscale.GRACE + 1
-    watcher.look()
-    watcher.look()
+    watcher.check()
+    watcher.check()
     assert [member.number for member in fleet.members] == [0, 1]
     assert fleet.staffed == [0]
     fleet.members[1].ready = True
-    watcher.look()
+    watcher.check()
     assert fleet.staffed == [1]
     assert [member.number for member in fleet.members] == [1]
 
@@ -141,15 +141,15 @@ def test_a_new_replica_that_fails_or_never_comes_is_given_up(now):
     fleet = Fleet(1)
     watcher, room, _ = made(fleet, 1)
     room[0] = 2
-    watcher.look()
+    watcher.check()
     fleet.members[1].fault = RuntimeError("its node went")
     room[0] = 1
-    watcher.look()
+    watcher.check()
     assert [member.number for member in fleet.members] == [0]
     room[0] = 2
-    watcher.look()
+    watcher.check()
     now.now, room[0] = autoscale.START + 1, 1
-    watcher.look()
+    watcher.check()
     assert ([member.number for member in fleet.members], fleet.staffed) == ([0], [0])
 
 
@@ -158,7 +158,7 @@ def test_a_cluster_without_room_leaves_the_fleet_as_it_is(now):
     watcher, room, _ = made(fleet, 2)
     room[0] = 0
     with pytest.raises(InputError):
-        watcher.look()
+        watcher.check()
     assert fleet.staffed == [0, 1]
 
 
@@ -167,12 +167,12 @@ def test_the_watch_survives_trouble_and_ends_with_the_sweep(now, monkeypatch, ca
     watcher, _, _ = made(fleet, 1)
     looked = []
 
-    def look():
+    def check():
         looked.append(1)
         raise RuntimeError("the cluster is in trouble\nand more")
 
     monkeypatch.setattr(autoscale, "PULSE", 0.01)
-    monkeypatch.setattr(watcher, "look", look)
+    monkeypatch.setattr(watcher, "check", check)
     with watcher:
         while len(looked) < 3:
             pass
@@ -185,7 +185,7 @@ def test_new_replicas_that_keep_failing_are_not_started_for_ever(now):
     watcher, room, lines = made(fleet, 1)
     room[0] = 2
     for _ in range(20):
-        watcher.look()
+        watcher.check()
         if len(fleet.members) > 1:
             fleet.members[1].fault = RuntimeError("killed")
     assert next(fleet.numbers) == 1 + autoscale.TRIES
@@ -193,5 +193,5 @@ def test_new_replicas_that_keep_failing_are_not_started_for_ever(now):
     assert fleet.staffed == [0]
     planned = watcher.planned
     watcher.planned = lambda: replace(planned(), nodes=(("another", 1),))
-    watcher.look()  # a node that may do better
+    watcher.check()  # a node that may do better
     assert len(fleet.members) == 2

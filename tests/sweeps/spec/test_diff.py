@@ -5,7 +5,7 @@ import pytest
 from fusion.errors import InputError
 from sweeps.results.ledger import Entry
 from sweeps.results.winners import counted
-from sweeps.spec.candidates import standing
+from sweeps.spec.candidates import trial_counts
 from sweeps.spec.diff import changes, check_extends, lines
 from sweeps.spec.sweep import dump, validate
 from sweeps.spec.trial_key import Context, trial_key
@@ -106,17 +106,17 @@ def test_standing_counts_trials_that_the_spec_still_means():
         key("wise_ft", alpha=0.5, expert="cars"): "wise_ft",  # likewise
     }
     # 2 references, 2 points of ties, 4 samples of task_arithmetic.
-    assert standing(spec(), "c", done) == (2, 8)
+    assert trial_counts(spec(), "c", done) == (2, 8)
     guided = spec(methods={"task_arithmetic": METHODS["task_arithmetic"] | {"searcher": "tpe"}})
     tried = {str(number): "task_arithmetic" for number in range(5)}
-    assert standing(guided, "c", dict(list(tried.items())[:3])) == (3, 6)
-    assert standing(guided, "c", tried) == (4, 6)
+    assert trial_counts(guided, "c", dict(list(tried.items())[:3])) == (3, 6)
+    assert trial_counts(guided, "c", tried) == (4, 6)
 
 
 def test_samples_that_repeat_count_once():
     few = {"ties": {"density": {"choice": [0.1, 0.2]}, "trials": 2}}
     repeated = [
-        seed for seed in range(8) if standing(spec(methods=few, seed=seed), "c", {})[1] == 3
+        seed for seed in range(8) if trial_counts(spec(methods=few, seed=seed), "c", {})[1] == 3
     ]
     assert repeated  # some seeds draw one value twice
     assert len(repeated) < 8

@@ -373,7 +373,7 @@ def test_a_dead_process_of_this_machine_is_gone_at_once(tmp_path):
     assert Owner().alive
     assert not Owner(pid=child.pid).alive
     assert Owner(pid=child.pid, host="elsewhere").alive
-    assert "is gone; last sign of life" in Owner(pid=child.pid).standing()
+    assert "is gone; last sign of life" in Owner(pid=child.pid).state_text()
 
 
 @pytest.mark.parametrize(

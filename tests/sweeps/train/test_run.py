@@ -27,7 +27,7 @@ from sweeps.train import trial as traintrial
 from sweeps.train.fine_tuning_context import FineTuningContext
 from sweeps.train.ingredients import read_results
 from sweeps.train.run import contexts, defaults, train
-from sweeps.train.run_trials import Settling
+from sweeps.train.run_trials import TrialRecorder
 from sweeps.train.shift_scores import mark
 
 
@@ -172,7 +172,7 @@ def test_a_stopped_trial_is_recorded_and_leaves_nothing(context, monkeypatch):
     what["trial_key"] = key
     last = trial(context, monkeypatch, what, stop=1)[-1]
     ended = SimpleNamespace(config=what, last_result=last)
-    Settling(context, progress).on_trial_complete(0, [], ended)
+    TrialRecorder(context, progress).on_trial_complete(0, [], ended)
     (result,) = read_results(context.out, "lines")
     assert (result.key, result.stopped, result.report) == (key, 1, None)
     assert result.select == last["select"]

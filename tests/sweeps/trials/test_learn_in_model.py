@@ -36,7 +36,7 @@ METHODS = {
 @pytest.fixture(scope="module")
 def parts(tiny_pool, tmp_path_factory):
     """Local experts and learning inputs over them."""
-    root, cache = tiny_pool.root, tmp_path_factory.mktemp("residing")
+    root, cache = tiny_pool.root, tmp_path_factory.mktemp("in_model")
     pool = open_pool(str(root / "base"), {task: str(root / "experts" / task) for task in NAMES})
     tasks = {task: open_task(TaskSource(task, str(root / "data" / task))) for task in NAMES}
     data = prepare_data(pool.base, tasks, Splits(), ["fit", "select", "report"], cache)

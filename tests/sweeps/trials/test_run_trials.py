@@ -11,13 +11,13 @@ from actors.cluster.fatal import OutOfMemory
 from actors.experts.evaluation import Evaluation, TaskScore
 from actors.fleet.client import Client
 from actors.fleet.dispatcher import Dispatcher, Slot
-from actors.fleet.restarts import Living
+from actors.fleet.restarts import StateReporter
 from fusion.errors import InputError
 from sweeps.console.progress import Progress
 from sweeps.results.folder import SweepFolder
 from sweeps.spec.sweep import validate
 from sweeps.trials import run_trials as trials
-from sweeps.trials.run_trials import IN_FLIGHT, in_flight, run_trials
+from sweeps.trials.run_trials import IN_FLIGHT, TrialSetup, in_flight, run_trials
 
 pytestmark = [
     pytest.mark.ray,
@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 
-class Fake(Living):
+class Fake(StateReporter):
     """A replica whose accuracy is λ; it fails for some λ and runs out of memory for other work."""
 
     def __init__(self, log):
@@ -70,7 +70,8 @@ def run(spec, folder, log, record=None):
         slots = ray.cloudpickle.dumps([Slot(0, replica, group)])
         dispatcher = ray.remote(Dispatcher).options(num_cpus=0).remote(slots, 60.0)
         try:
-            run_trials(spec, "ctx", Client(dispatcher), ["x"], folder, keep, progress)
+            setup = TrialSetup(spec, "ctx", Client(dispatcher), folder, progress)
+            run_trials(setup, ["x"], keep)
         finally:
             ray.util.remove_placement_group(group)
 
@@ -140,7 +141,9 @@ def test_trials_that_ray_kills_for_memory_begin_again_a_few_times(tmp_path, monk
     def failing(*args):
         begun.append(args[1].left())
         if len(begun) <= killed:
-            raise RuntimeError(f"Caught unexpected exception: 1 worker(s) were {trials.LOW}. …")
+            raise RuntimeError(
+                f"Caught unexpected exception: 1 worker(s) were {trials.LOW_MEMORY}. …"
+            )
         tuned(*args)
 
     monkeypatch.setattr(trials, "tuned", failing)

@@ -234,7 +234,7 @@ def test_a_guided_search_waits_for_its_batch_and_for_nothing_else() -> None:
 
 def test_each_suggestion_is_told_and_who_hears_is_not_pickled() -> None:
     heard: list[str] = []
-    search = MethodSearch(sweep(), "c", told=lambda key: heard.append(key))
+    search = MethodSearch(sweep(), "c", on_suggest=lambda key: heard.append(key))
     first = search.suggest("0")
     assert isinstance(first, dict)
     assert heard == [first["trial_key"]]

@@ -13,7 +13,7 @@ from actors.families.clip.architecture import PROJECTION
 from actors.families.clip.segments import Block, Embed, Project, clip_segments
 from actors.families.protocol import Activations, segment_names
 from actors.families.registry import inspect
-from actors.shards.resident_model import ImageEncoder
+from actors.shards.resident_model import ResidentModel
 from fusion.errors import InputError
 from tests.actors.conftest import DIM, SIZE, WIDTH, Tiny
 
@@ -75,14 +75,14 @@ def test_blocks_in_a_row_are_the_whole_to_the_bit(
     carry: Activations = {"pixels": pixels}
     held = []
     for block in cut:
-        encoder = ImageEncoder(base, block=block)
+        encoder = ResidentModel(base, block=block)
         held += list(encoder.arena)
         carry = encoder.run(carry)
         if block[1] < 4:
             assert carry.keys() == {"hidden"}
             assert carry["hidden"].shape == (3, 5, WIDTH)
     assert carry.keys() == {"output"}
-    whole = ImageEncoder(base)
+    whole = ResidentModel(base)
     assert sorted(held) == sorted(whole.arena)
     assert torch.equal(carry["output"], whole.outputs({"pixels": pixels}))
 
@@ -91,7 +91,7 @@ def test_equals_transformers_in_float64(base: Checkpoint, pixels: torch.Tensor) 
     from transformers import CLIPModel
 
     model = CLIPModel.from_pretrained(base.folder, attn_implementation="sdpa").double().eval()
-    encoder = ImageEncoder(base, dtype=torch.float64)
+    encoder = ResidentModel(base, dtype=torch.float64)
     images = encoder.inputs.preprocess.normalise(pixels, torch.float64)
     with torch.inference_mode():
         wanted = model.get_image_features(pixel_values=images).pooler_output
@@ -100,7 +100,7 @@ def test_equals_transformers_in_float64(base: Checkpoint, pixels: torch.Tensor) 
     assert found.shape == (3, DIM)
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
     for stop, state in enumerate(states, start=1):
-        part = ImageEncoder(base, dtype=torch.float64, block=(0, stop)).run({"pixels": pixels})
+        part = ResidentModel(base, dtype=torch.float64, block=(0, stop)).run({"pixels": pixels})
         torch.testing.assert_close(part["hidden"], state, rtol=1e-10, atol=1e-12)
 
 
