@@ -59,8 +59,8 @@ def about_of(data: bytes, kind: str, where: str) -> Any:
     if len(data) < 8 or size > min(len(data) - 8, HEADER_BYTES):
         raise InputError(f"{where}: truncated or not a safetensors file")
     header = parse_json(data[8 : 8 + size], where)
-    told = header.get("__metadata__") if isinstance(header, dict) else None
-    note = told.get(kind) if isinstance(told, dict) else None
+    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+    note = metadata.get(kind) if isinstance(metadata, dict) else None
     if not isinstance(note, str):
         raise InputError(f"{where}: not a {kind} file: no {kind!r} in the safetensors metadata")
     return parse_json(note, f"{where}: manifest", finite=False)

@@ -83,7 +83,7 @@ class Objective:
         if self.soft_targets:
             assert teacher is not None
             with torch.no_grad():
-                told = teacher(pixels) / self.soft_temperature
-            soft = F.cross_entropy(z, told.softmax(dim=1))
+                teacher_logits = teacher(pixels) / self.soft_temperature
+            soft = F.cross_entropy(z, teacher_logits.softmax(dim=1))
             value = (1 - self.soft_targets) * value + self.soft_targets * soft
         return value

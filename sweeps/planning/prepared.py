@@ -107,8 +107,8 @@ def decisive(placement: PlacementSpec) -> dict[str, object]:
     >>> decisive(PlacementSpec(weights="files", replicas=2))
     {'weights': 'memory', 'dtype': 'float32', 'result_dtype': 'base'}
     """
-    told = placement.model_dump(mode="json", exclude=set(WHERE))
-    return {**told, "weights": "memory" if told["weights"] == "files" else told["weights"]}
+    fields = placement.model_dump(mode="json", exclude=set(WHERE))
+    return {**fields, "weights": "memory" if fields["weights"] == "files" else fields["weights"]}
 
 
 def roles_of(needs: LearningNeeds) -> tuple[Role, ...]:

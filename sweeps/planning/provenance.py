@@ -51,14 +51,14 @@ def ancestry_of(folder: Path) -> Ancestry:
         content = read_yaml(folder / FILE)
     except InputError:
         return Ancestry()
-    told: Mapping[str, Any] = content if isinstance(content, dict) else {}
-    base = told.get("base")
+    stated: Mapping[str, Any] = content if isinstance(content, dict) else {}
+    base = stated.get("base")
     if isinstance(base, dict):  # of an export
         base = base.get("sha256")
-    head = told.get("head")
+    head = stated.get("head")
     head = head if isinstance(head, dict) else {}
     names = head.get("classnames")
-    texts = {"task": told.get("task"), "base": base}
+    texts = {"task": stated.get("task"), "base": base}
     texts |= {"kind": head.get("kind"), "head": head.get("identity")}
     return Ancestry(
         classnames=tuple(map(str, names)) if isinstance(names, list) else (),

@@ -101,18 +101,18 @@ def read_kept(path: Path, *, must: bool = True) -> Kept:
     try:
         table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
         table.validate(full=True)
-        told = table.schema.metadata or {}
+        metadata = table.schema.metadata or {}
         found = Kept(
-            told.get(b"trial_key", b"").decode(),
-            json.loads(told.get(b"metrics", b"{}")),
+            metadata.get(b"trial_key", b"").decode(),
+            json.loads(metadata.get(b"metrics", b"{}")),
             table["task"].cast(pa.string()).to_numpy(),
             table["index"].to_numpy(),
             np.stack([table[name].to_numpy() for name in PAIR], axis=1)
             if PAIR[0] in table.column_names
             else table["correct"].to_numpy(),
-            told.get(b"metric", ACCURACY.name.encode()).decode(),
+            metadata.get(b"metric", ACCURACY.name.encode()).decode(),
         )
-        stated = told.get(FIELD.encode(), b"").decode()
+        stated = metadata.get(FIELD.encode(), b"").decode()
         if stated != found.checksum() and (stated or must):
             raise ValueError("another checksum" if stated else "no checksum")
     except Exception as error:  # Arrow raises what it likes on a damaged file

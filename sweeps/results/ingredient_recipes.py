@@ -57,8 +57,8 @@ def recipe_of(folder: Path) -> TrainingRecipe | None:
     params = checked(dict[str, Any], content["params"], f"{where}: params")
     if content.get("schedule"):
         return None
-    told = {key: content[key] for key in BESIDE if key in content}
-    return {**params, **told}
+    beside = {key: content[key] for key in BESIDE if key in content}
+    return {**params, **beside}
 
 
 def chains(recipes: Mapping[str, TrainingRecipe]) -> list[Chain]:

@@ -232,8 +232,8 @@ def holds(place: Path, each: Ingredient) -> bool:
         recipe = read_yaml(file)
     except InputError:
         return False
-    told = recipe if isinstance(recipe, dict) else {}
-    return (told.get("key"), told.get("kind")) == (each.key, each.kind)
+    stored = recipe if isinstance(recipe, dict) else {}
+    return (stored.get("key"), stored.get("kind")) == (each.key, each.kind)
 
 
 def settle(out: Path, results: Sequence[Trained], keep: Keep, about: Mapping[str, Any]) -> None:
@@ -292,8 +292,8 @@ def head_entry(file: Path) -> dict[str, Any]:
         return {}
     facts, _ = head_facts(file)
     strength = {} if facts.C is None else {"C": facts.C}
-    told = {"kind": facts.kind, "identity": facts.identity, **strength}
-    return {"head": {**told, "classnames": list(facts.classnames)}}
+    stored = {"kind": facts.kind, "identity": facts.identity, **strength}
+    return {"head": {**stored, "classnames": list(facts.classnames)}}
 
 
 class Scores(TypedDict, total=False):

@@ -84,14 +84,14 @@ def train(spec: TrainSpec, console: Console, *, address: str | None = None) -> l
             rows = shift_rows(spec.shifts, spec.splits.report, base, data, others)
             score_shifts(places, context, rows, progress)
     kept = {task: group for task, group in kept.items() if group}
-    told = {
+    settings = {
         name: t.model_dump(mode="json", exclude_defaults=True) for name, t in spec.tasks.items()
     }
     cut = spec.splits.model_dump(mode="json", exclude_defaults=True)
     (out / OTHERS).unlink(missing_ok=True)
     pools = dict(zip(("pool.yaml", OTHERS), by_head(kept), strict=False))
     for name, group in pools.items():
-        write_text(out / name, pool_yaml(base.folder, group, out, spec.keep, told, cut))
+        write_text(out / name, pool_yaml(base.folder, group, out, spec.keep, settings, cut))
     with aside("the table", "the same command shows it", console.print):
         console.print(table(kept, spec, out))
     for name, group in pools.items():

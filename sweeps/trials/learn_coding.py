@@ -29,7 +29,7 @@ from actors.experts.protocol import LearningExperts
 from actors.experts.unseen_tasks import adapted_role
 from actors.files.cache_dir import cache_dir
 from actors.files.documents import checked
-from actors.fleet.file_transfer import Home, fetch, settle
+from actors.fleet.file_transfer import Home, fetch, local_file
 from actors.gate_features.extractor import Extractor
 from actors.gate_features.feature_cache import open_features
 from fusion.errors import InputError, one_line

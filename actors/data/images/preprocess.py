@@ -78,8 +78,8 @@ class Preprocess:
     @property
     def pixels(self) -> Fingerprint:
         """Fingerprint of the steps up to uint8 pixels, before rescaling and normalisation."""
-        told = {k: v for k, v in asdict(self).items() if k not in ("rescale", "mean", "std")}
-        return fingerprint("pixels-2", told, software("pillow"))
+        fields = {k: v for k, v in asdict(self).items() if k not in ("rescale", "mean", "std")}
+        return fingerprint("pixels-2", fields, software("pillow"))
 
     def to_uint8(self, image: Image) -> NDArray[np.uint8]:
         """Turn an image of 8 bits a channel into uint8 [3, H, W]: RGB, resized, centre-cropped.

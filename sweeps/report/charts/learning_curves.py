@@ -103,16 +103,16 @@ def figure(curves: Sequence[Learned]) -> dict[str, Any]:
     last = curves[-1]
     names = labels(curves)
     stopped = sum(curve.stopped for curve in curves)
-    told = count(len(curves), "trial") + (f", {stopped} stopped early" if stopped else "")
+    caption = count(len(curves), "trial") + (f", {stopped} stopped early" if stopped else "")
     varying = varied(curves)
     chosen = chosen_text(last, varying) if last.selected else ""
-    told += f"; {chosen}" if chosen else ""
+    caption += f"; {chosen}" if chosen else ""
     return {
         "method": last.entry.method,
         "chosen": chosen,
         "stopped": stopped,
         "labelled": varying[0] if names and len(varying) == 1 else "",
-        "loss": loss_chart(curves, names, f"{last.entry.method}: loss against step; {told}"),
+        "loss": loss_chart(curves, names, f"{last.entry.method}: loss against step; {caption}"),
         "coding": coding_chart(last) if last.selected and last.points("coding/mean") else None,
     }
 

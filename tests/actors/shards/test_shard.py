@@ -344,8 +344,8 @@ def test_a_batch_of_one_hot_codings_is_each_sample_through_its_expert(world: Wor
 def test_low_precision(dtype: torch.dtype, world: World) -> None:
     exact, low, batch = world.shard(), world.shard(dtype=dtype), world.batch(**ROWS)
     coding = world.coding("layer sample", batch.size)
-    wanted = exact.code(batch, weights(coding))["output"]
-    found = low.code(batch, weights(coding.float()))["output"]
+    wanted = exact.run_coded(batch, weights(coding))["output"]
+    found = low.run_coded(batch, weights(coding.float()))["output"]
     assert found.dtype == dtype
     error = (found.double() - wanted).norm() / wanted.norm()
     assert error < 16 * torch.finfo(dtype).eps
