@@ -1,4 +1,4 @@
-"""Checks of a sweep's data before it starts: labels and words; no image is read."""
+"""Check a sweep's data before it starts: labels, class names and templates; reads no image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sweeps.spec.candidates import planned
 from sweeps.spec.sweep import SweepSpec
 
 MOST_TRIALS = 100_000
-"""Trials of a sweep, at most: all are listed before the first runs."""
+"""Most trials of a sweep: all are listed before the first runs."""
 
 TRAINED = ("linear_probe", "wise_ft_linear")
 """Methods that fit a classifier, which needs two classes."""
@@ -35,7 +35,7 @@ def check_trials(spec: SweepSpec) -> None:
 
 
 def check_offers(spec: SweepSpec, pool: Pool) -> None:
-    """Raise InputError where a method needs of the models what their family does not offer."""
+    """Raise InputError where a method needs something that the models' family does not offer."""
     for name in spec.methods:
         if lacking := METHODS[name].requires - pool.family.offers:
             raise InputError(
@@ -59,10 +59,10 @@ def check_data(
     """Raise InputError if labels are out of range, or a part has no rows or too few classes.
 
     Args:
-        spec: with all methods that run.
+        spec: the sweep with all methods that run.
         tasks: name -> task.
-        places: task -> role -> where its rows are, of the roles that are read.
-        splits: how a split is parted.
+        places: task -> role -> place of its rows, for the roles that are read.
+        splits: settings of the partition of splits.
     """
     for name, task in tasks.items():
         for role, place in places[name].items():

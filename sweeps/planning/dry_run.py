@@ -38,14 +38,14 @@ def dry_run(spec: SweepSpec, pool: Pool) -> None:
     parameters.
 
     Raises:
-        InputError: what the method itself refuses: an unknown expert, a weight too few.
+            InputError: the method refuses its input: an unknown expert, a weight too few.
     """
     for name, entry in spec.methods.items():
         method = METHODS[name]
         if "mlp_blocks" in method.requires:
             check_routed(name, pool)
         if method.stepwise:
-            continue  # `needs_of` has built each of its routers, or courses
+            continue  # `needs_of` has built each of its routers, or training plans
         for params in islice(random_points(entry, name, spec.seed), TRIED):
             try:
                 for_kind(DRY_RUNS, method)(method, params, pool, spec)
@@ -98,7 +98,7 @@ DRY_RUNS: Mapping[type[Row], Callable[[Any, dict[str, Any], Pool, SweepSpec], No
     Fitted: fit,
     Routed: route,
 }
-"""Kind of method -> its dry run, of the kinds that do not learn in steps."""
+"""Kind of method -> its dry run, for the kinds that do not learn in steps."""
 
 
 def check_routed(name: str, pool: Pool) -> None:
@@ -113,7 +113,7 @@ def check_routed(name: str, pool: Pool) -> None:
 
 
 def check_tasks(pool: Pool, spec: SweepSpec) -> None:
-    """Raise InputError if an expert has no task of its own to take statistics of."""
+    """Raise InputError if an expert has no task of its own on which to compute statistics."""
     lacking = [name for name in pool.tasks if name not in spec.tasks]
     if lacking:
         tasks = ", ".join(spec.tasks)
@@ -123,7 +123,7 @@ def check_tasks(pool: Pool, spec: SweepSpec) -> None:
 
 
 def check_own(pool: Pool, spec: SweepSpec) -> None:
-    """Raise InputError if no task has an expert: the method could be evaluated on nothing."""
+    """Raise InputError if no task has an expert, so that the method could not be evaluated."""
     if pool.experts.keys().isdisjoint(spec.tasks):
         raise InputError(
             "it makes one model a task with an expert of its name, and no task has one; tasks:"

@@ -1,6 +1,6 @@
 """Disk estimates for corrupted and other shifted images.
 
-Files that are in the cache already count too: which those are is known when the sweep runs.
+Files that are already in the cache are counted too: they are known only when the sweep runs.
 """
 
 from __future__ import annotations
@@ -58,5 +58,5 @@ def rows_in(prepared: Prepared, task: str, role: str) -> int:
 
 
 def shifted_bytes(prepared: Prepared) -> int:
-    """Disk that shifted images take."""
+    """Bytes of disk of shifted images."""
     return shifted_images(prepared) * prepared.inputs.row.nbytes

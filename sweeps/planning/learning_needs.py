@@ -1,4 +1,4 @@
-"""What the learning methods of a sweep need: extractors, gates, unlabelled splits, memory."""
+"""Requirements of a sweep's learning methods: extractors, gates, unlabelled splits, memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sweeps.spec.candidates import random_points
 from sweeps.spec.sweep import SweepSpec
 
 TRIED = 64
-"""Candidates of a method that are tried; more differ in numbers, seldom in names."""
+"""Candidates of a method that are checked; further ones differ in numbers, rarely in names."""
 
 ExtractorKey = tuple[str, bool]
 """An extractor's source, and whether images are squashed for it."""
@@ -35,19 +35,19 @@ class LearningNeeds:
 
     extractors: Mapping[ExtractorKey, Extractor]
     gates: Mapping[str, Fingerprint]
-    """Gate file -> of its content."""
+    """Gate file -> fingerprint of its content."""
     adapts_on: frozenset[str]
     """Roles whose unlabelled images are learned from."""
     images: int
-    """The most images in one forward and backward pass; 0: nothing is learned."""
+    """Most images in one forward and backward pass; 0: nothing is learned."""
     transformed: bool
     """Whether some method trims or casts task vectors."""
     fits: bool
-    """Whether some method reads the fit rows: fits a classifier to them, or takes statistics."""
+    """Whether some method reads the fit rows, to fit a classifier or for statistics."""
     sampled: bool = False
-    """Whether some method learns through a model a sample."""
+    """Whether some method learns through one model per sample."""
     kept: float = 0.0
-    """What is learned inside of shards, with moments and gradients, in models' sizes."""
+    """Size of the parameters trained in shards, with moments and gradients, in models."""
 
 
 def learning_points(spec: SweepSpec) -> Iterator[tuple[str, Adaptive, dict[str, Any]]]:
@@ -78,10 +78,10 @@ def in_model_points(
 
 
 def in_model_memory(training: ResidentCourse, tasks: int) -> float:
-    """Peak memory that in-model learning takes in the shards, in sizes of a model.
+    """Peak memory of in-model learning in the shards, in sizes of a model.
 
-    A mask: logits, two moments, two gradients, Σ λτ and the mask itself. Routers: about a twelfth
-    of a block, four times; of pruned MLPs (two thirds of a block) values and places.
+    A mask takes logits, two moments, two gradients, Σ λτ and the mask itself. Routers take about a
+    twelfth of a block, four times; pruned MLPs (two thirds of a block) take values and positions.
     """
     if isinstance(training.options, MaskOptions):
         return 7.0
@@ -99,7 +99,7 @@ def needs_of(spec: SweepSpec, tasks: tuple[str, ...], groups: tuple[str, ...]) -
     """Open every extractor and gate that a candidate names, and build every router once.
 
     Raises:
-        InputError: what cannot be opened or does not fit the pool, by method and parameter.
+        InputError: a file that cannot be opened or does not fit the pool, by method and parameter.
     """
     extractors: dict[ExtractorKey, Extractor] = {}
     gates: dict[str, Fingerprint] = {}
@@ -142,7 +142,7 @@ def gate_fingerprint(path: Path) -> Fingerprint:
 
 
 def extractor_of(method: Adaptive, params: Mapping[str, Any]) -> ExtractorKey | None:
-    """The extractor (source, squash) of a candidate; None: it has none."""
+    """The extractor (source, squash) of a candidate; None: it has no extractor."""
     gated = method.output == "model_per_sample"
     return (params["extractor"], params["squash"]) if gated else None
 
@@ -154,8 +154,7 @@ def learning_of(
     groups: tuple[str, ...],
     extractors: Mapping[ExtractorKey, Extractor],
 ) -> Learning:
-    """The learning configuration of one candidate; its router is the gate that it starts from, if
-    it names one.
+    """The training plan of one candidate; if it names a gate, the router starts from that gate.
 
     Raises:
         InputError: wrong parameters, or a gate that does not fit.
@@ -178,8 +177,8 @@ def started_gate(
 ) -> Gate:
     """Load a gate file for this pool and extractor.
 
-    A file without a manifest of ours is taken as a published gate: one of this pool's tasks, in
-    their order, on features of this extractor, from a backbone of as many layers as the pool's.
+    A file without this project's manifest is read as a published gate: one for this pool's tasks in
+    their order, on features of this extractor, from a backbone with as many layers as the pool's.
     """
     assert learning.gate is not None
     path, where = Path(learning.gate), f"gate: {learning.gate}"

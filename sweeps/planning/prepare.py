@@ -1,6 +1,6 @@
 """Check a sweep file against checkpoints, tasks, splits, memory and disk; nothing is started.
 
-No weight and no image is read here; `sweeps plan` prints what this finds, `sweeps run` acts on it.
+Reads no weight and no image; `sweeps plan` prints the result, `sweeps run` uses it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
     """Check a validated sweep file against checkpoints, data, memory and disk.
 
     Raises:
-        InputError: a checkpoint, dataset, split, memory or disk that will not do.
+            InputError: an unusable checkpoint, dataset or split, or too little memory or disk.
     """
     spec = completed(spec)  # before any property of the methods is read
     check_trials(spec)
@@ -109,11 +109,11 @@ def otherwise_prepared(pool: Pool, accepted: bool) -> dict[str, str]:
     """Expert -> how its preprocessing differs from the base's.
 
     Args:
-        pool: an opened one.
-        accepted: whether the base's may be used all the same.
+        pool: an opened pool.
+        accepted: whether the base's preprocessing may be used in spite of differences.
 
     Raises:
-        InputError: one that differs, where that is not accepted.
+        InputError: preprocessing that differs and is not accepted.
     """
     found = {}
     for name, expert in pool.experts.items():
@@ -140,10 +140,10 @@ def arrange(
     resources: Resources,
     shards: int | None = None,
 ) -> Plan:
-    """Plan the placement on these resources; `shards`: of a fleet that runs already.
+    """Plan the placement on these resources; `shards`: number of shards of a running fleet.
 
     Raises:
-        InputError: it does not fit; says what would do.
+        InputError: it does not fit; suggests changes.
     """
     wish, everywhere = spec.placement, len(resources.nodes)
     if wish.weights == "files":
@@ -159,7 +159,7 @@ def arrange(
     )
     if found.places or len(resources.nodes) == everywhere:
         return found
-    # To Ray, a shard without places may go anywhere.
+    # Ray may place a shard without places anywhere.
     seeing = tuple(node.id for node in resources.nodes)
     return replace(found, places=(seeing,) * found.shards)
 

@@ -32,7 +32,7 @@ class Prepared:
     """A sweep that passed all checks."""
 
     spec: SweepSpec
-    """With all methods that the comparison will have: what runs is what is in it."""
+    """The sweep with all methods that the comparison lists; exactly these run."""
     pool: Pool
     tasks: Mapping[str, Task]
     splits: Splits
@@ -40,19 +40,19 @@ class Prepared:
     """Preprocessing of the base, for all models."""
     plan: Plan
     role_rows: Mapping[Role, int]
-    """Rows of all tasks in a role; of a carved part to within rounding by class."""
+    """Number of rows of all tasks in a role; of a carved part, up to rounding in each class."""
     images: int
-    """Rows of all source splits that the sweep reads."""
+    """Number of rows of all source splits that the sweep reads."""
     row_bytes: int
-    """Bytes of disk of all prepared rows, for the model and for every extractor."""
+    """Disk bytes of all prepared rows, for the model and for every extractor."""
     needs: LearningNeeds
-    """Of the methods that learn."""
+    """Needs of the methods that learn."""
     others: Mapping[tuple[str, str], Task] = field(default_factory=dict)
-    """(shift set, task) -> the other data set that it is."""
+    """(shift set, task) -> the other data set used for it."""
     heads: Mapping[str, Path] = field(default_factory=dict)
     """Task -> the head file that it names."""
     otherwise: Mapping[str, str] = field(default_factory=dict)
-    """Expert -> how its own preprocessing differs from the base's, which is used."""
+    """Expert -> difference of its own preprocessing from the base's, which is used."""
 
     @property
     def load(self) -> Load:
@@ -95,8 +95,8 @@ class Prepared:
 
 
 WHERE = frozenset({"replicas", "shards", "gpus", "labels", "transport", "device"})
-"""Fields of `placement` that say where numbers are computed, and not what they are; of the device
-its kind counts, which the plan knows."""
+"""Fields of `placement` that do not change results, only where they are computed. The kind of
+device does change them; the plan determines it."""
 
 
 def decisive(placement: PlacementSpec) -> dict[str, object]:

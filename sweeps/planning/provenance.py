@@ -1,8 +1,8 @@
 """Check the recipes beside ingredients: same base, same head, same order of classes.
 
-A tower is tuned to fit one head and one order of classes; averaged with towers of another, or
-measured under another head, it is no fair ingredient. Where there is no recipe nothing is known,
-and nothing is said.
+A tower is tuned for one head and one order of classes. If it is averaged with towers of another
+head, or evaluated under another head, it is no fair ingredient. Without a recipe nothing is known,
+and no check is made.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Ancestry:
 
     task: str = ""
     base: str = ""
-    """Content hash."""
+    """Content hash of the base."""
     kind: str = ""
-    """Of the head: `zero_shot`, `linear_probe`."""
+    """Kind of the head: `zero_shot`, `linear_probe`."""
     head: str = ""
-    """The head's identity."""
+    """Identity of the head."""
     classnames: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -45,7 +45,7 @@ class Ancestry:
 def ancestry_of(folder: Path) -> Ancestry:
     """Read the origin from `recipe.yaml` of a folder, written by `sweeps train` or `sweeps export`.
 
-    Other programs write recipes too: what is not as ours is not read.
+    Other programs write recipes too; fields of another form are ignored.
     """
     try:
         content = read_yaml(folder / FILE)

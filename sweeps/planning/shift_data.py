@@ -1,4 +1,4 @@
-"""Rows of shift sets: evaluated beside the report split; nothing is selected on them."""
+"""Rows of shift sets: evaluated beside the report split, never used for selection."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fusion.errors import InputError
 from sweeps.spec.shift import ShiftSpec
 
 ROLE = "shift/"
-"""How the role of a shift set's rows begins."""
+"""Prefix of the role of a shift set's rows."""
 
 
 def open_shifts(
@@ -26,7 +26,7 @@ def open_shifts(
     """Open the other data sets of shift sets: (shift, task) -> task; no image is decoded.
 
     Raises:
-        InputError: data that are not there, or have no rows to report on.
+            InputError: missing data, or data without rows to report on.
     """
     found = {}
     for name, shift in shifts.items():
@@ -65,7 +65,7 @@ def adapted_rows(
 ) -> dict[str, TaskData]:
     """Add rows `adapt/<role>` to tasks: the images of these roles under a corruption.
 
-    Unseen tasks get none, for nothing adapts to them.
+    Unseen tasks get none, because no method adapts to them.
 
     Raises:
         InputError: see `corrupted`.

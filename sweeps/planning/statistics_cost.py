@@ -20,22 +20,22 @@ class StatisticsCost:
     """Disk and memory of one method's statistics."""
 
     disk: int
-    """Bytes in the cache, of all its trials."""
+    """Bytes in the cache, for all its trials."""
     memory: int
-    """Bytes in a replica beside its models, while statistics are gathered or read."""
+    """Bytes in a replica beside its models, while statistics are computed or read."""
     images: int
-    """Images whose activations are kept for a backward pass; 0 if no backward pass is made."""
+    """Images whose activations are kept for a backward pass; 0 if there is no backward pass."""
 
 
 def statistics_costs(spec: SweepSpec, pool: Pool) -> dict[str, StatisticsCost]:
     """Estimate disk and memory of statistics, for each method that merges by some.
 
-    `fisher` keeps a model of float32 an expert on disk. While it gathers, a replica holds two
-    models beside the one that runs, for any number of images: gradients, and the sum of their
-    squares. RegMean keeps a Gram matrix an expert and distinct input of a layer; it holds those of
-    one expert while it gathers, and those of all experts for one layer, with sum and factor, while
-    it merges. Trials share statistics where they ask for the same. Where not every trial is known
-    beforehand, each counts by itself.
+    `fisher` stores one float32 model on disk for each expert. While it computes them, a replica
+    holds two more models, for any number of images: gradients, and the sum of their squares.
+    RegMean stores one Gram matrix for each expert and distinct layer input; a replica holds those
+    of one expert while they are computed, and those of all experts for one layer, with sum and
+    factor, while it merges. Trials with equal settings share statistics. If not all trials are
+    known beforehand, each is counted separately.
     """
     found = {}
     trials = planned(spec)

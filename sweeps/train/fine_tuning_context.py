@@ -23,10 +23,10 @@ class FineTuningContext:
     base: Checkpoint
     data: Mapping[str, TaskData]
     contexts: Mapping[str, Fingerprint]
-    """Task -> what its results depend on besides parameters."""
+    """Task -> everything but parameters that its results depend on."""
     out: Path
     defaults: Mapping[str, Any]
-    """Of the hyper-parameters."""
+    """Default hyper-parameters."""
     nodes: dict[str, Any] = field(default_factory=dict)
     """Reports of the cluster's nodes, by id; each is queried once."""
 

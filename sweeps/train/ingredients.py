@@ -28,7 +28,7 @@ from fusion.errors import InputError
 from sweeps.results.ledger import write_text
 
 Keep: TypeAlias = Literal["best", "all"] | int
-"""How many ingredients of a task stay; `best`: one, as the task's expert."""
+"""Number of ingredients of a task that are kept; `best`: one, as the task's expert."""
 
 KINDS = ("expert", "ema", "swa")
 
@@ -53,21 +53,21 @@ class Trained:
     task: Plain
     params: Mapping[str, Any]
     select: float
-    """Accuracy on the select split; of one that was stopped, when it was."""
+    """Accuracy on the select split; if the trial was stopped, at that time."""
     report: float | None
-    """Accuracy on the report split; None: it was stopped."""
+    """Accuracy on the report split; None: the trial was stopped."""
     seconds: float
     seed: int = 0
     context: str = ""
-    """What the result depends on besides parameters; part of the key."""
+    """Everything but parameters that the result depends on; part of the key."""
     stopped: int = 0
-    """The rung on which a scheduler stopped it; 0: it ended."""
+    """Rung at which a scheduler stopped the trial; 0: it completed."""
     rungs: Mapping[str, float] = field(default_factory=dict)
-    """Rung -> accuracy on select on the way."""
+    """Rung -> intermediate accuracy on select."""
     made: Sequence[Mapping[str, Any]] = ()
     """`{kind, select, report, sha256, head}` of each ingredient; the select rows chose none."""
     schedule: Sequence[Mapping[str, Any]] = ()
-    """Of a member of a population: from which step on, whose weights and which values."""
+    """For a member of a population: first step, weights and values of each interval."""
 
 
 @dataclass(frozen=True)
@@ -82,19 +82,19 @@ class Ingredient:
     select: float
     report: float
     sha256: str
-    """Of its weights; empty: not known (of an older version)."""
+    """SHA-256 of its weights; empty: unknown (written by an older version)."""
     head: str = ""
-    """Identity of the head that it was tuned under; empty: not known."""
+    """Identity of the head that it was tuned under; empty: unknown."""
     seconds: float = 0.0
-    """Of the trial's training."""
+    """Seed of the trial's training."""
     twins: tuple[str, ...] = ()
-    """Names of others with the same weights to the bit."""
+    """Names of other ingredients with exactly the same weights."""
     schedule: Sequence[Mapping[str, Any]] = ()
     """See `Trained`."""
 
     @property
     def tuned_under(self) -> HeadKind:
-        """Kind of its head: a hyper-parameter."""
+        """Kind of its head, which is a hyper-parameter."""
         kind: HeadKind = self.params.get("head", "zero_shot")
         return kind
 
@@ -123,7 +123,7 @@ def write_result(out: Path, result: Trained) -> None:
 def read_results(out: Path, task: str) -> list[Trained]:
     """All results of a task, in the order of their keys.
 
-    A damaged file counts as none, and is said: its trial runs again.
+    A damaged file is ignored with a warning: its trial runs again.
     """
     found = []
     for path in sorted((out / "trained").glob(f"{task}-*.json")):
@@ -136,7 +136,7 @@ def read_results(out: Path, task: str) -> list[Trained]:
         except InputError as error:
             logging.getLogger(__name__).warning("%s; its fine-tuning counts as not run", error)
             continue
-        if result.task == task:  # and not one of a longer name
+        if result.task == task:  # the pattern also matches longer names of tasks
             found.append(result)
     return found
 
@@ -165,9 +165,9 @@ def ingredients(results: Iterable[Trained]) -> list[Ingredient]:
 
 
 def chosen(results: Iterable[Trained], keep: Keep) -> list[Ingredient]:
-    """The ingredients of one task to keep: the best on select; of equals the first.
+    """The ingredients of one task to keep: the best on select; ties go to the first.
 
-    Ingredients of the same weights (and head) count once: the first stays and names the others.
+    Ingredients with the same weights (and head) count once: the first is kept and names the others.
     """
     ranked = sorted(ingredients(results), key=lambda each: -each.select)
     kept: list[Ingredient] = []
@@ -182,13 +182,13 @@ def chosen(results: Iterable[Trained], keep: Keep) -> list[Ingredient]:
 
 
 def made_at(out: Path, each: Ingredient) -> Path:
-    """Folder in which a trial writes it."""
+    """Folder in which a trial writes an ingredient."""
     place = out / "trained" / each.key / "expert"
     return place if each.kind == "expert" else beside(place, each.kind)
 
 
 def home(out: Path, each: Ingredient, keep: Keep) -> Path:
-    """Folder in which it is kept."""
+    """Folder in which an ingredient is kept."""
     if keep == "best":
         return out / "experts" / each.task
     return out / "ingredients" / each.task / each.folder
@@ -222,7 +222,7 @@ def is_there(out: Path, each: Ingredient, keep: Keep) -> bool:
 
 
 def holds(place: Path, each: Ingredient) -> bool:
-    """Whether a folder is this ingredient's: its recipe says so, or it has none (older)."""
+    """Whether a folder holds this ingredient, by its recipe; a folder without recipe is older."""
     if not place.is_dir():
         return False
     file = place / "recipe.yaml"
@@ -237,15 +237,15 @@ def holds(place: Path, each: Ingredient) -> bool:
 
 
 def settle(out: Path, results: Sequence[Trained], keep: Keep, about: Mapping[str, Any]) -> None:
-    """Move one task's kept ingredients to their folders; delete what its other trials left.
+    """Move one task's kept ingredients to their folders; delete those of its other trials.
 
-    Done after every trial, so that disk is bounded; done again, it changes nothing.
+    Called after every trial, to bound the disk; a repeated call changes nothing.
 
     Args:
         out: the folder of the training.
-        results: of the task.
-        keep: how many stay.
-        about: what every recipe says: `base`, `defaults` of hyper-parameters.
+        results: results of the task.
+        keep: number of ingredients to keep.
+        about: fields of every recipe: `base`, `defaults` of hyper-parameters.
     """
     stay = chosen(results, keep)
     for each in stay:

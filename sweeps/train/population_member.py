@@ -88,13 +88,13 @@ class MemberContext:
     base: Path
     task: TaskData
     fingerprint: str
-    """What results depend on besides hyper-parameters."""
+    """Everything but hyper-parameters that results depend on."""
     out: Path
     device: str
     steps: int
-    """Of a run."""
+    """Steps of a run."""
     member: str
-    """Whose process this is."""
+    """Key of the member that this process runs."""
 
     @property
     def intervals(self) -> int:
@@ -134,8 +134,8 @@ def member_trial(
 ) -> None:
     """Train interval after interval, from the state that the scheduler chose, and report each.
 
-    A fine-tuning that fails reports NaN from there on, and its reason: it is copied by none, and
-    the others need not wait for it. `names` are the hyper-parameters that a population changes.
+    A fine-tuning that fails reports NaN and its reason from then on: no member copies it, and the
+    others need not wait for it. `names` are the hyper-parameters that a population changes.
     """
     member = tune.get_context().get_trial_name()
     own = members[member]
@@ -158,7 +158,7 @@ def member_trial(
             last = ended(context, [*chain, interval], own, names)
         except Exception as error:
             reason = words(error)
-    # Of the same round as before: nothing is copied any more.
+    # A repeated round: no state is copied any more.
     tune.report({**last, "round": context.intervals - 1, "reason": reason, "final": True})
 
 
@@ -189,10 +189,10 @@ def reported(result: Mapping[str, Any], chain: Sequence[Interval]) -> None:
 
 
 def grown(context: MemberContext, chain: Sequence[Interval]) -> Mapping[str, Any]:
-    """What a chain's last interval scored, on select; trained where that is not known.
+    """Score on select of a chain's last interval; trains the interval if the score is unknown.
 
-    When an interval of a round is trained, all members have ended the round before: states of
-    earlier rounds are deleted.
+    When an interval of a round is trained, all members have completed the previous round, so states
+    of earlier rounds are deleted.
     """
     file = context.file(chain, ".json")
     if interval_at(file) is None:
@@ -245,7 +245,7 @@ def once(context: MemberContext, chain: Sequence[Interval]) -> None:
         found["begun"] = found["begun"] or share == begin
 
     def advance(step: int, total: int, loss: float) -> None:
-        if not found["begun"]:  # the file was damaged, and the run has begun anew
+        if not found["begun"]:  # the file was damaged, and the run has started again
             mine.unlink(missing_ok=True)
             context.file(before, ".pt").unlink(missing_ok=True)
             raise StateLost

@@ -11,7 +11,7 @@ from sweeps.spec.method import MethodSpec
 from sweeps.spec.search_space import Space, to_plain
 
 INTERVALS = 8
-"""Of a run; fewer where it has fewer steps."""
+"""Intervals of a run; fewer if it has fewer steps."""
 
 STEPWISE = (
     "learning_rate",
@@ -26,8 +26,8 @@ STEPWISE = (
     "soft_targets",
     "soft_temperature",
 )
-"""Hyper-parameters that are read at each step: these a population changes. The others fix a run's
-shape, or what its averages and its optimiser hold."""
+"""Hyper-parameters that are read at each step; a population changes these. The others determine the
+length of a run, or the state of its averages and its optimiser."""
 
 
 def perturbed(entry: MethodSpec) -> dict[str, Space]:

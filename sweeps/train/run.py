@@ -48,7 +48,7 @@ STORE_BYTES = 300 * 2**20
 ROLES: tuple[Role, ...] = ("fit", "select", "report")
 
 OTHERS = "pool-other-heads.yaml"
-"""Beside `pool.yaml`, where a search tried two heads: the ingredients that do not fit in there."""
+"""Written beside `pool.yaml` if a search tried two heads: the ingredients of the other head."""
 
 
 def train(spec: TrainSpec, console: Console, *, address: str | None = None) -> list[str]:
@@ -153,7 +153,7 @@ def contexts(
     splits, data, and words with the tokenizer that reads them."""
     family = family_in(base)
     inputs, heads = family.inputs(base), family.head_fingerprints(base, tasks)
-    # What becomes of a member of a population depends on all of them.
+    # The result of a member of a population depends on all members.
     whole = spec.finetune.scheduler == "pbt"
     more = [INTERVALS, spec.finetune.model_dump(mode="json"), spec.seed] if whole else []
     return {

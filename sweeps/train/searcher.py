@@ -31,10 +31,10 @@ def method(task: str) -> str:
 def meant(
     entry: MethodSpec, task: str, seed: int, context: Fingerprint, results: Iterable[Trained]
 ) -> list[Trained]:
-    """Results that a search includes, in the order of its trials if that is known beforehand.
+    """Results that a search includes; in the order of its trials, if that is known beforehand.
 
-    What TPE and CMA-ES suggest is not: of those, every result of the same data and base whose
-    parameters the entry allows.
+    Suggestions of TPE and CMA-ES are not known beforehand: for those, every result of the same data
+    and base whose parameters the entry allows is included.
     """
     by_key = {result.key: result for result in results}
     if not guided(entry):
@@ -82,7 +82,7 @@ def within(given: Any, value: Any) -> bool:
 class TaskSearch(Searcher):  # type: ignore[misc]  # ray is untyped
     """Suggest `{"task", "method", "params", "trial_key", "seed"}`, taking turns between tasks.
 
-    Each task has a `MethodSearch` of its own, for keys hold the task's own data.
+    Each task has its own `MethodSearch`, because keys depend on the task's data.
     """
 
     def __init__(self, searches: Mapping[str, MethodSearch]) -> None:

@@ -28,7 +28,7 @@ from sweeps.train.ingredients import Keep
 from sweeps.train.population_spec import population_faults
 
 OURS = ("threads", "device", "advance", "sizes", "state", "look", "probe", "stops")
-"""Arguments that the program gives: they are no hyper-parameters."""
+"""Arguments that the program sets; they are not hyper-parameters."""
 
 TRAINING = trained_family()
 
@@ -132,12 +132,12 @@ class TrainSpec(Part):
     keep: Annotated[Keep, PlainValidator(check_keep)] = Field(
         "best", description="best, all or an integer of at least 1"
     )
-    """How many ingredients of a task stay on disk."""
+    """Number of ingredients of a task that are kept on disk."""
     shifts: Mapping[str, ShiftSpec] = Field(
         default_factory=dict,
         description="a mapping of names to {corruption: …, severity: …} or {dataset: …}",
     )
-    """What kept ingredients are also measured on."""
+    """Shift sets on which kept ingredients are also evaluated."""
     seed: int = Field(0, ge=0, strict=True, description="an integer of at least 0")
 
     @field_validator("tasks", "shifts")

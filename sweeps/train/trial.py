@@ -33,7 +33,7 @@ from sweeps.train.heads import copy_head, given_head
 from sweeps.train.ingredients import KINDS, Trained, write_result
 
 RUNGS = {STOPS[0]: 1, STOPS[1]: 3}
-"""Share of a run's steps -> the rung that it reports on then; 9 is the end."""
+"""Fraction of a run's steps -> the rung reported at it; 9 is the end."""
 
 
 def seed_of(trial: Mapping[str, Any]) -> int:
@@ -86,10 +86,9 @@ def fine_tune_trial(
 def made_by(
     base: Path, task: TaskData, place: Path, head: Path | None, device: str
 ) -> list[dict[str, Any]]:
-    """`{kind, select, report, sha256, head}` of each model that a fine-tuning left at `place` and
-    beside it.
+    """`{kind, select, report, sha256, head}` of each model that a fine-tuning wrote.
 
-    A copy of its own head, where it has one, is put beside each model.
+    A copy of the trial's own head, if it has one, is put beside each model.
     """
     made = []
     for what in KINDS:
@@ -166,13 +165,13 @@ def measured(
 ) -> dict[str, float]:
     """Role -> accuracy of one model under its own head, if one is beside it.
 
-    By the code that measures every fused model.
+    Computed by the code that evaluates every fused model.
     """
     if (place / HEAD).exists():
         task = replace(task, head=place / HEAD)
     pool = open_pool(str(base), {task.name: str(place)})
-    # With one expert, averaging IS the expert, if it is not rounded to the base's dtype; nothing is
-    # read from a cache of embeddings.
+    # A pool with one expert: the average equals the expert, if it is not rounded to the base's
+    # dtype. No cache of embeddings is read.
     experts = local_experts(
         pool, {task.name: task}, EmbeddingCache(place, {}), device=device, results="float32"
     )
