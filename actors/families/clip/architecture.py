@@ -1,4 +1,4 @@
-"""CLIP's vision tower on paper: its configuration, its tensors, their names and their order."""
+"""CLIP's vision tower from its configuration: names, shapes and order of its tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fusion.errors import InputError
 PROJECTION = "visual_projection.weight"
 
 PREFIX = "vision_model."
-"""What `transformers` before 5.6, and every full CLIP model, writes before the tower's names."""
+"""Prefix of the tower's names in full CLIP models, and in files of `transformers` before 5.6."""
 
 DEFAULTS: Mapping[str, Any] = {
     "hidden_size": 768,
@@ -35,26 +35,26 @@ LARGEST: Mapping[str, int] = {
     "image_size": 4096,
     "patch_size": 1024,
 }
-"""Field -> the largest value that is taken; the largest tower in use has a tenth of it. Lists as
-long as the layers are made before any weight is looked at."""
+"""Field -> largest accepted value, ten times that of the largest tower in use. Lists as long as the
+number of layers are built before any weight is read."""
 
 
 def vision_fields(config: Mapping[str, Any], file: str) -> dict[str, Any]:
-    """The vision tower's fields of a `config.json`, defaults filled in.
+    """Fields of the vision tower in a `config.json`, with defaults filled in.
 
     Args:
-        config: of a CLIPModel (`vision_config` inside) or a CLIPVisionModel.
-        file: for the message.
+        config: of a CLIPModel (with `vision_config` inside) or a CLIPVisionModel.
+        file: the file, for messages.
 
     Raises:
-        InputError: a field that is no whole number from 1 to its largest where one is needed, a
-            width that its heads do not divide, an image smaller than a patch, an epsilon that is
-            none, an activation that is no name.
+        InputError: a field that must be a whole number from 1 to its largest value and is not, a
+            width that is not divisible by the number of heads, an image smaller than a patch, an
+            invalid epsilon, an activation that is not a name.
     """
     given = config
     if config.get("model_type") == "clip":
         given = mapping(config, "vision_config", file)
-        # Files of 2022 hold the fields twice; `transformers` lets this copy win.
+        # Files of 2022 hold the fields twice; `transformers` uses this copy.
         if config.get("vision_config_dict"):
             given = {**given, **DEFAULTS, **mapping(config, "vision_config_dict", file)}
     fields = {name: given.get(name, default) for name, default in DEFAULTS.items()}
@@ -68,10 +68,10 @@ def vision_fields(config: Mapping[str, Any], file: str) -> dict[str, Any]:
 
 
 def mapping(config: Mapping[str, Any], name: str, file: str) -> Mapping[str, Any]:
-    """One section of a configuration; an empty mapping if the file lacks it.
+    """One section of a configuration; an empty mapping if it is missing.
 
     Raises:
-        InputError: it is no mapping.
+        InputError: not a mapping.
     """
     found = config.get(name) or {}
     if not isinstance(found, Mapping):
@@ -80,7 +80,7 @@ def mapping(config: Mapping[str, Any], name: str, file: str) -> Mapping[str, Any
 
 
 def check_fit(fields: Mapping[str, Any], file: str) -> None:
-    """Raise InputError where fields do not fit each other, or are of another type."""
+    """Raise InputError where fields contradict each other, or have a wrong type."""
     width, heads = fields["hidden_size"], fields["num_attention_heads"]
     if width % heads:
         raise InputError(f"{file}: hidden_size: {width}; a multiple of the {heads} heads needed")
@@ -99,8 +99,8 @@ def check_fit(fields: Mapping[str, Any], file: str) -> None:
 def vision_tensors(fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Canonical name -> shape of every tensor of the tower, in CLIPVisionModel's own order.
 
-    That order is the axis of layer-wise codings: k, v, q within attention. `visual_projection`
-    is not part of the tower.
+    This order is the axis of layer-wise codings: k, v, q within attention. `visual_projection` is
+    not part of the tower.
     """
     width, inner = fields["hidden_size"], fields["intermediate_size"]
     patch = fields["patch_size"]
@@ -131,13 +131,13 @@ def vision_tensors(fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def activations(fields: Mapping[str, int]) -> tuple[int, int, int]:
-    """Elements of activations an image: (peak of a forward pass, kept for a backward pass, the same
-    where each image has a model of its own).
+    """Elements of activations for each image: (peak of a forward pass, kept for a backward pass,
+    the same with one model per image).
 
-    Forward counts, for one block at a time, the residual stream, q, k, v and the MLP's hidden
-    layer; backward what autograd keeps of every block: 8 times the width, and 3 times the hidden
-    layer, of which quick GELU alone keeps its input, a sigmoid and their product. Merged layers
-    whose rows are of several models keep two more inputs. Attention scores are never there as a
+    The forward pass counts, for one block, the residual stream, q, k, v and the MLP's hidden layer.
+    The backward pass counts what autograd keeps for every block: 8 times the width, and 3 times the
+    hidden layer, of which quick GELU keeps its input, a sigmoid and their product. Merged layers
+    with several models in a batch keep two more inputs. Attention scores are never stored as a
     whole (scaled dot product attention).
     """
     tokens = (fields["image_size"] // fields["patch_size"]) ** 2 + 1

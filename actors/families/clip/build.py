@@ -1,4 +1,4 @@
-"""Towers of `transformers`: built empty from a configuration, their weights by canonical name."""
+"""Build empty towers of `transformers` from a configuration, with access by canonical names."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ TEXT_PREFIX = "text_model."
 def empty(kind: Any, config: Any, device: str | torch.device, dtype: torch.dtype) -> nn.Module:
     """A CLIP tower of `transformers` with uninitialised weights, frozen, in evaluation mode.
 
-    Nothing is drawn at random and nothing loaded: for a large model that is seconds.
+    Draws no random numbers and loads nothing, which saves seconds for a large model.
     """
     with torch.device("meta"):
         model: nn.Module = kind(config)
     model = model.to_empty(device=device).to(dtype).eval().requires_grad_(False)
     for name, buffer in model.named_buffers():
-        assert name.endswith("position_ids"), name  # the one buffer that CLIP's towers have
+        assert name.endswith("position_ids"), name  # the only buffer of CLIP's towers
         buffer.copy_(torch.arange(buffer.numel(), device=device).view_as(buffer))
     return model
 
 
 def weights(tower: nn.Module) -> dict[str, Tensor]:
     """Canonical name -> parameter memory, in definition order."""
-    # `transformers` before 5.6 nests the tower; the structure is looked at, never the version.
+    # `transformers` before 5.6 nests the tower; the structure decides, not the version.
     for nested in ("vision_model", "text_model"):
         tower = getattr(tower, nested, tower)
     return {name: parameter.data for name, parameter in tower.named_parameters()}
 
 
 def clip_config(checkpoint: Checkpoint) -> CLIPConfig:
-    """The configuration as `transformers` understands it.
+    """The configuration as an object of `transformers`.
 
     Raises:
-        InputError: it does not.
+        InputError: `transformers` refuses it.
     """
     from transformers import CLIPConfig, CLIPVisionConfig
 
@@ -58,8 +58,8 @@ def check_towers(base: Checkpoint) -> None:
     """Build both towers of a base without memory, and compare the text tower's tensors.
 
     Raises:
-        InputError: a configuration of which `transformers` makes no model, or a text tower whose
-            tensors are missing or of other shapes.
+        InputError: a configuration that `transformers` cannot build, or a text tower with missing
+            or mis-shaped tensors.
     """
     from transformers import CLIPTextModel, CLIPVisionModel
 

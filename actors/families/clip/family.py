@@ -46,7 +46,7 @@ class Clip:
 
     def training(self) -> Training:
         """Fine-tuning of the vision tower, and pretraining of a small CLIP."""
-        # Late: sweeps that only merge need neither, and start sooner.
+        # Late: sweeps that only merge need neither, and start faster.
         from actors.families.clip.fine_tune import FineTuning, fine_tune
         from actors.families.clip.pretrain import Sizes, pretrain
 
@@ -61,7 +61,7 @@ class Clip:
     def inspect(
         self, source: str, folder: Path, config: Mapping[str, Any], name: str
     ) -> Checkpoint:
-        """A full CLIP, or a vision tower. See `inspected`."""
+        """Inspect a full CLIP, or a vision tower. See `inspected`."""
         return inspected(source, folder, config, name)
 
     def canonical(self, key: str) -> str:
@@ -69,16 +69,16 @@ class Clip:
         return key.removeprefix(PREFIX)
 
     def check_base(self, base: Checkpoint) -> None:
-        """Raise InputError where the base has no text tower, projections or scale."""
+        """Raise InputError where the base has no text tower, projections or logit scale."""
         check_base(base)
 
     def check_expert(self, base: Checkpoint, expert: Checkpoint) -> None:
-        """Raise InputError where fields or tensors of the vision tower are not the base's."""
+        """Raise InputError where fields or tensors of the vision tower differ from the base's."""
         check_architecture(base, expert)
 
     def check_model(self, base: Checkpoint) -> None:
-        """Raise InputError where images have another size than the model's, or a tower cannot be
-        built."""
+        """Raise InputError if the preprocessing's image size differs from the model's, or a tower
+        cannot be built."""
         size = (base.fields["image_size"],) * 2
         if (shape := read_preprocess(base.folder).shape) != size:
             raise InputError(
@@ -87,26 +87,26 @@ class Clip:
         check_towers(base)
 
     def fused(self, base: Checkpoint, experts: Collection[Checkpoint]) -> tuple[str, ...]:
-        """The vision tower; `visual_projection`, too, where some expert brings its own."""
+        """The vision tower's tensors, and `visual_projection` if some expert has its own."""
         projected = any(expert.parts(PROJECTION) for expert in experts)
         return tuple(name for name in base.tensors if projected or name != PROJECTION)
 
     def check_unfused(self, base: Checkpoint, experts: Collection[Checkpoint]) -> None:
-        """Raise InputError where a text tower or a scale is not the base's."""
+        """Raise InputError where a text tower or a logit scale differs from the base's."""
         check_unfused(base, experts)
 
     def tempered(self, base: Checkpoint, beta: float) -> dict[str, Tensor]:
-        """The logit scale with β in it: exp(s + ln β) = β·exp(s)."""
+        """The logit scale times β: exp(s + ln β) = β·exp(s)."""
         if beta == 1.0 or SCALE not in base.rest:
             return {}
         return {name: scale + math.log(beta) for name, scale in read(base, [SCALE])}
 
     def segments(self, base: Checkpoint) -> tuple[Segment, ...]:
-        """Embeddings, one segment a layer, projection. See `clip_segments`."""
+        """Embeddings, one segment for each layer, projection. See `clip_segments`."""
         return clip_segments(base)
 
     def layout(self, base: Checkpoint) -> Layout:
-        """Of the vision tower."""
+        """Activation sizes of the vision tower."""
         forward, training, sampled = activations(base.fields)
         return Layout(
             forward_elements=forward,
@@ -116,7 +116,7 @@ class Clip:
         )
 
     def width(self, base: Checkpoint) -> int:
-        """Of projected embeddings.
+        """Width of projected embeddings.
 
         Raises:
             InputError: no projection.
@@ -126,21 +126,21 @@ class Clip:
         return base.tensors[PROJECTION].shape[0]
 
     def inputs(self, base: Checkpoint) -> ImageInputs:
-        """Of its `preprocessor_config.json`."""
+        """Inputs by its `preprocessor_config.json`."""
         return ImageInputs(read_preprocess(base.folder))
 
     def difference(self, base: Path, expert: Path) -> str | None:
-        """How an expert's image processor differs from the base's."""
+        """Difference of an expert's image processor from the base's."""
         return difference(base, expert)
 
     def companions(self, base: Checkpoint) -> dict[str, str]:
-        """Of the preprocessing and, where there is one, of the tokenizer."""
+        """Fingerprints of the preprocessing and, if there is one, of the tokenizer."""
         found = {"preprocessing": str(read_preprocess(base.folder).fingerprint)}
         tokenizer = known_tokenizer(base)
         return found if tokenizer is None else {**found, "tokenizer": str(tokenizer.fingerprint)}
 
     def check_heads(self, base: Checkpoint, tasks: Mapping[str, Task]) -> dict[str, Path]:
-        """The head files that tasks name; zero-shot heads need a tokenizer."""
+        """Check the head files that tasks name; zero-shot heads need a tokenizer."""
         return check_heads(base, tasks)
 
     def check_tasks(self, base: Checkpoint, tasks: Mapping[str, Task]) -> None:
@@ -150,11 +150,11 @@ class Clip:
     def head_fingerprints(
         self, base: Checkpoint, tasks: Mapping[str, Task]
     ) -> dict[str, Fingerprint]:
-        """Of each head file, or of all that a zero-shot head is made from."""
+        """Fingerprint of each head file, or of everything that a zero-shot head is made from."""
         return head_fingerprints(base, tasks)
 
     def heads(self, base: Checkpoint, tasks: Mapping[str, Task], root: Path) -> dict[str, Path]:
-        """Zero-shot heads by the text tower, or copies of given files."""
+        """Zero-shot heads made by the text tower, or copies of given files."""
         return task_heads(base, tasks, root)
 
 
@@ -165,7 +165,7 @@ def is_linear(name: str) -> bool:
 
 
 def input_of(name: str) -> str:
-    """The weight under whose name statistics of a layer's input are kept: q's for q, k and v."""
+    """The weight under whose name statistics of a layer's input are stored: q's for q, k and v."""
     for part in (".k_proj.", ".v_proj."):
         name = name.replace(part, ".q_proj.")
     return name

@@ -43,50 +43,49 @@ class FineTuning:
     """Hyper-parameters of `fine_tune`; `finetune` of a training file has these names and ranges."""
 
     head: HeadKind = "zero_shot"
-    """Under which the tower is tuned: the zero-shot one, or a linear probe's (LP-FT, Kumar et al.
-    2022, arXiv:2202.10054). The paper then trains the head with the tower, by SGD; here it stays as
-    the probe left it, for all ingredients of a task share one head, so that they can be averaged
-    and compared."""
+    """Head for tuning the tower: the zero-shot head, or that of a linear probe (LP-FT, Kumar et al.
+    2022, arXiv:2202.10054). The paper then trains the head with the tower, by SGD. Here the head
+    stays
+    frozen: all ingredients of a task share one head, so that they can be averaged and compared."""
     epochs: Annotated[float, Interval(gt=0)] = 10.0
     """Passes over the images; a fraction is rounded to whole steps."""
     batch_size: Annotated[int, Interval(ge=1)] = 64
-    """Images a step."""
+    """Images in a step."""
     learning_rate: Annotated[float, Interval(gt=0)] = 1e-5
-    """AdamW's, at its highest."""
+    """Highest learning rate of AdamW."""
     weight_decay: Annotated[float, Interval(ge=0)] = 0.1
-    """AdamW's, on matrices only (not on biases, norms and embeddings)."""
+    """Weight decay of AdamW, on matrices only (not on biases, norms and embeddings)."""
     warmup: Annotated[float, Interval(ge=0, le=1)] = 0.1
     """Fraction of the steps in which the learning rate rises."""
     label_smoothing: Annotated[float, Interval(ge=0, le=1)] = 0.0
-    """Share of the target spread over all classes."""
+    """Label smoothing: fraction of the target spread over all classes."""
     clip_norm: Annotated[float, Interval(gt=0)] = 1.0
     """Largest global gradient norm."""
     mixup: Annotated[float, Interval(ge=0)] = 0.0
     """`a` of Beta(a, a); 0: no mixup."""
     augmentation: Augmentation = "none"
-    """Of the images of a step; see `augment.py`."""
+    """Augmentation of the images of a step; see `augment.py`."""
     crop_scale: Annotated[float, Interval(gt=0, le=1)] = 0.9
-    """Of crops: smallest share of the area. Default: WiSE-FT's."""
+    """Smallest fraction of the area that a crop keeps. Default: WiSE-FT's."""
     operations: Annotated[int, Interval(ge=0)] = 2
-    """Of RandAugment, an image."""
+    """Number of RandAugment operations for each image."""
     magnitude: Annotated[float, Interval(ge=0, le=30)] = 9.0
-    """Of RandAugment."""
+    """Magnitude of RandAugment."""
     soft_targets: Annotated[float, Interval(ge=0, le=1)] = 0.0
-    """Share of the loss that is the cross-entropy to a teacher's probabilities; the teacher is the
-    base under its zero-shot head, whatever `head` is."""
+    """Weight of the cross-entropy with a teacher's probabilities in the loss; the teacher is the
+    base with its zero-shot head, for any `head`."""
     soft_temperature: Annotated[float, Interval(gt=0)] = 2.0
-    """The teacher's logits are divided by it. Default: that of the authors' commands (their code:
-    4)."""
+    """Divisor of the teacher's logits. Default: that of the authors' commands (their code: 4)."""
     ema: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     """Decay of a moving average of the weights, written to `<out>-ema`, warmed up as in
     `ema_decay`; 0: none."""
     swa: Annotated[float, Interval(ge=0, le=1)] = 0.0
-    """Share of the steps, the last ones, whose weights' mean is written to `<out>-swa`; 0: none.
+    """Fraction of the steps, at the end, whose mean weights are written to `<out>-swa`; 0: none.
     The schedule stays the cosine: SWA's constant rate is not used."""
     frozen_batchnorm: bool = False
-    """Keep statistics of batch norm; refused where the tower has none, as a CLIP ViT has not."""
+    """Freeze the statistics of batch norm; refused for a tower without it, such as CLIP's ViT."""
     seed: Annotated[int, Interval(ge=0)] = 0
-    """Of the order of the images, of augmentation and mixup."""
+    """Seed of the order of images, of augmentation and mixup."""
 
     def objective(self) -> Objective:
         """The loss that a step minimises."""
@@ -121,11 +120,11 @@ def fine_tune(
 ) -> Path:
     """Fine-tune the vision tower of `base` on one task; everything else stays frozen.
 
-    The loss is the cross-entropy against a frozen head; AdamW, a cosine schedule after a linear
-    warm-up, gradients clipped by their global norm. The tower stays in eval mode. Results
-    are written under a temporary name and renamed, so `out` is either absent or whole, and where
-    it is there, the averages asked for are. Same arguments, same bits on the same kind of CPU, also
-    of a run that was killed and went on from `state`.
+    The loss is the cross-entropy with a frozen head. AdamW, a cosine schedule after a linear
+    warm-up, gradients clipped by their global norm. The tower stays in evaluation mode. Results are
+    written under a temporary name and renamed, so `out` is either missing or complete; if it
+    exists, so do the requested averages. Same arguments, same bits on the same kind of CPU, also
+    for a run that was killed and continued from `state`.
 
     Args:
         base: folder of a Hugging Face CLIP (both towers).
@@ -135,20 +134,20 @@ def fine_tune(
         out: the expert's folder: `CLIPVisionModel`, with the base's image processor beside it.
         options: hyper-parameters.
         threads: CPU threads; fixes the order of sums, so part of what the bits depend on.
-        device: where to train.
-        probe: the probe's head [C, D], read as `zero_shot`; needed where `head` asks for it.
+        device: device to train on.
+        probe: the probe's head [C, D], in the form of `zero_shot`; required if `head` is a probe.
         advance: called after each step.
-        state: a file in which the state of the unfinished run is kept, after each of `stops`; where
-            it is there, left by a run of the same arguments, the run goes on from it. What is read
-            at each step may be other from there on: rates, the loss, augmentation, the seed.
-        stops: shares of the steps.
-        look: called after each of `stops`, and again at the one that a run goes on from.
+        state: file in which the state of the unfinished run is saved after each of `stops`. If it
+            exists, from a run with the same arguments, the run continues from it. Values that are
+            read at each step may differ from then on: rates, the loss, augmentation, the seed.
+        stops: fractions of the steps.
+        look: called after each of `stops`, and again at the one that a run continues from.
 
     Returns:
         `out`.
 
     Raises:
-        InputError: `frozen_batchnorm` of a tower without batch norm, or no `probe`.
+        InputError: `frozen_batchnorm` for a tower without batch norm, or a missing `probe`.
     """
     from transformers import CLIPModel
 
@@ -231,10 +230,10 @@ def embedder(tower: nn.Module, projection: nn.Module) -> Embed:
 
 
 def classifier(embed: Embed, head: Tensor) -> Teacher:
-    """Standardised pixels -> logits under a head."""
+    """Standardised pixels -> logits with a head."""
     return lambda pixels: cosine_head.logits(embed(pixels), head)
 
 
 def frozen(tower: nn.Module) -> nn.Module:
-    """A copy that does not learn."""
+    """A frozen copy."""
     return copy.deepcopy(tower).requires_grad_(False)

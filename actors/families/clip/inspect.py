@@ -1,7 +1,7 @@
-"""CLIP checkpoints: sort a file's tensors into vision tower, the rest of a full model, and buffers.
+"""Inspect CLIP checkpoints: sort tensors into vision tower, rest of a full model, and buffers.
 
-Canonical names are those of the flattened `CLIPVisionModel`, whatever version of `transformers`
-wrote the file.
+Canonical names are those of the flattened `CLIPVisionModel`, for files of any version of
+`transformers`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from actors.families.clip.architecture import PREFIX, PROJECTION, vision_fields,
 from fusion.errors import InputError
 
 REST = ("text_model.", "text_projection.weight", "logit_scale")
-"""What a full CLIP model has beside the vision tower and its projection."""
+"""Parts of a full CLIP model beside the vision tower and its projection."""
 
 POSITION_IDS = "embeddings.position_ids"
-"""0, 1, 2, …: a buffer that old files hold and nothing reads."""
+"""0, 1, 2, …: a buffer in old files that is not used."""
 
 
 def inspected(source: str, folder: Path, config: Mapping[str, Any], name: str) -> Checkpoint:
-    """The CLIP model in a folder, by its configuration and headers.
+    """Inspect the CLIP model in a folder, by its configuration and headers.
 
     Raises:
         InputError: missing, unknown or mis-shaped tensors; see also `headers` and `vision_fields`.
@@ -56,7 +56,7 @@ def sort_out(
     """Vision tensors under canonical names, the rest of a full model, legacy buffers.
 
     Raises:
-        InputError: a tensor that is none of these, or one under two names.
+        InputError: an unknown tensor, or a tensor under two names.
     """
     tensors: dict[str, TensorInfo] = {}
     rest: dict[str, TensorInfo] = {}

@@ -1,4 +1,4 @@
-"""A small CLIP from scratch: both towers, tokenizer and image processor, on labelled images.
+"""Pretrain a small CLIP from scratch on labelled images: towers, tokenizer, image processor.
 
 Axes: N images, B batch, C classes (of all tasks together), P prompts, S tokens, D width.
 """
@@ -68,25 +68,24 @@ def pretrain(
 ) -> Path:
     """Train a CLIP on all `tasks` together and save it as a Hugging Face folder.
 
-    A step takes images of all tasks and compares each with one prompt a class, of all classes of
-    all tasks; the template is drawn anew in each step. Both towers, both projections and the logit
-    scale learn. `CLIPModel`, `CLIPProcessor` and `AutoTokenizer` load the result as they load a
-    hub id.
+    A step takes images of all tasks and compares each with one prompt for each class of all tasks;
+    the template is drawn again in each step. Both towers, both projections and the logit scale are
+    trained. `CLIPModel`, `CLIPProcessor` and `AutoTokenizer` load the result like a hub id.
 
     Args:
-        tasks: name -> images and words; all images [3, H, W] of the same size.
-        out: the folder to make; absent until it is whole.
-        sizes: the towers' shapes; None: `Sizes()`.
+        tasks: name -> images with class names and templates; all images [3, H, W] of one size.
+        out: the folder to create; it does not exist until it is complete.
+        sizes: shapes of the towers; None: `Sizes()`.
         steps: optimiser steps.
-        batch_size: images a step.
-        learning_rate: AdamW's, at its highest.
-        weight_decay: AdamW's, on matrices only.
+        batch_size: images in a step.
+        learning_rate: highest learning rate of AdamW.
+        weight_decay: weight decay of AdamW, on matrices only.
         warmup: fraction of the steps in which the learning rate rises.
         clip_norm: largest global gradient norm.
         logit_scale: exp(logit_scale) at the start.
         seed: of the weights, the order of images and the templates.
         threads: CPU threads; fixes the order of sums, so part of what the bits depend on.
-        device: where to train.
+        device: device to train on.
         advance: called after each step.
 
     Returns:
@@ -167,14 +166,14 @@ def new_clip(sizes: Sizes, tokenizer: Any, logit_scale: float, seed: int) -> Any
         projection_dim=sizes.projection,
         logit_scale_init_value=scale,
     )
-    # Initialisation draws from torch's global generator: lend it, and give it back as it was.
+    # Initialisation draws from torch's global generator: save its state, and restore it afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return CLIPModel(config)
 
 
 def joint_labels(tasks: Iterable[Captioned]) -> Tensor:
-    """Labels [N] of all tasks' images, counted over the classes of all tasks."""
+    """Labels [N] of all tasks' images, numbered over the classes of all tasks."""
     rows, offset = [], 0
     for task in tasks:
         rows.append(task.labels + offset)
@@ -183,7 +182,7 @@ def joint_labels(tasks: Iterable[Captioned]) -> Tensor:
 
 
 def train_tokenizer(texts: Sequence[str], merges: int = 400) -> Any:
-    """A CLIPTokenizer whose byte pairs are learnt from `texts`; it can still spell any word."""
+    """A CLIPTokenizer whose byte pairs are learned from `texts`; it can encode any other word."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
@@ -214,7 +213,7 @@ def tokenised(tokenizer: Any, texts: Sequence[str]) -> Tensor:
 
 
 def stacked(rows: Sequence[Tensor], pad: int) -> Tensor:
-    """Token rows [S] of several lengths as one tensor [P, S]."""
+    """Token rows [S] of different lengths, padded to one tensor [P, S]."""
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=pad)
 
 

@@ -1,8 +1,8 @@
-"""Published gates: those of DAWE's original code, written against open_clip 2.0.2.
+"""Published gates of DAWE's original code, written against open_clip 2.0.2.
 
-Their layer-wise columns are the state-dict keys of a wrapper around an open_clip model without
-its text transformer. What else the text tower has is still there, and merged for nothing: six
-keys that no image passes through.
+Their layer-wise columns are the state-dict keys of a wrapper around an open_clip model without its
+text transformer. The rest of the text tower is still in the keys: six keys that have no effect on
+images.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ OUTER = {
     "post_layernorm": "ln_post",
     PROJECTION: "proj",
 }
-"""Canonical name, or module -> open_clip's, outside of the blocks."""
+"""Canonical name, or module -> open_clip's, outside the blocks."""
 
 INNER = {
     "layer_norm1": "ln_1",
@@ -65,7 +65,7 @@ INNER = {
 """The same inside a block."""
 
 IN_PROJ = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-"""One tensor in open_clip, q, k and v stacked; hence one coding for the three."""
+"""One tensor in open_clip, with q, k and v stacked, so the three share one coding."""
 
 LAYERS = "encoder.layers."
 
@@ -79,8 +79,8 @@ CONVERT = (
 def openclip_keys(blocks: int) -> tuple[str, ...]:
     """The wrapper's state dict: 8 + 12·blocks + 6 keys, in order.
 
-    A module's own parameters come before those of its submodules, and submodules come as they
-    were registered; the transformer of the text tower is deleted, its leftovers frame the rest.
+    A module's own parameters come before those of its submodules; submodules are in the order of
+    registration. The transformer of the text tower is deleted; its other keys surround the rest.
 
     >>> len(openclip_keys(12)), len(openclip_keys(24))
     (158, 302)
@@ -129,7 +129,7 @@ def source(name: str) -> str:
 
 
 def blocks_of(names: Sequence[str]) -> int:
-    """How many blocks a tower with these canonical names has.
+    """Number of blocks of a tower with these canonical names.
 
     >>> blocks_of(["encoder.layers.0.layer_norm1.bias", "encoder.layers.1.layer_norm1.bias"])
     2
@@ -150,25 +150,25 @@ def import_gate(
     steps: int = 1000,
     where: str = "published gate",
 ) -> tuple[Gate, Manifest]:
-    """A gate from the state dict of a published one, and its manifest.
+    """Convert the state dict of a published gate to a gate and its manifest.
 
-    M outputs: K = len(tasks) of a task-wise gate; K·L of a layer-wise one, L = 14 + 12·blocks.
-    Layer-wise columns come out under canonical names, all of the tower's and the projection's
-    (`fit` drops what a pool lacks); a coding of a tensor is the published one of its key.
+    M outputs: K = len(tasks) for a task-wise gate; K·L for a layer-wise one, L = 14 + 12·blocks.
+    Layer-wise columns get canonical names, for all tensors of the tower and the projection (`fit`
+    drops those that a pool lacks); the coding of a tensor is the published one of its key.
 
     Args:
         tensors: `0.weight` [d, d], `0.bias` [d], `2.weight` [M, d], `2.bias` [M].
         tasks: the experts' names, in the order of training. The published eight: SUN397, Cars,
             RESISC45, EuroSAT, SVHN, GTSRB, MNIST, DTD.
-        blocks: of the backbone it was trained with: 12 for ViT-B, 24 for ViT-L.
-        extractor: for the manifest, as are the next two.
-        extractor_hash: of the extractor's files.
-        preprocessing: how pixels reach it.
-        steps: of training; default 1000, the published.
-        where: begins each message.
+        blocks: number of blocks of its backbone: 12 for ViT-B, 24 for ViT-L.
+        extractor: source of the extractor, for the manifest.
+        extractor_hash: hash of the extractor's files, for the manifest.
+        preprocessing: the extractor's preprocessing, for the manifest.
+        steps: training steps; default 1000, the published value.
+        where: start of each message.
 
     Raises:
-        InputError: other tensors, or shapes that are none of the two layouts.
+        InputError: other tensors, or shapes that match neither layout.
     """
     width, outputs = sizes(tensors, where)
     keys = openclip_keys(blocks)
@@ -208,7 +208,7 @@ def sizes(tensors: Mapping[str, Tensor], where: str) -> tuple[int, int]:
     """d and M of a published gate.
 
     Raises:
-        InputError: other tensors, or shapes that do not go together.
+        InputError: other tensors, or shapes that contradict each other.
     """
     expected = tuple(shapes(1, 1, 2))
     if {*tensors} != {*expected}:
@@ -227,10 +227,10 @@ def sizes(tensors: Mapping[str, Tensor], where: str) -> tuple[int, int]:
 
 
 def read_published(path: Path) -> dict[str, Tensor]:
-    """The tensors of a published gate: a safetensors file, or a `.pt` that is a state dict.
+    """Read the tensors of a published gate: a safetensors file, or a `.pt` with a state dict.
 
-    Nothing is run: a `.pt` is read by torch's restricted unpickler. The published files
-    themselves are pickled modules, and are refused.
+    Executes no code: a `.pt` is read by torch's restricted unpickler. The published files
+    themselves are pickled modules, which are refused.
 
     Raises:
         InputError: missing, damaged, a pickled module, or not a state dict.
@@ -243,8 +243,8 @@ def read_published(path: Path) -> dict[str, Tensor]:
             return dict(load(data))
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # what damaged bytes raise, torch does not say
-        if "GLOBAL" in str(error):  # torch's word for a class that it will not make
+    except Exception as error:  # torch raises undocumented exceptions on damaged bytes
+        if "GLOBAL" in str(error):  # torch's word for a class that it refuses to build
             raise InputError(
                 f"{path}: a pickled module or other object, {CONVERT % str(path)}"
             ) from None

@@ -1,4 +1,4 @@
-"""Pixels as CLIP's image processor makes them, and fine-tuned vision towers on disk."""
+"""Standardise pixels as CLIP's image processor does, and save fine-tuned vision towers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def standardised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 [B, 3, H, W] as the float32 pixels the image processor would make of them."""
+    """Convert uint8 [B, 3, H, W] to the float32 pixels of the image processor."""
     shape = (1, 3, 1, 1)
     return (images.float() / 255 - mean.to(images.device).view(shape)) / std.to(images.device).view(
         shape
@@ -18,7 +18,7 @@ def standardised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def pixel_statistics(folder: Path) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [3] a channel, from a folder's image processor."""
+    """Mean and standard deviation [3] of the channels, from a folder's image processor."""
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     processor = CLIPImageProcessorPil.from_pretrained(folder)
@@ -30,8 +30,8 @@ def save_expert(base: Path, tower: Any, folder: Path) -> None:
     from transformers import CLIPVisionModel
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    # Loaded anew, because a model is saved under the tensor names that it was loaded from: those
-    # of the hub. The tower inside a CLIPModel would be saved under bare ones.
+    # Loaded again, because a model is saved under the tensor names that it was loaded with: those
+    # of the hub. A tower inside a CLIPModel would be saved under names without prefix.
     model = CLIPVisionModel.from_pretrained(base)
     model.load_state_dict(tower.state_dict())
     model.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""CLIP's vision tower as a chain of segments: what shards are cut from.
+"""CLIP's vision tower as a chain of segments, which is cut into shards.
 
 Activations: {"pixels": uint8 [B, 3, H, W]} first, {"hidden": [B, n, d]} between segments,
 {"output": [B, D]} last.
@@ -36,7 +36,7 @@ class Embed(nn.Module):
         self.position_embedding = nn.Embedding(self.positions, width)
         self.pre_layrnorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dtype = torch.float32
-        """Of everything computed; set by who holds the weights."""
+        """dtype of activations, set by the holder of the weights."""
 
     def forward(self, carry: Activations) -> Activations:
         """{"pixels"} -> {"hidden"}."""
@@ -80,7 +80,7 @@ class Project(nn.Module):
 
 
 def clip_segments(base: Checkpoint) -> tuple[Segment, ...]:
-    """Embeddings, one segment a layer, projection.
+    """Embeddings, one segment for each layer, projection.
 
     Raises:
         InputError: no projection, or images prepared to another size than the model's.
@@ -94,7 +94,7 @@ def clip_segments(base: Checkpoint) -> tuple[Segment, ...]:
             f" the model takes {(size, size)}"
         )
     config = clip_config(base).vision_config
-    config._attn_implementation = "sdpa"  # a layer built alone is not asked which it would like
+    config._attn_implementation = "sdpa"  # a layer that is built alone does not choose one itself
     out = base.tensors[PROJECTION].shape[0]
     names = {
         "token.value": "embeddings.class_embedding",

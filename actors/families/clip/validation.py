@@ -1,4 +1,4 @@
-"""What the members of a pool must have in common: architecture, and all that is not fused."""
+"""Check that members of a pool have the base's architecture, and its tensors that are not fused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check_base(base: Checkpoint) -> None:
 
 
 def check_architecture(base: Checkpoint, expert: Checkpoint) -> None:
-    """Raise InputError where an expert's fields or tensors are not the base's."""
+    """Raise InputError where an expert's fields or tensors differ from the base's."""
     theirs = expert.fields
     for field, value in base.fields.items():
         if theirs[field] != value:
@@ -48,10 +48,10 @@ def check_architecture(base: Checkpoint, expert: Checkpoint) -> None:
 
 
 def check_unfused(base: Checkpoint, experts: Collection[Checkpoint]) -> None:
-    """What is not fused must be the base's: text tower, scale; and position ids must count up.
+    """Tensors that are not fused must equal the base's: text tower, logit scale, position ids.
 
     Raises:
-        InputError: an expert that was fine-tuned in its text tower, say.
+        InputError: a tensor that differs, for example of a fine-tuned text tower.
     """
     for member in (base, *experts):
         for name, ids in read(member, member.buffers):
@@ -63,7 +63,7 @@ def check_unfused(base: Checkpoint, experts: Collection[Checkpoint]) -> None:
     for expert in experts:
         for (name, ours), (_, theirs) in pairs(base, expert):
             check_finite(theirs, name, owner(expert, name))
-            # An expert saved in half precision holds the base's values rounded.
+            # An expert saved in half precision holds the rounded values of the base.
             if not torch.equal(ours.to(theirs.dtype), theirs):
                 raise InputError(
                     f"{owner(expert, name)}: tensor {name!r}: differs from the base's; only the"
@@ -73,10 +73,10 @@ def check_unfused(base: Checkpoint, experts: Collection[Checkpoint]) -> None:
 
 
 def check_idle(base: Checkpoint, adapter: Checkpoint) -> None:
-    """An adapter's factors of the text tower must be zero, as they are where it was not trained.
+    """An adapter's factors of the text tower must be zero, as they are if it was not trained.
 
     Raises:
-        InputError: one that is not.
+        InputError: a factor that is not zero.
     """
     for name, up in read(adapter, [name for name in adapter.rest if name not in base.rest]):
         if up.any():
@@ -89,7 +89,7 @@ def check_idle(base: Checkpoint, adapter: Checkpoint) -> None:
 def pairs(
     base: Checkpoint, expert: Checkpoint
 ) -> Iterator[tuple[tuple[str, Tensor], tuple[str, Tensor]]]:
-    """The base's and the expert's tensors of `expert.rest`, in step."""
+    """The base's and the expert's tensors of `expert.rest`, pairwise."""
     names = [name for name in base.rest if name in expert.rest]
     in_step = Checkpoint(**{**vars(expert), "rest": {name: expert.rest[name] for name in names}})
     return zip(read(base, names), read(in_step, names), strict=True)

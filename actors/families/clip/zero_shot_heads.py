@@ -1,4 +1,4 @@
-"""Heads [C, D] of tasks: a task's classes as the base's text tower sees them, or a given file."""
+"""Heads [C, D] of tasks: zero-shot heads made by the base's text tower, or given files."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "config.json",
 )
-"""What a tokenizer is made from; `tokenizer.<version>.json` and the model's configuration too."""
+"""Files of a tokenizer; `tokenizer.<version>.json` and the model's configuration are used too."""
 
 PROMPTS = 256
-"""Prompts a forward pass."""
+"""Prompts in a forward pass."""
 
 
 def task_heads(base: Checkpoint, tasks: Mapping[str, Task], root: Path) -> dict[str, Path]:
     """Each task's head in the cache: a copy of the file it names, else its zero-shot head.
 
-    A copy, named by its content: a file that is replaced in mid-sweep changes nothing, and nodes
-    that do not see it are sent it as all else.
+    A copy is named by its content: replacing the file during a sweep has no effect, and nodes that
+    do not see it receive the copy like any other file of the cache.
 
     Raises:
         InputError: see `check_head` and `zero_shot_heads`.
@@ -58,10 +58,10 @@ def task_heads(base: Checkpoint, tasks: Mapping[str, Task], root: Path) -> dict[
 
 
 def check_heads(base: Checkpoint, tasks: Mapping[str, Task]) -> dict[str, Path]:
-    """The head files that tasks name, once all is there that the others' are made of.
+    """Check the head files that tasks name, and the tokenizer for the other heads.
 
     Raises:
-        InputError: see `check_head`; or no tokenizer in the base's folder, where one is needed.
+        InputError: see `check_head`; or no tokenizer in the base's folder, if one is needed.
     """
     given = given_heads(base, tasks)
     if len(given) < len(tasks):
@@ -86,7 +86,7 @@ def given_heads(base: Checkpoint, tasks: Mapping[str, Task]) -> dict[str, Path]:
 
 
 def head_fingerprints(base: Checkpoint, tasks: Mapping[str, Task]) -> dict[str, Fingerprint]:
-    """Of each task's head: of the file it names, else of what its zero-shot head is made from.
+    """Fingerprint of each task's head: of its file, or of everything its zero-shot head depends on.
 
     Raises:
         InputError: no tokenizer in the base's folder, or a head file that is refused.
@@ -103,7 +103,7 @@ def head_fingerprints(base: Checkpoint, tasks: Mapping[str, Task]) -> dict[str, 
 
 
 def zero_shot_fingerprint(base: Checkpoint, tokenizer: Tokenizer, task: Task) -> Fingerprint:
-    """Of all that a zero-shot head is made from: text tower, tokenizer, words, libraries."""
+    """Fingerprint of a zero-shot head's origins: text tower, tokenizer, prompts, libraries."""
     libraries = software("torch", "transformers", "tokenizers")
     words = [list(task.classnames), list(task.templates)]
     return fingerprint("head-3", base.fingerprint, tokenizer.fingerprint, *words, libraries)
@@ -115,13 +115,13 @@ def zero_shot_heads(
     root: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Path]:
-    """Each task's head, made by the base's text tower where the cache lacks it or has it damaged.
+    """Make the zero-shot heads that are missing or damaged in the cache.
 
     Args:
-        base: a full CLIP model, in whose folder the tokenizer is.
+        base: a full CLIP model, whose folder holds the tokenizer.
         tasks: name -> task: its class names and templates.
         root: the cache folder.
-        progress: called with heads done and heads to be made.
+        progress: called with the heads done and the total of heads to make.
 
     Returns:
         name -> safetensors file with one tensor `head`, float32 [C, D], logit scale included.
@@ -153,17 +153,17 @@ def zero_shot_heads(
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A base's tokenizer, known by its files."""
+    """A base's tokenizer, known from its files."""
 
     files: Mapping[str, Path]
     fingerprint: Fingerprint
-    """Of all these files; `load` reads no other."""
+    """Fingerprint of all these files; `load` reads no others."""
 
     def load(self) -> Any:
-        """The tokenizer, from a folder that holds these files alone.
+        """Load the tokenizer from a folder that holds only these files.
 
         Raises:
-            Exception: of any kind, where a file is damaged: that is how `tokenizers` is.
+            Exception: any exception of `tokenizers` on a damaged file.
         """
         from transformers import CLIPTokenizer
 
@@ -174,7 +174,7 @@ class Tokenizer:
 
 
 def open_tokenizer(base: Checkpoint) -> Tokenizer:
-    """The tokenizer in the base's folder; nothing is read but to be hashed.
+    """Hash the files of the tokenizer in the base's folder; does not load it.
 
     Raises:
         InputError: the folder holds no tokenizer.
@@ -189,10 +189,10 @@ def open_tokenizer(base: Checkpoint) -> Tokenizer:
 
 
 def known_tokenizer(base: Checkpoint) -> Tokenizer | None:
-    """The tokenizer in the base's folder, or None if the folder holds no tokenizer.
+    """As `open_tokenizer`, or None if the folder holds no tokenizer.
 
     Raises:
-        InputError: one of its files is no regular file.
+        InputError: one of its files is not a regular file.
     """
     found = {
         file.name: file
@@ -210,7 +210,7 @@ def known_tokenizer(base: Checkpoint) -> Tokenizer | None:
 
 
 def read_tokenizer(base: Checkpoint, tokenizer: Tokenizer) -> Any:
-    """A base's tokenizer, loaded.
+    """Load a base's tokenizer.
 
     Raises:
         InputError: it cannot be read.
@@ -220,9 +220,9 @@ def read_tokenizer(base: Checkpoint, tokenizer: Tokenizer) -> Any:
 
 
 def check_prompts(base: Checkpoint, tasks: Mapping[str, Task]) -> None:
-    """Raise InputError where the tokenizer cannot be read, or a prompt is too long for the tower.
+    """Raise InputError if the tokenizer cannot be read, or a prompt is too long for the text tower.
 
-    Of tasks with a zero-shot head; no weight is read.
+    Checks the tasks with a zero-shot head; reads no weight.
     """
     words = [task for task in tasks.values() if task.source.head is None]
     if not words:
@@ -236,10 +236,10 @@ def check_prompts(base: Checkpoint, tasks: Mapping[str, Task]) -> None:
 
 
 def text_positions(base: Checkpoint) -> int:
-    """Tokens of the longest prompt that the text tower takes.
+    """Largest number of tokens of a prompt for the text tower.
 
     Raises:
-        InputError: a configuration that says no positive whole number.
+        InputError: the configuration's value is not a positive whole number.
     """
     from actors.families.clip.build import clip_config
 
@@ -257,7 +257,7 @@ def check_lengths(texts: Sequence[str], lengths: Sequence[int], positions: int, 
 
 
 def prompts(task: Task) -> list[str]:
-    """Every class in every template: class by class."""
+    """Prompts of every class in every template, class by class."""
     return [fill(template, name) for name in task.classnames for template in task.templates]
 
 
@@ -265,7 +265,7 @@ class TextEncoder:
     """The base's text tower, projection and logit scale, on the CPU in float32."""
 
     def __init__(self, base: Checkpoint, tokenizer: Tokenizer) -> None:
-        """Build and fill the tower.
+        """Build the tower and load its weights.
 
         Raises:
             InputError: the tokenizer cannot be read, or weights are missing.
@@ -295,7 +295,7 @@ class TextEncoder:
         """Projected embeddings [len(texts), D], not normalised.
 
         Raises:
-            InputError: a text of more tokens than the tower has positions.
+            InputError: a text with more tokens than the tower has positions.
         """
         import torch
 
