@@ -32,13 +32,14 @@ from actors.fleet.transport import fetched
 from benchmarks.environment import Row, finish
 from sweeps.cli.quickstart import SPEC, ensure_pool
 from sweeps.cluster import ray_connection
+from sweeps.console.progress import Progress
 from sweeps.planning.prepare import prepare
 from sweeps.planning.prepared import Prepared
 from sweeps.results.folder import SweepFolder
 from sweeps.results.ledger import Entry
 from sweeps.spec.sweep import SweepSpec, load
 from sweeps.spec.trial_key import trial_key
-from sweeps.trials.run_trials import tuned
+from sweeps.trials.run_trials import TrialSetup, tuned
 from sweeps.trials.searcher import MethodSearch
 
 SCALES = [round(0.1 * step, 1) for step in range(1, 11)]
@@ -63,7 +64,14 @@ def swept(prepared: Prepared, folder: Path) -> tuple[float, float, list[float], 
             for ref in [r.call.remote(Evaluate(warm, "select")) for r in fleet.replicas]:
                 fetched(ref)
             search = MethodSearch(prepared.spec, prepared.context())
-            tuned(prepared.spec, search, fleet.client, SweepFolder(folder), entries.append)
+            setup = TrialSetup(
+                prepared.spec,
+                prepared.context(),
+                fleet.client,
+                SweepFolder(folder),
+                Progress(Console(quiet=True)),
+            )
+            tuned(setup, search, entries.append)
     starts = [datetime.fromisoformat(entry.started) for entry in entries]
     ends = [datetime.fromisoformat(entry.ended) for entry in entries]
     span = (max(ends) - min(starts)).total_seconds()
