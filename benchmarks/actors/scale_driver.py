@@ -107,10 +107,10 @@ class Stop(Exception):
 
 
 class Clock:
-    """Seconds busy_seconds in some methods, all calls together, and moments."""
+    """Seconds spent in some methods, all calls together, and moments."""
 
     def __init__(self) -> None:
-        self.busy_seconds: dict[str, float] = defaultdict(float)
+        self.spent: dict[str, float] = defaultdict(float)
         self.at: dict[str, float] = {}
         """When each last came to an end."""
         self.found: dict[str, Any] = {}
@@ -127,7 +127,7 @@ class Clock:
                 self.found[label] = inner(*args, **given)
                 return self.found[label]
             finally:
-                self.busy_seconds[label] += time.perf_counter() - began
+                self.spent[label] += time.perf_counter() - began
                 self.at[label] = time.perf_counter()
 
         setattr(kind, name, outer)
@@ -207,7 +207,7 @@ def drive(given: argparse.Namespace) -> dict[str, Any]:
         "before": before,
         "end": psutil.Process().memory_info().rss,
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "busy_seconds": clock.busy_seconds,
+        "spent": clock.spent,
         "connect_s": connected - began,
         "first_s": clock.at.get("ledger", began) - began,
         "trials_s": clock.at["trials"] - began,

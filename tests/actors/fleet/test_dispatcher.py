@@ -306,20 +306,20 @@ def test_a_call_that_is_always_forgotten_ends(world):
 
 
 def test_a_call_that_dies_for_memory_twice_in_a_row_is_given_up_and_others_go_on(world):
-    memory_message = Replica(0, dies=100, for_memory=True)
+    starved = Replica(0, dies=100, for_memory=True)
 
     async def go():
-        dispatcher = Made([slot(world, memory_message)], 5.0)
+        dispatcher = Made([slot(world, starved)], 5.0)
         dispatcher.need = "1.50 GB"
         with pytest.raises(OutOfMemory) as error:
             await dispatcher.call(work("ties"))
-        assert len(memory_message.calls) == 2
-        memory_message.dies = 0
+        assert len(starved.calls) == 2
+        starved.dies = 0
         return str(error.value), await dispatcher.call(work()), await dispatcher.repeated_calls()
 
-    text, found, repeated_calls = asyncio.run(go())
+    text, found, repeated = asyncio.run(go())
     assert found == 0
-    assert repeated_calls == 1  # made again once
+    assert repeated == 1  # made again once
     assert text == (
         "embed ties: out of memory, 2 times in a row, on node 10.0.0.9, where 2.00 GB are granted"
         " (memory.max) and 1.00 GB free without it; planned: 1.50 GB; set placement.replicas lower,"
