@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -47,11 +48,25 @@ def complete(fields: Mapping[str, Any]) -> Entry:
     return Entry(**fields, kind=row.kind if row is not None else "reference")
 
 
+RESTARTS = 3
+"""How often a trial runs again whose process died: with a node, say, or for want of memory."""
+
+
 class Recorder(tune.Callback):  # type: ignore[misc]  # ray is untyped
     """Pass each finished trial to `record`, as soon as Tune reports it."""
 
-    def __init__(self, record: Callable[[Entry], None]) -> None:
-        self.record = record
+    def __init__(
+        self, record: Callable[[Entry], None], repeat: Callable[[Mapping[str, Any]], None]
+    ) -> None:
+        """A recorder that has seen nothing.
+
+        Args:
+            record: gets the entry of each finished trial.
+            repeat: gets the configuration of a trial to be suggested again.
+        """
+        self.record, self.repeat = record, repeat
+        self.repeats: Counter[str] = Counter()
+        """Trial key -> how often it was suggested again."""
         self.heard: set[str] = set()
         self.partial: dict[str, dict[str, Any]] = {}
         """Trial key -> the last result on the way of a trial that learns."""
@@ -81,6 +96,16 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray is untyped
             self.record(complete(self.partial.pop(key)))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """After a trial's process died."""
-        if trial.config["trial_key"] not in self.heard:
+        """After a trial's process died, and Tune does not start it again.
+
+        Tune starts a running trial again `RESTARTS` times, but never one whose process died while
+        it started, with its node, say: such a trial is suggested again.
+        """
+        key = trial.config["trial_key"]
+        if key in self.heard:
+            return
+        if trial.num_failures <= RESTARTS and self.repeats[key] < RESTARTS:
+            self.repeats[key] += 1
+            self.repeat(trial.config)
+        else:
             self.record(died(trial.config))

@@ -29,7 +29,7 @@ from sweeps.spec.candidates import trial_counts
 from sweeps.spec.reference_methods import references
 from sweeps.spec.sweep import SweepSpec
 from sweeps.spec.trial_key import Context, trial_key
-from sweeps.trials.callback import Recorder, died, finished
+from sweeps.trials.callback import RESTARTS, Recorder, died, finished
 from sweeps.trials.learn_coding import LearningInputs
 from sweeps.trials.scheduler import Halving
 from sweeps.trials.searcher import MethodSearch
@@ -46,10 +46,6 @@ IN_FLIGHT = 4
 PER_CORE = 8
 """Most concurrent trials for each core of the driver's machine: a process takes seconds of a core
 to start, and all may start there."""
-
-RESTARTS = 3
-"""Restarts of a trial whose process died, for example with its node or for lack of memory."""
-
 
 RUNS = 3
 """Starts of Tune for the remaining trials: Tune 2.60 itself fails when Ray kills a trial's process
@@ -215,7 +211,7 @@ def tuned(setup: TrialSetup, search: MethodSearch, record: Callable[[Entry], Non
         run_config=tune.RunConfig(
             name=folder.tune.name,
             storage_path=str(folder.path.resolve()),
-            callbacks=[Recorder(guarded)],
+            callbacks=[Recorder(guarded, search.repeat)],
             failure_config=tune.FailureConfig(max_failures=RESTARTS),
             verbose=0,
         ),

@@ -89,8 +89,8 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial; None: wait for results; FINISHED: there are no more."""
         found, self._ahead = self._ahead or self._next(), None
-        if found is None:
-            return None if self._turns else str(Searcher.FINISHED)
+        if found is None:  # Tune does not ask again after FINISHED, and a trial may have to repeat
+            return None if self._turns or self._running else str(Searcher.FINISHED)
         method, params, key = found
         self._running[trial_id] = key
         if self._on_suggest is not None:
@@ -103,8 +103,20 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
         self._ahead = self._ahead or self._next()
         return self._ahead is not None or bool(self._turns) or bool(self._running)
 
+    def repeat(self, config: Mapping[str, Any]) -> None:
+        """Suggest a trial again, which ended without having run; its failure is forgotten.
+
+        Args:
+            config: as `suggest` gave it.
+        """
+        key = config["trial_key"]
+        self._results.pop(key, None)
+        self._repeats.append((config["method"], config["params"], key))
+
     def _next(self) -> Suggestion | None:
         """The next candidate; None: wait for results, or there are no more."""
+        if self._repeats:
+            return self._repeats.popleft()
         for _ in range(len(self._turns)):
             method, candidates = self._turns.popleft()
             for params in candidates:
@@ -136,7 +148,7 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
         self._start()
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("_turns", "_ahead", "_on_suggest")
+        left_out = ("_turns", "_ahead", "_repeats", "_on_suggest")
         return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -147,6 +159,7 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
     def _start(self) -> None:
         """Start all methods anew; candidates that are known or running are skipped."""
         self._ahead = None
+        self._repeats: deque[Suggestion] = deque()
         self._turns = deque(
             (method, self._fresh(method, candidates))
             for method, entry in self._spec.methods.items()

@@ -246,7 +246,34 @@ def test_nobody_waits_for_the_last_batch() -> None:
     search = MethodSearch(sweep({"wise_ft": {**METHODS["wise_ft"], "trials": 3}}))
     told = [search.suggest(str(number)) for number in range(4)]
     assert [isinstance(trial, dict) for trial in told] == [True, True, True, False]
-    assert told[-1] == Searcher.FINISHED
+    for number in range(3):
+        assert search.suggest("probe") is None  # a trial that runs may have to be repeated
+        search.on_trial_complete(str(number), {"acc/mean": 0.5})
+    assert search.suggest("probe") == Searcher.FINISHED
+
+
+def test_a_repeated_trial_is_suggested_as_it_was_and_changes_no_other_suggestion() -> None:
+    spec = sweep({"wise_ft": {**METHODS["wise_ft"], "trials": 6}})
+    plain, lossy = MethodSearch(spec, batch=2), MethodSearch(spec, batch=2)
+    repeated = 0
+    for number in itertools.count():
+        expected = plain.suggest(str(number))
+        found = lossy.suggest(f"{number}")
+        assert found == expected
+        if expected == Searcher.FINISHED:
+            break
+        assert isinstance(expected, dict)
+        if number % 2 == 0:
+            lossy.on_trial_complete(str(number), error=True)
+            lossy.repeat(expected)
+            assert lossy.left()
+            assert lossy.suggest(f"{number} again") == expected
+            lossy.on_trial_complete(f"{number} again", {"acc/mean": score(expected)})
+            repeated += 1
+        else:
+            lossy.on_trial_complete(str(number), {"acc/mean": score(expected)})
+        plain.on_trial_complete(str(number), {"acc/mean": score(expected)})
+    assert repeated == 3
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, None, "0.5", True])
@@ -378,9 +405,10 @@ def test_a_trial_that_runs_is_left():
     """Else Ctrl-C while the last trials run would pass for the end of the search."""
     search = MethodSearch(sweep({"task_arithmetic": {"scale": {"grid": [0.1, 0.2]}}}))
     assert {search.suggest(name)["params"]["scale"] for name in ("a", "b")} == {0.1, 0.2}
-    assert search.suggest("c") == Searcher.FINISHED
+    assert search.suggest("c") is None
     assert search.left()
     search.on_trial_complete("a", {"acc/mean": 0.5})
     assert search.left()
     search.on_trial_complete("b", error=True)
     assert not search.left()
+    assert search.suggest("c") == Searcher.FINISHED
