@@ -340,6 +340,7 @@ MAKERS = {
         "actors.data.text.inputs",
         "actors.data.text.tokenizer",
         "actors.experts.embedding_cache",
+        "actors.families.bert.heads",
         "actors.families.clip.zero_shot_heads",
         "actors.files.fingerprint",
         "actors.gate_features.extractor",

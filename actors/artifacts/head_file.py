@@ -220,13 +220,21 @@ def open_head(path: Path) -> Head:
     tensors, facts = unsealed(path.read_bytes(), must=False)
     if facts.get("normalise") != "false":
         return CosineHead(weight)
-    return LinearHead(weight, tensors.get("bias"))
+    dense = tensors.get("dense.weight")
+    before = None if dense is None else LinearHead(dense, tensors.get("dense.bias"))
+    return LinearHead(weight, tensors.get("bias"), before)
 
 
-def write_linear_head(path: Path, weight: Tensor, bias: Tensor | None = None) -> None:
-    """Write a linear head [C, D] whole or not at all; families whose output is no embedding."""
-    tensors = {"head": weight} if bias is None else {"head": weight, "bias": bias}
-    plain = {name: each.detach().float().cpu().contiguous() for name, each in tensors.items()}
+def write_linear_head(
+    path: Path, weight: Tensor, bias: Tensor | None = None, before: LinearHead | None = None
+) -> None:
+    """Write a linear head [C, D], with the dense layer before it, whole or not at all; of families
+    whose output is no embedding."""
+    tensors = {"head": weight, "bias": bias}
+    if before is not None:
+        tensors |= {"dense.weight": before.weight, "dense.bias": before.bias}
+    there = {name: each for name, each in tensors.items() if each is not None}
+    plain = {name: each.detach().float().cpu().contiguous() for name, each in there.items()}
     with replacing(path) as part:
         part.write_bytes(sealed(plain, {"normalise": "false"}))
 

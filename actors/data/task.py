@@ -286,7 +286,6 @@ def check_kind(source: TaskSource, kind: Kind, what: str) -> None:
     images = {
         "image": None if source.image == "image" else source.image,
         "templates": source.templates,
-        "head": source.head,
     }
     for name, value in (texts if kind == "image" else images).items():
         if value is not None:

@@ -96,7 +96,7 @@ def by_embeddings(
     for task in names:
         stack = torch.stack([runner.embedded(expert, task, role) for expert in runner.tasks])
         parts = (
-            method.fuse(stack[:, rows], runner.heads[task], **recipe.params)
+            method.fuse(stack[:, rows], runner.task_heads[task], **recipe.params)
             for rows in batches(stack.shape[1])
         )
         found[task] = torch.cat(list(parts))

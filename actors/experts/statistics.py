@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from actors.artifacts.recipe import BASE
 from actors.data.task_rows import batches
@@ -26,7 +27,7 @@ from actors.shards.requests import (
     WriteStatistics,
 )
 from fusion.errors import InputError
-from fusion.logits.head import LinearHead
+from fusion.logits.head import Head, LinearHead
 from fusion.methods.statistics.collect import Asked
 from fusion.registry import METHODS, Informed
 from fusion.task_vectors.coding import one_hot
@@ -102,9 +103,7 @@ def keys_of(
         said = [identity[task], at.file.name, there or rows[task].tolist()]
         if asked.kind == "fisher":
             said.append(hash_text(runner.heads[task].tolist()))
-            head = runner.task_heads[task]
-            if isinstance(head, LinearHead) and head.bias is not None:
-                said.append(hash_text(head.bias.tolist()))
+            said += [hash_text(each.tolist()) for each in beside_weight(runner.task_heads[task])]
         return said
 
     asks = [VERSION, asked.kind, asked.batch_size, asked.seed, dict(asked.options)]
@@ -112,6 +111,15 @@ def keys_of(
         return tuple(hash_text(asks, facts(task)) for task in runner.tasks)
     every = [identity[BASE], [[task, facts(task)] for task in runner.tasks]]
     return tuple(hash_text(asks, every, task) for task in runner.tasks)
+
+
+def beside_weight(head: Head | None) -> list[Tensor]:
+    """Tensors of a linear head beside its weight: its bias, and the layer before it."""
+    if not isinstance(head, LinearHead):
+        return []
+    before = head.before
+    found = [head.bias, *([] if before is None else [before.weight, before.bias])]
+    return [each for each in found if each is not None]
 
 
 def everywhere(pipeline: Pipeline, request: ShardRequest) -> list[Any]:

@@ -8,7 +8,7 @@ system names a kind of model.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from actors.artifacts.published_gate import PublishedLayout
 from actors.checkpoints.checkpoint import Checkpoint
 from actors.data.protocol import OUTPUT as OUTPUT
 from actors.data.protocol import Activations as Activations
@@ -71,6 +72,20 @@ class Layout:
     shared_inputs: Mapping[str, str] = field(default_factory=dict)
     """Weight of a linear layer -> the weight under whose name the statistics of its input are kept
     (its own, or that of a layer with the same input)."""
+
+
+@dataclass(frozen=True)
+class EncoderStates:
+    """Where a model's encoder leaves its last states of tokens, whose mean a gate can read."""
+
+    stop: int
+    """Segments [0, stop) of the chain make them."""
+    name: str
+    """Of the activation [B, n, d]."""
+    mask: str
+    """Of the activation [B, n] that is False at padding."""
+    width: int
+    """d."""
 
 
 def segment(
@@ -138,9 +153,8 @@ class ModelFamily(Protocol):
         """`model_type` of `config.json` -> classes of `transformers`, for messages."""
         ...
 
-    @property
-    def offers(self) -> frozenset[Offer]:
-        """What methods may need, and this family has."""
+    def offers(self, base: Checkpoint) -> frozenset[Offer]:
+        """What methods may need, and models like the base have."""
         ...
 
     def training(self) -> Training | None:
@@ -185,8 +199,11 @@ class ModelFamily(Protocol):
         """Raise InputError where a tensor that is not fused differs from the base's."""
         ...
 
-    def tempered(self, base: Checkpoint, beta: float) -> dict[str, Tensor]:
-        """Tensors of the base with the inverse temperature `beta` of logits in them, if any."""
+    def tempered(
+        self, base: Checkpoint, fused: Mapping[str, Tensor], beta: float
+    ) -> dict[str, Tensor]:
+        """Tensors, of a merged model or of its base, with the inverse temperature `beta` of logits
+        in them, if any."""
         ...
 
     # ------------------------------------------------------------------------------------ the model
@@ -211,6 +228,15 @@ class ModelFamily(Protocol):
         """
         ...
 
+    def encoder_states(self, base: Checkpoint) -> EncoderStates | None:
+        """States of tokens that gates read the mean of; None: they read the output."""
+        ...
+
+    def published_layout(self, groups: Sequence[str]) -> PublishedLayout | None:
+        """Order of the outputs of published layer-wise gates for a model with these tensors; None:
+        it is no model of the family, or none are published."""
+        ...
+
     # ------------------------------------------------------------------------------ rows and heads
 
     def inputs(self, base: Checkpoint) -> Inputs:
@@ -227,6 +253,15 @@ class ModelFamily(Protocol):
 
     def companions(self, base: Checkpoint) -> dict[str, str]:
         """Name -> fingerprint of files beside the weights that decide results: `preprocessing`."""
+        ...
+
+    def own_heads(self, base: Checkpoint, experts: Mapping[str, Checkpoint]) -> dict[str, str]:
+        """Experts that bring the head of the task of their name -> the source of that head, which
+        is the task's `head` where the sweep file names none.
+
+        Raises:
+            InputError: experts whose heads cannot be in one pool.
+        """
         ...
 
     def check_heads(self, base: Checkpoint, tasks: Mapping[str, Task]) -> dict[str, Path]:

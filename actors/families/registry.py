@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from actors.artifacts.gate_file import Manifest
+from actors.artifacts.published_gate import import_gate, read_published
 from actors.checkpoints.checkpoint import Checkpoint, load_config
 from actors.checkpoints.sources import resolve
+from actors.families.bert.family import BERT_FAMILY
 from actors.families.clip.family import CLIP
 from actors.families.protocol import ModelFamily, Training
 from fusion.errors import InputError, reading
@@ -22,7 +24,7 @@ from fusion.methods.learned.gate import Gate
 
 GROUP = "fusion_sweeps.families"
 
-FAMILIES: dict[str, ModelFamily] = {CLIP.name: CLIP}
+FAMILIES: dict[str, ModelFamily] = {each.name: each for each in (CLIP, BERT_FAMILY)}
 
 
 def register(family: ModelFamily) -> None:
@@ -55,10 +57,10 @@ def published_gate(path: Path, *, groups: Sequence[str], **about: Any) -> tuple[
     Raises:
         InputError: no such file, or a gate of other models.
     """
-    # Late: only a sweep that names such a file needs it.
-    from actors.families.clip.published_gates import blocks_of, import_gate, read_published
-
-    return import_gate(read_published(path), blocks=blocks_of(groups), **about)
+    plugins()
+    layouts = (family.published_layout(groups) for family in FAMILIES.values())
+    layout = next((found for found in layouts if found is not None), None)
+    return import_gate(read_published(path), layout=layout, **about)
 
 
 def by_type() -> dict[str, ModelFamily]:

@@ -1,8 +1,11 @@
-"""Frozen networks that compute the features a gate reads: a ResNet, or a model of a family.
+"""Frozen networks that compute the features a gate reads: a ResNet, a sentence encoder, or a model
+of a family.
 
 DAWE (Yang et al.) uses a ResNet-18 or -50 of the Hugging Face hub: the last stage's feature map,
-averaged over positions, d = 512 or 2048 non-negative numbers for each image. For a family with
-embeddings, the features are the model's output (for CLIP: the projected embedding, not normalised).
+averaged over positions, d = 512 or 2048 non-negative numbers for each image. For a family that
+encodes texts, the features are the mean of its encoder's last states over the text's tokens; for
+another family with embeddings the model's output (for CLIP: the projected embedding, not
+normalised). Sentence encoders: see `sentence_encoder.py`.
 """
 
 from __future__ import annotations
@@ -24,9 +27,18 @@ from actors.checkpoints.sources import resolve
 from actors.data.images.inputs import ImageInputs
 from actors.data.images.preprocessor_config import read_convnext
 from actors.data.protocol import Activations, Extract, Inputs
+from actors.data.text.inputs import TextInputs
+from actors.data.text.tokenise import Words
 from actors.families.registry import by_type, family_in, inspect
 from actors.files.fingerprint import Fingerprint, fingerprint, software
 from actors.files.hashes import hash_files
+from actors.gate_features.sentence_encoder import (
+    TYPES,
+    SentenceEncoder,
+    is_sentence_encoder,
+    masked_mean,
+    open_sentence_encoder,
+)
 from actors.training.precision import exact_products
 from fusion.errors import InputError, reading
 
@@ -40,6 +52,13 @@ ACTIVATIONS = ("relu", "gelu", "silu")
 REST = "classifier."
 """Prefix of the classifier's tensors, which are not used."""
 
+SENTENCE = "sentence"
+"""Kind of a sentence encoder."""
+
+FIELDS = "fields:"
+"""Before the source of an encoder of texts: it reads the texts of a task's columns, and not the
+prompt that they are put into."""
+
 COUNTER = ".num_batches_tracked"
 """Suffix of BatchNorm's step counters, which are not used."""
 
@@ -52,7 +71,7 @@ class Extractor:
     """Source as given in the spec."""
     folder: Path
     kind: str
-    """`resnet`, or the name of a model family."""
+    """`resnet`, `sentence`, or the name of a model family."""
     width: int
     """d: number of features of a row."""
     inputs: Inputs
@@ -62,6 +81,8 @@ class Extractor:
 
     squashed: bool = False
     """Whether images are first resized to the input size without keeping the aspect ratio."""
+    encoder: SentenceEncoder | None = None
+    """The sentence encoder; None: it is none."""
 
     def load(self, device: Any = "cpu") -> Extract:
         """Load the network. See `load_extractor`."""
@@ -73,24 +94,31 @@ def open_extractor(source: str, what: str, *, squash: bool = False) -> Extractor
 
     Args:
         source: a folder, `embedded:extractor`, `embedded:base`, or a hub id
-            (`microsoft/resnet-18`, `microsoft/resnet-50`).
+            (`microsoft/resnet-18`, `microsoft/resnet-50`); `fields:` before one that reads texts:
+            see `FIELDS`.
         what: the spec's field, which starts each message.
         squash: first resize every image to the extractor's input size without keeping the aspect
             ratio, as the original DAWE does (`Preprocess.squash`); its ResNet then crops the
             centre.
 
     Raises:
-        InputError: no such source; neither a ResNet nor a model with embeddings; damaged or
-            inconsistent files; weights in a pickle; unsupported preprocessing.
+        InputError: no such source; none of the networks above; damaged or inconsistent files;
+            weights in a pickle; unsupported preprocessing.
     """
-    folder = resolve(source, what=what)
+    place = source.removeprefix(FIELDS)
+    folder = resolve(place, what=what)
     with reading(f"{what}: {folder}"):
-        return opened(source, folder, what, squash)
+        found = opened(place, folder, what, squash, "prompt" if place == source else "fields")
+        return replace(found, source=source)
 
 
-def opened(source: str, folder: Path, what: str, squash: bool) -> Extractor:
+def opened(source: str, folder: Path, what: str, squash: bool, words: Words) -> Extractor:
     """Open the extractor in a folder. See `open_extractor`."""
+    if is_sentence_encoder(folder):
+        return sentence(source, folder, what, squash, words)
     config = read_config(folder, what)
+    if config["model_type"] in TYPES and config["model_type"] not in by_type():
+        return sentence(source, folder, what, squash, words)
     if config["model_type"] == RESNET:
         kind = RESNET
         fields = resnet_fields(config, f"{what}: {folder / 'config.json'}")
@@ -100,16 +128,34 @@ def opened(source: str, folder: Path, what: str, squash: bool) -> Extractor:
     else:
         checkpoint = inspect(source, what)
         family = family_in(checkpoint)
-        if "embeddings" not in family.offers:
+        states = family.encoder_states(checkpoint)
+        if states is None and "embeddings" not in family.offers(checkpoint):
             raise InputError(f"{what}: {folder}: {family.name} models have no embeddings")
-        kind, width, content = family.name, family.width(checkpoint), content_hash(checkpoint)
+        kind, content = family.name, content_hash(checkpoint)
+        width = family.width(checkpoint) if states is None else states.width
         inputs = family.inputs(checkpoint)
+        if isinstance(inputs, TextInputs):
+            inputs = replace(inputs, words=words)
         family.segments(checkpoint)  # raises if the inputs do not fit the model
     if squash:
         inputs = squashed(inputs, what)
+    if words == "fields" and inputs.kind != "text":
+        raise InputError(f"{what}: {FIELDS}{source}: of texts only")
     libraries = software("torch", "transformers")
     found = fingerprint("extractor-2", kind, content, inputs.fingerprint, libraries)
     return Extractor(source, folder, kind, width, inputs, found, squash)
+
+
+def sentence(source: str, folder: Path, what: str, squash: bool, words: Words) -> Extractor:
+    """The sentence encoder in a folder. See `open_extractor`."""
+    encoder = open_sentence_encoder(folder, what)
+    inputs: Inputs = encoder.inputs(words, what)
+    if squash:
+        inputs = squashed(inputs, what)
+    content = hash_files({str(file.relative_to(folder)): file for file in encoder.files})
+    libraries = software("torch", "transformers")
+    found = fingerprint("extractor-2", SENTENCE, content, inputs.fingerprint, libraries)
+    return Extractor(source, folder, SENTENCE, encoder.width, inputs, found, squash, encoder)
 
 
 def squashed(inputs: Inputs, what: str) -> ImageInputs:
@@ -140,7 +186,10 @@ def load_extractor(extractor: Extractor, device: str | torch.device = "cpu") -> 
         InputError: files that changed since the extractor was opened.
     """
     exact_products()
-    forward = (resnet if extractor.kind == RESNET else embedding)(extractor, device)
+    if extractor.encoder is not None:
+        forward = extractor.encoder.load(device, extractor.source)
+    else:
+        forward = (resnet if extractor.kind == RESNET else embedding)(extractor, device)
 
     def extract(inputs: Activations) -> Tensor:
         exact = {"enabled": True, "deterministic": True, "allow_tf32": False}
@@ -173,10 +222,20 @@ def resnet(extractor: Extractor, device: str | torch.device) -> Extract:
 
 
 def embedding(extractor: Extractor, device: str | torch.device) -> Extract:
-    """Forward pass to the outputs of a model of a family with embeddings."""
+    """Forward pass to a model's outputs, or to the mean of its encoder's states."""
     from actors.shards.resident_model import ResidentModel
 
-    encoder = ResidentModel(inspect(str(extractor.folder), extractor.source), device)
+    checkpoint = inspect(str(extractor.folder), extractor.source)
+    states = family_in(checkpoint).encoder_states(checkpoint)
+    if states is not None:
+        part = ResidentModel(checkpoint, device, block=(0, states.stop))
+
+        def mean(inputs: Activations) -> Tensor:
+            carry = part.run({name: value.to(part.device) for name, value in inputs.items()})
+            return masked_mean(carry[states.name], carry[states.mask])
+
+        return mean
+    encoder = ResidentModel(checkpoint, device)
     # `outputs` runs in inference mode; a copy made outside it may take part in training.
     return lambda inputs: encoder.outputs(inputs).clone()
 
@@ -188,7 +247,8 @@ def read_config(folder: Path, what: str) -> dict[str, Any]:
         InputError: missing, not JSON, or another kind of model.
     """
     config = load_config(folder, what)
-    kind, allowed = config.get("model_type"), (RESNET, *by_type())
+    kind = config.get("model_type")
+    allowed = tuple(dict.fromkeys((RESNET, *by_type(), *TYPES)))
     if kind not in allowed:
         file, words = folder / "config.json", ", ".join(allowed)
         raise InputError(f"{what}: {file}: model_type {kind!r}; an extractor: {words}")

@@ -64,12 +64,14 @@ class CosineHead:
 
 @dataclass(frozen=True, eq=False)
 class LinearHead:
-    """A linear layer: z·Wᵀ + b."""
+    """A linear layer: z·Wᵀ + b; or W·tanh(z·Pᵀ + p) + b, with a dense layer before it."""
 
     weight: Tensor
     """[C, D]."""
     bias: Tensor | None = None
     """[C]; None: no bias."""
+    before: LinearHead | None = None
+    """P [D, D'] and p [D]; None: no dense layer."""
 
     @property
     def classes(self) -> int:
@@ -83,13 +85,15 @@ class LinearHead:
         >>> head.logits(torch.tensor([[3.0, 4.0]])).tolist()
         [[3.0, 5.0]]
         """
+        if self.before is not None:
+            output = self.before.logits(output).tanh()
         return torch.nn.functional.linear(output, self.weight, self.bias)
 
     def to(self, target: Target) -> LinearHead:
         """See `Head.to`."""
-        return LinearHead(
-            self.weight.to(target), None if self.bias is None else self.bias.to(target)
-        )
+        bias = None if self.bias is None else self.bias.to(target)
+        before = None if self.before is None else self.before.to(target)
+        return LinearHead(self.weight.to(target), bias, before)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from actors.data.task import Place, Role, Splits, Task, partition
 from actors.pool.pool import Pool
 from fusion.errors import InputError
 from fusion.registry import METHODS
+from sweeps.planning.learning_needs import LearningNeeds
 from sweeps.planning.shift_data import split_of
 from sweeps.spec.candidates import planned
 from sweeps.spec.sweep import SweepSpec
@@ -37,7 +38,7 @@ def check_trials(spec: SweepSpec) -> None:
 def check_offers(spec: SweepSpec, pool: Pool) -> None:
     """Raise InputError where a method needs something that the models' family does not offer."""
     for name in spec.methods:
-        if lacking := METHODS[name].requires - pool.family.offers:
+        if lacking := METHODS[name].requires - pool.family.offers(pool.base):
             raise InputError(
                 f"methods.{name}: needs {', '.join(sorted(lacking))}, which models of the family"
                 f" {pool.family.name!r} do not have"
@@ -93,6 +94,16 @@ def check_classes(spec: SweepSpec, name: str, labels: Labels) -> None:
             f"methods.{methods[0]}: task {name!r}: its fit rows are all of one class; 2 or more"
             " classes needed"
         )
+
+
+def check_extractors(needs: LearningNeeds, inputs: Inputs) -> None:
+    """Raise InputError if a gate's extractor reads another kind of data than the pool's models."""
+    for extractor in needs.extractors.values():
+        if (kind := extractor.inputs.kind) != inputs.kind:
+            raise InputError(
+                f"extractor: {extractor.source!r}: reads {kind}s; the pool's models read"
+                f" {inputs.kind}s"
+            )
 
 
 def check_shifts(spec: SweepSpec, inputs: Inputs, others: Mapping[tuple[str, str], Task]) -> None:

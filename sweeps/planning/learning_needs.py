@@ -12,7 +12,7 @@ from actors.artifacts.gate_file import fit, has_manifest, read
 from actors.families.registry import published_gate
 from actors.files.fingerprint import Fingerprint, fingerprint
 from actors.files.hashes import hash_files
-from actors.gate_features.extractor import Extractor, open_extractor
+from actors.gate_features.extractor import FIELDS, Extractor, open_extractor
 from fusion.errors import InputError
 from fusion.methods.learned.gate import Gate
 from fusion.methods.learned.in_model import MaskOptions, ResidentCourse, RouterOptions
@@ -21,6 +21,7 @@ from fusion.parameters import bind
 from fusion.registry import METHODS, Adaptive, Resident
 from sweeps.spec.candidates import random_points
 from sweeps.spec.sweep import SweepSpec
+from sweeps.spec.text_defaults import BASE
 
 TRIED = 64
 """Candidates of a method that are checked; further ones differ in numbers, rarely in names."""
@@ -108,7 +109,8 @@ def needs_of(spec: SweepSpec, tasks: tuple[str, ...], groups: tuple[str, ...]) -
         source = extractor_of(method, params)
         if source is not None and source not in extractors:
             what = f"methods.{name}.extractor"
-            extractors[source] = open_extractor(source[0], what, squash=source[1])
+            place = source_of(source[0], spec.pool.base)
+            extractors[source] = open_extractor(place, what, squash=source[1])
         try:
             learning = learning_of(method, params, tasks, groups, extractors)
         except InputError as error:
@@ -134,6 +136,16 @@ def needs_of(spec: SweepSpec, tasks: tuple[str, ...], groups: tuple[str, ...]) -
     return LearningNeeds(
         extractors, gates, frozenset(adapts), images, transformed, fits, sampled, kept
     )
+
+
+def source_of(extractor: str, base: str) -> str:
+    """An extractor's source, of which `base` is the pool's base.
+
+    >>> source_of("fields:base", "some/model"), source_of("base/other", "some/model")
+    ('fields:some/model', 'base/other')
+    """
+    place = extractor.removeprefix(FIELDS)
+    return extractor.removesuffix(BASE) + base if place == BASE else extractor
 
 
 def gate_fingerprint(path: Path) -> Fingerprint:

@@ -21,6 +21,7 @@ from fusion.errors import InputError
 from sweeps.cluster.ray_connection import narrowed
 from sweeps.planning.data_checks import (
     check_data,
+    check_extractors,
     check_offers,
     check_shifts,
     check_trials,
@@ -35,6 +36,7 @@ from sweeps.planning.shift_data import open_shifts
 from sweeps.planning.statistics_cost import rows_at, statistics_costs
 from sweeps.spec.reference_methods import completed
 from sweeps.spec.sweep import SweepSpec
+from sweeps.spec.text_defaults import for_texts
 
 
 def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
@@ -50,11 +52,17 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
     if spec.placement.weights == "factored":
         check_adapters(pool)
     inputs = pool.family.inputs(pool.base)
+    if inputs.kind == "text":
+        spec = for_texts(spec)
     otherwise = otherwise_prepared(pool, spec.pool.preprocessing == "base")
     splits = Splits(**spec.splits.model_dump())
+    given = pool.family.own_heads(pool.base, pool.experts)
+    given |= {name: task.head for name, task in spec.tasks.items() if task.head is not None}
     tasks = {
         name: open_task(
-            TaskSource(name, t.dataset, t.image, t.label, t.templates, t.classnames, t.head),
+            TaskSource(
+                name, t.dataset, t.image, t.label, t.templates, t.classnames, given.get(name)
+            ),
             inputs.kind,
         )
         for name, t in spec.tasks.items()
@@ -62,6 +70,7 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
     heads = pool.family.check_heads(pool.base, tasks)
     check_ancestry(pool, tasks)
     needs = needs_of(spec, pool.tasks, pool.groups)
+    check_extractors(needs, inputs)
     places = {
         name: read_places(task, spec, splits, roles_of(needs)) for name, task in tasks.items()
     }

@@ -191,7 +191,7 @@ def export(path: Path, out: Path) -> None:
                 write_folder(pool.base, fused, place, path, recipe.result_dtype)
         return
     fused = rebuilt(pool, what, recipe.result_dtype, statistics)
-    fused |= pool.family.tempered(pool.base, learned_beta(what))
+    fused |= pool.family.tempered(pool.base, fused, learned_beta(what))
     write_folder(pool.base, fused, out, path, recipe.result_dtype)
 
 
@@ -278,7 +278,8 @@ def write_folder(
 PAPERS = (
     "config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json",
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "generation_config.json", "open_clip_config.json",
+    "merges.txt", "generation_config.json", "open_clip_config.json", "vocab.txt", "spiece.model",
+    "sentencepiece.bpe.model",
 )  # fmt: skip
 """Files beside a model's weights that belong to it; other files of the folder are ignored."""
 

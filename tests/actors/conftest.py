@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.tiny_bert import KINDS, Models, make_models
 from tests.tiny_pool import write_tokenizer
 
 SIZE = 32
@@ -169,3 +170,19 @@ def animals(tmp_path: Path) -> Path:
     write_parquet(folder / "train.parquet", [0, 1] * 10, names=names, group=7)
     write_parquet(folder / "test.parquet", [1, 0, 1, 0, 1, 1], names=names, first=100)
     return folder
+
+
+@pytest.fixture(scope="session")
+def all_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Models]:
+    return make_models(tmp_path_factory.mktemp("text_models"))
+
+
+@pytest.fixture(params=KINDS)
+def models(request: pytest.FixtureRequest, all_models: dict[str, Models]) -> Models:
+    """BERT, and RoBERTa."""
+    return all_models[request.param]
+
+
+@pytest.fixture
+def bert(all_models: dict[str, Models]) -> Models:
+    return all_models["bert"]

@@ -14,11 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from actors.artifacts import gate_file
+from actors.artifacts import gate_file, published_gate
 from actors.artifacts.head_file import check_head
 from actors.checkpoints.checkpoint import content_hash, read
 from actors.data.images.preprocessor_config import read_convnext, read_preprocess
-from actors.families.clip import published_gates
 from actors.families.clip.zero_shot_heads import open_tokenizer, read_tokenizer
 from actors.families.registry import inspect
 from actors.gate_features.extractor import open_extractor
@@ -85,8 +84,8 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "tokenizer": ("base/tokenizer.json", tokenizer_of),
     "gate": ("gate.safetensors", lambda r: gate_file.read(r / "gate.safetensors", "gate")),
     "published gate": (
-        "gate.safetensors", lambda r: published_gates.read_published(r / "gate.safetensors")),
-    "pickled gate": ("gate.pt", lambda r: published_gates.read_published(r / "gate.pt")),
+        "gate.safetensors", lambda r: published_gate.read_published(r / "gate.safetensors")),
+    "pickled gate": ("gate.pt", lambda r: published_gate.read_published(r / "gate.pt")),
     "head": (
         "head.safetensors",
         lambda r: check_head(

@@ -109,13 +109,13 @@ class Toy:
     """`ModelFamily` of the toy model."""
 
     name, model_types = "toy", {TYPE: ("ToyModel",)}
-    offers = frozenset({"embeddings", "mlp_blocks"})
+    offers = staticmethod(lambda base: frozenset({"embeddings", "mlp_blocks"}))
 
     def nothing(self, *given):
         """No training, no check that could fail, no difference."""
 
     training = difference = check_base = check_model = check_expert = check_unfused = nothing
-    check_tasks = nothing
+    published_layout = encoder_states = check_tasks = nothing
 
     def inspect(self, source, folder, config, name):
         found = headers(folder, config, name, "ToyModel")
@@ -132,7 +132,7 @@ class Toy:
     def empty(self, *given):
         return {}
 
-    tempered = check_heads = empty
+    tempered = check_heads = own_heads = empty
 
     def segments(self, base):
         last = {"norm.weight": "last.norm.weight", "out.weight": TABLE}

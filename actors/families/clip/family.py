@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
 
+from actors.artifacts.published_gate import PublishedLayout
 from actors.checkpoints.checkpoint import Checkpoint, read
 from actors.data.images.inputs import ImageInputs
 from actors.data.images.preprocessor_config import clip_preprocess, difference, read_preprocess
@@ -42,7 +43,10 @@ class Clip:
         "clip": ("CLIPModel",),
         "clip_vision_model": ("CLIPVisionModel", "CLIPVisionModelWithProjection"),
     }
-    offers: ClassVar[frozenset[Offer]] = frozenset({"embeddings", "cosine_head", "mlp_blocks"})
+
+    def offers(self, base: Checkpoint) -> frozenset[Offer]:
+        """Everything that methods may need."""
+        return frozenset({"embeddings", "cosine_head", "mlp_blocks"})
 
     def training(self) -> Training:
         """Fine-tuning of the vision tower, and pretraining of a small CLIP."""
@@ -95,7 +99,9 @@ class Clip:
         """Raise InputError where a text tower or a logit scale differs from the base's."""
         check_unfused(base, experts)
 
-    def tempered(self, base: Checkpoint, beta: float) -> dict[str, Tensor]:
+    def tempered(
+        self, base: Checkpoint, fused: Mapping[str, Tensor], beta: float
+    ) -> dict[str, Tensor]:
         """The logit scale times β: exp(s + ln β) = β·exp(s)."""
         if beta == 1.0 or SCALE not in base.rest:
             return {}
@@ -125,6 +131,17 @@ class Clip:
             raise InputError(f"{base.name}: {base.folder}: no {PROJECTION}; an extractor needs it")
         return base.tensors[PROJECTION].shape[0]
 
+    def published_layout(self, groups: Sequence[str]) -> PublishedLayout | None:
+        """As DAWE's original code has it for open_clip's towers."""
+        # Late: only a sweep that names a published gate needs it.
+        from actors.families.clip.published_gates import blocks_of, published_layout
+
+        blocks = blocks_of(groups)
+        return published_layout(blocks) if blocks else None
+
+    def encoder_states(self, base: Checkpoint) -> None:
+        """None: gates read projected embeddings."""
+
     def inputs(self, base: Checkpoint) -> ImageInputs:
         """Inputs by its `preprocessor_config.json`."""
         return ImageInputs(read_preprocess(base.folder))
@@ -138,6 +155,10 @@ class Clip:
         found = {"preprocessing": str(read_preprocess(base.folder).fingerprint)}
         tokenizer = known_tokenizer(base)
         return found if tokenizer is None else {**found, "tokenizer": str(tokenizer.fingerprint)}
+
+    def own_heads(self, base: Checkpoint, experts: Mapping[str, Checkpoint]) -> dict[str, str]:
+        """None: experts are vision towers."""
+        return {}
 
     def check_heads(self, base: Checkpoint, tasks: Mapping[str, Task]) -> dict[str, Path]:
         """Check the head files that tasks name; zero-shot heads need a tokenizer."""

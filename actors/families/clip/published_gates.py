@@ -7,19 +7,10 @@ images.
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
-from actors.artifacts.gate_file import Manifest, build
+from actors.artifacts.published_gate import PublishedLayout
 from actors.families.clip.architecture import DEFAULTS, PROJECTION, vision_tensors
-from actors.files.safetensors_header import read_whole
-from fusion.errors import InputError, reading
-from fusion.methods.learned.gate import Gate, regroup, shapes
 
 STEM = (
     "class_embedding",
@@ -68,12 +59,6 @@ IN_PROJ = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 """One tensor in open_clip, with q, k and v stacked, so the three share one coding."""
 
 LAYERS = "encoder.layers."
-
-CONVERT = (
-    "which can run code when it is read; convert a file that you trust: python -c"
-    ' "import torch; from safetensors.torch import save_file; save_file(torch.load(%r,'
-    " map_location='cpu', weights_only=False).state_dict(), 'gate.safetensors')\""
-)
 
 
 def openclip_keys(blocks: int) -> tuple[str, ...]:
@@ -139,120 +124,10 @@ def blocks_of(names: Sequence[str]) -> int:
     )
 
 
-def import_gate(
-    tensors: Mapping[str, Tensor],
-    *,
-    tasks: tuple[str, ...],
-    blocks: int,
-    extractor: str,
-    extractor_hash: str,
-    preprocessing: str,
-    steps: int = 1000,
-    where: str = "published gate",
-) -> tuple[Gate, Manifest]:
-    """Convert the state dict of a published gate to a gate and its manifest.
+def published_layout(blocks: int) -> PublishedLayout:
+    """Order of the outputs of layer-wise gates for a tower of so many blocks.
 
-    M outputs: K = len(tasks) for a task-wise gate; K·L for a layer-wise one, L = 14 + 12·blocks.
-    Layer-wise columns get canonical names, for all tensors of the tower and the projection (`fit`
-    drops those that a pool lacks); the coding of a tensor is the published one of its key.
-
-    Args:
-        tensors: `0.weight` [d, d], `0.bias` [d], `2.weight` [M, d], `2.bias` [M].
-        tasks: the experts' names, in the order of training. The published eight: SUN397, Cars,
-            RESISC45, EuroSAT, SVHN, GTSRB, MNIST, DTD.
-        blocks: number of blocks of its backbone: 12 for ViT-B, 24 for ViT-L.
-        extractor: source of the extractor, for the manifest.
-        extractor_hash: hash of the extractor's files, for the manifest.
-        preprocessing: the extractor's preprocessing, for the manifest.
-        steps: training steps; default 1000, the published value.
-        where: start of each message.
-
-    Raises:
-        InputError: other tensors, or shapes that match neither layout.
+    12 of ViT-B, 24 of ViT-L: L = 14 + 12·blocks.
     """
-    width, outputs = sizes(tensors, where)
     keys = openclip_keys(blocks)
-    layered = outputs == len(tasks) * len(keys)
-    if not layered and outputs != len(tasks):
-        raise InputError(
-            f"{where}: tensor '2.weight': {outputs} outputs; {len(tasks)} tasks need"
-            f" {len(tasks)} (task-wise) or {len(tasks) * len(keys)} (layer-wise: {len(keys)} keys"
-            f" of {blocks} blocks)"
-        )
-    published = Manifest(
-        method="dawe",
-        extractor=extractor,
-        extractor_hash=extractor_hash,
-        preprocessing=preprocessing,
-        width=width,
-        tasks=tasks,
-        grouping="layer" if layered else "task",
-        keys=keys if layered else (),
-        depth=2,
-        scale=0.3,
-        softmax=False,
-        base_weight=False,
-        steps=steps,
-    )
-    floats = {name: tensor.detach().float().cpu() for name, tensor in tensors.items()}
-    gate = build(floats, published, where)
-    if not layered:
-        return gate, published
-    column = {key: index for index, key in enumerate(keys)}
-    sources = canonical_sources(blocks)
-    picked = regroup(gate, [column[key] for key in sources.values()])
-    return picked, replace(published, keys=tuple(sources))
-
-
-def sizes(tensors: Mapping[str, Tensor], where: str) -> tuple[int, int]:
-    """d and M of a published gate.
-
-    Raises:
-        InputError: other tensors, or shapes that contradict each other.
-    """
-    expected = tuple(shapes(1, 1, 2))
-    if {*tensors} != {*expected}:
-        raise InputError(f"{where}: tensors {sorted(tensors)}; {list(expected)} needed")
-    last = tensors["2.weight"]
-    if last.ndim != 2:
-        raise InputError(f"{where}: tensor '2.weight': shape {list(last.shape)}; [M, d] needed")
-    outputs, width = last.shape
-    for name, shape in shapes(width, outputs, 2).items():
-        if tuple(tensors[name].shape) != shape:
-            raise InputError(
-                f"{where}: tensor {name!r}: shape {list(tensors[name].shape)};"
-                f" {list(shape)} goes with '2.weight' {list(last.shape)}"
-            )
-    return width, outputs
-
-
-def read_published(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a published gate: a safetensors file, or a `.pt` with a state dict.
-
-    Executes no code: a `.pt` is read by torch's restricted unpickler. The published files
-    themselves are pickled modules, which are refused.
-
-    Raises:
-        InputError: missing, damaged, a pickled module, or not a state dict.
-    """
-    from safetensors.torch import load
-
-    data = read_whole(path, str(path))
-    if path.suffix == ".safetensors":
-        with reading(f"{path}: truncated or not a safetensors file"):
-            return dict(load(data))
-    try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises undocumented exceptions on damaged bytes
-        if "GLOBAL" in str(error):  # torch's word for a class that it refuses to build
-            raise InputError(
-                f"{path}: a pickled module or other object, {CONVERT % str(path)}"
-            ) from None
-        raise InputError(f"{path}: damaged, or not a file of torch.save") from None
-    fits = isinstance(content, Mapping) and all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
-    )
-    if not fits:
-        kind = type(content).__name__
-        raise InputError(f"{path}: holds a {kind}; a state dict (name -> tensor) needed")
-    return dict(content)
+    return PublishedLayout(keys, canonical_sources(blocks), f"{len(keys)} keys of {blocks} blocks")

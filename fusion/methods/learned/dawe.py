@@ -41,8 +41,10 @@ def dawe(
 
     Args:
         shape: tasks, tensors and feature width.
-        extractor: the frozen network: a ResNet or CLIP of `transformers`, a folder or hub id.
-            Default microsoft/resnet-50: the better of the published runs.
+        extractor: the frozen network: a ResNet or CLIP of `transformers`, a sentence encoder, a
+            folder or hub id; `base`: the pool's base (of text models the mean of its encoder's
+            states). `fields:` before one that reads texts: it reads the columns, and not the
+            prompt. Default microsoft/resnet-50: the better of the published runs; of texts `base`.
         grouping: `task`: a coefficient a task; `layer`: one a task and tensor.
         depth: of the gate, in linear layers: 2 the original's; 1; 0 a constant (AdaMerging).
         scale: λ₀, all coefficients at the start. Default 0.3: the original's.
@@ -52,7 +54,8 @@ def dawe(
         learning_rate: Adam's. Default 1e-5: the original's.
         rate: `per_norm` divides the learning rate by E‖h‖₁, h being what the last layer reads: a
             step then moves codings alike whatever the extractor (1e-5 on ResNet features is about
-            1e-3 … 1e-2 per norm).
+            1e-3 … 1e-2 per norm). Default of texts: `per_norm`, with a `learning_rate` of 5e-3; as
+            published: `plain`, 5e-6.
         steps: default 1000: the original's. 0 skips training: `gate` is used as it is.
         batch_size: images a task and step. Default 16: that of every published run.
         adapt_on: whose unlabelled images are learned from; the original: the test split

@@ -16,12 +16,12 @@ from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
 from actors.artifacts.gate_file import RULES, Manifest, dump, fit, load, read, write
+from actors.artifacts.published_gate import import_gate, read_published
 from actors.families.clip.architecture import DEFAULTS, PROJECTION, vision_tensors
 from actors.families.clip.published_gates import (
     canonical_sources,
-    import_gate,
     openclip_keys,
-    read_published,
+    published_layout,
 )
 from fusion.errors import InputError
 from fusion.methods.learned.gate import Gate
@@ -427,7 +427,8 @@ def published(outputs: int, width: int = D) -> dict[str, Tensor]:
 
 def imported(tensors: dict[str, Tensor], blocks: int = 2, **more: Any) -> tuple[Gate, Manifest]:
     about = {"extractor": "microsoft/resnet-50", "extractor_hash": "e1", "preprocessing": "p"}
-    return import_gate(tensors, **{"tasks": TASKS, "blocks": blocks, **about, **more}, where="p")
+    layout = published_layout(blocks)
+    return import_gate(tensors, **{"tasks": TASKS, "layout": layout, **about, **more}, where="p")
 
 
 def as_published(tensors: dict[str, Tensor], x: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ HEADS: dict[str, Head] = {
     "cosine": CosineHead(drawn(3, 5)),
     "linear": LinearHead(drawn(3, 5), drawn(3, seed=1)),
     "no bias": LinearHead(drawn(3, 5)),
+    "dense layer before": LinearHead(drawn(3, 4), drawn(3), LinearHead(drawn(4, 5), drawn(4))),
     "words": LabelWords(torch.tensor([4, 0, 2])),
 }
 
@@ -30,6 +31,10 @@ def test_by_hand() -> None:
     torch.testing.assert_close(found, torch.tensor([[6.0, 4.0]]))
     found = LinearHead(torch.tensor([[1.0, 0.0], [2.0, -1.0]]), torch.tensor([0.5, 0.0])).logits(z)
     assert found.tolist() == [[3.5, 2.0]]
+    before = LinearHead(torch.tensor([[1.0, -1.0]]), torch.tensor([1.0]))
+    assert LinearHead(torch.tensor([[2.0]]), torch.tensor([0.5]), before).logits(z).tolist() == [
+        [0.5]
+    ]
     assert LabelWords(torch.tensor([1, 1, 0])).logits(z).tolist() == [[4.0, 4.0, 3.0]]
 
 

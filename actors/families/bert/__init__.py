@@ -1,0 +1,1 @@
+"""BERT and RoBERTa text classifiers as a model family."""

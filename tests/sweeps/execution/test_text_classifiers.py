@@ -1,0 +1,138 @@
+"""Sweeps over text classifiers as a user runs them: soups of one task, and experts of several."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.sweeps.program import TWO, comparison, in_process
+from tests.tiny_bert import Models, make_models, write_texts
+
+CLASSES = {"film": ("good", "bad", "fine"), "play": ("good", "bad")}
+RUNS = ("run_0", "run_1", "run_2")
+STEPS = {"steps": 2, "batch_size": 4}
+SOUPS = {
+    "greedy_soup": {},
+    "learned_soup": STEPS,
+    "wise_ft": {"expert": "run_1", "alpha": {"grid": [0.0, 0.5]}},
+    "task_arithmetic": {"scale": {"grid": [0.2, 0.4]}},
+}
+EXPERTS = {
+    "task_arithmetic": {"scale": {"grid": [0.3, 0.6]}},
+    "ties": {},
+    "regmean": {"examples": 8},
+    "fisher": {"examples": 8, "batch_size": 4},
+    "adamerging": STEPS,
+    "wemoe": STEPS,
+    "dawin": {},
+    "dawe": STEPS,
+    "linear_probe": {},
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    os.environ["FUSION_SWEEPS_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
+    return tmp_path_factory.mktemp("texts")
+
+
+@pytest.fixture(scope="module")
+def bert(root: Path) -> Models:
+    return make_models(root)["bert"]
+
+
+def written(root: Path, name: str, content: dict) -> None:
+    (root / f"{name}.yaml").write_text(yaml.safe_dump({"name": name, **content}, sort_keys=False))
+
+
+@pytest.fixture(scope="module")
+def soups(root: Path, bert: Models) -> Path:
+    """A sweep file of ingredients of one task, whose classifiers are fused."""
+    write_texts(root / "data" / "film", CLASSES["film"], 1)
+    named = dict(enumerate(CLASSES["film"]))
+    base = bert.write(root / "whole", id2label=named)
+    runs = {run: str(bert.write(root / run, at + 1, id2label=named)) for at, run in enumerate(RUNS)}
+    written(
+        root,
+        "soups",
+        {
+            "pool": {"base": str(base), "experts": runs},
+            "tasks": {"film": {"dataset": str(root / "data" / "film")}},
+            "methods": SOUPS,
+        },
+    )
+    return root
+
+
+@pytest.fixture(scope="module")
+def experts(root: Path, bert: Models, soups: Path) -> Path:
+    """A sweep file of experts of two tasks, each with a classifier of its own."""
+    write_texts(root / "data" / "play", CLASSES["play"], 2, pairs=True)
+    base = bert.write(root / "encoder", encoder=True)
+    members = {
+        task: str(bert.write(root / f"expert-{task}", at + 7, classes=len(names)))
+        for at, (task, names) in enumerate(CLASSES.items())
+    }
+    written(
+        root,
+        "experts",
+        {
+            "pool": {"base": str(base), "experts": members},
+            "tasks": {task: {"dataset": str(root / "data" / task)} for task in CLASSES},
+            "methods": EXPERTS,
+        },
+    )
+    return root
+
+
+def test_sweeps_are_planned(experts: Path) -> None:
+    for name in ("soups", "experts"):
+        done = in_process("plan", f"{name}.yaml", cwd=experts)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "up to 20 tokens" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["tip_adapter", "linear_probe"])
+def test_methods_that_need_embeddings_are_refused_of_fused_classifiers(
+    name: str, soups: Path
+) -> None:
+    content = yaml.safe_load((soups / "soups.yaml").read_text())
+    written(soups, "refused", {**content, "methods": {name: {}}})
+    done = in_process("plan", "refused.yaml", cwd=soups)
+    assert done.returncode == 2
+    assert f"methods.{name}: needs" in done.stderr
+    assert "the family 'bert' do not have" in done.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_soups_of_classifiers(soups: Path, ray_cluster: None) -> None:
+    done = in_process("run", "soups.yaml", *TWO, cwd=soups)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = {row["method"]: row for row in comparison(soups / "outputs/soups")["rows"]}
+    assert rows.keys() >= {*SOUPS, "pretrained", "uniform_soup", "best_single", "ensemble"}
+    done = in_process("export", "outputs/soups/recipes/uniform_soup.yaml", "soup", cwd=soups)
+    assert done.returncode == 0, done.stderr
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    members = [AutoModelForSequenceClassification.from_pretrained(soups / run) for run in RUNS]
+    soup = AutoModelForSequenceClassification.from_pretrained(soups / "soup")
+    assert soup.config.id2label == dict(enumerate(CLASSES["film"]))
+    for name, value in soup.state_dict().items():
+        mean = sum(member.state_dict()[name].double() for member in members) / len(members)
+        torch.testing.assert_close(value.double(), mean, rtol=1e-5, atol=1e-6)
+    ids = AutoTokenizer.from_pretrained(soups / "soup")("the film was good")["input_ids"]
+    assert len(ids) == 6
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_experts_of_several_tasks_keep_their_classifiers(experts: Path, ray_cluster: None) -> None:
+    done = in_process("run", "experts.yaml", *TWO, cwd=experts)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = {row["method"]: row for row in comparison(experts / "outputs/experts")["rows"]}
+    assert rows.keys() >= {*EXPERTS, "pretrained", "experts"}
