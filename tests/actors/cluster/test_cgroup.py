@@ -38,23 +38,37 @@ def cgroup() -> Iterator[Path]:
             time.sleep(0.2)
 
 
-def within(cgroup: Path, code: str, timeout: float = 30) -> str:
-    """What Python says that runs in a cgroup."""
+SAID = "<said> "
+"""Begins each line that the code of a test prints; Ray prints lines of its workers between them."""
+
+SAY = f"""
+import sys
+
+def say(*words):
+    sys.stdout.write("\\n{SAID}" + " ".join(map(str, words)) + "\\n")  # one piece: not cut in two
+    sys.stdout.flush()
+
+"""
+
+
+def within(cgroup: Path, code: str, timeout: float = 30) -> list[str]:
+    """Run Python in a cgroup: what it printed with `say(...)`, a line each."""
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", SAY + code],
         cwd=PROJECT,
         preexec_fn=lambda: (cgroup / "cgroup.procs").write_text(str(os.getpid())),
         stdout=subprocess.PIPE,
         text=True,
         timeout=timeout,
     )
-    assert done.returncode == 0
-    return done.stdout
+    assert done.returncode == 0, done.stdout
+    return [line.removeprefix(SAID) for line in done.stdout.splitlines() if line.startswith(SAID)]
 
 
 def test_a_process_in_a_cgroup_is_granted_its_limit(cgroup):
-    code = "from actors.cluster.limits import limits; l = limits(); print(l.memory, l.total, l.by)"
-    memory, total, by = within(cgroup, code).split()
+    code = "from actors.cluster.limits import limits; l = limits(); say(l.memory, l.total, l.by)"
+    (said,) = within(cgroup, code)
+    memory, total, by = said.split()
     assert int(total) == LIMIT // 4096 * 4096
     assert 0.9 * LIMIT < int(memory) < LIMIT
     assert by == str(cgroup / "memory.limit_in_bytes")
@@ -85,12 +99,12 @@ with ray_connection.connected(None, 10**8):
     dispatcher = ray.remote(Dispatcher).options(num_cpus=0, max_concurrency=9)
     dispatcher = dispatcher.remote(slots, 60.0, "3.00 GB")
     client = Client(dispatcher)
-    print(fetched(client.submit(Embed(str(10**7), ""))))
+    say(fetched(client.submit(Embed(str(10**7), ""))))
     try:
         fetched(client.submit(Embed(str(3 * 10**9), "")))
     except OutOfMemory as error:
-        print(error)
-    print(fetched(client.submit(Embed(str(10**7), ""))))
+        say(error)
+    say(fetched(client.submit(Embed(str(10**7), ""))))
 """
 
 
@@ -98,10 +112,10 @@ with ray_connection.connected(None, 10**8):
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_call_that_the_kernel_kills_twice_is_out_of_memory(cgroup):
-    first, refused, last = within(cgroup, EATS, timeout=350).strip().splitlines()[-3:]
+    first, refused, last = within(cgroup, EATS, timeout=350)
     assert first == last == "10000000"
     assert refused.startswith(
-        "work: out of memory, 2 times in a row, on node 127.0.0.1, where 2.50"
+        "embed 3000000000: out of memory, 2 times in a row, on node 127.0.0.1, where 2.50"
     )
     assert f"({cgroup}/memory.limit_in_bytes)" in refused
     assert "planned: 3.00 GB; set placement.replicas lower" in refused
