@@ -2,10 +2,11 @@
 
 import io
 import json
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +17,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.actors.laws.parts import Parts, make_parts
 from tests.tiny_bert import KINDS, Models, make_models
-from tests.tiny_pool import write_tokenizer
+from tests.tiny_pool import TinyPool, write_tokenizer
 
 SIZE = 32
 WIDTH = 32
@@ -116,6 +118,23 @@ def pool_folders(tiny: Tiny, tmp_path: Path) -> tuple[str, dict[str, str]]:
     base = tiny.base(tmp_path / "base")
     experts = {f"t{i}": str(tiny.expert(tmp_path / f"t{i}", seed=i)) for i in range(3)}
     return str(base), experts
+
+
+@pytest.fixture(scope="module")
+def parts(
+    request: pytest.FixtureRequest, tiny_pool: TinyPool, tmp_path_factory: pytest.TempPathFactory
+) -> Parts:
+    """The tiny pool with its data and made-up features, and caches of one file of tests."""
+    return make_parts(tiny_pool.root, tmp_path_factory.mktemp(request.path.stem))
+
+
+Sent = TypeVar("Sent")
+
+
+def sent(value: Sent) -> Sent:
+    """As another process gets it."""
+    found: Sent = pickle.loads(pickle.dumps(value))
+    return found
 
 
 Encode = Callable[..., bytes]

@@ -7,7 +7,6 @@ driver's cache, its results and the checkpoints.
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.cluster.tracking_server import free_port
 from tests.sweeps.learning_pool import gated_spec, make_extractor
 from tests.sweeps.program import comparison
 
@@ -91,12 +91,6 @@ def common(host: str) -> list[str]:
     ]
     store = f"--object-store-memory={STORE}"
     return ["--block", f"--node-ip-address={host}", "--disable-usage-stats", store, *ports]
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 class Driver:

@@ -27,17 +27,11 @@ from ray.util.state import list_actors  # noqa: E402
 
 from actors.cluster.planner import Load, Plan, Resources, plan  # noqa: E402
 from actors.fleet.fleet import reserve  # noqa: E402
-from tests.actors.fleet.sharded import wait_until  # noqa: E402
+from tests.actors.fleet.sharded import say, wait_until  # noqa: E402
 
 STORE = 80 * 2**20
 ROOT = Path(__file__).parents[2]
 THRESHOLD = "RAY_" + "memory_usage_threshold"
-
-
-def say(*what: object) -> None:
-    """To whoever reads this process's output."""
-    sys.stdout.write(" ".join(map(str, what)) + "\n")
-    sys.stdout.flush()
 
 
 def reserved(wanted: Plan) -> list[list[str]]:

@@ -7,13 +7,10 @@ from fusion.errors import InputError
 from fusion.methods.learned.steps import Shape, micro_batches, temperature
 from fusion.methods.routed.dawin import Evidence
 from fusion.registry import METHODS, Gated
+from tests.fusion.draws import drawn
 from tests.fusion.laws import LEARNING, ROUTED
 
 SHAPE = Shape(("a", "b", "c"), ("x", "y"), width=6)
-
-
-def drawn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def coding(name, **params):

@@ -1,8 +1,11 @@
-"""No sweep of a test reads or fills the user's cache."""
+"""No sweep of a test reads or fills the user's cache; trials as a ledger holds them."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from sweeps.results.ledger import Entry
 
 
 @pytest.fixture(autouse=True)
@@ -11,3 +14,9 @@ def own_cache(tmp_path_factory, monkeypatch) -> Path:
     folder = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setenv("FUSION_SWEEPS_CACHE", str(folder))
     return folder
+
+
+def entry(key: str, method: str = "ties", **known: Any) -> Entry:
+    """A finished trial of a static method, judged on `select`; `known`: its other fields."""
+    given = {"kind": "static", "params": {}, "status": "done", "split": "select"} | known
+    return Entry(key, method, **given)

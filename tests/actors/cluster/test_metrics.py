@@ -114,7 +114,8 @@ def served() -> dict[str, list[dict[str, str]]]:
 def test_a_node_serves_every_figure_of_a_fleet(tiny_pool, tmp_path):
     from actors.cluster.metrics import label
     from actors.fleet.fleet import Fleet, FleetOptions
-    from tests.actors.fleet.sharded import make_parts, plan_of, recipes
+    from tests.actors.fleet.sharded import plan_of
+    from tests.actors.laws.parts import make_parts, recipes
 
     parts = make_parts(tiny_pool.root, tmp_path)
     label(sweep="figures")

@@ -1,4 +1,4 @@
-"""Statistics of data: what a library's own model gives, however the model is cut, once."""
+"""Statistics of data: what a library's own model gives, computed once."""
 
 from __future__ import annotations
 
@@ -12,42 +12,23 @@ from actors.artifacts.errors import Forgotten
 from actors.artifacts.head_file import read_head
 from actors.artifacts.recipe import Recipe
 from actors.artifacts.statistics_file import opened, place
-from actors.data.task import Splits, TaskSource, open_task
-from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.local import local_experts
-from actors.experts.prepare_data import prepare_data
 from actors.experts.statistics import compute_statistics, drawn
-from actors.pool.pool import gram_sizes, open_pool
+from actors.pool.pool import gram_sizes
 from actors.shards.requests import FisherBackward, FisherForward, GramForward, WriteStatistics
 from actors.shards.statistics import StatisticsCollector
 from fusion.errors import InputError
 from fusion.logits.cosine_head import logits
 from fusion.registry import METHODS
-from tests.fusion.laws import assert_same_bits
+from tests.actors.laws.parts import NAMES
 
-NAMES = ("lines", "tones", "blobs")
 FEW = {"examples": 24, "seed": 3}
 WHOLE, CUT = (None,), ((0, 1), (1, 3), (3, 4))
-CASES = [("regmean", FEW), ("regmean_plusplus", FEW)] + [
-    ("fisher", {**FEW, "examples": 6, "estimate": estimate, "batch_size": 4})
-    for estimate in ("sampled", "exact", "batch")
-]
 
 
-@pytest.fixture(scope="module")
-def parts(tiny_pool, tmp_path_factory):
-    root, cache = tiny_pool.root, tmp_path_factory.mktemp("informed")
-    pool = open_pool(str(root / "base"), {name: str(root / "experts" / name) for name in NAMES})
-    tasks = {name: open_task(TaskSource(name, str(root / "data" / name))) for name in NAMES}
-    data = prepare_data(pool.base, tasks, Splits(), ["fit", "select", "report"], cache)
-    return pool, data, cache
-
-
-def experts_of(parts, cache, blocks=WHOLE, names=NAMES, data=None):
-    pool, known, _ = parts
-    identity = {name: name for name in (*NAMES, "pretrained")}
-    kept = EmbeddingCache(cache / "embeddings", identity)
-    return local_experts(pool, known if data is None else data, kept, blocks=blocks)
+def experts_of(parts, cache, blocks=WHOLE, data=None):
+    """Experts with a cache folder of their own; of some tasks' data."""
+    given = replace(parts, cache=cache, data=data or parts.data)
+    return given.local(blocks=blocks)
 
 
 @pytest.fixture
@@ -116,7 +97,7 @@ def test_squared_gradients_are_those_of_autograd(estimate, whole, tiny_pool, par
     found = found_by(whole, compute_statistics(whole.runner, "fisher", params))
     task, t = "tones", 1
     model = model_of(tiny_pool, task)
-    head = read_head(parts[1][task].head).double()
+    head = read_head(parts.data[task].head).double()
     pixels = images_of(whole, task, "fisher", params)
     tower = dict(model.vision_model.named_parameters())
     wanted = {name: torch.zeros_like(p) for name, p in tower.items()}
@@ -145,9 +126,7 @@ def test_squared_gradients_are_those_of_autograd(estimate, whole, tiny_pool, par
 
 def test_prefixes_are_merged_layer_by_layer(whole, tiny_pool):
     """The procedure of the paper, on a library's models in float64."""
-    found = (
-        METHODS["regmean_plusplus"].row if False else whole.merge(Recipe("regmean_plusplus", FEW))
-    )
+    found = whole.merge(Recipe("regmean_plusplus", FEW))
     models = [model_of(tiny_pool, task).vision_model for task in NAMES]
     target = model_of(tiny_pool, NAMES[0]).vision_model
     states = [model.state_dict() for model in models]
@@ -182,20 +161,11 @@ def test_prefixes_are_merged_layer_by_layer(whole, tiny_pool):
         torch.testing.assert_close(tensor.double(), wanted[name], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(("method", "params"), CASES, ids=str)
-def test_a_model_that_is_cut_gives_the_same_bits(method, params, parts, tmp_path):
-    found = [
-        experts_of(parts, tmp_path / name, blocks).merge(Recipe(method, params))
-        for name, blocks in (("whole", WHOLE), ("cut", CUT))
-    ]
-    assert_same_bits(*found)
-
-
 def test_statistics_are_gathered_once_and_are_those_of_this_data(whole, parts, tmp_path):
     keys = compute_statistics(whole.runner, "regmean", FEW)
     root = whole.runner.embeddings.root.parent
     before = {place(key, 1, root): place(key, 1, root).stat().st_mtime_ns for key in keys}
-    sizes = gram_sizes(parts[0])  # what `sweeps plan` says of them
+    sizes = gram_sizes(parts.pool)  # what `sweeps plan` says of them
     found = found_by(whole, keys)
     assert {key: found.stacks[key][0].nbytes for key in found.stacks} == sizes
     assert compute_statistics(whole.runner, "regmean", {**FEW, "non_diagonal": 0.1}) == keys
@@ -224,7 +194,7 @@ def test_evaluations_go_on_after_statistics_as_before(whole):
 
 
 def test_an_expert_without_a_task_or_fit_rows_is_refused(parts, tmp_path):
-    _, data, _ = parts
+    data = parts.data
     some = {name: data[name] for name in ("lines", "tones")}
     with pytest.raises(InputError, match="expert 'blobs': no task of its name to take statistics"):
         experts_of(parts, tmp_path, data=some).merge(Recipe("regmean", FEW))

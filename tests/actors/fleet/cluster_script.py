@@ -19,16 +19,11 @@ from ray.util.placement_group import placement_group_table  # noqa: E402
 
 from actors.fleet.errors import Unplaced, placed  # noqa: E402
 from actors.fleet.fleet import Fleet, FleetOptions  # noqa: E402
-from tests.actors.fleet.sharded import Parts, alive, make_parts, plan_of, wait_until  # noqa: E402
+from tests.actors.fleet.sharded import alive, plan_of, say, wait_until  # noqa: E402
+from tests.actors.laws.parts import Parts, make_parts  # noqa: E402
 from tests.fusion import laws  # noqa: E402
 
 NODE = {"num_cpus": 1, "num_gpus": 1, "object_store_memory": 100 * 2**20}
-
-
-def say(*what: object) -> None:
-    """To whoever reads this process's output."""
-    sys.stdout.write(" ".join(map(str, what)) + "\n")
-    sys.stdout.flush()
 
 
 def node_of(fleet: Fleet, index: int) -> str:

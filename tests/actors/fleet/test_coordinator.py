@@ -1,7 +1,6 @@
 """A replica over shards that are actors, without Ray: calls are made at once, where they are asked
 for. On Ray: `test_sharded_fleet.py`."""
 
-import pytest
 import ray
 
 from actors.artifacts.recipe import Recipe
@@ -10,7 +9,8 @@ from actors.experts.local import local_experts
 from actors.experts.requests import Evaluate
 from actors.fleet.replica import Replica, Setup, ShardActor, ShardsPeakMemory
 from actors.shards.resident_model import blueprint
-from tests.actors.fleet.sharded import SPLIT, make_parts, plan_of, recipes
+from tests.actors.fleet.sharded import SPLIT, plan_of
+from tests.actors.laws.parts import recipes
 
 
 class Handle:
@@ -31,11 +31,6 @@ class Method:
 
     def options(self, **given):
         return self
-
-
-@pytest.fixture
-def parts(tiny_pool, tmp_path):
-    return make_parts(tiny_pool.root, tmp_path)
 
 
 def coordinator(parts, monkeypatch, shards=3):

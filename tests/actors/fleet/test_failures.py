@@ -20,23 +20,12 @@ from actors.fleet.errors import Unplaced
 from actors.fleet.fleet import Fleet
 from actors.pool.pool import open_pool
 from fusion.errors import InputError
-from tests.actors.fleet.sharded import (
-    alive,
-    make_parts,
-    ours,
-    plan_of,
-    recipes,
-    standing,
-    wait_until,
-)
+from tests.actors.fleet.sharded import alive, ours, plan_of, standing, wait_until
+from tests.actors.laws.parts import recipes
 from tests.fusion import laws
+from tests.refusals import one_line
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
-
-
-@pytest.fixture(scope="module")
-def parts(tiny_pool, tmp_path_factory):
-    return make_parts(tiny_pool.root, tmp_path_factory.mktemp("failures"))
 
 
 @pytest.fixture(scope="module")
@@ -161,16 +150,12 @@ def pool_with(tiny_pool, tmp_path, change):
     return pool, bad
 
 
-def one_line(parts, pool) -> str:
+def refused(parts, pool) -> str:
+    """The line in which a fleet of this pool ends."""
     _, data, embeddings = parts.args
-    with (
-        pytest.raises(InputError) as error,
-        Fleet(pool, data, embeddings, plan_of(1, 2)) as doomed,
-    ):
+    with one_line() as lines, Fleet(pool, data, embeddings, plan_of(1, 2)) as doomed:
         doomed.ready(60)
-    text = str(error.value)
-    assert "\n" not in text
-    return text
+    return lines[0]
 
 
 @pytest.mark.slow  # test_fleet has weights with NaN for a whole model
@@ -179,7 +164,7 @@ def test_nan_in_one_block_is_named(parts, tiny_pool, tmp_path):
         key = next(name for name in state if name.endswith("layers.1.mlp.fc1.weight"))
         state[key][3, 5] = float("nan")
 
-    text = one_line(parts, pool_with(tiny_pool, tmp_path, spoil)[0])
+    text = refused(parts, pool_with(tiny_pool, tmp_path, spoil)[0])
     assert "pool.experts.tones" in text
     assert str(tmp_path / "bad" / "model.safetensors") in text
     assert "layers.1.mlp.fc1.weight" in text
@@ -188,7 +173,7 @@ def test_nan_in_one_block_is_named(parts, tiny_pool, tmp_path):
 def test_an_expert_missing_on_a_node_is_named(parts, tiny_pool, tmp_path):
     pool, folder = pool_with(tiny_pool, tmp_path, lambda state: None)
     shutil.rmtree(folder)
-    text = one_line(parts, pool)
+    text = refused(parts, pool)
     assert text.startswith(f"pool.experts.tones: {folder}/model.safetensors: missing on node 127.")
 
 

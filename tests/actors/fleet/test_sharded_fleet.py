@@ -31,15 +31,11 @@ from fusion.errors import InputError
 from fusion.methods.learned.steps import MicroBatch
 from fusion.task_vectors.sparsify import Trim
 from tests.actors.checkpoints.adapter_folders import write_adapter
-from tests.actors.fleet.sharded import make_parts, plan_of, random_gate, recipes
+from tests.actors.fleet.sharded import plan_of
+from tests.actors.laws.parts import random_gate, recipes
 from tests.fusion import laws
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
-
-
-@pytest.fixture(scope="module")
-def parts(tiny_pool, tmp_path_factory):
-    return make_parts(tiny_pool.root, tmp_path_factory.mktemp("sharded"))
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from actors.shards.resident_model import blueprint
 from fusion.errors import InputError
 from fusion.methods.learned.steps import MicroBatch
 from fusion.task_vectors.sparsify import Trim
-from tests.actors.fleet.sharded import SPLIT, make_parts, plan_of
+from tests.actors.fleet.sharded import SPLIT, plan_of
 
 
 def same(got, wanted):
@@ -168,11 +168,6 @@ def test_what_a_method_refuses_is_not_tried_again():
 
 
 # ------------------------------------------------------------------------------ gloo, on processors
-
-
-@pytest.fixture(scope="module")
-def parts(tiny_pool, tmp_path_factory):
-    return make_parts(tiny_pool.root, tmp_path_factory.mktemp("transport"))
 
 
 @pytest.fixture

@@ -1,13 +1,7 @@
 """Who waits for whom at the start of a sweep, on a clock that the test turns."""
 
 from actors.fleet.trial_startup import PATIENCE, REST, StartupBarrier
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.actors.fleet.clock import Clock
 
 
 def test_nobody_is_waited_for_who_was_not_announced() -> None:

@@ -3,13 +3,7 @@
 import pytest
 
 from actors.fleet.usage import Usage
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.actors.fleet.clock import Clock
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from actors.families.clip.segments import clip_segments
 from actors.families.protocol import segment_names
 from actors.pool.pool import Pool, load_flat, open_pool, task_vectors
 from actors.pool.vectors_low_rank import (
-    FactoredVectors,
     factor_bytes,
     factor_vectors,
     opened_factors,
@@ -24,6 +23,7 @@ from fusion.task_vectors.coding import mix
 from fusion.task_vectors.low_rank import LowRank, Zeros
 from fusion.task_vectors.low_rank_mapping import Factored
 from tests.actors.checkpoints.adapter_folders import QV, write_adapter
+from tests.actors.conftest import sent
 from tests.fusion import laws
 
 Q = "encoder.layers.0.self_attn.q_proj.weight"
@@ -46,12 +46,6 @@ def mixed(tiny: Any, tmp_path: Path) -> Pool:
         ),
     }
     return open_pool(str(base), {name: str(folder) for name, folder in experts.items()})
-
-
-def sent(factored: FactoredVectors) -> FactoredVectors:
-    """As another process gets it."""
-    found: FactoredVectors = pickle.loads(pickle.dumps(factored))
-    return found
 
 
 def test_what_is_held_and_the_bits_of_loaded_task_vectors(mixed: Pool) -> None:

@@ -15,7 +15,7 @@ import torch
 from actors.families.clip.architecture import PROJECTION
 from actors.families.registry import inspect
 from actors.pool.pool import Pool, load_flat, open_pool, task_vectors
-from actors.pool.vectors_on_disk import OnDiskVectors, file_vectors, filed_vectors, opened_vectors
+from actors.pool.vectors_on_disk import file_vectors, filed_vectors, opened_vectors
 from actors.shards.shard import Shard, Weights
 from fusion.errors import InputError, Vanished
 from fusion.merged_layers.functional import Form
@@ -24,19 +24,12 @@ from fusion.task_vectors.coding import mix
 from fusion.task_vectors.sharded_reduce import run_surveys
 from fusion.task_vectors.sparsify import Trim, trim_survey, trimmed
 from fusion.task_vectors.task_vectors import TaskVectors
+from tests.actors.conftest import sent
 from tests.fusion import laws
 
 KEY = "encoder.layers.0.mlp.fc1.weight"
 
-PLAIN = ("simple_average", "task_arithmetic", "wise_ft")
-
 Folders = tuple[str, dict[str, str]]
-
-
-def sent(filed: OnDiskVectors) -> OnDiskVectors:
-    """As another process gets it."""
-    found: OnDiskVectors = pickle.loads(pickle.dumps(filed))
-    return found
 
 
 class Watched:
@@ -110,22 +103,6 @@ def test_what_travels_is_the_base_and_names(pool_folders: Folders) -> None:
     assert sum(counted) == pool.read_bytes
 
 
-def test_static_methods_merge_to_the_same_bits(pool_folders: Folders) -> None:
-    """All with a survey, which read task vectors several times; and the plainest."""
-    loaded, filed = both(open_pool(*pool_folders))
-    tried = 0
-    for name, method in METHODS.items():
-        if type(method) is not Static or not (method.survey or name in PLAIN):
-            continue
-        for params in laws.examples(name, loaded):
-            if "weights" in params:  # patterns of the laws' own names
-                continue
-            wanted = method.merge(loaded, **params)
-            laws.assert_same_bits(method.merge(filed, **params), wanted)
-            tried += 1
-    assert tried > 5
-
-
 @pytest.mark.parametrize(
     "trim", [Trim(0.3, elect=True), Trim(0.4), Trim(0.5, dtype="float16")], ids=str
 )
@@ -146,43 +123,6 @@ def test_ties_holds_one_tensor_at_a_time(pool_folders: Folders) -> None:
         method.merge(filed.altered(watched), **params)
     assert len(watched.made) > 4 * len(pool.groups)
     assert watched.most == 1
-
-
-def trained(shard: Shard, coding: torch.Tensor, trim: Trim, cut: Any) -> tuple[torch.Tensor, ...]:
-    """Embeddings of six images, of the resident and of the merged model, and both gradients."""
-    draw = torch.Generator().manual_seed(3)
-    images = torch.randint(0, 256, (6, 3, 32, 32), generator=draw, dtype=torch.uint8)
-    given = Weights("k", coding=coding, trim=trim, survey=cut)
-    carry = {"pixels": images}
-    coded = shard.run_coded(carry, given)["output"]
-    kept = shard.forward("k", carry, given)["output"]
-    along = torch.randn(kept.shape, generator=draw)
-    columns, _ = shard.backward("k", carry, given, {"output": along})
-    one = replace(given, coding=coding[:1])
-    return coded.clone(), kept, columns, shard.run(carry, one)["output"].clone()
-
-
-@pytest.mark.parametrize("models", [1, 6])
-@pytest.mark.parametrize(
-    "trim", [Trim(), Trim(0.4), Trim(0.3, elect=True, dtype="float16")], ids=str
-)
-def test_micro_batches_give_the_same_bits(pool_folders: Folders, trim: Trim, models: int) -> None:
-    """One model (learned_soup, AdaMerging), and one a sample (DAWE)."""
-    pool = open_pool(*pool_folders)
-    loaded, filed = both(pool)
-    cut = run_surveys([trim_survey(loaded, trim)])
-    coding = torch.rand(models, 3, len(pool.groups), generator=torch.Generator().manual_seed(1))
-    wanted = trained(Shard(pool.base, loaded, {}), coding, trim, cut)
-    for form in ("A", "B"):
-        ours, theirs = Shard(pool.base, filed, {}), Shard(pool.base, loaded, {})
-        ours.mixer.form = theirs.mixer.form = form
-        for a, b in zip(
-            trained(ours, coding, trim, cut), trained(theirs, coding, trim, cut), strict=True
-        ):
-            assert torch.equal(a, b)
-    found = trained(Shard(pool.base, filed, {}), coding, trim, cut)
-    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
-    assert bool(found[2].any())
 
 
 @pytest.mark.parametrize("form", ["A", "B"])

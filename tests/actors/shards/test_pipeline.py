@@ -1,4 +1,4 @@
-"""Shards in a row: the schedule is valid, and however a model is cut, its bits are the same."""
+"""Shards in a row: the schedule, runs that cross, and gradients against transformers' own model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from actors.artifacts.gate_file import Manifest, dump
 from actors.artifacts.recipe import Recipe
 from actors.experts.local import LocalExperts
 from actors.experts.predict import model_weights
-from actors.experts.recipe import merged
 from actors.shards.pipeline import LocalLink, Pipeline, one_forward_one_backward
 from actors.shards.requests import Backward, Finish, Forward, ShardRequest, Survey
 from actors.shards.shard import Batch, Shard, Weights
@@ -25,29 +24,14 @@ from fusion.errors import InputError
 from fusion.methods.learned.adamerging import Coefficients
 from fusion.methods.learned.gate import Gate
 from fusion.methods.learned.steps import Gradient, Learning, MicroBatch, learn_step
-from fusion.registry import METHODS, Static
 from fusion.task_vectors.sparsify import Trim
 from tests.actors.conftest import Tiny
-from tests.actors.shards.test_shard import (
-    CLASSES,
-    EXACT,
-    EXTRACTOR,
-    KINDS,
-    WIDTH,
-    Oracle,
-    World,
-    make_world,
-)
-from tests.fusion.laws import assert_same_bits
+from tests.actors.laws.cases import KINDS
+from tests.actors.laws.parts import EXTRACTOR, WIDTH
+from tests.actors.shards.world import CLASSES, EXACT, Oracle, World, make_world
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CUTS = [
-    (*itertools.pairwise((0, *inner, 4)),)
-    for count in range(4)
-    for inner in itertools.combinations((1, 2, 3), count)
-]
-TRIMS = [Trim(), Trim(0.4, dtype="bfloat16"), Trim(0.3, elect=True)]
 SAMPLES = {"t0": [3, 0], "t1": [1, 5, 2, 2], "t2": [4, 6, 0]}
 
 
@@ -110,7 +94,7 @@ def test_each_stage_warms_up_and_then_takes_turns(stages: int, items: int) -> No
             assert "".join("FB"[kind] for kind, _ in own) == turns
 
 
-# --------------------------------------------------------------------------------------- every cut
+# ------------------------------------------------------------------------------------------- runs
 
 
 def gate_file(world: World, grouping: str, weight: float = 0.1) -> tuple[Gate, bytes]:
@@ -145,25 +129,6 @@ def recipes(world: World) -> dict[str, Recipe]:
     }
 
 
-@pytest.mark.parametrize("cut", CUTS[1:], ids=str)
-def test_evaluations_of_every_cut(cut: Any, world: World, local: LocalExperts) -> None:
-    sharded = world.experts(*cut, name=f"{cut}")
-    assert len(sharded.runner.pipeline.shards) == len(cut)
-    seen = set()
-    for name, recipe in recipes(world).items():
-        wanted, found = local.evaluate(recipe, "report"), sharded.evaluate(recipe, "report")
-        assert found.metrics() == wanted.metrics(), name
-        z_local, z_sharded = (each.logits(recipe, "report") for each in (local, sharded))
-        for task, z in z_local.items():
-            assert torch.equal(z_sharded[task], z), (name, task)
-            seen.add((task, tuple(z.flatten().tolist())))
-        if isinstance(METHODS.get(recipe.method), Static) or name.startswith("adamerging"):
-            whole = merged(world.vectors, recipe)
-            found_merge = sharded.merge(recipe)
-            assert_same_bits({k: found_merge[k] for k in whole}, whole)
-    assert len(seen) == len(CLASSES) * len(recipes(world))  # each recipe is a model of its own
-
-
 def micro_batches(world: World, kind: str) -> list[MicroBatch]:
     """A task each, and one with all tasks through one coding (all of a batch's, if by sample)."""
     found = [
@@ -181,19 +146,6 @@ def assert_same_gradients(found: list[Gradient], wanted: list[Gradient]) -> None
         assert ours.losses == theirs.losses
         assert torch.equal(ours.coding, theirs.coding)
         assert bool(ours.coding.any())
-
-
-@pytest.mark.parametrize("cut", CUTS[1:], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradients_of_every_cut(cut: Any, kind: str, world: World, local: LocalExperts) -> None:
-    sharded, given = world.experts(*cut), micro_batches(world, kind)
-    for trim in TRIMS:
-        for role in ("report", "fit"):
-            wanted = local.gradients(given, role, trim)
-            assert_same_gradients(sharded.gradients(given, role, trim), wanted)
-            for micro_batch, gradient in zip(given, wanted, strict=True):
-                assert gradient.coding.shape == micro_batch.coding.shape
-                assert list(gradient.losses) == list(micro_batch.rows)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -303,7 +255,10 @@ def test_only_what_must_be_surveyed_is(world: World) -> None:
         pipeline.weights(trim=Trim(0.3, dtype="float16")).key,
     }
     assert len(keys) == 4
-    for surveyed in (lambda: pipeline.weights("ties"), lambda: pipeline.weights(trim=TRIMS[2])):
+    for surveyed in (
+        lambda: pipeline.weights("ties"),
+        lambda: pipeline.weights(trim=Trim(0.3, elect=True)),
+    ):
         with pytest.raises(AssertionError):
             surveyed()
 

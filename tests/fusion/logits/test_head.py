@@ -10,11 +10,7 @@ import torch
 from fusion.logits import cosine_head
 from fusion.logits.entropy import entropy
 from fusion.logits.head import CosineHead, Head, LabelWords, LinearHead, TaskLoss, as_head
-
-
-def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
+from tests.fusion.draws import drawn
 
 HEADS: dict[str, Head] = {
     "cosine": CosineHead(drawn(3, 5)),

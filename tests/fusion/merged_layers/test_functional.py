@@ -25,15 +25,11 @@ from fusion.merged_layers.functional import (
     merged_table,
 )
 from fusion.task_vectors.low_rank import LowRank
+from tests.fusion.draws import drawn_as_double as drawn
 
 OUT, IN, TASKS, RANK = 6, 5, 3, 2
 FORMS = ("A", "B", "C")
 HALVES = (torch.float16, torch.bfloat16)
-
-
-def drawn(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def layer() -> tuple[Tensor, LowRank]:

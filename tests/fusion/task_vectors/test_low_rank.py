@@ -10,14 +10,10 @@ from fusion.errors import InputError
 from fusion.merged_layers.functional import merged_linear
 from fusion.task_vectors.coding import mix_tensor
 from fusion.task_vectors.low_rank import LowRank, Zeros, product
+from tests.fusion.draws import drawn_as_double as drawn
 
 OUT, IN = 7, 5
 RANKS = (2, 0, 3)
-
-
-def drawn(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def factors(dtype: torch.dtype = torch.float64, ranks: tuple[int, ...] = RANKS) -> LowRank:

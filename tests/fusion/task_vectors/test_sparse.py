@@ -4,11 +4,8 @@ import pytest
 import torch
 
 from fusion.task_vectors.sparse import largest, pruned
+from tests.fusion.draws import drawn
 from tests.fusion.laws import toy
-
-
-def drawn(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize(("count", "quantile", "kept"), [

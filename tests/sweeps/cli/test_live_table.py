@@ -28,6 +28,7 @@ from sweeps.storage.mirror import Mirror
 from sweeps.storage.store import open_store
 from sweeps.storage.watch import watched
 from tests.sweeps.cli.test_main import call
+from tests.sweeps.conftest import entry
 
 SPEC = {
     "name": "s",
@@ -39,11 +40,12 @@ SPEC = {
 }
 
 
-def entry(key: str, method: str, value: float | None, minute: int = 0, **params) -> Entry:
-    status = {"status": "done", "metrics": {"acc/mean": value}} if value is not None else {
-        "status": "failed", "error": "InputError: too dense"}  # fmt: skip
+def trial(key: str, method: str, value: float | None, minute: int = 0, **params) -> Entry:
+    known = {"status": "failed", "error": "InputError: too dense"}
+    if value is not None:
+        known = {"metrics": {"acc/mean": value}}
     ended = f"2026-03-01T09:{minute:02d}:00+00:00"
-    return Entry(key, method, "static", params, split="select", ended=ended, **status)
+    return entry(key, method, params=params, ended=ended, **known)
 
 
 @pytest.fixture
@@ -52,9 +54,9 @@ def folder(tmp_path) -> SweepFolder:
     made = SweepFolder(tmp_path / "outputs" / "s")
     claim(made.path, spec_hash(validate(SPEC, "s")), yaml.safe_dump(SPEC, sort_keys=False))
     (made.path / "owner.json").write_bytes(Owner().dump())
-    made.ledger.add(entry("a", "ties", 0.5, 1, density=0.1))
-    made.ledger.add(entry("b", "ties", 0.625, 2, density=0.2))
-    made.ledger.add(entry("c", "task_arithmetic", None, 3, scale=0.1))
+    made.ledger.add(trial("a", "ties", 0.5, 1, density=0.1))
+    made.ledger.add(trial("b", "ties", 0.625, 2, density=0.2))
+    made.ledger.add(trial("c", "task_arithmetic", None, 3, scale=0.1))
     return made
 
 
@@ -122,7 +124,7 @@ def test_a_killed_driver_ends_the_table(folder, monkeypatch, capsys, tmp_path):
 def test_a_line_at_each_change_then_the_comparison(folder, monkeypatch, capsys, tmp_path):
     def go_on() -> None:
         time.sleep(0.5)
-        folder.ledger.add(entry("d", "task_arithmetic", 0.75, 4, scale=0.2))
+        folder.ledger.add(trial("d", "task_arithmetic", 0.75, 4, scale=0.2))
         time.sleep(0.5)
         compared(folder, spec_hash(validate(SPEC, "s")))
         ended(folder, "finished")
@@ -149,7 +151,7 @@ def test_from_a_storage(folder, tmp_path):
     ):
         console = Console(file=io.StringIO(), width=100)
         assert snapshot(found.folder).running
-        folder.ledger.add(entry("d", "task_arithmetic", 0.75, 4, scale=0.2))
+        folder.ledger.add(trial("d", "task_arithmetic", 0.75, 4, scale=0.2))
         (folder.path / "ledger" / "c.json").unlink()  # a resumed sweep runs it again
         mirror.wake()
         end = time.monotonic() + 20
@@ -177,7 +179,7 @@ def test_a_name_is_looked_for_on_the_storage_unless_it_runs_here(folder, tmp_pat
     url = f"file://{tmp_path}/safe"
     with Mirror(folder, open_store(url, "s"), {}, print):
         pass
-    folder.ledger.add(entry("d", "task_arithmetic", 0.75, 4, scale=0.2))
+    folder.ledger.add(trial("d", "task_arithmetic", 0.75, 4, scale=0.2))
     outputs = folder.path.parent
     with watched("s", outputs, storage=url) as found:
         assert snapshot(found.folder).done == 2
@@ -205,7 +207,7 @@ def test_from_the_head_of_a_cluster(folder, ray_cluster):
     outputs = str(folder.path.parent)
     with watched("s", Path("o"), address="auto", outputs_there=outputs) as found:
         assert snapshot(found.folder).done == 2
-        folder.ledger.add(entry("d", "task_arithmetic", 0.75, 4, scale=0.2))
+        folder.ledger.add(trial("d", "task_arithmetic", 0.75, 4, scale=0.2))
         found.refresh()
         assert snapshot(found.folder).done == 3
         (folder.path / "ledger" / "d.json").unlink()
@@ -230,7 +232,7 @@ def test_a_sweep_there_is_not(tmp_path, monkeypatch, capsys):
 
 def test_a_comparison_of_before_an_extension_does_not_count(folder, monkeypatch, capsys):
     compared(folder, "of-an-older-spec")
-    folder.ledger.add(entry("d", "task_arithmetic", 0.75, 4, scale=0.2))
+    folder.ledger.add(trial("d", "task_arithmetic", 0.75, 4, scale=0.2))
     status, said, _ = call(monkeypatch, capsys, "report", folder.path, "--json")
     assert status == 0
     rows = {row["method"]: row["val"] for row in json.loads(said)["rows"]}

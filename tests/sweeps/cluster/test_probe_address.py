@@ -16,6 +16,7 @@ from fusion.errors import InputError
 from sweeps.cli import ray_job
 from sweeps.cluster import probe_address, ray_connection
 from sweeps.cluster.probe_address import Address, check, check_jobs, given, parsed
+from tests.refusals import one_line
 
 
 @pytest.fixture(autouse=True)
@@ -84,13 +85,10 @@ def grpc_server(call: str, code: grpc.StatusCode | None = None) -> Iterator[int]
 
 def refusal(address: Address) -> str:
     start = time.monotonic()
-    with pytest.raises(InputError) as error:
+    with one_line(start=f"{address.origin}: ") as lines:
         check(address)
     assert time.monotonic() - start < 10
-    text = str(error.value)
-    assert "\n" not in text
-    assert text.startswith(f"{address.origin}: ")
-    return text
+    return lines[0]
 
 
 @pytest.mark.parametrize("origin", ["--address", "$RAY_ADDRESS"])

@@ -113,7 +113,7 @@ def test_what_is_measured_is_what_is_exported(name, params, results, compute, po
     path = recipe.write(tmp_path, name, pool, params, "s", {}, file, result_dtype=results)
     _, found = exported(path, tmp_path / "out")
     for key in pool.names:
-        assert torch.equal(shard.encoder.arena[key], found[key].to(compute)), key
+        assert torch.equal(shard.resident.arena[key], found[key].to(compute)), key
 
 
 def test_experts_themselves_are_not_rounded(pool, data, tmp_path):
@@ -123,7 +123,7 @@ def test_experts_themselves_are_not_rounded(pool, data, tmp_path):
     (shard,) = experts.runner.pipeline.shards
     for key, tensor in read(pool.experts["tones"], list(pool.experts["tones"].tensors)):
         if key in pool.names:
-            torch.testing.assert_close(shard.encoder.arena[key], tensor, rtol=1e-6, atol=1e-7)
+            torch.testing.assert_close(shard.resident.arena[key], tensor, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("results", DTYPES)

@@ -22,6 +22,7 @@ from sweeps.results.comparison import Comparison, Header, Pair, Row, compare
 from sweeps.results.comparison_file import write
 from sweeps.results.ledger import Entry, Ledger
 from sweeps.results.winners import winners
+from tests.sweeps.conftest import entry
 
 EVIL = "<script>alert('x')</script>"
 DATE = "2026-03-01T09:40:00+00:00"
@@ -64,27 +65,21 @@ class Page(HTMLParser):
         return " ".join("".join(self.words).split())
 
 
-def entry(method: str, params: dict, accuracies: dict[str, float] | None, **changes) -> Entry:
-    metrics = {}
+def trial(method: str, params: dict, accuracies: dict[str, float] | None, **changes) -> Entry:
+    known = {
+        "params": params,
+        "trial_s": 3.0,
+        "peak_bytes": 2_000_000_000,
+        "started": "2026-03-01T09:00:00+00:00",
+    }
     if accuracies:
-        metrics = {f"acc/{task}": value for task, value in accuracies.items()}
-        metrics |= {"acc/mean": sum(accuracies.values()) / len(accuracies), "nll/mean": 0.7}
-    made = Entry(
-        trial_key=f"{method}-{params}",
-        method=method,
-        kind="static",
-        params=params,
-        status="done" if accuracies else "failed",
-        split="select",
-        metrics=metrics,
-        trial_s=3.0,
-        peak_bytes=2_000_000_000,
-        started="2026-03-01T09:00:00+00:00",
-        error=None
-        if accuracies
-        else "Traceback (most recent call last):\n  line\nOSError: no disk",
-    )
-    return replace(made, **changes)
+        mean = sum(accuracies.values()) / len(accuracies)
+        found = {f"acc/{task}": value for task, value in accuracies.items()}
+        known["metrics"] = {**found, "acc/mean": mean, "nll/mean": 0.7}
+    else:
+        error = "Traceback (most recent call last):\n  line\nOSError: no disk"
+        known |= {"status": "failed", "error": error}
+    return entry(changes.pop("trial_key", f"{method}-{params}"), method, **known | changes)
 
 
 def accuracies(value: float, tasks=TASKS) -> dict[str, float]:
@@ -94,15 +89,15 @@ def accuracies(value: float, tasks=TASKS) -> dict[str, float]:
 def trials(tasks=TASKS) -> list[Entry]:
     """λ on a grid, TIES over a plane, one method without parameters, one that fails."""
     peak = [0.5, 0.6, 0.7, 0.65, 0.6]
-    made = [entry("task_arithmetic", {"scale": round(0.1 * (i + 1), 1)}, accuracies(value, tasks))
+    made = [trial("task_arithmetic", {"scale": round(0.1 * (i + 1), 1)}, accuracies(value, tasks))
             for i, value in enumerate(peak)]  # fmt: skip
     for density in (0.1, 0.2, 0.3):
         for scale in (0.5, 1.0, 1.5):
             value = 0.74 - abs(density - 0.2) - 0.1 * abs(scale - 1)
-            made.append(entry("ties", {"density": density, "scale": scale},
+            made.append(trial("ties", {"density": density, "scale": scale},
                               accuracies(value, tasks)))  # fmt: skip
-    made.append(entry("simple_average", {}, accuracies(0.6, tasks)))
-    made.append(entry("fisher", {"floor": 1e-6}, None))
+    made.append(trial("simple_average", {}, accuracies(0.6, tasks)))
+    made.append(trial("fisher", {"floor": 1e-6}, None))
     return made
 
 
@@ -178,9 +173,9 @@ def test_links_within_the_page_have_targets(report):
 
 
 def test_names_cannot_break_the_page():
-    entries = [entry(EVIL, {EVIL: value, "note": EVIL}, {EVIL: 0.5 + value, 'b"&': 0.5})
+    entries = [trial(EVIL, {EVIL: value, "note": EVIL}, {EVIL: 0.5 + value, 'b"&': 0.5})
                for value in (0.1, 0.2, 0.3)]  # fmt: skip
-    entries.append(entry(EVIL, {EVIL: [EVIL] * 9}, None, error=f"{EVIL}\n{EVIL}"))
+    entries.append(trial(EVIL, {EVIL: [EVIL] * 9}, None, error=f"{EVIL}\n{EVIL}"))
     header = Header(EVIL, EVIL, "val", EVIL, created=EVIL, versions={EVIL: EVIL}, command=EVIL)
     made = compare(
         header, winners(entries), {EVIL: {EVIL: np.array([True, False])}},
@@ -231,7 +226,7 @@ def test_an_empty_folder_is_named(tmp_path):
 
 
 def test_one_trial_of_one_task():
-    entries = [entry("task_arithmetic", {"scale": 0.3}, {"mnist": 0.8})]
+    entries = [trial("task_arithmetic", {"scale": 0.3}, {"mnist": 0.8})]
     made = compare(Header("s", "", "val", created=DATE), winners(entries), {})
     text = Page(html(made, entries)).text
     assert "task_arithmetic (scale=0.3) is best so far: 80.0 % on val." in text
@@ -246,7 +241,7 @@ def test_a_single_task_has_one_column():
 
 
 def test_nothing_succeeded():
-    entries = [entry("fisher", {"floor": 1e-6}, None)]
+    entries = [trial("fisher", {"floor": 1e-6}, None)]
     failed = [vars(each) for each in entries]
     made = compare(Header("s", "", "val"), winners(entries), {}, failed)
     text = Page(html(made, entries)).text
@@ -262,7 +257,7 @@ def test_nothing_at_all():
 def test_twenty_tasks_and_long_parameters():
     tasks = tuple(f"dataset_with_a_long_name_{i:02}" for i in range(20))
     entries = trials(tasks)
-    entries.append(entry("adamerging", {"coding": [i / 96 for i in range(96)]},
+    entries.append(trial("adamerging", {"coding": [i / 96 for i in range(96)]},
                          accuracies(0.8, tasks)))  # fmt: skip
     page = Page(html(finished(entries, tasks), entries))
     assert page.tags.count("wbr") > 20
@@ -277,7 +272,7 @@ def test_selecting_on_the_report_split_is_said():
 
 
 def test_cells_below_pretrained_are_marked(report):
-    entries = [entry("ties", {}, accuracies(0.2))]
+    entries = [trial("ties", {}, accuracies(0.2))]
     assert "▾ 15.7" in Page(html(finished(entries), entries)).text
     assert "▾" not in Page(report).text
 
@@ -375,14 +370,14 @@ def test_profiles_take_numbers_that_were_swept():
 
 
 def test_profiles_part_other_parameters_and_average_seeds():
-    def trial(rate: float, grouping: str, value: float, seed: int = 0) -> Entry:
+    def gated(rate: float, grouping: str, value: float, seed: int = 0) -> Entry:
         params = {"learning_rate": rate, "grouping": grouping, "steps": 10}
-        return entry("dawe", params, {"a": value}, trial_key=f"{rate}{grouping}{seed}")
+        return trial("dawe", params, {"a": value}, trial_key=f"{rate}{grouping}{seed}")
 
     found = profile(
         "dawe",
-        [trial(1e-5, "task", 0.5), trial(1e-5, "task", 0.7, 1), trial(1e-4, "task", 0.8),
-         trial(1e-3, "layer", 0.6)],
+        [gated(1e-5, "task", 0.5), gated(1e-5, "task", 0.7, 1), gated(1e-4, "task", 0.8),
+         gated(1e-3, "layer", 0.6)],
         "0.0001task0", ("a",),
     )  # fmt: skip
     assert found.logs == (True,)
@@ -394,7 +389,7 @@ def test_profiles_part_other_parameters_and_average_seeds():
 
 
 def test_two_values_make_no_curve():
-    entries = [entry("ties", {"scale": scale, "flag": scale > 1}, {"a": 0.5}) for scale in (1, 2)]
+    entries = [trial("ties", {"scale": scale, "flag": scale > 1}, {"a": 0.5}) for scale in (1, 2)]
     assert profiles(entries, {}, ("a",)) == []
 
 
@@ -427,7 +422,7 @@ def course(rate: float, steps: int, value: float, **changes) -> Entry:
         for at in range(5, steps + 1, 5)
     ]  # fmt: skip
     params = {"learning_rate": rate, "steps": 20}
-    made = entry("adamerging", params, accuracies(value), kind="adaptive", steps=steps, curve=curve)
+    made = trial("adamerging", params, accuracies(value), kind="adaptive", steps=steps, curve=curve)
     return replace(made, **changes)
 
 

@@ -1,7 +1,7 @@
 """How decisions of a greedy soup are put into words."""
 
 from sweeps.report.soup_decisions import tables
-from sweeps.results.ledger import Entry
+from tests.sweeps.conftest import entry
 
 TAKEN = {
     "candidate": "a b", "ingredient": "b", "outcome": "accepted", "score": 0.81, "best": 0.8,
@@ -13,13 +13,18 @@ LEFT = {
 }  # fmt: skip
 
 
-def entry(method, key, choices, **params):
-    return Entry(key, method, "selected", params, "done", "select", choices=choices)
+def selected(key, method, choices, **params):
+    return entry(key, method, kind="selected", params=params, choices=choices)
 
 
 def test_soups_come_first_and_only_selected_trials_are_shown():
-    single = entry("best_single", "k1", [{"candidate": "a", "score": 0.8, "outcome": "accepted"}])
-    soup, other = entry("greedy_soup", "k2", [TAKEN, LEFT]), entry("greedy_soup", "k3", [LEFT])
+    single = selected(
+        "k1", "best_single", [{"candidate": "a", "score": 0.8, "outcome": "accepted"}]
+    )
+    soup, other = (
+        selected("k2", "greedy_soup", [TAKEN, LEFT]),
+        selected("k3", "greedy_soup", [LEFT]),
+    )
     found = tables([single, soup, other], {"best_single": "k1", "greedy_soup": "k2"}, "acc/mean")
     assert [each["method"] for each in found] == ["greedy_soup", "best_single"]
     assert found[0]["summary"] == "1 of 2 taken; gains whose 95 % interval lies above 0: none."
@@ -30,6 +35,6 @@ def test_soups_come_first_and_only_selected_trials_are_shown():
 
 
 def test_a_loss_is_shown_in_nats():
-    soup = entry("greedy_soup", "k", [LEFT], metric="nll/mean")
+    soup = selected("k", "greedy_soup", [LEFT], metric="nll/mean")
     (found,) = tables([soup], {"greedy_soup": "k"}, "acc/mean")
     assert found["lines"][0]["score"] == "0.7000"

@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +17,7 @@ from sweeps.results.comparison_file import document, read
 from sweeps.results.correctness_file import read_correct
 from sweeps.results.ledger import Entry
 from sweeps.results.winners import winners
+from tests.sweeps.conftest import entry
 
 CONTRACT = {"method", "kind", "params", "trials", "val", "test", "test_ci95", "cost", "recipe",
             "run_id"}  # fmt: skip
@@ -42,21 +42,19 @@ CORRECT = {
 }
 
 
-def entry(key: str, method: str, acc: float | None, **changes) -> Entry:
-    made = Entry(
-        trial_key=key,
-        method=method,
-        kind="static",
-        params={"scale": 0.1},
-        status="failed" if acc is None else "done",
-        split="select",
-        metrics={} if acc is None else {"acc/mean": acc, "acc/a": acc},
-        trial_s=2.0,
-        peak_bytes=100,
-        started="2026-03-01T09:00:00+00:00",
-        error="no memory" if acc is None else None,
+def trial(key: str, method: str, acc: float | None, **changes) -> Entry:
+    known = {
+        "params": {"scale": 0.1},
+        "trial_s": 2.0,
+        "peak_bytes": 100,
+        "started": "2026-03-01T09:00:00+00:00",
+    }
+    known |= (
+        {"status": "failed", "error": "no memory"}
+        if acc is None
+        else {"metrics": {"acc/mean": acc, "acc/a": acc}}
     )
-    return replace(made, **changes)
+    return entry(key, method, **known | changes)
 
 
 def comparison(**changes):
@@ -72,7 +70,7 @@ def comparison(**changes):
         "created": "2026-03-01T09:40:00+00:00",
         "versions": {"torch": "2.13"},
     }
-    failed = [vars(entry("k9", "fisher", None))]
+    failed = [vars(trial("k9", "fisher", None))]
     return compare(Header("tiny", "abcd", **(known | changes)), rows, CORRECT, failed)
 
 
@@ -224,12 +222,12 @@ def test_what_is_no_comparison_is_named(tmp_path):
 
 def test_winners_are_the_best_on_the_select_split():
     entries = [
-        entry("k3", "ties", 0.7, params={"scale": 0.3}),
-        entry("k1", "ties", 0.8, params={"scale": 0.1}),
-        entry("k2", "ties", 0.8, params={"scale": 0.2}),
-        entry("k4", "ties", None),
-        entry("k6", "ties", 0.9, metrics={"acc/mean": math.nan}),
-        entry("k5", "fisher", None),
+        trial("k3", "ties", 0.7, params={"scale": 0.3}),
+        trial("k1", "ties", 0.8, params={"scale": 0.1}),
+        trial("k2", "ties", 0.8, params={"scale": 0.2}),
+        trial("k4", "ties", None),
+        trial("k6", "ties", 0.9, metrics={"acc/mean": math.nan}),
+        trial("k5", "fisher", None),
     ]
     for given in (entries, entries[::-1]):
         fisher, ties = winners(given)
@@ -238,7 +236,7 @@ def test_winners_are_the_best_on_the_select_split():
 
 
 def test_losses_are_minimised():
-    entries = [entry(f"k{i}", "ties", 0.5, metrics={"nll/mean": loss})
+    entries = [trial(f"k{i}", "ties", 0.5, metrics={"nll/mean": loss})
                for i, loss in enumerate([0.9, 0.3, 0.5])]  # fmt: skip
     assert winners(entries, "nll/mean")[0].trial_key == "k1"
 
@@ -247,27 +245,27 @@ def test_rows_say_what_was_left_out_and_what_was_no_number():
     gone = {"candidate": "a", "outcome": "vanished", "note": "its file vanished; left out"}
     taken = {"candidate": "b", "outcome": "accepted", "note": ""}
     metrics = {"acc/mean": 0.5, "nll/mean": math.nan, "chosen/a/failed": 1.0}
-    (row,) = winners([entry("k", "greedy_soup", 0.5, choices=[gone, taken], metrics=metrics)])
+    (row,) = winners([trial("k", "greedy_soup", 0.5, choices=[gone, taken], metrics=metrics)])
     assert row.notes == (
         "ingredient a: its file vanished; left out",
         "logits on select are NaN or infinite on some images",
         "a: 1 expert left out, their logits NaN or infinite",
     )
-    (row,) = winners([entry("k", "ensemble", 0.5, metrics=metrics)], "nll/mean")
+    (row,) = winners([trial("k", "ensemble", 0.5, metrics=metrics)], "nll/mean")
     assert (row.val, row.notes) == ({}, ("no trial has a finite nll/mean",))
-    (row,) = winners([entry("k", "ensemble", 0.5, metrics={"acc/mean": 0.5, "nll/mean": 1.0})])
+    (row,) = winners([trial("k", "ensemble", 0.5, metrics={"acc/mean": 0.5, "nll/mean": 1.0})])
     assert row.notes == ()
 
 
 def test_cost_counts_time_in_which_a_trial_ran():
     def at(second: int, key: str, **changes) -> Entry:
-        return entry(key, "ties", 0.5, started=f"2026-03-01T09:00:{second:02}+00:00", **changes)
+        return trial(key, "ties", 0.5, started=f"2026-03-01T09:00:{second:02}+00:00", **changes)
 
     # 0 to 2 and 1 to 3 overlap; 30 to 32 stands alone; the last queued from 40 and ran from 48.
     queued = at(40, "d", ended="2026-03-01T09:00:50+00:00")
     row = winners([at(0, "a"), at(1, "b", peak_bytes=300), at(30, "c"), queued])[0]
     assert row.cost == {"wall_s": 7.0, "trial_s": 2.0, "peak_bytes": 300, "gpu_s": None}
-    bare = winners([entry("a", "ties", None, started="", trial_s=0.0, peak_bytes=0)])[0]
+    bare = winners([trial("a", "ties", None, started="", trial_s=0.0, peak_bytes=0)])[0]
     assert bare.cost == {"wall_s": None, "trial_s": None, "peak_bytes": None, "gpu_s": None}
     paid = winners([at(0, "a", gpu_s=0.5), at(1, "b", gpu_s=1.25)])[0]
     assert paid.cost["gpu_s"] == 1.75  # of all trials

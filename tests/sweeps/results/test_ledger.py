@@ -5,11 +5,8 @@ import json
 import pytest
 
 from fusion.errors import InputError
-from sweeps.results.ledger import Entry, Ledger
-
-
-def entry(key: str, status: str = "done", **more) -> Entry:
-    return Entry(key, "ties", "static", {"density": 0.2}, status, "select", **more)
+from sweeps.results.ledger import Ledger
+from tests.sweeps.conftest import entry
 
 
 def test_what_is_added_is_found_again_by_another_reader(tmp_path):
@@ -29,7 +26,7 @@ def test_order_is_that_of_keys_not_of_writing(tmp_path):
 def test_failed_trials_are_forgotten_so_that_they_run_again(tmp_path):
     ledger = Ledger(tmp_path)
     ledger.add(entry("good"))
-    ledger.add(entry("bad", "failed", error="boom"))
+    ledger.add(entry("bad", status="failed", error="boom"))
     assert set(ledger.done()) == {"good"}
     assert ledger.clear_failed() == 1
     assert [found.trial_key for found in ledger] == ["good"]
@@ -48,7 +45,7 @@ def test_a_damaged_entry_counts_as_none_and_is_said(tmp_path, caplog):
 def test_an_entry_of_another_name_deletes_nothing_elsewhere(tmp_path):
     victim, folder = tmp_path / "victim.json", tmp_path / "ledger"
     victim.write_text("precious")
-    Ledger(folder).add(entry("k", "failed"))
+    Ledger(folder).add(entry("k", status="failed"))
     told = json.loads((folder / "k.json").read_text())
     for key in ("../victim", str(tmp_path / "victim"), "other"):
         told = {**{name: value for name, value in told.items() if name != "check"},

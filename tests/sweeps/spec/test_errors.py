@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -12,16 +11,7 @@ from fusion.registry import METHODS
 from sweeps.spec.errors import SpecErrors, shown
 from sweeps.spec.method import RESERVED
 from sweeps.spec.sweep import validate
-
-
-def plain(**changes: Any) -> dict[str, Any]:
-    """A small sweep file as data."""
-    data: dict[str, Any] = {
-        "name": "s",
-        "pool": {"base": "b", "experts": {"mnist": "m", "svhn": "s"}},
-        "methods": {"ties": {}},
-    }
-    return copy.deepcopy(data) | changes
+from tests.sweeps.spec.sweep_file import plain
 
 
 def lines(data: Any) -> tuple[str, ...]:

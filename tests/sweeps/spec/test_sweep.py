@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from fusion.registry import METHODS
 from sweeps.spec.method import RESERVED, MethodSpec
 from sweeps.spec.search_space import Choice, Grid, LogUniform, Uniform
 from sweeps.spec.sweep import SweepSpec, dump, load, spec_hash, validate
+from tests.sweeps.spec.sweep_file import plain, write
 
 WHOLE = """
 name: real8-methods
@@ -40,22 +40,6 @@ seed: 0
 placement: auto
 mlflow: {tracking_uri: null, experiment: null}
 """
-
-
-def plain(**changes: Any) -> dict[str, Any]:
-    """A small sweep file as data."""
-    data: dict[str, Any] = {
-        "name": "s",
-        "pool": {"base": "b", "experts": {"mnist": "m", "svhn": "s"}},
-        "methods": {"ties": {}},
-    }
-    return copy.deepcopy(data) | changes
-
-
-def write(folder: Path, text: str) -> Path:
-    path = folder / "spec.yaml"
-    path.write_text(text, encoding="utf-8")
-    return path
 
 
 def test_the_contract_file_loads(tmp_path: Path) -> None:

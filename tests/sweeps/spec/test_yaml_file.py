@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -12,22 +11,7 @@ import yaml
 from fusion.errors import InputError
 from sweeps.spec.search_space import Grid, LogUniform
 from sweeps.spec.sweep import load
-
-
-def plain(**changes: Any) -> dict[str, Any]:
-    """A small sweep file as data."""
-    data: dict[str, Any] = {
-        "name": "s",
-        "pool": {"base": "b", "experts": {"mnist": "m", "svhn": "s"}},
-        "methods": {"ties": {}},
-    }
-    return data | changes
-
-
-def write(folder: Path, text: str) -> Path:
-    path = folder / "spec.yaml"
-    path.write_text(text, encoding="utf-8")
-    return path
+from tests.sweeps.spec.sweep_file import plain, write
 
 
 @pytest.mark.parametrize("number", ["1e-3", "1E-3", "1.e-3", "+1e-3", ".1e-2", "0.001", "1.0e-3"])

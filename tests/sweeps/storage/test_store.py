@@ -26,6 +26,7 @@ from sweeps.storage import mirror as mirroring
 from sweeps.storage.fetch import check_there, take_up
 from sweeps.storage.mirror import Mirror, scan
 from sweeps.storage.store import open_store, reach
+from tests.sweeps.conftest import entry
 from tests.sweeps.program import comparison, sweeps
 
 TEXT = "name: s\n"
@@ -56,10 +57,8 @@ def url() -> str:
     return f"recording://{uuid.uuid4().hex}"
 
 
-def entry(key: str, minute: int = 0, **fields) -> Entry:
-    ended = datetime(2026, 3, 1, 9, minute, tzinfo=UTC).isoformat()
-    return Entry(key, "ties", "static", {}, **{"status": "done", "split": "select", "ended": ended}
-                 | fields)  # fmt: skip
+def ended(key: str, minute: int = 0, **known) -> Entry:
+    return entry(key, ended=datetime(2026, 3, 1, 9, minute, tzinfo=UTC).isoformat(), **known)
 
 
 def started(path: Path, *keys: str) -> SweepFolder:
@@ -67,7 +66,7 @@ def started(path: Path, *keys: str) -> SweepFolder:
     claim(path, "h", TEXT)
     folder = SweepFolder(path)
     for key in keys:
-        folder.ledger.add(entry(key))
+        folder.ledger.add(ended(key))
     return folder
 
 
@@ -106,7 +105,7 @@ def test_every_file_is_sent_and_a_removed_one_is_removed(tmp_path, url):
         store = open_store(url, "s")
         until(lambda: "ledger/a.json" in names(url))
         assert "learned/b.state" in names(url)
-        folder.ledger.add(entry("b"))
+        folder.ledger.add(ended("b"))
         (folder.learned / "b.state").unlink()
         (folder.learned / "b.safetensors").write_text("whole")
         mirror.wake()
@@ -146,7 +145,7 @@ def test_only_what_changed_is_sent_again(tmp_path, url):
         pass
     sent = going_on(url, folder, resume=True)
     Recording.written.clear()
-    folder.ledger.add(entry("b"))
+    folder.ledger.add(ended("b"))
     with mirrored(folder, url, sent=sent):
         pass
     assert {path.rpartition("/s/")[2] for path in Recording.written} >= {"ledger/b.json"}
@@ -170,7 +169,7 @@ def test_a_storage_that_fails_is_said_once_and_catches_up(tmp_path, url, monkeyp
     with mirrored(folder, url, said) as mirror:
         until(lambda: "ledger/a.json" in names(url))
         Recording.failing = [""]
-        folder.ledger.add(entry("b"))
+        folder.ledger.add(ended("b"))
         mirror.wake()
         until(lambda: mirror.retry and mirror.fault)
         time.sleep(0.2)  # several tries
@@ -194,7 +193,7 @@ def test_how_it_ended_is_kept_with_everything(tmp_path, url, error, state):
 
     def ends_badly():
         with mirrored(folder, url):
-            folder.ledger.add(entry("a"))
+            folder.ledger.add(ended("a"))
             raise error
 
     with pytest.raises(type(error)):
@@ -210,8 +209,8 @@ def test_what_a_storage_lacks_is_said_at_the_end(tmp_path, url, monkeypatch):
     with mirrored(folder, url, said) as mirror:
         until(lambda: "sweep.json" in names(url))
         Recording.failing = ["ledger"]
-        folder.ledger.add(entry("a"))
-        folder.ledger.add(entry("b"))
+        folder.ledger.add(ended("a"))
+        folder.ledger.add(ended("b"))
     assert mirror.fault == "the bucket is out of reach"
     assert said[-1].endswith("lacks 2 files (the bucket is out of reach); --resume sends them")
     Recording.failing = []
@@ -228,7 +227,7 @@ def test_a_storage_that_hangs_is_no_sign_of_death(tmp_path, url, monkeypatch):
     with mirrored(folder, url, said) as mirror:
         until(lambda: "sweep.json" in names(url))
         monkeypatch.setattr(mirror, "send", lambda store: free.wait(20))
-        folder.ledger.add(entry("a"))
+        folder.ledger.add(ended("a"))
         mirror.wake()
         before = read_owner((folder.path / "owner.json").read_bytes()).beat
         time.sleep(0.2)
@@ -273,14 +272,14 @@ def test_of_two_entries_a_success_counts_then_the_later(tmp_path, url):
     folder = started(tmp_path / "one" / "s")
     there = SweepFolder(tmp_path / "two" / "s")
     for key in "abc":
-        folder.ledger.add(entry(key, 5, seed=1))
+        folder.ledger.add(ended(key, 5, seed=1))
     with mirrored(folder, url):
         pass
     going_on(url, there, resume=True)
-    there.ledger.add(entry("a", 9, seed=2))  # later here
-    there.ledger.add(entry("b", 1, seed=2))  # earlier here
-    there.ledger.add(entry("c", 9, seed=2, status="failed"))
-    there.ledger.add(entry("d", 1, seed=2))  # only here
+    there.ledger.add(ended("a", 9, seed=2))  # later here
+    there.ledger.add(ended("b", 1, seed=2))  # earlier here
+    there.ledger.add(ended("c", 9, seed=2, status="failed"))
+    there.ledger.add(ended("d", 1, seed=2))  # only here
     for key in "ab":
         (there.path / "learned").mkdir(exist_ok=True)
         (there.learned / f"{key}.safetensors").write_text("here")
@@ -358,7 +357,7 @@ def test_a_driver_that_was_taken_over_writes_no_more(tmp_path, url):
         until(lambda: "ledger/a.json" in names(url))
         other = Owner(host="node-3", pid=71)
         store.write("owner.json", other.dump())
-        folder.ledger.add(entry("b"))
+        folder.ledger.add(ended("b"))
         mirror.wake()
         until(lambda: said)
     assert "another driver has taken this sweep over (pid 71 on node-3" in said[0]

@@ -12,19 +12,14 @@ from fusion.errors import InputError
 from fusion.logits.cosine_head import logits
 from fusion.logits.dataset import Labelled
 from fusion.methods.classifiers.clip_adapter import Adapter, adapted, clip_adapter
+from tests.fusion.methods.classifiers.labelled import labelled
 
 C, D = 4, 16
 DRAW = torch.Generator().manual_seed(0)
 CENTRES = torch.randn(C, D, generator=DRAW)
 
 
-def rows(n: int, split: str, seed: int) -> Labelled:
-    draw = torch.Generator().manual_seed(seed)
-    labels = torch.arange(n) % C
-    return Labelled(4 * CENTRES[labels] + 6 * torch.randn(n, D, generator=draw), labels, split)
-
-
-FIT, SELECT = rows(64, "fit", 1), rows(100, "select", 2)
+FIT, SELECT = labelled(4 * CENTRES, 64, "fit", 1, 6.0), labelled(4 * CENTRES, 100, "select", 2, 6.0)
 HEAD = 10 * normalize(CENTRES + 1.5 * torch.randn(C, D, generator=DRAW), dim=-1)
 OPTIONS: dict[str, Any] = {"learning_rate": 0.01, "batch_size": 16, "epochs": 30, "ratio": 0.6}
 

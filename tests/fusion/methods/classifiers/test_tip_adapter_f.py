@@ -14,19 +14,14 @@ from fusion.logits.cosine_head import logits
 from fusion.logits.dataset import Labelled
 from fusion.methods.classifiers.tip_adapter import affinities, cache_keys, cache_values, tip_adapter
 from fusion.methods.classifiers.tip_adapter_f import tip_adapter_f
+from tests.fusion.methods.classifiers.labelled import labelled
 
 C, D, K = 5, 12, 6
 DRAW = torch.Generator().manual_seed(0)
 CENTRES = torch.randn(C, D, generator=DRAW)
 
 
-def rows(n: int, split: str, seed: int) -> Labelled:
-    draw = torch.Generator().manual_seed(seed)
-    labels = torch.arange(n) % C
-    return Labelled(CENTRES[labels] + 1.6 * torch.randn(n, D, generator=draw), labels, split)
-
-
-FIT, SELECT = rows(C * K, "fit", 1), rows(100, "select", 2)
+FIT, SELECT = labelled(CENTRES, C * K, "fit", 1, 1.6), labelled(CENTRES, 100, "select", 2, 1.6)
 HEAD = 5 * normalize(CENTRES + 2 * torch.randn(C, D, generator=DRAW), dim=-1)
 KEYS, VALUES = cache_keys(FIT.features[None]), cache_values(FIT.labels, C)
 OPTIONS: dict[str, Any] = {"alpha": 2.0, "beta": 3.0, "batch_size": 8, "learning_rate": 0.02}

@@ -13,6 +13,7 @@ from fusion.methods.learned.gate import Gate
 from fusion.methods.learned.steps import Learning, Shape, micro_batches
 from fusion.registry import METHODS, Gated
 from fusion.task_vectors.sparsify import Trim
+from tests.fusion.draws import drawn
 
 SHAPE = Shape(("x", "y", "z"), ("k0", "k1", "k2", "k3"), width=6)
 
@@ -23,22 +24,18 @@ def router(**params: Any) -> Gate:
     return made
 
 
-def features(rows: int = 5) -> torch.Tensor:
-    return torch.randn(rows, 6, generator=torch.Generator().manual_seed(0))
-
-
 @pytest.mark.parametrize("depth", [0, 1, 2])
 @pytest.mark.parametrize(("grouping", "groups"), [("task", 1), ("layer", 4)])
 @pytest.mark.parametrize("scale", [0.3, 0.1])
 def test_step_0_is_task_arithmetic(depth: int, grouping: str, groups: int, scale: float) -> None:
-    coding = router(depth=depth, grouping=grouping, scale=scale)(features())
+    coding = router(depth=depth, grouping=grouping, scale=scale)(drawn(5, 6))
     assert torch.equal(coding, torch.full((5, 3, groups), scale))
 
 
 def test_softmax_starts_even() -> None:
-    coding = router(softmax=True, grouping="layer")(features())
+    coding = router(softmax=True, grouping="layer")(drawn(5, 6))
     torch.testing.assert_close(coding, torch.full((5, 3, 4), 1 / 3))
-    coding = router(softmax=True, base_weight=True)(features())
+    coding = router(softmax=True, base_weight=True)(drawn(5, 6))
     torch.testing.assert_close(coding, torch.full((5, 3, 1), 1 / 4))
 
 
@@ -107,8 +104,8 @@ def test_codings_are_one_a_batch_or_one_a_sample(batch_mean: bool) -> None:
     gate = learning.router
     assert isinstance(gate, Gate)
     gate[-1].weight.data.normal_(generator=torch.Generator().manual_seed(1))
-    (micro_batch,) = micro_batches(learning, {"x": 9}, {"x": features(9)}, step=0, seed=0)
-    each = gate(features(9)[micro_batch.rows["x"]])
+    (micro_batch,) = micro_batches(learning, {"x": 9}, {"x": drawn(9, 6)}, step=0, seed=0)
+    each = gate(drawn(9, 6)[micro_batch.rows["x"]])
     assert not torch.equal(each[0], each[1])
     assert torch.equal(micro_batch.coding, each.mean(0, keepdim=True) if batch_mean else each)
 

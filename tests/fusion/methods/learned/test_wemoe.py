@@ -11,14 +11,10 @@ from fusion.methods.learned.wemoe import RoutedMlp, Router
 from fusion.registry import METHODS
 from fusion.task_vectors.sparse import largest, pruned
 from fusion.task_vectors.task_vectors import TaskVectors
+from tests.fusion.draws import drawn_as_double as drawn
 
 SHAPE = Shape(("a", "b", "c"), ())
 WIDTH, HIDDEN, TASKS = 6, 10, 3
-
-
-def drawn(*shape, seed=0):
-    draw = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=draw, dtype=torch.float64)
 
 
 def test_a_router_by_hand():

@@ -12,9 +12,3 @@ def vectors_of(deltas: Tensor) -> TaskVectors:
     """Task vectors [T, *shape] of one tensor `w`, over a base of zeros."""
     names = tuple(f"t{at}" for at in range(len(deltas)))
     return TaskVectors(names, {"w": torch.zeros_like(deltas[0])}, {"w": deltas})
-
-
-def random(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    """Normal numbers, drawn in float64 whatever the dtype."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)

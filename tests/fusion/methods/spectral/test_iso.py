@@ -12,8 +12,9 @@ from torch import Tensor
 from fusion.methods.spectral.iso import iso_c, iso_cts, sizes
 from fusion.methods.spectral.tsv import tsv_m
 from fusion.task_vectors.task_vectors import TaskVectors
+from tests.fusion.draws import drawn_as_double as drawn
 from tests.fusion.laws import TASKS, assert_same_bits, copied, state_dict, toy
-from tests.fusion.methods.spectral.matrices import random, vectors_of
+from tests.fusion.methods.spectral.matrices import vectors_of
 
 
 def polar(matrix: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ def close(dtype: torch.dtype) -> dict[str, Any]:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_iso_c_against_full_decompositions(shape: Any, dtype: torch.dtype) -> None:
-    deltas = random(*shape, dtype=dtype)
+    deltas = drawn(*shape, dtype=dtype)
     merged = iso_c(vectors_of(deltas), scale=1.5)["w"]
     wanted = 1.5 * textbook_c(deltas.double())
     torch.testing.assert_close(merged, wanted.to(dtype), **close(dtype))
@@ -67,7 +68,7 @@ def test_iso_c_against_full_decompositions(shape: Any, dtype: torch.dtype) -> No
 def test_iso_cts_against_full_decompositions(
     shape: Any, dtype: torch.dtype, fraction: float
 ) -> None:
-    deltas = random(*shape, dtype=dtype)
+    deltas = drawn(*shape, dtype=dtype)
     merged = iso_cts(vectors_of(deltas), common_fraction=fraction)["w"]
     wanted = textbook_cts(deltas.double(), fraction)
     torch.testing.assert_close(merged, wanted.to(dtype), **close(dtype))
@@ -75,7 +76,7 @@ def test_iso_cts_against_full_decompositions(
 
 @pytest.mark.parametrize("shape", [(3, 160, 160), (6, 400, 160), (6, 160, 400)])
 def test_large_ones_are_nearer_to_float64_than_a_float32_textbook(shape: Any) -> None:
-    deltas = 0.01 * random(*shape, dtype=torch.float32)
+    deltas = 0.01 * drawn(*shape, dtype=torch.float32)
     for rule, textbook in ((iso_c, textbook_c), (iso_cts, partial(textbook_cts, fraction=0.8))):
         wanted = textbook(deltas.double())
         off = float((rule(vectors_of(deltas))["w"] - wanted).norm() / wanted.norm())
@@ -83,7 +84,7 @@ def test_large_ones_are_nearer_to_float64_than_a_float32_textbook(shape: Any) ->
 
 
 def test_large_sums_without_full_rank() -> None:
-    low = random(160, 90, dtype=torch.float32) @ random(90, 160, dtype=torch.float32, seed=1)
+    low = drawn(160, 90, dtype=torch.float32) @ drawn(90, 160, dtype=torch.float32, seed=1)
     u, s, v = torch.linalg.svd(3 * low.double())
     wanted = s[:90].sum() / 160 * u[:, :90] @ v[:90]
     for rule in (iso_c, iso_cts):  # nothing is left of the tasks beside the common space
@@ -93,7 +94,7 @@ def test_large_sums_without_full_rank() -> None:
 
 @pytest.mark.parametrize("rule", [iso_c, iso_cts, tsv_m])
 def test_bits_of_large_ones_do_not_know_where_they_lie(rule: Any) -> None:
-    deltas = random(3, 160, 192, dtype=torch.float32)
+    deltas = drawn(3, 160, 192, dtype=torch.float32)
     whole = torch.zeros(5 + deltas.numel())
     whole[5:] = deltas.flatten()
     moved = vectors_of(whole[5:].view_as(deltas))
@@ -130,8 +131,8 @@ def test_sizes() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_without_tasks_own_directions_it_is_iso_c(dtype: torch.dtype) -> None:
-    several = vectors_of(random(3, 9, 14, dtype=dtype))
-    one = vectors_of(random(1, 9, 14, dtype=dtype))
+    several = vectors_of(drawn(3, 9, 14, dtype=dtype))
+    one = vectors_of(drawn(1, 9, 14, dtype=dtype))
     for vectors, fraction in ((several, 1.0), (one, 0.8), (one, 0.0)):
         found = iso_cts(vectors, common_fraction=fraction)["w"]
         torch.testing.assert_close(found, iso_c(vectors)["w"], rtol=1e-5, atol=1e-5)
@@ -139,7 +140,7 @@ def test_without_tasks_own_directions_it_is_iso_c(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_directions_that_are_not_there_stay_zero(dtype: torch.dtype) -> None:
-    low = random(10, 3, dtype=dtype) @ random(3, 10, dtype=dtype, seed=1)
+    low = drawn(10, 3, dtype=dtype) @ drawn(3, 10, dtype=dtype, seed=1)
     u, s, v = torch.linalg.svd(low.double())
     wanted = s[:3].sum() / 10 * u[:, :3] @ v[:3]
     for copies in (1, 2):  # the sum of two is twice as long
@@ -152,7 +153,7 @@ def test_directions_that_are_not_there_stay_zero(dtype: torch.dtype) -> None:
 
 
 def test_tasks_that_cancel_give_the_base() -> None:
-    delta = random(6, 6)
+    delta = drawn(6, 6)
     assert_same_bits(
         iso_c(vectors_of(torch.stack([delta, -delta]))), {"w": torch.zeros(6, 6).double()}
     )
@@ -165,7 +166,7 @@ def test_vectors_are_averaged_and_single_rows_are_matrices(rule: Any) -> None:
     for name in ("block.0.bias", "block.0.weight", "logit_scale"):
         wanted = vectors.base[name].double() + 0.5 * vectors.deltas[name].double().mean(0)
         torch.testing.assert_close(merged[name], wanted.to(merged[name].dtype))
-    row = random(3, 1, 5)
+    row = drawn(3, 1, 5)
     torch.testing.assert_close(iso_c(vectors_of(row))["w"], row.sum(0))
 
 

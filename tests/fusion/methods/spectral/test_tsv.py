@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fusion.methods.spectral.tsv import tsv_m
 from fusion.task_vectors.task_vectors import TaskVectors
+from tests.fusion.draws import drawn_as_double as drawn
 from tests.fusion.laws import TASKS, assert_same_bits, copied, state_dict, toy
-from tests.fusion.methods.spectral.matrices import random, vectors_of
+from tests.fusion.methods.spectral.matrices import vectors_of
 
 
 def textbook(deltas: Tensor) -> Tensor:
@@ -62,7 +63,7 @@ def test_two_directions_are_turned_apart_by_hand() -> None:
 @pytest.mark.parametrize("shape", [(3, 12, 12), (3, 20, 9), (4, 9, 20), (2, 5, 5), (5, 7, 33)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_against_full_decompositions(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
-    deltas = random(*shape, dtype=dtype)
+    deltas = drawn(*shape, dtype=dtype)
     wanted = textbook(deltas.double())
     merged = tsv_m(vectors_of(deltas))["w"]
     close: dict[str, float] = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {}
@@ -71,7 +72,7 @@ def test_against_full_decompositions(shape: tuple[int, int, int], dtype: torch.d
 
 @pytest.mark.parametrize("shape", [(3, 160, 160), (6, 400, 160), (6, 160, 400)])
 def test_large_ones_are_nearer_to_float64_than_a_float32_textbook(shape: Any) -> None:
-    deltas = 0.01 * random(*shape, dtype=torch.float32)
+    deltas = 0.01 * drawn(*shape, dtype=torch.float32)
     wanted = textbook(deltas.double())
     off = float((tsv_m(vectors_of(deltas))["w"] - wanted).norm() / wanted.norm())
     assert off < min(1e-5, float((textbook(deltas) - wanted).norm() / wanted.norm()))
@@ -79,8 +80,8 @@ def test_large_ones_are_nearer_to_float64_than_a_float32_textbook(shape: Any) ->
 
 def test_large_low_rank_tasks() -> None:
     # 20 directions of each of eight: one task has three, and one none. 6 · 20 + 3 are left.
-    deltas = random(8, 170, 160, dtype=torch.float32)
-    deltas[5] = random(170, 3, dtype=torch.float32) @ random(3, 160, dtype=torch.float32, seed=1)
+    deltas = drawn(8, 170, 160, dtype=torch.float32)
+    deltas[5] = drawn(170, 3, dtype=torch.float32) @ drawn(3, 160, dtype=torch.float32, seed=1)
     deltas[7] = 0
     merged = tsv_m(vectors_of(deltas))["w"].double()
     assert int(torch.linalg.matrix_rank(merged, rtol=1e-4)) == 123
@@ -88,7 +89,7 @@ def test_large_low_rank_tasks() -> None:
 
 def test_one_task_is_itself() -> None:
     for dtype in (torch.float32, torch.float64):
-        delta = random(1, 11, 6, dtype=dtype)
+        delta = drawn(1, 11, 6, dtype=dtype)
         torch.testing.assert_close(tsv_m(vectors_of(delta))["w"], delta[0], rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(
             tsv_m(vectors_of(delta), scale=0.5)["w"], delta[0] / 2, rtol=1e-5, atol=1e-6
@@ -98,8 +99,8 @@ def test_one_task_is_itself() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_zero_and_low_rank_tasks_add_nothing_of_their_own(dtype: torch.dtype) -> None:
     # A third of rank 9 is 3 directions; the zero task has none, the second two.
-    strong = random(9, 9, dtype=dtype)
-    weak = random(9, 2, dtype=dtype, seed=1) @ random(2, 9, dtype=dtype, seed=2)
+    strong = drawn(9, 9, dtype=dtype)
+    weak = drawn(9, 2, dtype=dtype, seed=1) @ drawn(2, 9, dtype=dtype, seed=2)
     deltas = torch.stack([strong, weak, torch.zeros_like(strong)])
     merged = tsv_m(vectors_of(deltas))["w"].double()
     assert int(torch.linalg.matrix_rank(merged, rtol=1e-4)) == 5
@@ -109,7 +110,7 @@ def test_zero_and_low_rank_tasks_add_nothing_of_their_own(dtype: torch.dtype) ->
 
 def test_equal_experts_share_their_directions() -> None:
     # [u u] has one direction, of which each copy takes 1/√2 on both sides: 2 · σ/2.
-    delta = random(8, 8)
+    delta = drawn(8, 8)
     merged = tsv_m(vectors_of(torch.stack([delta, delta])))["w"]
     u, s, v = torch.linalg.svd(delta)
     torch.testing.assert_close(merged, u[:, :4] * s[:4] @ v[:4])
@@ -117,11 +118,11 @@ def test_equal_experts_share_their_directions() -> None:
 
 @pytest.mark.parametrize("compat", ["paper", "fusionbench"])
 def test_more_tasks_than_directions(compat: Any) -> None:
-    deltas = random(4, 3, 50)
+    deltas = drawn(4, 3, 50)
     merged = tsv_m(vectors_of(deltas), compat=compat)["w"]
     wanted = deltas.mean(0) if compat == "paper" else torch.zeros(3, 50).double()
     torch.testing.assert_close(merged, wanted)
-    single = random(4, 1, 50)
+    single = drawn(4, 1, 50)
     merged = tsv_m(vectors_of(single), compat=compat)["w"]
     wanted = single.mean(0) if compat == "paper" else torch.zeros(1, 50).double()
     torch.testing.assert_close(merged, wanted)
@@ -137,7 +138,7 @@ def test_vectors_are_averaged_and_scaled() -> None:
 
 def test_rotations_among_equal_values_do_not_show() -> None:
     # All singular values equal: any basis is one of singular vectors.
-    turn = torch.linalg.qr(random(6, 6)).Q
+    turn = torch.linalg.qr(drawn(6, 6)).Q
     deltas = torch.stack([3 * turn])
     torch.testing.assert_close(tsv_m(vectors_of(deltas))["w"], 3 * turn)
 
@@ -153,7 +154,7 @@ def test_an_expert_that_is_the_base() -> None:
 
 @pytest.mark.parametrize("weights", [[2.0, 0.5, -1.0], {"t0": 2.0, "t1": 0.5, "t2": -1.0}])
 def test_weights_come_before_the_decomposition(weights: Any) -> None:
-    deltas = random(3, 7, 5)
+    deltas = drawn(3, 7, 5)
     factors = torch.tensor([2.0, 0.5, -1.0], dtype=deltas.dtype)
     wanted = textbook(deltas * factors[:, None, None])
     vectors = vectors_of(deltas)

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from fusion.methods.spectral.wudi import normal_equations, wudi
 from fusion.task_vectors.task_vectors import TaskVectors
+from tests.fusion.draws import drawn_as_double as drawn
 from tests.fusion.laws import TASKS, assert_same_bits, copied, state_dict, toy
-from tests.fusion.methods.spectral.matrices import random, vectors_of
+from tests.fusion.methods.spectral.matrices import vectors_of
 
 
 def loss(merged: Tensor, deltas: Tensor) -> Tensor:
@@ -31,8 +32,8 @@ def textbook(deltas: Tensor, steps: int, learning_rate: float) -> Tensor:
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (4, 12, 5), (2, 5, 12), (3, 1, 6), (1, 4, 4)])
 def test_the_gradient_is_autograds(shape: tuple[int, int, int]) -> None:
-    deltas = random(*shape)
-    merged = random(*shape[1:], seed=1).requires_grad_()
+    deltas = drawn(*shape)
+    merged = drawn(*shape[1:], seed=1).requires_grad_()
     (wanted,) = torch.autograd.grad(loss(merged, deltas), merged)
     start, seen, aim = normal_equations(deltas)
     torch.testing.assert_close(start, deltas.sum(0))
@@ -42,13 +43,13 @@ def test_the_gradient_is_autograds(shape: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize("shape", [(3, 8, 8), (4, 12, 5), (2, 5, 12)])
 def test_steps_against_autograd(shape: tuple[int, int, int]) -> None:
     for learning_rate in (1e-5, 1e-2):
-        deltas = random(*shape)
+        deltas = drawn(*shape)
         merged = wudi(vectors_of(deltas), steps=30, learning_rate=learning_rate)["w"]
         torch.testing.assert_close(merged, textbook(deltas, 30, learning_rate))
 
 
 def test_float32_is_close_to_it() -> None:
-    deltas = random(3, 10, 7, dtype=torch.float32)
+    deltas = drawn(3, 10, 7, dtype=torch.float32)
     merged = wudi(vectors_of(deltas), steps=50)["w"]
     wanted = textbook(deltas.double(), 50, 1e-5)
     assert float((wanted - deltas.double().sum(0)).abs().max()) > 4e-4
@@ -56,7 +57,7 @@ def test_float32_is_close_to_it() -> None:
 
 
 def test_it_reaches_the_minimum() -> None:
-    deltas = random(3, 6, 4)
+    deltas = drawn(3, 6, 4)
     merged = wudi(vectors_of(deltas), steps=2000, learning_rate=1e-2)["w"]
     _, seen, aim = normal_equations(deltas)
     torch.testing.assert_close(merged, aim @ torch.linalg.inv(seen), rtol=1e-3, atol=1e-3)
@@ -77,12 +78,12 @@ def test_the_first_step_by_hand() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_one_task_stays_what_it_is(dtype: torch.dtype) -> None:
-    delta = random(1, 30, 20, dtype=dtype)
+    delta = drawn(1, 30, 20, dtype=dtype)
     assert torch.equal(wudi(vectors_of(delta))["w"], delta[0])
 
 
 def test_zero_task_vectors_have_no_term() -> None:
-    deltas = random(2, 6, 5)
+    deltas = drawn(2, 6, 5)
     merged = wudi(vectors_of(torch.cat([deltas, torch.zeros(1, 6, 5).double()])), steps=20)["w"]
     torch.testing.assert_close(merged, textbook(deltas, 20, 1e-5))
     base = state_dict("mixed", 0)
@@ -91,7 +92,7 @@ def test_zero_task_vectors_have_no_term() -> None:
 
 
 def test_tiny_task_vectors_do_not_vanish_in_squares() -> None:
-    deltas = random(2, 6, 5, dtype=torch.float32) * 1e-25
+    deltas = drawn(2, 6, 5, dtype=torch.float32) * 1e-25
     _, seen, aim = normal_equations(deltas)
     wanted = normal_equations(deltas.double())
     torch.testing.assert_close(seen, wanted[1].float())
