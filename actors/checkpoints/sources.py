@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from actors.files.documents import checked, read_json
-from actors.files.embedded_pool import EmbeddedPool, locate
+from actors.files.embedded_pool import IMAGES, TEXT, EmbeddedPool, locate
 from actors.files.paths import Plain
 from fusion.errors import InputError, reading
 
 EMBEDDED = "embedded:"
+
+OF_TEXTS = "text/"
+"""After `embedded:`: the pool of texts."""
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
 """`name` or `org/name`, with `@revision` for another branch than main."""
@@ -31,6 +34,8 @@ LINEARIZED_WEIGHTS = "linearized_adapter_model.safetensors"
 
 def resolve(source: str, *, what: str) -> Path:
     """The folder of a model: a path, `embedded:base`, `:extractor`, `:<task>`, or a hub id.
+
+    `embedded:text/base` and `embedded:text/<task>` are those of the embedded text pool.
 
     The local hub cache is searched first, so that a sweep runs offline and a new upload does not
     change it; `org/name@revision` names a revision.
@@ -53,9 +58,10 @@ def resolved(source: str, what: str) -> Path:
         return folder
     if source.startswith(EMBEDDED):
         pool = embedded_pool(source, what)
-        if source == f"{EMBEDDED}extractor":
+        name = member_name(source)
+        if name == "extractor":
             return extractor_of(pool, source, what)
-        return pool.base if source == f"{EMBEDDED}base" else member(pool.experts, source, what)
+        return pool.base if name == "base" else member(pool.experts, source, what)
     return from_hub(source, what)
 
 
@@ -98,17 +104,28 @@ def local(source: str, what: str) -> Path | None:
 
 
 def embedded_pool(source: str, what: str) -> EmbeddedPool:
-    """The embedded pool of this machine.
+    """The embedded pool of this machine that a source names: of images, or of texts.
 
     Raises:
         InputError: it has not been built.
     """
-    pool = locate()
+    text = source.startswith(f"{EMBEDDED}{OF_TEXTS}")
+    pool = locate(kind=TEXT if text else IMAGES)
     if pool is None:
+        name, option = ("embedded text pool", " --text") if text else ("embedded pool", "")
         raise InputError(
-            f"{what}: {source!r}: the embedded pool is not built; run `sweeps quickstart` first"
+            f"{what}: {source!r}: the {name} is not built; run `sweeps quickstart{option}` first"
         )
     return pool
+
+
+def member_name(source: str) -> str:
+    """Name of a member of an embedded pool.
+
+    >>> member_name("embedded:base"), member_name("embedded:text/base")
+    ('base', 'base')
+    """
+    return source.removeprefix(EMBEDDED).removeprefix(OF_TEXTS)
 
 
 def extractor_of(pool: EmbeddedPool, source: str, what: str) -> Path:
@@ -123,7 +140,7 @@ def extractor_of(pool: EmbeddedPool, source: str, what: str) -> Path:
 
 def member(folders: Mapping[str, Path], source: str, what: str) -> Path:
     """The folder of one task in the embedded pool."""
-    name = source.removeprefix(EMBEDDED)
+    name = member_name(source)
     if name not in folders:
         raise InputError(
             f"{what}: {source!r}: no such task in the embedded pool; there: {sorted(folders)}"

@@ -8,18 +8,15 @@ bits do not depend on the number of cores.
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from actors.embedded.tasks import DRAWINGS, Part, parts, web
+from actors.embedded.workers import workers, write_marker
 from actors.files.embedded_pool import (
-    MARKER,
     EmbeddedPool,
     default_root,
     folders,
@@ -40,8 +37,6 @@ __all__ = ["EmbeddedPool", "Recipe", "build", "locate"]
 
 Progress: TypeAlias = Callable[[str, float], None]
 """(what is being done, fraction of the whole build that is done)."""
-
-PROCESSES = 2
 
 DRAWING, PRETRAINING, EXPERTS = 0.08, 0.46, 0.46
 """Shares of a first build's time, for the progress bar."""
@@ -136,21 +131,6 @@ def agree(before: dict[str, Any], made: dict[str, Any]) -> bool:
     The marker of an older pool has no fields for the extractor; they are ignored then.
     """
     return {**before, "recipe": {**made["recipe"], **before["recipe"]}} == made
-
-
-@contextmanager
-def workers() -> Iterator[ProcessPoolExecutor]:
-    """Two fresh processes; an exception cancels waiting work, an interrupt also running work."""
-    context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(PROCESSES, mp_context=context)
-    try:
-        yield executor
-    except KeyboardInterrupt:
-        for child in multiprocessing.active_children():
-            child.kill()
-        raise
-    finally:
-        executor.shutdown(cancel_futures=True)
 
 
 def submit_corpus(
@@ -310,11 +290,3 @@ def tensors(part: Part) -> tuple[Tensor, Tensor]:
 
     images = torch.from_numpy(part.images).permute(0, 3, 1, 2).contiguous()
     return images, torch.from_numpy(part.labels)
-
-
-def write_marker(root: Path, made: dict[str, object]) -> None:
-    """Write the marker file of a finished pool."""
-    from actors.files.atomic import replacing
-
-    with replacing(root / MARKER) as part:
-        part.write_text(json.dumps(made, indent=1) + "\n")
