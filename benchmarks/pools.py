@@ -32,7 +32,7 @@ from actors.shards.pipeline import LocalLink, Pipeline
 from actors.shards.shard import Shard
 from fusion.logits.cosine_head import logits
 from fusion.logits.entropy import entropy
-from fusion.methods.learned.steps import Learning, Shape
+from fusion.methods.learned.steps import Shape, TrainingPlan
 from fusion.registry import METHODS, Adaptive
 from fusion.task_vectors.task_vectors import TaskVectors
 
@@ -196,12 +196,12 @@ def experts(
     return LocalExperts(ModelRunner(pipeline, vectors.tasks, data, cache, device))
 
 
-def gate_learning(tasks: tuple[str, ...], groups: tuple[str, ...], grouping: str) -> Learning:
+def gate_learning(tasks: tuple[str, ...], groups: tuple[str, ...], grouping: str) -> TrainingPlan:
     """DAWE with a gate whose codings differ from image to image."""
     method = METHODS["dawe"]
     assert isinstance(method, Adaptive)
     shape = Shape(tasks, groups, FEATURES)
-    learning = method.learning(shape, grouping=grouping, learning_rate=1e-4, batch_size=16)
+    learning = method.plan(shape, grouping=grouping, learning_rate=1e-4, batch_size=16)
     draw = torch.Generator().manual_seed(SEED)
     state = learning.router.state_dict()
     state["2.weight"].normal_(0, 0.003, generator=draw)

@@ -29,12 +29,12 @@ class Vanished(InputError):
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's message without line breaks; its type's name where it has none."""
+    """Message of an exception without line breaks; the name of its type if it has no message."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def unknown(what: str, name: str, valid: Iterable[str]) -> str:
-    """`unknown parameter 'scal'; did you mean 'scale'? (valid: scale)`.
+    """Error text for an unknown name, with the nearest valid name and all valid names.
 
     >>> unknown("method", "tys", ["ties", "dare"])
     "unknown method 'tys'; did you mean 'ties'? (valid: dare, ties)"

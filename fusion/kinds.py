@@ -15,12 +15,12 @@ from torch import Tensor
 
 from fusion.errors import InputError
 from fusion.logits.head import Head
-from fusion.methods.classifiers.interface import Fit, Plane, wide
-from fusion.methods.learned.in_model import ResidentCourse
-from fusion.methods.learned.steps import Learning, Shape
-from fusion.methods.routed.dawin import Evidence, Routing, is_oracle, transductive
+from fusion.methods.classifiers.interface import Fit, TaskEmbeddings, float32_at_least
+from fusion.methods.learned.in_model import InModelPlan
+from fusion.methods.learned.steps import Shape, TrainingPlan
+from fusion.methods.routed.dawin import ExpertLogits, Routing, is_oracle, transductive
 from fusion.methods.soups.selection import Selection
-from fusion.methods.statistics.collect import Asked
+from fusion.methods.statistics.collect import StatisticsRequest
 from fusion.parameters import Parameter, bind, parameters
 from fusion.task_vectors.sharded_reduce import Survey
 from fusion.task_vectors.sparsify import Trim
@@ -44,30 +44,30 @@ with an MLP that routers can replace."""
 
 
 LearnedFile: TypeAlias = Literal["coding", "gate", "in_model", "classifier"]
-"""What the learned file of a method holds: a `coding` (coefficients of task vectors), a `gate` that
-computes codings from features, `in_model` parameters that live beside the weights in the shards
-(routers, masks), or a `classifier` of the experts' outputs for each task."""
+"""Content of a method's learned file: a `coding` (coefficients of task vectors), a `gate` that
+computes codings from features, `in_model` parameters that are stored beside the weights in the
+shards (routers, masks), or a `classifier` of the experts' outputs for each task."""
 
 NO_SINGLE_MODEL: Mapping[Output, str] = {
     "logits": "fuses logits",
     "model_per_sample": "one model a sample",
     "model_per_task": "one model a task",
 }
-"""Output -> why there is no single merged model, for messages."""
+"""Output -> reason why there is no single merged model, for messages."""
 
 
 @dataclass(frozen=True, eq=False)
 class MergeInputs:
-    """What a merge reads beside task vectors and hyper-parameters; each kind reads its own part."""
+    """Inputs of a merge beside task vectors and hyper-parameters; each kind reads some of them."""
 
     survey: Any = None
     """Result of the method's survey over all shards; None: computed from the given vectors."""
     statistics: Mapping[str, Tensor] | None = None
-    """Tensor name -> statistics of data [T, …], of a method that reads statistics."""
+    """Tensor name -> statistics of data [T, …], for methods that read statistics."""
     task: str | None = None
-    """The expert whose model is wanted, of a method that returns one model for each task."""
+    """The expert whose model is wanted, for methods that return one model for each task."""
     learned: Mapping[str, Tensor] | None = None
-    """Name -> tensor that was learned in the shards, of a method that learns there."""
+    """Tensor name -> parameters learned in the shards, for in-model methods."""
 
 
 NOTHING = MergeInputs()
@@ -75,7 +75,7 @@ NOTHING = MergeInputs()
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table of methods: the rule, its source, and facts about it."""
+    """Base class of the kinds of method: the rule (a function), its source, and facts about it."""
 
     rule: Callable[..., Any]
     paper: str
@@ -96,7 +96,7 @@ class Row:
 
     @property
     def learned(self) -> LearnedFile | None:
-        """What the file holds that a trial learns first; None: the method does not learn."""
+        """Content of the file that a trial learns first; None: the method does not learn."""
         return None
 
     @property
@@ -119,8 +119,8 @@ class Row:
         """Whether a merge needs sums over all shards first."""
         return False
 
-    def whole_task(self, params: Mapping[str, Any]) -> bool:
-        """Whether it reads all evaluated rows of a task together, or their labels."""
+    def transductive(self, params: Mapping[str, Any]) -> bool:
+        """Whether a row's result depends on other rows of its task, or on labels."""
         return False
 
     def trim(self, shape: Shape, **params: Any) -> Trim:
@@ -150,7 +150,7 @@ class Row:
 
     @property
     def parameters(self) -> dict[str, Parameter]:
-        """The hyper-parameters, as the rule's signature states them."""
+        """The hyper-parameters, read from the rule's signature."""
         return parameters(self.rule, hidden=("survey",))
 
     @property
@@ -169,24 +169,25 @@ class Row:
 
 @dataclass(frozen=True)
 class Learned(Row):
-    """Base of the kinds whose trials learn from data and keep the result as a file."""
+    """Base class of the kinds whose trials learn from data and store the result in a file."""
 
     scope = "model"
 
 
 @dataclass(frozen=True)
 class Static(Row):
-    """Weights -> weights: `rule(vectors, *, …) -> StateDict`."""
+    """Kind of method that merges weights alone: `rule(vectors, *, …) -> StateDict`."""
 
     rule: Callable[Concatenate[TaskVectors, ...], dict[str, Tensor]]
     survey: Callable[Concatenate[TaskVectors, ...], Survey[Any]] | None = None
-    """Given the same parameters as the rule; its result is the rule's argument `survey`."""
+    """The survey's function, with the rule's parameters; its result is the rule's argument
+    `survey`."""
     kind = "static"
     needs = "nothing but weights"
 
     @property
     def scope(self) -> str:
-        """`tensor`: works tensor by tensor; `model`: surveys the whole model first."""
+        """`tensor`: merges tensor by tensor; `model`: needs a survey of the whole model first."""
         return "model" if self.survey else "tensor"
 
     @property
@@ -222,10 +223,10 @@ class Static(Row):
 
 @dataclass(frozen=True)
 class PerTask(Static):
-    """Weights -> one model a task: `rule(vectors, *, task, …) -> StateDict`.
+    """Kind of method that merges weights into one model for each task.
 
-    The rule's argument `task` is the expert whose model is wanted (`MergeInputs.task`); it is no
-    hyper-parameter, so sweep files cannot set it.
+    Its rule is `rule(vectors, *, task, …) -> StateDict`. The argument `task` is the expert whose
+    model is wanted (`MergeInputs.task`). It is no hyper-parameter, so sweep files cannot set it.
     """
 
     needs = "nothing but weights, and of each image the task that it is of"
@@ -237,13 +238,13 @@ class PerTask(Static):
 
     @property
     def parameters(self) -> dict[str, Parameter]:
-        """The hyper-parameters, as the rule's signature states them."""
+        """The hyper-parameters, read from the rule's signature."""
         return parameters(self.rule, hidden=("survey", "task"))
 
     def read(
         self, vectors: TaskVectors, inputs: MergeInputs, bound: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """The task.
+        """The argument `task`, checked.
 
         Raises:
             InputError: no task, or an unknown one.
@@ -256,13 +257,14 @@ class PerTask(Static):
 
 @dataclass(frozen=True)
 class Informed(Static):
-    """Weights and statistics of data -> weights: `rule(vectors, *, statistics, …) -> StateDict`.
+    """Kind of method that merges weights using statistics of data (Fisher, RegMean).
 
-    The rule's argument `statistics` maps tensor names to [T, …] (`MergeInputs.statistics`); it is
-    no hyper-parameter. `asks` returns, given the hyper-parameters, which statistics are needed.
+    Its rule is `rule(vectors, *, statistics, …) -> StateDict`. The argument `statistics` maps
+    tensor names to [T, …] (`MergeInputs.statistics`); it is no hyper-parameter. `request` maps the
+    hyper-parameters to the statistics that are needed.
     """
 
-    asks: Callable[..., Asked] = field(kw_only=True)
+    request: Callable[..., StatisticsRequest] = field(kw_only=True)
     """The rule's hyper-parameters -> the statistics it needs."""
     needs = "images of the fit split of each task"
 
@@ -273,21 +275,21 @@ class Informed(Static):
 
     @property
     def fits(self) -> bool:
-        """Statistics are those of the `fit` split."""
+        """Statistics are computed on the `fit` split."""
         return True
 
     @property
     def parameters(self) -> dict[str, Parameter]:
-        """The hyper-parameters, as the rule's signature states them."""
+        """The hyper-parameters, read from the rule's signature."""
         return parameters(self.rule, hidden=("survey", "statistics"))
 
-    def asked(self, params: Mapping[str, Any]) -> Asked:
+    def statistics_request(self, params: Mapping[str, Any]) -> StatisticsRequest:
         """The statistics that the method needs.
 
         Raises:
             InputError: unknown, missing or wrong parameters.
         """
-        return self.asks(**self.bound(params))
+        return self.request(**self.bound(params))
 
     def start_survey(
         self, vectors: TaskVectors, inputs: MergeInputs = NOTHING, **params: Any
@@ -300,22 +302,22 @@ class Informed(Static):
     def read(
         self, vectors: TaskVectors, inputs: MergeInputs, bound: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """The statistics.
+        """The argument `statistics`.
 
         Raises:
             InputError: there are none.
         """
         if inputs.statistics is None:
-            name, needed = self.rule.__name__, self.asks(**bound).kind
+            name, needed = self.rule.__name__, self.request(**bound).kind
             raise InputError(f"{name}: statistics: none given; {needed} needed")
         return {"statistics": inputs.statistics}
 
 
 @dataclass(frozen=True)
 class LogitSpace(Row):
-    """Outputs of the experts [T, B, D] and a head -> logits [B, C].
+    """Kind of method that combines the experts' outputs: [T, B, D] and a head -> logits [B, C].
 
-    A tensor [C, D] in the place of the head is the weight of a cosine head.
+    A tensor [C, D] in place of the head is the weight of a cosine head.
     """
 
     rule: Callable[Concatenate[Tensor, Tensor | Head, ...], Tensor]
@@ -344,7 +346,7 @@ class LogitSpace(Row):
 
 @dataclass(frozen=True)
 class Selected(Learned):
-    """Scores of candidate soups -> which ingredients are mixed: `rule(*, …) -> Selection`."""
+    """Kind of method that selects ingredients by scores of soups: `rule(*, …) -> Selection`."""
 
     rule: Callable[..., Selection]
     kind = "selected"
@@ -361,7 +363,7 @@ class Selected(Learned):
         return "coding"
 
     def selection(self, **params: Any) -> Selection:
-        """The selection rule of the ingredients.
+        """The selection rule with its parameters.
 
         Raises:
             InputError: unknown, missing or wrong parameters.
@@ -371,13 +373,13 @@ class Selected(Learned):
 
 @dataclass(frozen=True)
 class Fitted(Learned):
-    """Embeddings and labels of each task -> a classifier of its embeddings, task by task."""
+    """Kind of method that fits a classifier to embeddings and labels, for each task."""
 
-    rule: Callable[Concatenate[Plane, ...], Fit]
+    rule: Callable[Concatenate[TaskEmbeddings, ...], Fit]
     apply: Callable[..., Tensor]
-    """(embedded, head, kept, experts, *, …) -> logits [N, C]."""
+    """Computes logits [N, C]: (embedded, head, kept, experts, *, …)."""
     select_only: bool = False
-    """Whether it reads rows of the `select` split alone, and none of `fit`."""
+    """Whether it reads rows of the `select` split only, and none of `fit`."""
     kind = "logits"
 
     @property
@@ -397,7 +399,7 @@ class Fitted(Learned):
 
     @property
     def fits(self) -> bool:
-        """Whether it reads rows of the `fit` split, and not of `select` alone."""
+        """Whether it reads rows of the `fit` split."""
         return not self.select_only
 
     @property
@@ -406,13 +408,13 @@ class Fitted(Learned):
         rows = "fit and select splits" if self.fits else "select split"
         return f"embeddings and labels of the {rows}"
 
-    def fit(self, plane: Plane, **params: Any) -> Fit:
+    def fit(self, data: TaskEmbeddings, **params: Any) -> Fit:
         """Fit the classifier of one task.
 
         Raises:
-            InputError: unknown, missing or wrong parameters; what the rule refuses.
+            InputError: unknown, missing or wrong parameters; data that the rule refuses.
         """
-        return self.rule(plane.widened(), **self.bound(params))
+        return self.rule(data.widened(), **self.bound(params))
 
     def logits(
         self,
@@ -422,16 +424,18 @@ class Fitted(Learned):
         experts: tuple[str, ...],
         **params: Any,
     ) -> Tensor:
-        """Logits [N, C] of rows by the fitted classifier of their task, in float32 at least."""
+        """Logits [N, C] of rows by the fitted classifier of their task, at least float32."""
         bound = self.bound(params)
-        return self.apply(lambda s: wide(embedded(s)), wide(head), kept, experts, **bound)
+        return self.apply(
+            lambda s: float32_at_least(embedded(s)), float32_at_least(head), kept, experts, **bound
+        )
 
 
 @dataclass(frozen=True)
 class Adaptive(Learned):
-    """Batches -> one coding: `rule(shape, *, …) -> Learning`."""
+    """Kind of method that learns one coding from batches: `rule(shape, *, …) -> TrainingPlan`."""
 
-    rule: Callable[Concatenate[Shape, ...], Learning]
+    rule: Callable[Concatenate[Shape, ...], TrainingPlan]
     labelled: bool = False
     """Whether it learns from labels too."""
     kind = "adaptive"
@@ -443,13 +447,13 @@ class Adaptive(Learned):
 
     @property
     def reads(self) -> frozenset[Read]:
-        """Weights and inputs, and labels where it learns from them."""
+        """Weights and inputs, and labels if it learns from them."""
         read: frozenset[Read] = frozenset({"weights", "inputs"})
         return read | {"labels"} if self.labelled else read
 
     @property
     def stepwise(self) -> bool:
-        """Always."""
+        """It always learns in gradient steps."""
         return True
 
     @property
@@ -457,8 +461,8 @@ class Adaptive(Learned):
         """What it reads beside weights."""
         return f"{'' if self.labelled else 'un'}labelled images of each task"
 
-    def learning(self, shape: Shape, **params: Any) -> Learning:
-        """What is learned, and how.
+    def plan(self, shape: Shape, **params: Any) -> TrainingPlan:
+        """The training plan for these parameters.
 
         Raises:
             InputError: unknown, missing or wrong parameters.
@@ -466,13 +470,13 @@ class Adaptive(Learned):
         return self.rule(shape, **self.bound(params))
 
     def trim(self, shape: Shape, **params: Any) -> Trim:
-        """How task vectors are trimmed before coefficients are learned on them."""
-        return self.learning(shape, **params).trim
+        """Trimming of task vectors before coefficients are learned on them."""
+        return self.plan(shape, **params).trim
 
 
 @dataclass(frozen=True)
 class Gated(Adaptive):
-    """Unlabelled batches -> a gate, which gives each sample a coding from its features."""
+    """Kind of method that learns a gate, which computes a coding for each sample from features."""
 
     kind = "routed"
 
@@ -494,11 +498,15 @@ class Gated(Adaptive):
 
 @dataclass(frozen=True)
 class Resident(Learned):
-    """Unlabelled batches -> parameters beside the weights: `rule(shape, *, …)` says how."""
+    """Kind of method that learns parameters inside the shards (routers, masks), without labels.
 
-    rule: Callable[Concatenate[Shape, ...], ResidentCourse]
-    blend: Callable[[TaskVectors, Mapping[str, Tensor], ResidentCourse], dict[str, Tensor]] | None
-    """What was learned -> the merged model; None: there is one model a sample."""
+    Its rule is `rule(shape, *, …) -> InModelPlan`.
+    """
+
+    rule: Callable[Concatenate[Shape, ...], InModelPlan]
+    blend: Callable[[TaskVectors, Mapping[str, Tensor], InModelPlan], dict[str, Tensor]] | None
+    """Builds the merged model from the learned parameters; None: there is one model for each
+    sample."""
     kind = "resident"
     needs = "unlabelled images of each task"
 
@@ -519,11 +527,11 @@ class Resident(Learned):
 
     @property
     def stepwise(self) -> bool:
-        """Always."""
+        """It always learns in gradient steps."""
         return True
 
-    def course(self, shape: Shape, **params: Any) -> ResidentCourse:
-        """What is learned, and how.
+    def plan(self, shape: Shape, **params: Any) -> InModelPlan:
+        """The training plan for these parameters.
 
         Raises:
             InputError: unknown, missing or wrong parameters.
@@ -533,22 +541,25 @@ class Resident(Learned):
     def merge(
         self, vectors: TaskVectors, inputs: MergeInputs = NOTHING, **params: Any
     ) -> dict[str, Tensor]:
-        """The merged state dict of one shard, by the masks that were learned for its tensors.
+        """The merged state dict of one shard, from the masks that were learned for its tensors.
 
         Raises:
-            InputError: wrong parameters; what was learned is of other weights; no single model.
+            InputError: wrong parameters; masks of other weights; a method without a single model.
         """
         if self.blend is None:
             return super().merge(vectors, inputs, **params)
-        course = self.course(Shape(vectors.tasks, vectors.groups), **params)
-        return self.blend(vectors, inputs.learned or {}, course)
+        plan = self.plan(Shape(vectors.tasks, vectors.groups), **params)
+        return self.blend(vectors, inputs.learned or {}, plan)
 
 
 @dataclass(frozen=True)
 class Routed(Row):
-    """The experts' logits of a task's rows -> codings: `rule(evidence, *, …) -> Routing`."""
+    """Kind of method that computes codings from experts' logits.
 
-    rule: Callable[Concatenate[Evidence, ...], Routing]
+    Its rule is `rule(expert_logits, *, …) -> Routing`.
+    """
+
+    rule: Callable[Concatenate[ExpertLogits, ...], Routing]
     kind = "routed"
     needs = "the experts' embeddings of each image"
     scope = "model"
@@ -560,20 +571,20 @@ class Routed(Row):
 
     @property
     def reads(self) -> frozenset[Read]:
-        """Weights, and the experts' logits of the rows that are evaluated."""
+        """Weights, and the experts' logits of the evaluated rows."""
         return frozenset({"weights", "expert_logits"})
 
-    def whole_task(self, params: Mapping[str, Any]) -> bool:
-        """Whether it fits its coefficients to all rows of a task, or reads their labels."""
+    def transductive(self, params: Mapping[str, Any]) -> bool:
+        """Whether coefficients depend on all rows of a task, or on labels."""
         return transductive(params) or is_oracle(params)
 
-    def route(self, evidence: Evidence, **params: Any) -> Routing:
-        """Which rows go to which merged model.
+    def route(self, expert_logits: ExpertLogits, **params: Any) -> Routing:
+        """The merged model of each row.
 
         Raises:
-            InputError: unknown, missing or wrong parameters; what the rule refuses.
+            InputError: unknown, missing or wrong parameters; logits that the rule refuses.
         """
-        return self.rule(evidence, **self.bound(params))
+        return self.rule(expert_logits, **self.bound(params))
 
 
 Method: TypeAlias = Static | LogitSpace | Adaptive | Selected | Fitted | Routed | Resident

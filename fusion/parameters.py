@@ -17,7 +17,7 @@ UNSET = inspect.Parameter.empty
 
 @dataclass(frozen=True)
 class Parameter:
-    """One keyword-only argument of a method."""
+    """One hyper-parameter: a keyword-only argument of a method."""
 
     name: str
     annotation: Any
@@ -27,22 +27,22 @@ class Parameter:
 
     @property
     def required(self) -> bool:
-        """Whether the method has no default for it."""
+        """Whether it has no default."""
         return self.default is UNSET
 
     @property
     def allowed(self) -> str:
-        """The allowed values, for messages."""
+        """The allowed values as text, for messages."""
         if self.choices:
             return "one of " + ", ".join(map(repr, self.choices))
         kind = type_name(self.annotation)
         return f"{kind} {interval_name(self.interval)}" if self.interval else kind
 
     def check(self, value: Any, owner: str) -> Any:
-        """`value`, with integers made floats where a float is asked for.
+        """Check a value; integers become floats if the annotation is a float.
 
         Raises:
-            InputError: another type, a value outside the interval or the choices.
+            InputError: another type, or a value outside the interval or the choices.
         """
         if self.choices:
             fits = any(value == choice and type(value) is type(choice) for choice in self.choices)
@@ -55,7 +55,9 @@ class Parameter:
 
 
 def parameters(function: Callable[..., Any], hidden: Iterable[str] = ()) -> dict[str, Parameter]:
-    """The keyword-only arguments of `function`, in order, without `hidden` ones.
+    """Hyper-parameters of `function`: its keyword-only arguments in order, without `hidden` ones.
+
+    Ranges are `annotated_types.Interval` in the annotation; choices are `Literal`.
 
     >>> def f(x, *, scale: Annotated[float, Interval(ge=0)] = 0.3): ...
     >>> parameters(f)["scale"].allowed
@@ -76,10 +78,15 @@ def parameters(function: Callable[..., Any], hidden: Iterable[str] = ()) -> dict
 
 
 def bind(owner: str, schema: Mapping[str, Parameter], given: Mapping[str, Any]) -> dict[str, Any]:
-    """All parameters of a call: `given`, checked, over the defaults.
+    """Complete and check the hyper-parameters of a call: `given` values over the defaults.
+
+    Args:
+        owner: name of the method, for messages.
+        schema: name -> parameter.
+        given: name -> value.
 
     Raises:
-        InputError: an unknown name (with the nearest valid one), a missing one, a wrong value.
+        InputError: an unknown name (with the nearest valid one), a missing or a wrong value.
     """
     for name in given:
         if name not in schema:
@@ -96,13 +103,13 @@ def bind(owner: str, schema: Mapping[str, Parameter], given: Mapping[str, Any]) 
 
 
 def members(annotation: Any) -> tuple[Any, ...]:
-    """The alternatives of a union; any other annotation alone."""
+    """Alternatives of a union type; any other annotation alone."""
     is_union = get_origin(annotation) is Union or type(annotation).__name__ == "UnionType"
     return get_args(annotation) if is_union else (annotation,)
 
 
 def fits_type(value: Any, annotation: Any) -> bool:
-    """Whether `value` is of the annotation's outer type; elements are the method's to check."""
+    """Whether `value` has the annotation's outer type; methods check elements themselves."""
     for member in members(annotation):
         outer = get_origin(member) or member
         if outer is Any or (value is None and member is type(None)):
@@ -122,7 +129,7 @@ def fits_type(value: Any, annotation: Any) -> bool:
 
 
 def within(value: Any, interval: Interval | None) -> bool:
-    """Whether a number lies in the interval; anything else does."""
+    """Whether a number lies in the interval; True for values that are no numbers."""
     if interval is None or isinstance(value, bool) or not isinstance(value, (int, float)):
         return True
     return all(
@@ -136,7 +143,7 @@ def within(value: Any, interval: Interval | None) -> bool:
 
 
 def type_name(annotation: Any) -> str:
-    """`float`, `str or None`, … for messages and listings."""
+    """Type as text for messages and listings: `float`, `str or none`, …"""
     names = []
     for member in members(annotation):
         outer = get_origin(member) or member
@@ -147,7 +154,7 @@ def type_name(annotation: Any) -> str:
 
 
 def interval_name(interval: Interval) -> str:
-    """`in [0, 1]`, `> 0`, … An interval without any limit has no name: write the plain type.
+    """Interval as text: `in [0, 1]`, `> 0`, … It must have a limit.
 
     >>> interval_name(Interval(gt=0, le=1)), interval_name(Interval(ge=0))
     ('in (0, 1]', '>= 0')

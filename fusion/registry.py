@@ -44,12 +44,12 @@ from fusion.methods.static.slerp import slerp
 from fusion.methods.static.tall_mask import consensus, tall_mask
 from fusion.methods.static.task_arithmetic import task_arithmetic
 from fusion.methods.static.ties import ties, ties_survey
-from fusion.methods.statistics.fisher import fisher, fisher_asks, fisher_survey
+from fusion.methods.statistics.fisher import fisher, fisher_request, fisher_survey
 from fusion.methods.statistics.regmean import (
     regmean,
-    regmean_asks,
     regmean_plusplus,
-    regmean_plusplus_asks,
+    regmean_plusplus_request,
+    regmean_request,
 )
 
 METHODS: Mapping[str, Method] = {
@@ -125,19 +125,19 @@ METHODS: Mapping[str, Method] = {
         paper="Matena & Raffel 2022, arXiv:2111.09832",
         defaults="normalised, one sampled label: the paper's; 256 images, ε 1e-6: FusionBench",
         survey=fisher_survey,
-        asks=fisher_asks,
+        request=fisher_request,
     ),
     "regmean": Informed(
         regmean,
         paper="Jin et al. 2023, arXiv:2212.09849",
         defaults="α 0.95, 256 images: FusionBench for CLIP; ridge 1e-6: ours",
-        asks=regmean_asks,
+        request=regmean_request,
     ),
     "regmean_plusplus": Informed(
         regmean_plusplus,
         paper="Nguyen et al. 2025, arXiv:2508.03121",
         defaults="α 0.95, 256 images: FusionBench for CLIP; ridge 1e-6: ours",
-        asks=regmean_plusplus_asks,
+        request=regmean_plusplus_request,
     ),
     "consensus": Static(
         consensus,

@@ -9,7 +9,7 @@ from torch import Tensor
 from actors.artifacts.recipe import Recipe
 from actors.files.checksums import sealed, unsealed
 from fusion.errors import InputError
-from fusion.methods.classifiers.interface import Plane
+from fusion.methods.classifiers.interface import TaskEmbeddings
 from fusion.registry import METHODS, Fitted
 
 SEPARATOR = "|"
@@ -47,12 +47,12 @@ def load_fit(data: bytes, task: str, where: str) -> dict[str, Tensor]:
 
 
 def fit(
-    plane: Callable[[str], Plane], tasks: Iterable[str], recipe: Recipe
+    data: Callable[[str], TaskEmbeddings], tasks: Iterable[str], recipe: Recipe
 ) -> tuple[bytes, dict[str, float]]:
     """Fit a classifier to each task.
 
     Args:
-        plane: task -> embeddings, labels and head of its rows.
+        data: task -> embeddings, labels and head of its rows.
         tasks: names of the tasks.
         recipe: a method of kind `Fitted` with its hyper-parameters.
 
@@ -69,7 +69,7 @@ def fit(
     chosen: dict[str, float] = {}
     for task in tasks:
         try:
-            found = method.fit(plane(task), **recipe.params)
+            found = method.fit(data(task), **recipe.params)
         except InputError as error:
             raise InputError(f"task {task!r}: {error}") from None
         kept[task] = found.kept
@@ -77,7 +77,9 @@ def fit(
     return dump_fits(kept), chosen
 
 
-def fitted_logits(method: Fitted, plane: Plane, task: str, recipe: Recipe, role: str) -> Tensor:
+def fitted_logits(
+    method: Fitted, data: TaskEmbeddings, task: str, recipe: Recipe, role: str
+) -> Tensor:
     """Logits [N, C] of a task's rows by its fitted classifier.
 
     Raises:
@@ -87,9 +89,9 @@ def fitted_logits(method: Fitted, plane: Plane, task: str, recipe: Recipe, role:
         raise InputError(f"{recipe.method}: nothing fitted; a recipe needs its file")
     kept = load_fit(recipe.learned, task, recipe.method)
     return method.logits(
-        lambda source: plane.embedded(source, role, None),
-        plane.head,
+        lambda source: data.embedded(source, role, None),
+        data.head,
         kept,
-        plane.experts,
+        data.experts,
         **recipe.params,
     )

@@ -23,7 +23,7 @@ from actors.files.cache_dir import cache_dir
 from actors.files.checksums import CHECKED, again, check_tensors, seal, state_of
 from fusion.errors import InputError
 from fusion.methods.statistics.collect import Statistics
-from fusion.task_vectors.lazy import Computed
+from fusion.task_vectors.lazy import LazyTensors
 
 KEYS = "keys"
 """Metadata field: tensor name -> name of the tensor whose statistic it shares."""
@@ -59,7 +59,7 @@ def opened(keys: Sequence[str], segments: Sequence[int], root: Path | None = Non
                     raise ValueError(f"{name}: {list(parts[-1].shape)}; others have another shape")
         return torch.stack(parts)
 
-    return Statistics(Computed(files, stacked), shared or {name: name for name in files})
+    return Statistics(LazyTensors(files, stacked), shared or {name: name for name in files})
 
 
 @contextmanager

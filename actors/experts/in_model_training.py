@@ -43,15 +43,15 @@ from actors.shards.requests import (
 from fusion.errors import InputError
 from fusion.logits.optimize import draw
 from fusion.methods.learned.concrete import COEFFICIENTS, columns_of
-from fusion.methods.learned.in_model import MaskOptions, ResidentCourse, RouterOptions
-from fusion.methods.learned.steps import Shape
+from fusion.methods.learned.in_model import InModelPlan, MaskOptions, RouterOptions
+from fusion.methods.learned.steps import Shape, not_finite
 from fusion.registry import METHODS, Resident
 
 Trained = tuple[bytes, list[dict[str, float]]]
 """The state after the last step, as a file, and task -> loss of each step."""
 
 
-def course_of(recipe: Recipe, tasks: Sequence[str], groups: Sequence[str]) -> ResidentCourse:
+def plan_of(recipe: Recipe, tasks: Sequence[str], groups: Sequence[str]) -> InModelPlan:
     """The plan of a recipe's method: what it learns, with which options.
 
     Raises:
@@ -60,7 +60,7 @@ def course_of(recipe: Recipe, tasks: Sequence[str], groups: Sequence[str]) -> Re
     row = METHODS.get(recipe.method)
     if not isinstance(row, Resident):
         raise InputError(f"{recipe.method}: nothing of it lives in shards")
-    return row.course(Shape(tuple(tasks), tuple(groups)), **recipe.params)
+    return row.plan(Shape(tuple(tasks), tuple(groups)), **recipe.params)
 
 
 def train(
@@ -79,9 +79,9 @@ def train(
     Raises:
         InputError: wrong parameters, a state of another method or pool, a loss that is not finite.
     """
-    course = course_of(recipe, runner.tasks, runner.pipeline.groups)
+    plan = plan_of(recipe, runner.tasks, runner.pipeline.groups)
     for left in reversed(range(ATTEMPTS)):
-        steps = TrainingCall(runner, recipe, course, seed)
+        steps = TrainingCall(runner, recipe, plan, seed)
         try:
             steps.begin(state, first)
             losses = [steps.step(step) for step in range(first, last)]
@@ -98,18 +98,16 @@ def train(
 class TrainingCall:
     """One call of `train`: sends requests to the shards of a replica, step by step."""
 
-    def __init__(
-        self, runner: ModelRunner, recipe: Recipe, course: ResidentCourse, seed: int
-    ) -> None:
+    def __init__(self, runner: ModelRunner, recipe: Recipe, plan: InModelPlan, seed: int) -> None:
         """Set up; sends nothing to the shards yet."""
-        self.runner, self.recipe, self.course, self.seed = runner, recipe, course, seed
+        self.runner, self.recipe, self.plan, self.seed = runner, recipe, plan, seed
         self.pipeline, self.key = runner.pipeline, uuid.uuid4().hex
-        self.role = adapted_role(runner.data, course.adapt_on)
-        names = learners(runner.data) if course.steps else ()
+        self.role = adapted_role(runner.data, plan.adapt_on)
+        names = learners(runner.data) if plan.steps else ()
         self.sizes = {name: runner.size(name, self.role) for name in names}
         self.coefficient_adam: NamedAdam | None = None
         """Coefficients λ with their moments, if λ is learned."""
-        self.constant = torch.full((1, len(runner.tasks), 1), course.scale)
+        self.constant = torch.full((1, len(runner.tasks), 1), plan.scale)
 
     def everywhere(self, request: ShardRequest, *given: Any) -> list[Any]:
         """Send a request to all shards, then wait for all results."""
@@ -120,7 +118,7 @@ class TrainingCall:
 
     def begin(self, state: bytes | None, first: int) -> None:
         """Start the training in all shards from the state after `first` steps."""
-        method, options = self.recipe.method, self.course.options
+        method, options = self.recipe.method, self.plan.options
         held = self.everywhere(BeginTraining(self.key, method, dict(self.recipe.params), self.seed))
         tensors: Mapping[str, Tensor] = {}
         if state is None and first:
@@ -143,7 +141,7 @@ class TrainingCall:
     def start_coefficients(self, options: MaskOptions, outer: bool) -> None:
         """Set λ to its initial value, for the first stage or the second (`outer`)."""
         groups = len(self.pipeline.groups) if options.grouping == "layer" else 1
-        start = torch.full((1, len(self.runner.tasks), groups), self.course.scale)
+        start = torch.full((1, len(self.runner.tasks), groups), self.plan.scale)
         rate = options.outer_rate if outer else options.inner_rate
         self.coefficient_adam = NamedAdam({COEFFICIENTS: nn.Parameter(start)}, rate)
 
@@ -162,7 +160,7 @@ class TrainingCall:
         Raises:
             InputError: a loss is not finite; no parameter was updated.
         """
-        options = self.course.options
+        options = self.plan.options
         with self.runner.filling:
             if isinstance(options, RouterOptions):
                 return self.router_step(step, options)
@@ -200,7 +198,7 @@ class TrainingCall:
         self.passes(step, 2 * step, self.at_once)
         gradient = self.coefficient_gradient(coefficients, options)
         with torch.no_grad():
-            coefficients.fill_(self.course.scale)
+            coefficients.fill_(self.plan.scale)
         self.coefficient_adam.step({COEFFICIENTS: gradient})
         return self.mask_step(step, 2 * step + 1, coefficients)
 
@@ -216,7 +214,7 @@ class TrainingCall:
 
     def prepare(self, step: int, phase: str, coefficients: Tensor) -> None:
         """Merge with a mask and coefficients in all shards."""
-        options = self.course.options
+        options = self.plan.options
         assert isinstance(options, MaskOptions)
         used = coefficients.detach()
         used = used.clamp(0, 1) if options.clamp else used
@@ -237,7 +235,7 @@ class TrainingCall:
     @property
     def at_once(self) -> int:
         """Number of tasks in one forward pass."""
-        options = self.course.options
+        options = self.plan.options
         assert isinstance(options, MaskOptions)
         return options.tasks_at_once or len(self.sizes)
 
@@ -279,17 +277,13 @@ class TrainingCall:
             count("images", batch.size, use="learn")
         bad = next((task for task, loss in found.items() if loss - loss != 0), None)
         if bad is not None:
-            rate = self.course.learning_rate
-            raise InputError(
-                f"step {step}: task {bad!r}: loss {found[bad]} is not finite;"
-                f" learning_rate {rate:g} may be too large"
-            )
+            raise not_finite(step, bad, found[bad], self.plan.learning_rate)
         return found
 
     def rows(self, at: int) -> dict[str, Tensor]:
         """Task -> rows of its `at`-th batch."""
         return {
-            task: draw(size, self.course.batch_size, at, self.seed + 7919 * index)
+            task: draw(size, self.plan.batch_size, at, self.seed + 7919 * index)
             for index, (task, size) in enumerate(self.sizes.items())
         }
 
@@ -297,25 +291,25 @@ class TrainingCall:
 # ---------------------------------------------------------------------------------- evaluation
 
 
-def opened(runner: ModelRunner, recipe: Recipe) -> tuple[Weights, ResidentCourse]:
+def opened(runner: ModelRunner, recipe: Recipe) -> tuple[Weights, InModelPlan]:
     """Weights with the learned parameters.
 
     Raises:
         InputError: no learned parameters, or those of another method or pool.
     """
-    course = course_of(recipe, runner.tasks, runner.pipeline.groups)
+    plan = plan_of(recipe, runner.tasks, runner.pipeline.groups)
     tensors = learned_tensors(recipe, runner.tasks)
     parcel = runner.pipeline.link.put(tensors)
-    return runner.pipeline.weights(recipe.method, dict(recipe.params), learned=parcel), course
+    return runner.pipeline.weights(recipe.method, dict(recipe.params), learned=parcel), plan
 
 
 def routed_logits(
     runner: ModelRunner, recipe: Recipe, names: Sequence[str], role: str
 ) -> dict[str, Tensor]:
     """Task -> logits [N, C] with routed MLPs: one model per sample, or per group of samples."""
-    weights, course = opened(runner, recipe)
-    assert isinstance(course.options, RouterOptions)
-    size, found = course.options.together or SAMPLES, {}
+    weights, plan = opened(runner, recipe)
+    assert isinstance(plan.options, RouterOptions)
+    size, found = plan.options.together or SAMPLES, {}
     with runner.filling:
         for task in names:
             cuts = batches(runner.size(task, role), size)

@@ -93,7 +93,7 @@ class LocalExperts:
 
     def fit(self, recipe: Recipe) -> tuple[bytes, dict[str, float]]:
         """See `actors.artifacts.fitted_file.fit`."""
-        return fit(self.runner.plane, learners(self.runner.data), recipe)
+        return fit(self.runner.task_embeddings, learners(self.runner.data), recipe)
 
     def gradients(
         self, micro_batches: Sequence[MicroBatch], role: str, trim: Trim

@@ -25,7 +25,7 @@ from actors.gate_features.feature_cache import open_features
 from actors.shards.messages import Batch, Weights
 from actors.shards.pipeline import Pipeline
 from fusion.errors import InputError
-from fusion.methods.classifiers.interface import Plane
+from fusion.methods.classifiers.interface import TaskEmbeddings
 from fusion.methods.learned.steps import MicroBatch
 from fusion.task_vectors.coding import one_hot
 from fusion.task_vectors.sparsify import Trim
@@ -65,9 +65,9 @@ class ModelRunner:
         """Held while batches run through the resident model: two alternating callers would each
         merge again what the other has overwritten."""
 
-    def plane(self, task: str) -> Plane:
-        """One task as methods of the logit plane see it."""
-        return Plane(
+    def task_embeddings(self, task: str) -> TaskEmbeddings:
+        """Embeddings, labels and head of one task, for classifiers on fixed embeddings."""
+        return TaskEmbeddings(
             self.tasks,
             self.heads[task],
             lambda role: self.labels(task, role),

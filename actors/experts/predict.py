@@ -22,7 +22,7 @@ from actors.experts.recipe import learned_beta, learned_coding, opened_gate, sta
 from actors.experts.statistics import compute_statistics
 from actors.shards.messages import Batch, Weights, for_task, weights_of
 from fusion.kinds import Row
-from fusion.methods.routed.dawin import Evidence, is_oracle
+from fusion.methods.routed.dawin import ExpertLogits, is_oracle
 from fusion.registry import (
     METHODS,
     Fitted,
@@ -32,7 +32,7 @@ from fusion.registry import (
     Resident,
     Routed,
 )
-from fusion.task_vectors.coding import sole
+from fusion.task_vectors.coding import selected_expert
 
 Predictions: TypeAlias = dict[str, Tensor]
 Predictor: TypeAlias = Callable[[ModelRunner, Any, Recipe, Sequence[str], str], Predictions]
@@ -107,7 +107,10 @@ def by_fit(
     runner: ModelRunner, method: Fitted, recipe: Recipe, names: Sequence[str], role: str
 ) -> Predictions:
     """The classifiers that were fitted to the experts' embeddings."""
-    return {name: fitted_logits(method, runner.plane(name), name, recipe, role) for name in names}
+    return {
+        name: fitted_logits(method, runner.task_embeddings(name), name, recipe, role)
+        for name in names
+    }
 
 
 def by_route(
@@ -157,7 +160,7 @@ PREDICTORS: Mapping[type[Row], Predictor] = {
 def classified(runner: ModelRunner, weights: Weights, task: str, role: str) -> Tensor:
     """Logits [N, C] of one model; cached embeddings are used where the model is an expert."""
     if weights.coding is not None and weights.trim.nothing:
-        expert = sole(weights.coding)
+        expert = selected_expert(weights.coding)
         if expert is not None:
             return runner.logits_of(runner.tasks[expert], task, role)
     cut = (runner.batch(task, role, rows) for rows in batches(runner.size(task, role)))
@@ -166,13 +169,13 @@ def classified(runner: ModelRunner, weights: Weights, task: str, role: str) -> T
 
 def routed(runner: ModelRunner, method: Routed, recipe: Recipe, task: str, role: str) -> Tensor:
     """Logits [N, C] by coefficients computed from the experts' logits (DaWin)."""
-    evidence = Evidence(
+    expert_logits = ExpertLogits(
         runner.tasks,
         torch.stack([runner.logits_of(expert, task, role) for expert in runner.tasks]),
         runner.logits_of(BASE, task, role),
         runner.labels(task, role) if is_oracle(recipe.params) else None,
     )
-    routing = method.route(evidence, **recipe.params)
+    routing = method.route(expert_logits, **recipe.params)
     if routing.logits is not None:
         return routing.logits
     head = runner.task_heads[task]

@@ -99,7 +99,7 @@ def opened_gate(
         width=manifest.width, where=recipe.method,
     )  # fmt: skip
     shape = Shape(tuple(tasks), names, manifest.width)
-    return gate, key, method.learning(shape, **recipe.params).trim
+    return gate, key, method.plan(shape, **recipe.params).trim
 
 
 def rebuilt(

@@ -28,7 +28,7 @@ from actors.shards.requests import (
 )
 from fusion.errors import InputError
 from fusion.logits.head import Head, LinearHead
-from fusion.methods.statistics.collect import Asked
+from fusion.methods.statistics.collect import StatisticsRequest
 from fusion.registry import METHODS, Informed
 from fusion.task_vectors.coding import one_hot
 
@@ -52,7 +52,7 @@ def compute_statistics(
     row = METHODS[method]
     assert isinstance(row, Informed)
     bound = row.bound(params)
-    asked = row.asked(params)
+    asked = row.statistics_request(params)
     rows = {task: drawn(runner, method, task, asked) for task in runner.tasks}
     keys = keys_of(runner, asked, rows)
     with runner.filling:
@@ -70,7 +70,9 @@ def compute_statistics(
     return keys
 
 
-def drawn(runner: ModelRunner, method: str, task: str, asked: Asked) -> NDArray[np.int64]:
+def drawn(
+    runner: ModelRunner, method: str, task: str, asked: StatisticsRequest
+) -> NDArray[np.int64]:
     """Draw the fit rows of a task to be used, in order; depends only on seed and task.
 
     Raises:
@@ -92,7 +94,7 @@ def drawn(runner: ModelRunner, method: str, task: str, asked: Asked) -> NDArray[
 
 
 def keys_of(
-    runner: ModelRunner, asked: Asked, rows: Mapping[str, NDArray[np.int64]]
+    runner: ModelRunner, asked: StatisticsRequest, rows: Mapping[str, NDArray[np.int64]]
 ) -> tuple[str, ...]:
     """Hash of everything that each expert's statistics depend on."""
     identity = runner.embeddings.identity
@@ -143,7 +145,7 @@ def cut(runner: ModelRunner, task: str, rows: NDArray[np.int64], size: int) -> l
 
 
 def observe(
-    runner: ModelRunner, task: str, key: str, asked: Asked, rows: NDArray[np.int64]
+    runner: ModelRunner, task: str, key: str, asked: StatisticsRequest, rows: NDArray[np.int64]
 ) -> None:
     """Compute the Gram matrices of one expert on rows of its task."""
     weights = Weights(key, coding=one_hot(runner.tasks, task), own=True)
@@ -156,7 +158,9 @@ def observe(
     everywhere(runner.pipeline, WriteStatistics(key, len(given)))
 
 
-def probe(runner: ModelRunner, task: str, key: str, asked: Asked, rows: NDArray[np.int64]) -> None:
+def probe(
+    runner: ModelRunner, task: str, key: str, asked: StatisticsRequest, rows: NDArray[np.int64]
+) -> None:
     """Compute the squared gradients of one expert on rows of its task, batch by batch."""
     pipeline, weights = (
         runner.pipeline,
@@ -180,7 +184,7 @@ def advance(
     runner: ModelRunner,
     method: str,
     params: Mapping[str, Any],
-    asked: Asked,
+    asked: StatisticsRequest,
     keys: Sequence[str],
     rows: Mapping[str, NDArray[np.int64]],
 ) -> None:

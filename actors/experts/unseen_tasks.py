@@ -51,7 +51,7 @@ def stays_with_seen(method: str, params: Mapping[str, Any]) -> bool:
     if row is None:
         return method == "experts"
     a_task = row.output == "model_per_task" or row.learned == "classifier"
-    return a_task or row.whole_task(params)
+    return a_task or row.transductive(params)
 
 
 def measured(

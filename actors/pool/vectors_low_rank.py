@@ -20,7 +20,7 @@ from actors.pool.pool import Pool, check_once, names_of, one_thread, subtract
 from actors.pool.vectors_in_memory import FlatVectors, allocate, lay_out, unflatten
 from fusion.errors import InputError
 from fusion.task_vectors.low_rank import LowRank, Zeros
-from fusion.task_vectors.low_rank_mapping import Factored
+from fusion.task_vectors.low_rank_mapping import LowRankTaskVectors
 from fusion.task_vectors.task_vectors import TaskVectors, check_finite
 
 DOWN, UP, WHOLE = "down ", "up ", "whole "
@@ -193,4 +193,4 @@ def opened_factors(factored: FactoredVectors, device: str | torch.device = "cpu"
         else:
             whole = torch.Size((len(factored.flat.tasks), *shape))
             holdings[name] = Zeros(whole, kind, torch.device(device))
-    return TaskVectors(factored.flat.tasks, base, Factored(holdings))
+    return TaskVectors(factored.flat.tasks, base, LowRankTaskVectors(holdings))

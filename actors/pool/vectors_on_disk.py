@@ -25,7 +25,7 @@ from actors.checkpoints.lora_adapter import multiply, read_factors
 from actors.pool.pool import Found, Pool, check_once, in_step, names_of, one_thread
 from actors.pool.vectors_in_memory import FlatVectors, allocate, lay_out, unflatten
 from fusion.errors import Vanished
-from fusion.task_vectors.lazy import Computed
+from fusion.task_vectors.lazy import LazyTensors
 from fusion.task_vectors.task_vectors import TaskVectors, check_finite
 from fusion.task_vectors.threads import SERIAL, in_threads
 
@@ -154,7 +154,7 @@ def opened_vectors(
         return torch.empty(shapes[name], dtype=filed.kinds[name], device="meta")
 
     base = origins if str(device) == "cpu" else unflatten(filed.flat, device).base
-    return TaskVectors(filed.flat.tasks, base, Computed(filed.kinds, make, outline, part))
+    return TaskVectors(filed.flat.tasks, base, LazyTensors(filed.kinds, make, outline, part))
 
 
 class ExpertFiles:

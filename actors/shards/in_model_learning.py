@@ -22,7 +22,7 @@ from actors.shards.masks import Masks
 from actors.shards.messages import Batch, Weights
 from actors.shards.routers import Routers, mlp_names, resident_weights
 from fusion.logits.head import TaskLoss
-from fusion.methods.learned.in_model import ResidentCourse, RouterOptions
+from fusion.methods.learned.in_model import InModelPlan, RouterOptions
 from fusion.methods.learned.steps import Shape
 from fusion.registry import METHODS, Resident
 from fusion.task_vectors.sparse import pruned
@@ -51,11 +51,11 @@ class InModelLearning:
         self.opened: tuple[str, Routers | None] = ("", None)
         self.kept: tuple[float, TaskVectors] | None = None
 
-    def course(self, method: str, params: Mapping[str, Any]) -> ResidentCourse:
+    def plan(self, method: str, params: Mapping[str, Any]) -> InModelPlan:
         """The plan of a method: what it learns, with which options."""
         row, vectors = METHODS[method], self.block.vectors
         assert isinstance(row, Resident)
-        return row.course(Shape(vectors.tasks, vectors.groups), **params)
+        return row.plan(Shape(vectors.tasks, vectors.groups), **params)
 
     def run(self, key: str) -> Run:
         """A running training.
@@ -83,24 +83,24 @@ class InModelLearning:
         inside = set(mlp_names(self.block.resident.chain))
         return [name for name in self.block.vectors.deltas if name in inside]
 
-    def routers(self, course: ResidentCourse, pooled: bool) -> Routers:
+    def routers(self, plan: InModelPlan, pooled: bool) -> Routers:
         """Routers with their initial weights."""
-        assert isinstance(course.options, RouterOptions)
-        vectors = self.pruned(course.options.prune)
+        assert isinstance(plan.options, RouterOptions)
+        vectors = self.pruned(plan.options.prune)
         with torch.inference_mode(False):
-            return Routers(self.block, course, vectors, pooled)
+            return Routers(self.block, plan, vectors, pooled)
 
     # -------------------------------------------------------------------------------- learning
 
     def begin(self, key: str, method: str, params: Mapping[str, Any], seed: int) -> list[str]:
         """Start a training with initial parameters; returns their names."""
-        course = self.course(method, params)
-        options = course.options
+        plan = self.plan(method, params)
+        options = plan.options
         learner: Routers | Masks
         if isinstance(options, RouterOptions):
-            learner = self.routers(course, options.batch_mean)
+            learner = self.routers(plan, options.batch_mean)
         else:
-            learner = Masks(self.block, course, seed)
+            learner = Masks(self.block, plan, seed)
         self.runs[key] = Run(learner)
         while len(self.runs) > RUNS:
             self.runs.popitem(last=False)  # its caller died
@@ -210,13 +210,13 @@ class InModelLearning:
         assert weights.learned is not None
         if self.opened[0] != weights.key or self.opened[1] is None:
             self.opened = ("", None)
-            course = self.course(weights.method, weights.params or {})
-            assert isinstance(course.options, RouterOptions)
-            routers = self.routers(course, course.options.together > 0)
+            plan = self.plan(weights.method, weights.params or {})
+            assert isinstance(plan.options, RouterOptions)
+            routers = self.routers(plan, plan.options.together > 0)
             routers.load(weights.learned.open(), 0)
             self.opened = (weights.key, routers)
         routed = self.opened[1]
         assert routed is not None
-        self.block.fill(resident_weights(routed.course.scale))
+        self.block.fill(resident_weights(routed.plan.scale))
         with torch.inference_mode():
             return routed.run(self.block.to_device(activations))

@@ -23,17 +23,17 @@ from fusion.methods.learned.concrete import (
     relaxed,
     summed,
 )
-from fusion.methods.learned.in_model import MaskOptions, ResidentCourse
+from fusion.methods.learned.in_model import InModelPlan, MaskOptions
 from fusion.task_vectors.task_vectors import accumulator
 
 
 class Masks:
     """Mask logits of a block's tensors, and their optimiser."""
 
-    def __init__(self, block: Block, course: ResidentCourse, seed: int) -> None:
+    def __init__(self, block: Block, plan: InModelPlan, seed: int) -> None:
         """Initial logits; `seed`: of the drawn masks."""
-        assert isinstance(course.options, MaskOptions)
-        self.block, self.course, self.options, self.seed = block, course, course.options, seed
+        assert isinstance(plan.options, MaskOptions)
+        self.block, self.plan, self.options, self.seed = block, plan, plan.options, seed
         self.modules = block.resident.modules
         block.check_untied("Concrete")
         base = block.vectors.base
@@ -48,7 +48,7 @@ class Masks:
             )
             for name in block.names()
         }
-        self.adam = NamedAdam(logits, course.learning_rate)
+        self.adam = NamedAdam(logits, plan.learning_rate)
         self.weights: dict[str, nn.Parameter] = {}
         """Tensor name -> parameter of the resident model."""
         for segment, module in zip(block.resident.chain, self.modules, strict=True):

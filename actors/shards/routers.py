@@ -12,7 +12,7 @@ from actors.shards.adam import NamedAdam
 from actors.shards.block import Block
 from actors.shards.messages import Weights
 from fusion.merged_layers.modules import Mixer, merge_layers
-from fusion.methods.learned.in_model import ResidentCourse, RouterOptions
+from fusion.methods.learned.in_model import InModelPlan, RouterOptions
 from fusion.methods.learned.wemoe import RoutedMlp, Router
 from fusion.task_vectors.task_vectors import TaskVectors, accumulator
 
@@ -43,7 +43,7 @@ class Routers:
     def __init__(
         self,
         block: Block,
-        course: ResidentCourse,
+        plan: InModelPlan,
         vectors: TaskVectors,
         pooled: bool,
     ) -> None:
@@ -52,12 +52,12 @@ class Routers:
         Args:
             block: block whose weights are read; everything but the MLPs is shared with its
                 resident model. Routers are seeded by the index of their segment in the whole chain.
-            course: plan of the training.
+            plan: plan of the training.
             vectors: base and task vectors of the MLPs.
             pooled: whether one model is merged for the whole batch.
         """
-        assert isinstance(course.options, RouterOptions)
-        self.block, self.course, self.options = block, course, course.options
+        assert isinstance(plan.options, RouterOptions)
+        self.block, self.plan, self.options = block, plan, plan.options
         self.mixer = Mixer(vectors, dtype=block.resident.dtype)
         self.pooled = pooled
         self.modules: list[nn.Module] = []
@@ -72,7 +72,7 @@ class Routers:
             every |= {f"{before}{ROUTER}{name}": p for name, p in router.named_parameters()}
         if self.options.shared:  # every block has a copy; gradients are summed in a fixed order
             every = {name: nn.Parameter(p.detach().clone()) for name, p in every.items()}
-        self.adam = NamedAdam(every, course.learning_rate)
+        self.adam = NamedAdam(every, plan.learning_rate)
         self.spread()
 
     def routed(self, segment: Segment, resident: nn.Module, index: int) -> nn.Module:
@@ -104,7 +104,7 @@ class Routers:
             segment.width,
             len(self.mixer.vectors.tasks),
             options.depth,
-            self.course.scale,
+            self.plan.scale,
             options.seed if options.shared else options.seed + 1_000_003 * index,
             accumulator(self.block.resident.dtype),
         )
@@ -137,7 +137,7 @@ class Routers:
 
     def prepare(self, step: int, phase: str, columns: object) -> None:
         """Fill the resident model; routers need no other preparation."""
-        self.block.fill(resident_weights(self.course.scale))
+        self.block.fill(resident_weights(self.plan.scale))
 
     def add(self, total: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """Gradients of the shared router, summed over this block and the blocks behind it.

@@ -185,7 +185,7 @@ class Shard(Block):
     ) -> Activations:
         """Run the merged segments."""
         self.mixer.vectors = self.trimmed(weights)
-        with self.mixer.coded(columns):
+        with self.mixer.with_columns(columns):
             for module in self.merged:
                 activations = module(activations)
         return activations

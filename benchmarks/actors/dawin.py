@@ -31,7 +31,7 @@ from actors.files.cache_dir import cache_dir
 from benchmarks.environment import Row, finish
 from benchmarks.fusion.layers import arguments, medians
 from fusion.logits.cosine_head import logits
-from fusion.methods.routed.dawin import Evidence, Routing, dawin
+from fusion.methods.routed.dawin import ExpertLogits, Routing, dawin
 from fusion.task_vectors.task_vectors import TaskVectors
 from sweeps.cli.quickstart import SPEC, ensure_pool
 from sweeps.cluster import ray_connection
@@ -74,8 +74,10 @@ class Textbook:
         experts = torch.stack(
             [ours.runner.logits_of(each, task, role) for each in ours.runner.tasks]
         )
-        evidence = Evidence(ours.runner.tasks, experts, ours.runner.logits_of(BASE, task, role))
-        return dawin(evidence, granularity="cluster", clusters=CLUSTERS)
+        expert_logits = ExpertLogits(
+            ours.runner.tasks, experts, ours.runner.logits_of(BASE, task, role)
+        )
+        return dawin(expert_logits, granularity="cluster", clusters=CLUSTERS)
 
     def task(self, task: str) -> float:
         """Accuracy on one task."""
@@ -143,7 +145,7 @@ def run(device: str, repeats: int, role: Role) -> tuple[str, list[Row]]:
             "the same without routing",
             (loop - routing) / (one - routing) if one > routing else math.nan,
             "",
-            f"less {routing:.3g} s of evidence and mixtures on either side",
+            f"less {routing:.3g} s of logits and mixtures on either side",
         ),
         Row(
             "ours without routing ÷ floor",

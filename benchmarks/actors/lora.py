@@ -43,7 +43,7 @@ from fusion.methods.learned.steps import MicroBatch
 from fusion.registry import METHODS, Static
 from fusion.task_vectors.coding import mix
 from fusion.task_vectors.low_rank import LowRank, Zeros
-from fusion.task_vectors.low_rank_mapping import Factored
+from fusion.task_vectors.low_rank_mapping import LowRankTaskVectors
 from fusion.task_vectors.sparsify import Trim
 from fusion.task_vectors.task_vectors import TaskVectors
 
@@ -73,7 +73,7 @@ def low_rank_vectors(base: Checkpoint) -> TaskVectors:
                     for _ in TASKS
                 ]
             )
-    return TaskVectors(TASKS, origin, Factored(held))
+    return TaskVectors(TASKS, origin, LowRankTaskVectors(held))
 
 
 def multiplied_out(low: TaskVectors) -> TaskVectors:
@@ -85,7 +85,11 @@ def multiplied_out(low: TaskVectors) -> TaskVectors:
 def held_bytes(vectors: TaskVectors) -> int:
     """Base and task vectors."""
     deltas = vectors.deltas
-    kept = deltas.nbytes if isinstance(deltas, Factored) else sum(d.nbytes for d in deltas.values())
+    kept = (
+        deltas.nbytes
+        if isinstance(deltas, LowRankTaskVectors)
+        else sum(d.nbytes for d in deltas.values())
+    )
     return kept + sum(tensor.nbytes for tensor in vectors.base.values())
 
 

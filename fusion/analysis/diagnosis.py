@@ -11,7 +11,7 @@ from fusion.errors import InputError
 from fusion.task_vectors.gram import Gram, angles, distances, norms, zero_tasks
 
 SAME = 1e-6
-"""Models nearer than this fraction of their distance from the base are one model."""
+"""Models whose distance is below this fraction of their distance from the base count as equal."""
 
 
 def diagnose(
@@ -26,25 +26,25 @@ def diagnose(
     score_gap: float = 0.05,
     high_barrier: float = 0.05,
 ) -> list[str]:
-    """Why a soup of these ingredients may be no better than its best one: plain sentences.
+    """Explain in sentences why a soup of these ingredients may be no better than the best one.
 
-    Each limit is a rule of thumb, not a theorem; those without a source are this project's.
+    Each limit is a rule of thumb; those without a source are this project's.
 
     Args:
         gram: of the ingredients' task vectors.
         scores: [T] accuracies in [0, 1]; NaN: failed.
-        learning_rates: [T]; None where it is not known.
+        learning_rates: [T]; None if unknown.
         barriers: (task, task) -> height of the loss barrier between them.
-        wide_angle: degrees; task vectors further apart share hardly a direction.
-        high_rate: learning rates from here on rarely average. Default 1e-4: the cells of the
-            published one-dimensional grid that do not gain.
-        rate_ratio: how far apart the largest and the smallest learning rate may be.
-        score_gap: how far below the best a score may be. Default 5 points.
-        high_barrier: in units of the loss.
+        wide_angle: angle in degrees above which task vectors share few directions. Default 85.
+        high_rate: learning rates from which models rarely average well. Default 1e-4: the cells of
+            the published one-dimensional grid that do not gain.
+        rate_ratio: largest acceptable ratio of learning rates. Default 30.
+        score_gap: largest acceptable distance of a score from the best. Default 0.05.
+        high_barrier: largest acceptable loss barrier. Default 0.05.
 
     Raises:
-        InputError: another number of scores or learning rates than of ingredients, or a barrier
-            of an unknown one.
+        InputError: another number of scores or learning rates than of ingredients, or a barrier of
+            an unknown one.
 
     Source: Wortsman et al. 2022, arXiv:2203.05482, Fig. 3 and App.; mlfoundations/model-soups #10.
     """
@@ -52,16 +52,16 @@ def diagnose(
         if values is not None and len(values) != len(gram.tasks):
             raise InputError(f"{name}: {len(values)} given for {len(gram.tasks)} ingredients")
     return [
-        *alike(gram),
-        *far_apart(gram, wide_angle),
-        *behind(gram.tasks, scores, score_gap),
-        *rates(gram.tasks, learning_rates or (), high_rate, rate_ratio),
-        *walls(gram, barriers or {}, high_barrier),
+        *duplicate_models(gram),
+        *wide_angles(gram, wide_angle),
+        *low_scores(gram.tasks, scores, score_gap),
+        *learning_rate_findings(gram.tasks, learning_rates or (), high_rate, rate_ratio),
+        *loss_barriers(gram, barriers or {}, high_barrier),
     ]
 
 
-def alike(gram: Gram) -> list[str]:
-    """Sentences on ingredients that equal the base or one another."""
+def duplicate_models(gram: Gram) -> list[str]:
+    """Findings on ingredients that equal the base or one another."""
     found = [f"Ingredient {task!r} equals the base." for task in zero_tasks(gram)]
     apart, length = distances(gram.total), norms(gram.total)
     for i, j in pairs(gram.tasks):
@@ -74,8 +74,8 @@ def alike(gram: Gram) -> list[str]:
     return found
 
 
-def far_apart(gram: Gram, limit: float) -> list[str]:
-    """A sentence on wide angles, naming the widest."""
+def wide_angles(gram: Gram, limit: float) -> list[str]:
+    """Finding on wide angles between task vectors; names the widest."""
     between = angles(gram.total)
     wide = [(float(between[i, j]), i, j) for i, j in pairs(gram.tasks) if between[i, j] > limit]
     if not wide:
@@ -88,8 +88,8 @@ def far_apart(gram: Gram, limit: float) -> list[str]:
     ]
 
 
-def behind(tasks: Sequence[str], scores: Sequence[float], gap: float) -> list[str]:
-    """Sentences on failed scores and on those far below the best."""
+def low_scores(tasks: Sequence[str], scores: Sequence[float], gap: float) -> list[str]:
+    """Findings on failed scores and on scores far below the best."""
     found = [
         f"Ingredient {task!r} has no score ({score})."
         for task, score in zip(tasks, scores, strict=True)
@@ -106,10 +106,10 @@ def behind(tasks: Sequence[str], scores: Sequence[float], gap: float) -> list[st
     return found
 
 
-def rates(
+def learning_rate_findings(
     tasks: Sequence[str], learning_rates: Sequence[float | None], high: float, ratio: float
 ) -> list[str]:
-    """Sentences on high and on widely spread learning rates."""
+    """Findings on high and on widely spread learning rates."""
     known = [(rate, t) for t, rate in zip(tasks, learning_rates, strict=False) if rate is not None]
     found = []
     hot = [task for rate, task in known if rate >= high]
@@ -126,8 +126,8 @@ def rates(
     return found
 
 
-def walls(gram: Gram, barriers: Mapping[tuple[str, str], float], limit: float) -> list[str]:
-    """Sentences on pairs with a loss barrier between them."""
+def loss_barriers(gram: Gram, barriers: Mapping[tuple[str, str], float], limit: float) -> list[str]:
+    """Findings on pairs with a loss barrier between them."""
     found = []
     for (first, second), height in barriers.items():
         gram.of(first), gram.of(second)
@@ -140,11 +140,11 @@ def walls(gram: Gram, barriers: Mapping[tuple[str, str], float], limit: float) -
 
 
 def pairs(tasks: Sequence[str]) -> list[tuple[int, int]]:
-    """(i, j) with i < j."""
+    """All pairs (i, j) with i < j."""
     return [(i, j) for j in range(len(tasks)) for i in range(j)]
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:
-    """The first few names, and how many more."""
+    """The first few names, and the number of the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(repr, names[:most])) + more

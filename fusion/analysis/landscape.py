@@ -1,7 +1,7 @@
 """Loss landscape: the plane through three models, and barriers between pairs of models.
 
-A point of the plane is a coding of the task vectors: nothing here ever holds a model.
-Axes: T tasks (experts or ingredients), K values of one hyper-parameter.
+A point of the plane is a coding of the task vectors, so no model is built here. Axes: T tasks
+(experts or ingredients), K values of one hyper-parameter.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from fusion.task_vectors.coding import Coding
 from fusion.task_vectors.gram import Gram
 
 ALPHAS = tuple(step / 10 for step in range(1, 10))
-"""Where a barrier is looked for: 0.1, 0.2, …, 0.9."""
+"""Values of α at which a barrier is searched: 0.1, 0.2, …, 0.9."""
 
 COLLINEAR = 1e-6
-"""Below this fraction of its length, what sticks out of a line is rounding."""
+"""Models count as collinear if the orthogonal part is below this fraction of the length."""
 
 
 @dataclass(frozen=True, eq=False)
 class Plane:
-    """P(x, y) = θ_o + x·u₁ + y·u₂ with orthonormal u₁, u₂: codings for points, marks for models.
+    """Plane P(x, y) = θ_o + x·u₁ + y·u₂ through three models, with orthonormal u₁, u₂.
 
-    u₁ = (θ_i − θ_o)/‖θ_i − θ_o‖; u₂ is what of θ_j − θ_o is orthogonal to it, normalised.
+    u₁ = (θ_i − θ_o)/‖θ_i − θ_o‖; u₂ is the part of θ_j − θ_o orthogonal to u₁, normalised.
     """
 
     tasks: tuple[str, ...]
-    """The T axis of the codings."""
+    """Names of the T axis of the codings."""
     marks: Mapping[str, tuple[float, float]]
-    """name -> (x, y) of the three models, the origin first; `base` is θ₀."""
+    """Name -> (x, y) of the three models, the origin first; `base` is θ₀."""
     origin: Tensor
-    """[T] float64: coefficients of the origin; zeros for the base."""
+    """float64 [T]: coefficients of the origin; zeros for the base."""
     axes: Tensor
-    """[2, T] float64: u₁ and u₂ as combinations of task vectors."""
+    """float64 [2, T]: u₁ and u₂ as combinations of task vectors."""
 
     def to_coding(self, x: float, y: float) -> Coding:
-        """[1, T, 1] float64: `mix` makes the point of it (x, y in units of weights' L2 norm)."""
+        """Coding [1, T, 1], float64, of the point (x, y), in units of the L2 norm of weights."""
         point = self.origin + torch.tensor([x, y], dtype=torch.float64) @ self.axes
         return point[None, :, None]
 
@@ -50,11 +50,17 @@ class Plane:
 def plane(gram: Gram, first: str, second: str, origin: str | None = None) -> Plane:
     """The plane through `origin` (default: the base θ₀) and two models, from inner products.
 
-    With v₁, v₂ the differences from the origin: marks (0, 0), (‖v₁‖, 0), (⟨v₂, u₁⟩, ‖r‖),
-    r = v₂ − ⟨v₂, u₁⟩u₁; u₁ = v₁/‖v₁‖ and u₂ = r/‖r‖.
+    With v₁, v₂ the differences from the origin, u₁ = v₁/‖v₁‖, r = v₂ − ⟨v₂, u₁⟩u₁ and u₂ = r/‖r‖,
+    the models are at (0, 0), (‖v₁‖, 0) and (⟨v₂, u₁⟩, ‖r‖).
+
+    Args:
+        gram: inner products of the task vectors.
+        first: name of a task.
+        second: name of another task.
+        origin: name of a third task; None: the base.
 
     Raises:
-        InputError: an unknown task, or models on one line; the line names them.
+        InputError: an unknown task, or collinear models, which are named.
 
     Source: Izmailov et al. 2018, arXiv:1803.05407, §3 (plane of three weight vectors).
     """
@@ -80,7 +86,7 @@ def plane(gram: Gram, first: str, second: str, origin: str | None = None) -> Pla
 
 
 def grid(where: Plane, size: int = 21, margin: float = 0.3) -> tuple[list[float], list[float]]:
-    """(xs, ys): `size` values each, over the three marks and `margin` of their extent around.
+    """Grid (xs, ys) over a plane: `size` values each, with `margin` of the models' extent around.
 
     Raises:
         InputError: a size below 2 or a negative margin.
@@ -97,16 +103,24 @@ def grid(where: Plane, size: int = 21, margin: float = 0.3) -> tuple[list[float]
 
 @dataclass(frozen=True)
 class Advantage:
-    """What the mean of two models gains, in accuracy."""
+    """Gain in accuracy of the mean of two models."""
 
     over_mean: float
-    """Acc(½θ_i + ½θ_j) − ½(Acc θ_i + Acc θ_j): the published one."""
+    """Acc(½θ_i + ½θ_j) − ½(Acc θ_i + Acc θ_j), the published definition."""
     over_best: float
-    """Acc(½θ_i + ½θ_j) − max(Acc θ_i, Acc θ_j): the stricter one."""
+    """Acc(½θ_i + ½θ_j) − max(Acc θ_i, Acc θ_j), a stricter one."""
 
 
 def advantage(middle: ArrayLike, first: ArrayLike, second: ArrayLike) -> Advantage:
-    """The advantage of averaging; each argument an accuracy, or one a data set: their mean.
+    """Advantage of averaging two models, from accuracies, or from means over data sets.
+
+    Args:
+        middle: accuracy of the mean of the two models, or one for each data set.
+        first: the same of the first model.
+        second: the same of the second model.
+
+    Raises:
+        InputError: other data sets, or none.
 
     Source: Wortsman et al. 2022, arXiv:2203.05482, Fig. 3 (angle against advantage).
 
@@ -123,18 +137,19 @@ def advantage(middle: ArrayLike, first: ArrayLike, second: ArrayLike) -> Advanta
 def barrier(
     losses: Sequence[float], first: float, second: float, alphas: Sequence[float] = ALPHAS
 ) -> tuple[float, float]:
-    """(height, α): the most by which L((1−α)θ_i + αθ_j) exceeds (1−α)L(θ_i) + αL(θ_j).
+    """Loss barrier between two models: (height, α) of the largest excess over linear interpolation.
 
-    Height 0 where it nowhere does; α is where it is highest.
+    The excess is L((1−α)θ_i + αθ_j) − (1−α)L(θ_i) − αL(θ_j). The height is 0 if it is nowhere
+    positive.
 
     Args:
         losses: L at each of `alphas`.
         first: L(θ_i).
         second: L(θ_j).
-        alphas: in (0, 1); default 0.1, 0.2, …, 0.9.
+        alphas: in (0, 1). Default 0.1, 0.2, …, 0.9.
 
     Raises:
-        InputError: another number of losses than of α, or a NaN.
+        InputError: another number of losses than of α, or NaN.
 
     >>> barrier([0.5, 2.0], 0.0, 1.0, alphas=[0.25, 0.5])
     (1.5, 0.5)
@@ -152,16 +167,17 @@ def barrier(
 def gain_matrix(
     accuracies: ArrayLike, middles: Mapping[tuple[int, int], float]
 ) -> NDArray[np.float64]:
-    """gain_ij = Acc(½θ_i + ½θ_j) − max_{i≤m≤j} Acc(θ_m) over one hyper-parameter, [K, K].
+    """Gains of averaging pairs of models over one hyper-parameter, [K, K].
 
-    Zero on the diagonal, symmetrical; NaN where `middles` has no such pair.
+    gain_ij = Acc(½θ_i + ½θ_j) − max_{i≤m≤j} Acc(θ_m). The diagonal is zero and the matrix is
+    symmetric; NaN for pairs that are not in `middles`.
 
     Args:
-        accuracies: [K], ordered by the hyper-parameter; all others are the same.
+        accuracies: [K], ordered by the hyper-parameter; all other hyper-parameters are equal.
         middles: (i, j) with i < j -> accuracy of the mean of the two models.
 
     Raises:
-        InputError: a pair that is none.
+        InputError: an invalid pair.
 
     Source: Wortsman et al. 2022, arXiv:2203.05482, App. (one hyper-parameter varied at a time).
     """

@@ -1,7 +1,7 @@
 """Effective and relative robustness to distribution shift, on logit axes, as in WiSE-FT.
 
-Accuracies are fractions in [0, 1]. *Reference* is accuracy on the distribution a model was tuned
-on, *shift* accuracy on another.
+Accuracies are fractions in [0, 1]. *Reference* is accuracy on the distribution that a model was
+fine-tuned on, *shift* accuracy on another one.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from scipy.special import expit
 from fusion.errors import InputError
 
 EPSILON = 1e-3
-"""How near to 0 and 1 an accuracy may come in a logit: one image in a thousand."""
+"""Accuracies are clipped to this distance from 0 and 1 before a logit: one image in a thousand."""
 
 TICKS = (0.5, 0.9, 0.1, 0.99, 0.01, 0.7, 0.3, 0.8, 0.2, 0.6, 0.4, 0.95, 0.05, 0.999, 0.001)
-"""Round accuracies, the roundest first."""
+"""Round accuracies for axis ticks, the roundest first."""
 
 STEPS = (0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
-"""Of an axis that is too narrow for three of them: multiples of the first that will do."""
+"""Steps for ticks of an axis with fewer than three round accuracies; the first that gives three is
+used."""
 
 
 def logit(accuracy: ArrayLike, eps: float = EPSILON) -> NDArray[np.float64]:
-    """ln(p/(1 − p)) of accuracies clipped to [eps, 1 − eps], float64.
+    """Logits ln(p/(1 − p)) of accuracies clipped to [eps, 1 − eps], float64.
 
     Raises:
         InputError: an accuracy outside [0, 1] (NaN too), or an eps outside (0, 0.5).
@@ -44,27 +45,27 @@ def logit(accuracy: ArrayLike, eps: float = EPSILON) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Baseline:
-    """What accuracy under shift reference models have: σ(slope·logit(reference) + intercept)."""
+    """Accuracy under shift expected of reference models: σ(slope·logit(reference) + intercept)."""
 
     slope: float
     intercept: float
     eps: float = EPSILON
 
     def __call__(self, reference: ArrayLike) -> NDArray[np.float64]:
-        """The accuracy under shift that is expected of models with these accuracies."""
+        """Expected accuracy under shift of models with these reference accuracies."""
         return np.asarray(expit(self.slope * logit(reference, self.eps) + self.intercept))
 
 
 def fit_baseline(reference: ArrayLike, shift: ArrayLike, *, eps: float = EPSILON) -> Baseline:
-    """Least squares of logit(shift) on logit(reference) over K reference models, in float64.
+    """Fit the baseline: least squares of logit(shift) on logit(reference), over K models.
 
     Args:
         reference: [K].
         shift: [K], of the same models.
-        eps: accuracies are clipped to [eps, 1 − eps].
+        eps: accuracies are clipped to [eps, 1 − eps]. Default 1e-3.
 
     Raises:
-        InputError: fewer than two models, or all of one accuracy.
+        InputError: fewer than two models, or all with equal accuracy.
 
     Source: Taori et al. 2020, arXiv:2007.00644; Wortsman et al. 2022, arXiv:2109.01903, §2.
     """
@@ -84,26 +85,26 @@ def fit_baseline(reference: ArrayLike, shift: ArrayLike, *, eps: float = EPSILON
 def effective_robustness(
     baseline: Baseline, reference: ArrayLike, shift: ArrayLike
 ) -> NDArray[np.float64]:
-    """ρ = shift − baseline(reference): accuracy under shift beyond what was expected."""
+    """Effective robustness ρ = shift − baseline(reference): accuracy beyond the expected one."""
     return np.asarray(shift, dtype=np.float64) - baseline(reference)
 
 
 def relative_robustness(shift: ArrayLike, zero_shot_shift: ArrayLike) -> NDArray[np.float64]:
-    """Accuracy under shift beyond that of the model before fine-tuning."""
+    """Relative robustness: gain of accuracy under shift over the model before fine-tuning."""
     return np.asarray(shift, dtype=np.float64) - np.asarray(zero_shot_shift, dtype=np.float64)
 
 
 def logit_axis_limits(
     accuracies: ArrayLike, *, margin: float = 0.05, eps: float = EPSILON
 ) -> tuple[float, float]:
-    """(low, high) of a logit-scaled axis over these accuracies, always inside (0, 1).
+    """Limits (low, high) of a logit-scaled axis for these accuracies, always inside (0, 1).
 
-    The margin is a fraction of their extent in logits, at least of one logit. A limit of
-    1.05 × the largest accuracy, as published plots have it, is above 1 from 0.953 on, and its
-    logit NaN.
+    The margin is a fraction of their range in logits, or of one logit if the range is smaller.
+    (Published plots use 1.05 × the largest accuracy as a limit, which exceeds 1 from 0.953 on,
+    where the logit is NaN.)
 
     Raises:
-        InputError: no accuracy, or one that is none.
+        InputError: no accuracy, or a number outside [0, 1].
 
     >>> low, high = logit_axis_limits([0.5, 1.0])
     >>> low < 0.5, 0.999 < high < 1
@@ -118,16 +119,16 @@ def logit_axis_limits(
 
 
 def logit_ticks(low: float, high: float, *, gap: float = 0.05) -> list[float]:
-    """The round accuracies within the limits of an axis, rounder ones first where they crowd.
+    """Ticks of a logit axis: round accuracies within its limits, the rounder ones if they crowd.
 
     Args:
-        low: where the axis begins, above 0.
-        high: where it ends, below 1.
-        gap: least distance of two ticks, as a fraction of the axis in logits. Default: our choice
-            for a picture as wide as a page.
+        low: start of the axis, above 0.
+        high: end of the axis, below 1.
+        gap: least distance of two ticks, as a fraction of the axis in logits. Default 0.05: our
+            choice for a plot as wide as a page.
 
     Raises:
-        InputError: limits that are none.
+        InputError: limits that are not 0 < low < high < 1.
 
     >>> logit_ticks(0.75, 0.96), logit_ticks(0.91, 0.94)
     ([0.8, 0.9, 0.95], [0.91, 0.92, 0.93, 0.94])
@@ -152,12 +153,12 @@ def logit_ticks(low: float, high: float, *, gap: float = 0.05) -> list[float]:
 
 
 def logit_of(p: float) -> float:
-    """ln(p/(1 − p)), not clipped: of a number strictly between 0 and 1."""
+    """Logit ln(p/(1 − p)) of a number strictly between 0 and 1, not clipped."""
     return math.log(p / (1 - p))
 
 
 def prediction_diversity(first: ArrayLike, second: ArrayLike, labels: ArrayLike) -> float:
-    """P(two models disagree and one of them is right), over the same N samples.
+    """Prediction diversity: fraction of samples where two models disagree and one is correct.
 
     Args:
         first: [N] predicted classes.
@@ -165,7 +166,7 @@ def prediction_diversity(first: ArrayLike, second: ArrayLike, labels: ArrayLike)
         labels: [N].
 
     Raises:
-        InputError: no samples, or other numbers of them.
+        InputError: no samples, or different numbers of them.
 
     Source: Wortsman et al. 2022, arXiv:2109.01903, App. (measures of diversity).
 
@@ -184,13 +185,13 @@ class Concavity:
 
     holds: bool
     margin: float
-    """min over α of Acc(θ_α) − (1 − α)·Acc(θ_0) − α·Acc(θ_1); negative where it does not hold."""
+    """min over α of Acc(θ_α) − (1 − α)·Acc(θ_0) − α·Acc(θ_1); negative if it does not hold."""
     alpha: float
-    """Where that is."""
+    """The α of that minimum."""
 
 
 def concavity(alphas: Sequence[float], accuracies: ArrayLike, *, slack: float = 1e-12) -> Concavity:
-    """Check Acc(θ_α) ≥ (1 − α)·Acc(θ_0) + α·Acc(θ_1) on a path that has both ends.
+    """Check Acc(θ_α) ≥ (1 − α)·Acc(θ_0) + α·Acc(θ_1) on a path that includes both ends.
 
     Raises:
         InputError: a path without α = 0 or α = 1, or of another length.
@@ -206,14 +207,14 @@ def concavity(alphas: Sequence[float], accuracies: ArrayLike, *, slack: float = 
 
 
 def beats_both(alphas: Sequence[float], columns: Mapping[str, ArrayLike]) -> list[float]:
-    """The α at which the fused model beats both ends, strictly, on every column.
+    """Values of α at which the fused model is strictly better than both ends on every data set.
 
     Args:
-        alphas: with 0 and 1 among them.
-        columns: data set -> accuracy at each α; for WiSE-FT: the reference and a shift.
+        alphas: including 0 and 1.
+        columns: data set -> accuracy at each α; for WiSE-FT the reference and a shift.
 
     Raises:
-        InputError: no column, a path without its ends, or of another length.
+        InputError: no data set, a path without its ends, or of another length.
     """
     if not columns:
         raise InputError("beats_both: no column of accuracies")
@@ -227,7 +228,11 @@ def beats_both(alphas: Sequence[float], columns: Mapping[str, ArrayLike]) -> lis
 def path(
     alphas: Sequence[float], accuracies: ArrayLike
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """α and accuracies as float64 arrays of one length."""
+    """α and accuracies as float64 arrays of equal length.
+
+    Raises:
+        InputError: different lengths, NaN.
+    """
     at, values = np.asarray(alphas, dtype=np.float64), np.asarray(accuracies, dtype=np.float64)
     if at.ndim != 1 or at.shape != values.shape or np.isnan(values).any():
         raise InputError(f"path: {values.size} accuracies at {at.size} alphas; one each needed")
@@ -235,7 +240,11 @@ def path(
 
 
 def ends(at: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[float, float]:
-    """Accuracies at α = 0 and α = 1."""
+    """Accuracies at α = 0 and α = 1.
+
+    Raises:
+        InputError: an end is missing.
+    """
     found = []
     for end in (0.0, 1.0):
         there = np.flatnonzero(at == end)

@@ -17,15 +17,15 @@ from fusion.errors import InputError
 def wilson(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of a proportion: those p with |p̂ − p| ≤ z·√(p(1 − p)/n).
 
-    Unlike p̂ ± z·√(p̂(1 − p̂)/n) it stays inside [0, 1] and has a width at p̂ = 0 and 1.
+    Unlike p̂ ± z·√(p̂(1 − p̂)/n) it stays inside [0, 1] and has a positive width at p̂ = 0 and 1.
 
     Args:
         correct: successes, 0 to n.
         n: trials, at least 1.
-        level: coverage, in (0, 1).
+        level: coverage, in (0, 1). Default 0.95.
 
     Raises:
-        InputError: counts that are none.
+        InputError: correct is not in 0 to n, or n is below 1.
 
     Source: Wilson 1927, J. Am. Stat. Assoc. 22, 209.
 
@@ -43,17 +43,17 @@ def wilson(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
 
 
 def mean_interval(counts: Sequence[tuple[int, int]], level: float = 0.95) -> tuple[float, float]:
-    """Interval of the unweighted mean of T independent accuracies, square-and-add (MOVER).
+    """Confidence interval of the unweighted mean of T independent accuracies (MOVER).
 
-    mean(p̂) − (1/T)·√Σ_t(p̂_t − l_t)² to mean(p̂) + (1/T)·√Σ_t(u_t − p̂_t)², where (l_t, u_t) is
-    the Wilson interval of p̂_t. For T = 1 it is the Wilson interval.
+    From mean(p̂) − (1/T)·√Σ_t(p̂_t − l_t)² to mean(p̂) + (1/T)·√Σ_t(u_t − p̂_t)² ("square and
+    add"), where (l_t, u_t) is the Wilson interval of p̂_t. For T = 1 it is the Wilson interval.
 
     Args:
         counts: T pairs (correct, n).
-        level: coverage, in (0, 1).
+        level: coverage, in (0, 1). Default 0.95.
 
     Raises:
-        InputError: no counts, or counts that are none.
+        InputError: no counts, or invalid ones.
 
     Source: Newcombe 1998, Stat. Med. 17, 873; Zou & Donner 2008, Stat. Med. 27, 1693.
     """
@@ -68,17 +68,17 @@ def mean_interval(counts: Sequence[tuple[int, int]], level: float = 0.95) -> tup
 
 
 def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
-    """Exact two-sided p-value that two classifiers are equally often right on the same samples.
+    """Exact McNemar test: two-sided p-value that two classifiers are equally accurate.
 
-    Of the samples that only one of them gets right, under the null hypothesis half are A's: the
-    binomial test. 1 where they never disagree.
+    It is a binomial test on the samples that only one of the two gets right; under the null
+    hypothesis half of them are A's. The p-value is 1 if there are none.
 
     Args:
         correct_a: [N], whether classifier A is right on each sample.
-        correct_b: [N], the same of B, on the same samples in the same order.
+        correct_b: the same for B, on the same samples in the same order.
 
     Raises:
-        InputError: another number of samples.
+        InputError: different numbers of samples.
 
     Source: McNemar 1947, Psychometrika 12, 153, with the exact binomial distribution.
 
@@ -100,24 +100,24 @@ def paired_bootstrap(
     samples: int = 10_000,
     seed: int = 0,
 ) -> tuple[float, float, float]:
-    """Mean over T tasks of accuracy(B) − accuracy(A), and its percentile bootstrap interval.
+    """Paired bootstrap: mean over T tasks of accuracy(B) − accuracy(A), with a percentile interval.
 
-    Stratified: each task's pairs are resampled among themselves, and the T differences averaged, so
-    that the variance is (1/T²)·Σ_t var_t. Resampling N pairs with replacement is drawing how often
-    each of the three differences −1, 0 and 1 comes up: one multinomial a task and resample.
+    Stratified: pairs are resampled within each task, and the T differences are averaged, so the
+    variance is (1/T²)·Σ_t var_t. Resampling N pairs with replacement is the same as drawing how
+    often each of the differences −1, 0 and 1 occurs: one multinomial for each task and resample.
 
     Args:
         correct_a: T arrays [N_t], whether classifier A is right on each sample of a task.
-        correct_b: the same of B, on the same samples in the same order.
-        level: coverage, in (0, 1).
-        samples: resamples.
+        correct_b: the same for B, on the same samples in the same order.
+        level: coverage, in (0, 1). Default 0.95.
+        samples: resamples. Default 10,000.
         seed: of numpy's default generator.
 
     Returns:
         Difference, low, high.
 
     Raises:
-        InputError: other tasks or samples, or none.
+        InputError: different tasks or samples, or none.
 
     Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, §8.3 (several samples) and
     §13.3 (percentile interval).
@@ -140,21 +140,22 @@ def sign_flips(
     samples: int = 100_000,
     seed: int = 0,
 ) -> float:
-    """Two-sided p-value that the mean over T tasks of accuracy(B) − accuracy(A) is zero.
+    """Paired permutation test: two-sided p-value that the mean accuracy difference is zero.
 
-    Under the null hypothesis each sample that only one of them gets right is A's or B's with equal
-    chance. With tasks of one size (and so with one task) that is the exact McNemar test of all
-    samples together. Else each task's share of B is drawn from its binomial distribution, and
-    p = (1 + how often |mean difference| is as large as the one seen) / (1 + samples).
+    The difference is the mean over T tasks of accuracy(B) − accuracy(A). Under the null hypothesis
+    each sample that only one classifier gets right is A's or B's with equal probability. If all
+    tasks have the same size, this is the exact McNemar test of all samples together. Otherwise each
+    task's number of B's samples is drawn from its binomial distribution, and p = (1 + number of
+    draws with |mean difference| at least the observed one) / (1 + samples).
 
     Args:
         correct_a: T arrays [N_t], whether classifier A is right on each sample of a task.
-        correct_b: the same of B, on the same samples in the same order.
-        samples: draws, where it is not exact.
+        correct_b: the same for B, on the same samples in the same order.
+        samples: draws, if the test is not exact. Default 100,000.
         seed: of numpy's default generator.
 
     Raises:
-        InputError: other tasks or samples, or none.
+        InputError: different tasks or samples, or none.
 
     Source: McNemar 1947; Phipson & Smyth 2010, Stat. Appl. Genet. Mol. Biol. 9, 39 (the 1 +).
     """
@@ -175,10 +176,10 @@ def sign_flips(
 def discordant(
     correct_a: Sequence[ArrayLike], correct_b: Sequence[ArrayLike]
 ) -> list[tuple[int, int, int]]:
-    """Of each task: samples, those that only A has right, those that only B has right.
+    """For each task: (samples, those that only A gets right, those that only B gets right).
 
     Raises:
-        InputError: other tasks or samples, or none.
+        InputError: different tasks or samples, or none.
     """
     if len(correct_a) != len(correct_b) or not len(correct_a):
         raise InputError(
@@ -207,19 +208,19 @@ def bootstrap_scores(
     resamples: int = 2000,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """Means over T tasks of a score, each of rows drawn with replacement task by task.
+    """Bootstrap distribution of the mean over T tasks of a score; rows are resampled by task.
 
-    Resample r draws the same rows of every model that has as many rows in each task, under the same
-    seed: the results of two models are paired.
+    Resample r draws the same rows for all models with the same numbers of rows and the same seed,
+    so the results of two models are paired.
 
     Args:
         samples: T arrays [N_t, …], what the score reads of each row.
-        score: score of an array of rows; NaN where it is not defined.
-        resamples: R.
+        score: score of an array of rows; NaN if it is undefined.
+        resamples: R. Default 2000.
         seed: of numpy's default generator.
 
     Returns:
-        [R]; NaN where a task's score is.
+        [R]; NaN if a task's score is NaN.
 
     Raises:
         InputError: no task, or one without rows.
@@ -237,7 +238,7 @@ def bootstrap_scores(
 
 
 def bootstrap_interval(drawn: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of `bootstrap_scores`; NaN are left out, and of nothing else it is NaN.
+    """Percentile interval of `bootstrap_scores`, without NaN; (NaN, NaN) if all are NaN.
 
     Source: Efron & Tibshirani 1993, §13.3.
     """
@@ -249,14 +250,14 @@ def bootstrap_interval(drawn: NDArray[np.float64], level: float = 0.95) -> tuple
 
 
 def bootstrap_test(drawn_a: NDArray[np.float64], drawn_b: NDArray[np.float64]) -> float:
-    """Two-sided p-value that two models score equally, from their paired `bootstrap_scores`.
+    """Two-sided p-value that two models have equal scores, from their paired `bootstrap_scores`.
 
-    p = 2 · (1 + the fewer of resamples with a difference ≤ 0 and with one ≥ 0) / (1 + R), at
-    most 1: the level at which the percentile interval of the difference excludes 0. Resamples
-    without a score of both are left out; without any, p is 1.
+    p = 2 · (1 + the smaller of the numbers of resamples with difference ≤ 0 and with difference ≥
+    0) / (1 + R), at most 1: the level at which the percentile interval of the difference excludes
+    0. Resamples in which a score is undefined are left out; if none remain, p is 1.
 
     Raises:
-        InputError: another number of resamples.
+        InputError: different numbers of resamples.
 
     Source: Davison & Hinkley 1997, Bootstrap Methods and their Application, §5.4; Phipson & Smyth
     2010 (the 1 +).
@@ -271,7 +272,7 @@ def bootstrap_test(drawn_a: NDArray[np.float64], drawn_b: NDArray[np.float64]) -
 
 
 def holm(pvalues: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the order given: step-down Bonferroni.
+    """Holm's adjusted p-values (step-down Bonferroni), in the order given.
 
     Source: Holm 1979, Scand. J. Stat. 6, 65.
 
@@ -288,15 +289,15 @@ def holm(pvalues: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Gain:
-    """What an accepted step gained, and how sure that is."""
+    """Gain of an accepted step, with its uncertainty."""
 
     difference: float
-    """Mean accuracy over tasks after − the same before."""
+    """Mean accuracy over tasks after the step minus that before."""
     low: float
     high: float
-    """Its paired bootstrap interval, 95 %."""
+    """Ends of its paired 95 % bootstrap interval."""
     p: float
-    """p-value that there is no difference: `sign_flips`; of one task the exact McNemar test."""
+    """p-value of no difference: `sign_flips`; for one task the exact McNemar test."""
 
 
 def accept_interval(
@@ -306,19 +307,19 @@ def accept_interval(
     samples: int = 10_000,
     seed: int = 0,
 ) -> Gain:
-    """The gain of an accepted step in mean accuracy over T tasks, on the samples that decided it.
+    """Gain of an accepted step in mean accuracy over T tasks, on the samples that decided it.
 
-    The step was chosen because of these samples: the interval says how small the gain is beside
-    the noise, not how large it is on new data.
+    The step was chosen by these samples. So the interval compares the gain with the noise, and is
+    no estimate of the gain on new data.
 
     Args:
         before: T arrays [N_t], whether the subset before is right on each sample of a task.
-        after: the same of the subset after.
-        samples: bootstrap resamples.
+        after: the same for the subset after.
+        samples: bootstrap resamples. Default 10,000.
         seed: of the bootstrap.
 
     Raises:
-        InputError: other tasks or samples, or none.
+        InputError: different tasks or samples, or none.
 
     >>> gain = accept_interval([[0, 0, 1, 1], [0, 1]], [[1, 0, 1, 1], [0, 1]])
     >>> gain.difference, gain.low  # 1/4 and 0, not 1/6

@@ -1,7 +1,7 @@
-"""Soup against ensemble: difference between the losses of averaged weights and logits.
+"""Soup against ensemble: difference between the losses of averaged weights and averaged logits.
 
-Axes: N samples, C classes. Two nearly equal numbers are subtracted: logits are float32 at least,
-sums are made in float64, and all terms are of the same samples.
+Axes: N samples, C classes. Two nearly equal numbers are subtracted, so logits are at least float32,
+sums are made in float64, and all terms use the same samples.
 """
 
 from __future__ import annotations
@@ -20,24 +20,26 @@ from fusion.logits.calibration import check, chunks, losses
 
 @dataclass(frozen=True)
 class SoupGap:
-    """Soup minus ensemble, in cross-entropy of βz: measured, and approximated."""
+    """Loss of the soup minus loss of the ensemble (cross-entropy of βz), with its approximation."""
 
     soup: float
-    """Mean cross-entropy of f(θ_α)."""
+    """Mean cross-entropy of the soup, f(θ_α)."""
     ensemble: float
-    """That of (1 − α)·f(θ₀) + α·f(θ₁)."""
+    """Mean cross-entropy of the ensemble, (1 − α)·f(θ₀) + α·f(θ₁)."""
     gap: float
     """soup − ensemble."""
     approximation: float
     """½α(1 − α)·(variance − curvature)."""
     curvature: float
-    """d²L_soup/dα²: the loss's convexity along the segment, which speaks for the soup."""
+    """d²L_soup/dα², convexity of the loss along the segment; a large value favours the soup."""
     variance: float
-    """β²·mean Var_{Y∼softmax(βf(θ_α))}[Δ_Y], Δ = f(θ₁) − f(θ₀): it speaks for the ensemble."""
+    """β²·mean Var_{Y∼softmax(βf(θ_α))}[Δ_Y], Δ = f(θ₁) − f(θ₀); a large value favours the
+    ensemble."""
     gap_error: float
     """Bootstrap standard error of `gap`, paired over samples."""
     approximation_error: float
-    """The same of `approximation`; NaN where only the mean of the second derivative was given."""
+    """Bootstrap standard error of `approximation`; NaN if only the mean of the second derivative is
+    known."""
 
 
 def soup_gap(
@@ -52,10 +54,11 @@ def soup_gap(
     samples: int = 1000,
     seed: int = 0,
 ) -> SoupGap:
-    """L_soup − L_ens ≈ ½α(1−α)·{−d²L_soup/dα² + β²·E_x Var_{Y∼softmax(βf(x;θ_α))}[Δ_Y(x)]}.
+    """Measure and approximate the difference between soup loss and ensemble loss.
 
-    Third-order terms are left out: it is exact for linear models (0) and at α = 0 and 1, and
-    drifts off where fine-tuning moved far (large learning rates).
+    L_soup − L_ens ≈ ½α(1−α)·{−d²L_soup/dα² + β²·E_x Var_{Y∼softmax(βf(x;θ_α))}[Δ_Y(x)]}.
+    Third-order terms are neglected: it is exact for linear models (0) and at α = 0 and 1, and
+    inaccurate if fine-tuning moved far (large learning rates).
 
     Args:
         logits0: [N, C] of θ₀, float32 or float64.
@@ -63,9 +66,9 @@ def soup_gap(
         logits_mid: [N, C] of θ_α = (1 − α)θ₀ + αθ₁.
         labels: [N].
         alpha: in [0, 1].
-        beta: inverse temperature, for soup and ensemble; `calibrated_beta` on other samples.
-        second: d²ℓ/dα² of βf(θ_α)'s cross-entropy: [N], or their mean.
-        samples: bootstrap samples; 0: no standard errors (NaN).
+        beta: inverse temperature, of soup and ensemble; from `calibrated_beta` on other samples.
+        second: d²ℓ/dα² of the cross-entropy of βf(θ_α): [N], or its mean.
+        samples: bootstrap samples. Default 1000; 0: no standard errors (NaN).
         seed: of the bootstrap.
 
     Raises:
@@ -86,7 +89,7 @@ def soup_gap(
             for a, b, y in chunks(logits0, logits1, labels)
         ]
     )
-    variance = beta**2 * spread(logits_mid, logits1, logits0, beta)
+    variance = beta**2 * logit_variance(logits_mid, logits1, logits0, beta)
     approximation = 0.5 * alpha * (1 - alpha) * (variance - bend)
     columns = torch.stack([soup - blend, approximation], dim=1).numpy()
     errors = bootstrap_errors(columns, samples=samples, seed=seed)
@@ -102,10 +105,11 @@ def soup_gap(
     )
 
 
-def spread(logits: Tensor, upper: Tensor, lower: Tensor, beta: float) -> Tensor:
-    """Var_{Y∼softmax(βz)}[Δ_Y], Δ = upper − lower, [N] float64; a constant added to Δ is nothing.
+def logit_variance(logits: Tensor, upper: Tensor, lower: Tensor, beta: float) -> Tensor:
+    """Variance Var_{Y∼softmax(βz)}[Δ_Y] of Δ = upper − lower for each sample: float64 [N].
 
-    Summed as Σ_c p_c(Δ_c − Σ p Δ)², which cannot go below zero.
+    Computed as Σ_c p_c(Δ_c − Σ p Δ)², which cannot be negative. A constant added to Δ has no
+    effect.
     """
     parts = []
     for z, high, low in chunks(logits, upper, lower):
@@ -117,10 +121,10 @@ def spread(logits: Tensor, upper: Tensor, lower: Tensor, beta: float) -> Tensor:
 
 
 def second_difference(minus: Tensor, middle: Tensor, plus: Tensor, step: float) -> Tensor:
-    """(ℓ(α − ε) − 2ℓ(α) + ℓ(α + ε))/ε², in float64; [N] losses or their means.
+    """Second difference (ℓ(α − ε) − 2ℓ(α) + ℓ(α + ε))/ε² in float64, of losses [N] or their means.
 
-    Its error is O(ε²) of the fourth derivative plus rounding of the losses over ε²; ε of 0.02 to
-    0.1 does with float32 logits.
+    The error is O(ε²) times the fourth derivative, plus the rounding of the losses divided by ε²; ε
+    of 0.02 to 0.1 is suitable for float32 logits.
 
     Raises:
         InputError: a step that is not positive.
@@ -136,9 +140,9 @@ def second_difference(minus: Tensor, middle: Tensor, plus: Tensor, step: float) 
 def bootstrap_errors(
     values: NDArray[np.float64], *, samples: int = 1000, seed: int = 0
 ) -> NDArray[np.float64]:
-    """Standard errors of the columns' means [K], rows of [N, K] drawn together: paired.
+    """Bootstrap standard errors [K] of column means of [N, K], rows resampled together (paired).
 
-    NaN without bootstrap samples.
+    NaN if there are fewer than two bootstrap samples.
     """
     if samples < 2:
         return np.full(values.shape[1], np.nan)

@@ -1,1 +1,1 @@
-"""Logits: heads, entropies, labelled embeddings, and optimisers in the logit plane."""
+"""Logits: heads, entropy, labelled embeddings, and optimisers on cached features."""

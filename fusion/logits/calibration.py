@@ -1,6 +1,6 @@
-"""Temperature of logits: cross-entropy of βz, and the β that minimises it on held-out labels.
+"""Temperature scaling: cross-entropy of βz, and the β that minimises it on held-out labels.
 
-Axes: N samples, C classes. Logits are float32 at least; sums are made in float64.
+Axes: N samples, C classes. Logits are float32 or float64; sums are made in float64.
 """
 
 from __future__ import annotations
@@ -15,24 +15,26 @@ from torch import Tensor
 from fusion.errors import InputError
 
 CHUNK = 4096
-"""Samples in float64 at a time: 32 MiB for 1000 classes."""
+"""Samples converted to float64 at a time: 32 MiB for 1000 classes."""
 
 
 def calibrated_beta(
     logits: Tensor, labels: Tensor, *, low: float = 1e-2, high: float = 1e2
 ) -> float:
-    """The β in [low, high] that minimises the mean cross-entropy of βz: convex in β.
+    """Inverse temperature β in [low, high] that minimises the mean cross-entropy of βz.
 
-    Bounded Brent on log β, in float64. The bound where no sample is misclassified.
+    The loss is convex in β. It is minimised by bounded Brent search on log β, in float64. If no
+    sample is misclassified, there is no minimum and the result is a bound.
 
     Args:
-        logits: [N, C], of a split that is used for nothing else.
-        labels: [N].
-        low: default 1e-2.
-        high: default 1e2.
+        logits: z [N, C], of a split that is used for nothing else.
+        labels: int64 [N].
+        low: smallest β. Default 1e-2.
+        high: largest β. Default 1e2.
 
     Raises:
-        InputError: what `soup_gap` refuses, or bounds that are none.
+        InputError: wrong shapes or dtypes, NaN or Inf, a label out of range; bounds that are not 0
+            < low < high.
 
     Source: Guo et al. 2017, arXiv:1706.04599 (temperature scaling; β = 1/T).
     """
@@ -49,7 +51,7 @@ def calibrated_beta(
 
 
 def losses(logits: Tensor, labels: Tensor, beta: float = 1.0) -> Tensor:
-    """Cross-entropy of βz, [N] float64 on the CPU."""
+    """Cross-entropy of βz for each sample: float64 [N] on the CPU."""
     parts = [
         torch.nn.functional.cross_entropy(beta * z.double(), y, reduction="none")
         for z, y in chunks(logits, labels)
@@ -58,7 +60,11 @@ def losses(logits: Tensor, labels: Tensor, beta: float = 1.0) -> Tensor:
 
 
 def check(labels: Tensor, **logits: Tensor) -> None:
-    """Raise InputError where logits and labels do not belong together or are too coarse."""
+    """Check logits and labels.
+
+    Raises:
+        InputError: wrong shapes, half precision, NaN or Inf, a label out of range.
+    """
     shape = next(iter(logits.values())).shape
     for name, z in logits.items():
         if z.ndim != 2 or z.shape != shape or len(z) == 0 or labels.shape != z.shape[:1]:
@@ -75,6 +81,6 @@ def check(labels: Tensor, **logits: Tensor) -> None:
 
 
 def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same rows of each tensor, some at a time."""
+    """Split tensors along their first axis into chunks of the same rows."""
     for start in range(0, len(tensors[0]), CHUNK):
         yield tuple(tensor[start : start + CHUNK] for tensor in tensors)

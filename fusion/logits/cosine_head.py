@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def zero_shot_head(embeddings: Sequence[Tensor], logit_scale: Tensor | float) -> Tensor:
-    """W_c = exp(s)·n(mean_m n(e_cm)): normalise each prompt, average, normalise, scale.
+    """Zero-shot head from prompt embeddings: W_c = exp(s)·n(mean_m n(e_cm)), n normalises to L2.
 
     Args:
         embeddings: for each of C classes, the embeddings [m, D] of its prompts; m may differ.
@@ -18,8 +18,8 @@ def zero_shot_head(embeddings: Sequence[Tensor], logit_scale: Tensor | float) ->
     Returns:
         Head [C, D], logit scale included.
 
-    Source: Radford et al. 2021, arXiv:2103.00020, §3.1.4 (prompt ensembling), order of operations
-    as its notebook.
+    Source: Radford et al. 2021, arXiv:2103.00020, §3.1.4 (prompt ensembling); order of operations
+    as in its notebook.
 
     >>> head = zero_shot_head([torch.tensor([[2.0, 0.0], [0.0, 1.0]])], 0.0)
     >>> [round(weight, 4) for weight in head[0].tolist()]  # 1/√2: each prompt counts the same
@@ -31,7 +31,9 @@ def zero_shot_head(embeddings: Sequence[Tensor], logit_scale: Tensor | float) ->
 
 
 def logits(embeddings: Tensor, head: Tensor) -> Tensor:
-    """n(z)Wᵀ: logits [B, C] of image embeddings [B, D], not yet normalised, under a head [C, D].
+    """Cosine-similarity logits n(z)Wᵀ [B, C] of embeddings [B, D] and a head [C, D].
+
+    The embeddings need not be normalised.
 
     >>> logits(torch.tensor([[3.0, 4.0]]), torch.eye(2)).tolist()
     [[0.6000000238418579, 0.800000011920929]]
@@ -40,6 +42,6 @@ def logits(embeddings: Tensor, head: Tensor) -> Tensor:
 
 
 def normalized(embeddings: Tensor) -> Tensor:
-    """Each embedding (the last axis) divided by its L2 norm, without an epsilon, as CLIP does."""
+    """Divide each embedding (the last axis) by its L2 norm, without an epsilon, as CLIP does."""
     unit: Tensor = embeddings / torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True)
     return unit

@@ -1,4 +1,4 @@
-"""Labelled features of one split, computed once."""
+"""Labelled features of one split, and checks of feature matrices and labels."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fusion.task_vectors.task_vectors import accumulator
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """N rows of one split.
+    """Features and labels of N rows of one split.
 
     Raises:
-        InputError: no rows, other shapes or dtypes, NaN or infinity, a negative label.
+        InputError: no rows, wrong shapes or dtypes, NaN or infinity, a negative label.
     """
 
     features: Tensor
@@ -25,7 +25,7 @@ class Labelled:
     labels: Tensor
     """int64 [N]."""
     split: str = "rows"
-    """What they are for, in errors: `fit`, `select`."""
+    """Name of the split for messages, such as `fit` or `select`."""
 
     def __post_init__(self) -> None:
         check_matrix(f"{self.split}: features", self.features)
@@ -35,11 +35,11 @@ class Labelled:
         return len(self.labels)
 
 
-def apart(fit: Labelled, select: Labelled) -> None:
-    """Refuse to choose on the very rows that were learned from.
+def check_different_rows(fit: Labelled, select: Labelled) -> None:
+    """Check that a selection split has other rows than the training split.
 
-    They are the same where the objects are, where features share memory (overlapping slices of
-    one tensor), or where features and labels are equal.
+    They count as the same if they are one object, if features share memory (overlapping slices of
+    one tensor), or if features and labels are equal.
 
     Raises:
         InputError: they are the same rows.
@@ -52,12 +52,12 @@ def apart(fit: Labelled, select: Labelled) -> None:
 
 
 def shared(a: Tensor, b: Tensor) -> bool:
-    """Whether a row of one matrix starts where a row of the other does, in memory."""
+    """Whether a row of one matrix has the same memory address as a row of the other."""
     return a.device == b.device and bool(torch.isin(starts(a), starts(b)).any())
 
 
 def starts(matrix: Tensor) -> Tensor:
-    """Address of each row: int64 [N]."""
+    """Memory address of each row: int64 [N]."""
     return matrix.data_ptr() + torch.arange(len(matrix)) * matrix.stride(0) * matrix.element_size()
 
 
@@ -70,10 +70,16 @@ def equal(a: Labelled, b: Labelled) -> bool:
 def check_matrix(
     name: str, tensor: Tensor, *, rows: int | None = None, width: int | None = None
 ) -> None:
-    """Refuse what is no finite floating-point matrix [rows, width].
+    """Check that a tensor is a finite floating-point matrix [rows, width].
+
+    Args:
+        name: of the tensor, for messages.
+        tensor: the tensor.
+        rows: required number of rows; None (default): any but zero.
+        width: required number of columns; None (default): any but zero.
 
     Raises:
-        InputError: another shape or dtype, no rows, NaN or infinity (its first row is named).
+        InputError: another shape or dtype, no rows, NaN or infinity (the first such row is named).
     """
     if tensor.ndim != 2 or not tensor.is_floating_point():
         form = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
@@ -93,10 +99,16 @@ def check_matrix(
 
 
 def check_labels(name: str, labels: Tensor, rows: int, classes: int | None = None) -> None:
-    """Refuse what are no class numbers of so many rows.
+    """Check that labels are int64 [rows] with class numbers 0 … classes − 1.
+
+    Args:
+        name: of the labels, for messages.
+        labels: the labels.
+        rows: required number of labels.
+        classes: number of classes; None (default): no upper limit.
 
     Raises:
-        InputError: another shape or dtype, a label outside 0 … classes − 1 (its row is named).
+        InputError: another shape or dtype, a label outside (its row is named).
     """
     if labels.ndim != 1 or labels.dtype != torch.int64:
         form = f"{str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}"
@@ -110,11 +122,11 @@ def check_labels(name: str, labels: Tensor, rows: int, classes: int | None = Non
         raise InputError(f"{name}: row {row}: class {int(labels[row])}; {allowed} allowed")
 
 
-def directions(name: str, features: Tensor) -> Tensor:
-    """n(features) [N, D] in float32 (float64 where they are).
+def unit_rows(name: str, features: Tensor) -> Tensor:
+    """Features [N, D] divided by their L2 norms, in float32 (float64 if they are).
 
     Raises:
-        InputError: a row is all zeros: it has no direction.
+        InputError: a row is all zeros and cannot be normalised.
     """
     unit = normalized(features.to(accumulator(features.dtype)))
     finite = unit.isfinite().all(1)

@@ -1,4 +1,4 @@
-"""Entropy of predictions: the unsupervised objective of test-time adaptation."""
+"""Entropy of predictions: the unsupervised loss of test-time adaptation."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """H = −Σ_c p_c·ln p_c with p = softmax(z): logits [..., C] -> [...], in nats, no epsilon.
+    """Entropy H = −Σ_c p_c·ln p_c of p = softmax(z): logits [..., C] -> [...], in nats.
 
-    Sources: Yang et al. 2024, arXiv:2310.02575, eq. 7; FusionBench and its DAWE add 1e-8 inside
-    the logarithm, which moves the value by at most C·1e-8 and is left out here.
+    Source: Yang et al. 2024, arXiv:2310.02575, eq. 7. Deviation: FusionBench and its DAWE add 1e-8
+    inside the logarithm, which changes the value by at most C·1e-8; here nothing is added.
 
     >>> import torch
     >>> round(entropy(torch.zeros(2, 4))[0].item(), 4)  # ln 4

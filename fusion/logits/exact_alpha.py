@@ -1,8 +1,8 @@
-"""Exact best α of classifiers whose logits are linear in α, without a grid.
+"""Exact best interpolation coefficient α of classifiers whose logits are linear in α.
 
-z(α) = A + αB: WiSE-FT of a linear head, two ensembled models, Tip-Adapter's α. The label of a
-sample wins on one interval of α, so the accuracy is the number of intervals that contain α, and
-sorting their ends gives its maximum.
+z(α) = A + αB covers WiSE-FT of a linear head, two ensembled models, and Tip-Adapter's α. Each
+sample is classified correctly on one interval of α. So the accuracy at α is the number of intervals
+that contain it, and sorting the ends of the intervals gives the maximum without a grid.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ from fusion.errors import InputError
 Linear: TypeAlias = tuple[Tensor, Tensor, Tensor]
 """A [N, C], B [N, C], labels int64 [N]."""
 
-Cuts: TypeAlias = NDArray[np.float64]
-"""[M, 2]: places between the numbers: (v, 0) is just before v, (v, 1) just after it. An interval
-lies between two cuts, whichever of its ends belong to it."""
+Boundaries: TypeAlias = NDArray[np.float64]
+"""Ends of intervals, [M, 2], in an order that distinguishes open from closed ends: (v, 0) lies just
+before the number v, and (v, 1) just after it."""
 
 BUDGET = 1 << 19
-"""Bytes of one float64 matrix of a chunk: a few of them stay in the cache."""
+"""Bytes of one float64 matrix of a chunk, so that a few of them stay in cache."""
 
 
 @dataclass(frozen=True)
 class Plateau:
-    """An interval of α; an infinite end does not belong to it."""
+    """An interval of α with constant accuracy; an infinite end does not belong to it."""
 
     low: float
     high: float
     low_in: bool
-    """Whether `low` belongs to it."""
+    """Whether `low` belongs to the interval."""
     high_in: bool
+    """Whether `high` belongs to the interval."""
 
     @property
     def width(self) -> float:
@@ -47,7 +48,7 @@ class Plateau:
 
     @property
     def middle(self) -> float:
-        """Its middle; of an infinite one twice its low end, at least 1."""
+        """Middle of the interval; for an infinite one, twice its low end, but at least 1."""
         if math.isinf(self.high):
             return max(2 * self.low, 1.0)
         return self.low + (self.high - self.low) / 2
@@ -55,25 +56,26 @@ class Plateau:
 
 @dataclass(frozen=True)
 class ExactAlpha:
-    """The best accuracy there is, and where it is reached."""
+    """The best accuracy over α, and the intervals where it is reached."""
 
     accuracy: float
-    """At the optimum; of several tasks the unweighted mean."""
+    """The best accuracy; for several tasks, their unweighted mean."""
     low: float
     high: float
-    """Ends of the optimal plateau; of several, the widest, of equally wide ones the first."""
+    """Ends of the optimal plateau. If there are several, the widest is taken, and the first of
+    equally wide ones."""
     middle: float
-    """The robust choice: farthest from where a sample changes."""
+    """Middle of that plateau, a robust choice of α."""
     count: int
-    """Samples that are right at `middle`, of all tasks."""
+    """Number of correct samples at `middle`, over all tasks."""
     n: int
-    """Samples of all tasks."""
+    """Number of samples of all tasks."""
     counts: Mapping[str, tuple[int, int]]
-    """Task -> (right at `middle`, samples)."""
+    """Task -> (correct at `middle`, samples)."""
     plateaus: tuple[Plateau, ...]
-    """All on which the best accuracy is reached, in order."""
+    """All plateaus with the best accuracy, in order."""
     curve: tuple[float, ...] = ()
-    """Accuracy at each α that was asked about."""
+    """Accuracy at each α of the argument `at`."""
 
 
 def exact_alpha(
@@ -85,26 +87,27 @@ def exact_alpha(
     high: float = 1.0,
     at: Sequence[float] = (),
 ) -> ExactAlpha:
-    """The α in [low, high] at which argmax(A + αB) is right most often.
+    """The α in [low, high] at which argmax(A + αB) is correct most often.
 
-    Sample n with label y is right at α where A_y − A_k + α(B_y − B_k) > 0 for k < y and ≥ 0 for
-    k > y: of equal logits the first class is the answer, as of `torch.argmax`. That is an interval.
-    O(NC + N log N); differences and their quotients are made in float64. A plateau no wider than
-    rounding may be lost when logits are then made in float32: `middle` of a wide one is not.
+    Sample n with label y is correct at α if A_y − A_k + α(B_y − B_k) > 0 for all k < y and ≥ 0 for
+    all k > y, because the first of equal logits is the prediction, as for `torch.argmax`. This is
+    an interval of α. Cost: O(NC + N log N). Differences and their quotients are made in float64. A
+    plateau no wider than rounding may be lost if logits are later computed in float32; `middle` of
+    a wide plateau is safe.
 
     Args:
         constant: A [N, C], finite.
         slope: B [N, C], finite.
         labels: int64 [N], 0 to C − 1.
-        low: least α allowed, finite.
-        high: largest; may be infinite.
-        at: values of α, from `low` to `high`, whose accuracy is wanted too: a look-up each.
+        low: smallest α, finite. Default 0.
+        high: largest α; may be infinite. Default 1.
+        at: values of α in [low, high] at which the accuracy is returned as well (`curve`).
 
     Raises:
-        InputError: shapes that do not fit, no samples, a label outside, NaN or Inf, high < low, an
-            α of `at` outside.
+        InputError: wrong shapes, no samples, a label outside, NaN or Inf, high < low, an α of `at`
+            outside.
 
-    Source: ours; the interval argument is elementary.
+    Source: ours.
 
     >>> first, second = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[-4.0, 0.0]] * 2)
     >>> best = exact_alpha(first, second, torch.tensor([0, 1]))  # right for α ≤ 1/2, and always
@@ -117,16 +120,16 @@ def exact_alpha(
 def exact_alpha_tasks(
     tasks: Mapping[str, Linear], *, low: float = 0.0, high: float = 1.0, at: Sequence[float] = ()
 ) -> ExactAlpha:
-    """The α in [low, high] with the largest unweighted mean over tasks of accuracies.
+    """The α in [low, high] with the largest mean accuracy over tasks (unweighted).
 
     Args:
-        tasks: task -> (A, B, labels), each as `exact_alpha` takes them; C may differ.
-        low: least α allowed, finite.
-        high: largest; may be infinite.
-        at: as of `exact_alpha`.
+        tasks: task -> (A, B, labels), as for `exact_alpha`; C may differ between tasks.
+        low: smallest α, finite. Default 0.
+        high: largest α; may be infinite. Default 1.
+        at: as for `exact_alpha`.
 
     Raises:
-        InputError: as `exact_alpha`, naming the task; no tasks.
+        InputError: as `exact_alpha`, with the task's name; no tasks.
     """
     if not tasks:
         raise InputError("no tasks: no accuracy to maximise")
@@ -150,16 +153,18 @@ def exact_alpha_tasks(
 
 
 def segment(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """(1 − α)·first + α·second as A and B, in float64: the path between two models' logits.
+    """A and B of the interpolated logits (1 − α)·first + α·second, in float64.
 
-    For linear classifiers these are the logits of interpolated weights (WiSE-FT, biases included).
+    For linear classifiers these are the logits of interpolated weights, biases included (WiSE-FT).
     """
     first, second = first.double(), second.double()
     return first, second - first
 
 
-def winning(name: str, constant: Tensor, slope: Tensor, labels: Tensor) -> tuple[Cuts, Cuts]:
-    """Cuts [N, 2] between which the label wins; where it never does, start ≥ stop."""
+def winning(
+    name: str, constant: Tensor, slope: Tensor, labels: Tensor
+) -> tuple[Boundaries, Boundaries]:
+    """Ends [N, 2] of the interval where each sample is correct; start ≥ stop if there is none."""
     check(name, constant, slope, labels)
     n, classes = constant.shape
     rows = max(1, BUDGET // (8 * classes))
@@ -172,7 +177,7 @@ def winning(name: str, constant: Tensor, slope: Tensor, labels: Tensor) -> tuple
 
 
 def bounds(constant: Tensor, slope: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """`winning` of a chunk: d + αe > 0, or ≥ 0, with d = A_y − A_k and e = B_y − B_k."""
+    """`winning` for a chunk: d + αe > 0, or ≥ 0, with d = A_y − A_k and e = B_y − B_k."""
     a, b, y = constant.double(), slope.double(), labels.long().unsqueeze(1)
     d, e = a.gather(1, y) - a, b.gather(1, y) - b
     strict = torch.arange(a.shape[1], device=a.device) < y
@@ -190,7 +195,11 @@ def bounds(constant: Tensor, slope: Tensor, labels: Tensor) -> tuple[Tensor, Ten
 
 
 def check(name: str, constant: Tensor, slope: Tensor, labels: Tensor) -> None:
-    """Raise InputError for what is no linear classifier with labels."""
+    """Check A, B and labels of one task.
+
+    Raises:
+        InputError: wrong shapes, no samples, NaN or Inf, a label outside.
+    """
     owner = f"task {name!r}: " if name else ""
     if constant.ndim != 2 or constant.shape != slope.shape or labels.shape != constant.shape[:1]:
         shapes = f"{list(constant.shape)}, {list(slope.shape)} and {list(labels.shape)}"
@@ -208,17 +217,17 @@ def check(name: str, constant: Tensor, slope: Tensor, labels: Tensor) -> None:
 
 
 def clipped(
-    starts: Cuts, stops: Cuts, first: tuple[float, float], last: tuple[float, float]
-) -> tuple[Cuts, Cuts]:
-    """Intervals between two cuts, without empty ones."""
+    starts: Boundaries, stops: Boundaries, first: tuple[float, float], last: tuple[float, float]
+) -> tuple[Boundaries, Boundaries]:
+    """Clip intervals to the range from `first` to `last`, and drop empty ones."""
     starts = np.where(before(starts, np.array(first))[:, None], first, starts)
     stops = np.where(before(np.array(last), stops)[:, None], last, stops)
     kept = before(starts, stops)
     return starts[kept], stops[kept]
 
 
-def before(a: Cuts, b: Cuts) -> NDArray[np.bool_]:
-    """Whether cut a lies before cut b, pair by pair."""
+def before(a: Boundaries, b: Boundaries) -> NDArray[np.bool_]:
+    """Whether boundary a lies before boundary b, element by element."""
     earlier: NDArray[np.bool_] = (a[..., 0] < b[..., 0]) | (
         (a[..., 0] == b[..., 0]) & (a[..., 1] < b[..., 1])
     )
@@ -226,13 +235,21 @@ def before(a: Cuts, b: Cuts) -> NDArray[np.bool_]:
 
 
 def optimum(
-    ends: Cuts,
+    ends: Boundaries,
     changes: NDArray[np.int64],
     sizes: NDArray[np.int64],
     names: list[str],
     at: Sequence[float] = (),
 ) -> ExactAlpha:
-    """Sweep over the cuts `ends` [M, 2] at which counts change by `changes` [M, T]."""
+    """Find the maximum by a sweep over the sorted ends of all intervals.
+
+    Args:
+        ends: boundaries [M, 2] at which counts change.
+        changes: int64 [M, T], the change of each task's number of correct samples.
+        sizes: int64 [T], samples of each task.
+        names: of the tasks.
+        at: values of α for `curve`.
+    """
     order = np.lexsort((ends[:, 1], ends[:, 0]))
     ends = ends[order] + 0.0  # no −0
     counts = np.cumsum(changes[order], axis=0)
@@ -259,8 +276,8 @@ def optimum(
     )
 
 
-def cells(ends: Cuts, at: Sequence[float]) -> NDArray[np.intp]:
-    """Between which two of the sorted cuts each α lies: i, for those of `ends[i]`, `ends[i + 1]`.
+def cells(ends: Boundaries, at: Sequence[float]) -> NDArray[np.intp]:
+    """For each α, the index i of the cell between `ends[i]` and `ends[i + 1]` that contains it.
 
     >>> cells(np.array([[0.0, 0], [0.5, 1], [0.7, 0], [1, 1]]), [0.0, 0.5, 0.6, 0.7]).tolist()
     [0, 0, 1, 2]
@@ -273,13 +290,13 @@ def cells(ends: Cuts, at: Sequence[float]) -> NDArray[np.intp]:
     return found
 
 
-def plateau(start: Cuts, stop: Cuts) -> Plateau:
-    """The interval between two cuts."""
+def plateau(start: Boundaries, stop: Boundaries) -> Plateau:
+    """The interval between two boundaries."""
     (low, after), (high, to) = start.tolist(), stop.tolist()
     return Plateau(low, high, low_in=after == 0, high_in=to == 1)
 
 
 def runs(flags: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
-    """(i, j) of each run of true flags i … j − 1."""
+    """(i, j) for each run of true flags i … j − 1."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]])))
     yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)

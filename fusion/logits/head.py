@@ -1,4 +1,4 @@
-"""Classification heads: from a model's output to logits; and the loss of a batch of several tasks.
+"""Classification heads (model output -> logits), and the loss of a batch of several tasks.
 
 Axes: B rows, C classes, D width of the output, V size of a vocabulary.
 """
@@ -17,15 +17,15 @@ from fusion.logits import cosine_head
 from fusion.logits.entropy import entropy
 
 Target: TypeAlias = torch.dtype | torch.device
-"""What `Tensor.to` takes."""
+"""Argument of `Tensor.to`."""
 
 
 class Head(Protocol):
-    """One task's head: differentiable in the model's output."""
+    """Classification head of one task, differentiable in the model's output."""
 
     @property
     def classes(self) -> int:
-        """C, the number of classes."""
+        """Number of classes C."""
         ...
 
     def logits(self, output: Tensor) -> Tensor:
@@ -39,14 +39,14 @@ class Head(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class CosineHead:
-    """Cosine similarity to class vectors, times a scale: n(z)·Wᵀ. CLIP's zero-shot heads."""
+    """Cosine head: cosine similarity to class vectors times a scale, n(z)·Wᵀ, as in CLIP."""
 
     weight: Tensor
-    """[C, D], the logit scale included."""
+    """[C, D], with the logit scale included."""
 
     @property
     def classes(self) -> int:
-        """C."""
+        """Number of classes C."""
         return len(self.weight)
 
     def logits(self, output: Tensor) -> Tensor:
@@ -64,18 +64,18 @@ class CosineHead:
 
 @dataclass(frozen=True, eq=False)
 class LinearHead:
-    """A linear layer: z·Wᵀ + b; or W·tanh(z·Pᵀ + p) + b, with a dense layer before it."""
+    """Linear head z·Wᵀ + b, or W·tanh(z·Pᵀ + p) + b with a dense layer before it."""
 
     weight: Tensor
     """[C, D]."""
     bias: Tensor | None = None
     """[C]; None: no bias."""
     before: LinearHead | None = None
-    """P [D, D'] and p [D]; None: no dense layer."""
+    """Dense layer with P [D, D'] and p [D]; None (default): no dense layer."""
 
     @property
     def classes(self) -> int:
-        """C."""
+        """Number of classes C."""
         return len(self.weight)
 
     def logits(self, output: Tensor) -> Tensor:
@@ -97,32 +97,32 @@ class LinearHead:
 
 
 @dataclass(frozen=True, eq=False)
-class LabelWords:
-    """One token a class (a verbaliser): the entries of vocabulary logits at these tokens."""
+class VerbaliserHead:
+    """Verbaliser: one token for each class; logits are the vocabulary logits at these tokens."""
 
     tokens: Tensor
     """int64 [C], token ids."""
 
     @property
     def classes(self) -> int:
-        """C."""
+        """Number of classes C."""
         return len(self.tokens)
 
     def logits(self, output: Tensor) -> Tensor:
         """Logits [B, C] of vocabulary logits [B, V].
 
-        >>> LabelWords(torch.tensor([2, 0])).logits(torch.tensor([[1.0, 2.0, 3.0]])).tolist()
+        >>> VerbaliserHead(torch.tensor([2, 0])).logits(torch.tensor([[1.0, 2.0, 3.0]])).tolist()
         [[3.0, 1.0]]
         """
         return output[:, self.tokens]
 
-    def to(self, target: Target) -> LabelWords:
+    def to(self, target: Target) -> VerbaliserHead:
         """The tokens on another device; token ids keep their dtype."""
-        return self if isinstance(target, torch.dtype) else LabelWords(self.tokens.to(target))
+        return self if isinstance(target, torch.dtype) else VerbaliserHead(self.tokens.to(target))
 
 
 def as_head(head: Tensor | Head) -> Head:
-    """A head; a tensor [C, D], as head files hold it, is the weight of a cosine head."""
+    """Return a head; a tensor [C, D], the form of head files, becomes a cosine head."""
     return CosineHead(head) if isinstance(head, Tensor) else head
 
 
@@ -131,7 +131,7 @@ class TaskLoss:
     """Mean loss of each task in a batch whose rows belong to several tasks."""
 
     heads: Mapping[str, Head]
-    """Task -> head."""
+    """Task -> its head."""
 
     def __call__(
         self,

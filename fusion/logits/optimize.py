@@ -1,4 +1,4 @@
-"""Train small tensors on cached features with AdamW; keeps the best epoch."""
+"""Train small tensors on cached features with AdamW, and keep the best epoch."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fusion.errors import InputError
 
 @dataclass(frozen=True)
 class Epoch:
-    """Results of one epoch."""
+    """Loss and accuracy of one epoch."""
 
     epoch: int
-    """0: before any step."""
+    """Number of the epoch; 0: before any step."""
     loss: float | None
-    """Mean over the rows of `fit`, while they were learned from; None for epoch 0."""
+    """Mean loss over the training rows during the epoch; None for epoch 0."""
     accuracy: float
-    """Of `select`, after the epoch."""
+    """Accuracy on the selection rows after the epoch."""
 
 
 def train(
@@ -37,22 +37,25 @@ def train(
     epochs: int,
     seed: int,
 ) -> tuple[int, tuple[Epoch, ...]]:
-    """Minimise `loss` by AdamW, cosine to 0 a step; leave in `weights` what the best epoch had.
+    """Minimise `loss` with AdamW and a cosine learning rate; keep the weights of the best epoch.
 
-    The best epoch is the first of the highest accuracy. Epoch 0, the weights as they came, counts:
-    where learning does not help on `select`, nothing was learned.
+    The best epoch is the first one with the highest accuracy. Epoch 0, the initial weights, is a
+    candidate too: if training does not help on the selection rows, the initial weights are kept.
 
     Args:
-        weights: leaves that require gradients; changed in place.
-        loss: int64 [B] rows -> mean loss over them.
-        accuracy: of `select`, with the weights as they are; called without gradients.
-        rows: N of `fit`; the last batch of an epoch may be shorter.
-        learning_rate: at the first step.
-        eps: AdamW's.
-        weight_decay: AdamW's.
-        batch_size: rows a step.
+        weights: leaf tensors that require gradients; they are changed in place.
+        loss: row numbers int64 [B] -> mean loss over these rows.
+        accuracy: accuracy on the selection rows with the current weights; called without gradients.
+        rows: number of training rows; the last batch of an epoch may be smaller.
+        learning_rate: of the first step; it decreases to 0 along a cosine, step by step.
+        eps: AdamW's ε.
+        weight_decay: AdamW's weight decay.
+        batch_size: rows of a step.
         epochs: passes over all rows.
         seed: of the shuffles.
+
+    Returns:
+        The number of the best epoch, and the history from epoch 0.
 
     Raises:
         InputError: the loss is NaN or infinite.
@@ -88,10 +91,16 @@ def train(
 
 
 def draw(size: int, batch: int, step: int, seed: int) -> Tensor:
-    """Rows of one task at one step: int64 [batch], from endless shuffles of 0 … size − 1.
+    """Row numbers of one training step: int64 [batch], from shuffles of 0 … size − 1.
 
-    A function of its arguments alone, so that a resumed run draws what it would have drawn. Every
-    epoch is shuffled anew (the original replays its first).
+    The result depends on the arguments alone, so a resumed run draws the same rows. Every epoch is
+    shuffled anew. Deviation: the original DAWE code repeats the order of its first epoch.
+
+    Args:
+        size: number of rows.
+        batch: rows of a step.
+        step: number of the step, from 0.
+        seed: of the shuffles.
 
     >>> sorted(draw(4, 2, 0, 7).tolist() + draw(4, 2, 1, 7).tolist())
     [0, 1, 2, 3]
@@ -106,7 +115,7 @@ def draw(size: int, batch: int, step: int, seed: int) -> Tensor:
 
 
 def cosine(learning_rate: float, step: int, total: int) -> float:
-    """½·lr·(1 + cos(π·step/total)).
+    """Cosine schedule of the learning rate: ½·lr·(1 + cos(π·step/total)).
 
     >>> cosine(1.0, 0, 4), round(cosine(1.0, 2, 4), 12), cosine(1.0, 4, 4)
     (1.0, 0.5, 0.0)
@@ -115,15 +124,15 @@ def cosine(learning_rate: float, step: int, total: int) -> float:
 
 
 def measured(accuracy: Callable[[], float]) -> float:
-    """`accuracy()` without gradients."""
+    """Call `accuracy` without gradients."""
     with torch.no_grad():
         return accuracy()
 
 
-def share(logits: Tensor, labels: Tensor) -> float:
-    """The share of rows whose largest logit (the first of equal ones) is the label's.
+def top1_accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Fraction of rows whose largest logit is that of the label; the first of equal logits counts.
 
-    >>> share(torch.tensor([[1.0, 0.0], [2.0, 2.0]]), torch.tensor([0, 1]))
+    >>> top1_accuracy(torch.tensor([[1.0, 0.0], [2.0, 2.0]]), torch.tensor([0, 1]))
     0.5
     """
     return int((logits.argmax(-1) == labels).sum()) / len(labels)

@@ -1,7 +1,7 @@
-"""Reused scratch buffers: on a CPU, touching new pages costs more than writing them.
+"""Reused scratch buffers: on a CPU, the first use of new memory pages costs more than the writing.
 
-A large block that is given back to the system comes back page by page, each with a fault; merging
-one weight for seven samples takes three times as long into new memory as into old.
+A large block that was returned to the operating system comes back page by page, each with a page
+fault. Merging one weight for seven samples takes three times as long into new memory as into old.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ LARGE = 1 << 20
 """Bytes below which an allocator keeps its memory anyway."""
 
 lent = threading.local()
-"""Of each thread: dtype -> its memory."""
+"""For each thread: dtype -> its buffer."""
 
 
 def scratch(rows: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[rows, size], not filled; valid until this thread asks for the next one.
+    """Uninitialised buffer [rows, size], valid until this thread requests the next one.
 
-    The largest that was asked for is kept. GPUs have an allocator that keeps its memory.
+    The largest requested buffer of each dtype is kept. GPUs have an allocator that keeps memory, so
+    there a new tensor is returned.
 
     >>> scratch(2, 3, torch.float32, torch.device("cpu")).shape
     torch.Size([2, 3])

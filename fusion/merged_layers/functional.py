@@ -1,17 +1,20 @@
 """Merged layers: forward passes through θ₀ + Σ_t c_t τ_t, differentiable in input and coding.
 
-Axes: M models (1, or one a sample), n tokens a model, T tasks. A layer's coefficients are one
-column of a coding: [M, T]. Three forms of one linear layer give the same numbers to rounding:
+Axes: M models (1, or one for each sample), n tokens for each model, T tasks. The coefficients of a
+layer are one column of a coding, [M, T]. A linear layer can be computed in three forms, which agree
+up to rounding:
 
-* A, merge: W_m = θ₀ + Σ c_mt τ_t by one matrix product over all models, then Y_m = X_m W_mᵀ.
-  2(T + n) FLOPs a weight and model. Backward: ∂L/∂c_mt = ⟨dY_mᵀX_m, τ_t⟩.
-* B, scale: Y = X θ₀ᵀ + Σ_t (c_t X) τ_tᵀ. 2n(T + 1) FLOPs, weights read once and none written.
-  Backward: with U_t = dY τ_t, ∂L/∂c_mt = Σ_tokens ⟨U_t, X⟩; no gradient of a weight is made.
-* C, low rank: τ_t = B_t A_t stays two factors: see `fusion/merged_layers/low_rank_linear.py`.
+* A, merge: W_m = θ₀ + Σ_t c_mt τ_t by one matrix product over all models, then Y_m = X_m W_mᵀ. 2(T
+  + n) FLOPs for each weight and model. Backward: ∂L/∂c_mt = ⟨dY_mᵀX_m, τ_t⟩.
+* B, scale: Y = X θ₀ᵀ + Σ_t (c_t X) τ_tᵀ. 2n(T + 1) FLOPs; weights are read once and none is
+  written. Backward: with U_t = dY τ_t, ∂L/∂c_mt = Σ_tokens ⟨U_t, X⟩; no gradient of a weight is
+  made.
+* C, low rank: τ_t = B_t A_t stays two factors, see `fusion/merged_layers/low_rank_linear.py`.
 
-Only inputs and coefficients are kept for the backward pass, which merges again; task vectors and
-base are never differentiated, and task vectors that come `Remade` are made again, too. B is the
-better for few tokens a model: see `form_for`. Vectors and tables: `fusion/merged_layers/tables.py`.
+For the backward pass only inputs and coefficients are kept, and weights are merged again. Task
+vectors and base are never differentiated; `Recomputed` task vectors are computed again. Form B is
+faster if there are few tokens for each model, see `form_for`. Merged vectors and tables:
+`fusion/merged_layers/tables.py`.
 """
 
 from __future__ import annotations
@@ -26,41 +29,49 @@ from torch import Tensor
 
 from fusion.errors import InputError
 from fusion.merged_layers.buffers import scratch
-from fusion.merged_layers.low_rank_linear import frozen, low_rank, untouched
+from fusion.merged_layers.low_rank_linear import frozen, independent_of_coding, low_rank
 from fusion.merged_layers.tables import merged_embedding as merged_embedding
 from fusion.merged_layers.tables import merged_norm as merged_norm
 from fusion.merged_layers.tables import merged_rms_norm as merged_rms_norm
 from fusion.merged_layers.tables import merged_table as merged_table
-from fusion.task_vectors.lazy import Remade
+from fusion.task_vectors.lazy import Recomputed
 from fusion.task_vectors.low_rank import LowRank, Zeros
 from fusion.task_vectors.task_vectors import accumulator
 
 Form: TypeAlias = Literal["auto", "A", "B"]
 
 BUDGET = {"cpu": 64 << 20, "cuda": 256 << 20}
-"""Device -> bytes of merged weights that a layer holds at a time; models are merged in chunks of
-it. On a CPU memory that is new each time costs more than what larger products gain."""
+"""Device -> bytes of merged weights that a layer holds at a time. Models are merged in chunks of
+this size, since on a CPU new memory costs more than larger products gain."""
 
 COLUMNS = 1 << 15
-"""Weights merged at a time on a CPU where there are several models: operands stay in cache."""
+"""Weights merged at a time on a CPU if there are several models, so that operands stay in cache."""
 
 CROSSOVER = {"cpu": (32.0, 210.0), "cuda": (60.0, 180.0)}
-"""Device -> (a, b) in float32: form B is taken below a/T tokens a model forward, below b/(2T − 1)
-when the backward pass follows. CPU: measured (benchmarks/fusion/layers.py: about 4 and 14 at T =
-8); CUDA:
-the roofline of an H100 without TF32, which nothing here switches on (7.5 and 12 at T = 8), to be
-measured."""
+"""Device -> (a, b) for float32: form B is used below a/T tokens for each model in a forward pass,
+and below b/(2T − 1) if a backward pass follows. CPU: measured by benchmarks/fusion/layers.py (about
+4 and 14 at T = 8). CUDA: the roofline of an H100 without TF32, which nothing here switches on (7.5
+and 12 at T = 8); not measured."""
 
 FASTER = 8.0
-"""How much faster a GPU multiplies 16-bit numbers than float32 ones, while merged weights move at
-the same rate: form B pays for so many times the tokens."""
+"""Speed of 16-bit matrix products on a GPU relative to float32, while merged weights move at the
+same rate. Form B is used up to this many times the tokens."""
 
 
 def form_for(
     tokens: int, tasks: int, device: str, training: bool, dtype: torch.dtype = torch.float32
 ) -> Form:
-    """`A` or `B` for this many tokens a model; a constant of device and dtype, never a timing at
-    run time, so that the same call gives the same bits.
+    """Choose form `A` or `B` from the number of tokens for each model.
+
+    The choice depends on constants of device and dtype, never on a timing at run time, so the same
+    call always gives the same bits.
+
+    Args:
+        tokens: n, for each model.
+        tasks: T.
+        device: type of the device, such as "cpu".
+        training: whether a backward pass follows.
+        dtype: of the activations. Default float32.
 
     >>> form_for(50, 8, "cpu", False), form_for(1, 8, "cpu", True)
     ('A', 'B')
@@ -78,31 +89,31 @@ def merged_linear(
     x: Tensor,
     coefficients: Tensor,
     base: Tensor,
-    deltas: Tensor | LowRank | Zeros | Remade,
+    deltas: Tensor | LowRank | Zeros | Recomputed,
     bias: Tensor | None = None,
     form: Form = "auto",
 ) -> Tensor:
-    """y_m = x_m (θ₀ + Σ_t c_mt τ_t)ᵀ + b_m.
+    """Linear layer with merged weights: y_m = x_m (θ₀ + Σ_t c_mt τ_t)ᵀ + b_m.
 
     Args:
-        x: [B, …, in]; where there are M > 1 models, B = M.
+        x: [B, …, in]; B = M if there are M > 1 models.
         coefficients: [M, T].
         base: θ₀ [out, in].
-        deltas: τ [T, out, in], dense, or low-rank factors (form C whatever `form` says), or none
-            at all (`Zeros`: the base's layer), or dense ones that are made in the forward pass and
-            again in the backward pass.
-        bias: [M, out] or [1, out], merged already (`merged_table`), or None.
-        form: `A`, `B`, or `auto` for `form_for`.
+        deltas: τ [T, out, in], dense; or low-rank factors (always form C); or `Zeros` (the base's
+            layer); or `Recomputed`, dense ones that are computed in the forward pass and again in
+            the backward pass.
+        bias: merged bias [M, out] or [1, out] (`merged_table`), or None.
+        form: `A`, `B`, or `auto` (default) for `form_for`.
 
     Returns:
-        [B, …, out] in the dtype of `x`; weights are mixed in float32 (float64) and rounded once.
+        [B, …, out] in the dtype of `x`. Weights are mixed in float32 (float64) and rounded once.
 
     Raises:
         InputError: shapes that do not fit.
     """
     models, tasks = coefficients.shape
-    again = deltas if isinstance(deltas, Remade) else None
-    steps = deltas.make() if isinstance(deltas, Remade) else deltas
+    again = deltas if isinstance(deltas, Recomputed) else None
+    steps = deltas.make() if isinstance(deltas, Recomputed) else deltas
     if steps.shape != (tasks, *base.shape):
         raise InputError(
             f"merged layer: task vectors {list(steps.shape)}; {[tasks, *base.shape]} needed"
@@ -117,7 +128,7 @@ def merged_linear(
     if isinstance(steps, LowRank):
         out = low_rank(flat, coefficients, base, steps)
     elif isinstance(steps, Zeros):
-        out = untouched(frozen(flat, base), coefficients)
+        out = independent_of_coding(frozen(flat, base), coefficients)
     else:
         if form == "auto":
             form = form_for(flat.shape[1], tasks, x.device.type, training, x.dtype)
@@ -129,7 +140,7 @@ def merged_linear(
 
 
 def chunks(models: int, numel: int, itemsize: int, device: str) -> Iterator[slice]:
-    """Models to merge at a time, so that their weights stay within `BUDGET`; evenly sized."""
+    """Evenly sized chunks of models whose merged weights stay within `BUDGET` bytes."""
     budget = BUDGET[device if device in BUDGET else "cuda"]
     most = max(1, budget // max(1, numel * itemsize))
     parts = math.ceil(models / most)
@@ -139,8 +150,11 @@ def chunks(models: int, numel: int, itemsize: int, device: str) -> Iterator[slic
 
 
 def merge_weights(coefficients: Tensor, base: Tensor, deltas: Tensor, dtype: torch.dtype) -> Tensor:
-    """θ₀ + C·τ for [M, T] coefficients: [M, *shape] in `dtype`, mixed in float32 (float64); valid
-    until this thread's next call."""
+    """Merged weights θ₀ + C·τ for coefficients [M, T]: [M, *shape] in `dtype`.
+
+    Mixed in float32 (float64). The result may be scratch memory, valid until the next call in this
+    thread.
+    """
     wide = accumulator(base.dtype, deltas.dtype, dtype)
     tasks, size = deltas.shape[0], base.numel()
     models = coefficients.shape[0]
@@ -157,7 +171,7 @@ def merge_weights(coefficients: Tensor, base: Tensor, deltas: Tensor, dtype: tor
 
 
 def contract(gradient: Tensor, deltas: Tensor) -> Tensor:
-    """⟨dW_m, τ_t⟩ for [M, *shape] and [T, *shape]: [M, T], summed in float32 (float64)."""
+    """Inner products ⟨dW_m, τ_t⟩ of [M, *shape] and [T, *shape]: [M, T], in float32 (float64)."""
     wide = accumulator(gradient.dtype, deltas.dtype)
     models, tasks = gradient.shape[0], deltas.shape[0]
     left, right = gradient.reshape(models, -1), deltas.reshape(tasks, -1)
@@ -172,27 +186,27 @@ def contract(gradient: Tensor, deltas: Tensor) -> Tensor:
 
 
 def keep(
-    ctx: Any, x: Tensor, c: Tensor, base: Tensor, deltas: Tensor, again: Remade | None
+    ctx: Any, x: Tensor, c: Tensor, base: Tensor, deltas: Tensor, again: Recomputed | None
 ) -> None:
-    """Save what a backward pass needs; of task vectors that are made again, how."""
+    """Save tensors for the backward pass; of `Recomputed` task vectors only the function."""
     ctx.again = again
     ctx.save_for_backward(x, c, base, *([deltas] if again is None else []))
 
 
 def kept(ctx: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `keep` saved: x, c, base and task vectors."""
+    """The saved x, coefficients, base and task vectors; `Recomputed` ones are computed again."""
     x, c, base, *deltas = ctx.saved_tensors
     return x, c, base, deltas[0] if deltas else ctx.again.make()
 
 
 class Merge(torch.autograd.Function):
-    """Form A on x [M, n, in]."""
+    """Form A of a merged linear layer, on x [M, n, in]."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, c: Tensor, base: Tensor, deltas: Tensor, again: Remade | None
+        ctx: Any, x: Tensor, c: Tensor, base: Tensor, deltas: Tensor, again: Recomputed | None
     ) -> Tensor:
-        """Merge a chunk of models, multiply, let go of the weights."""
+        """For each chunk of models: merge the weights, multiply, release the weights."""
         keep(ctx, x, c, base, deltas, again)
         out = x.new_empty(*x.shape[:2], base.shape[0])
         for part in chunks(len(x), base.numel(), x.element_size(), x.device.type):
@@ -202,7 +216,7 @@ class Merge(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        """Merge again for dX; dW lives for one chunk only."""
+        """Merge the weights again for dX; dW exists for one chunk at a time."""
         x, c, base, deltas = kept(ctx)
         dy = gradients[0].contiguous()
         dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
@@ -219,7 +233,7 @@ class Merge(torch.autograd.Function):
 
 
 def multiply(x: Tensor, weights: Tensor, out: Tensor) -> None:
-    """out_m = x_m·W_m; one model as a plain product."""
+    """Batched product out_m = x_m·W_m; a single model as a plain matrix product."""
     if len(x) == 1:
         torch.mm(x[0], weights[0], out=out[0])
     else:
@@ -227,13 +241,13 @@ def multiply(x: Tensor, weights: Tensor, out: Tensor) -> None:
 
 
 class Scale(torch.autograd.Function):
-    """Form B on x [M, n, in]."""
+    """Form B of a merged linear layer, on x [M, n, in]."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, c: Tensor, base: Tensor, deltas: Tensor, again: Remade | None
+        ctx: Any, x: Tensor, c: Tensor, base: Tensor, deltas: Tensor, again: Recomputed | None
     ) -> Tensor:
-        """One product a task, added up; sums in the input's dtype."""
+        """Sum of one product for each task, in the input's dtype."""
         keep(ctx, x, c, base, deltas, again)
         rows = x.reshape(-1, x.shape[-1])
         out = rows @ base.T.to(x.dtype)
@@ -244,7 +258,7 @@ class Scale(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        """U_t = dY·τ_t serves both gradients."""
+        """Gradients of x and coefficients, both from U_t = dY·τ_t."""
         x, c, base, deltas = kept(ctx)
         dy = gradients[0].reshape(-1, gradients[0].shape[-1])
         wide = accumulator(x.dtype)
@@ -262,7 +276,7 @@ def merged_conv2d(
     x: Tensor,
     coefficients: Tensor,
     base: Tensor,
-    deltas: Tensor | LowRank | Zeros | Remade,
+    deltas: Tensor | LowRank | Zeros | Recomputed,
     bias: Tensor | None = None,
     *,
     stride: tuple[int, int] = (1, 1),
@@ -270,7 +284,11 @@ def merged_conv2d(
     dilation: tuple[int, int] = (1, 1),
     form: Form = "auto",
 ) -> Tensor:
-    """Convolution of x [B, C, H, W] as patches times a merged linear layer: [B, out, H', W']."""
+    """Convolution with merged weights of x [B, C, H, W]: [B, out, H', W'].
+
+    Computed as patches (`unfold`) times a merged linear layer. Arguments as for `merged_linear`,
+    with `base` [out, C, kh, kw], and as for `torch.nn.functional.conv2d`.
+    """
     kernel = base.shape[2:]
     patches = F.unfold(x, kernel, dilation=dilation, padding=padding, stride=stride)
     size = [

@@ -1,8 +1,8 @@
-"""Replace the layers of a module in place by layers that read merged weights.
+"""Replace the layers of a module, in place, by layers that read merged weights.
 
-The replaced layers share one `Mixer`: it holds base and task vectors, and for the length of one
-forward pass the coding's columns. What has no weights of its own (attention, activations, the
-residual stream) stays the library's code, so that any model of known layers can be merged so.
+The new layers share one `Mixer`. It holds base and task vectors and, during one forward pass, the
+columns of the coding. Parts without weights (attention, activations, the residual stream) remain
+the library's code, so any model that consists of known layers can be merged.
 """
 
 from __future__ import annotations
@@ -23,51 +23,59 @@ from fusion.merged_layers.functional import (
     merged_rms_norm,
     merged_table,
 )
-from fusion.task_vectors.lazy import Remade, lasting
+from fusion.task_vectors.lazy import Recomputed, for_backward
 from fusion.task_vectors.low_rank import LowRank, Zeros
 from fusion.task_vectors.task_vectors import TaskVectors
 
 
 class Mixer:
-    """Task vectors, and the coefficients that the layers read during one forward pass."""
+    """Task vectors, and the coefficients that merged layers read during one forward pass."""
 
     def __init__(
         self, vectors: TaskVectors, form: Form = "auto", dtype: torch.dtype = torch.float32
     ) -> None:
-        """`dtype`: of the activations that the layers compute in."""
+        """Store base and task vectors.
+
+        Args:
+            vectors: base and task vectors.
+            form: of linear layers, see `fusion.merged_layers.functional`. Default `auto`.
+            dtype: dtype of the activations. Default float32.
+        """
         self.vectors, self.dtype = vectors, dtype
         self.form = form
         self.columns: Mapping[str, Tensor] = {}
 
     @contextmanager
-    def coded(self, columns: Mapping[str, Tensor]) -> Iterator[None]:
-        """Within it, tensor k is θ₀,k + Σ_t c_mt,k τ_t,k for `columns[k]` [M, T]."""
+    def with_columns(self, columns: Mapping[str, Tensor]) -> Iterator[None]:
+        """Context manager: layers use the coefficients `columns[name]` [M, T] of each tensor."""
         self.columns = columns
         try:
             yield
         finally:
             self.columns = {}
 
-    def parts(self, name: str) -> tuple[Tensor, Tensor, Tensor | LowRank | Zeros | Remade]:
+    def parts(self, name: str) -> tuple[Tensor, Tensor, Tensor | LowRank | Zeros | Recomputed]:
         """Coefficients [M, T], base and task vectors of one tensor.
 
-        Task vectors that are made when they are read are handed on unmade, so that a layer keeps
-        none of them for its backward pass.
+        Lazy task vectors are returned in a form that is computed by the layer, so that the layer
+        keeps no task vectors for its backward pass.
         """
-        return self.columns[name], self.vectors.base[name], lasting(self.vectors.deltas, name)
+        return self.columns[name], self.vectors.base[name], for_backward(self.vectors.deltas, name)
 
-    def stand_in(self, name: str) -> Tensor:
-        """An empty tensor with the shape of a weight, in the dtype of activations, without memory:
-        library code asks layers for the dtype or shape of their weights."""
+    def meta_weight(self, name: str) -> Tensor:
+        """Tensor on the meta device with a weight's shape and the activations' dtype.
+
+        Library code asks layers for the dtype or shape of their weights.
+        """
         return torch.empty(self.vectors.base[name].shape, dtype=self.dtype, device="meta")
 
     def table(self, name: str | None) -> Tensor | None:
-        """A merged vector or table [M, *shape]; None for None."""
+        """Merged vector or table [M, *shape] of this name; None for None."""
         return None if name is None else merged_table(*self.parts(name))
 
 
 class Linear(nn.Module):
-    """x Wᵀ + b, merged."""
+    """Linear layer x Wᵀ + b with merged weights."""
 
     def __init__(self, mixer: Mixer, weight: str, bias: str | None) -> None:
         super().__init__()
@@ -75,8 +83,8 @@ class Linear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """See `Mixer.stand_in`."""
-        return self.mixer.stand_in(self.weight_name)
+        """See `Mixer.meta_weight`."""
+        return self.mixer.meta_weight(self.weight_name)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, …, in] -> [B, …, out]."""
@@ -85,7 +93,7 @@ class Linear(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation with merged scale and shift."""
+    """Layer normalisation with merged weight and bias."""
 
     def __init__(self, mixer: Mixer, weight: str, bias: str, eps: float) -> None:
         super().__init__()
@@ -100,7 +108,7 @@ class LayerNorm(nn.Module):
 
 
 class RmsNorm(nn.Module):
-    """Root mean square normalisation with a merged scale."""
+    """Root mean square normalisation with a merged weight."""
 
     def __init__(self, mixer: Mixer, weight: str, eps: float | None) -> None:
         super().__init__()
@@ -108,8 +116,8 @@ class RmsNorm(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """See `Mixer.stand_in`."""
-        return self.mixer.stand_in(self.weight_name)
+        """See `Mixer.meta_weight`."""
+        return self.mixer.meta_weight(self.weight_name)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, …, d] -> [B, …, d]."""
@@ -119,7 +127,7 @@ class RmsNorm(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Rows of a merged table."""
+    """Embedding: rows of a merged table."""
 
     def __init__(self, mixer: Mixer, weight: str) -> None:
         super().__init__()
@@ -130,8 +138,8 @@ class Embedding(nn.Module):
         return merged_embedding(ids, *self.mixer.parts(self.weight_name))
 
 
-class Bare(nn.Module):
-    """A parameter that belongs to no layer of the library, such as a class token [D]."""
+class BareParameter(nn.Module):
+    """Module for a parameter that is in no layer of the library, such as a class token [D]."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -143,7 +151,7 @@ class Bare(nn.Module):
 
 
 class Table(nn.Module):
-    """A merged bare parameter."""
+    """A merged `BareParameter`."""
 
     def __init__(self, mixer: Mixer, name: str) -> None:
         super().__init__()
@@ -155,7 +163,7 @@ class Table(nn.Module):
 
 
 class Conv2d(nn.Module):
-    """A convolution, merged."""
+    """Convolution with merged weights."""
 
     def __init__(self, mixer: Mixer, weight: str, bias: str | None, like: nn.Conv2d) -> None:
         super().__init__()
@@ -176,15 +184,18 @@ class Conv2d(nn.Module):
 
 
 def pair(values: tuple[int, ...] | str) -> tuple[int, int]:
-    """Two whole numbers; "same" and "valid" padding are refused where layers are replaced."""
+    """Two integers; padding "same" or "valid" is refused before (`replacement`)."""
     assert not isinstance(values, str)
     return int(values[0]), int(values[1])
 
 
 def replacement(layer: nn.Module, mixer: Mixer, named: Callable[[str], str]) -> nn.Module | None:
-    """The merged layer for one of a known kind; None for another.
+    """The merged layer that replaces a layer of a known type; None for other types.
 
-    `named` gives the global name of one of the layer's own parameters.
+    Args:
+        layer: a layer with parameters.
+        mixer: read by the merged layer.
+        named: name of one of the layer's own parameters -> its name in the task vectors.
     """
     bias = named("bias") if getattr(layer, "bias", None) is not None else None
     if isinstance(layer, nn.Linear):
@@ -193,7 +204,7 @@ def replacement(layer: nn.Module, mixer: Mixer, named: Callable[[str], str]) -> 
         return LayerNorm(mixer, named("weight"), bias, layer.eps)
     if isinstance(layer, nn.RMSNorm):
         return RmsNorm(mixer, named("weight"), layer.eps)
-    if isinstance(layer, Bare):
+    if isinstance(layer, BareParameter):
         return Table(mixer, named("value"))
     if isinstance(layer, nn.Embedding):
         return Embedding(mixer, named("weight"))
@@ -204,16 +215,16 @@ def replacement(layer: nn.Module, mixer: Mixer, named: Callable[[str], str]) -> 
 
 
 def merge_layers(module: nn.Module, mixer: Mixer, names: Mapping[str, str]) -> nn.Module:
-    """Replace, in place, every layer of `module` that has weights.
+    """Replace every layer of `module` that has fused weights by a merged layer, in place.
 
     Args:
-        module: nothing of its weights is used, so it may be on the meta device.
-        mixer: what the new layers read.
-        names: the module's parameter names -> global names. A layer none of whose parameters is in
-            `mixer.vectors.deltas` is left as it is.
+        module: its weights are not used, so it may be on the meta device.
+        mixer: read by the new layers.
+        names: parameter name in the module -> name in the task vectors. A layer without a parameter
+            in `mixer.vectors.deltas` is left as it is.
 
     Raises:
-        InputError: weights in a layer of an unknown kind; the line names it.
+        InputError: fused weights in a layer of an unknown type; the message names the tensor.
     """
     for path, layer in list(module.named_modules()):
         own = [key for key, _ in layer.named_parameters(recurse=False)]

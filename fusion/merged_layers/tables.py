@@ -1,9 +1,8 @@
-"""Merged vectors and tables: biases, norms, class tokens and embeddings, differentiable in the
-coding.
+"""Merged biases, norms, class tokens and embeddings, differentiable in the coding.
 
-Axes: M models (1, or one a sample), T tasks. They are small beside a layer's weights, so the
-dense task vectors are read: factors are multiplied out, and again for the backward pass. What no
-expert changes stays the base's: one for all models, without work.
+Axes: M models (1, or one for each sample), T tasks. These tensors are small beside the weights of a
+layer, so their dense task vectors are read. Low-rank factors are multiplied out, and again for the
+backward pass. A tensor that no expert changes stays the base's, one for all models.
 """
 
 from __future__ import annotations
@@ -12,27 +11,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusion.merged_layers.low_rank_linear import untouched
-from fusion.task_vectors.lazy import Remade
+from fusion.merged_layers.low_rank_linear import independent_of_coding
+from fusion.task_vectors.lazy import Recomputed
 from fusion.task_vectors.low_rank import LowRank, Zeros
 from fusion.task_vectors.task_vectors import accumulator
 
 
 def merged_table(
-    coefficients: Tensor, base: Tensor, deltas: Tensor | LowRank | Zeros | Remade
+    coefficients: Tensor, base: Tensor, deltas: Tensor | LowRank | Zeros | Recomputed
 ) -> Tensor:
-    """θ₀ + Σ_t c_mt τ_t of a vector or table: [M, T] and [T, *shape] -> [M, *shape].
+    """Merged vector or table θ₀ + Σ_t c_mt τ_t: [M, T] and [T, *shape] -> [M, *shape].
 
-    In float32 (float64); autograd keeps the coefficients and a view of the task vectors. Without
-    task vectors [1, *shape], the base's.
+    In float32 (float64). Autograd keeps the coefficients and a view of the task vectors. If no
+    expert changes the tensor, the result is the base's, [1, *shape].
     """
     if isinstance(deltas, LowRank):
-        deltas = Remade(deltas.dense)
-    if isinstance(deltas, Remade):
+        deltas = Recomputed(deltas.dense)
+    if isinstance(deltas, Recomputed):
         return deltas.through(lambda c, made: merged_table(c, base, made), coefficients)
     wide = accumulator(base.dtype, deltas.dtype)
     if isinstance(deltas, Zeros):
-        return untouched(base[None].to(wide), coefficients)
+        return independent_of_coding(base[None].to(wide), coefficients)
     tasks = deltas.shape[0]
     rows = deltas.reshape(tasks, -1).to(wide)
     mixed = torch.addmm(base.reshape(1, -1).to(wide), coefficients.to(wide), rows)
@@ -64,19 +63,20 @@ def merged_rms_norm(x: Tensor, weight: Tensor, eps: float | None) -> Tensor:
 
 
 def merged_embedding(
-    ids: Tensor, coefficients: Tensor, base: Tensor, deltas: Tensor | LowRank | Zeros | Remade
+    ids: Tensor, coefficients: Tensor, base: Tensor, deltas: Tensor | LowRank | Zeros | Recomputed
 ) -> Tensor:
-    """Rows of a merged table: ids [B|1, n] and a table [V, D] -> [max(B, M), n, D].
+    """Rows of a merged embedding table [V, D]: ids [B|1, n] -> [max(B, M), n, D].
 
-    Only the rows asked for are mixed; without task vectors they are the base's, [B|1, n, D].
+    Only the requested rows are merged. If no expert changes the table, they are the base's, [B|1,
+    n, D]. In float32 (float64).
     """
     if isinstance(deltas, LowRank):
-        deltas = Remade(deltas.dense)
-    if isinstance(deltas, Remade):
+        deltas = Recomputed(deltas.dense)
+    if isinstance(deltas, Recomputed):
         return deltas.through(lambda c, made: merged_embedding(ids, c, base, made), coefficients)
     wide = accumulator(base.dtype, deltas.dtype)
     if isinstance(deltas, Zeros):
-        return untouched(base[ids].to(wide), coefficients)
+        return independent_of_coding(base[ids].to(wide), coefficients)
     rows, steps = base[ids].to(wide), deltas[:, ids].to(wide)  # [B, n, D], [T, B, n, D]
     c = coefficients.to(wide)
     if len(c) == 1:

@@ -1,1 +1,1 @@
-"""Task vectors, codings, and the kernels that mix, sparsify and reduce them."""
+"""Task vectors, codings, and the kernels that merge, sparsify and reduce them."""

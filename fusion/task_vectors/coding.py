@@ -12,23 +12,27 @@ import torch
 from torch import Tensor
 
 from fusion.errors import InputError
-from fusion.task_vectors.lazy import weighed
+from fusion.task_vectors.lazy import for_mixing
 from fusion.task_vectors.low_rank import LowRank, Zeros
 from fusion.task_vectors.task_vectors import TaskVectors, accumulator
 
 Coding: TypeAlias = Tensor
-"""[B, T, G]: B = 1 one static model, G = 1 task-wise, G = number of tensors layer-wise."""
+"""Coefficients [B, T, G] of the task vectors. B = 1: one static model; B > 1: one model a sample. G
+= 1: task-wise; G = number of floating-point tensors: layer-wise."""
 
 CONTIGUOUS = torch.contiguous_format
 
 CHUNK = 1 << 20
-"""Elements mixed at a time on a CPU: 4 MiB of float32, so that the running sum stays in cache.
-Smaller chunks are no faster on an idle machine, and on a busy one torch's threads wait for each
-other at each of their operations."""
+"""Elements merged at a time on a CPU: 4 MiB of float32, so that the running sum stays in cache.
+Smaller chunks are no faster on an idle machine, and slower on a busy one, because torch's threads
+wait for each other at each operation."""
 
 
 def one_hot(tasks: Sequence[str], task: str) -> Coding:
-    """One-hot coding [1, T, 1]: the merged model is expert `task`.
+    """One-hot coding [1, T, 1], whose merged model is the expert `task`; float32.
+
+    Raises:
+        ValueError: `task` is not one of `tasks`.
 
     >>> one_hot(("a", "b"), "b").flatten().tolist()
     [0.0, 1.0]
@@ -38,10 +42,10 @@ def one_hot(tasks: Sequence[str], task: str) -> Coding:
     return coding
 
 
-def sole(coding: Coding) -> int | None:
-    """The index of the expert that a one-hot coding selects; None for any other coding.
+def selected_expert(coding: Coding) -> int | None:
+    """Index of the expert that a one-hot coding selects; None for any other coding.
 
-    >>> sole(one_hot(("a", "b"), "b")), sole(torch.full((1, 2, 1), 0.5))
+    >>> selected_expert(one_hot(("a", "b"), "b")), selected_expert(torch.full((1, 2, 1), 0.5))
     (1, None)
     """
     if coding.shape[0] != 1:
@@ -53,10 +57,15 @@ def sole(coding: Coding) -> int | None:
 
 
 def mix(vectors: TaskVectors, coding: Coding) -> dict[str, Tensor]:
-    """θ_k = θ₀,k + Σ_t c_{t,g(k)} τ_{t,k} for a static coding [1, T, G].
+    """Merge with a static coding [1, T, G]: θ_k = θ₀,k + Σ_t c_{t,g(k)} τ_{t,k}.
 
-    G = 1 is one coefficient a task; G = the number of floating-point tensors of the whole model
-    is one a task and tensor, in the order of `vectors.groups`.
+    Args:
+        vectors: base and task vectors.
+        coding: G = 1 is one coefficient for each task. G = number of floating-point tensors of the
+            whole model is one for each task and tensor, in the order of `vectors.groups`.
+
+    Returns:
+        The merged state dict.
 
     Raises:
         InputError: a coding of another shape.
@@ -73,17 +82,22 @@ def mix(vectors: TaskVectors, coding: Coding) -> dict[str, Tensor]:
 
     def fill(name: str, out: Tensor) -> None:
         coefficients = column[name]
-        deltas = weighed(vectors.deltas, name, coefficients)
+        deltas = for_mixing(vectors.deltas, name, coefficients)
         mix_tensor(out, vectors.base[name], deltas, coefficients)
 
     return vectors.build(fill)
 
 
 def leaves(names: tuple[str, ...], groups: tuple[str, ...], coding: Tensor) -> dict[str, Tensor]:
-    """Tensor name -> its column [M, T] of a coding [M, T, G], each a leaf of its own.
+    """Split a coding into one autograd leaf for each tensor: name -> its column [M, T].
 
-    Gradients of single columns, added up afterwards in a fixed order, are the same bits however a
-    model is cut into shards.
+    Gradients are then summed column by column in a fixed order, so their bits do not depend on how
+    a model is split into shards.
+
+    Args:
+        names: the tensors, for instance of one shard.
+        groups: all floating-point tensors of the model, in order.
+        coding: [M, T, G], with G = 1 or the number of `groups`.
     """
     shared = coding.shape[2] == 1
     at = {name: index for index, name in enumerate(groups)}
@@ -94,7 +108,7 @@ def leaves(names: tuple[str, ...], groups: tuple[str, ...], coding: Tensor) -> d
 
 
 def check_coding(coding: Tensor, tasks: int, groups: int, batch: int) -> None:
-    """Raise InputError where a coding fits neither the task vectors nor the batch."""
+    """Raise InputError if a coding does not fit T task vectors, G groups and a batch of B rows."""
     fits = coding.ndim == 3 and coding.shape[0] in (1, batch) and coding.shape[1] == tasks
     if not fits or coding.shape[2] not in (1, groups):
         raise InputError(
@@ -111,12 +125,21 @@ def mix_tensor(
     scale: float = 1.0,
     base_scale: float = 1.0,
 ) -> None:
-    """out = s₀·θ₀ + scale·Σ_t c_t τ_t, one tensor: `base` [*shape], `deltas` [T, *shape].
+    """Merge one tensor: out = s₀·θ₀ + scale·Σ_t c_t τ_t. The kernel of all static merges.
 
-    The sum is made in the accumulation dtype, the base is added last and the result is rounded
-    once to the dtype of `out`. Each operand is read once and the result written once, chunk by
-    chunk: (T + 2)·numel elements moved, the floor of a merge. A zero coefficient reads nothing.
-    Of factors the sum is one product (`LowRank.mixed`), added to the base as one task vector.
+    The sum is made in the accumulation dtype (`accumulator`). The base is added last, and the
+    result is rounded once to the dtype of `out`. The tensor is processed in chunks, so each operand
+    is read once and the result is written once: (T + 2)·numel elements, the minimum for a merge.
+    Task vectors with coefficient zero are not read.
+
+    Args:
+        out: [*shape], written to.
+        base: θ₀ [*shape].
+        deltas: τ [T, *shape]. For low-rank factors the sum is one matrix product (`LowRank.mixed`),
+            which is added to the base like one task vector.
+        coefficients: T numbers.
+        scale: multiplies the sum. Default 1.
+        base_scale: s₀. Default 1.
     """
     if isinstance(deltas, LowRank) and any(coefficients):
         wide = accumulator(out.dtype, base.dtype, deltas.dtype)
@@ -152,7 +175,7 @@ def mix_tensor(
 
 
 def add_up(total: Tensor, terms: Sequence[tuple[Tensor, float]]) -> None:
-    """total = Σ c·row, one chunk, in the dtype of `total`; zero without terms."""
+    """total = Σ c·row for one chunk, in the dtype of `total`; zero if there are no terms."""
     if not terms:
         total.zero_()
         return

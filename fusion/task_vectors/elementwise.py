@@ -1,4 +1,4 @@
-"""Elementwise merge rules over all task vectors, computed in chunks that fit the cache."""
+"""Elementwise merge rules over all task vectors, computed in chunks that fit into the cache."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from fusion.task_vectors.task_vectors import TaskVectors, accumulator
 from fusion.task_vectors.threads import SERIAL, in_threads, portions
 
 Combine = Callable[[Tensor], Tensor]
-"""(τ [T, n]) -> merged task vector [n]; what it is given is scratch, free to be overwritten."""
+"""(τ [T, n]) -> merged task vector [n]. The argument is scratch memory and may be overwritten."""
 
 CONTIGUOUS = torch.contiguous_format
 
 
 def combined(vectors: TaskVectors, combine: Combine, *, scale: float = 1.0) -> dict[str, Tensor]:
-    """θ_j = θ₀,j + scale·combine(τ_1j … τ_Tj), of every tensor: one rule for all entries."""
+    """Merge every tensor by an elementwise rule: θ_j = θ₀,j + scale·combine(τ_1j … τ_Tj)."""
 
     def fill(name: str, out: Tensor) -> None:
         combine_tensor(out, vectors.base[name], vectors.deltas[name], combine, scale=scale)
@@ -29,7 +29,15 @@ def combined(vectors: TaskVectors, combine: Combine, *, scale: float = 1.0) -> d
 def combine_tensor(
     out: Tensor, base: Tensor, deltas: Tensor, combine: Combine, *, scale: float = 1.0
 ) -> None:
-    """One tensor: `base` [*shape], `deltas` [T, *shape]; the base is added last, rounded once."""
+    """Merge one tensor by an elementwise rule; the base is added last, with one rounding.
+
+    Args:
+        out: [*shape], written to.
+        base: θ₀ [*shape].
+        deltas: τ [T, *shape].
+        combine: the rule.
+        scale: multiplies the merged task vector. Default 1.
+    """
     target = (
         out.detach() if out.is_contiguous() else torch.empty_like(out, memory_format=CONTIGUOUS)
     )
@@ -48,10 +56,10 @@ def combine_tensor(
 
 
 def totals(deltas: Tensor, measure: Combine) -> Tensor:
-    """Σ over chunks of `measure(τ [T, n])` [*k], in float64.
+    """Sum over chunks of `measure(τ [T, n])` [*k], in float64 on the CPU.
 
-    Chunks are the same wherever the tensor is, and their sums are added up exactly rounded: the
-    bits depend neither on threads nor on how a model is cut.
+    Chunk borders are the same wherever the tensor lies, and the chunks' results are added exactly
+    (`math.fsum`). So the bits depend neither on threads nor on how a model is split into shards.
     """
     rows = deltas.reshape(len(deltas), -1)
     dtype = accumulator(deltas.dtype)
@@ -70,12 +78,12 @@ def totals(deltas: Tensor, measure: Combine) -> Tensor:
 
 
 def step(flat: Tensor) -> int:
-    """Elements at a time: few on a CPU; on a GPU, whole tensors in large kernels."""
+    """Chunk size: 32,768 elements on a CPU; whole tensors on a GPU."""
     return SERIAL if flat.device.type == "cpu" else max(1, len(flat))
 
 
 def spans(portion: slice, flat: Tensor) -> list[slice]:
-    """A portion cut into chunks."""
+    """Cut a portion into chunks."""
     size = step(flat)
     return [
         slice(start, min(start + size, portion.stop))
@@ -84,5 +92,5 @@ def spans(portion: slice, flat: Tensor) -> list[slice]:
 
 
 def chunk(rows: Tensor, span: slice, dtype: torch.dtype) -> Tensor:
-    """A copy of [T, n] entries, in the dtype of sums."""
+    """A copy of the entries [T, n] of a chunk, in the accumulation dtype."""
     return rows[:, span].to(dtype, copy=True)

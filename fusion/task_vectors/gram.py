@@ -1,6 +1,7 @@
-"""Gram matrices of task vectors: norms, cosines and angles of k models from one pass over them.
+"""Gram matrices of task vectors, and what follows from them: norms, cosines, angles, distances.
 
-Axes: T tasks (experts or ingredients).
+All are computed from one pass over the task vectors of T models. Axes: T tasks (experts or
+ingredients).
 """
 
 from __future__ import annotations
@@ -18,25 +19,25 @@ from fusion.errors import InputError
 from fusion.task_vectors.task_vectors import TaskVectors, block_of, is_batch_statistic
 
 BLOCK = 1 << 16
-"""Elements a row multiplied at a time: T half-megabytes of float64."""
+"""Elements of each row that are multiplied at a time: 512 KiB of float64 a row."""
 
 
 @dataclass(frozen=True, eq=False)
 class Gram:
-    """⟨τ_s, τ_t⟩ of T task vectors, over the whole model and by group of tensors."""
+    """Inner products ⟨τ_s, τ_t⟩ of T task vectors, over the whole model and by group of tensors."""
 
     tasks: tuple[str, ...]
-    """The names of the T task vectors."""
+    """Names of the T task vectors."""
     total: Tensor
-    """[T, T] float64, the sum over all groups."""
+    """float64 [T, T]: the sum over all groups."""
     by_group: Mapping[str, Tensor]
-    """group -> [T, T] float64; groups are tensors unless they were put together."""
+    """Group name -> float64 [T, T]. A group is one tensor, unless `regrouped` joined several."""
 
     def of(self, task: str) -> int:
-        """The row of `task`.
+        """Row of `task` in the matrices.
 
         Raises:
-            InputError: a task that is not there.
+            InputError: an unknown task.
         """
         if task not in self.tasks:
             raise InputError(f"task {task!r}: not one of {', '.join(self.tasks)}")
@@ -49,21 +50,20 @@ def gram(
     tasks: Sequence[str] | None = None,
     group: Callable[[str], str] | None = None,
 ) -> Gram:
-    """G_st = Σ_tensors ⟨τ_s, τ_t⟩ in one pass, one tensor in memory at a time.
+    """Gram matrix of task vectors, G_st = Σ_tensors ⟨τ_s, τ_t⟩, in one pass.
 
-    Entries are multiplied and summed in float64, where the product of two float32 numbers is
-    exact. Batch-norm statistics and integer buffers are no weights and are left out.
+    One tensor is in memory at a time. Products and sums are made in float64, where the product of
+    two float32 numbers is exact. Batch-norm statistics and integer buffers are left out, since they
+    are no weights.
 
     Args:
         deltas: task vectors, or pairs (tensor name, [T, *shape]) as they are read.
-        tasks: names of the T axis; those of the `TaskVectors`, or "0", "1", … by default.
-        group: tensor name -> name of the group whose matrix it adds to. Default: each tensor is
-            a group of its own; `regrouped` puts them together later.
+        tasks: names of the T axis. Default: those of the `TaskVectors`, or "0", "1", …
+        group: tensor name -> name of the group that its products are added to. Default: each tensor
+            is a group of its own; `regrouped` can join them later.
 
     Raises:
-        InputError: no tensor, another T, a NaN or Inf.
-
-    Source: the plane, the angles and Model Stock's ratio all read off this matrix.
+        InputError: no tensor, another T, NaN or Inf.
 
     >>> pair = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
     >>> gram([("w", pair)], tasks=("a", "b")).total.tolist()
@@ -89,7 +89,7 @@ def gram(
 
 
 def tensor_gram(delta: Tensor) -> Tensor:
-    """[T, T] float64 of one tensor's task vectors [T, *shape], block by block."""
+    """Gram matrix [T, T] float64, on the CPU, of one tensor's task vectors [T, *shape]."""
     rows = [row.reshape(-1) for row in delta.detach()]  # views, where rows are contiguous
     total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=delta.device)
     size = rows[0].numel() if rows else 0
@@ -103,14 +103,17 @@ def tensor_gram(delta: Tensor) -> Tensor:
 
 
 def check(products: Tensor, name: str, tasks: Sequence[str]) -> None:
-    """Raise InputError where a tensor's task vector has a NaN or Inf in it."""
+    """Raise InputError if a tensor's task vector has NaN or Inf, seen in its squared norm."""
     bad = [task for task, own in zip(tasks, products.diagonal(), strict=True) if not own.isfinite()]
     if bad:
         raise InputError(f"task {bad[0]!r}: tensor {name!r}: NaN or Inf in the task vector")
 
 
 def assembled(tasks: tuple[str, ...], by_group: Mapping[str, Tensor]) -> Gram:
-    """A Gram of its groups, added in the order of their names: however a model was cut."""
+    """A `Gram` from its groups, whose total does not depend on how the model is split into shards.
+
+    Groups are added in the order of their names, so the bits are always the same.
+    """
     ordered = {name: by_group[name] for name in sorted(by_group)}
     total = torch.zeros(len(tasks), len(tasks), dtype=torch.float64)
     for products in ordered.values():
@@ -119,12 +122,12 @@ def assembled(tasks: tuple[str, ...], by_group: Mapping[str, Tensor]) -> Gram:
 
 
 def merged_grams(parts: Iterable[Gram]) -> Gram:
-    """The Gram of a whole model from those of its shards: matrices of one group are added.
+    """Gram matrix of a whole model from those of its shards: matrices of one group are added.
 
-    Where every group lies in one shard the result is that of the whole model, to the bit.
+    If every group lies in one shard, the result has the same bits as that of the whole model.
 
     Raises:
-        InputError: no part, or parts of other tasks.
+        InputError: no part, or parts with other tasks.
     """
     parts = list(parts)
     if not parts:
@@ -142,7 +145,7 @@ def merged_grams(parts: Iterable[Gram]) -> Gram:
 
 
 def regrouped(matrix: Gram, group: Callable[[str], str]) -> Gram:
-    """The same with groups put together: `group` maps a group's name to the wider one's."""
+    """Join groups: `group` maps each group's name to the name of the wider group."""
     by_group: dict[str, Tensor] = {}
     for name in matrix.by_group:
         key, products = group(name), matrix.by_group[name]
@@ -150,27 +153,27 @@ def regrouped(matrix: Gram, group: Callable[[str], str]) -> Gram:
     return assembled(matrix.tasks, by_group)
 
 
-def part_of(name: str) -> str:
-    """The transformer layer a tensor belongs to, else the first part of its name: a `group`.
+def layer_of(name: str) -> str:
+    """Transformer layer of a tensor, else the first part of its name: a `group` function.
 
-    >>> part_of("encoder.layers.3.mlp.fc1.weight"), part_of("visual_projection.weight")
+    >>> layer_of("encoder.layers.3.mlp.fc1.weight"), layer_of("visual_projection.weight")
     ('encoder.layers.3', 'visual_projection')
     """
     return block_of(name) or name.partition(".")[0]
 
 
 def norms(products: Tensor) -> Tensor:
-    """‖τ_t‖ [T] of a matrix [T, T]."""
+    """Norms ‖τ_t‖ [T] from a Gram matrix [T, T]."""
     return products.diagonal().clamp_min(0).sqrt()
 
 
 def zero_tasks(matrix: Gram) -> list[str]:
-    """Tasks whose model is the base: they have no angle with any other."""
+    """Names of the tasks whose model equals the base; they have no angle to any other."""
     return [task for task, own in zip(matrix.tasks, norms(matrix.total), strict=True) if own == 0]
 
 
 def cosines(products: Tensor) -> Tensor:
-    """cos φ_st = G_st / √(G_ss·G_tt) in [−1, 1], [T, T]; NaN where a task vector is zero."""
+    """Cosine similarities G_st / √(G_ss·G_tt) in [−1, 1], [T, T]; NaN if a task vector is zero."""
     length = norms(products)
     ratio = products / length / length[:, None]
     ratio = torch.where((length[:, None] > 0) & (length > 0), ratio.clamp(-1, 1), torch.nan)
@@ -179,9 +182,9 @@ def cosines(products: Tensor) -> Tensor:
 
 
 def angles(products: Tensor) -> Tensor:
-    """φ_st = arccos(cos φ_st) in degrees, [T, T]; NaN where a task vector is zero.
+    """Angles arccos(cosine) between task vectors in degrees, [T, T]; NaN where one is zero.
 
-    The origin is the base (the models' common initialisation).
+    The angle is seen from the base, the common initialisation of the models.
 
     >>> angles(torch.tensor([[1.0, 1.0], [1.0, 2.0]]).double()).round().tolist()
     [[0.0, 45.0], [45.0, 0.0]]
@@ -190,16 +193,19 @@ def angles(products: Tensor) -> Tensor:
 
 
 def distances(products: Tensor) -> Tensor:
-    """‖τ_s − τ_t‖ = ‖θ_s − θ_t‖, [T, T]. Near 1e-8·‖τ‖ it is rounding."""
+    """Distances between models, ‖τ_s − τ_t‖ = ‖θ_s − θ_t‖, [T, T].
+
+    Values near 1e-8·‖τ‖ are rounding.
+    """
     own = products.diagonal()
     return (own[:, None] + own - 2 * products).clamp_min(0).sqrt()
 
 
-def stock(products: Tensor) -> tuple[float, float]:
-    """Model Stock's (mean pairwise cosine c, ratio T·c / (1 + (T − 1)·c)).
+def model_stock_ratio(products: Tensor) -> tuple[float, float]:
+    """Model Stock's mean pairwise cosine c and interpolation ratio T·c / (1 + (T − 1)·c).
 
-    The merged tensor is ratio·mean_t(θ_t) + (1 − ratio)·θ₀; the published rule is a tensor at a
-    time. Both are NaN where a task vector is zero.
+    The merged tensor is ratio·mean_t(θ_t) + (1 − ratio)·θ₀. The published rule applies this to each
+    tensor. Both numbers are NaN if a task vector is zero.
 
     Raises:
         InputError: fewer than two task vectors.
@@ -218,13 +224,14 @@ def stock(products: Tensor) -> tuple[float, float]:
 def least_norm(products: Tensor, *, convex: bool = True) -> Tensor:
     """Weights a [T] with Σ a_t = 1 that minimise ‖Σ_t a_t τ_t‖² = aᵀGa; float64.
 
-    With L^T L = G and u = s·a, min_s ‖Lu‖² + (Σu − 1)² = ‖La‖²/(1 + ‖La‖²), which grows with
-    ‖La‖: one least-squares problem without a constraint (non-negative where `convex`), and a is
-    its solution divided by its sum. A singular G (equal models) has a solution too.
+    Solved as one (non-negative) least-squares problem without a constraint: with LᵀL = G and u =
+    s·a, min_s ‖Lu‖² + (Σu − 1)² = ‖La‖²/(1 + ‖La‖²), which grows with ‖La‖, so a is the solution u
+    divided by its sum. This also works for a singular G (equal models).
 
     Args:
-        products: [T, T].
-        convex: a_t ≥ 0, the point of the simplex; else any sign, the point of the affine hull.
+        products: the Gram matrix G [T, T].
+        convex: True (default): a_t ≥ 0, a point of the simplex. False: any sign, a point of the
+            affine hull.
 
     Source: Lawson & Hanson 1974, Solving Least Squares Problems, ch. 23 (LDP).
 

@@ -1,4 +1,4 @@
-"""Lazy task vectors: computed when they are read, from files or from other task vectors."""
+"""Lazy task vectors: computed each time they are read, from files or from other task vectors."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.utils.checkpoint import checkpoint
 from fusion.task_vectors.low_rank import LowRank, Zeros
 
 
-class Computed(Mapping[str, Tensor]):
-    """Tensor name -> task vectors [T, *shape], made anew by `make(name)` at every access.
+class LazyTensors(Mapping[str, Tensor]):
+    """Tensor name -> task vectors [T, *shape], computed by `make(name)` at each access.
 
-    Nothing is kept: a pass over all names holds one tensor's task vectors at a time. Whoever needs
-    a tensor twice asks twice, or keeps what it got.
+    Results are not cached: a loop over all names holds one tensor's task vectors at a time. A
+    caller that needs a tensor twice reads it twice, or keeps it.
     """
 
     def __init__(
@@ -26,15 +26,15 @@ class Computed(Mapping[str, Tensor]):
         outline: Callable[[str], Tensor] | None = None,
         part: Callable[[str, Sequence[bool]], Tensor] | None = None,
     ) -> None:
-        """Nothing is made yet.
+        """Store the functions; nothing is computed yet.
 
         Args:
-            names: of the tensors, in order.
-            make: the task vectors [T, *shape] of one tensor.
-            outline: the same without memory (on the meta device), where shape and dtype are known
-                without making them; None: they are made, and let go.
-            part: the task vectors of those tasks only that are marked, the other rows zero; None:
-                all are made.
+            names: names of the tensors, in order.
+            make: computes the task vectors [T, *shape] of one tensor.
+            outline: the same shape and dtype on the meta device, if they are known without
+                computing. None: the tensor is computed and released.
+            part: computes only the tasks that are marked; the other rows are zero. None: all rows
+                are computed.
         """
         self.names = tuple(names)
         self.known = frozenset(self.names)
@@ -43,13 +43,17 @@ class Computed(Mapping[str, Tensor]):
         self.part = part
 
     def __getitem__(self, name: str) -> Tensor:
-        """[T, *shape], made now."""
+        """Compute the task vectors [T, *shape] of one tensor.
+
+        Raises:
+            KeyError: no such tensor.
+        """
         if name not in self.known:
             raise KeyError(name)
         return self.make(name)
 
     def __contains__(self, name: object) -> bool:
-        """Whether there is such a tensor; nothing is made."""
+        """Whether there is such a tensor; nothing is computed."""
         return name in self.known
 
     def __iter__(self) -> Iterator[str]:
@@ -57,38 +61,38 @@ class Computed(Mapping[str, Tensor]):
         return iter(self.names)
 
     def __len__(self) -> int:
-        """How many tensors."""
+        """Number of tensors."""
         return len(self.names)
 
     def held(self, name: str) -> Tensor | LowRank | Zeros | None:
-        """What is in memory of a tensor's task vectors, whatever its form; None: nothing is."""
+        """Task vectors that are in memory already, in any form; None: there are none."""
         return None
 
-    def some(self, names: Iterable[str]) -> Computed:
-        """Those of these tensors only."""
+    def some(self, names: Iterable[str]) -> LazyTensors:
+        """The mapping restricted to some tensors; unknown names are ignored."""
         names = [name for name in names if name in self.known]
-        return Computed(names, self.make, self.outline, self.part)
+        return LazyTensors(names, self.make, self.outline, self.part)
 
 
 @dataclass(frozen=True)
-class Remade:
-    """One tensor's task vectors [T, *shape], made anew by every `make()`.
+class Recomputed:
+    """One tensor's task vectors [T, *shape], computed again by each call of `make()`.
 
-    Layers that get this in place of a tensor keep it for their backward pass, and make the tensor
-    again there: of all layers' task vectors one's are in memory at a time.
+    A layer keeps this object instead of the tensor for its backward pass, and computes the tensor
+    again there. So only one layer's task vectors are in memory at a time.
     """
 
     make: Callable[[], Tensor]
 
-    def flatten(self, start: int) -> Remade:
-        """With the axes from `start` as one."""
-        return Remade(lambda: self.make().flatten(start))
+    def flatten(self, start: int) -> Recomputed:
+        """The same with the axes from `start` flattened into one."""
+        return Recomputed(lambda: self.make().flatten(start))
 
     def through(self, rule: Callable[[Tensor, Tensor], Tensor], coefficients: Tensor) -> Tensor:
-        """`rule(coefficients, τ)`, of which autograd keeps the coefficients alone.
+        """`rule(coefficients, τ)` with activation checkpointing: autograd keeps only coefficients.
 
-        The backward pass runs the rule again: the same operations, the same bits. It is for what
-        costs little to run.
+        The backward pass runs the rule again, with the same operations and the same bits. Meant for
+        rules that are cheap to run.
         """
         found: Tensor = checkpoint(
             lambda c: rule(c, self.make()),
@@ -99,24 +103,26 @@ class Remade:
         return found
 
 
-def lasting(deltas: Mapping[str, Tensor], name: str) -> Tensor | LowRank | Zeros | Remade:
-    """What may be kept of one tensor's task vectors: they themselves, their factors, or how to
-    make them again."""
-    if not isinstance(deltas, Computed):
+def for_backward(deltas: Mapping[str, Tensor], name: str) -> Tensor | LowRank | Zeros | Recomputed:
+    """A form of one tensor's task vectors that a layer may keep for its backward pass.
+
+    That is the tensor itself, its low-rank factors, or an object that computes it again.
+    """
+    if not isinstance(deltas, LazyTensors):
         return deltas[name]
     held = deltas.held(name)
-    return Remade(lambda: deltas[name]) if held is None else held
+    return Recomputed(lambda: deltas[name]) if held is None else held
 
 
-def weighed(
+def for_mixing(
     deltas: Mapping[str, Tensor], name: str, coefficients: Sequence[float]
 ) -> Tensor | LowRank | Zeros:
-    """One tensor's task vectors [T, *shape] for a sum with these coefficients.
+    """One tensor's task vectors [T, *shape] for a weighted sum with these coefficients.
 
-    Where they can be made task by task, those that have no part in it are not: a soup of three of
-    seventy ingredients reads three. Factors are left as they are.
+    If rows can be computed one by one, rows with coefficient zero are not computed: a soup of three
+    of seventy ingredients reads three. Low-rank factors are returned as they are.
     """
-    if not isinstance(deltas, Computed):
+    if not isinstance(deltas, LazyTensors):
         return deltas[name]
     held = deltas.held(name)
     if held is not None:
@@ -126,11 +132,11 @@ def weighed(
     return deltas[name]
 
 
-class Groups:
-    """Task vectors in groups that are in memory together; each iteration is a pass over all.
+class TensorStream:
+    """Task vectors as lists of tensors that are in memory together; each iteration is one pass.
 
-    Of a plain mapping there is one group. Of a `Computed` each tensor is a group of its own, and
-    a pass that lets go of one before it asks for the next holds one tensor's task vectors.
+    A plain mapping gives one list. A `LazyTensors` gives one list for each tensor, so a loop that
+    releases a list before it requests the next holds one tensor's task vectors.
     """
 
     def __init__(self, deltas: Mapping[str, Tensor]) -> None:
@@ -138,16 +144,16 @@ class Groups:
 
     def __iter__(self) -> Iterator[list[Tensor]]:
         """Lists of task vectors [T, *shape]."""
-        if isinstance(self.deltas, Computed):
+        if isinstance(self.deltas, LazyTensors):
             for name in self.deltas:
                 yield [self.deltas[name]]
         else:
             yield list(self.deltas.values())
 
     def outlines(self) -> Iterator[Tensor]:
-        """Task vectors for their shapes and dtypes: without memory where they would be made."""
+        """Shapes and dtypes of all task vectors, as tensors; lazy ones are on the meta device."""
         for name in self.deltas:
-            if not isinstance(self.deltas, Computed):
+            if not isinstance(self.deltas, LazyTensors):
                 yield self.deltas[name]
             elif self.deltas.outline is not None:
                 yield self.deltas.outline(name)

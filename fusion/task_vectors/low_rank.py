@@ -1,7 +1,8 @@
 """Low-rank task vectors: LoRA factors of one weight, multiplied out only on request.
 
-Factors of T experts lie side by side, R = Σ_t r_t of them: ranks may differ, and an expert that
-leaves the weight alone has rank 0. So a sum over experts is one product of inner size R.
+The factors of T experts lie side by side, R = Σ_t r_t in total. Ranks may differ, and an expert
+that does not change the weight has rank 0. So a weighted sum over experts is one matrix product of
+inner size R.
 """
 
 from __future__ import annotations
@@ -19,17 +20,23 @@ from fusion.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """τ_t = B_t·A_t for one weight [out, in]: its shape, dtype and device are the dense ones'."""
+    """Low-rank task vectors τ_t = B_t·A_t of one weight, by their factors.
+
+    `shape`, `dtype` and `device` are those of the dense task vectors.
+
+    Raises:
+        InputError: shapes of factors that do not fit the ranks or the weight.
+    """
 
     down: Tensor
-    """[R, in]: A_1, …, A_T under each other."""
+    """[R, in]: A_1, …, A_T stacked."""
     up: Tensor
-    """[out, R]: B_1, …, B_T side by side; LoRA's scale α/r is in them."""
+    """[out, R]: B_1, …, B_T side by side, with LoRA's scale α/r included."""
     ranks: tuple[int, ...]
-    """r_t; their sum is R."""
+    """Ranks r_t; their sum is R."""
     dims: tuple[int, ...] = ()
-    """The weight's own shape where it is no matrix (a convolution's): out is its first axis, in
-    all others."""
+    """Shape of the weight if it is no matrix (a convolution); then `out` is its first axis and `in`
+    all others together."""
 
     def __post_init__(self) -> None:
         total = sum(self.ranks)
@@ -47,7 +54,7 @@ class LowRank:
 
     @classmethod
     def of(cls, pairs: Sequence[tuple[Tensor, Tensor]], dims: Sequence[int] = ()) -> LowRank:
-        """From (A_t [r_t, in], B_t [out, r_t]) of each task, copied.
+        """From the factors (A_t [r_t, in], B_t [out, r_t]) of each task, copied.
 
         Raises:
             InputError: factors that do not fit each other.
@@ -65,37 +72,37 @@ class LowRank:
 
     @property
     def flat(self) -> tuple[int, int]:
-        """(out, in)."""
+        """(out, in), the shape of the weight as a matrix."""
         return self.up.shape[0], self.down.shape[1]
 
     @property
     def shape(self) -> torch.Size:
-        """[T, out, in], or [T, *dims]."""
+        """Shape of the dense task vectors: [T, out, in], or [T, *dims]."""
         return torch.Size((len(self.ranks), *(self.dims or self.flat)))
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the factors."""
+        """Dtype of the factors."""
         return self.down.dtype
 
     @property
     def device(self) -> torch.device:
-        """Of the factors."""
+        """Device of the factors."""
         return self.down.device
 
     @property
     def nbytes(self) -> int:
-        """Memory of the factors: R·(in + out) elements."""
+        """Bytes of the factors: R·(in + out) elements."""
         return self.down.nbytes + self.up.nbytes
 
     def parts(self) -> list[slice]:
-        """Where each task's factors are among the R."""
+        """Position of each task's factors along the R axis."""
         stops = [*accumulate(self.ranks)]
         return [slice(stop - rank, stop) for rank, stop in zip(self.ranks, stops, strict=True)]
 
     @cached_property
     def owners(self) -> Tensor:
-        """[T, R]: 1 where a factor is of a task."""
+        """Membership matrix [T, R]: 1 where a factor belongs to a task."""
         with torch.inference_mode(False):  # a micro-batch may want what an evaluation made
             found = torch.zeros(len(self.ranks), sum(self.ranks), dtype=self.dtype)
             for task, part in enumerate(self.parts()):
@@ -103,9 +110,10 @@ class LowRank:
             return found.to(self.device)
 
     def dense(self, used: Sequence[bool] | None = None) -> Tensor:
-        """The task vectors multiplied out, [T, *shape], made anew; of tasks not `used`, zero.
+        """Dense task vectors [T, *shape] in new memory; rows of tasks not in `used` are zero.
 
-        One `product` a task: the bits of adapters that are multiplied out one by one.
+        Each task is one `product`, so the bits are those of adapters that are multiplied out one by
+        one.
         """
         made = torch.zeros(len(self.ranks), *self.flat, dtype=self.dtype, device=self.device)
         for at, part in enumerate(self.parts()):
@@ -114,8 +122,10 @@ class LowRank:
         return made.view(self.shape)
 
     def mixed(self, coefficients: Sequence[float], dtype: torch.dtype) -> Tensor:
-        """Σ_t c_t τ_t as one product [out, R]·[R, in]: coefficients go into `up`, and what has
-        none is left out. 2·R·out·in FLOPs; in `dtype`."""
+        """Weighted sum Σ_t c_t τ_t as one product [out, R]·[R, in], in `dtype`; 2·R·out·in FLOPs.
+
+        The coefficients are multiplied into `up`; tasks with coefficient zero are left out.
+        """
         pairs = zip(self.parts(), coefficients, strict=True)
         terms = [(part, c) for part, c in pairs if c and part.stop > part.start]
         if not terms:
@@ -125,39 +135,41 @@ class LowRank:
         return torch.mm(up, down).view(self.shape[1:])
 
     def flatten(self, start: int) -> LowRank:
-        """With the axes from `start`, 2, as one: the matrix that it is."""
+        """The same task vectors with all axes from `start` (always 2) joined: those of a matrix."""
         assert start == 2
         return LowRank(self.down, self.up, self.ranks)
 
 
 @dataclass(frozen=True, eq=False)
 class Zeros:
-    """Task vectors of a tensor that no expert changes: a shape, and no memory."""
+    """Task vectors of a tensor that no expert changes: a shape and a dtype, without memory."""
 
     shape: torch.Size
-    """[T, *shape], of the dense ones."""
+    """Shape of the dense form, [T, *shape]."""
     dtype: torch.dtype
     device: torch.device
 
     @property
     def nbytes(self) -> int:
-        """None."""
+        """Zero."""
         return 0
 
     def dense(self, used: Sequence[bool] | None = None) -> Tensor:
-        """[T, *shape] of one zero that all places share: to read, never to write."""
+        """Zeros [T, *shape], one shared element expanded: read-only."""
         return torch.zeros((), dtype=self.dtype, device=self.device).expand(self.shape)
 
     def flatten(self, start: int) -> Zeros:
-        """With the axes from `start` as one."""
+        """The same with the axes from `start` flattened into one."""
         rest = torch.Size(self.shape[start:]).numel()
         return Zeros(torch.Size((*self.shape[:start], rest)), self.dtype, self.device)
 
 
 def product(down: Tensor, up: Tensor) -> Tensor:
-    """One expert's τ = B·A [out, in]: wherever factors come from, these are its bits.
+    """One expert's task vector τ = B·A [out, in].
 
-    Operands are copied first: the bits of a product may depend on where they begin in memory.
+    Every caller uses this function, so that results have the same bits wherever the factors come
+    from. The operands are copied first, because the bits of a product may depend on their address
+    in memory.
 
     >>> product(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [0.0]])).tolist()
     [[3.0, 6.0], [0.0, 0.0]]

@@ -1,7 +1,7 @@
 """Counter-based random numbers: the same on every device, in any order, for any sharding.
 
-A number is a hash of (key, position), in whole-number operations that wrap at 64 bits alike on
-CPUs and GPUs. PyTorch's own generators give other numbers on a GPU than on a CPU.
+A number is a hash of (key, position), computed with integer operations that wrap at 64 bits on CPUs
+and GPUs alike. PyTorch's own generators give other numbers on a GPU than on a CPU.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 GOLDEN = 0x9E3779B97F4A7C15
-"""What SplitMix64 adds to its state at each step: 2⁶⁴ over the golden ratio, odd."""
+"""Increment of SplitMix64's state: 2⁶⁴ divided by the golden ratio, made odd."""
 
 WORDS = 1 << 16
-"""64-bit words hashed at a time on a CPU: they stay in its cache through all operations."""
+"""64-bit words computed at a time on a CPU, so that they stay in its cache."""
 
 
 def key_of(*what: object) -> int:
-    """A 64-bit key of these words alone.
+    """64-bit key, a hash of the arguments' text (SHA-256).
 
     >>> key_of(1, "a") == key_of(1, "a"), key_of(1, "a") == key_of(1, "b")
     (True, False)
@@ -29,7 +29,7 @@ def key_of(*what: object) -> int:
 
 
 def signed(number: int) -> int:
-    """The 64 bits of a number as PyTorch's signed whole number.
+    """The low 64 bits of an integer as a signed int64, as PyTorch stores them.
 
     >>> signed(2**64 - 1)
     -1
@@ -39,20 +39,20 @@ def signed(number: int) -> int:
 
 
 def splitmix(key: int, start: int, count: int, device: torch.device | str = "cpu") -> Tensor:
-    """Words [start, start + count) of SplitMix64 seeded by `key`: int64 [count].
+    """Words [start, start + count) of the SplitMix64 sequence with seed `key`: int64 [count].
 
-    Source: Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators"; constants
-    of Vigna's `splitmix64.c`.
+    Source: Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators"; the
+    constants are those of Vigna's `splitmix64.c`.
     """
     words = torch.arange(start + 1, start + count + 1, dtype=torch.int64, device=device)
     words.mul_(signed(GOLDEN)).add_(signed(key))
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed_in(words, shift).mul_(signed(factor))
-    return mixed_in(words, 31)
+        xor_shift(words, shift).mul_(signed(factor))
+    return xor_shift(words, 31)
 
 
-def mixed_in(words: Tensor, shift: int) -> Tensor:
-    """words ^= words >> shift, with zeros shifted in, in place."""
+def xor_shift(words: Tensor, shift: int) -> Tensor:
+    """words ^= words >> shift, in place, with zeros shifted in."""
     return words.bitwise_xor_((words >> shift).bitwise_and_((1 << (64 - shift)) - 1))
 
 
@@ -63,16 +63,16 @@ def uniform(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Numbers of (0, 1), by `key` alone: (2k + 1)/2²⁴ with k uniform in [0, 2²³).
+    """Uniform random numbers in (0, 1), determined by `key` alone.
 
-    Element i is made of the i-th half of a word, the lower half first. Float32 holds all these
-    numbers as they are, so no sum is rounded, and neither 0 nor 1 comes out.
+    They are (2k + 1)/2²⁴ with k uniform in [0, 2²³). Element i is made from the i-th half of a
+    word, the lower half first. All these numbers are exact in float32, and neither 0 nor 1 occurs.
 
     Args:
-        shape: of the result.
-        key: of `key_of`.
-        dtype: float32 or float64; the numbers are the same.
-        device: where they are made.
+        shape: shape of the result.
+        key: from `key_of`.
+        dtype: float32 (default) or float64; the numbers are the same.
+        device: device of the result. Default: the CPU.
     """
     found = torch.empty(shape, dtype=dtype, device=device)
     flat = found.view(-1)

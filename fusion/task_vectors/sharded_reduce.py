@@ -1,4 +1,4 @@
-"""Surveys (all-reduce over shards): generators that need sums over the whole model."""
+"""Surveys: generators that need sums over a whole model (an all-reduce over its shards)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 Result = TypeVar("Result")
 
 Survey: TypeAlias = Generator[Tensor, Tensor, Result]
-"""A pass over task vectors that needs sums over the whole model: it yields a tensor, is sent back
-that tensor summed over all shards, and returns what the rule needs.
+"""A pass over task vectors that needs sums over the whole model. It yields a tensor, receives the
+sum of that tensor over all shards, and finally returns what the method needs.
 
-The surveys of all shards of a model run in step, so what a survey yields, and how often, may
-depend on the parameters and on what it was sent back, never on its own shard alone."""
+The surveys of all shards run in step. So what a survey yields, and how often, may depend on the
+parameters and on the sums it received, never on its own shard alone."""
 
 
 def run_surveys(surveys: Sequence[Survey[Result]]) -> Result:
-    """Run the surveys of all shards in step, summing over shards what they yield.
+    """Run the surveys of all shards in step, summing what they yield; returns their result.
 
     >>> import torch
     >>> def count(n):

@@ -1,4 +1,4 @@
-"""Sparse task vectors: values and indices of the entries that were kept."""
+"""Sparse (pruned) task vectors: values and indices of the entries that are not zero."""
 
 from __future__ import annotations
 
@@ -10,44 +10,48 @@ import torch
 from torch import Tensor
 
 from fusion.errors import InputError
-from fusion.task_vectors.lazy import Computed
+from fusion.task_vectors.lazy import LazyTensors
 from fusion.task_vectors.task_vectors import TaskVectors
 
 
 @dataclass(frozen=True, eq=False)
 class Sparse:
-    """T task vectors of one tensor: of each its entries that are not zero."""
+    """T sparse task vectors of one tensor: the non-zero entries of each."""
 
     shape: torch.Size
-    """[T, *shape], of the dense ones."""
+    """Shape of the dense form, [T, *shape]."""
     values: tuple[Tensor, ...]
-    """Of each task: [n_t]."""
-    places: tuple[Tensor, ...]
-    """Of each task: int32 [n_t], among the elements of the flat tensor."""
+    """For each task: its values [n_t], in the dtype of the dense form."""
+    indices: tuple[Tensor, ...]
+    """For each task: int32 [n_t], positions of the values in the flattened tensor."""
 
     @property
     def nbytes(self) -> int:
-        """Memory of values and places."""
-        return sum(part.nbytes for part in (*self.values, *self.places))
+        """Bytes of values and indices."""
+        return sum(part.nbytes for part in (*self.values, *self.indices))
 
     def dense(self) -> Tensor:
-        """[T, *shape], made anew."""
+        """The dense task vectors [T, *shape], in new memory."""
         first = self.values[0]
         out = torch.zeros(self.shape, dtype=first.dtype, device=first.device)
         rows = out.view(self.shape[0], -1)
-        for row, values, places in zip(rows, self.values, self.places, strict=True):
-            row.index_add_(0, places, values)
+        for row, values, indices in zip(rows, self.values, self.indices, strict=True):
+            row.index_add_(0, indices, values)
         return out
 
 
 def largest(deltas: Tensor, quantile: float) -> Sparse:
-    """Of each task's [*shape] the entries whose |τ| is strictly above the quantile of its |τ|.
+    """Prune the task vectors [T, *shape] of one tensor: keep entries whose |τ| is above a quantile.
 
-    With n entries and q the quantile, linearly interpolated: what is above it is what is above the
-    (⌊q·(n − 1)⌋ + 1)-th smallest, for either the quantile is that entry, or it lies between that
-    one and the next. So q = 0.9 keeps a tenth, q = 1 nothing, and q = 0 all but the smallest.
+    The quantile is computed for each task over the n entries of the tensor, with linear
+    interpolation. An entry is kept if its |τ| is strictly above the quantile q. That is the same as
+    being above the (⌊q·(n − 1)⌋ + 1)-th smallest |τ|, so no sorting is needed. q = 0.9 keeps a
+    tenth, q = 1 keeps nothing, and q = 0 drops only the smallest entry.
 
-    Source: Shen et al. 2024, arXiv:2410.21804 (E-WEMoE); the quantile as FusionBench takes it.
+    Raises:
+        InputError: a tensor with 2³¹ or more entries, since indices are int32.
+
+    Source: Shen et al. 2024, arXiv:2410.21804 (E-WEMoE); the quantile is FusionBench's.
 
     >>> found = largest(torch.tensor([[3.0, -4.0, 1.0, 0.5]]), 0.5)
     >>> found.dense().tolist()
@@ -57,20 +61,25 @@ def largest(deltas: Tensor, quantile: float) -> Sparse:
     if count > torch.iinfo(torch.int32).max:
         raise InputError(f"sparse task vectors: {count} entries a tensor; fewer than 2³¹ needed")
     rank = math.floor(quantile * (count - 1) + 1e-9) + 1
-    values, places = [], []
+    values, indices = [], []
     for row in deltas.reshape(len(deltas), -1):
         size = row.abs()
         kept = (size > size.kthvalue(rank).values).nonzero()[:, 0] if count else size.nonzero()[:0]
         values.append(row[kept])
-        places.append(kept.to(torch.int32))
-    return Sparse(deltas.shape, tuple(values), tuple(places))
+        indices.append(kept.to(torch.int32))
+    return Sparse(deltas.shape, tuple(values), tuple(indices))
 
 
 def pruned(vectors: TaskVectors, names: Iterable[str], quantile: float) -> TaskVectors:
-    """The same with `largest` task vectors of some tensors, which are all that is kept.
+    """Task vectors in which some tensors are pruned by `largest` and stored sparse.
 
-    They are kept sparse, and a tensor's are made dense when they are read: of the model, one
-    tensor's dense task vectors are in memory at a time.
+    The result has these tensors only. A tensor is made dense each time it is read, so one tensor's
+    dense task vectors are in memory at a time.
+
+    Args:
+        vectors: base and task vectors.
+        names: the tensors to prune.
+        quantile: of |τ|, in [0, 1]; entries above it are kept.
     """
     kept = {name: largest(vectors.deltas[name], quantile) for name in names}
 
@@ -78,5 +87,5 @@ def pruned(vectors: TaskVectors, names: Iterable[str], quantile: float) -> TaskV
         like = kept[name]
         return torch.empty(like.shape, dtype=like.values[0].dtype, device="meta")
 
-    deltas = Computed(kept, lambda name: kept[name].dense(), outline)
+    deltas = LazyTensors(kept, lambda name: kept[name].dense(), outline)
     return replace(vectors, deltas=deltas)

@@ -1,6 +1,6 @@
-"""Trimming task vectors to their largest entries: thresholds, sign election, rounding.
+"""Trimming of task vectors to their largest entries: thresholds, sign election, rounding.
 
-TIES, DARE, AdaMerging++ and DAWE trim with these functions. T is the number of task vectors.
+TIES, DARE, AdaMerging++ and DAWE use these functions. T is the number of task vectors.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from fusion.task_vectors.lazy import Computed, Groups
+from fusion.task_vectors.lazy import LazyTensors, TensorStream
 from fusion.task_vectors.sharded_reduce import Survey
 from fusion.task_vectors.streaming_topk import kth_largest
 from fusion.task_vectors.task_vectors import TaskVectors, accumulator
@@ -23,30 +23,35 @@ Precision: TypeAlias = Literal["float32", "float16", "bfloat16"]
 Compat: TypeAlias = Literal["paper", "fusionbench"]
 
 CHUNK = SERIAL
-"""Elements trimmed at a time on a CPU: T trimmed rows and the running sums stay in cache."""
+"""Elements trimmed at a time on a CPU, so that T trimmed rows and the running sums stay in
+cache."""
 
 
 @dataclass(frozen=True)
-class Cut:
-    """The threshold of each task vector, and the sign of entries whose sum is exactly zero."""
+class TrimThresholds:
+    """Thresholds of a trim, and the sign that is elected where a sum is exactly zero."""
 
     smallest: tuple[float, ...]
-    """Of each task, the smallest magnitude that is kept; infinity: nothing is kept."""
+    """For each task, the smallest magnitude that is kept; infinity: nothing is kept."""
     tiebreak: float = 0.0
-    """The sign elected where the mass is exactly zero: −1, 0 or 1."""
+    """Sign elected where the sum of the trimmed task vectors is exactly zero: −1, 0 or 1."""
 
 
 @dataclass(frozen=True)
 class Trim:
-    """How task vectors are trimmed and rounded; the default changes nothing."""
+    """Trimming and rounding of task vectors before coefficients are learned on them.
+
+    The default changes nothing.
+    """
 
     density: float = 1.0
-    """Fraction of entries kept, those of largest magnitude."""
+    """Fraction of entries that are kept, those of largest magnitude."""
     elect: bool = False
-    """True: cut each task vector as a whole, and keep only what agrees with the elected sign, as
-    TIES does (AdaMerging++). False: cut each row of each weight matrix by itself (DAWE)."""
+    """True: trim each task vector as a whole and keep only entries that agree with the elected
+    sign, as TIES does (AdaMerging++). False: trim each row of each weight matrix by itself
+    (DAWE)."""
     dtype: Precision = "float32"
-    """What task vectors are rounded to; sums stay in float32."""
+    """Dtype that task vectors are rounded to; sums stay in float32."""
 
     @property
     def nothing(self) -> bool:
@@ -54,22 +59,22 @@ class Trim:
         return self.density == 1.0 and not self.elect and self.dtype == "float32"
 
 
-def trim_survey(vectors: TaskVectors, trim: Trim) -> Survey[Cut | None]:
-    """The thresholds of a whole model from its shards; None if each row has its own threshold."""
+def trim_survey(vectors: TaskVectors, trim: Trim) -> Survey[TrimThresholds | None]:
+    """Survey for the thresholds of a whole model; None if each row has its own threshold."""
     if not trim.elect:
         return None
-    return (yield from cut_survey(vectors.deltas, len(vectors.tasks), trim.density, "paper"))
+    return (yield from threshold_survey(vectors.deltas, len(vectors.tasks), trim.density, "paper"))
 
 
-def trimmed(vectors: TaskVectors, trim: Trim, cut: Cut | None) -> TaskVectors:
-    """The trimmed and rounded task vectors: a copy; base and buffers are shared.
+def trimmed(vectors: TaskVectors, trim: Trim, cut: TrimThresholds | None) -> TaskVectors:
+    """Trimmed and rounded task vectors. Base and buffers are shared, task vectors are copies.
 
-    Lazy task vectors (`Computed`) are not copied: they are trimmed at each read.
+    Lazy task vectors (`LazyTensors`) are not copied; they are trimmed at each read.
 
     Args:
         vectors: a model or a shard.
-        trim: density, sign election and dtype.
-        cut: the result of `trim_survey` over the whole model.
+        trim: density, sign election and dtype. float64 task vectors are not rounded.
+        cut: thresholds of the whole model, the result of `trim_survey`.
 
     Sources: Yang et al. 2024, arXiv:2310.02575, §3.3 (AdaMerging++: TIES' trim and sign election,
     per-task survivors); FusionBench's DAWE (rows of linear task vectors).
@@ -89,14 +94,18 @@ def trimmed(vectors: TaskVectors, trim: Trim, cut: Cut | None) -> TaskVectors:
         # Doubles stay doubles: a float64 run is an oracle, and rounding it would blind it.
         return kept if delta.dtype == torch.float64 else kept.to(dtype)
 
-    if isinstance(vectors.deltas, Computed):
+    if isinstance(vectors.deltas, LazyTensors):
         return vectors.altered(change)
     deltas = {name: change(name, delta) for name, delta in vectors.deltas.items()}
     return replace(vectors, deltas=deltas)
 
 
-def elected(delta: Tensor, cut: Cut) -> Tensor:
-    """[T, *shape]: entries over the threshold that agree with the sign of their sum; else 0."""
+def elected(delta: Tensor, cut: TrimThresholds) -> Tensor:
+    """TIES' trim and sign election of the task vectors [T, *shape] of one tensor.
+
+    Kept are entries of at least the threshold that agree with the sign of the trimmed sum over
+    tasks; all others are 0.
+    """
     out = torch.empty_like(delta, memory_format=torch.contiguous_format)
     flat = out.view(len(delta), -1)
     rows = [row.reshape(-1) for row in delta]
@@ -111,7 +120,7 @@ def elected(delta: Tensor, cut: Cut) -> Tensor:
 
 
 def largest_of_rows(delta: Tensor, density: float) -> Tensor:
-    """The floor(density·in) largest entries, at least one, of each row of [T, out, in].
+    """Keep the floor(density·in) largest entries, at least one, of each row of [T, out, in].
 
     >>> largest_of_rows(torch.tensor([[[3.0, -4.0, 1.0]]]), 0.67).tolist()
     [[[3.0, -4.0, 0.0]]]
@@ -121,15 +130,22 @@ def largest_of_rows(delta: Tensor, density: float) -> Tensor:
     return torch.where(delta.abs() >= smallest, delta, torch.zeros_like(delta))
 
 
-def cut_survey(
+def threshold_survey(
     deltas: Mapping[str, Tensor], tasks: int, density: float, compat: Compat
-) -> Survey[Cut]:
-    """The thresholds of [T, *shape] task vectors: sizes, then digits, then signs if needed.
+) -> Survey[TrimThresholds]:
+    """Survey that finds the thresholds of [T, *shape] task vectors over all shards.
 
-    Lazy task vectors are computed once a pass, one tensor at a time: two passes for float32, four
-    for float64, one more for the signs.
+    It sums sizes, then digit histograms, then signs if `compat` needs them. Lazy task vectors are
+    computed once a pass, one tensor at a time: two passes for float32, four for float64, one more
+    for the signs.
+
+    Args:
+        deltas: tensor name -> task vectors.
+        tasks: T.
+        density: fraction kept.
+        compat: see `fusion.methods.static.ties`.
     """
-    groups = Groups(deltas)
+    groups = TensorStream(deltas)
     size = doubles = 0
     for outline in groups.outlines():
         size += outline[0].numel()
@@ -138,20 +154,20 @@ def cut_survey(
     size, wide = int(totals[0]), bool(totals[1])
     kept = kept_entries(size, density, compat)
     if not kept:
-        return Cut((math.inf,) * tasks)
+        return TrimThresholds((math.inf,) * tasks)
     smallest = yield from kth_largest(groups, [kept] * tasks, wide=wide)
     if compat == "paper":
-        return Cut(tuple(smallest))
+        return TrimThresholds(tuple(smallest))
     ahead = 0
     for group in groups:
         ahead += sum(majority(stack, smallest) for stack in group)
         del group  # before the next is made
     votes = yield torch.tensor(ahead)
-    return Cut(tuple(smallest), tiebreak=float(votes.sign()))
+    return TrimThresholds(tuple(smallest), tiebreak=float(votes.sign()))
 
 
 def kept_entries(size: int, density: float, compat: Compat) -> int:
-    """How many of `size` entries a trim keeps, not counting ties.
+    """Number of the `size` entries that a trim keeps, without counting ties.
 
     >>> kept_entries(10, 0.3, "paper"), kept_entries(1000, 0.2, "fusionbench")
     (3, 201)
@@ -162,16 +178,21 @@ def kept_entries(size: int, density: float, compat: Compat) -> int:
 
 
 def chunk_size(flat: Tensor) -> int:
-    """Elements to process at a time: `CHUNK` on a CPU, whole tensors on a GPU."""
+    """Elements processed at a time: `CHUNK` on a CPU, whole tensors on a GPU."""
     return CHUNK if flat.device.type == "cpu" else max(1, len(flat))
 
 
 def trimmed_chunks(
     rows: Sequence[Tensor], smallest: Sequence[float], portion: slice
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Trim flat task vectors: (where, mass [n], trimmed task vectors [T, n]), chunk by chunk.
+    """Trim flat task vectors chunk by chunk; yields (slice, sum over tasks [n], trimmed [T, n]).
 
-    The two tensors are scratch: valid, and free to be written to, until the next chunk.
+    The two tensors are scratch memory: valid, and free to be overwritten, until the next chunk.
+
+    Args:
+        rows: T flat task vectors.
+        smallest: T thresholds; entries of at least this magnitude are kept.
+        portion: the part of the rows to process.
     """
     dtype = accumulator(rows[0].dtype)
     floors = [below(value, dtype) for value in smallest]
@@ -188,7 +209,7 @@ def trimmed_chunks(
 
 
 def majority(deltas: Tensor, smallest: Sequence[float]) -> int:
-    """Σ_j s_j of one tensor: how many more entries elect plus than minus."""
+    """Number of entries of a tensor with positive elected sign, minus those with negative sign."""
     rows = [delta.reshape(-1) for delta in deltas]
 
     def count(portion: slice) -> int:
@@ -200,9 +221,9 @@ def majority(deltas: Tensor, smallest: Sequence[float]) -> int:
 
 
 def below(value: float, dtype: torch.dtype) -> float:
-    """The largest float of that dtype under `value`, so that "greater" keeps `value` itself.
+    """The next float of that dtype below `value`, so that a test by "greater" keeps `value` itself.
 
-    Zero stays zero: entries of zero never count as kept.
+    Zero stays zero: entries that are zero never count as kept.
 
     >>> below(0.0, torch.float32), below(1.0, torch.float64), below(1 + 1e-12, torch.float32)
     (0.0, 0.9999999999999999, 1.0)

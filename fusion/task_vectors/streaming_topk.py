@@ -1,9 +1,10 @@
 """Exact k-th largest magnitude of streamed tensors (radix select).
 
-The bits of |x|, read as an integer, order as |x| does. A histogram of their leading digit finds
-the bin of the k-th largest; a histogram of the next digit of that bin's members refines it, until
-all bits are known. Nothing is sorted or copied: two passes find a float32, four a float64. The
-histograms of shards add up, so a value that is global to a model costs one sum a pass.
+The bits of |x|, read as an integer, have the same order as |x|. A histogram of their leading 16-bit
+digit gives the bin of the k-th largest. A histogram of the next digit, over the members of that
+bin, refines it, until all bits are known. Nothing is sorted or copied: two passes find a float32,
+four a float64. Histograms of shards can be added, so a threshold over a whole model costs one
+all-reduce a pass.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ CHUNK = SERIAL
 """Elements counted at a time on a CPU."""
 
 PENDING = 1 << 17
-"""Members of a bin that are gathered before they are counted."""
+"""Members of a bin that are collected before they are counted."""
 
 DIGIT = 16
-"""Bits a pass: 65,536 bins."""
+"""Bits of a digit, one digit a pass: 65,536 bins."""
 
 BINS = 1 << DIGIT
 
@@ -33,14 +34,15 @@ BINS = 1 << DIGIT
 def kth_largest(
     groups: Iterable[Sequence[Tensor]], ranks: Sequence[int], *, wide: bool = False
 ) -> Survey[list[float]]:
-    """For each of T rows, the magnitude of rank k over all tensors, on all shards.
+    """For each of T rows, the k-th largest magnitude over all tensors of all shards.
 
     Args:
-        groups: of floating-point tensors [T, *shape], iterated once a pass; each group is let go
-            of before the next is asked for (`fusion.task_vectors.lazy.Groups`).
-        ranks: T ranks k over all shards, 1 the largest, at most the number of elements.
-        wide: read the tensors as float64 rather than as float32. All shards must say the same;
-            needed as soon as one tensor on one shard is float64.
+        groups: lists of floating-point tensors [T, *shape], iterated once a pass; a list is
+            released before the next is requested (`fusion.task_vectors.lazy.TensorStream`).
+        ranks: T ranks k over all shards; 1 is the largest, and at most the number of elements is
+            allowed.
+        wide: read tensors as float64 instead of float32. All shards must pass the same value; it is
+            needed as soon as one tensor of one shard is float64.
 
     Returns:
         T magnitudes, exact.
@@ -63,7 +65,7 @@ def kth_largest(
 def row_histograms(
     groups: Iterable[Sequence[Tensor]], prefixes: Sequence[int], shift: int, *, wide: bool
 ) -> Tensor:
-    """`Histogram` of each row, stacked: [T, 65,536]."""
+    """Histograms of all rows, stacked: int64 [T, 65,536] (see `Histogram`)."""
     found = [Histogram(prefix, shift, wide=wide) for prefix in prefixes]
     for group in groups:
         count_group(group, found)
@@ -72,12 +74,12 @@ def row_histograms(
 
 
 def count_group(group: Sequence[Tensor], found: Sequence[Histogram]) -> None:
-    """Add each row of each tensor of a group to that row's histogram."""
+    """Add each row of each tensor of a list to that row's histogram."""
     in_threads(lambda t: found[t].add([tensor[t] for tensor in group]), range(len(found)))
 
 
 def descend(counts: NDArray[np.int64], rank: int) -> tuple[int, int]:
-    """The bin that holds the element of this rank, and how many lie in the bins above it.
+    """The bin that contains the element of this rank, and the number of elements in the bins above.
 
     >>> descend(np.array([5, 2, 1]), 2)
     (1, 1)
@@ -88,9 +90,9 @@ def descend(counts: NDArray[np.int64], rank: int) -> tuple[int, int]:
 
 
 class Histogram:
-    """How often each digit follows `prefix` in the magnitudes' bits of what is added.
+    """Histogram of one 16-bit digit of |x|, over the entries whose higher bits equal `prefix`.
 
-    The digit is the 16 bits from bit `shift` up; `prefix` is all bits above them.
+    The digit is the 16 bits from bit `shift` upwards; `prefix` holds all bits above them.
     """
 
     def __init__(self, prefix: int, shift: int, *, wide: bool) -> None:
@@ -111,7 +113,7 @@ class Histogram:
                 self.waiting = 0
 
     def counted(self) -> Tensor:
-        """[65,536], int64, on the CPU."""
+        """The counts, int64 [65,536], on the CPU."""
         count(self.pending, self.total)
         return self.total
 
@@ -125,7 +127,10 @@ def count(pending: list[Tensor], total: Tensor) -> None:
 
 
 def digit_chunks(row: Sequence[Tensor], prefix: int, shift: int, *, wide: bool) -> Iterator[Tensor]:
-    """The digits that `Histogram` counts. Of the leading digit, each is valid until the next."""
+    """Digits that `Histogram` counts, chunk by chunk.
+
+    For the leading digit, each chunk is scratch memory that is valid until the next one.
+    """
     dtype, kind = (torch.float64, torch.int64) if wide else (torch.float32, torch.int32)
     leading = shift_is_leading(shift, wide=wide)
     magnitude = torch.iinfo(kind).max  # all bits but the sign's
@@ -147,14 +152,14 @@ def digit_chunks(row: Sequence[Tensor], prefix: int, shift: int, *, wide: bool) 
 
 
 def members(values: Tensor, high: Tensor, prefix: int) -> Tensor:
-    """Those `values` on the CPU whose `high` bits are `prefix`, fast where they are few.
+    """The `values` whose `high` bits equal `prefix`; on the CPU, by numpy.
 
-    numpy's boolean indexing skips eight entries at a time: four times as fast as torch's for one
-    member in a hundred.
+    numpy's boolean indexing skips eight entries at a time. It is four times as fast as torch's if
+    one entry in a hundred is a member.
     """
     return torch.from_numpy(values.numpy()[high.numpy() == prefix])
 
 
 def shift_is_leading(shift: int, *, wide: bool) -> bool:
-    """Whether the digit at `shift` is the first of the float's bits."""
+    """Whether the digit at `shift` is the leading one."""
     return shift + DIGIT == (64 if wide else 32)

@@ -1,4 +1,4 @@
-"""Task vectors: a base state dict and the difference of each expert to it."""
+"""Task vectors: a base state dict, and the difference of each expert to it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fusion.errors import InputError
-from fusion.task_vectors.lazy import Computed
+from fusion.task_vectors.lazy import LazyTensors
 
 StateDict: TypeAlias = Mapping[str, Tensor]
 """Tensor name -> tensor; read-only by convention."""
@@ -24,7 +24,7 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def accumulator(*dtypes: torch.dtype) -> torch.dtype:
-    """The dtype sums are made in: float32, or float64 where any input is float64.
+    """Dtype in which sums are made: float32, or float64 if any input is float64.
 
     >>> accumulator(torch.bfloat16), accumulator(torch.float32, torch.float64)
     (torch.float32, torch.float64)
@@ -39,25 +39,26 @@ def accumulator(*dtypes: torch.dtype) -> torch.dtype:
 class TaskVectors:
     """Base θ₀ and task vectors τ_t = θ_t − θ₀ of T experts.
 
-    `deltas` holds the floating-point tensors only; integer and bool buffers are equal in all
-    models (checked) and are kept in `base`. Nothing here is ever written to, except the tensors of
-    `arena`: a merge writes its result into them if the caller supplied them.
+    `deltas` holds only floating-point tensors. Integer and bool buffers are equal in all models
+    (checked) and are kept in `base`. Nothing is written to, except the tensors of `arena`: a merge
+    writes its result there if the caller supplied them.
     """
 
     tasks: tuple[str, ...]
-    """The experts' names; fixes every T axis."""
+    """Names of the experts, the order of every T axis."""
     base: StateDict
-    """name -> θ₀ [*shape], in the checkpoint's dtype."""
+    """Tensor name -> θ₀ [*shape], in the checkpoint's dtype."""
     deltas: Mapping[str, Deltas]
-    """name -> τ [T, *shape], in `accumulator(base dtype, expert dtypes)`."""
+    """Tensor name -> τ [T, *shape], in `accumulator(base dtype, expert dtypes)`."""
     arena: StateDict | None = None
-    """Where merged tensors go; None: fresh memory."""
+    """Tensors that merges write into; None: new memory."""
     groups: tuple[str, ...] = ()
     """Names of the floating-point tensors of the whole model, in order: the G axis of layer-wise
-    codings and weights. A shard keeps the whole's; by default the names in `deltas`."""
+    codings and weights. A shard keeps the names of the whole model. Default: the names in
+    `deltas`."""
     results: torch.dtype | None = None
-    """What a merged model's floating-point tensors are rounded to, once, also where they go on in
-    an arena of another dtype; None: to that of the base's tensor."""
+    """Dtype that floating-point tensors of a merged model are rounded to, once, even if the arena
+    has another dtype; None: the dtype of the base's tensor."""
 
     def __post_init__(self) -> None:
         if not self.groups:
@@ -65,11 +66,11 @@ class TaskVectors:
 
     @classmethod
     def from_state_dicts(cls, base: StateDict, experts: Mapping[str, StateDict]) -> TaskVectors:
-        """Subtract `base` from each expert, in float32 (float64 where an input is float64).
+        """Subtract `base` from each expert, in float32 (float64 if an input is float64).
 
         Raises:
-            InputError: no expert; missing, extra, mis-shaped or non-finite tensors; integer
-                buffers that differ. The line names the expert and the tensor.
+            InputError: no expert; missing, extra, mis-shaped or non-finite tensors; integer buffers
+                that differ. The message names the expert and the tensor.
         """
         if not experts:
             raise InputError("experts: none given; at least one is needed")
@@ -89,10 +90,12 @@ class TaskVectors:
         return cls(tuple(experts), {name: base[name].detach() for name in base}, deltas)
 
     def restrict(self, names: Iterable[str]) -> TaskVectors:
-        """The same task vectors for some tensors only: one shard. Shares memory, keeps `groups`.
+        """The task vectors of some tensors only, as for one shard.
+
+        Memory is shared, and `groups` stays that of the whole model.
 
         Raises:
-            InputError: a name that is not there.
+            InputError: an unknown tensor name.
         """
         wanted = list(names)
         for name in wanted:
@@ -100,16 +103,17 @@ class TaskVectors:
                 raise InputError(f"tensor {name!r}: not in these task vectors")
         deltas: Mapping[str, Deltas] = (
             self.deltas.some(wanted)
-            if isinstance(self.deltas, Computed)
+            if isinstance(self.deltas, LazyTensors)
             else {name: self.deltas[name] for name in wanted if name in self.deltas}
         )
         return replace(self, base={name: self.base[name] for name in wanted}, deltas=deltas)
 
     def altered(self, change: Callable[[str, Deltas], Deltas]) -> TaskVectors:
-        """The same base with task vectors `change(name, τ)` [T, *shape], made as they are read.
+        """The same base with task vectors `change(name, τ)` [T, *shape], computed as they are read.
 
-        `change` returns a new tensor: what it is given is never written to. A rule of altered
-        task vectors is a composition: DARE is a rule of task vectors with entries dropped.
+        `change` must return a new tensor and not write to its argument. A method that preprocesses
+        task vectors is then a composition: DARE is another method on task vectors with dropped
+        entries.
 
         >>> experts = {"a": {"w": torch.ones(2)}}
         >>> v = TaskVectors.from_state_dicts({"w": torch.zeros(2)}, experts)
@@ -117,15 +121,15 @@ class TaskVectors:
         [[2.0, 2.0]]
         """
         deltas = self.deltas
-        made = Computed(deltas, lambda name: change(name, deltas[name]))
+        made = LazyTensors(deltas, lambda name: change(name, deltas[name]))
         return replace(self, deltas=made)
 
     def into(self, arena: StateDict) -> TaskVectors:
-        """The same task vectors, whose merges are written into the tensors of `arena`."""
+        """The same task vectors; merges are written into the tensors of `arena`."""
         return replace(self, arena=arena)
 
     def build(self, fill: Callable[[str, Tensor], None]) -> dict[str, Tensor]:
-        """A merged state dict: `fill(name, out)` writes each floating-point tensor.
+        """Make a merged state dict: `fill(name, out)` writes each floating-point tensor.
 
         Integer and bool buffers are copied from the base.
         """
@@ -149,10 +153,10 @@ class TaskVectors:
 
 
 def stack_deltas(name: str, base: Tensor, experts: Mapping[str, Tensor]) -> Deltas:
-    """θ_t − θ₀ for one tensor, stacked over experts: [T, *shape].
+    """Task vectors θ_t − θ₀ of one tensor, stacked over experts: [T, *shape].
 
     Raises:
-        InputError: an expert's tensor of another shape, or with NaN or Inf in it.
+        InputError: an expert's tensor of another shape or dtype, or with NaN or Inf.
     """
     dtype = accumulator(base.dtype, *(expert.dtype for expert in experts.values()))
     origin = base.detach().to(dtype)
@@ -173,7 +177,7 @@ def stack_deltas(name: str, base: Tensor, experts: Mapping[str, Tensor]) -> Delt
 
 
 def check_names(base: StateDict, expert: StateDict, task: str) -> None:
-    """Raise InputError where an expert's tensor names differ from the base's."""
+    """Raise InputError if an expert's tensor names differ from the base's."""
     missing = [name for name in base if name not in expert]
     extra = [name for name in expert if name not in base]
     for what, names in (("missing", missing), ("not in the base", extra)):
@@ -183,7 +187,7 @@ def check_names(base: StateDict, expert: StateDict, task: str) -> None:
 
 
 def check_finite(tensor: Tensor, name: str, owner: str) -> None:
-    """Raise InputError where a floating-point tensor holds NaN or Inf."""
+    """Raise InputError if a floating-point tensor has NaN or Inf; the message says how many."""
     # One pass and no temporary: the sum is NaN or Inf where an element is; a finite tensor whose
     # sum overflows is looked at again element by element.
     if tensor.is_floating_point() and not bool(tensor.sum(dtype=torch.float32).isfinite()):
@@ -193,7 +197,7 @@ def check_finite(tensor: Tensor, name: str, owner: str) -> None:
 
 
 def check_equal(base: Tensor, expert: Tensor, name: str, task: str) -> None:
-    """Raise InputError where an integer or bool buffer differs from the base's."""
+    """Raise InputError if an integer or bool buffer differs from the base's."""
     if base.dtype != expert.dtype or not torch.equal(base, expert.to(base.device)):
         raise InputError(
             f"expert {task!r}: tensor {name!r}: a {base.dtype} buffer that differs from the base's;"
@@ -202,9 +206,9 @@ def check_equal(base: Tensor, expert: Tensor, name: str, task: str) -> None:
 
 
 def block_of(name: str) -> str:
-    """The block (transformer layer, residual block) of a tensor: its name up to the first number.
+    """Block of a tensor (transformer layer, residual block): its name up to the first number.
 
-    "" for tensors outside of numbered modules, such as embeddings and final norms.
+    Empty for tensors outside numbered modules, such as embeddings and final norms.
 
     >>> block_of("encoder.layers.3.mlp.fc1.weight"), block_of("pre_layrnorm.weight")
     ('encoder.layers.3', '')
@@ -214,5 +218,5 @@ def block_of(name: str) -> str:
 
 
 def is_batch_statistic(name: str) -> bool:
-    """Whether a tensor is a batch-norm buffer, by its name: it is no weight and is not averaged."""
+    """Whether a tensor's name is that of a batch-norm buffer, which is no weight."""
     return name.rpartition(".")[2] in STATISTICS

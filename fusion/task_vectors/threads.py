@@ -1,10 +1,11 @@
-"""Run independent work in Python threads, for passes of many small steps.
+"""Thread pools for work that consists of many small tensor operations.
 
-torch splits an elementwise operation over its own threads only above 32,768 elements, and waits
-for all of them each time. A pass of dozens of operations a chunk waits thousands of times; where
-other processes want the same cores, each wait costs a time slice, and the pass a hundred times its
-work. Chunks of 32,768 elements stay in the calling thread; independent work goes to Python
-threads, which wait for each other once, and which torch and numpy release the lock for.
+torch splits an elementwise operation over its own threads only above 32,768 elements, and then
+waits for all of these threads. A loop with dozens of operations on each chunk therefore waits
+thousands of times. If other processes use the same cores, each wait costs a time slice, and the
+loop takes a hundred times as long as its work. So chunks here have 32,768 elements, which one
+thread handles alone, and independent chunks go to Python threads, which are joined once. torch and
+numpy release Python's lock.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ from typing import TypeVar
 import torch
 
 SERIAL = 1 << 15
-"""The most elements that torch's elementwise kernels handle without threads of their own."""
+"""Largest number of elements that torch's elementwise kernels handle in one thread."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """`[work(item) for item in items]`, on as many threads as torch may use; without gradients.
+    """Map `work` over `items` in threads, as many as torch may use, without gradients.
+
+    Results are in the order of `items`.
 
     >>> in_threads(abs, [-1, 2])
     [1, 2]
@@ -40,11 +43,13 @@ def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Re
         return list(pool.map(quietly, items))
 
 
-def each_alone(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """`in_threads`, and within `work` torch has one thread: for decompositions, whose parts are
-    too small to be shared out. Their bits do not depend on how many threads there are.
+def map_single_threaded(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Map `work` over `items` in threads, with one torch thread inside of each `work`.
 
-    >>> each_alone(lambda _: torch.get_num_threads(), [1, 2])
+    For decompositions (SVD, QR, eigenvalues) of small matrices, which torch's own threads do not
+    speed up. The bits of the results do not depend on the number of threads.
+
+    >>> map_single_threaded(lambda _: torch.get_num_threads(), [1, 2])
     [1, 1]
     """
     threads = torch.get_num_threads()
@@ -60,7 +65,7 @@ def each_alone(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Re
 
 
 def portions(size: int, chunk: int) -> list[slice]:
-    """[0, size) cut at multiples of `chunk` into about as many runs as torch has threads.
+    """Split [0, size) at multiples of `chunk` into about as many slices as torch has threads.
 
     >>> portions(5, 5), portions(0, 5)
     ([slice(0, 5, None)], [])

@@ -20,7 +20,7 @@ from actors.experts.protocol import Experts
 from actors.experts.unseen_tasks import learners
 from fusion.analysis.diagnosis import diagnose
 from fusion.errors import InputError, unknown
-from fusion.task_vectors.gram import part_of
+from fusion.task_vectors.gram import layer_of
 from sweeps.analysis.core import finding
 from sweeps.analysis.core.evaluated_points import PROBE, Points, labels_of, with_probe
 from sweeps.analysis.core.finding import Finding
@@ -187,7 +187,7 @@ def given_of(
         sum(len(labels_of(task, PROBE)) for task in data.values()),
         is_soup(spec),
         described(prepared),
-        tuple(dict.fromkeys(part_of(name) for name in prepared.pool.names)),
+        tuple(dict.fromkeys(layer_of(name) for name in prepared.pool.names)),
     )
 
 

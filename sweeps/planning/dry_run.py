@@ -13,8 +13,8 @@ from actors.pool.pool import Pool
 from actors.shards.routers import mlp_names
 from fusion.errors import InputError, unknown
 from fusion.kinds import MergeInputs, Row
-from fusion.methods.classifiers.interface import Plane
-from fusion.methods.routed.dawin import Evidence
+from fusion.methods.classifiers.interface import TaskEmbeddings
+from fusion.methods.routed.dawin import ExpertLogits
 from fusion.methods.soups.selection import Selection
 from fusion.methods.soups.uniform_soup import positions
 from fusion.registry import (
@@ -85,10 +85,10 @@ def fit(method: Fitted, params: dict[str, Any], pool: Pool, spec: SweepSpec) -> 
 
 def route(method: Routed, params: dict[str, Any], pool: Pool, spec: SweepSpec) -> None:
     """Dry run of a method that routes by the experts' logits."""
-    evidence = torch.arange(8.0).view(4, 2)
-    stack = evidence.expand(len(pool.tasks), 4, 2)
-    labels = torch.zeros(len(evidence), dtype=torch.int64)
-    method.route(Evidence(pool.tasks, stack, evidence, labels), **params)
+    expert_logits = torch.arange(8.0).view(4, 2)
+    stack = expert_logits.expand(len(pool.tasks), 4, 2)
+    labels = torch.zeros(len(expert_logits), dtype=torch.int64)
+    method.route(ExpertLogits(pool.tasks, stack, expert_logits, labels), **params)
 
 
 DRY_RUNS: Mapping[type[Row], Callable[[Any, dict[str, Any], Pool, SweepSpec], None]] = {
@@ -140,7 +140,7 @@ def check_selection(selection: Selection, pool: Pool, spec: SweepSpec) -> None:
         raise InputError(f"metric: {unknown('metric', selection.metric, known)}")
 
 
-def stand_in(pool: Pool) -> Plane:
+def stand_in(pool: Pool) -> TaskEmbeddings:
     """A task of two classes with random embeddings."""
 
     def embedded(source: str, role: str, at: torch.Tensor | None) -> torch.Tensor:
@@ -149,4 +149,4 @@ def stand_in(pool: Pool) -> Plane:
         return rows if at is None else rows[at]
 
     labels = torch.arange(12) % 2
-    return Plane(pool.tasks, torch.eye(2, 8), lambda role: labels, embedded)
+    return TaskEmbeddings(pool.tasks, torch.eye(2, 8), lambda role: labels, embedded)

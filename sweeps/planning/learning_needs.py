@@ -15,8 +15,8 @@ from actors.files.hashes import hash_files
 from actors.gate_features.extractor import FIELDS, Extractor, open_extractor
 from fusion.errors import InputError
 from fusion.methods.learned.gate import Gate
-from fusion.methods.learned.in_model import MaskOptions, ResidentCourse, RouterOptions
-from fusion.methods.learned.steps import Learning, Shape
+from fusion.methods.learned.in_model import InModelPlan, MaskOptions, RouterOptions
+from fusion.methods.learned.steps import Shape, TrainingPlan
 from fusion.parameters import bind
 from fusion.registry import METHODS, Adaptive, Resident
 from sweeps.spec.candidates import random_points
@@ -62,7 +62,7 @@ def learning_points(spec: SweepSpec) -> Iterator[tuple[str, Adaptive, dict[str, 
 
 def in_model_points(
     spec: SweepSpec, tasks: tuple[str, ...] = (), groups: tuple[str, ...] = ()
-) -> Iterator[tuple[str, ResidentCourse]]:
+) -> Iterator[tuple[str, InModelPlan]]:
     """Candidates of every method that learns inside shards.
 
     Raises:
@@ -73,12 +73,12 @@ def in_model_points(
         if isinstance(row, Resident):
             for params in islice(random_points(entry, name, spec.seed), TRIED):
                 try:
-                    yield name, row.course(Shape(tasks, groups), **params)
+                    yield name, row.plan(Shape(tasks, groups), **params)
                 except InputError as error:
                     raise InputError(f"methods.{name}: {error}") from None
 
 
-def in_model_memory(training: ResidentCourse, tasks: int) -> float:
+def in_model_memory(training: InModelPlan, tasks: int) -> float:
     """Peak memory of in-model learning in the shards, in sizes of a model.
 
     A mask takes logits, two moments, two gradients, Σ λτ and the mask itself. Routers take about a
@@ -90,7 +90,7 @@ def in_model_memory(training: ResidentCourse, tasks: int) -> float:
     return 0.5 + tasks * left * 2 * 2 / 3
 
 
-def batches_of(training: ResidentCourse) -> int:
+def batches_of(training: InModelPlan) -> int:
     """Number of batches of each task that in-model learning reads."""
     options = training.options
     return training.steps + (options.mask_steps if isinstance(options, MaskOptions) else 0)
@@ -165,7 +165,7 @@ def learning_of(
     tasks: tuple[str, ...],
     groups: tuple[str, ...],
     extractors: Mapping[ExtractorKey, Extractor],
-) -> Learning:
+) -> TrainingPlan:
     """The training plan of one candidate; if it names a gate, the router starts from that gate.
 
     Raises:
@@ -173,7 +173,7 @@ def learning_of(
     """
     source = extractor_of(method, params)
     width = extractors[source].width if source is not None else 0
-    learning = method.learning(Shape(tasks, groups, width), **params)
+    learning = method.plan(Shape(tasks, groups, width), **params)
     if learning.gate is None or source is None:
         return learning
     gate = started_gate(learning, extractors[source], tasks, groups, str(params["grouping"]))
@@ -181,7 +181,7 @@ def learning_of(
 
 
 def started_gate(
-    learning: Learning,
+    learning: TrainingPlan,
     extractor: Extractor,
     tasks: tuple[str, ...],
     groups: tuple[str, ...],

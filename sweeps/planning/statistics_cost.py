@@ -43,7 +43,8 @@ def statistics_costs(spec: SweepSpec, pool: Pool) -> dict[str, StatisticsCost]:
         row = METHODS[name]
         if not isinstance(row, Informed):
             continue
-        asked = [row.asked(p) for p in islice(random_points(entry, name, spec.seed), TRIED)]
+        points = islice(random_points(entry, name, spec.seed), TRIED)
+        asked = [row.statistics_request(point) for point in points]
         different = len({repr(each) for each in asked})
         times = trials[name] if different > 1 and len(asked) < trials[name] else different
         if asked[0].kind == "fisher":

@@ -35,8 +35,8 @@ from actors.gate_features.feature_cache import open_features
 from fusion.errors import InputError, one_line
 from fusion.methods.learned.gate import Gate, hidden_norm
 from fusion.methods.learned.steps import (
-    Learning,
     MicroBatch,
+    TrainingPlan,
     learn_step,
     micro_batches,
     temperature,
@@ -197,7 +197,11 @@ def point(step: int, seen: list[dict[str, float]], given: list[MicroBatch]) -> d
 
 
 def learned(
-    method: str, learning: Learning, extractor: Extractor | None, inputs: LearningInputs, steps: int
+    method: str,
+    learning: TrainingPlan,
+    extractor: Extractor | None,
+    inputs: LearningInputs,
+    steps: int,
 ) -> bytes:
     """Content of the learned file: a gate with its manifest, or a coding."""
     router = learning.router

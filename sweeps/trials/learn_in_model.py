@@ -15,7 +15,7 @@ from actors.artifacts.in_model_state_file import learned_of, load_resident
 from actors.artifacts.recipe import Recipe
 from actors.experts.protocol import LearningExperts
 from fusion.errors import InputError
-from fusion.methods.learned.in_model import MaskOptions, ResidentCourse
+from fusion.methods.learned.in_model import InModelPlan, MaskOptions
 from fusion.methods.learned.steps import Shape
 from fusion.registry import METHODS, Resident
 from sweeps.planning.learning_needs import LAST_RUNG, RUNGS
@@ -24,14 +24,14 @@ from sweeps.results.trial_state import State, read_state
 from sweeps.trials.learn_coding import LearningInputs, Report
 
 
-def configuration_of(config: Mapping[str, Any], inputs: LearningInputs) -> ResidentCourse:
+def configuration_of(config: Mapping[str, Any], inputs: LearningInputs) -> InModelPlan:
     """Training configuration of a trial.
 
     Raises:
         InputError: wrong parameters.
     """
     row = cast(Resident, METHODS[config["method"]])
-    return row.course(Shape(inputs.tasks, inputs.groups), **config["params"])
+    return row.plan(Shape(inputs.tasks, inputs.groups), **config["params"])
 
 
 def learn(
@@ -72,7 +72,7 @@ def learn(
     finish(LAST_RUNG, kept)
 
 
-def following(step: int, inputs: ResidentCourse, stops: Mapping[int, int]) -> int:
+def following(step: int, inputs: InModelPlan, stops: Mapping[int, int]) -> int:
     """Step at which the next call ends: a checkpoint, a rung, or the last step."""
     ends = [inputs.steps, (step // inputs.save_every + 1) * inputs.save_every, *stops]
     return min(end for end in ends if end > step)

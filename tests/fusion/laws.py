@@ -158,7 +158,7 @@ def statistics(name: str, vectors: TaskVectors) -> dict[str, Any]:
     method = METHODS[name]
     if not isinstance(method, Informed):
         return {}
-    kind = method.asked({}).kind
+    kind = method.statistics_request({}).kind
     return {"statistics": toy_statistics(vectors.deltas, vectors.tasks, kind)}
 
 

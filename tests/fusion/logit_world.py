@@ -1,11 +1,11 @@
-"""A made-up task for methods of the logit plane."""
+"""A synthetic task for classifiers on fixed embeddings."""
 
 from typing import ClassVar
 
 import torch
 
 from fusion.logits.cosine_head import logits
-from fusion.methods.classifiers.interface import Plane
+from fusion.methods.classifiers.interface import TaskEmbeddings
 from fusion.registry import METHODS
 
 D, C, EXPERTS = 12, 3, ("a", "b")
@@ -34,7 +34,7 @@ class World:
         self.read = set()
 
     @property
-    def plane(self):
+    def data(self):
         def labels(role):
             self.read.add(role)
             return self.labels[role]
@@ -44,7 +44,7 @@ class World:
             z = self.z[source, role]
             return z if at is None else z[at]
 
-        return Plane(EXPERTS, self.head, labels, embedded)
+        return TaskEmbeddings(EXPERTS, self.head, labels, embedded)
 
     def logits(self, name, kept, role, **params):
         row = METHODS[name]

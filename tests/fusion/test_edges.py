@@ -10,9 +10,9 @@ import torch
 
 from fusion.errors import InputError
 from fusion.kinds import Informed
-from fusion.methods.classifiers.interface import Plane
+from fusion.methods.classifiers.interface import TaskEmbeddings
 from fusion.methods.learned.steps import Shape
-from fusion.methods.routed.dawin import Evidence
+from fusion.methods.routed.dawin import ExpertLogits
 from fusion.methods.statistics.regmean import regmean
 from fusion.registry import METHODS, Gated
 from fusion.task_vectors.sharded_reduce import run_surveys
@@ -203,7 +203,7 @@ def test_one_example_an_expert_is_reproduced_and_all_else_averaged() -> None:
 @pytest.mark.parametrize("name", ["fisher", "regmean", "regmean_plusplus"])
 def test_no_examples_are_refused(name: str) -> None:
     with pytest.raises(InputError, match=rf"^{name}: examples: 0; int >= 1 allowed"):
-        METHODS[name].asked({"examples": 0})
+        METHODS[name].statistics_request({"examples": 0})
 
 
 def test_ends_of_a_trim_before_learning() -> None:
@@ -240,17 +240,17 @@ def test_one_task_can_be_learned_of(name: str) -> None:
     features = torch.randn(4, ONE.width) if isinstance(method, Gated) else None
     for density in (1.0, 0.1) if "density" in method.parameters else (None,):
         params = {} if density is None else {"density": density}
-        coding = method.learning(ONE, **params).router(features)
+        coding = method.plan(ONE, **params).router(features)
         assert coding.shape[1] == 1
         assert bool(coding.isfinite().all())
     if "density" in method.parameters:
         with pytest.raises(InputError, match=rf"^{name}: density: 0; float in \(0, 1\] allowed"):
-            method.learning(ONE, density=0)
+            method.plan(ONE, density=0)
 
 
 @pytest.mark.parametrize("name", RESIDENT)
 def test_one_task_has_a_course(name: str) -> None:
-    assert METHODS[name].course(ONE).steps > 0
+    assert METHODS[name].plan(ONE).steps > 0
 
 
 @pytest.mark.parametrize("granularity", ["domain", "cluster", "sample"])
@@ -258,12 +258,12 @@ def test_one_task_has_a_course(name: str) -> None:
 def test_one_expert_is_routed_against_the_base(name: str, granularity: str) -> None:
     draw = torch.Generator().manual_seed(1)
     experts, base = torch.randn(1, 8, 5, generator=draw), torch.randn(8, 5, generator=draw)
-    evidence = Evidence(("a",), experts, base)
-    found = METHODS[name].route(evidence, granularity=granularity).codings
+    expert_logits = ExpertLogits(("a",), experts, base)
+    found = METHODS[name].route(expert_logits, granularity=granularity).codings
     assert found.shape[1:] == (1, 1)
     assert bool(((found > 0) & (found < 1)).all())
     half = METHODS[name].route(
-        Evidence(("a",), experts.half(), base.half()), granularity=granularity
+        ExpertLogits(("a",), experts.half(), base.half()), granularity=granularity
     )
     torch.testing.assert_close(half.codings, found, rtol=1e-2, atol=1e-2)
 
@@ -275,8 +275,8 @@ def test_one_expert_and_half_precision_in_the_logit_plane(name: str) -> None:
     if name in LOGIT:
         z = row.fuse(alone[None], head)
     else:
-        whole = world.plane
-        plane = Plane(("a",), head, whole.labels, lambda *at: whole.embedded(*at).half())
+        whole = world.data
+        plane = TaskEmbeddings(("a",), head, whole.labels, lambda *at: whole.embedded(*at).half())
         kept = row.fit(plane).kept
         z = row.logits(lambda s: world.z[s, "report"].half(), head, kept, ("a",))
     assert z.dtype in (torch.float32, torch.float64)

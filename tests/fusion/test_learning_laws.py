@@ -5,7 +5,7 @@ import torch
 
 from fusion.errors import InputError
 from fusion.methods.learned.steps import Shape, micro_batches, temperature
-from fusion.methods.routed.dawin import Evidence
+from fusion.methods.routed.dawin import ExpertLogits
 from fusion.registry import METHODS, Gated
 from tests.fusion.draws import drawn
 from tests.fusion.laws import LEARNING, ROUTED
@@ -16,7 +16,7 @@ SHAPE = Shape(("a", "b", "c"), ("x", "y"), width=6)
 def coding(name, **params):
     method = METHODS[name]
     features = drawn(4, SHAPE.width) if isinstance(method, Gated) else None
-    return method.learning(SHAPE, **params).router(features)
+    return method.plan(SHAPE, **params).router(features)
 
 
 UNLABELLED = [name for name in LEARNING if not METHODS[name].labelled]
@@ -34,7 +34,7 @@ def test_step_zero_is_task_arithmetic(name, grouping):
 def test_every_parameter_of_the_router_learns(name):
     method = METHODS[name]
     finest = {"granularity": "tensor"} if method.labelled else {"grouping": "layer"}
-    learning = method.learning(SHAPE, **finest)
+    learning = method.plan(SHAPE, **finest)
     optimizer = torch.optim.SGD(learning.router.parameters(), lr=0.1)
     features = drawn(4, SHAPE.width) if isinstance(method, Gated) else None
     for step in range(2):  # a gate's first layer moves once its last one has
@@ -49,7 +49,7 @@ def test_every_parameter_of_the_router_learns(name):
 
 @pytest.mark.parametrize("name", LEARNING)
 def test_same_parameters_same_router_and_rows(name):
-    first, second = (METHODS[name].learning(SHAPE) for _ in range(2))
+    first, second = (METHODS[name].plan(SHAPE) for _ in range(2))
     for ours, theirs in zip(
         first.router.state_dict().values(), second.router.state_dict().values(), strict=True
     ):
@@ -68,21 +68,21 @@ def test_same_parameters_same_router_and_rows(name):
 @pytest.mark.parametrize("name", LEARNING)
 def test_a_misspelt_parameter_names_the_nearest(name):
     with pytest.raises(InputError, match="did you mean 'steps'"):
-        METHODS[name].learning(SHAPE, step=3)
+        METHODS[name].plan(SHAPE, step=3)
     with pytest.raises(InputError, match="steps: -1; int >= 0 allowed"):
-        METHODS[name].learning(SHAPE, steps=-1)
+        METHODS[name].plan(SHAPE, steps=-1)
 
 
 @pytest.mark.parametrize("name", ROUTED)
 def test_a_routing_gives_every_row_a_model(name):
-    evidence = Evidence(SHAPE.tasks, drawn(3, 8, 5), drawn(8, 5, seed=1))
-    before = evidence.experts.clone()
+    expert_logits = ExpertLogits(SHAPE.tasks, drawn(3, 8, 5), drawn(8, 5, seed=1))
+    before = expert_logits.experts.clone()
     for granularity in ("domain", "cluster", "sample"):
-        routing = METHODS[name].route(evidence, granularity=granularity)
+        routing = METHODS[name].route(expert_logits, granularity=granularity)
         assert routing.codings.shape[1:] == (3, 1)
         assert routing.assign.shape == (8,)
         assert int(routing.assign.max()) < len(routing.codings)
         assert bool(routing.codings.isfinite().all())
-    assert torch.equal(evidence.experts, before)
+    assert torch.equal(expert_logits.experts, before)
     with pytest.raises(InputError, match="did you mean 'scale'"):
-        METHODS[name].route(evidence, scal=1.0)
+        METHODS[name].route(expert_logits, scal=1.0)

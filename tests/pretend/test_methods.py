@@ -13,7 +13,7 @@ from fusion.merged_layers.functional import (
 from fusion.methods.learned.concrete import drawn, mask_of, masked_merge
 from fusion.methods.learned.in_model import MaskOptions
 from fusion.registry import METHODS, Resident
-from fusion.task_vectors.lazy import Remade
+from fusion.task_vectors.lazy import Recomputed
 from fusion.task_vectors.low_rank import LowRank, Zeros
 from fusion.task_vectors.random_draws import key_of, uniform
 from fusion.task_vectors.task_vectors import TaskVectors
@@ -112,12 +112,12 @@ def test_masked_models(name):
     from fusion.methods.learned.steps import Shape
 
     vectors = toy()
-    course = METHODS[name].course(Shape(vectors.tasks, vectors.groups), mask="discrete")
+    plan = METHODS[name].plan(Shape(vectors.tasks, vectors.groups), mask="discrete")
     draw = torch.Generator().manual_seed(1)
     learned = {key: torch.randn(base.shape, generator=draw) for key, base in vectors.base.items()}
-    wanted = masked_merge(vectors, learned, course)
+    wanted = masked_merge(vectors, learned, plan)
     with pretending():
-        found = masked_merge(there(vectors), learned, course)
+        found = masked_merge(there(vectors), learned, plan)
     assert_equal_there(found, wanted)
 
 
@@ -137,7 +137,7 @@ def forms():
         "A": (lambda move: move(dense), "A"),
         "B": (lambda move: move(dense), "B"),
         "auto": (lambda move: move(dense), "auto"),
-        "remade": (lambda move: Remade(lambda: move(dense)), "A"),
+        "remade": (lambda move: Recomputed(lambda: move(dense)), "A"),
         "factors": (lambda move: LowRank(move(down), move(up), (1, 2, 3)), "auto"),
         "none": (lambda move: Zeros(dense.shape, torch.float32, move(up).device), "auto"),
     }

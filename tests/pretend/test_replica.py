@@ -13,7 +13,7 @@ from actors.artifacts.recipe import Recipe
 from actors.data.images.pixel_cache import open_pixels
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.in_model_training import course_of
+from actors.experts.in_model_training import plan_of
 from actors.experts.local import local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.experts.recipe import rebuilt
@@ -214,7 +214,7 @@ def test_gradients_and_what_was_learned(name, params, cpu, gpu):
     shape = Shape(cpu.runner.tasks, cpu.runner.pipeline.groups, WIDTH)
     row = METHODS[name]
     assert isinstance(row, Adaptive | Gated)
-    learning = row.learning(shape, **{**params, "batch_size": 4})
+    learning = row.plan(shape, **{**params, "batch_size": 4})
     role = learning.adapt_on
     features = {task: cpu.runner.features(task, role, EXTRACTOR) for task in NAMES}
     given = micro_batches(learning, dict.fromkeys(NAMES, ROWS), features, 0, 3)
@@ -273,7 +273,7 @@ def test_what_lives_in_shards(name, params, world, cpu, gpu):
     assert resumed == there
     for got, want in zip(found, losses, strict=True):
         assert got == pytest.approx(want, rel=1e-3)
-    steps = getattr(course_of(recipe, NAMES, cpu.runner.pipeline.groups).options, "mask_steps", 0)
+    steps = getattr(plan_of(recipe, NAMES, cpu.runner.pipeline.groups).options, "mask_steps", 0)
     learned = replace(recipe, learned=learned_of(state, name, NAMES, steps))
     wanted_logits = cpu.logits(learned, "select")
     with pretending():

@@ -18,7 +18,7 @@ from actors.families.clip.architecture import PROJECTION
 from actors.families.clip.build import clip_config
 from actors.families.protocol import Activations, Segment, check_untied, segment
 from fusion.errors import InputError
-from fusion.merged_layers.modules import Bare
+from fusion.merged_layers.modules import BareParameter
 
 
 class Embed(nn.Module):
@@ -29,7 +29,7 @@ class Embed(nn.Module):
         self.preprocess = preprocess
         width, patch = config.hidden_size, config.patch_size
         self.positions = (config.image_size // patch) ** 2 + 1
-        self.token = Bare(width)
+        self.token = BareParameter(width)
         self.patch_embedding = nn.Conv2d(
             config.num_channels, width, kernel_size=patch, stride=patch, bias=False
         )

@@ -1,4 +1,4 @@
-"""CaFo: fusion of several heads, weighted for each row by their agreement with a reference.
+"""CaFo: fuse several heads, weighted for each row by their agreement with a reference head.
 
 Axes: M heads, N rows, C classes.
 """
@@ -29,35 +29,35 @@ def cafo(
     reference: Annotated[int | None, Interval(ge=0)] = None,
     compat: Compat = None,
 ) -> Tensor:
-    """z = z₀ + α·Σ_m w_m ĉ_m, w = softmax_m(⟨ĉ_m, r̂⟩/(T·C)), row by row.
+    """CaFo: add heads to zero-shot logits, weighted by their agreement with a reference head.
 
-    ĉ is a head's logits, normalised over classes; r̂ the reference's. M = 1 is Tip-Adapter's rule
-    on normalised logits.
+    z = z₀ + α·Σ_m w_m ĉ_m with w = softmax_m(⟨ĉ_m, r̂⟩/(T·C)), for each row. ĉ are a head's logits,
+    normalised over classes, and r̂ the reference's. M = 1 is Tip-Adapter's rule on normalised
+    logits.
 
     Args:
         zero_shot_logits: z₀ [N, C], the head's scale included.
-        heads: c [M, N, C], logits of each head (caches, linear probes, other models').
-        alpha: weight of the fused heads; the code's lie between 0.22 and 4 by data set.
-        temperature: T. Infinite: the mean of all heads; 0: the head that agrees most, the first
-            of equal ones. Default 1: ours.
-        normalisation: `zscore`: (c − mean)/std, std unbiased, the code's. `softmax`: probabilities.
-            `l2`: c/‖c‖ (the code has it too, and overwrites its input). What cannot be normalised
-            (all classes alike) becomes zeros: a head that says nothing.
-        reference: the head that weighs, by index. Default: zero-shot, the paper's best.
-        compat: `cafo`: s/T without C, the released code at T = 1.
+        heads: c [M, N, C], logits of each head (caches, linear probes, other models).
+        alpha: weight of the fused heads. Default 1; the code uses 0.22 to 4, by data set.
+        temperature: T. Infinity: the mean of all heads; 0: the head that agrees most, the first of
+            equal ones. Default 1, ours.
+        normalisation: `zscore` (default, the code's): (c − mean)/std, std unbiased. `softmax`:
+            probabilities. `l2`: c/‖c‖ (in the code too, where it overwrites its input). Logits that
+            cannot be normalised (all classes equal) become zeros.
+        reference: index of the reference head. Default: zero-shot, the paper's best.
+        compat: `cafo`: s/T without C, the released code at T = 1. Default none.
 
     Returns:
         Logits [N, C], in float32 (float64 where an input is).
 
     Raises:
-        InputError: other shapes, NaN or infinity, fewer than two classes, no head, no such
+        InputError: wrong shapes, NaN or infinity, fewer than two classes, no head, an unknown
             reference.
 
-    Source: Zhang et al. 2023, arXiv:2303.02151, §3.3, and its code, which z-scores where
-    the paper's formula does not.
-    Deviation: dot products of z-scores are (C − 1)·correlation, so that without the division by C
-    the softmax picks one head, ever harder the more classes there are. Dot products of
-    probabilities and of unit vectors do not grow with C, and are not divided by it.
+    Source: Zhang et al. 2023, arXiv:2303.02151, §3.3, and its code, which uses z-scores although
+    the paper's formula does not. Deviation: dot products of z-scores are (C − 1)·correlation.
+    Without division by C the softmax selects one head, the more so the more classes there are. Dot
+    products of probabilities and of unit vectors do not grow with C, and are not divided.
 
     >>> heads = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
     >>> cafo(torch.tensor([[9.0, 0.0]]), heads, temperature=0, normalisation="l2").tolist()
@@ -74,14 +74,14 @@ def cafo(
 def agreements(
     zero_shot: Tensor, heads: Tensor, normalisation: Normalisation, reference: int | None
 ) -> tuple[Tensor, Tensor]:
-    """ĉ [M, N, C] and ⟨ĉ_m, r̂⟩ [M, N]: all that does not depend on T and α."""
+    """Normalised heads ĉ [M, N, C] and agreements ⟨ĉ_m, r̂⟩ [M, N], independent of T and α."""
     hats = over_classes(heads, normalisation)
     guide = over_classes(zero_shot, normalisation) if reference is None else hats[reference]
     return hats, torch.einsum("mnc,nc->mn", hats, guide)
 
 
 def mixture(hats: Tensor, agreement: Tensor, temperature: float) -> Tensor:
-    """Σ_m softmax_m(s/T)·ĉ_m [N, C]; T = 0 picks the first of the largest s."""
+    """Weighted mean of heads, Σ_m softmax_m(s/T)·ĉ_m [N, C]; T = 0 takes the first largest s."""
     # The largest is subtracted first: s/T alone overflows for small T.
     gaps = agreement - agreement.amax(0)
     if temperature == 0:
@@ -92,12 +92,12 @@ def mixture(hats: Tensor, agreement: Tensor, temperature: float) -> Tensor:
 
 
 def divisor(classes: int, normalisation: Normalisation, compat: Compat) -> int:
-    """What T is multiplied by: C for z-scores, 1 otherwise and in the released code."""
+    """Factor of T: C for z-scores; 1 otherwise, and in the released code."""
     return classes if normalisation == "zscore" and compat is None else 1
 
 
 def over_classes(logits: Tensor, normalisation: Normalisation) -> Tensor:
-    """Logits [..., C] normalised over their last axis; a new tensor.
+    """Normalise logits [..., C] over their last axis; returns a new tensor.
 
     >>> over_classes(torch.tensor([1.0, 2.0, 3.0]), "zscore").tolist()
     [-1.0, 0.0, 1.0]
@@ -113,15 +113,15 @@ def over_classes(logits: Tensor, normalisation: Normalisation) -> Tensor:
 
 
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Their quotient; zeros where the denominator is zero."""
+    """Quotient; zeros where the denominator is zero."""
     return torch.where(denominator == 0, 0.0, numerator / denominator)
 
 
 def check_heads(zero_shot: Tensor, heads: Tensor, reference: int | None) -> None:
-    """Refuse shapes that do not fit each other, and NaN.
+    """Check that heads and zero-shot logits fit each other and are finite.
 
     Raises:
-        InputError: it names the tensor.
+        InputError: the tensor is named.
     """
     check_matrix("zero-shot logits", zero_shot)
     if zero_shot.shape[1] < 2:

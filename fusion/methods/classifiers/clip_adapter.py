@@ -15,39 +15,45 @@ from torch.nn.functional import cross_entropy
 
 from fusion.errors import InputError
 from fusion.logits.cosine_head import logits
-from fusion.logits.dataset import Labelled, apart, check_labels, check_matrix, directions
-from fusion.logits.optimize import Epoch, share, train
+from fusion.logits.dataset import (
+    Labelled,
+    check_different_rows,
+    check_labels,
+    check_matrix,
+    unit_rows,
+)
+from fusion.logits.optimize import Epoch, top1_accuracy, train
 from fusion.task_vectors.task_vectors import accumulator
 
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """A(u) = relu(W₂·relu(W₁u)), without biases."""
+    """Adapter network A(u) = relu(W₂·relu(W₁u)), without biases."""
 
     down: Tensor
     """W₁ [H, D]."""
     up: Tensor
     """W₂ [D, H]."""
     ratio: float
-    """r."""
+    """r, the weight of A(u) in the residual sum."""
 
 
 @dataclass(frozen=True, eq=False)
 class ClipAdapter:
-    """A learned adapter."""
+    """A trained adapter."""
 
     adapter: Adapter
     accuracy: float
-    """Of `select`."""
+    """Accuracy on `select`."""
     epoch: int
-    """The best on `select`; 0: the network as it was drawn."""
+    """Best epoch on `select`; 0: the initial network."""
     history: tuple[Epoch, ...]
 
 
 def adapted(embeddings: Tensor, adapter: Adapter) -> Tensor:
-    """u* = r·A(u) + (1 − r)·u [B, D], not normalised; r = 0 gives u.
+    """Adapted embeddings u* = r·A(u) + (1 − r)·u [B, D], not normalised; r = 0 gives u.
 
-    The blend comes before normalisation, so what r does depends on the length of u.
+    The sum is made before normalisation, so the effect of r depends on the length of u.
 
     Args:
         embeddings: u [B, D], not normalised.
@@ -68,7 +74,7 @@ def adapted(embeddings: Tensor, adapter: Adapter) -> Tensor:
 
 
 def blend(u: Tensor, down: Tensor, up: Tensor, ratio: float) -> Tensor:
-    """The same, unchecked."""
+    """`adapted` without checks."""
     return ratio * ((u @ down.T).relu() @ up.T).relu() + (1 - ratio) * u
 
 
@@ -86,40 +92,41 @@ def clip_adapter(
     epochs: Annotated[int, Interval(ge=0)] = 100,
     seed: int = 0,
 ) -> ClipAdapter:
-    """min over W₁, W₂ of mean CE(n(u*)Wᵀ, y) over `fit`; the head is frozen.
+    """CLIP-Adapter: train W₁ and W₂ to minimise mean CE(n(u*)Wᵀ, y) over `fit`; frozen head.
 
-    AdamW, its rate going down to 0 by a cosine a step; the best epoch is chosen on `select`.
+    AdamW with a cosine learning rate; the best epoch is chosen on `select`.
 
     Args:
-        fit: embeddings to learn from and their labels.
-        select: what the epoch is chosen on.
+        fit: embeddings and labels to train on.
+        select: rows for the choice of the epoch.
         head: W [C, D], zero-shot head, logit scale included.
-        ratio: r. Default 0.2: the code's. Below 1: at 1 a row whose A(u) is zero has no direction.
-        reduction: D / H. Default 4: the code's.
-        learning_rate: default 1e-3: ours. The released file leaves optimiser and rate to the
-            configuration of the library it is part of.
-        eps: AdamW's.
-        weight_decay: AdamW's.
-        batch_size: default 256: Tip-Adapter's.
-        epochs: default 100: ours (the authors train for 200 on images).
-        seed: of W₁, W₂ (uniform within ±1/√fan-in, as torch's linear layers) and of the shuffles.
+        ratio: r. Default 0.2, the code's. It is below 1, since at 1 a row with A(u) = 0 cannot be
+            normalised.
+        reduction: D / H. Default 4, the code's.
+        learning_rate: AdamW's. Default 1e-3, ours; the released file leaves optimiser and rate to
+            the configuration of its library.
+        eps: AdamW's. Default 1e-8.
+        weight_decay: AdamW's. Default 0.01.
+        batch_size: default 256, Tip-Adapter's.
+        epochs: default 100, ours (the authors train for 200 on images).
+        seed: of W₁, W₂ (uniform within ±1/√fan-in, as in torch's linear layers) and of the
+            shuffles.
 
     Raises:
-        InputError: `fit` and `select` are the same rows, other widths, a label outside, NaN or
-            infinity, fewer dimensions than `reduction`, a loss that leaves the numbers.
+        InputError: `fit` and `select` are the same rows, wrong widths, a label outside, NaN or
+            infinity, fewer dimensions than `reduction`, a loss that is not finite.
 
-    Source: Gao et al. 2021, arXiv:2110.04544, and its code.
-    Deviations: the image side only, as the code; the first of equal epochs is taken, and the
-    network as it was drawn counts as epoch 0; features computed once take the place of augmented
-    images.
+    Source: Gao et al. 2021, arXiv:2110.04544, and its code. Deviations: the image side only, as in
+    the code; the first of equal epochs is taken, and the initial network counts as epoch 0;
+    features computed once replace augmented images.
     """
-    apart(fit, select)
+    check_different_rows(fit, select)
     width, classes = fit.features.shape[1], head.shape[0]
     check_matrix("head", head, width=width)
     check_matrix(f"{select.split}: features", select.features, width=width)
     for rows in (fit, select):
         check_labels(f"{rows.split}: labels", rows.labels, len(rows), classes)
-        directions(f"{rows.split}: features", rows.features)
+        unit_rows(f"{rows.split}: features", rows.features)
     if width < reduction:
         raise InputError(f"reduction: {reduction}; at most the width {width} allowed")
 
@@ -134,7 +141,7 @@ def clip_adapter(
         return cross_entropy(logits(blend(seen[batch], down, up, ratio), frozen), fit.labels[batch])
 
     def accuracy() -> float:
-        return share(logits(blend(other, down, up, ratio), frozen), select.labels)
+        return top1_accuracy(logits(blend(other, down, up, ratio), frozen), select.labels)
 
     epoch, history = train(
         [down, up],
@@ -153,6 +160,6 @@ def clip_adapter(
 
 
 def uniform(rows: int, columns: int, draw: torch.Generator) -> Tensor:
-    """A matrix as torch's linear layers begin: uniform within ±1/√columns."""
+    """Random matrix initialised as in torch's linear layers: uniform within ±1/√columns."""
     matrix = torch.empty(rows, columns)
     return matrix.uniform_(-(columns**-0.5), columns**-0.5, generator=draw)

@@ -29,23 +29,25 @@ def ensemble(
     average: Literal["logits", "probabilities", "features"] = "logits",
     temperatures: Sequence[float] | None = None,
 ) -> Tensor:
-    """Weighted average over experts; n is L2 normalisation, W the head, z_t the embeddings.
+    """Ensemble: weighted average over experts of logits, probabilities or features.
+
+    With n the L2 normalisation, W the head and z_t the embeddings:
 
     * `logits`: Σ_t w_t n(z_t)Wᵀ/T_t. The head has no bias, so the normalised embeddings are
       averaged first and multiplied by the head once.
     * `probabilities`: log Σ_t w_t softmax(n(z_t)Wᵀ/T_t): log-probabilities.
     * `features`: n(Σ_t w_t z_t)Wᵀ. FusionBench averages the encoders' outputs before the visual
-      projection; the projection is linear and has no bias, so this is the same.
+      projection; since the projection is linear without bias, this is the same.
 
     Args:
-        embeddings: [T, B, D], outputs of each expert: embeddings, not normalised.
-        head: a cosine head, or its weight [C, D], logit scale included. Of any other head, each
-            expert's logits are computed first, and n(z)Wᵀ above is `head.logits(z)`.
+        embeddings: [T, B, D], outputs of each expert, not normalised.
+        head: a cosine head, or its weight [C, D], logit scale included. For other heads each
+            expert's logits `head.logits(z)` take the place of n(z)Wᵀ.
         weights: T weights, divided by their sum. Default equal, the paper's.
         average: what is averaged. Default logits, the paper's.
-        temperatures: T_t > 0, one an expert (`fitted_temperatures`): an expert trained with label
-            smoothing or mixup has small logits and else counts for less. Default 1, the paper's.
-            Features have none.
+        temperatures: T_t > 0, one for each expert (`fitted_temperatures`). Experts trained with
+            label smoothing or mixup have small logits, and otherwise less influence. Default 1, the
+            paper's. Not allowed for features.
 
     Returns:
         Logits [B, C], in float32 (float64 where an input is).
@@ -89,7 +91,7 @@ def ensemble(
 
 
 def logits_under(head: Tensor | Head, output: Tensor) -> Tensor:
-    """Logits [..., B, C] of outputs [..., B, D]; a tensor [C, D] is a cosine head's weight."""
+    """Logits [..., B, C] of outputs [..., B, D]; a tensor [C, D] is the weight of a cosine head."""
     if isinstance(head, Tensor):
         return normalized(output) @ head.T
     found = head.logits(output.reshape(-1, output.shape[-1]))
@@ -97,7 +99,11 @@ def logits_under(head: Tensor | Head, output: Tensor) -> Tensor:
 
 
 def normalised_weights(experts: int, weights: Sequence[float] | None) -> list[float]:
-    """T weights divided by their sum; equal ones for None."""
+    """T weights divided by their sum; equal weights for None.
+
+    Raises:
+        InputError: wrong length, no finite number, a sum of zero.
+    """
     if weights is None:
         return [1 / experts] * experts
     if len(weights) != experts:
@@ -110,7 +116,11 @@ def normalised_weights(experts: int, weights: Sequence[float] | None) -> list[fl
 
 
 def inverse_temperatures(experts: int, temperatures: Sequence[float] | None) -> list[float]:
-    """1/T_t of each expert; ones for None."""
+    """Inverse temperatures 1/T_t of the experts; ones for None.
+
+    Raises:
+        InputError: wrong length, no number above 0.
+    """
     if temperatures is None:
         return [1.0] * experts
     if len(temperatures) != experts:
@@ -125,12 +135,13 @@ def inverse_temperatures(experts: int, temperatures: Sequence[float] | None) -> 
 
 
 def fitted_temperatures(logits: Tensor, labels: Tensor) -> list[float]:
-    """T_t = 1/β_t, β_t minimising mean_n CE(β·z_tn, y_n) over [1e-2, 1e2]: one an expert.
+    """Temperature of each expert that minimises the cross-entropy on held-out labels.
 
-    Where every row is right the loss has no minimum, and T_t is the end of the range, 0.01.
+    T_t = 1/β_t, where β_t in [1e-2, 1e2] minimises mean_n CE(β·z_tn, y_n). If every row is correct,
+    there is no minimum, and T_t is the end of the range, 0.01.
 
     Args:
-        logits: [T, N, C], of rows that nothing is reported on.
+        logits: [T, N, C], of rows that no result is reported on.
         labels: int64 [N].
 
     Raises:
@@ -151,7 +162,7 @@ def fitted_temperatures(logits: Tensor, labels: Tensor) -> list[float]:
 
 
 def check_logits(logits: Tensor, labels: Tensor) -> None:
-    """Raise InputError for what are no logits [T, N, C] with labels [N]."""
+    """Raise InputError unless logits are [T, N, C] with labels [N] in range."""
     if logits.ndim != 3 or not logits.numel() or labels.shape != logits.shape[1:2]:
         shapes = f"{list(logits.shape)} and {list(labels.shape)}"
         raise InputError(f"logits and labels: shapes {shapes}; [T, N, C] and [N] needed")
@@ -173,21 +184,22 @@ def greedy_ensemble(
     given: Sequence[int] | None = None,
     **rule: Any,
 ) -> Greedy:
-    """The greedy soup's loop over averaged logits: which experts, and how often each, to ensemble.
+    """Greedy ensemble: the greedy soup's selection applied to averaged logits.
 
-    The subset's experts have equal weights: give `ensemble` the weights `shares(subset, T)`.
+    The experts of the selected subset have equal weights: pass `shares(subset, T)` as `weights` to
+    `ensemble`.
 
     Args:
-        logits: [T, N, C] of the rows that are selected on. An expert with NaN or +Inf is left out
-            and recorded as `failed`; experts with equal logits are copies, as in `begin`.
+        logits: [T, N, C] of the rows used for selection. An expert with NaN or +Inf is left out and
+            recorded as `failed`; experts with equal logits are copies, as in `begin`.
         labels: int64 [N].
-        metric: accuracy, or negative log-likelihood (scores are then −NLL). Default: the paper's.
-        average: what is averaged.
-        temperatures: T_t > 0, one an expert; logits are divided by them first.
-        order: as `order_of`; there are no angles here.
+        metric: accuracy (default, the paper's), or negative log-likelihood (scores are then −NLL).
+        average: what is averaged. Default logits.
+        temperatures: T_t > 0, one for each expert; logits are divided by them first. Default 1.
+        order: as for `order_of`, without `angle`.
         seed: of the order `random`.
-        given: the order `given`.
-        rule: `start`, `tie`, `min_delta`, `replacement`, `passes`, as `begin`.
+        given: of the order `given`.
+        rule: `start`, `tie`, `min_delta`, `replacement`, `passes`, as for `begin`.
 
     Raises:
         InputError: shapes that do not fit, a label outside, no expert with finite logits,
@@ -230,7 +242,7 @@ def greedy_ensemble(
 
 
 def fitness(logits: Tensor, labels: Tensor, metric: Literal["accuracy", "nll"]) -> float:
-    """Accuracy, or −NLL, of logits [N, C]; NaN where one is NaN (argmax would call it the best)."""
+    """Accuracy, or −NLL, of logits [N, C]; NaN if a logit is NaN (argmax would select it)."""
     if bool(logits.isnan().any()) or (metric == "accuracy" and bool(logits.isposinf().any())):
         return math.nan
     if metric == "accuracy":
@@ -244,7 +256,7 @@ def digest(tensor: Tensor) -> str:
 
 
 def shares(subset: Sequence[int], experts: int) -> list[float]:
-    """How often each of T experts is in a subset, divided by its size: weights of `ensemble`.
+    """Weights of `ensemble` for a subset: how often each of T experts occurs, divided by its size.
 
     >>> shares((2, 0, 2, 2), 3)
     [0.25, 0.0, 0.75]

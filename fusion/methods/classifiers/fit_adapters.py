@@ -1,4 +1,4 @@
-"""Fitted caches and adapters: Tip-Adapter (F), CLIP-Adapter, CaFo."""
+"""Fitted caches and adapters: Tip-Adapter, Tip-Adapter-F, CLIP-Adapter and CaFo."""
 
 from __future__ import annotations
 
@@ -16,25 +16,32 @@ from fusion.methods.classifiers.cafo import cafo as weigh_heads
 from fusion.methods.classifiers.clip_adapter import Adapter, adapted
 from fusion.methods.classifiers.clip_adapter import clip_adapter as learn_adapter
 from fusion.methods.classifiers.grid_search import cafo_surface, tip_surface
-from fusion.methods.classifiers.interface import BASE, Embedded, Fit, Plane, scalar, surface_of
+from fusion.methods.classifiers.interface import (
+    BASE,
+    Embedded,
+    Fit,
+    TaskEmbeddings,
+    scalar,
+    surface_of,
+)
 from fusion.methods.classifiers.tip_adapter import (
     affinities,
     cache_keys,
     cache_logits,
     cache_values,
-    tip_logits,
 )
+from fusion.methods.classifiers.tip_adapter import tip_adapter as tip_adapter_logits
 from fusion.methods.classifiers.tip_adapter_f import tip_adapter_f as learn_keys
 
 
-def cache_of(plane: Plane, source: str, at: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Keys [NK, D] and their labels, int64 [NK]."""
-    rows = plane.rows(source, "fit", at)
+def cache_of(data: TaskEmbeddings, source: str, at: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Cache keys [NK, D] of fit rows, and their labels, int64 [NK]."""
+    rows = data.rows(source, "fit", at)
     return cache_keys(rows.features[None]), rows.labels
 
 
 def tip_adapter(
-    plane: Plane,
+    data: TaskEmbeddings,
     *,
     features: str = BASE,
     shots: Annotated[int | None, Interval(ge=1)] = 16,
@@ -43,28 +50,29 @@ def tip_adapter(
     largest_beta: Annotated[float, Interval(ge=0.1)] = 50.0,
     alphas: Sequence[float] | None = None,
 ) -> Fit:
-    """z = n(z)Wᵀ + α·exp(−β(1 − n(z)Kᵀ))V: a cache of few shots; nothing is trained.
+    """Tip-Adapter: add a cache of few-shot features to the zero-shot head; no training.
 
-    β and α are chosen on the select rows: all β in one pass, α exactly (or on a grid).
+    z = n(z)Wᵀ + α·exp(−β(1 − n(z)Kᵀ))V. β and α are chosen on the select rows: all β in one pass, α
+    exactly (or on a grid).
 
     Args:
-        plane: the task.
-        features: whose embeddings are keys and queries.
-        shots: fit rows a class in the cache. Default 16: the paper's largest; null: all.
-        seed: of the drawing.
-        betas: how many β are tried, log-spaced from 0.1. Default 200: the authors' number.
-        largest_beta: default 50: the end of the widest of the authors' ranges.
-        alphas: a grid of α. Default: the exact optimum, from 0.
+        data: embeddings, labels and head of the task.
+        features: source of the embeddings of keys and queries. Default the base.
+        shots: fit rows of each class in the cache. Default 16, the paper's largest; null: all.
+        seed: of the drawn rows.
+        betas: number of β tried, log-spaced from 0.1. Default 200, the authors' number.
+        largest_beta: largest β. Default 50, the end of the widest of the authors' ranges.
+        alphas: grid of α. Default: the exact optimum, from 0.
 
     Source: Zhang et al. 2022, arXiv:2207.09519. Deviations: one wide range of β and α for all data
-    sets (the authors' were tuned data set by data set, on ImageNet with the test split); one view
-    an image, where the authors average ten crops.
+    sets (the authors tuned them for each data set, on ImageNet with the test split); one view of
+    each image, where the authors average ten crops.
     """
-    keys, classes = cache_of(plane, features, plane.shots(shots, seed))
-    select = plane.rows(features, "select")
+    keys, classes = cache_of(data, features, data.shots(shots, seed))
+    select = data.rows(features, "select")
     near = affinities(select.features, keys)
     found = tip_surface(
-        logits(select.features, plane.head), near, cache_values(classes, len(plane.head)),
+        logits(select.features, data.head), near, cache_values(classes, len(data.head)),
         select.labels, np.geomspace(0.1, largest_beta, betas).tolist(), alphas=alphas,
     )  # fmt: skip
     best = found.best
@@ -76,7 +84,7 @@ def tip_adapter(
 
 
 def tip_adapter_f(
-    plane: Plane,
+    data: TaskEmbeddings,
     *,
     features: str = BASE,
     shots: Annotated[int | None, Interval(ge=1)] = 16,
@@ -88,28 +96,28 @@ def tip_adapter_f(
     batch_size: Annotated[int, Interval(ge=1)] = 256,
     epochs: Annotated[int, Interval(ge=0)] = 20,
 ) -> Fit:
-    """Tip-Adapter whose keys are trained on their own images; epoch, α and β chosen on select.
+    """Tip-Adapter-F: Tip-Adapter with trained keys; epoch, α and β are chosen on the select rows.
 
     Args:
-        plane: the task.
-        features: whose embeddings.
-        shots: fit rows a class. Default 16; null: all.
-        seed: of the drawing and the shuffles.
-        alpha: while learning. Default 1.17: the code's for ImageNet.
-        beta: while learning. Default 1: the code's.
-        learning_rate: AdamW's. Default 1e-3: the code's.
-        eps: AdamW's. Default 1e-4: the code's, made for float16.
-        batch_size: default 256: the code's.
-        epochs: default 20: the code's.
+        data: embeddings, labels and head of the task.
+        features: source of the embeddings. Default the base.
+        shots: fit rows of each class. Default 16; null: all.
+        seed: of the drawn rows and the shuffles.
+        alpha: α during training. Default 1.17, the code's for ImageNet.
+        beta: β during training. Default 1, the code's.
+        learning_rate: AdamW's. Default 1e-3, the code's.
+        eps: AdamW's. Default 1e-4, the code's, made for float16.
+        batch_size: default 256, the code's.
+        epochs: default 20, the code's.
 
     Source: Zhang et al. 2022, arXiv:2207.09519, §3.3. Deviation: nothing is chosen on the reported
     split (the released code takes the best test epoch).
     """
-    at = plane.shots(shots, seed)
-    keys, classes = cache_of(plane, features, at)
+    at = data.shots(shots, seed)
+    keys, classes = cache_of(data, features, at)
     found = learn_keys(
-        plane.rows(features, "fit", at), plane.rows(features, "select"), plane.head, keys,
-        cache_values(classes, len(plane.head)), alpha=alpha, beta=beta,
+        data.rows(features, "fit", at), data.rows(features, "select"), data.head, keys,
+        cache_values(classes, len(data.head)), alpha=alpha, beta=beta,
         learning_rate=learning_rate, eps=eps, batch_size=batch_size, epochs=epochs, seed=seed,
     )  # fmt: skip
     kept = {"keys": found.keys, "classes": classes, "alpha": scalar(found.alpha)}
@@ -120,20 +128,19 @@ def tip_adapter_f(
 
 
 def cache_model_logits(
-    embedded: Embedded, head: Tensor, kept: Mapping[str, Tensor], plane: Sequence[str],
+    embedded: Embedded, head: Tensor, kept: Mapping[str, Tensor], experts: Sequence[str],
     features: str = BASE, **_: object,
 ) -> Tensor:  # fmt: skip
-    """Zero-shot logits and the cache's."""
-    z = embedded(features)
+    """Logits of Tip-Adapter (F): zero-shot logits plus the cache's."""
     values = cache_values(kept["classes"], len(head))
-    near = affinities(z, kept["keys"])
-    return tip_logits(
-        logits(z, head), near, values, alpha=float(kept["alpha"]), beta=float(kept["beta"])
-    )
+    return tip_adapter_logits(
+        embedded(features), head, kept["keys"], values,
+        alpha=float(kept["alpha"]), beta=float(kept["beta"]),
+    )  # fmt: skip
 
 
 def clip_adapter(
-    plane: Plane,
+    data: TaskEmbeddings,
     *,
     features: str = BASE,
     shots: Annotated[int | None, Interval(ge=1)] = 16,
@@ -144,24 +151,28 @@ def clip_adapter(
     batch_size: Annotated[int, Interval(ge=1)] = 256,
     epochs: Annotated[int, Interval(ge=0)] = 100,
 ) -> Fit:
-    """n(r·A(z) + (1 − r)·z)Wᵀ, A two small layers, trained on few shots; epoch chosen on select.
+    """CLIP-Adapter: train a small residual network A on embeddings, before the zero-shot head.
+
+    Logits are n(r·A(z) + (1 − r)·z)Wᵀ. A has two layers and is trained on few shots; the epoch is
+    chosen on the select rows.
 
     Args:
-        plane: the task.
-        features: whose embeddings.
-        shots: fit rows a class. Default 16; null: all.
-        seed: of the drawing, the layers and the shuffles.
-        ratio: r. Default 0.2: the code's.
-        reduction: width of the embedding over that of the hidden layer. Default 4: the code's.
-        learning_rate: default 1e-3: ours.
+        data: embeddings, labels and head of the task.
+        features: source of the embeddings. Default the base.
+        shots: fit rows of each class. Default 16; null: all.
+        seed: of the drawn rows, the layers and the shuffles.
+        ratio: r. Default 0.2, the code's.
+        reduction: width of the embedding divided by that of the hidden layer. Default 4, the
+            code's.
+        learning_rate: AdamW's. Default 1e-3, ours.
         batch_size: default 256.
-        epochs: default 100: ours (the authors: 200 on images).
+        epochs: default 100, ours (the authors: 200 on images).
 
     Source: Gao et al. 2021, arXiv:2110.04544.
     """
     found = learn_adapter(
-        plane.rows(features, "fit", plane.shots(shots, seed)), plane.rows(features, "select"),
-        plane.head, ratio=ratio, reduction=reduction, learning_rate=learning_rate,
+        data.rows(features, "fit", data.shots(shots, seed)), data.rows(features, "select"),
+        data.head, ratio=ratio, reduction=reduction, learning_rate=learning_rate,
         batch_size=batch_size, epochs=epochs, seed=seed,
     )  # fmt: skip
     kept = {"down": found.adapter.down, "up": found.adapter.up, "ratio": scalar(ratio)}
@@ -169,16 +180,16 @@ def clip_adapter(
 
 
 def adapter_logits(
-    embedded: Embedded, head: Tensor, kept: Mapping[str, Tensor], plane: Sequence[str],
+    embedded: Embedded, head: Tensor, kept: Mapping[str, Tensor], experts: Sequence[str],
     features: str = BASE, **_: object,
 ) -> Tensor:  # fmt: skip
-    """Logits of adapted embeddings."""
+    """Logits of CLIP-Adapter: the zero-shot head on adapted embeddings."""
     adapter = Adapter(kept["down"], kept["up"], float(kept["ratio"]))
     return logits(adapted(embedded(features), adapter), head)
 
 
 def cafo(
-    plane: Plane,
+    data: TaskEmbeddings,
     *,
     sources: Sequence[str] | None = None,
     shots: Annotated[int | None, Interval(ge=1)] = 16,
@@ -188,36 +199,38 @@ def cafo(
     normalisation: Normalisation = "zscore",
     compat: Compat = None,
 ) -> Fit:
-    """z₀ + α·Σ_m w_m ĉ_m: a cache a source, each weighed by its agreement with the zero-shot head.
+    """CaFo: add one cache for each source, weighted by agreement with the zero-shot head.
 
-    The temperature of the weights and α are chosen on the select rows: α exactly.
+    z₀ + α·Σ_m w_m ĉ_m. The temperature of the weights and α are chosen on the select rows, α
+    exactly.
 
     Args:
-        plane: the task.
-        sources: whose embeddings make the M caches. Default: the base and all experts.
-        shots: fit rows a class in each cache. Default 16; null: all.
-        seed: of the drawing, the same rows for all.
-        beta: of all caches. Default 1: the code's.
-        temperatures: how many T are tried, log-spaced from 0.01 to 10, and the plain mean.
-        normalisation: of each head over classes. Default: z-scores, the code's.
-        compat: `cafo`: the code's softmax, not divided by the number of classes.
+        data: embeddings, labels and head of the task.
+        sources: sources of the embeddings of the M caches. Default: the base and all experts.
+        shots: fit rows of each class in each cache. Default 16; null: all.
+        seed: of the drawn rows, the same for all caches.
+        beta: β of all caches. Default 1, the code's.
+        temperatures: number of T tried, log-spaced from 0.01 to 10; the plain mean is tried too.
+            Default 13.
+        normalisation: of each head over classes. Default z-scores, the code's.
+        compat: `cafo`: the code's softmax, not divided by the number of classes. Default none.
 
-    Source: Zhang et al. 2023, arXiv:2303.02151, §3.3, for M feature sets. Deviations: no images
-    made by a generator, no training of the keys; nothing is chosen on the reported split.
+    Source: Zhang et al. 2023, arXiv:2303.02151, §3.3, for M feature sets. Deviations: no generated
+    images, no training of the keys; nothing is chosen on the reported split.
     """
-    names = [BASE, *plane.experts] if sources is None else list(sources)
-    at = plane.shots(shots, seed)
+    names = [BASE, *data.experts] if sources is None else list(sources)
+    at = data.shots(shots, seed)
     kept: dict[str, Tensor] = {}
     heads = []
     for m, name in enumerate(names):
-        keys, classes = cache_of(plane, name, at)
+        keys, classes = cache_of(data, name, at)
         kept |= {f"keys.{m}": keys, "classes": classes}
-        near = affinities(plane.embedded(name, "select", None), keys)
-        heads.append(cache_logits(near, cache_values(classes, len(plane.head)), beta))
-    select = plane.rows(BASE, "select")
+        near = affinities(data.embedded(name, "select", None), keys)
+        heads.append(cache_logits(near, cache_values(classes, len(data.head)), beta))
+    select = data.rows(BASE, "select")
     tried = [*np.geomspace(0.01, 10, temperatures).tolist(), float("inf")]
     found = cafo_surface(
-        logits(select.features, plane.head), torch.stack(heads), select.labels, tried,
+        logits(select.features, data.head), torch.stack(heads), select.labels, tried,
         normalisation=normalisation, compat=compat,
     )  # fmt: skip
     best = found.best
@@ -226,12 +239,12 @@ def cafo(
 
 
 def cafo_logits(
-    embedded: Embedded, head: Tensor, kept: Mapping[str, Tensor], plane: Sequence[str],
+    embedded: Embedded, head: Tensor, kept: Mapping[str, Tensor], experts: Sequence[str],
     sources: Sequence[str] | None = None, beta: float = 1.0,
     normalisation: Normalisation = "zscore", compat: Compat = None, **_: object,
 ) -> Tensor:  # fmt: skip
-    """Zero-shot logits and the weighed caches'."""
-    names = [BASE, *plane] if sources is None else list(sources)
+    """Logits of CaFo: zero-shot logits plus the weighted caches'."""
+    names = [BASE, *experts] if sources is None else list(sources)
     values = cache_values(kept["classes"], len(head))
     heads = [
         cache_logits(affinities(embedded(name), kept[f"keys.{m}"]), values, beta)

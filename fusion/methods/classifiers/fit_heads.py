@@ -13,20 +13,27 @@ from fusion.logits.cosine_head import logits, normalized
 from fusion.logits.exact_alpha import exact_alpha, segment
 from fusion.methods.classifiers.ensemble import ensemble, fitted_temperatures, shares
 from fusion.methods.classifiers.ensemble import greedy_ensemble as choose_members
-from fusion.methods.classifiers.interface import BASE, Embedded, Fit, Plane, curve_of, scalar
+from fusion.methods.classifiers.interface import (
+    BASE,
+    Embedded,
+    Fit,
+    TaskEmbeddings,
+    curve_of,
+    scalar,
+)
 from fusion.methods.classifiers.linear_probe import Convention
 from fusion.methods.classifiers.linear_probe import linear_probe as fit_probe
 from fusion.methods.soups.greedy import Tie
 
 FAILED = "failed"
-"""Name of how many experts were left out, their logits being NaN or infinite."""
+"""Key of the number of experts that were left out because their logits are not finite."""
 
 DRAWN = tuple(j / 100 for j in range(101))
-"""Where accuracy over α is looked up for a picture."""
+"""Values of α at which accuracy is evaluated for plots."""
 
 
 def greedy_ensemble(
-    plane: Plane,
+    data: TaskEmbeddings,
     *,
     metric: Literal["accuracy", "nll"] = "accuracy",
     average: Literal["logits", "probabilities"] = "logits",
@@ -37,25 +44,29 @@ def greedy_ensemble(
     min_delta: Annotated[float, Interval(ge=0)] = 0.0,
     replacement: bool = False,
 ) -> Fit:
-    """The greedy soup's loop over averaged logits: which experts are ensembled, task by task.
+    """Greedy ensemble: select the experts whose averaged logits are ensembled, for each task.
+
+    It applies the greedy soup's selection to logits.
 
     Args:
-        plane: the task.
-        metric: what may not fall on the select rows. Default: accuracy, the paper's.
-        average: what is averaged. Default: logits, the paper's.
-        calibrated: divide each expert's logits by a temperature fitted on the select rows first:
-            models trained with mixup or label smoothing have smaller logits, and less of a say.
-        order: as of `greedy_soup`.
+        data: embeddings, labels and head of the task.
+        metric: score on the select rows that must not fall. Default accuracy, the paper's.
+        average: what is averaged. Default logits, the paper's.
+        calibrated: first divide each expert's logits by a temperature fitted on the select rows,
+            since models trained with mixup or label smoothing have smaller logits and less
+            influence. Default false.
+        order: as for `greedy_soup`.
         seed: of the random order.
-        tie: as of `greedy_soup`.
-        min_delta: as of `greedy_soup`.
-        replacement: an expert may be taken again, and then weighs more (Caruana et al. 2004).
+        tie: as for `greedy_soup`.
+        min_delta: as for `greedy_soup`.
+        replacement: an expert may be taken again, and then has more weight (Caruana et al. 2004).
+            Default false.
 
     Source: Wortsman et al. 2022, arXiv:2203.05482, §3 and appendix (greedy ensemble).
     """
-    labels = plane.labels("select")
+    labels = data.labels("select")
     z = torch.stack(
-        [logits(plane.embedded(each, "select", None), plane.head) for each in plane.experts]
+        [logits(data.embedded(each, "select", None), data.head) for each in data.experts]
     )
     rates = fitted_temperatures(z, labels) if calibrated else [1.0] * len(z)
     found = choose_members(
@@ -71,11 +82,11 @@ def greedy_ensemble(
 
 
 def ensemble_logits(
-    embedded: Embedded, head: Tensor, kept: Mapping[str, Tensor], plane: Sequence[str],
+    embedded: Embedded, head: Tensor, kept: Mapping[str, Tensor], experts: Sequence[str],
     average: Literal["logits", "probabilities"] = "logits", **_: object,
 ) -> Tensor:  # fmt: skip
-    """The weighted ensemble of those chosen."""
-    stack = torch.stack([embedded(each) for each in plane])
+    """Logits of the selected, weighted ensemble."""
+    stack = torch.stack([embedded(each) for each in experts])
     return ensemble(
         stack, head, weights=kept["weights"].tolist(), average=average,
         temperatures=kept["temperatures"].tolist(),
@@ -83,7 +94,7 @@ def ensemble_logits(
 
 
 def linear_probe(
-    plane: Plane,
+    data: TaskEmbeddings,
     *,
     features: str = BASE,
     convention: Convention = "unnormalised",
@@ -92,39 +103,39 @@ def linear_probe(
     seed: Annotated[int, Interval(ge=0)] = 0,
     max_iter: Annotated[int, Interval(ge=1)] = 1000,
 ) -> Fit:
-    """Multinomial logistic regression on frozen embeddings: min C·Σ CE + ½‖W‖².
+    """Linear probe: multinomial logistic regression on frozen embeddings, min C·Σ CE + ½‖W‖².
 
     Args:
-        plane: the task.
-        features: whose embeddings: `pretrained`, or an expert's name.
-        convention: `unnormalised`: OpenAI's; `normalised`: what zero-shot heads read.
-        C: inverse strength of the penalty. Default 0.316: OpenAI's for CIFAR-100; search it.
-        shots: fit rows a class, drawn by `seed`. Default: all.
-        seed: of the drawing.
-        max_iter: of L-BFGS.
+        data: embeddings, labels and head of the task.
+        features: source of the embeddings: `pretrained` (default), or an expert's name.
+        convention: `unnormalised` (default): OpenAI's; `normalised`: as for zero-shot heads.
+        C: inverse strength of the penalty. Default 0.316, OpenAI's for CIFAR-100; search it.
+        shots: fit rows of each class, drawn by `seed`. Default: all.
+        seed: of the drawn rows.
+        max_iter: of L-BFGS. Default 1000.
 
     Source: Radford et al. 2021, arXiv:2103.00020, and its repository's example.
     """
-    rows = plane.rows(features, "fit", plane.shots(shots, seed))
+    rows = data.rows(features, "fit", data.shots(shots, seed))
     weight, bias = fit_probe(
         rows.features, rows.labels, convention=convention, C=C, max_iter=max_iter,
-        classes=len(plane.head),
+        classes=len(data.head),
     )  # fmt: skip
     return Fit({"weight": weight, "bias": bias})
 
 
 def probe_logits(
-    embedded: Embedded, head: Tensor, kept: Mapping[str, Tensor], plane: Sequence[str],
+    embedded: Embedded, head: Tensor, kept: Mapping[str, Tensor], experts: Sequence[str],
     features: str = BASE, convention: Convention = "unnormalised", **_: object,
 ) -> Tensor:  # fmt: skip
-    """xWᵀ + b."""
+    """Logits of the probe, xWᵀ + b."""
     x = embedded(features)
     x = x if convention == "unnormalised" else normalized(x)
     return x @ kept["weight"].T.to(x.dtype) + kept["bias"].to(x.dtype)
 
 
 def wise_ft_linear(
-    plane: Plane,
+    data: TaskEmbeddings,
     *,
     features: str = BASE,
     alpha: Annotated[float | None, Interval(ge=0, le=1)] = None,
@@ -133,42 +144,42 @@ def wise_ft_linear(
     seed: Annotated[int, Interval(ge=0)] = 0,
     max_iter: Annotated[int, Interval(ge=1)] = 1000,
 ) -> Fit:
-    """WiSE-FT of the head alone: (1 − α)·zero-shot + α·probe, weights and logits alike.
+    """WiSE-FT of the head: (1 − α)·zero-shot + α·probe, for weights and logits alike.
 
     Args:
-        plane: the task.
-        features: whose embeddings.
-        alpha: share of the probe. Default: the one that is best on the select rows, exactly: the
-            middle of the widest plateau of accuracy over [0, 1].
-        C: of the probe, on normalised embeddings, which are short. Default 100: ours.
-        shots: as of `linear_probe`.
-        seed: as of `linear_probe`.
-        max_iter: as of `linear_probe`.
+        data: embeddings, labels and head of the task.
+        features: source of the embeddings, as for `linear_probe`.
+        alpha: α, the weight of the probe. Default: the exact best on the select rows, the middle of
+            the widest plateau of accuracy over [0, 1].
+        C: of the probe, on normalised embeddings, which are short. Default 100, ours.
+        shots: as for `linear_probe`.
+        seed: as for `linear_probe`.
+        max_iter: as for `linear_probe`.
 
     Source: Wortsman et al. 2022, arXiv:2109.01903, §3 (linear classifier). The exact α is ours.
-    Deviation: the probe is logistic regression from zero; the paper trains the zero-shot head on.
+    Deviation: the probe is logistic regression from zero; the paper trains from the zero-shot head.
     """
-    rows = plane.rows(features, "fit", plane.shots(shots, seed))
+    rows = data.rows(features, "fit", data.shots(shots, seed))
     weight, bias = fit_probe(
         rows.features, rows.labels, convention="normalised", C=C, max_iter=max_iter,
-        classes=len(plane.head),
+        classes=len(data.head),
     )  # fmt: skip
     kept = {"weight": weight, "bias": bias}
     if alpha is not None:
         return Fit({**kept, "alpha": scalar(alpha)})
-    select = plane.rows(features, "select")
+    select = data.rows(features, "select")
     unit = normalized(select.features)
-    first, second = segment(unit @ plane.head.T, unit @ weight.T.to(unit.dtype) + bias)
+    first, second = segment(unit @ data.head.T, unit @ weight.T.to(unit.dtype) + bias)
     best = exact_alpha(first, second, select.labels, at=DRAWN)
     chosen = {"alpha": best.middle, "alpha/low": best.low, "alpha/high": best.high}
     return Fit({**kept, "alpha": scalar(best.middle), **curve_of(best, DRAWN)}, chosen)
 
 
 def wise_logits(
-    embedded: Embedded, head: Tensor, kept: Mapping[str, Tensor], plane: Sequence[str],
+    embedded: Embedded, head: Tensor, kept: Mapping[str, Tensor], experts: Sequence[str],
     features: str = BASE, **_: object,
 ) -> Tensor:  # fmt: skip
-    """n(z)((1 − α)W₀ + αW₁)ᵀ + αb."""
+    """Logits of the interpolated head, n(z)((1 − α)W₀ + αW₁)ᵀ + αb."""
     unit, alpha = normalized(embedded(features)), float(kept["alpha"])
     weight = (1 - alpha) * head.to(unit.dtype) + alpha * kept["weight"].to(unit.dtype)
     return unit @ weight.T + alpha * kept["bias"].to(unit.dtype)

@@ -1,7 +1,8 @@
 """Grid search over classifier hyper-parameters, on features that are computed once.
 
-What does not depend on a hyper-parameter is never computed again: affinities and zero-shot logits
-not at all, the cache's logits once a β, and α, in which logits are linear, by a sum or exactly.
+What does not depend on a hyper-parameter is computed once: affinities and zero-shot logits once in
+total, the cache's logits once for each β. Logits are linear in α, so each α costs one addition, or
+the best α is found exactly.
 
 Axes: N rows, NK keys, C classes, M heads, R values of β or T, A values of α.
 """
@@ -32,56 +33,58 @@ from fusion.methods.classifiers.tip_adapter import cache_logits, check_plane
 from fusion.task_vectors.task_vectors import accumulator
 
 DRAWN = (0.0, *(10 ** (j / 10) for j in range(-20, 41)))
-"""Where accuracy is looked up for a picture, where α is exact: 0, and ten values a decade from
-0.01 to 10000."""
+"""Values of α for plots of accuracy if α is exact: 0, and ten values a decade from 0.01 to
+10000."""
 
 BUDGET = 2**26
 """Default bytes of temporary affinities: 64 MiB."""
 
 Reach: TypeAlias = tuple[float, float, float, float]
-"""Accuracy, lowest α, highest α, the α taken."""
+"""(accuracy, lowest α, highest α, chosen α)."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One configuration."""
+    """One configuration of the search and its accuracy."""
 
     value: float
     """β or T."""
     alpha: float
     accuracy: float
     low: float
-    """Between this α and `high` accuracy is the same."""
+    """Start of the interval of α with this accuracy."""
     high: float
+    """End of that interval."""
 
 
 @dataclass(frozen=True, eq=False)
 class Surface:
-    """Accuracy over (β, α) or (T, α); all float64, on the CPU."""
+    """Accuracy over (β, α) or (T, α); all tensors are float64, on the CPU."""
 
     name: Literal["beta", "temperature"]
-    """What `values` are."""
+    """Name of the hyper-parameter in `values`."""
     values: Tensor
     """[R], as given."""
     accuracy: Tensor
-    """[R]: the best over α."""
+    """[R]: the best accuracy over α."""
     low: Tensor
-    """[R]: where the widest plateau of that accuracy begins."""
+    """[R]: start of the widest plateau of that accuracy."""
     high: Tensor
-    """[R]: and ends; infinite where no α is too large."""
+    """[R]: end of that plateau; infinite if no α is too large."""
     alpha: Tensor
-    """[R]: its middle; of a grid, the middle grid point (the lower of two)."""
+    """[R]: middle of the plateau; on a grid, the middle grid point (the lower of two)."""
     alphas: Tensor
-    """[A], ascending: the grid of α; where α is exact, where accuracy was looked up besides."""
+    """[A], ascending: the grid of α; if α is exact, the values at which accuracy is evaluated for
+    plots."""
     grid: Tensor
     """[R, A]: accuracies at `values` and `alphas`."""
 
     @property
     def best(self) -> Point:
-        """The most accurate configuration: the smoothest of equal ones, in mid-plateau.
+        """The most accurate configuration, and the smoothest among equal ones.
 
-        Of values that reach the same accuracy the smallest β or the largest T is taken: more keys,
-        or more heads, have a say. α is the middle of that value's widest plateau.
+        Among values with the same accuracy it is the smallest β or the largest T, so that more keys
+        or heads have influence. α is the middle of that value's widest plateau.
         """
         sign = 1 if self.name == "beta" else -1
         tied = (self.accuracy == self.accuracy.max()).nonzero()[:, 0].tolist()
@@ -102,27 +105,29 @@ def tip_surface(
     high: float = math.inf,
     budget_bytes: int = BUDGET,
 ) -> Surface:
-    """Accuracy of z₀ + α·exp(−β(1 − affinity))V over β and α: one matrix product a β.
+    """Accuracy of Tip-Adapter, z₀ + α·exp(−β(1 − affinity))V, over β and α.
+
+    One matrix product for each β.
 
     Args:
         zero_shot_logits: z₀ [N, C], logit scale included.
-        affinity: [N, NK], of `tip_adapter.affinities`.
+        affinity: [N, NK], from `tip_adapter.affinities`.
         values: V [NK, C], one-hot labels of the keys.
-        labels: int64 [N]; of a split that is neither reported on nor the keys' own.
+        labels: int64 [N], of a split that is neither reported on nor contains the keys.
         betas: R values, 0 or more, in any order.
-        alphas: A values, ascending: a grid. Default: the best α of each β exactly, between
-            `low` and `high`.
-        low: smallest α, where α is exact.
-        high: largest α, where α is exact.
-        budget_bytes: of the temporary exp(−β(1 − affinity)): rows are taken in chunks that fit it,
-            at least one at a time.
+        alphas: ascending grid of A values. Default: the exact best α of each β in [`low`, `high`].
+        low: smallest α, if α is exact. Default 0.
+        high: largest α, if α is exact. Default infinity.
+        budget_bytes: memory of the temporary exp(−β(1 − affinity)); rows are processed in chunks
+            that fit. Default 64 MiB.
 
     Raises:
-        InputError: other shapes, NaN, a label outside, no β, a negative or infinite one, α not
+        InputError: wrong shapes, NaN, a label outside, no β, a negative or infinite β, α not
             ascending.
 
-    Source: Zhang et al. 2022, arXiv:2207.09519; its code computes affinities and zero-shot logits
-    anew at each of 200 × 20 points, never tries α = 0, and takes the first of equal points.
+    Source: Zhang et al. 2022, arXiv:2207.09519. Deviations: its code computes affinities and
+    zero-shot logits anew at each of 200 × 20 points, never tries α = 0, and takes the first of
+    equal points.
 
     >>> zero_shot, near = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
     >>> found = tip_surface(zero_shot, near, torch.eye(2), torch.tensor([1]), [5.0], alphas=[0, 2])
@@ -161,17 +166,17 @@ def cafo_surface(
     Args:
         zero_shot_logits: z₀ [N, C].
         heads: [M, N, C], logits of each head.
-        labels: int64 [N]; of a split that is neither reported on nor learned from.
+        labels: int64 [N], of a split that is neither reported on nor trained on.
         temperatures: R values of T, 0 or more; infinity is the mean.
-        alphas: as in `tip_surface`.
-        low: as in `tip_surface`.
-        high: as in `tip_surface`.
-        normalisation: as in `cafo`.
-        reference: as in `cafo`.
-        compat: as in `cafo`.
+        alphas: as for `tip_surface`.
+        low: as for `tip_surface`.
+        high: as for `tip_surface`.
+        normalisation: as for `cafo`.
+        reference: as for `cafo`.
+        compat: as for `cafo`.
 
     Raises:
-        InputError: what `cafo` and `tip_surface` say.
+        InputError: see `cafo` and `tip_surface`.
     """
     check_heads(zero_shot_logits, heads, reference)
     dtype = accumulator(zero_shot_logits.dtype, heads.dtype)
@@ -224,7 +229,7 @@ def surface(
 
 
 def drawn(low: float, high: float) -> list[float]:
-    """Where accuracy over [low, high] is looked up: what of `DRAWN` lies inside, and the ends."""
+    """Values of α for plots: those of `DRAWN` in [low, high], and the ends."""
     inside = {alpha for alpha in DRAWN if low <= alpha <= high}
     return sorted(inside | {low} | ({high} if math.isfinite(high) else set()))
 
@@ -232,7 +237,7 @@ def drawn(low: float, high: float) -> list[float]:
 def accuracies(
     zero_shot: Tensor, slope: Tensor, labels: Tensor, alphas: Sequence[float]
 ) -> list[float]:
-    """Accuracy of argmax(z₀ + α·slope) at each α; one buffer of logits for all."""
+    """Accuracy of argmax(z₀ + α·slope) at each α, with one buffer of logits."""
     buffer = torch.empty_like(zero_shot)
     hits = [
         (torch.add(zero_shot, slope, alpha=alpha, out=buffer).argmax(-1) == labels).sum()
@@ -242,9 +247,9 @@ def accuracies(
 
 
 def plateau(accuracy: Sequence[float], alphas: Sequence[float]) -> Reach:
-    """The widest run of best grid points: accuracy, its first and last α, its middle point.
+    """The widest run of best grid points: (accuracy, first α, last α, middle α).
 
-    The first of equally wide runs; of two middle points the lower.
+    The first of equally wide runs is taken, and the lower of two middle points.
 
     >>> plateau([0.5, 0.9, 0.9, 0.9, 0.8], [0, 1, 2, 3, 4])
     (0.9, 1, 3, 2)
@@ -266,7 +271,7 @@ def numbers(name: str, values: Sequence[float], infinite: bool = False) -> list[
     """`values` as floats.
 
     Raises:
-        InputError: none, or one that is negative, NaN or (unless allowed) infinite.
+        InputError: no value, or one that is negative, NaN or (unless allowed) infinite.
     """
     if not len(values):
         raise InputError(f"{name}: none given; 1 or more needed")
@@ -278,10 +283,10 @@ def numbers(name: str, values: Sequence[float], infinite: bool = False) -> list[
 
 
 def ascending(name: str, values: Sequence[float]) -> list[float]:
-    """`values` as floats, each above the one before.
+    """`values` as floats, each larger than the one before.
 
     Raises:
-        InputError: they are not, or not numbers of 0 or more.
+        InputError: they are not ascending, or one is negative, NaN or infinite.
     """
     checked = numbers(name, values)
     for before, after in pairwise(checked):

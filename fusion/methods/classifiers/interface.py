@@ -1,7 +1,7 @@
-"""Interface of fitted classifiers: the embeddings they read, and the result they keep.
+"""Interface of fitted classifiers: the embeddings they read, and the result they store.
 
-The mathematics is elsewhere (`cache_model`, `clip_adapter`, `cafo`, `probe`, `ensemble`); the
-methods themselves are in `fitted_heads` and `fitted_caches`.
+The mathematics is in `tip_adapter`, `tip_adapter_f`, `clip_adapter`, `cafo`, `linear_probe` and
+`ensemble`. The methods of the table are in `fit_heads` and `fit_adapters`.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from fusion.task_vectors.task_vectors import accumulator
 BASE = "pretrained"
 
 Embedded: TypeAlias = Callable[[str], Tensor]
-"""Source (the base, or an expert) -> embeddings [N, D] of the rows that are classified."""
+"""Source (the base, or an expert's name) -> embeddings [N, D] of the rows to classify."""
 
 
 @dataclass(frozen=True, eq=False)
-class Plane:
-    """One task, as its fit and select rows are seen."""
+class TaskEmbeddings:
+    """Embeddings, labels and head of one task, for the fit and select splits."""
 
     experts: tuple[str, ...]
     head: Tensor
     """[C, D], logit scale included."""
     labels: Callable[[str], Tensor]
-    """Role -> int64 [N]."""
+    """Role (split) -> int64 [N]."""
     embedded: Callable[[str, str, Tensor | None], Tensor]
-    """(source, role, which rows; None: all) -> embeddings [n, D], not normalised."""
+    """(source, role, row numbers or None for all) -> embeddings [n, D], not normalised."""
 
     def rows(self, source: str, role: str, at: Tensor | None = None) -> Labelled:
-        """Embeddings and labels of a role's rows.
+        """Embeddings and labels of the rows of a split.
 
         Raises:
             InputError: an unknown source.
@@ -52,44 +52,48 @@ class Plane:
         labels = self.labels(role)
         return Labelled(self.embedded(source, role, at), labels if at is None else labels[at], role)
 
-    def widened(self) -> Plane:
-        """The same task, head and embeddings in float32 at least."""
-        return replace(self, head=wide(self.head), embedded=lambda *at: wide(self.embedded(*at)))
+    def widened(self) -> TaskEmbeddings:
+        """The same data, with head and embeddings at least in float32."""
+        return replace(
+            self,
+            head=float32_at_least(self.head),
+            embedded=lambda *at: float32_at_least(self.embedded(*at)),
+        )
 
     def shots(self, shots: int | None, seed: int) -> Tensor | None:
-        """Which fit rows: so many a class; None: all."""
+        """Row numbers of a few-shot subset of the fit split; None: all rows."""
         return None if shots is None else few_shot(self.labels("fit"), shots, seed, len(self.head))
 
 
-def wide(tensor: Tensor) -> Tensor:
-    """In float32 at least: embeddings and heads in half precision are multiplied there."""
+def float32_at_least(tensor: Tensor) -> Tensor:
+    """Convert half precision to float32, in which embeddings and heads are multiplied."""
     return tensor.to(accumulator(tensor.dtype))
 
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """What a method keeps of one task."""
+    """Result of a fit: the tensors that a method stores for one task."""
 
     kept: Mapping[str, Tensor]
-    """All that its logits need, and the surface it was chosen from."""
+    """Name -> tensor: all that its logits need, and the accuracy surface of the search."""
     chosen: Mapping[str, float] = field(default_factory=dict)
-    """What was chosen on the select rows, by name."""
+    """Name -> hyper-parameter that was chosen on the select rows."""
 
 
 def scalar(value: float) -> Tensor:
-    """A number as it is kept."""
+    """A number as a float64 tensor, for storing."""
     return torch.tensor(value, dtype=torch.float64)
 
 
 def surface_of(found: Surface) -> dict[str, Tensor]:
-    """A search's surface as it is kept: `surface.beta` or `surface.temperature` [R], and so on."""
+    """Accuracy surface of a search as named tensors: `surface.beta` [R], and so on."""
     columns = ("accuracy", "low", "high", "alpha", "alphas", "grid")
     kept = {f"surface.{name}": getattr(found, name) for name in columns}
     return {f"surface.{found.name}": found.values, **kept}
 
 
 def curve_of(found: ExactAlpha, at: Sequence[float]) -> dict[str, Tensor]:
-    """Accuracy over α alone as it is kept: a surface of one row, without a second axis."""
+    """Accuracy over α as tensors: a surface of one row, without a second axis."""
     row = {"accuracy": found.accuracy, "low": found.low, "high": found.high, "alpha": found.middle}
     kept = {f"surface.{name}": scalar(value)[None] for name, value in row.items()}
     alphas = torch.tensor(list(at), dtype=torch.float64)

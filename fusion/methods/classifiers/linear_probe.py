@@ -18,17 +18,23 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from fusion.errors import InputError
-from fusion.logits.dataset import Labelled, apart, check_labels, check_matrix, directions
+from fusion.logits.dataset import (
+    Labelled,
+    check_different_rows,
+    check_labels,
+    check_matrix,
+    unit_rows,
+)
 from fusion.task_vectors.task_vectors import accumulator
 
 Array: TypeAlias = NDArray[np.float64]
 Convention: TypeAlias = Literal["unnormalised", "normalised"]
 
 STEEP = 1e-6
-"""Largest entry of the gradient of the mean objective at which a fit counts as done."""
+"""Convergence threshold for the largest entry of the gradient of the mean objective."""
 
 FLAT = 64 * float(np.finfo(np.float64).eps)
-"""Relative decrease of the objective at which no step is worth another; scikit-learn's."""
+"""Convergence threshold for the relative decrease of the objective, scikit-learn's."""
 
 
 def linear_probe(
@@ -40,21 +46,22 @@ def linear_probe(
     max_iter: Annotated[int, Interval(ge=1)] = 1000,
     classes: Annotated[int | None, Interval(ge=2)] = None,
 ) -> tuple[Tensor, Tensor]:
-    """min C·Σ_n CE(x_nWᵀ + b, y_n) + ½‖W‖², b not penalised, by L-BFGS in float64 from zero.
+    """Linear probe: multinomial logistic regression by L-BFGS in float64, starting from zero.
 
-    Two classes are scikit-learn's binary case: one w with ½‖w‖², returned as (−w/2, +w/2).
-    A class without a row gets zeros. It never wins by that: the others' logits sum to zero.
+    Minimises C·Σ_n CE(x_nWᵀ + b, y_n) + ½‖W‖², without penalty on b. Two classes are scikit-learn's
+    binary case: one w with ½‖w‖², returned as (−w/2, +w/2). A class without rows gets zeros. It
+    never wins because of that, since the others' logits sum to zero.
 
     Args:
         features: [N, D], not normalised.
         labels: int64 [N].
-        convention: `unnormalised`: x is the feature as it is, OpenAI's recipe. `normalised`:
-            x = n(feature), what zero-shot heads, Tip-Adapter and soups of heads read. A probe of
-            one convention is no head for the other, so there is no default.
-        C: inverse strength of the penalty. Default 0.316: OpenAI's for CIFAR-100; to be chosen on a
-            split for it. Other features, other C: `normalised` ones are short and want a larger.
-        max_iter: of L-BFGS. Default 1000: OpenAI's. A warning says where it was not enough.
-        classes: number of classes. Default: as many as the largest label says.
+        convention: `unnormalised`: x is the feature itself, OpenAI's recipe. `normalised`: x =
+            n(feature), as for zero-shot heads, Tip-Adapter and soups of heads. A probe of one
+            convention cannot be used with the other, so there is no default.
+        C: inverse strength of the penalty. Default 0.316, OpenAI's for CIFAR-100; choose it on a
+            separate split. `normalised` features are short and need a larger C.
+        max_iter: of L-BFGS. Default 1000, OpenAI's. A warning is given if it is too small.
+        classes: number of classes. Default: the largest label + 1.
 
     Returns:
         W [C, D] and b [C], in float32 (float64 where features are): logits are xWᵀ + b.
@@ -67,7 +74,7 @@ def linear_probe(
     check_matrix("features", features)
     check_labels("labels", labels, len(features), classes)
     count = int(labels.max()) + 1 if classes is None else classes
-    read = features if convention == "unnormalised" else directions("features", features)
+    read = features if convention == "unnormalised" else unit_rows("features", features)
     fitted = Problem(to_array(read), labels.cpu().numpy(), count).fit(C, max_iter)
     if not fitted.converged:
         warnings.warn(
@@ -81,18 +88,18 @@ def linear_probe(
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A linear head chosen on a split."""
+    """A linear head whose C was chosen on a split."""
 
     weight: Tensor
     """W [C, D]."""
     bias: Tensor
-    """b [C]: logits are xWᵀ + b, x the feature as the convention reads it."""
+    """b [C]: logits are xWᵀ + b, with x normalised or not by the convention."""
     C: float
-    """The chosen one."""
+    """The chosen inverse strength of the penalty."""
     accuracy: float
-    """Of select."""
+    """Accuracy on the selection rows."""
     path: tuple[tuple[float, float], ...]
-    """(C, accuracy of select) of every fit, in order."""
+    """(C, accuracy on the selection rows) of every fit, in order."""
 
 
 def lp_ft_probe(
@@ -135,7 +142,7 @@ def lp_ft_probe(
 
     Source: Kumar et al. 2022, arXiv:2202.10054, and its code.
     """
-    apart(fit, select)
+    check_different_rows(fit, select)
     check_matrix(f"{select.split}: features", select.features, width=fit.features.shape[1])
     if low > high:
         raise InputError(f"low: {low:g}; at most high ({high:g}) allowed")
@@ -147,7 +154,7 @@ def lp_ft_probe(
         to_array(
             rows.features
             if convention == "unnormalised"
-            else directions(f"{rows.split}: features", rows.features)
+            else unit_rows(f"{rows.split}: features", rows.features)
         )
         for rows in (fit, select)
     )
@@ -176,7 +183,7 @@ def lp_ft_probe(
 
 @dataclass(frozen=True)
 class Fitted:
-    """A minimum, in float64."""
+    """A minimum of the objective, in float64."""
 
     weight: Array
     """[C, D]."""
@@ -186,19 +193,23 @@ class Fitted:
 
 
 class Problem:
-    """Logistic regression on rows [N, D] with labels in 0 … C − 1."""
+    """Logistic regression on rows [N, D] with labels in 0 … C − 1.
+
+    Raises:
+        InputError: labels of one class only.
+    """
 
     def __init__(
         self, rows: Array, labels: NDArray[np.int64], classes: int, intercept: bool = True
     ) -> None:
-        """`intercept`: whether b is fitted; else it stays zero."""
+        """Store rows and labels; `intercept`: whether b is fitted, else it stays zero."""
         self.rows, self.classes, self.intercept = rows, classes, intercept
         self.present, self.targets = np.unique(labels, return_inverse=True)
         if len(self.present) < 2:
             raise InputError(f"labels: class {self.present[0]} only; 2 or more classes needed")
 
     def fit(self, C: float, max_iter: int, start: Fitted | None = None) -> Fitted:
-        """The minimum, from `start` or from zero."""
+        """Minimise from `start`, or from zero."""
         seen, width = len(self.present), self.rows.shape[1]
         theta = np.zeros((seen, width + 1))
         if start is not None:
@@ -221,7 +232,7 @@ class Problem:
         return Fitted(weight, bias, bool(found.status != 1))
 
     def objective(self, theta: Array, decay: float) -> tuple[float, Array]:
-        """(1/N)·Σ CE + ½·decay·‖W‖² and its gradient, flat: the objective divided by C·N."""
+        """(1/N)·Σ CE + ½·decay·‖W‖² and its flat gradient: the objective divided by C·N."""
         theta = theta.reshape(len(self.present), -1)
         weight = theta[:, :-1]
         index = np.arange(len(self.rows))
@@ -238,11 +249,11 @@ class Problem:
 
 
 def to_array(features: Tensor) -> Array:
-    """In float64, on the CPU."""
+    """As a float64 array on the CPU."""
     array: Array = features.detach().double().cpu().numpy()
     return array
 
 
 def to_tensor(array: Array, like: Tensor) -> Tensor:
-    """On the device of `like`, in the dtype sums of it are made in."""
+    """As a tensor on the device of `like`, in its accumulation dtype."""
     return torch.from_numpy(array).to(like.device, accumulator(like.dtype))

@@ -13,28 +13,28 @@ from torch import Tensor
 
 from fusion.errors import InputError
 from fusion.logits.cosine_head import logits
-from fusion.logits.dataset import check_labels, check_matrix, directions
+from fusion.logits.dataset import check_labels, check_matrix, unit_rows
 from fusion.task_vectors.task_vectors import accumulator
 
 
 def few_shot(labels: Tensor, shots: int, seed: int, classes: int | None = None) -> Tensor:
-    """Rows of `shots` images of each class that has any: int64 [≤ C·shots], class by class.
+    """Draw `shots` rows of each class: int64 [≤ C·shots], class by class.
 
-    Without replacement; a class with fewer rows is drawn from with replacement, and one without
-    rows gives none. What is drawn of
-    one class depends on its own rows and the seed only, and fewer shots are the first of more.
+    Rows are drawn without replacement, or with replacement if a class has fewer rows; a class
+    without rows gives none. The rows of a class depend only on its own rows and the seed, and fewer
+    shots are the first of more.
 
     Args:
         labels: int64 [N].
-        shots: images a class.
+        shots: rows of each class.
         seed: of the draw.
-        classes: C. Default: as many as the largest label says.
+        classes: C. Default: the largest label + 1.
 
     Raises:
-        InputError: fewer than one shot, no row, a label outside.
+        InputError: fewer than one shot, no rows, a label outside.
 
-    Source: Zhang et al. 2022, arXiv:2207.09519, and its code, which draws with Python's generator:
-    the same rule, other rows.
+    Source: Zhang et al. 2022, arXiv:2207.09519, and its code. Deviation: the code draws with
+    Python's generator, so it draws other rows.
 
     >>> labels = torch.tensor([1, 0, 0, 1, 0, 0])
     >>> rows = few_shot(labels, 2, seed=0)
@@ -62,12 +62,12 @@ def few_shot(labels: Tensor, shots: int, seed: int, classes: int | None = None) 
 
 
 def cache_keys(views: Tensor) -> Tensor:
-    """K = n(mean_e u_e): the views' features are averaged as they are, and normalised once.
+    """Cache keys: the mean of the views' features, normalised: K = n(mean_e u_e).
 
-    A view with a longer feature counts more; that is the released code.
+    A view with a longer feature has more weight, as in the released code.
 
     Args:
-        views: [E, NK, D], embeddings of E views of each image, not normalised. E = 1: one view.
+        views: [E, NK, D], embeddings of E views of each image, not normalised.
 
     Returns:
         Keys [NK, D] of length 1, in float32 (float64 where views are).
@@ -82,11 +82,11 @@ def cache_keys(views: Tensor) -> Tensor:
         raise InputError(f"views: {list(views.shape)}; [E, NK, D] with 1 view or more needed")
     for view in views:
         check_matrix("views", view)
-    return directions("views: their mean", views.to(accumulator(views.dtype)).mean(0))
+    return unit_rows("views: their mean", views.to(accumulator(views.dtype)).mean(0))
 
 
 def cache_values(labels: Tensor, classes: int) -> Tensor:
-    """V [NK, C], float32: the one-hot labels of the keys; a class without a key has no vote.
+    """Cache values V [NK, C], float32: one-hot labels of the keys.
 
     Raises:
         InputError: a label outside.
@@ -99,25 +99,25 @@ def cache_values(labels: Tensor, classes: int) -> Tensor:
 
 
 def affinities(queries: Tensor, keys: Tensor) -> Tensor:
-    """n(q)Kᵀ [N, NK]: cosines, where keys have length 1; tuned keys may have another.
+    """Affinities n(q)Kᵀ [N, NK]: cosines if keys have length 1 (trained keys may not).
 
     Args:
         queries: [N, D], embeddings, not normalised.
         keys: [NK, D], used as they are.
 
     Raises:
-        InputError: other shapes, another width, NaN or infinity, a query without a direction.
+        InputError: wrong shapes or widths, NaN or infinity, a query of zeros.
     """
     check_matrix("queries", queries)
     check_matrix("keys", keys, width=queries.shape[1])
     dtype = accumulator(queries.dtype, keys.dtype)
-    return directions("queries", queries).to(dtype) @ keys.to(dtype).T
+    return unit_rows("queries", queries).to(dtype) @ keys.to(dtype).T
 
 
 def cache_logits(affinity: Tensor, values: Tensor, beta: float) -> Tensor:
-    """exp(−β(1 − affinity))V [N, C]: each key votes for its class, near keys more.
+    """Logits of the cache, exp(−β(1 − affinity))V [N, C]: near keys vote more for their class.
 
-    Differentiable in `affinity`. Unchecked; `tip_logits` checks.
+    Differentiable in `affinity`. Arguments are not checked; `tip_logits` checks them.
     """
     return ((affinity - 1) * beta).exp() @ values
 
@@ -130,7 +130,7 @@ def tip_logits(
     alpha: Annotated[float, Interval(ge=0)] = 1.17,
     beta: Annotated[float, Interval(ge=0)] = 1.0,
 ) -> Tensor:
-    """z = z₀ + α·exp(−β(1 − affinity))V.
+    """Tip-Adapter's logits from zero-shot logits and affinities: z = z₀ + α·exp(−β(1 − affinity))V.
 
     Args:
         zero_shot_logits: z₀ [N, C], the head's scale included (100 for OpenAI's models): α is
@@ -161,10 +161,10 @@ def tip_logits(
 
 
 def check_plane(zero_shot_logits: Tensor, affinity: Tensor, values: Tensor) -> None:
-    """Refuse shapes that do not fit each other, and NaN.
+    """Check that zero-shot logits, affinities and values fit each other and are finite.
 
     Raises:
-        InputError: it names the tensor.
+        InputError: the tensor is named.
     """
     check_matrix("zero-shot logits", zero_shot_logits)
     check_matrix("affinity", affinity, rows=len(zero_shot_logits))
@@ -180,24 +180,24 @@ def tip_adapter(
     alpha: Annotated[float, Interval(ge=0)] = 1.17,
     beta: Annotated[float, Interval(ge=0)] = 1.0,
 ) -> Tensor:
-    """n(z)Wᵀ + α·exp(−β(1 − n(z)Kᵀ))V: zero-shot head and cache; nothing is trained.
+    """Tip-Adapter's logits from embeddings: n(z)Wᵀ + α·exp(−β(1 − n(z)Kᵀ))V; no training.
 
     Args:
         embeddings: z [N, D], not normalised.
         head: W [C, D], zero-shot head, logit scale included.
-        keys: K [NK, D], of `cache_keys`.
-        values: V [NK, C], of `cache_values`.
-        alpha: as in `tip_logits`.
-        beta: as in `tip_logits`.
+        keys: K [NK, D], from `cache_keys`.
+        values: V [NK, C], from `cache_values`.
+        alpha: as for `tip_logits`.
+        beta: as for `tip_logits`.
 
     Returns:
         Logits [N, C].
 
     Raises:
-        InputError: other shapes or widths, NaN or infinity.
+        InputError: wrong shapes or widths, NaN or infinity.
 
-    Source: as `tip_logits`. Deviation: the authors' α and β differ by data set and were tuned on
-    it; here one default, and `grid_search.tip_surface` to choose on a split for it.
+    Source: as `tip_logits`. Deviation: the authors tuned α and β for each data set; here there is
+    one default, and `grid_search.tip_surface` to choose them on a separate split.
     """
     affinity = affinities(embeddings, keys)
     check_matrix("head", head, width=embeddings.shape[1])

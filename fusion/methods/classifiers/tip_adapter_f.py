@@ -1,4 +1,4 @@
-"""Tip-Adapter-F: learned cache keys; epoch, α and β are selected on held-out rows."""
+"""Tip-Adapter-F: trained cache keys; epoch, α and β are selected on held-out rows."""
 
 from __future__ import annotations
 
@@ -13,33 +13,39 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fusion.logits.cosine_head import logits
-from fusion.logits.dataset import Labelled, apart, check_labels, check_matrix, directions
-from fusion.logits.optimize import Epoch, share, train
+from fusion.logits.dataset import (
+    Labelled,
+    check_different_rows,
+    check_labels,
+    check_matrix,
+    unit_rows,
+)
+from fusion.logits.optimize import Epoch, top1_accuracy, train
 from fusion.methods.classifiers.grid_search import Surface, tip_surface
 from fusion.methods.classifiers.tip_adapter import affinities, cache_logits, tip_logits
 
 BETAS = tuple(np.geomspace(0.1, 50, 60).tolist())
-"""Searched by default: from the smallest to the largest β that the authors' ranges have."""
+"""Default values of β in the search: from the smallest to the largest of the authors' ranges."""
 
 LARGEST = 50.0
-"""Largest α searched: the end of the widest of the authors' ranges."""
+"""Largest α in the search: the end of the widest of the authors' ranges."""
 
 
 @dataclass(frozen=True, eq=False)
 class TipAdapterF:
-    """Learned keys, for `tip_adapter(embeddings, head, keys, values, alpha=…, beta=…)`."""
+    """Trained keys, for `tip_adapter(embeddings, head, keys, values, alpha=…, beta=…)`."""
 
     keys: Tensor
-    """[NK, D], not of length 1 any more: affinities may exceed 1."""
+    """[NK, D], no longer of length 1, so affinities may exceed 1."""
     alpha: float
     beta: float
     accuracy: float
-    """Of `select`, with these keys, α and β."""
+    """Accuracy on `select` with these keys, α and β."""
     epoch: int
-    """The best on `select`, at the α and β that it was learned with; 0: the keys as they came."""
+    """Best epoch on `select`, with the α and β of the training; 0: the initial keys."""
     history: tuple[Epoch, ...]
     surface: Surface
-    """What α and β were chosen from."""
+    """Accuracy over α and β, from which they were chosen."""
 
 
 def tip_adapter_f(
@@ -60,41 +66,42 @@ def tip_adapter_f(
     alphas: Sequence[float] | None = None,
     seed: int = 0,
 ) -> TipAdapterF:
-    """min_K mean CE(n(z)Wᵀ + α·exp(−β(1 − n(z)Kᵀ))V, y) over `fit`; V and W are frozen.
+    """Tip-Adapter-F: train the cache keys K; V and W are frozen.
 
-    AdamW, its rate going down to 0 by a cosine a step. The best epoch is chosen on `select` at the
-    given α and β; then α and β are, with the keys of that epoch. Never on what is reported.
+    Minimises mean CE(n(z)Wᵀ + α·exp(−β(1 − n(z)Kᵀ))V, y) over `fit` by AdamW with a cosine learning
+    rate. The best epoch is chosen on `select` at the given α and β; then α and β are chosen with
+    the keys of that epoch. Nothing is chosen on the reported rows.
 
     Args:
-        fit: embeddings to learn from and their labels: of the keys' images, or other views of them.
-        select: what is chosen on.
+        fit: embeddings and labels to train on: of the keys' images, or other views of them.
+        select: rows for the choice of epoch, α and β.
         head: W [C, D], zero-shot head, logit scale included.
-        keys: K [NK, D] to start from, of `cache_keys`; not changed.
-        values: V [NK, C], of `cache_values`.
-        alpha: while learning. Default 1.17: the code's for ImageNet.
-        beta: while learning. Default 1: the code's.
-        learning_rate: default 1e-3: the code's.
-        eps: AdamW's. Default 1e-4: the code's, which needs it for float16. Keys are float32 here,
-            and 1e-8 works too: small gradients then count as much as large ones.
-        weight_decay: default 0.01: AdamW's in torch, which the code leaves.
-        batch_size: default 256: the code's.
-        epochs: default 20: the code's (EuroSAT: 100).
-        betas: β to choose from; `beta` is tried as well.
-        alphas: a grid of α to choose from, ascending; `alpha` is tried as well. Default: exactly,
-            from 0 to 50 (to `alpha` where that is larger).
+        keys: initial K [NK, D], from `cache_keys`; not changed.
+        values: V [NK, C], from `cache_values`.
+        alpha: α during training. Default 1.17, the code's for ImageNet.
+        beta: β during training. Default 1, the code's.
+        learning_rate: AdamW's. Default 1e-3, the code's.
+        eps: AdamW's. Default 1e-4, the code's, which needs it for float16. Keys are float32 here,
+            where 1e-8 works too; small gradients then count as much as large ones.
+        weight_decay: AdamW's. Default 0.01, torch's default, as in the code.
+        batch_size: default 256, the code's.
+        epochs: default 20, the code's (EuroSAT: 100).
+        betas: values of β to choose from; `beta` is tried as well.
+        alphas: ascending grid of α to choose from; `alpha` is tried as well. Default: the exact
+            best α from 0 to 50 (to `alpha` if that is larger).
         seed: of the shuffles.
 
     Raises:
-        InputError: `fit` and `select` are the same rows, other shapes or widths, a label outside,
-            NaN or infinity, a loss that leaves the numbers.
+        InputError: `fit` and `select` are the same rows, wrong shapes or widths, a label outside,
+            NaN or infinity, a loss that is not finite.
 
-    Source: Zhang et al. 2022, arXiv:2207.09519, §3.3, and its code.
-    Deviations: the code takes the best epoch on the test split, then prints the better of that and
-    the search; here the keys as they came count as epoch 0, the first of equal epochs is taken,
-    and the result on `select` is at least that of every epoch. The code draws a new crop of each
-    image every epoch; here embeddings are computed once (give more views as more rows).
+    Source: Zhang et al. 2022, arXiv:2207.09519, §3.3, and its code. Deviations: the code takes the
+    best epoch on the test split, then prints the better of that and the search. Here the initial
+    keys count as epoch 0, the first of equal epochs is taken, and the result on `select` is at
+    least that of every epoch. The code draws a new crop of each image in every epoch; here
+    embeddings are computed once (pass more views as more rows).
     """
-    apart(fit, select)
+    check_different_rows(fit, select)
     width, classes = fit.features.shape[1], head.shape[0]
     check_matrix("head", head, width=width)
     check_matrix("keys", keys, width=width)
@@ -103,8 +110,8 @@ def tip_adapter_f(
     for rows in (fit, select):
         check_labels(f"{rows.split}: labels", rows.labels, len(rows), classes)
 
-    seen = directions(f"{fit.split}: features", fit.features)
-    other = directions(f"{select.split}: features", select.features)
+    seen = unit_rows(f"{fit.split}: features", fit.features)
+    other = unit_rows(f"{select.split}: features", select.features)
     dtype = torch.promote_types(seen.dtype, keys.dtype)
     frozen, votes = head.to(dtype), values.to(dtype)
     seen, other = seen.to(dtype), other.to(dtype)
@@ -118,7 +125,7 @@ def tip_adapter_f(
 
     def accuracy() -> float:
         cache = cache_logits(other @ tuned.T, votes, beta)
-        return share(elsewhere + alpha * cache, select.labels)
+        return top1_accuracy(elsewhere + alpha * cache, select.labels)
 
     epoch, history = train(
         [tuned],
@@ -145,5 +152,5 @@ def tip_adapter_f(
     )
     best = found.best
     chosen = tip_logits(elsewhere, near, votes, alpha=best.alpha, beta=best.value)
-    reached = share(chosen, select.labels)
+    reached = top1_accuracy(chosen, select.labels)
     return TipAdapterF(learned, best.alpha, best.value, reached, epoch, history, found)

@@ -1,1 +1,1 @@
-"""Methods that learn a coding, a gate or parameters inside the model."""
+"""Methods that learn a coding, a gate, or parameters inside the model."""

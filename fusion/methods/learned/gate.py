@@ -13,41 +13,43 @@ from fusion.errors import InputError
 from fusion.task_vectors.coding import Coding
 
 DEPTHS = (0, 1, 2)
+"""Allowed numbers of linear layers."""
 
 
 class Gate(torch.nn.Sequential):
-    """c(x) = W₂·relu(W₁·f(x) + b₁) + b₂: a coding [T, G] of each row of features [d].
+    """Gate network c(x) = W₂·relu(W₁·f(x) + b₁) + b₂: features [B, d] -> codings [B, T, G].
 
-    The model of an input is θ(x) = θ₀ + Σ_t c_t(x) τ_t. Depths, with M = T·G outputs (entry
-    (t, g) is output t·G + g: task-major):
+    The model of an input is θ(x) = θ₀ + Σ_t c_t(x) τ_t. The depth is the number of linear layers.
+    There are M = T·G outputs; entry (t, g) is output t·G + g.
 
-    * 2: as above; W₁ [d, d] and b₁ ~ U(−1/√d, 1/√d), W₂ [M, d] = 0, b₂ = λ₀.
-    * 1: c = W·f + b; W [M, d] = 0, b = λ₀.
-    * 0: c = b [M] = λ₀: one coding for all inputs; features only say how many.
+    * Depth 2: as above; W₁ [d, d] and b₁ ~ U(−1/√d, 1/√d), W₂ [M, d] = 0, b₂ = λ₀.
+    * Depth 1: c = W·f + b; W [M, d] = 0, b = λ₀.
+    * Depth 0: c = b [M] = λ₀, one coding for all inputs.
 
-    So step 0 is exactly task arithmetic with scale λ₀; and at depth 2 the first step leaves W₁
-    and b₁ alone, since their gradient goes through W₂ = 0.
+    So step 0 is exactly task arithmetic with scale λ₀. At depth 2 the first step does not change W₁
+    and b₁, since their gradient goes through W₂ = 0.
 
-    `softmax` makes the T coefficients of a group positive, with sum 1; b starts at 0, hence each
-    at 1/T, and λ₀ has no effect. With `base_weight` the softmax runs over T + 1 logits, the
-    base's first (then M = (T + 1)·G, and each starts at 1/(T + 1)); the coding is the weights of
-    the T experts, and the base's is what they lack to 1:
-    w₀θ₀ + Σ w_t θ_t = θ₀ + Σ w_t τ_t, since w₀ = 1 − Σ w_t. Both mix parameters.
+    `softmax` makes the T coefficients of a group positive with sum 1. Then b starts at 0, so each
+    starts at 1/T, and λ₀ has no effect. With `base_weight` the softmax runs over T + 1 logits, the
+    base's first (M = (T + 1)·G, each starts at 1/(T + 1)). The coding then holds the weights of the
+    T experts, and the base has the remaining weight: w₀θ₀ + Σ w_t θ_t = θ₀ + Σ w_t τ_t, since w₀ =
+    1 − Σ w_t. In both cases parameters are mixed.
 
-    Three versions of this gate are about:
+    Three versions of this gate exist:
 
-    * the original code, tanganke/dict_fusion (the default here, and what the published numbers
-      were made with): depth 2 on a ResNet's pooled features; real codings, with no softmax, no
-      clamp and no weight of the base, whose coefficient is always 1.
-    * the published description, FusionBench's page on DAWE: a softmax over N + 1 weights, the
-      base's among them, that mixes the experts' outputs; it names CLIP's pooled output beside
-      the ResNet's features. `softmax` and `base_weight` give its weights, on parameters. No
-      code mixes outputs.
+    * The original code, tanganke/dict_fusion (the default here, and the source of the published
+      numbers): depth 2 on a ResNet's pooled features; real-valued codings without softmax, clamp or
+      a weight of the base, whose coefficient is always 1.
+    * The published description, FusionBench's page on DAWE: a softmax over N + 1 weights, with the
+      base's among them, that mixes the experts' outputs; it names CLIP's pooled output beside the
+      ResNet's features. `softmax` and `base_weight` give its weights, on parameters. No code mixes
+      outputs.
     * FusionBench's port: no softmax either; depth 1 by default with W ~ N(0, 0.001²), at depth 2
-      both W ~ N(0, 0.01²) and b₁ = 0, last b = 0.3: near task arithmetic at step 0, not equal.
+      both W ~ N(0, 0.01²) and b₁ = 0, last b = 0.3: close to task arithmetic at step 0, but not
+      equal.
 
-    Tensors have the names of the published files: `0.weight, 0.bias, 2.weight, 2.bias` at depth
-    2, `0.weight, 0.bias` at depth 1, `0.bias` at depth 0.
+    Tensor names are those of the published files: `0.weight, 0.bias, 2.weight, 2.bias` at depth 2,
+    `0.weight, 0.bias` at depth 1, `0.bias` at depth 0.
 
     Source: Tang et al., Data-Adaptive Weight-Ensembling for Multi-Task Model Fusion;
     github.com/tanganke/dict_fusion, scripts/clip_dict.py.
@@ -69,20 +71,20 @@ class Gate(torch.nn.Sequential):
         base_weight: bool = False,
         seed: int = 0,
     ) -> None:
-        """A gate at step 0, in float32 on the CPU.
+        """Build a gate with its initial weights, in float32 on the CPU.
 
         Args:
-            width: d, of the features.
+            width: d, the width of the features.
             tasks: T.
-            groups: G: 1 task-wise, the number of tensors layer-wise.
+            groups: G: 1 for a task-wise gate, the number of tensors for a layer-wise one.
             depth: number of linear layers. Default 2, the original's; 0 is a constant.
             scale: λ₀. Default 0.3, the original's.
-            softmax: softmax over the experts of a group.
-            base_weight: a logit for θ₀ too; with softmax only.
-            seed: of W₁ and b₁; torch's global generator is neither read nor moved.
+            softmax: softmax over the experts of a group. Default false.
+            base_weight: with softmax only: a logit for θ₀ too. Default false.
+            seed: of W₁ and b₁; torch's global generator is not used.
 
         Raises:
-            InputError: an argument outside of what is allowed.
+            InputError: an argument out of range.
         """
         for name, value in (("width", width), ("tasks", tasks), ("groups", groups)):
             if value < 1:
@@ -100,11 +102,11 @@ class Gate(torch.nn.Sequential):
         self.width, self.tasks, self.groups = width, tasks, groups
         self.depth, self.scale, self.softmax, self.base_weight = depth, scale, softmax, base_weight
         self.rows = rows
-        """T, or T + 1 with the base's logits: outputs a group."""
+        """Outputs for each group: T, or T + 1 with the base's logit."""
         torch.nn.init.constant_(self.last_bias, 0.0 if softmax else scale)
 
     def forward(self, features: Tensor) -> Coding:
-        """[B, d] -> [B, T, G]; differentiable in the gate's parameters and in the features.
+        """Codings [B, T, G] of features [B, d], differentiable in parameters and features.
 
         Raises:
             InputError: features of another shape.
@@ -118,19 +120,23 @@ class Gate(torch.nn.Sequential):
         return codes.expand(len(features), -1, -1)
 
     def checked(self, features: Tensor) -> Tensor:
-        """Features in the gate's dtype: caches may hold halves."""
+        """Features in the gate's dtype (cached features may be float16).
+
+        Raises:
+            InputError: features of another shape.
+        """
         if features.ndim != 2 or features.shape[1] != self.width:
             raise InputError(f"features: shape {list(features.shape)}; [B, {self.width}] needed")
         return features.to(self.last_bias.dtype)
 
     @property
     def last_bias(self) -> Tensor:
-        """b₂, or its counterpart at other depths: [rows·G]."""
+        """Bias of the last layer, [rows·G]."""
         return self[-1].get_parameter("bias")
 
     @property
     def options(self) -> dict[str, Any]:
-        """The keyword arguments it was built with, `seed` aside."""
+        """The keyword arguments it was built with, except `seed`."""
         return {
             "depth": self.depth,
             "scale": self.scale,
@@ -140,19 +146,19 @@ class Gate(torch.nn.Sequential):
 
 
 class Constant(torch.nn.Module):
-    """b [M], whatever comes in."""
+    """A learned vector b [M] that does not depend on the input."""
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
         self.bias = torch.nn.Parameter(torch.empty(outputs, dtype=torch.float32, device="cpu"))
 
     def forward(self, features: Tensor) -> Tensor:
-        """[1, M], for features of any shape."""
+        """b [1, M], for features of any shape."""
         return self.bias.unsqueeze(0)
 
 
 def layers(width: int, outputs: int, depth: int, seed: int) -> list[torch.nn.Module]:
-    """The modules of a gate; the last one's bias is not filled yet."""
+    """The layers of a gate; the last one's bias is not initialised yet."""
     if depth == 0:
         return [Constant(outputs)]
     last = unfilled(width, outputs)
@@ -168,13 +174,13 @@ def layers(width: int, outputs: int, depth: int, seed: int) -> list[torch.nn.Mod
 
 
 def unfilled(width: int, outputs: int) -> torch.nn.Linear:
-    """A linear layer whose memory nothing was drawn into."""
+    """A linear layer with uninitialised memory, so that no random numbers are drawn."""
     linear = torch.nn.Linear(width, outputs, device="meta", dtype=torch.float32)
     return linear.to_empty(device="cpu")
 
 
 def shapes(width: int, outputs: int, depth: int) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of a gate's tensors, with `outputs` = M; nothing is allocated.
+    """Names and shapes of a gate's tensors, with `outputs` = M, without building it.
 
     >>> shapes(512, 8, 1)
     {'0.weight': (8, 512), '0.bias': (8,)}
@@ -189,10 +195,10 @@ def shapes(width: int, outputs: int, depth: int) -> dict[str, tuple[int, ...]]:
 
 
 def regroup(gate: Gate, columns: Sequence[int]) -> Gate:
-    """A gate whose group g is group columns[g] of `gate`: c'(x)[:, :, g] = c(x)[:, :, columns[g]].
+    """Copy of a gate with other groups: c'(x)[:, :, g] = c(x)[:, :, columns[g]].
 
-    Groups may be dropped, moved or repeated. A copy; `gate` is not touched. Softmax runs over
-    the experts within a group, so it holds there too.
+    Groups may be dropped, moved or repeated. This also holds for softmax gates, because the softmax
+    runs over the experts within a group.
     """
     new = Gate(gate.width, gate.tasks, len(columns), **gate.options)
     state = gate.state_dict()
@@ -206,13 +212,13 @@ def regroup(gate: Gate, columns: Sequence[int]) -> Gate:
 
 
 def hidden_norm(gate: Gate, features: Tensor) -> float:
-    """E‖h‖₁ over features [B, d], of what the last linear layer reads: the unit of its speed.
+    """Mean L1 norm E‖h‖₁ of the input h of a gate's last layer, over features [B, d].
 
-    h = relu(W₁f + b₁) at depth 2, f at depth 1, and the constant 1 at depth 0. An Adam step moves
-    each weight by about the learning rate, whatever the gradient's size, hence an output
-    Σ_j W_j h_j + b by about lr·‖h‖₁ (and by lr more through b). So the same lr is another speed
-    for each extractor: wide features of large magnitude learn fast, unit-norm ones hardly. To
-    compare extractors, or to reuse a rate, divide it by this norm.
+    h = relu(W₁f + b₁) at depth 2, f at depth 1, and the constant 1 at depth 0. An Adam step changes
+    each weight by about the learning rate, whatever the size of the gradient. So it changes an
+    output Σ_j W_j h_j + b by about lr·‖h‖₁ (and by lr more through b): the same learning rate is
+    fast for wide features of large magnitude and slow for unit-norm ones. Divide the learning rate
+    by this norm to compare extractors or to reuse a rate.
 
     Raises:
         InputError: features of another shape, or none.

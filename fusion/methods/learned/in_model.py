@@ -1,8 +1,8 @@
-"""In-model learning: training plans of methods whose parameters are stored in the shards.
+"""Training plans of methods whose parameters are stored in the shards (in-model learning).
 
-What is learned (routers inside of blocks, or the logits of a mask, one an element of the model) is
-read where a block's weights are, so it is kept by whoever holds the block while steps are taken,
-and travels between calls as one file. A course says what and how; it knows no model.
+The learned parameters (routers inside of blocks, or mask logits for every element of the model) are
+used where a block's weights are. So the process that holds the block keeps them during training,
+and between calls they travel as one file. A plan does not depend on the model.
 """
 
 from __future__ import annotations
@@ -10,70 +10,72 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from fusion.methods.learned.steps import Unlabelled
+from fusion.methods.learned.steps import UnlabelledSplit
 
 MaskKind: TypeAlias = Literal["continuous", "discrete", "expected"]
+"""Mask of the merged model, see `fusion.methods.learned.concrete.mask_of`."""
 
 Compat: TypeAlias = Literal["paper", "fusionbench"]
 
 
 @dataclass(frozen=True)
 class RouterOptions:
-    """Routers that read the inputs of MLPs."""
+    """Options of routers that read the inputs of MLPs (WE-MoE)."""
 
     depth: int
-    """Linear layers: 2, 1, or 0, a constant."""
+    """Number of linear layers: 2, 1, or 0 (a constant)."""
     shared: bool
-    """Whether all blocks have one router."""
+    """Whether all blocks share one router."""
     batch_mean: bool
-    """Learn with the mean coefficients of each batch; False: with one model a sample."""
+    """Train with the mean coefficients of each batch; False: with one model for each sample."""
     together: int
-    """Images that share their mean coefficients when the method is evaluated; 0: none do."""
+    """Images that share their mean coefficients in an evaluation; 0: none do."""
     prune: float | None
-    """Each task vector of an MLP keeps what is larger than this quantile; None: all."""
+    """Task vectors of MLPs keep entries above this quantile; None: all entries."""
     seed: int
-    """Of the weights at the start."""
+    """Seed of the initial weights."""
 
 
 @dataclass(frozen=True)
 class MaskOptions:
-    """A mask over the model's elements, shared by all tasks."""
+    """Options of a mask over the model's elements, shared by all tasks (Concrete)."""
 
     start: float
-    """All logits at the start."""
+    """Initial value of all logits."""
     temperature: float
-    """Of the relaxed Bernoulli."""
+    """Temperature of the relaxed Bernoulli."""
     kind: MaskKind
-    """Of the mask that the merged model has."""
+    """Mask of the merged model."""
     seed: int
-    """Of that mask, where it is drawn."""
+    """Seed of that mask, if it is sampled."""
     grouping: Literal["task", "layer"] | None = None
-    """Coefficients that are learned too: one a task, or a task and tensor; None: none are."""
+    """Coefficients that are learned too: one for each task, or for each task and tensor; None:
+    none."""
     clamp: bool = False
-    """Whether those are used clamped to [0, 1]."""
+    """Whether these coefficients are clamped to [0, 1]."""
     inner_rate: float = 1.0
-    """Learning rate of the coefficients' one step ahead while the mask is learned."""
+    """Learning rate of the inner step on the coefficients while the mask is learned."""
     outer_rate: float = 1e-3
-    """Learning rate of the coefficients under the finished mask."""
+    """Learning rate of the coefficients after the mask is learned."""
     mask_steps: int = 0
-    """Of the course's steps, those that learn the mask; the others learn coefficients. Only where
-    those are learned at all."""
+    """Number of steps that learn the mask; the remaining steps of the plan learn coefficients. Used
+    only if coefficients are learned."""
     tasks_at_once: int | None = None
-    """How many tasks go through one forward pass; None: all."""
+    """Tasks in one forward pass; None: all."""
 
 
 @dataclass(frozen=True)
-class ResidentCourse:
-    """One course of learning."""
+class InModelPlan:
+    """Training plan of an in-model method."""
 
     options: RouterOptions | MaskOptions
     scale: float
-    """λ: of task arithmetic, and of all coefficients at the start."""
+    """λ of task arithmetic, and the initial value of all coefficients."""
     learning_rate: float
-    """Adam's, of routers or logits."""
+    """Adam's learning rate, for routers or logits."""
     steps: int
     batch_size: int
-    """Images a task and step."""
-    adapt_on: Unlabelled
+    """Images of each task in a step."""
+    adapt_on: UnlabelledSplit
     save_every: int
     """Steps between checkpoints."""

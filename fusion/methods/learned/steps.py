@@ -1,12 +1,13 @@
 """Training of codings and gates: the plan, the micro-batches of a step, one optimiser step.
 
-The loop knows nothing of models. It hands codings and row numbers to whoever holds the experts,
-and is handed back each loss and its gradient with respect to the coding; from there autograd goes
-on into the router.
+The loop does not depend on the model. It hands codings and row numbers to the object that holds the
+experts, and gets back each loss and its gradient with respect to the coding. Autograd then
+continues into the router.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
@@ -19,53 +20,54 @@ from fusion.logits.optimize import draw
 from fusion.task_vectors.coding import Coding
 from fusion.task_vectors.sparsify import Trim
 
-Unlabelled: TypeAlias = Literal["fit", "select", "report"]
-"""Which split's images (never labels) a method adapts to. `report` is what the literature does: the
-result has then seen the very images it is reported on, and is marked so."""
+UnlabelledSplit: TypeAlias = Literal["fit", "select", "report"]
+"""Split whose inputs (never labels) a method adapts to. `report` is what the literature does: the
+result has then seen the images it is reported on, and is marked so."""
 
-Labelled: TypeAlias = Literal["fit", "select"]
-"""Which split's images and labels a method learns from; never those that it is reported on."""
+LabelledSplit: TypeAlias = Literal["fit", "select"]
+"""Split whose inputs and labels a method learns from; never the one it is reported on."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a router is built for."""
+    """Sizes that a router is built for."""
 
     tasks: tuple[str, ...]
     groups: tuple[str, ...]
-    """Names of the fused tensors: the G axis of layer-wise codings."""
+    """Names of the fused tensors, the G axis of layer-wise codings."""
     width: int = 0
-    """Of the features that it reads; 0: it reads none."""
+    """Width of the features that the router reads; 0: it reads none."""
 
 
 @dataclass(frozen=True)
-class Learning:
-    """One course of learning."""
+class TrainingPlan:
+    """Training plan of a router: what is learned, on which data, and how."""
 
     router: nn.Module
-    """features [B, d] -> coding [B, T, G]; one that reads no features: None -> [1, T, G]."""
+    """Features [B, d] -> coding [B, T, G]; if it reads no features, None -> [1, T, G]."""
     learning_rate: float
     steps: int
     batch_size: int
-    """Images a task and step."""
-    adapt_on: Unlabelled
+    """Images of each task in a step."""
+    adapt_on: UnlabelledSplit
     save_every: int
     """Steps between checkpoints."""
     extractor: str | None = None
-    """Source of the features; None: the router reads none, and all tasks share one coding."""
+    """Feature extractor; None: the router reads no features, and all tasks share one coding."""
     squash: bool = False
-    """Whether images go to the extractor squashed to a square first."""
+    """Whether images are resized to a square before the extractor's preprocessing."""
     batch_mean: bool = True
-    """Train with the mean coding of each batch (one model a task); False: one model a sample."""
+    """Train with the mean coding of each batch (one model for each task); False: one for each
+    sample."""
     rate_per_norm: bool = False
-    """Divide the learning rate by the mean L1 norm of what the router's last layer reads."""
+    """Divide the learning rate by the mean L1 norm of the input of the router's last layer."""
     gate: str | None = None
-    """A gate file to start from."""
+    """Gate file to start from; None: the router's initial weights."""
     trim: Trim = field(default_factory=Trim)
     tasks_at_once: int | None = None
-    """Of those that share a coding, how many go through one forward pass; None: all."""
+    """If tasks share a coding: tasks in one forward pass; None: all."""
     entropy_weight: float = 0.0
-    """Times Σ_t c_t·ln c_t, averaged over groups, of a coding of shares."""
+    """Weight of Σ_t c_t·ln c_t, averaged over groups, for a coding on the simplex."""
 
     @property
     def shared(self) -> bool:
@@ -75,36 +77,36 @@ class Learning:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One forward and backward pass: rows of one or more tasks through one coding."""
+    """Micro-batch: one forward and backward pass of rows of some tasks through one coding."""
 
     rows: Mapping[str, Tensor]
-    """Task -> int64 [B], among the rows of the split that is adapted to."""
+    """Task -> int64 [B], row numbers in the split that is adapted to."""
     coding: Coding
-    """[1, T, G], or [B, T, G] one a row."""
+    """[1, T, G], or [B, T, G] with one coding for each row."""
     beta: Tensor | None = None
-    """Inverse temperature of the logits, whose cross-entropy with the labels is the loss; None: the
-    loss is their entropy."""
+    """Inverse temperature of the logits; the loss is then their cross-entropy with the labels.
+    None: the loss is the entropy of the predictions."""
 
 
 @dataclass(frozen=True)
 class Gradient:
-    """What a micro-batch gave."""
+    """Losses and gradients of a micro-batch."""
 
     losses: Mapping[str, float]
     """Task -> mean loss over its rows, in nats."""
     coding: Tensor
-    """∂(Σ_tasks loss)/∂coding, of the coding's shape."""
+    """∂(Σ_tasks loss)/∂coding, in the coding's shape."""
     beta: float = 0.0
     """∂(Σ_tasks loss)/∂beta."""
 
 
 ComputeGradients: TypeAlias = Callable[[Sequence[MicroBatch]], Sequence[Gradient]]
-"""Who holds the experts: micro-batches -> gradients, in order."""
+"""Micro-batches -> their gradients, in order; implemented by the object that holds the experts."""
 
 
 @runtime_checkable
 class Tempered(Protocol):
-    """A router that learns from labels, with an inverse temperature of the logits beside it."""
+    """A router that is trained with labels and learns an inverse temperature of the logits."""
 
     def beta(self) -> Tensor:
         """The inverse temperature, a scalar."""
@@ -112,26 +114,28 @@ class Tempered(Protocol):
 
 
 def temperature(router: nn.Module) -> Tensor | None:
-    """β of a router that learns from labels: it minimises cross-entropies of β·logits. None: the
-    router has none, and minimises entropies, without labels."""
+    """Inverse temperature β of a router that is trained with labels; None for any other router.
+
+    With β the loss is the cross-entropy of β·logits; without, the entropy of predictions.
+    """
     return router.beta() if isinstance(router, Tempered) else None
 
 
 def micro_batches(
-    learning: Learning,
+    learning: TrainingPlan,
     sizes: Mapping[str, int],
     features: Mapping[str, Tensor],
     step: int,
     seed: int,
 ) -> list[MicroBatch]:
-    """The micro-batches of one step: one a task; with a shared coding, one of all tasks (or some).
+    """The micro-batches of one step: one for each task, or one for all tasks that share a coding.
 
     Args:
-        learning: what is learned.
-        sizes: task -> rows of the split that is adapted to.
-        features: task -> features [N, d]; none are read where `learning.shared`.
+        learning: the training plan.
+        sizes: task -> number of rows of the split that is adapted to.
+        features: task -> features [N, d]; not read if `learning.shared`.
         step: from 0.
-        seed: of the drawing.
+        seed: of the drawn rows.
     """
     rows = {
         task: draw(size, learning.batch_size, step, seed + 7919 * at)
@@ -152,18 +156,38 @@ def micro_batches(
     return found
 
 
+def not_finite(step: int, task: str, loss: float, learning_rate: float) -> InputError:
+    """The error for a loss, or the gradient of a finite loss, that is NaN or infinite.
+
+    >>> print(not_finite(3, "mnist", float("nan"), 0.1))
+    step 3: task 'mnist': loss nan is not finite; learning_rate 0.1 may be too large
+    """
+    what = "the gradient of " if math.isfinite(loss) else ""
+    why = f"learning_rate {learning_rate:g} may be too large"
+    if step == 0:
+        why = "nothing is learned yet: the weights of base or experts make it so"
+    return InputError(f"step {step}: task {task!r}: {what}loss {loss} is not finite; {why}")
+
+
 def learn_step(
-    learning: Learning,
+    learning: TrainingPlan,
     optimizer: torch.optim.Optimizer,
     given: Sequence[MicroBatch],
     compute_gradients: ComputeGradients,
     step: int,
 ) -> dict[str, float]:
-    """One step on the sum over tasks of the mean losses: task -> loss.
+    """One optimiser step on the sum over tasks of the mean losses; returns task -> loss.
+
+    Args:
+        learning: the training plan.
+        optimizer: of the router's parameters.
+        given: the micro-batches of the step.
+        compute_gradients: computes losses and gradients of micro-batches.
+        step: from 0, for messages.
 
     Raises:
-        InputError: a loss or gradient that is NaN or infinite, by task and step; nothing was
-            updated.
+        InputError: a loss or gradient that is NaN or infinite (task and step are named); then
+            nothing was updated.
     """
     detached = [
         MicroBatch(
@@ -178,13 +202,7 @@ def learn_step(
         bad = [task for task, loss in gradient.losses.items() if loss - loss != 0]
         if bad or not bool(gradient.coding.isfinite().all()):
             task = bad[0] if bad else next(iter(micro_batch.rows))
-            why = f"learning_rate {learning.learning_rate:g} may be too large"
-            if step == 0:
-                why = "nothing is learned yet: the weights of base or experts make it so"
-            raise InputError(
-                f"step {step}: task {task!r}: loss {gradient.losses[task]}, or its gradient, is"
-                f" not finite; {why}"
-            )
+            raise not_finite(step, task, gradient.losses[task], learning.learning_rate)
     optimizer.zero_grad()
     known: list[tuple[Tensor, Tensor]] = []
     for micro_batch, gradient in zip(given, gradients, strict=True):

@@ -25,32 +25,33 @@ Combine: TypeAlias = Literal["weights", "select", "outputs"]
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What the models say of N rows of one task, under that task's head."""
+class ExpertLogits:
+    """Logits of the base and the experts for N rows of one task, from that task's head."""
 
     tasks: tuple[str, ...]
     experts: Tensor
-    """Logits [T, N, C] of each expert."""
+    """Logits of each expert, [T, N, C]."""
     base: Tensor
-    """Logits [N, C] of the base."""
+    """Logits of the base, [N, C]."""
     labels: Tensor | None = None
-    """int64 [N]; only the oracle reads them."""
+    """int64 [N], read only with `expertise: label`; None: unknown."""
 
 
 @dataclass(frozen=True)
 class Routing:
-    """Which merged model each row goes to, or, where nothing is merged, the logits themselves."""
+    """The merged model that each row is assigned to; or logits, if nothing is merged."""
 
     codings: Tensor
-    """[K, T, 1], float32: the models to merge, each of them some row's; K = 0 beside `logits`."""
+    """float32 [K, T, 1]: the models to merge, each assigned to some row; K = 0 if there are
+    `logits`."""
     assign: Tensor
-    """int64 [N]: the model of each row; empty beside `logits`."""
+    """int64 [N]: the model of each row; empty if there are `logits`."""
     logits: Tensor | None = None
-    """[N, C], where outputs are combined."""
+    """[N, C], if outputs are combined instead of weights."""
 
 
 def dawin(
-    evidence: Evidence,
+    expert_logits: ExpertLogits,
     *,
     granularity: Granularity = "domain",
     clusters: Annotated[int, Interval(ge=1)] = 3,
@@ -63,86 +64,85 @@ def dawin(
     base_temperature: Annotated[float, Interval(gt=0)] = 1.0,
     seed: Annotated[int, Interval(ge=0)] = 0,
 ) -> Routing:
-    """Coefficients from the entropies H_m(x) = H(softmax(z_m(x)/τ_m)), natural logarithms.
+    """DaWin: training-free coefficients for each row, from the entropy of the models' predictions.
 
-    Two models, the base Z and one expert F (where `expert` names one, or there is only one):
+    The entropies are H_m(x) = H(softmax(z_m/τ_m)), in nats. With two models, the base Z and one
+    expert F (if `expert` names one, or there is only one):
 
         λ(x) = e^{−H_F}/(e^{−H_Z} + e^{−H_F}) = σ(H_Z − H_F),      θ = θ₀ + λ·τ_F;
 
-    for C classes, λ of entropies lies in [1/(C + 1), C/(C + 1)]. Several experts, in which the
-    base's logits play no part:
+    for C classes, λ lies in [1/(C + 1), C/(C + 1)]. With several experts the base's logits are not
+    used:
 
         s(x) = softmax_t(−H_t(x)),      λ_t = scale·T·s_t,      θ = θ₀ + Σ_t λ_t·τ_t.
 
-    With τ_Z, τ_F the temperatures; τ_F, τ_t elsewhere the task vectors.
+    In H, τ_Z and τ_F are temperatures; in θ, τ_F and τ_t are task vectors.
 
     Args:
-        evidence: the models' logits of the rows of one task, under its head (so the task of a
+        expert_logits: the models' logits of the rows of one task, under its head (so the task of a
             row is taken as known).
-        granularity: how many models are merged. `domain`: one, of the mean coefficients over
-            rows. `cluster`: one a cluster, of a Beta mixture of λ(x), or a Dirichlet mixture of
-            s(x); its coefficients are the cluster's mean, weighted by responsibility (see
-            `fusion.methods.routed.mixtures`). `sample`: one a row. `select` goes row by row
-            whatever this says.
-        clusters: at most so many, for `cluster`. Default 3, that of the released scripts.
-        expert: F; None: the only expert, or all of several.
-        scale: of several experts alone. Default 0.3, the paper's: T·scale is the mass of task
-            arithmetic.
-        offset: two models alone; shrink λ towards one ρ for the whole set, the more, the less
-            sure both models are:
-            λ = (1 − γ)·σ(H_Z − H_F) + γ·ρ, ρ = H̄_Z/(H̄_Z + H̄_F), γ = b/(e^{−H_Z} + e^{−H_F} + b),
-            b = ½(CV(H_Z) + CV(H_F)), CV the unbiased standard deviation over the mean. It equals
-            the released (e^{−H_F} + bρ)/(e^{−H_Z} + e^{−H_F} + b). Default off; the released
-            scripts have it on.
-        expertise: what stands for H_m(x). `entropy`: itself. Else the cross-entropy of z_m
-            (without temperature) to: `pseudo_soft`, the mean of softmax(z_m/τ_m) over the models
-            in play; `pseudo_hard`, its arg-max; `label`, the true class, an ORACLE.
-        combine: `weights` merges. `select` takes each row's logits from its best model, the one
-            of smallest H (two models: F where H_Z > H_F; a tie goes to Z; several: to the
-            first). `outputs` merges nothing either, and mixes probabilities with the weights
-            that merging would have used, scale aside: (1 − λ)·p_Z + λ·p_F, or Σ_t s_t·p_t, with
-            p_m = softmax(z_m/τ_m); as log-probabilities.
-        temperature: τ of every expert, in entropies and in mixed probabilities only. The release
-            calibrates F at 0.9733 (CLIP ViT-B/32), 1.0066 (B/16), 0.9545 (L/14).
-        base_temperature: τ of the base. The release has 0.9576, 0.96, 1.0767.
-        seed: of the mixture's starts.
+        granularity: number of merged models. `domain` (default): one, with the mean coefficients
+            over rows. `cluster`: one for each cluster of a Beta mixture of λ(x), or of a Dirichlet
+            mixture of s(x), with the cluster's mean coefficients weighted by responsibility (see
+            `fusion.methods.routed.mixtures`). `sample`: one for each row. `select` works row by row
+            whatever this is.
+        clusters: largest number of clusters, for `cluster`. Default 3, as in the released scripts.
+        expert: F. Default: the only expert, or all of several.
+        scale: for several experts only. Default 0.3, the paper's: T·scale is the total weight in
+            task arithmetic.
+        offset: for two models only: shrink λ towards a value ρ for the whole set, more strongly if
+            both models are uncertain: λ = (1 − γ)·σ(H_Z − H_F) + γ·ρ, ρ = H̄_Z/(H̄_Z + H̄_F), γ =
+            b/(e^{−H_Z} + e^{−H_F} + b), b = ½(CV(H_Z) + CV(H_F)), with CV the unbiased standard
+            deviation divided by the mean. It equals the released (e^{−H_F} + bρ)/(e^{−H_Z} +
+            e^{−H_F} + b). Default off; on in the released scripts.
+        expertise: H_m(x) is by default the `entropy`. Else it is the cross-entropy of z_m (without
+            temperature) to: `pseudo_soft`, the mean of softmax(z_m/τ_m) over the models;
+            `pseudo_hard`, its arg-max; `label`, the true class, an ORACLE.
+        combine: `weights` (default) merges. `select` takes each row's logits from the model with
+            the smallest H (two models: F if H_Z > H_F, Z for a tie; several: the first of equals).
+            `outputs` mixes probabilities with the weights that merging would use, without scale: (1
+            − λ)·p_Z + λ·p_F, or Σ_t s_t·p_t, with p_m = softmax(z_m/τ_m); returned as
+            log-probabilities.
+        temperature: τ of every expert, used in entropies and mixed probabilities only. Default 1.
+            The release calibrates F at 0.9733 (CLIP ViT-B/32), 1.0066 (B/16), 0.9545 (L/14).
+        base_temperature: τ of the base. Default 1. The release has 0.9576, 0.96, 1.0767.
+        seed: of the mixtures' starts.
 
     Raises:
         InputError: logits of wrong shape or not finite, an unknown expert, an offset where it is
             undefined, labels that are needed and missing or wrong.
 
-    Defaults are the release's for several experts (one model a data set; scale 0.3). For two
+    Defaults are the release's for several experts (one model for each data set; scale 0.3). For two
     models its scripts use `cluster` with 3 clusters, and the offset.
 
-    Not reproduced: the release's Dirichlet mixture fits T clusters whatever it is asked for, takes
-    the first, and estimates no concentration; its cluster-wise and sample-wise routes for several
-    experts do not run. Left out: its ratios of maximal logits and of confidences (`maxlogit`,
-    `expconf`, `expconfdiff`): the last two read the base's logits for the expert's side too, so
-    that λ ≈ ½ and their published numbers say nothing; and its pseudo-labels from a merged model.
-
-    Source: Oh et al., arXiv:2410.03782 (DaWin), and its released code, naver-ai/dawin.
+    Source: Oh et al., arXiv:2410.03782 (DaWin), and its released code, naver-ai/dawin. Deviations:
+    the release's Dirichlet mixture ignores the number of clusters and fits T, takes the first, and
+    estimates no concentration; its cluster-wise and sample-wise variants for several experts do not
+    run. Left out: its ratios of maximal logits and of confidences (`maxlogit`, `expconf`,
+    `expconfdiff`), where the last two read the base's logits for the expert's side too, so that λ ≈
+    ½ and the published numbers are meaningless; and its pseudo-labels from a merged model.
 
     >>> even, sure = torch.zeros(1, 2), torch.tensor([[50.0, 0.0]])
-    >>> routing = dawin(Evidence(("a",), sure[None], even))  # H_Z = ln 2, H_F = 0
+    >>> routing = dawin(ExpertLogits(("a",), sure[None], even))  # H_Z = ln 2, H_F = 0
     >>> routing.codings.flatten().tolist(), routing.assign.tolist()  # σ(ln 2) = 2/3
     ([0.6666666865348816], [0])
     """
-    check(evidence)
-    chosen = two_models(evidence, expert)
+    check(expert_logits)
+    chosen = two_models(expert_logits, expert)
     if chosen is None:
-        models, temperatures = list(evidence.experts), [temperature] * len(evidence.tasks)
+        models, temperatures = list(expert_logits.experts), [temperature] * len(expert_logits.tasks)
     else:
-        models = [evidence.base, evidence.experts[chosen]]
+        models = [expert_logits.base, expert_logits.experts[chosen]]
         temperatures = [base_temperature, temperature]
-    check_offset(offset, chosen, combine, len(evidence.base))
-    unsure = uncertainties(models, temperatures, expertise, evidence.labels)
+    check_offset(offset, chosen, combine, len(expert_logits.base))
+    unsure = uncertainties(models, temperatures, expertise, expert_logits.labels)
     if combine == "select":
-        return outputs_only(evidence, selected(models, unsure))
+        return outputs_only(expert_logits, selected(models, unsure))
     shares = shrunk(unsure) if offset else (-unsure).softmax(0)
     weights, assign = grouped(shares.T, granularity, clusters, seed, two=chosen is not None)
     if combine == "outputs":
-        return outputs_only(evidence, mixed(models, temperatures, weights[assign]))
-    return Routing(as_codings(weights, chosen, len(evidence.tasks), scale), assign)
+        return outputs_only(expert_logits, mixed(models, temperatures, weights[assign]))
+    return Routing(as_codings(weights, chosen, len(expert_logits.tasks), scale), assign)
 
 
 def is_oracle(params: Mapping[str, Any]) -> bool:
@@ -167,30 +167,40 @@ def transductive(params: Mapping[str, Any]) -> bool:
     return params.get("granularity") != "sample" or bool(params.get("offset"))
 
 
-def check(evidence: Evidence) -> None:
-    """Refuse logits that do not fit together, or are not finite."""
-    shape, base = list(evidence.experts.shape), list(evidence.base.shape)
-    if len(shape) != 3 or shape[0] != len(evidence.tasks) or 0 in shape:
-        needed = f"[{len(evidence.tasks)}, N, C] needed, none of them 0"
-        raise InputError(f"evidence: experts: shape {shape}; {needed}")
+def check(expert_logits: ExpertLogits) -> None:
+    """Check shapes and finiteness of the logits.
+
+    Raises:
+        InputError: logits that do not fit together, or are not finite.
+    """
+    shape, base = list(expert_logits.experts.shape), list(expert_logits.base.shape)
+    if len(shape) != 3 or shape[0] != len(expert_logits.tasks) or 0 in shape:
+        needed = f"[{len(expert_logits.tasks)}, N, C] needed, none of them 0"
+        raise InputError(f"expert_logits: experts: shape {shape}; {needed}")
     if base != shape[1:]:
-        raise InputError(f"evidence: base: shape {base}; {shape[1:]} needed, as the experts'")
-    for name, logits in (("experts", evidence.experts), ("base", evidence.base)):
+        raise InputError(f"expert_logits: base: shape {base}; {shape[1:]} needed, as the experts'")
+    for name, logits in (("experts", expert_logits.experts), ("base", expert_logits.base)):
         if not bool(logits.isfinite().all()):
-            raise InputError(f"evidence: {name}: logits that are not finite; finite ones needed")
+            raise InputError(
+                f"expert_logits: {name}: logits that are not finite; finite ones needed"
+            )
 
 
-def two_models(evidence: Evidence, expert: str | None) -> int | None:
-    """The index of F; None where all of several experts are in play."""
+def two_models(expert_logits: ExpertLogits, expert: str | None) -> int | None:
+    """Index of the expert F; None if several experts are combined.
+
+    Raises:
+        InputError: an unknown expert.
+    """
     if expert is None:
-        return 0 if len(evidence.tasks) == 1 else None
-    if expert not in evidence.tasks:
-        raise InputError(f"dawin: expert: {unknown('expert', expert, evidence.tasks)}")
-    return evidence.tasks.index(expert)
+        return 0 if len(expert_logits.tasks) == 1 else None
+    if expert not in expert_logits.tasks:
+        raise InputError(f"dawin: expert: {unknown('expert', expert, expert_logits.tasks)}")
+    return expert_logits.tasks.index(expert)
 
 
 def check_offset(offset: bool, chosen: int | None, combine: Combine, rows: int) -> None:
-    """Refuse an offset where it is not defined, or would change nothing."""
+    """Raise InputError if an offset is undefined, or would have no effect."""
     if not offset:
         return
     if chosen is None:
@@ -207,7 +217,7 @@ def uncertainties(
     expertise: Expertise,
     labels: Tensor | None,
 ) -> Tensor:
-    """H [M, N] in float64: entropies, or cross-entropies to (pseudo-)labels."""
+    """Uncertainty H [M, N] in float64: entropies, or cross-entropies to (pseudo-)labels."""
     dtype = accumulator(*(logits.dtype for logits in models))
     if expertise == "entropy":
         pairs = zip(models, temperatures, strict=True)
@@ -225,21 +235,27 @@ def uncertainties(
 
 
 def true_classes(labels: Tensor | None, logits: Tensor) -> Tensor:
-    """The labels [N], if there are any that fit the logits [N, C]."""
+    """The labels [N], checked against the logits [N, C].
+
+    Raises:
+        InputError: no labels, a wrong shape or dtype, a label out of range.
+    """
     rows, classes = logits.shape
     if labels is None:
-        raise InputError("dawin: expertise: 'label' needs the evidence's labels; none given")
+        raise InputError("dawin: expertise: 'label' needs the expert_logits's labels; none given")
     if labels.shape != (rows,) or labels.dtype != torch.int64:
         found = f"{labels.dtype} {list(labels.shape)}".removeprefix("torch.")
-        raise InputError(f"evidence: labels: {found}; int64 [{rows}] needed")
+        raise InputError(f"expert_logits: labels: {found}; int64 [{rows}] needed")
     wrong = labels[(labels < 0) | (labels >= classes)]
     if len(wrong):
-        raise InputError(f"evidence: labels: {int(wrong[0])}; int in [0, {classes - 1}] allowed")
+        raise InputError(
+            f"expert_logits: labels: {int(wrong[0])}; int in [0, {classes - 1}] allowed"
+        )
     return labels.to(logits.device)
 
 
 def shrunk(unsure: Tensor) -> Tensor:
-    """(1 − λ, λ) [2, N] from (H_Z, H_F) [2, N], with the offset."""
+    """Weights (1 − λ, λ) [2, N] from (H_Z, H_F) [2, N], with the offset."""
     plain, means = (-unsure).softmax(0)[1], unsure.mean(1)
     # A model that is sure of every row varies by 0 of 0: its CV is 0.
     spread = unsure.std(1) / means.clamp_min(torch.finfo(means.dtype).tiny)
@@ -254,7 +270,7 @@ def shrunk(unsure: Tensor) -> Tensor:
 def grouped(
     shares: Tensor, granularity: Granularity, clusters: int, seed: int, *, two: bool
 ) -> tuple[Tensor, Tensor]:
-    """From shares [N, M]: the weights of K models [K, M], and which of them each row has [N]."""
+    """Weights [K, M] of K merged models and the model of each row [N], from weights [N, M]."""
     rows = torch.arange(len(shares), device=shares.device)
     if granularity == "sample":
         return shares, rows
@@ -282,7 +298,7 @@ def as_codings(weights: Tensor, chosen: int | None, tasks: int, scale: float) ->
 
 
 def selected(models: Sequence[Tensor], unsure: Tensor) -> Tensor:
-    """Each row's logits [N, C] from the model of smallest H, the first of equals."""
+    """Logits [N, C] of each row from the model with the smallest H, the first of equals."""
     best = unsure.argmin(0)
     dtype = torch.promote_types(models[0].dtype, models[-1].dtype)
     logits = models[0].to(dtype, copy=True)
@@ -292,7 +308,7 @@ def selected(models: Sequence[Tensor], unsure: Tensor) -> Tensor:
 
 
 def mixed(models: Sequence[Tensor], temperatures: Sequence[float], weights: Tensor) -> Tensor:
-    """log Σ_m w_m·softmax(z_m/τ_m) [N, C], for weights [N, M]."""
+    """Log of mixed probabilities, log Σ_m w_m·softmax(z_m/τ_m) [N, C], for weights [N, M]."""
     dtype = accumulator(*(logits.dtype for logits in models))
     terms = [
         (logits.to(dtype) / tau).log_softmax(-1) + weight.log().to(dtype)[:, None]
@@ -301,8 +317,8 @@ def mixed(models: Sequence[Tensor], temperatures: Sequence[float], weights: Tens
     return torch.stack(terms).logsumexp(0)
 
 
-def outputs_only(evidence: Evidence, logits: Tensor) -> Routing:
-    """A routing that merges nothing."""
+def outputs_only(expert_logits: ExpertLogits, logits: Tensor) -> Routing:
+    """A routing that contains logits and merges nothing."""
     none = torch.zeros(0, dtype=torch.int64, device=logits.device)
-    codings = torch.zeros(0, len(evidence.tasks), 1, device=logits.device)
+    codings = torch.zeros(0, len(expert_logits.tasks), 1, device=logits.device)
     return Routing(codings, none, logits)

@@ -22,36 +22,36 @@ from fusion.errors import InputError
 
 Array: TypeAlias = NDArray[np.float64]
 Concentration: TypeAlias = Callable[[Array, Array], Array]
-"""Weighted means [K, D] and variances [K, D] -> concentration κ [K]."""
+"""Function from weighted means [K, D] and variances [K, D] to concentrations κ [K]."""
 
 EPS = float(np.finfo(np.float64).eps)
 
-WIDEST, NARROWEST = 1e-3, 1e12
-"""Limits of a Dirichlet's κ. Rows that are all alike have no variance: there κ would be infinite;
-beyond 1e12 the log-gammas of the density cancel down to noise."""
+MIN_CONCENTRATION, MAX_CONCENTRATION = 1e-3, 1e12
+"""Limits of a Dirichlet's κ. Equal rows have no variance, so κ would be infinite; beyond 1e12
+rounding dominates the log-gammas of the density."""
 
-STILL = 1e-12
-"""A coordinate whose m(1 − m) is no larger is always 0, or always 1, but for the start's 10ε of the
-other rows; its m and v say nothing of κ."""
+MIN_VARIATION = 1e-12
+"""A coordinate with m(1 − m) at most this is always 0, or always 1, apart from the start's 10ε; it
+is ignored in the estimate of κ."""
 
-VANISHED = 1e-8
-"""A cluster with fewer rows than this, summed over responsibilities, is gone."""
+MIN_CLUSTER_ROWS = 1e-8
+"""A cluster with fewer rows than this, summed over responsibilities, is removed."""
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """A fitted mixture of K clusters, at most as many as were asked for."""
+    """A fitted mixture of K clusters, at most as many as requested."""
 
     weights: Tensor
-    """π [K], float64; they sum to 1."""
+    """π [K], float64, sum 1."""
     means: Tensor
-    """m [K, D], float64: each cluster's mean, its representative; D = 1 for Beta."""
+    """m [K, D], float64: mean of each cluster; D = 1 for Beta."""
     concentration: Tensor
     """κ [K], float64: the cluster is Dirichlet(κ·m), or Beta(κ·m, κ·(1 − m))."""
     assign: Tensor
-    """int64 [N]: the cluster of largest posterior; some clusters may have no row."""
+    """int64 [N]: cluster with the largest posterior; some clusters may have no row."""
     log_likelihood: float
-    """The mean over rows of log Σ_k π_k p_k(row)."""
+    """Mean over rows of log Σ_k π_k p_k(row)."""
 
 
 def fit_beta(
@@ -63,12 +63,12 @@ def fit_beta(
     iterations: int = 1000,
     tolerance: float = 1e-4,
 ) -> Mixture:
-    """A mixture of Betas of `values` [N].
+    """Fit a mixture of Beta distributions to `values` [N] by EM.
 
-    E step: exact responsibilities. M step, by moments: m, v the weighted mean and variance,
-    v ← min(v, m(1 − m)/4) + 10ε, κ = m(1 − m)/v − 1 (so κ >= 3), Beta(κm, κ(1 − m)). The
-    representative of a cluster is α/(α + β) = m, the responsibility-weighted mean, and not the
-    mean of the rows assigned to it.
+    E step: exact responsibilities. M step, by moments: m, v the weighted mean and variance, v ←
+    min(v, m(1 − m)/4) + 10ε, κ = m(1 − m)/v − 1 (so κ >= 3), Beta(κm, κ(1 − m)). A cluster is
+    represented by α/(α + β) = m, the mean weighted by responsibility, not the mean of its assigned
+    rows.
 
     Args:
         values: [N], in [0, 1]. Logarithms of values closer than ε to 0 or 1 are taken at ε.
@@ -105,11 +105,11 @@ def fit_dirichlet(
     iterations: int = 500,
     tolerance: float = 1e-5,
 ) -> Mixture:
-    """A mixture of Dirichlets of `values` [N, D], rows on the simplex.
+    """Fit a mixture of Dirichlet distributions to `values` [N, D], rows on the simplex, by EM.
 
-    E step: exact responsibilities. M step, by moments: m the weighted mean, v the weighted
-    variance of each coordinate, κ = median_j [m_j(1 − m_j)/v_j − 1] over the coordinates that
-    vary at all, α = κm. The representative of a cluster is m.
+    E step: exact responsibilities. M step, by moments: m the weighted mean, v the weighted variance
+    of each coordinate, κ = median_j [m_j(1 − m_j)/v_j − 1] over the coordinates that vary, α = κm.
+    A cluster is represented by m.
 
     Args:
         values: [N, D], D >= 2, entries >= 0, rows that sum to 1 up to 1e-4 (they are divided by
@@ -123,9 +123,9 @@ def fit_dirichlet(
     Raises:
         InputError: no values, another shape, rows off the simplex, counts below 1.
 
-    Source: Oh et al., arXiv:2410.03782 (DaWin), whose released code has the same start and
-    limits. It estimates no concentration (α = m), and fits D clusters whatever it is asked for;
-    neither is copied.
+    Source: Oh et al., arXiv:2410.03782 (DaWin), whose released code has the same start and limits.
+    Deviations: the release estimates no concentration (α = m), and fits D clusters whatever number
+    is requested.
 
     >>> rows = [[0.8, 0.1, 0.1], [0.78, 0.12, 0.1], [0.1, 0.2, 0.7], [0.1, 0.22, 0.68]]
     >>> fit = fit_dirichlet(torch.tensor(rows), 2)
@@ -144,7 +144,11 @@ def fit_dirichlet(
 
 
 def checked(values: Tensor, clusters: int, restarts: int, iterations: int) -> Array:
-    """The values as float64 on the CPU."""
+    """The values as float64 on the CPU.
+
+    Raises:
+        InputError: no values, values outside [0, 1], counts below 1.
+    """
     for name, count in (("clusters", clusters), ("restarts", restarts), ("iterations", iterations)):
         if count < 1:
             raise InputError(f"{name}: {count}; int >= 1 allowed")
@@ -166,7 +170,7 @@ def best_fit(
     tolerance: float,
     concentration: Concentration,
 ) -> Mixture:
-    """The fit of largest likelihood among the restarts; of equals, the first."""
+    """The fit with the largest likelihood among the restarts; the first of equals."""
     clusters = min(clusters, len(np.unique(values, axis=0)))
     fits = [
         expectation_maximisation(
@@ -178,7 +182,7 @@ def best_fit(
 
 
 def start(values: Array, clusters: int, seed: int) -> Array:
-    """Responsibilities [N, K] to start from: one-hot k-means (k-means++ seeding) + 10ε."""
+    """Initial responsibilities [N, K]: one-hot k-means (k-means++ seeding) + 10ε."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # an empty cluster: dropped here
         _, labels = kmeans2(values, clusters, iter=100, minit="++", rng=np.random.default_rng(seed))
@@ -193,11 +197,11 @@ def expectation_maximisation(
     tolerance: float,
     concentration: Concentration,
 ) -> Mixture:
-    """EM from responsibilities [N, K]. What it returns belongs to its last parameters."""
+    """EM from responsibilities [N, K]; returns the mixture with the last parameters."""
     logs = np.log(values.clip(EPS))
     before = -np.inf
     for _ in range(iterations):
-        responsibilities = responsibilities[:, responsibilities.sum(axis=0) > VANISHED]
+        responsibilities = responsibilities[:, responsibilities.sum(axis=0) > MIN_CLUSTER_ROWS]
         weights, means, variances = moments(values, responsibilities)
         kappa = concentration(means, variances)
         joint = np.log(weights) + log_density(logs, means, kappa)
@@ -217,7 +221,7 @@ def expectation_maximisation(
 
 
 def moments(values: Array, responsibilities: Array) -> tuple[Array, Array, Array]:
-    """Weights [K], weighted means [K, D] and variances [K, D]."""
+    """Weights [K], weighted means [K, D] and variances [K, D] of the clusters."""
     rows = responsibilities.sum(axis=0)
     means = responsibilities.T @ values / rows[:, None]
     centred = [
@@ -238,17 +242,17 @@ def log_density(logs: Array, means: Array, kappa: Array) -> Array:
 
 
 def beta_concentration(means: Array, variances: Array) -> Array:
-    """κ of Betas, from the first of the two coordinates (x, 1 − x)."""
+    """Concentration κ of Beta distributions, from the first of the coordinates (x, 1 − x)."""
     mean = means[:, 0]
     kappa = mean * (1 - mean) / (variances[:, 0] + 10 * EPS) - 1
     return np.asarray(kappa.clip(3.0))  # that is, v at most m(1 − m)/4
 
 
 def dirichlet_concentration(means: Array, variances: Array) -> Array:
-    """κ of Dirichlets: the median over coordinates of what each one's moments say."""
+    """Concentration κ of Dirichlet distributions: the median of the coordinates' estimates."""
     limit = means * (1 - means)
-    varies = limit > STILL
-    least = np.maximum(limit, STILL) / NARROWEST  # so that nothing is divided by 0
+    varies = limit > MIN_VARIATION
+    least = np.maximum(limit, MIN_VARIATION) / MAX_CONCENTRATION  # so that nothing is divided by 0
     kappa = np.where(varies, limit / variances.clip(least) - 1, np.nan)
-    kappa[~varies.any(axis=1)] = NARROWEST
-    return np.asarray(np.nanmedian(kappa, axis=1).clip(WIDEST, NARROWEST))
+    kappa[~varies.any(axis=1)] = MAX_CONCENTRATION
+    return np.asarray(np.nanmedian(kappa, axis=1).clip(MIN_CONCENTRATION, MAX_CONCENTRATION))

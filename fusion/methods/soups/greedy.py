@@ -1,14 +1,14 @@
 """Greedy selection of ingredients (greedy soup, greedy ensemble) as a resumable state machine.
 
-Ingredients are numbers 0 … k − 1; a subset is a tuple of them, in order of acceptance. Scores are
-better when larger (give −NLL for a loss). The caller computes the score of a subset: of a soup, the
-score of the averaged weights; of an ensemble, that of the averaged logits.
+Ingredients are numbers 0 … k − 1. A subset is a tuple of them, in order of acceptance. Larger
+scores are better (use −NLL for a loss). The caller computes the score of a subset: for a soup, the
+score of the averaged weights; for an ensemble, that of the averaged logits.
 
     state = begin(order, scores)
     while subsets := candidates(state, p):
         state = advance(state, [score of each subset])
 
-The steps and the result are the same for every p: `advance` decides one candidate after the other,
+The steps and the result are the same for every p. `advance` decides one candidate after the other,
 and discards scores of subsets that assumed a rejection which did not happen.
 """
 
@@ -27,7 +27,8 @@ Subset: TypeAlias = tuple[int, ...]
 Outcome: TypeAlias = Literal["start", "accepted", "rejected", "failed", "duplicate"]
 
 PASSES = 8
-"""At most so many times through the order, with replacement: a loss may improve for ever."""
+"""Largest number of passes through the order with replacement, since a loss may improve for
+ever."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,17 @@ class Step:
     """One decision of the selection."""
 
     candidate: Subset
-    """The scored subset: the subset so far and, last, the ingredient."""
+    """The scored subset: the current subset and, last, the new ingredient."""
     ingredient: int
     outcome: Outcome
-    """`failed`: its score was no finite number; `duplicate`: not asked, a copy is in;
-    `start`: the score of the subset it all began with."""
+    """`failed`: the score is no finite number; `duplicate`: not scored, since a copy is in the
+    subset; `start`: the score of the initial subset."""
     score: float | None = None
     best: float | None = None
     """The score to reach."""
     note: str = ""
     twin: int | None = None
-    """Of a duplicate: which ingredient of the subset it is a copy of, itself perhaps."""
+    """For a duplicate: the ingredient of the subset that it is a copy of, which may be itself."""
 
     @property
     def accepted(self) -> bool:
@@ -58,37 +59,37 @@ class Greedy:
     """State of a greedy selection: plain data that can be saved and resumed."""
 
     order: Subset
-    """Ingredients in the order they are tried."""
+    """Ingredients in the order in which they are tried."""
     singles: tuple[float | None, ...]
-    """Each ingredient's own score; None: no finite number."""
+    """Score of each ingredient alone; None: no finite number."""
     accepted: Subset
-    """The subset so far; with replacement an ingredient may be in it more than once."""
+    """The current subset; with replacement an ingredient may occur more than once."""
     best: float | None
-    """Its score; None: not known yet (a start of several ingredients)."""
+    """Score of the subset; None: not known yet (an initial subset of several ingredients)."""
     position: int
-    """The next place in the order, counted on through all passes."""
+    """Next position in the order, counted through all passes."""
     tie: Tie = "ge"
     min_delta: float = 0.0
     replacement: bool = False
     passes: int = 1
     hashes: tuple[str, ...] | None = None
-    """Each ingredient's content hash."""
+    """Content hash of each ingredient."""
     tried: Subset = ()
-    """Ingredients not taken since the subset last grew."""
+    """Ingredients that were rejected since the subset last grew."""
     steps: tuple[Step, ...] = ()
     rounds: int = 0
-    """Calls of `advance`."""
+    """Number of calls of `advance`."""
     evaluations: int = 0
-    """Scores given to it, those thrown away included."""
+    """Number of scores passed to `advance`, including discarded ones."""
 
     @property
     def subset(self) -> Subset:
-        """The subset so far; at the end, the result."""
+        """The current subset; at the end, the result."""
         return self.accepted
 
     @property
     def failed(self) -> Subset:
-        """Ingredients of which a score was no finite number."""
+        """Ingredients with a score that is no finite number."""
         return tuple(step.ingredient for step in self.steps if step.outcome == "failed")
 
 
@@ -104,26 +105,27 @@ def begin(
     passes: int | None = None,
     hashes: Sequence[str] | None = None,
 ) -> Greedy:
-    """Start a selection. The first ingredient is accepted without being scored again.
+    """Start a selection. The first ingredient is accepted without a new score.
 
     Args:
-        order: ingredients, none twice (`order_of`). Those without a finite score are left out and
-            recorded as `failed`.
-        scores: each ingredient's own score, of all k.
-        start: subset to begin with, in place of the order's first.
-        start_score: its score; of a single ingredient it is known; else it is asked first.
-        tie: `ge`: a candidate is accepted at score ≥ best + min_delta: the paper's. `gt`: at
-            score > best + min_delta: the released code's.
-        min_delta: least gain, ≥ 0. Default 0: the paper's.
-        replacement: an ingredient may be taken again (it then weighs more), on score > best
-            only. Rejected ones are asked again after an acceptance, until none is accepted in a
-            whole pass. Default: not, the paper's.
-        passes: at most so many passes through the order; default 1, with replacement 8.
-        hashes: content hashes of all k. With `ge` a copy of what is in would always tie, so it is
-            not asked; with either rule it is not asked where the model would not change at all.
+        order: ingredients, each at most once (`order_of`). Those without a finite score are left
+            out and recorded as `failed`.
+        scores: score of each of the k ingredients alone.
+        start: initial subset. Default: the first ingredient of the order.
+        start_score: score of `start`; known for a single ingredient, else it is requested first.
+        tie: `ge`: accept a candidate if score ≥ best + min_delta, as in the paper (default). `gt`:
+            if score > best + min_delta, as in the released code.
+        min_delta: least gain, ≥ 0. Default 0, as in the paper.
+        replacement: an ingredient may be accepted again (it then has more weight), only if score >
+            best. Rejected ones are tried again after an acceptance, until a whole pass accepts
+            none. Default false, as in the paper.
+        passes: largest number of passes through the order. Default 1; with replacement 8.
+        hashes: content hashes of all k ingredients. With `ge` a copy of an accepted ingredient
+            would always tie, so it is skipped; with both rules an ingredient is skipped if it would
+            not change the model.
 
     Raises:
-        InputError: none of the ingredients has a finite score; arguments that do not fit.
+        InputError: no ingredient has a finite score; arguments that do not fit.
     """
     count = len(scores)
     if not (math.isfinite(min_delta) and min_delta >= 0):
@@ -163,12 +165,12 @@ def begin(
 
 
 def copies(state: Greedy, i: int, j: int) -> bool:
-    """Whether two ingredients are the same weights."""
+    """Whether two ingredients have equal weights."""
     return i == j or (state.hashes is not None and state.hashes[i] == state.hashes[j])
 
 
 def upcoming(state: Greedy) -> Iterator[tuple[int, int, bool]]:
-    """Places still to come if all is rejected: (position, ingredient, whether it is skipped)."""
+    """Ingredients still to come if all are rejected: (position, ingredient, skipped or not)."""
     tried = set(state.tried)
     for position in range(state.position, state.passes * len(state.order)):
         i = state.order[position % len(state.order)]
@@ -197,8 +199,11 @@ def settled(state: Greedy) -> Greedy:
 def candidates(state: Greedy, p: int = 1) -> list[Subset]:
     """The next p subsets to score, assuming that all before them are rejected; [] at the end.
 
-    Each is the subset so far and one ingredient more, the last. Where the score of the start is
-    not known, the start itself is the first.
+    Each is the current subset plus one ingredient, the last. If the score of the initial subset is
+    not known, the initial subset itself is the first.
+
+    Raises:
+        InputError: p below 1.
     """
     if p < 1:
         raise InputError(f"p: {p}; an integer >= 1 needed")
@@ -214,11 +219,11 @@ def candidates(state: Greedy, p: int = 1) -> list[Subset]:
 def advance(state: Greedy, scores: Sequence[float]) -> Greedy:
     """The state after the scores of `candidates(state, len(scores))`, in their order.
 
-    The first that passes is accepted; what follows it was asked of another subset, and is thrown
-    away. A score that is no finite number is a rejection, recorded as `failed`.
+    The first candidate that passes is accepted. Scores after it belong to another subset and are
+    discarded. A score that is no finite number is a rejection, recorded as `failed`.
 
     Raises:
-        InputError: more scores than there are candidates, or none.
+        InputError: more scores than candidates, or none.
     """
     asked = len(candidates(state, max(1, len(scores))))
     if not 1 <= len(scores) <= asked:
@@ -255,7 +260,11 @@ def decided(state: Greedy, score: float) -> Greedy:
 
 
 def started(state: Greedy, score: float) -> Greedy:
-    """The state after the score of its start."""
+    """The state after the score of its initial subset.
+
+    Raises:
+        InputError: the score is no finite number.
+    """
     if not math.isfinite(score):
         raise InputError(f"start: {list(state.accepted)} scores {score}; a finite score needed")
     step = Step(state.accepted, state.accepted[-1], "start", score)
@@ -263,7 +272,7 @@ def started(state: Greedy, score: float) -> Greedy:
 
 
 def passes_rule(state: Greedy, i: int, score: float) -> bool:
-    """Whether a finite score is good enough; a copy of what is in must be better."""
+    """Whether a finite score is accepted; a copy of an accepted ingredient must improve it."""
     assert state.best is not None
     needed = state.best + state.min_delta
     if state.tie == "gt" or any(copies(state, i, j) for j in state.accepted):

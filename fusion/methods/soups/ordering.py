@@ -68,12 +68,15 @@ def order_of(
 
 
 def known(value: float) -> float:
-    """`value`, or −∞ where it is no finite number."""
+    """`value`, or −∞ if it is no finite number."""
     return float(value) if math.isfinite(value) else -math.inf
 
 
 def pruned(scores: Sequence[float], delta: float) -> list[int]:
-    """Ingredients at most δ below the best, s_i ≥ max s − δ; no others, nor non-finite scores.
+    """Ingredients with finite scores at most δ below the best, s_i ≥ max s − δ.
+
+    Raises:
+        InputError: a negative delta or NaN.
 
     >>> pruned([0.5, 0.75, float("nan"), 0.25], 0.25)
     [0, 1]
@@ -90,7 +93,7 @@ def checked(
     """Ingredients as a tuple.
 
     Raises:
-        InputError: one that does not exist, or is there twice.
+        InputError: an ingredient that does not exist, or occurs twice.
     """
     found = tuple(int(i) for i in ingredients)
     for i in found:

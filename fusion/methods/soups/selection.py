@@ -15,23 +15,23 @@ from fusion.methods.soups.ordering import Order
 
 @dataclass(frozen=True)
 class Selection:
-    """How ingredients are chosen; scores are those of one split."""
+    """Options of a selection of ingredients; all scores are those of one split."""
 
     order: Order = "validation"
     seed: int = 0
     ingredients: tuple[str, ...] | None = None
-    """The pool, and the order where it is given; None: all."""
+    """Names of the ingredients, in order for `order: given`; None: all."""
     tie: Tie = "ge"
     min_delta: float = 0.0
     prune: float | None = None
-    """Ingredients that are worse than the best by more than this are left out."""
+    """Ingredients more than this below the best score are left out; None: none."""
     replacement: bool = False
     start: tuple[str, ...] | None = None
-    """What the soup begins with; None: the first in the order."""
+    """Ingredients of the initial soup; None: the first in the order."""
     metric: str | None = None
-    """What is compared; None: the sweep's metric."""
+    """Metric of the scores; None: the sweep's."""
     single: bool = False
-    """One ingredient only: nothing is mixed."""
+    """Select one ingredient, without averaging."""
     role: Literal["select", "report"] = "select"
 
 
@@ -47,27 +47,32 @@ def greedy_soup(
     start: Sequence[str] | None = None,
     metric: str | None = None,
 ) -> Selection:
-    """Take ingredients in turn, and keep each with which the mean of those kept is not worse.
+    """Greedy soup: add ingredients in turn, and keep each that does not worsen the average.
 
-    S = {first}; for each next i: keep i where score(mean of S ∪ {i}) ≥ score(mean of S). The score
-    is measured on the select split; it never falls, so the soup is no worse there than the best
-    ingredient. Candidates are evaluated several at a time, as if all before them were rejected;
-    what comes after one that is kept is evaluated again: the result is that of one at a time.
+    S = {first}; for each next i: keep i if score(mean of S ∪ {i}) ≥ score(mean of S). Scores are
+    measured on the select split and never fall, so the soup is no worse there than the best
+    ingredient. Several candidates are evaluated at once, assuming that all before them are
+    rejected; those after an accepted one are evaluated again, so the result is that of one at a
+    time.
 
     Args:
-        order: `validation`: by score, best first, the paper's; `random`, by `seed`; `given`: as
-            `ingredients` names them; `angle`: the best one, then those whose task vectors stand
-            at the largest angle to its.
+        order: `validation` (default, the paper's): by score, best first; `random`: by `seed`;
+            `given`: as listed in `ingredients`; `angle`: the best one, then by the angle of the
+            task vector to the best one's, largest first.
         seed: of the random order.
-        ingredients: which may be taken; default all.
-        tie: `ge` keeps what is as good, as the paper has it; `gt` only what is better, as its
-            code does. Of a `ge`, an ingredient that equals one kept already is passed over.
-        min_delta: how much better a candidate must be. Default 0.
-        prune: leave out ingredients worse than the best by more than this. Default: none.
-        replacement: an ingredient may be taken again, and then counts twice; rounds go on until
-            one keeps nothing.
-        start: begin with the mean of these. Default: with the first in the order.
-        metric: `acc/<task>`, `acc/mean`, `nll/…`. Default: what the sweep is judged by.
+        ingredients: ingredients to choose from. Default: all.
+        tie: `ge` (default, the paper's) keeps an ingredient if the score is equal; `gt`, as in the
+            released code, only if it is better. With `ge`, an ingredient that equals a kept one is
+            skipped.
+        min_delta: least gain of a candidate. Default 0.
+        prune: leave out ingredients that are worse than the best by more than this. Default: none.
+        replacement: an ingredient may be kept again, and then counts twice; passes go on until one
+            keeps nothing. Default false.
+        start: ingredients of the initial soup. Default: the first in the order.
+        metric: `acc/<task>`, `acc/mean`, `nll/…`. Default: the sweep's metric.
+
+    Raises:
+        InputError: order `given` without ingredients.
 
     Source: Wortsman et al. 2022, arXiv:2203.05482, Recipe 1.
     """
@@ -87,7 +92,7 @@ def greedy_soup(
 
 
 def best_single() -> Selection:
-    """The ingredient with the best score on the select split: what a soup is measured against.
+    """Best single ingredient by score on the select split: the baseline of a soup.
 
     Source: Wortsman et al. 2022, arXiv:2203.05482, table 1 (best on the held-out set).
     """
@@ -95,7 +100,7 @@ def best_single() -> Selection:
 
 
 def oracle_single() -> Selection:
-    """The ingredient with the best score on the report split: an oracle, and marked as one.
+    """Best single ingredient by score on the report split: an oracle, and marked as one.
 
     Source: Wortsman et al. 2022, arXiv:2203.05482, table 1 (best on each test set).
     """

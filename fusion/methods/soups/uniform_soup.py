@@ -10,11 +10,9 @@ from torch import Tensor
 
 from fusion.errors import InputError, unknown
 from fusion.task_vectors.coding import mix_tensor
+from fusion.task_vectors.random_draws import GOLDEN, signed
 from fusion.task_vectors.sharded_reduce import Survey, run_surveys
 from fusion.task_vectors.task_vectors import TaskVectors
-
-MIX = 0x9E3779B97F4A7C15
-"""2⁶⁴/φ, odd: multiplying by it spreads the bits of neighbouring numbers."""
 
 CHUNK = 1 << 20
 
@@ -26,15 +24,15 @@ def uniform_soup(
     distinct: bool = True,
     survey: tuple[int, ...] | None = None,
 ) -> dict[str, Tensor]:
-    """θ = (1/m)·Σ_i θ_i = θ₀ + (1/m)·Σ_i τ_i over m ingredients.
+    """Uniform soup: average all ingredients, θ = (1/m)·Σ_i θ_i = θ₀ + (1/m)·Σ_i τ_i.
 
     Args:
-        vectors: base and task vectors, one an ingredient.
-        ingredients: which; default all.
-        distinct: count equal ingredients once. Default true: the pool of the paper holds one
-            model twice, which its published code counts twice (false).
-        survey: a checksum of each whole ingredient, where `vectors` is one shard of it; None:
-            surveyed here.
+        vectors: base and task vectors, one for each ingredient.
+        ingredients: names of the ingredients to average. Default: all.
+        distinct: count equal ingredients once. Default true. (The paper's pool holds one model
+            twice, which its published code counts twice: false.)
+        survey: checksum of each whole ingredient, if `vectors` is one shard of it. Default:
+            computed from `vectors`.
 
     Raises:
         InputError: an unknown name, no ingredients.
@@ -65,7 +63,7 @@ def soup_survey(
     ingredients: Sequence[str] | None = None,
     distinct: bool = True,
 ) -> Survey[tuple[int, ...]]:
-    """A checksum of each whole ingredient; nothing is read where duplicates may stay."""
+    """Checksum of each whole ingredient; nothing is read if duplicates are allowed."""
     if not distinct:
         return ()
     sums = yield checksums(vectors)
@@ -73,10 +71,11 @@ def soup_survey(
 
 
 def checksums(vectors: TaskVectors) -> Tensor:
-    """int64 [T]: equal where all task vectors are equal to the bit; sums over shards, modulo 2⁶⁴.
+    """Checksum of each ingredient's task vectors, int64 [T]: equal if all bits are equal.
 
-    Σ over elements of (bits of the element)·(a number of its tensor's name and place): two
-    different models have the same sum once in 2⁶³ or so.
+    It is a sum over elements of (bits of the element)·(a number made from tensor name and
+    position), modulo 2⁶⁴, so checksums of shards can be added. Two different models have equal
+    checksums with a probability of about 2⁻⁶³.
     """
     total = torch.zeros(len(vectors.tasks), dtype=torch.int64)
     for name, deltas in vectors.deltas.items():
@@ -86,18 +85,13 @@ def checksums(vectors: TaskVectors) -> Tensor:
         for start in range(0, rows.shape[1], CHUNK):
             part = rows[:, start : start + CHUNK] + 0.0  # -0.0 is 0.0
             place = torch.arange(start, start + part.shape[1], device=rows.device)
-            factor = (place + salt) * signed(MIX) | 1
+            factor = (place + salt) * signed(GOLDEN) | 1
             total += (part.view(kind).to(torch.int64) * factor).sum(1).cpu()
     return total
 
 
-def signed(value: int) -> int:
-    """An unsigned 64-bit number as int64 has it."""
-    return value - (1 << 64) if value >= 1 << 63 else value
-
-
 def unique(keys: Sequence[object], among: Sequence[int]) -> tuple[int, ...]:
-    """Of some positions, those whose key no earlier one has.
+    """Those of some positions whose key does not occur at an earlier one.
 
     >>> unique("abab", [0, 1, 2])
     (0, 1)
@@ -109,10 +103,10 @@ def unique(keys: Sequence[object], among: Sequence[int]) -> tuple[int, ...]:
 
 
 def positions(tasks: Sequence[str], names: Sequence[str] | None) -> tuple[int, ...]:
-    """Where these ingredients stand on the T axis, in its order; None: all.
+    """Positions of ingredients on the T axis, in its order; None: all.
 
     Raises:
-        InputError: an unknown name, or none at all.
+        InputError: an unknown name, or no name at all.
     """
     if names is None:
         return tuple(range(len(tasks)))

@@ -20,15 +20,16 @@ class Average:
     """A running average of the weights of one run."""
 
     updates: int
-    """How many models went into it after the first."""
+    """Number of models averaged, after the first."""
     shadow: Mapping[str, Tensor]
-    """name -> running average, at least float32; written in place by the next update."""
+    """Tensor name -> running average, at least float32; the next update writes to it in place."""
     latest: Mapping[str, Tensor]
-    """What is not averaged, of the last model: integer buffers and batch-norm statistics."""
+    """Tensors of the last model that are not averaged: integer buffers and batch-norm
+    statistics."""
 
 
 def started(weights: StateDict) -> Average:
-    """The average of one model: a copy of it in float32 (float64 where it is)."""
+    """Start an average with one model, copied to float32 (float64 if it is)."""
     shadow = {
         name: tensor.detach().to(accumulator(tensor.dtype), copy=True)
         for name, tensor in weights.items()
@@ -38,12 +39,12 @@ def started(weights: StateDict) -> Average:
 
 
 def averaged(name: str, tensor: Tensor) -> bool:
-    """Whether a tensor is a weight."""
+    """Whether a tensor is a weight, and so is averaged."""
     return tensor.is_floating_point() and not is_batch_statistic(name)
 
 
 def others(weights: StateDict) -> dict[str, Tensor]:
-    """Copies of what is not averaged."""
+    """Copies of the tensors that are not averaged."""
     return {
         name: tensor.detach().clone()
         for name, tensor in weights.items()
@@ -52,7 +53,12 @@ def others(weights: StateDict) -> dict[str, Tensor]:
 
 
 def ema_decay(updates: int, decay: float = 0.999, *, warm_up: bool = True) -> float:
-    """d_t = min(d, (1 + t)/(10 + t)) for the t-th update, t from 0; d without warm-up.
+    """Decay of the t-th EMA update with warm-up: min(d, (1 + t)/(10 + t)), t from 0.
+
+    Args:
+        updates: t.
+        decay: d, in [0, 1). Default 0.999.
+        warm_up: False: always d. Default true.
 
     Raises:
         InputError: a decay outside [0, 1).
@@ -68,9 +74,9 @@ def ema_decay(updates: int, decay: float = 0.999, *, warm_up: bool = True) -> fl
 def ema(
     average: Average, weights: StateDict, *, decay: float = 0.999, warm_up: bool = True
 ) -> Average:
-    """θ̄ ← d_t·θ̄ + (1 − d_t)·θ, in place in the shadow.
+    """Exponential moving average: θ̄ ← d_t·θ̄ + (1 − d_t)·θ, in place in the shadow.
 
-    Written θ̄ += (1 − d)(θ − θ̄): a constant run stays what it is, to the bit.
+    Computed as θ̄ += (1 − d)(θ − θ̄), so constant weights do not change by a bit.
 
     Raises:
         InputError: a decay outside [0, 1), or weights of another model.
@@ -79,9 +85,10 @@ def ema(
 
 
 def swa(average: Average, weights: StateDict) -> Average:
-    """θ̄ ← θ̄ + (θ − θ̄)/(n + 1), n models being in it: the plain mean. In place in the shadow.
+    """Stochastic weight averaging: θ̄ ← θ̄ + (θ − θ̄)/(n + 1), the mean of all models; in place.
 
-    Batch-norm statistics are those of the last model, and stale: `reestimate_batchnorm`.
+    Batch-norm statistics are those of the last model and do not fit the average; use
+    `reestimate_batchnorm`.
 
     Raises:
         InputError: weights of another model.
@@ -92,7 +99,11 @@ def swa(average: Average, weights: StateDict) -> Average:
 
 
 def moved(average: Average, weights: StateDict, share: float) -> Average:
-    """θ̄ += share·(θ − θ̄)."""
+    """Move the average towards the weights: θ̄ += share·(θ − θ̄).
+
+    Raises:
+        InputError: weights of another model.
+    """
     names = {name for name, tensor in weights.items() if averaged(name, tensor)}
     odd = sorted(names ^ set(average.shadow))
     if odd:
@@ -109,25 +120,25 @@ def moved(average: Average, weights: StateDict, share: float) -> Average:
 
 
 def result(average: Average, like: StateDict) -> dict[str, Tensor]:
-    """The averaged model, in the names, order and dtypes of `like`; rounded once, copied."""
+    """The averaged model with the names, order and dtypes of `like`; rounded once, copied."""
     held = {**average.shadow, **average.latest}
     return {name: held[name].to(tensor.dtype, copy=True) for name, tensor in like.items()}
 
 
 def batchnorms(module: nn.Module) -> dict[str, _BatchNorm]:
-    """name -> batch-norm layer of a module."""
+    """Name -> batch-norm layer of a module."""
     return {name: part for name, part in module.named_modules() if isinstance(part, _BatchNorm)}
 
 
 def has_batchnorm(module: nn.Module) -> bool:
-    """Whether a fused model's statistics go stale: some batch-norm layer keeps running ones."""
+    """Whether batch-norm layers keep running statistics, which averaging invalidates."""
     return any(part.running_mean is not None for part in batchnorms(module).values())
 
 
 def freeze_batchnorm(module: nn.Module) -> int:
-    """Put batch-norm layers in eval mode; returns how many there are.
+    """Put batch-norm layers in eval mode; returns their number.
 
-    Running statistics then stay as they are; scale and shift still learn. To be called after
+    Running statistics then stay unchanged, while scale and shift are still trained. Call it after
     every `module.train()`, which undoes it.
     """
     layers = batchnorms(module)
@@ -143,21 +154,25 @@ def reestimate_batchnorm(
     forward: Callable[[Any], object] | None = None,
     size: Callable[[Any], int] = len,
 ) -> int:
-    """Make running mean and variance again from data, in place; returns the samples seen.
+    """Recompute running mean and variance of batch-norm layers from data, in place.
 
-    Layers are reset, then momentum_t = b_t/(n_{t−1} + b_t): the mean over samples of the batches'
-    statistics, so that a short last batch counts for what it is (torch's `momentum=None` weighs
-    batches equally). Only batch-norm layers are in train mode; dropout is not. Modes and momenta
-    are put back, also where a batch fails; then the old statistics are, too.
+    Layers are reset, then updated with momentum_t = b_t/(n_{t−1} + b_t). This gives the mean over
+    samples of the batches' statistics, so a short last batch has the right weight (torch's
+    `momentum=None` weighs batches equally). Only batch-norm layers are in train mode; dropout is
+    not active. Modes and momenta are restored; if a batch fails, the old statistics are restored
+    too.
 
-    The variance between batches is not in it: use large batches, of at least some 10 000 images
-    in all, prepared as in training.
+    The variance between batches is not included, so use large batches, of at least 10 000 images in
+    total, prepared as in training.
 
     Args:
         module: the fused model; called without gradients.
-        batches: what `forward` takes: here, tensors [b, …].
+        batches: inputs of `forward`, for instance tensors [b, …].
         forward: default: the module itself.
-        size: samples in a batch; default: its length.
+        size: number of samples in a batch. Default: its length.
+
+    Returns:
+        The number of samples.
 
     Raises:
         InputError: no batches, an empty one, or statistics that are not finite.
@@ -187,7 +202,7 @@ def reestimate_batchnorm(
 
 @contextmanager
 def measuring(module: nn.Module, layers: Mapping[str, _BatchNorm]) -> Iterator[None]:
-    """Reset `layers` and put only them in train mode; put back what was, at the end."""
+    """Context manager: reset `layers`, with only them in train mode; restores modes at the end."""
     modes = {part: part.training for part in module.modules()}
     momenta = {part: part.momentum for part in layers.values()}
     kept = {

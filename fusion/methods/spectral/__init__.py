@@ -1,1 +1,1 @@
-"""Methods that decompose task matrices: TSV-M, Iso-C and Iso-CTS, WUDI."""
+"""Methods on singular values and directions of task matrices: TSV-M, Iso-C, Iso-CTS, WUDI."""

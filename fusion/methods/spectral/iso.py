@@ -17,22 +17,22 @@ from fusion.methods.spectral.svd import (
     wide_copy,
 )
 from fusion.task_vectors.task_vectors import TaskVectors
-from fusion.task_vectors.threads import each_alone
+from fusion.task_vectors.threads import map_single_threaded
 
 
 def iso_c(vectors: TaskVectors, *, scale: float = 1.0) -> dict[str, Tensor]:
-    """θ = θ₀ + λ·σ̄·U Vᵀ for each matrix, with Σ_t τ_t = U·diag(σ)·Vᵀ and σ̄ = mean(σ).
+    """Iso-C: isotropic merging, θ = θ₀ + λ·σ̄·U Vᵀ for each matrix, with Σ_t τ_t = U·diag(σ)·Vᵀ.
 
-    The mean is over all r = min(m, n) singular values. Those up to max(m, n)·ε of the largest
-    count as zero, and their directions, which are arbitrary, stay zero. All other tensors are
-    averaged, and take λ too.
+    σ̄ is the mean over all r = min(m, n) singular values. Singular values up to max(m, n)·ε of the
+    largest count as zero, and their directions, which are arbitrary, stay zero. All other tensors
+    are averaged, and scaled by λ too.
 
     Args:
         vectors: base and task vectors.
         scale: λ. Default 1, FusionBench's; the paper chooses it on validation data.
 
-    Float32 task vectors are summed in float64 and merged to float32's accuracy (`svd.py`),
-    float64 ones in float64; memory beside base, task vectors and result: a few matrices.
+    Float32 task vectors are summed in float64 and merged to float32's accuracy (`svd.py`), float64
+    ones in float64. Memory beside base, task vectors and result: a few matrices.
 
     Source: Marczak et al. 2025, arXiv:2502.04959, §4 (Iso-C).
 
@@ -55,24 +55,26 @@ def iso_cts(
     scale: float = 1.0,
     common_fraction: Annotated[float, Interval(ge=0, le=1)] = 0.8,
 ) -> dict[str, Tensor]:
-    """θ = θ₀ + λ·σ̄·polar([U_1 … U_T U_c])·polar([V_1 … V_T V_c])ᵀ for each matrix [m, n].
+    """Iso-CTS: isotropic merging with common and task-specific singular directions.
 
-    U_c, V_c: the leading c triplets of Σ_t τ_t. U_t, V_t: the leading s of τ_t − U_c U_cᵀ τ_t,
-    what the common space leaves of task t. s = round((r − int(f·r))/T), half to even, at most
-    r // T; c = r − s·T, r = min(m, n); σ̄ is the mean of all r singular values that are taken.
-    Directions with zero singular values stay zero. All other tensors are averaged, and take λ.
+    θ = θ₀ + λ·σ̄·polar([U_1 … U_T U_c])·polar([V_1 … V_T V_c])ᵀ for each matrix [m, n]. U_c and V_c
+    are the leading c singular vectors of Σ_t τ_t. U_t and V_t are the leading s singular vectors of
+    τ_t − U_c U_cᵀ τ_t, the part of task t outside of the common space. With r = min(m, n): s =
+    round((r − int(f·r))/T), half to even, at most r // T, and c = r − s·T. σ̄ is the mean of all r
+    singular values that are taken. Directions with zero singular values stay zero. All other
+    tensors are averaged, and scaled by λ too.
 
     Args:
         vectors: base and task vectors.
         scale: λ. Default 1, FusionBench's; the paper chooses it on validation data.
-        common_fraction: f, the share of common directions. Default 0.8, FusionBench's; with 1, or
-            one task, it is `iso_c`.
+        common_fraction: f, the fraction of common directions. Default 0.8, FusionBench's; with 1,
+            or one task, it is `iso_c`.
 
-    Float32 task vectors are summed in float64 and merged to float32's accuracy (`svd.py`),
-    float64 ones in float64; memory beside base, task vectors and result: a few matrices.
+    Float32 task vectors are summed in float64 and merged to float32's accuracy (`svd.py`), float64
+    ones in float64. Memory beside base, task vectors and result: a few matrices.
 
-    Source: Marczak et al. 2025, arXiv:2502.04959, §4 (Iso-CTS); rounding as the released
-    code and FusionBench.
+    Source: Marczak et al. 2025, arXiv:2502.04959, §4 (Iso-CTS); rounding as in the released code
+    and FusionBench.
 
     >>> experts = {"a": {"w": torch.diag(torch.tensor([3.0, -1.0]))}}
     >>> v = TaskVectors.from_state_dicts({"w": torch.zeros(2, 2)}, experts)
@@ -88,7 +90,7 @@ def iso_cts(
 
 
 def sizes(rank: int, tasks: int, common_fraction: float) -> tuple[int, int]:
-    """(common directions, directions of each task) of `rank`.
+    """(number of common directions, directions of each task) for a matrix of this rank.
 
     >>> sizes(768, 8, 0.8), sizes(50, 8, 0.8), sizes(2, 3, 0.0)
     ((616, 19), (42, 1), (2, 0))
@@ -99,7 +101,13 @@ def sizes(rank: int, tasks: int, common_fraction: float) -> tuple[int, int]:
 
 
 def with_tasks(deltas: Tensor, common: int, own: int) -> Tensor:
-    """Task matrices [T, m, n] -> [m, n]: `common` directions of the sum, `own` of each task."""
+    """Iso-CTS of one matrix: task matrices [T, m, n] -> [m, n].
+
+    Args:
+        deltas: task matrices.
+        common: number of leading directions of the sum.
+        own: number of leading directions of each task.
+    """
     known = deltas.dtype
     shared = leading(summed(deltas), common, known)
     parts = residues(deltas, shared.left, own) if own else []
@@ -111,10 +119,15 @@ def with_tasks(deltas: Tensor, common: int, own: int) -> Tensor:
 
 
 def residues(deltas: Tensor, common: Tensor, own: int) -> list[Directions]:
-    """The `own` leading triplets of τ_t − U Uᵀ τ_t, U the orthonormal columns of `common` [m, c].
+    """Leading singular triplets of each task's residual τ_t − U Uᵀ τ_t.
 
-    Columns of zeros in `common` do not count. Where m <= n it is decomposed as Wᵀτ_t, W [m, m − c]
-    the rest of an orthonormal basis: much smaller.
+    If m <= n, the smaller matrix Wᵀτ_t is decomposed instead, where W [m, m − c] completes U to an
+    orthonormal basis.
+
+    Args:
+        deltas: task matrices [T, m, n].
+        common: U [m, c], orthonormal columns; columns of zeros are ignored.
+        own: number of triplets.
     """
     known = deltas.dtype
     rest = complement(common) if deltas.shape[1] <= deltas.shape[2] else None
@@ -129,11 +142,11 @@ def residues(deltas: Tensor, common: Tensor, own: int) -> list[Directions]:
         found = leading(rest.T @ task, own, known, least=noise)
         return found._replace(left=rest @ found.left)
 
-    return each_alone(residue, list(deltas))
+    return map_single_threaded(residue, list(deltas))
 
 
 def summed(deltas: Tensor) -> Tensor:
-    """Σ_t τ_t [m, n] in float64."""
+    """Sum of the task matrices [T, m, n] in float64: [m, n]."""
     total = wide_copy(deltas[0])
     for delta in deltas[1:]:
         total += wide_copy(delta)  # converted first: several times as fast as a mixed sum

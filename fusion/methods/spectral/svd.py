@@ -1,22 +1,23 @@
 """Singular directions and polar factors of task matrices, faster than by full decompositions.
 
-All go through the symmetric eigenproblem of the shorter side's Gram matrix, in two precisions:
+All functions solve the symmetric eigenproblem of the shorter side's Gram matrix, in one of two
+precisions:
 
-* **float64**, where squaring a float32 matrix loses nothing that float32 knew: singular values down
-  to about 1e-7 of the largest are resolved, and those below `tolerance` count as zero. Small
-  matrices go this way, and those of less than full rank or whose singular values fall far.
-* **float32**, on a CPU, at half the time. The eigenvectors are only a start there: what float32
-  lost by squaring is put right to first order (`polished`), or by a Rayleigh-Ritz step in float64
-  among more directions than are asked for (`refined`). Where that does not do, float64 follows.
+* **float64**, in which squaring a float32 matrix loses nothing: singular values down to about 1e-7
+  of the largest are resolved, and those below `tolerance` count as zero. It is used for small
+  matrices, for matrices without full rank, and for matrices whose singular values decay fast.
+* **float32**, on a CPU, in half the time. The eigenvectors are only a start there. What float32
+  loses by squaring is corrected to first order (`polished`), or by a Rayleigh-Ritz step in float64
+  in a larger subspace (`refined`). If that is not accurate enough, float64 is used.
 
-Either way a float32 matrix's results are nearer to those of a float64 decomposition than a full
-float32 decomposition's are (`benchmarks/fusion/spectral.py`). Float64 matrices are decomposed as
-they are.
-Tasks are decomposed side by side, each on one thread (`threads.each_alone`); the bits of what is
-made of them all depend on how many threads LAPACK has, and on nothing beside the matrices else.
+Either way the results for a float32 matrix are nearer to those of a float64 decomposition than a
+full float32 decomposition is (`benchmarks/fusion/spectral.py`). Float64 matrices are decomposed
+directly. Tasks are decomposed side by side, each on one thread (`threads.map_single_threaded`). The
+bits of what is made from all of them depend on the number of LAPACK threads, and otherwise only on
+the matrices.
 
-Directions of zero singular values are arbitrary. They are left out here: results do not depend on
-what a decomposition puts in their place, nor on signs, nor on rotations among equal values.
+Directions of zero singular values are arbitrary and are left out here. So results do not depend on
+what a decomposition returns for them, nor on signs, nor on rotations among equal singular values.
 """
 
 from __future__ import annotations
@@ -31,60 +32,66 @@ from fusion.task_vectors.coding import mix_tensor
 from fusion.task_vectors.task_vectors import TaskVectors
 
 BLOCK = 192
-"""Columns of a Gram matrix at a time: what lies above the diagonal's blocks is not computed."""
+"""Columns of a Gram matrix that are computed at a time; blocks above the diagonal are skipped."""
 
 FEW = 0.4
-"""Up to this share of all directions float32 comes first; of more of them float64 is as fast."""
+"""Largest fraction of all directions for which float32 is tried first; above it, float64 is as
+fast."""
 
 SMALL = 128
-"""Matrices whose shorter side is less go to float64 at once: it costs next to nothing."""
+"""Matrices whose shorter side is less use float64 directly, since they are cheap."""
 
 APART = 1 / 80
-"""Least distance of the last squared singular value that is wanted from the last that is computed,
-of the largest: float32's rounding then turns the wanted space by no more than about 1e-5."""
+"""Least gap, relative to the largest squared singular value, between the last one that is wanted
+and the last one that is computed. The rounding of float32 then turns the wanted subspace by at most
+about 1e-5."""
 
 MILD = 1 / 16
-"""Above this share of the largest, squared singular values are known well enough in float32."""
+"""Squared singular values above this fraction of the largest are accurate enough in float32."""
 
 TAIL = 16
-"""At least the last one in so many directions counts as weak."""
+"""At least one in so many directions, the last ones, counts as weak."""
 
 STRONG = 1 / 1024
-"""Above this share of the largest, squared singular values are those of strong directions."""
+"""Squared singular values above this fraction of the largest belong to strong directions."""
 
 MOST = 0.4
-"""Least share of strong directions for which their treatment is faster than float64."""
+"""Least fraction of strong directions for which the first-order correction is faster than
+float64."""
 
 FIRST_ORDER = 1 / 256
-"""Largest norm of what is corrected to first order; its square is left, 1.5e-5 of a norm of √n."""
+"""Largest norm of the first-order correction. The error that remains is its square, 1.5e-5 of a
+norm of √n."""
 
 
 class Directions(NamedTuple):
     """The leading k singular triplets of a matrix [m, n], largest first, in float64.
 
-    Where the singular value is zero, so are both directions.
+    If a singular value is zero, both of its directions are zero.
     """
 
     left: Tensor
-    """[m, k]."""
+    """Left singular vectors [m, k]."""
     values: Tensor
-    """[k]."""
+    """Singular values [k]."""
     right: Tensor
-    """[n, k]."""
+    """Right singular vectors [n, k]."""
 
 
 def merge_matrices(
     vectors: TaskVectors, merged: Callable[[Tensor], Tensor], *, scale: float = 1.0
 ) -> dict[str, Tensor]:
-    """θ = θ₀ + scale·merged(τ) of matrices; θ₀ + scale·mean_t(τ_t) of all other tensors.
+    """Merge matrices by `merged` and average all other tensors, both scaled by λ.
+
+    θ = θ₀ + λ·merged(τ) for matrices, θ₀ + λ·mean_t(τ_t) for other tensors.
 
     Args:
         vectors: base and task vectors.
-        merged: task matrices [T, m, n] -> [m, n], neither m nor n zero.
-        scale: λ, of both.
+        merged: task matrices [T, m, n] -> [m, n]; neither m nor n is zero.
+        scale: λ. Default 1.
 
-    Matrices are merged one by one: on a CPU a batch of equal shapes is decomposed matrix after
-    matrix just the same, and the bits cannot depend on which tensors lie in a shard together.
+    Matrices are merged one by one. On a CPU a batch of equal shapes would not be faster, and the
+    bits must not depend on which tensors are in a shard together.
     """
     ones = [1.0] * len(vectors.tasks)
 
@@ -99,20 +106,20 @@ def merge_matrices(
 
 
 def wide_copy(matrix: Tensor) -> Tensor:
-    """A contiguous float64 copy: memory of its own, so that products have the same bits anywhere.
+    """Contiguous float64 copy of a matrix.
 
-    Matrix products may depend on how their operands are aligned, and the tensors of a shard are
-    views into one array.
+    It has its own memory, because the bits of a matrix product may depend on the alignment of its
+    operands, and the tensors of a shard are views into one array.
     """
     return matrix.detach().to(torch.float64, copy=True, memory_format=torch.contiguous_format)
 
 
 def tolerance(matrix: Tensor, known: torch.dtype) -> float:
-    """Singular values up to this share of the largest are zero: max(m, n)·ε, as numpy's rank.
+    """Relative tolerance for zero singular values: max(m, n)·ε, as in numpy's rank.
 
     Args:
         matrix: [m, n].
-        known: the dtype its entries were known in, whose ε counts.
+        known: dtype of the original entries, whose ε is used.
     """
     return float(max(matrix.shape) * torch.finfo(known).eps)
 
@@ -122,9 +129,9 @@ def leading(matrix: Tensor, count: int, known: torch.dtype, *, least: float = 0.
 
     Args:
         matrix: not written to.
-        count: how many.
-        known: the dtype its entries were known in (above).
-        least: singular values up to this one count as zero too.
+        count: number of triplets.
+        known: dtype of the original entries, see `tolerance`.
+        least: singular values up to this one count as zero too. Default 0.
 
     >>> matrix = torch.tensor([[0.0, 2.0], [0.0, 0.0], [1.0, 0.0]]).double()
     >>> found = leading(matrix, 1, torch.float32)
@@ -151,12 +158,13 @@ def leading(matrix: Tensor, count: int, known: torch.dtype, *, least: float = 0.
 
 
 def refined(matrix: Tensor, count: int) -> Directions | None:
-    """The `count` leading triplets of a float64 matrix [m, n], m >= n, found in float32 first.
+    """The `count` leading triplets of a float64 matrix [m, n], m >= n, from a float32 start.
 
-    A third more eigenvectors than are asked for are taken of a float32 Gram matrix; within the
-    space they span, the triplets are those of the float64 matrix (Rayleigh-Ritz). What float32
-    mixes up is what lies close together: all of that is inside, the rest is at a distance `APART`.
-    None where it is not, or where there are too many directions for this to be faster.
+    The eigenvectors of a float32 Gram matrix are computed, a third more than requested. In the
+    subspace they span, the triplets of the float64 matrix are found by Rayleigh-Ritz. Rounding in
+    float32 mixes only directions with close singular values, and these are all inside the subspace
+    if there is a gap (`APART`) after it. Returns None if there is no such gap, or if there are too
+    many directions for this to be faster.
     """
     size = matrix.shape[1]
     wide = count + max(count // 3, TAIL)
@@ -173,11 +181,15 @@ def refined(matrix: Tensor, count: int) -> Directions | None:
 
 
 def polar(matrix: Tensor, known: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(Σ_i u_i v_iᵀ over the non-zero singular values σ_i of a float64 matrix [m, n], Σ_i σ_i).
+    """Polar factor of a float64 matrix [m, n] and the sum of its singular values (nuclear norm).
 
-    The factor is the orthogonal matrix nearest to `matrix` where that has full rank, else the one
-    partial isometry with its null space: M·(MᵀM)^(−1/2), with 0 for the inverse root of 0. It is
-    of dtype `known`, the sum is float64.
+    The factor is Σ_i u_i v_iᵀ over the non-zero singular values: the nearest orthogonal matrix if
+    the matrix has full rank, else the partial isometry with the same null space. It equals
+    M·(MᵀM)^(−1/2), with 0 for the inverse root of 0.
+
+    Args:
+        matrix: M.
+        known: dtype of the original entries; the factor has this dtype, the sum is float64.
 
     >>> factor, total = polar(torch.tensor([[0.0, 2.0], [0.0, 0.0]]).double(), torch.float32)
     >>> factor.tolist(), total.item()
@@ -202,15 +214,15 @@ def polar(matrix: Tensor, known: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def polished(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
-    """`polar` of a float64 matrix M [m, n], m >= n, of full rank, its factor in float32; else None.
+    """`polar` of a float64 matrix M [m, n], m >= n, in float32; None if not accurate enough.
 
     V, the eigenvectors of a float32 Gram matrix, are those of MᵀM up to rounding, which grows from
-    the strong directions to the weak ones (`STRONG`). Of the weak ones, what lies in the images of
-    the strong is split off, K, and the others' images are made orthogonal in float64:
-    M·V = C·(diag(σ) + K), with columns of C that are nearly orthonormal, CᵀC = I + N. To first
-    order in N and K the factor is C·(I − F)·Vᵀ, F_ij = (N_ij·σ_i − K_ij + K_ji)/(σ_i + σ_j): no
-    small number divides, however small a σ_i is. None where N stays above `FIRST_ORDER`, where
-    most directions are weak, or where M has not full rank. A matrix without weak directions by far
+    strong to weak directions (`STRONG`). The part K of the weak directions' images that lies in the
+    images of the strong ones is split off, and the remaining images are made orthogonal in float64:
+    M·V = C·(diag(σ) + K), where the columns of C are nearly orthonormal, CᵀC = I + N. To first
+    order in N and K the factor is C·(I − F)·Vᵀ, F_ij = (N_ij·σ_i − K_ij + K_ji)/(σ_i + σ_j), so
+    there is no division by a small σ_i alone. Returns None if N is larger than `FIRST_ORDER`, if
+    most directions are weak, or if M does not have full rank. A matrix with only mild decay
     (`MILD`) is multiplied by (MᵀM)^(−1/2).
     """
     size = matrix.shape[1]
@@ -250,18 +262,18 @@ def polished(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 def fast(matrix: Tensor) -> bool:
-    """Whether float32 is worth a try: on a CPU, not for small matrices, nor for zeros."""
+    """Whether float32 is tried first: on a CPU, not for small matrices, not for zeros."""
     return matrix.device.type == "cpu" and min(matrix.shape) >= SMALL and bool(matrix.any())
 
 
 def in_single(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """(A float32 copy [m, n], its largest entry 1; what it was divided by), not of zeros."""
+    """(A float32 copy [m, n] scaled to largest entry 1, the scale); not for zeros."""
     largest = torch.stack(matrix.aminmax()).abs().max()
     return (matrix / largest).float(), largest
 
 
 def lower_gram(matrix: Tensor) -> Tensor:
-    """MᵀM [n, n] of [m, n], right below the diagonal only; blocks above it are zero."""
+    """Gram matrix MᵀM [n, n] of [m, n], valid on and below the diagonal only."""
     size = matrix.shape[1]
     found = matrix.new_zeros(size, size)
     for start in range(0, size, BLOCK):
@@ -271,13 +283,17 @@ def lower_gram(matrix: Tensor) -> Tensor:
 
 
 def mirrored(lower: Tensor) -> Tensor:
-    """The symmetric matrix whose lower triangle is that of `lower`."""
+    """Symmetric matrix from a lower triangle."""
     return lower.tril() + lower.tril(-1).T.contiguous()  # a strided sum is much slower
 
 
 def top_eigen(lower: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest eigenvalues [count], falling, and vectors [n, count] of a symmetric
-    matrix [n, n], of which the lower triangle is read."""
+    """The `count` largest eigenvalues [count], descending, and eigenvectors [n, count].
+
+    Args:
+        lower: symmetric matrix [n, n]; its lower triangle is read.
+        count: number of eigenvalues.
+    """
     # All of them are computed: LAPACK's choice of some takes two thirds of the time, but SciPy
     # holds Python's lock meanwhile, and torch has it not.
     every, basis = torch.linalg.eigh(lower)
@@ -285,9 +301,9 @@ def top_eigen(lower: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def complement(left: Tensor) -> Tensor:
-    """Orthonormal columns [m, m − k] at right angles to k orthonormal ones among `left` [m, ≥ k].
+    """Orthonormal columns [m, m − k] orthogonal to k orthonormal columns in `left` [m, ≥ k].
 
-    Columns of zeros, directions that are not there, are passed over.
+    Columns of zeros in `left` are ignored.
 
     >>> complement(torch.tensor([[0.0, 0.0], [1.0, 0.0]]).double()).abs().tolist()
     [[1.0], [0.0]]

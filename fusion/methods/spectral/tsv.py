@@ -1,4 +1,4 @@
-"""TSV-M: the leading singular directions of each task's matrices, made orthogonal to each other."""
+"""TSV-M: leading singular directions of each task's matrices, made orthogonal across tasks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from fusion.methods.spectral.svd import leading, merge_matrices, polar, wide_copy
 from fusion.methods.static.coefficients import tensor_weights
 from fusion.task_vectors.task_vectors import Deltas, TaskVectors
-from fusion.task_vectors.threads import each_alone
+from fusion.task_vectors.threads import map_single_threaded
 
 
 def tsv_m(
@@ -21,30 +21,31 @@ def tsv_m(
     weights: Sequence[Any] | Mapping[str, Any] | Tensor | None = None,
     compat: Literal["paper", "fusionbench"] = "paper",
 ) -> dict[str, Tensor]:
-    """θ = θ₀ + λ·polar([U_1 … U_T])·diag(S_1 … S_T)·polar([V_1 … V_T])ᵀ for each matrix [m, n].
+    """TSV-M: merge the leading singular vectors of all tasks after making them orthogonal.
 
-    U_t, S_t, V_t are the leading d = floor(r/T) singular triplets of τ_t, r = min(m, n), and
-    polar(X) = X(XᵀX)^(−1/2) the nearest matrix with orthonormal columns: tasks keep their
-    strongest directions and no longer share any. All other tensors are averaged, and take λ too.
+    θ = θ₀ + λ·polar([U_1 … U_T])·diag(S_1 … S_T)·polar([V_1 … V_T])ᵀ for each matrix [m, n]. U_t,
+    S_t, V_t are the leading floor(r/T) singular triplets of τ_t, r = min(m, n). polar(X) =
+    X(XᵀX)^(−1/2) is the nearest matrix with orthonormal columns. So tasks keep their strongest
+    directions and no longer share any. All other tensors are averaged, and scaled by λ too.
 
-    A singular value up to max(m, n)·ε of the largest counts as zero, and its direction is left
-    out: a zero or low-rank task vector adds nothing. (FusionBench fills up with whatever its
-    decomposition returns for zero singular values, which then shapes the polar factors.) In the
-    same way directions that several tasks share entirely are one direction.
+    A singular value up to max(m, n)·ε of the largest counts as zero, and its direction is left out:
+    a zero or low-rank task vector adds nothing. Likewise, directions that several tasks share
+    exactly count as one direction. Deviation: FusionBench uses whatever its decomposition returns
+    for zero singular values, which changes the polar factors.
 
     Args:
         vectors: base and task vectors.
         scale: λ. Default 1, FusionBench's.
-        weights: what each τ_t is multiplied by before all else, in the forms of
-            `weighted_average`; None: 1 (a list is FusionBench's `alpha` as one).
-        compat: the two differ where r < T, so that d = 0: `paper` averages such a matrix,
+        weights: factors of the τ_t, applied first, in the forms of `weighted_average`; None
+            (default): 1. (A list is FusionBench's `alpha` as a list.)
+        compat: matters if r < T, so that floor(r/T) = 0: `paper` (default) averages such a matrix,
             `fusionbench` leaves the base's.
 
     Raises:
-        InputError: weights, as `weighted_average` says.
+        InputError: invalid weights, see `weighted_average`.
 
-    Float32 task vectors are merged to float32's accuracy (`svd.py`), float64 ones in float64;
-    memory beside base, task vectors and result: that of a few matrices [m, n] in float64.
+    Float32 task vectors are merged to float32's accuracy (`svd.py`), float64 ones in float64.
+    Memory beside base, task vectors and result: that of a few matrices [m, n] in float64.
 
     Source: Gargiulo et al. 2025, arXiv:2412.00081 (TSV-Merge).
 
@@ -69,14 +70,14 @@ def tsv_m(
 
 
 def scaled(delta: Deltas, factors: Sequence[float]) -> Deltas:
-    """c_t·τ_t [T, *shape], of one number a task."""
+    """Task vectors c_t·τ_t [T, *shape], with one factor for each task."""
     return delta * delta.new_tensor(factors).view(-1, *[1] * (delta.ndim - 1))
 
 
 def orthogonalised(deltas: Tensor, share: int) -> Tensor:
-    """Task matrices [T, m, n] -> [m, n], `share` directions of each."""
+    """TSV-M of one matrix: [T, m, n] -> [m, n], with `share` directions of each task."""
     known = deltas.dtype
-    parts = each_alone(lambda delta: leading(wide_copy(delta), share, known), list(deltas))
+    parts = map_single_threaded(lambda delta: leading(wide_copy(delta), share, known), list(deltas))
     left, _ = polar(torch.cat([part.left for part in parts], 1), known)
     right, _ = polar(torch.cat([part.right for part in parts], 1), known)
     return left * torch.cat([part.values for part in parts]).to(known) @ right.T

@@ -19,25 +19,25 @@ def wudi(
     learning_rate: Annotated[float, Interval(ge=0)] = 1e-5,
     scale: float = 1.0,
 ) -> dict[str, Tensor]:
-    """θ = θ₀ + M for each matrix, M near the minimum of Σ_t ‖(M − τ_t)·τ_tᵀ‖² / ‖τ_t‖².
+    """WUDI: minimise the interference Σ_t ‖(M − τ_t)·τ_tᵀ‖² / ‖τ_t‖² over M; θ = θ₀ + λ·M.
 
-    The rows of τ_t stand for the inputs of task t's layer. M starts at Σ_t τ_t and takes `steps`
-    steps of Adam (β 0.9 and 0.999, ε 1e-8) along the exact gradient 2(M·A − B), with
-    A = Σ_t τ_tᵀτ_t/‖τ_t‖² [n, n] and B = Σ_t τ_t·τ_tᵀτ_t/‖τ_t‖² [m, n] made once: a step is one
-    product [m, n]·[n, n], whatever the number of tasks. Zero task vectors have no term (FusionBench
-    divides by zero). All other tensors are averaged.
+    This is done for each matrix. The rows of τ_t approximate the inputs of task t's layer. M starts
+    at Σ_t τ_t and takes `steps` Adam steps (β 0.9 and 0.999, ε 1e-8) with the exact gradient 2(M·A
+    − B), where A = Σ_t τ_tᵀτ_t/‖τ_t‖² [n, n] and B = Σ_t τ_t·τ_tᵀτ_t/‖τ_t‖² [m, n] are computed
+    once. So a step is one product [m, n]·[n, n], whatever the number of tasks. All other tensors
+    are averaged.
 
     Args:
         vectors: base and task vectors.
-        steps: of Adam. Default 400, FusionBench's; 0 is the sum.
-        learning_rate: of Adam. Default 1e-5, FusionBench's.
-        scale: λ, on M and on the averages. Default 1: the method has no such factor.
+        steps: Adam steps. Default 400, FusionBench's; 0 gives the sum.
+        learning_rate: Adam's. Default 1e-5, FusionBench's.
+        scale: λ, for M and for the averages. Default 1: the method has no such factor.
 
-    Computed in the dtype of the task vectors (float32); memory beside base, task vectors and
+    Computed in the dtype of the task vectors (float32). Memory beside base, task vectors and
     result: 5 matrices [m, n], 2 [n, n], one task's matrix.
 
-    Source: Cheng et al. 2025, arXiv:2503.08099; the gradient in closed
-    form is ours, checked against autograd.
+    Source: Cheng et al. 2025, arXiv:2503.08099; the closed form of the gradient is ours, checked
+    against autograd. Deviation: zero task vectors have no term (FusionBench divides by zero).
 
     >>> experts = {"a": {"w": torch.tensor([[1.0, 0.0]])}, "b": {"w": torch.tensor([[0.0, 2.0]])}}
     >>> v = TaskVectors.from_state_dicts({"w": torch.zeros(1, 2)}, experts)
@@ -52,9 +52,9 @@ def wudi(
 
 
 def normal_equations(deltas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(Στ [m, n], A [n, n], B [m, n]) of task matrices [T, m, n]: the gradient is 2(M·A − B).
+    """(Στ [m, n], A [n, n], B [m, n]) of task matrices [T, m, n]; the gradient is 2(M·A − B).
 
-    All three are memory of their own: products may depend on how operands are aligned.
+    Each has its own memory, because the bits of products may depend on the alignment of operands.
     """
     start = torch.zeros_like(deltas[0], memory_format=torch.contiguous_format)
     seen = start.new_zeros(start.shape[1], start.shape[1])
@@ -73,7 +73,7 @@ def normal_equations(deltas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def descended(deltas: Tensor, steps: int, learning_rate: float) -> Tensor:
-    """M [m, n] after `steps` steps from Στ."""
+    """M [m, n] after `steps` Adam steps from Στ."""
     merged, seen, aim = normal_equations(deltas)
     adam = torch.optim.Adam([merged], lr=learning_rate, fused=True)
     merged.grad = torch.empty_like(merged)

@@ -1,4 +1,4 @@
-"""Averages of experts: simple, weighted (per task or per tensor), and WiSE-FT."""
+"""Averages of experts: simple, weighted (by task or by tensor), and WiSE-FT."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from fusion.task_vectors.task_vectors import TaskVectors
 
 
 def simple_average(vectors: TaskVectors) -> dict[str, Tensor]:
-    """θ = (1/T)·Σ_t θ_t = θ₀ + (1/T)·Σ_t τ_t.
+    """Average the experts' weights: θ = (1/T)·Σ_t θ_t = θ₀ + (1/T)·Σ_t τ_t.
 
-    The mean of the experts: the base cancels, and serves only as the origin of the task vectors.
+    The base cancels out; it is only the origin of the task vectors.
 
     Source: Wortsman et al. 2022, arXiv:2203.05482 (uniform soup).
 
@@ -42,27 +42,29 @@ def weighted_average(
     weights: Sequence[Any] | Mapping[str, Any] | Tensor | None = None,
     normalize: bool = True,
 ) -> dict[str, Tensor]:
-    """θ_k = Σ_t w_tk θ_t,k = (Σ_t w_tk)·θ₀,k + Σ_t w_tk τ_t,k for each tensor k.
+    """Weighted average of the experts, by task or by task and tensor: θ_k = Σ_t w_tk θ_t,k.
+
+    Computed as (Σ_t w_tk)·θ₀,k + Σ_t w_tk τ_t,k for each tensor k.
 
     Args:
         vectors: base and task vectors.
-        weights: None for equal weights; else one entry a task, as a list [T] in the order of
-            `vectors.tasks` or as a mapping from task to entry. An entry is a number, or, for
-            weights that differ by tensor, a mapping from tensor name or pattern to number
-            (`{"*.mlp.*": 0.7, "*": 0.5}`: an exact name wins, else the longest pattern that
-            matches), or a list [G] in the order of `vectors.groups`, the floating-point tensors
-            of the whole model. A tensor [T] or [T, G] is read as such a list. Names and order
-            are the whole model's, so that a shard takes the same weights as the whole.
-        normalize: divide by the plain sum (no absolute values) over tasks, tensor by tensor.
-            Default true, as FusionBench. Where it is false the weights need not sum to 1, and
-            the base is scaled along.
+        weights: None (default) for equal weights. Else one entry for each task, as a list [T] in
+            the order of `vectors.tasks`, or as a mapping from task to entry. An entry is a number,
+            or one of two forms with a weight for each tensor: a mapping from tensor name or pattern
+            to number (`{"*.mlp.*": 0.7, "*": 0.5}`: an exact name wins, else the longest matching
+            pattern), or a list [G] in the order of `vectors.groups`, the floating-point tensors of
+            the whole model. A tensor [T] or [T, G] is read as such a list. Names and order are
+            always those of the whole model, so a shard takes the same weights.
+        normalize: divide by the sum over tasks (no absolute values), for each tensor. Default true,
+            as FusionBench. If false, the weights need not sum to 1, and the base is scaled by their
+            sum.
 
     Raises:
-        InputError: wrong length, an unknown task or tensor name, a task or tensor without a
-            weight, a weight that is no finite number, weights that sum to zero.
+        InputError: wrong length, an unknown task or tensor name, a task or tensor without a weight,
+            a weight that is no finite number, weights that sum to zero and are to be normalised.
 
-    Source: Matena & Raffel 2022, arXiv:2111.09832, §2 (isotropic merging); layer-wise weights as
-    AdaMerging's, Yang et al. 2024, arXiv:2310.02575.
+    Source: Matena & Raffel 2022, arXiv:2111.09832, §2 (isotropic merging); layer-wise weights as in
+    AdaMerging, Yang et al. 2024, arXiv:2310.02575.
 
     >>> import torch
     >>> v = TaskVectors.from_state_dicts(
@@ -101,21 +103,22 @@ def wise_ft(
     blocks: Mapping[str, float] | None = None,
     expert: str | None = None,
 ) -> dict[str, Tensor]:
-    """θ_k = (1 − α_k)·θ₀,k + α_k·θ_e,k = θ₀,k + α_k·τ_e,k, for one expert e; α_k = α by default.
+    """WiSE-FT: interpolate between base and one expert, θ_k = (1 − α_k)·θ₀,k + α_k·θ_e,k.
 
-    α = 0 is the base to the bit; α = 1 is the expert up to the rounding of its task vector.
+    Computed as θ₀,k + α_k·τ_e,k. α = 0 is the base to the bit; α = 1 is the expert up to the
+    rounding of its task vector.
 
     Args:
         vectors: base and task vectors.
-        alpha: α. Default 0.5, the paper's choice without a validation signal.
-        blocks: α_k of some tensors, by name or pattern, in [0, 1] (`{"*.layers.1?.*": 0.8}`: an
-            exact name wins, else the longest pattern that matches); all others take `alpha`.
-            Default: none, the paper's.
-        expert: the expert's name; None: the only one there is.
+        alpha: α_k of all tensors without an entry in `blocks`. Default 0.5, the paper's choice
+            without validation data.
+        blocks: tensor name or pattern -> α_k in [0, 1] (`{"*.layers.1?.*": 0.8}`: an exact name
+            wins, else the longest matching pattern). Default: none, as in the paper.
+        expert: name of the expert. Default: the only one.
 
     Raises:
-        InputError: an unknown expert, or none named among several; a pattern without a tensor, an
-            α_k outside.
+        InputError: an unknown expert, or none named among several; a pattern that matches no
+            tensor; an α_k outside [0, 1].
 
     Source: Wortsman et al. 2022, arXiv:2109.01903, §3.
 

@@ -1,4 +1,4 @@
-"""Model Breadcrumbs: remove outliers and small entries of task vectors, then add them."""
+"""Model Breadcrumbs: mask the largest and the smallest entries of task vectors, then add them."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ def breadcrumbs(
     scale: float = 0.2,
     granularity: Literal["tensor", "row"] = "tensor",
 ) -> dict[str, Tensor]:
-    """θ = θ₀ + λ·Σ_t m_t ⊙ τ_t: of each tensor a band of magnitudes, then task arithmetic.
+    """Model Breadcrumbs: θ = θ₀ + λ·Σ_t m_t ⊙ τ_t, m_t masking outliers and small entries.
 
-    Of the d entries of a tensor the floor(d·γ + 1e-6) largest are masked out, the next
-    floor(d·density + 1e-6) are kept, and the rest, the paper's β = 1 − γ − density smallest, are
-    masked out too. What ties with a kept entry is kept: where nothing is larger than the rest
-    (d·γ < 1, equal magnitudes) nothing counts as an outlier.
+    Of the d entries of a tensor, the floor(d·γ + 1e-6) largest are masked out, the next
+    floor(d·density + 1e-6) are kept, and the rest (the paper's fraction β = 1 − γ − density) is
+    masked out too. Entries that tie with a kept entry are kept. So if nothing is larger than the
+    rest (d·γ < 1, or equal magnitudes), there are no outliers.
 
     Args:
         vectors: base and task vectors.
         density: fraction kept; 0 gives the base. Default 0.15.
-        gamma: γ, the fraction of largest entries masked out; with 0 only the trim is left, with
-            density 1 as well it is task arithmetic. Default 0.006.
-        scale: λ. Default 0.2. The three defaults are the first point of the released code's
-            search; the paper chooses them on validation data.
-        granularity: `tensor`, the paper's layers; `row` bands each row (the last axis) by itself,
-            as the released code does, which leaves 0-d tensors whole unless density is 0.
+        gamma: γ, the fraction of largest entries that are masked out. With γ = 0 only small entries
+            are masked, and with density 1 as well it is task arithmetic. Default 0.006.
+        scale: λ. Default 0.2. The three defaults are the first point of the released code's search;
+            the paper chooses them on validation data.
+        granularity: `tensor` (default, the paper's layers), or `row`: mask each row (the last axis)
+            by itself, as the released code does, which keeps 0-d tensors unless density is 0.
 
     Memory beside base, task vectors and result: a copy of one tensor's task vectors.
 
@@ -61,7 +61,7 @@ def breadcrumbs(
 
 
 def band_ranks(size: int, density: float, gamma: float) -> tuple[int, int]:
-    """Ranks (first, last) of the magnitudes kept of `size`, 1 the largest; first > last: none.
+    """Ranks (first, last) of the kept magnitudes among `size`, 1 the largest; first > last: none.
 
     >>> band_ranks(100, 0.15, 0.01), band_ranks(10, 0.3, 0.006), band_ranks(10, 0.9, 0.2)
     ((2, 16), (1, 3), (3, 10))
@@ -71,7 +71,7 @@ def band_ranks(size: int, density: float, gamma: float) -> tuple[int, int]:
 
 
 def tensor_band(delta: Deltas, density: float, gamma: float) -> Deltas:
-    """The kept band of each task's tensor in [T, *shape]; other entries are 0."""
+    """Mask one tensor's task vectors [T, *shape], each as a whole; masked entries are 0."""
     wide = delta.dtype == torch.float64
     count = len(delta)
     first, last = band_ranks(delta[0].numel(), density, gamma)
@@ -95,7 +95,7 @@ def tensor_band(delta: Deltas, density: float, gamma: float) -> Deltas:
 
 
 def row_band(delta: Deltas, density: float, gamma: float) -> Deltas:
-    """The kept band of each row (last axis) in [T, *shape]; other entries are 0."""
+    """Mask one tensor's task vectors [T, *shape], row by row (last axis); masked entries are 0."""
     if delta.ndim == 1:  # 0-d tensors
         return delta.clone() if density else torch.zeros_like(delta)
     first, last = band_ranks(delta.shape[-1], density, gamma)

@@ -1,4 +1,4 @@
-"""Coefficients of experts from a sweep file: one a task, or one a task and tensor."""
+"""Parse weights of experts from a sweep file: one for each task, or for each task and tensor."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def tensor_weights(
 ) -> dict[str, list[float]]:
     """Tensor name -> T weights, for the floating-point tensors of these task vectors.
 
-    The forms are those of `weighted_average`; the whole model's names are checked, even where
-    `vectors` is one shard of it.
+    The accepted forms are those of `weighted_average`. The names of the whole model are checked,
+    even if `vectors` is one shard of it.
 
     Raises:
-        InputError: what `weighted_average` says.
+        InputError: see `weighted_average`.
     """
     rows = [
         task_weights(task, entry, vectors.groups)
@@ -34,7 +34,11 @@ def tensor_weights(
 def entries(
     tasks: Sequence[str], weights: Sequence[Any] | Mapping[str, Any] | Tensor | None
 ) -> dict[str, Any]:
-    """Task -> what the user gave for it, in the order of `tasks`."""
+    """Task -> the entry given for it, in the order of `tasks`.
+
+    Raises:
+        InputError: wrong length, an unknown task, a task without an entry.
+    """
     if weights is None:
         return dict.fromkeys(tasks, 1.0)
     if isinstance(weights, Tensor):
@@ -56,7 +60,11 @@ def entries(
 
 
 def task_weights(task: str, entry: Any, groups: Sequence[str]) -> dict[str, float]:
-    """Tensor name -> weight of one task, for all tensors of the model."""
+    """Tensor name -> weight of one task, for all tensors of the model.
+
+    Raises:
+        InputError: wrong length, an unknown or missing tensor, no finite number.
+    """
     owner = f"weights: task {task!r}"
     if isinstance(entry, Tensor):
         entry = entry.tolist()
@@ -75,9 +83,18 @@ def task_weights(task: str, entry: Any, groups: Sequence[str]) -> dict[str, floa
 def named_weights(
     owner: str, patterns: Mapping[str, Any], groups: Sequence[str]
 ) -> dict[str, float]:
-    """Tensor name -> weight, from names and patterns: a name wins, else the longest pattern.
+    """Tensor name -> weight, from exact names and patterns.
 
-    Of equally long ones the first in the alphabet: a mapping means the same in any order.
+    An exact name wins, else the longest matching pattern, and among equally long ones the
+    alphabetically first. So the order of the mapping does not matter.
+
+    Args:
+        owner: prefix of messages.
+        patterns: tensor name or pattern (`fnmatch`) -> weight.
+        groups: names of the floating-point tensors.
+
+    Raises:
+        InputError: a pattern that matches no tensor, a tensor without a weight, no finite number.
     """
     values = {
         str(pattern): number(f"{owner}: {pattern!r}", weight)
@@ -97,10 +114,10 @@ def named_weights(
 
 
 def number(owner: str, value: Any) -> float:
-    """`value` as a finite float.
+    """Convert to a finite float.
 
     Raises:
-        InputError: anything else.
+        InputError: `value` is no finite number.
     """
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value):

@@ -14,7 +14,7 @@ from fusion.methods.static.average import simple_average
 from fusion.methods.static.task_arithmetic import task_arithmetic
 from fusion.methods.static.ties import ties, ties_survey
 from fusion.task_vectors.sharded_reduce import Survey
-from fusion.task_vectors.sparsify import Cut
+from fusion.task_vectors.sparsify import TrimThresholds
 from fusion.task_vectors.task_vectors import Deltas, TaskVectors
 from fusion.task_vectors.threads import in_threads
 
@@ -30,28 +30,30 @@ def dare(
     only_matrices: bool = False,
     seed: int = 0,
     compat: Literal["paper", "fusionbench"] = "paper",
-    survey: Cut | None = None,
+    survey: TrimThresholds | None = None,
 ) -> dict[str, Tensor]:
-    """θ = merge(θ₀, m_t ⊙ τ_t / density), m_tj = 1 with probability `density`, else 0.
+    """DARE: drop entries of task vectors at random, rescale the rest, then merge.
 
-    Whether an entry is kept depends on (seed, task, tensor, entry) and on nothing else: not on
-    shards, the order or number of tasks, threads, or the device. Numbers are drawn on the CPU.
+    θ = merge(θ₀, m_t ⊙ τ_t / density), m_tj = 1 with probability `density`, else 0. Whether an
+    entry is kept depends on (seed, task, tensor, entry) only: not on shards, on the order or number
+    of tasks, on threads, or on the device. Random numbers are drawn on the CPU.
 
     Args:
         vectors: base and task vectors.
         density: fraction kept, the paper's 1 − p. 0 gives the base, 1 the plain method. Default
             0.5, FusionBench's; the paper goes down to 0.1 and less.
-        rescale: divide what is kept by the density, so that the mean stays. Default true.
-        merge: what is done with the task vectors that are left.
+        rescale: divide the kept entries by the density, so that the expectation stays. Default
+            true.
+        merge: method that merges the remaining task vectors. Default task arithmetic.
         scale: λ of task arithmetic or TIES. Default: that of the method, 0.3 or 1 (0.5 for TIES
             with `compat: fusionbench`). The average has none.
-        trim_density: `density` of the trim of TIES. Default 0.2, its paper's.
-        only_matrices: drop entries of tensors with two axes only and keep all else as it is.
-            (FusionBench's `only_on_linear_weights`, which spares embeddings too.)
-        seed: of the drop.
-        compat: `fusionbench` runs TIES as FusionBench does (`ties`' own option, merge sum).
-            Its drops come from one global stream, which nothing can reproduce here.
-        survey: TIES' cut of the whole model, where `vectors` is one shard of it.
+        trim_density: `density` of TIES' trim. Default 0.2, its paper's.
+        only_matrices: drop entries of tensors with two axes only, and keep all others.
+            (FusionBench's `only_on_linear_weights`, which spares embeddings too.) Default false.
+        seed: of the random masks.
+        compat: `fusionbench` runs TIES as FusionBench does (its option `compat`, merge sum). Its
+            random masks come from one global stream and are not reproduced.
+        survey: TIES' thresholds of the whole model, if `vectors` is one shard of it.
 
     Raises:
         InputError: a scale for the average.
@@ -84,8 +86,8 @@ def dare_survey(
     only_matrices: bool = False,
     seed: int = 0,
     compat: Literal["paper", "fusionbench"] = "paper",
-) -> Survey[Cut | None]:
-    """TIES' cut of a whole model after the drop; None for merges that need none.
+) -> Survey[TrimThresholds | None]:
+    """TIES' thresholds of a whole model after the drop; None for other merges.
 
     It has the parameters of `dare`.
     """
@@ -98,7 +100,7 @@ def dare_survey(
 def ties_options(
     trim_density: float, scale: float | None, compat: Literal["paper", "fusionbench"]
 ) -> dict[str, Any]:
-    """The parameters of `ties`."""
+    """The keyword arguments of `ties`, from those of `dare`."""
     if compat == "fusionbench":
         scale = 0.5 if scale is None else scale
         return {"density": trim_density, "scale": scale, "merge": "sum", "compat": compat}
@@ -108,7 +110,7 @@ def ties_options(
 def dropped(
     vectors: TaskVectors, density: float, rescale: bool, only_matrices: bool, seed: int
 ) -> TaskVectors:
-    """Task vectors with entries dropped, made as they are read; density 1: the same object."""
+    """Task vectors with dropped entries, computed as they are read; unchanged for density 1."""
     if density == 1:
         return vectors
     factor = 1 / density if rescale and density else 1.0
@@ -132,7 +134,9 @@ def dropped(
 
 
 def keep_mask(shape: tuple[int, ...], density: float, seed: int, task: str, name: str) -> Tensor:
-    """bool [*shape] on the CPU, true with probability `density`; a function of its arguments.
+    """Random mask, bool [*shape] on the CPU, true with probability `density`.
+
+    It is a function of its arguments alone.
 
     >>> a = keep_mask((1000,), 0.3, 0, "mnist", "w")
     >>> torch.equal(a, keep_mask((1000,), 0.3, 0, "mnist", "w")), 250 < int(a.sum()) < 350

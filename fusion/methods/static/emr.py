@@ -1,4 +1,4 @@
-"""EMR-Merging: one elected task vector, and a mask and a rescaler a task."""
+"""EMR-Merging: one unified task vector, with a mask and a rescaling factor for each task."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ def emr(
     compat: Compat = "paper",
     survey: tuple[float, ...] | None = None,
 ) -> dict[str, Tensor]:
-    """θ_t = θ₀ + ρ_t·(M_t ⊙ τ_uni), one model a task.
+    """EMR-Merging (elect, mask, rescale): θ_t = θ₀ + ρ_t·(M_t ⊙ τ_uni), one model for each task.
 
-    Elect: s = sign(Σ_t τ_t), and τ_uni takes, entry by entry, s times the largest |τ_t| among the
-    tasks whose sign is s. Mask: M_t = [τ_t·s > 0]. Rescale: ρ_t = Σ|τ_t| / Σ|M_t ⊙ τ_uni| over all
-    entries of the model; 1 where the denominator is 0, for then the masked vector is 0.
+    Elect: s = sign(Σ_t τ_t); each entry of τ_uni is s times the largest |τ_t| among the tasks with
+    sign s. Mask: M_t = [τ_t·s > 0]. Rescale: ρ_t = Σ|τ_t| / Σ|M_t ⊙ τ_uni| over all entries of the
+    model, or 1 if the denominator is 0 (then the masked vector is 0).
 
     Args:
         vectors: base and task vectors.
-        task: whose model.
-        compat: `fusionbench` takes a zero sum for negative, and in ρ_t the sum over tensors of
-            each one's mean, so that every tensor weighs alike whatever its size. Default `paper`.
-        survey: ρ of every task over the whole model, where `vectors` is one shard of it; None:
-            surveyed here.
+        task: the task whose model is returned.
+        compat: `fusionbench` counts a zero sum as negative, and uses in ρ_t the sum over tensors of
+            their means, so that all tensors have equal weight whatever their size. Default `paper`.
+        survey: ρ of every task over the whole model, if `vectors` is one shard of it. Default:
+            computed from `vectors`.
 
-    A pool keeps base, τ_uni, T masks of one bit an entry and T numbers; here task vectors are
-    pinned, and a task's model is made of them when it is asked for.
+    The method would store base, τ_uni, T masks of one bit for each entry, and T numbers. Here all
+    task vectors stay in memory, and a task's model is computed from them on request.
 
     Source: Huang et al. 2024, arXiv:2405.17461, §3.2 and Algorithm 1.
 
@@ -62,7 +62,7 @@ def emr(
 
 
 def emr_survey(vectors: TaskVectors, *, compat: Compat = "paper") -> Survey[tuple[float, ...]]:
-    """ρ of every task, from sums over the whole model."""
+    """Rescaling factor ρ of every task, from sums over the whole model. Parameters as `emr`."""
 
     def sizes(rows: Tensor) -> Tensor:
         sign = elected(rows, compat)
@@ -83,13 +83,13 @@ def emr_survey(vectors: TaskVectors, *, compat: Compat = "paper") -> Survey[tupl
 
 
 def ratios(sums: Tensor) -> Iterator[float]:
-    """Numerators over denominators of [2, T]; 1 where the denominator is 0."""
+    """Numerators divided by denominators of [2, T]; 1 if the denominator is 0."""
     for own, kept in sums.T.tolist():
         yield own / kept if kept else 1.0
 
 
 def elected(rows: Tensor, compat: Compat) -> Tensor:
-    """The sign of the sum of [T, n]: −1, 0 or 1; in FusionBench −1 where it is 0."""
+    """Elected sign of [T, n]: sign of the sum, −1, 0 or 1; in FusionBench −1 if the sum is 0."""
     sign = rows.sum(0).sign_()
     if compat == "fusionbench":
         sign[sign == 0] = -1.0
@@ -97,5 +97,5 @@ def elected(rows: Tensor, compat: Compat) -> Tensor:
 
 
 def unified(rows: Tensor, sign: Tensor) -> Tensor:
-    """The entry [n] of the elected sign and the largest magnitude among [T, n]; 0 where none is."""
+    """Unified task vector [n]: the largest entry of [T, n] with the elected sign, or 0."""
     return (rows * sign).clamp_min_(0).amax(0).mul_(sign)

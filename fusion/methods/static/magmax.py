@@ -1,4 +1,4 @@
-"""MagMax: each entry from the task vector in which its magnitude is largest."""
+"""MagMax: take each entry from the task vector in which its magnitude is largest."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ def magmax(
     scale: float = 0.5,
     compat: Literal["paper", "fusionbench"] = "paper",
 ) -> dict[str, Tensor]:
-    """θ = θ₀ + λ·τ*, τ*_j = τ_kj with k = argmax_t |τ_tj|.
+    """MagMax: maximum magnitude selection, θ = θ₀ + λ·τ*, τ*_j = τ_kj with k = argmax_t |τ_tj|.
 
-    Where two entries of opposite sign have the same, largest magnitude, the positive one is
-    taken, so that the order of the tasks changes no bit.
+    If two entries of opposite sign have the same, largest magnitude, the positive one is taken, so
+    that the order of the tasks does not matter.
 
     Args:
         vectors: base and task vectors.
         scale: λ. Default 0.5, FusionBench's.
-        compat: `fusionbench` takes the later task where magnitudes are equal; the order of the
-            tasks then matters.
+        compat: `fusionbench` takes the later task if magnitudes are equal, so the order of the
+            tasks matters. Default `paper`.
 
     Memory beside base, task vectors and result: a few chunks.
 
-    Source: Marczak et al. 2024, arXiv:2407.06322 (maximum magnitude selection). The paper
-    fine-tunes its experts one after the other; the merge is the same for independent ones.
+    Source: Marczak et al. 2024, arXiv:2407.06322. The paper fine-tunes its experts one after the
+    other; the merge is the same for independent ones.
 
     >>> experts = {"a": {"w": torch.tensor([3.0, -1.0, 2.0])},
     ...            "b": {"w": torch.tensor([1.0, -4.0, -2.0])}}
@@ -43,7 +43,7 @@ def magmax(
 
 
 def largest(rows: Tensor) -> Tensor:
-    """Of [T, n], the entry [n] of largest magnitude; of ±x, x. The order of rows changes no bit.
+    """Entry [n] of largest magnitude among [T, n]; x among ±x. The order of rows does not matter.
 
     >>> largest(torch.tensor([[1.0, -2.0, 3.0], [-1.0, 1.0, 2.0]])).tolist()
     [1.0, -2.0, 3.0]
@@ -53,7 +53,7 @@ def largest(rows: Tensor) -> Tensor:
 
 
 def latest_largest(rows: Tensor) -> Tensor:
-    """Of [T, n], the entry [n] of largest magnitude; of equal ones that of the later row.
+    """Entry [n] of largest magnitude among [T, n]; the later row's among equal magnitudes.
 
     >>> latest_largest(torch.tensor([[1.0, 3.0], [-1.0, 2.0]])).tolist()
     [-1.0, 3.0]

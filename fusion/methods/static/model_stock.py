@@ -1,4 +1,4 @@
-"""Model Stock: interpolate between base and mean of the experts, by the angle between them."""
+"""Model Stock: interpolate between the base and the mean of the experts, by their angle."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from fusion.task_vectors.gram import tensor_gram
 from fusion.task_vectors.task_vectors import TaskVectors
 
 EPSILON = 1e-8
-"""FusionBench's, added to both denominators."""
+"""FusionBench's epsilon, added to both denominators."""
 
 
 def model_stock(
     vectors: TaskVectors, *, compat: Literal["paper", "fusionbench"] = "paper"
 ) -> dict[str, Tensor]:
-    """θ_k = r_k·mean_t(θ_t,k) + (1 − r_k)·θ₀,k, r = T·c/(1 + (T − 1)·c), tensor by tensor.
+    """Model Stock: θ_k = r_k·mean_t(θ_t,k) + (1 − r_k)·θ₀,k, for each tensor k.
 
-    c is the mean cosine of the T(T−1)/2 pairs of task vectors of the tensor. A zero task vector
-    has cosine 0 with all. The paper's angles are acute; where c < 0 its formula leaves the
-    segment between base and mean (and has a pole at c = −1/(T−1)), and r is 0: the base. One
-    expert alone is its own mean, r = 1.
+    r = T·c/(1 + (T − 1)·c), where c is the mean cosine of the T(T−1)/2 pairs of task vectors of the
+    tensor. A zero task vector has cosine 0 with all others. In the paper angles are acute. If c ≤
+    0, r is 0 here, which gives the base; the paper's formula would leave the segment between base
+    and mean, and has a pole at c = −1/(T−1). A single expert is its own mean, r = 1.
 
     Args:
-        vectors: base and task vectors; the experts of the paper are trained on one task.
-        compat: `fusionbench` takes the cosine of the mean *angle*, adds 1e-8 to both
-            denominators (which matters for norms below 1e-3: equal task vectors of norm 1e-4
-            have r = 0.646 and not 1), and lets r be negative, however large.
+        vectors: base and task vectors; in the paper, experts of one task.
+        compat: `fusionbench` takes the cosine of the mean *angle*, adds 1e-8 to both denominators
+            (which matters for norms below 1e-3: equal task vectors of norm 1e-4 have r = 0.646 and
+            not 1), and allows any negative r. Default `paper`.
 
     Memory beside base, task vectors and result: a block of T rows. Products are summed in float64.
 
-    Source: Jang et al. 2024, arXiv:2403.19522, eq. (7) and §4; `fusion.task_vectors.gram.stock`
-    reads the same ratio off a Gram matrix, unclamped.
+    Source: Jang et al. 2024, arXiv:2403.19522, eq. (7) and §4.
+    `fusion.task_vectors.gram.model_stock_ratio` computes the same ratio without clamping it.
 
     >>> experts = {"a": {"w": torch.tensor([2.0, 0.0])},
     ...            "b": {"w": torch.tensor([1.0, 3.0**0.5])}}
@@ -53,7 +53,7 @@ def model_stock(
 
 
 def stock_ratio(products: Tensor, compat: Literal["paper", "fusionbench"] = "paper") -> float:
-    """r of one tensor from its task vectors' Gram matrix [T, T].
+    """Interpolation ratio r of one tensor from the Gram matrix [T, T] of its task vectors.
 
     >>> stock_ratio(torch.tensor([[4.0, 2.0], [2.0, 4.0]]).double())
     0.6666666666666666

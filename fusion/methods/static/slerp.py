@@ -16,7 +16,7 @@ from fusion.task_vectors.gram import tensor_gram
 from fusion.task_vectors.task_vectors import TaskVectors
 
 EPSILON = 1e-8
-"""FusionBench's: a shorter vector is not divided by its length."""
+"""FusionBench's epsilon: shorter vectors are not normalised."""
 
 
 def slerp(
@@ -27,27 +27,27 @@ def slerp(
     threshold: Annotated[float, Interval(ge=0, le=1)] = 0.9995,
     compat: Literal["paper", "fusionbench"] = "paper",
 ) -> dict[str, Tensor]:
-    """θ_k = sin((1−t)Ω)/sinΩ · θ_a,k + sin(tΩ)/sinΩ · θ_b,k, Ω the angle of θ_a,k and θ_b,k.
+    """Spherical interpolation of two models: θ_k = (sin((1−t)Ω)·θ_a,k + sin(tΩ)·θ_b,k) / sinΩ.
 
-    Weights, not task vectors, are joined, tensor by tensor; the angle is that of the whole
-    tensor, seen from the origin. Tensors with |cosΩ| > threshold are joined by a straight line,
-    (1−t)·θ_a + t·θ_b: those of experts near their base mostly are. Products are summed in
-    float64; half-precision weights are read as float32 and the result is rounded once.
+    It interpolates weights, not task vectors, for each tensor k. Ω is the angle between θ_a,k and
+    θ_b,k as vectors. If |cosΩ| > threshold, which is common for experts near their base,
+    interpolation is linear: (1−t)·θ_a + t·θ_b. Products are summed in float64; half-precision
+    weights are read as float32 and the result is rounded once.
 
     Args:
         vectors: base and task vectors.
-        t: where on the arc; 0 is the first model, 1 the second. Default 0.5, FusionBench's.
-        experts: names (a, b); or one name, which is joined with the base: (θ₀, θ_a). Default:
-            the two there are, in their order, or the only one.
-        threshold: |cosΩ| from which tensors count as parallel. Default 0.9995, FusionBench's.
-        compat: the two differ where a tensor has (almost) no length. It has no direction, so
-            `paper` joins by a straight line where one is zero; `fusionbench` takes cosΩ of
-            vectors shorter than 1e-8 without normalising them, that is, Ω ≈ 90°.
+        t: position on the arc; 0 is the first model, 1 the second. Default 0.5, FusionBench's.
+        experts: names of the two models; or one name, for base and expert (θ₀, θ_a). Default: the
+            two experts of the pool in their order, or the only one.
+        threshold: |cosΩ| above which tensors count as parallel. Default 0.9995, FusionBench's.
+        compat: treatment of tensors of (almost) no length. `paper` (default) interpolates linearly
+            if one is zero, since it has no direction; `fusionbench` does not normalise vectors
+            shorter than 1e-8, which makes Ω ≈ 90°.
 
     Raises:
         InputError: an unknown expert; another number of experts than one or two.
 
-    Source: Shoemake 1985, Animating rotation with quaternion curves (SIGGRAPH); on weights as
+    Source: Shoemake 1985, Animating rotation with quaternion curves (SIGGRAPH); for weights as in
     FusionBench.
 
     >>> experts = {"a": {"w": torch.tensor([1.0, 0.0])}, "b": {"w": torch.tensor([0.0, 1.0])}}
@@ -73,10 +73,10 @@ def slerp(
 
 
 def endpoints(tasks: Sequence[str], experts: Sequence[str] | None) -> list[int | None]:
-    """Where the two models stand on the T axis; None is the base.
+    """Positions of the two models on the T axis; None is the base.
 
     Raises:
-        InputError: an unknown name; more or fewer than one or two, or one twice.
+        InputError: an unknown name; another number of names than one or two; a name twice.
     """
     names = list(tasks if experts is None else experts)
     for name in names:
@@ -92,7 +92,7 @@ def endpoints(tasks: Sequence[str], experts: Sequence[str] | None) -> list[int |
 def arc_weights(
     products: Tensor, t: float, threshold: float, compat: Literal["paper", "fusionbench"]
 ) -> tuple[float, float, float]:
-    """(weight of the first, of the second, their sum) from the Gram matrix [2, 2].
+    """Weights (first model, second model, their sum) from the Gram matrix [2, 2] of the two models.
 
     >>> arc_weights(torch.eye(2).double(), 1.0, 0.9995, "paper")[:2]
     (0.0, 1.0)

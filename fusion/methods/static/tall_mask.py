@@ -1,4 +1,4 @@
-"""TALL masks: the entries of a merged task vector that matter for a task; consensus merging."""
+"""TALL masks (entries of the merged task vector that a task needs), and consensus merging."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def tall_mask(
     threshold: Annotated[float, Interval(ge=0)] = 0.4,
     scale: float = 1.0,
 ) -> dict[str, Tensor]:
-    """θ_t = θ₀ + λ·(m_t ⊙ Στ) with m_t = [|τ_t| ≥ κ·|Στ − τ_t|], one model a task.
+    """TALL mask: θ_t = θ₀ + λ·(m_t ⊙ Στ), m_t = [|τ_t| ≥ κ·|Στ − τ_t|], one model for each task.
 
     Args:
         vectors: base and task vectors.
-        task: whose model.
-        threshold: κ, the paper's λ_t: the larger, the fewer entries are kept. Default 0.4, the
-            middle of the paper's {0.2, …, 0.6}; FusionBench's is 0.6.
+        task: the task whose model is returned.
+        threshold: κ, the paper's λ_t; a larger one keeps fewer entries. Default 0.4, the middle of
+            the paper's {0.2, …, 0.6}; FusionBench's is 0.6.
         scale: λ of the merged task vector. Default 1.
 
-    Where τ_t and Στ − τ_t are both zero, nothing is kept or lost: Στ is zero there. FusionBench's
-    own version compares weights with task vectors and cannot run; it has no compat here.
+    If τ_t and Στ − τ_t are both zero, Στ is zero too, so the mask does not matter. There is no
+    `compat`: FusionBench's own version compares weights with task vectors and does not run.
 
     Source: Wang et al. 2024, arXiv:2405.07813, §4.1, eq. 5.
 
@@ -57,15 +57,16 @@ def consensus(
     least: Annotated[int, Interval(ge=1)] = 2,
     scale: float = 0.3,
 ) -> dict[str, Tensor]:
-    """θ = θ₀ + λ·(m ⊙ Στ), m = [Σ_t m_t ≥ k]: entries that at least k tasks need.
+    """Consensus task arithmetic: θ = θ₀ + λ·(m ⊙ Στ), keeping entries that k tasks or more need.
 
-    Drops what no task needs (catastrophic weights) and what only one does (selfish weights).
+    m = [Σ_t m_t ≥ k] with the TALL masks m_t. It removes entries that no task needs (catastrophic
+    weights) and those that only one task needs (selfish weights).
 
     Args:
         vectors: base and task vectors.
         threshold: κ of the masks m_t (see `tall_mask`). Default 0.4.
         least: k. Default 2, the paper's; 0 would be task arithmetic; more than T keeps nothing.
-        scale: λ. Default 0.3, as task arithmetic's; the paper chooses it on validation.
+        scale: λ. Default 0.3, as for task arithmetic; the paper chooses it on validation data.
 
     Source: Wang et al. 2024, arXiv:2405.07813, §4.3, eq. 6 (Consensus Task Arithmetic).
 
@@ -83,5 +84,5 @@ def consensus(
 
 
 def masks(rows: Tensor, total: Tensor, threshold: float) -> Tensor:
-    """Which entries of [T, n] are at least κ times what the others sum to: bool [T, n]."""
+    """TALL masks, bool [T, n]: entries at least κ times the sum of the other tasks' entries."""
     return rows.abs() >= threshold * (total - rows).abs()

@@ -9,15 +9,15 @@ from fusion.task_vectors.task_vectors import TaskVectors
 
 
 def task_arithmetic(vectors: TaskVectors, *, scale: float = 0.3) -> dict[str, Tensor]:
-    """θ = θ₀ + λ·Σ_t τ_t.
+    """Task arithmetic: add the scaled sum of task vectors to the base, θ = θ₀ + λ·Σ_t τ_t.
 
-    The task vectors are summed first, in task order, scaled once and added to the base last.
+    The task vectors are summed in task order, scaled once, and added to the base last.
 
     Args:
         vectors: base and task vectors.
         scale: λ; negative values forget (negation). Default 0.3, the paper's for eight tasks.
 
-    Source: Ilharco et al. 2023, arXiv:2212.04089, §2 and §4; order of operations as FusionBench.
+    Source: Ilharco et al. 2023, arXiv:2212.04089, §2 and §4; order of operations as in FusionBench.
 
     >>> import torch
     >>> v = TaskVectors.from_state_dicts({"w": torch.zeros(2)}, {"a": {"w": torch.ones(2)}})

@@ -1,4 +1,4 @@
-"""TIES: trim, elect sign, disjoint merge; streamed over the model, with an exact global cut."""
+"""TIES-Merging (trim, elect sign, disjoint merge) in chunks, with exact thresholds of the model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from annotated_types import Interval
 from torch import Tensor
 
 from fusion.task_vectors.sharded_reduce import Survey, run_surveys
-from fusion.task_vectors.sparsify import Compat, Cut, chunk_size, cut_survey, trimmed_chunks
+from fusion.task_vectors.sparsify import (
+    Compat,
+    TrimThresholds,
+    chunk_size,
+    threshold_survey,
+    trimmed_chunks,
+)
 from fusion.task_vectors.task_vectors import TaskVectors, accumulator
 from fusion.task_vectors.threads import in_threads, portions
 
@@ -27,32 +33,32 @@ def ties(
     granularity: Granularity = "model",
     merge: Merge = "mean",
     compat: Compat = "paper",
-    survey: Cut | None = None,
+    survey: TrimThresholds | None = None,
 ) -> dict[str, Tensor]:
-    """θ = θ₀ + λ·merge_t(τ̂_t): trim each task vector, elect signs, merge what agrees.
+    """TIES: trim each task vector, elect signs, merge the entries that agree with the sign.
 
-    Trim: τ̂_t keeps the floor(d·density + 1e-6) entries of largest magnitude of the whole task
-    vector t (d entries), and all entries that tie with the last of them; zeros never count as
-    kept. Elect: s_j = sign(Σ_t τ̂_tj), the sign with the larger mass. Disjoint merge: over the
-    tasks whose τ̂_tj ≠ 0 has the sign s_j. Where the mass is exactly zero, no sign is elected and
-    the merged entry is 0. The mass is summed in task order in the dtype of the task vectors.
+    θ = θ₀ + λ·merge_t(τ̂_t). Trim: τ̂_t keeps the floor(d·density + 1e-6) entries of largest
+    magnitude of the whole task vector t (d entries), and all entries that tie with the last of
+    them; zeros never count as kept. Elect: s_j = sign(Σ_t τ̂_tj). Disjoint merge: over the tasks
+    whose τ̂_tj ≠ 0 has the sign s_j. If the sum is exactly zero, no sign is elected and the merged
+    entry is 0. The sum is made in task order in the dtype of the task vectors.
 
     Args:
         vectors: base and task vectors.
         density: fraction kept by the trim; 0 keeps nothing and gives the base. Default 0.2, the
             paper's.
-        scale: λ. Default 1, the paper's when no validation data is at hand.
-        granularity: `model` cuts each task vector as a whole, as the paper does; `tensor` cuts
-            it tensor by tensor, so that every tensor keeps its share.
-        merge: `mean` (the paper's), `sum` or `max` (the entry of largest magnitude) of those
-            that agree.
-        compat: `fusionbench` follows FusionBench's arithmetic: one entry more survives,
-            int(d·density) + 1 (so density 0 keeps the maximum); a zero mass takes the majority
-            sign of the model, sign(Σ_j s_j); and where that is 0 too, it counts as negative for
-            mean and sum, and gives 0 for max. Density 1, where FusionBench fails, keeps all.
-            FusionBench's own defaults are scale 0.3 and merge sum.
-        survey: the cut of the whole model, where `vectors` is one shard of it; None: surveyed
-            here.
+        scale: λ. Default 1, the paper's without validation data.
+        granularity: `model` (default) trims each task vector as a whole, as the paper does;
+            `tensor` trims each tensor by itself, so that every tensor keeps its share.
+        merge: `mean` (default, the paper's), `sum` or `max` (the entry of largest magnitude) of the
+            entries that agree.
+        compat: `fusionbench` follows FusionBench's arithmetic. One entry more is kept,
+            int(d·density) + 1, so density 0 keeps the maximum. If a sum is zero, the majority sign
+            of the model is elected, sign(Σ_j s_j); if that is 0 too, it counts as negative for mean
+            and sum, and gives 0 for max. Density 1, where FusionBench fails, keeps all.
+            FusionBench's own defaults are scale 0.3 and merge sum. Default `paper`.
+        survey: thresholds of the whole model, if `vectors` is one shard of it. Default: computed
+            from `vectors`.
 
     Memory beside base, task vectors and result: a few chunks.
 
@@ -81,7 +87,9 @@ def ties(
         deltas = vectors.deltas[name]
         cut = whole
         if cut is None:  # granularity "tensor"
-            cut = run_surveys([cut_survey({name: deltas}, len(vectors.tasks), density, compat)])
+            cut = run_surveys(
+                [threshold_survey({name: deltas}, len(vectors.tasks), density, compat)]
+            )
         merge_tensor(out, vectors.base[name], deltas, cut, scale=scale, merge=merge, compat=compat)
 
     return vectors.build(fill)
@@ -95,27 +103,27 @@ def ties_survey(
     granularity: Granularity = "model",
     merge: Merge = "mean",
     compat: Compat = "paper",
-) -> Survey[Cut | None]:
-    """The cut of a whole model from its shards; None where every tensor is cut by itself.
+) -> Survey[TrimThresholds | None]:
+    """Thresholds of a whole model, by a survey of its shards; None if each tensor has its own.
 
-    It has the parameters of `ties`; `scale` and `merge` change nothing here.
+    It has the parameters of `ties`; `scale` and `merge` have no effect.
     """
     if granularity == "tensor":
         return None
-    return (yield from cut_survey(vectors.deltas, len(vectors.tasks), density, compat))
+    return (yield from threshold_survey(vectors.deltas, len(vectors.tasks), density, compat))
 
 
 def merge_tensor(
     out: Tensor,
     base: Tensor,
     deltas: Tensor,
-    cut: Cut,
+    cut: TrimThresholds,
     *,
     scale: float,
     merge: Merge,
     compat: Compat,
 ) -> None:
-    """One tensor of `ties`, chunk by chunk: `base` [*shape], `deltas` [T, *shape]."""
+    """TIES for one tensor, chunk by chunk: `base` [*shape], `deltas` [T, *shape]."""
     dtype = accumulator(out.dtype, base.dtype, deltas.dtype)
     target = (
         out.detach() if out.is_contiguous() else torch.empty_like(out, memory_format=CONTIGUOUS)
@@ -139,9 +147,12 @@ def merge_tensor(
 
 
 def disjoint(kept: Tensor, side: Tensor, merge: Merge) -> Tensor:
-    """The merged magnitude [n] of what agrees with the elected side (−1, 0 or 1) in `kept` [T, n].
+    """Disjoint merge: magnitude [n] of the entries in [T, n] that agree with the elected sign.
 
-    `kept` is overwritten.
+    Args:
+        kept: trimmed task vectors; overwritten.
+        side: elected sign [n], −1, 0 or 1.
+        merge: `mean`, `sum` or `max`.
     """
     total, number = torch.zeros_like(side), torch.zeros_like(side)
     for row in kept:

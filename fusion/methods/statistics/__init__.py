@@ -1,1 +1,1 @@
-"""Methods that need statistics of data: Fisher information and RegMean."""
+"""Methods that need statistics of data: Fisher merging and RegMean."""

@@ -1,4 +1,4 @@
-"""Statistics of data for merging: which ones a method needs, and how they are accumulated."""
+"""Statistics of data for merging: requests of methods, lookup, and sums of Gram matrices."""
 
 from __future__ import annotations
 
@@ -12,29 +12,33 @@ from torch import Tensor, nn
 from fusion.errors import InputError
 
 Statistic: TypeAlias = Literal["fisher", "gram", "prefix_gram"]
+"""Kind of statistic, see `StatisticsRequest.kind`."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Request for statistics: which ones, of how many samples of each expert's own task."""
+class StatisticsRequest:
+    """Request of a method for statistics of each expert on its own task."""
 
     kind: Statistic
-    """`fisher`: mean squared gradients of each tensor; `gram`: XᵀX of each linear layer's inputs;
-    `prefix_gram`: the same, where the layers before are merged already."""
+    """`fisher`: mean squared gradients of each tensor. `gram`: XᵀX of each linear layer's inputs.
+    `prefix_gram`: the same, with the preceding layers merged already."""
     examples: int
+    """Samples of each task."""
     batch_size: int
+    """Samples of a forward pass."""
     seed: int
-    """Of which images, and of sampled labels."""
+    """Seed of the choice of samples and of sampled labels."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """`fisher`: estimate; `prefix_gram`: what layers are merged with."""
+    """`fisher`: `estimate`; `prefix_gram`: hyper-parameters of the merge of preceding layers."""
 
 
 class Statistics(Mapping[str, Tensor]):
-    """Tensor name -> [T, …], where several tensors may share one statistic.
+    """Mapping from tensor name to its statistic [T, …]; several tensors may share one statistic.
 
     Args:
-        stacks: key -> [T, …]; may be made at every access.
-        keys: tensor name -> key; q, k and v of one attention read the same inputs.
+        stacks: key -> [T, …]; may be lazy.
+        keys: tensor name -> key. Default: each tensor has its own. (q, k and v of an attention
+            block share one, because they have the same inputs.)
     """
 
     def __init__(self, stacks: Mapping[str, Tensor], keys: Mapping[str, str] | None = None) -> None:
@@ -42,15 +46,15 @@ class Statistics(Mapping[str, Tensor]):
         self.keys_of = dict(keys) if keys is not None else {name: name for name in stacks}
 
     def key(self, name: str) -> str:
-        """Equal for tensors that share their statistic."""
+        """Key of a tensor's statistic, equal for tensors that share it."""
         return self.keys_of[name]
 
     def __getitem__(self, name: str) -> Tensor:
-        """[T, …]."""
+        """The statistic [T, …] of a tensor."""
         return self.stacks[self.keys_of[name]]
 
     def __contains__(self, name: object) -> bool:
-        """Whether there is a statistic of that tensor; none is made."""
+        """Whether a tensor has a statistic; nothing is computed."""
         return name in self.keys_of
 
     def __iter__(self) -> Iterator[str]:
@@ -58,15 +62,21 @@ class Statistics(Mapping[str, Tensor]):
         return iter(self.keys_of)
 
     def __len__(self) -> int:
-        """How many tensors have one."""
+        """Number of tensors that have a statistic."""
         return len(self.keys_of)
 
 
 def held(method: str, statistics: Mapping[str, Tensor], name: str, shape: Iterable[int]) -> Tensor:
-    """The statistic of one tensor, where it is: that of a file is on the CPU.
+    """Statistic of one tensor on its own device (the CPU if it comes from a file).
+
+    Args:
+        method: name of the method, for messages.
+        statistics: tensor name -> statistic.
+        name: the tensor.
+        shape: required shape.
 
     Raises:
-        InputError: none, or of another shape.
+        InputError: no statistic of this tensor, or another shape.
     """
     wanted = list(shape)
     if name not in statistics:
@@ -87,7 +97,7 @@ def sized(
     shape: Iterable[int],
     device: torch.device,
 ) -> Tensor:
-    """The statistic of one tensor, on the device where it is used.
+    """Statistic of one tensor, moved to `device`.
 
     Raises:
         InputError: see `held`.
@@ -102,10 +112,10 @@ def checked(
     shape: Iterable[int],
     device: torch.device,
 ) -> Tensor:
-    """As `sized`, every entry looked at before it is moved.
+    """Statistic of one tensor, checked to be finite and then moved to `device`.
 
     Raises:
-        InputError: see `held`; not finite.
+        InputError: see `held`; NaN or Inf.
     """
     found = held(method, statistics, name, shape)
     if not bool(found.sum(dtype=torch.float32).isfinite()):
@@ -114,13 +124,15 @@ def checked(
 
 
 class Grams:
-    """Σ xᵀx of the inputs of linear layers, while a model runs: [in, in] float32 a distinct input.
+    """Forward hooks that sum XᵀX of the inputs of linear layers: float32 [in, in].
 
-    Layers that are called with the very same tensor (q, k and v of an attention) share one sum.
+    Layers that are called with the same tensor object (q, k and v of an attention block) share one
+    sum.
 
     Args:
-        modules: whose linear layers are looked at, as (module, its parameters' global names).
-        fused: global names of the weights that matter.
+        modules: pairs (module, its parameter names -> names of tensors); their linear layers get
+            hooks.
+        fused: names of the weights that need a Gram matrix.
     """
 
     def __init__(
@@ -133,7 +145,7 @@ class Grams:
         self.on = False
         """Whether it is looking now."""
         self.mask: Tensor | None = None
-        """[B, S]: which tokens are no padding; set before a forward pass of padded rows."""
+        """[B, S], True for tokens that are no padding; set before a pass of padded rows."""
         self.handles = [
             layer.register_forward_pre_hook(
                 self.hook(names[f"{path}.weight" if path else "weight"])
@@ -145,7 +157,7 @@ class Grams:
         ]
 
     def hook(self, name: str) -> Any:
-        """Adds a layer's inputs to its sum."""
+        """Hook that adds a layer's inputs to its sum."""
 
         def add(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if not self.on:
@@ -166,16 +178,16 @@ class Grams:
         return add
 
     def real(self, x: Tensor) -> Tensor:
-        """An input [B, S, d] without its padded tokens; any other input as it is."""
+        """An input [B, S, d] without padded tokens: [tokens, d]; any other input unchanged."""
         padded = self.mask is not None and x.shape[:-1] == self.mask.shape
         return x[self.mask] if padded else x
 
     def means(self) -> dict[str, Tensor]:
-        """key -> Σ xᵀx / rows."""
+        """Key -> Gram matrix divided by the number of rows."""
         return {name: total / max(1, self.rows[name]) for name, total in self.sums.items()}
 
     def close(self) -> None:
-        """No more hooks."""
+        """Remove the hooks."""
         for handle in self.handles:
             handle.remove()
         self.last = (None, "")

@@ -9,7 +9,7 @@ import torch
 from annotated_types import Interval
 from torch import Tensor
 
-from fusion.methods.statistics.collect import Asked, checked
+from fusion.methods.statistics.collect import StatisticsRequest, checked
 from fusion.task_vectors.elementwise import totals
 from fusion.task_vectors.sharded_reduce import Survey, run_surveys
 from fusion.task_vectors.task_vectors import TaskVectors, accumulator
@@ -30,33 +30,33 @@ def fisher(
     seed: int = 0,
     survey: tuple[float, ...] | None = None,
 ) -> dict[str, Tensor]:
-    """θ_j = Σ_t c_t (F_tj + ε) θ_tj / Σ_t c_t (F_tj + ε), F the diagonal of Fisher's information.
+    """Fisher merging: average of the experts, weighted by the diagonal Fisher information F_t.
 
-    It is computed as θ₀ + Σ c (F + ε) τ / Σ c (F + ε). Where all weights are zero (ε = 0), experts
-    count alike.
+    θ_j = Σ_t c_t (F_tj + ε) θ_tj / Σ_t c_t (F_tj + ε), computed as θ₀ + Σ c (F + ε) τ / Σ c (F +
+    ε). If all weights are zero (ε = 0), experts have equal weight.
 
     Args:
         vectors: base and task vectors.
         statistics: F, tensor name -> [T, *shape]; of each expert on its own task.
-        normalize: c_t is proportional to 1/(‖F_t‖ + ε), so that no expert dominates by the scale
-            of its gradients alone; false: c_t = 1/T. Default true: the released code's.
+        normalize: c_t is proportional to 1/(‖F_t‖ + ε), so that no expert dominates by the scale of
+            its gradients alone; false: c_t = 1/T. Default true, as in the released code.
         floor: ε. Default 1e-6, FusionBench's.
-        estimate: how F is found. `sampled`: E_x (∂ log p(y|x))² with one label y drawn from the
-            model's own p(y|x) an image: the paper's, for many classes. `exact`: its expectation
-            over all C classes, C times the work. `batch`: FusionBench's, which sums
-            Σ_c √p_c·log p_c over a batch before it squares, divides by images, and so depends on
-            `batch_size`: cheap, and no Fisher information.
-        examples: images of each task's fit rows, drawn with `seed`. Default 256, FusionBench's.
-        batch_size: of `batch` only. Default 32, FusionBench's.
-        seed: of images and labels.
-        survey: ‖F_t‖ over the whole model, where `vectors` is one shard of it.
+        estimate: how F is estimated. `sampled` (default): E_x (∂ log p(y|x))² with one label y for
+            each image, drawn from the model's own p(y|x), as in the paper for many classes.
+            `exact`: the expectation over all C classes, at C times the cost. `batch`:
+            FusionBench's, which sums Σ_c √p_c·log p_c over a batch before squaring and divides by
+            the number of images; it is cheap, depends on `batch_size`, and is not the Fisher
+            information.
+        examples: images of each task's fit split, drawn with `seed`. Default 256, FusionBench's.
+        batch_size: for `batch` only. Default 32, FusionBench's.
+        seed: of the drawn images and labels.
+        survey: ‖F_t‖ over the whole model, if `vectors` is one shard of it.
 
     Raises:
-        InputError: statistics that are missing or of another shape.
+        InputError: statistics that are missing, not finite, or of another shape.
 
-    FusionBench takes the first images of a data set instead of drawn ones.
-
-    Source: Matena & Raffel 2022, arXiv:2111.09832, §3, eq. 5 and 6.
+    Source: Matena & Raffel 2022, arXiv:2111.09832, §3, eq. 5 and 6. Deviation: images are drawn at
+    random; FusionBench takes the first images of a data set.
 
     >>> experts = {"a": {"w": torch.tensor([1.0])}, "b": {"w": torch.tensor([3.0])}}
     >>> v = TaskVectors.from_state_dicts({"w": torch.zeros(1)}, experts)
@@ -88,7 +88,7 @@ def fisher_survey(
     batch_size: int = 32,
     seed: int = 0,
 ) -> Survey[tuple[float, ...]]:
-    """‖F_t‖ over the whole model; nothing is read where it is not used."""
+    """Norms ‖F_t‖ over the whole model; statistics are not read if `normalize` is false."""
     tasks = len(vectors.tasks)
     if not normalize:
         return (1.0,) * tasks
@@ -101,18 +101,18 @@ def fisher_survey(
     return tuple(lines.sum(0).sqrt().tolist())
 
 
-def fisher_asks(
+def fisher_request(
     *, estimate: Estimate, examples: int, batch_size: int, seed: int, **rest: object
-) -> Asked:
-    """What `fisher` needs to know of the data."""
+) -> StatisticsRequest:
+    """The statistics that `fisher` needs."""
     size = batch_size if estimate == "batch" else 1
-    return Asked("fisher", examples, size, seed, {"estimate": estimate})
+    return StatisticsRequest("fisher", examples, size, seed, {"estimate": estimate})
 
 
 def weigh(
     out: Tensor, base: Tensor, deltas: Tensor, found: Tensor, factors: list[float], floor: float
 ) -> None:
-    """θ₀ + Σ c (F + ε) τ / Σ c (F + ε) of one tensor, chunk by chunk."""
+    """Fisher-weighted average of one tensor, chunk by chunk: θ₀ + Σ c (F + ε) τ / Σ c (F + ε)."""
     dtype = accumulator(out.dtype, base.dtype, deltas.dtype, found.dtype)
     target = torch.empty(base.numel(), dtype=out.dtype, device=out.device)
     origin = base.reshape(-1)
@@ -133,10 +133,10 @@ def weigh(
 
 
 class Squares:
-    """Σ (∂/∂θ)² over backward passes, in float32: one model's memory, however many there are.
+    """Sum of squared gradients over backward passes, in float32, for each parameter.
 
     Args:
-        parameters: name -> the live parameter, whose gradients are taken and let go.
+        parameters: name -> parameter; its gradient is read and then released.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
@@ -147,7 +147,7 @@ class Squares:
         self.images = 0
 
     def add(self, images: int) -> None:
-        """Square and add the gradients that are there; `images`: how many of them are new."""
+        """Add the squares of the current gradients, which belong to `images` further samples."""
         self.images += images
         for name, parameter in self.parameters.items():
             if parameter.grad is not None:
@@ -156,5 +156,5 @@ class Squares:
                 parameter.grad = None
 
     def means(self) -> dict[str, Tensor]:
-        """name -> F: sums over images."""
+        """name -> F, the sums divided by the number of samples."""
         return {name: total / max(1, self.images) for name, total in self.sums.items()}

@@ -1,4 +1,4 @@
-"""RegMean and RegMean++: linear layers that best reproduce all experts' outputs."""
+"""RegMean and RegMean++: linear layers that best reproduce the outputs of all experts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from annotated_types import Interval
 from torch import Tensor
 
 from fusion.errors import InputError
-from fusion.methods.statistics.collect import Asked, Statistics, sized
+from fusion.methods.statistics.collect import Statistics, StatisticsRequest, sized
 from fusion.task_vectors.coding import mix_tensor
 from fusion.task_vectors.task_vectors import TaskVectors, accumulator
 
@@ -27,26 +27,27 @@ def regmean(
     examples: Annotated[int, Interval(ge=1)] = 256,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """W = (Σ_t Ĝ_t)⁻¹ Σ_t Ĝ_t W_t for linear layers y = xW, the mean for all other tensors.
+    """RegMean: least-squares merge of linear layers, W = (Σ_t Ĝ_t)⁻¹ Σ_t Ĝ_t W_t; else the mean.
 
-    G_t = XᵀX/n of the layer's inputs in expert t, on images of its own task; Ĝ has G's diagonal
-    and α times the rest. W minimises Σ_t ‖X_t W − X_t W_t‖² where α = 1. It is solved as
-    W₀ + (Σ Ĝ)⁻¹ Σ Ĝ_t τ_t by Cholesky's factorisation; layers with the same inputs (q, k, v) share
-    one factor.
+    For a linear layer y = xW, G_t = XᵀX/n is the Gram matrix of its inputs in expert t, on images
+    of its own task. Ĝ has the diagonal of G, and α times its other entries. For α = 1, W minimises
+    Σ_t ‖X_t W − X_t W_t‖². It is solved as W₀ + (Σ Ĝ)⁻¹ Σ Ĝ_t τ_t by a Cholesky factorisation;
+    layers with the same inputs (q, k, v) share one factor. Other tensors are averaged.
 
     Args:
         vectors: base and task vectors.
         statistics: G, tensor name (a weight [out, in]) -> [T, in, in]; tensors without one are
             averaged.
         non_diagonal: α. Default 0.95, FusionBench's for CLIP; the paper's is 0.9 for most models.
-        ridge: ρ: ρ times the mean of Ĝ_t's diagonal is added to it. Default 1e-6: what no image
-            moves is then averaged. 0, as published, cannot be solved where an input is always 0.
-        examples: images of each task's fit rows, drawn with `seed`. Default 256, FusionBench's.
-        seed: of images.
+        ridge: ρ; ρ times the mean of Ĝ_t's diagonal is added to the diagonal. Default 1e-6, which
+            averages directions that no image activates. 0, as published, fails if an input is
+            always 0.
+        examples: images of each task's fit split, drawn with `seed`. Default 256, FusionBench's.
+        seed: of the drawn images.
 
     Raises:
-        InputError: statistics of another shape, or of tensors that are not there; a sum of Gram
-            matrices that is singular.
+        InputError: statistics of another shape, or of unknown tensors; a singular sum of Gram
+            matrices.
 
     Source: Jin et al. 2023, arXiv:2212.09849, §3, eq. 2 and the reduction of non-diagonal items.
 
@@ -68,27 +69,26 @@ def regmean_plusplus(
     examples: Annotated[int, Interval(ge=1)] = 256,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """RegMean whose Gram matrices are of inputs that come from the merged layers before.
+    """RegMean++: RegMean with Gram matrices of inputs that come from merged preceding layers.
 
-    Layer after layer: expert t's own layer ℓ reads what the merged layers 0 … ℓ − 1 make of its
-    task's images; their Gram matrices merge layer ℓ as `regmean` does; then the merged layer makes
-    the next layer's inputs. So `statistics` depend on `non_diagonal` and `ridge` as well.
+    It goes layer by layer. The inputs of expert t's layer ℓ are computed from its task's images by
+    the merged layers 0 … ℓ − 1. Their Gram matrices merge layer ℓ as in `regmean`, and the merged
+    layer computes the inputs of the next one. So `statistics` depend on `non_diagonal` and `ridge`
+    too.
 
     Args:
         vectors: base and task vectors.
-        statistics: as of `regmean`, of merged prefixes.
+        statistics: as for `regmean`, with merged preceding layers.
         non_diagonal: α. Default 0.95, FusionBench's.
         ridge: ρ, see `regmean`.
-        examples: images of each task's fit rows, drawn with `seed`. Default 256, FusionBench's.
-        seed: of images.
+        examples: images of each task's fit split, drawn with `seed`. Default 256, FusionBench's.
+        seed: of the drawn images.
 
     Raises:
         InputError: see `regmean`.
 
-    FusionBench leaves the last norm (`post_layernorm`) at the base's; it is averaged here, as every
-    other norm is.
-
-    Source: Nguyen et al. 2025, arXiv:2508.03121 (RegMean++).
+    Source: Nguyen et al. 2025, arXiv:2508.03121 (RegMean++). Deviation: FusionBench leaves the last
+    norm (`post_layernorm`) at the base's; here it is averaged, as every other norm is.
 
     >>> experts = {"a": {"w": torch.tensor([[1.0]])}, "b": {"w": torch.tensor([[4.0]])}}
     >>> v = TaskVectors.from_state_dicts({"w": torch.zeros(1, 1)}, experts)
@@ -99,37 +99,38 @@ def regmean_plusplus(
     return least_squares("regmean_plusplus", vectors, statistics, non_diagonal, ridge)
 
 
-def regmean_asks(*, examples: int, seed: int, **rest: object) -> Asked:
-    """What `regmean` needs to know of the data."""
-    return Asked("gram", examples, BATCH, seed)
+def regmean_request(*, examples: int, seed: int, **rest: object) -> StatisticsRequest:
+    """The statistics that `regmean` needs."""
+    return StatisticsRequest("gram", examples, BATCH, seed)
 
 
-def regmean_plusplus_asks(
+def regmean_plusplus_request(
     *, non_diagonal: float, ridge: float, examples: int, seed: int, **rest: object
-) -> Asked:
-    """What `regmean_plusplus` needs to know of the data."""
+) -> StatisticsRequest:
+    """The statistics that `regmean_plusplus` needs."""
     options = {"non_diagonal": non_diagonal, "ridge": ridge}
-    return Asked("prefix_gram", examples, BATCH, seed, options)
+    return StatisticsRequest("prefix_gram", examples, BATCH, seed, options)
 
 
 BATCH = 32
-"""Images a forward pass: Gram matrices are sums, so it changes rounding only."""
+"""Images of a forward pass. Gram matrices are sums, so it changes only rounding."""
 
 
 @dataclass(frozen=True)
 class Normal:
-    """The left side of the normal equations of one input: Ĝ_t = α·G_t + diag(extra_t)."""
+    """Left side of the normal equations for one input: Ĝ_t = α·G_t + diag(extra_t)."""
 
     grams: Tensor
-    """G [T, in, in], as they are kept: Ĝ is never formed, as it would be read once more."""
+    """G [T, in, in]. Ĝ is not formed, which would cost one more pass over memory."""
     extra: Tensor
     """[T, in]: (1 − α)·diag G_t + ρ·mean(diag G_t)."""
     lower: Tensor
-    """L [in, in] with LLᵀ = Σ_t Ĝ_t."""
+    """Cholesky factor L [in, in] with LLᵀ = Σ_t Ĝ_t."""
     non_diagonal: float
+    """α."""
 
     def solve(self, deltas: Tensor) -> Tensor:
-        """(Σ_t Ĝ_t)⁻¹ Σ_t Ĝ_t τ_tᵀ, transposed: [out, in], in the dtype of L."""
+        """Transpose of (Σ_t Ĝ_t)⁻¹ Σ_t Ĝ_t τ_tᵀ for one layer: [out, in], in the dtype of L."""
         dtype = self.lower.dtype
         right = torch.zeros(deltas.shape[2], deltas.shape[1], dtype=dtype, device=deltas.device)
         for gram, extra, delta in zip(self.grams, self.extra, deltas, strict=True):
@@ -148,7 +149,7 @@ def least_squares(
     non_diagonal: float,
     ridge: float,
 ) -> dict[str, Tensor]:
-    """Matrices with a statistic by least squares, all else by the mean.
+    """Merge matrices that have a statistic by least squares, and all other tensors by the mean.
 
     Raises:
         InputError: see `regmean`.
@@ -191,10 +192,10 @@ def factor(
     ridge: float,
     dtype: torch.dtype = torch.float32,
 ) -> Normal:
-    """The factor in `dtype`, or in float64 where it cannot be had there.
+    """Cholesky factor of Σ_t Ĝ_t in `dtype`, or in float64 if that fails.
 
     Raises:
-        InputError: Gram matrices that are not finite; a sum that is singular.
+        InputError: Gram matrices with NaN or Inf; a singular sum.
     """
     diagonal = grams.diagonal(dim1=1, dim2=2).to(accumulator(grams.dtype, dtype))
     extra = (1 - non_diagonal) * diagonal + ridge * diagonal.mean(1, keepdim=True)

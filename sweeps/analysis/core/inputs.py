@@ -46,7 +46,7 @@ class AnalysisInputs:
     shifted: Shifted = field(default_factory=Shifted)
     """Shift sets, and points on their rows where those are wanted."""
     blocks: tuple[str, ...] = ()
-    """Blocks of the model, as `grams.part_of` names them, in the model's order."""
+    """Blocks of the model, as `grams.layer_of` names them, in the model's order."""
 
     @property
     def context_under_shift(self) -> str:

@@ -16,7 +16,7 @@ from sweeps.analysis.core.inputs import AnalysisInputs, AnalysisOptions
 def gram(inputs: AnalysisInputs, options: AnalysisOptions) -> Finding:
     """Norms, cosines and angles of all task vectors, in whole and by block."""
     matrix = inputs.gram
-    blocks = grams.regrouped(matrix, grams.part_of)
+    blocks = grams.regrouped(matrix, grams.layer_of)
     weights = grams.least_norm(matrix.total).tolist()
     norms = grams.norms(matrix.total).tolist()
     experts: list[Line] = [
@@ -84,7 +84,7 @@ def gram_lines(inputs: AnalysisInputs) -> list[str]:
             f"Angles reach from {angles[low]:.1f}° ({a}, {b}) to {angles[high]:.1f}° ({c}, {d});"
             f" the median is {np.nanmedian(angles):.1f}°."
         )
-    cosine, ratio = grams.stock(matrix.total)
+    cosine, ratio = grams.model_stock_ratio(matrix.total)
     if math.isfinite(cosine):
         lines.append(
             f"The mean cosine is {cosine:.3f}; over the whole model Model Stock would go"

@@ -68,7 +68,7 @@ def asked_steps(entry: Entry) -> int:
             params = bind(entry.method, row.parameters, params)
     if isinstance(row, Resident):
         with suppress(InputError):
-            return row.course(Shape((), ()), **params).steps
+            return row.plan(Shape((), ()), **params).steps
     return int(params.get("steps", entry.steps))
 
 

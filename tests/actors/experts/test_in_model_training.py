@@ -10,7 +10,7 @@ from transformers import CLIPModel
 from actors.artifacts.head_file import read_head
 from actors.artifacts.in_model_state_file import learned_of, load_resident
 from actors.artifacts.recipe import Recipe
-from actors.experts.in_model_training import course_of
+from actors.experts.in_model_training import plan_of
 from actors.experts.recipe import rebuilt
 from actors.families.clip.architecture import PROJECTION
 from actors.pool.pool import task_vectors
@@ -59,7 +59,7 @@ def learned(experts, method, params, steps=4):
     """Bytes of what a method learned, and the losses."""
     recipe = Recipe(method, {**FEW, **params})
     state, losses = experts.train(recipe, None, 0, steps, SEED)
-    options = course_of(recipe, NAMES, experts.runner.pipeline.groups).options
+    options = plan_of(recipe, NAMES, experts.runner.pipeline.groups).options
     data = learned_of(state, method, NAMES, getattr(options, "mask_steps", 0))
     return replace(recipe, learned=data), losses
 
@@ -322,14 +322,14 @@ def test_the_second_stage_is_adamerging_under_a_fixed_mask(doubles):
     # Of equal logits the rescaled mask is 1 everywhere: this is AdaMerging itself.
     method = METHODS["adamerging"]
     groups = experts.runner.pipeline.groups
-    course = method.learning(Shape(NAMES, groups), batch_size=4, learning_rate=0.05)
-    optimizer = torch.optim.Adam(course.router.parameters(), lr=0.05)
+    plan = method.plan(Shape(NAMES, groups), batch_size=4, learning_rate=0.05)
+    optimizer = torch.optim.Adam(plan.router.parameters(), lr=0.05)
     sizes = {name: experts.runner.size(name, "fit") for name in NAMES}
     for step in range(2):
-        given = micro_batches(course, sizes, {}, step, SEED)
-        compute_gradients = lambda asked: experts.gradients(asked, "fit", course.trim)  # noqa: E731
-        learn_step(course, optimizer, given, compute_gradients, step)
-    wanted = course.router(None).detach()
+        given = micro_batches(plan, sizes, {}, step, SEED)
+        compute_gradients = lambda asked: experts.gradients(asked, "fit", plan.trim)  # noqa: E731
+        learn_step(plan, optimizer, given, compute_gradients, step)
+    wanted = plan.router(None).detach()
     torch.testing.assert_close(found["coefficients"], wanted, rtol=1e-3, atol=1e-3)
     assert bool(((wanted - 0.3).abs() > 0.01).any())
 

@@ -51,7 +51,7 @@ def model_of(tiny_pool, expert):
 
 def images_of(experts, task, method, params):
     """The images whose statistics are taken, as the model reads them, in float64."""
-    rows = drawn(experts.runner, method, task, METHODS[method].asked(params))
+    rows = drawn(experts.runner, method, task, METHODS[method].statistics_request(params))
     batch = experts.runner.batch(task, "fit", torch.from_numpy(rows))
     pixels = experts.runner.pipeline.shards[0].to_device(batch)["pixels"]
     return experts.runner.pipeline.shards[0].resident.inputs.preprocess.normalise(

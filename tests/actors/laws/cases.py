@@ -19,7 +19,7 @@ from actors.artifacts.coding_file import dump_coding
 from actors.artifacts.errors import ATTEMPTS, Forgotten
 from actors.artifacts.in_model_state_file import learned_of
 from actors.artifacts.recipe import Recipe
-from actors.experts.in_model_training import course_of
+from actors.experts.in_model_training import plan_of
 from actors.experts.local import LocalExperts
 from actors.experts.protocol import Experts
 from actors.experts.recipe import of_task
@@ -262,7 +262,7 @@ def stepped(method: str, **params: Any) -> Observe:
         sizes, features = parts.sizes("select"), parts.features("select")
         state, losses = b"", []
         for first, last in caller.spans():
-            learning = row.learning(Shape(pool.tasks, pool.groups, WIDTH), **given)
+            learning = row.plan(Shape(pool.tasks, pool.groups, WIDTH), **given)
             router, optimizer = learning.router, torch.optim.Adam(learning.router.parameters())
             if state:
                 kept = torch.load(io.BytesIO(state))
@@ -314,7 +314,7 @@ def in_model(method: str, **params: Any) -> Observe:
             losses += found
         assert state is not None
         tasks, groups = parts.pool.tasks, parts.pool.groups
-        options = course_of(recipe, tasks, groups).options
+        options = plan_of(recipe, tasks, groups).options
         learned = learned_of(state, method, tasks, getattr(options, "mask_steps", 0))
         kept = replace(recipe, learned=learned)
         models = merged(kept, parts, caller) if METHODS[method].output == "one_model" else {}

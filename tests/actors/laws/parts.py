@@ -81,7 +81,7 @@ class Parts:
         """A gate after some steps of `dawe`: its tensors."""
         shape = Shape(self.pool.tasks, self.pool.groups, WIDTH)
         params = {"learning_rate": 1e-2, "batch_size": 8, **params}
-        learning = METHODS["dawe"].learning(shape, **params)
+        learning = METHODS["dawe"].plan(shape, **params)
         optimizer = torch.optim.Adam(learning.router.parameters(), lr=learning.learning_rate)
         sizes, features = self.sizes(role), self.features(role)
         for step in range(steps):

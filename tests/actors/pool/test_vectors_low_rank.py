@@ -21,7 +21,7 @@ from actors.shards.shard import Shard, Weights
 from fusion.errors import InputError
 from fusion.task_vectors.coding import mix
 from fusion.task_vectors.low_rank import LowRank, Zeros
-from fusion.task_vectors.low_rank_mapping import Factored
+from fusion.task_vectors.low_rank_mapping import LowRankTaskVectors
 from tests.actors.checkpoints.adapter_folders import QV, write_adapter
 from tests.actors.conftest import sent
 from tests.fusion import laws
@@ -50,7 +50,7 @@ def mixed(tiny: Any, tmp_path: Path) -> Pool:
 
 def test_what_is_held_and_the_bits_of_loaded_task_vectors(mixed: Pool) -> None:
     loaded, found = task_vectors(mixed), opened_factors(sent(factor_vectors(mixed)))
-    assert isinstance(found.deltas, Factored)
+    assert isinstance(found.deltas, LowRankTaskVectors)
     assert (found.tasks, found.groups) == (loaded.tasks, loaded.groups)
     laws.assert_same_bits(found.base, loaded.base)
     laws.assert_same_bits(dict(found.deltas.items()), loaded.deltas)
@@ -76,7 +76,7 @@ def test_bytes_are_those_that_headers_say(mixed: Pool) -> None:
     arrays = (*factored.flat.base.values(), *factored.held.base.values())
     assert factored.nbytes == sum(array.nbytes for array in arrays)
     deltas = opened_factors(factored).deltas
-    assert isinstance(deltas, Factored)
+    assert isinstance(deltas, LowRankTaskVectors)
     assert deltas.nbytes == factor_bytes(mixed, mixed.names)
     assert factored.nbytes < load_flat(mixed).nbytes / 2
     assert len(pickle.dumps(factored)) < factored.nbytes + 2 * 10**4

@@ -23,7 +23,7 @@ from actors.shards.shard import Batch, Shard, Weights
 from fusion.errors import InputError
 from fusion.methods.learned.adamerging import Coefficients
 from fusion.methods.learned.gate import Gate
-from fusion.methods.learned.steps import Gradient, Learning, MicroBatch, learn_step
+from fusion.methods.learned.steps import Gradient, MicroBatch, TrainingPlan, learn_step
 from fusion.task_vectors.sparsify import Trim
 from tests.actors.conftest import Tiny
 from tests.actors.laws.cases import KINDS
@@ -332,8 +332,8 @@ def test_all_tasks_in_one_pass_are_the_sum_over_tasks(
             assert together.losses[task] == pytest.approx(loss, rel=1e-10)
 
 
-def course(router: torch.nn.Module, **changes: Any) -> Learning:
-    return Learning(router, 0.1, 1, 4, "report", 1, **changes)
+def training_plan(router: torch.nn.Module, **changes: Any) -> TrainingPlan:
+    return TrainingPlan(router, 0.1, 1, 4, "report", 1, **changes)
 
 
 @pytest.mark.parametrize("grouping", ["task", "layer"])
@@ -343,7 +343,7 @@ def test_a_gates_step_is_that_of_the_summed_loss(
 ) -> None:
     """The gate's gradient, from one backward pass a task, is autograd's through all of it."""
     gate = gate_file(world, grouping)[0].double()
-    learning = course(gate, extractor=EXTRACTOR, batch_mean=batch_mean)
+    learning = training_plan(gate, extractor=EXTRACTOR, batch_mean=batch_mean)
     oracle, given, losses = Oracle(world), [], []
     for task, rows in SAMPLES.items():
         features = exact.runner.features(task, "report", EXTRACTOR)[rows]
@@ -371,7 +371,7 @@ def test_a_gates_step_is_that_of_the_summed_loss(
 @pytest.mark.parametrize("clamp", [False, True])
 def test_adamerging_goes_down(clamp: bool, world: World, local: LocalExperts) -> None:
     router = Coefficients(3, len(world.vectors.groups), 0.3, clamp)
-    learning, rows = course(router), {t: torch.tensor(at) for t, at in SAMPLES.items()}
+    learning, rows = training_plan(router), {t: torch.tensor(at) for t, at in SAMPLES.items()}
     optimizer = torch.optim.Adam(router.parameters(), lr=1e-2)
     losses = []
     for step in range(4):

@@ -14,9 +14,9 @@ from torch.func import functional_call, jvp
 from fusion.analysis.soup_vs_ensemble import (
     SoupGap,
     bootstrap_errors,
+    logit_variance,
     second_difference,
     soup_gap,
-    spread,
 )
 from fusion.errors import InputError
 from fusion.logits.calibration import losses
@@ -140,12 +140,12 @@ def test_variance_by_hand_and_its_invariance() -> None:
     # p = (¼, ¾) and Δ = (0, 2): mean 1.5, variance ¼·2.25 + ¾·0.25 = 0.75.
     z = torch.tensor([[0.0, math.log(3)]]).double()
     delta = torch.tensor([[0.0, 2.0]]).double()
-    assert float(spread(z, delta, torch.zeros(1, 2), 1.0)) == pytest.approx(0.75)
+    assert float(logit_variance(z, delta, torch.zeros(1, 2), 1.0)) == pytest.approx(0.75)
     pair = Pair()
     low, high, mid = (pair.logits(a) for a in (0.0, 1.0, 0.5))
-    before = spread(mid, high, low, 1.3)
-    torch.testing.assert_close(spread(mid, high + 100.0, low, 1.3), before)
-    assert bool((spread(mid, low, low, 1.3) == 0).all())
+    before = logit_variance(mid, high, low, 1.3)
+    torch.testing.assert_close(logit_variance(mid, high + 100.0, low, 1.3), before)
+    assert bool((logit_variance(mid, low, low, 1.3) == 0).all())
 
 
 def test_losses_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 from fusion.errors import InputError
-from fusion.logits.dataset import Labelled, apart, check_labels, check_matrix, directions
+from fusion.logits.dataset import (
+    Labelled,
+    check_different_rows,
+    check_labels,
+    check_matrix,
+    unit_rows,
+)
 from tests.refusals import exactly
 
 F = torch.arange(12.0).view(6, 2) + 1
@@ -51,10 +57,10 @@ def test_widths_are_compared() -> None:
 
 def test_directions() -> None:
     torch.testing.assert_close(
-        directions("z", torch.tensor([[3.0, 4.0]]).half()), torch.tensor([[0.6, 0.8]])
+        unit_rows("z", torch.tensor([[3.0, 4.0]]).half()), torch.tensor([[0.6, 0.8]])
     )
     with exactly("z: row 1: of no length; it cannot be normalised"):
-        directions("z", torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+        unit_rows("z", torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +78,9 @@ def test_slices_that_share_a_row_are_the_same_rows(fit: slice, select: slice) ->
         "select: rows that fit has too; choosing on what was learned from is not allowed,"
         " other rows needed"
     ):
-        apart(Labelled(F[fit], Y[fit], "fit"), Labelled(F[select], Y[select], "select"))
+        check_different_rows(
+            Labelled(F[fit], Y[fit], "fit"), Labelled(F[select], Y[select], "select")
+        )
 
 
 @pytest.mark.parametrize(
@@ -80,12 +88,12 @@ def test_slices_that_share_a_row_are_the_same_rows(fit: slice, select: slice) ->
     [(slice(0, 3), slice(3, 6)), (slice(0, 6, 2), slice(1, 6, 2)), (slice(0, 1), slice(1, 2))],
 )
 def test_slices_without_a_common_row_are_not(fit: slice, select: slice) -> None:
-    apart(Labelled(F[fit], Y[fit], "fit"), Labelled(F[select], Y[select], "select"))
+    check_different_rows(Labelled(F[fit], Y[fit], "fit"), Labelled(F[select], Y[select], "select"))
 
 
 def test_one_object_and_a_copy_are_the_same_rows() -> None:
     rows = Labelled(F, Y)
     for other in (rows, Labelled(F.clone(), Y.clone())):
         with pytest.raises(InputError, match="choosing on what was learned from"):
-            apart(rows, other)
-    apart(rows, Labelled(F.clone() + 1, Y))
+            check_different_rows(rows, other)
+    check_different_rows(rows, Labelled(F.clone() + 1, Y))

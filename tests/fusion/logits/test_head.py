@@ -9,7 +9,7 @@ import torch
 
 from fusion.logits import cosine_head
 from fusion.logits.entropy import entropy
-from fusion.logits.head import CosineHead, Head, LabelWords, LinearHead, TaskLoss, as_head
+from fusion.logits.head import CosineHead, Head, LinearHead, TaskLoss, VerbaliserHead, as_head
 from tests.fusion.draws import drawn
 
 HEADS: dict[str, Head] = {
@@ -17,7 +17,7 @@ HEADS: dict[str, Head] = {
     "linear": LinearHead(drawn(3, 5), drawn(3, seed=1)),
     "no bias": LinearHead(drawn(3, 5)),
     "dense layer before": LinearHead(drawn(3, 4), drawn(3), LinearHead(drawn(4, 5), drawn(4))),
-    "words": LabelWords(torch.tensor([4, 0, 2])),
+    "words": VerbaliserHead(torch.tensor([4, 0, 2])),
 }
 
 
@@ -31,7 +31,7 @@ def test_by_hand() -> None:
     assert LinearHead(torch.tensor([[2.0]]), torch.tensor([0.5]), before).logits(z).tolist() == [
         [0.5]
     ]
-    assert LabelWords(torch.tensor([1, 1, 0])).logits(z).tolist() == [[4.0, 4.0, 3.0]]
+    assert VerbaliserHead(torch.tensor([1, 1, 0])).logits(z).tolist() == [[4.0, 4.0, 3.0]]
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -55,7 +55,7 @@ def test_a_cosine_head_has_the_bits_of_its_function_and_ignores_lengths() -> Non
 
 
 def test_token_ids_keep_their_dtype() -> None:
-    assert LabelWords(torch.tensor([1, 0])).to(torch.float16).tokens.dtype == torch.int64
+    assert VerbaliserHead(torch.tensor([1, 0])).to(torch.float16).tokens.dtype == torch.int64
 
 
 def test_losses_of_several_tasks() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fusion.errors import InputError
-from fusion.logits.optimize import share, train
+from fusion.logits.optimize import top1_accuracy, train
 
 OPTIONS: dict[str, Any] = {
     "rows": 5,
@@ -86,4 +86,4 @@ def test_a_loss_that_is_no_number_is_refused() -> None:
 
 def test_of_equal_logits_the_first_counts() -> None:
     logits = torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.0, 2.0]])
-    assert share(logits, torch.tensor([0, 1, 1])) == 2 / 3
+    assert top1_accuracy(logits, torch.tensor([0, 1, 1])) == 2 / 3

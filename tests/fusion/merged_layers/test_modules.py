@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fusion.errors import InputError
-from fusion.merged_layers.modules import Bare, Mixer, merge_layers
+from fusion.merged_layers.modules import BareParameter, Mixer, merge_layers
 from fusion.task_vectors.coding import check_coding, leaves
 from fusion.task_vectors.task_vectors import TaskVectors
 
@@ -24,7 +24,7 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(2, 4, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2))
-        self.token = Bare(4)
+        self.token = BareParameter(4)
         self.positions = nn.Embedding(5, 4)
         self.inner = nn.Sequential(nn.LayerNorm(4, eps=0.1), nn.Linear(4, 6), nn.GELU())
         self.out = nn.Linear(6, 3, bias=False)
@@ -89,7 +89,7 @@ def test_equals_the_plain_network_with_merged_weights(form: Any, models: int, gr
     merged = merge_layers(net(), mixer, names_of(net()))
     assert not list(merged.parameters())  # every weight is read from the mixer
     columns = leaves(vectors.groups, vectors.groups, coding)
-    with mixer.coded(columns):
+    with mixer.with_columns(columns):
         found = merged(x)
     leaf = coding.clone().requires_grad_()
     wanted = explicit(vectors, leaf, x)
@@ -159,7 +159,7 @@ def test_columns_are_let_go_of_even_after_a_failure() -> None:
     mixer = Mixer(vectors_for(net()))
 
     def fail() -> None:
-        with mixer.coded({"x": torch.ones(1, 3)}):
+        with mixer.with_columns({"x": torch.ones(1, 3)}):
             assert set(mixer.columns) == {"x"}
             raise RuntimeError("halfway")
 

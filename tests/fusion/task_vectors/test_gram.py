@@ -15,12 +15,12 @@ from fusion.task_vectors.gram import (
     cosines,
     distances,
     gram,
+    layer_of,
     least_norm,
     merged_grams,
+    model_stock_ratio,
     norms,
-    part_of,
     regrouped,
-    stock,
     zero_tasks,
 )
 from fusion.task_vectors.task_vectors import TaskVectors
@@ -114,7 +114,7 @@ def test_shards_add_up_to_the_same_bits() -> None:
 def test_groups() -> None:
     deltas = models()
     whole = gram(deltas.items())
-    blocks = regrouped(whole, part_of)
+    blocks = regrouped(whole, layer_of)
     assert sorted(blocks.by_group) == [
         "embeddings",
         "empty",
@@ -126,7 +126,7 @@ def test_groups() -> None:
     layer = {name: deltas[name] for name in deltas if "layers.0" in name}
     rows = flat(layer)
     torch.testing.assert_close(blocks.by_group["encoder.layers.0"], rows @ rows.T)
-    direct = gram(deltas.items(), group=part_of)
+    direct = gram(deltas.items(), group=layer_of)
     torch.testing.assert_close(direct.total, whole.total)
     assert list(direct.by_group) == list(blocks.by_group)
 
@@ -169,11 +169,11 @@ def test_cosines_stay_in_range() -> None:
 def test_model_stock_by_hand() -> None:
     # Two task vectors at 60°: t = 2·½ / (1 + ½) = 2/3; orthogonal ones: nothing to trust, 0.
     sixty = torch.tensor([[1.0, 0.0], [0.5, math.sqrt(3) / 2]]).double()
-    assert stock(sixty @ sixty.T) == (pytest.approx(0.5), pytest.approx(2 / 3))
-    assert stock(torch.eye(3).double()) == (0.0, 0.0)
-    assert stock(torch.ones(2, 2).double()) == (1.0, 1.0)
+    assert model_stock_ratio(sixty @ sixty.T) == (pytest.approx(0.5), pytest.approx(2 / 3))
+    assert model_stock_ratio(torch.eye(3).double()) == (0.0, 0.0)
+    assert model_stock_ratio(torch.ones(2, 2).double()) == (1.0, 1.0)
     with pytest.raises(InputError, match="1 task vectors; at least 2"):
-        stock(torch.ones(1, 1))
+        model_stock_ratio(torch.ones(1, 1))
 
 
 def test_least_norm() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from fusion.errors import InputError
 from fusion.merged_layers.functional import merged_embedding, merged_linear, merged_table
 from fusion.methods.static.task_arithmetic import task_arithmetic
-from fusion.task_vectors.lazy import Computed, Groups, Remade, lasting, weighed
+from fusion.task_vectors.lazy import LazyTensors, Recomputed, TensorStream, for_backward, for_mixing
 from tests.fusion.laws import assert_same_bits, toy
 
 
@@ -20,7 +20,7 @@ def test_nothing_is_made_but_what_is_read() -> None:
         made.append(name)
         return torch.zeros(1)
 
-    lazy = Computed(["a", "b"], make)
+    lazy = LazyTensors(["a", "b"], make)
     assert list(lazy) == ["a", "b"]
     assert len(lazy) == 2
     assert "a" in lazy
@@ -37,23 +37,23 @@ def test_altered_task_vectors_are_rules_of_changed_ones() -> None:
     doubled = vectors.altered(lambda name, deltas: 2 * deltas)
     assert_same_bits(task_arithmetic(doubled, scale=0.5), task_arithmetic(vectors, scale=1.0))
     part = doubled.restrict(["embed.weight"])
-    assert isinstance(part.deltas, Computed)
+    assert isinstance(part.deltas, LazyTensors)
     assert list(part.deltas) == ["embed.weight"]
     assert part.groups == vectors.groups
 
 
 def test_groups_are_all_at_once_or_one_at_a_time() -> None:
     stacks = {"a": torch.ones(2, 3), "b": torch.ones(2, 4).double()}
-    lazy = Computed(stacks, lambda name: stacks[name])
-    assert [len(group) for group in Groups(stacks)] == [2]
+    lazy = LazyTensors(stacks, lambda name: stacks[name])
+    assert [len(group) for group in TensorStream(stacks)] == [2]
     for _ in range(2):  # as often as is asked
-        assert [[stack.shape[1] for stack in group] for group in Groups(lazy)] == [[3], [4]]
-    assert [(each.shape[1], each.dtype) for each in Groups(stacks).outlines()] == [
+        assert [[stack.shape[1] for stack in group] for group in TensorStream(lazy)] == [[3], [4]]
+    assert [(each.shape[1], each.dtype) for each in TensorStream(stacks).outlines()] == [
         (3, torch.float32),
         (4, torch.float64),
     ]
-    for deltas in (lazy, Computed(stacks, lazy.make, lambda name: stacks[name].to("meta"))):
-        found = list(Groups(deltas).outlines())
+    for deltas in (lazy, LazyTensors(stacks, lazy.make, lambda name: stacks[name].to("meta"))):
+        found = list(TensorStream(deltas).outlines())
         assert [(each.shape, each.dtype) for each in found] == [
             (each.shape, each.dtype) for each in stacks.values()
         ]
@@ -68,11 +68,11 @@ def test_what_has_no_part_in_a_sum_is_not_made() -> None:
         asked.append(list(used))
         return stacks[name] * torch.tensor(used)[:, None]
 
-    lazy = Computed(stacks, stacks.__getitem__, part=part)  # type: ignore[arg-type]
-    assert weighed(lazy.some(["w"]), "w", [0.0, -1.0, 0.5]).tolist() == [[0], [2], [3]]
+    lazy = LazyTensors(stacks, stacks.__getitem__, part=part)  # type: ignore[arg-type]
+    assert for_mixing(lazy.some(["w"]), "w", [0.0, -1.0, 0.5]).tolist() == [[0], [2], [3]]
     assert asked == [[False, True, True]]
-    assert weighed(stacks, "w", [0.0]) is stacks["w"]
-    assert weighed(Computed(stacks, stacks.__getitem__), "w", [0.0, 1.0, 1.0]) is stacks["w"]
+    assert for_mixing(stacks, "w", [0.0]) is stacks["w"]
+    assert for_mixing(LazyTensors(stacks, stacks.__getitem__), "w", [0.0, 1.0, 1.0]) is stacks["w"]
 
 
 def test_what_is_made_again_gives_the_same_gradients() -> None:
@@ -85,7 +85,7 @@ def test_what_is_made_again_gives_the_same_gradients() -> None:
         made.append(1)
         return deltas.clone()
 
-    again = Remade(make)
+    again = Recomputed(make)
     flat = again.flatten(1).make()
     assert torch.equal(flat, deltas.flatten(1))
     rules = {
@@ -109,6 +109,6 @@ def test_what_is_made_again_gives_the_same_gradients() -> None:
             assert torch.equal(found[0][1], found[1][1]), name
     with pytest.raises(InputError, match="merged layer: task vectors"):
         merged_linear(x, torch.ones(1, 2), base, again)
-    lazy = Computed(["w"], lambda name: deltas)
-    assert isinstance(lasting(lazy, "w"), Remade)
-    assert lasting({"w": deltas}, "w") is deltas
+    lazy = LazyTensors(["w"], lambda name: deltas)
+    assert isinstance(for_backward(lazy, "w"), Recomputed)
+    assert for_backward({"w": deltas}, "w") is deltas

@@ -21,9 +21,9 @@ from fusion.methods.learned.steps import Shape
 from fusion.registry import METHODS, Static
 from fusion.task_vectors.coding import mix, one_hot
 from fusion.task_vectors.gram import gram
-from fusion.task_vectors.lazy import lasting, weighed
+from fusion.task_vectors.lazy import for_backward, for_mixing
 from fusion.task_vectors.low_rank import LowRank, Zeros, product
-from fusion.task_vectors.low_rank_mapping import Factored
+from fusion.task_vectors.low_rank_mapping import LowRankTaskVectors
 from fusion.task_vectors.sharded_reduce import run_surveys
 from fusion.task_vectors.sparse import pruned
 from fusion.task_vectors.sparsify import Trim, trim_survey, trimmed
@@ -83,11 +83,11 @@ def world() -> tuple[TaskVectors, TaskVectors]:
             pairs = [(normal(r, width, dtype=kind), normal(shape[0], r, dtype=kind)) for r in ranks]
             held[name] = LowRank.of(pairs, shape if len(shape) > 2 else ())
             dense[name] = torch.stack([product(*pair) for pair in pairs]).view(whole)
-    return TaskVectors(TASKS, base, Factored(held)), TaskVectors(TASKS, base, dense)
+    return TaskVectors(TASKS, base, LowRankTaskVectors(held)), TaskVectors(TASKS, base, dense)
 
 
-def held_of(vectors: TaskVectors) -> Factored:
-    assert isinstance(vectors.deltas, Factored)
+def held_of(vectors: TaskVectors) -> LowRankTaskVectors:
+    assert isinstance(vectors.deltas, LowRankTaskVectors)
     return vectors.deltas
 
 
@@ -117,11 +117,11 @@ def test_held_are_factors_what_is_whole_and_nothing_else() -> None:
     }  # fmt: skip
     assert deltas.nbytes == 4 * sum(sizes.values())
     found = deltas.factors(Q)
-    assert found is lasting(deltas, Q) is weighed(deltas, Q, [1.0, 0.0, 0.0])
+    assert found is for_backward(deltas, Q) is for_mixing(deltas, Q, [1.0, 0.0, 0.0])
     assert isinstance(found, LowRank)
     assert deltas.factors(BIAS) is None
-    assert lasting(deltas, BIAS) is deltas[BIAS]
-    assert isinstance(lasting(deltas, NORM), Zeros)
+    assert for_backward(deltas, BIAS) is deltas[BIAS]
+    assert isinstance(for_backward(deltas, NORM), Zeros)
     part = low.restrict([V, NORM, "ids"])
     assert list(part.deltas) == [V, NORM]
     assert held_of(part).factors(V) is deltas.factors(V)
@@ -160,8 +160,8 @@ def test_masks_have_the_bits_of_dense_ones(name: str) -> None:
     method: Any = METHODS[name]
     low, dense = (method.merge(v, MergeInputs(learned=learned)) for v in found)
     assert_same_bits(low, dense)
-    course = method.course(Shape(TASKS, found[0].groups))
-    assert course.steps
+    plan = method.plan(Shape(TASKS, found[0].groups))
+    assert plan.steps
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_an_expert_alone_has_the_bits_of_dense_ones() -> None:
 
 def double(vectors: TaskVectors, name: str) -> Any:
     """What is held of a tensor, in float64."""
-    held: Any = lasting(vectors.deltas, name)
+    held: Any = for_backward(vectors.deltas, name)
     if isinstance(held, LowRank):
         return LowRank(held.down.double(), held.up.double(), held.ranks, held.dims)
     return replace(held, dtype=torch.float64) if isinstance(held, Zeros) else held.double()

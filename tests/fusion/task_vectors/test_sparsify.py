@@ -10,7 +10,14 @@ from torch import Tensor
 
 from fusion.methods.static.ties import ties
 from fusion.task_vectors.sharded_reduce import run_surveys
-from fusion.task_vectors.sparsify import Cut, Trim, elected, largest_of_rows, trim_survey, trimmed
+from fusion.task_vectors.sparsify import (
+    Trim,
+    TrimThresholds,
+    elected,
+    largest_of_rows,
+    trim_survey,
+    trimmed,
+)
 from fusion.task_vectors.task_vectors import TaskVectors
 from tests.fusion.laws import assert_same_bits, copied, toy
 from tests.fusion.rows import vectors_of
@@ -158,7 +165,7 @@ def test_what_is_given_is_not_touched(trim: Trim) -> None:
 @pytest.mark.parametrize("step", [1, 7, 64])
 def test_chunks_do_not_show(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     delta = torch.randn(3, 6, 10, generator=torch.Generator().manual_seed(1))
-    cut = Cut((0.5, 0.1, 1.0))
+    cut = TrimThresholds((0.5, 0.1, 1.0))
     wanted = elected(delta, cut)
     monkeypatch.setattr("fusion.task_vectors.sparsify.CHUNK", step)
     assert torch.equal(elected(delta, cut), wanted)

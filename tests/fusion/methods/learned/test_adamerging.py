@@ -9,7 +9,7 @@ import torch
 
 from fusion.errors import InputError
 from fusion.methods.learned.adamerging import Coefficients, adamerging
-from fusion.methods.learned.steps import Learning, Shape
+from fusion.methods.learned.steps import Shape, TrainingPlan
 from fusion.methods.static.ties import ties
 from fusion.registry import METHODS, Adaptive, Gated
 from fusion.task_vectors.coding import mix
@@ -52,7 +52,7 @@ def test_fields_follow_parameters() -> None:
     method = METHODS["adamerging"]
     assert isinstance(method, Adaptive)
     assert not isinstance(method, Gated)
-    found = method.learning(
+    found = method.plan(
         SHAPE,
         learning_rate=0.5,
         steps=7,
@@ -61,14 +61,14 @@ def test_fields_follow_parameters() -> None:
         save_every=2,
         density=0.2,
     )
-    wanted = Learning(found.router, 0.5, 7, 3, "report", 2, trim=Trim(0.2, elect=True))
+    wanted = TrainingPlan(found.router, 0.5, 7, 3, "report", 2, trim=Trim(0.2, elect=True))
     assert found == wanted
     assert found.shared
 
 
 def test_defaults() -> None:
     found = adamerging(SHAPE)
-    assert found == Learning(found.router, 1e-3, 1000, 16, "fit", 50)
+    assert found == TrainingPlan(found.router, 1e-3, 1000, 16, "fit", 50)
     assert found.trim.nothing
     assert inspect.signature(adamerging).parameters["scale"].default == 0.3
 
@@ -88,7 +88,7 @@ def test_wrong_parameters_are_refused(name: str, value: object) -> None:
     method = METHODS["adamerging"]
     assert isinstance(method, Adaptive)
     with pytest.raises(InputError, match=name):
-        method.learning(SHAPE, **{name: value})
+        method.plan(SHAPE, **{name: value})
 
 
 @pytest.mark.parametrize(

@@ -74,8 +74,8 @@ def test_kinds_of_final_masks():
 
 def test_a_mask_of_zeros_alone_leaves_the_base():
     vectors = TaskVectors.from_state_dicts({"w": torch.ones(3)}, {"a": {"w": torch.zeros(3)}})
-    course = METHODS["concrete_task_arithmetic"].course(SHAPE, mask="discrete")
-    found = masked_merge(vectors, {"w": torch.full((3,), -100.0)}, course)
+    plan = METHODS["concrete_task_arithmetic"].plan(SHAPE, mask="discrete")
+    found = masked_merge(vectors, {"w": torch.full((3,), -100.0)}, plan)
     assert found["w"].tolist() == [1.0, 1.0, 1.0]
 
 
@@ -109,21 +109,21 @@ def test_coefficients_of_tasks_and_tensors():
     vectors = TaskVectors.from_state_dicts(base, experts)
     same = {"w": torch.zeros(2), "v": torch.zeros(3)}
     row = METHODS["concrete_adamerging"]
-    course = row.course(SHAPE, mask="expected")
+    plan = row.plan(SHAPE, mask="expected")
     by_tensor = torch.tensor([[[0.5, 1.0], [0.25, 2.0]]])  # [1, T, G]
-    found = masked_merge(vectors, {**same, "coefficients": by_tensor}, course)
+    found = masked_merge(vectors, {**same, "coefficients": by_tensor}, plan)
     assert found["w"].tolist() == [1.0, 1.0]
     assert found["v"].tolist() == [50.0, 50.0, 50.0]
-    clamped = row.course(SHAPE, mask="expected", clamp=True)
+    clamped = row.plan(SHAPE, mask="expected", clamp=True)
     found = masked_merge(vectors, {**same, "coefficients": by_tensor}, clamped)
     assert found["v"].tolist() == [30.0, 30.0, 30.0]
     by_task = torch.tensor([[[1.0], [0.0]]])
-    found = masked_merge(vectors.restrict(["v"]), {**same, "coefficients": by_task}, course)
+    found = masked_merge(vectors.restrict(["v"]), {**same, "coefficients": by_task}, plan)
     assert found["v"].tolist() == [10.0, 10.0, 10.0]
 
 
 def test_stages_of_the_course():
-    course = METHODS["concrete_adamerging"].course(SHAPE, steps=3, coefficient_steps=4)
-    assert (course.steps, course.options.mask_steps) == (7, 3)
-    course = METHODS["concrete_task_arithmetic"].course(SHAPE)
-    assert (course.steps, course.options.grouping, course.scale) == (2000, None, 0.3)
+    plan = METHODS["concrete_adamerging"].plan(SHAPE, steps=3, coefficient_steps=4)
+    assert (plan.steps, plan.options.mask_steps) == (7, 3)
+    plan = METHODS["concrete_task_arithmetic"].plan(SHAPE)
+    assert (plan.steps, plan.options.grouping, plan.scale) == (2000, None, 0.3)

@@ -10,7 +10,7 @@ import torch
 from fusion.errors import InputError
 from fusion.methods.learned.dawe import dawe
 from fusion.methods.learned.gate import Gate
-from fusion.methods.learned.steps import Learning, Shape, micro_batches
+from fusion.methods.learned.steps import Shape, TrainingPlan, micro_batches
 from fusion.registry import METHODS, Gated
 from fusion.task_vectors.sparsify import Trim
 from tests.fusion.draws import drawn
@@ -47,7 +47,7 @@ def test_the_first_layer_follows_its_seed() -> None:
 
 def test_defaults_are_the_originals() -> None:
     found = dawe(SHAPE)
-    wanted = Learning(
+    wanted = TrainingPlan(
         found.router, 1e-5, 1000, 16, "fit", 50, extractor="microsoft/resnet-50", batch_mean=True
     )
     assert found == wanted
@@ -60,7 +60,7 @@ def test_defaults_are_the_originals() -> None:
 def test_fields_follow_parameters() -> None:
     method = METHODS["dawe"]
     assert isinstance(method, Gated)
-    found = method.learning(
+    found = method.plan(
         SHAPE,
         extractor="some/resnet",
         grouping="layer",
@@ -78,7 +78,7 @@ def test_fields_follow_parameters() -> None:
         gate="some/gate.safetensors",
         save_every=2,
     )
-    wanted = Learning(
+    wanted = TrainingPlan(
         found.router,
         0.5,
         0,
@@ -118,7 +118,7 @@ def test_wrong_parameters_are_refused(name: str, value: object) -> None:
     method = METHODS["dawe"]
     assert isinstance(method, Gated)
     with pytest.raises(InputError, match=name):
-        method.learning(SHAPE, **{name: value})
+        method.plan(SHAPE, **{name: value})
 
 
 def test_a_weight_of_the_base_needs_a_softmax() -> None:

@@ -33,16 +33,16 @@ def blended(name, vectors, learned=None, **params):
 @pytest.mark.parametrize("name", RESIDENT)
 def test_a_misspelt_parameter_names_the_nearest(name):
     with pytest.raises(InputError, match="did you mean 'steps'"):
-        METHODS[name].course(SHAPE, step=3)
+        METHODS[name].plan(SHAPE, step=3)
     with pytest.raises(InputError, match="steps: -1; int >= 0 allowed"):
-        METHODS[name].course(SHAPE, steps=-1)
+        METHODS[name].plan(SHAPE, steps=-1)
     with pytest.raises(InputError, match="unknown parameter 'learned'"):
-        METHODS[name].course(SHAPE, learned={})
+        METHODS[name].plan(SHAPE, learned={})
 
 
 @pytest.mark.parametrize("name", RESIDENT)
 def test_what_fusionbench_does_is_an_option(name):
-    plain, quirk = METHODS[name].course(SHAPE), METHODS[name].course(SHAPE, compat="fusionbench")
+    plain, quirk = METHODS[name].plan(SHAPE), METHODS[name].plan(SHAPE, compat="fusionbench")
     if name in ROUTERS:  # images of an evaluation's batch share a model
         assert (plain.options.together, quirk.options.together) == (0, 128)
     else:  # one image a task and step
@@ -52,8 +52,8 @@ def test_what_fusionbench_does_is_an_option(name):
 @pytest.mark.parametrize("name", RESIDENT)
 def test_options_are_of_routers_or_masks(name):
     kind = RouterOptions if name in ROUTERS else MaskOptions
-    assert isinstance(METHODS[name].course(SHAPE).options, kind)
-    assert METHODS[name].course(SHAPE) == METHODS[name].course(SHAPE)
+    assert isinstance(METHODS[name].plan(SHAPE).options, kind)
+    assert METHODS[name].plan(SHAPE) == METHODS[name].plan(SHAPE)
 
 
 @pytest.mark.parametrize("name", ROUTERS)

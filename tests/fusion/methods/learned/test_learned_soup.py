@@ -127,4 +127,4 @@ def test_labels_of_the_report_split_are_never_learned_from() -> None:
     from fusion.registry import METHODS
 
     with pytest.raises(InputError, match="adapt_on: 'report'; one of 'fit', 'select' allowed"):
-        METHODS["learned_soup"].learning(Shape(("a",), GROUPS), adapt_on="report")
+        METHODS["learned_soup"].plan(Shape(("a",), GROUPS), adapt_on="report")

@@ -15,15 +15,23 @@ from fusion.errors import InputError
 from fusion.logits.optimize import draw
 from fusion.methods.learned.adamerging import Coefficients
 from fusion.methods.learned.gate import Gate
-from fusion.methods.learned.steps import Gradient, Learning, MicroBatch, learn_step, micro_batches
+from fusion.methods.learned.steps import (
+    Gradient,
+    MicroBatch,
+    TrainingPlan,
+    learn_step,
+    micro_batches,
+)
 
 TASKS = ("a", "b", "c")
 SIZES = {"a": 10, "b": 7, "c": 23}
 WIDTH, GROUPS, BATCH = 6, 4, 5
 
 
-def learning(router: torch.nn.Module, extractor: str | None = "resnet", **changes: Any) -> Learning:
-    return Learning(
+def learning(
+    router: torch.nn.Module, extractor: str | None = "resnet", **changes: Any
+) -> TrainingPlan:
+    return TrainingPlan(
         router=router,
         learning_rate=0.1,
         steps=3,
@@ -141,9 +149,9 @@ def compute_gradients(given: Sequence[MicroBatch]) -> list[Gradient]:
 
 
 def micro_batches_made(
-    router: torch.nn.Module, course: Learning, step: int = 0
+    router: torch.nn.Module, plan: TrainingPlan, step: int = 0
 ) -> list[MicroBatch]:
-    return micro_batches(course, SIZES, {} if course.shared else features(), step, seed=9)
+    return micro_batches(plan, SIZES, {} if plan.shared else features(), step, seed=9)
 
 
 ROUTERS: list[Callable[[], tuple[torch.nn.Module, dict[str, Any]]]] = [
@@ -156,8 +164,8 @@ ROUTERS: list[Callable[[], tuple[torch.nn.Module, dict[str, Any]]]] = [
 @pytest.mark.parametrize("make", ROUTERS, ids=["shared", "mean", "sample"])
 def test_a_step_descends_the_sum_over_tasks(make: Callable[[], Any]) -> None:
     router, changes = make()
-    course = learning(router, **changes)
-    given = micro_batches_made(router, course)
+    plan = learning(router, **changes)
+    given = micro_batches_made(router, plan)
     losses_made = [
         toy_loss(micro_batch.coding, rows, task)
         for micro_batch in given
@@ -169,7 +177,7 @@ def test_a_step_descends_the_sum_over_tasks(make: Callable[[], Any]) -> None:
     for p in router.parameters():
         p.grad = torch.ones_like(p)  # what an earlier step left must not count
     losses = learn_step(
-        course, torch.optim.SGD(router.parameters(), lr=0.5), given, compute_gradients, 0
+        plan, torch.optim.SGD(router.parameters(), lr=0.5), given, compute_gradients, 0
     )
     assert list(losses) == list(TASKS)
     assert sum(losses.values()) == pytest.approx(float(total.detach()), rel=1e-12)
@@ -180,22 +188,22 @@ def test_a_step_descends_the_sum_over_tasks(make: Callable[[], Any]) -> None:
 
 def test_gradients_come_in_any_dtype() -> None:
     router = Coefficients(3, GROUPS, 0.3)
-    course = learning(router, extractor=None)
-    given = micro_batches_made(router, course)
+    plan = learning(router, extractor=None)
+    given = micro_batches_made(router, plan)
 
     def wide(detached: Sequence[MicroBatch]) -> list[Gradient]:
         return [Gradient({"a": 0.0}, torch.full((1, 3, GROUPS), 2.0).double())]
 
-    learn_step(course, torch.optim.SGD(router.parameters(), lr=0.1), given, wide, 0)
+    learn_step(plan, torch.optim.SGD(router.parameters(), lr=0.1), given, wide, 0)
     torch.testing.assert_close(router.coding.detach(), torch.full((1, 3, GROUPS), 0.1))
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf, 1.0])
 def test_what_is_not_finite_is_refused_and_nothing_moves(loss: float) -> None:
     router = gate()
-    course = learning(router)
+    plan = learning(router)
     optimizer = torch.optim.Adam(router.parameters(), lr=0.1)
-    learn_step(course, optimizer, micro_batches_made(router, course), compute_gradients, 0)
+    learn_step(plan, optimizer, micro_batches_made(router, plan), compute_gradients, 0)
     before = [p.detach().clone() for p in router.parameters()]
     moments = [optimizer.state[p]["exp_avg"].clone() for p in router.parameters()]
 
@@ -208,12 +216,12 @@ def test_what_is_not_finite_is_refused_and_nothing_moves(loss: float) -> None:
         return [fine, replace(bad, losses={"b": loss}), last]
 
     with pytest.raises(
-        InputError, match=r"^step 17: task 'b': loss .*learning_rate 0\.1"
+        InputError, match=r"^step 17: task 'b': (the gradient of )?loss .*learning_rate 0\.1"
     ) as caught:
-        learn_step(course, optimizer, micro_batches_made(router, course, 1), spoilt, 17)
+        learn_step(plan, optimizer, micro_batches_made(router, plan, 1), spoilt, 17)
     assert f"loss {loss if not math.isfinite(loss) else ''}" in str(caught.value)
     with pytest.raises(InputError, match=r"^step 0: .*: the weights of base or experts make it so"):
-        learn_step(course, optimizer, micro_batches_made(router, course, 1), spoilt, 0)
+        learn_step(plan, optimizer, micro_batches_made(router, plan, 1), spoilt, 0)
     for p, old, moment in zip(router.parameters(), before, moments, strict=True):
         assert torch.equal(p.detach(), old)
         assert torch.equal(optimizer.state[p]["exp_avg"], moment)
@@ -221,16 +229,16 @@ def test_what_is_not_finite_is_refused_and_nothing_moves(loss: float) -> None:
 
 def test_the_bad_task_of_a_shared_micro_batch_is_named() -> None:
     router = Coefficients(3, GROUPS, 0.3)
-    course = learning(router, extractor=None)
+    plan = learning(router, extractor=None)
 
     def spoilt(given: Sequence[MicroBatch]) -> list[Gradient]:
         return [Gradient({"a": 1.0, "b": 2.0, "c": math.nan}, torch.zeros(1, 3, GROUPS))]
 
     with pytest.raises(InputError, match=r"^step 4: task 'c': loss nan"):
         learn_step(
-            course,
+            plan,
             torch.optim.SGD(router.parameters(), lr=1.0),
-            micro_batches_made(router, course),
+            micro_batches_made(router, plan),
             spoilt,
             4,
         )

@@ -115,7 +115,7 @@ def test_a_routed_mlp_is_one_mlp_a_sample(pooled, prune):
 
 
 def test_batches_of_the_course():
-    assert METHODS["wemoe"].course(SHAPE).options.together == 0
-    assert METHODS["wemoe"].course(SHAPE, routing="batch").options.together == 128
-    found = METHODS["ewemoe"].course(SHAPE).options
+    assert METHODS["wemoe"].plan(SHAPE).options.together == 0
+    assert METHODS["wemoe"].plan(SHAPE, routing="batch").options.together == 128
+    found = METHODS["ewemoe"].plan(SHAPE).options
     assert (found.prune, found.shared, found.depth) == (0.9, True, 2)

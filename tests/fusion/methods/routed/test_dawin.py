@@ -16,7 +16,7 @@ from scipy.stats import entropy as scipy_entropy
 from torch import Tensor
 
 from fusion.errors import InputError
-from fusion.methods.routed.dawin import Evidence, Routing, dawin, is_oracle, transductive
+from fusion.methods.routed.dawin import ExpertLogits, Routing, dawin, is_oracle, transductive
 from fusion.methods.routed.mixtures import Mixture, fit_beta, fit_dirichlet
 from fusion.parameters import bind, parameters
 from fusion.task_vectors.coding import mix
@@ -25,12 +25,12 @@ from fusion.task_vectors.task_vectors import TaskVectors
 ROWS, CLASSES = 60, 7
 
 
-def drawn(tasks: int, seed: int = 0) -> Evidence:
+def drawn(tasks: int, seed: int = 0) -> ExpertLogits:
     generator = torch.Generator().manual_seed(seed)
     sharp = 4 * torch.rand(tasks + 1, ROWS, 1, generator=generator, dtype=torch.float64)
     logits = sharp * torch.randn(tasks + 1, ROWS, CLASSES, generator=generator, dtype=torch.float64)
     labels = torch.randint(CLASSES, (ROWS,), generator=generator)
-    return Evidence(tuple("abcdefgh"[:tasks]), logits[:tasks], logits[tasks], labels)
+    return ExpertLogits(tuple("abcdefgh"[:tasks]), logits[:tasks], logits[tasks], labels)
 
 
 ONE, THREE = drawn(1), drawn(3)
@@ -49,11 +49,11 @@ def close(found: Tensor, wanted: Any) -> None:
     torch.testing.assert_close(found.double(), torch.as_tensor(wanted).double(), atol=2e-7, rtol=0)
 
 
-def two_rows() -> Evidence:
+def two_rows() -> ExpertLogits:
     """Entropies by hand: the base's ln 2 and 0, the expert's 0 and ln 4."""
     base = torch.tensor([[0.0, 0.0, -900, -900], [900.0, 0, 0, 0]])
     expert = torch.tensor([[900.0, 0, 0, 0], [0.0, 0, 0, 0]])
-    return Evidence(("a",), expert[None], base)
+    return ExpertLogits(("a",), expert[None], base)
 
 
 def test_two_models_by_hand() -> None:
@@ -70,7 +70,7 @@ def test_two_models_by_hand() -> None:
 
 def test_several_experts_by_hand() -> None:
     one = two_rows()
-    both = Evidence(("z", "f"), torch.stack([one.base, one.experts[0]]), torch.randn(2, 4))
+    both = ExpertLogits(("z", "f"), torch.stack([one.base, one.experts[0]]), torch.randn(2, 4))
     each = dawin(both, granularity="sample")
     close(coefficients(each), [[0.6 * 1 / 3, 0.6 * 2 / 3], [0.6 * 4 / 5, 0.6 * 1 / 5]])
     close(dawin(both, scale=0.5).codings[0, :, 0], [17 / 30, 13 / 30])
@@ -78,7 +78,7 @@ def test_several_experts_by_hand() -> None:
 
 def test_one_named_expert_among_several() -> None:
     routing = dawin(THREE, expert="b", granularity="sample")
-    alone = Evidence(("b",), THREE.experts[1:2], THREE.base)
+    alone = ExpertLogits(("b",), THREE.experts[1:2], THREE.base)
     close(coefficients(routing)[:, 1:2], coefficients(dawin(alone, granularity="sample")))
     assert not coefficients(routing)[:, [0, 2]].any()
     odds = entropies(THREE.base) - entropies(THREE.experts[1])
@@ -102,7 +102,7 @@ def test_several_experts_share_one_temperature_and_ignore_the_base() -> None:
 
 
 def test_softmax_of_two_is_the_sigmoid() -> None:
-    pair = Evidence(("z", "f"), torch.stack([ONE.base, ONE.experts[0]]), ONE.base)
+    pair = ExpertLogits(("z", "f"), torch.stack([ONE.base, ONE.experts[0]]), ONE.base)
     two = dawin(ONE, granularity="sample")
     several = dawin(pair, granularity="sample", scale=0.5)  # scale·T = 1
     close(coefficients(several)[:, 1], coefficients(two)[:, 0])
@@ -111,8 +111,8 @@ def test_softmax_of_two_is_the_sigmoid() -> None:
 
 def test_sure_of_everything_against_sure_of_nothing_are_the_bounds() -> None:
     nothing, everything = torch.zeros(1, CLASSES), 900 * torch.eye(CLASSES)[:1]
-    high = dawin(Evidence(("a",), everything[None], nothing)).codings.item()
-    low = dawin(Evidence(("a",), nothing[None], everything)).codings.item()
+    high = dawin(ExpertLogits(("a",), everything[None], nothing)).codings.item()
+    low = dawin(ExpertLogits(("a",), nothing[None], everything)).codings.item()
     assert (low, high) == pytest.approx((1 / (CLASSES + 1), CLASSES / (CLASSES + 1)))
 
 
@@ -130,16 +130,16 @@ def test_the_offset_is_the_released_formula(expertise: Any) -> None:
 
 def test_an_offset_of_models_that_never_vary_changes_nothing() -> None:
     rows = two_rows()
-    constant = Evidence(("a",), rows.experts[:, :1].repeat(1, 3, 1), rows.base[:1].repeat(3, 1))
+    constant = ExpertLogits(("a",), rows.experts[:, :1].repeat(1, 3, 1), rows.base[:1].repeat(3, 1))
     close(dawin(constant, offset=True).codings.flatten(), [2 / 3])
     far = torch.tensor([[0.0, 5000]] * 3)  # e^{-5000} is 0
     routing = dawin(
-        Evidence(("a",), far[None], far, torch.zeros(3, dtype=torch.int64)),
+        ExpertLogits(("a",), far[None], far, torch.zeros(3, dtype=torch.int64)),
         offset=True,
         expertise="label",
     )
     close(routing.codings.flatten(), [1 / 2])
-    sure = Evidence(("a",), constant.experts, constant.experts[0])  # entropies of 0: CV is 0/0
+    sure = ExpertLogits(("a",), constant.experts, constant.experts[0])  # entropies of 0: CV is 0/0
     close(dawin(sure, offset=True).codings.flatten(), [1 / 2])
 
 
@@ -173,8 +173,8 @@ def test_expertise_of_two_models(expertise: Any) -> None:
 
 @pytest.mark.parametrize("expertise", ["entropy", "pseudo_soft", "pseudo_hard", "label"])
 def test_expertise_of_several(expertise: Any) -> None:
-    evidence = dataclasses.replace(THREE, labels=ONE.labels)
-    routing = dawin(evidence, granularity="sample", expertise=expertise, temperature=0.6)
+    expert_logits = dataclasses.replace(THREE, labels=ONE.labels)
+    routing = dawin(expert_logits, granularity="sample", expertise=expertise, temperature=0.6)
     wanted = 0.9 * softmax(-uncertainty(expertise, list(THREE.experts), (0.6,) * 3), axis=0)
     close(coefficients(routing), wanted.T)
 
@@ -186,7 +186,7 @@ def test_only_the_oracle_reads_labels() -> None:
         assert not is_oracle(seen)
         assert torch.equal(dawin(ONE, **seen).codings, dawin(blind, **seen).codings)
     assert is_oracle({"expertise": "label"})
-    with pytest.raises(InputError, match="'label' needs the evidence's labels; none given"):
+    with pytest.raises(InputError, match="'label' needs the expert_logits's labels; none given"):
         dawin(blind, expertise="label")
 
 
@@ -202,9 +202,9 @@ def test_clusters_of_two_models_are_a_beta_mixture() -> None:
 
 @pytest.mark.parametrize("tasks", [2, 3])
 def test_clusters_of_several_are_a_dirichlet_mixture(tasks: int) -> None:
-    evidence = Evidence(THREE.tasks[:tasks], THREE.experts[:tasks], THREE.base)
-    each = coefficients(dawin(evidence, granularity="sample")).double() / (0.3 * tasks)
-    routing = dawin(evidence, granularity="cluster", clusters=3, seed=1)
+    expert_logits = ExpertLogits(THREE.tasks[:tasks], THREE.experts[:tasks], THREE.base)
+    each = coefficients(dawin(expert_logits, granularity="sample")).double() / (0.3 * tasks)
+    routing = dawin(expert_logits, granularity="cluster", clusters=3, seed=1)
     fit = fit_dirichlet(each, 3, 1)
     torch.testing.assert_close(
         coefficients(routing).double(), 0.3 * tasks * fit.means[fit.assign], atol=1e-5, rtol=0
@@ -213,9 +213,9 @@ def test_clusters_of_several_are_a_dirichlet_mixture(tasks: int) -> None:
 
 
 def test_no_model_is_merged_that_no_row_goes_to() -> None:
-    for evidence in (ONE, THREE):
+    for expert_logits in (ONE, THREE):
         for clusters in (1, 2, 5, 40):
-            routing = dawin(evidence, granularity="cluster", clusters=clusters)
+            routing = dawin(expert_logits, granularity="cluster", clusters=clusters)
             models = len(routing.codings)
             assert set(routing.assign.tolist()) == set(range(models))
             assert models <= clusters
@@ -231,27 +231,27 @@ def test_a_cluster_without_rows_is_dropped(monkeypatch: pytest.MonkeyPatch) -> N
     assert routing.assign.tolist() == [1] * 20 + [0] * 40
 
 
-@pytest.mark.parametrize("evidence", [ONE, THREE], ids=["beta", "dirichlet"])
-def test_the_seed_reaches_the_mixture(evidence: Evidence) -> None:
-    one, two = (dawin(evidence, granularity="cluster", clusters=5, seed=s) for s in (0, 3))
+@pytest.mark.parametrize("expert_logits", [ONE, THREE], ids=["beta", "dirichlet"])
+def test_the_seed_reaches_the_mixture(expert_logits: ExpertLogits) -> None:
+    one, two = (dawin(expert_logits, granularity="cluster", clusters=5, seed=s) for s in (0, 3))
     assert (coefficients(one) - coefficients(two)).abs().max() > 1e-4
 
 
 def test_one_cluster_is_the_domain() -> None:
-    for evidence in (ONE, THREE):
-        one = dawin(evidence, granularity="cluster", clusters=1)
-        close(one.codings, dawin(evidence).codings)
+    for expert_logits in (ONE, THREE):
+        one = dawin(expert_logits, granularity="cluster", clusters=1)
+        close(one.codings, dawin(expert_logits).codings)
 
 
 def test_select_takes_the_surer_model_and_the_base_on_ties() -> None:
     rows = two_rows()
     tied = torch.tensor([[0.0, 900, 0, 0]])  # as sure as the base's last row, of another class
-    evidence = Evidence(
+    expert_logits = ExpertLogits(
         ("a",),
         torch.cat([rows.experts, tied[None]], dim=1),
         torch.cat([rows.base, rows.base[1:]]),
     )
-    routing = dawin(evidence, combine="select")
+    routing = dawin(expert_logits, combine="select")
     assert routing.logits is not None
     wanted = torch.stack([rows.experts[0, 0], rows.base[1], rows.base[1]])
     assert torch.equal(routing.logits, wanted)
@@ -263,8 +263,8 @@ def test_select_takes_the_surer_model_and_the_base_on_ties() -> None:
 def test_select_among_several_takes_the_first_of_equals_never_the_base() -> None:
     sure, unsure = torch.tensor([9.0, 0, 0]), torch.tensor([1.0, 0, 0])
     experts = torch.stack([torch.stack([unsure, sure]), torch.stack([sure, sure.flip(0)])])
-    evidence = Evidence(("a", "b"), experts, torch.tensor([[99.0, 0, 0]] * 2))
-    routing = dawin(evidence, combine="select")
+    expert_logits = ExpertLogits(("a", "b"), experts, torch.tensor([[99.0, 0, 0]] * 2))
+    routing = dawin(expert_logits, combine="select")
     assert routing.logits is not None
     assert torch.equal(routing.logits, torch.stack([sure, sure]))
     cube = dawin(THREE, combine="select", expertise="pseudo_soft").logits
@@ -298,8 +298,8 @@ def test_outputs_of_several_leave_the_scale_aside(granularity: Any) -> None:
 @pytest.mark.parametrize("granularity", ["domain", "cluster", "sample"])
 def test_another_order_of_tasks_is_another_order_of_coefficients(granularity: Any) -> None:
     order = [2, 0, 1]
-    other = Evidence(tuple(THREE.tasks[t] for t in order), THREE.experts[order], THREE.base)
-    one, two = (dawin(evidence, granularity=granularity) for evidence in (THREE, other))
+    other = ExpertLogits(tuple(THREE.tasks[t] for t in order), THREE.experts[order], THREE.base)
+    one, two = (dawin(expert_logits, granularity=granularity) for expert_logits in (THREE, other))
     close(coefficients(two), coefficients(one)[:, order])
 
 
@@ -313,7 +313,7 @@ def test_transductive_says_whether_other_rows_matter(
         return
     params: Any = {"combine": combine, "granularity": granularity, "offset": offset}
     half = slice(0, ROWS // 2)
-    part = Evidence(("a",), ONE.experts[:, half], ONE.base[half])
+    part = ExpertLogits(("a",), ONE.experts[:, half], ONE.base[half])
     if combine == "weights":
         whole, alone = coefficients(dawin(ONE, **params))[half], coefficients(dawin(part, **params))
     else:
@@ -345,8 +345,8 @@ def test_same_seed_same_bits_and_inputs_untouched() -> None:
 
 
 def test_half_precision_logits_are_taken_in_float32() -> None:
-    half = Evidence(("a",), ONE.experts.half(), ONE.base.half())
-    full = Evidence(("a",), half.experts.double(), half.base.double())
+    half = ExpertLogits(("a",), ONE.experts.half(), ONE.base.half())
+    full = ExpertLogits(("a",), half.experts.double(), half.base.double())
     for expertise in ("entropy", "pseudo_soft"):
         same: Any = {"granularity": "sample", "expertise": expertise}
         one, two = dawin(half, **same).codings, dawin(full, **same).codings
@@ -355,13 +355,16 @@ def test_half_precision_logits_are_taken_in_float32() -> None:
 
 def test_cross_entropies_far_apart_stay_finite() -> None:
     base = torch.tensor([[0.0, 5000.0], [5000.0, 0.0], [0.0, 1.0]])
-    evidence = Evidence(("a",), -base[None], base, torch.tensor([0, 0, 1]))
+    expert_logits = ExpertLogits(("a",), -base[None], base, torch.tensor([0, 0, 1]))
     for params in ({"granularity": "cluster"}, {"offset": True, "granularity": "sample"}):
-        routing = dawin(evidence, expertise="label", **params)
+        routing = dawin(expert_logits, expertise="label", **params)
         assert routing.codings.isfinite().all()
         assert ((routing.codings >= 0) & (routing.codings <= 1)).all()
-    close(coefficients(dawin(evidence, expertise="label", granularity="sample"))[:2, 0], [1.0, 0.0])
-    mixed = dawin(evidence, expertise="label", granularity="sample", combine="outputs").logits
+    close(
+        coefficients(dawin(expert_logits, expertise="label", granularity="sample"))[:2, 0],
+        [1.0, 0.0],
+    )
+    mixed = dawin(expert_logits, expertise="label", granularity="sample", combine="outputs").logits
     assert mixed is not None
     assert not mixed.isnan().any()
 
@@ -371,7 +374,7 @@ def test_a_coding_merges() -> None:
         {"w": torch.ones(1)}, {"a": {"w": torch.tensor([4.0])}, "b": {"w": torch.tensor([2.0])}}
     )
     rows = two_rows()
-    routing = dawin(Evidence(("a", "b"), rows.experts.repeat(2, 1, 1), rows.base), expert="a")
+    routing = dawin(ExpertLogits(("a", "b"), rows.experts.repeat(2, 1, 1), rows.base), expert="a")
     assert mix(vectors, routing.codings[:1])["w"].item() == pytest.approx(1 + 3 * 13 / 30)
 
 
@@ -383,11 +386,15 @@ ROWS_OF_TWO = two_rows()
     ("change", "params", "message"),
     [
         ({}, {"expert": "b"}, "dawin: expert: unknown expert 'b'"),
-        ({"tasks": ("a", "b")}, {}, "evidence: experts: shape [1, 2, 4]; [2, N, C] needed"),
-        ({"experts": torch.zeros(1, 0, 4)}, {}, "evidence: experts: shape [1, 0, 4]; [1, N, C]"),
-        ({"base": torch.zeros(2, 3)}, {}, "evidence: base: shape [2, 3]; [2, 4] needed"),
-        ({"base": NAN}, {}, "evidence: base: logits that are not finite"),
-        ({"experts": NAN[None]}, {}, "evidence: experts: logits that are not finite"),
+        ({"tasks": ("a", "b")}, {}, "expert_logits: experts: shape [1, 2, 4]; [2, N, C] needed"),
+        (
+            {"experts": torch.zeros(1, 0, 4)},
+            {},
+            "expert_logits: experts: shape [1, 0, 4]; [1, N, C]",
+        ),
+        ({"base": torch.zeros(2, 3)}, {}, "expert_logits: base: shape [2, 3]; [2, 4] needed"),
+        ({"base": NAN}, {}, "expert_logits: base: logits that are not finite"),
+        ({"experts": NAN[None]}, {}, "expert_logits: experts: logits that are not finite"),
         (
             {"experts": torch.zeros(2, 2, 4), "tasks": ("a", "b")},
             {"offset": True},
@@ -399,16 +406,16 @@ ROWS_OF_TWO = two_rows()
             {"offset": True},
             "dawin: offset: True with 1 row; a deviation over rows needs 2",
         ),
-        ({}, {"expertise": "label"}, "dawin: expertise: 'label' needs the evidence's labels"),
+        ({}, {"expertise": "label"}, "dawin: expertise: 'label' needs the expert_logits's labels"),
         (
             {"labels": torch.zeros(2)},
             {"expertise": "label"},
-            "evidence: labels: float32 [2]; int64 [2] needed",
+            "expert_logits: labels: float32 [2]; int64 [2] needed",
         ),
         (
             {"labels": torch.tensor([0, 4])},
             {"expertise": "label"},
-            "evidence: labels: 4; int in [0, 3] allowed",
+            "expert_logits: labels: 4; int in [0, 3] allowed",
         ),
     ],
 )

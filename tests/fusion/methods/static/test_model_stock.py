@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fusion.methods.static.model_stock import model_stock, stock_ratio
-from fusion.task_vectors.gram import gram, stock
+from fusion.task_vectors.gram import gram, model_stock_ratio
 from fusion.task_vectors.task_vectors import TaskVectors
 from tests.fusion.laws import assert_same_bits, toy
 from tests.fusion.rows import vectors_of
@@ -41,7 +41,7 @@ def test_three_experts_by_hand() -> None:
     vectors = over_ones([1.0, 0.0], [0.0, 5.0], [1.2, 1.6])
     mean = 1.4 / 3
     assert ratio(vectors) == pytest.approx(3 * mean / (1 + 2 * mean))
-    assert ratio(vectors) == pytest.approx(stock(gram(vectors).total)[1])
+    assert ratio(vectors) == pytest.approx(model_stock_ratio(gram(vectors).total)[1])
 
 
 def test_obtuse_angles_give_the_base() -> None:

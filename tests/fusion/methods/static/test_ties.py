@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fusion.methods.static.ties import ties, ties_survey
 from fusion.task_vectors.sharded_reduce import run_surveys
-from fusion.task_vectors.sparsify import Cut, kept_entries
+from fusion.task_vectors.sparsify import TrimThresholds, kept_entries
 from fusion.task_vectors.task_vectors import TaskVectors
 
 A = [0.10, -0.50, 0.30, 0.02, -0.40, 0.05, 0.20, -0.01, 0.60, -0.03]
@@ -190,7 +190,7 @@ def test_the_survey_of_shards_is_that_of_the_whole() -> None:
             [ties_survey(shard, compat=compat) for shard in shards]  # type: ignore[arg-type]
         )
         assert parts == whole
-        assert isinstance(whole, Cut)
+        assert isinstance(whole, TrimThresholds)
     assert run_surveys([ties_survey(vectors, granularity="tensor")]) is None
 
 

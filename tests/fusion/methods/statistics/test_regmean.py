@@ -107,7 +107,7 @@ def test_regmean_plusplus_is_the_same_rule() -> None:
     assert_same_bits(
         regmean_plusplus(vectors, statistics=grams), regmean(vectors, statistics=grams)
     )
-    asked = METHODS["regmean_plusplus"].asked({"non_diagonal": 0.5})  # type: ignore[union-attr]
+    asked = METHODS["regmean_plusplus"].statistics_request({"non_diagonal": 0.5})  # type: ignore[union-attr]
     assert (asked.kind, asked.options) == ("prefix_gram", {"non_diagonal": 0.5, "ridge": 1e-6})
 
 
