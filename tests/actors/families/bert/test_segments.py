@@ -16,7 +16,7 @@ from actors.families.protocol import Activations, segment_names
 from actors.families.registry import inspect
 from actors.pool.pool import Pool, open_pool, task_vectors
 from actors.shards.messages import Weights
-from actors.shards.pipeline import Direct, Pipeline
+from actors.shards.pipeline import LocalLink, Pipeline
 from actors.shards.resident_model import ResidentModel
 from actors.shards.shard import Shard
 from tests.tiny_bert import Models
@@ -79,14 +79,14 @@ def pipeline_of(pool: Pool, cut: list[tuple[int, int]], dtype: torch.dtype) -> P
         part = vectors.restrict([name for name in vectors.base if name in names])
         heads = {"task": torch.eye(3, dtype=dtype)}
         shards.append(Shard(pool.base, part, heads, dtype=dtype, block=block, contexts=3))
-    return Pipeline(shards, [shard.names() for shard in shards], pool.groups, Direct())
+    return Pipeline(shards, [shard.names() for shard in shards], pool.groups, LocalLink())
 
 
 def through(pipeline: Pipeline, given: Activations, coding: torch.Tensor) -> torch.Tensor:
     """Outputs of merged layers, shard by shard."""
     carry = given
     for shard in pipeline.shards:
-        carry = shard.code(carry, Weights("", coding=coding))
+        carry = shard.run_coded(carry, Weights("", coding=coding))
     return carry["output"]
 
 
@@ -176,7 +176,7 @@ def test_gradients_of_codings_are_finite_differences(models: Models, pool: Pool)
         step = torch.zeros_like(coding)
         step[row, task, group] = 1e-6
         ends = [
-            shard.code(given, Weights("", coding=coding + sign * step))["output"]
+            shard.run_coded(given, Weights("", coding=coding + sign * step))["output"]
             for sign in (1, -1)
         ]
         slope = float((weigh * (ends[0] - ends[1])).sum() / 2e-6)
