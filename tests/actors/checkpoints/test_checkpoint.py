@@ -120,8 +120,8 @@ def test_no_configuration(tiny: Any, tmp_path: Path) -> None:
     refused(folder, "config.json: missing")
     (folder / "config.json").write_text("{")
     refused(folder, "config.json: not JSON")
-    (folder / "config.json").write_text('{"model_type": "bert"}')
-    refused(folder, "model_type 'bert'", "clip_vision_model")
+    (folder / "config.json").write_text('{"model_type": "gpt2"}')
+    refused(folder, "model_type 'gpt2'", "clip_vision_model")
 
 
 def test_no_weights_and_pickles(tiny: Any, tmp_path: Path) -> None:

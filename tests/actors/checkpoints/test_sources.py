@@ -9,7 +9,7 @@ from fusion.errors import InputError
 
 
 def install_pool(monkeypatch: pytest.MonkeyPatch, located: object) -> None:
-    monkeypatch.setattr("actors.checkpoints.sources.locate", lambda: located)
+    monkeypatch.setattr("actors.checkpoints.sources.locate", lambda **of: located)
 
 
 def test_cache_dir_from_the_environment_and_from_xdg(
