@@ -112,10 +112,9 @@ def embedded_pool(source: str, what: str) -> EmbeddedPool:
     text = source.startswith(f"{EMBEDDED}{OF_TEXTS}")
     pool = locate(kind=TEXT if text else IMAGES)
     if pool is None:
-        name, option = ("embedded text pool", " --text") if text else ("embedded pool", "")
-        raise InputError(
-            f"{what}: {source!r}: the {name} is not built; run `sweeps quickstart{option}` first"
-        )
+        name = "embedded text pool" if text else "embedded pool"
+        command = "python -m actors.embedded.text" if text else "sweeps quickstart"
+        raise InputError(f"{what}: {source!r}: the {name} is not built; run `{command}` first")
     return pool
 
 

@@ -1,13 +1,16 @@
-"""`python -m actors.embedded`: build the embedded pool and print its path."""
+"""`python -m actors.embedded`: build the embedded pool of images and print where it is."""
+
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from actors.embedded.build import build
+from actors.files.embedded_pool import EmbeddedPool
 
 
-def main() -> None:
-    """Build the pool of seed 0 in the user's cache, with a progress bar."""
+def show(build: Callable[..., EmbeddedPool], name: str) -> None:
+    """Build a pool of seed 0 in the user's cache, with a progress bar, and print its folder."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -15,10 +18,10 @@ def main() -> None:
         TimeElapsedColumn(),
     )
     with Progress(*columns) as bar:
-        line = bar.add_task("the embedded pool", total=1.0)
+        line = bar.add_task(name, total=1.0)
         pool = build(progress=lambda what, done: bar.update(line, description=what, completed=done))
     Console().print(str(pool.root))
 
 
 if __name__ == "__main__":
-    main()
+    show(build, "the embedded pool")
