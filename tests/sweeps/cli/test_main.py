@@ -106,7 +106,7 @@ def reconfigured(folder: Path) -> None:
 
 
 def other_kind(folder: Path) -> None:
-    (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def other_kind(folder: Path) -> None:
         (rewritten(lambda s, k: s.update({k: s[k][:5].clone()})), "shape [5]"),
         (rewritten(lambda s, k: s.update({k: s[k].int()})), "dtype"),
         (reconfigured, "num_attention_heads: 4; the base has 2"),
-        (other_kind, "model_type 'bert'"),
+        (other_kind, "model_type 'gpt2'"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
