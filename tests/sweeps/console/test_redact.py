@@ -134,7 +134,7 @@ def test_errors_of_stores_have_no_secret(tmp_path, monkeypatch):
         raise OSError(f"403 for KEY:{SECRET}")
 
     with pytest.raises(InputError) as said:
-        storage.asked(store, fails)
+        storage.guarded(store, fails)
     assert "hunter2" not in str(said.value)
 
 
