@@ -141,6 +141,7 @@ def test_under_shift_nothing_that_is_reported_is_looked_at(analysed):
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # three commands that start Ray: 260 s on a quiet machine
 def test_a_plane_that_is_killed_goes_on_to_the_same_points(analysed, tmp_path):
     spec = shutil.copy(analysed / "tiny.yaml", tmp_path / "tiny.yaml")
     words = ("analyse", spec, "--only", "plane", "--size", 21)
