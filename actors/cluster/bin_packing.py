@@ -163,7 +163,7 @@ def takes(shards: Sequence[Need], node: Node, placed: Sequence[int], start: int,
 
 
 def fit(load: Load, nodes: tuple[Node, ...], wish: Wish) -> Plan | None:
-    """The plan with the fewest shards that meets the request; None where there is none."""
+    """Find the plan with the fewest shards that meets the request; return None if no plan does."""
     slots = sum(wish.slots(node) for node in nodes)
     for count in (wish.shards,) if wish.shards else range(1, len(load.segments) + 1):
         most = wish.replicas or slots // count

@@ -55,7 +55,7 @@ class RowFile:
 
     @property
     def lengths(self) -> Tensor | None:
-        """int64 [N]: numbers of each row's first ragged column; None where there is none."""
+        """Row lengths of the first ragged column, int64 [N]; None without ragged columns."""
         offsets = next((offsets for _, offsets in self.ragged.values()), None)
         return None if offsets is None else offsets.diff()
 

@@ -164,7 +164,7 @@ def segment(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 def winning(
     name: str, constant: Tensor, slope: Tensor, labels: Tensor
 ) -> tuple[Boundaries, Boundaries]:
-    """Ends [N, 2] of the interval where each sample is correct; start ≥ stop if there is none."""
+    """Ends [N, 2] of the interval where each sample is correct; start ≥ stop if it never is."""
     check(name, constant, slope, labels)
     n, classes = constant.shape
     rows = max(1, BUDGET // (8 * classes))

@@ -164,7 +164,7 @@ class TextInputs:
         chunks, splits = [], []
         for index, (path, (name, split)) in enumerate(missing.items()):
             task, data = tasks[name], tasks[name].split(split)
-            splits.append(Under(path, task, RowWriter(path, self.ragged)))
+            splits.append(PendingSplit(path, task, RowWriter(path, self.ragged)))
             where = f"task {name!r}: split {split!r}"
             for start, rows in data.chunks(CHUNK_ROWS):
                 chunks.append(Chunk(index, start, rows, len(task.classnames), where))
@@ -173,20 +173,18 @@ class TextInputs:
             self.tokenizer.fingerprint,
             self.limit,
             self.words,
-            tuple(wording_of(under.task) for under in splits),
+            tuple(wording_of(pending.task) for pending in splits),
         )
         done, total = 0, sum(chunk.rows.count for chunk in chunks)
         progress(done, total)
         files = (file for chunk in chunks for file in local_files(chunk.rows))
         try:
             for table in mapped(
-                *(
-                    tokenise,
-                    chunks,
-                    {"recipe": recipe},
-                    files,
-                    "texts: a worker that tokenises them",
-                ),
+                tokenise,
+                chunks,
+                {"recipe": recipe},
+                files,
+                "texts: a worker that tokenises them",
                 here=total < FEW,
                 ordered=True,
             ):
@@ -196,11 +194,11 @@ class TextInputs:
                 add(table, splits, self.ragged)
                 done += table.num_rows
                 progress(done, total)
-            for under in splits:
-                under.finish(self.constants(under.task))
+            for pending in splits:
+                pending.finish(self.constants(pending.task))
         finally:
-            for under in splits:
-                under.writer.close()
+            for pending in splits:
+                pending.writer.close()
 
     def constants(self, task: Task) -> dict[str, NDArray[Any]]:
         """`answers` int32 [C, L]: ids of each class's target, −1 after its last; or nothing."""
@@ -248,8 +246,8 @@ class TextInputs:
 
 
 @dataclass
-class Under:
-    """One file under way, with its rows that were cut."""
+class PendingSplit:
+    """A split that is being written, and how many of its rows were cut."""
 
     path: Path
     task: Task
@@ -263,20 +261,20 @@ class Under:
         self.writer.finish(constants, about)
 
 
-def add(table: Any, splits: Sequence[Under], columns: Iterable[str]) -> None:
+def add(table: Any, splits: Sequence[PendingSplit], columns: Iterable[str]) -> None:
     """Write the rows of a table, which are consecutive rows of one or several files."""
     parts = table.column("part").to_numpy()
     edges = [0, *(np.flatnonzero(np.diff(parts)) + 1).tolist(), len(parts)]
     for first, last in itertools.pairwise(edges):
         rows = table.slice(first, last - first).combine_chunks()
-        under, over = splits[parts[first]], rows.column("over").to_numpy()
+        pending, over = splits[parts[first]], rows.column("over").to_numpy()
         values = {}
         for name in columns:
             lists = rows.column(name).combine_chunks()
             values[name] = (lists.flatten().to_numpy(), lists.value_lengths().to_numpy())
-        under.writer.write(values, rows.column("label").to_numpy())
-        under.cut += int((over > 0).sum())
-        under.longest = max(under.longest, int(over.max(initial=0)))
+        pending.writer.write(values, rows.column("label").to_numpy())
+        pending.cut += int((over > 0).sum())
+        pending.longest = max(pending.longest, int(over.max(initial=0)))
 
 
 def stacked(parts: Sequence[Tensor]) -> Tensor:

@@ -150,7 +150,7 @@ def known_tokenizer(folder: Path, name: str) -> TextTokenizer | None:
 
 
 def type_of(config: Path, name: str) -> str:
-    """`model_type` of a model's configuration; empty where there is none."""
+    """`model_type` of a model's configuration; empty without a configuration."""
     if not config.is_file():
         return ""
     with reading(f"{name}: {config}"):

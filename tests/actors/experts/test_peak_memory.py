@@ -67,7 +67,7 @@ class Remote:
 
 
 class FakeShard:
-    """A shard whose process allocates what it is told to."""
+    """A shard whose process allocates the bytes of a request."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.meter, self.held, self.most = PeakMemory(), 0, 0
