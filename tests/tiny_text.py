@@ -36,12 +36,12 @@ def write_texts(
     names: Sequence[str] | None = None,
 ) -> Path:
     """A data set: split -> column -> values, parquet in the hub's layout; `names`: ClassLabel."""
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "data").mkdir(parents=True, exist_ok=True)
     for split, columns in splits.items():
         table = pa.table({name: pa.array(values) for name, values in columns.items()})
         if names is not None:
             features = {"label": {"names": list(names), "_type": "ClassLabel"}}
             about = json.dumps({"info": {"features": features}})
             table = table.replace_schema_metadata({"huggingface": about})
-        pq.write_table(table, folder / f"{split}-00000-of-00001.parquet")
+        pq.write_table(table, folder / "data" / f"{split}-00000-of-00001.parquet")
     return folder

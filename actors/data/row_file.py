@@ -201,6 +201,21 @@ def open_labels(path: Path) -> Tensor:
     return tensor_of(flat(mapped(path)[1], LABEL, np.int64))
 
 
+def open_lengths(path: Path) -> NDArray[np.int64] | None:
+    """Lengths [N] of the rows of a file, in its first ragged column; None: rows are all alike.
+
+    Raises:
+        InputError: missing or damaged.
+    """
+    _, batch = mapped(path)
+    ragged = (array for array in batch.columns if pa.types.is_large_list(array.type))
+    found = next(ragged, None)
+    if found is None:
+        return None
+    offsets = np.frombuffer(found.buffers()[1], np.int64, len(found) + 1)
+    return np.diff(offsets)
+
+
 def mapped(path: Path) -> tuple[dict[str, str], pa.RecordBatch]:
     """Metadata and record batch of a file of prepared rows.
 

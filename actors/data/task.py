@@ -15,7 +15,7 @@ from actors.data.class_names import Naming, check_prompts, name_classes
 from actors.data.dataset_files import Layout, Split, open_folder, open_hub
 from actors.data.discovery import canonical
 from actors.data.prompts import DEFAULT_TEMPLATES, builtin
-from actors.data.readers import Columns
+from actors.data.readers import Columns, local_files
 from actors.data.text import glue
 from actors.data.text.wording import Wording, check_fields, fields_of, targets_of
 from actors.files.documents import read_json
@@ -198,6 +198,7 @@ def open_text_task(source: TaskSource, what: str) -> Task:
     numbers = numbered_targets(source.targets, known)
     layout_columns = Columns(columns, source.label or "label", "text", numbers)
     folder, layout = open_layout(source, layout_columns, what)
+    check_unmixed(layout, what)
     meta = {} if folder is None else read_meta(folder, what)
     naming = name_text_classes(source, known, numbers, layout, meta, what)
     check_classnames(naming.names, layout, what)
@@ -278,6 +279,18 @@ def name_text_classes(
     built = None if known is None else (tuple(known.targets), no_others, source.name)
     own = None if layout.classnames is None else (layout.classnames, layout.named_by)
     return name_classes(source.classnames, own, meta.get("classnames"), built, what)
+
+
+def check_unmixed(layout: Layout, what: str) -> None:
+    """Raise InputError where one split holds both MNLI's matched and its mismatched rows."""
+    for name, split in layout.splits.items():
+        files = {Path(file).name for piece, _ in split.pieces for file in local_files(piece)}
+        apart = [file for file in files if "mismatched" in file]
+        if apart and len(apart) < len(files):
+            raise InputError(
+                f"{what}: split {name!r} mixes {apart[0]} with other files; lay them out as"
+                " data/validation_matched-00000-of-00001.parquet and so on, or leave them out"
+            )
 
 
 def check_kind(source: TaskSource, kind: Kind, what: str) -> None:

@@ -10,7 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actors.experts.metrics import ACCURACY, NLL, Samples, further, ranked_by
+from actors.experts.metrics import (
+    ACCURACY,
+    NLL,
+    OWN,
+    Samples,
+    further,
+    own_samples,
+    paired,
+    ranked_by,
+)
 
 
 @dataclass(frozen=True)
@@ -23,6 +32,8 @@ class TaskScore:
     """Mean negative log-likelihood over the N rows, in nats."""
     further: Mapping[str, Samples] = field(default_factory=dict)
     """Samples of other metrics, by name; see `metrics.py`."""
+    metric: str = ACCURACY.name
+    """The task's own metric."""
 
     @property
     def accuracy(self) -> float:
@@ -36,7 +47,13 @@ class TaskScore:
 
     def samples(self, metric: str) -> Samples:
         """Samples of a metric that can rank results."""
+        if metric == OWN.name:
+            return own_samples(self.metric, self.samples(self.metric))
         return self.correct if metric == ACCURACY.name else self.further[metric]
+
+    def measures(self, metric: str) -> bool:
+        """Whether a metric that ranks rows is measured for this task."""
+        return metric in (ACCURACY.name, OWN.name, *self.further)
 
 
 @dataclass(frozen=True)
@@ -51,9 +68,14 @@ class Evaluation:
     for concurrent calls."""
     unseen: frozenset[str] = frozenset()
     """The sweep's tasks without an expert, evaluated here or not."""
+    own: bool = False
+    """Whether a task of the sweep names a metric of its own; then `score` is measured too."""
 
     def metrics(self) -> dict[str, float]:
         """`acc/<task>`, `nll/<task>` and their unweighted means over tasks.
+
+        Also the metrics that tasks name, and if any names one, `score/<task>` and its means: each
+        task by its own metric.
 
         With unseen tasks also the means `acc/seen` and `acc/unseen`, if tasks of the kind were
         evaluated.
@@ -62,6 +84,9 @@ class Evaluation:
         if not self.scores:
             return found
         values = {task: score.values() for task, score in self.scores.items()}
+        if self.own:
+            for task, score in self.scores.items():
+                values[task][OWN.name] = values[task][score.metric]
         for kind in dict.fromkeys(name for each in values.values() for name in each):
             each = {task: score[kind] for task, score in values.items() if kind in score}
             found |= {f"{kind}/{task}": value for task, value in each.items()}
@@ -77,6 +102,14 @@ class Evaluation:
                     found[f"{kind}/{group}"] = float(np.mean(chosen))
         return found
 
+    def samples(self, metric: str) -> dict[str, Samples]:
+        """Task -> samples of a metric that ranks rows, for the tasks that it is measured for."""
+        return {
+            task: score.samples(metric)
+            for task, score in self.scores.items()
+            if score.measures(metric)
+        }
+
     def plain(self) -> dict[str, Any]:
         """Plain values for a ledger entry: metrics, samples of tasks, seconds, peak memory."""
         return {
@@ -87,6 +120,21 @@ class Evaluation:
         }
 
 
-def score(z: Tensor, labels: Tensor) -> TaskScore:
-    """Score logits [N, C] against labels [N]; a row with a NaN or +∞ is wrong, its loss NaN."""
-    return TaskScore(ACCURACY.samples(z, labels), NLL(z, labels), further(z, labels))
+def score(
+    z: Tensor,
+    labels: Tensor,
+    metric: str = ACCURACY.name,
+    values: tuple[float, ...] | None = None,
+) -> TaskScore:
+    """Score logits [N, C] against labels [N]; a row with a NaN or +∞ is wrong, its loss NaN.
+
+    Args:
+        z: logits [N, C].
+        labels: [N].
+        metric: the task's own.
+        values: class -> the number it means, for correlations; None: the class's own.
+    """
+    others = dict(further(z, labels))
+    if metric != ACCURACY.name:
+        others[metric] = paired(metric, values).samples(z, labels)
+    return TaskScore(ACCURACY.samples(z, labels), NLL(z, labels), others, metric)

@@ -20,7 +20,7 @@ from actors.artifacts.errors import ATTEMPTS, Forgotten
 from actors.artifacts.in_model_state_file import dump_resident, learned_tensors, load_resident
 from actors.artifacts.recipe import Recipe
 from actors.cluster.metrics import count
-from actors.data.task_rows import SAMPLES, batches
+from actors.data.task_rows import SAMPLES
 from actors.experts.model_runner import ModelRunner
 from actors.experts.unseen_tasks import adapted_role, learners
 from actors.shards.adam import NamedAdam
@@ -312,8 +312,8 @@ def routed_logits(
     size, found = plan.options.together or SAMPLES, {}
     with runner.filling:
         for task in names:
-            cuts = batches(runner.size(task, role), size)
-            given = (runner.batch(task, role, rows) for rows in cuts)
+            cuts = runner.cuts(task, role, size)
+            given = (runner.batch(task, role, rows) for rows in cuts.parts)
             parts = runner.pipeline.embed_routed(weights, given)
-            found[task] = runner.headed(task, parts)
+            found[task] = runner.headed(task, parts, cuts)
     return found

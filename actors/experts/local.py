@@ -18,6 +18,7 @@ from actors.data.task_rows import TaskData, tasks_with
 from actors.experts.embedding_cache import EmbeddingCache
 from actors.experts.evaluation import Evaluation, score
 from actors.experts.in_model_training import Trained, train
+from actors.experts.metrics import ACCURACY
 from actors.experts.model_runner import ModelRunner
 from actors.experts.peak_memory import PEAK_MEMORY, MemoryMeter
 from actors.experts.predict import model_weights, predict
@@ -61,11 +62,16 @@ class LocalExperts:
         """
         start = time.perf_counter()
         found = self.logits(recipe, role)
-        scores = {name: score(z, self.runner.labels(name, role)) for name, z in found.items()}
+        data = self.runner.data
+        scores = {
+            name: score(z, self.runner.labels(name, role), data[name].metric, data[name].values)
+            for name, z in found.items()
+        }
         count("samples", sum(map(len, found.values())), method=recipe.method)
         seconds = time.perf_counter() - start
         peak = self.meter.peak(self.runner.device, recipe.method)
-        return Evaluation(scores, seconds, peak, unseen_of(self.runner.data))
+        own = any(task.metric != ACCURACY.name for task in data.values())
+        return Evaluation(scores, seconds, peak, unseen_of(data), own)
 
     def logits(self, recipe: Recipe, role: str) -> dict[str, Tensor]:
         """Task -> logits [N, C] of its rows of that role, which `evaluate` compares with labels."""

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from actors.artifacts.head_file import open_head, read_head
 from actors.artifacts.recipe import BASE
-from actors.data.row_file import open_labels
-from actors.data.task_rows import TaskData, batches
+from actors.data.row_file import open_labels, open_lengths
+from actors.data.task_rows import BATCH, Cuts, TaskData, batches, cut_rows
 from actors.experts.embedding_cache import EmbeddingCache
 from actors.gate_features.feature_cache import open_features
 from actors.shards.messages import Batch, Weights
@@ -60,6 +60,7 @@ class ModelRunner:
         """Task -> matrix [C, D] of its head, for methods that work on embeddings and logits."""
         self.task_heads = {name: open_head(task.head) for name, task in data.items()}
         self.opened: dict[Path, Tensor] = {}
+        self.lengths: dict[Path, NDArray[np.int64] | None] = {}
         self.trims: dict[Trim, Weights] = {}
         self.filling = threading.RLock()
         """Held while batches run through the resident model: two alternating callers would each
@@ -98,7 +99,7 @@ class ModelRunner:
         rows = self.data[task].rows[role]
 
         def make() -> Tensor:
-            return self.embed_rows(expert, task, role, list(batches(self.size(task, role))))
+            return self.embed_rows(expert, task, role, self.cuts(task, role))
 
         return self.embeddings.get(expert, rows.file, rows.indices, make)
 
@@ -114,31 +115,48 @@ class ModelRunner:
         chosen = at.numpy() if rows.indices is None else rows.indices[at.numpy()]
 
         def make() -> Tensor:
-            return self.embed_rows(expert, task, role, [at[p] for p in batches(len(at))])
+            return self.embed_rows(expert, task, role, self.cuts(task, role, at=at))
 
         return self.embeddings.get(expert, rows.file, chosen, make)
 
-    def embed_rows(
-        self, expert: str, task: str, role: str, parts: Sequence[slice | Tensor]
-    ) -> Tensor:
-        """Compute embeddings of parts of a role's rows."""
+    def embed_rows(self, expert: str, task: str, role: str, cuts: Cuts) -> Tensor:
+        """Compute embeddings of some of a role's rows, in the order of the rows."""
         coding = torch.zeros(1, len(self.tasks), 1)
         weights = self.pipeline.weights(
             coding=coding if expert == BASE else one_hot(self.tasks, expert), own=True
         )
-        cut = (self.batch(task, role, part) for part in parts)
+        cut = (self.batch(task, role, part) for part in cuts.parts)
         with self.filling:
-            return torch.cat([z.float().cpu() for z in self.pipeline.embed(weights, cut)])
+            return cuts.joined(z.float().cpu() for z in self.pipeline.embed(weights, cut))
 
     def logits_of(self, expert: str, task: str, role: str) -> Tensor:
         """Logits [N, C] of one expert, or of the base."""
         embedded, head = self.embedded(expert, task, role), self.task_heads[task]
         return torch.cat([head.logits(embedded[rows]) for rows in batches(len(embedded))])
 
-    def headed(self, task: str, parts: Iterable[Tensor]) -> Tensor:
-        """Apply a task's head to embeddings, batch by batch: logits [N, C]."""
+    def headed(self, task: str, parts: Iterable[Tensor], cuts: Cuts | None = None) -> Tensor:
+        """Apply a task's head to embeddings, batch by batch: logits [N, C].
+
+        `cuts`: the batches; their rows' order is that of the logits. None: that of the embeddings.
+        """
         head = self.task_heads[task]
-        return torch.cat([head.to(z.device).logits(z.float()).cpu() for z in parts])
+        found = (head.to(z.device).logits(z.float()).cpu() for z in parts)
+        return (cuts or Cuts(())).joined(found)
+
+    def cuts(self, task: str, role: str, size: int = BATCH, at: Tensor | None = None) -> Cuts:
+        """Batches of at most `size` of a role's rows, for evaluation. See `cut_rows`.
+
+        `at`: rows of the role; None: all.
+        """
+        rows = self.data[task].rows[role]
+        if rows.file not in self.lengths:
+            self.lengths[rows.file] = open_lengths(rows.file)
+        lengths = self.lengths[rows.file]
+        if lengths is not None and rows.indices is not None:
+            lengths = lengths[rows.indices]
+        if lengths is not None and at is not None:
+            lengths = lengths[at.numpy()]
+        return cut_rows(self.size(task, role) if at is None else len(at), lengths, at, size)
 
     def size(self, task: str, role: str) -> int:
         """Number of rows of a task in a role."""

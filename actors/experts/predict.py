@@ -15,7 +15,7 @@ from torch import Tensor
 
 from actors.artifacts.fitted_file import fitted_logits
 from actors.artifacts.recipe import BASE, Recipe
-from actors.data.task_rows import SAMPLES, batches
+from actors.data.task_rows import SAMPLES, Cuts, batches
 from actors.experts.in_model_training import opened, routed_logits
 from actors.experts.model_runner import ModelRunner
 from actors.experts.recipe import learned_beta, learned_coding, opened_gate, static_method
@@ -127,14 +127,18 @@ def by_gate(
     gate, extractor, trim = opened_gate(method, recipe, runner.tasks, runner.pipeline.groups)
     surveyed = runner.trimmed(trim)
 
-    def coded(task: str) -> Iterator[tuple[Batch, Weights]]:
+    def coded(task: str, cuts: Cuts) -> Iterator[tuple[Batch, Weights]]:
         features = runner.features(task, role, extractor)
-        for rows in batches(len(features), SAMPLES):
+        for rows in cuts.parts:
             with torch.no_grad():
                 coding = gate(features[rows])
             yield runner.batch(task, role, rows), weights_of(surveyed, coding)
 
-    return {task: runner.headed(task, runner.pipeline.embed_coded(coded(task))) for task in names}
+    found = {}
+    for task in names:
+        cuts = runner.cuts(task, role, SAMPLES)
+        found[task] = runner.headed(task, runner.pipeline.embed_coded(coded(task, cuts)), cuts)
+    return found
 
 
 def by_resident(
@@ -163,8 +167,9 @@ def classified(runner: ModelRunner, weights: Weights, task: str, role: str) -> T
         expert = selected_expert(weights.coding)
         if expert is not None:
             return runner.logits_of(runner.tasks[expert], task, role)
-    cut = (runner.batch(task, role, rows) for rows in batches(runner.size(task, role)))
-    return runner.headed(task, runner.pipeline.embed(weights, cut))
+    cuts = runner.cuts(task, role)
+    cut = (runner.batch(task, role, rows) for rows in cuts.parts)
+    return runner.headed(task, runner.pipeline.embed(weights, cut), cuts)
 
 
 def routed(runner: ModelRunner, method: Routed, recipe: Recipe, task: str, role: str) -> Tensor:
@@ -180,19 +185,20 @@ def routed(runner: ModelRunner, method: Routed, recipe: Recipe, task: str, role:
         return routing.logits
     head = runner.task_heads[task]
     if len(routing.codings) > MERGES:
+        cuts = runner.cuts(task, role, SAMPLES)
         parts = runner.pipeline.embed_coded(
             (
                 runner.batch(task, role, rows),
                 runner.pipeline.weights(coding=routing.codings[routing.assign[rows]]),
             )
-            for rows in batches(len(routing.assign), SAMPLES)
+            for rows in cuts.parts
         )
-        return runner.headed(task, parts)
+        return runner.headed(task, parts, cuts)
     found = torch.empty(len(routing.assign), head.classes)
     for index, coding in enumerate(routing.codings):
         rows = torch.nonzero(routing.assign == index).flatten()
         weights = runner.pipeline.weights(coding=coding[None])
-        cut = [rows[part] for part in batches(len(rows))]
+        cut = runner.cuts(task, role, at=rows).parts
         parts = runner.pipeline.embed(weights, (runner.batch(task, role, at) for at in cut))
         with runner.filling:
             for at, z in zip(cut, parts, strict=True):

@@ -88,6 +88,8 @@ def prepare_data(
                 if role in wanted
             },
             name in unseen,
+            tasks[name].metric,
+            None if (words := tasks[name].wording) is None else words.values,
         )
         for name in tasks
     }

@@ -117,7 +117,7 @@ def store(path: Path, row: Row, evaluation: Evaluation, metric: RankedMetric) ->
     Raises:
         InputError: the disk is full, or the folder cannot be written.
     """
-    samples = {task: score.samples(metric.name) for task, score in evaluation.scores.items()}
+    samples = evaluation.samples(metric.name)
     write_kept(
         path,
         Kept(
@@ -174,7 +174,7 @@ def measure_shifts(
     keys = {row.method: row.trial_key for row in rows}
     for (method, name), ref in pending.items():
         evaluation = fetched(ref)
-        samples = {task: score.samples(metric.name) for task, score in evaluation.scores.items()}
+        samples = evaluation.samples(metric.name)
         found = {
             "mark": marks[name],
             "metrics": evaluation.metrics(),

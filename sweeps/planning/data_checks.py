@@ -9,6 +9,7 @@ import numpy as np
 from actors.data.protocol import Inputs
 from actors.data.split_labels import Labels, split_labels
 from actors.data.task import Place, Role, Splits, Task, partition
+from actors.experts.metrics import PAIRED
 from actors.pool.pool import Pool
 from fusion.errors import InputError
 from fusion.registry import METHODS
@@ -46,9 +47,22 @@ def check_offers(spec: SweepSpec, pool: Pool) -> None:
 
 
 def check_words(pool: Pool, tasks: Mapping[str, Task]) -> None:
-    """Raise InputError where the base makes no model, or no head of a task's class names."""
+    """Raise InputError where the base makes no model, or no head of a task's class names; or where
+    a task's metric is not defined for its classes."""
+    for task in tasks.values():
+        check_metric(task)
     pool.family.check_model(pool.base)
     pool.family.check_tasks(pool.base, tasks)
+
+
+def check_metric(task: Task) -> None:
+    """Raise InputError where a task's metric is not defined for its classes."""
+    where, classes = f"tasks.{task.name}: metric: {task.metric!r}", len(task.classnames)
+    if task.metric == "f1" and classes != 2:
+        raise InputError(f"{where}: of two classes; the task has {classes}; 'matthews' allowed")
+    numbers = task.metric in PAIRED and PAIRED[task.metric].numbers
+    if numbers and (task.wording is None or task.wording.values is None):
+        raise InputError(f"{where}: targets that are numbers needed; 'matthews' allowed")
 
 
 def check_data(

@@ -29,7 +29,7 @@ from fusion.task_vectors.task_vectors import TaskVectors
 from sweeps.planning.learning_needs import TRIED
 from sweeps.spec.candidates import random_points
 from sweeps.spec.method import for_kind
-from sweeps.spec.metric import metric_names
+from sweeps.spec.metric import metric_names, own_metrics
 from sweeps.spec.sweep import SweepSpec
 
 
@@ -135,7 +135,7 @@ def check_selection(selection: Selection, pool: Pool, spec: SweepSpec) -> None:
     """Raise InputError if a selection names an unknown ingredient or metric."""
     for names in (selection.ingredients, selection.start):
         positions(pool.tasks, names)
-    known = metric_names(spec.tasks, spec.unseen)
+    known = metric_names(spec.tasks, spec.unseen, own_metrics(spec.tasks))
     if selection.metric is not None and selection.metric not in known:
         raise InputError(f"metric: {unknown('metric', selection.metric, known)}")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from actors.cluster.measured_memory import with_measured
 from actors.cluster.planner import Plan, Resources, gigabytes, plan
-from actors.data.task import Place, Role, Splits, Task, TaskSource, assign, open_task
+from actors.data.task import Place, Role, Splits, Task, assign, open_task
 from actors.experts.prepare_data import MEASURED
 from actors.experts.prepare_data import ROLES as ALL_ROLES
 from actors.files.cache_dir import cache_dir
@@ -59,13 +59,8 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
     given = pool.family.own_heads(pool.base, pool.experts)
     given |= {name: task.head for name, task in spec.tasks.items() if task.head is not None}
     tasks = {
-        name: open_task(
-            TaskSource(
-                name, t.dataset, t.image, t.label, t.templates, t.classnames, given.get(name)
-            ),
-            inputs.kind,
-        )
-        for name, t in spec.tasks.items()
+        name: open_task(replace(task.source(name), head=given.get(name)), inputs.kind)
+        for name, task in spec.tasks.items()
     }
     heads = pool.family.check_heads(pool.base, tasks)
     check_ancestry(pool, tasks)

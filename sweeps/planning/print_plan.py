@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from rich.table import Table
 
 from actors.cluster.planner import Plan, gigabytes
-from actors.data.task import Task
+from actors.data.task import ACCURACY, Task
 from actors.fleet.transport import NO_CUPY
 from actors.gate_features.extractor import Extractor
 from actors.pool.pool import Pool
@@ -22,6 +22,12 @@ from sweeps.spec.candidates import planned
 from sweeps.spec.method import MethodSpec
 from sweeps.spec.reference_methods import references
 from sweeps.spec.sweep import SplitSpec, SweepSpec
+
+NOUNS = {"image": "images", "text": "texts"}
+"""Kind of data -> what its rows are called."""
+
+CACHES = {"image": "pixel cache", "text": "token cache at most"}
+"""Kind of data -> what its prepared rows are called."""
 
 
 def facts(prepared: Prepared) -> list[tuple[str, str]]:
@@ -53,8 +59,9 @@ def facts(prepared: Prepared) -> list[tuple[str, str]]:
         ("memory", memory(plan, spec.placement.weights)),
         (
             "data",
-            f"{len(prepared.tasks)} tasks, {prepared.images:,} images at "
-            f"{prepared.inputs.about}: {size(prepared.row_bytes - others)} of pixel cache",
+            f"{len(prepared.tasks)} tasks, {prepared.images:,} {NOUNS[prepared.inputs.kind]} at "
+            f"{prepared.inputs.about}: {size(prepared.row_bytes - others)} of "
+            f"{CACHES[prepared.inputs.kind]}",
         ),
         *(("task", line) for task in prepared.tasks.values() for line in task_text(task)),
         *(("shift set", line) for task in prepared.others.values() for line in task_text(task)),
@@ -102,9 +109,11 @@ def task_text(task: Task) -> list[str]:
     files = f" in {layout.used:,} files" if layout.used else ""
     rows = ", ".join(f"{name} {split.rows:,}" for name, split in layout.splits.items())
     few = ", ".join(repr(name) for name in task.classnames[:3])
+    noun = NOUNS["image" if task.wording is None else "text"]
     lines = [
-        f"{task.name}: {rows} images{files}{config}",
+        f"{task.name}: {rows} {noun}{files}{config}",
         f"{task.name}: {count} classes ({few}{', …' if count > 3 else ''}): {task.origin}",
+        *words(task),
     ]
     if layout.unlabelled:
         lines.append(f"{task.name}: not used, for want of labels: {', '.join(layout.unlabelled)}")
@@ -112,6 +121,22 @@ def task_text(task: Task) -> list[str]:
         f"{task.name}: {number:,} files left out: {reason} ({first}{', …' if number > 1 else ''})"
         for reason, (number, first) in layout.left.items()
     ]
+    return lines
+
+
+def words(task: Task) -> list[str]:
+    """Lines about a text task's template, columns and targets, and about a metric of its own."""
+    lines = []
+    if task.wording is not None:
+        columns, targets = task.wording.columns, task.wording.targets
+        shown = ", ".join(repr(target) for target in targets[:3])
+        more = ", …" if len(targets) > 3 else ""
+        lines = [
+            f"{task.name}: columns {', '.join(columns)}; template {task.wording.template!r}",
+            f"{task.name}: targets {shown}{more}",
+        ]
+    if task.metric != ACCURACY:
+        lines.append(f"{task.name}: judged by {task.metric}")
     return lines
 
 

@@ -33,14 +33,19 @@ def open_shifts(
         if shift.dataset is None:
             continue
         for task in [shift.task] if shift.task else tasks:
+            words = tasks[task].wording
             source = TaskSource(
                 f"{task} (shifts.{name})",
                 shift.dataset,
                 shift.image,
                 shift.label,
                 classnames=tasks[task].classnames,
+                text=words.columns if words else None,
+                template=words.template if words else None,
+                targets=words.targets if words else None,
+                metric=tasks[task].metric,
             )
-            found[name, task] = open_task(source)
+            found[name, task] = open_task(source, "text" if words else "image")
             split_of(found[name, task], report, name)
     return found
 

@@ -28,8 +28,8 @@ count right rows, float64 [N, 2], prediction and target."""
 
 SUFFIX = ".arrow"
 
-PAIR = ("prediction", "target")
-"""Columns in place of `correct`, of a metric that does not count right rows."""
+PAIR = ("prediction", "target", "measure")
+"""Columns in place of `correct`, where a metric does not count right rows; the third of `score`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class Kept:
     index: NDArray[np.int64]
     """[N]: its place among the task's samples."""
     correct: Samples
-    """[N], or [N, 2]."""
+    """[N], [N, 2] or [N, 3]."""
     metric: str = ACCURACY.name
     """Whose samples they are."""
 
@@ -70,7 +70,7 @@ def write_kept(path: Path, kept: Kept) -> None:
     """
     about = {"trial_key": kept.trial_key, "metrics": json.dumps(dict(kept.metrics))}
     pair = kept.correct.ndim == 2
-    columns = dict(zip(PAIR, kept.correct.T, strict=True)) if pair else {"correct": kept.correct}
+    columns = dict(zip(PAIR, kept.correct.T, strict=False)) if pair else {"correct": kept.correct}
     table = pa.table(
         {
             "task": pa.array(kept.tasks.tolist(), pa.string()).dictionary_encode(),
@@ -107,7 +107,9 @@ def read_kept(path: Path, *, must: bool = True) -> Kept:
             json.loads(metadata.get(b"metrics", b"{}")),
             table["task"].cast(pa.string()).to_numpy(),
             table["index"].to_numpy(),
-            np.stack([table[name].to_numpy() for name in PAIR], axis=1)
+            np.stack(
+                [table[name].to_numpy() for name in PAIR if name in table.column_names], axis=1
+            )
             if PAIR[0] in table.column_names
             else table["correct"].to_numpy(),
             metadata.get(b"metric", ACCURACY.name.encode()).decode(),

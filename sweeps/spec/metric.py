@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
-from actors.experts.metrics import METRICS
+from actors.data.text import glue
+from actors.experts.metrics import ACCURACY, METRICS, OWN
 from fusion.errors import unknown
 from sweeps.spec.errors import custom_error
+from sweeps.spec.task import TaskSpec
 
 
 def unseen_tasks(experts: Collection[str], tasks: Iterable[str]) -> tuple[str, ...]:
@@ -22,17 +24,55 @@ def unseen_tasks(experts: Collection[str], tasks: Iterable[str]) -> tuple[str, .
     return () if len(without) == len(names) else without
 
 
-def metric_names(tasks: Iterable[str], unseen: Collection[str] = ()) -> list[str]:
-    """All metrics that a sweep may select by; unseen tasks are left out."""
+def own_metrics(tasks: Mapping[str, TaskSpec]) -> dict[str, str]:
+    """Task -> its own metric, of tasks that name another than accuracy, or have one built in.
+
+    >>> own_metrics({"stsb": TaskSpec(dataset="d"), "x": TaskSpec(dataset="d", metric="acc")})
+    {'stsb': 'spearman'}
+    """
+    found = {}
+    for name, task in tasks.items():
+        known = glue.builtin(name, task.dataset)
+        metric = task.metric or (known[0].metric if known else ACCURACY.name)
+        if metric != ACCURACY.name:
+            found[name] = metric
+    return found
+
+
+def default_metric(tasks: Mapping[str, TaskSpec]) -> str:
+    """The default of a sweep's metric: `score/mean` if a task has its own metric, else accuracy."""
+    return f"{OWN.name if own_metrics(tasks) else ACCURACY.name}/mean"
+
+
+def metric_names(
+    tasks: Iterable[str], unseen: Collection[str] = (), own: Mapping[str, str] | None = None
+) -> list[str]:
+    """All metrics that a sweep may select by; unseen tasks are left out.
+
+    `own`: task -> metric, of tasks with a metric of their own.
+
+    >>> metric_names(["a", "b"], own={"b": "f1"})[-5:]
+    ['f1/mean', 'f1/b', 'score/mean', 'score/a', 'score/b']
+    """
     seen = [task for task in tasks if task not in unseen]
     means = ("seen",) if unseen else ("mean",)
-    return [f"{kind}/{task}" for kind in METRICS for task in (*means, *seen)]
+    kinds = {kind: seen for kind in METRICS}
+    for kind in dict.fromkeys((own or {}).values()):
+        kinds[kind] = [task for task in seen if (own or {}).get(task) == kind]
+    if own:
+        kinds[OWN.name] = seen
+    return [
+        f"{kind}/{task}"
+        for kind, members in kinds.items()
+        if members
+        for task in (*means, *members)
+    ]
 
 
-def checked_metric(metric: str, tasks: Collection[str], experts: Collection[str]) -> str:
+def checked_metric(metric: str, tasks: Mapping[str, TaskSpec], experts: Collection[str]) -> str:
     """Validate the metric that a sweep selects by; with unseen tasks, a mean is over the seen ones.
 
-    >>> checked_metric("acc/mean", ["a", "b", "c"], ["a", "b"])
+    >>> checked_metric("acc/mean", {n: TaskSpec(dataset=n) for n in "abc"}, ["a", "b"])
     'acc/seen'
 
     Raises:
@@ -41,7 +81,7 @@ def checked_metric(metric: str, tasks: Collection[str], experts: Collection[str]
     unseen = unseen_tasks(experts, tasks)
     kind, _, what = metric.partition("/")
     metric = f"{kind}/seen" if unseen and what == "mean" else metric
-    known = metric_names(tasks, unseen)
+    known = metric_names(tasks, unseen, own_metrics(tasks))
     if what in unseen:
         reason = f"no expert is of it, so nothing is chosen by it; {', '.join(known)} allowed"
         raise custom_error(reason)

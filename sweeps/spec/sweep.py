@@ -30,8 +30,9 @@ from sweeps.spec.fields import Text as Text
 from sweeps.spec.fields import check_names as check_names
 from sweeps.spec.fields import check_reserved
 from sweeps.spec.method import MethodSpec, read_methods
-from sweeps.spec.metric import checked_metric, unseen_tasks
+from sweeps.spec.metric import checked_metric, default_metric, unseen_tasks
 from sweeps.spec.shift import ShiftSpec, check_adapted, check_shifts
+from sweeps.spec.task import TaskSpec as TaskSpec
 from sweeps.spec.trial_key import digest
 from sweeps.spec.yaml_file import read
 
@@ -55,36 +56,6 @@ class PoolSpec(Part):
         description="same (experts that bring a preprocessing must bring the base's) or base "
         "(all images are prepared as the base's file says, whatever the experts' say)",
     )
-
-
-class TaskSpec(Part):
-    """A classification data set and the words for its zero-shot head."""
-
-    dataset: Source
-    image: Text = Field(default="image", description="the name of the image column")
-    label: Text = Field(default="label", description="the name of the label column")
-    templates: tuple[str, ...] | None = Field(
-        default=None, min_length=1, description="a list of texts with {} where the class name goes"
-    )
-    classnames: tuple[Text, ...] | None = Field(
-        default=None, min_length=1, description="a list of texts, one for each label"
-    )
-    head: Text | None = Field(
-        default=None, description="a head file of `sweeps train`, or null (the zero-shot head),"
-    )
-
-    @field_validator("templates")
-    @classmethod
-    def _templates(cls, templates: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        allowed = "a text with {} where the class name goes"
-        faults = [
-            Fault((at,), text, allowed)
-            for at, text in enumerate(templates or ())
-            if text.count("{}") != 1
-        ]
-        if faults:
-            raise_all(faults)
-        return templates
 
 
 class SplitSpec(Part):
@@ -209,11 +180,12 @@ class SweepSpec(Part):
         description="a mapping of at least one method to its parameters"
     )
     metric: str = Field(
-        default="acc/mean",
+        default_factory=lambda validated: default_metric(validated.get("tasks", {})),
         validate_default=True,
         description=f"{', '.join(named[:-1])} or {named[-1]}",
     )
-    """With unseen tasks, a mean is that over the seen ones: `acc/seen`, `nll/seen`."""
+    """With unseen tasks, a mean is that over the seen ones: `acc/seen`, `nll/seen`. The default is
+    `score/mean` if a task has a metric of its own, else `acc/mean`."""
     seed: int = Field(default=0, ge=0, strict=True, description="an integer of at least 0")
     placement: Annotated[
         PlacementSpec, BeforeValidator(lambda given: {} if given == "auto" else given)

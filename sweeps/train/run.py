@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.checkpoints.checkpoint import Checkpoint
-from actors.data.task import Role, Splits, Task, TaskSource, open_task
+from actors.data.task import Role, Splits, Task, open_task
 from actors.data.task_rows import TaskData
 from actors.experts.prepare_data import captioned, prepare_data
 from actors.families.registry import family_in, inspect, trained_family
@@ -60,12 +60,10 @@ def train(spec: TrainSpec, console: Console, *, address: str | None = None) -> l
     """
     out = Path(spec.out).resolve()
     splits = Splits(**spec.splits.model_dump())
-    tasks = {
-        name: open_task(TaskSource(name, t.dataset, t.image, t.label, t.templates, t.classnames))
-        for name, t in spec.tasks.items()
-    }
-    others = open_shifts(spec.shifts, spec.splits.report, tasks)
     base = inspect(spec.base, "base") if spec.base else None
+    kind = family_in(base).inputs(base).kind if base else "image"
+    tasks = {name: open_task(task.source(name), kind) for name, task in spec.tasks.items()}
+    others = open_shifts(spec.shifts, spec.splits.report, tasks)
     target = ray_connection.target(address)
     with owned(out), Progress(console) as progress, ray_connection.connected(target, STORE_BYTES):
         if base is None:

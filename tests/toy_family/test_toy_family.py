@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from actors.artifacts.recipe import Recipe
 from actors.cluster.planner import Node, Resources
 from actors.data.task import Splits, TaskSource, open_task
+from actors.data.task_rows import Cuts
 from actors.experts.embedding_cache import embedding_cache
 from actors.experts.local import local_experts
 from actors.experts.prepare_data import prepare_data
@@ -307,3 +308,15 @@ def test_a_linear_head_with_bias_reads_the_output_as_it_is(experts, data):
     torch.testing.assert_close(found.runner.logits_of("pretrained", "verbs", "select"), wanted)
     logits = found.logits(Recipe("pretrained"), "select")["verbs"]
     torch.testing.assert_close(logits, wanted)
+
+
+def test_evaluation_batches_ragged_rows_by_length_and_keeps_their_order(experts):
+    runner = experts([(0, 3)]).runner
+    cuts = runner.cuts("verbs", "fit", 4)
+    assert cuts.back is not None
+    found = runner.embed_rows("verbs", "verbs", "fit", cuts)
+    alone = [torch.tensor([row]) for row in range(runner.size("verbs", "fit"))]
+    assert torch.allclose(found, runner.embed_rows("verbs", "verbs", "fit", Cuts(alone)), atol=1e-6)
+    some = torch.tensor([7, 2, 5])
+    at = runner.embed_rows("verbs", "verbs", "fit", runner.cuts("verbs", "fit", 2, some))
+    assert torch.allclose(at, found[some], atol=1e-6)

@@ -5,12 +5,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sklearn.metrics
 import torch
 from scipy.stats import spearmanr
 
 from actors.experts import metrics
 from actors.experts.evaluation import Evaluation, score
-from actors.experts.metrics import ACCURACY, NLL, metric_of, ranked_by, sign_of
+from actors.experts.metrics import (
+    ACCURACY,
+    NLL,
+    PAIRED,
+    metric_of,
+    own_samples,
+    paired,
+    ranked_by,
+    sign_of,
+)
 from sweeps.report.significance_text import matrix, verdict
 from sweeps.results.comparison import Header, Row, compare
 from sweeps.results.comparison_file import document, read, write
@@ -132,3 +142,72 @@ def test_a_smaller_score_wins_where_it_is_better(monkeypatch):
     rows = [Row(name, "", val={"err/mean": value}) for name, value in (("x", 0.3), ("y", 0.1))]
     made = compare(Header("s", "", "val", metric="err/mean"), rows, {})
     assert made.best.method == made.rows[-1].method == "y"
+
+
+def logits_of(classes: list[int], count: int) -> torch.Tensor:
+    return torch.nn.functional.one_hot(torch.tensor(classes), count).float()
+
+
+def test_matthews_and_f1_are_those_of_scikit_learn():
+    draw = np.random.default_rng(5)
+    for classes in (2, 4):
+        guess, labels = draw.integers(classes, size=(2, 60))
+        z, targets = logits_of(guess.tolist(), classes), torch.from_numpy(labels)
+        expected = sklearn.metrics.matthews_corrcoef(labels, guess)
+        assert PAIRED["matthews"](z, targets) == pytest.approx(expected, abs=1e-12)
+        if classes == 2:
+            assert PAIRED["f1"](z, targets) == sklearn.metrics.f1_score(labels, guess)
+    assert PAIRED["matthews"](logits_of([1, 1], 2), torch.tensor([0, 1])) == 0.0
+    assert PAIRED["f1"](logits_of([0, 0], 2), torch.tensor([0, 0])) == 0.0
+
+
+def test_correlations_are_of_the_values_of_classes():
+    guess, labels, values = [0, 2, 1, 2, 0], [0, 1, 1, 2, 2], (0.0, 0.5, 4.0)
+    z, targets = logits_of(guess, 3), torch.tensor(labels)
+    x, y = ([values[at] for at in each] for each in (guess, labels))
+    assert paired("pearson", values)(z, targets) == pytest.approx(np.corrcoef(x, y)[0, 1])
+    assert paired("spearman", values)(z, targets) == pytest.approx(spearmanr(x, y).statistic)
+    assert paired("pearson", None)(z, targets) == pytest.approx(np.corrcoef(guess, labels)[0, 1])
+    assert np.isnan(PAIRED["spearman"](logits_of([1, 1], 2), torch.tensor([0, 1])))
+
+
+def test_a_logit_that_is_no_number_leaves_no_score():
+    z = torch.tensor([[1.0, 0.0], [torch.nan, 0.0], [0.0, 1.0]])
+    for metric in PAIRED.values():
+        kept = metric.samples(z, torch.tensor([0, 1, 1]))
+        assert np.isnan(kept[1, 0])
+        assert np.isnan(metric.score(kept))
+
+
+def test_each_task_by_its_own_metric(tmp_path):
+    z, labels = logits_of([0, 1, 1, 0, 1, 1], 2), torch.tensor([0, 1, 0, 0, 1, 1])
+    scores = {"a": score(z, labels), "b": score(z, labels, "matthews")}
+    found = Evaluation(scores, 0.0, 0, own=True).metrics()
+    assert found["score/a"] == found["acc/a"] == pytest.approx(5 / 6)
+    assert found["score/b"] == found["matthews/b"] == found["matthews/mean"]
+    assert found["score/mean"] == pytest.approx((found["acc/a"] + found["matthews/b"]) / 2)
+    assert "matthews/a" not in found
+    kept = Evaluation(scores, 0.0, 0, own=True).samples("score")
+    made = compare(
+        Header("s", "h", "val", metric="score/mean", tasks=("a", "b")),
+        [Row("m", "static"), Row("n", "static")],
+        {"m": kept, "n": {**kept, "b": own_samples("matthews", samples(2.0, 6))}},
+    )
+    assert made.headline == "score/mean"
+    row = next(row for row in made.rows if row.method == "m")
+    assert row.test["score/mean"] == pytest.approx(found["score/mean"])
+    low, high = row.test_ci95["score/a"]
+    assert low <= 5 / 6 <= high
+    assert made.pairs[0].difference is not None
+    write_kept(
+        tmp_path / "m.arrow",
+        Kept("k", {}, np.array(["b"] * 6), np.arange(6), kept["b"], "score"),
+    )
+    assert np.array_equal(read_correct(tmp_path)["m"]["b"], kept["b"])
+
+
+def test_evaluations_of_tasks_without_a_metric_of_their_own_have_no_score():
+    z, labels = logits_of([0, 1], 2), torch.tensor([0, 1])
+    assert list(Evaluation({"a": score(z, labels)}, 0.0, 0).metrics()) == [
+        "acc/a", "acc/mean", "nll/a", "nll/mean"
+    ]  # fmt: skip

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from fusion.registry import METHODS
+from sweeps.spec.errors import SpecErrors
 from sweeps.spec.method import RESERVED, MethodSpec
 from sweeps.spec.search_space import Choice, Grid, LogUniform, Uniform
 from sweeps.spec.sweep import SweepSpec, dump, load, spec_hash, validate
@@ -167,3 +168,44 @@ def test_the_hash_is_the_same_in_every_process(tmp_path: Path) -> None:
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.split() == [spec_hash(load(path)), "False", "False", "False"]
+
+
+TEXTS = {
+    "name": "texts",
+    "pool": {"base": "base", "experts": {"a": "a", "b": "b"}},
+    "methods": {"simple_average": {}},
+}
+
+
+def test_a_text_task_reads_back_and_leaves_image_tasks_as_they_are():
+    words = {"dataset": "d", "text": ["x", "y"], "template": "{y} {x}", "targets": {"no": "n"}}
+    spec = validate(
+        {**TEXTS, "tasks": {"a": {**words, "metric": "f1"}, "b": {"dataset": "e"}}}, "s"
+    )
+    assert spec.tasks["a"].text == ("x", "y")
+    assert spec.tasks["a"].targets == {"no": "n"}
+    dumped = yaml.safe_load(dump(spec))["tasks"]
+    assert dumped["a"]["template"] == "{y} {x}"
+    assert set(dumped["b"]) == {"dataset", "image", "label", "templates", "classnames", "head"}
+    assert validate(yaml.safe_load(dump(spec)), "s") == spec
+    assert spec.metric == "score/mean"
+
+
+def test_the_default_metric_follows_the_tasks():
+    def metric(**tasks):
+        return validate({**TEXTS, "tasks": tasks}, "s").metric
+
+    assert metric(a={"dataset": "d"}, b={"dataset": "e", "metric": "acc"}) == "acc/mean"
+    assert metric(a={"dataset": "nyu-mll/glue:stsb"}, b={"dataset": "e"}) == "score/mean"
+    spec = {**TEXTS, "tasks": {"a": {"dataset": "d", "metric": "matthews"}, "b": {"dataset": "e"}}}
+    assert validate({**spec, "metric": "matthews/a"}, "s").metric == "matthews/a"
+    with pytest.raises(SpecErrors, match="f1/mean"):
+        validate({**spec, "metric": "f1/mean"}, "s")
+
+
+def test_an_unknown_metric_of_a_task():
+    with pytest.raises(SpecErrors) as caught:
+        validate({**TEXTS, "tasks": {"a": {"dataset": "d", "metric": "mathews"}}}, "s")
+    (line,) = caught.value.lines
+    assert "tasks.a.metric" in line
+    assert "did you mean 'matthews'" in line

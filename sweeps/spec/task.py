@@ -1,0 +1,83 @@
+"""A task of a sweep file: a data set of images or of texts, its classes, and the words for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
+
+from actors.data.task import TaskSource
+from actors.experts.metrics import TASK_METRICS
+from fusion.errors import unknown
+from sweeps.spec.errors import Fault, custom_error, raise_all
+from sweeps.spec.fields import Part, Source, Text
+
+
+class TaskSpec(Part):
+    """A classification data set. Images: the words for its zero-shot head; texts: for its rows."""
+
+    dataset: Source
+    image: Text = Field(default="image", description="the name of the image column")
+    label: Text = Field(default="label", description="the name of the label column")
+    templates: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="a list of texts with {} where the class name goes"
+    )
+    classnames: tuple[Text, ...] | None = Field(
+        default=None, min_length=1, description="a list of texts, one for each label"
+    )
+    head: Text | None = Field(
+        default=None, description="a head file of `sweeps train`, or null (the zero-shot head),"
+    )
+    text: Text | tuple[Text, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="the name of the text column, a list of such names, or null (those of the"
+        " template)",
+    )
+    template: Text | None = Field(
+        default=None, description="a text with {column} where a row's text goes, or null"
+    )
+    targets: tuple[str, ...] | Mapping[Text, str] | None = Field(
+        default=None,
+        min_length=1,
+        description="a list of answers by label, a mapping of class names to answers, or null (the"
+        " class names)",
+    )
+    metric: str | None = Field(
+        default=None, description=f"one of {', '.join(TASK_METRICS)}, or null (acc)"
+    )
+
+    @field_validator("templates")
+    @classmethod
+    def _templates(cls, templates: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        allowed = "a text with {} where the class name goes"
+        faults = [
+            Fault((at,), text, allowed)
+            for at, text in enumerate(templates or ())
+            if text.count("{}") != 1
+        ]
+        if faults:
+            raise_all(faults)
+        return templates
+
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, metric: str | None) -> str | None:
+        if metric is not None and metric not in TASK_METRICS:
+            raise custom_error(unknown("metric of a task", metric, TASK_METRICS))
+        return metric
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Fields of texts are left out where they are not given, and of text tasks those of images.
+
+        So files and hashes of image tasks do not change with fields of other kinds.
+        """
+        found: dict[str, Any] = serialise(self)
+        words = {name: found.pop(name, None) for name in ("text", "template", "targets", "metric")}
+        return {**found, **{name: value for name, value in words.items() if value is not None}}
+
+    def source(self, name: str) -> TaskSource:
+        """The task as data sets are opened by."""
+        return TaskSource(name, **{each: getattr(self, each) for each in type(self).model_fields})
