@@ -97,14 +97,15 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"tasks": {"mean": {"dataset": "d"}}}, f"tasks.mean: 'mean': {TAKEN}"),
     (
         {"tasks": {"mnist": None}},
-        "tasks.mnist: None: a mapping of dataset, image, label, templates, classnames, head"
-        " allowed",
+        "tasks.mnist: None: a mapping of dataset, image, label, templates, classnames, head,"
+        " text, template, targets, metric allowed",
     ),
     ({"tasks": {"mnist": {}}}, "tasks.mnist.dataset: not given: a hub id or a folder needed"),
     (
         tasks(clasnames=["a"]),
         "tasks.mnist.clasnames: ['a']: unknown field 'clasnames'; did you mean 'classnames'?"
-        " (valid: classnames, dataset, head, image, label, templates)",
+        " (valid: classnames, dataset, head, image, label, metric, targets, template,"
+        " templates, text)",
     ),
     (
         tasks(image=1),
