@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from actors.data.task import Kind, Task
+from actors.data.task_rows import Rows
 from actors.files.fingerprint import Fingerprint
 
 if TYPE_CHECKING:  # torch takes seconds to load, and processes that only prepare do not need it
@@ -53,6 +54,16 @@ class RowShape:
         """Upper bound of the bytes of a row on disk, without its label."""
         fixed = sum(ITEMSIZES[kind] * math.prod(shape) for kind, shape in self.columns.values())
         return fixed + sum(ITEMSIZES[kind] * most + 8 for kind, most in self.ragged.values())
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """What is done to rows, to make a distribution shift. Each kind of data has its own names."""
+
+    name: str
+    severity: int
+    """1 to 5."""
+    seed: int = 0
 
 
 class PreparedRows(Protocol):
@@ -100,8 +111,8 @@ class Inputs(Protocol):
         """Size of a row in full: "32 × 32 px"."""
         ...
 
-    def check_corruption(self, what: str) -> None:
-        """Raise InputError, starting with `what`, where such rows cannot be corrupted."""
+    def check_corruption(self, name: str, what: str) -> None:
+        """Raise InputError, starting with `what`, where such rows cannot be corrupted that way."""
         ...
 
     def prepare(
@@ -115,6 +126,25 @@ class Inputs(Protocol):
 
         Raises:
             InputError: a row that cannot be read, by task, split and row; no space left.
+        """
+        ...
+
+    def corrupted(
+        self, rows: Rows, task: Task, split: str, corruption: Corruption, root: Path
+    ) -> Rows:
+        """The same rows under a corruption, without features; prepared where the cache lacks them.
+
+        What a row becomes depends on (seed, its number in the source split) alone.
+
+        Args:
+            rows: clean rows of a source split.
+            task: whose.
+            split: the source split.
+            corruption: one that `check_corruption` allows.
+            root: the cache folder.
+
+        Raises:
+            InputError: see `prepare`.
         """
         ...
 

@@ -31,6 +31,8 @@ class Rows:
     """None: all, in order."""
     features: Mapping[str, Path] = field(default_factory=dict)
     """Hash of an extractor -> its features of all rows of the file's split."""
+    split: str = ""
+    """The source split that the file is of."""
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,7 @@ def prepare_data(
                 role: replace(
                     rows(files[name, place.split], place.part, splits, inputs),
                     features={key: found[name, place.split] for key, found in features.items()},
+                    split=place.split,
                 )
                 for role, place in places[name].items()
                 if role in wanted

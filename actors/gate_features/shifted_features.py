@@ -1,4 +1,4 @@
-"""Features of corrupted images, for a gate's evaluation under shift; computed once."""
+"""Features of corrupted rows, for a gate's evaluation under shift; computed once."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.data.images.shifted_pixels import corrupted
-from actors.data.protocol import FeatureEncoder
+from actors.data.protocol import Corruption, FeatureEncoder
 from actors.data.row_file import open_labels
 from actors.data.task import Task
 from actors.data.task_rows import Rows
@@ -21,36 +20,33 @@ def corrupted_features(
     task: Task,
     split: str,
     indices: NDArray[np.int64] | None,
-    corruption: str,
-    severity: int,
+    corruption: Corruption,
     root: Path,
     *,
-    seed: int = 0,
     device: str = "cpu",
 ) -> Path:
-    """Compute the features [N, d] of some rows of a source split with corrupted images.
+    """Compute the features [N, d] of some rows of a source split under a corruption.
 
-    Images are corrupted at the extractor's input size, and those of the fused model at its own: the
-    same corruption, severity, seed and rows. The two see the same corrupted image only if the sizes
-    agree.
+    The file's rows are those of `Inputs.corrupted`. Texts are corrupted before they are tokenised:
+    extractor and fused model read the same ones. Images are corrupted at the extractor's input
+    size, and those of the fused model at its own: the same corruption, severity, seed and rows. The
+    two see the same corrupted image only if the sizes agree.
 
     Args:
         extractor: an opened extractor.
-        task: the task of the images.
+        task: the task of the rows.
         split: a source split.
         indices: row numbers; None: all.
-        corruption: a key of `CORRUPTIONS`.
-        severity: 1 to 5.
+        corruption: one of the extractor's kind of data.
         root: the cache folder.
-        seed: of the random numbers.
         device: device to compute on.
 
     Raises:
-        InputError: see `prepare`, `corrupted` and `prepare_features`.
+        InputError: see `Inputs.prepare`, `Inputs.corrupted` and `prepare_features`.
     """
     at = (task.name, split)
     file = extractor.inputs.prepare({task.name: task}, [at], root)[at]
-    made = corrupted(Rows(file, indices), corruption, severity, root, seed=seed).file
+    made = extractor.inputs.corrupted(Rows(file, indices), task, split, corruption, root).file
     path, rows = features_path(extractor, made, root, device), len(open_labels(made))
     if matrix_shape(path) != (rows, extractor.width):
         write(extractor, [Split(path, made, *at, rows)], lambda done, total: None, device)

@@ -14,7 +14,7 @@ from actors.pool.pool import Pool
 from fusion.errors import InputError
 from fusion.registry import METHODS
 from sweeps.planning.learning_needs import LearningNeeds
-from sweeps.planning.shift_data import split_of
+from sweeps.planning.shift_data import check_corruptions, split_of
 from sweeps.spec.candidates import planned
 from sweeps.spec.sweep import SweepSpec
 
@@ -121,9 +121,7 @@ def check_extractors(needs: LearningNeeds, inputs: Inputs) -> None:
 
 
 def check_shifts(spec: SweepSpec, inputs: Inputs, others: Mapping[tuple[str, str], Task]) -> None:
-    """Raise InputError if shift sets have wrong labels, or images are too small to corrupt."""
-    for name, shift in spec.shifts.items():
-        if shift.corruption is not None:
-            inputs.check_corruption(f"shifts.{name}: corruption: {shift.corruption!r}")
+    """Raise InputError if shift sets have wrong labels, or corruptions of other data."""
+    check_corruptions(spec.shifts, inputs)
     for (name, _), task in others.items():
         split_labels(task, split_of(task, spec.splits.report, name))

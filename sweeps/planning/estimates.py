@@ -1,4 +1,4 @@
-"""Disk estimates for corrupted and other shifted images.
+"""Disk estimates for corrupted and other shifted rows.
 
 Files that are already in the cache are counted too: they are known only when the sweep runs.
 """
@@ -48,13 +48,16 @@ def adapted_roles(prepared: Prepared) -> set[str]:
 
 
 def rows_in(prepared: Prepared, task: str, role: str) -> int:
-    """Rows of a task in a role."""
+    """Rows of a task that are written for a role; of texts the whole split is."""
     unseen = task in prepared.spec.unseen
     spelled = prepared.spec.splits.select_spelled
     opened, splits = prepared.tasks[task], prepared.splits
     roles = MEASURED if unseen else ROLES
     places: Mapping[Role, Place] = assign(opened, splits, select_spelled=spelled, roles=roles)
-    return rows_at(opened, places[cast(Role, role)], splits)
+    place = places[cast(Role, role)]
+    if prepared.inputs.kind == "text":
+        return opened.splits[place.split]
+    return rows_at(opened, place, splits)
 
 
 def shifted_bytes(prepared: Prepared) -> int:

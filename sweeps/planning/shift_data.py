@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from actors.checkpoints.checkpoint import Checkpoint
-from actors.data.images.shifted_pixels import VERSION, corrupted
+from actors.data.images.shifted_pixels import VERSION
+from actors.data.protocol import Inputs
 from actors.data.task import Task, TaskSource, open_task
 from actors.data.task_rows import Rows, TaskData
+from actors.data.text import corruptions as texts
 from actors.experts.unseen_tasks import ADAPT, learners
-from actors.families.registry import family_in
 from actors.files.cache_dir import cache_dir
 from actors.files.fingerprint import Fingerprint, fingerprint
 from fusion.errors import InputError
@@ -23,7 +23,7 @@ ROLE = "shift/"
 def open_shifts(
     shifts: Mapping[str, ShiftSpec], report: str, tasks: Mapping[str, Task]
 ) -> dict[tuple[str, str], Task]:
-    """Open the other data sets of shift sets: (shift, task) -> task; no image is decoded.
+    """Open the other data sets of shift sets: (shift, task) -> task; no row is prepared.
 
     Raises:
             InputError: missing data, or data without rows to report on.
@@ -55,37 +55,56 @@ def shift_fingerprint(
 ) -> Fingerprint:
     """Fingerprint of a shift set: its settings, the corruption code, and other data's content.
 
-    The images that are corrupted, and how other ones are prepared, are the sweep's.
+    The rows that are corrupted, and how other ones are prepared, are the sweep's.
     """
     data = {
         task: [other.fingerprint, list(other.classnames)]
         for (each, task), other in others.items()
         if each == name
     }
-    return fingerprint("shift-set-1", VERSION, shifts[name].model_dump(mode="json"), data)
+    version = texts.VERSION if shifts[name].corruption in texts.CORRUPTIONS else VERSION
+    return fingerprint("shift-set-1", version, shifts[name].model_dump(mode="json"), data)
+
+
+def check_corruptions(shifts: Mapping[str, ShiftSpec], inputs: Inputs) -> None:
+    """Raise InputError for a corruption that is not defined on what the models read."""
+    for name, shift in shifts.items():
+        if shift.corruption is not None:
+            what = f"shifts.{name}: corruption: {shift.corruption!r}"
+            inputs.check_corruption(shift.corruption, what)
 
 
 def adapted_rows(
-    shift: ShiftSpec, data: Mapping[str, TaskData], roles: Collection[str]
+    shift: ShiftSpec,
+    inputs: Inputs,
+    data: Mapping[str, TaskData],
+    tasks: Mapping[str, Task],
+    roles: Collection[str],
 ) -> dict[str, TaskData]:
-    """Add rows `adapt/<role>` to tasks: the images of these roles under a corruption.
+    """Add rows `adapt/<role>` to tasks: those of these roles under a corruption.
 
     Unseen tasks get none, because no method adapts to them.
 
     Raises:
-        InputError: see `corrupted`.
+        InputError: see `Inputs.corrupted`.
     """
-    assert shift.corruption is not None
     found = dict(data)
     for task, each in learners(data).items():
         more = {
-            f"{ADAPT}{role}": corrupted(
-                each.rows[role], shift.corruption, shift.severity, cache_dir(), seed=shift.seed
-            )
+            f"{ADAPT}{role}": corrupted_rows(each.rows[role], shift, inputs, tasks[task])
             for role in sorted(roles)
         }
         found[task] = replace(each, rows={**each.rows, **more})
     return found
+
+
+def corrupted_rows(rows: Rows, shift: ShiftSpec, inputs: Inputs, task: Task) -> Rows:
+    """A task's rows under the corruption of a shift set.
+
+    Raises:
+        InputError: see `Inputs.corrupted`.
+    """
+    return inputs.corrupted(rows, task, rows.split, shift.as_corruption(), cache_dir())
 
 
 def split_of(task: Task, report: str, name: str) -> str:
@@ -103,27 +122,25 @@ def split_of(task: Task, report: str, name: str) -> str:
 def shift_rows(
     shifts: Mapping[str, ShiftSpec],
     report: str,
-    base: Checkpoint,
+    inputs: Inputs,
     data: Mapping[str, TaskData],
+    tasks: Mapping[str, Task],
     others: Mapping[tuple[str, str], Task],
 ) -> dict[str, dict[str, Rows]]:
     """Prepare the rows of shift sets: task -> shift -> rows.
 
     Raises:
-        InputError: see `corrupted` and `prepare`.
+        InputError: see `Inputs.corrupted` and `Inputs.prepare`.
     """
     root = cache_dir()
     found: dict[str, dict[str, Rows]] = {task: {} for task in data}
     for name, shift in shifts.items():
         for task, each in data.items():
             if shift.corruption is not None and shift.task in (None, task):
-                found[task][name] = corrupted(
-                    each.rows["report"], shift.corruption, shift.severity, root, seed=shift.seed
-                )
+                found[task][name] = corrupted_rows(each.rows["report"], shift, inputs, tasks[task])
             elif (name, task) in others:
                 other = others[name, task]
                 split = split_of(other, report, name)
-                inputs = family_in(base).inputs(base)
                 files = inputs.prepare({other.name: other}, [(other.name, split)], root)
                 found[task][name] = Rows(files[other.name, split])
     return found

@@ -1,15 +1,12 @@
-"""Add rows to a sweep's tasks: shift sets, and corrupted images that methods adapt to."""
+"""Add rows to a sweep's tasks: shift sets, and corrupted rows that methods adapt to."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
-from actors.data.task import Role, assign
 from actors.data.task_rows import TaskData
-from actors.experts.prepare_data import MEASURED, ROLES
 from actors.experts.unseen_tasks import ADAPT
 from actors.files.cache_dir import cache_dir
 from actors.gate_features.extractor import Extractor
@@ -30,14 +27,15 @@ def extended(prepared: Prepared, data: Mapping[str, TaskData]) -> Mapping[str, T
     if not spec.shifts:
         return data
     found = shift_rows(
-        spec.shifts, spec.splits.report, prepared.pool.base, data, prepared.others
-    )  # fmt: skip
+        spec.shifts, spec.splits.report, prepared.inputs, data, prepared.tasks, prepared.others
+    )
     data = {
         task: replace(each, rows={**each.rows, **{f"{ROLE}{n}": r for n, r in found[task].items()}})
         for task, each in data.items()
     }
     if spec.adapt_on_shift is not None:
-        data = adapted_rows(spec.shifts[spec.adapt_on_shift], data, adapted_roles(prepared))
+        shift, roles = spec.shifts[spec.adapt_on_shift], adapted_roles(prepared)
+        data = adapted_rows(shift, prepared.inputs, data, prepared.tasks, roles)
     return {name: with_features(prepared, task) for name, task in data.items()}
 
 
@@ -68,14 +66,8 @@ def features_of(prepared: Prepared, task: TaskData, role: str, extractor: Extrac
         return prepare_features(
             extractor, {other.name: other}, [at], cache_dir(), device=prepared.plan.device
         )[at]
-    place = assign(
-        prepared.tasks[task.name],
-        prepared.splits,
-        select_spelled=spec.splits.select_spelled,
-        roles=MEASURED if task.unseen else ROLES,
-    )[cast(Role, of)]
+    rows = task.rows[of]
     return corrupted_features(
-        extractor, prepared.tasks[task.name], place.split, task.rows[of].indices,
-        shift.corruption, shift.severity, cache_dir(), seed=shift.seed,
-        device=prepared.plan.device,
+        extractor, prepared.tasks[task.name], rows.split, rows.indices,
+        shift.as_corruption(), cache_dir(), device=prepared.plan.device,
     )  # fmt: skip

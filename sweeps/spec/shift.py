@@ -6,10 +6,15 @@ from collections.abc import Collection, Mapping
 
 from pydantic import Field, model_validator
 
-from actors.data.images.corruptions import CORRUPTIONS, SEVERITIES
+from actors.data.images.corruptions import CORRUPTIONS as OF_IMAGES
+from actors.data.images.corruptions import SEVERITIES
+from actors.data.protocol import Corruption
+from actors.data.text.corruptions import CORRUPTIONS as OF_TEXTS
 from fusion.errors import unknown
 from sweeps.spec.errors import NOT_GIVEN, Fault, raise_all
 from sweeps.spec.fields import Part, Source, Text
+
+CORRUPTIONS = (*OF_IMAGES, *OF_TEXTS)
 
 
 class ShiftSpec(Part):
@@ -35,9 +40,14 @@ class ShiftSpec(Part):
             raise_all([Fault(("corruption",), self.corruption, hint)])
         return self
 
+    def as_corruption(self) -> Corruption:
+        """The corruption of a shift set that is one."""
+        assert self.corruption is not None
+        return Corruption(self.corruption, self.severity, self.seed)
+
 
 def check_adapted(name: str | None, shifts: Mapping[str, ShiftSpec]) -> None:
-    """Raise a ValidationError if `adapt_on_shift` names no corruption of all tasks' images.
+    """Raise a ValidationError if `adapt_on_shift` names no corruption of all tasks' rows.
 
     Raises:
         ValidationError: for pydantic to add to others.

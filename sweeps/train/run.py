@@ -24,7 +24,7 @@ from actors.files.fingerprint import Fingerprint, fingerprint, software
 from sweeps.cluster import ray_connection
 from sweeps.console.optional import aside
 from sweeps.console.progress import Progress
-from sweeps.planning.shift_data import open_shifts, shift_rows
+from sweeps.planning.shift_data import check_corruptions, open_shifts, shift_rows
 from sweeps.results.folder import owned
 from sweeps.results.ledger import write_text
 from sweeps.train.fine_tuning_context import FineTuningContext
@@ -61,7 +61,10 @@ def train(spec: TrainSpec, console: Console, *, address: str | None = None) -> l
     out = Path(spec.out).resolve()
     splits = Splits(**spec.splits.model_dump())
     base = inspect(spec.base, "base") if spec.base else None
-    kind = family_in(base).inputs(base).kind if base else "image"
+    inputs = family_in(base).inputs(base) if base else None
+    if inputs is not None:
+        check_corruptions(spec.shifts, inputs)
+    kind = inputs.kind if inputs else "image"
     tasks = {name: open_task(task.source(name), kind) for name, task in spec.tasks.items()}
     others = open_shifts(spec.shifts, spec.splits.report, tasks)
     target = ray_connection.target(address)
@@ -79,7 +82,8 @@ def train(spec: TrainSpec, console: Console, *, address: str | None = None) -> l
         kept = {task: kept_of(context, task) for task in tasks}
         if spec.shifts:
             places = [(each, home(out, each, spec.keep)) for g in kept.values() for each in g]
-            rows = shift_rows(spec.shifts, spec.splits.report, base, data, others)
+            inputs = family_in(base).inputs(base)
+            rows = shift_rows(spec.shifts, spec.splits.report, inputs, data, tasks, others)
             score_shifts(places, context, rows, progress)
     kept = {task: group for task, group in kept.items() if group}
     settings = {

@@ -80,7 +80,7 @@ class Letters:
     row = RowShape({}, {"ids": ("int32", LONGEST)})
     about = dimensions = f"{LONGEST} letters"
 
-    def check_corruption(self, what):
+    def check_corruption(self, name, what):
         raise InputError(f"{what}: of images only")
 
     def prepare(self, tasks, needed, root, progress=None):

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from actors.data.images.corruptions import SMALLEST
+from actors.data.images.corruptions import CORRUPTIONS, SMALLEST
 from actors.data.images.pixel_cache import Pixels, Progress, open_pixels, prepare
 from actors.data.images.preprocess import Preprocess
-from actors.data.protocol import Activations, RowShape
+from actors.data.images.shifted_pixels import corrupted
+from actors.data.protocol import Activations, Corruption, RowShape
 from actors.data.task import Kind, Task
+from actors.data.task_rows import Rows
 from actors.files.fingerprint import Fingerprint
 from fusion.errors import InputError
 
@@ -47,8 +49,13 @@ class ImageInputs:
         height, width = self.preprocess.shape
         return f"{height} × {width} px"
 
-    def check_corruption(self, what: str) -> None:
-        """Raise InputError where images are too small for corruptions."""
+    def check_corruption(self, name: str, what: str) -> None:
+        """Raise InputError for a corruption that is not of images, and for images too small."""
+        if name not in CORRUPTIONS:
+            raise InputError(
+                f"{what}: of texts; the pool's models read images: one of"
+                f" {', '.join(CORRUPTIONS)} allowed"
+            )
         if min(self.preprocess.shape) < SMALLEST:
             raise InputError(
                 f"{what}: images of {self.preprocess.shape} pixels; sides of {SMALLEST} at least"
@@ -64,6 +71,13 @@ class ImageInputs:
     ) -> dict[tuple[str, str], Path]:
         """Decode the splits that are not in the cache. See `pixel_cache.prepare`."""
         return prepare(tasks, needed, self.preprocess, root, progress)
+
+    def corrupted(
+        self, rows: Rows, task: Task, split: str, corruption: Corruption, root: Path
+    ) -> Rows:
+        """These rows with corrupted images, in a file of their own. See `shifted_pixels.py`."""
+        name, severity, seed = corruption.name, corruption.severity, corruption.seed
+        return corrupted(rows, name, severity, root, seed=seed)
 
     def open(self, path: Path) -> Pixels:
         """Open a pixel file, memory-mapped.

@@ -5,16 +5,18 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.data.protocol import Activations, Progress, RowShape
+from actors.data.protocol import Activations, Corruption, Progress, RowShape
 from actors.data.readers import Chunk, local_files
 from actors.data.task import Kind, Task
+from actors.data.task_rows import Rows
+from actors.data.text.corruptions import CORRUPTIONS, VERSION
 from actors.data.text.tokenise import Recipe, Words, tokenise, tokenised_targets
 from actors.data.text.tokenizer import TextTokenizer
 from actors.data.text.wording import Wording
@@ -86,16 +88,23 @@ class TextInputs:
         """The same."""
         return self.about
 
-    def check_corruption(self, what: str) -> None:
-        """Raise InputError: corruptions are of images."""
-        raise InputError(f"{what}: corruptions are of images; the pool's models read texts")
+    def check_corruption(self, name: str, what: str) -> None:
+        """Raise InputError for a corruption that is not of texts."""
+        if name not in CORRUPTIONS:
+            raise InputError(
+                f"{what}: of images; the pool's models read texts: one of"
+                f" {', '.join(CORRUPTIONS)} allowed"
+            )
 
-    def path(self, task: Task, split: str, root: Path) -> Path:
+    def path(
+        self, task: Task, split: str, root: Path, corruption: Corruption | None = None
+    ) -> Path:
         """Where a prepared split lies; the name is a hash of all that its content depends on."""
         words = wording_of(task)
+        under = [] if corruption is None else [VERSION, list(astuple(corruption))]
         key = fingerprint(
             *("text-rows-1", task.split(split).fingerprint, self.fingerprint, words.template),
-            *(list(words.columns), list(words.targets)),
+            *(list(words.columns), list(words.targets), *under),
         )
         return root / "pixels" / f"{key}.arrow"
 
@@ -140,13 +149,36 @@ class TextInputs:
             InputError: an empty text or a label out of range, by task, split and row; no space
                 left.
         """
-        paths = {at: self.path(tasks[at[0]], at[1], root) for at in needed}
+        return self.prepared(tasks, needed, root, progress)
+
+    def corrupted(
+        self, rows: Rows, task: Task, split: str, corruption: Corruption, root: Path
+    ) -> Rows:
+        """These rows of a file that holds the whole split, corrupted before the template.
+
+        Raises:
+            InputError: see `prepare`.
+        """
+        at = (task.name, split)
+        files = self.prepared({task.name: task}, [at], root, corruption=corruption)
+        return replace(rows, file=files[at], features={})
+
+    def prepared(
+        self,
+        tasks: Mapping[str, Task],
+        needed: Collection[tuple[str, str]],
+        root: Path,
+        progress: Progress | None = None,
+        corruption: Corruption | None = None,
+    ) -> dict[tuple[str, str], Path]:
+        """As `prepare`, with all texts under a corruption, or clean ones."""
+        paths = {at: self.path(tasks[at[0]], at[1], root, corruption) for at in needed}
         missing: dict[Path, tuple[str, str]] = {}
         for at, path in paths.items():
             if cached(path) is None:
                 missing.setdefault(path, at)
         if missing:
-            self.write(tasks, missing, progress or (lambda done, total: None))
+            self.write(tasks, missing, progress or (lambda done, total: None), corruption)
         for (name, split), path in paths.items():
             if said := cut_rows(path, self.limit):
                 LOG.warning("task %r: split %r: %s", name, split, said)
@@ -157,6 +189,7 @@ class TextInputs:
         tasks: Mapping[str, Task],
         missing: Mapping[Path, tuple[str, str]],
         progress: Progress,
+        corruption: Corruption | None = None,
     ) -> None:
         """Tokenise and write splits, all of them as one stream of chunks."""
         from actors.data.row_file import RowWriter  # late: loads torch
@@ -174,6 +207,7 @@ class TextInputs:
             self.limit,
             self.words,
             tuple(wording_of(pending.task) for pending in splits),
+            corruption,
         )
         done, total = 0, sum(chunk.rows.count for chunk in chunks)
         progress(done, total)

@@ -9,7 +9,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import pyarrow as pa
 
+from actors.data.protocol import Corruption
 from actors.data.readers import Chunk, FileRows, label_of, origin, table_of
+from actors.data.text.corruptions import corrupted
 from actors.data.text.tokenizer import loaded
 from actors.data.text.wording import Wording
 from actors.files.fingerprint import Fingerprint
@@ -32,6 +34,8 @@ class Recipe:
     words: Words
     wordings: tuple[Wording, ...]
     """By number of the file that is written."""
+    corruption: Corruption | None = None
+    """What is done to the texts before they are worded; None: nothing."""
 
 
 class BadRow(ValueError):
@@ -87,6 +91,8 @@ def usable(
             label = label_of(row[-1], chunk.rows)
             given = dict(zip(columns.inputs, row, strict=False))
             check_row(given, label, row[-1], chunk.classes)
+            if recipe.corruption is not None:
+                given = corrupted(given, chunk.start + len(texts), recipe.corruption)
             texts.append(worded(given, wording, recipe.words))
             labels.append(label)
         if len(texts) < chunk.rows.count:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
-from actors.data.images.shifted_pixels import corrupted
 from actors.data.task import Place, Splits, Task, assign
 from actors.data.task_rows import Rows, TaskData
 from actors.experts.prepare_data import rows as rows_of
@@ -15,7 +14,7 @@ from actors.files.fingerprint import Fingerprint
 from fusion.errors import InputError
 from sweeps.analysis.core.evaluated_points import PROBE, Points, some
 from sweeps.planning.prepared import Prepared
-from sweeps.planning.shift_data import ROLE, shift_fingerprint, split_of
+from sweeps.planning.shift_data import ROLE, corrupted_rows, shift_fingerprint, split_of
 from sweeps.spec.reference_methods import is_soup
 from sweeps.spec.trial_key import digest
 
@@ -53,12 +52,13 @@ class Shifted:
 
 
 def described(prepared: Prepared) -> Shifted:
-    """Describe a sweep's shift sets; no image is decoded."""
+    """Describe a sweep's shift sets; no row is prepared."""
+    kind = prepared.inputs.kind
     about: dict[str, str] = {}
     left_out = []
     for name, shift in prepared.spec.shifts.items():
         if shift.corruption is not None:
-            about[name] = f"the same images under {shift.corruption}, severity {shift.severity}"
+            about[name] = f"the same {kind}s under {shift.corruption}, severity {shift.severity}"
             continue
         (other,) = [task for (each, _), task in prepared.others.items() if each == name]
         place = place_of(other, prepared.splits, prepared.spec.splits.select_spelled, name)
@@ -69,7 +69,7 @@ def described(prepared: Prepared) -> Shifted:
             )
         else:
             part = "a part of " if place.part == "val" else ""
-            about[name] = f"images of {shift.dataset}, {part}split {place.split}"
+            about[name] = f"{kind}s of {shift.dataset}, {part}split {place.split}"
     key = digest({name: mark(prepared, name) for name in about}) if about else ""
     return Shifted(key, about, tuple(left_out))
 
@@ -109,7 +109,7 @@ def with_shift_probes(
         rows: of a task at most; 0: all.
 
     Raises:
-        InputError: see `corrupted` and `prepare`.
+        InputError: see `Inputs.corrupted` and `Inputs.prepare`.
     """
     sets, soup = described(prepared).about, is_soup(prepared.spec)
     found = {}
@@ -128,12 +128,12 @@ def with_shift_probes(
 
 def shifted_rows(prepared: Prepared, task: TaskData, name: str, rows: int) -> Rows | None:
     """A task's rows of a shift set; None if the set is of other tasks."""
-    shift, root = prepared.spec.shifts[name], cache_dir()
+    shift = prepared.spec.shifts[name]
     if shift.corruption is not None:
         if shift.task not in (None, task.name):
             return None
         probe = task.rows[PROBE]
-        return corrupted(probe, shift.corruption, shift.severity, root, seed=shift.seed)
+        return corrupted_rows(probe, shift, prepared.inputs, prepared.tasks[task.name])
     other = prepared.others.get((name, task.name))
     if other is None:
         return None
@@ -141,7 +141,7 @@ def shifted_rows(prepared: Prepared, task: TaskData, name: str, rows: int) -> Ro
     if place is None:
         return None
     inputs = prepared.inputs
-    files = inputs.prepare({other.name: other}, [(other.name, place.split)], root)
+    files = inputs.prepare({other.name: other}, [(other.name, place.split)], cache_dir())
     there = rows_of(files[other.name, place.split], place.part, prepared.splits, inputs)
     return some(there, rows, prepared.spec.seed, other.name)
 

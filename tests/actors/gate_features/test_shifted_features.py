@@ -7,6 +7,7 @@ import torch
 
 from actors.data.images.corruptions import corrupt
 from actors.data.images.pixel_cache import open_pixels, prepare
+from actors.data.protocol import Corruption
 from actors.data.task import TaskSource, open_task
 from actors.gate_features.extractor import load_extractor, open_extractor
 from actors.gate_features.feature_cache import open_features
@@ -18,8 +19,12 @@ def test_features_are_of_the_corrupted_rows(animals: Path, tmp_path: Path) -> No
     task = open_task(TaskSource("pets", str(animals)))
     extractor = open_extractor(str(write_resnet(tmp_path / "resnet")), "gate.extractor")
     rows = np.array([1, 4, 7])
-    asked = (extractor, task, "train", rows, "gaussian_noise", 3, tmp_path)
-    path = corrupted_features(*asked, seed=5)
+
+    def asked(seed: int) -> Path:
+        shift = Corruption("gaussian_noise", 3, seed)
+        return corrupted_features(extractor, task, "train", rows, shift, tmp_path)
+
+    path = asked(5)
     (clean,) = prepare(
         {"pets": task}, [("pets", "train")], extractor.inputs.preprocess, tmp_path
     ).values()
@@ -31,6 +36,6 @@ def test_features_are_of_the_corrupted_rows(animals: Path, tmp_path: Path) -> No
         expected, load_extractor(extractor)({"pixels": torch.from_numpy(images)})
     )
     before = path.stat().st_mtime_ns
-    assert corrupted_features(*asked, seed=5) == path
+    assert asked(5) == path
     assert path.stat().st_mtime_ns == before
-    assert corrupted_features(*asked, seed=6) != path
+    assert asked(6) != path

@@ -10,8 +10,10 @@ import pytest
 from rich.console import Console
 
 from actors.cluster.planner import Node, Resources
+from actors.data.images.inputs import ImageInputs
 from actors.data.images.pixel_cache import open_pixels
 from actors.data.images.pixel_cache_writer import PixelWriter
+from actors.data.images.preprocess import Preprocess
 from actors.data.images.shifted_pixels import chunk
 from actors.data.task import Splits, TaskSource, assign, open_task
 from actors.data.task_rows import Rows, TaskData, tasks_with
@@ -336,7 +338,8 @@ def test_rows_to_adapt_to_are_the_same_rows_under_shift(tmp_path, monkeypatch):
         "a": TaskData("a", Path("h"), {"fit": clean, "report": clean}),
         "c": TaskData("c", Path("h"), {"report": clean}, unseen=True),
     }
-    found = adapted_rows(ShiftSpec(corruption="contrast"), data, {"report"})
+    shift, inputs = ShiftSpec(corruption="contrast"), ImageInputs(Preprocess(28, None, (28, 28)))
+    found = adapted_rows(shift, inputs, data, dict.fromkeys(data), {"report"})
     assert adapted_role(found, "report") == f"{ADAPT}report"
     assert adapted_role(found, "fit") == adapted_role(data, "fit") == "fit"
     assert set(found["c"].rows) == {"report"}

@@ -10,6 +10,7 @@ import pytest
 from actors.data.task_rows import Rows, TaskData
 from sweeps.execution import start_fleet
 from sweeps.planning import shift_rows
+from sweeps.spec.shift import ShiftSpec
 
 
 class Asked(Exception):
@@ -37,11 +38,8 @@ def test_those_of_all_images(device, monkeypatch):
 def test_those_of_images_under_shift(device, corruption, monkeypatch):
     monkeypatch.setattr(shift_rows, "prepare_features", asked)
     monkeypatch.setattr(shift_rows, "corrupted_features", asked)
-    monkeypatch.setattr(
-        shift_rows, "assign", lambda *args, **given: {"report": SimpleNamespace(split="test")}
-    )
     monkeypatch.setattr(shift_rows, "split_of", lambda *args: "test")
-    shift = SimpleNamespace(corruption=corruption, severity=1, seed=0)
+    shift = ShiftSpec.model_construct(corruption=corruption, severity=1, seed=0)
     splits = SimpleNamespace(report="test", select_spelled=False)
     prepared = SimpleNamespace(
         spec=SimpleNamespace(shifts={"noise": shift}, splits=splits),

@@ -19,7 +19,7 @@ from actors.data.images.corruptions import corrupt
 from actors.data.images.pixel_cache import open_pixels
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.prepare_data import prepare_data
-from actors.families.registry import inspect
+from actors.families.registry import family_in, inspect
 from fusion.errors import InputError
 from sweeps.planning.shift_data import open_shifts, shift_rows
 from sweeps.train import spec as trainspec
@@ -218,7 +218,8 @@ def test_rows_of_shift_sets(tiny_pool, context, tmp_path, monkeypatch):
     loaded = load(content, tmp_path)
     tasks = {"lines": open_task(TaskSource("lines", loaded.tasks["lines"].dataset))}
     others = open_shifts(loaded.shifts, "test", tasks)
-    rows = shift_rows(loaded.shifts, "test", context.base, context.data, others)["lines"]
+    inputs = family_in(context.base).inputs(context.base)
+    rows = shift_rows(loaded.shifts, "test", inputs, context.data, tasks, others)["lines"]
     assert set(rows) == {"noise", "boxes"}
     clean = open_pixels(context.data["lines"].rows["report"].file)
     noisy = open_pixels(rows["noise"].file)

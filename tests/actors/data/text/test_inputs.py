@@ -2,13 +2,17 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from actors.data.protocol import Corruption
 from actors.data.task import Task, TaskSource, open_task
+from actors.data.task_rows import Rows
+from actors.data.text.corruptions import corrupted
 from actors.data.text.inputs import TextInputs
 from actors.data.text.tokenizer import open_tokenizer
-from tests.refusals import one_line
+from tests.refusals import exactly, one_line
 from tests.tiny_text import write_texts, write_tokenizer
 
 WORDS = ["is", "a", "cat", "dog", "good", "bad", "?", "very", "yes", "no", "maybe"]
@@ -158,3 +162,30 @@ def test_targets_that_share_all_tokens_are_refused(inputs, task):
 def test_images_are_refused(inputs, task):
     with one_line("tasks.pets: images; the pool's models read texts"):
         inputs.check([replace(task, wording=None)])
+
+
+def test_rows_are_corrupted_by_their_number_before_the_template(inputs, task, tmp_path):
+    clean = prepared(inputs, task, tmp_path)
+    file = inputs.path(task, "train", tmp_path)
+    shift = Corruption("word_drop", 5, seed=3)
+    rows = Rows(file, np.array([1]), {"x": file}, "train")
+    found = inputs.corrupted(rows, task, "train", shift, tmp_path)
+    assert found.indices is rows.indices
+    assert not found.features
+    assert found.file != file
+    made = inputs.open(found.file)
+    assert made.labels.tolist() == clean.labels.tolist()
+    for at, text in enumerate(TEXTS):
+        words = corrupted({"text": text}, at, shift)["text"]
+        assert made.take(torch.tensor([at]))["ids"].tolist() == ids(f"is {words} good ?")
+    assert made.lengths.sum() < clean.lengths.sum()
+    other = inputs.corrupted(rows, task, "train", replace(shift, seed=4), tmp_path)
+    assert other.file != found.file
+    assert inputs.path(task, "train", tmp_path) == file  # of clean rows, as before
+
+
+def test_a_corruption_of_images_is_refused(inputs):
+    inputs.check_corruption("typos", "shifts.a: corruption: 'typos'")
+    line = "of images; the pool's models read texts: one of typos, word_drop allowed"
+    with exactly(f"shifts.a: {line}"):
+        inputs.check_corruption("contrast", "shifts.a")

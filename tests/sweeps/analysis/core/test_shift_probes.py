@@ -63,6 +63,7 @@ def prepared_of(tiny_pool, tmp_path, experts, **shifts):
         splits=SPLITS,
         pool=SimpleNamespace(base=SimpleNamespace(folder=folder)),
         inputs=ImageInputs(read_preprocess(folder)),
+        tasks={"lines": None, "tones": None, "blobs": None},  # corrupted images need no task
     )
 
 
