@@ -342,6 +342,7 @@ MAKERS = {
         "actors.experts.embedding_cache",
         "actors.families.bert.heads",
         "actors.families.clip.zero_shot_heads",
+        "actors.families.t5.heads",
         "actors.files.fingerprint",
         "actors.gate_features.extractor",
         "actors.gate_features.feature_cache",

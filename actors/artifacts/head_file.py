@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,7 +24,7 @@ from actors.files.checksums import FIELD, again, sealed, unsealed
 from actors.files.documents import parse_json
 from actors.files.safetensors_header import check_regular, read_whole
 from fusion.errors import InputError, one_line, reading
-from fusion.logits.head import CosineHead, Head, LinearHead
+from fusion.logits.head import AnswerHead, CosineHead, Head, LinearHead, Objective
 
 HeadKind: TypeAlias = Literal["zero_shot", "linear_probe"]
 
@@ -198,7 +198,7 @@ def content_name(data: bytes) -> str:
 
 
 def read_head(path: Path) -> Tensor:
-    """Matrix of a head file: float32 [C, D], logit scale included.
+    """Matrix of a head file: float32 [C, D], logit scale included; of answers int32 [C, L].
 
     Raises:
         InputError: missing or damaged.
@@ -211,18 +211,48 @@ def read_head(path: Path) -> Tensor:
 
 
 def open_head(path: Path) -> Head:
-    """The head of a file: a cosine head, or a linear one where the file says `normalise: false`.
+    """The head of a file: of answers where it names an `objective`, a linear one where it says
+    `normalise: false`, else a cosine head.
 
     Raises:
         InputError: missing or damaged.
     """
     weight = read_head(path)
     tensors, facts = unsealed(path.read_bytes(), must=False)
+    if (objective := facts.get("objective")) is not None:
+        if objective not in get_args(Objective):
+            allowed = " or ".join(get_args(Objective))
+            raise InputError(f"{path}: objective: {objective!r}; {allowed} allowed")
+        blanks = frozenset(tensors["blanks"].tolist()) if "blanks" in tensors else frozenset()
+        return AnswerHead(weight, blanks, cast(Objective, objective))
     if facts.get("normalise") != "false":
         return CosineHead(weight)
     dense = tensors.get("dense.weight")
     before = None if dense is None else LinearHead(dense, tensors.get("dense.bias"))
     return LinearHead(weight, tensors.get("bias"), before)
+
+
+def write_answer_head(
+    path: Path,
+    answers: Tensor,
+    blanks: Sequence[int] = (),
+    objective: Objective = "vocabulary",
+) -> None:
+    """Write a head of answers whole or not at all; families that score whole answers.
+
+    Args:
+        path: the file.
+        answers: int [C, L], the tokens of each class's answer, −1 after its end. They stand in the
+            place of a matrix, so that heads of other answers have other files.
+        blanks: see `AnswerHead`.
+        objective: see `AnswerHead`.
+    """
+    tensors = {"head": answers.to(torch.int32).contiguous()}
+    if blanks:
+        tensors["blanks"] = torch.tensor(blanks, dtype=torch.int32)
+    data = sealed(tensors, {"objective": objective})
+    with replacing(path) as part:
+        part.write_bytes(data)
 
 
 def write_linear_head(

@@ -92,6 +92,9 @@ class Checkpoint:
     """For an adapter: canonical name -> low-rank factors; `tensors` holds those it brings whole."""
     fields: Mapping[str, Any] = field(default_factory=dict)
     """Configuration fields that the computation depends on, with defaults filled in."""
+    aliases: Mapping[str, TensorInfo] = field(default_factory=dict)
+    """Fused tensors that the files hold again under other names (own names). They are compared when
+    weights are read, then dropped."""
 
     @property
     def described(self) -> Path:
@@ -215,13 +218,15 @@ def read(
 
     Args:
         checkpoint: an inspected checkpoint.
-        names: names in `tensors`, `rest` or `buffers`; None: all of `tensors`.
+        names: names in `tensors`, `rest`, `buffers` or `aliases`; None: all of `tensors`.
         strict: see `mapped`.
 
     Raises:
         InputError: a file that changed since it was inspected.
     """
-    infos = {**checkpoint.tensors, **checkpoint.rest, **checkpoint.buffers}
+    infos = {
+        **checkpoint.tensors, **checkpoint.rest, **checkpoint.buffers, **checkpoint.aliases
+    }  # fmt: skip
     wanted = checkpoint.tensors if names is None else set(names)
     chosen = {name: info for name, info in infos.items() if name in wanted}
     return mapped(chosen, checkpoint.name, strict=strict)
@@ -239,6 +244,7 @@ def owner(checkpoint: Checkpoint, name: str) -> str:
         **checkpoint.tensors,
         **checkpoint.rest,
         **checkpoint.buffers,
+        **checkpoint.aliases,
         **{key: low.down for key, low in checkpoint.factors.items()},
     }
     return f"{checkpoint.name}: {infos[name].file}"

@@ -11,6 +11,7 @@ from actors.cluster.partition import (
     STORE_MARGIN,
     Load,
     Need,
+    balanced,
     blocks_of,
     memory,
     needs,
@@ -169,16 +170,19 @@ def fit(load: Load, nodes: tuple[Node, ...], wish: Wish) -> Plan | None:
         most = wish.replicas or slots // count
         if most == 0 or most * count > slots:
             return None
-        shards = needs(load, count, wish.device)
-        made, placed = pack(shards, nodes, wish, most)
-        if made < (wish.replicas or 1):
+        for chosen in balanced(load, count):
+            shards = needs(chosen, count, wish.device)
+            made, placed = pack(shards, nodes, wish, most)
+            if made >= (wish.replicas or 1):
+                break
+        else:
             continue
         used = [(node, there) for node, there in zip(nodes, placed, strict=True) if there]
         cores = max(min(node.cpus // len(there) for node, there in used), 1)
         return Plan(
             replicas=made,
             shards=count,
-            blocks=blocks_of(load.segments, count),
+            blocks=blocks_of(chosen, count),
             device=wish.device,
             threads=1 if wish.device == "cuda" else cores,
             gpus=0.0,

@@ -11,10 +11,15 @@ from actors.files.atomic import replacing
 from actors.files.checksums import sealed_json, unsealed_json
 from actors.files.hashes import hash_text
 
+LATER = ("work", "largest_block")
+"""Fields of a load that are left out where they say nothing: peaks of before them keep their
+names."""
+
 
 def peak_file(load: Load, root: Path) -> Path:
     """File with the peak memory of a load; its name changes with anything that changes the load."""
-    text = json.dumps(asdict(replace(load, measured=0)), sort_keys=True)
+    facts = {k: v for k, v in asdict(load).items() if v or k not in LATER}
+    text = json.dumps({**facts, "measured": 0}, sort_keys=True)
     return root / "peaks" / f"{hash_text('peaks-2', text)}.json"
 
 

@@ -12,7 +12,9 @@ the model, T experts, d and c the bytes per element of task vectors and of the r
              weights of a layer (`scratch`) if that is more
   making   = T·(the model's largest tensor)      (if they stay in files, or factors; three times
                                                  that if methods transform them)
-  work     = forward + training·(W_b/W)·(S − s)  (shard s of S keeps S − s micro-batches: 1F1B)
+  work     = forward + training·(W_b/W)·(S − s)  (shard s of S keeps S − s micro-batches: 1F1B;
+                                                 if segments state their work, W_b/W is the
+                                                 block's share of it)
 
 A GPU holds all of it and a CUDA context. If an earlier run measured the peak of a whole replica,
 that plus 10 % is used instead. A CPU shard holds copy or making, resident, merging, work and a
@@ -21,7 +23,8 @@ process.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import accumulate
@@ -78,6 +81,10 @@ class Load:
     """Models in one pass, where some method makes a model a sample; 0: none does."""
     measured: int = 0
     """Peak bytes that a whole replica was seen to allocate on a GPU; 0: not known yet."""
+    work: tuple[float, ...] = ()
+    """Multiplications a row, a segment; empty: in proportion to bytes."""
+    largest_block: int = 0
+    """Most bytes of the base in one shard, in float32; 0: no limit."""
 
     @property
     def made(self) -> bool:
@@ -109,7 +116,9 @@ class Need:
     device: int = 0
 
 
-def cut(costs: Sequence[float], blocks: int) -> tuple[tuple[int, int], ...]:
+def cut(
+    costs: Sequence[float], blocks: int, sizes: Sequence[float] = (), limit: float = 0
+) -> tuple[tuple[int, int], ...]:
     """The contiguous partition whose largest sum of costs is smallest; exact and deterministic.
 
     With `best(b, i)` the smallest possible largest sum of the first i costs in b blocks:
@@ -119,6 +128,8 @@ def cut(costs: Sequence[float], blocks: int) -> tuple[tuple[int, int], ...]:
     Args:
         costs: of each segment, in order; at least 0.
         blocks: how many; none is left empty.
+        sizes: of each segment, in order; where there is a limit.
+        limit: a block's sizes sum to no more where that can be; 0: no limit.
 
     Returns:
         `[start, stop)` of each block.
@@ -128,18 +139,26 @@ def cut(costs: Sequence[float], blocks: int) -> tuple[tuple[int, int], ...]:
 
     >>> cut([1, 1, 1, 3], 2)
     ((0, 3), (3, 4))
+    >>> cut([1, 1, 1, 3], 2, sizes=[3, 1, 1, 1], limit=4)
+    ((0, 2), (2, 4))
     """
     if not 1 <= blocks <= len(costs):
         raise InputError(
             f"cut: {blocks} blocks of {len(costs)} segments; 1 to {len(costs)} allowed"
         )
     sums = [0, *accumulate(costs)]
+    held = [0, *accumulate(sizes)] if limit else [0] * len(sums)
+
+    def cost(start: int, stop: int) -> float:
+        within = held[stop] - held[start] <= limit
+        return sums[stop] - sums[start] if within else math.inf
+
     best: dict[int, tuple[float, float, tuple[int, ...]]]
     # best[i]: (largest sum, sum of squares, stops) of the first i costs in b blocks.
-    best = {i: (sums[i], sums[i] ** 2, (i,)) for i in range(1, len(sums))}
+    best = {i: (cost(0, i), cost(0, i) ** 2, (i,)) for i in range(1, len(sums))}
     for count in range(2, blocks + 1):
         best = {
-            i: min(extended(best[m], sums[i] - sums[m], i) for m in range(count - 1, i))
+            i: min(extended(best[m], cost(m, i), i) for m in range(count - 1, i))
             for i in range(count, len(sums))
         }
     stops = best[len(costs)][2]
@@ -155,20 +174,45 @@ def extended(
 
 
 @cache
-def blocks_of(segments: tuple[int, ...], shards: int) -> tuple[tuple[int, int], ...]:
-    """Segments of each shard, cut by bytes (which for CLIP is also by work)."""
-    return cut(segments, shards)
+def cut_by(
+    segments: tuple[int, ...], work: tuple[float, ...], limit: int, shards: int
+) -> tuple[tuple[int, int], ...]:
+    """See `blocks_of`."""
+    return cut(work or segments, shards, segments, limit)
+
+
+def blocks_of(load: Load, shards: int) -> tuple[tuple[int, int], ...]:
+    """Segments of each shard, cut by work; by bytes if segments do not state their work."""
+    return cut_by(load.segments, load.work, load.largest_block, shards)
+
+
+STEPS = 8
+"""Limits that are tried between a cut by work and one by bytes."""
+
+
+def balanced(load: Load, shards: int) -> Iterator[Load]:
+    """The load with ever lower limits of a shard's bytes: cut by work first, by bytes last."""
+    yield load
+    if not load.work or shards == 1:
+        return
+    largest = max(sum(load.segments[slice(*block)]) for block in blocks_of(load, shards))
+    even = cut(load.segments, shards)
+    least = max(sum(load.segments[slice(*block)]) for block in even)
+    for step in range(1, STEPS):
+        yield replace(load, largest_block=round(largest * (least / largest) ** (step / STEPS)))
+    yield replace(load, work=())
 
 
 def needs(load: Load, shards: int, device: str) -> list[Need]:
     """Memory of each shard of one replica; formulas at the top of this file."""
-    found, model = [], max(sum(load.segments), 1)
-    for index, (start, stop) in enumerate(blocks_of(load.segments, shards)):
+    found, shares = [], load.work or load.segments
+    for index, (start, stop) in enumerate(blocks_of(load, shards)):
         block = sum(load.segments[start:stop])
         deltas = load.experts * block * load.delta_itemsize // FLOAT32
         factors = sum(load.factors[start:stop]) * load.delta_itemsize // FLOAT32
         weights = block + (0 if load.filed else factors if load.factored else deltas)
-        kept = load.training_bytes * block * (shards - index) // model
+        part, whole = sum(shares[start:stop]), max(sum(shares), 1)
+        kept = int(load.training_bytes * part * (shards - index) // whole)
         work = (
             making(load, deltas)
             + block * load.compute_itemsize // FLOAT32

@@ -27,6 +27,9 @@ routers leave padding out. Masks of other tensors have other names."""
 OUTPUT = "output"
 """Name of the last segment's result, which heads read."""
 
+PREFIX = "prefix"
+"""Column of rows that a decoder goes on with: int64 [B, t], the tokens it has written so far."""
+
 ITEMSIZES = {"uint8": 1, "int32": 4, "int64": 8, "float32": 4}
 """Bytes of a number of a prepared column."""
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from actors.experts.metrics import (
     ACCURACY,
+    EXACT,
     NLL,
     OWN,
     Samples,
@@ -125,16 +126,20 @@ def score(
     labels: Tensor,
     metric: str = ACCURACY.name,
     values: tuple[float, ...] | None = None,
+    written: Tensor | None = None,
 ) -> TaskScore:
     """Score logits [N, C] against labels [N]; a row with a NaN or +∞ is wrong, its loss NaN.
 
     Args:
         z: logits [N, C].
-        labels: [N].
+        labels: int64 [N].
         metric: the task's own.
         values: class -> the number it means, for correlations; None: the class's own.
+        written: int64 [N], of a model that writes answers; gives exact match beside accuracy.
     """
     others = dict(further(z, labels))
+    if written is not None:
+        others[EXACT.name] = EXACT.samples(written, labels)
     if metric != ACCURACY.name:
         others[metric] = paired(metric, values).samples(z, labels)
     return TaskScore(ACCURACY.samples(z, labels), NLL(z, labels), others, metric)

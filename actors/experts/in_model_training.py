@@ -10,7 +10,7 @@ and the end of a call.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,8 +20,8 @@ from actors.artifacts.errors import ATTEMPTS, Forgotten
 from actors.artifacts.in_model_state_file import dump_resident, learned_tensors, load_resident
 from actors.artifacts.recipe import Recipe
 from actors.cluster.metrics import count
-from actors.data.task_rows import SAMPLES
-from actors.experts.model_runner import ModelRunner
+from actors.data.task_rows import SAMPLES, Cuts, batches
+from actors.experts.model_runner import ModelRunner, Predicted, completed
 from actors.experts.unseen_tasks import adapted_role, learners
 from actors.shards.adam import NamedAdam
 from actors.shards.messages import Batch, Weights
@@ -305,15 +305,23 @@ def opened(runner: ModelRunner, recipe: Recipe) -> tuple[Weights, InModelPlan]:
 
 def routed_logits(
     runner: ModelRunner, recipe: Recipe, names: Sequence[str], role: str
-) -> dict[str, Tensor]:
-    """Task -> logits [N, C] with routed MLPs: one model per sample, or per group of samples."""
+) -> dict[str, Predicted]:
+    """Task -> predictions with routed MLPs: one model per sample, or per group of samples."""
     weights, plan = opened(runner, recipe)
     assert isinstance(plan.options, RouterOptions)
-    size, found = plan.options.together or SAMPLES, {}
+    together, found = plan.options.together, {}
+
+    def embed(given: Iterable[tuple[Tensor | slice, Batch]]) -> Iterator[Tensor]:
+        return runner.pipeline.embed_routed(weights, (batch for _, batch in given))
+
     with runner.filling:
         for task in names:
-            cuts = runner.cuts(task, role, size)
+            # Rows that share a routing are consecutive ones, as a loader gives them.
+            shared = Cuts(list(batches(runner.size(task, role), together))) if together else None
+            cuts = shared or runner.cuts(task, role, SAMPLES)
             given = (runner.batch(task, role, rows) for rows in cuts.parts)
             parts = runner.pipeline.embed_routed(weights, given)
             found[task] = runner.headed(task, parts, cuts)
+            if not together:
+                found[task] = completed(runner, task, role, found[task], embed)
     return found

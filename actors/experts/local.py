@@ -21,7 +21,7 @@ from actors.experts.in_model_training import Trained, train
 from actors.experts.metrics import ACCURACY
 from actors.experts.model_runner import ModelRunner
 from actors.experts.peak_memory import PEAK_MEMORY, MemoryMeter
-from actors.experts.predict import model_weights, predict
+from actors.experts.predict import Predictions, model_weights, predict
 from actors.experts.recipe import results_dtype
 from actors.experts.statistics import compute_statistics
 from actors.experts.unseen_tasks import learners, measured, unseen_of
@@ -61,13 +61,20 @@ class LocalExperts:
         without one.
         """
         start = time.perf_counter()
-        found = self.logits(recipe, role)
+        found = self.predictions(recipe, role)
         data = self.runner.data
         scores = {
-            name: score(z, self.runner.labels(name, role), data[name].metric, data[name].values)
-            for name, z in found.items()
+            name: score(
+                each.logits,
+                self.runner.labels(name, role),
+                data[name].metric,
+                data[name].values,
+                each.written,
+            )
+            for name, each in found.items()
         }
-        count("samples", sum(map(len, found.values())), method=recipe.method)
+        rows = sum(len(each.logits) for each in found.values())
+        count("samples", rows, method=recipe.method)
         seconds = time.perf_counter() - start
         peak = self.meter.peak(self.runner.device, recipe.method)
         own = any(task.metric != ACCURACY.name for task in data.values())
@@ -75,6 +82,10 @@ class LocalExperts:
 
     def logits(self, recipe: Recipe, role: str) -> dict[str, Tensor]:
         """Task -> logits [N, C] of its rows of that role, which `evaluate` compares with labels."""
+        return {name: each.logits for name, each in self.predictions(recipe, role).items()}
+
+    def predictions(self, recipe: Recipe, role: str) -> Predictions:
+        """Task -> predictions for its rows of that role."""
         runner = self.runner
         names = measured(runner.data, runner.tasks, recipe.method, recipe.params, role)
         return predict(runner, recipe, names, role)

@@ -214,7 +214,34 @@ class Spearman(Pearson):
         return super().of(rankdata(predicted), rankdata(targets))
 
 
-ACCURACY, NLL = Accuracy(), NegativeLogLikelihood()
+@dataclass(frozen=True)
+class ExactMatch:
+    """Share of rows for which greedy decoding writes the label's answer and ends.
+
+    Below chance, the model writes text that is none of the answers; accuracy ranks answers alone.
+    """
+
+    name: str = "exact"
+    title: str = "exact match"
+    larger_is_better: bool = True
+    ranks: bool = True
+    per_sample: bool = True
+
+    def samples(self, output: Tensor, targets: Tensor) -> NDArray[np.bool_]:
+        """[N]: whether each row is right, of written classes [N] and labels [N]."""
+        right: NDArray[np.bool_] = (output == targets).numpy()
+        return right
+
+    def score(self, samples: Samples) -> float:
+        """Mean of right rows."""
+        return float(samples.mean())
+
+    def __call__(self, output: Tensor, targets: Tensor) -> float:
+        """Of written classes [N] and labels [N]."""
+        return self.score(self.samples(output, targets))
+
+
+ACCURACY, NLL, EXACT = Accuracy(), NegativeLogLikelihood(), ExactMatch()
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in (ACCURACY, NLL)}
 """Metrics that every evaluation measures, by name, in the order in which they are shown."""
@@ -281,7 +308,7 @@ def metric_of(name: str) -> Metric:
     (False, True)
     """
     kind = name.partition("/")[0]
-    others: dict[str, Metric] = {**PAIRED, OWN.name: OWN}
+    others: dict[str, Metric] = {**PAIRED, OWN.name: OWN, EXACT.name: EXACT}
     return METRICS.get(kind) or others.get(kind, ACCURACY)
 
 

@@ -8,8 +8,10 @@ Prediction (`predict.py`), statistics of data (`statistics.py`) and in-model tra
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -19,16 +21,46 @@ from torch import Tensor
 from actors.artifacts.head_file import open_head, read_head
 from actors.artifacts.recipe import BASE
 from actors.data.row_file import open_labels, open_lengths
-from actors.data.task_rows import BATCH, Cuts, TaskData, batches, cut_rows
+from actors.data.task_rows import BATCH, SAMPLES, Cuts, TaskData, batches, cut_rows
+from actors.data.text.written_answers import NO_CLASS, judged, texts_of
 from actors.experts.embedding_cache import EmbeddingCache
 from actors.gate_features.feature_cache import open_features
 from actors.shards.messages import Batch, Weights
 from actors.shards.pipeline import Pipeline
 from fusion.errors import InputError
+from fusion.logits.head import AnswerHead
 from fusion.methods.classifiers.interface import TaskEmbeddings
 from fusion.methods.learned.steps import MicroBatch
 from fusion.task_vectors.coding import one_hot
 from fusion.task_vectors.sparsify import Trim
+
+LONGEST = 19
+"""Tokens that are written at most: the original's `generate` stops at 20 with the start token."""
+
+Embed: TypeAlias = Callable[[Iterable[tuple[Tensor | slice, Batch]]], Iterator[Tensor]]
+"""embed((rows, their batch), …) -> outputs of each batch, by the models of these rows."""
+
+
+@dataclass(frozen=True, eq=False)
+class Predicted:
+    """Predictions of a model for N rows of one task."""
+
+    logits: Tensor
+    """[N, C]."""
+    written: Tensor | None = None
+    """int64 [N]: of a head of answers, the class whose answer greedy decoding writes, −1 where it
+    is none; None: of other heads, and where logits of several models were combined."""
+
+    def scaled(self, beta: float) -> Predicted:
+        """The same with logits times β."""
+        return Predicted(beta * self.logits, self.written)
+
+
+def cut_back(parts: Sequence[Predicted], cuts: Cuts) -> Predicted:
+    """Predictions of the parts of a cut, in the order of the rows."""
+    written = [part.written for part in parts if part.written is not None]
+    logits = cuts.joined(part.logits for part in parts)
+    return Predicted(logits, cuts.joined(written) if written else None)
 
 
 class ModelRunner:
@@ -134,14 +166,29 @@ class ModelRunner:
         embedded, head = self.embedded(expert, task, role), self.task_heads[task]
         return torch.cat([head.logits(embedded[rows]) for rows in batches(len(embedded))])
 
-    def headed(self, task: str, parts: Iterable[Tensor], cuts: Cuts | None = None) -> Tensor:
-        """Apply a task's head to embeddings, batch by batch: logits [N, C].
-
-        `cuts`: the batches; their rows' order is that of the logits. None: that of the embeddings.
-        """
+    def entropies_of(self, expert: str, task: str, role: str) -> Tensor | None:
+        """Entropy [N] of one expert's predictions, or the base's, where the task's head has another
+        than that of its logits; else None."""
         head = self.task_heads[task]
-        found = (head.to(z.device).logits(z.float()).cpu() for z in parts)
-        return (cuts or Cuts(())).joined(found)
+        if not isinstance(head, AnswerHead) or head.objective == "answers":
+            return None
+        return head.entropy(self.embedded(expert, task, role))
+
+    def predicted_of(self, expert: str, task: str, role: str) -> Predicted:
+        """Predictions of one expert, or of the base."""
+        embedded = self.embedded(expert, task, role)
+        cuts = Cuts(list(batches(len(embedded))))
+        return self.headed(task, (embedded[rows] for rows in cuts.parts), cuts)
+
+    def headed(self, task: str, outputs: Iterable[Tensor], cuts: Cuts) -> Predicted:
+        """Outputs of batches, one by one, through a task's head; in the order of the rows."""
+        return cut_back([self.read(task, output) for output in outputs], cuts)
+
+    def read(self, task: str, output: Tensor) -> Predicted:
+        """Outputs of some rows through a task's head, on the CPU."""
+        head = self.task_heads[task].to(output.device)
+        written = head.written(output).cpu() if isinstance(head, AnswerHead) else None
+        return Predicted(head.logits(output.float()).cpu(), written)
 
     def cuts(self, task: str, role: str, size: int = BATCH, at: Tensor | None = None) -> Cuts:
         """Batches of at most `size` of a role's rows, for evaluation. See `cut_rows`.
@@ -194,3 +241,42 @@ class ModelRunner:
         if path not in self.opened:
             self.opened[path] = open_labels(path)
         return self.opened[path]
+
+
+def completed(
+    runner: ModelRunner, task: str, role: str, found: Predicted, embed: Embed
+) -> Predicted:
+    """Predictions with the class that rows write, where the tree of answers left it open.
+
+    Greedy decoding, token by token: each pass reads a row and all tokens that it has written so
+    far. Shards keep nothing between passes, so one that died and came back goes on with the next
+    token. A row is given up as soon as its text can be no answer any more, mostly after one token.
+
+    Args:
+        runner: has the task's rows and head.
+        task: of the rows.
+        role: of the rows.
+        found: predictions for all rows of the task.
+        embed: runs the model that made them.
+    """
+    head = runner.task_heads[task]
+    if found.written is None or not isinstance(head, AnswerHead):
+        return found
+    written, texts = found.written.clone(), texts_of(head)
+    rows = (written == NO_CLASS).nonzero().flatten()
+    prefix = torch.zeros(len(rows), 0, dtype=torch.int64)
+    for _ in range(LONGEST):
+        if not len(rows):
+            break
+        cut = list(batches(len(rows), SAMPLES))
+        given = (
+            (rows[at], replace(runner.batch(task, role, rows[at]), prefix=prefix[at])) for at in cut
+        )
+        with runner.filling:
+            tokens = torch.cat([output.cpu() for output in embed(given)]).to(torch.int64)
+        prefix = torch.cat([prefix, tokens], dim=1)
+        classes = [judged(text, texts, head) for text in prefix.tolist()]
+        going = torch.tensor([each is None for each in classes], dtype=torch.bool)
+        written[rows] = torch.tensor([NO_CLASS if each is None else each for each in classes])
+        rows, prefix = rows[going], prefix[going]
+    return Predicted(found.logits, written)

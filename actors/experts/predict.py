@@ -7,7 +7,7 @@ role of the rows, and returns task -> logits [N, C]. A new kind of method adds i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -17,7 +17,7 @@ from actors.artifacts.fitted_file import fitted_logits
 from actors.artifacts.recipe import BASE, Recipe
 from actors.data.task_rows import SAMPLES, Cuts, batches
 from actors.experts.in_model_training import opened, routed_logits
-from actors.experts.model_runner import ModelRunner
+from actors.experts.model_runner import Embed, ModelRunner, Predicted, completed, cut_back
 from actors.experts.recipe import learned_beta, learned_coding, opened_gate, static_method
 from actors.experts.statistics import compute_statistics
 from actors.shards.messages import Batch, Weights, for_task, weights_of
@@ -32,9 +32,9 @@ from fusion.registry import (
     Resident,
     Routed,
 )
-from fusion.task_vectors.coding import selected_expert
+from fusion.task_vectors.coding import one_hot, selected_expert
 
-Predictions: TypeAlias = dict[str, Tensor]
+Predictions: TypeAlias = dict[str, Predicted]
 Predictor: TypeAlias = Callable[[ModelRunner, Any, Recipe, Sequence[str], str], Predictions]
 
 MERGES = 16
@@ -62,9 +62,9 @@ def model_weights(runner: ModelRunner, recipe: Recipe) -> Weights:
 
 
 def predict(runner: ModelRunner, recipe: Recipe, names: Sequence[str], role: str) -> Predictions:
-    """Task -> logits [N, C] of its rows of that role, by the predictor of the method's kind."""
+    """Task -> predictions for its rows of that role, by the predictor of the method's kind."""
     if recipe.method == "experts":
-        return {name: runner.logits_of(name, name, role) for name in names}
+        return {name: by_expert(runner, name, name, role) for name in names}
     method = METHODS.get(recipe.method)  # None: the base
     predictor = by_one if method is None else PREDICTORS.get(type(method), by_one)
     return predictor(runner, method, recipe, names, role)
@@ -76,7 +76,8 @@ def by_one(
     """One model for all tasks."""
     weights, beta = model_weights(runner, recipe), learned_beta(recipe)
     with runner.filling:
-        return {name: beta * classified(runner, weights, name, role) for name in names}
+        found = {name: classified(runner, weights, name, role) for name in names}
+    return {name: each.scaled(beta) for name, each in found.items()}
 
 
 def by_task(
@@ -99,7 +100,7 @@ def by_embeddings(
             method.fuse(stack[:, rows], runner.task_heads[task], **recipe.params)
             for rows in batches(stack.shape[1])
         )
-        found[task] = torch.cat(list(parts))
+        found[task] = Predicted(torch.cat(list(parts)))
     return found
 
 
@@ -108,7 +109,7 @@ def by_fit(
 ) -> Predictions:
     """The classifiers that were fitted to the experts' embeddings."""
     return {
-        name: fitted_logits(method, runner.task_embeddings(name), name, recipe, role)
+        name: Predicted(fitted_logits(method, runner.task_embeddings(name), name, recipe, role))
         for name in names
     }
 
@@ -127,18 +128,25 @@ def by_gate(
     gate, extractor, trim = opened_gate(method, recipe, runner.tasks, runner.pipeline.groups)
     surveyed = runner.trimmed(trim)
 
-    def coded(task: str, cuts: Cuts) -> Iterator[tuple[Batch, Weights]]:
+    def embed(task: str) -> Embed:
         features = runner.features(task, role, extractor)
-        for rows in cuts.parts:
-            with torch.no_grad():
-                coding = gate(features[rows])
-            yield runner.batch(task, role, rows), weights_of(surveyed, coding)
 
-    found = {}
-    for task in names:
-        cuts = runner.cuts(task, role, SAMPLES)
-        found[task] = runner.headed(task, runner.pipeline.embed_coded(coded(task, cuts)), cuts)
-    return found
+        def coded(given: Iterable[tuple[Tensor | slice, Batch]]) -> Iterator[tuple[Batch, Weights]]:
+            for rows, batch in given:
+                with torch.no_grad():
+                    coding = gate(features[rows])
+                yield batch, weights_of(surveyed, coding)
+
+        return lambda given: runner.pipeline.embed_coded(coded(given))
+
+    return {task: sampled(runner, task, role, embed(task)) for task in names}
+
+
+def sampled(runner: ModelRunner, task: str, role: str, embed: Embed) -> Predicted:
+    """Predictions of models that make one a sample."""
+    cuts = runner.cuts(task, role, SAMPLES)
+    given = ((rows, runner.batch(task, role, rows)) for rows in cuts.parts)
+    return completed(runner, task, role, runner.headed(task, embed(given), cuts), embed)
 
 
 def by_resident(
@@ -161,46 +169,64 @@ PREDICTORS: Mapping[type[Row], Predictor] = {
 """Kind of method -> its predictor; all others use `by_one`."""
 
 
-def classified(runner: ModelRunner, weights: Weights, task: str, role: str) -> Tensor:
-    """Logits [N, C] of one model; cached embeddings are used where the model is an expert."""
+def by_expert(runner: ModelRunner, expert: str, task: str, role: str) -> Predicted:
+    """Predictions of one expert; its outputs are cached."""
+
+    def embed(given: Iterable[tuple[Tensor | slice, Batch]]) -> Iterator[Tensor]:
+        weights = runner.pipeline.weights(coding=one_hot(runner.tasks, expert), own=True)
+        return runner.pipeline.embed(weights, (batch for _, batch in given))
+
+    return completed(runner, task, role, runner.predicted_of(expert, task, role), embed)
+
+
+def classified(runner: ModelRunner, weights: Weights, task: str, role: str) -> Predicted:
+    """Predictions of one model; cached embeddings are used where the model is an expert."""
     if weights.coding is not None and weights.trim.nothing:
         expert = selected_expert(weights.coding)
         if expert is not None:
-            return runner.logits_of(runner.tasks[expert], task, role)
+            return by_expert(runner, runner.tasks[expert], task, role)
     cuts = runner.cuts(task, role)
     cut = (runner.batch(task, role, rows) for rows in cuts.parts)
-    return runner.headed(task, runner.pipeline.embed(weights, cut), cuts)
+    found = runner.headed(task, runner.pipeline.embed(weights, cut), cuts)
+
+    def embed(given: Iterable[tuple[Tensor | slice, Batch]]) -> Iterator[Tensor]:
+        return runner.pipeline.embed(weights, (batch for _, batch in given))
+
+    return completed(runner, task, role, found, embed)
 
 
-def routed(runner: ModelRunner, method: Routed, recipe: Recipe, task: str, role: str) -> Tensor:
-    """Logits [N, C] by coefficients computed from the experts' logits (DaWin)."""
+def routed(runner: ModelRunner, method: Routed, recipe: Recipe, task: str, role: str) -> Predicted:
+    """Predictions by coefficients computed from the experts' logits (DaWin)."""
+    entropies = [runner.entropies_of(each, task, role) for each in (BASE, *runner.tasks)]
+    known = [each for each in entropies if each is not None]
     expert_logits = ExpertLogits(
         runner.tasks,
         torch.stack([runner.logits_of(expert, task, role) for expert in runner.tasks]),
         runner.logits_of(BASE, task, role),
         runner.labels(task, role) if is_oracle(recipe.params) else None,
+        torch.stack(known) if known else None,
     )
     routing = method.route(expert_logits, **recipe.params)
     if routing.logits is not None:
-        return routing.logits
-    head = runner.task_heads[task]
-    if len(routing.codings) > MERGES:
-        cuts = runner.cuts(task, role, SAMPLES)
-        parts = runner.pipeline.embed_coded(
-            (
-                runner.batch(task, role, rows),
-                runner.pipeline.weights(coding=routing.codings[routing.assign[rows]]),
-            )
-            for rows in cuts.parts
+        return Predicted(routing.logits)
+
+    def embed(given: Iterable[tuple[Tensor | slice, Batch]]) -> Iterator[Tensor]:
+        coding = routing.codings
+        return runner.pipeline.embed_coded(
+            (batch, runner.pipeline.weights(coding=coding[routing.assign[rows]]))
+            for rows, batch in given
         )
-        return runner.headed(task, parts, cuts)
-    found = torch.empty(len(routing.assign), head.classes)
+
+    if len(routing.codings) > MERGES:
+        return sampled(runner, task, role, embed)
+    order, found = [], []
     for index, coding in enumerate(routing.codings):
         rows = torch.nonzero(routing.assign == index).flatten()
         weights = runner.pipeline.weights(coding=coding[None])
-        cut = runner.cuts(task, role, at=rows).parts
-        parts = runner.pipeline.embed(weights, (runner.batch(task, role, at) for at in cut))
+        part = runner.cuts(task, role, at=rows)
+        given = (runner.batch(task, role, at) for at in part.parts)
         with runner.filling:
-            for at, z in zip(cut, parts, strict=True):
-                found[at] = head.to(z.device).logits(z.float()).cpu()
-    return found
+            found.append(runner.headed(task, runner.pipeline.embed(weights, given), part))
+        order.append(rows)
+    cuts = Cuts(order, torch.cat(order).argsort())
+    return completed(runner, task, role, cut_back(found, cuts), embed)

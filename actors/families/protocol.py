@@ -25,9 +25,10 @@ from actors.data.task import Task
 from actors.files.fingerprint import Fingerprint
 from fusion.errors import InputError
 
-Offer: TypeAlias = Literal["embeddings", "cosine_head", "mlp_blocks"]
+Offer: TypeAlias = Literal["embeddings", "cosine_head", "mlp_blocks", "float16"]
 """What some methods need of a family: an output that is an embedding, heads of normalised
-embeddings, blocks with an MLP that routers can replace."""
+embeddings, blocks with an MLP that routers can replace; and what `placement.dtype: float16` needs:
+activations that do not overflow there."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,12 @@ class Segment:
     """Path of the submodule that a router may replace; None if the segment has no MLP."""
     width: int = 0
     """Last axis of the MLP's input, which a router reads."""
+    work: float | None = None
+    """Multiplications a row, by which models are cut into shards where all segments state it; None:
+    not stated."""
+    masks: Mapping[str, str] = field(default_factory=dict)
+    """The module's own name of a linear layer's weight -> the activation that masks the layer's
+    input, where it is another one than `mask`."""
 
     def build(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """The module on the meta device, frozen, in evaluation mode; nothing drawn or loaded.
@@ -95,10 +102,15 @@ def segment(
     names: Mapping[str, str],
     mlp: str | None = None,
     width: int = 0,
+    **more: Any,
 ) -> Segment:
-    """A segment, sized by the checkpoint's headers; a tied tensor counts once."""
+    """A segment, sized by the checkpoint's headers; a tied tensor counts once.
+
+    Args:
+        more: further fields of `Segment`.
+    """
     numel = sum(math.prod(base.tensors[name].shape) for name in dict.fromkeys(names.values()))
-    return Segment(kind, arguments, names, numel, mlp, width)
+    return Segment(kind, arguments, names, numel, mlp, width, **more)
 
 
 def check_untied(chain: tuple[Segment, ...], what: str) -> None:
@@ -204,6 +216,10 @@ class ModelFamily(Protocol):
     ) -> dict[str, Tensor]:
         """Tensors, of a merged model or of its base, with the inverse temperature `beta` of logits
         in them, if any."""
+        ...
+
+    def exported(self, base: Checkpoint) -> dict[str, Any]:
+        """Fields that `config.json` of a merged model must have, whatever the base's file says."""
         ...
 
     # ------------------------------------------------------------------------------------ the model

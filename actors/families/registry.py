@@ -19,12 +19,13 @@ from actors.checkpoints.sources import resolve
 from actors.families.bert.family import BERT_FAMILY
 from actors.families.clip.family import CLIP
 from actors.families.protocol import ModelFamily, Training
+from actors.families.t5.family import T5_FAMILY
 from fusion.errors import InputError, reading
 from fusion.methods.learned.gate import Gate
 
 GROUP = "fusion_sweeps.families"
 
-FAMILIES: dict[str, ModelFamily] = {each.name: each for each in (CLIP, BERT_FAMILY)}
+FAMILIES: dict[str, ModelFamily] = {each.name: each for each in (CLIP, BERT_FAMILY, T5_FAMILY)}
 
 
 def register(family: ModelFamily) -> None:

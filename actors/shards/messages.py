@@ -24,6 +24,8 @@ class Batch:
     """int64 [B], for a cross-entropy loss; None: the loss is the entropy."""
     beta: float = 1.0
     """Inverse temperature of the logits in that cross-entropy."""
+    prefix: Tensor | None = None
+    """int64 [B, t], tokens that a decoder has written so far, where the next one is asked for."""
 
     @property
     def size(self) -> int:

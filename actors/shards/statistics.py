@@ -46,6 +46,11 @@ class StatisticsCollector:
         ):
             yield at, module, link.names
 
+    def masked(self, at: int) -> dict[str, str]:
+        """Global name of a weight -> the activation that masks its layer's input, of a segment."""
+        link = self.resident.whole[at]
+        return {link.names[own]: mask for own, mask in link.masks.items()}
+
     def lacking(self, keys: Sequence[str]) -> list[str]:
         """Keys with a missing or damaged file on this node, among this block's segments."""
         return [key for key in keys if not all(sound(self.place(key, at)) for at in self.segments)]
@@ -80,8 +85,8 @@ class StatisticsCollector:
         if not at:
             self.forget()
             self.grams = [
-                Grams([(module, names)], self.block.vectors.deltas)
-                for _, module, names in self.parts()
+                Grams([(module, names)], self.block.vectors.deltas, self.masked(at))
+                for at, module, names in self.parts()
             ]
         self.count(weights.key, at)
         for grams in self.grams:
@@ -90,12 +95,12 @@ class StatisticsCollector:
         try:
             with torch.inference_mode():
                 for grams, (_, module, _) in zip(self.grams, self.parts(), strict=True):
-                    grams.mask = outputs.get("mask")
+                    grams.masks = outputs
                     outputs = module(outputs)
             return outputs
         finally:
             for grams in self.grams:
-                grams.on = False
+                grams.on, grams.masks = False, {}
 
     def count(self, key: str, at: int) -> None:
         """Count batch `at`; batch 0 starts a new count.
@@ -268,11 +273,11 @@ class StatisticsCollector:
             means, shared = [], {}
             for task, batches in zip(vectors.tasks, current, strict=True):
                 mix(replace(part, results=self.resident.dtype), one_hot(vectors.tasks, task))
-                grams = Grams([(module, names)], self.block.vectors.deltas)
+                grams = Grams([(module, names)], self.block.vectors.deltas, self.masked(at))
                 grams.on = True
                 with torch.inference_mode():
                     for activations in batches:
-                        grams.mask = activations.get("mask")
+                        grams.masks = activations
                         module(activations)
                 grams.close()
                 means.append(grams.means())

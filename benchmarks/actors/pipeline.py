@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 
-from actors.cluster.partition import blocks_of
+from actors.cluster.partition import Load, blocks_of
 from actors.cluster.planner import Plan
 from actors.data.task_rows import TaskData
 from actors.experts.embedding_cache import EmbeddingCache
@@ -94,7 +94,8 @@ class World:
     def blocks(self, shards: int) -> tuple[tuple[int, int], ...]:
         """Where a fleet's plan would cut."""
         chain = clip_segments(self.pool.base)
-        return blocks_of(tuple(4 * segment.numel for segment in chain), shards)
+        segments = tuple(4 * segment.numel for segment in chain)
+        return blocks_of(Load(segments, EXPERTS), shards)
 
     def local(self, shards: int = 1) -> LocalExperts:
         """In this process."""

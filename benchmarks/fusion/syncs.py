@@ -26,6 +26,7 @@ device.install()
 
 from actors.artifacts.recipe import Recipe  # noqa: E402
 from actors.data.task import Splits, TaskSource, open_task  # noqa: E402
+from actors.data.task_rows import Cuts  # noqa: E402
 from actors.experts.embedding_cache import embedding_cache  # noqa: E402
 from actors.experts.local import LocalExperts, local_experts  # noqa: E402
 from actors.experts.predict import model_weights  # noqa: E402
@@ -94,7 +95,9 @@ def evaluated(experts: LocalExperts, weights: Weights) -> Callable[[], Any]:
     """One batch through the resident model, and its logits on the host."""
     task = next(iter(TASKS))
     batch = experts.runner.batch(task, "select", slice(0, BATCH))
-    return lambda: experts.runner.headed(task, experts.runner.pipeline.embed(weights, [batch]))
+    cuts = Cuts([slice(0, BATCH)])
+    embed = experts.runner.pipeline.embed
+    return lambda: experts.runner.headed(task, embed(weights, [batch]), cuts)
 
 
 def run() -> tuple[int, list[Row]]:

@@ -42,7 +42,8 @@ def codings(tasks: int, own: int) -> dict[str, Tensor]:
 
 def measured(experts: LocalExperts, task: str, coding: Tensor) -> tuple[float, float]:
     """(mean entropy, accuracy) of one task's select rows."""
-    z = classified(experts.runner, experts.runner.pipeline.weights(coding=coding), task, ROLE)
+    weights = experts.runner.pipeline.weights(coding=coding)
+    z = classified(experts.runner, weights, task, ROLE).logits
     hits = z.argmax(1) == experts.runner.labels(task, ROLE)
     return entropy(z).mean().item(), hits.float().mean().item()
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from fusion.logits.entropy import entropy
 
 Target: TypeAlias = torch.dtype | torch.device
 """Argument of `Tensor.to`."""
+
+Objective: TypeAlias = Literal["vocabulary", "answers"]
+"""Which entropy of a text-to-text model is minimised; see `AnswerHead`."""
 
 
 class Head(Protocol):
@@ -30,6 +33,10 @@ class Head(Protocol):
 
     def logits(self, output: Tensor) -> Tensor:
         """Logits [B, C] of the outputs of B rows, on the device and in the dtype of the head."""
+        ...
+
+    def entropy(self, output: Tensor) -> Tensor:
+        """Entropy [B] of the predictions in nats, which learning without labels minimises."""
         ...
 
     def to(self, target: Target) -> Head:
@@ -56,6 +63,10 @@ class CosineHead:
         [[0.6000000238418579, 0.800000011920929]]
         """
         return cosine_head.logits(output, self.weight)
+
+    def entropy(self, output: Tensor) -> Tensor:
+        """Of the classes' probabilities; see `Head.entropy`."""
+        return entropy(self.logits(output))
 
     def to(self, target: Target) -> CosineHead:
         """See `Head.to`."""
@@ -89,6 +100,10 @@ class LinearHead:
             output = self.before.logits(output).tanh()
         return torch.nn.functional.linear(output, self.weight, self.bias)
 
+    def entropy(self, output: Tensor) -> Tensor:
+        """Of the classes' probabilities; see `Head.entropy`."""
+        return entropy(self.logits(output))
+
     def to(self, target: Target) -> LinearHead:
         """See `Head.to`."""
         bias = None if self.bias is None else self.bias.to(target)
@@ -116,9 +131,63 @@ class VerbaliserHead:
         """
         return output[:, self.tokens]
 
+    def entropy(self, output: Tensor) -> Tensor:
+        """Of the classes' probabilities; see `Head.entropy`."""
+        return entropy(self.logits(output))
+
     def to(self, target: Target) -> VerbaliserHead:
         """The tokens on another device; token ids keep their dtype."""
         return self if isinstance(target, torch.dtype) else VerbaliserHead(self.tokens.to(target))
+
+
+@dataclass(frozen=True, eq=False)
+class AnswerHead:
+    """Scores of whole answers, which a text-to-text model has put into its output.
+
+    Outputs are [B, 2 + C]: the entropy of the first token over the whole vocabulary, the class that
+    greedy decoding writes (−1: none), and Σ_j log p(token j) of each class's answer.
+    """
+
+    answers: Tensor
+    """int [C, L], tokens of each class's answer and its end, −1 after it."""
+    blanks: frozenset[int] = frozenset()
+    """Tokens of whitespace and punctuation alone, which do not count at the ends of a text."""
+    objective: Objective = "vocabulary"
+    """`vocabulary`: the entropy of the first token over the whole vocabulary, that of DAWE's
+    released code for Flan-T5. `answers`: that of the answers' probabilities, renormalised, which
+    is ours."""
+
+    @property
+    def classes(self) -> int:
+        """C; outputs may have more columns, of other tasks' classes."""
+        return len(self.answers)
+
+    @property
+    def end(self) -> int:
+        """The token that ends an answer."""
+        first = self.answers[0]
+        return int(first[first >= 0][-1])
+
+    def logits(self, output: Tensor) -> Tensor:
+        """Log-probabilities [B, C] of the answers, not renormalised.
+
+        >>> head = AnswerHead(torch.tensor([[5, 1], [6, 1]]))
+        >>> head.logits(torch.tensor([[0.5, 1.0, -3.0, -1.0]])).tolist()
+        [[-3.0, -1.0]]
+        """
+        return output[:, 2 : 2 + self.classes]
+
+    def entropy(self, output: Tensor) -> Tensor:
+        """See `objective`."""
+        return output[:, 0] if self.objective == "vocabulary" else entropy(self.logits(output))
+
+    def written(self, output: Tensor) -> Tensor:
+        """int64 [B]: the class whose answer greedy decoding writes; −1 where it is none."""
+        return output[:, 1].to(torch.int64)
+
+    def to(self, target: Target) -> AnswerHead:
+        """The same head: no weights are computed with."""
+        return self
 
 
 def as_head(head: Tensor | Head) -> Head:
@@ -145,16 +214,17 @@ class TaskLoss:
         Args:
             output: the model's outputs [B, …]; heads are converted to their dtype.
             parts: (task, number of rows), in the order of the rows.
-            labels: int64 [B]: cross-entropy of β·logits; None: mean entropy of the predictions.
+            labels: int64 [B]: cross-entropy of β·logits; None: mean `Head.entropy`.
             beta: β, the inverse temperature of the cross-entropy.
         """
         losses, at = [], 0
         for task, count in parts:
             here = slice(at, at + count)
-            z = self.heads[task].to(output.dtype).logits(output[here])
+            head = self.heads[task].to(output.dtype)
             if labels is None:
-                losses.append(entropy(z).mean())
+                losses.append(head.entropy(output[here]).mean())
             else:
+                z = head.logits(output[here])
                 losses.append(cross_entropy(beta * z, labels[here].to(z.device)))
             at += count
         return torch.stack(losses)

@@ -37,9 +37,16 @@ def check_trials(spec: SweepSpec) -> None:
 
 
 def check_offers(spec: SweepSpec, pool: Pool) -> None:
-    """Raise InputError where a method needs something that the models' family does not offer."""
+    """Raise InputError where a method, or the dtype, needs something that the models' family does
+    not offer."""
+    offered = pool.family.offers(pool.base)
+    if spec.placement.dtype == "float16" and "float16" not in offered:
+        raise InputError(
+            "placement.dtype: 'float16'; activations of models of the family"
+            f" {pool.family.name!r} overflow in it: bfloat16 or float32 needed"
+        )
     for name in spec.methods:
-        if lacking := METHODS[name].requires - pool.family.offers(pool.base):
+        if lacking := METHODS[name].requires - offered:
             raise InputError(
                 f"methods.{name}: needs {', '.join(sorted(lacking))}, which models of the family"
                 f" {pool.family.name!r} do not have"

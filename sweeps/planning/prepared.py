@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from actors.data.protocol import Inputs
 from actors.data.task import Role, Splits, Task
 from actors.data.task_rows import BATCH, SAMPLES
 from actors.experts.embedding_cache import EmbeddingCache, embedding_cache
+from actors.families.protocol import Segment
 from actors.files.cache_dir import cache_dir
 from actors.files.fingerprint import fingerprint, software
 from actors.pool.pool import Pool
@@ -141,4 +142,11 @@ def load_of(spec: SweepSpec, pool: Pool, needs: LearningNeeds) -> Load:
         factored=spec.placement.weights == "factored",
         largest=4 * max(pool.base.tensors[name].numel for name in pool.names),
         sampled=SAMPLES if "model_per_sample" in outputs else 0,
+        work=work_of(chain),
     )
+
+
+def work_of(chain: Sequence[Segment]) -> tuple[float, ...]:
+    """Multiplications a row of each segment; empty where some segment does not state its own."""
+    stated = [segment.work for segment in chain if segment.work is not None]
+    return tuple(stated) if len(stated) == len(chain) else ()

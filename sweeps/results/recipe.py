@@ -270,6 +270,7 @@ def write_folder(
         share(part / "model.safetensors")
         for name, data in papers(base).items():
             (part / name).write_bytes(data)
+        say(part / "config.json", family_in(base).exported(base))
         if dtype is not None:
             say_dtype(part / "config.json", results)
         (part / "recipe.yaml").write_bytes(read_bytes(recipe))
@@ -311,6 +312,13 @@ def check_new(out: Path) -> None:
     """Raise InputError if a path exists, including dangling links."""
     if os.path.lexists(out) or not out.name:
         raise InputError(f"{out}: is there already; give a new folder")
+
+
+def say(file: Path, fields: Mapping[str, Any]) -> None:
+    """Set fields of a configuration; a file that says them already stays as it is."""
+    config = read_json(file) if fields else {}
+    if any(name not in config or config[name] != value for name, value in fields.items()):
+        file.write_text(json.dumps({**config, **fields}, indent=2))
 
 
 def say_dtype(file: Path, dtype: str) -> None:

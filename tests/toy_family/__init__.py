@@ -109,7 +109,7 @@ class Toy:
     """`ModelFamily` of the toy model."""
 
     name, model_types = "toy", {TYPE: ("ToyModel",)}
-    offers = staticmethod(lambda base: frozenset({"embeddings", "mlp_blocks"}))
+    offers = staticmethod(lambda base: frozenset({"embeddings", "mlp_blocks", "float16"}))
 
     def nothing(self, *given):
         """No training, no check that could fail, no difference."""
@@ -133,6 +133,8 @@ class Toy:
         return {}
 
     tempered = check_heads = own_heads = empty
+
+    exported = empty
 
     def segments(self, base):
         last = {"norm.weight": "last.norm.weight", "out.weight": TABLE}

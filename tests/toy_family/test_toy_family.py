@@ -269,9 +269,10 @@ def test_padding_is_no_part_of_statistics():
     layer = nn.Linear(3, 2, bias=False)
     grams = Grams([(layer, {"weight": "w"})], {"w"})
     x = torch.randn(2, 4, 3)
-    grams.on, grams.mask = True, torch.tensor([[True, True, False, False], [True] * 4])
+    grams.on, mask = True, torch.tensor([[True, True, False, False], [True] * 4])
+    grams.masks = {"mask": mask}
     layer(x)
-    real = x[grams.mask]
+    real = x[mask]
     torch.testing.assert_close(grams.means()["w"], real.T @ real / len(real))
 
 

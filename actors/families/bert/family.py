@@ -34,6 +34,9 @@ from actors.files.fingerprint import Fingerprint
 CLASSIFIER, TYPICAL = "ForSequenceClassification", 128
 """End of the classes' names; tokens of a text that memory is planned for, at most."""
 
+FITS: frozenset[Offer] = frozenset({"mlp_blocks", "float16"})
+"""What all of them offer."""
+
 
 @dataclass(frozen=True)
 class Bert:
@@ -47,7 +50,7 @@ class Bert:
 
     def offers(self, base: Checkpoint) -> frozenset[Offer]:
         """Blocks with an MLP; embeddings where the output is not logits."""
-        return frozenset({"mlp_blocks"} if base.fields["labels"] else {"mlp_blocks", "embeddings"})
+        return FITS if base.fields["labels"] else FITS | {"embeddings"}
 
     def training(self) -> None:
         """None: models are only merged."""
@@ -87,6 +90,10 @@ class Bert:
         out = OUT[base.fields["model_type"]]
         names = [f"{out}.weight", f"{out}.bias"] if beta != 1.0 else []
         return {name: (beta * fused[name]).to(fused[name].dtype) for name in names if name in fused}
+
+    def exported(self, base: Checkpoint) -> dict[str, Any]:
+        """None: the base's file says all."""
+        return {}
 
     def segments(self, base: Checkpoint) -> tuple[Segment, ...]:
         """Embeddings, one segment a layer, pooler and classifier. See `bert_segments`."""

@@ -46,7 +46,7 @@ class Clip:
 
     def offers(self, base: Checkpoint) -> frozenset[Offer]:
         """Everything that methods may need."""
-        return frozenset({"embeddings", "cosine_head", "mlp_blocks"})
+        return frozenset({"embeddings", "cosine_head", "mlp_blocks", "float16"})
 
     def training(self) -> Training:
         """Fine-tuning of the vision tower, and pretraining of a small CLIP."""
@@ -106,6 +106,10 @@ class Clip:
         if beta == 1.0 or SCALE not in base.rest:
             return {}
         return {name: scale + math.log(beta) for name, scale in read(base, [SCALE])}
+
+    def exported(self, base: Checkpoint) -> dict[str, Any]:
+        """None: the base's file says all."""
+        return {}
 
     def segments(self, base: Checkpoint) -> tuple[Segment, ...]:
         """Embeddings, one segment for each layer, projection. See `clip_segments`."""

@@ -35,6 +35,9 @@ class ExpertLogits:
     """Logits of the base, [N, C]."""
     labels: Tensor | None = None
     """int64 [N], read only with `expertise: label`; None: unknown."""
+    entropies: Tensor | None = None
+    """Entropies of the base and each expert, [1 + T, N], where they are not those of the logits:
+    for a text-to-text model, of its first token over the whole vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,10 @@ def dawin(
         models = [expert_logits.base, expert_logits.experts[chosen]]
         temperatures = [base_temperature, temperature]
     check_offset(offset, chosen, combine, len(expert_logits.base))
-    unsure = uncertainties(models, temperatures, expertise, expert_logits.labels)
+    if expert_logits.entropies is not None and expertise == "entropy":
+        unsure = known_entropies(expert_logits.entropies, chosen, temperatures)
+    else:
+        unsure = uncertainties(models, temperatures, expertise, expert_logits.labels)
     if combine == "select":
         return outputs_only(expert_logits, selected(models, unsure))
     shares = shrunk(unsure) if offset else (-unsure).softmax(0)
@@ -209,6 +215,16 @@ def check_offset(offset: bool, chosen: int | None, combine: Combine, rows: int) 
         raise InputError("dawin: offset: True; only False allowed with combine 'select'")
     if rows < 2:
         raise InputError(f"dawin: offset: True with {rows} row; a deviation over rows needs 2")
+
+
+def known_entropies(entropies: Tensor, chosen: int | None, temperatures: Sequence[float]) -> Tensor:
+    """H [M, N] in float64, of the models in play, where the evidence has entropies."""
+    if other := next((each for each in temperatures if each != 1), None):
+        raise InputError(
+            f"dawin: temperature: {other}; 1 allowed where entropies are not those of the answers'"
+            " logits"
+        )
+    return (entropies[1:] if chosen is None else entropies[[0, chosen + 1]]).double()
 
 
 def uncertainties(

@@ -14,6 +14,9 @@ from fusion.errors import InputError
 Statistic: TypeAlias = Literal["fisher", "gram", "prefix_gram"]
 """Kind of statistic, see `StatisticsRequest.kind`."""
 
+NO_MASKS: Mapping[str, str] = {}
+"""No layer has a mask of another name than `mask`."""
+
 
 @dataclass(frozen=True)
 class StatisticsRequest:
@@ -133,10 +136,15 @@ class Grams:
         modules: pairs (module, its parameter names -> names of tensors); their linear layers get
             hooks.
         fused: names of the weights that need a Gram matrix.
+        masked: name of a weight -> name in `masks` of the mask of its layer's input; default
+            `mask`.
     """
 
     def __init__(
-        self, modules: Iterable[tuple[nn.Module, Mapping[str, str]]], fused: Container[str]
+        self,
+        modules: Iterable[tuple[nn.Module, Mapping[str, str]]],
+        fused: Container[str],
+        masked: Mapping[str, str] = NO_MASKS,
     ) -> None:
         self.sums: dict[str, Tensor] = {}
         self.rows: dict[str, int] = {}
@@ -144,8 +152,10 @@ class Grams:
         self.last: tuple[Tensor | None, str] = (None, "")
         self.on = False
         """Whether it is looking now."""
-        self.mask: Tensor | None = None
-        """[B, S], True for tokens that are no padding; set before a pass of padded rows."""
+        self.masks: Mapping[str, Tensor] = {}
+        """Name -> [B, S], True for tokens that are no padding; set before a pass of padded rows.
+        Other tensors may be among them."""
+        self.masked = masked
         self.handles = [
             layer.register_forward_pre_hook(
                 self.hook(names[f"{path}.weight" if path else "weight"])
@@ -166,7 +176,7 @@ class Grams:
             if shared[0] is x and self.keys.get(name, shared[1]) == shared[1]:
                 self.keys[name] = shared[1]
                 return
-            rows = self.real(x.detach()).reshape(-1, x.shape[-1]).float()
+            rows = self.real(x.detach(), name).reshape(-1, x.shape[-1]).float()
             self.keys[name] = name
             if name not in self.sums:
                 self.sums[name] = torch.zeros(rows.shape[1], rows.shape[1], device=x.device)
@@ -177,10 +187,10 @@ class Grams:
 
         return add
 
-    def real(self, x: Tensor) -> Tensor:
-        """An input [B, S, d] without padded tokens: [tokens, d]; any other input unchanged."""
-        padded = self.mask is not None and x.shape[:-1] == self.mask.shape
-        return x[self.mask] if padded else x
+    def real(self, x: Tensor, name: str) -> Tensor:
+        """A layer's input [B, S, d] without padded tokens: [tokens, d]; other input unchanged."""
+        mask = self.masks.get(self.masked.get(name, "mask"))
+        return x[mask] if mask is not None and x.shape[:-1] == mask.shape else x
 
     def means(self) -> dict[str, Tensor]:
         """Key -> Gram matrix divided by the number of rows."""

@@ -13,7 +13,9 @@ from actors.artifacts.head_file import (
     check_head,
     check_rows,
     head_facts,
+    open_head,
     read_head,
+    write_answer_head,
     write_head,
 )
 from actors.checkpoints.checkpoint import content_hash
@@ -21,6 +23,7 @@ from actors.data.task import TaskSource, open_task
 from actors.families.clip.zero_shot_heads import task_heads
 from actors.families.registry import inspect
 from fusion.errors import InputError
+from fusion.logits.head import AnswerHead
 
 NAMES = ("flat", "steep")
 
@@ -146,3 +149,18 @@ def test_two_classes_with_the_same_row(one, other):
     said = f"task 'x': classes {names[one]!r} and {names[other]!r} have the same row"
     with pytest.raises(InputError, match=said):
         check_rows(matrix, names, "task 'x'")
+
+
+def test_a_head_of_answers_is_read_with_its_objective(tmp_path):
+    file, answers = tmp_path / "answers.safetensors", torch.tensor([[5, 1], [6, -1]])
+    write_answer_head(file, answers)
+    head = open_head(file)
+    assert isinstance(head, AnswerHead)
+    assert (head.classes, head.objective, head.blanks) == (2, "vocabulary", frozenset())
+    assert torch.equal(read_head(file), answers.int())
+    write_answer_head(file, answers, [3, 4], "answers")
+    head = open_head(file)
+    assert (head.objective, head.blanks) == ("answers", {3, 4})
+    write_answer_head(file, answers, objective="other")
+    with pytest.raises(InputError, match="objective: 'other'; vocabulary or answers allowed"):
+        open_head(file)

@@ -13,6 +13,7 @@ from actors.experts import metrics
 from actors.experts.evaluation import Evaluation, score
 from actors.experts.metrics import (
     ACCURACY,
+    EXACT,
     NLL,
     PAIRED,
     metric_of,
@@ -79,6 +80,16 @@ def test_directions_and_what_reports_rank_by():
     assert ranked_by("nll/mean") is ranked_by("acc/mean") is ACCURACY
     assert metric_of("nll/mean") is NLL
     assert metric_names(["a"]) == ["acc/mean", "acc/a", "nll/mean", "nll/a"]
+
+
+def test_exact_match_is_measured_where_a_model_writes_answers():
+    z, labels = torch.randn(4, 3, generator=torch.Generator().manual_seed(1)), torch.arange(4) % 3
+    written = torch.tensor([0, -1, 2, 1])
+    found = Evaluation({"a": score(z, labels, written), "b": score(z, labels)}, 0.0, 0).metrics()
+    assert (found["exact/a"], found["exact/mean"]) == (0.5, 0.5)
+    assert "exact/b" not in found
+    assert (metric_of("exact/mean"), ranked_by("exact/a").title) == (EXACT, "exact match")
+    assert "exact/mean" not in metric_names(["a"])
 
 
 def test_an_evaluation_has_the_values_of_every_metric(toy):

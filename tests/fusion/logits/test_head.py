@@ -9,7 +9,15 @@ import torch
 
 from fusion.logits import cosine_head
 from fusion.logits.entropy import entropy
-from fusion.logits.head import CosineHead, Head, LinearHead, TaskLoss, VerbaliserHead, as_head
+from fusion.logits.head import (
+    AnswerHead,
+    CosineHead,
+    Head,
+    LinearHead,
+    TaskLoss,
+    VerbaliserHead,
+    as_head,
+)
 from tests.fusion.draws import drawn
 
 HEADS: dict[str, Head] = {
@@ -19,6 +27,9 @@ HEADS: dict[str, Head] = {
     "dense layer before": LinearHead(drawn(3, 4), drawn(3), LinearHead(drawn(4, 5), drawn(4))),
     "words": VerbaliserHead(torch.tensor([4, 0, 2])),
 }
+
+
+ANSWERS = torch.tensor([[5, 6, 1], [7, 1, -1]])
 
 
 def test_by_hand() -> None:
@@ -56,6 +67,33 @@ def test_a_cosine_head_has_the_bits_of_its_function_and_ignores_lengths() -> Non
 
 def test_token_ids_keep_their_dtype() -> None:
     assert VerbaliserHead(torch.tensor([1, 0])).to(torch.float16).tokens.dtype == torch.int64
+
+
+def test_entropies_are_of_logits_but_where_the_output_holds_one() -> None:
+    z = drawn(4, 5, seed=2)
+    for head in HEADS.values():
+        assert torch.equal(head.entropy(z), entropy(head.logits(z)))
+    output = torch.tensor([[0.5, 1.0, -3.0, -1.0, 9.0], [0.25, -1.0, -1.0, -2.0, 9.0]])
+    head = AnswerHead(ANSWERS)
+    assert head.entropy(output).tolist() == [0.5, 0.25]
+    assert head.logits(output).tolist() == [[-3.0, -1.0], [-1.0, -2.0]]
+    assert head.written(output).tolist() == [1, -1]
+    assert (head.classes, head.end) == (2, 1)
+    ours = AnswerHead(ANSWERS, objective="answers").entropy(output)
+    assert torch.equal(ours, entropy(output[:, 2:4]))
+    assert head.to(torch.float64) is head
+
+
+def test_losses_of_answers_are_the_entropy_of_their_first_token() -> None:
+    output = drawn(3, 4, seed=4).requires_grad_()
+    found = TaskLoss({"a": AnswerHead(ANSWERS)})(output, [("a", 3)])
+    assert found.tolist() == [output[:, 0].mean().item()]
+    found.sum().backward()
+    assert output.grad is not None
+    assert output.grad.tolist() == [[pytest.approx(1 / 3), 0, 0, 0]] * 3
+    labelled = TaskLoss({"a": AnswerHead(ANSWERS)})(output, [("a", 3)], torch.tensor([0, 1, 1]))
+    wanted = torch.nn.functional.cross_entropy(output[:, 2:], torch.tensor([0, 1, 1]))
+    assert labelled.tolist() == [wanted.item()]
 
 
 def test_losses_of_several_tasks() -> None:

@@ -423,3 +423,18 @@ def test_wrong_input_is_one_clear_line(change: Any, params: Any, message: str) -
     with pytest.raises(InputError, match=re.escape(message)) as error:
         dawin(dataclasses.replace(ROWS_OF_TWO, **change), **params)
     assert "\n" not in str(error.value)
+
+
+def test_entropies_that_are_not_those_of_the_logits() -> None:
+    given = torch.tensor([[0.0, 2.0], [1.0, 1.0], [3.0, 0.0]]).log1p()  # of base, a and b
+    logits = torch.zeros(2, 2, 3)
+    given_logits = ExpertLogits(("a", "b"), logits, logits[0], entropies=given)
+    found = dawin(given_logits, granularity="sample", scale=0.5)
+    wanted = torch.tensor([[1 / 2, 1 / 4], [1 / 2, 1]])
+    close(coefficients(found), wanted / wanted.sum(1, keepdim=True))
+    two = dawin(given_logits, granularity="sample", expert="b")
+    close(coefficients(two)[:, 1], [1 / 4 / (1 + 1 / 4), 1 / (1 / 3 + 1)])
+    with pytest.raises(InputError, match="temperature: 2; 1 allowed where entropies are not those"):
+        dawin(given_logits, temperature=2)
+    pseudo = dawin(given_logits, granularity="sample", expertise="pseudo_soft")
+    close(coefficients(pseudo), 0.3 * torch.ones(2, 2))

@@ -1,0 +1,62 @@
+"""A sweep over a pool of T5s as a user runs it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import yaml
+
+from tests.actors.families.t5.models import CLASSES, write_pool
+from tests.sweeps.program import TWO, comparison, in_process
+
+STEPS = {"steps": 2, "batch_size": 3}
+METHODS = {
+    "task_arithmetic": {"scale": {"grid": [0.3, 0.6]}},
+    "ties": {},
+    "regmean": {"examples": 8},
+    "fisher": {"examples": 8, "batch_size": 4},
+    "adamerging": STEPS,
+    "concrete_task_arithmetic": STEPS,
+    "wemoe": STEPS,
+    "dawin": {},
+    "ensemble": {},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = write_pool(tmp_path_factory.mktemp("t5_sweep"))
+    os.environ["FUSION_SWEEPS_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
+    spec = {
+        "name": "t5",
+        "pool": {"base": str(root / "base"), "experts": {t: str(root / t) for t in CLASSES}},
+        "tasks": {t: {"dataset": str(root / "data" / t)} for t in CLASSES},
+        "methods": METHODS | {"dawe": {**STEPS, "extractor": str(root / "base")}},
+    }
+    (root / "s.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+    for name, change in {
+        "half": {"placement": {"dtype": "float16"}},
+        "adapter": {"methods": {"tip_adapter": {}}},
+    }.items():
+        (root / f"{name}.yaml").write_text(yaml.safe_dump({**spec, **change}, sort_keys=False))
+    return root
+
+
+def test_what_is_not_defined_is_refused_in_one_line(folder):
+    for name, message in {
+        "half": "placement.dtype: 'float16'; activations of models of the family 't5' overflow",
+        "adapter": "methods.tip_adapter: needs cosine_head, embeddings, which models of the family",
+    }.items():
+        done = in_process("plan", f"{name}.yaml", cwd=folder)
+        assert done.returncode != 0
+        assert message in done.stderr, done.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_a_sweep_runs_from_a_file(folder, ray_cluster):
+    done = in_process("run", "s.yaml", *TWO, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = {row["method"]: row for row in comparison(folder / "outputs/t5")["rows"]}
+    assert rows.keys() >= {*METHODS, "dawe", "pretrained", "experts"}
