@@ -195,7 +195,7 @@ def test_statistics_count_real_tokens_alone(models: Models, pool: Pool) -> None:
     sums = []
     for carry in (hidden, padded):
         grams = Grams([(module, link.names)], set(link.names.values()))
-        grams.on, grams.mask = True, carry["mask"]
+        grams.on, grams.masks = True, carry
         module(carry)
         grams.close()
         sums.append(grams.means()["encoder.layer.0.attention.self.query.weight"])
