@@ -113,7 +113,7 @@ def embedded_pool(source: str, what: str) -> EmbeddedPool:
     pool = locate(kind=TEXT if text else IMAGES)
     if pool is None:
         name = "embedded text pool" if text else "embedded pool"
-        command = "python -m actors.embedded.text" if text else "sweeps quickstart"
+        command = "sweeps quickstart --text" if text else "sweeps quickstart"
         raise InputError(f"{what}: {source!r}: the {name} is not built; run `{command}` first")
     return pool
 

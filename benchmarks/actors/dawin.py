@@ -33,7 +33,7 @@ from benchmarks.fusion.layers import arguments, medians
 from fusion.logits.cosine_head import logits
 from fusion.methods.routed.dawin import ExpertLogits, Routing, dawin
 from fusion.task_vectors.task_vectors import TaskVectors
-from sweeps.cli.quickstart import SPEC, ensure_pool
+from sweeps.cli.quickstart import QUICKSTARTS, ensure_pool
 from sweeps.cluster import ray_connection
 from sweeps.planning.prepare import prepare
 from sweeps.spec.sweep import load
@@ -114,7 +114,7 @@ def accuracies(ours: LocalExperts, recipe: Recipe, role: str) -> dict[str, float
 
 def run(device: str, repeats: int, role: Role) -> tuple[str, list[Row]]:
     """Rows evaluated, and all figures."""
-    spec = load(SPEC, [METHODS, f"placement={{device: {device}}}"])
+    spec = load(QUICKSTARTS["images"], [METHODS, f"placement={{device: {device}}}"])
     with tempfile.TemporaryDirectory() as scratch:
         prepared = prepare(spec, Path(scratch), ray_connection.this_machine())
     pool = prepared.pool
@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--role", default="report", choices=["select", "report"])
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    ensure_pool(Console())
+    ensure_pool("images", Console())
     images, rows = run(given.device, given.repeats, given.role)
     sizes = (
         f"embedded pool, 8 experts, {images}; K = {CLUSTERS}, batches of {BATCH} on {given.device};"

@@ -26,7 +26,7 @@ SPEC = Path(__file__).parents[2] / "sweeps" / "configs" / "gates.yaml"
 
 def main() -> None:
     """Run and write."""
-    ensure_pool(Console())
+    ensure_pool("images", Console())
     start = time.perf_counter()
     command = [sys.executable, "-m", "sweeps", "run", str(SPEC), "--fresh"]
     subprocess.run(command, check=True)

@@ -30,7 +30,7 @@ from actors.files.cache_dir import cache_dir
 from actors.fleet.fleet import Fleet
 from actors.fleet.transport import fetched
 from benchmarks.environment import Row, finish
-from sweeps.cli.quickstart import SPEC, ensure_pool
+from sweeps.cli.quickstart import QUICKSTARTS, ensure_pool
 from sweeps.cluster import ray_connection
 from sweeps.console.progress import Progress
 from sweeps.planning.prepare import prepare
@@ -47,7 +47,9 @@ SCALES = [round(0.1 * step, 1) for step in range(1, 11)]
 
 def spec() -> SweepSpec:
     """The embedded pool, ten values of λ and nothing else."""
-    return load(SPEC, [f"methods={{task_arithmetic: {{scale: {{grid: {SCALES}}}}}}}"])
+    return load(
+        QUICKSTARTS["images"], [f"methods={{task_arithmetic: {{scale: {{grid: {SCALES}}}}}}}"]
+    )
 
 
 def swept(prepared: Prepared, folder: Path) -> tuple[float, float, list[float], int]:
@@ -161,7 +163,7 @@ def main() -> None:
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     console = Console()
-    ensure_pool(console)
+    ensure_pool("images", console)
     with tempfile.TemporaryDirectory() as scratch:
         prepared = prepare(spec(), Path(scratch), ray_connection.this_machine())
         span, busy, ours, replicas = swept(prepared, Path(scratch) / "sweep")

@@ -243,16 +243,23 @@ def export(
 
 @app.command()
 def quickstart(
+    text: Annotated[
+        bool, typer.Option("--text", help="Texts: a small T5 and six experts.")
+    ] = False,
     resume: Resume = False,
     outputs: Outputs = OUTPUTS,
 ) -> None:
-    """Build the embedded pool if it is absent, and sweep over it."""
+    """Build an embedded pool if it is absent, of images or of texts, and sweep over it."""
     with stoppable(FINISHED, going_on):
-        from sweeps.cli.quickstart import SPEC, ensure_pool
+        from actors.files.embedded_pool import IMAGES, TEXT
+        from sweeps.cli.quickstart import QUICKSTARTS, ensure_pool
         from sweeps.spec.sweep import load
 
-        ensure_pool(Screen())
-        conduct(load(SPEC), outputs, Begin(resume=resume, fresh=not resume), None)
+        kind = TEXT if text else IMAGES
+        ensure_pool(kind, Screen())
+        conduct(load(QUICKSTARTS[kind]), outputs, Begin(resume=resume, fresh=not resume), None)
+        if not text:
+            typer.echo("texts    `sweeps quickstart --text` does the same with a small T5")
 
 
 def main(program: Callable[[], object] = app) -> None:

@@ -65,7 +65,10 @@ def facts(prepared: Prepared) -> list[tuple[str, str]]:
         ),
         *(("task", line) for task in prepared.tasks.values() for line in task_text(task)),
         *(("shift set", line) for task in prepared.others.values() for line in task_text(task)),
-        *(("extractor", extractor_text(each, prepared.images)) for each in extractors),
+        *(
+            ("extractor", extractor_text(each, prepared.images, prepared.inputs.kind))
+            for each in extractors
+        ),
         *([("shifts", shifted)] if (shifted := shifts(prepared)) else []),
         *(
             ("statistics", f"{name}: {statistics(each)}")
@@ -155,14 +158,14 @@ def wrappers(pool: Pool) -> str:
     )
 
 
-def extractor_text(extractor: Extractor, images: int) -> str:
-    """Line about an extractor: width, images, and disk of pixels and features."""
+def extractor_text(extractor: Extractor, rows: int, kind: str) -> str:
+    """Line about an extractor: width, rows of data of this kind, and disk of these and features."""
     squashed = " of squashed images" if extractor.squashed else ""
-    disk = size(extracted_bytes(extractor, images))
+    disk = size(extracted_bytes(extractor, rows))
     return (
-        f"{extractor.source}: {extractor.width} features{squashed}, {images:,} images at "
-        f"{extractor.inputs.dimensions}: {disk} of pixel cache, "
-        f"{size(4 * images * extractor.width)} of features"
+        f"{extractor.source}: {extractor.width} features{squashed}, {rows:,} {NOUNS[kind]} at "
+        f"{extractor.inputs.dimensions}: {disk} of {CACHES[kind]}, "
+        f"{size(4 * rows * extractor.width)} of features"
     )
 
 
@@ -175,7 +178,8 @@ def shifts(prepared: Prepared) -> str:
     """Line about copies of shifted images and their disk; empty if there are none."""
     images = shifted_images(prepared)
     kept = size(shifted_bytes(prepared))
-    return f"{images:,} more images: {kept} of pixel cache" if images else ""
+    kind = prepared.inputs.kind
+    return f"{images:,} more {NOUNS[kind]}: {kept} of {CACHES[kind]}" if images else ""
 
 
 def statistics(found: StatisticsCost) -> str:
@@ -253,12 +257,13 @@ def memory(plan: Plan, weights: str = "memory") -> str:
 
 
 def trial_table(prepared: Prepared) -> Table:
-    """Table of trials, images forwarded and images learned from, one row for each method."""
+    """Table of trials, images or texts forwarded and learned from, one row for each method."""
     counts = planned(prepared.spec)
     rows, learned = prepared.role_rows, learned_images(prepared.spec)
     table = Table(title="at most", title_justify="left")
-    names = ["method", "trials", "images on select", "images on report"]
-    for name in [*names, "images learned from"] if learned else names:
+    noun = NOUNS[prepared.inputs.kind]
+    names = ["method", "trials", f"{noun} on select", f"{noun} on report"]
+    for name in [*names, f"{noun} learned from"] if learned else names:
         table.add_column(name, justify="left" if name == "method" else "right")
     passes = {"ensemble": len(prepared.pool.experts)}
     for method, trials in {**dict.fromkeys(references(prepared.spec), 1), **counts}.items():

@@ -43,7 +43,7 @@ def embedded_pool() -> Path:
     code = (
         "from rich.console import Console; from sweeps.cli.quickstart import ensure_pool;"
         "from actors.files.cache_dir import cache_dir;"
-        "ensure_pool(Console(stderr=True)); print(cache_dir())"
+        "ensure_pool('images', Console(stderr=True)); print(cache_dir())"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE, text=True

@@ -85,7 +85,9 @@ def test_directions_and_what_reports_rank_by():
 def test_exact_match_is_measured_where_a_model_writes_answers():
     z, labels = torch.randn(4, 3, generator=torch.Generator().manual_seed(1)), torch.arange(4) % 3
     written = torch.tensor([0, -1, 2, 1])
-    found = Evaluation({"a": score(z, labels, written=written), "b": score(z, labels)}, 0.0, 0).metrics()
+    found = Evaluation(
+        {"a": score(z, labels, written=written), "b": score(z, labels)}, 0.0, 0
+    ).metrics()
     assert (found["exact/a"], found["exact/mean"]) == (0.5, 0.5)
     assert "exact/b" not in found
     assert (metric_of("exact/mean"), ranked_by("exact/a").title) == (EXACT, "exact match")

@@ -107,9 +107,7 @@ def test_same_seed_same_bits_and_the_projection_is_untied(tmp_path):
 
 def test_a_pool_is_found_when_it_is_complete(tmp_path, monkeypatch):
     monkeypatch.setenv("FUSION_SWEEPS_CACHE", str(tmp_path))
-    with pytest.raises(
-        InputError, match=r"text pool is not built; run `python -m actors.embedded.text`"
-    ):
+    with pytest.raises(InputError, match=r"text pool is not built; run `sweeps quickstart --text`"):
         resolve("embedded:text/base", what="pool.base")
     small = Recipe(train=60, test=40, known=40, pretraining_steps=2, steps=1)
     pool = build(recipe=small)
