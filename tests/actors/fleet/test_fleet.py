@@ -13,153 +13,105 @@ import torch
 
 from actors.artifacts.coding_file import dump_coding
 from actors.artifacts.recipe import Recipe
-from actors.cluster.planner import Plan
-from actors.data.task import Splits, TaskSource, open_task
-from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.local import local_experts
-from actors.experts.prepare_data import prepare_data
-from actors.experts.recipe import merged, of_task
+from actors.experts.recipe import merged
 from actors.experts.requests import Evaluate
 from actors.fleet.fleet import Fleet
 from actors.fleet.transport import fetched
 from actors.pool.pool import open_pool
 from actors.pool.vectors_in_memory import flatten, unflatten
 from fusion.errors import InputError
-from fusion.methods.learned.steps import MicroBatch
-from fusion.registry import METHODS, Informed, Learned, LogitSpace, PerTask, Routed, Static
-from fusion.task_vectors.sparsify import Trim
+from fusion.registry import METHODS
+from tests.actors.fleet.sharded import plan_of
+from tests.actors.laws.cases import CASES, Caller, assert_same
 from tests.fusion import laws
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
-def plan_of(replicas, blocks=((0, 4),)):
-    return Plan(replicas, len(blocks), tuple(blocks), "cpu", 1, 0.0, 0, (0,) * len(blocks), 0)
-
-
-PLAN = plan_of(2)
-
-
-def on_ray(name, vectors, params):
-    """Merge in another process, from read-only views of the object store."""
-
-    def work(flat):
-        inputs, rest = laws.split(params)
-        return merged(unflatten(flat), Recipe(name, rest, task=inputs.task), inputs.statistics)
-
-    remote = fetched(ray.remote(work).options(num_cpus=0.5).remote(ray.put(flatten(vectors))))
-    if vectors.arena is None:
-        return remote
-    for key, tensor in remote.items():
-        vectors.arena[key].copy_(tensor)
-    return dict(vectors.arena)
-
-
 @pytest.mark.parametrize("name", laws.STATIC)
-@pytest.mark.parametrize("law", laws.LAWS, ids=lambda law: law.__name__)
-def test_static_laws_on_ray(law, name):
+def test_static_merges_in_another_process(name):
+    """From read-only views of the object store: the same bits, so that every law of
+    `tests/fusion/laws.py` holds there as it does here."""
     torch.set_num_threads(1)  # as many as a worker has: products are then summed in the same order
-    law(on_ray, name)
+    given = [laws.toy(schema) for schema in laws.SCHEMAS]
+    asked = [[laws.split(each) for each in laws.examples(name, vectors)] for vectors in given]
+
+    def work(*flats):
+        return [
+            [
+                merged(unflatten(flat), Recipe(name, rest, task=inputs.task), inputs.statistics)
+                for inputs, rest in each
+            ]
+            for flat, each in zip(flats, asked, strict=True)
+        ]
+
+    remote = ray.remote(work).options(num_cpus=0.5)
+    found = fetched(remote.remote(*(ray.put(flatten(vectors)) for vectors in given)))
+    for vectors, each, models in zip(given, asked, found, strict=True):
+        for (inputs, rest), model in zip(each, models, strict=True):
+            laws.assert_same_bits(model, METHODS[name].merge(vectors, inputs, **rest))
 
 
 @pytest.mark.parametrize("name", laws.LOGIT)
-@pytest.mark.parametrize("law", laws.LOGIT_LAWS, ids=lambda law: law.__name__)
-def test_logit_laws_on_ray(law, name):
-    def fuse(method, embeddings, head, params):
-        def work(a, b):
-            return METHODS[method].fuse(a.clone(), b, **params)
+def test_logits_are_fused_in_another_process(name):
+    given = [laws.toy_embeddings(dtype=dtype) for dtype in (torch.float16, torch.float64)]
 
-        return fetched(ray.remote(work).options(num_cpus=0.5).remote(embeddings, head)).clone()
+    def work(*pairs):
+        return [METHODS[name].fuse(*pair) for pair in pairs]
 
-    law(fuse, name)
-
-
-@pytest.fixture(scope="module")
-def parts(tiny_pool, tmp_path_factory, ray_cluster):
-    """Pool, data and local experts."""
-    os.environ["FUSION_SWEEPS_CACHE"] = str(tmp_path_factory.mktemp("fleet-cache"))
-    root = tiny_pool.root
-    names = ("lines", "tones", "blobs")
-    pool = open_pool(str(root / "base"), {task: str(root / "experts" / task) for task in names})
-    tasks = {task: open_task(TaskSource(task, str(root / "data" / task))) for task in names}
-    cache = tmp_path_factory.mktemp("cache")
-    data = prepare_data(pool.base, tasks, Splits(), ["fit", "select", "report"], cache)
-    embeddings = EmbeddingCache(
-        cache / "embeddings", {task: task for task in (*names, "pretrained")}
-    )
-    local = local_experts(pool, data, embeddings)
-    return pool, data, embeddings, local
+    found = fetched(ray.remote(work).options(num_cpus=0.5).remote(*given))
+    for pair, logits in zip(given, found, strict=True):
+        assert torch.equal(logits, METHODS[name].fuse(*pair))
 
 
 @pytest.fixture(scope="module")
-def fleet(parts):
-    pool, data, _, _ = parts
-    elsewhere = EmbeddingCache(Path(str(parts[2].root) + "-fleet"), parts[2].identity)
-    with Fleet(pool, data, elsewhere, PLAN) as started:
+def local(parts):
+    return parts.local()
+
+
+@pytest.fixture(scope="module")
+def fleet(parts, ray_cluster):
+    with Fleet(*parts.args, plan_of(2)) as started:
         started.ready(120)
         yield started
 
 
-RECIPES = [
-    Recipe("pretrained"),
-    Recipe("experts"),
-    *(
-        Recipe(name, params)
-        for name in METHODS
-        if not isinstance(METHODS[name], Learned)
-        for params in (
-            [{}, {"average": "features"}]
-            if isinstance(METHODS[name], LogitSpace)
-            else [{}, {"granularity": "sample"}, {"granularity": "cluster", "expert": "tones"}]
-            if isinstance(METHODS[name], Routed)
-            else [{"examples": 6}]
-            if isinstance(METHODS[name], Informed)
-            else laws.examples(name, laws.toy(tasks=laws.TASKS))
-        )
-        if params.keys().isdisjoint({"weights", "task", "experts"})
-        and (name == "dawin" or "expert" not in params)
-    ),
-    Recipe("emr"),
-    Recipe("tall_mask", {"threshold": 0.6}),
-    Recipe("wise_ft", {"expert": "tones", "alpha": 0.3}),
-    Recipe("slerp", {"experts": ["tones", "blobs"], "t": 0.3}),
-    Recipe("weighted_average", {"weights": {"lines": 1.0, "tones": 0.5, "blobs": 2.0}}),
-]
+HERE = ("learned", "in-model", "gradients by a form")
+"""Kinds of cases that are not tried on two replicas: steps of learning are gradients, or are tried
+in `test_sharded_fleet.py`; the form is set in this process."""
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=str)
-def test_fleet_equals_local_to_the_bit(recipe, fleet, parts):
-    local = parts[3]
-    torch.set_num_threads(1)  # as many as a replica has: sums are then made in the same order
-    ours, theirs = local.evaluate(recipe, "report"), fleet.client.evaluate(recipe, "report")
-    assert ours.metrics() == theirs.metrics()
-    for task, score in ours.scores.items():
-        assert np.array_equal(score.correct, theirs.scores[task].correct)
-    if isinstance(METHODS.get(recipe.method), PerTask):
-        with pytest.raises(InputError, match="one model a task; there is no single model"):
-            fleet.client.merge(recipe)
-        recipe = of_task(recipe, "tones")
-    if recipe.method == "pretrained" or isinstance(METHODS.get(recipe.method), Static):
-        laws.assert_same_bits(fleet.client.merge(recipe), local.merge(recipe))
+@pytest.mark.parametrize("case", [case for case in CASES if case.kind not in HERE], ids=str)
+def test_same_bits(case, fleet, parts):
+    """The law of `tests/actors/laws`, on processes."""
+    wanted = case.observe(parts, Caller(lambda: parts.local(f"{case} wanted")))
+    assert_same(case.observe(parts, Caller(lambda: fleet.client)), wanted)
 
 
-@pytest.mark.parametrize("name", laws.FITTED)
-def test_what_a_replica_fits_is_what_is_fitted_here(name, fleet, parts):
-    local = parts[3]
-    torch.set_num_threads(1)
-    quick = {"epochs": 3} if "epochs" in METHODS[name].parameters else {}
-    recipe = Recipe(name, quick)
-    ours, chosen = local.fit(recipe)
-    assert fleet.client.fit(recipe) == (ours, chosen)
-    kept = replace(recipe, learned=ours)
-    found = local.evaluate(kept, "report")
-    assert fleet.client.evaluate(kept, "report").metrics() == found.metrics()
-    with pytest.raises(InputError, match=f"{name}: fuses logits; there is no single model"):
-        local.merge(kept)
+def test_evaluations_are_scored_as_here(fleet, local):
+    for recipe in (Recipe("experts"), Recipe("ties", {"density": 0.3}), Recipe("emr")):
+        ours, theirs = local.evaluate(recipe, "report"), fleet.client.evaluate(recipe, "report")
+        assert ours.metrics() == theirs.metrics()
+        for task, score in ours.scores.items():
+            assert np.array_equal(score.correct, theirs.scores[task].correct)
 
 
-def test_a_soup_by_its_coding_is_the_mean_of_its_ingredients(fleet, parts):
-    local = parts[3]
+@pytest.mark.parametrize(
+    ("recipe", "why"),
+    [
+        (Recipe("emr"), "emr: one model a task"),
+        (Recipe("dawin"), "dawin: one model a sample"),
+        (Recipe("tip_adapter"), "tip_adapter: fuses logits"),
+    ],
+    ids=str,
+)
+def test_there_is_no_single_model(recipe, why, fleet, local):
+    for who in (local, fleet.client):
+        with pytest.raises(InputError, match=f"{why}; there is no single model"):
+            who.merge(recipe)
+
+
+def test_a_soup_by_its_coding_is_the_mean_of_its_ingredients(fleet, local):
     tasks, groups = local.runner.tasks, local.runner.pipeline.groups
     half = dump_coding(torch.tensor([0.5, 0.0, 0.5]).view(1, 3, 1), tasks, groups)
     recipe = Recipe("greedy_soup", {}, half)
@@ -176,21 +128,7 @@ def test_a_soup_by_its_coding_is_the_mean_of_its_ingredients(fleet, parts):
     )
 
 
-def test_labelled_micro_batches_and_gram_are_the_same_here_and_there(fleet, parts):
-    local = parts[3]
-    rows = {task: torch.arange(5) for task in local.runner.tasks}
-    coding = torch.full((1, 3, 1), 1 / 3)
-    micro_batch = MicroBatch(rows, coding, torch.tensor(1.5))
-    (ours,) = local.gradients([micro_batch], "select", Trim())
-    (theirs,) = fleet.client.gradients([micro_batch], "select", Trim())
-    assert ours.losses == theirs.losses
-    assert ours.beta == theirs.beta != 0
-    assert torch.equal(ours.coding, theirs.coding)
-    assert torch.equal(local.gram().total, fleet.client.gram().total)
-
-
-def test_experts_are_measured_on_their_own_task(parts):
-    local = parts[3]
+def test_experts_are_measured_on_their_own_task(local):
     scores = local.evaluate(Recipe("experts"), "report").scores
     assert list(scores) == ["lines", "tones", "blobs"]
     for task in scores:
@@ -198,7 +136,7 @@ def test_experts_are_measured_on_their_own_task(parts):
         assert scores[task].accuracy == alone.scores[task].accuracy
 
 
-def test_accuracy_and_loss_are_those_of_transformers(parts, tiny_pool):
+def test_accuracy_and_loss_are_those_of_transformers(local, tiny_pool):
     """An independent path: transformers' own model and processor, plain PyTorch."""
     import io
 
@@ -208,7 +146,7 @@ def test_accuracy_and_loss_are_those_of_transformers(parts, tiny_pool):
 
     base = tiny_pool.root / "base"
     model, processor = CLIPModel.from_pretrained(base).eval(), CLIPProcessor.from_pretrained(base)
-    score = parts[3].evaluate(Recipe("pretrained"), "report").scores["tones"]
+    score = local.evaluate(Recipe("pretrained"), "report").scores["tones"]
     rows = pq.read_table(tiny_pool.root / "data/tones/test.parquet").to_pylist()
     images = [Image.open(io.BytesIO(row["image"]["bytes"])) for row in rows]
     labels = torch.tensor([row["label"] for row in rows])
@@ -250,7 +188,7 @@ def test_weights_with_nan_are_refused_before_anything_runs(parts, tiny_pool, tmp
     key = next(name for name in state if name.endswith("post_layernorm.weight"))
     state[key][3] = float("nan")
     save_file(state, bad / "model.safetensors")
-    _, data, embeddings, _ = parts
+    _, data, embeddings = parts.args
     pool = open_pool(str(tiny_pool.root / "base"), {"tones": str(bad)})
     with (
         pytest.raises(InputError, match=r"model\.safetensors.*post_layernorm.*1 of 32 are NaN"),
@@ -261,8 +199,7 @@ def test_weights_with_nan_are_refused_before_anything_runs(parts, tiny_pool, tmp
 
 @pytest.mark.slow  # test_failures has a fleet of shards that an interrupt closes
 def test_a_closed_fleet_leaves_no_actor(parts):
-    pool, data, embeddings, _ = parts
-    with Fleet(pool, data, embeddings, plan_of(1)) as short:
+    with Fleet(*parts.args, plan_of(1)) as short:
         short.ready(60)
         pid = ray.get(short.replicas[0].pid.remote())
     deadline = time.time() + 20

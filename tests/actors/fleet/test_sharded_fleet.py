@@ -7,12 +7,10 @@ import signal
 import threading
 import time
 
-import numpy as np
 import pytest
 import ray
 import torch
 
-from actors.artifacts.in_model_state_file import learned_of
 from actors.artifacts.recipe import Recipe
 from actors.experts.local import local_experts
 from actors.experts.requests import Evaluate, Gradients, Train
@@ -32,7 +30,8 @@ from fusion.methods.learned.steps import MicroBatch
 from fusion.task_vectors.sparsify import Trim
 from tests.actors.checkpoints.adapter_folders import write_adapter
 from tests.actors.fleet.sharded import plan_of
-from tests.actors.laws.parts import random_gate, recipes
+from tests.actors.laws.cases import TYPICAL, Caller, assert_same, micro_batches_of
+from tests.actors.laws.parts import recipes
 from tests.fusion import laws
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -45,8 +44,9 @@ def local(parts):
 
 @pytest.fixture(
     scope="module",
-    # Three shards: a first, a middle and a last one. test_failures trains over two.
-    params=[pytest.param((1, 2), marks=pytest.mark.slow), (1, 3), (2, 1)],
+    # Three shards: a first, a middle and a last one. test_failures trains over two; test_fleet has
+    # two replicas.
+    params=[*(pytest.param(shape, marks=pytest.mark.slow) for shape in ((1, 2), (2, 1))), (1, 3)],
     ids=lambda p: f"{p[0]}x{p[1]}",
 )
 def fleet(request, parts, ray_cluster):
@@ -57,46 +57,11 @@ def fleet(request, parts, ray_cluster):
         yield started
 
 
-def micro_batches_of(parts, kind: str) -> list[MicroBatch]:
-    """Three tasks' micro-batches, with the codings that a gate gives."""
-    grouping, models = kind.split()
-    gate, features = random_gate(parts.pool, grouping), parts.features("select")
-    found = []
-    for at, task in enumerate(features):
-        rows = torch.arange(5 + at)
-        with torch.no_grad():
-            coding = gate(features[task][rows])
-        found.append(
-            MicroBatch({task: rows}, coding if models == "sample" else coding.mean(0)[None])
-        )
-    shared = found[0].coding[:1]
-    return [*found, MicroBatch({task: torch.arange(4) for task in features}, shared)]
-
-
-def test_evaluations_equal_local_to_the_bit(fleet, local, parts):
-    for name, recipe in recipes(parts.pool).items():
-        ours, theirs = local.evaluate(recipe, "report"), fleet.client.evaluate(recipe, "report")
-        assert ours.metrics() == theirs.metrics(), name
-        for task, score in ours.scores.items():
-            assert np.array_equal(score.correct, theirs.scores[task].correct), (name, task)
-
-
-def test_merges_equal_local_to_the_bit(fleet, local, parts):
-    for name in ("pretrained", "ties", "adamerging++"):
-        recipe = recipes(parts.pool)[name]
-        laws.assert_same_bits(fleet.client.merge(recipe), local.merge(recipe))
-
-
-@pytest.mark.parametrize("trim", [Trim(), Trim(0.3, elect=True)], ids=["whole", "elected"])
-@pytest.mark.parametrize("kind", ["task mean", "layer mean", "task sample", "layer sample"])
-def test_gradients_equal_local_to_the_bit(kind, trim, fleet, local, parts):
-    micro_batches = micro_batches_of(parts, kind)
-    expected = local.gradients(micro_batches, "select", trim)
-    found = fleet.client.gradients(micro_batches, "select", trim)
-    for ours, theirs in zip(expected, found, strict=True):
-        assert ours.losses == theirs.losses
-        assert torch.equal(ours.coding, theirs.coding)
-        assert bool(ours.coding.any())
+@pytest.mark.parametrize("case", TYPICAL, ids=str)
+def test_same_bits(case, fleet, parts):
+    """The law of `tests/actors/laws`, on processes."""
+    wanted = case.observe(parts, Caller(lambda: parts.local(f"{case} wanted")))
+    assert_same(case.observe(parts, Caller(lambda: fleet.client)), wanted)
 
 
 def test_two_trainings_at_once_are_each_as_alone(fleet, local, parts):
@@ -119,24 +84,6 @@ def test_two_trainings_at_once_are_each_as_alone(fleet, local, parts):
         thread.join(120)
     for at in range(4):
         laws.assert_same_bits(found[at], alone[at % 2])
-
-
-@pytest.mark.parametrize("method", laws.RESIDENT)
-def test_what_lives_and_learns_in_shards_is_what_is_learned_here(method, fleet, local, parts):
-    if len(fleet.shards) == 2:
-        pytest.skip("three shards are harder")
-    few = {"batch_size": 4, "learning_rate": 0.02, "adapt_on": "select"}
-    if method == "concrete_adamerging":
-        few |= {"steps": 1, "coefficient_steps": 2}
-    recipe = Recipe(method, few)
-    state, losses = local.train(recipe, None, 0, 3, 5)
-    found = [fleet.client.train(recipe, None, 0, 1, 5)]
-    found.append(fleet.client.train(recipe, found[0][0], 1, 3, 5))
-    assert found[1][0] == state
-    assert [*found[0][1], *found[1][1]] == losses
-    kept = Recipe(method, few, learned_of(state, method, local.runner.tasks, 1))
-    ours, theirs = (who.evaluate(kept, "report").metrics() for who in (local, fleet.client))
-    assert ours == theirs
 
 
 @pytest.mark.slow

@@ -158,11 +158,7 @@ def recipes(pool: Pool) -> dict[str, Recipe]:
         "ensemble": Recipe("ensemble"),
         "task_arithmetic": Recipe("task_arithmetic", {"scale": 0.4}),
         "ties": Recipe("ties", {"density": 0.3}),
-        "ties by name": Recipe("ties", {"density": 0.5, "scale": 0.7}),
         "dawin domain": Recipe("dawin", {"granularity": "domain"}),
-        "dawin sample": Recipe("dawin", {"granularity": "sample"}),
-        "dawin cluster": Recipe("dawin", {"granularity": "cluster", "expert": "tones"}),
-        "adamerging": Recipe("adamerging", {}, learned),
         "adamerging++": Recipe("adamerging", {"density": 0.2}, learned),
         "dawe": Recipe("dawe", {"grouping": "layer"}, gate_file(pool, random_gate(pool))),
     }

@@ -2,7 +2,7 @@
 
 One law over where task vectors are (memory, files, factors), kinds of method (`cases.py`), and ways
 of computing: in one piece, cut in shards, broken off and resumed, with shards that die. Fleets
-of processes: `tests/actors/fleet`.
+of processes, over the same cases: `tests/actors/fleet`.
 """
 
 from __future__ import annotations
