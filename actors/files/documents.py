@@ -149,11 +149,12 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def whole(digits: str) -> int:
-    """Parse an integer; raise ValueError if it has too many digits."""
-    if len(digits) > DIGITS:
-        raise ValueError(f"a number of {len(digits)} digits; at most {DIGITS} allowed")
-    return int(digits)
+def whole(written: str) -> int:
+    """Parse an integer, with or without a sign; raise ValueError if it has too many digits."""
+    count = len(written.lstrip("+-"))
+    if count > DIGITS:
+        raise ValueError(f"a number of {count} digits; at most {DIGITS} allowed")
+    return int(written)
 
 
 def real(digits: str) -> float:

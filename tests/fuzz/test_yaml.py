@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.files.documents import YAML_VALUES, dump_yaml, parse_yaml, read_yaml
+from actors.files.documents import YAML_VALUES, dump_yaml, parse_json, parse_yaml, read_yaml
 from fusion.errors import InputError
 from sweeps.spec.errors import SpecErrors
 from sweeps.spec.sweep import load, validate
@@ -47,6 +47,14 @@ def test_what_is_written_is_read_back_equal(content):
     found = parse_yaml(dump_yaml(content), "file")
     assert found == content
     assert repr(found) == repr(content)  # 1 is not True, and 1.0 is not 1
+
+
+@pytest.mark.parametrize("parse", [parse_yaml, parse_json])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_sign_is_no_digit(parse, sign):
+    assert parse(str(sign * 10**39), "file") == sign * 10**39
+    with pytest.raises(InputError, match="a number of 41 digits; at most 40 allowed"):
+        parse(str(sign * 10**40), "file")
 
 
 @given(altered(yaml.safe_dump(SPEC).encode()))
