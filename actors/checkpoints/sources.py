@@ -65,6 +65,29 @@ def resolved(source: str, what: str) -> Path:
     return from_hub(source, what)
 
 
+def config_folder(source: str, *, what: str) -> Path:
+    """A folder with a model's `config.json`, which is fetched alone from the hub.
+
+    Raises:
+        InputError: no such source.
+    """
+    if source.startswith(EMBEDDED) or not HUB_ID.fullmatch(source) or local(source, what):
+        return resolve(source, what=what)
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    name, _, revision = source.partition("@")
+    for local_only in (True, False):
+        try:
+            file = huggingface_hub.hf_hub_download(
+                name, "config.json", revision=revision or None, local_files_only=local_only
+            )
+            return Path(file).parent
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError):
+            continue
+    raise InputError(f"{what}: {source!r}: no such folder, and no config.json on the hub")
+
+
 def resolve_data(source: str, *, what: str) -> tuple[Path | None, str | None]:
     """The folder of a data set, and its configuration: `path[:config]` or `embedded:<task>`.
 

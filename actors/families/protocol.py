@@ -22,6 +22,7 @@ from actors.data.protocol import OUTPUT as OUTPUT
 from actors.data.protocol import Activations as Activations
 from actors.data.protocol import Inputs
 from actors.data.task import Task
+from actors.data.task_rows import Rows
 from actors.files.fingerprint import Fingerprint
 from fusion.errors import InputError
 
@@ -133,23 +134,54 @@ def segment_names(chain: tuple[Segment, ...], start: int, stop: int) -> tuple[st
     return tuple(dict.fromkeys(found))
 
 
-@dataclass(frozen=True)
-class Training:
-    """Fine-tuning and pretraining of a family's models, for `sweeps train`.
+Judge: TypeAlias = Callable[[float, Callable[[Rows], Tensor]], None]
+"""Callback with an unfinished model: (fraction of the steps done, rows -> logits [N, C])."""
 
-    Hyper-parameters of pretraining are the function's keyword parameters, with their ranges.
+
+def unjudged(share: float, logits: Callable[[Rows], Tensor]) -> None:
+    """The callback that does nothing."""
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """Pretraining of a small model of a family on the tasks' own rows.
+
+    Hyper-parameters are the function's keyword parameters, with their ranges.
     """
 
-    fine_tune: Callable[..., Path]
-    """fine_tune(base folder, rows, labels, head, out, options, *, …) -> the expert's folder."""
-    options: type[Any]
-    """Dataclass of the hyper-parameters of fine-tuning, with their ranges."""
     pretrain: Callable[..., Any]
     """pretrain(task -> captioned rows, out, *, sizes, …)."""
     sizes: type[Any]
     """Dataclass of a small model's sizes."""
     inputs: Callable[[Any], Inputs]
     """Sizes -> preprocessing of the rows that it is pretrained on."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """Fine-tuning of a family's models, for `sweeps train`."""
+
+    fine_tune: Callable[..., Path]
+    """fine_tune(start, task, out, options, *, head, device, state, stops, advance, judge) -> `out`.
+
+    Fine-tunes the model in the folder `start` on the fit rows of `task` (`TaskData`), and writes
+    the expert's folder, and `<out>-ema` and `<out>-swa` if `options` ask for them. Each is missing
+    or complete. Same arguments, same bits on the same kind of CPU, also for a run that was killed
+    and continued from its `state`. `judge` is called after each of `stops`; see `Judge`."""
+    options: type[Any]
+    """Dataclass of the hyper-parameters, with their ranges."""
+    stepwise: tuple[str, ...]
+    """Hyper-parameters that are read at each step; a population changes these. The others determine
+    the length of a run, or the state of its averages and its optimiser."""
+    refused: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
+    """Hyper-parameter -> a value that its type allows and the family does not, and why."""
+    start: Callable[[Checkpoint, Task, int, Path], None] | None = None
+    """start(base, task, seed, folder): writes the model that all fine-tunings of a task start from,
+    which is the base of a pool of its ingredients. None: they start from the base."""
+    check: Callable[[Checkpoint], None] = lambda base: None
+    """Raises InputError where a base cannot be fine-tuned."""
+    pretraining: Pretraining | None = None
+    """None: a base is needed."""
 
 
 class ModelFamily(Protocol):

@@ -15,7 +15,7 @@ from typing import Any
 from actors.artifacts.gate_file import Manifest
 from actors.artifacts.published_gate import import_gate, read_published
 from actors.checkpoints.checkpoint import Checkpoint, load_config
-from actors.checkpoints.sources import resolve
+from actors.checkpoints.sources import config_folder, resolve
 from actors.families.bert.family import BERT_FAMILY
 from actors.families.clip.family import CLIP
 from actors.families.protocol import ModelFamily, Training
@@ -42,9 +42,47 @@ def plugins() -> tuple[str, ...]:
     return tuple(family.name for family in found)
 
 
-def trained_family() -> Training:
-    """Fine-tuning of the family that `sweeps train` makes experts of."""
-    return CLIP.training()
+def trainings() -> dict[str, Training]:
+    """Family -> its fine-tuning, of the families that have one."""
+    plugins()
+    found = {name: family.training() for name, family in FAMILIES.items()}
+    return {name: training for name, training in found.items() if training is not None}
+
+
+def training_of(checkpoint: Checkpoint) -> Training:
+    """Fine-tuning of a checkpoint's family.
+
+    Raises:
+        InputError: a family whose models are only merged.
+    """
+    family = family_in(checkpoint)
+    found = family.training()
+    if found is None:
+        raise InputError(
+            f"{checkpoint.name}: {checkpoint.folder}: models of the family {family.name!r} cannot"
+            f" be fine-tuned here; those of {', '.join(trainings())} can"
+        )
+    return found
+
+
+def training_at(folder: Path) -> Training:
+    """Fine-tuning of the model in a folder, by its configuration.
+
+    Raises:
+        InputError: see `training_of`; no configuration.
+    """
+    return training_of(inspect(str(folder), "base"))
+
+
+def family_by_config(source: str, name: str) -> ModelFamily:
+    """The family of a source, of which only `config.json` is read, or fetched.
+
+    Raises:
+        InputError: no such source, or a model of no family.
+    """
+    with reading(f"{name}: {source!r}"):
+        folder = config_folder(source, what=name)
+        return family_of(load_config(folder, name, tuple(by_type())), f"{name}: {folder}")
 
 
 def published_gate(path: Path, *, groups: Sequence[str], **about: Any) -> tuple[Gate, Manifest]:

@@ -1,1 +1,1 @@
-"""Parts of every training loop: losses, augmentation, optimisation, checkpoints."""
+"""Parts of every training loop: optimisation, averages, checkpoints, random numbers."""

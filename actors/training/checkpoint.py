@@ -22,14 +22,15 @@ from fusion.methods.soups.weight_averaging import (
     swa,
 )
 
-Look: TypeAlias = Callable[[float, Callable[[Tensor], Tensor]], None]
-"""Callback with an unfinished model: (fraction of the steps done, uint8 images -> embeddings)."""
+Look: TypeAlias = Callable[[float, Callable[[Any], Tensor]], None]
+"""Callback with an unfinished model: (fraction of the steps done, rows -> outputs), of what the
+family reads and gives: uint8 images and embeddings, token ids and logits."""
 
 STOPS = (1 / 9, 1 / 3, 2 / 3)
 """Fractions of a run's steps after which its state is saved and the callback is called."""
 
 
-def blind(share: float, embed: Callable[[Tensor], Tensor]) -> None:
+def blind(share: float, seen: Callable[[Any], Tensor]) -> None:
     """The callback that does nothing."""
 
 
@@ -61,14 +62,14 @@ class Averages:
 
         Args:
             tower: the model at the end of the run.
-            passes: the training images in batches, as keyword arguments of the model; used if the
+            passes: the training rows in batches, as keyword arguments of the model; used if the
                 statistics of batch norm must be computed again.
         """
         for kind, average in self.held.items():
             model = copy.deepcopy(tower)
             model.load_state_dict(result(average, tower.state_dict()))
             if has_batchnorm(model):
-                reestimate_batchnorm(model, passes(), forward=caller(model), size=images_in)
+                reestimate_batchnorm(model, passes(), forward=caller(model), size=rows_in)
             yield kind, model
 
     def plain(self) -> dict[str, Any]:
@@ -85,9 +86,9 @@ def caller(model: nn.Module) -> Callable[[dict[str, Tensor]], object]:
     return lambda batch: model(**batch)
 
 
-def images_in(batch: Mapping[str, Tensor]) -> int:
-    """Number of images of a batch."""
-    return len(batch["pixel_values"])
+def rows_in(batch: Mapping[str, Tensor]) -> int:
+    """Number of rows of a batch."""
+    return len(next(iter(batch.values())))
 
 
 @dataclass
@@ -136,7 +137,7 @@ class Run:
             with replacing(self.file) as part:
                 torch.save(state, part)
 
-    def show(self, step: int, look: Look, seen: Callable[[Tensor], Tensor]) -> None:
+    def show(self, step: int, look: Look, seen: Callable[[Any], Tensor]) -> None:
         """Call the callback with the model if it is due."""
         if step in self.stops:
             look(self.stops[step], seen)

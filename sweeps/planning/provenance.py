@@ -24,6 +24,9 @@ from sweeps.results.ingredient_recipes import FILE
 
 SHA256 = re.compile("[0-9a-f]{64}")
 
+HASHES = ("base", "start")
+"""Fields of a recipe that are hashes."""
+
 
 @dataclass(frozen=True)
 class Ancestry:
@@ -32,6 +35,9 @@ class Ancestry:
     task: str = ""
     base: str = ""
     """Content hash of the base."""
+    start: str = ""
+    """Content hash of the model that training started from, where it is not the base: the base with
+    a fresh classifier."""
     kind: str = ""
     """Kind of the head: `zero_shot`, `linear_probe`."""
     head: str = ""
@@ -58,14 +64,14 @@ def ancestry_of(folder: Path) -> Ancestry:
     head = stated.get("head")
     head = head if isinstance(head, dict) else {}
     names = head.get("classnames")
-    texts = {"task": stated.get("task"), "base": base}
+    texts = {"task": stated.get("task"), "base": base, "start": stated.get("start")}
     texts |= {"kind": head.get("kind"), "head": head.get("identity")}
     return Ancestry(
         classnames=tuple(map(str, names)) if isinstance(names, list) else (),
         **{
             name: value
             for name, value in texts.items()
-            if isinstance(value, str) and (name != "base" or SHA256.fullmatch(value))
+            if isinstance(value, str) and (name not in HASHES or SHA256.fullmatch(value))
         },
     )
 
@@ -84,7 +90,8 @@ def check_ancestry(pool: Pool, tasks: Mapping[str, Task]) -> None:
     first: dict[str, tuple[Checkpoint, Ancestry]] = {}
     for expert in pool.experts.values():
         found = ancestry_of(expert.folder)
-        if found.base and found.base != (ours := content_hash(pool.base)):
+        ours = content_hash(pool.base) if found.base else ""
+        if ours not in (found.base, found.start):
             raise InputError(
                 f"{expert.name}: {expert.folder / FILE}: tuned from another base: sha256"
                 f" {found.base[:12]}…; pool.base ({pool.base.source}) is {ours[:12]}…"

@@ -9,10 +9,11 @@ from typing import Any
 
 from actors.checkpoints.checkpoint import Checkpoint, content_hash
 from actors.data.task_rows import TaskData
+from actors.families.protocol import Training
 from actors.files.fingerprint import Fingerprint
 from sweeps.train.ingredients import Trained, chosen, is_there, read_results, result_file, settle
 from sweeps.train.searcher import meant
-from sweeps.train.spec import TrainSpec
+from sweeps.train.spec import TrainSpec, schema
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,27 @@ class FineTuningContext:
 
     spec: TrainSpec
     base: Checkpoint
+    starts: Mapping[str, Checkpoint]
+    """Task -> what its fine-tunings start from: the base, or the base with a fresh classifier."""
     data: Mapping[str, TaskData]
     contexts: Mapping[str, Fingerprint]
     """Task -> everything but parameters that its results depend on."""
     out: Path
-    defaults: Mapping[str, Any]
-    """Default hyper-parameters."""
+    training: Training
+    """Fine-tuning of the base's family."""
     nodes: dict[str, Any] = field(default_factory=dict)
     """Reports of the cluster's nodes, by id; each is queried once."""
+
+    @property
+    def defaults(self) -> dict[str, object]:
+        """Default hyper-parameters; the seed is left out, being the trial's own."""
+        known = schema(self.training.options).values()
+        return {each.name: each.default for each in known if each.name != "seed"}
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """Task -> folder of the model that its fine-tunings start from."""
+        return {task: start.folder for task, start in self.starts.items()}
 
     def results(self, task: str) -> list[Trained]:
         """Results of a task that the file's search includes."""
@@ -47,5 +61,7 @@ class FineTuningContext:
 
     def settle(self, task: str) -> None:
         """Move a task's kept models to their folders and delete the others."""
-        about = {"base": content_hash(self.base), "defaults": dict(self.defaults)}
+        about = {"base": content_hash(self.base), "defaults": self.defaults}
+        if self.starts[task] is not self.base:
+            about["start"] = content_hash(self.starts[task])
         settle(self.out, self.results(task), self.spec.keep, about)

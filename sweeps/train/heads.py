@@ -51,11 +51,14 @@ def kinds(entry: MethodSpec) -> list[HeadKind]:
 
 
 def make_heads(context: FineTuningContext, tasks: Mapping[str, Task], progress: Progress) -> None:
-    """Write the heads that trials are tuned under, if they are missing.
+    """Write the heads that trials are tuned under, if they are missing; none where heads are
+    trained with the model.
 
     Raises:
         InputError: a probe that cannot be fitted: rows of one class only, say. Names the task.
     """
+    if context.training.start is not None:
+        return
     wanted = kinds(context.spec.finetune)
     base = content_hash(context.base)
     asked = {}

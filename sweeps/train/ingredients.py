@@ -53,9 +53,9 @@ class Trained:
     task: Plain
     params: Mapping[str, Any]
     select: float
-    """Accuracy on the select split; if the trial was stopped, at that time."""
+    """The task's metric on the select split; if the trial was stopped, at that time."""
     report: float | None
-    """Accuracy on the report split; None: the trial was stopped."""
+    """The same on the report split; None: the trial was stopped."""
     seconds: float
     seed: int = 0
     context: str = ""
@@ -63,7 +63,7 @@ class Trained:
     stopped: int = 0
     """Rung at which a scheduler stopped the trial; 0: it completed."""
     rungs: Mapping[str, float] = field(default_factory=dict)
-    """Rung -> intermediate accuracy on select."""
+    """Rung -> intermediate score on select."""
     made: Sequence[Mapping[str, Any]] = ()
     """`{kind, select, report, sha256, head}` of each ingredient; the select rows chose none."""
     schedule: Sequence[Mapping[str, Any]] = ()
@@ -199,23 +199,6 @@ def head_file(out: Path, task: str, kind: HeadKind) -> Path:
     return out / "heads" / task / f"{kind}.safetensors"
 
 
-def by_head(kept: Mapping[str, Sequence[Ingredient]]) -> list[dict[str, list[Ingredient]]]:
-    """Groups with one head for each task: those under the head of the task's best, then the others.
-
-    Towers tuned under different heads cannot be fused; there are two kinds, so two pools hold all.
-    """
-    first = {
-        task: [each for each in group if each.tuned_under == group[0].tuned_under]
-        for task, group in kept.items()
-    }
-    others = {
-        task: [each for each in group if each.tuned_under != group[0].tuned_under]
-        for task, group in kept.items()
-    }
-    others = {task: group for task, group in others.items() if group}
-    return [first, others] if others else [first]
-
-
 def is_there(out: Path, each: Ingredient, keep: Keep) -> bool:
     """Whether its weights exist, where they were made or where they are kept."""
     return made_at(out, each).is_dir() or holds(home(out, each, keep), each)
@@ -245,7 +228,8 @@ def settle(out: Path, results: Sequence[Trained], keep: Keep, about: Mapping[str
         out: the folder of the training.
         results: results of the task.
         keep: number of ingredients to keep.
-        about: fields of every recipe: `base`, `defaults` of hyper-parameters.
+        about: fields of every recipe: `base`, `defaults` of hyper-parameters, and `start` where
+            fine-tunings start from another model than the base.
     """
     stay = chosen(results, keep)
     for each in stay:
@@ -274,6 +258,7 @@ def write_papers(place: Path, each: Ingredient, about: Mapping[str, Any]) -> Non
         "params": {**about["defaults"], **each.params},
         "seed": each.seed,
         "base": about["base"],
+        **({"start": about["start"]} if "start" in about else {}),
         "sha256": each.sha256,
         **head_entry(place / HEAD),
         **({"schedule": [dict(part) for part in each.schedule]} if each.schedule else {}),
@@ -311,38 +296,3 @@ def read_scores(place: Path) -> dict[str, Any]:
         return dict(checked(Scores, content, "scores.json"))
     except InputError:
         return {}
-
-
-def pool_yaml(
-    base: Path,
-    kept: Mapping[str, Sequence[Ingredient]],
-    out: Path,
-    keep: Keep,
-    tasks: Mapping[str, Any],
-    splits: Mapping[str, Any],
-) -> str:
-    """The `pool` of a sweep file, to paste; for ingredients with `tasks` (and `splits`).
-
-    A task whose ingredients were tuned under a linear probe's head names it: `kept` has, of each
-    task, those of one head.
-    """
-    heads = {
-        task: {"head": str(head_file(out, task, "linear_probe"))}
-        for task, group in kept.items()
-        if group[0].tuned_under == "linear_probe"
-    }
-    if keep == "best" and not heads:
-        lines = ["pool:", f"  base: {base}", "  experts:"]
-        lines += [f"    {task}: {home(out, each, keep)}" for task, (each,) in kept.items()]
-        return "\n".join(lines) + "\n"
-    experts = {
-        task if keep == "best" else each.name: str(home(out, each, keep))
-        for task, group in kept.items()
-        for each in group
-    }
-    content = {
-        "pool": {"base": str(base), "experts": experts},
-        "tasks": {t: {**given, **heads.get(t, {})} for t, given in tasks.items() if t in kept},
-        **({"splits": dict(splits)} if splits else {}),
-    }
-    return dump_yaml(content, width=1000)

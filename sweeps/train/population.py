@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray import tune
@@ -30,7 +30,7 @@ from sweeps.train.fine_tuning_context import FineTuningContext
 from sweeps.train.population_member import intervals_in, member_trial, population_folder
 from sweeps.train.population_spec import perturbed
 from sweeps.train.searcher import method
-from sweeps.train.trial import rows_of
+from sweeps.train.trial import labels_of
 from sweeps.trials.tuner import fit
 
 RESTARTS = 3
@@ -44,9 +44,9 @@ class Population(PopulationBasedTraining):  # type: ignore[misc]  # ray is untyp
     restored. All decisions of a round are made when its last result arrives.
     """
 
-    def __init__(self, entry: MethodSpec, seed: int, task: str) -> None:
-        """`entry`: of the search; `seed`: of the file."""
-        self.seed, self.task, self.spaces = seed, task, perturbed(entry)
+    def __init__(self, entry: MethodSpec, seed: int, task: str, stepwise: Sequence[str]) -> None:
+        """`entry`: of the search; `seed`: of the file; `stepwise`: see `perturbed`."""
+        self.seed, self.task, self.spaces = seed, task, perturbed(entry, stepwise)
         changes = {name: resampled(space) for name, space in self.spaces.items()}
         super().__init__(
             time_attr="round",
@@ -116,9 +116,9 @@ def members(context: FineTuningContext, task: str) -> dict[str, dict[str, Any]]:
 
 def steps_of(context: FineTuningContext, task: str) -> int:
     """Steps of each member's run."""
-    params = {**context.defaults, **context.spec.finetune.params}
-    images = len(rows_of(context.data[task], "fit")[1])
-    return max(1, round(float(params["epochs"]) * images / int(params["batch_size"])))
+    params: dict[str, Any] = {**context.defaults, **context.spec.finetune.params}
+    rows = len(labels_of(context.data[task].rows["fit"]))
+    return max(1, round(float(params["epochs"]) * rows / int(params["batch_size"])))
 
 
 def grow(
@@ -133,20 +133,22 @@ def grow(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     trainable = tune.with_parameters(
         member_trial,
-        folder=context.base.folder,
+        folders=context.folders,
         data={task: context.data[task]},
         contexts=dict(context.contexts),
         out=context.out,
         device="cuda" if found.gpus else "cpu",
         members=dict(trials),
         steps=steps,
-        names=tuple(perturbed(context.spec.finetune)),
+        names=tuple(perturbed(context.spec.finetune, context.training.stepwise)),
     )
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": 1, "gpu": 1} if found.gpus else {"cpu": 1}),
         param_space={"trial": tune.grid_search([dict(trial) for trial in trials.values()])},
         tune_config=tune.TuneConfig(
-            scheduler=Population(context.spec.finetune, context.spec.seed, task),
+            scheduler=Population(
+                context.spec.finetune, context.spec.seed, task, context.training.stepwise
+            ),
             reuse_actors=True,
             trial_name_creator=lambda trial: trial.config["trial"]["trial_key"],
             trial_dirname_creator=lambda trial: trial.config["trial"]["trial_key"],

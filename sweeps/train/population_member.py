@@ -24,9 +24,8 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from actors.artifacts.head_file import FILE as HEAD
-from actors.artifacts.head_file import read_head
-from actors.data.task_rows import TaskData
-from actors.families.registry import trained_family
+from actors.data.task_rows import Rows, TaskData
+from actors.families.registry import training_at
 from actors.files.atomic import replacing
 from actors.files.documents import checked, parse_json, read_bytes
 from actors.files.paths import Plain
@@ -36,7 +35,7 @@ from sweeps.spec.trial_key import digest
 from sweeps.train.heads import given_head
 from sweeps.train.ingredients import Trained, read_results, write_result
 from sweeps.train.population_spec import INTERVALS
-from sweeps.train.trial import accuracy, made_by, rows_of, seed_of
+from sweeps.train.trial import made_by, scored, seed_of
 
 Interval: TypeAlias = Mapping[str, Any]
 """`member` that ran it, its `seed`, `params`: all that the interval's steps depend on."""
@@ -85,7 +84,8 @@ def intervals_in(steps: int) -> int:
 class MemberContext:
     """What the members of one population train on, and where."""
 
-    base: Path
+    start: Path
+    """Folder of the model that training starts from."""
     task: TaskData
     fingerprint: str
     """Everything but hyper-parameters that results depend on."""
@@ -123,7 +123,7 @@ def population_folder(out: Path, task: str, context: str) -> Path:
 
 def member_trial(
     config: Mapping[str, Any],
-    folder: Path,
+    folders: Mapping[str, Path],
     data: Mapping[str, TaskData],
     contexts: Mapping[str, str],
     out: Path,
@@ -140,7 +140,8 @@ def member_trial(
     member = tune.get_context().get_trial_name()
     own = members[member]
     task = data[own["task"]]
-    context = MemberContext(folder, task, contexts[task.name], out, device, steps, member)
+    start = folders[task.name]
+    context = MemberContext(start, task, contexts[task.name], out, device, steps, member)
     chain, reason = resumed()
     interval = {"member": member, "seed": seed_of(own), "params": dict(config["trial"]["params"])}
     while len(chain) < context.intervals - 1:
@@ -235,12 +236,12 @@ def once(context: MemberContext, chain: Sequence[Interval]) -> None:
                 train(context, before)
             copied(context.file(before, ".pt"), mine)
     begin, end = len(before) / context.intervals, len(chain) / context.intervals
-    under, given = heads(context, interval)
+    kind = interval["params"].get("head", "zero_shot")
     found = {"begun": not before, "select": math.nan}
 
-    def look(share: float, embed: Callable[[Tensor], Tensor]) -> None:
+    def judge(share: float, logits: Callable[[Rows], Tensor]) -> None:
         if share == end:
-            found["select"] = accuracy(context.task, under, embed)
+            found["select"] = scored(context.task, logits)
             raise IntervalEnded
         found["begun"] = found["begun"] or share == begin
 
@@ -250,22 +251,19 @@ def once(context: MemberContext, chain: Sequence[Interval]) -> None:
             context.file(before, ".pt").unlink(missing_ok=True)
             raise StateLost
 
-    images, labels = rows_of(context.task, "fit")
     with suppress(IntervalEnded):
-        training = trained_family()
+        training = training_at(context.start)
         training.fine_tune(
-            context.base,
-            images,
-            labels,
-            read_head(context.task.head),
+            context.start,
+            context.task,
             context.place,
             training.options(**{**interval["params"], "seed": interval["seed"]}),
+            head=given_head(context.out, context.task.name, kind, context.place.parent),
             device=context.device,
             state=mine,
             stops=[at / context.intervals for at in range(1, context.intervals)],
-            look=look,
+            judge=judge,
             advance=advance,
-            **given,
         )
     if not last:
         mine.replace(state)
@@ -288,14 +286,6 @@ def copied(source: Path, target: Path) -> None:
         raise StateLost from None
 
 
-def heads(context: MemberContext, interval: Interval) -> tuple[Tensor, dict[str, Any]]:
-    """The head to tune under, as arguments of `fine_tune`."""
-    kind = interval["params"].get("head", "zero_shot")
-    own = given_head(context.out, context.task.name, kind, context.place.parent)
-    under = read_head(context.task.head if own is None else own)
-    return under, {} if own is None or kind == "zero_shot" else {"probe": under}
-
-
 def ended(
     context: MemberContext, chain: Sequence[Interval], own: Mapping[str, Any], names: Sequence[str]
 ) -> dict[str, float]:
@@ -308,7 +298,7 @@ def ended(
         train(context, chain)
     head = context.place.with_name(HEAD)
     made = made_by(
-        context.base, task, context.place, head if head.exists() else None, context.device
+        context.start, task, context.place, head if head.exists() else None, context.device
     )
     files = [context.file(chain[:n], ".json") for n in range(1, context.intervals)]
     result = Trained(

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from actors.checkpoints.checkpoint import Checkpoint
+from actors.data.protocol import Inputs
 from actors.data.task import Role, Splits, Task, open_task
 from actors.data.task_rows import TaskData
 from actors.experts.prepare_data import captioned, prepare_data
-from actors.families.registry import family_in, inspect, trained_family
+from actors.families.protocol import Pretraining, Training
+from actors.families.registry import family_in, inspect, training_of, trainings
 from actors.files.cache_dir import cache_dir
 from actors.files.fingerprint import Fingerprint, fingerprint, software
 from sweeps.cluster import ray_connection
@@ -31,24 +35,21 @@ from sweeps.train.fine_tuning_context import FineTuningContext
 from sweeps.train.heads import make_heads
 from sweeps.train.ingredients import (
     Ingredient,
-    by_head,
     chosen,
     head_file,
     home,
     is_there,
-    pool_yaml,
     read_scores,
 )
+from sweeps.train.pools import OTHERS, pool_yaml, pools
 from sweeps.train.population_spec import INTERVALS
 from sweeps.train.run_trials import run_trials
 from sweeps.train.shift_scores import score_shifts
-from sweeps.train.spec import TrainSpec, schema
+from sweeps.train.spec import FAMILY, TrainSpec, default_family
+from sweeps.train.starts import make_starts
 
 STORE_BYTES = 300 * 2**20
 ROLES: tuple[Role, ...] = ("fit", "select", "report")
-
-OTHERS = "pool-other-heads.yaml"
-"""Written beside `pool.yaml` if a search tried two heads: the ingredients of the other head."""
 
 
 def train(spec: TrainSpec, console: Console, *, address: str | None = None) -> list[str]:
@@ -60,23 +61,20 @@ def train(spec: TrainSpec, console: Console, *, address: str | None = None) -> l
     """
     out = Path(spec.out).resolve()
     splits = Splits(**spec.splits.model_dump())
-    base = inspect(spec.base, "base") if spec.base else None
-    inputs = family_in(base).inputs(base) if base else None
-    if inputs is not None:
-        check_corruptions(spec.shifts, inputs)
-    kind = inputs.kind if inputs else "image"
-    tasks = {name: open_task(task.source(name), kind) for name, task in spec.tasks.items()}
+    base, training, inputs = opened(spec)
+    check_corruptions(spec.shifts, inputs)
+    tasks = {name: open_task(task.source(name), inputs.kind) for name, task in spec.tasks.items()}
     others = open_shifts(spec.shifts, spec.splits.report, tasks)
     target = ray_connection.target(address)
     with owned(out), Progress(console) as progress, ray_connection.connected(target, STORE_BYTES):
         if base is None:
             if not (out / "base").is_dir():
-                make_base(spec, tasks, splits, out / "base", progress)
+                make_base(spec, training, tasks, splits, out / "base", progress)
             base = inspect(str(out / "base"), "base")
-        data = load(base, tasks, splits, ROLES, progress)
-        context = FineTuningContext(
-            spec, base, data, contexts(spec, base, tasks, splits), out, defaults()
-        )
+        starts = make_starts(training, base, tasks, spec.seed, out)
+        data = load(starts, tasks, splits, ROLES, progress)
+        about = contexts(spec, starts, tasks, splits)
+        context = FineTuningContext(spec, base, starts, data, about, out, training)
         make_heads(context, tasks, progress)
         run_trials(context, progress)
         kept = {task: kept_of(context, task) for task in tasks}
@@ -91,12 +89,12 @@ def train(spec: TrainSpec, console: Console, *, address: str | None = None) -> l
     }
     cut = spec.splits.model_dump(mode="json", exclude_defaults=True)
     (out / OTHERS).unlink(missing_ok=True)
-    pools = dict(zip(("pool.yaml", OTHERS), by_head(kept), strict=False))
-    for name, group in pools.items():
-        write_text(out / name, pool_yaml(base.folder, group, out, spec.keep, settings, cut))
+    files = pools(context, kept)
+    for name, (over, group) in files.items():
+        write_text(out / name, pool_yaml(over, group, out, spec.keep, settings, cut))
     with aside("the table", "the same command shows it", console.print):
         console.print(table(kept, spec, out))
-    for name, group in pools.items():
+    for name, (_, group) in files.items():
         console.print(f"pool  {out / name}", soft_wrap=True)
         for task, found in group.items():
             if found[0].tuned_under == "linear_probe":
@@ -108,36 +106,80 @@ def train(spec: TrainSpec, console: Console, *, address: str | None = None) -> l
     return missing
 
 
+def opened(spec: TrainSpec) -> tuple[Checkpoint | None, Training, Inputs]:
+    """The base (None: it is yet to be made), fine-tuning of its family, and its preprocessing.
+
+    Raises:
+        InputError: no such base, or one that cannot be fine-tuned.
+    """
+    if spec.base is None:
+        training = pretrained_by(spec)
+        return None, training, pretraining_inputs(spec, training)
+    base = inspect(spec.base, "base")
+    training = training_of(base)
+    training.check(base)
+    return base, training, family_in(base).inputs(base)
+
+
 def load(
-    base: Checkpoint,
+    starts: Mapping[str, Checkpoint],
     tasks: Mapping[str, Task],
     splits: Splits,
     roles: Iterable[Role],
     progress: Progress,
 ) -> dict[str, TaskData]:
-    """Prepare data and heads of the tasks."""
-    return prepare_data(
-        base,
-        tasks,
-        splits,
-        roles,
-        cache_dir(),
-        progress=lambda done, total: progress.set("images", done, total),
-    )
+    """Prepare data and heads of the tasks, those of one start together."""
+    groups: dict[Path, dict[str, Task]] = {}
+    for name, task in tasks.items():
+        groups.setdefault(starts[name].folder, {})[name] = task
+    found: dict[str, TaskData] = {}
+    for members in groups.values():
+        start = starts[next(iter(members))]
+        kind = family_in(start).inputs(start).kind
+        found |= prepare_data(
+            start,
+            members,
+            splits,
+            roles,
+            cache_dir(),
+            progress=partial(progress.set, f"{kind}s"),
+        )
+    return found
+
+
+def pretrained_by(spec: TrainSpec) -> Training:
+    """Fine-tuning of the family whose base the file asks for."""
+    return trainings()[(spec.pretrain or {}).get(FAMILY) or default_family()]
+
+
+def pretraining_sizes(spec: TrainSpec, made: Pretraining) -> tuple[Any, dict[str, Any]]:
+    """Sizes of the base that the file asks for, and the other hyper-parameters."""
+    given = {name: value for name, value in (spec.pretrain or {}).items() if name != FAMILY}
+    names = {field.name for field in fields(made.sizes)}
+    return made.sizes(**{name: given.pop(name) for name in names & set(given)}), given
+
+
+def pretraining_inputs(spec: TrainSpec, training: Training) -> Inputs:
+    """Preprocessing of the base that the file asks for."""
+    assert training.pretraining is not None  # checked with the file
+    return training.pretraining.inputs(pretraining_sizes(spec, training.pretraining)[0])
 
 
 def make_base(
-    spec: TrainSpec, tasks: Mapping[str, Task], splits: Splits, out: Path, progress: Progress
+    spec: TrainSpec,
+    training: Training,
+    tasks: Mapping[str, Task],
+    splits: Splits,
+    out: Path,
+    progress: Progress,
 ) -> None:
-    """Pretrain a small CLIP on the fit rows of all tasks together."""
-    given = dict(spec.pretrain or {})
-    training = trained_family()
-    names = {field.name for field in fields(training.sizes)}
-    sizes = training.sizes(**{name: given.pop(name) for name in names & set(given)})
+    """Pretrain a small base on the fit rows of all tasks together."""
+    assert training.pretraining is not None  # checked with the file
+    sizes, given = pretraining_sizes(spec, training.pretraining)
     rows = captioned(
         tasks,
         splits,
-        training.inputs(sizes),
+        training.pretraining.inputs(sizes),
         cache_dir(),
         progress=lambda done, total: progress.set("images for the base", done, total),
     )
@@ -145,16 +187,20 @@ def make_base(
     def advance(step: int, total: int, loss: float) -> None:
         progress.set("base", step, total)
 
-    training.pretrain(rows, out, sizes=sizes, seed=spec.seed, advance=advance, **given)
+    make = training.pretraining.pretrain
+    make(rows, out, sizes=sizes, seed=spec.seed, advance=advance, **given)
 
 
 def contexts(
-    spec: TrainSpec, base: Checkpoint, tasks: Mapping[str, Task], splits: Splits
+    spec: TrainSpec, starts: Mapping[str, Checkpoint], tasks: Mapping[str, Task], splits: Splits
 ) -> dict[str, Fingerprint]:
-    """Task -> what its trials depend on besides hyper-parameters: base, images' preprocessing,
-    splits, data, and words with the tokenizer that reads them."""
-    family = family_in(base)
-    inputs, heads = family.inputs(base), family.head_fingerprints(base, tasks)
+    """Task -> what its trials depend on besides hyper-parameters: the model that they start from,
+    preprocessing, splits, data, and words with the tokenizer that reads them."""
+    families = {name: family_in(start) for name, start in starts.items()}
+    heads = {
+        name: families[name].head_fingerprints(starts[name], {name: task})[name]
+        for name, task in tasks.items()
+    }
     # The result of a member of a population depends on all members.
     whole = spec.finetune.scheduler == "pbt"
     more = [INTERVALS, spec.finetune.model_dump(mode="json"), spec.seed] if whole else []
@@ -162,8 +208,8 @@ def contexts(
         name: fingerprint(
             "training-1",
             software("torch", "transformers"),
-            base.fingerprint,
-            inputs.fingerprint,
+            starts[name].fingerprint,
+            families[name].inputs(starts[name]).fingerprint,
             vars(splits),
             task.fingerprint,
             list(task.classnames),
@@ -171,13 +217,6 @@ def contexts(
             *more,
         )
         for name, task in tasks.items()
-    }
-
-
-def defaults() -> dict[str, object]:
-    """Default hyper-parameters of fine-tuning; the seed is left out, being the trial's own."""
-    return {
-        p.name: p.default for p in schema(trained_family().options).values() if p.name != "seed"
     }
 
 
@@ -189,7 +228,7 @@ def kept_of(context: FineTuningContext, task: str) -> list[Ingredient]:
 
 
 def table(kept: Mapping[str, Sequence[Ingredient]], spec: TrainSpec, out: Path) -> Table:
-    """Table of the kept models with accuracies."""
+    """Table of the kept models with their scores."""
     shown = Table(title="experts" if spec.keep == "best" else "ingredients", title_justify="left")
     texts = ("task", "chosen" if spec.keep == "best" else "ingredient")
     for name in (*texts, "select", "report", *spec.shifts, "seconds"):

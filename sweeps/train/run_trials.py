@@ -69,7 +69,7 @@ def tuned(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     trainable = tune.with_parameters(
         fine_tune_trial,
-        folder=context.base.folder,
+        folders=context.folders,
         data=dict(context.data),
         contexts=dict(context.contexts),
         out=context.out,

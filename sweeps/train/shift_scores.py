@@ -41,7 +41,7 @@ def score_shifts(
     run = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0)(measured)
     device = "cuda" if gpus else "cpu"
     asked: dict[Any, tuple[Path, dict[str, str]]] = {
-        run.remote(context.base.folder, task, place, list(todo), device): (place, todo)
+        run.remote(context.folders[task.name], task, place, list(todo), device): (place, todo)
         for task, place, todo in wanted
     }
     progress.start("shifts", len(asked))

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 from pydantic import (
     Field,
     PlainValidator,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from actors.families.registry import trained_family
-from fusion.errors import unknown
+from actors.families.protocol import Training
+from actors.families.registry import family_by_config, trainings
+from fusion.errors import InputError, unknown
 from fusion.parameters import Parameter, parameters
 from sweeps.spec.errors import Fault, custom_error, raise_all, spec_errors
 from sweeps.spec.method import RESERVED, MethodSpec, read_parameter, searcher_faults, trials_faults
@@ -30,11 +33,16 @@ from sweeps.train.population_spec import population_faults
 OURS = ("threads", "device", "advance", "sizes", "state", "look", "probe", "stops")
 """Arguments that the program sets; they are not hyper-parameters."""
 
-TRAINING = trained_family()
+FAMILY = "family"
+"""Key of `pretrain` that names the family of the base."""
 
-SIZES = {
-    field.name: Parameter(field.name, int, field.default, None) for field in fields(TRAINING.sizes)
-}
+
+@dataclass(frozen=True)
+class FileFamily:
+    """The family that a training file is of."""
+
+    name: str
+    training: Training
 
 
 def schema(function: Callable[..., Any]) -> dict[str, Parameter]:
@@ -42,16 +50,71 @@ def schema(function: Callable[..., Any]) -> dict[str, Parameter]:
     return parameters(function, hidden=OURS)
 
 
-def read_search(raw: Any) -> MethodSpec:
+def default_family() -> str:
+    """The family that `pretrain` makes a base of where it names none: the first that can."""
+    return next(name for name, each in trainings().items() if each.pretraining is not None)
+
+
+def family_of_file(raw: Any) -> FileFamily:
+    """The family of a training file: that of its base, or the one that `pretrain` names.
+
+    Of a base nothing but `config.json` is read. A base that cannot be found is refused when it is
+    opened; until then the file is read as of the default family.
+
+    Raises:
+        InputError: a family whose models cannot be fine-tuned here.
+    """
+    given: Mapping[str, Any] = raw if isinstance(raw, Mapping) else {}
+    base, pretrain, found = given.get("base"), given.get("pretrain"), trainings()
+    name = default_family()
+    if isinstance(base, str) and pretrain is None:
+        with suppress(InputError):
+            name = family_by_config(base, "base").name
+        if name not in found:
+            raise InputError(
+                f"base: {base!r}: models of the family {name!r} cannot be fine-tuned here; those of"
+                f" {', '.join(found)} can"
+            )
+    elif isinstance(pretrain, Mapping) and pretrain.get(FAMILY) in found:
+        name = pretrain[FAMILY]
+    return FileFamily(name, found[name])
+
+
+def known_family(info: ValidationInfo) -> FileFamily:
+    """The family that the file is validated for."""
+    found: FileFamily = (info.context or {})[FAMILY]
+    return found
+
+
+def unknown_parameter(key: str, family: str, known: Mapping[str, Any]) -> str:
+    """The message about a key that is no hyper-parameter of a family, of another family or none."""
+    others = [
+        name for name, each in trainings().items() if name != family and key in schema(each.options)
+    ]
+    allowed = (*known, *RESERVED)
+    if not others:
+        return unknown("parameter", key, allowed)
+    return (
+        f"a hyper-parameter of {', '.join(others)} models; the base is a {family} model;"
+        f" {', '.join(allowed)} allowed"
+    )
+
+
+def searched(raw: Any, info: ValidationInfo) -> MethodSpec:
+    """Read `finetune` for the file's family."""
+    return read_search(raw, known_family(info))
+
+
+def read_search(raw: Any, family: FileFamily) -> MethodSpec:
     """Read `finetune`: hyper-parameters (fixed or with spaces), trials, searcher, scheduler."""
-    known, faults, params = schema(TRAINING.options), [], {}
+    known, faults, params = schema(family.training.options), [], {}
     if not isinstance(raw, Mapping):
         raise_all([Fault((), raw, "a mapping of hyper-parameters, or {}, allowed")])
     for key, value in raw.items():
         if key in RESERVED:
             continue
         if key not in known:
-            hint = unknown("parameter", str(key), (*known, *RESERVED))
+            hint = unknown_parameter(str(key), family.name, known)
             faults.append(Fault((str(key),), value, hint))
             continue
         try:
@@ -61,24 +124,27 @@ def read_search(raw: Any) -> MethodSpec:
     sampled = list(MethodSpec(params=params).sampled.values())
     faults += trials_faults(raw.get("trials"), bool(sampled))
     faults += searcher_faults(raw.get("searcher", "random"), sampled)
-    faults += own_faults(raw, params)
+    faults += own_faults(raw, params, family.training)
     if faults:
         raise_all(faults)
     return MethodSpec(params=params, **{key: raw[key] for key in RESERVED if key in raw})
 
 
-def own_faults(raw: Mapping[str, Any], params: Mapping[str, Any]) -> list[Fault]:
-    """Faults of fine-tuning only: its schedulers, batch norm in a CLIP ViT."""
+def own_faults(
+    raw: Mapping[str, Any], params: Mapping[str, Any], training: Training
+) -> list[Fault]:
+    """Faults of fine-tuning only: its schedulers, values that the family refuses."""
     found, scheduler = [], raw.get("scheduler")
     if scheduler not in (None, "asha", "pbt"):
         found.append(Fault(("scheduler",), scheduler, "null, 'asha' or 'pbt' allowed"))
     if scheduler == "pbt":
-        found += population_faults(params, raw.get("trials"), raw.get("searcher", "random"))
-    frozen = params.get("frozen_batchnorm", False)
-    inside = [value for _, space in spaces(frozen) for value in getattr(space, "values", ())]
-    if frozen is True or True in inside:
-        reason = "a CLIP ViT has no batch norm; false allowed"
-        found.append(Fault(("frozen_batchnorm",), raw["frozen_batchnorm"], reason))
+        searcher = raw.get("searcher", "random")
+        found += population_faults(params, raw.get("trials"), searcher, training.stepwise)
+    for name, (refused, reason) in training.refused.items():
+        given = params.get(name)
+        inside = [value for _, space in spaces(given) for value in getattr(space, "values", ())]
+        if given == refused or refused in inside:
+            found.append(Fault((name,), raw[name], reason))
     return found
 
 
@@ -91,15 +157,24 @@ def check_keep(value: Any) -> Keep:
     return kept
 
 
-def read_pretrain(raw: Any) -> dict[str, Any] | None:
-    """Read `pretrain`: sizes of the towers and hyper-parameters, fixed values only."""
+def read_pretrain(raw: Any, info: ValidationInfo) -> dict[str, Any] | None:
+    """Read `pretrain`: family, sizes of its models and hyper-parameters, fixed values only."""
     if raw is None:
         return None
-    known, faults, params = {**SIZES, **schema(TRAINING.pretrain)}, [], {}
-    known.pop("seed", None)  # the file's own
     if not isinstance(raw, Mapping):
         raise_all([Fault((), raw, "a mapping of sizes and hyper-parameters, or {}, allowed")])
+    made = known_family(info).training.pretraining
+    named, makers = raw.get(FAMILY), [n for n, each in trainings().items() if each.pretraining]
+    if made is None or named not in (None, *makers):
+        reason = f"no family that a base can be made of; {', '.join(makers)} allowed"
+        raise_all([Fault((FAMILY,), named, reason)])
+    sizes = {f.name: Parameter(f.name, int, f.default, None) for f in fields(made.sizes)}
+    known, faults, params = {**sizes, **schema(made.pretrain)}, [], {}
+    known.pop("seed", None)  # the file's own
     for key, value in raw.items():
+        if key == FAMILY:
+            params[key] = value
+            continue
         try:
             if key not in known:
                 raise Fault((), value, unknown("parameter", str(key), known))
@@ -126,7 +201,7 @@ class TrainSpec(Part):
     splits: SplitSpec = Field(
         SplitSpec(), description="a mapping of fit, select, report, val_fraction and seed"
     )
-    finetune: Annotated[MethodSpec, PlainValidator(read_search)] = Field(
+    finetune: Annotated[MethodSpec, PlainValidator(searched)] = Field(
         MethodSpec(), description="a mapping of hyper-parameters"
     )
     keep: Annotated[Keep, PlainValidator(check_keep)] = Field(
@@ -166,10 +241,12 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> TrainSp
     """Load the training file at `path` and apply `key=value` overrides.
 
     Raises:
-        InputError: no such file, or not YAML.
+        InputError: no such file, not YAML, or a base of a family that is only merged.
         SpecErrors: an InputError with one line for each fault in `lines`.
     """
     try:
-        return TrainSpec.model_validate(read(path, overrides))
+        raw = read(path, overrides)
+        family = family_of_file(raw)
+        return TrainSpec.model_validate(raw, context={FAMILY: family})
     except ValidationError as error:
         raise spec_errors(error, TrainSpec, str(path)) from None

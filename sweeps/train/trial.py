@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,20 +15,21 @@ from ray import tune
 from torch import Tensor
 
 from actors.artifacts.head_file import FILE as HEAD
-from actors.artifacts.head_file import head_facts, read_head
+from actors.artifacts.head_file import head_facts
 from actors.artifacts.recipe import Recipe
 from actors.checkpoints.checkpoint import content_hash
-from actors.data.images.pixel_cache import open_pixels
-from actors.data.task_rows import TaskData
+from actors.data.row_file import open_labels
+from actors.data.task_rows import Rows, TaskData
 from actors.experts.embedding_cache import EmbeddingCache
+from actors.experts.evaluation import TaskScore, score
 from actors.experts.local import local_experts
-from actors.families.registry import inspect, trained_family
+from actors.families.protocol import Judge
+from actors.families.registry import inspect, training_at
 from actors.files.documents import checked, parse_json, read_bytes
 from actors.pool.pool import open_pool
 from actors.training.checkpoint import STOPS
 from actors.training.optimizer_loop import beside
 from fusion.errors import InputError
-from fusion.logits.head import as_head
 from sweeps.results.ledger import write_text
 from sweeps.train.heads import copy_head, given_head
 from sweeps.train.ingredients import KINDS, Trained, write_result
@@ -43,34 +45,33 @@ def seed_of(trial: Mapping[str, Any]) -> int:
 
 def fine_tune_trial(
     config: Mapping[str, Any],
-    folder: Path,
+    folders: Mapping[str, Path],
     data: Mapping[str, TaskData],
     contexts: Mapping[str, str],
     out: Path,
     device: str,
     halved: bool,
 ) -> None:
-    """Run one fine-tuning: train on fit, evaluate on select and report, write models and result."""
+    """Run one fine-tuning: train on fit, evaluate on select and report, write models and result.
+
+    `folders`: task -> the model that it starts from.
+    """
     task, key = data[config["task"]], config["trial_key"]
     place, rungs = out / "trained" / key / "expert", Rungs(out / "trained" / key, halved)
-    images, labels = rows_of(task, "fit")
-    words, start = read_head(task.head), time.perf_counter()
+    folder, start = folders[task.name], time.perf_counter()
     kind = config["params"].get("head", "zero_shot")
     own = given_head(out, task.name, kind, place.parent)
-    under = words if own is None else read_head(own)
     if not place.is_dir():
-        training = trained_family()
+        training = training_at(folder)
         training.fine_tune(
             folder,
-            images,
-            labels,
-            words,
+            task,
             place,
             training.options(**{**config["params"], "seed": seed_of(config)}),
-            probe=None if own is None or kind == "zero_shot" else under,
+            head=own,
             device=device,
             state=place.with_name("state.pt"),
-            look=rungs.look(task, under),
+            judge=rungs.judge(task),
         )
     seconds = time.perf_counter() - start
     made = made_by(folder, task, place, own, device)
@@ -104,7 +105,7 @@ def made_by(
 
 
 def read_rungs(file: Path) -> dict[str, float]:
-    """Rung -> accuracy on select; a damaged file counts as empty, and is measured again."""
+    """Rung -> score on select; a damaged file counts as empty, and is measured again."""
     try:
         found = checked(dict[str, float], parse_json(read_bytes(file), str(file)), str(file))
     except InputError:
@@ -130,40 +131,42 @@ class Rungs:
         about = {"rung": int(rung), "rungs": dict(self.found), "final": False}
         tune.report({"select": select, **about})
 
-    def look(self, task: TaskData, head: Tensor) -> Callable[[float, Any], None]:
-        """A callback that measures accuracy on select at the rungs."""
+    def judge(self, task: TaskData) -> Judge:
+        """A callback that measures the task's metric on select at the rungs."""
 
-        def look(share: float, embed: Callable[[Tensor], Tensor]) -> None:
+        def judge(share: float, logits: Callable[[Rows], Tensor]) -> None:
             rung = str(RUNGS.get(share, ""))
             if not self.halved or not rung or rung in self.found:
                 return
-            select = accuracy(task, head, embed)
+            select = scored(task, logits)
             write_text(self.file, json.dumps({**self.found, rung: select}))
             self.report(rung, select)
 
-        return look
+        return judge
 
 
-def accuracy(task: TaskData, head: Tensor, embed: Callable[[Tensor], Tensor]) -> float:
-    """Accuracy of an unfinished model on the select rows, under a head."""
-    images, labels = rows_of(task, "select")
-    parts = [embed(part) for part in torch.split(images, 256)]
-    top = [as_head(head).to(z.device).logits(z).argmax(1).cpu() for z in parts]
-    return float((torch.cat(top) == labels).double().mean())
+def scored(task: TaskData, logits: Callable[[Rows], Tensor]) -> float:
+    """The task's metric of an unfinished model on the select rows."""
+    rows = task.rows["select"]
+    return own_score(score(logits(rows), labels_of(rows), task.metric, task.values))
 
 
-def rows_of(task: TaskData, role: str) -> tuple[Tensor, Tensor]:
-    """Images uint8 [N, 3, H, W] and labels [N] of a role."""
-    rows = task.rows[role]
-    pixels = open_pixels(rows.file)
-    at = slice(None) if rows.indices is None else rows.indices
-    return pixels.images[at], pixels.labels[at]
+def own_score(found: TaskScore) -> float:
+    """The score by the task's own metric; 0 where it is not defined: correlations of constants."""
+    value = found.values()[found.metric]
+    return value if math.isfinite(value) else 0.0
+
+
+def labels_of(rows: Rows) -> Tensor:
+    """Labels [N] of a role's rows."""
+    labels = open_labels(rows.file)
+    return labels if rows.indices is None else labels[torch.from_numpy(rows.indices)]
 
 
 def measured(
     base: Path, task: TaskData, place: Path, roles: Sequence[str], device: str
 ) -> dict[str, float]:
-    """Role -> accuracy of one model under its own head, if one is beside it.
+    """Role -> the task's metric of one model, under its own head if one is beside it.
 
     Computed by the code that evaluates every fused model.
     """
@@ -176,4 +179,4 @@ def measured(
         pool, {task.name: task}, EmbeddingCache(place, {}), device=device, results="float32"
     )
     recipe = Recipe("simple_average")
-    return {role: experts.evaluate(recipe, role).scores[task.name].accuracy for role in roles}
+    return {role: own_score(experts.evaluate(recipe, role).scores[task.name]) for role in roles}

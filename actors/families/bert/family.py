@@ -23,12 +23,13 @@ from actors.checkpoints.checkpoint import Checkpoint
 from actors.data.task import Task
 from actors.data.text.inputs import TextInputs
 from actors.data.text.tokenizer import check_vocabulary, difference, known_tokenizer, open_tokenizer
-from actors.families.bert.architecture import BERT, OUT, ROBERTA, activations, canonical, longest
+from actors.families.bert.architecture import BERT, OUT, ROBERTA, activations, canonical
 from actors.families.bert.heads import check_heads, head_fingerprints, own_heads, task_heads
+from actors.families.bert.inputs import bert_inputs
 from actors.families.bert.inspect import inspected
 from actors.families.bert.segments import bert_segments, input_of, is_linear
 from actors.families.bert.validation import check_architecture
-from actors.families.protocol import EncoderStates, Layout, Offer, Segment
+from actors.families.protocol import EncoderStates, Layout, Offer, Segment, Training
 from actors.files.fingerprint import Fingerprint
 
 CLASSIFIER, TYPICAL = "ForSequenceClassification", 128
@@ -52,8 +53,12 @@ class Bert:
         """Blocks with an MLP; embeddings where the output is not logits."""
         return FITS if base.fields["labels"] else FITS | {"embeddings"}
 
-    def training(self) -> None:
-        """None: models are only merged."""
+    def training(self) -> Training:
+        """Fine-tuning of classifiers."""
+        # Late: sweeps that only merge do not need it, and start faster.
+        from actors.families.bert.fine_tune import bert_training
+
+        return bert_training()
 
     def inspect(
         self, source: str, folder: Path, config: Mapping[str, Any], name: str
@@ -124,10 +129,7 @@ class Bert:
 
     def inputs(self, base: Checkpoint) -> TextInputs:
         """Texts of the task's columns: the first, and as its pair the others."""
-        most = longest(base.fields)
-        tokenizer = open_tokenizer(base.folder, base.name)
-        limit = min(most, tokenizer.limit(most))
-        return TextInputs(tokenizer, limit, base.fields["pad_token_id"], words="fields")
+        return bert_inputs(base)
 
     def difference(self, base: Path, expert: Path) -> str | None:
         """How an expert's tokenizer differs from the base's."""

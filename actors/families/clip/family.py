@@ -13,7 +13,7 @@ from torch import Tensor
 from actors.artifacts.published_gate import PublishedLayout
 from actors.checkpoints.checkpoint import Checkpoint, read
 from actors.data.images.inputs import ImageInputs
-from actors.data.images.preprocessor_config import clip_preprocess, difference, read_preprocess
+from actors.data.images.preprocessor_config import difference, read_preprocess
 from actors.data.task import Task
 from actors.families.clip.architecture import PREFIX, PROJECTION, activations
 from actors.families.clip.build import check_towers
@@ -51,16 +51,9 @@ class Clip:
     def training(self) -> Training:
         """Fine-tuning of the vision tower, and pretraining of a small CLIP."""
         # Late: sweeps that only merge need neither, and start faster.
-        from actors.families.clip.fine_tune import FineTuning, fine_tune
-        from actors.families.clip.pretrain import Sizes, pretrain
+        from actors.families.clip.training import clip_training
 
-        return Training(
-            fine_tune,
-            FineTuning,
-            pretrain,
-            Sizes,
-            lambda s: ImageInputs(clip_preprocess(s.image)),
-        )
+        return clip_training()
 
     def inspect(
         self, source: str, folder: Path, config: Mapping[str, Any], name: str

@@ -6,7 +6,6 @@ Axes: N images, B batch, C classes, D embedding width, H × W pixels.
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,14 @@ from annotated_types import Interval
 from torch import Tensor, nn
 
 from actors.artifacts.head_file import HeadKind
+from actors.data.images.augment import Augmentation
+from actors.families.clip.loss import Embed, Objective, Teacher
 from actors.families.clip.save import pixel_statistics as pixel_statistics
 from actors.families.clip.save import save_expert as save_expert
 from actors.families.clip.save import standardised as standardised
-from actors.training.augment import Augmentation
-from actors.training.checkpoint import STOPS, Averages, Look, Run, blind
-from actors.training.loss import Embed, Objective, Teacher
+from actors.training.checkpoint import STOPS, Look, blind
+from actors.training.fine_tuning import run
 from actors.training.optimizer_loop import Advance as Advance
-from actors.training.optimizer_loop import beside
 from actors.training.optimizer_loop import cosine as cosine
 from actors.training.optimizer_loop import cpu_threads as cpu_threads
 from actors.training.optimizer_loop import optimise as optimise
@@ -175,39 +174,15 @@ def fine_tune(
         first = embedder(frozen(tower), model.visual_projection) if options.soft_targets else None
         teacher = None if first is None else classifier(first, words)
         objective = options.objective()
-        steps = max(1, round(options.epochs * len(images) / options.batch_size))
-        run = Run(tower, Averages(options.ema, options.swa, steps), steps, state, stops)
-        found = run.resume(device)
 
         def seen(rows: Tensor) -> Tensor:
             with torch.no_grad():
                 return student(standardise(rows.to(device)))
 
-        def after(step: int, optimiser: torch.optim.Optimizer) -> None:
-            run.after(step, optimiser)
-            run.show(step, look, seen)
-
-        run.show(run.begun, look, seen)
-        numbers = itertools.count(run.begun + 1)
-
-        def loss(rows: Tensor) -> Tensor:
+        def loss(step: int, rows: Tensor) -> Tensor:
             return objective.loss(
-                next(numbers), data[rows], answers[rows], student, under, standardise, teacher
+                step, data[rows], answers[rows], student, under, standardise, teacher
             )
-
-        optimise(
-            loss,
-            tower,
-            shuffled_batches(len(images), options.batch_size, steps, options.seed),
-            steps,
-            learning_rate=options.learning_rate,
-            weight_decay=options.weight_decay,
-            warmup=options.warmup,
-            clip_norm=options.clip_norm,
-            advance=advance,
-            after=after,
-            resumed=found,
-        )
 
         def passes() -> Iterator[dict[str, Tensor]]:
             return (
@@ -215,13 +190,21 @@ def fine_tune(
                 for part in torch.split(data, options.batch_size)
             )
 
-        for kind, averaged in run.averages.models(tower, passes):
-            with staged(beside(out, kind)) as folder:
-                save_expert(base, averaged, folder)
-        with staged(out) as folder:
-            save_expert(base, tower, folder)
-        run.end()
-    return out
+        return run(
+            tower,
+            loss,
+            options,
+            len(images),
+            out,
+            lambda model, folder: save_expert(base, model, folder),
+            seen,
+            device=device,
+            advance=advance,
+            state=state,
+            stops=stops,
+            look=look,
+            passes=passes,
+        )
 
 
 def embedder(tower: nn.Module, projection: nn.Module) -> Embed:

@@ -26,7 +26,7 @@ ELSEWHERE = ("actors/families/clip/", "actors/data/images/", "actors/embedded/")
 ALLOWED = {
     "actors/families/registry.py": "the registry's row; training and published gates are CLIP's",
     "actors/gate_features/": "a ResNet and corruptions read images",
-    "actors/training/": "augmentation and losses of image models",
+    "actors/training/": "gradients are clipped by torch's function",
     "actors/experts/prepare_data.py": "captioned images, which a base is pretrained on",
     "actors/artifacts/cache_files.py": "`pixels` is the name of a cache folder",
     "actors/data/row_file.py": "the cache folder",
@@ -37,7 +37,6 @@ ALLOWED = {
     "actors/data/prompts/": "the file with the prompts",
     "sweeps/train/": "training files of image models, and the kind of head",
     "sweeps/planning/": "the kind of head, corrupted images, the words of `sweeps plan`",
-    "sweeps/analysis/core/shift_probes.py": "corrupted images",
     "sweeps/results/recipe.py": "a file that exports copy",
     "sweeps/report/charts/": "pixels of a chart",
 }

@@ -13,7 +13,7 @@ from actors.checkpoints.checkpoint import content_hash
 from actors.cluster.planner import Node, Resources
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.prepare_data import prepare_data
-from actors.families.registry import inspect
+from actors.families.registry import inspect, training_of
 from fusion.errors import InputError
 from fusion.logits.cosine_head import logits
 from fusion.logits.dataset import Labelled
@@ -26,15 +26,14 @@ from sweeps.train import trial
 from sweeps.train.fine_tuning_context import FineTuningContext
 from sweeps.train.heads import kinds, probe, scaled
 from sweeps.train.ingredients import (
-    by_head,
     chosen,
     head_file,
     home,
-    pool_yaml,
     read_results,
     settle,
 )
-from sweeps.train.run import contexts, defaults
+from sweeps.train.pools import by_head, pool_yaml
+from sweeps.train.run import contexts
 
 KINDS = ("zero_shot", "linear_probe")
 
@@ -61,7 +60,9 @@ def context(tiny_pool, tmp_path_factory) -> FineTuningContext:
     matrix, strength, _ = probe(base.folder, data["tones"], folder / "cache")
     facts = replace(facts, kind="linear_probe", identity="lp", C=strength)
     write_head(head_file(out, "tones", "linear_probe"), matrix, facts)
-    found = FineTuningContext(spec, base, data, contexts(spec, base, task, splits), out, defaults())
+    starts, training = {"tones": base}, training_of(base)
+    about = contexts(spec, starts, task, splits)
+    found = FineTuningContext(spec, base, starts, data, about, out, training)
     monkeypatch.undo()
     return found
 
@@ -72,7 +73,7 @@ def fine_tuned(context, monkeypatch, key, **params):
     what = {"task": "tones", "trial_key": key, "seed": 1, "params": given}
     monkeypatch.setattr(trial.tune, "report", lambda _: None)
     trial.fine_tune_trial(
-        what, context.base.folder, context.data, context.contexts, context.out, "cpu", False
+        what, context.folders, context.data, context.contexts, context.out, "cpu", False
     )
     (found,) = [each for each in read_results(context.out, "tones") if each.key == key]
     return found

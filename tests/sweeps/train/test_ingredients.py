@@ -8,16 +8,15 @@ import yaml
 from sweeps.spec import sweep as sweepfile
 from sweeps.train.ingredients import (
     Trained,
-    by_head,
     chosen,
     home,
     is_there,
     made_at,
-    pool_yaml,
     read_results,
     settle,
     write_result,
 )
+from sweeps.train.pools import by_head, pool_yaml
 
 ABOUT = {"base": "b" * 64, "defaults": {"epochs": 10.0, "mixup": 0.0}}
 

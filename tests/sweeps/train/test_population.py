@@ -15,6 +15,7 @@ import yaml
 from actors.artifacts.head_file import read_head
 from actors.checkpoints.checkpoint import content_hash
 from actors.families.clip.fine_tune import FineTuning, fine_tune
+from actors.families.clip.training import STEPWISE, images_of
 from actors.families.registry import inspect
 from fusion.errors import InputError
 from sweeps.results.ingredient_recipes import recipe_of
@@ -23,8 +24,7 @@ from sweeps.train.ingredients import read_results
 from sweeps.train.population import Population, steps_of
 from sweeps.train.population_member import MemberContext, ended, grown
 from sweeps.train.population_spec import perturbed
-from sweeps.train.spec import read_search
-from sweeps.train.trial import rows_of
+from tests.fine_tuning import image_search
 from tests.sweeps.train.test_run import command, context, finished, hashes, load, spec
 
 __all__ = ["context"]  # a fixture
@@ -53,9 +53,9 @@ def test_what_a_population_cannot_be(changes, expected, tiny_pool, tmp_path):
 
 
 def test_changed_values_stay_in_their_spaces_and_depend_on_the_seed_alone():
-    entry = read_search({**SEARCH, "seed": {"grid": [0, 1]}})
-    assert list(perturbed(entry)) == ["learning_rate", "mixup"]  # not the seed
-    scheduler = Population(entry, 3, "lines")
+    entry = image_search({**SEARCH, "seed": {"grid": [0, 1]}})
+    assert list(perturbed(entry, STEPWISE)) == ["learning_rate", "mixup"]  # not the seed
+    scheduler = Population(entry, 3, "lines", STEPWISE)
     high = {"trial": {"params": {"learning_rate": 1.2e-2, "mixup": 0.2, "epochs": 4}}}
     assert scheduler.bounded(high)["trial"]["params"] == {
         "learning_rate": 1e-2, "mixup": 0.2, "epochs": 4,
@@ -112,10 +112,10 @@ def test_intervals_under_one_rate_are_one_run(member_context, context, monkeypat
         == read_results(member_context.out, "lines")[0].select
     )
     whole = context.out / "whole"
-    images, labels = rows_of(member_context.task, "fit")
+    images, labels = images_of(member_context.task.rows["fit"])
     given = {**chain[0]["params"], "seed": 5}
     head = read_head(member_context.task.head)
-    fine_tune(member_context.base, images, labels, head, whole, FineTuning(**given))
+    fine_tune(member_context.start, images, labels, head, whole, FineTuning(**given))
     expected = [
         content_hash(inspect(str(context.out / name), "x")) for name in ("whole", "whole-ema")
     ]
@@ -168,8 +168,8 @@ def test_a_member_that_fails_holds_up_nobody(member_context, context, monkeypatc
     )
     monkeypatch.setattr(population_member, "tune", stub)
     broken = SimpleNamespace(fine_tune=lambda *_, **__: 1 / 0, options=FineTuning)
-    monkeypatch.setattr(population_member, "trained_family", lambda: broken)
-    given = (member_context.base, context.data, context.contexts, context.out, "cpu")
+    monkeypatch.setattr(population_member, "training_at", lambda _: broken)
+    given = (context.folders, context.data, context.contexts, context.out, "cpu")
     population_member.member_trial({"trial": own}, *given, {"me": own}, 9, ["learning_rate"])
     assert [each["round"] for each in told] == [1, 2, 3, 4, 5, 6, 7, 7]
     assert all(math.isnan(each["select"]) for each in told)

@@ -19,14 +19,14 @@ from actors.data.images.corruptions import corrupt
 from actors.data.images.pixel_cache import open_pixels
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.prepare_data import prepare_data
-from actors.families.registry import family_in, inspect
+from actors.families.registry import family_in, inspect, training_of
 from fusion.errors import InputError
 from sweeps.planning.shift_data import open_shifts, shift_rows
 from sweeps.train import spec as trainspec
 from sweeps.train import trial as traintrial
 from sweeps.train.fine_tuning_context import FineTuningContext
 from sweeps.train.ingredients import read_results
-from sweeps.train.run import contexts, defaults, train
+from sweeps.train.run import contexts, train
 from sweeps.train.run_trials import TrialRecorder
 from sweeps.train.shift_scores import mark
 
@@ -114,8 +114,9 @@ def context(tiny_pool, tmp_path) -> FineTuningContext:
     task = {"lines": open_task(TaskSource("lines", loaded.tasks["lines"].dataset))}
     base, splits = inspect(loaded.base, "base"), Splits()
     data = prepare_data(base, task, splits, ("fit", "select", "report"), tmp_path / "cache")
-    about = contexts(loaded, base, task, splits)
-    return FineTuningContext(loaded, base, data, about, tmp_path / "out", defaults())
+    starts = {"lines": base}
+    about, training = contexts(loaded, starts, task, splits), training_of(base)
+    return FineTuningContext(loaded, base, starts, data, about, tmp_path / "out", training)
 
 
 def config(key, **params) -> dict:
@@ -133,7 +134,7 @@ def trial(context, monkeypatch, config, halved=True, stop=None) -> list[dict]:
             raise SystemExit
 
     monkeypatch.setattr(traintrial.tune, "report", report)
-    given = (context.base.folder, context.data, context.contexts, context.out, "cpu", halved)
+    given = (context.folders, context.data, context.contexts, context.out, "cpu", halved)
     try:
         traintrial.fine_tune_trial(config, *given)
     except SystemExit:
@@ -201,7 +202,7 @@ def test_what_is_kept_and_gone_is_made_again(context, monkeypatch):
     recipe = yaml.safe_load((place / "recipe.yaml").read_text())
     assert recipe["base"] == content_hash(context.base)
     assert recipe["sha256"] == content_hash(inspect(str(place), "x"))
-    assert recipe["params"] == {**defaults(), **params}
+    assert recipe["params"] == {**context.defaults, **params}
     assert "seed" not in recipe["params"]
     shutil.rmtree(place)
     assert context.usable("lines") == []

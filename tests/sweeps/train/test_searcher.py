@@ -8,12 +8,12 @@ from sweeps.spec.trial_key import trial_key
 from sweeps.train.ingredients import Trained
 from sweeps.train.run_trials import scheduler
 from sweeps.train.searcher import TaskSearch, as_sweep, count, meant, method
-from sweeps.train.spec import read_search
 from sweeps.trials.searcher import MethodSearch
+from tests.fine_tuning import image_search
 
 TASKS = ("a", "b")
-GRID = read_search({"learning_rate": {"grid": [1e-4, 1e-3, 1e-2]}})
-TPE = read_search(
+GRID = image_search({"learning_rate": {"grid": [1e-4, 1e-3, 1e-2]}})
+TPE = image_search(
     {"learning_rate": {"loguniform": [1e-5, 1e-2]}, "epochs": 2, "trials": 9, "searcher": "tpe"}
 )
 
@@ -90,7 +90,7 @@ def test_what_a_file_means_of_results():
 
 
 def test_the_scheduler_is_told_of_what_was_reported_before():
-    entry = read_search({"learning_rate": {"grid": [1, 2]}, "scheduler": "asha"})
+    entry = image_search({"learning_rate": {"grid": [1, 2]}, "scheduler": "asha"})
     known = {"a": [result("a", {"learning_rate": 1.0}, 0.9, rungs={"1": 0.9})], "b": []}
 
     def asked(task: str, select: float, halving) -> str:
@@ -102,5 +102,5 @@ def test_the_scheduler_is_told_of_what_was_reported_before():
     assert asked("a", 0.95, scheduler(entry, known, 0)) == "CONTINUE"
     assert asked("b", 0.5, scheduler(entry, known, 0)) == "CONTINUE"
     assert asked("a", 0.5, scheduler(entry, {"a": [], "b": []}, 0)) == "CONTINUE"
-    plain = scheduler(read_search({}), known, 0)
+    plain = scheduler(image_search({}), known, 0)
     assert asked("a", 0.5, plain) == "CONTINUE"

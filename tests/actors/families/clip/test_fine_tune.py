@@ -8,6 +8,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from actors.data.images.augment import mixed
 from actors.data.task_rows import Captioned
 from actors.families.clip.fine_tune import (
     cpu_threads,
@@ -16,11 +17,11 @@ from actors.families.clip.fine_tune import (
     staged,
     standardised,
 )
+from actors.families.clip.loss import Objective
 from actors.families.clip.pretrain import Sizes, pretrain, train_tokenizer, zero_shot_head
 from actors.files.hashes import hash_files
-from actors.training.augment import draws, mixed
 from actors.training.checkpoint import Averages
-from actors.training.loss import Objective
+from actors.training.random_numbers import draws
 from fusion.errors import InputError
 from tests.fine_tuning import fine_tune
 

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from actors.training.augment import Augmentation, augmented, draws, mixed
+from actors.data.images.augment import Augmentation, augmented, mixed
+from actors.training.random_numbers import draws
 from fusion.logits import cosine_head
 
 Embed: TypeAlias = Callable[[Tensor], Tensor]

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from actors.training.augment import (
+from actors.data.images.augment import (
     NAMES,
     OPERATIONS,
     augmented,
     cropped,
-    draws,
     flipped,
     mixed,
     randaugment,
 )
+from actors.training.random_numbers import draws
 
 
 def ramp(count: int = 8, side: int = 32) -> torch.Tensor:

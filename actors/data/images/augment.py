@@ -1,12 +1,10 @@
 """Image augmentation for training: crops, flips, RandAugment, mixup.
 
-Random numbers are a function of (seed, step), so a run that continues from a checkpoint draws the
-same numbers. Axes: B batch, H × W pixels.
+Random numbers come from a generator that the caller seeds. Axes: B batch, H × W pixels.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Literal, TypeAlias
 
@@ -20,11 +18,6 @@ Augmentation: TypeAlias = Literal["none", "crop", "flip", "crop_flip", "randaugm
 
 STEEPEST = 30
 """Largest magnitude of RandAugment."""
-
-
-def draws(seed: int, step: int, purpose: str) -> np.random.Generator:
-    """Random number generator of one step for one purpose."""
-    return np.random.default_rng([zlib.crc32(purpose.encode()), seed, step])
 
 
 def augmented(

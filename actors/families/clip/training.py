@@ -1,0 +1,104 @@
+"""Fine-tuning of CLIP for `sweeps train`: what the family offers, and tasks from their files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from actors.artifacts.head_file import read_head
+from actors.data.images.inputs import ImageInputs
+from actors.data.images.pixel_cache import open_pixels
+from actors.data.images.preprocessor_config import clip_preprocess
+from actors.data.task_rows import BATCH, Rows, TaskData
+from actors.families.clip.fine_tune import FineTuning, fine_tune
+from actors.families.clip.pretrain import Sizes, pretrain
+from actors.families.protocol import Judge, Pretraining, Training, unjudged
+from fusion.logits.head import as_head
+
+STEPWISE = (
+    "learning_rate",
+    "weight_decay",
+    "label_smoothing",
+    "clip_norm",
+    "mixup",
+    "augmentation",
+    "crop_scale",
+    "operations",
+    "magnitude",
+    "soft_targets",
+    "soft_temperature",
+)
+
+NO_BATCHNORM = "a CLIP ViT has no batch norm; false allowed"
+
+
+def fine_tune_task(
+    base: Path,
+    task: TaskData,
+    out: Path,
+    options: FineTuning,
+    *,
+    head: Path | None = None,
+    judge: Judge = unjudged,
+    **given: Any,
+) -> Path:
+    """Fine-tune the vision tower on a task's fit rows. See `fine_tune`.
+
+    Args:
+        base: folder of the base.
+        task: rows, and the zero-shot head.
+        out: the expert's folder.
+        options: hyper-parameters.
+        head: the head to tune under; None: the task's.
+        judge: see `Training.fine_tune`.
+        given: further arguments of `fine_tune`.
+    """
+    images, labels = images_of(task.rows["fit"])
+    words = read_head(task.head)
+    under = words if head is None else read_head(head)
+
+    def look(share: float, embed: Callable[[Tensor], Tensor]) -> None:
+        judge(share, lambda rows: logits_of(rows, embed, under))
+
+    return fine_tune(
+        base,
+        images,
+        labels,
+        words,
+        out,
+        options,
+        probe=None if head is None or options.head == "zero_shot" else under,
+        look=look,
+        **given,
+    )
+
+
+def images_of(rows: Rows) -> tuple[Tensor, Tensor]:
+    """Images uint8 [N, 3, H, W] and labels [N] of a role."""
+    pixels = open_pixels(rows.file)
+    at = slice(None) if rows.indices is None else rows.indices
+    return pixels.images[at], pixels.labels[at]
+
+
+def logits_of(rows: Rows, embed: Callable[[Tensor], Tensor], head: Tensor) -> Tensor:
+    """Logits [N, C] of a role's rows under a head, on the CPU."""
+    images, _ = images_of(rows)
+    parts = [embed(part) for part in torch.split(images, BATCH)]
+    return torch.cat([as_head(head).to(z.device).logits(z).cpu() for z in parts])
+
+
+def clip_training() -> Training:
+    """Fine-tuning of the vision tower, and pretraining of a small CLIP."""
+    return Training(
+        fine_tune_task,
+        FineTuning,
+        STEPWISE,
+        refused={"frozen_batchnorm": (True, NO_BATCHNORM)},
+        pretraining=Pretraining(
+            pretrain, Sizes, lambda sizes: ImageInputs(clip_preprocess(sizes.image))
+        ),
+    )
