@@ -119,7 +119,7 @@ def otherwise_prepared(pool: Pool, accepted: bool) -> dict[str, str]:
     Raises:
         InputError: preprocessing that differs and is not accepted.
     """
-    found = {}
+    found, kind = {}, pool.family.inputs(pool.base).kind
     for name, expert in pool.experts.items():
         try:
             said = pool.family.difference(pool.base.folder, expert.folder)
@@ -129,7 +129,7 @@ def otherwise_prepared(pool: Pool, accepted: bool) -> dict[str, str]:
             said = str(error)
         if said is not None and not accepted:
             raise InputError(
-                f"{expert.name}: {said}; all images are prepared as the base's file says: make"
+                f"{expert.name}: {said}; all {kind}s are prepared as the base's file says: make"
                 " them equal, or accept that with `pool.preprocessing: base`"
             )
         if said is not None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from actors.artifacts.coding_file import dump_coding
 from actors.artifacts.gate_file import Manifest, dump
 from actors.artifacts.recipe import Recipe
-from actors.data.images.pixel_cache import open_pixels
+from actors.data.row_file import open_labels
 from actors.data.task import Splits, TaskSource, open_task
 from actors.data.task_rows import TaskData
 from actors.experts.embedding_cache import EmbeddingCache
@@ -100,7 +100,7 @@ class Parts:
 def rows_of(task: TaskData, role: str) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Numbers of a role's rows in their file."""
     rows = task.rows[role]
-    return np.arange(len(open_pixels(rows.file).labels)) if rows.indices is None else rows.indices
+    return np.arange(len(open_labels(rows.file))) if rows.indices is None else rows.indices
 
 
 def with_features(
@@ -112,7 +112,7 @@ def with_features(
         rows = {}
         for role, each in task.rows.items():
             path = folder / f"{name}-{role}.arrow"
-            count = len(open_pixels(each.file).labels)
+            count = len(open_labels(each.file))
             values = rng.normal(size=(count, width)).astype(np.float32)
             write_matrix(path, np.arange(count), width, [values])
             rows[role] = replace(each, features={EXTRACTOR: path})

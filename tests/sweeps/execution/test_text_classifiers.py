@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from tests.sweeps.program import TWO, comparison, in_process
-from tests.tiny_bert import Models, make_models, write_texts
+from tests.tiny_bert import WORDS, Models, make_models, write_texts, write_tokenizer
 
 CLASSES = {"film": ("good", "bad", "fine"), "play": ("good", "bad")}
 RUNS = ("run_0", "run_1", "run_2")
@@ -94,6 +94,53 @@ def test_sweeps_are_planned(experts: Path) -> None:
         done = in_process("plan", f"{name}.yaml", cwd=experts)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "up to 20 tokens" in done.stdout
+
+
+def refusal(root: Path, **changes: dict) -> str:
+    """What `sweeps plan` says of the sweep file of experts with changes."""
+    content = yaml.safe_load((root / "experts.yaml").read_text())
+    written(root, "refused", {**content, **changes})
+    done = in_process("plan", "refused.yaml", cwd=root)
+    assert done.returncode == 2, done.stdout
+    (line,) = done.stderr.strip().splitlines()
+    return line
+
+
+@pytest.mark.parametrize("name", ["tip_adapter", "tip_adapter_f", "clip_adapter", "cafo"])
+def test_methods_with_a_cosine_head_are_refused(name: str, experts: Path) -> None:
+    assert refusal(experts, methods={name: {}}) == (
+        f"methods.{name}: needs cosine_head, which models of the family 'bert' do not have"
+    )
+
+
+def test_corruptions_of_images_are_refused(experts: Path) -> None:
+    assert refusal(experts, shifts={"noise": {"corruption": "contrast"}}) == (
+        "shifts.noise: corruption: 'contrast': of images; the pool's models read texts: one of"
+        " typos, word_drop allowed"
+    )
+
+
+def test_a_tokenizer_that_differs_is_refused(experts: Path, bert: Models) -> None:
+    other = bert.write(experts / "other", 3, classes=2)
+    write_tokenizer(other, "bert", (WORDS[0], "odd", *WORDS[2:]))
+    members = {"film": str(experts / "expert-film"), "play": str(other)}
+    line = refusal(experts, pool={"base": str(experts / "encoder"), "experts": members})
+    assert line.startswith("pool.experts.play: tokenizer: token 6 is 'odd', in the base 'bad'; 17")
+    assert "all texts are prepared as the base's file says" in line
+
+
+def test_texts_under_shift_are_planned(experts: Path) -> None:
+    content = yaml.safe_load((experts / "experts.yaml").read_text())
+    shifts = {
+        "typos": {"corruption": "typos", "severity": 3},
+        "other": {"dataset": str(write_texts(experts / "data" / "more", CLASSES["film"], 9)),
+                  "task": "film"},
+    }  # fmt: skip
+    written(experts, "shifted", {**content, "shifts": shifts, "adapt_on_shift": "typos"})
+    done = in_process("plan", "shifted.yaml", cwd=experts)
+    assert done.returncode == 0, done.stderr
+    # The report rows of two tasks and their fit splits, whole; and the other set's report rows.
+    assert "144 more texts: 16.7 kB of token cache" in done.stdout
 
 
 @pytest.mark.parametrize("name", ["tip_adapter", "linear_probe"])

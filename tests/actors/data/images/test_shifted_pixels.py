@@ -5,11 +5,14 @@ import pyarrow as pa
 import pytest
 
 from actors.data.images.corruptions import corrupt
+from actors.data.images.inputs import ImageInputs
 from actors.data.images.pixel_cache import open_pixels
 from actors.data.images.pixel_cache_writer import PixelWriter
+from actors.data.images.preprocess import Preprocess
 from actors.data.images.shifted_pixels import chunk, corrupted
 from actors.data.task_rows import Rows
 from fusion.errors import InputError
+from tests.refusals import one_line
 
 
 @pytest.fixture
@@ -46,3 +49,9 @@ def test_an_unknown_corruption_leaves_nothing(rows, tmp_path):
     with pytest.raises(InputError, match="corruption: 'fog'"):
         corrupted(rows, "fog", 3, tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*.*"))
+
+
+def test_a_corruption_of_texts_is_refused():
+    line = "shifts.t: of texts; the pool's models read images: one of gaussian_noise, impulse_noise"
+    with one_line(start=line, end="allowed"):
+        ImageInputs(Preprocess(28, None, (28, 28))).check_corruption("typos", "shifts.t")

@@ -14,6 +14,7 @@ from actors.checkpoints.checkpoint import Checkpoint
 from actors.families.bert.architecture import OUT, canonical
 from actors.families.registry import family_in, inspect
 from actors.pool.pool import open_pool
+from tests.actors.conftest import Tiny
 from tests.refusals import one_line
 from tests.tiny_bert import Models
 
@@ -166,6 +167,16 @@ def test_members_that_differ_are_refused_by_name(fault: str, bert: Models, tmp_p
     base, expert = bert.write(tmp_path / "b", **ours), bert.write(tmp_path / "e", 1, **theirs)
     with one_line(message, start="pool.experts.run_0: "):
         open_pool(str(base), {"run_0": str(expert)})
+
+
+def test_a_pool_that_mixes_families_is_refused(bert: Models, tiny: Tiny, tmp_path: Path) -> None:
+    text, image = str(bert.write(tmp_path / "b")), str(tiny.base(tmp_path / "c"))
+    for base, other, kinds in (
+        (text, image, "a clip model; the base is bert"),
+        (image, text, "a bert model; the base is clip"),
+    ):
+        with one_line(start=f"pool.experts.run_0: {other}: ", end=kinds):
+            open_pool(base, {"run_0": other})
 
 
 def test_a_base_without_a_classifier_takes_experts_of_any_classes(
