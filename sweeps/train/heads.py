@@ -9,7 +9,7 @@ Axes: C classes, D embedding width.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import get_args
 
@@ -57,7 +57,7 @@ def make_heads(context: FineTuningContext, tasks: Mapping[str, Task], progress: 
     Raises:
         InputError: a probe that cannot be fitted: rows of one class only, say. Names the task.
     """
-    if context.training.start is not None:
+    if "head" not in {option.name for option in fields(context.training.options)}:
         return
     wanted = kinds(context.spec.finetune)
     base = content_hash(context.base)

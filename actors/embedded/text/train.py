@@ -6,7 +6,6 @@ Axes: N texts, B batch, n tokens of the longest prompt.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from actors.embedded.text.tasks import DRAWINGS, Part
 from actors.embedded.text.vocabulary import write_tokenizer
+from actors.families.t5.fine_tune import answer_loss, write_model
 from actors.training.optimizer_loop import (
     Advance,
     cpu_threads,
@@ -83,7 +83,7 @@ def pretrain(
         model = new_model(len(tokenizer), sizes or Sizes())
         data = [examples(tokenizer, task, found) for task, found in parts.items()]
         train(model, data, options, advance)
-        save(model, folder)
+        write_model(model, folder, tied=False, scaled=False)
     return out
 
 
@@ -98,7 +98,7 @@ def fine_tune(
         model = T5ForConditionalGeneration.from_pretrained(base).eval()
         train(model, [examples(tokenizer, task, [part])], options)
         tokenizer.save_pretrained(folder)
-        save(model, folder)
+        write_model(model, folder, tied=False, scaled=False)
     return out
 
 
@@ -133,14 +133,6 @@ def new_model(words: int, sizes: Sizes) -> Any:
     return model.eval()
 
 
-def save(model: Any, folder: Path) -> None:
-    """Save a T5 whose configuration says that its output projection is its own."""
-    model.save_pretrained(folder)
-    file = folder / "config.json"
-    config = {**json.loads(file.read_text()), "tie_word_embeddings": False}
-    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
 @dataclass(frozen=True, eq=False)
 class Examples:
     """Prompts and answers of one task, as token ids."""
@@ -170,10 +162,7 @@ def train(
 
     def loss(rows: Tensor) -> Tensor:
         ids = pad_sequence([prompts[row] for row in rows.tolist()], batch_first=True)
-        found: Tensor = model(
-            input_ids=ids, attention_mask=(ids != 0).long(), labels=answers[rows]
-        ).loss
-        return found
+        return answer_loss(model, {"ids": ids, "mask": ids != 0}, answers[rows])
 
     optimise(
         loss,

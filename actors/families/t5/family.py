@@ -18,18 +18,15 @@ from actors.data.text.tokenizer import (
     known_tokenizer,
     open_tokenizer,
 )
-from actors.families.protocol import EncoderStates, Layout, Offer, Segment
+from actors.families.protocol import EncoderStates, Layout, Offer, Segment, Training
 from actors.families.t5.architecture import SHARED, activations, input_of, is_linear
 from actors.families.t5.heads import check_no_head, head_fingerprints, task_heads
-from actors.families.t5.inputs import T5Inputs
+from actors.families.t5.inputs import T5Inputs, t5_inputs
 from actors.families.t5.inspect import inspected
 from actors.families.t5.segments import t5_segments
 from actors.families.t5.validation import check_aliases, check_architecture
 from actors.files.fingerprint import Fingerprint
 from fusion.errors import InputError
-
-LONGEST = 512
-"""Tokens of a prompt at most, where the tokenizer's files do not say."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +40,12 @@ class T5:
         """Blocks with a feed-forward."""
         return frozenset({"mlp_blocks"})
 
-    def training(self) -> None:
-        """None: models are only merged."""
+    def training(self) -> Training:
+        """Fine-tuning of all weights on the answers of a task."""
+        # Late: sweeps that only merge do not need it, and start faster.
+        from actors.families.t5.fine_tune import t5_training
+
+        return t5_training()
 
     def inspect(
         self, source: str, folder: Path, config: Mapping[str, Any], name: str
@@ -128,14 +129,7 @@ class T5:
 
     def inputs(self, base: Checkpoint) -> T5Inputs:
         """Prompts, and the trees of answers."""
-        tokenizer, fields = open_tokenizer(base.folder, base.name), base.fields
-        return T5Inputs(
-            tokenizer,
-            tokenizer.limit(LONGEST),
-            fields["pad_token_id"],
-            answers=True,
-            start=fields["decoder_start_token_id"],
-        )
+        return t5_inputs(base)
 
     def difference(self, base: Path, expert: Path) -> str | None:
         """How an expert's tokenizer differs from the base's."""

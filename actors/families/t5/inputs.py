@@ -6,11 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from actors.checkpoints.checkpoint import Checkpoint
 from actors.data.protocol import PREFIX, Activations
 from actors.data.text.inputs import TextInputs
+from actors.data.text.tokenizer import open_tokenizer
 
 if TYPE_CHECKING:  # torch takes seconds to load, and processes that only prepare need none of it
     from torch import Tensor
+
+LONGEST = 512
+"""Tokens of a prompt at most, where the tokenizer's files do not say."""
 
 ANSWERS = "answers"
 """Column of prepared rows: the task's answers [B, C, L], the same for all rows of a file."""
@@ -36,3 +41,15 @@ class T5Inputs(TextInputs):
             (answer_tree(part[ANSWERS][0], self.start), len(part["ids.lengths"])) for part in parts
         ]
         return source | collated(trees)
+
+
+def t5_inputs(base: Checkpoint) -> T5Inputs:
+    """Prompts, and the trees of answers."""
+    tokenizer, fields = open_tokenizer(base.folder, base.name), base.fields
+    return T5Inputs(
+        tokenizer,
+        tokenizer.limit(LONGEST),
+        fields["pad_token_id"],
+        answers=True,
+        start=fields["decoder_start_token_id"],
+    )
