@@ -7,9 +7,10 @@ import subprocess
 import sys
 
 MODULES = (
-    "merging", "ties", "sweep", "layers", "gates", "pipeline", "dawin", "scale",
-    "exact_alpha", "tip_search", "soup", "learned_soup", "greedy", "landscape",
-    "informed", "spectral", "resident", "lora", "syncs",
+    "fusion.merging", "fusion.ties", "sweeps.sweep", "fusion.layers", "actors.gates",
+    "actors.pipeline", "actors.dawin", "actors.scale", "fusion.exact_alpha", "fusion.tip_search",
+    "actors.soup", "actors.learned_soup", "actors.greedy", "actors.landscape", "actors.informed",
+    "fusion.spectral", "actors.resident", "actors.lora", "fusion.syncs", "text.speed",
 )  # fmt: skip
 
 

@@ -44,12 +44,19 @@ def cpu_name() -> str:
     return next((ln.split(":")[1].strip() for ln in lines if ln.startswith("model name")), "CPU")
 
 
+def command() -> str:
+    """How this benchmark was started, without `--save`."""
+    spec = sys.modules["__main__"].__spec__
+    module = Path(sys.argv[0]).name if spec is None else spec.name
+    return " ".join(["python -m", module, *(word for word in sys.argv[1:] if word != "--save")])
+
+
 def finish(name: str, sizes: str, rows: list[Row]) -> str:
     """Print a Markdown table; with `--save` on the command line keep it under results/."""
     lines = [
         f"# {name}",
         "",
-        f"`python -m benchmarks.{name}`, {datetime.now(UTC).date()}: {machine()}.",
+        f"`{command()}`, {datetime.now(UTC).date()}: {machine()}.",
         f"Sizes: {sizes}.",
         "",
         "| figure | value | aim | from |",

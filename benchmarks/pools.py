@@ -196,12 +196,14 @@ def experts(
     return LocalExperts(ModelRunner(pipeline, vectors.tasks, data, cache, device))
 
 
-def gate_learning(tasks: tuple[str, ...], groups: tuple[str, ...], grouping: str) -> TrainingPlan:
+def gate_learning(
+    tasks: tuple[str, ...], groups: tuple[str, ...], grouping: str, rows: int = 16
+) -> TrainingPlan:
     """DAWE with a gate whose codings differ from image to image."""
     method = METHODS["dawe"]
     assert isinstance(method, Adaptive)
     shape = Shape(tasks, groups, FEATURES)
-    learning = method.plan(shape, grouping=grouping, learning_rate=1e-4, batch_size=16)
+    learning = method.plan(shape, grouping=grouping, learning_rate=1e-4, batch_size=rows)
     draw = torch.Generator().manual_seed(SEED)
     state = learning.router.state_dict()
     state["2.weight"].normal_(0, 0.003, generator=draw)
@@ -236,6 +238,16 @@ class RandomPool:
         return sum(tensor.nbytes for tensor in tensors)
 
 
+def merged_state(vectors: TaskVectors, coding: Tensor) -> dict[str, Tensor]:
+    """θ₀ + Σ_t c_t τ_t for a coding [T, 1 or G], as Python sums of state dicts."""
+    columns = coding.expand(-1, len(vectors.groups))
+    state = dict(vectors.base)
+    for t in range(len(vectors.tasks)):
+        for g, name in enumerate(vectors.groups):
+            state[name] = state[name] + columns[t, g] * vectors.deltas[name][t]
+    return state
+
+
 class Textbook:
     """State dicts added up, and transformers' CLIPVisionModel called with them."""
 
@@ -255,12 +267,7 @@ class Textbook:
 
     def merged(self, coding: Tensor) -> dict[str, Tensor]:
         """θ₀ + Σ_t c_t τ_t for a coding [T, 1 or G]."""
-        columns = coding.to(self.device).expand(-1, len(self.vectors.groups))
-        state = dict(self.vectors.base)
-        for t in range(len(self.vectors.tasks)):
-            for g, name in enumerate(self.vectors.groups):
-                state[name] = state[name] + columns[t, g] * self.vectors.deltas[name][t]
-        return state
+        return merged_state(self.vectors, coding.to(self.device))
 
     def pixels(self, task: str, rows: Tensor) -> Tensor:
         """Normalised images."""

@@ -1,0 +1,1 @@
+"""Speed of text models: evaluation, gates, cuts into shards, tokenising."""
