@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -264,20 +264,34 @@ def label_of(value: Any, rows: ParquetRows | ArrowRows | LibraryRows) -> Any:
     return rows.columns.class_of(value)
 
 
-def table_of(rows: ParquetRows | ArrowRows | LibraryRows) -> pa.Table:
-    """Table of the input and label columns of these rows."""
+def table_of(rows: ParquetRows | ArrowRows | LibraryRows, *, keep_group: bool = False) -> pa.Table:
+    """Table of the input and label columns of these rows.
+
+    `keep_group`: keep their row group of a Parquet file, for the next cut of it. Texts are small.
+    """
     wanted = [*rows.columns.inputs, rows.columns.label]
     if isinstance(rows, ParquetRows):
-        import pyarrow.parquet as pq
-
-        table = pq.ParquetFile(rows.file, page_checksum_verification=True).read_row_group(
-            rows.group, columns=wanted, use_threads=False
-        )
+        read_group = kept_group if keep_group else row_group
+        written = Path(rows.file).stat().st_mtime_ns
+        table = read_group(rows.file, rows.group, tuple(wanted), written)
     elif isinstance(rows, ArrowRows):
         table = arrow_table(rows.file)
     else:
         table = library_table(rows.source, rows.columns.inputs[0])
     return table.slice(rows.offset, rows.count).select(wanted)
+
+
+def row_group(file: str, group: int, wanted: tuple[str, ...], written: int) -> pa.Table:
+    """Columns of a row group of a Parquet file; `written`: the file's time, for `kept_group`."""
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(file, page_checksum_verification=True).read_row_group(
+        group, columns=list(wanted), use_threads=False
+    )
+
+
+kept_group = lru_cache(maxsize=1)(row_group)
+"""`row_group`, with the last one kept."""
 
 
 @cache

@@ -1,8 +1,10 @@
 """Four shards cut by work against four cut by bytes: Flan-T5-large's shape, scaled down.
 
-A step is 8 tasks of 8 rows with 64 source tokens, one micro-batch a task, every task with a coding
-of its own. Every shard computes alone on one thread, and its CPU seconds are taken, forward and
-backward. From those follow, whatever the number of cores here:
+A step is 8 tasks of some rows with 64 source tokens, one micro-batch a task, every task with a
+coding of its own. What a shard does a row is the work that the cut is made by. What it does a
+micro-batch is merging, in proportion to its bytes and to the experts, and the interpreter's time.
+Every shard computes alone on one thread, and its CPU seconds are taken, forward and backward. From
+those follow, whatever the number of cores here:
 
 * the slowest shard's seconds a micro-batch, which bound the time of a long step;
 * the time of a step of the 1F1B schedule with a core a shard and free transport.
@@ -12,6 +14,7 @@ What the work of the segments predicts is beside both.
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import time
 import uuid
@@ -22,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from actors.cluster.partition import Load, blocks_of
@@ -31,14 +35,16 @@ from actors.families.protocol import segment_names
 from actors.families.registry import inspect
 from actors.families.t5.architecture import TYPICAL_TOKENS
 from actors.families.t5.segments import t5_segments
+from actors.files.embedded_pool import TEXT, locate
 from actors.shards.messages import Batch, Weights
 from actors.shards.shard import Shard
 from benchmarks.actors.pipeline import makespan
 from benchmarks.environment import Row
 from fusion.logits.head import AnswerHead
 from fusion.task_vectors.task_vectors import TaskVectors
+from sweeps.cli.quickstart import ensure_pool
 
-SHARDS, TASKS, ROWS = 4, 8, 8
+SHARDS, TASKS = 4, 8
 ANSWERS = torch.tensor([[5, 1], [6, 1]])
 """Two words, so three nodes."""
 LARGE = {
@@ -63,6 +69,11 @@ def write_base(folder: Path, scale: int) -> Path:
     model.lm_head = torch.nn.Linear(shape["d_model"], shape["vocab_size"], bias=False)
     model.config.tie_word_embeddings = False
     model.save_pretrained(folder)
+    ensure_pool("text", Console(stderr=True))
+    pool = locate(kind=TEXT)
+    assert pool is not None
+    for file in ("tokenizer.json", "tokenizer_config.json"):  # shards open it; nothing is tokenised
+        shutil.copy(pool.base / file, folder)
     return folder
 
 
@@ -117,9 +128,9 @@ def predicted(work: Sequence[float], blocks: Sequence[tuple[int, int]]) -> list[
     return [sum(work[slice(*block)]) / sum(work) for block in blocks]
 
 
-def cuts(scratch: Path, scale: int, experts: int, repeats: int) -> list[Row]:
+def cuts(scratch: Path, scale: int, experts: int, rows: int, repeats: int) -> list[Row]:
     """Both cuts, in turns."""
-    base = inspect(str(write_base(scratch / "large", scale)), "pool.base")
+    base = inspect(str(write_base(scratch / f"large{rows}", scale)), "pool.base")
     chain = t5_segments(base)
     work = tuple(float(each.work or 0) for each in chain)
     load = Load(tuple(4 * each.numel for each in chain), experts)
@@ -127,18 +138,18 @@ def cuts(scratch: Path, scale: int, experts: int, repeats: int) -> list[Row]:
     sides["work"] = blocks_of(Load(load.segments, experts, work=work), SHARDS)
     vectors = random_vectors(base, experts)
     found = {name: Cut(base, vectors, blocks) for name, blocks in sides.items()}
-    ids = torch.randint(3, LARGE["vocab_size"] // scale, (ROWS, TYPICAL_TOKENS))
+    ids = torch.randint(3, LARGE["vocab_size"] // scale, (rows, TYPICAL_TOKENS))
     given = {"ids": ids, "mask": torch.ones_like(ids, dtype=torch.bool)}
-    given |= collated([(answer_tree(ANSWERS, 0), ROWS)])
+    given |= collated([(answer_tree(ANSWERS, 0), rows)])
     coding = torch.full((1, experts, 1), 0.3)
-    batch = Batch((("task", Path(), np.arange(ROWS)),))
+    batch = Batch((("task", Path(), np.arange(rows)),))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for repeat in range(repeats + 1):
         for name in list(found)[:: 1 if repeat % 2 else -1]:
             found[name].run(given, coding, batch, keep=repeat > 0)
     torch.set_num_threads(threads)
-    return compared(found, work)
+    return compared(f"{rows} rows, {experts} experts", found, work)
 
 
 def random_vectors(base: Any, experts: int) -> TaskVectors:
@@ -154,7 +165,7 @@ def random_vectors(base: Any, experts: int) -> TaskVectors:
     return TaskVectors(tuple(f"task{t}" for t in range(experts)), origin, deltas)
 
 
-def compared(found: dict[str, Cut], work: Sequence[float]) -> list[Row]:
+def compared(title: str, found: dict[str, Cut], work: Sequence[float]) -> list[Row]:
     """The rows of both cuts."""
     medians = {name: cut.medians() for name, cut in found.items()}
     slots = {name: [f + b for f, b in times] for name, times in medians.items()}
@@ -168,14 +179,14 @@ def compared(found: dict[str, Cut], work: Sequence[float]) -> list[Row]:
     most = {name: max(each) for name, each in shares.items()}
     rows = [
         Row(
-            "slowest shard, cut by bytes ÷ by work",
+            f"{title}: slowest shard, cut by bytes ÷ by work",
             slowest["bytes"] / slowest["work"],
             f"near {most['bytes'] / most['work']:.3g}",
             f"{slowest['bytes']:.3g} CPU s ÷ {slowest['work']:.3g} CPU s a micro-batch; predicted"
             f" {100 * most['bytes']:.0f} % ÷ {100 * most['work']:.0f} % of the work",
         ),
         Row(
-            f"a step of {TASKS} tasks (1F1B of these CPU s), by bytes ÷ by work",
+            f"{title}: a step of {TASKS} tasks (1F1B of these CPU s), by bytes ÷ by work",
             steps["bytes"] / steps["work"],
             f"near {ideal['bytes'] / ideal['work']:.3g}",
             f"{steps['bytes']:.3g} s ÷ {steps['work']:.3g} s; with {SHARDS} − 1 slots of bubbles",
@@ -187,5 +198,7 @@ def compared(found: dict[str, Cut], work: Sequence[float]) -> list[Row]:
         said = " / ".join(f"{100 * s:.0f}" for s in shares[name])
         blocks = " ".join(f"[{a}, {b})" for a, b in cut.blocks)
         how = f"measured {each} %, predicted {said} %; segments {blocks}"
-        rows.append(Row(f"cut by {name}: CPU s of all shards a micro-batch", seconds, "", how))
+        rows.append(
+            Row(f"{title}, cut by {name}: CPU s of all shards a micro-batch", seconds, "", how)
+        )
     return rows

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rich.console import Console
 
 from actors.data.task import TaskSource, open_task
 from actors.data.text.inputs import TextInputs
@@ -28,6 +29,7 @@ from actors.files.embedded_pool import TEXT, locate
 from benchmarks.environment import Row
 from benchmarks.fusion.merging import peak_bytes, reset_peak
 from benchmarks.text.clocks import in_turns, ratio
+from sweeps.cli.quickstart import ensure_pool
 
 TEMPLATE = "sentiment of : {text} . positive or negative ?"
 CHECKED = 1000
@@ -92,6 +94,7 @@ def watched(work: Callable[[Path, Path], object], data: Path, peaks: list[int]) 
 
 def tokenising(scratch: Path, rows: int, repeats: int) -> list[Row]:
     """Rows a second, and memory."""
+    ensure_pool("text", Console(stderr=True))
     data, few = write_texts(scratch / "many", rows), write_texts(scratch / "few", rows // 4)
     works = {"ours": ours, "datasets.map": library}
     low: dict[str, list[int]] = {name: [] for name in works}

@@ -66,10 +66,7 @@ def tokenise(chunk: Chunk, recipe: Recipe) -> pa.Table:
 
 def lists(values: Sequence[Sequence[int]], empty: int, kind: type[np.generic]) -> pa.Array:
     """Ragged rows as Arrow lists, followed by empty ones."""
-    lengths = [*(len(row) for row in values), *[0] * empty]
-    flat = np.fromiter((token for row in values for token in row), kind, sum(lengths))
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(flat))
+    return pa.array([*values, *[()] * empty], pa.large_list(pa.from_numpy_dtype(kind)))
 
 
 def usable(
@@ -81,7 +78,7 @@ def usable(
     error = None
     try:
         assert not isinstance(chunk.rows, FileRows), "texts lie in tables"
-        table = table_of(chunk.rows)
+        table = table_of(chunk.rows, keep_group=True)
         columns = chunk.rows.columns
         wording = recipe.wordings[chunk.part]
         for row in zip(

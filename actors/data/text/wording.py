@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from string import Formatter
 
 from actors.data.class_names import keys, normalised
@@ -32,7 +33,7 @@ class Wording:
         """The template with a row's texts; nothing else is changed."""
         return "".join(
             literal + ("" if field is None else row[field])
-            for literal, field, _, _ in Formatter().parse(self.template)
+            for literal, field in pieces(self.template)
         )
 
     @property
@@ -42,6 +43,16 @@ class Wording:
             return tuple(float(target) for target in self.targets)
         except ValueError:
             return None
+
+
+@lru_cache(maxsize=64)
+def pieces(template: str) -> tuple[tuple[str, str | None], ...]:
+    """A template as texts, each with the column that follows it; kept, as rows share templates.
+
+    >>> pieces("Is {a}?")
+    (('Is ', 'a'), ('?', None))
+    """
+    return tuple((literal, field) for literal, field, _, _ in Formatter().parse(template))
 
 
 def fields_of(template: str, what: str) -> tuple[str, ...]:

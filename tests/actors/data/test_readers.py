@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.data.images.preprocessor_config import clip_preprocess
-from actors.data.readers import Chunk, Columns, FileRows, ParquetRows, decode, decode_row
+from actors.data.readers import (
+    Chunk,
+    Columns,
+    FileRows,
+    ParquetRows,
+    decode,
+    decode_row,
+    kept_group,
+    table_of,
+)
 
 PREPROCESS = clip_preprocess(32)
 
@@ -21,6 +31,25 @@ def test_a_chunk_of_parquet(animals: Path, encode: Callable[..., bytes]) -> None
     assert set(table.column("part").to_pylist()) == {3}
     assert table.column("error").null_count == 4
     assert len(table.column("image")[0]) == 3 * 32 * 32
+
+
+def test_cuts_of_a_row_group_read_it_once_and_a_file_written_again_is_read_again(
+    tmp_path: Path,
+) -> None:
+    file, columns = tmp_path / "a.parquet", Columns(("text",), "label", "text")
+    kept_group.cache_clear()
+
+    def texts(offset: int) -> list[str]:
+        rows = ParquetRows(str(file), 0, offset, 2, columns)
+        found: list[str] = table_of(rows, keep_group=True).column("text").to_pylist()
+        return found
+
+    pq.write_table(pa.table({"text": list("abcd"), "label": [0, 1, 0, 1]}), file)
+    assert [texts(0), texts(2)] == [["a", "b"], ["c", "d"]]
+    assert kept_group.cache_info().misses == 1
+    pq.write_table(pa.table({"text": list("efgh"), "label": [0, 1, 0, 1]}), file)
+    os.utime(file, ns=(0, 0))
+    assert texts(2) == ["g", "h"]
 
 
 def test_files(tmp_path: Path, encode: Callable[..., bytes]) -> None:
