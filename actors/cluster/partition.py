@@ -85,6 +85,8 @@ class Load:
     """Multiplications a row, a segment; empty: in proportion to bytes."""
     largest_block: int = 0
     """Most bytes of the base in one shard, in float32; 0: no limit."""
+    half: str = "float16"
+    """The 16-bit dtype that refusals suggest."""
 
     @property
     def made(self) -> bool:

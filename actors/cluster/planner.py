@@ -183,8 +183,8 @@ def changes(load: Load, nodes: tuple[Node, ...], wish: Wish) -> Iterator[Iterabl
         yield [("placement.weights: files", held, nodes, wish)]
     half = load.halved()
     yield [
-        ("placement.dtype: float16", half, nodes, wish),
-        ("float16 for model and task vectors", replace(half, delta_itemsize=2), nodes, wish),
+        (f"placement.dtype: {load.half}", half, nodes, wish),
+        (f"{load.half} for model and task vectors", replace(half, delta_itemsize=2), nodes, wish),
     ]
     fewer = range(load.experts - 1, 0, -1)
     yield ((f"{t} experts", load.of(t), nodes, wish) for t in fewer)

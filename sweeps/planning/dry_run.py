@@ -118,7 +118,7 @@ def check_tasks(pool: Pool, spec: SweepSpec) -> None:
     if lacking:
         tasks = ", ".join(spec.tasks)
         raise InputError(
-            f"expert {lacking[0]!r}: no task of its name, whose images are needed; tasks: {tasks}"
+            f"expert {lacking[0]!r}: no task of its name, whose rows are needed; tasks: {tasks}"
         )
 
 

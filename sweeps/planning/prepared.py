@@ -143,6 +143,7 @@ def load_of(spec: SweepSpec, pool: Pool, needs: LearningNeeds) -> Load:
         largest=4 * max(pool.base.tensors[name].numel for name in pool.names),
         sampled=SAMPLES if "model_per_sample" in outputs else 0,
         work=work_of(chain),
+        half="float16" if "float16" in pool.family.offers(pool.base) else "bfloat16",
     )
 
 

@@ -33,6 +33,7 @@ CACHES = {"image": "pixel cache", "text": "token cache at most"}
 def facts(prepared: Prepared) -> list[tuple[str, str]]:
     """Lines about pool, placement, memory and data."""
     spec, pool, plan = prepared.spec, prepared.pool, prepared.plan
+    noun = NOUNS[prepared.inputs.kind]
     extractors = prepared.needs.extractors.values()
     others = sum(extracted_bytes(each, prepared.images) for each in extractors)
     dtypes = ", ".join(sorted(set(pool.dtypes.values())))
@@ -59,7 +60,7 @@ def facts(prepared: Prepared) -> list[tuple[str, str]]:
         ("memory", memory(plan, spec.placement.weights)),
         (
             "data",
-            f"{len(prepared.tasks)} tasks, {prepared.images:,} {NOUNS[prepared.inputs.kind]} at "
+            f"{len(prepared.tasks)} tasks, {prepared.images:,} {noun} at "
             f"{prepared.inputs.about}: {size(prepared.row_bytes - others)} of "
             f"{CACHES[prepared.inputs.kind]}",
         ),
@@ -76,7 +77,7 @@ def facts(prepared: Prepared) -> list[tuple[str, str]]:
         ),
         *([("unseen", unseen(spec))] if spec.unseen else []),
         *(
-            ("learning", adaptation(role, spec.splits, under_words(spec)))
+            ("learning", adaptation(role, spec.splits, under_words(spec), noun))
             for role in sorted(prepared.needs.adapts_on)
         ),
     ]
@@ -198,15 +199,17 @@ def unseen(spec: SweepSpec) -> str:
     return f"{names}: no expert; measured on {spec.splits.report}, never learned from or chosen by"
 
 
-def adaptation(role: str, splits: SplitSpec, under: str = "") -> str:
-    """Line about the images that methods learn from, and their shift.
+def adaptation(role: str, splits: SplitSpec, under: str = "", noun: str = "images") -> str:
+    """Line about the rows that methods learn from, and their shift.
 
     >>> adaptation("fit", SplitSpec()), adaptation("report", SplitSpec())
     ('adapts to fit', 'adapts to report: the images it is reported on, without labels')
     """
     seen = getattr(splits, role) == splits.report
     shown = f"{role} under {under}" if under else role
-    return f"adapts to {shown}" + (": the images it is reported on, without labels" if seen else "")
+    return f"adapts to {shown}" + (
+        f": the {noun} it is reported on, without labels" if seen else ""
+    )
 
 
 def arrangement(plan: Plan) -> str:

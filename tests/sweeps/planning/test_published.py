@@ -15,6 +15,7 @@ from sweeps.cli import plan
 from sweeps.cluster import ray_connection
 from sweeps.spec.sweep import load, validate
 from tests.sweeps.learning_pool import make_extractor
+from tests.sweeps.planning.holes import write_holes
 from tests.tiny_pool import write_tokenizer
 
 CONFIGS = Path("sweeps/configs")
@@ -39,20 +40,8 @@ def hollow(folder: Path, vision: dict, full: bool) -> Path:
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=width)
     with torch.device("meta"):
         kind = CLIPModel(config) if full else CLIPVisionModelWithProjection(_vision(config, width))
-    header, at = {}, 0
-    for name, tensor in kind.state_dict().items():
-        size = tensor.numel() * 4
-        header[name] = {
-            "dtype": "F32",
-            "shape": list(tensor.shape),
-            "data_offsets": [at, at + size],
-        }
-        at += size
-    text = json.dumps(header).encode()
-    folder.mkdir(parents=True)
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + at)
+    shapes = {name: tensor.shape for name, tensor in kind.state_dict().items()}
+    write_holes(folder / "model.safetensors", shapes)
     kind.config.save_pretrained(folder)
     about = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 224},
              "crop_size": {"height": 224, "width": 224}, "resample": 3}  # fmt: skip
