@@ -8,11 +8,13 @@ import ast
 import re
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import grimp
 import pytest
 import yaml
 
+from actors.families.registry import FAMILIES
 from fusion.registry import METHODS
 
 ROOT = Path(__file__).parent.parent
@@ -186,6 +188,18 @@ def test_a_method_is_named_in_the_files_of_its_page_and_in_no_other():
     named = [path for path in code if re.search(r"\bmagmax\b", path.read_text())]
     found = {str(path.relative_to(ROOT)) for path in named}
     assert found == {path for path in told if not path.startswith("tests/")}
+
+
+def test_the_table_of_families_says_what_plans_refuse():
+    told = (ROOT / "docs" / "families.md").read_text().partition("## Methods\n")[2]
+    rows = [line.strip("| ").split(" | ") for line in told.splitlines() if line.startswith("| `")]
+    listed = {name: row[1:] for row in rows for name in re.findall(r"`([a-z_]+)`", row[0])}
+    labels = [SimpleNamespace(fields={"labels": each}) for each in (("a", "b"), ())]
+    bases = [("clip", labels[1]), ("bert", labels[0]), ("bert", labels[1]), ("t5", labels[1])]
+    offers = [FAMILIES[name].offers(base) for name, base in bases]
+    for name, method in METHODS.items():
+        runs = ["no" if method.requires - offered else "yes" for offered in offers]
+        assert listed.get(name, ["yes"] * len(bases)) == runs, name
 
 
 def importers(package: str) -> set[str]:
