@@ -61,6 +61,9 @@ class TaskSource:
     """Answers by label, or class name -> answer; None: built-in, else the class names."""
     metric: str | None = None
     """None: built-in, else accuracy."""
+    objective: str | None = None
+    """Of a model that writes text, the entropy that is minimised: `vocabulary` or `answers`; None:
+    `vocabulary`."""
 
 
 @dataclass(frozen=True)
@@ -295,7 +298,7 @@ def check_unmixed(layout: Layout, what: str) -> None:
 
 def check_kind(source: TaskSource, kind: Kind, what: str) -> None:
     """Raise InputError where a task has fields of another kind of data than the pool reads."""
-    texts = {"text": source.text, "template": source.template, "targets": source.targets}
+    texts = {name: getattr(source, name) for name in ("text", "template", "targets", "objective")}
     images = {
         "image": None if source.image == "image" else source.image,
         "templates": source.templates,

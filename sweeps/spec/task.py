@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
@@ -12,6 +12,9 @@ from actors.experts.metrics import TASK_METRICS
 from fusion.errors import unknown
 from sweeps.spec.errors import Fault, custom_error, raise_all
 from sweeps.spec.fields import Part, Source, Text
+
+WORDS = ("text", "template", "targets", "metric", "objective")
+"""Fields that sweep files of images did not have."""
 
 
 class TaskSpec(Part):
@@ -47,6 +50,10 @@ class TaskSpec(Part):
     metric: str | None = Field(
         default=None, description=f"one of {', '.join(TASK_METRICS)}, or null (acc)"
     )
+    objective: Literal["vocabulary", "answers"] | None = Field(
+        default=None, description="vocabulary, answers, or null (vocabulary)"
+    )
+    """Which entropy methods minimise that learn without labels, of a model that writes text."""
 
     @field_validator("templates")
     @classmethod
@@ -75,7 +82,7 @@ class TaskSpec(Part):
         So files and hashes of image tasks do not change with fields of other kinds.
         """
         found: dict[str, Any] = serialise(self)
-        words = {name: found.pop(name, None) for name in ("text", "template", "targets", "metric")}
+        words = {name: found.pop(name, None) for name in WORDS}
         return {**found, **{name: value for name, value in words.items() if value is not None}}
 
     def source(self, name: str) -> TaskSource:

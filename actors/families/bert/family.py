@@ -31,6 +31,7 @@ from actors.families.bert.segments import bert_segments, input_of, is_linear
 from actors.families.bert.validation import check_architecture
 from actors.families.protocol import EncoderStates, Layout, Offer, Segment, Training
 from actors.files.fingerprint import Fingerprint
+from fusion.errors import InputError
 
 CLASSIFIER, TYPICAL = "ForSequenceClassification", 128
 """End of the classes' names; tokens of a text that memory is planned for, at most."""
@@ -149,7 +150,13 @@ class Bert:
         return check_heads(base, tasks)
 
     def check_tasks(self, base: Checkpoint, tasks: Mapping[str, Task]) -> None:
-        """Nothing beyond `check_heads`: no head is made of words."""
+        """Raise InputError where a task names an objective of models that write text."""
+        for name, task in tasks.items():
+            if task.source.objective is not None:
+                raise InputError(
+                    f"tasks.{name}.objective: {task.source.objective!r}; none allowed: a classifier"
+                    " has the entropy of its classes alone"
+                )
 
     def head_fingerprints(
         self, base: Checkpoint, tasks: Mapping[str, Task]

@@ -15,6 +15,7 @@ from actors.data.text.inputs import TextInputs
 from actors.data.text.wording import Wording
 from actors.files.fingerprint import Fingerprint, fingerprint
 from fusion.errors import InputError
+from fusion.logits.head import Objective
 
 SPACE = "\u2581"
 """What tokenizers of SentencePiece write for a space."""
@@ -48,11 +49,20 @@ def wordings(tasks: Mapping[str, Task]) -> dict[str, Wording]:
 
 
 def head_fingerprints(text: TextInputs, tasks: Mapping[str, Task]) -> dict[str, Fingerprint]:
-    """Task -> fingerprint of its answers and of the tokenizer."""
-    return {
-        name: fingerprint("answers-1", text.tokenizer.fingerprint, list(words.targets))
-        for name, words in wordings(tasks).items()
-    }
+    """Task -> fingerprint of its answers, of the tokenizer, and of another objective than the
+    default."""
+    found = {}
+    for name, words in wordings(tasks).items():
+        objective = objective_of(tasks[name])
+        more = [] if objective == "vocabulary" else [objective]
+        answers = list(words.targets)
+        found[name] = fingerprint("answers-1", text.tokenizer.fingerprint, answers, *more)
+    return found
+
+
+def objective_of(task: Task) -> Objective:
+    """Which entropy is minimised; see `AnswerHead`."""
+    return "answers" if task.source.objective == "answers" else "vocabulary"
 
 
 def task_heads(text: TextInputs, tasks: Mapping[str, Task], root: Path) -> dict[str, Path]:
@@ -64,7 +74,8 @@ def task_heads(text: TextInputs, tasks: Mapping[str, Task], root: Path) -> dict[
         if not sound(found[name]):
             answers = text.constants(tasks[name])["answers"]
             blanks = blank_tokens(text.tokenizer.load())
-            write_answer_head(found[name], torch.from_numpy(answers), blanks)
+            objective = objective_of(tasks[name])
+            write_answer_head(found[name], torch.from_numpy(answers), blanks, objective)
     return found
 
 

@@ -98,13 +98,13 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     (
         {"tasks": {"mnist": None}},
         "tasks.mnist: None: a mapping of dataset, image, label, templates, classnames, head,"
-        " text, template, targets, metric allowed",
+        " text, template, targets, metric, objective allowed",
     ),
     ({"tasks": {"mnist": {}}}, "tasks.mnist.dataset: not given: a hub id or a folder needed"),
     (
         tasks(clasnames=["a"]),
         "tasks.mnist.clasnames: ['a']: unknown field 'clasnames'; did you mean 'classnames'?"
-        " (valid: classnames, dataset, head, image, label, metric, targets, template,"
+        " (valid: classnames, dataset, head, image, label, metric, objective, targets, template,"
         " templates, text)",
     ),
     (

@@ -71,6 +71,18 @@ def test_heads_are_the_tokens_of_answers(data, pool):
     assert tokenizer.batch_decode(rows) == ["red </s>", "green </s>", "blue sky </s>"]
 
 
+def test_another_objective_has_a_head_of_its_own(data, pool, root, tmp_path):
+    heads = {}
+    for objective in (None, "vocabulary", "answers"):
+        source = TaskSource("colour", str(root / "data/colour"), objective=objective)
+        tasks = {"colour": open_task(source, "text")}
+        heads[objective] = pool.family.heads(pool.base, tasks, tmp_path)["colour"]
+    assert heads[None].name == heads["vocabulary"].name == data["colour"].head.name
+    assert heads["answers"].name != heads[None].name
+    assert open_head(heads["answers"]).objective == "answers"
+    assert open_head(heads[None]).objective == "vocabulary"
+
+
 def test_a_head_file_is_refused(pool, root):
     source = TaskSource("heat", str(root / "data/heat"), head="head.safetensors")
     tasks = {"heat": open_task(source, "text")}
