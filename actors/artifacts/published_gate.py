@@ -113,7 +113,10 @@ def misfit(outputs: int, tasks: int, layout: PublishedLayout | None) -> str:
     said = f"tensor '2.weight': {outputs} outputs; {tasks} tasks need {tasks} (task-wise)"
     if layout is None:
         return said
-    return f"{said} or {tasks * len(layout.keys)} (layer-wise: {layout.about})"
+    return (
+        f"{said} or {tasks * len(layout.keys)} (layer-wise: {layout.about}); a layer-wise gate fits"
+        " models of one size, a task-wise one of any"
+    )
 
 
 def with_rest(
