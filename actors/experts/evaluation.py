@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from actors.data.text.written_answers import NO_CLASS
 from actors.experts.metrics import (
     ACCURACY,
     EXACT,
     NLL,
+    OUTSIDE,
     OWN,
     Samples,
     further,
@@ -35,6 +37,8 @@ class TaskScore:
     """Samples of other metrics, by name; see `metrics.py`."""
     metric: str = ACCURACY.name
     """The task's own metric."""
+    outside: float | None = None
+    """Share of rows whose written text is none of the answers; None: nothing is written."""
 
     @property
     def accuracy(self) -> float:
@@ -44,7 +48,8 @@ class TaskScore:
     def values(self) -> dict[str, float]:
         """Metric -> score."""
         ranked = {name: ranked_by(name).score(each) for name, each in self.further.items()}
-        return {ACCURACY.name: self.accuracy, NLL.name: self.nll, **ranked}
+        found = {ACCURACY.name: self.accuracy, NLL.name: self.nll, **ranked}
+        return found if self.outside is None else {**found, OUTSIDE: self.outside}
 
     def samples(self, metric: str) -> Samples:
         """Samples of a metric that can rank results."""
@@ -75,8 +80,9 @@ class Evaluation:
     def metrics(self) -> dict[str, float]:
         """`acc/<task>`, `nll/<task>` and their unweighted means over tasks.
 
-        Also the metrics that tasks name, and if any names one, `score/<task>` and its means: each
-        task by its own metric.
+        Of models that write answers also `exact/…` and `outside/…`, the share of texts that are
+        none of the answers. Also the metrics that tasks name, and if any names one, `score/<task>`
+        and its means: each task by its own metric.
 
         With unseen tasks also the means `acc/seen` and `acc/unseen`, if tasks of the kind were
         evaluated.
@@ -137,9 +143,10 @@ def score(
         values: class -> the number it means, for correlations; None: the class's own.
         written: int64 [N], of a model that writes answers; gives exact match beside accuracy.
     """
-    others = dict(further(z, labels))
+    others, outside = dict(further(z, labels)), None
     if written is not None:
         others[EXACT.name] = EXACT.samples(written, labels)
+        outside = (written == NO_CLASS).double().mean().item()
     if metric != ACCURACY.name:
         others[metric] = paired(metric, values).samples(z, labels)
-    return TaskScore(ACCURACY.samples(z, labels), NLL(z, labels), others, metric)
+    return TaskScore(ACCURACY.samples(z, labels), NLL(z, labels), others, metric, outside)

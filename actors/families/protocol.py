@@ -26,10 +26,11 @@ from actors.data.task_rows import Rows
 from actors.files.fingerprint import Fingerprint
 from fusion.errors import InputError
 
-Offer: TypeAlias = Literal["embeddings", "cosine_head", "mlp_blocks", "float16"]
+Offer: TypeAlias = Literal["embeddings", "cosine_head", "mlp_blocks", "float16", "answers"]
 """What some methods need of a family: an output that is an embedding, heads of normalised
-embeddings, blocks with an MLP that routers can replace; and what `placement.dtype: float16` needs:
-activations that do not overflow there."""
+embeddings, blocks with an MLP that routers can replace; what `placement.dtype: float16` needs:
+activations that do not overflow there; and what the metric `exact` needs: answers that are written
+token by token."""
 
 
 @dataclass(frozen=True)

@@ -212,9 +212,14 @@ class Pipeline:
             answers = [*answers, total]
 
     def merge(self, weights: Weights) -> dict[str, Tensor]:
-        """The merged tensors of the whole model, on the CPU."""
+        """The merged tensors of the whole model, on the CPU, in the order of `groups`."""
         parts = [self.link.call(shard, MergeBlock(weights)) for shard in self.shards]
-        return {k: v.cpu() for part in parts for k, v in self.link.get(part).items()}
+        found = {k: v.cpu() for part in parts for k, v in self.link.get(part).items()}
+        # Shards follow the chain of segments, in which a T5's decoder is not where its file has it.
+        ordered = iter([group for group in self.groups if group in found])
+        grouped = set(self.groups)
+        names = [next(ordered) if name in grouped else name for name in found]
+        return {name: found[name] for name in names}
 
     def gram(self) -> Gram:
         """Inner products of the task vectors of the whole model."""

@@ -39,7 +39,7 @@ from sweeps.results import recipe
 from sweeps.results.comparison import Comparison, Header, Row, compare
 from sweeps.results.comparison_file import write
 from sweeps.results.correctness_file import read_correct
-from sweeps.results.disclosures import notes_of, notes_of_pool, under_words
+from sweeps.results.disclosures import notes_of, notes_of_pool, outside_answers, under_words
 from sweeps.results.folder import Begin, SweepFolder, claim, learned_name, owned, state_name
 from sweeps.results.ledger import Entry
 from sweeps.results.winners import winners
@@ -225,6 +225,8 @@ def evaluated(sweep: SweepRun) -> list[Row]:
         sweep.progress,
         metric,
     )
+    classes = {name: len(task.classnames) for name, task in prepared.tasks.items()}
+    rows = [replace(row, notes=(*row.notes, *outside_answers(row.test, classes))) for row in rows]
     marks = {n: shift_fingerprint(spec.shifts, n, prepared.others) for n in spec.shifts}
     rows = measure_shifts(
         sweep.experts, marks, rows, folder.correct, folder.learned, sweep.progress, metric

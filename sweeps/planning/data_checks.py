@@ -9,7 +9,7 @@ import numpy as np
 from actors.data.protocol import Inputs
 from actors.data.split_labels import Labels, split_labels
 from actors.data.task import Place, Role, Splits, Task, partition
-from actors.experts.metrics import PAIRED
+from actors.experts.metrics import EXACT, PAIRED, metric_of
 from actors.pool.pool import Pool
 from fusion.errors import InputError
 from fusion.registry import METHODS
@@ -45,12 +45,36 @@ def check_offers(spec: SweepSpec, pool: Pool) -> None:
             "placement.dtype: 'float16'; activations of models of the family"
             f" {pool.family.name!r} overflow in it: bfloat16 or float32 needed"
         )
+    check_written(spec, pool)
     for name in spec.methods:
         if lacking := METHODS[name].requires - offered:
             raise InputError(
                 f"methods.{name}: needs {', '.join(sorted(lacking))}, which models of the family"
                 f" {pool.family.name!r} do not have"
             )
+
+
+def check_written(spec: SweepSpec, pool: Pool) -> None:
+    """Raise InputError where the metric is exact match, and models write no answers: those of the
+    family, or a method that combines the scores of several models."""
+    if metric_of(spec.metric) is not EXACT:
+        return
+    if "answers" not in pool.family.offers(pool.base):
+        raise InputError(
+            f"metric: {spec.metric!r}; models of the family {pool.family.name!r} write no answers:"
+            " acc allowed"
+        )
+    for name in spec.methods:
+        if METHODS[name].output == "logits":
+            raise InputError(f"methods.{name}: {no_answers(spec.metric)}")
+
+
+def no_answers(metric: str) -> str:
+    """Why a method whose output is logits cannot be judged by exact match."""
+    return (
+        "combines scores of several models and writes no answers, which metric"
+        f" {metric!r} needs: acc allowed"
+    )
 
 
 def check_words(pool: Pool, tasks: Mapping[str, Task]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from actors.experts.metrics import EXACT, metric_of
 from actors.pool.pool import Pool
 from actors.shards.routers import mlp_names
 from fusion.errors import InputError, unknown
@@ -26,6 +27,7 @@ from fusion.registry import (
     Static,
 )
 from fusion.task_vectors.task_vectors import TaskVectors
+from sweeps.planning.data_checks import no_answers
 from sweeps.planning.learning_needs import TRIED
 from sweeps.spec.candidates import random_points
 from sweeps.spec.method import for_kind
@@ -74,7 +76,8 @@ def fuse(method: LogitSpace, params: dict[str, Any], pool: Pool, spec: SweepSpec
 
 def select(method: Selected, params: dict[str, Any], pool: Pool, spec: SweepSpec) -> None:
     """Dry run of a method that selects ingredients: check the names in its parameters."""
-    check_selection(method.selection(**params), pool, spec)
+    written = "answers" in pool.family.offers(pool.base) and method.output != "logits"
+    check_selection(method.selection(**params), pool, spec, written=written)
 
 
 def fit(method: Fitted, params: dict[str, Any], pool: Pool, spec: SweepSpec) -> None:
@@ -88,7 +91,9 @@ def route(method: Routed, params: dict[str, Any], pool: Pool, spec: SweepSpec) -
     expert_logits = torch.arange(8.0).view(4, 2)
     stack = expert_logits.expand(len(pool.tasks), 4, 2)
     labels = torch.zeros(len(expert_logits), dtype=torch.int64)
-    method.route(ExpertLogits(pool.tasks, stack, expert_logits, labels), **params)
+    routing = method.route(ExpertLogits(pool.tasks, stack, expert_logits, labels), **params)
+    if routing.logits is not None and metric_of(spec.metric) is EXACT:
+        raise InputError(no_answers(spec.metric))
 
 
 DRY_RUNS: Mapping[type[Row], Callable[[Any, dict[str, Any], Pool, SweepSpec], None]] = {
@@ -131,11 +136,14 @@ def check_own(pool: Pool, spec: SweepSpec) -> None:
         )
 
 
-def check_selection(selection: Selection, pool: Pool, spec: SweepSpec) -> None:
-    """Raise InputError if a selection names an unknown ingredient or metric."""
+def check_selection(selection: Selection, pool: Pool, spec: SweepSpec, *, written: bool) -> None:
+    """Raise InputError if a selection names an unknown ingredient or metric.
+
+    `written`: whether the candidates write answers, so that exact match is measured.
+    """
     for names in (selection.ingredients, selection.start):
         positions(pool.tasks, names)
-    known = metric_names(spec.tasks, spec.unseen, own_metrics(spec.tasks))
+    known = metric_names(spec.tasks, spec.unseen, own_metrics(spec.tasks), written=written)
     if selection.metric is not None and selection.metric not in known:
         raise InputError(f"metric: {unknown('metric', selection.metric, known)}")
 

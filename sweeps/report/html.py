@@ -142,6 +142,7 @@ def lines(comparison: Comparison, tested: bool) -> list[dict[str, Any]]:
             "row": row,
             "best": row is comparison.best,
             "failed": not metrics(row, tested),
+            "beside": number_format.percent(comparison.value_beside(row)),
             "cells": [cell(row, name, tested, best[name], by_name) for name in names],
         }
         for row in comparison.rows

@@ -94,6 +94,9 @@ def table(comparison: Comparison, width: int) -> Table:
             name = f"{comparison.report_on}{kind}"
             name = f"{name}\n{spans.strip()}" if kind and spans else f"{name}{spans}"
             out.add_column(escape(name), justify="right", no_wrap=True)
+    beside = comparison.beside
+    if beside is not None:
+        out.add_column(escape(beside.title), justify="right", no_wrap=True)
     for task in tasks:
         shown = f"{task} (unseen)" if task in comparison.unseen else task
         out.add_column(escape(shown), justify="right", no_wrap=True)
@@ -111,6 +114,8 @@ def table(comparison: Comparison, width: int) -> Table:
                 else number_format.percent(row.test.get(metric))
                 for metric in kinds.values()
             ]
+        if beside is not None:
+            cells.append(number_format.percent(comparison.value_beside(row)))
         cells += [number_format.percent(metrics.get(comparison.value(task))) for task in tasks]
         cells.append(str(row.trials) if row.trials else number_format.MISSING)
         if not narrow:
@@ -151,6 +156,7 @@ def fixed(names: Sequence[str], words: Sequence[str]) -> int:
 def task_width(comparison: Comparison) -> int:
     """Width of one column for each task."""
     own = sum(max(len(task), 5) + 2 for task in comparison.tasks)
+    own += len(comparison.beside.title) + 2 if comparison.beside is not None else 0
     return own + (WIDER + 9 * len(comparison.unseen) if comparison.unseen else 0)
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 
 from actors.artifacts.recipe import REFERENCES
-from actors.experts.metrics import ACCURACY, RankedMetric, Samples, ranked_by
+from actors.experts.metrics import ACCURACY, EXACT, RankedMetric, Samples, ranked_by
 from actors.files.paths import Plain
 from fusion.analysis.significance import (
     bootstrap_interval,
@@ -172,6 +172,19 @@ class Comparison:
     def means(self) -> tuple[str, ...]:
         """The means that reports show: `acc/mean`, or `acc/seen` and `acc/unseen`."""
         return tuple(map(self.value, ("seen", "unseen") if self.unseen else ("mean",)))
+
+    @property
+    def beside(self) -> RankedMetric | None:
+        """The metric whose mean is shown beside the one that rows are ranked by, where models write
+        answers: exact match, or accuracy if rows are ranked by exact match."""
+        if self.ranked_by is EXACT:
+            return ACCURACY
+        measured = (mean_of(EXACT, row.test or row.val) for row in self.rows)
+        return EXACT if any(value is not None for value in measured) else None
+
+    def value_beside(self, row: Row) -> float | None:
+        """A row's mean of that metric, on the split of its score."""
+        return None if self.beside is None else mean_of(self.beside, row.test or row.val)
 
     def score(self, row: Row) -> float | None:
         """A row's mean on the report split, on the select split while there is no other; over the

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from actors.experts.metrics import EXACT, OUTSIDE
 from actors.experts.unseen_tasks import stays_with_seen
 from fusion.kinds import Row
 from fusion.methods.routed.dawin import is_oracle, transductive
@@ -69,6 +70,36 @@ def notes_of(
     if row is not None and unseen and stays_with_seen(method, params):
         return (*found, f"{LEFT_OUT}: {for_kind(WHY, row)}")
     return found
+
+
+def outside_answers(
+    metrics: Mapping[str, int | float | None], classes: Mapping[str, int]
+) -> tuple[str, ...]:
+    """Note on a row that is below chance by exact match because it writes other texts.
+
+    It would be at chance or above if texts that are none of the answers were guessed classes.
+
+    Args:
+        metrics: of the row; `exact/<task>` and `outside/<task>` are read.
+        classes: task -> number of classes.
+
+    >>> outside_answers({"exact/rte": 0.1, "outside/rte": 0.9}, {"rte": 2})
+    ('below chance by exact match on rte: the model writes texts that are none of the answers',)
+    >>> outside_answers({"exact/rte": 0.1, "outside/rte": 0.0}, {"rte": 2})
+    ()
+    """
+    found = []
+    for task, count in classes.items():
+        exact, outside = (metrics.get(f"{kind}/{task}") for kind in (EXACT.name, OUTSIDE))
+        if exact is None or outside is None:
+            continue
+        if exact * count < 1 <= exact * count + outside:
+            found.append(task)
+    if not found:
+        return ()
+    where = ", ".join(found)
+    said = f"below chance by {EXACT.title} on {where}"
+    return (f"{said}: the model writes texts that are none of the answers",)
 
 
 def under_words(spec: SweepSpec) -> str:

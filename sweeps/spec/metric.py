@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from actors.data.text import glue
-from actors.experts.metrics import ACCURACY, METRICS, OWN
+from actors.experts.metrics import ACCURACY, EXACT, METRICS, OWN
 from fusion.errors import unknown
 from sweeps.spec.errors import custom_error
 from sweeps.spec.task import TaskSpec
@@ -45,11 +45,16 @@ def default_metric(tasks: Mapping[str, TaskSpec]) -> str:
 
 
 def metric_names(
-    tasks: Iterable[str], unseen: Collection[str] = (), own: Mapping[str, str] | None = None
+    tasks: Iterable[str],
+    unseen: Collection[str] = (),
+    own: Mapping[str, str] | None = None,
+    *,
+    written: bool = False,
 ) -> list[str]:
     """All metrics that a sweep may select by; unseen tasks are left out.
 
-    `own`: task -> metric, of tasks with a metric of their own.
+    `own`: task -> metric, of tasks with a metric of their own. `written`: whether models write
+    answers, so that exact match is measured.
 
     >>> metric_names(["a", "b"], own={"b": "f1"})[-5:]
     ['f1/mean', 'f1/b', 'score/mean', 'score/a', 'score/b']
@@ -61,6 +66,8 @@ def metric_names(
         kinds[kind] = [task for task in seen if (own or {}).get(task) == kind]
     if own:
         kinds[OWN.name] = seen
+    if written:
+        kinds[EXACT.name] = seen
     return [
         f"{kind}/{task}"
         for kind, members in kinds.items()
@@ -72,6 +79,9 @@ def metric_names(
 def checked_metric(metric: str, tasks: Mapping[str, TaskSpec], experts: Collection[str]) -> str:
     """Validate the metric that a sweep selects by; with unseen tasks, a mean is over the seen ones.
 
+    Whether the pool's models write answers, which `exact` needs, is not known here: see
+    `sweeps.planning.data_checks.check_written`.
+
     >>> checked_metric("acc/mean", {n: TaskSpec(dataset=n) for n in "abc"}, ["a", "b"])
     'acc/seen'
 
@@ -81,7 +91,7 @@ def checked_metric(metric: str, tasks: Mapping[str, TaskSpec], experts: Collecti
     unseen = unseen_tasks(experts, tasks)
     kind, _, what = metric.partition("/")
     metric = f"{kind}/seen" if unseen and what == "mean" else metric
-    known = metric_names(tasks, unseen, own_metrics(tasks))
+    known = metric_names(tasks, unseen, own_metrics(tasks), written=kind == EXACT.name)
     if what in unseen:
         reason = f"no expert is of it, so nothing is chosen by it; {', '.join(known)} allowed"
         raise custom_error(reason)

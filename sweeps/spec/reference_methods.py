@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from actors.artifacts.recipe import REFERENCES
+from actors.experts.metrics import EXACT, metric_of
+from fusion.registry import METHODS
 from sweeps.spec.method import MethodSpec
 from sweeps.spec.sweep import SweepSpec
 
@@ -28,8 +30,11 @@ def references(spec: SweepSpec) -> tuple[str, ...]:
 def completed(spec: SweepSpec) -> SweepSpec:
     """The sweep file with the methods that every comparison has; `prepare` calls it once.
 
-    Completed once more, it stays the same.
+    Completed once more, it stays the same. Rows that write no answers are left out where the metric
+    is exact match.
     """
-    always = OF_INGREDIENTS if is_soup(spec) else ALWAYS
+    always: tuple[str, ...] = OF_INGREDIENTS if is_soup(spec) else ALWAYS
+    if metric_of(spec.metric) is EXACT:
+        always = tuple(name for name in always if METHODS[name].output != "logits")
     missing = {name: MethodSpec() for name in always if name not in spec.methods}
     return spec.model_copy(update={"methods": {**spec.methods, **missing}})

@@ -56,6 +56,8 @@ def table(comparison: Comparison) -> list[str]:
     head = ["method", "parameters", comparison.select_on]
     kinds = columns_of(comparison) if tested else {}
     head += [f"{comparison.report_on}{kind}" for kind in kinds]
+    beside = comparison.beside
+    head += [] if beside is None else [beside.title]
     head += [f"{task} (unseen)" if task in comparison.unseen else task for task in tasks]
     head += ["trials", "a trial", "peak"]
     marked = marks(comparison)
@@ -66,6 +68,8 @@ def table(comparison: Comparison) -> list[str]:
         cells = [escaped(name), words(row) or number_format.MISSING]
         cells.append(number_format.percent(row.val.get(comparison.headline)))
         cells += [interval(row, metric) for metric in kinds.values()]
+        if beside is not None:
+            cells.append(number_format.percent(comparison.value_beside(row)))
         cells += [number_format.percent(metrics.get(comparison.value(task))) for task in tasks]
         cells.append(str(row.trials) if row.trials else number_format.MISSING)
         cells.append(number_format.seconds(row.cost.get("trial_s")))

@@ -37,8 +37,8 @@ class T5:
     model_types: ClassVar[Mapping[str, tuple[str, ...]]] = {"t5": ("T5ForConditionalGeneration",)}
 
     def offers(self, base: Checkpoint) -> frozenset[Offer]:
-        """Blocks with a feed-forward."""
-        return frozenset({"mlp_blocks"})
+        """Blocks with a feed-forward; written answers."""
+        return frozenset({"mlp_blocks", "answers"})
 
     def training(self) -> Training:
         """Fine-tuning of all weights on the answers of a task."""

@@ -106,6 +106,8 @@ def test_another_head_or_order_than_the_task_s(tiny_pool, runs, tmp_path):
 def test_what_a_recipe_says(tiny_pool, runs):
     recipe(tiny_pool, runs["a"])
     base = content_hash(inspect(str(tiny_pool.root / "base"), "x"))
-    expected = Ancestry("lines", base, "zero_shot", "1" * 32, ("flat", "steep"))
+    expected = Ancestry(
+        task="lines", base=base, kind="zero_shot", head="1" * 32, classnames=("flat", "steep")
+    )
     assert ancestry_of(runs["a"]) == expected
     assert ancestry_of(runs["b"]) == Ancestry()

@@ -145,6 +145,15 @@ def test_page_says_what_was_done(report):
         assert task in text
 
 
+def test_models_that_write_have_a_column_for_what_they_write():
+    made = finished(trials())
+    rows = tuple(replace(row, test={**row.test, "exact/mean": 0.1234}) for row in made.rows)
+    page = html(replace(made, rows=rows), trials())
+    assert '<th scope="col">exact match<small>mean</small></th>' in page
+    assert page.count("<td>12.3</td>") == len(rows)
+    assert "exact match" not in html(made, trials())
+
+
 def test_page_is_ready_for_any_reader(report):
     page = Page(report)
     assert ("lang", "en") in page.attributes

@@ -34,6 +34,14 @@ def test_no_notes_no_footnotes():
     assert "*" not in shown(ROWS[:1], 120)
 
 
+def test_models_that_write_have_a_column_for_what_they_write():
+    written = Row("ties", "x", val={"acc/mean": 0.5, "acc/a": 0.5, "exact/mean": 0.125}, trials=1)
+    head, line = shown([written, ROWS[0]], 120).splitlines()[1:3]
+    assert "exact match" in head
+    assert "12.5" in line
+    assert "exact match" not in shown(ROWS, 120)
+
+
 def test_footnotes_fit_the_width():
     for width in (60, 80, 100, 200):
         assert max(map(len, shown(ROWS, width).splitlines())) <= width

@@ -132,6 +132,30 @@ def test_other_report_metrics_are_kept():
     assert row.test["acc/a"] == 0.6
 
 
+def test_exact_match_and_accuracy_are_shown_beside_each_other():
+    def made(metric, **values):
+        rows = [Row("ties", "static", test=values), Row("dare", "static", val={"acc/mean": 0.2})]
+        return compare(Header("s", "", "val", metric=metric), rows, {})
+
+    both = {"acc/mean": 0.7, "exact/mean": 0.4}
+    for metric, title, value in (
+        ("acc/mean", "exact match", 0.4),
+        ("score/mean", "exact match", 0.4),
+        ("exact/mean", "accuracy", 0.7),
+    ):
+        found = made(metric, **both)
+        assert found.beside.title == title
+        assert {row.method: found.value_beside(row) for row in found.rows}["ties"] == value
+    assert made("acc/mean", **{"acc/mean": 0.7}).beside is None
+    by_exact = compare(
+        Header("s", "", "val", metric="exact/mean"),
+        [Row("ties", "static", test={"acc/mean": 0.1, "exact/mean": 0.9})],
+        CORRECT,
+    )
+    assert by_exact.rows[0].test["exact/a"] == 0.8
+    assert (by_exact.rows[0].test["acc/mean"], by_exact.ranked_by.title) == (0.1, "exact match")
+
+
 def test_mcnemar_and_holm_by_hand():
     pairs = {(pair.first, pair.second): pair for pair in comparison().pairs}
     assert len(pairs) == 6

@@ -203,6 +203,15 @@ def test_the_default_metric_follows_the_tasks():
         validate({**spec, "metric": "f1/mean"}, "s")
 
 
+def test_exact_match_is_a_metric():
+    def metric(name, **more):
+        return validate({**TEXTS, "tasks": {"a": {"dataset": "d"}}, "metric": name, **more}, "s")
+
+    assert metric("exact/mean").mode == metric("exact/a").mode == "max"
+    with pytest.raises(SpecErrors, match=r"did you mean 'exact/a'"):
+        metric("exact/b")
+
+
 def test_an_unknown_metric_of_a_task():
     with pytest.raises(SpecErrors) as caught:
         validate({**TEXTS, "tasks": {"a": {"dataset": "d", "metric": "mathews"}}}, "s")

@@ -113,6 +113,10 @@ def test_an_expert_scores_answers_as_transformers_does(root, data, experts):
         ("task_arithmetic", {"scale": 0.3}),
         ("ties", {}),
         ("regmean", {"examples": 8}),
+        ("regmean_plusplus", {"examples": 8}),
+        ("tall_mask", {}),
+        ("dare", {}),
+        ("wise_ft", {"expert": "heat", "alpha": 0.5}),
         ("fisher", {"examples": 8}),
         ("ensemble", {}),
         ("dawin", {}),
@@ -127,9 +131,10 @@ def test_methods_give_the_same_for_every_cut(method, params, experts):
         assert bool((whole[task] < 0).all())
 
 
-@pytest.mark.parametrize("method", ["wemoe", "concrete_task_arithmetic"])
+@pytest.mark.parametrize("method", ["wemoe", "concrete_task_arithmetic", "concrete_adamerging"])
 def test_what_learns_in_the_model_learns_the_same_for_every_cut(method, experts):
-    recipe = Recipe(method, {"steps": 2, "batch_size": 3})
+    layered = {"grouping": "layer", "coefficient_steps": 1} if method.endswith("merging") else {}
+    recipe = Recipe(method, {"steps": 1 if layered else 2, "batch_size": 3, **layered})
     (state, losses), (other, same) = (each.train(recipe, None, 0, 2, 0) for each in experts)
     assert losses == same
     assert state == other
@@ -162,7 +167,10 @@ def test_exact_match_is_measured_beside_ranks(experts):
     written = experts[0].runner.predicted_of("heat", "heat", "report").written
     assert written.dtype == torch.int64
     assert set(found.metrics()) >= {"acc/heat", "exact/heat", "exact/mean", "acc/mean", "nll/heat"}
-    assert "exact/mean" not in experts[0].evaluate(Recipe("ensemble", {}), "report").metrics()
+    whole = experts[0].evaluate(Recipe("experts"), "report").metrics()
+    assert whole["outside/heat"] == (written == -1).double().mean().item()
+    none = experts[0].evaluate(Recipe("ensemble", {}), "report").metrics()
+    assert none.keys().isdisjoint({"exact/mean", "outside/mean"})
 
 
 def test_gates_read_the_mean_of_the_encoder(root, tasks, cache):

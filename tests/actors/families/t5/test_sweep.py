@@ -11,6 +11,15 @@ from tests.actors.families.t5.models import CLASSES, write_pool
 from tests.sweeps.program import TWO, comparison, in_process
 
 STEPS = {"steps": 2, "batch_size": 3}
+SOUP = {
+    "metric": "exact/mean",
+    "methods": {
+        "uniform_soup": {},
+        "greedy_soup": {"metric": "exact/colour"},
+        "learned_soup": STEPS,
+        "wise_ft": {"expert": "run_colour"},
+    },
+}
 METHODS = {
     "task_arithmetic": {"scale": {"grid": [0.3, 0.6]}},
     "ties": {},
@@ -38,15 +47,26 @@ def folder(tmp_path_factory):
     for name, change in {
         "half": {"placement": {"dtype": "float16"}},
         "adapter": {"methods": {"tip_adapter": {}}},
+        "written": {"metric": "exact/mean"},
+        "outputs": {"metric": "exact/mean", "methods": {"dawin": {"combine": "outputs"}}},
+        "soup": SOUP
+        | {"pool": {**spec["pool"], "experts": {f"run_{t}": str(root / t) for t in CLASSES}}},
     }.items():
         (root / f"{name}.yaml").write_text(yaml.safe_dump({**spec, **change}, sort_keys=False))
     return root
+
+
+def test_soups_may_be_chosen_by_what_is_written(folder):
+    done = in_process("plan", "soup.yaml", cwd=folder)
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_is_not_defined_is_refused_in_one_line(folder):
     for name, message in {
         "half": "placement.dtype: 'float16'; activations of models of the family 't5' overflow",
         "adapter": "methods.tip_adapter: needs cosine_head, embeddings, which models of the family",
+        "written": "methods.ensemble: combines scores of several models and writes no answers",
+        "outputs": "methods.dawin: combines scores of several models and writes no answers",
     }.items():
         done = in_process("plan", f"{name}.yaml", cwd=folder)
         assert done.returncode != 0
