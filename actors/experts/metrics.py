@@ -7,6 +7,7 @@ is the metric that each task names, and `score/mean` their mean over tasks.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, TypeAlias
@@ -112,7 +113,7 @@ class NegativeLogLikelihood:
 
 
 @dataclass(frozen=True)
-class Paired:
+class Paired(ABC):
     """A metric of a set of rows, from each row's predicted class and its label.
 
     A row with a NaN or +∞ among its logits has no prediction (NaN), and the set no score.
@@ -145,9 +146,9 @@ class Paired:
             return float("nan")
         return self.of(samples[:, 0], samples[:, 1])
 
+    @abstractmethod
     def of(self, predicted: NDArray[np.float64], targets: NDArray[np.float64]) -> float:
         """The score of N predictions."""
-        raise NotImplementedError
 
     def __call__(self, output: Tensor, targets: Tensor) -> float:
         """The score of logits [N, C] against labels [N]."""
@@ -215,7 +216,7 @@ class Spearman(Pearson):
 
 
 @dataclass(frozen=True)
-class ExactMatch:
+class ExactMatch(Accuracy):
     """Share of rows for which greedy decoding writes the label's answer and ends.
 
     Below chance, the model writes text that is none of the answers; accuracy ranks answers alone.
@@ -223,22 +224,11 @@ class ExactMatch:
 
     name: str = "exact"
     title: str = "exact match"
-    larger_is_better: bool = True
-    ranks: bool = True
-    per_sample: bool = True
 
     def samples(self, output: Tensor, targets: Tensor) -> NDArray[np.bool_]:
         """[N]: whether each row is right, of written classes [N] and labels [N]."""
         right: NDArray[np.bool_] = (output == targets).numpy()
         return right
-
-    def score(self, samples: Samples) -> float:
-        """Mean of right rows."""
-        return float(samples.mean())
-
-    def __call__(self, output: Tensor, targets: Tensor) -> float:
-        """Of written classes [N] and labels [N]."""
-        return self.score(self.samples(output, targets))
 
 
 ACCURACY, NLL, EXACT = Accuracy(), NegativeLogLikelihood(), ExactMatch()

@@ -67,9 +67,24 @@ def linear(steps: int, warmup: float) -> Callable[[int], float]:
     return factor
 
 
+def constant(steps: int, warmup: float) -> Callable[[int], float]:
+    """Step number -> fraction of the highest learning rate: a linear rise, then 1.
+
+    >>> [constant(10, 0.2)(step) for step in (0, 1, 9)]
+    [0.5, 1.0, 1.0]
+    """
+    rise = max(1, round(steps * warmup))
+    return lambda step: min(1.0, (step + 1) / rise)
+
+
 def matrices(name: str, parameter: Tensor) -> bool:
     """Whether a parameter is a matrix, and no table of embeddings."""
     return parameter.ndim > 1 and "embedding" not in name
+
+
+def matrices_and_tables(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter is a matrix or a table of embeddings: no bias, no norm."""
+    return parameter.ndim > 1
 
 
 def adamw(

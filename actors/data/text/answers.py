@@ -40,7 +40,7 @@ class AnswerTree:
     answers: Tensor
     """int64 [C, L], as given."""
     prefixes: Tensor
-    """int64 [C, L], the node that each token follows; 0 where there is none."""
+    """int64 [C, L], the node before each token of an answer; 0 after the answer's end."""
 
 
 trees: dict[tuple[bytes, tuple[int, ...], int], AnswerTree] = {}

@@ -5,7 +5,7 @@ Axes: N rows, B batch, n tokens of the longest row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -58,3 +58,14 @@ def open_role(inputs: Inputs, rows: Rows) -> OpenedRows:
     every = torch.arange(len(prepared.labels))
     at = every if rows.indices is None else torch.from_numpy(rows.indices)
     return OpenedRows(inputs, rows, prepared, at)
+
+
+def outputs_of_role(inputs: Inputs, rows: Rows, model: Callable[[Activations], Tensor]) -> Tensor:
+    """Outputs [N, …] of a model for a role's rows, in their order; computed by near-equal length.
+
+    Raises:
+        InputError: see `open_role`.
+    """
+    role = open_role(inputs, rows)
+    cuts = role.cuts()
+    return cuts.joined(map(model, role.batches(cuts)))

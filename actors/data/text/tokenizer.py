@@ -70,6 +70,11 @@ class TextTokenizer:
         with reading(f"{self.where}: the tokenizer cannot be read"):
             return loaded(self.fingerprint, tuple(sorted(self.contents().items())))
 
+    def copy_to(self, folder: Path) -> None:
+        """Copy the tokenizer's own files into a model's folder."""
+        for file in self.files:
+            (folder / file.name).write_bytes(file.read_bytes())
+
     def limit(self, otherwise: int) -> int:
         """Tokens of the longest row, as the tokenizer's files say; `otherwise`: they do not.
 

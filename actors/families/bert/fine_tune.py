@@ -18,8 +18,8 @@ from torch import Tensor
 
 from actors.checkpoints.checkpoint import Checkpoint, load_config
 from actors.data.protocol import Activations
-from actors.data.task_rows import Rows, TaskData
-from actors.data.text.opened_rows import open_role
+from actors.data.task_rows import TaskData
+from actors.data.text.opened_rows import open_role, outputs_of_role
 from actors.families.bert.architecture import BERT, ROBERTA
 from actors.families.bert.fresh_classifier import check_encoder, save, write_start
 from actors.families.bert.inputs import bert_inputs
@@ -34,6 +34,7 @@ from actors.training.optimizer_loop import (
     cosine,
     cpu_threads,
     linear,
+    matrices_and_tables,
     quiet,
     silent,
 )
@@ -153,12 +154,7 @@ def fine_tune(
                 return logits(batch).cpu()
 
         def look(share: float, seen: Callable[[Any], Tensor]) -> None:
-            def of_role(chosen: Rows) -> Tensor:
-                role = open_role(inputs, chosen)
-                cuts = role.cuts()
-                return cuts.joined(map(seen, role.batches(cuts)))
-
-            judge(share, of_role)
+            judge(share, lambda chosen: outputs_of_role(inputs, chosen, seen))
 
         schedule = SCHEDULES[options.schedule]
         return run(
@@ -174,13 +170,8 @@ def fine_tune(
             state=state,
             stops=stops,
             look=look,
-            how=Optimisation(schedule, is_table, partial(adamw, eps=EPSILON)),
+            how=Optimisation(schedule, matrices_and_tables, partial(adamw, eps=EPSILON)),
         )
-
-
-def is_table(name: str, parameter: Tensor) -> bool:
-    """Whether a parameter is a matrix or a table of embeddings, which weight decay applies to."""
-    return parameter.ndim > 1
 
 
 def opened(folder: Path) -> Checkpoint:

@@ -78,5 +78,4 @@ def save(model: Any, base: Checkpoint, folder: Path) -> None:
     """Write a classifier as `transformers` does, with the base's tokenizer beside it."""
     with quiet():
         model.save_pretrained(folder)
-    for file in open_tokenizer(base.folder, base.name).files:
-        (folder / file.name).write_bytes(file.read_bytes())
+    open_tokenizer(base.folder, base.name).copy_to(folder)

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from actors.checkpoints.checkpoint import Checkpoint, load_config, read
 from actors.data.protocol import Activations
-from actors.data.task_rows import Rows, TaskData
-from actors.data.text.opened_rows import OpenedRows, open_role
+from actors.data.task_rows import TaskData
+from actors.data.text.opened_rows import OpenedRows, open_role, outputs_of_role
 from actors.data.text.tokenizer import open_tokenizer
 from actors.families.protocol import Judge, Training, unjudged
-from actors.families.t5.inputs import ANSWERS, T5Inputs, t5_inputs
+from actors.families.t5.inputs import ANSWERS, t5_inputs
 from actors.families.t5.inspect import inspected
 from actors.training.checkpoint import STOPS
 from actors.training.fine_tuning import run
@@ -30,9 +30,11 @@ from actors.training.optimizer_loop import (
     Advance,
     Optimisation,
     adamw,
+    constant,
     cosine,
     cpu_threads,
     linear,
+    matrices_and_tables,
     quiet,
     silent,
 )
@@ -43,16 +45,6 @@ OptimiserName: TypeAlias = Literal["adamw", "adafactor"]
 
 IGNORED = -100
 """Label of a token that is no part of an answer."""
-
-
-def constant(steps: int, warmup: float) -> Callable[[int], float]:
-    """Step number -> fraction of the highest learning rate: a linear rise, then 1.
-
-    >>> [constant(10, 0.2)(step) for step in (0, 1, 9)]
-    [0.5, 1.0, 1.0]
-    """
-    rise = max(1, round(steps * warmup))
-    return lambda step: min(1.0, (step + 1) / rise)
 
 
 def adafactor(groups: list[dict[str, Any]], learning_rate: float) -> torch.optim.Optimizer:
@@ -154,7 +146,7 @@ def fine_tune(
                 return likelihoods(model, batch, wanted)
 
         def look(share: float, seen: Callable[[Any], Tensor]) -> None:
-            judge(share, lambda chosen: of_role(inputs, chosen, seen))
+            judge(share, lambda chosen: outputs_of_role(inputs, chosen, seen))
 
         return run(
             model,
@@ -169,20 +161,10 @@ def fine_tune(
             state=state,
             stops=stops,
             look=look,
-            how=Optimisation(SCHEDULES[options.schedule], is_matrix, OPTIMISERS[options.optimiser]),
+            how=Optimisation(
+                SCHEDULES[options.schedule], matrices_and_tables, OPTIMISERS[options.optimiser]
+            ),
         )
-
-
-def of_role(inputs: T5Inputs, chosen: Rows, seen: Callable[[Activations], Tensor]) -> Tensor:
-    """Log-likelihoods [N, C] of a role's answers, in the order of its rows."""
-    role = open_role(inputs, chosen)
-    cuts = role.cuts()
-    return cuts.joined(map(seen, role.batches(cuts)))
-
-
-def is_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether a parameter is a matrix or a table, which weight decay applies to."""
-    return parameter.ndim > 1
 
 
 def answers_of(rows: OpenedRows) -> Tensor:
@@ -248,8 +230,7 @@ def save(model: Any, folder: Path, about: Checkpoint) -> None:
     """Write a T5 whose configuration says what its files hold, and the tokenizer of its start."""
     with quiet():
         write_model(model, folder, tied=about.fields["tied"], scaled=about.fields["scaled"])
-    for each in open_tokenizer(about.folder, about.name).files:
-        (folder / each.name).write_bytes(each.read_bytes())
+    open_tokenizer(about.folder, about.name).copy_to(folder)
 
 
 def write_model(model: Any, folder: Path, *, tied: bool, scaled: bool) -> None:

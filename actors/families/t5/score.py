@@ -35,7 +35,7 @@ def scores(
         vocabulary: V.
         answers: int64 [B, C, L], the tokens of each class's answer with its end token, −1 after it
             and where there is no such class.
-        prefixes: int64 [B, C, L], the node that each token follows.
+        prefixes: int64 [B, C, L], the node before each token of an answer.
 
     Returns:
         [B, 2 + C] in float32 (float64 where `hidden` is):
