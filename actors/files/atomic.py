@@ -70,6 +70,18 @@ def share(path: Path) -> None:
     path.chmod(0o666 & ~umask())
 
 
+def share_folder(folder: Path) -> None:
+    """Set the modes of a folder and of all in it by the umask; links are left as they are.
+
+    Folders made by `tempfile`, and weights that `save_pretrained` wrote, are their owner's only.
+    """
+    for place, _, names in os.walk(folder):
+        Path(place).chmod(0o777 & ~umask())
+        for file in (Path(place) / name for name in names):
+            if not file.is_symlink():
+                share(file)
+
+
 _LOCK = threading.Lock()
 
 

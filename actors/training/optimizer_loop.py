@@ -18,6 +18,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from actors.files.atomic import share_folder
+
 Advance: TypeAlias = Callable[[int, int, float], None]
 """Progress callback: (steps done, total steps, loss of the last step)."""
 
@@ -220,13 +222,13 @@ def staged(out: Path) -> Iterator[Path]:
     """A folder to write in, which is renamed to `out` if the block ends without an exception.
 
     A rename is atomic, so `out` is missing or complete even if the program is killed. If another
-    program finished the same folder first, its result is kept.
+    program finished the same folder first, its result is kept. Modes follow the umask.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         yield folder
-        folder.chmod(0o755)
+        share_folder(folder)
         try:
             os.rename(folder, out)
         except OSError:

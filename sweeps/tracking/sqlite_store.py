@@ -10,6 +10,8 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
+from actors.files.atomic import share
+
 HEADER = b"SQLite format 3\0"
 REVISIONS = "alembic_version"
 """The table with the revision of the others."""
@@ -41,6 +43,7 @@ def made(path: Path) -> Iterator[Path]:
         # A copy: who made it may hold it open still.
         with closing(sqlite3.connect(part)) as db:
             db.execute("vacuum into ?", [str(clean)])
+        share(clean)  # SQLite's own modes give a group no right to write
         clean.replace(path)
     finally:
         for each in (part, clean, *(part.with_name(part.name + end) for end in ("-wal", "-shm"))):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from actors.data.images.augment import mixed
@@ -180,6 +180,16 @@ def test_who_finishes_first_wins(tmp_path: Path) -> None:
             (early / "who").write_text("early")
     assert (tmp_path / "out" / "who").read_text() == "early"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_was_staged_is_read_by_others(tmp_path: Path) -> None:
+    """Weights are written through `tempfile`, for their owner only."""
+    with staged(tmp_path / "out") as folder:
+        save_file({"a": torch.zeros(1)}, folder / "model.safetensors")
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "file").touch()
+    for made, wanted in (("out", "plain"), ("out/model.safetensors", "plain/file")):
+        assert (tmp_path / made).stat().st_mode == (tmp_path / wanted).stat().st_mode
 
 
 def test_batches_are_passes_in_new_orders() -> None:
