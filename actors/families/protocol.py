@@ -181,6 +181,9 @@ class Training:
     which is the base of a pool of its ingredients. None: they start from the base."""
     check: Callable[[Checkpoint], None] = lambda base: None
     """Raises InputError where a base cannot be fine-tuned."""
+    adaptable: Callable[[Checkpoint], tuple[str, ...]] = lambda base: ()
+    """Last parts of the names of a base's layers that LoRA can adapt. `options` of a family that
+    has any have a field `lora`: a mapping with the fields of `Lora`, or None."""
     pretraining: Pretraining | None = None
     """None: a base is needed."""
 

@@ -34,7 +34,7 @@ from sweeps.train.trial import labels_of
 from sweeps.trials.tuner import fit
 
 RESTARTS = 3
-"""Restarts of a member whose process died."""
+"""Restarts of a fine-tuning whose process died, in a population or not."""
 
 
 class Population(PopulationBasedTraining):  # type: ignore[misc]  # ray is untyped

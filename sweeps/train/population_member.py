@@ -35,7 +35,7 @@ from sweeps.spec.trial_key import digest
 from sweeps.train.heads import given_head
 from sweeps.train.ingredients import Trained, read_results, write_result
 from sweeps.train.population_spec import INTERVALS
-from sweeps.train.trial import made_by, scored, seed_of
+from sweeps.train.trial import made_by, scored, seed_of, words
 
 Interval: TypeAlias = Mapping[str, Any]
 """`member` that ran it, its `seed`, `params`: all that the interval's steps depend on."""
@@ -161,12 +161,6 @@ def member_trial(
             reason = words(error)
     # A repeated round: no state is copied any more.
     tune.report({**last, "round": context.intervals - 1, "reason": reason, "final": True})
-
-
-def words(error: Exception) -> str:
-    """An error in one line, never empty."""
-    said = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-    return said.splitlines()[0]
 
 
 def resumed() -> tuple[list[Interval], str]:

@@ -45,7 +45,7 @@ from sweeps.train.pools import OTHERS, pool_yaml, pools
 from sweeps.train.population_spec import INTERVALS
 from sweeps.train.run_trials import run_trials
 from sweeps.train.shift_scores import score_shifts
-from sweeps.train.spec import FAMILY, TrainSpec, default_family
+from sweeps.train.spec import FAMILY, TrainSpec, check_targets, default_family
 from sweeps.train.starts import make_starts
 
 STORE_BYTES = 300 * 2**20
@@ -118,6 +118,7 @@ def opened(spec: TrainSpec) -> tuple[Checkpoint | None, Training, Inputs]:
     base = inspect(spec.base, "base")
     training = training_of(base)
     training.check(base)
+    check_targets(spec.finetune, training.adaptable(base), str(base.folder))
     return base, training, family_in(base).inputs(base)
 
 

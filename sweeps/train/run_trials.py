@@ -17,7 +17,7 @@ from sweeps.train.ingredients import (
     Trained,
     write_result,
 )
-from sweeps.train.population import run_population
+from sweeps.train.population import RESTARTS, run_population
 from sweeps.train.searcher import TaskSearch, as_sweep, count, method
 from sweeps.train.trial import fine_tune_trial, seed_of
 from sweeps.trials.scheduler import Halving
@@ -91,6 +91,7 @@ def tuned(
             name="tune",
             storage_path=str(context.out / "trained"),
             callbacks=[callback],
+            failure_config=tune.FailureConfig(max_failures=RESTARTS),
             verbose=0,
         ),
     )
@@ -123,8 +124,11 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]  # ray is untyped
         return {}
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """After a trial ended or was stopped."""
+        """After a trial ended, failed or was stopped."""
         what, last = trial.config, trial.last_result
+        if last.get("reason"):
+            self.failed(what, last["reason"])
+            return
         try:
             if not last.get("final"):
                 write_result(self.context.out, stopped(what, last, self.context))
@@ -135,9 +139,11 @@ class TrialRecorder(tune.Callback):  # type: ignore[misc]  # ray is untyped
         self.progress.advance("experts", note=f"{what['task']}: {last.get('select', 0):.4f}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """After a trial failed: print the reason."""
-        what = trial.config
-        reason = str(trial.get_error()).strip().splitlines()[-1]
+        """After a trial whose process died more than `RESTARTS` times."""
+        self.failed(trial.config, str(trial.get_error()).strip().splitlines()[-1])
+
+    def failed(self, what: Mapping[str, Any], reason: str) -> None:
+        """Print why a trial failed."""
         self.progress.say(f"failed: {what['task']} {what['params']}: {reason}")
         self.progress.advance("experts")
 

@@ -71,7 +71,9 @@ def allows(entry: MethodSpec, params: Mapping[str, Any]) -> bool:
 
 
 def within(given: Any, value: Any) -> bool:
-    """Whether a value equals the fixed one, or is in a search space."""
+    """Whether a value equals the fixed one, or is in a search space; in mappings each field."""
+    if isinstance(given, Mapping) and isinstance(value, Mapping):
+        return given.keys() == value.keys() and all(within(given[k], value[k]) for k in given)
     if not isinstance(given, Space):
         return canonical(given) == canonical(value)
     if isinstance(given, Grid | Choice):

@@ -19,11 +19,12 @@ from pydantic import (
 
 from actors.families.protocol import Training
 from actors.families.registry import family_by_config, trainings
+from actors.training.lora import Lora
 from fusion.errors import InputError, unknown
 from fusion.parameters import Parameter, parameters
 from sweeps.spec.errors import Fault, custom_error, raise_all, spec_errors
 from sweeps.spec.method import RESERVED, MethodSpec, read_parameter, searcher_faults, trials_faults
-from sweeps.spec.search_space import spaces
+from sweeps.spec.search_space import Choice, Grid, parse, spaces
 from sweeps.spec.shift import ShiftSpec, check_shifts
 from sweeps.spec.sweep import NAME, NAME_RULE, Part, SplitSpec, TaskSpec, Text, check_names
 from sweeps.spec.yaml_file import read
@@ -32,6 +33,9 @@ from sweeps.train.population_spec import population_faults
 
 OURS = ("threads", "device", "advance", "sizes", "state", "look", "probe", "stops")
 """Arguments that the program sets; they are not hyper-parameters."""
+
+GROUPS: Mapping[str, type[Any]] = {"lora": Lora}
+"""Hyper-parameters that are mappings -> the dataclass of their fields."""
 
 FAMILY = "family"
 """Key of `pretrain` that names the family of the base."""
@@ -118,7 +122,10 @@ def read_search(raw: Any, family: FileFamily) -> MethodSpec:
             faults.append(Fault((str(key),), value, hint))
             continue
         try:
-            params[key] = read_parameter(known[key], value)
+            group = GROUPS.get(key)
+            params[key] = (
+                read_parameter(known[key], value) if group is None else read_group(group, value)
+            )
         except Fault as fault:
             faults.append(fault.under(key))
     sampled = list(MethodSpec(params=params).sampled.values())
@@ -128,6 +135,61 @@ def read_search(raw: Any, family: FileFamily) -> MethodSpec:
     if faults:
         raise_all(faults)
     return MethodSpec(params=params, **{key: raw[key] for key in RESERVED if key in raw})
+
+
+def read_group(options: type[Any], raw: Any) -> Any:
+    """Read a hyper-parameter that is a mapping of others: null, fields with values or spaces, or a
+    grid or choice of whole mappings. Defaults are filled in.
+
+    Raises:
+        Fault: with the path inside the parameter.
+    """
+    value, known = parse(raw), schema(options)
+    if isinstance(value, Grid | Choice):
+        word, found = type(value).__name__.lower(), []
+        for at, each in enumerate(value.values):
+            try:
+                found.append(read_group(options, each))
+            except Fault as fault:
+                raise fault.under(word, at) from None
+        return type(value)(tuple(found))
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise Fault((), raw, f"null or a mapping of {', '.join(known)} allowed")
+    given = {}
+    for key, inner in value.items():
+        if key not in known:
+            raise Fault((key,), raw[key], unknown("parameter", key, known))
+        try:
+            given[key] = read_parameter(known[key], inner)
+        except Fault as fault:
+            raise fault.under(key) from None
+    return {name: given.get(name, parse(each.default)) for name, each in known.items()}
+
+
+def check_targets(entry: MethodSpec, allowed: Sequence[str], base: str) -> None:
+    """Raise InputError where a value of `lora.targets` is none of the layers that can be adapted.
+
+    Args:
+        entry: of the search.
+        allowed: names of the layers.
+        base: of which model, for the message.
+    """
+    for group in alternatives(entry.params.get("lora")):
+        for given in alternatives(group["targets"]) if group else ():
+            names = [name for part in given for name in alternatives(part)]
+            wrong = [name for name in names if name not in allowed]
+            if wrong or not names:
+                raise InputError(
+                    f"finetune.lora.targets: {(wrong or [given])[0]!r}: layers of {base} needed:"
+                    f" {', '.join(allowed)}"
+                )
+
+
+def alternatives(value: Any) -> Sequence[Any]:
+    """The values that a parameter can take, if they are listed; a fixed one alone."""
+    return value.values if isinstance(value, Grid | Choice) else (value,)
 
 
 def own_faults(

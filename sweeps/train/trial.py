@@ -24,7 +24,7 @@ from actors.experts.embedding_cache import EmbeddingCache
 from actors.experts.evaluation import TaskScore, score
 from actors.experts.local import local_experts
 from actors.families.protocol import Judge
-from actors.families.registry import inspect, training_at
+from actors.families.registry import training_at
 from actors.files.documents import checked, parse_json, read_bytes
 from actors.pool.pool import open_pool
 from actors.training.checkpoint import STOPS
@@ -52,9 +52,39 @@ def fine_tune_trial(
     device: str,
     halved: bool,
 ) -> None:
-    """Run one fine-tuning: train on fit, evaluate on select and report, write models and result.
+    """Run one fine-tuning and report it to Tune; see `fine_tuned`.
+
+    A fault is reported as `reason` and not raised: for Tune, a trial that raised is one whose
+    process died, which runs again.
+    """
+    try:
+        final = fine_tuned(config, folders, data, contexts, out, device, halved)
+    except Exception as error:
+        final = {"select": math.nan, "reason": words(error)}
+    tune.report({**final, "final": True})
+
+
+def words(error: Exception) -> str:
+    """An error in one line, never empty."""
+    said = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    return said.splitlines()[0]
+
+
+def fine_tuned(
+    config: Mapping[str, Any],
+    folders: Mapping[str, Path],
+    data: Mapping[str, TaskData],
+    contexts: Mapping[str, str],
+    out: Path,
+    device: str,
+    halved: bool,
+) -> dict[str, Any]:
+    """Train on fit, evaluate on select and report, write models and result.
 
     `folders`: task -> the model that it starts from.
+
+    Returns:
+        The last report to Tune.
     """
     task, key = data[config["task"]], config["trial_key"]
     place, rungs = out / "trained" / key / "expert", Rungs(out / "trained" / key, halved)
@@ -80,8 +110,8 @@ def fine_tune_trial(
     write_result(
         out, Trained(key, task.name, params, best["select"], best["report"], seconds, *rest)
     )
-    final = {"select": best["select"], "report": best["report"], "rung": 9, "final": True}
-    tune.report({**final, "rungs": rungs.found})
+    scores = {"select": best["select"], "report": best["report"]}
+    return {**scores, "rung": 9, "rungs": rungs.found}
 
 
 def made_by(
@@ -98,7 +128,7 @@ def made_by(
             if head is not None:
                 copy_head(head, where / HEAD)
             found = measured(base, task, where, ("select", "report"), device)
-            sha = content_hash(inspect(str(where), what))
+            sha = content_hash(open_pool(str(base), {what: str(where)}).experts[what])
             identity = "" if head is None else head_facts(head)[0].identity
             made.append({"kind": what, **found, "sha256": sha, "head": identity})
     return made

@@ -1,5 +1,10 @@
 """Training of the embedded text pool's T5: the base from random weights, experts from the base.
 
+The loop of optimisation, the loss and the writing are those of T5's fine-tuning
+(`actors/families/t5/fine_tune.py`). Its `fine_tune` is not called, because it reads rows of a task
+that were prepared for `sweeps train`, in a cache on disk; here texts are drawn in memory, and a
+step of the base has equally many of each task.
+
 Axes: N texts, B batch, n tokens of the longest prompt.
 """
 

@@ -41,7 +41,7 @@ class T5:
         return frozenset({"mlp_blocks", "answers"})
 
     def training(self) -> Training:
-        """Fine-tuning of all weights on the answers of a task."""
+        """Fine-tuning on the answers of a task: all weights, or LoRA."""
         # Late: sweeps that only merge do not need it, and start faster.
         from actors.families.t5.fine_tune import t5_training
 

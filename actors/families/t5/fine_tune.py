@@ -1,4 +1,4 @@
-"""Fine-tuning of a T5 on one task: all weights, cross-entropy of the answer's tokens.
+"""Fine-tuning of a T5 on one task: all weights or LoRA, cross-entropy of the answer's tokens.
 
 Axes: N rows, B batch, C classes, L tokens of the longest answer.
 """
@@ -6,7 +6,7 @@ Axes: N rows, B batch, C classes, L tokens of the longest answer.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,15 +17,18 @@ from annotated_types import Interval
 from torch import Tensor
 
 from actors.checkpoints.checkpoint import Checkpoint, load_config, read
+from actors.checkpoints.write_adapter import write_adapter
 from actors.data.protocol import Activations
 from actors.data.task_rows import TaskData
 from actors.data.text.opened_rows import OpenedRows, open_role, outputs_of_role
 from actors.data.text.tokenizer import open_tokenizer
 from actors.families.protocol import Judge, Training, unjudged
+from actors.families.t5.architecture import LM_HEAD, is_linear
 from actors.families.t5.inputs import ANSWERS, t5_inputs
 from actors.families.t5.inspect import inspected
 from actors.training.checkpoint import STOPS
 from actors.training.fine_tuning import run
+from actors.training.lora import Lora, add_lora
 from actors.training.optimizer_loop import (
     Advance,
     Optimisation,
@@ -42,6 +45,9 @@ from actors.training.precision import exact_products
 from actors.training.random_numbers import seeded
 
 OptimiserName: TypeAlias = Literal["adamw", "adafactor"]
+
+TASK_TYPE = "SEQ_2_SEQ_LM"
+"""PEFT's name of models such as T5."""
 
 IGNORED = -100
 """Label of a token that is no part of an answer."""
@@ -85,8 +91,11 @@ class FineTuning:
     """Decay of a moving average of the weights, written to `<out>-ema`; 0: none."""
     swa: Annotated[float, Interval(ge=0, le=1)] = 0.0
     """Fraction of the steps, at the end, whose mean weights are written to `<out>-swa`; 0: none."""
+    lora: Mapping[str, Any] | None = None
+    """Fields of `Lora`: low-rank factors are trained beside the frozen weights, and an adapter is
+    written; null: all weights are trained. EMA and SWA are means of the factors."""
     seed: Annotated[int, Interval(ge=0)] = 0
-    """Seed of the order of rows and of dropout."""
+    """Seed of the order of rows, of dropout and of LoRA's first factors."""
 
 
 STEPWISE = ("learning_rate", "weight_decay", "clip_norm")
@@ -114,7 +123,8 @@ def fine_tune(
     Args:
         start: folder of a T5.
         task: rows, prepared for the model.
-        out: the expert's folder: `T5ForConditionalGeneration`, with the tokenizer beside it.
+        out: the expert's folder: `T5ForConditionalGeneration`, with the tokenizer beside it; with
+            `lora` a PEFT adapter of the start.
         options: hyper-parameters.
         threads: CPU threads; fixes the order of sums, so part of what the bits depend on.
         device: device to train on.
@@ -134,6 +144,12 @@ def fine_tune(
     labels, answers = rows.labels, answers_of(rows)
     with cpu_threads(threads), quiet():
         model = loaded(about).to(device)
+        trained: Any = model
+        write: Callable[[Any, Path], None] = partial(save, about=about)
+        if options.lora is not None:
+            lora = Lora(**options.lora)
+            trained = add_lora(model, lora, options.seed)
+            write = partial(write_adapter, options=lora, task_type=TASK_TYPE)
 
         def loss(step: int, at: Tensor) -> Tensor:
             model.train()
@@ -149,12 +165,12 @@ def fine_tune(
             judge(share, lambda chosen: outputs_of_role(inputs, chosen, seen))
 
         return run(
-            model,
+            trained,
             loss,
             options,
             len(labels),
             out,
-            partial(save, about=about),
+            write,
             seen,
             device=device,
             advance=advance,
@@ -242,6 +258,12 @@ def write_model(model: Any, folder: Path, *, tied: bool, scaled: bool) -> None:
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
+def adaptable(base: Checkpoint) -> tuple[str, ...]:
+    """Last parts of the names of the linear layers in blocks: "q", "k", …; the output has none."""
+    names = [name for name in base.tensors if is_linear(name) and name != LM_HEAD]
+    return tuple(dict.fromkeys(name.split(".")[-2] for name in names))
+
+
 def t5_training() -> Training:
-    """Fine-tuning of all weights; ingredients start from the base."""
-    return Training(fine_tune, FineTuning, STEPWISE)
+    """Fine-tuning of all weights, or of LoRA factors; ingredients start from the base."""
+    return Training(fine_tune, FineTuning, STEPWISE, adaptable=adaptable)

@@ -20,6 +20,7 @@ from actors.data.images.pixel_cache import open_pixels
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.prepare_data import prepare_data
 from actors.families.registry import family_in, inspect, training_of
+from actors.files.hashes import hash_files
 from fusion.errors import InputError
 from sweeps.planning.shift_data import open_shifts, shift_rows
 from sweeps.train import spec as trainspec
@@ -252,8 +253,16 @@ def finished(process: subprocess.Popen) -> str:
 
 
 def hashes(out: Path) -> dict[str, str]:
+    """Folder of an ingredient -> SHA-256 of its weights and their configuration."""
     return {
-        str(path.relative_to(out)): content_hash(inspect(str(path), "x"))
+        str(path.relative_to(out)): hash_files(
+            {
+                file.name: file
+                for name in ("*.safetensors", "config.json", "adapter_config.json")
+                for file in path.glob(name)
+                if file.name != "head.safetensors"
+            }
+        )
         for path in sorted((out / "ingredients").glob("*/*"))
     }
 

@@ -62,6 +62,7 @@ def written(content: dict[str, Any], folder: Path, name: str = "t") -> Path:
          "finetune.augmentation: 'crop': a hyper-parameter of clip models; the base is a bert mod"),
         ({"finetune": {"head": "linear_probe"}}, "head: 'linear_probe': a hyper-parameter of"),
         ({"finetune": {"epoch": 1}}, "unknown parameter 'epoch'; did you mean 'epochs'?"),
+        ({"finetune": {"lora": {}}}, "lora: {}: a hyper-parameter of t5 models; the base is a ber"),
         ({"finetune": {"schedule": "step"}}, "schedule: 'step': one of 'linear', 'cosine'"),
         ({"finetune": {"scheduler": "pbt"}}, "of learning_rate, weight_decay, label_smoothing, cl"),
         ({"base": None, "pretrain": {"family": "bert"}},
