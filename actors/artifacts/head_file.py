@@ -163,20 +163,20 @@ def check_head(
         )
     with reading(f"{what}: {path}"):
         head = unsealed(read_whole(path, f"{what}: {path}"), must=False)[0]["head"]
-    if not bool(head.isfinite().all()):
-        raise InputError(f"{what}: {path}: NaN or infinity; finite numbers needed")
     check_rows(head, classnames, f"{what}: {path}")
     return facts
 
 
 def check_rows(head: Tensor, classnames: Sequence[str], where: str) -> None:
-    """Raise InputError if two classes have equal rows, which no image can tell apart.
+    """Raise InputError for NaN or infinity, or two equal rows, which no image can tell apart.
 
     Args:
         head: [C, D].
         classnames: class names of the rows.
         where: begins the message.
     """
+    if not bool(head.isfinite().all()):
+        raise InputError(f"{where}: NaN or infinity; finite numbers needed")
     # Sorting along a fixed arbitrary direction puts equal rows next to each other.
     along = head @ torch.linspace(1, 2, head.shape[1]).sin()
     order = along.argsort(stable=True)
@@ -282,7 +282,7 @@ def sound(path: Path) -> bool:
 
 
 def parsed_head(data: bytes, path: Path) -> Tensor:
-    """Matrix of a head file that has a checksum, or whose name is the hash of its content.
+    """Finite matrix of a head file with a checksum, or whose name is the hash of its content.
 
     Heads written by earlier versions of `sweeps train` have their metadata but no checksum.
 
@@ -294,4 +294,6 @@ def parsed_head(data: bytes, path: Path) -> Tensor:
         raise ValueError("no checksum")
     if "head" not in tensors:
         raise ValueError("no tensor 'head'")
+    if not bool(tensors["head"].isfinite().all()):
+        raise ValueError("NaN or infinity")
     return tensors["head"]

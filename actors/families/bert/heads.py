@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from actors.artifacts.head_file import sound, write_linear_head
-from actors.checkpoints.checkpoint import Checkpoint, content_hash, load_config, read
+from actors.checkpoints.checkpoint import Checkpoint, content_hash, load_config, owner, read
 from actors.checkpoints.sources import resolve
 from actors.data.task import Task
 from actors.families.bert.architecture import DENSE, OUT
@@ -22,6 +22,7 @@ from actors.families.bert.validation import check_order, generic
 from actors.files.fingerprint import Fingerprint, fingerprint
 from fusion.errors import InputError, reading
 from fusion.logits.head import LinearHead
+from fusion.task_vectors.task_vectors import check_finite
 
 
 def own_heads(base: Checkpoint, experts: Mapping[str, Checkpoint]) -> dict[str, str]:
@@ -139,12 +140,20 @@ def task_heads(base: Checkpoint, tasks: Mapping[str, Task], root: Path) -> dict[
 
 
 def head_of(base: Checkpoint, task: Task) -> LinearHead:
-    """A task's head, in float32."""
+    """A task's head, in float32.
+
+    Raises:
+        InputError: NaN or infinity in the classifier.
+    """
     if base.fields["labels"]:
         return LinearHead(torch.eye(len(task.classnames)))
     layers = parts(base)
     names = [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
-    tensors = {name: tensor.float() for name, tensor in read(classifier(base, task), names)}
+    model = classifier(base, task)
+    tensors = {}
+    for name, tensor in read(model, names):
+        check_finite(tensor, name, owner(model, name))
+        tensors[name] = tensor.float()
 
     def layer(name: str) -> tuple[Tensor, Tensor]:
         return tensors[f"{name}.weight"], tensors[f"{name}.bias"]

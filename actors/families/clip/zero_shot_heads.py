@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.artifacts.head_file import check_head, check_rows, content_name, sound
-from actors.checkpoints.checkpoint import Checkpoint, content_hash, read
+from actors.checkpoints.checkpoint import Checkpoint, content_hash, owner, read
 from actors.data.prompts import fill
 from actors.data.task import Task
 from actors.families.clip.architecture import PROJECTION
@@ -19,6 +19,7 @@ from actors.files.fingerprint import Fingerprint, fingerprint, software
 from actors.files.hashes import hash_files
 from actors.files.safetensors_header import check_regular
 from fusion.errors import InputError, reading
+from fusion.task_vectors.task_vectors import check_finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -268,7 +269,7 @@ class TextEncoder:
         """Build the tower and load its weights.
 
         Raises:
-            InputError: the tokenizer cannot be read, or weights are missing.
+            InputError: the tokenizer cannot be read, weights are missing, or one is NaN or infinite.
         """
         import torch
         from transformers import CLIPTextModel
@@ -279,6 +280,8 @@ class TextEncoder:
         self.positions = int(config.max_position_embeddings)
         self.tower = empty(CLIPTextModel, config, "cpu", torch.float32)
         tensors = dict(read(base, base.rest))
+        for name, tensor in tensors.items():
+            check_finite(tensor, name, owner(base, name))
         for name, memory in weights(self.tower).items():
             source = tensors.get(TEXT_PREFIX + name)
             if source is None or source.shape != memory.shape:

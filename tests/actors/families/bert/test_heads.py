@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from actors.artifacts.head_file import open_head
 from actors.checkpoints.checkpoint import Checkpoint
@@ -116,3 +117,17 @@ def test_the_inverse_temperature_scales_the_fused_classifier(
     whole.load({**whole.arena, **scaled}.items())
     torch.testing.assert_close(whole.outputs(given), wanted)
     assert family_in(base).tempered(base, whole.arena, 1.0) == {}
+
+
+def test_a_classifier_that_is_not_finite_is_refused(
+    bert: Models, task: Callable[..., dict[str, Task]], tmp_path: Path
+) -> None:
+    base, expert = bert.write(tmp_path / "b", encoder=True), bert.write(tmp_path / "e", 1)
+    tensors = load_file(expert / "model.safetensors")
+    (name,) = (
+        name for name in tensors if name in ("classifier.weight", "classifier.out_proj.weight")
+    )
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, expert / "model.safetensors", metadata={"format": "pt"})
+    with one_line(f"tensor '{name}': 1 of ", "are NaN or Inf", start="tasks.t.head: "):
+        family_in(opened(base)).heads(opened(base), task("t", str(expert)), tmp_path)

@@ -10,6 +10,7 @@ from actors.checkpoints.checkpoint import Checkpoint
 from actors.data.task import Task, TaskSource, open_task
 from actors.families.clip.zero_shot_heads import zero_shot_heads
 from actors.families.registry import inspect
+from actors.files.checksums import sealed
 from fusion.errors import InputError
 
 
@@ -97,3 +98,32 @@ def test_names_that_the_tokenizer_takes_for_one(
     with pytest.raises(InputError, match="task 'pets': classes 'cat' and 'CAT' have the same row"):
         zero_shot_heads(base, {"pets": same}, tmp_path)
     assert not list(tmp_path.glob("heads/*"))
+
+
+@pytest.mark.parametrize("name", ["text_projection.weight", "logit_scale"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_text_tower_that_is_not_finite(
+    tiny: Any, task: Task, tmp_path: Path, name: str, value: float
+) -> None:
+    """All classes would have NaN as their logit, and each row would count as of class 0."""
+    like = inspect(str(tiny.base(tmp_path / "like")), "pool.base").rest[name]
+    broken = tiny.base(tmp_path / "broken", **{name: torch.full(like.shape, value)})
+    with pytest.raises(InputError, match=rf"pool.base: .*tensor '{name}': .* are NaN or Inf"):
+        zero_shot_heads(inspect(str(broken), "pool.base"), {"pets": task}, tmp_path)
+    assert not list(tmp_path.glob("heads/*"))
+
+
+def test_a_scale_whose_exponential_overflows(tiny: Any, task: Task, tmp_path: Path) -> None:
+    base = tiny.base(tmp_path / "base", logit_scale=torch.tensor(100.0))
+    with pytest.raises(InputError, match="task 'pets': NaN or infinity; finite numbers needed"):
+        zero_shot_heads(inspect(str(base), "pool.base"), {"pets": task}, tmp_path)
+
+
+def test_a_head_in_the_cache_that_is_not_finite_is_made_again(
+    base: Checkpoint, task: Task, tmp_path: Path
+) -> None:
+    (path,) = zero_shot_heads(base, {"pets": task}, tmp_path).values()
+    wanted = read_head(path)
+    path.write_bytes(sealed({"head": torch.full_like(wanted, float("nan"))}, {}))
+    zero_shot_heads(base, {"pets": task}, tmp_path)
+    assert torch.equal(read_head(path), wanted)
