@@ -14,6 +14,7 @@ A split without labels (images in no class folder, labels all -1 or missing) can
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -584,15 +585,21 @@ def by_metadata(found: Found, label: str, what: str) -> tuple[Labelled, tuple[st
     """Label images by the metadata files alone; images that no file lists are left out.
 
     Raises:
-        InputError: a missing column, or a missing image.
+        InputError: a missing column, a missing image, or one with two labels.
     """
     split_by_file = {file.path: split for split, files in found.splits.items() for file in files}
     rows: dict[str, list[tuple[str, Any]]] = {split: [] for split in found.splits}
+    labelled: dict[str, Any] = {}
     for name in found.metadata:
         where = f"{what}: {found.folder / name}"
         for file, value in metadata_rows(found.folder, name, label, where):
             if file not in split_by_file:
                 raise InputError(f"{where}: file_name: {file!r}: no such image in the data")
+            if labelled.setdefault(file, value) != value:
+                raise InputError(
+                    f"{where}: file_name: {file!r}: label {value!r} here, {labelled[file]!r} in"
+                    " another row; one label for each image needed"
+                )
             rows[split_by_file[file]].append((file, value))
     named = {file for each in rows.values() for file, _ in each}
     for file in sorted(split_by_file.keys() - named):
@@ -661,10 +668,13 @@ def library_files(found: Found, columns: Columns, what: str) -> Layout:
     for name, files in found.splits.items():
         paths = tuple(str(found.folder / file.path) for file in files)
         tabs = ".tsv" in PurePosixPath(files[0].path.lower()).suffixes
-        source = Library(found.kind, None, None, name, paths, "\t" if tabs else "")
         for path in paths:
             with reading(f"{what}: {path}"):
                 no_pointer(Path(path), f"{what}: {path}")
+                check_header(path, columns, found.kind, "\t" if tabs else ",", f"{what}: {path}")
+        with reading(what):
+            content = hash_files({path: Path(path) for path in paths})
+        source = Library(found.kind, None, None, name, paths, "\t" if tabs else "", content)
         with reading(f"{what}: {found.folder}: `datasets` cannot read it"):
             tables[name] = (source, library_table(source, columns.inputs[0]))
     values: set[str] = set()
@@ -690,6 +700,22 @@ def library_files(found: Found, columns: Columns, what: str) -> Layout:
         fingerprint = hash_text(content_of(found.kind, contents, columns, what), names)
         splits[name] = (split_of(table.num_rows, fingerprint, [(rows, True)], bounds), own)
     return assembled(found, splits, VALUES if names else CLASS_LABEL, what)
+
+
+def check_header(file: str, columns: Columns, kind: str, separator: str, where: str) -> None:
+    """Raise InputError where a CSV file names a column twice that is read.
+
+    The library would give the second one another name, and read the first.
+    """
+    if kind != "csv":
+        return
+    import fsspec
+
+    with fsspec.open(file, "rt", compression="infer", encoding="utf-8-sig", newline="") as stream:
+        names: list[str] = next(filter(None, csv.reader(stream, delimiter=separator)), [])
+    for field_, column in named_columns(columns):
+        if names.count(column) > 1:
+            raise InputError(f"{where}: {field_}: column {column!r} is there more than once")
 
 
 def is_text(kind: Any) -> bool:

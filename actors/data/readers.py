@@ -5,6 +5,7 @@ Imports neither torch nor `fusion` at load time, for the reason given in `prepro
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -96,6 +97,9 @@ class Library:
     """Local files; none: of the hub."""
     separator: str = ""
     """Between the columns of a CSV file; empty: a comma."""
+    content: str = ""
+    """Hash of the local files' content. The library knows files by path and time of change alone,
+    and would otherwise give the rows of other content with the same time."""
 
 
 @dataclass(frozen=True)
@@ -310,11 +314,14 @@ def library_table(source: Library, column: str) -> pa.Table:
     import datasets
 
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs is in the exceptions, too
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it would also report local reads
     if source.files:
         options = {"sep": source.separator} if source.separator else {}
         files = {source.split: list(source.files)}
-        loaded = datasets.load_dataset(source.name, data_files=files, split=source.split, **options)
+        loaded = datasets.load_dataset(  # the name is part of the key of the library's cache
+            source.name, source.content or None, data_files=files, split=source.split, **options
+        )
     else:
         loaded = datasets.load_dataset(
             source.name, source.config, revision=source.revision, split=source.split

@@ -269,7 +269,7 @@ class TextEncoder:
         """Build the tower and load its weights.
 
         Raises:
-            InputError: the tokenizer cannot be read, weights are missing, or one is NaN or infinite.
+            InputError: the tokenizer cannot be read, or a weight is missing, NaN or infinite.
         """
         import torch
         from transformers import CLIPTextModel

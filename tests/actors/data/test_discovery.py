@@ -12,7 +12,7 @@ import pytest
 
 from actors.data.dataset_files import Columns, Layout, open_folder
 from actors.data.discovery import discover, patterns
-from actors.data.readers import read
+from actors.data.readers import read, table_of
 from fusion.errors import InputError
 
 COLUMNS = Columns(("image",), "label")
@@ -499,3 +499,44 @@ def test_labels_that_are_missing_here_and_there(tmp_path: Path, *, statistics: b
     pq.write_table(table, tmp_path / "train.parquet", write_statistics=statistics)
     with pytest.raises(InputError, match="1 rows have no label, others do; all or none needed"):
         opened(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"), [("csv", "{0},{1}\n"), ("jsonl", '{{"text": "{0}", "label": {1}}}\n')]
+)
+def test_other_rows_under_the_same_path_and_time(
+    tmp_path: Path, hf_cache: None, kind: str, line: str
+) -> None:
+    """The library's own cache knows a file by path and time of change."""
+    file = tmp_path / f"data/train.{kind}"
+    file.parent.mkdir()
+    columns, found = Columns(("text",), "label", "text"), []
+    for words in (("one", "two"), ("three", "four")):
+        rows = "".join(line.format(word, at) for at, word in enumerate(words))
+        file.write_text(("text,label\n" if kind == "csv" else "") + rows)
+        os.utime(file, ns=(10**18, 10**18))
+        split = open_folder(file.parent, columns, "tasks.a").splits["train"]
+        ((piece, _),) = split.pieces
+        found.append((table_of(piece).column("text").to_pylist(), split.fingerprint))
+    (first, one), (second, two) = found
+    assert (first, second) == (["one", "two"], ["three", "four"])
+    assert one != two
+
+
+@pytest.mark.parametrize(("twice", "field"), [("label", "label"), ("text", "text")])
+def test_a_column_of_a_csv_file_that_is_there_twice(
+    tmp_path: Path, hf_cache: None, twice: str, field: str
+) -> None:
+    (tmp_path / "train.csv").write_text(f"\ntext,label,{twice}\na,1,0\nb,0,1\n")
+    with pytest.raises(InputError, match=rf"{field}: column '{twice}' is there more than once"):
+        open_folder(tmp_path, Columns(("text",), "label", "text"), "tasks.a")
+
+
+def test_an_image_that_metadata_give_two_labels(tmp_path: Path, tree: Callable[..., Path]) -> None:
+    folder = tree("train/1.png", "train/2.png")
+    (folder / "train/metadata.csv").write_text("file_name,label\n1.png,cat\n2.png,dog\n")
+    (folder / "metadata.csv").write_text("file_name,label\ntrain/1.png,cat\n")
+    opened(folder)
+    (folder / "metadata.csv").write_text("file_name,label\ntrain/1.png,dog\n")
+    with pytest.raises(InputError, match=r"'train/1.png': label '\w+' here, '\w+' in another row"):
+        opened(folder)
