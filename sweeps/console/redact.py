@@ -29,21 +29,36 @@ HIDDEN = "***"
 LEAST = 6
 """Shorter secrets (in characters) are not searched for in text: they may be parts of words."""
 
-VARIABLES = (
-    "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AZURE_STORAGE_KEY", "AZURE_STORAGE_SAS_TOKEN",
-    "DATABRICKS_TOKEN", "HF_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN",
-)  # fmt: skip
-"""Environment variables whose value is a secret."""
+SECRET = (
+    r"(?:password|passwd|passphrase|secret|token|credential|signature|cookie"
+    r"|(?:api|access|account|private|secret|storage)[_-]?key)"
+)
+"""Words in the names of secrets."""
 
-TOKENS = re.compile(r"dapi[0-9a-f]{8,}|hf_[A-Za-z0-9]{10,}|gh[opsu]_\w{10,}|A[KS]IA[0-9A-Z]{12,}")
-"""Forms of the access tokens of known services."""
+VARIABLE = re.compile(rf"(?i).*{SECRET}|.*_pwd|.*_sas|.*connection_?string")
+"""Names of environment variables whose value is a secret, from the first character to the last."""
+
+TOKENS = re.compile(
+    r"dapi[0-9a-f]{8,}|hf_[A-Za-z0-9]{10,}|gh[oprsu]_\w{10,}|github_pat_\w{10,}"
+    r"|A[KS]IA[0-9A-Z]{12,}|glpat-[\w-]{10,}|xox[abeprs]-[\w-]{10,}|AIza[\w-]{30,}|\bsk-[\w-]{20,}"
+    r"|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"
+)
+"""Forms of the access tokens of known services, and JSON Web Tokens."""
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>`|]*")
-NAMED = re.compile(
-    r"(?i)((?:[\w.-]*(?:password|passwd|secret|token|credential|api_?key|access_?key|account_?key)"
-    r"[\w-]*|\bpwd|\bsig|\bsas)=)[^\s'\"&;]+"
-)
+NAMED = re.compile(rf"(?i)((?:[\w.-]*{SECRET}[\w-]*|\b(?:pwd|pass|sig|sas|auth))=)[^\s'\"&;]+")
 """`password=…` and similar assignments anywhere in a text."""
+
+SAID = re.compile(
+    rf"(?i)((?:\b[\w-]*{SECRET}|\bpwd)['\"]?:\s*['\"]?"  # YAML, JSON, headers
+    rf"|--[\w-]*{SECRET}\s+['\"]?"  # options of a command
+    r"|\bauthorization['\"]?:\s*['\"]?(?:(?:basic|bearer|digest|negotiate|token)\s+)?"
+    r"|\bbearer\s+)[^\s'\",;]{6,}"
+)
+"""The same with a colon or a blank; words of less than 6 characters are no secrets."""
+
+BARE = re.compile(r"(?<![\w/.@-])[\w.+-]+:[^\s:/@'\"]{6,}@(?=[\w-]+(?:\.[\w-]+)+[:/]|[\w.-]+:\d)")
+"""`user:password@` before a host with a dot or a port, without a scheme."""
 
 SECRETS: set[str] = set()
 """Secrets found in URLs by this process."""
@@ -98,7 +113,8 @@ def text(given: str) -> str:
     """
     if "://" in given:
         given = URL.sub(lambda found: trailed(found[0]), given)
-    given = TOKENS.sub(HIDDEN, NAMED.sub(rf"\1{HIDDEN}", given))
+    given = TOKENS.sub(HIDDEN, SAID.sub(rf"\1{HIDDEN}", NAMED.sub(rf"\1{HIDDEN}", given)))
+    given = BARE.sub(f"{HIDDEN}@", given)
     for secret in known():
         given = given.replace(secret, HIDDEN)
     return given
@@ -150,7 +166,8 @@ def learn(given: str) -> None:
 
 def known() -> Sequence[str]:
     """All known secrets, the longest first: those of URLs and of the environment."""
-    found = SECRETS | {os.environ.get(name, "") for name in VARIABLES}
+    named = {value for name, value in os.environ.items() if VARIABLE.fullmatch(name)}
+    found = SECRETS | {value for value in named if value.lower() not in ("false", "none")}
     return sorted((secret for secret in found if len(secret) >= LEAST), key=len, reverse=True)
 
 

@@ -86,6 +86,45 @@ def test_any_password_is_left_out_of_a_url_and_of_a_command(password, scheme):
     assert password not in redact.command(["run", "--storage", url])
 
 
+@pytest.mark.parametrize(
+    "said",
+    ["refused: ?X-Amz-Signature=S", "Authorization: Bearer S", "authorization: Basic S==",
+     '{"Authorization": "Bearer S"}', "password: S", '{"password": "S"}', "{'token': 'S'}",
+     "X-Api-Key: S", "--password S", "private_key=S", "passphrase=S", "Set-Cookie: S",
+     "me:S@db.example.com:5432/runs", "me:S@db:5432", "github_pat_SS", "glpat-SS", "sk-SS",
+     "xoxb-1234-S", "eyJhbGciOiJI.S.S"],
+)  # fmt: skip
+def test_secrets_in_other_forms_than_urls(said):
+    secret = "Zq7HUNTER22xyzq"
+    text = said.replace("S", secret) if "Signature" not in said else said[:-1] + secret
+    text = text.replace(f"{secret}et-Cookie", "Set-Cookie")
+    assert "HUNTER" not in redact.text(f"store: {text}, refused")
+    assert redact.text(f"store: {text}, refused").startswith("store: ")
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["tokenizer: token 5 is 'a', in the base 'b'", "up to 512 tokens: ids", "no secret: yes",
+     "imdb:plain_text@refs/convert/parquet", "nyu-mll/glue:cola@main", "tasks.a: label: 'label'",
+     "placement.labels: {'a': 'b'}", "a token: no", "keys: context-1", "me@example.com: a user"],
+)  # fmt: skip
+def test_words_that_are_no_secrets_stay(said):
+    assert redact.text(said) == said
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD",
+     "AZURE_CLIENT_SECRET", "MYSQL_PWD", "AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_KEY"],
+)  # fmt: skip
+def test_secrets_of_the_environment(name, monkeypatch):
+    monkeypatch.setenv(name, "Zq7HUNTER22xyzq")
+    monkeypatch.setenv("HF_TOKEN_PATH", "/home/me/where")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "parallel")
+    said = "failed with Zq7HUNTER22xyzq in /home/me/where, parallel"
+    assert redact.text(said) == "failed with *** in /home/me/where, parallel"
+
+
 def test_a_secret_once_met_is_left_out_of_other_texts():
     storage.open_store(f"memory://KEYKEYKEYKEY1:{SECRET}@bucket", "s")
     assert redact.text(f"cannot connect with {SECRET}") == "cannot connect with ***"
