@@ -39,6 +39,24 @@ LARGEST: Mapping[str, int] = {
 number of layers are built before any weight is read."""
 
 
+LARGEST_TEXT: Mapping[str, int] = {
+    "hidden_size": 1 << 14,
+    "intermediate_size": 1 << 16,
+    "num_hidden_layers": 256,
+    "num_attention_heads": 1024,
+    "max_position_embeddings": 1 << 16,
+    "vocab_size": 1 << 24,
+}
+"""The same of the text tower, all of whose layers are built before its weights are read."""
+
+
+def check_sizes(fields: Mapping[str, Any], largest: Mapping[str, int], file: str) -> None:
+    """Raise InputError where a field is no whole number from 1 to its largest accepted value."""
+    for name, most in largest.items():
+        if type(fields[name]) is not int or not 1 <= fields[name] <= most:
+            raise InputError(f"{file}: {name}: {shown(fields[name])}; 1 to {most:,}, whole, needed")
+
+
 def vision_fields(config: Mapping[str, Any], file: str) -> dict[str, Any]:
     """Fields of the vision tower in a `config.json`, with defaults filled in.
 
@@ -58,11 +76,7 @@ def vision_fields(config: Mapping[str, Any], file: str) -> dict[str, Any]:
         if config.get("vision_config_dict"):
             given = {**given, **DEFAULTS, **mapping(config, "vision_config_dict", file)}
     fields = {name: given.get(name, default) for name, default in DEFAULTS.items()}
-    for name, largest in LARGEST.items():
-        if type(fields[name]) is not int or not 1 <= fields[name] <= largest:
-            raise InputError(
-                f"{file}: {name}: {shown(fields[name])}; 1 to {largest:,}, whole, needed"
-            )
+    check_sizes(fields, LARGEST, file)
     check_fit(fields, file)
     return fields
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from actors.checkpoints.checkpoint import Checkpoint
+from actors.families.clip.architecture import LARGEST_TEXT, check_sizes
 from fusion.errors import InputError, reading
 
 if TYPE_CHECKING:
@@ -43,14 +44,17 @@ def clip_config(checkpoint: Checkpoint) -> CLIPConfig:
     """The configuration as an object of `transformers`.
 
     Raises:
-        InputError: `transformers` refuses it.
+        InputError: `transformers` refuses it, or a size of the text tower is out of bounds.
     """
     from transformers import CLIPConfig, CLIPVisionConfig
 
     values = copy.deepcopy(dict(checkpoint.config))
-    with reading(f"{checkpoint.name}: {checkpoint.folder / 'config.json'}"):
+    file = f"{checkpoint.name}: {checkpoint.folder / 'config.json'}"
+    with reading(file):
         if values["model_type"] == "clip":
-            return CLIPConfig(**values)
+            config = CLIPConfig(**values)
+            check_sizes(vars(config.text_config), LARGEST_TEXT, f"{file}: text_config")
+            return config
         return CLIPConfig(vision_config=CLIPVisionConfig(**values).to_dict())
 
 

@@ -42,7 +42,7 @@ def inspected(source: str, folder: Path, config: Mapping[str, Any], name: str) -
             )
     order = [*shapes, *(key for key in tensors if key not in shapes)]
     ordered = {key: tensors[key] for key in order}
-    for key, info in ordered.items():
+    for key, info in {**ordered, **rest}.items():
         if not info.dtype.is_floating_point:
             raise InputError(
                 f"{name}: {info.file}: tensor {key!r}: dtype {info.dtype}; floating point needed"

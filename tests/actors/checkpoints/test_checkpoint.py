@@ -98,6 +98,15 @@ def test_integer_weights(tiny: Any, tmp_path: Path) -> None:
     refused(tiny.write(tmp_path / "a", tower), repr(KEY), "int8", "floating point")
 
 
+def test_an_integer_in_the_text_tower(tiny: Any, tmp_path: Path) -> None:
+    name = "text_projection.weight"
+    codes = torch.zeros(tiny.state[name].shape)
+    folder = tiny.base(tmp_path / "a", torch.float32, **{name: codes})
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {name: codes.to(torch.int8)}, folder / "model.safetensors")
+    refused(folder, repr(name), "int8", "floating point")
+
+
 def test_a_name_twice(tiny: Any, tmp_path: Path) -> None:
     tower = tiny.vision()
     tower |= {f"vision_model.{KEY}": tower[KEY] + 1}

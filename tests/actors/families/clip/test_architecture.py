@@ -1,9 +1,14 @@
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from actors.families.clip.architecture import DEFAULTS, vision_fields, vision_tensors
+from actors.families.clip.build import check_towers
+from actors.families.registry import inspect
 from fusion.errors import InputError
+from tests.refusals import one_line
 
 
 def test_names_shapes_and_order_are_those_of_transformers(tiny: Any) -> None:
@@ -48,3 +53,17 @@ def test_a_field_that_is_no_number() -> None:
         InputError, match=r"c.json: hidden_size: 'wide'; 1 to 16,384, whole, needed"
     ):
         vision_fields(config, "c.json")
+
+
+@pytest.mark.parametrize("field", ["num_hidden_layers", "hidden_size", "max_position_embeddings"])
+@pytest.mark.parametrize("value", [10**9, 0])
+def test_sizes_of_the_text_tower_are_bounded(
+    tiny: Any, tmp_path: Path, field: str, value: int
+) -> None:
+    """All of its layers would be built: without end, and without a weight read."""
+    folder = tiny.base(tmp_path / "base")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"][field] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    with one_line(f"text_config: {field}: {value}; 1 to ", start="pool.base: "):
+        check_towers(inspect(str(folder), "pool.base"))
