@@ -16,22 +16,49 @@ if TYPE_CHECKING:  # types for mypy and editors; at run time names load on first
     from fusion.analysis.significance import wilson as wilson
     from fusion.errors import InputError as InputError
     from fusion.logits.cosine_head import zero_shot_head as zero_shot_head
+    from fusion.merge_models import merge as merge
     from fusion.merged_layers.functional import merged_linear as merged_linear
     from fusion.methods.classifiers.ensemble import ensemble as ensemble
+    from fusion.methods.classifiers.fit_adapters import cafo as cafo
+    from fusion.methods.classifiers.fit_adapters import clip_adapter as clip_adapter
+    from fusion.methods.classifiers.fit_adapters import tip_adapter as tip_adapter
+    from fusion.methods.classifiers.fit_adapters import tip_adapter_f as tip_adapter_f
+    from fusion.methods.classifiers.fit_heads import greedy_ensemble as greedy_ensemble
+    from fusion.methods.classifiers.fit_heads import linear_probe as linear_probe
+    from fusion.methods.classifiers.fit_heads import wise_ft_linear as wise_ft_linear
     from fusion.methods.learned.adamerging import adamerging as adamerging
+    from fusion.methods.learned.concrete import concrete_adamerging as concrete_adamerging
+    from fusion.methods.learned.concrete import concrete_task_arithmetic as concrete_task_arithmetic
     from fusion.methods.learned.dawe import dawe as dawe
     from fusion.methods.learned.gate import Gate as Gate
     from fusion.methods.learned.learned_soup import learned_soup as learned_soup
+    from fusion.methods.learned.wemoe import ewemoe as ewemoe
+    from fusion.methods.learned.wemoe import wemoe as wemoe
     from fusion.methods.routed.dawin import dawin as dawin
     from fusion.methods.soups.selection import best_single as best_single
     from fusion.methods.soups.selection import greedy_soup as greedy_soup
     from fusion.methods.soups.selection import oracle_single as oracle_single
     from fusion.methods.soups.uniform_soup import uniform_soup as uniform_soup
+    from fusion.methods.spectral.iso import iso_c as iso_c
+    from fusion.methods.spectral.iso import iso_cts as iso_cts
+    from fusion.methods.spectral.tsv import tsv_m as tsv_m
+    from fusion.methods.spectral.wudi import wudi as wudi
     from fusion.methods.static.average import simple_average as simple_average
     from fusion.methods.static.average import weighted_average as weighted_average
     from fusion.methods.static.average import wise_ft as wise_ft
+    from fusion.methods.static.breadcrumbs import breadcrumbs as breadcrumbs
+    from fusion.methods.static.dare import dare as dare
+    from fusion.methods.static.emr import emr as emr
+    from fusion.methods.static.magmax import magmax as magmax
+    from fusion.methods.static.model_stock import model_stock as model_stock
+    from fusion.methods.static.slerp import slerp as slerp
+    from fusion.methods.static.tall_mask import consensus as consensus
+    from fusion.methods.static.tall_mask import tall_mask as tall_mask
     from fusion.methods.static.task_arithmetic import task_arithmetic as task_arithmetic
     from fusion.methods.static.ties import ties as ties
+    from fusion.methods.statistics.fisher import fisher as fisher
+    from fusion.methods.statistics.regmean import regmean as regmean
+    from fusion.methods.statistics.regmean import regmean_plusplus as regmean_plusplus
     from fusion.registry import METHODS as METHODS
     from fusion.registry import Adaptive as Adaptive
     from fusion.registry import Gated as Gated
@@ -59,27 +86,14 @@ EXPORTS = {
     "wilson": "fusion.analysis.significance",
     "InputError": "fusion.errors",
     "zero_shot_head": "fusion.logits.cosine_head",
+    "merge": "fusion.merge_models",
     "merged_linear": "fusion.merged_layers.functional",
-    "ensemble": "fusion.methods.classifiers.ensemble",
-    "adamerging": "fusion.methods.learned.adamerging",
-    "dawe": "fusion.methods.learned.dawe",
     "Gate": "fusion.methods.learned.gate",
-    "learned_soup": "fusion.methods.learned.learned_soup",
-    "dawin": "fusion.methods.routed.dawin",
-    "best_single": "fusion.methods.soups.selection",
-    "greedy_soup": "fusion.methods.soups.selection",
-    "oracle_single": "fusion.methods.soups.selection",
-    "uniform_soup": "fusion.methods.soups.uniform_soup",
-    "simple_average": "fusion.methods.static.average",
-    "weighted_average": "fusion.methods.static.average",
-    "wise_ft": "fusion.methods.static.average",
-    "task_arithmetic": "fusion.methods.static.task_arithmetic",
-    "ties": "fusion.methods.static.ties",
-    "METHODS": "fusion.registry",
     "Adaptive": "fusion.registry",
     "Gated": "fusion.registry",
     "Learned": "fusion.registry",
     "LogitSpace": "fusion.registry",
+    "METHODS": "fusion.registry",
     "Method": "fusion.registry",
     "Resident": "fusion.registry",
     "Routed": "fusion.registry",
@@ -95,7 +109,52 @@ EXPORTS = {
     "StateDict": "fusion.task_vectors.task_vectors",
     "TaskVectors": "fusion.task_vectors.task_vectors",
 }
-"""Public name -> the module that defines it."""
+"""Public name -> the module that defines it; the methods are in `METHOD_MODULES`."""
+
+METHOD_MODULES = {
+    "ensemble": "fusion.methods.classifiers.ensemble",
+    "cafo": "fusion.methods.classifiers.fit_adapters",
+    "clip_adapter": "fusion.methods.classifiers.fit_adapters",
+    "tip_adapter": "fusion.methods.classifiers.fit_adapters",
+    "tip_adapter_f": "fusion.methods.classifiers.fit_adapters",
+    "greedy_ensemble": "fusion.methods.classifiers.fit_heads",
+    "linear_probe": "fusion.methods.classifiers.fit_heads",
+    "wise_ft_linear": "fusion.methods.classifiers.fit_heads",
+    "adamerging": "fusion.methods.learned.adamerging",
+    "concrete_adamerging": "fusion.methods.learned.concrete",
+    "concrete_task_arithmetic": "fusion.methods.learned.concrete",
+    "dawe": "fusion.methods.learned.dawe",
+    "learned_soup": "fusion.methods.learned.learned_soup",
+    "ewemoe": "fusion.methods.learned.wemoe",
+    "wemoe": "fusion.methods.learned.wemoe",
+    "dawin": "fusion.methods.routed.dawin",
+    "best_single": "fusion.methods.soups.selection",
+    "greedy_soup": "fusion.methods.soups.selection",
+    "oracle_single": "fusion.methods.soups.selection",
+    "uniform_soup": "fusion.methods.soups.uniform_soup",
+    "iso_c": "fusion.methods.spectral.iso",
+    "iso_cts": "fusion.methods.spectral.iso",
+    "tsv_m": "fusion.methods.spectral.tsv",
+    "wudi": "fusion.methods.spectral.wudi",
+    "simple_average": "fusion.methods.static.average",
+    "weighted_average": "fusion.methods.static.average",
+    "wise_ft": "fusion.methods.static.average",
+    "breadcrumbs": "fusion.methods.static.breadcrumbs",
+    "dare": "fusion.methods.static.dare",
+    "emr": "fusion.methods.static.emr",
+    "magmax": "fusion.methods.static.magmax",
+    "model_stock": "fusion.methods.static.model_stock",
+    "slerp": "fusion.methods.static.slerp",
+    "consensus": "fusion.methods.static.tall_mask",
+    "tall_mask": "fusion.methods.static.tall_mask",
+    "task_arithmetic": "fusion.methods.static.task_arithmetic",
+    "ties": "fusion.methods.static.ties",
+    "fisher": "fusion.methods.statistics.fisher",
+    "regmean": "fusion.methods.statistics.regmean",
+    "regmean_plusplus": "fusion.methods.statistics.regmean",
+}
+"""Method -> the module that defines its rule. `fusion.<method>` is the rule, which first checks its
+hyper-parameters as sweep files do (`fusion.merge_models.checked_rule`)."""
 
 
 def __getattr__(name: str) -> Any:
@@ -104,13 +163,16 @@ def __getattr__(name: str) -> Any:
     Raises:
         AttributeError: `fusion` has no such name.
     """
-    if name not in EXPORTS:
+    if name in METHOD_MODULES:
+        found = importlib.import_module("fusion.merge_models").checked_rule(name)
+    elif name in EXPORTS:
+        found = getattr(importlib.import_module(EXPORTS[name]), name)
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(importlib.import_module(EXPORTS[name]), name)
     globals()[name] = found
     return found
 
 
 def __dir__() -> list[str]:
     """The public names, and what is loaded already."""
-    return sorted({*globals(), *EXPORTS})
+    return sorted({*globals(), *EXPORTS, *METHOD_MODULES})

@@ -1,9 +1,16 @@
-"""METHODS: the table of all fusion methods. A rule's signature is the schema of its parameters."""
+"""METHODS: the table of all fusion methods. A rule's signature is the schema of its parameters.
+
+Methods of other packages are added when this module is imported (`fusion.outside_methods`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import os
+from collections.abc import Iterable, Mapping
 
+from fusion import outside_methods
+from fusion.errors import InputError
 from fusion.kinds import Adaptive as Adaptive
 from fusion.kinds import Fitted as Fitted
 from fusion.kinds import Gated as Gated
@@ -52,7 +59,9 @@ from fusion.methods.statistics.regmean import (
     regmean_request,
 )
 
-METHODS: Mapping[str, Method] = {
+log = logging.getLogger(__name__)
+
+TABLE: dict[str, Method] = {
     "simple_average": Static(
         simple_average,
         paper="Wortsman et al. 2022, arXiv:2203.05482 (uniform soup)",
@@ -284,4 +293,79 @@ METHODS: Mapping[str, Method] = {
         requires=frozenset({"embeddings", "cosine_head"}),
     ),
 }
-"""Every method there is, by name."""
+"""The table behind `METHODS`, which `add_methods` writes to."""
+
+METHODS: Mapping[str, Method] = TABLE
+"""Every method there is, by name: this package's, then those of other packages."""
+
+RESERVED = ("pretrained", "experts", "import")
+"""Names that no method can have: reference rows, and a key of sweep files."""
+
+
+def add_methods(rows: Mapping[str, Method], module: str) -> None:
+    """Add the methods of another package to `METHODS`; rows that are there already are left.
+
+    Args:
+        rows: name -> row.
+        module: the module that they are from.
+
+    Raises:
+        InputError: no row, a name that no method can have, or one that is taken.
+    """
+    for name, row in rows.items():
+        check_row(name, row, module)
+        if TABLE.get(name) is not row and name in TABLE:
+            owner = outside_methods.ORIGINS.get(name, "this package")
+            raise InputError(f"{module}: method {name!r}: the name is taken by {owner}")
+    for name, row in rows.items():
+        if name not in TABLE:
+            TABLE[name] = row
+            outside_methods.ORIGINS[name] = module
+
+
+def check_row(name: object, row: object, module: str) -> None:
+    """Raise InputError if a row cannot be in `METHODS` under this name."""
+    where = f"{module}: METHODS: {name!r}"
+    if not isinstance(name, str) or not name.isidentifier() or name in RESERVED:
+        raise InputError(f"{where}: a Python identifier other than {', '.join(RESERVED)} needed")
+    if not isinstance(row, Row):
+        raise InputError(f"{where}: {type(row).__name__}: a row as Static(rule, …) needed")
+    if row.rule.__name__ != name:
+        raise InputError(f"{where}: its function is {row.rule.__name__!r}: one name needed")
+
+
+def import_methods(
+    modules: Iterable[str], folders: Iterable[str | os.PathLike[str]] = (), *, where: str = ""
+) -> None:
+    """Import modules with methods, by name, and add their methods to `METHODS`.
+
+    Args:
+        modules: names of modules.
+        folders: where they are looked for if they are not installed.
+        where: the field or option that names them, for messages.
+
+    Raises:
+        InputError: see `fusion.outside_methods.load` and `add_methods`.
+    """
+    places = list(folders)
+    for module in modules:
+        add_methods(outside_methods.load(module, places, where=where), module)
+
+
+def add_installed() -> None:
+    """Add the methods of installed packages, and those of `$FUSION_SWEEPS_IMPORT`.
+
+    Raises:
+        InputError: a module of the variable is not there, or is at fault. An installed package
+            that is at fault is left out with a warning.
+    """
+    for module, rows in outside_methods.packaged(log.warning):
+        try:
+            add_methods(rows, module)
+        except InputError as error:
+            log.warning("%s; its methods are left out", error)
+    for module, rows in outside_methods.named():
+        add_methods(rows, module)
+
+
+add_installed()

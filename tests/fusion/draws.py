@@ -1,16 +1,23 @@
-"""Normal numbers for tests, by seed."""
+"""Tensors for tests: normal numbers by seed, and task vectors of one tensor from rows."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-
-def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Normal numbers, drawn in their own dtype."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+from fusion.task_vectors.task_vectors import TaskVectors
+from fusion.testing import drawn as drawn
 
 
 def drawn_as_double(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     """Normal numbers, drawn in float64 whatever the dtype."""
     return drawn(*shape, seed=seed, dtype=torch.float64).to(dtype)
+
+
+def vectors_of(
+    *rows: list[float], dtype: torch.dtype = torch.float32, base: float = 0.0
+) -> TaskVectors:
+    """Task vectors `t0`, `t1`, … of one tensor `w`: a row each, over a base of equal entries."""
+    deltas = torch.tensor(rows, dtype=dtype)
+    names = tuple(f"t{index}" for index in range(len(rows)))
+    return TaskVectors(names, {"w": torch.full(deltas.shape[1:], base, dtype=dtype)}, {"w": deltas})

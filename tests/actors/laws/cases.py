@@ -340,7 +340,7 @@ def fitted(method: str) -> Observe:
 
 def static_cases() -> Iterator[Case]:
     """Every static method; one that surveys all shards first, with every example of its
-    hyper-parameters (of each method in one process: `tests/fusion/test_laws.py`)."""
+    hyper-parameters (of each method in one process: `tests/fusion/testing/test_laws.py`)."""
     toy = laws.toy()
     for name, method in METHODS.items():
         if method.kind != "static" or "statistics" in method.reads:

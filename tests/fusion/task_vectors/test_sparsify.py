@@ -19,8 +19,8 @@ from fusion.task_vectors.sparsify import (
     trimmed,
 )
 from fusion.task_vectors.task_vectors import TaskVectors
+from tests.fusion.draws import vectors_of
 from tests.fusion.laws import assert_same_bits, copied, toy
-from tests.fusion.rows import vectors_of
 
 A = [0.10, -0.50, 0.30, 0.02, -0.40, 0.05, 0.20, -0.01, 0.60, -0.03]
 B = [-0.20, -0.10, 0.35, -0.45, 0.40, 0.0, 0.15, 0.25, -0.05, 0.07]

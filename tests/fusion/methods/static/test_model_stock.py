@@ -11,8 +11,8 @@ import torch
 from fusion.methods.static.model_stock import model_stock, stock_ratio
 from fusion.task_vectors.gram import gram, model_stock_ratio
 from fusion.task_vectors.task_vectors import TaskVectors
+from tests.fusion.draws import vectors_of
 from tests.fusion.laws import assert_same_bits, toy
-from tests.fusion.rows import vectors_of
 
 over_ones = partial(vectors_of, base=1.0)
 

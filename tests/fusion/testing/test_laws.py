@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from fusion import testing
 from fusion.errors import InputError
-from fusion.registry import METHODS, LogitSpace, Selected, Static
+from fusion.registry import METHODS, Selected, Static
 from fusion.task_vectors.task_vectors import TaskVectors
 from tests.fusion import laws
 from tests.fusion.laws import (
@@ -27,12 +27,6 @@ from tests.fusion.laws import (
 )
 
 
-def fuse(name: str, embeddings: Tensor, head: Tensor, params: dict[str, Any]) -> Tensor:
-    method = METHODS[name]
-    assert isinstance(method, LogitSpace)
-    return method.fuse(embeddings, head, **params)
-
-
 @pytest.mark.parametrize("name", STATIC)
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 def test_static(law: Callable[[laws.Merge, str], None], name: str) -> None:
@@ -42,7 +36,7 @@ def test_static(law: Callable[[laws.Merge, str], None], name: str) -> None:
 @pytest.mark.parametrize("name", LOGIT)
 @pytest.mark.parametrize("law", LOGIT_LAWS, ids=lambda law: law.__name__)
 def test_logit_space(law: Callable[[laws.Fuse, str], None], name: str) -> None:
-    law(fuse, name)
+    law(laws.fuse, name)
 
 
 def test_every_row_is_under_some_law() -> None:
@@ -96,12 +90,8 @@ def test_the_number_of_threads_changes_no_bit(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_rows_say_where_they_come_from(name: str) -> None:
-    method = METHODS[name]
-    assert method.paper
-    assert method.defaults
-    assert method.needs
-    assert "Source:" in method.doc
-    assert method.rule.__name__ == name
+    laws.a_row_says_where_it_comes_from(name)
+    assert METHODS[name].rule.__name__ == name
 
 
 def test_a_row_without_usable_defaults_needs_an_example(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,6 +99,6 @@ def test_a_row_without_usable_defaults_needs_an_example(monkeypatch: pytest.Monk
         return {}
 
     row = Static(rule, paper="none", defaults="none")
-    monkeypatch.setattr(laws, "METHODS", {**METHODS, "new": row})
+    monkeypatch.setattr(testing, "METHODS", {**METHODS, "new": row})
     with pytest.raises(AssertionError, match=r"new: parameters \['rank'\] have no default"):
         laws.examples("new", toy())
