@@ -16,7 +16,7 @@ from torch import Tensor
 from fusion.errors import InputError
 from fusion.logits.head import Head
 from fusion.methods.classifiers.interface import Fit, TaskEmbeddings, float32_at_least
-from fusion.methods.learned.in_model import InModelPlan
+from fusion.methods.learned.in_model import InModelPlan, RouterOptions
 from fusion.methods.learned.steps import Shape, TrainingPlan
 from fusion.methods.routed.dawin import ExpertLogits, Routing, is_oracle, transductive
 from fusion.methods.soups.selection import Selection
@@ -74,6 +74,20 @@ NOTHING = MergeInputs()
 
 
 @dataclass(frozen=True)
+class Footprint:
+    """What it takes to serve a method's result, in models of the pool's size."""
+
+    models: float = 1.0
+    """Models whose weights are in memory; a task vector counts as a model."""
+    passes: float = 1.0
+    """Forward passes of such a model for one input."""
+    masks: int = 0
+    """Binary masks, of one bit for each weight of a model, beside them."""
+    mlps: float = 0.0
+    """Further copies of the weights of all MLP blocks; pruned ones by the share that is kept."""
+
+
+@dataclass(frozen=True)
 class Row:
     """Base class of the kinds of method: the rule (a function), its source, and facts about it."""
 
@@ -122,6 +136,14 @@ class Row:
     def transductive(self, params: Mapping[str, Any]) -> bool:
         """Whether a row's result depends on other rows of its task, or on labels."""
         return False
+
+    def footprint(self, experts: int, params: Mapping[str, Any]) -> Footprint:
+        """Models, forward passes and masks that its result takes, of a pool of so many experts.
+
+        Raises:
+            InputError: unknown, missing or wrong parameters.
+        """
+        return Footprint()
 
     def trim(self, shape: Shape, **params: Any) -> Trim:
         """How task vectors are trimmed before the learned coding mixes them."""
@@ -236,6 +258,10 @@ class PerTask(Static):
         """Merged weights for each task."""
         return "model_per_task"
 
+    def footprint(self, experts: int, params: Mapping[str, Any]) -> Footprint:
+        """Base, one merged task vector, and a mask for each task."""
+        return Footprint(models=2, masks=experts)
+
     @property
     def parameters(self) -> dict[str, Parameter]:
         """The hyper-parameters, read from the rule's signature."""
@@ -335,6 +361,12 @@ class LogitSpace(Row):
         """The experts' embeddings or logits."""
         return frozenset({"expert_logits"})
 
+    def footprint(self, experts: int, params: Mapping[str, Any]) -> Footprint:
+        """Every expert that has a weight, with a forward pass of its own."""
+        weights = params.get("weights")
+        used = experts if weights is None else sum(1 for weight in weights if weight)
+        return Footprint(models=used, passes=used)
+
     def fuse(self, embeddings: Tensor, head: Tensor | Head, **params: Any) -> Tensor:
         """Logits [B, C] of the fused classifier.
 
@@ -407,6 +439,16 @@ class Fitted(Learned):
         """What it reads beside weights."""
         rows = "fit and select splits" if self.fits else "select split"
         return f"embeddings and labels of the {rows}"
+
+    def footprint(self, experts: int, params: Mapping[str, Any]) -> Footprint:
+        """The models whose embeddings it reads: `features` one, `sources` those or base and all
+        experts, otherwise the experts."""
+        bound = self.bound(params)
+        if "features" in bound:
+            return Footprint()
+        listed = bound.get("sources", range(experts))
+        read = experts + 1 if listed is None else len(listed)
+        return Footprint(models=read, passes=read)
 
     def fit(self, data: TaskEmbeddings, **params: Any) -> Fit:
         """Fit the classifier of one task.
@@ -490,6 +532,10 @@ class Gated(Adaptive):
         """Merged weights for each sample."""
         return "model_per_sample"
 
+    def footprint(self, experts: int, params: Mapping[str, Any]) -> Footprint:
+        """Base and all task vectors; the gate and its extractor are not of the pool's size."""
+        return Footprint(models=experts + 1)
+
     @property
     def needs(self) -> str:
         """What it reads beside weights."""
@@ -529,6 +575,14 @@ class Resident(Learned):
     def stepwise(self) -> bool:
         """It always learns in gradient steps."""
         return True
+
+    def footprint(self, experts: int, params: Mapping[str, Any]) -> Footprint:
+        """One blended model; with routers, also the task vectors of the MLPs that they merge."""
+        options = self.plan(Shape((), ()), **params).options
+        if self.blend is not None or not isinstance(options, RouterOptions):
+            return Footprint()
+        kept = 1.0 if options.prune is None else 1.0 - options.prune
+        return Footprint(mlps=experts * kept)
 
     def plan(self, shape: Shape, **params: Any) -> InModelPlan:
         """The training plan for these parameters.
@@ -573,6 +627,15 @@ class Routed(Row):
     def reads(self) -> frozenset[Read]:
         """Weights, and the experts' logits of the evaluated rows."""
         return frozenset({"weights", "expert_logits"})
+
+    def footprint(self, experts: int, params: Mapping[str, Any]) -> Footprint:
+        """The models whose logits it reads, and the model that is merged by them."""
+        bound = self.bound(params)
+        two = experts == 1 or bound["expert"] is not None
+        read = 2 if two else experts
+        if bound["combine"] != "weights":
+            return Footprint(models=read, passes=read)
+        return Footprint(models=2 if two else experts + 1, passes=read + 1)
 
     def transductive(self, params: Mapping[str, Any]) -> bool:
         """Whether coefficients depend on all rows of a task, or on labels."""

@@ -14,16 +14,17 @@ from actors.artifacts.fitted_file import fit
 from actors.artifacts.head_file import open_head
 from actors.artifacts.recipe import Recipe
 from actors.cluster.metrics import count
+from actors.cluster.peak_memory import PEAK_MEMORY, MemoryMeter
 from actors.data.task_rows import TaskData, tasks_with
 from actors.experts.embedding_cache import EmbeddingCache
 from actors.experts.evaluation import Evaluation, score
 from actors.experts.in_model_training import Trained, train
 from actors.experts.metrics import ACCURACY
 from actors.experts.model_runner import ModelRunner
-from actors.experts.peak_memory import PEAK_MEMORY, MemoryMeter
 from actors.experts.predict import Predictions, model_weights, predict
 from actors.experts.recipe import results_dtype
 from actors.experts.statistics import compute_statistics
+from actors.experts.timing import Timing, timed
 from actors.experts.unseen_tasks import learners, measured, unseen_of
 from actors.families.protocol import segment_names
 from actors.pool.pool import Pool, load_flat, unflatten
@@ -93,6 +94,10 @@ class LocalExperts:
     def evaluate_all(self, recipes: Sequence[Recipe], role: str) -> list[Evaluation]:
         """Evaluate several recipes, one after the other."""
         return [self.evaluate(recipe, role) for recipe in recipes]
+
+    def timed(self, recipe: Recipe, role: str) -> Timing:
+        """See `actors.experts.timing.timed`."""
+        return timed(self.runner, recipe, role)
 
     def statistics(self, recipe: Recipe) -> tuple[str, ...]:
         """See `actors.experts.statistics.compute_statistics`."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # start-up time: a trial's process imports this file, and sta
 
     from actors.experts.evaluation import Evaluation
     from actors.experts.local import LocalExperts
+    from actors.experts.timing import Timing
     from fusion.methods.learned.steps import Gradient, MicroBatch
     from fusion.task_vectors.gram import Gram
     from fusion.task_vectors.sparsify import Trim
@@ -103,6 +104,18 @@ class Measure(RecipeRequest[dict[str, Any]]):
     def run(self, experts: LocalExperts) -> dict[str, Any]:
         """See `Evaluation.plain`."""
         return experts.evaluate(self.recipe, self.role).plain()
+
+
+@dataclass(frozen=True)
+class Time(RecipeRequest["Timing"]):
+    """Measure the time of a recipe's merge and of one input."""
+
+    name = "time"
+    role: str
+
+    def run(self, experts: LocalExperts) -> Timing:
+        """See `actors.experts.timing.timed`."""
+        return experts.timed(self.recipe, self.role)
 
 
 @dataclass(frozen=True)

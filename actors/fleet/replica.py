@@ -16,12 +16,12 @@ import torch
 
 from actors.artifacts.head_file import open_head
 from actors.cluster.metrics import timed
+from actors.cluster.peak_memory import PEAK_MEMORY
 from actors.cluster.planner import Plan
 from actors.data.task_rows import TaskData
 from actors.experts.embedding_cache import EmbeddingCache
 from actors.experts.local import LocalExperts
 from actors.experts.model_runner import ModelRunner
-from actors.experts.peak_memory import PEAK_MEMORY
 from actors.experts.recipe import results_dtype
 from actors.experts.requests import Request, Result
 from actors.files.cache_dir import cache_dir

@@ -20,10 +20,10 @@ import psutil
 import torch
 
 from actors.artifacts.recipe import Recipe
+from actors.cluster.peak_memory import peak_bytes, reset_peak
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.embedding_cache import embedding_cache
 from actors.experts.local import local_experts
-from actors.experts.peak_memory import peak_bytes, reset_peak
 from actors.experts.prepare_data import prepare_data
 from actors.files.cache_dir import cache_dir
 from actors.gate_features.extractor import open_extractor

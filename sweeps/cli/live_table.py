@@ -15,11 +15,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from actors.artifacts.recipe import REFERENCES
 from actors.experts.metrics import sign_of
 from fusion.errors import InputError
 from sweeps.console import number_format
 from sweeps.report.terminal_table import render
+from sweeps.results.comparison import is_single
 from sweeps.results.folder import SweepFolder, read_identity
 from sweeps.results.ledger import Entry
 from sweeps.results.owner import FILE as OWNER
@@ -46,6 +46,8 @@ class Line:
     best: float | None
     """The metric's best value so far."""
     params: dict[str, Any]
+    rival: bool = True
+    """Whether the sweep file lists it; a reference is never called the best."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ def snapshot(folder: Path) -> Snapshot:
         value = row.val.get(spec.metric) if row else None
         params = dict(row.params) if row else {}
         done, failed = own.count("done"), own.count("failed")
-        lines.append(Line(method, max(trials, done + failed), done, failed, value, params))
+        asked = method in spec.methods
+        lines.append(Line(method, max(trials, done + failed), done, failed, value, params, asked))
     file = folder / OWNER
     owner = read_owner(file.read_bytes()) if file.exists() else None
     started = timestamp(identity.history[-1]["started"] if identity.history else identity.created)
@@ -192,7 +195,7 @@ def view(now: Snapshot, fault: str = "") -> Group:
     for line in now.lines:
         cells = [line.method, str(line.done), str(line.planned), str(line.failed or "")]
         cells += [shown(line.best), " ".join(number_format.params_words(line.params, limit=20))]
-        style = "dim" if line.method in REFERENCES else "red" if line.failed else None
+        style = "red" if line.failed else None if line.rival else "dim"
         table.add_row(*map(escape, cells), style=style)
     below = [Text(trial_words(entry, now.metric), style="dim") for entry in now.last]
     ended = [] if now.running else [Text(now.state, style="yellow")]
@@ -204,8 +207,8 @@ def words(now: Snapshot) -> str:
     …`."""
     parts = [f"{now.sweep}: {count(now)}"]
     down = sign_of(now.metric) < 0
-    found = [line for line in now.lines if line.best is not None and line.method not in REFERENCES]
-    if found:
+    found = [line for line in now.lines if line.best is not None and line.rival]
+    if found := [line for line in found if is_single(line.method)] or found:
         pick = min if down else max
         best = pick(found, key=lambda line: line.best if line.best is not None else math.nan)
         named = " ".join(number_format.params_words(best.params, limit=20))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 MISSING = "—"
+
+LEVEL = 0.05
+"""Family-wise error rate below which a difference is called significant."""
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -31,13 +35,17 @@ def points(value: float) -> str:
 
 
 def probability(p: float) -> str:
-    """A p-value, never rounded to 0.
+    """A p-value, never rounded to 0, nor up to the level of significance.
 
     >>> probability(0.0312), probability(1e-9), probability(0.5), probability(1.0)
     ('0.031', '< 0.001', '0.50', '1')
+    >>> probability(0.04998), probability(0.05)
+    ('0.0499', '0.050')
     """
     if p < 0.001:
         return "< 0.001"
+    if p < LEVEL <= round(p, 3):
+        return f"{math.floor(p * 1e4) / 1e4:.4f}"
     return "1" if p > 0.995 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
@@ -65,6 +73,46 @@ def seconds(value: float | None) -> str:
     if hours < 24:
         return f"{hours} h {minutes:02d} min"
     return f"{hours // 24} d {hours % 24} h"
+
+
+def brief(value: float | None) -> str:
+    """A time of a single input, given in seconds, with a unit that fits.
+
+    >>> brief(0.00234), brief(0.0000415), brief(2.5), brief(None)
+    ('2.3 ms', '42 µs', '2.5 s', '—')
+    """
+    if value is None:
+        return MISSING
+    for unit, factor in (("s", 1.0), ("ms", 1e3)):
+        if value * factor >= 1:
+            return f"{value * factor:.3g} {unit}" if value * factor >= 100 else (
+                f"{value * factor:.1f} {unit}"
+            )  # fmt: skip
+    return f"{1e6 * value:.0f} µs"
+
+
+def amount(value: float | None) -> str:
+    """A number of models or passes: at most one decimal.
+
+    >>> amount(8), amount(2.25), amount(None)
+    ('8', '2.2', '—')
+    """
+    return MISSING if value is None else f"{value:.1f}".removesuffix(".0")
+
+
+def big(value: float | None) -> str:
+    """A number of parameters with a decimal unit.
+
+    >>> big(0), big(1_234), big(87_456_000), big(None)
+    ('0', '1.2 k', '87.5 M', '—')
+    """
+    if value is None:
+        return MISSING
+    for unit in ("", " k", " M", " G"):
+        if value < 1000:
+            return f"{value:.0f}" if not unit else f"{value:.1f}{unit}"
+        value /= 1000
+    return f"{value:.1f} T"
 
 
 def size(value: float | None) -> str:

@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 from actors.artifacts.recipe import BASE, REFERENCES, Recipe
 from actors.experts.evaluation import Evaluation
 from actors.experts.metrics import ACCURACY, RankedMetric
-from actors.experts.requests import Embed, Evaluate
+from actors.experts.requests import Embed, Evaluate, Time
 from actors.files.checksums import Damaged, again, sealed_json, unsealed_json
 from actors.files.documents import checked
 from actors.files.fingerprint import Fingerprint
@@ -24,6 +24,7 @@ from actors.fleet.client import Client
 from actors.fleet.transport import fetched
 from fusion.errors import InputError
 from fusion.registry import METHODS
+from sweeps.console.optional import aside
 from sweeps.console.progress import Progress
 from sweeps.planning.shift_data import ROLE
 from sweeps.results.comparison import Row, intervals
@@ -202,6 +203,64 @@ def measure_shifts(
         for row in rows
         for there in [[name for name in marks if name in measured[row.method]]]
     ]
+
+
+TIMES_SUFFIX = ".times.json"
+
+
+class Times(TypedDict):
+    """Content of the file of a row's times."""
+
+    trial_key: str | None
+    merge_s: float | None
+    input_s: float
+    rows: int
+
+
+def measure_times(
+    client: Client, rows: Iterable[Row], folder: Path, learned: Path, progress: Progress
+) -> list[Row]:
+    """Measure each row's merge, and one input, one row after the other so that each runs alone.
+
+    Times are kept in `<folder>/<row>.times.json`, and not measured again for the same trial. A row
+    whose times cannot be measured has none; a line says so.
+    """
+    rows = list(rows)
+    files = {row.method: folder / f"{row.method}{TIMES_SUFFIX}" for row in rows}
+    known = {row.method: stored_times(files[row.method], row) for row in rows if row.trial_key}
+    todo = [row for row in rows if known.get(row.method, {}) is None]
+    if todo:
+        progress.start("times", len(todo))
+    for row in todo:
+        with aside(f"the times of {row.method}", "--resume measures them", progress.say):
+            found = fetched(client.submit(Time(recipe_of(row, learned), "report")))
+            measured = Times(
+                trial_key=row.trial_key,
+                merge_s=found.merge_s,
+                input_s=found.input_s,
+                rows=found.rows,
+            )
+            write_text(files[row.method], sealed_json(measured))
+            known[row.method] = measured
+        progress.advance("times")
+    return [
+        replace(row, cost={**row.cost, "merge_s": times["merge_s"], "input_s": times["input_s"]})
+        if (times := known.get(row.method))
+        else row
+        for row in rows
+    ]
+
+
+def stored_times(path: Path, row: Row) -> Times | None:
+    """Times of this trial that were measured before; None if there are none."""
+    try:
+        about = checked(Times, unsealed_json(path.read_bytes()), str(path))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        again(path, error)
+        return None
+    return about if about["trial_key"] == row.trial_key else None
 
 
 class Under(TypedDict, total=False):

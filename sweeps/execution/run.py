@@ -25,7 +25,7 @@ from fusion.registry import METHODS
 from sweeps.console import redact, signals
 from sweeps.console.optional import aside
 from sweeps.console.progress import Progress
-from sweeps.execution.final_evaluation import evaluate_rows, measure_shifts
+from sweeps.execution.final_evaluation import evaluate_rows, measure_shifts, measure_times
 from sweeps.execution.preflight import ready
 from sweeps.execution.publish import RESUMED, publish, tags_of
 from sweeps.execution.site import Site
@@ -41,6 +41,7 @@ from sweeps.results.comparison_file import write
 from sweeps.results.correctness_file import read_correct
 from sweeps.results.disclosures import notes_of, notes_of_pool, outside_answers, under_words
 from sweeps.results.folder import Begin, SweepFolder, claim, learned_name, owned, state_name
+from sweeps.results.footprint import footprint
 from sweeps.results.ledger import Entry
 from sweeps.results.winners import winners
 from sweeps.spec.reference_methods import is_soup
@@ -215,7 +216,8 @@ def evaluated(sweep: SweepRun) -> list[Row]:
     file and its run in MLflow."""
     prepared, folder, spec = sweep.prepared, sweep.folder, sweep.spec
     metric = ranked_by(spec.metric)
-    rows = [noted(row, prepared) for row in winners(sweep.entries(), spec.metric)]
+    found = winners(sweep.entries(), spec.metric)
+    rows = [noted(row, prepared, folder.learned) for row in found]
     rows = evaluate_rows(
         sweep.experts,
         prepared.pool.tasks,
@@ -231,6 +233,7 @@ def evaluated(sweep: SweepRun) -> list[Row]:
     rows = measure_shifts(
         sweep.experts, marks, rows, folder.correct, folder.learned, sweep.progress, metric
     )
+    rows = measure_times(sweep.experts, rows, folder.correct, folder.learned, sweep.progress)
     rows = [with_recipe(row, prepared, folder, sweep.experts) for row in rows]
     sweep.tracker.flush(folder.ledger)
     return [replace(row, run_id=sweep.tracker.run_id(row.trial_key or "")) for row in rows]
@@ -282,8 +285,8 @@ def learning_inputs(
     )
 
 
-def noted(row: Row, prepared: Prepared) -> Row:
-    """Add a row's disclosures."""
+def noted(row: Row, prepared: Prepared, learned: Path) -> Row:
+    """Add a row's disclosures, whether the sweep file asked for it, and what its model takes."""
     spec, experts = prepared.spec, prepared.pool.experts
     under = under_words(spec)
     said = notes_of(row.method, row.params, spec.splits, unseen=spec.unseen, under=under)
@@ -294,7 +297,10 @@ def noted(row: Row, prepared: Prepared) -> Row:
     if is_soup(spec):
         hashes = {name: content_hash(expert) for name, expert in experts.items()}
         notes += notes_of_pool(row.method, hashes)
-    return replace(row, notes=tuple(notes))
+    held = footprint(row, prepared.pool, learned / learned_name(row.trial_key or ""))
+    return replace(
+        row, notes=tuple(notes), asked=row.method in prepared.asked, cost={**row.cost, **held}
+    )
 
 
 def with_recipe(row: Row, prepared: Prepared, folder: SweepFolder, experts: WeightsReader) -> Row:

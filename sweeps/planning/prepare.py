@@ -45,6 +45,7 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
     Raises:
             InputError: an unusable checkpoint, dataset or split, or too little memory or disk.
     """
+    asked = frozenset(spec.methods)
     spec = completed(spec)  # before any property of the methods is read
     check_trials(spec)
     pool = open_pool(spec.pool.base, spec.pool.experts)
@@ -89,6 +90,7 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
         others,
         heads,
         otherwise,
+        asked,
     )  # fmt: skip
     statistics = sum(each.disk for each in statistics_costs(spec, pool).values())
     check_disk(cache_dir(), row_bytes + shifted_bytes(found) + statistics)

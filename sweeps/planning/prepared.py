@@ -54,6 +54,8 @@ class Prepared:
     """Task -> the head file that it names."""
     otherwise: Mapping[str, str] = field(default_factory=dict)
     """Expert -> difference of its own preprocessing from the base's, which is used."""
+    asked: frozenset[str] = frozenset()
+    """Methods that the sweep file lists; all others of `spec` were added as references."""
 
     @property
     def load(self) -> Load:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from actors.artifacts.recipe import REFERENCES
 from actors.experts.metrics import RankedMetric
-from fusion.registry import METHODS
+from fusion.registry import METHODS, Gated
 from sweeps.console import number_format
 from sweeps.report import shift_table, significance_text, soup_decisions
 from sweeps.report.charts import comparison as plots
@@ -68,7 +68,7 @@ def html(
     """
     template = environment().get_template("report.html.j2")
     shown = view(comparison, entries) | {"surfaces": pictures(comparison.rows, learned)}
-    return template.render(shown, words=number_format, references=REFERENCES, analysis=analysis)
+    return template.render(shown, words=number_format, analysis=analysis)
 
 
 def environment() -> Environment:
@@ -107,6 +107,13 @@ def view(comparison: Comparison, entries: Sequence[Entry]) -> dict[str, Any]:
         "tinted": any(cell["tint"] for line in table for cell in line["cells"]),
         "sunk": any(cell["below"] for line in table for cell in line["cells"]),
         "columns": columns(comparison),
+        "table_width": len(columns(comparison))
+        + len(comparison.means)
+        + 7
+        + (comparison.beside is not None)
+        + tested,
+        "unasked": [r.method for r in comparison.references if r.method not in REFERENCES],
+        "gated": any(isinstance(METHODS.get(row.method), Gated) for row in comparison.rows),
         "means": comparison.means,
         "forest": forest(comparison, tested),
         "learning": learning_curves.figures(entries, selected),
@@ -121,7 +128,7 @@ def view(comparison: Comparison, entries: Sequence[Entry]) -> dict[str, Any]:
         "sentences": significance_text.sentences(comparison),
         "entries": [trial(entry, selected, comparison.ranked_by) for entry in entries],
         "failed": [failure(each) for each in comparison.failed],
-        "notes": notes(row.method for row in comparison.rows),
+        "notes": notes(row.method for row in comparison.ranked),
     }
 
 
@@ -133,7 +140,7 @@ def lines(comparison: Comparison, tested: bool) -> list[dict[str, Any]]:
     best = {
         name: top(
             (value for row in comparison.rows
-             if row.method not in REFERENCES and (value := metrics(row, tested).get(name))
+             if not row.reference and (value := metrics(row, tested).get(name))
              is not None), default=None)
         for name in names
     }  # fmt: skip
@@ -141,11 +148,12 @@ def lines(comparison: Comparison, tested: bool) -> list[dict[str, Any]]:
         {
             "row": row,
             "best": row is comparison.best,
+            "first": bool(comparison.references) and row is comparison.references[0],
             "failed": not metrics(row, tested),
             "beside": number_format.percent(comparison.value_beside(row)),
             "cells": [cell(row, name, tested, best[name], by_name) for name in names],
         }
-        for row in comparison.rows
+        for row in comparison.ranked
     ]
 
 
@@ -179,7 +187,7 @@ def cell(
         "interval": ""
         if low is None
         else f"{number_format.percent(low)}–{number_format.percent(high)}",
-        "best": value is not None and value == best and row.method not in REFERENCES,
+        "best": value is not None and value == best and not row.reference,
         "below": below or (gain is not None and gain < -1e-9),
         "tint": None if gain is None else f"{min(abs(gain), 1.0):.2f}",
         "gain": None if gain is None else f"{100 * gain:.0f}",
@@ -189,7 +197,7 @@ def cell(
 def forest(comparison: Comparison, tested: bool) -> dict[str, Any] | None:
     """Forest plot of the mean; None while there is no value."""
     name = comparison.headline
-    shown = [row for row in comparison.rows if metrics(row, tested).get(name) is not None]
+    shown = [row for row in comparison.ranked if metrics(row, tested).get(name) is not None]
     if not shown:
         return None
     spans = {row.method: row.test_ci95.get(name) if tested else None for row in shown}
@@ -198,7 +206,7 @@ def forest(comparison: Comparison, tested: bool) -> dict[str, Any] | None:
     drawn = []
     for row in shown:
         style = "best" if row is comparison.best else ""
-        style = "reference" if row.method in REFERENCES else style
+        style = "reference" if row.reference else style
         mean, span = metrics(row, tested)[name], spans[row.method]
         drawn.append(
             {
@@ -261,7 +269,7 @@ def several(profile: Profile) -> str:
 def in_order(entries: Iterable[Entry], comparison: Comparison) -> list[Entry]:
     """Trials in the order of the comparison's methods; the best first, failed ones last."""
     sign = 1.0 if comparison.ranked_by.larger_is_better else -1.0
-    ranks = {row.method: rank for rank, row in enumerate(comparison.rows)}
+    ranks = {row.method: rank for rank, row in enumerate(comparison.ranked)}
     return sorted(
         entries,
         key=lambda entry: (

@@ -40,7 +40,7 @@ def table(comparison: Comparison) -> dict[str, Any] | None:
                 cell(mean(row, names, metric), mean(base, names, metric)),
             ],
         }
-        for row in comparison.rows
+        for row in comparison.ranked
         if row.shifts
     ]
     return {"columns": [*names, "mean"], "lines": lines, "adapted": comparison.adapt_on_shift}

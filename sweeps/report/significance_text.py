@@ -6,11 +6,8 @@ from typing import Any
 
 from actors.artifacts.recipe import REFERENCES
 from fusion.registry import METHODS
-from sweeps.console.number_format import equation, params_text, percent, points
+from sweeps.console.number_format import LEVEL, count, equation, params_text, percent, points
 from sweeps.results.comparison import Comparison, Pair, Row
-
-LEVEL = 0.05
-"""Family-wise error rate below which a difference is called significant."""
 
 
 def difference(pair: Pair) -> float:
@@ -55,9 +52,9 @@ def sentence(pair: Pair) -> str:
 
 
 def sentences(comparison: Comparison) -> list[dict[str, Any]]:
-    """Sentences on the best row against every other one, the nearest first."""
+    """Sentences on the best row against every other one, methods first."""
     best, pairs = comparison.best, oriented(comparison)
-    others = [row.method for row in reversed(comparison.rows)]
+    others = [row.method for row in comparison.ranked]
     found = [pairs[best.method, name] for name in others if best and (best.method, name) in pairs]
     return [
         {
@@ -70,18 +67,23 @@ def sentences(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def matrix(comparison: Comparison) -> dict[str, Any] | None:
-    """Matrix of row minus column, below the diagonal; None if there is nothing to compare."""
+    """Matrix of row minus column, above the diagonal: the better row is above.
+
+    None if there is nothing to compare.
+    """
     pairs = oriented(comparison)
     tested = {name for key in pairs for name in key}
-    names = [row.method for row in comparison.rows if row.method in tested]
+    names = [row.method for row in comparison.ranked if row.method in tested]
     if not names:
         return None
     lines = [
-        (name, [matrix_cell(comparison, pairs[name, other]) for other in names[:i]])
-        for i, name in enumerate(names)
-        if i
+        (
+            name,
+            [None] * i + [matrix_cell(comparison, pairs[name, other]) for other in names[i + 1 :]],
+        )
+        for i, name in enumerate(names[:-1])
     ]
-    return {"columns": names[:-1], "lines": lines}
+    return {"columns": names[1:], "lines": lines}
 
 
 def matrix_cell(comparison: Comparison, pair: Pair) -> dict[str, Any]:
@@ -104,8 +106,8 @@ def counts(pair: Pair) -> str:
     return f"; only {pair.first} right: {pair.b}, only {pair.second} right: {pair.c}, of {pair.n}"
 
 
-def verdict(comparison: Comparison) -> list[str]:
-    """Summary of the sweep in a few sentences."""
+def verdict(comparison: Comparison, tests: str = "paired tests below") -> list[str]:
+    """Summary of the sweep in a few sentences; `tests`: where its paired tests are."""
     best = comparison.best
     if best is None:
         return ["No method has a successful trial yet."]
@@ -121,10 +123,12 @@ def verdict(comparison: Comparison) -> list[str]:
         f"{named} is best{'' if tested else ' so far'}: {percent(score)} %{interval} "
         f"on {split}{average}."
     ]
+    found += [] if best.single else [f"It {several(best.method)}{price(best)}."]
     found += gap(comparison, best, tested)
+    found += harm(comparison, best)
     found += generalisation(comparison, best)
-    found += not_significantly_different(comparison, best)
-    return found + single_model(comparison, best)
+    found += not_significantly_different(comparison, best, tests)
+    return found + above(comparison, best)
 
 
 def gap(comparison: Comparison, best: Row, tested: bool) -> list[str]:
@@ -168,43 +172,84 @@ def generalisation(comparison: Comparison, best: Row) -> list[str]:
     return [f"{here}." if best.method in tops else f"{here}; {highest}"]
 
 
-def not_significantly_different(comparison: Comparison, best: Row) -> list[str]:
+def harm(comparison: Comparison, best: Row) -> list[str]:
+    """Sentence: what merging made worse than the pretrained model: rows in the mean, tasks of the
+    best row."""
+    base = comparison.row("pretrained")
+    floor = None if base is None else comparison.score(base)
+    if base is None or floor is None or base is best:
+        return []
+    low = [
+        row for row in comparison.methods
+        if comparison.score(row) is not None
+        and comparison.order(row) < comparison.order(base) and bool(row.test) == bool(base.test)
+    ]  # fmt: skip
+    names = ", ".join(row.method for row in low)
+    said = []
+    if best in low:
+        said.append(f"no merge reaches the pretrained model ({percent(floor)} %)")
+    elif low:
+        said.append(f"below the pretrained model ({percent(floor)} %) in the mean: {names}")
+    if tasks := sunken(comparison, best, base):
+        shown = "; ".join(f"{t}, {percent(own)} against {percent(old)} %" for t, own, old in tasks)
+        where = f"on {len(tasks)} of {len(comparison.tasks)} tasks ({shown})"
+        than = "it" if said else "the pretrained model"
+        said.append(f"{best.method} is below {than} {where}")
+    return [f"Merging hurts: {', and '.join(said)}."] if said else []
+
+
+def sunken(comparison: Comparison, row: Row, base: Row) -> list[tuple[str, float, float]]:
+    """(task, score, the base's score) of the tasks on which a row is below the base."""
+    found = []
+    sign = 1.0 if comparison.ranked_by.larger_is_better else -1.0
+    for task in comparison.tasks if len(comparison.tasks) > 1 else ():
+        name = comparison.value(task)
+        own, old = (each.test.get(name) if row.test else each.val.get(name) for each in (row, base))
+        if own is not None and old is not None and sign * (own - old) < -1e-9:
+            found.append((task, own, old))
+    return found
+
+
+def not_significantly_different(comparison: Comparison, best: Row, tests: str) -> list[str]:
     """Sentence: rows that do not differ significantly from the best one."""
     pairs = oriented(comparison)
     others = {
-        row.method: pairs[best.method, row.method]
-        for row in reversed(comparison.rows)
+        row.method if not row.reference else f"the reference {row.method}": pairs[
+            best.method, row.method
+        ]
+        for row in comparison.ranked
         if row.method not in REFERENCES and (best.method, row.method) in pairs
     }
     ties = [name for name, pair in others.items() if pair.p_holm >= LEVEL]
     if ties:
-        return [f"The samples do not tell it from {', '.join(ties)} (paired tests below)."]
+        return [f"The samples do not tell it from {', '.join(ties)} ({tests})."]
     if others:
-        return ["It differs significantly from every other method (paired tests below)."]
+        return [f"It differs significantly from every other method ({tests})."]
     return []
 
 
-def single_model(comparison: Comparison, best: Row) -> list[str]:
-    """Sentence: the best row that is a single model, if the best of all is not."""
-    single = [
-        row
-        for row in comparison.rows
-        if row.method not in REFERENCES
-        and comparison.score(row) is not None
-        and not row.oracle
-        and not several(row.method)
-    ]
-    top = max(single, key=comparison.order, default=None)
-    if top is None or not several(best.method):
-        return []
-    return [
-        f"{best.method} {several(best.method)}; the best single model is {top.method}, "
-        f"{percent(comparison.score(top))} %."
-    ]
+def above(comparison: Comparison, best: Row) -> list[str]:
+    """Sentences: rows with more than the winner, and what they cost: the best one of several
+    models, and references."""
+    found = []
+    top = comparison.top
+    if top is not None and top is not best and comparison.order(top) > comparison.order(best):
+        found.append(
+            f"{top.method} has {percent(comparison.score(top))} %, but"
+            f" {several(top.method)}{price(top)}; {best.method} is the best single model."
+        )
+    for row in comparison.references:
+        score = comparison.score(row)
+        if row.method in REFERENCES or score is None or bool(row.test) != bool(best.test):
+            continue
+        if comparison.order(row) > comparison.order(best) and not row.oracle:
+            why = f"; it {several(row.method)}{price(row)}" if several(row.method) else ""
+            found.append(f"The reference {row.method} has {percent(score)} %{why}.")
+    return found
 
 
 def several(method: str) -> str:
-    """Why a method is not one model for all images; empty if it is."""
+    """Why a method is not one model for all samples; empty if it is."""
     row = METHODS.get(method)
     if row is None or row.output == "one_model":
         return ""
@@ -215,3 +260,13 @@ def several(method: str) -> str:
     if row.fits:
         return "is fitted to embeddings, task by task"
     return "runs every expert on each input"
+
+
+def price(row: Row) -> str:
+    """`: 8 models in memory, 8 forward passes an input`; empty where it was not recorded."""
+    models, passes = row.cost.get("models"), row.cost.get("passes")
+    if models is None or passes is None:
+        return ""
+    held = count(models, "model") if isinstance(models, int) else f"{models:.1f} models"
+    runs = f"{passes:g} forward pass{'' if passes == 1 else 'es'}"
+    return f": {held} in memory, {runs} an input"

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeAlias
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from actors.artifacts.recipe import REFERENCES
 from sweeps.console import number_format
-from sweeps.report import shift_table
+from sweeps.report import shift_table, significance_text
+from sweeps.report.significance_text import oriented
 from sweeps.results.comparison import Comparison, Row
 
 NARROW = 100
-"""Columns of a terminal below which the cost is left to the report."""
+"""Columns of a terminal below which trials and the time of an input are left to the report."""
+
+Write: TypeAlias = Callable[[Row], str]
+"""The text of a row in one column."""
 
 WIDER = 22
 """Columns that a second mean with its interval takes."""
@@ -23,6 +28,8 @@ WIDER = 22
 def render(comparison: Comparison, console: Console) -> None:
     """Print the comparison; with one column for each task if the terminal is wide enough."""
     console.print(table(comparison, console.width))
+    for sentence in significance_text.verdict(comparison, "paired tests: see the report"):
+        console.print(escape(sentence), highlight=False)
     if (shifted := under_shift(comparison)) is not None:
         console.print(shifted)
     for note, mark in marks(comparison).items():
@@ -72,8 +79,9 @@ def table(comparison: Comparison, width: int) -> Table:
     tested = any(row.test for row in comparison.rows)
     narrow = width < NARROW + (WIDER if comparison.unseen else 0)
     marked = marks(comparison)
-    names = [" ".join([row.method, *(marked[n] for n in row.notes)]) for row in comparison.rows]
-    words = [parameters(row, "\n" if narrow else " ") for row in comparison.rows]
+    rows = comparison.ranked
+    names = [" ".join([row.method, *(marked[n] for n in row.notes)]) for row in rows]
+    words = [parameters(row, "\n" if narrow else " ") for row in rows]
     tasks = () if width < fixed(names, words) + task_width(comparison) else comparison.tasks
     out = Table(
         title=f"{escape(comparison.sweep)}: {comparison.ranked_by.title}, %",
@@ -84,46 +92,87 @@ def table(comparison: Comparison, width: int) -> Table:
         pad_edge=False,
         header_style="bold",
     )
-    kinds = columns_of(comparison)
     out.add_column("method", no_wrap=True)
     out.add_column("selected parameters", overflow="fold")
-    out.add_column(escape(comparison.select_on), justify="right", no_wrap=True)
-    if tested:
-        for kind, metric in kinds.items():
-            spans = " [95 % CI]" if with_interval(metric, width) else ""
-            name = f"{comparison.report_on}{kind}"
-            name = f"{name}\n{spans.strip()}" if kind and spans else f"{name}{spans}"
-            out.add_column(escape(name), justify="right", no_wrap=True)
-    beside = comparison.beside
-    if beside is not None:
-        out.add_column(escape(beside.title), justify="right", no_wrap=True)
-    for task in tasks:
-        shown = f"{task} (unseen)" if task in comparison.unseen else task
-        out.add_column(escape(shown), justify="right", no_wrap=True)
-    for name in ("trials",) if narrow else ("trials", "a trial", "peak"):
-        out.add_column(name, justify="right", no_wrap=True)
+    scores = {**score_columns(comparison, tested, width), **task_columns(comparison, tasks)}
+    shown = {**scores, **test_column(comparison), **cost_columns(narrow)}
+    for title in shown:
+        out.add_column(escape(title), justify="right", no_wrap=True)
     best = comparison.best
-    for row, name, text in zip(comparison.rows, names, words, strict=True):
-        metrics = row.test if tested else row.val
+    for row, name, text in zip(rows, names, words, strict=True):
+        if comparison.references and row is comparison.references[0]:
+            out.add_row("references", style="dim italic")
         cells = [f"{'▸ ' if row is best else '  '}{name}", text]
-        cells.append(number_format.percent(row.val.get(comparison.headline)))
-        if tested:
-            cells += [
-                interval(row, metric)
-                if with_interval(metric, width)
-                else number_format.percent(row.test.get(metric))
-                for metric in kinds.values()
-            ]
-        if beside is not None:
-            cells.append(number_format.percent(comparison.value_beside(row)))
-        cells += [number_format.percent(metrics.get(comparison.value(task))) for task in tasks]
-        cells.append(str(row.trials) if row.trials else number_format.MISSING)
-        if not narrow:
-            cells.append(number_format.seconds(row.cost.get("trial_s")))
-            cells.append(number_format.size(row.cost.get("peak_bytes")))
-        style = "bold green" if row is best else "dim" if row.method in REFERENCES else None
+        cells += [written(row) for written in shown.values()]
+        style = "bold green" if row is best else "dim" if row.reference else None
         out.add_row(*map(escape, cells), style=style)
     return out
+
+
+def score_columns(comparison: Comparison, tested: bool, width: int) -> dict[str, Write]:
+    """Title -> text of a row: means on the two splits, and the metric beside them."""
+    found: dict[str, Write] = {
+        comparison.select_on: lambda row: number_format.percent(row.val.get(comparison.headline))
+    }
+    for kind, metric in columns_of(comparison).items() if tested else ():
+        name = f"{comparison.report_on}{kind}"
+        if with_interval(metric, width):
+            name += "\n[95 % CI]" if kind else " [95 % CI]"
+            found[name] = partial(interval, metric=metric)
+        else:
+            found[name] = partial(test_score, metric=metric)
+    if comparison.beside is not None:
+        found[comparison.beside.title] = lambda row: number_format.percent(
+            comparison.value_beside(row)
+        )
+    return found
+
+
+def test_score(row: Row, metric: str) -> str:
+    """A score on the report split."""
+    return number_format.percent(row.test.get(metric))
+
+
+def task_columns(comparison: Comparison, tasks: Sequence[str]) -> dict[str, Write]:
+    """Title -> text of a row: the score on each task."""
+    return {
+        f"{task} (unseen)" if task in comparison.unseen else task: partial(
+            first_score, metric=comparison.value(task)
+        )
+        for task in tasks
+    }
+
+
+def first_score(row: Row, metric: str) -> str:
+    """A score on the report split, or on the select split while there is no other."""
+    return number_format.percent((row.test or row.val).get(metric))
+
+
+def test_column(comparison: Comparison) -> dict[str, Write]:
+    """Title -> text of a row: adjusted p against the winner, if anything was tested."""
+    tests, best = oriented(comparison), comparison.best
+    if best is None or not tests:
+        return {}
+
+    def written(row: Row) -> str:
+        pair = tests.get((best.method, row.method))
+        return number_format.probability(pair.p_holm) if pair else ""
+
+    return {"p": written}
+
+
+def cost_columns(narrow: bool) -> dict[str, Write]:
+    """Title -> text of a row: what its model takes."""
+    found: dict[str, Write] = {
+        "held": lambda row: number_format.amount(row.cost.get("models")),
+        "passes": lambda row: number_format.amount(row.cost.get("passes")),
+    }
+    if narrow:
+        return found
+    return found | {
+        "an input": lambda row: number_format.brief(row.cost.get("input_s")),
+        "trials": lambda row: str(row.trials) if row.trials else number_format.MISSING,
+    }
 
 
 def columns_of(comparison: Comparison) -> dict[str, str]:
@@ -171,9 +220,11 @@ def interval(row: Row, metric: str) -> str:
 
 def caption(comparison: Comparison, tested: bool) -> str:
     """Caption: the splits for selection and report."""
+    cost = "held: models in memory; passes: forward passes an input"
     if tested:
+        p = "; p: against ▸, adjusted by Holm" if comparison.pairs else ""
         return escape(
             f"▸ best; selected on {comparison.select_on} by {comparison.metric}, "
-            f"reported on {comparison.report_on}"
+            f"reported on {comparison.report_on}{p}; {cost}"
         )
-    return escape(f"▸ best so far; nothing is reported on {comparison.report_on} yet")
+    return escape(f"▸ best so far; nothing is reported on {comparison.report_on} yet; {cost}")

@@ -24,6 +24,7 @@ from fusion.analysis.significance import (
     mean_interval,
     wilson,
 )
+from fusion.registry import METHODS
 from sweeps.results.correctness_file import Correct
 
 Metrics: TypeAlias = Mapping[str, int | float | None]
@@ -62,19 +63,42 @@ class Row:
     shifts_ci95: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
     """Shift set -> 95 % intervals of the accuracies."""
     cost: Metrics = field(default_factory=dict)
-    """`wall_s`: time during which a trial of the method ran; `trial_s`: mean over its trials;
-    `peak_bytes`: the most any of them held."""
+    """Of the trials: `wall_s`, time during which one of the method's ran; `trial_s`, their mean;
+    `peak_bytes`, the most any of them held; `learn_s`, time of the selected one, if it learned.
+
+    Of the result: `models` held, forward `passes` an input, `extra_parameters` and `mask_bits`
+    stored on top of one model, `merge_s`, and `input_s`: time of an input of a fixed batch, alone.
+    Comparisons of earlier versions have the trials' only."""
     recipe: Annotated[str, Field(pattern=r"^recipes/[^/\\]+\.yaml$")] | None = None
     run_id: str | None = None
     trial_key: Plain | None = None
     notes: tuple[str, ...] = ()
     """What a reader must know beside the numbers: images that it adapted to, labels it read."""
+    asked: bool = True
+    """Whether the sweep file lists the method; False: the program added it, as a reference."""
+
+    @property
+    def reference(self) -> bool:
+        """Whether it is what methods are compared with: base, experts, and every row that the
+        sweep file did not ask for. A reference never wins."""
+        return self.method in REFERENCES or self.kind == "reference" or not self.asked
+
+    @property
+    def single(self) -> bool:
+        """Whether it is one model for all tasks and samples, which can be exported."""
+        return is_single(self.method)
 
     @property
     def oracle(self) -> bool:
         """Whether it read labels of the rows it is evaluated on; it is shown, and is never the
         best."""
         return any(note.startswith(ORACLE) for note in self.notes)
+
+
+def is_single(method: str) -> bool:
+    """Whether a row's method makes one model for all tasks and samples."""
+    found = METHODS.get(method)
+    return method != "experts" and (found is None or found.output == "one_model")
 
 
 @dataclass(frozen=True)
@@ -203,17 +227,53 @@ class Comparison:
 
     @property
     def best(self) -> Row | None:
-        """The best merged model: the best mean, without references and oracles.
+        """The winner: the best method of the sweep file that is one model.
+
+        Where none of them is one model, the best of all. References and oracles never win.
+        """
+        rows = self.rivals
+        return max([row for row in rows if row.single] or rows, key=self.order, default=None)
+
+    @property
+    def top(self) -> Row | None:
+        """The best method of the sweep file, one model or several."""
+        return max(self.rivals, key=self.order, default=None)
+
+    @property
+    def rivals(self) -> list[Row]:
+        """Rows that may win: scored methods of the sweep file, without oracles.
 
         Once a row is reported, only reported ones count: splits are not compared to each other.
         """
         rows = [
             row
             for row in self.rows
-            if row.method not in REFERENCES and self.score(row) is not None and not row.oracle
+            if not row.reference and self.score(row) is not None and not row.oracle
         ]
-        rows = [row for row in rows if row.test] or rows
-        return max(rows, key=self.order, default=None)
+        return [row for row in rows if row.test] or rows
+
+    @property
+    def methods(self) -> tuple[Row, ...]:
+        """Rows of the sweep file's methods, the best first; those without a score last."""
+        return self.ordered(row for row in self.rows if not row.reference)
+
+    @property
+    def references(self) -> tuple[Row, ...]:
+        """All other rows, the best first."""
+        return self.ordered(row for row in self.rows if row.reference)
+
+    @property
+    def ranked(self) -> tuple[Row, ...]:
+        """All rows as they are shown: methods, then references, each with the best first."""
+        return (*self.methods, *self.references)
+
+    def ordered(self, rows: Iterable[Row]) -> tuple[Row, ...]:
+        """Rows by score, the best first; equal ones by name, those without a score last."""
+        return tuple(sorted(rows, key=lambda r: (self.score(r) is None, -self.order(r), r.method)))
+
+    def row(self, method: str) -> Row | None:
+        """The row of a method; None if there is none."""
+        return next((row for row in self.rows if row.method == method), None)
 
     def order(self, row: Row) -> float:
         """A row's score, larger is better."""

@@ -77,6 +77,8 @@ def column_type(name: str) -> pa.DataType:
     """Column type by name, because a column of a young sweep may be all null."""
     if name in ("trials", "cost/peak_bytes"):
         return pa.int64()
+    if name == "asked":
+        return pa.bool_()
     return pa.float64() if "/" in name else pa.string()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fusion.errors import InputError
@@ -26,7 +27,22 @@ def gather(folder: Path) -> tuple[Comparison, tuple[Entry, ...]]:
     file = folder / "comparison.json"
     if entries and (not file.exists() or outdated(folder)):
         return running(folder, entries, spec), entries
-    return read(folder), entries
+    return noting_asked(read(folder), spec), entries
+
+
+def noting_asked(comparison: Comparison, spec: SweepSpec | None) -> Comparison:
+    """The comparison, with rows that the sweep file does not list as references.
+
+    Comparisons of earlier versions do not say which rows these are.
+    """
+    if spec is None:
+        return comparison
+    return replace(
+        comparison,
+        rows=tuple(
+            replace(row, asked=row.asked and row.method in spec.methods) for row in comparison.rows
+        ),
+    )
 
 
 def kept_spec(folder: Path) -> SweepSpec | None:
@@ -59,4 +75,4 @@ def running(folder: Path, entries: Sequence[Entry], spec: SweepSpec | None) -> C
         tasks=tuple(spec.tasks),
         unseen=spec.unseen,
     )
-    return compare(header, winners(entries, spec.metric), {}, failed)
+    return noting_asked(compare(header, winners(entries, spec.metric), {}, failed), spec)

@@ -10,6 +10,7 @@ from typing import Any
 
 from actors.experts.metrics import sign_of
 from fusion.methods.classifiers.fit_heads import FAILED
+from fusion.registry import METHODS
 from sweeps.results.comparison import Row, finite
 from sweeps.results.ledger import Entry
 from sweeps.spec.reference_methods import completed, references
@@ -35,12 +36,15 @@ def winners(entries: Iterable[Entry], metric: str = "acc/mean") -> list[Row]:
         ]
         if valid:
             best = min(valid, key=lambda entry: sign * entry.metrics[metric])
+            known = METHODS.get(method)
+            learning = {"learn_s": best.trial_s} if known is not None and known.learns else {}
             row = replace(
                 row,
                 params=finite(best.params),
                 val=finite(best.metrics),
                 trial_key=best.trial_key,
                 notes=(*remarks(best.choices), *broken(best.metrics)),
+                cost={**row.cost, **learning},
             )
         elif any(entry.status == "done" for entry in tried):
             row = replace(row, notes=(f"no trial has a finite {metric}",))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from actors.artifacts.recipe import REFERENCES
 from sweeps.console import number_format
-from sweeps.report import shift_table
+from sweeps.report import shift_table, significance_text
 from sweeps.report.terminal_table import columns_of, interval, marks
 from sweeps.results.comparison import Comparison, Row, split
 
@@ -17,7 +16,8 @@ WIDE = 10
 def described(comparison: Comparison) -> str:
     """The comparison: a summary in the first line, which is all that a folded page shows; then the
     table."""
-    lines = [headline(comparison), "", *table(comparison)]
+    said = significance_text.verdict(comparison, "paired tests: report.html")
+    lines = [headline(comparison), "", " ".join(map(escaped, said)), "", *table(comparison)]
     shifted = under_shift(comparison)
     chosen = number_format.selection(comparison.select_on, comparison.report_on, comparison.metric)
     title = comparison.ranked_by.title.capitalize()
@@ -34,11 +34,10 @@ def described(comparison: Comparison) -> str:
 
 
 def headline(comparison: Comparison) -> str:
-    """Sweep name and mean scores, best first; references in brackets."""
-    fused = [row for row in reversed(comparison.rows) if row.method not in REFERENCES]
-    shown = ", ".join(scored(comparison, row) for row in fused)
-    apart = ", ".join(scored(comparison, r) for r in comparison.rows if r.method in REFERENCES)
-    tail = f" ({apart})" if apart else ""
+    """Sweep name and mean scores, best first, the winner in bold; references in brackets."""
+    shown = ", ".join(scored(comparison, row) for row in comparison.methods)
+    apart = ", ".join(scored(comparison, row) for row in comparison.references)
+    tail = f" (references: {apart})" if apart else ""
     what = f"{split(comparison)} {comparison.ranked_by.title}"
     return f"**{escaped(comparison.sweep)}**, {what} in %: {shown}{tail}"
 
@@ -50,7 +49,7 @@ def scored(comparison: Comparison, row: Row) -> str:
 
 
 def table(comparison: Comparison) -> list[str]:
-    """The rows, best first."""
+    """The rows, best first, and the references below them."""
     tasks = comparison.tasks if len(comparison.tasks) <= WIDE else ()
     tested = any(row.test for row in comparison.rows)
     head = ["method", "parameters", comparison.select_on]
@@ -59,21 +58,26 @@ def table(comparison: Comparison) -> list[str]:
     beside = comparison.beside
     head += [] if beside is None else [beside.title]
     head += [f"{task} (unseen)" if task in comparison.unseen else task for task in tasks]
-    head += ["trials", "a trial", "peak"]
+    head += ["models held", "passes", "an input", "trials"]
     marked = marks(comparison)
     lines = [line(head), "|---|---" + "|--:" * (len(head) - 2) + "|"]
-    for row in reversed(comparison.rows):
+    for row in comparison.ranked:
         metrics = row.test if tested else row.val
-        name = " ".join([row.method, *(marked[note] for note in row.notes)])
+        name = " ".join(
+            [
+                f"{row.method} (reference)" if row.reference else row.method,
+                *(marked[note] for note in row.notes),
+            ]
+        )
         cells = [escaped(name), words(row) or number_format.MISSING]
         cells.append(number_format.percent(row.val.get(comparison.headline)))
         cells += [interval(row, metric) for metric in kinds.values()]
         if beside is not None:
             cells.append(number_format.percent(comparison.value_beside(row)))
         cells += [number_format.percent(metrics.get(comparison.value(task))) for task in tasks]
+        cells += [number_format.amount(row.cost.get(each)) for each in ("models", "passes")]
+        cells.append(number_format.brief(row.cost.get("input_s")))
         cells.append(str(row.trials) if row.trials else number_format.MISSING)
-        cells.append(number_format.seconds(row.cost.get("trial_s")))
-        cells.append(number_format.size(row.cost.get("peak_bytes")))
         best = row is comparison.best
         lines.append(line([f"**{cells[0]}**", *cells[1:]] if best else cells))
     return lines
@@ -91,7 +95,7 @@ def under_shift(comparison: Comparison) -> list[str]:
         line(head),
         "|---" + "|--:" * (len(head) - 1) + "|",
     ]
-    for each in reversed(found["lines"]):
+    for each in found["lines"]:
         cells = [f"{cell['text']} ({cell['gain']})" if cell["gain"] else cell["text"]
                  for cell in each["cells"]]  # fmt: skip
         lines.append(line([escaped(each["row"].method), each["report"], *cells]))

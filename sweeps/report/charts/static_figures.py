@@ -7,7 +7,6 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from actors.artifacts.recipe import REFERENCES
 from actors.files.atomic import replacing
 from sweeps.results.comparison import Comparison, Row, split
 
@@ -19,7 +18,8 @@ WIDTH, LINE = 8.0, 0.32
 def draw(comparison: Comparison, folder: Path) -> list[Path]:
     """Write `comparison.png` and, for several tasks, `tasks.png`; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [row for row in comparison.rows if comparison.score(row) is not None]
+    # Lines are drawn from below: the best row is the last.
+    rows = [row for row in reversed(comparison.ranked) if comparison.score(row) is not None]
     if not rows:
         return []
     paths = [save(means(comparison, rows), folder / "comparison.png")]
@@ -81,14 +81,17 @@ def tasks(comparison: Comparison, rows: list[Row]) -> Figure:
 
 def named(axes: Axes, rows: list[Row]) -> None:
     """Label the lines with the methods' names."""
-    axes.set_yticks(range(len(rows)), [row.method for row in rows])
+    axes.set_yticks(
+        range(len(rows)),
+        [f"{row.method} (reference)" if row.reference else row.method for row in rows],
+    )
 
 
 def colour(comparison: Comparison, row: Row) -> str:
     """Colour of a row: the best, a reference, or other."""
     if row is comparison.best:
         return BEST
-    return REFERENCE if row.method in REFERENCES else OTHER
+    return REFERENCE if row.reference else OTHER
 
 
 def score(comparison: Comparison, row: Row, task: str) -> float | None:

@@ -4,7 +4,7 @@ for. On Ray: `test_sharded_fleet.py`."""
 import ray
 
 from actors.artifacts.recipe import Recipe
-from actors.experts import peak_memory
+from actors.cluster import peak_memory
 from actors.experts.local import local_experts
 from actors.experts.requests import Evaluate
 from actors.fleet.replica import Replica, Setup, ShardActor, ShardsPeakMemory

@@ -9,7 +9,7 @@ import ray
 import torch
 
 from actors.artifacts.recipe import Recipe
-from actors.experts.peak_memory import PEAK_MEMORY
+from actors.cluster.peak_memory import PEAK_MEMORY
 from actors.experts.requests import Gradients, Merge
 from actors.fleet import transport
 from actors.fleet.replica import Replica, Setup, ShardActor

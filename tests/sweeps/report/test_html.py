@@ -136,13 +136,14 @@ def test_page_says_what_was_done(report):
         "tiny", "selected on val by acc/mean, reported on test", "16 trials, 1 failed",
         "2026-03-01 09:40 UTC", "torch 2.13", "sweeps run tiny.yaml",
         "ties (density=0.2 scale=1.0) is best", "of the way from the pretrained model",
-        "OSError: no disk", "9 × 3.0 s", "2.0 GB",
+        "OSError: no disk", "2.0 GB",
         "selected: scale=0.3, 68.0 %", "scale (up) against density (across)",
         "Yadav et al. 2023, arXiv:2306.01708", "Wilson's score interval",
     ):  # fmt: skip
         assert words in text, words
     for task in TASKS:
         assert task in text
+    assert ">ties</th><td>9</td><td>3.0 s</td><td>" in report
 
 
 def test_models_that_write_have_a_column_for_what_they_write():
@@ -313,38 +314,96 @@ def test_matrix_tells_rows_less_columns():
     )
     made = Comparison("s", "", "val", rows, pairs=pairs)
     found = matrix(made)
-    assert found["columns"] == ["a", "b"]
-    cells = {name: [(cell["difference"], cell["style"]) for cell in cells]
+    assert found["columns"] == ["b", "a"]
+    cells = {name: [cell and (cell["difference"], cell["style"]) for cell in cells]
              for name, cells in found["lines"]}  # fmt: skip
-    assert cells == {"b": [("+10.0", "tie")], "c": [("+30.0", "better"), ("−20.0", "worse")]}
+    assert cells == {"c": [("−20.0", "worse"), ("+30.0", "better")], "b": [None, ("+10.0", "tie")]}
     # c is above b in the mean over tasks and below it in the pooled samples.
     assert [line["contradicts"] for line in sentences(made)] == [True, False]
     assert [line["significant"] for line in sentences(made)] == [True, True]
 
 
+def plain(sentences: list[str]) -> list[str]:
+    return [text.replace("\u00a0", " ") for text in sentences]
+
+
+FOUR = (
+    Row("pretrained", "reference", test={"acc/mean": 0.4}),
+    Row("ties", "static", test={"acc/mean": 0.6}, test_ci95={"acc/mean": (0.55, 0.65)}),
+    Row("ensemble", "logits", test={"acc/mean": 0.65}, cost={"models": 3, "passes": 3}),
+    Row("experts", "reference", test={"acc/mean": 0.9}),
+)
+WON = [
+    "ties is best: 60.0 % [55.0, 65.0] on test, averaged over 2 tasks.",
+    "That is 40 % of the way from the pretrained model (40.0 %) to the experts, each on its "
+    "own task (90.0 %).",
+]
+PRICE = "runs every expert on each input: 3 models in memory, 3 forward passes an input"
+
+
 def test_verdict_names_what_the_data_cannot_tell_apart():
-    rows = (
-        Row("pretrained", "reference", test={"acc/mean": 0.4}),
-        Row("ties", "static", test={"acc/mean": 0.6}),
-        Row("ensemble", "logits", test={"acc/mean": 0.65}, test_ci95={"acc/mean": (0.6, 0.7)}),
-        Row("experts", "reference", test={"acc/mean": 0.9}),
-    )
     pairs = (Pair("ties", "ensemble", 100, 10, 15, 0.4, 0.4),)
-    said = [
-        text.replace("\u00a0", " ")
-        for text in verdict(Comparison("s", "", "val", rows, pairs=pairs, tasks=("a", "b")))
-    ]
+    said = plain(verdict(Comparison("s", "", "val", FOUR, pairs=pairs, tasks=("a", "b"))))
     assert said == [
-        "ensemble is best: 65.0 % [60.0, 70.0] on test, averaged over 2 tasks.",
-        "That is 50 % of the way from the pretrained model (40.0 %) to the experts, each on its "
-        "own task (90.0 %).",
-        "The samples do not tell it from ties (paired tests below).",
-        "ensemble runs every expert on each input; the best single model is ties, 60.0 %.",
+        *WON,
+        "The samples do not tell it from ensemble (paired tests below).",
+        f"ensemble has 65.0 %, but {PRICE}; ties is the best single model.",
     ]
+
+
+def test_what_was_not_asked_for_is_a_reference_and_never_wins():
+    rows = tuple(replace(row, asked=row.method == "ties") for row in FOUR)
+    made = Comparison("s", "", "val", rows, tasks=("a", "b"))
+    assert made.best.method == made.top.method == "ties"
+    assert [row.method for row in made.ranked] == ["ties", "experts", "ensemble", "pretrained"]
+    assert plain(verdict(made)) == [*WON, f"The reference ensemble has 65.0 %; it {PRICE}."]
+    page = html(made, [])
+    assert page.index('class="best-row"') < page.index('<tbody class="apart">')
+    assert "ensemble: not in the sweep file" in Page(page).text
+
+
+def test_several_models_win_only_where_no_method_is_one_model():
+    rows = (FOUR[0], replace(FOUR[1], test={}, val={}), *FOUR[2:])
+    made = Comparison("s", "", "val", rows, tasks=("a",))
+    assert made.best.method == "ensemble"
+    assert plain(verdict(made))[:2] == ["ensemble is best: 65.0 % on test.", f"It {PRICE}."]
+
+
+def test_verdict_says_what_merging_made_worse():
+    def row(method: str, kind: str, a: float, b: float) -> Row:
+        return Row(method, kind, test={"acc/mean": (a + b) / 2, "acc/a": a, "acc/b": b})
+
+    base = row("pretrained", "reference", 0.5, 0.5)
+    good, mixed, bad = (
+        row("ties", "x", 0.6, 0.7), row("magmax", "x", 0.9, 0.45), row("dare", "x", 0.1, 0.2)
+    )  # fmt: skip
+
+    def said(*rows: Row) -> list[str]:
+        sentences = plain(verdict(Comparison("s", "", "val", (base, *rows), tasks=("a", "b"))))
+        return [text for text in sentences if text.startswith("Merging hurts")]
+
+    assert said(good) == []
+    assert said(mixed) == [
+        "Merging hurts: magmax is below the pretrained model on 1 of 2 tasks"
+        " (b, 45.0 against 50.0 %)."
+    ]
+    assert said(good, bad) == [
+        "Merging hurts: below the pretrained model (50.0 %) in the mean: dare."
+    ]
+    assert said(bad) == [
+        "Merging hurts: no merge reaches the pretrained model (50.0 %), and dare is below it on"
+        " 2 of 2 tasks (a, 10.0 against 50.0 %; b, 20.0 against 50.0 %)."
+    ]
+
+
+def test_what_rounds_to_the_level_is_not_shown_as_it():
+    below, at = pair(8, 2, 0.01, 0.04996), pair(8, 2, 0.01, 0.05)
+    assert sentence(below).endswith("→ significant after Holm (p = 0.0499)")
+    assert sentence(at).endswith("→ not significant after Holm (p = 0.050)")
 
 
 @pytest.mark.parametrize(
-    ("best", "what"),
+    ("top", "what"),
     [
         ("tall_mask", "is one model a task"),
         ("wemoe", "is one model a sample"),
@@ -354,16 +413,14 @@ def test_verdict_names_what_the_data_cannot_tell_apart():
         ("concrete_adamerging", None),
     ],
 )
-def test_verdict_names_the_best_single_model_where_the_best_is_none(best: str, what: str | None):
-    names = ["ties", "emr", "dawin", "clip_adapter", best]
+def test_verdict_names_what_has_more_than_the_best_single_model(top: str, what: str | None):
+    names = ["ties", "emr", "dawin", "clip_adapter", top]
     rows = [Row(name, METHODS[name].kind, test={"acc/mean": 0.5 + at / 10})
             for at, name in enumerate(names)]  # fmt: skip
     said = [text for text in verdict(Comparison("s", "", "val", tuple(rows), tasks=("a",)))
             if "single model" in text]  # fmt: skip
-    wanted = [f"{best} {what}; the best single model is ties, 50.0\u00a0%."] if what else []
-    assert [text.replace("\u00a0", " ") for text in said] == [
-        text.replace("\u00a0", " ") for text in wanted
-    ]
+    wanted = [f"{top} has 90.0 %, but {what}; ties is the best single model."] if what else []
+    assert plain(said) == wanted
 
 
 def test_profiles_take_numbers_that_were_swept():

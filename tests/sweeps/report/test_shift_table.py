@@ -25,8 +25,8 @@ def test_differences_are_to_the_base_on_the_same_set() -> None:
     found = table(of(row("pretrained", a=0.5, b=0.6), row("ties", a=0.55, b=0.5), row("dawe")))
     assert found is not None
     assert found["columns"] == ["a", "b", "mean"]
-    assert [line["row"].method for line in found["lines"]] == ["pretrained", "ties"]
-    ties = found["lines"][1]["cells"]
+    assert [line["row"].method for line in found["lines"]] == ["ties", "pretrained"]
+    ties = found["lines"][0]["cells"]
     assert [(cell["text"], cell["gain"]) for cell in ties] == [
         ("55.0", "+5.0"), ("50.0", "−10.0"), ("52.5", "−2.5"),
     ]  # fmt: skip
@@ -35,5 +35,5 @@ def test_differences_are_to_the_base_on_the_same_set() -> None:
 def test_a_set_that_was_not_measured_has_no_mean() -> None:
     found = table(of(row("pretrained", a=0.5, b=0.6), row("ties", a=0.55)))
     assert found is not None
-    assert found["lines"][1]["cells"][1] == {"text": "—", "gain": "", "interval": ""}
-    assert found["lines"][1]["cells"][2]["text"] == "—"
+    assert found["lines"][0]["cells"][1] == {"text": "—", "gain": "", "interval": ""}
+    assert found["lines"][0]["cells"][2]["text"] == "—"

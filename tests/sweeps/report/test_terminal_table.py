@@ -1,5 +1,8 @@
 """The terminal's table: remarks on a row are footnotes."""
 
+from dataclasses import replace
+
+import numpy as np
 from rich.console import Console
 
 from sweeps.report.terminal_table import render
@@ -25,8 +28,8 @@ ROWS = [row("ties", 0.5), row("adamerging", 0.6, SEEN), row("dawe", 0.7, SEEN),
 
 def test_notes_are_footnotes_and_an_oracle_is_never_best():
     lines = shown(ROWS, 120).splitlines()
-    names = {line.split("  ")[0 if line[0] == "▸" else 1] for line in lines[2:6]}
-    assert names == {"ties", "adamerging *", "▸ dawe *", "dawin ** *"}
+    names = [line.split("  ")[0 if line[0] == "▸" else 1] for line in lines[2:6]]
+    assert names == ["dawin ** *", "dawe *", "▸ adamerging *", "ties"]
     assert [line.strip() for line in lines if line.startswith("*")] == [f"* {SEEN}", f"** {ORACLE}"]
 
 
@@ -45,3 +48,28 @@ def test_models_that_write_have_a_column_for_what_they_write():
 def test_footnotes_fit_the_width():
     for width in (60, 80, 100, 200):
         assert max(map(len, shown(ROWS, width).splitlines())) <= width
+
+
+def test_references_are_apart_and_the_verdict_fits_eighty_columns():
+    cost = {"models": 9, "passes": 9, "input_s": 0.0023}
+    rows = [
+        Row("pretrained", "reference"),
+        Row("ensemble", "logits", asked=False, cost=cost),
+        Row("ties", "static", params={"density": 0.2, "scale": 1.0}),
+        Row("task_arithmetic", "static", params={"scale": 0.3}, cost={"models": 1, "passes": 1}),
+    ]
+    hits = {row.method: {"a": np.arange(1000) < 600 + 60 * i} for i, row in enumerate(rows)}
+    hits["ties"] = {"a": np.arange(1000) < 770}
+    made = compare(Header("s", "", "val"), [replace(r, val={"acc/mean": 0.5}) for r in rows], hits)
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    render(made, console)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 80
+    firsts = [line.strip(" ▸").split(" ")[0] for line in text.splitlines()]
+    order = ["task_arithmetic", "ties", "references", "ensemble", "pretrained"]
+    assert [word for word in firsts if word in order][:5] == order
+    head = next(line for line in text.splitlines() if line.startswith("method"))
+    assert head.split()[-3:] == ["p", "held", "passes"]
+    assert next(line for line in text.splitlines() if "ensemble" in line).split()[-2:] == ["9", "9"]
+    assert "task_arithmetic (scale=0.3) is best: 78.0 %" in text
+    assert "(paired tests: see" in text

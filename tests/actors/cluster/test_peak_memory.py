@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from actors.experts import peak_memory
-from actors.experts.peak_memory import CLEAR, PeakMemory, peak_bytes
+from actors.cluster import peak_memory
+from actors.cluster.peak_memory import CLEAR, PeakMemory, peak_bytes
 from actors.fleet import replica
 from actors.fleet.replica import ShardsPeakMemory
 
