@@ -1,4 +1,8 @@
-"""The HTML report of a sweep: one file, without scripts, for screen, phone and paper."""
+"""The HTML report of a sweep: one file that loads nothing, for screen, phone and paper.
+
+Verdict, interval plot and tables are there without scripts, for mail and print; scripts in the file
+sort and search the table and draw the charts.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,11 @@ from actors.artifacts.recipe import REFERENCES
 from actors.experts.metrics import RankedMetric
 from fusion.registry import METHODS, Gated
 from sweeps.console import number_format
-from sweeps.report import shift_table, significance_text, soup_decisions
+from sweeps.report import exports, shift_table, significance_text, soup_decisions
 from sweeps.report.charts import comparison as plots
-from sweeps.report.charts import learning_curves
+from sweeps.report.charts import learning_curves, vega
 from sweeps.report.charts.axes import Axis
-from sweeps.report.charts.hyperparameter_profiles import Profile, profiles
+from sweeps.report.charts.hyperparameter_profiles import Profile, importance, profiles
 from sweeps.report.charts.search_surface_plots import pictures
 from sweeps.results.comparison import MEANS, Comparison, Row, finite
 from sweeps.results.folder import SweepFolder
@@ -33,7 +37,7 @@ ANALYSIS = "analysis/analysis.html"
 def write_html(
     source: Path | Comparison, path: Path, entries: Iterable[Entry] | None = None
 ) -> None:
-    """Write the report: one file, no scripts, no external resources.
+    """Write the report: one file, no external resources.
 
     Args:
         source: a comparison, or the folder of a finished or running sweep.
@@ -84,6 +88,12 @@ def environment() -> Environment:
     return made
 
 
+def script_files() -> list[Path]:
+    """Scripts of the page: the chart library, then the page's own."""
+    library = [TEMPLATES / "vega" / name for name in vega.SCRIPTS]
+    return [*library, TEMPLATES / "report.js"]
+
+
 def breaks(name: str) -> Markup:
     """Allow line breaks after the underscores of a name."""
     return Markup("_<wbr>").join(name.split("_"))
@@ -104,19 +114,22 @@ def view(comparison: Comparison, entries: Sequence[Entry]) -> dict[str, Any]:
         "total": len(entries) or sum(row.trials for row in comparison.rows),
         "verdict": significance_text.verdict(comparison),
         "lines": (table := lines(comparison, tested)),
+        "costs": None if (chart := vega.cost(comparison)) is None else vega.embedded(chart),
+        "scripts": [Markup(path.read_text("utf-8")) for path in script_files()],
+        "files": {
+            "csv": vega.embedded({"text": exports.csv_text(comparison)}),
+            "latex": vega.embedded({"text": exports.latex(comparison)}),
+            "parquet": exports.parquet(comparison),
+        },
         "tinted": any(cell["tint"] for line in table for cell in line["cells"]),
         "sunk": any(cell["below"] for line in table for cell in line["cells"]),
         "columns": columns(comparison),
-        "table_width": len(columns(comparison))
-        + len(comparison.means)
-        + 7
-        + (comparison.beside is not None)
-        + tested,
+        "normalised": any(comparison.normalised(row) is not None for row in comparison.rows),
         "unasked": [r.method for r in comparison.references if r.method not in REFERENCES],
         "gated": any(isinstance(METHODS.get(row.method), Gated) for row in comparison.rows),
         "means": comparison.means,
         "forest": forest(comparison, tested),
-        "learning": learning_curves.figures(entries, selected),
+        "learning": list(map(learned, learning_curves.figures(entries, selected))),
         "robust": shift_table.table(comparison),
         "robust_words": shift_table.sentence(comparison),
         "soups": soup_decisions.tables(entries, selected, comparison.metric),
@@ -151,6 +164,7 @@ def lines(comparison: Comparison, tested: bool) -> list[dict[str, Any]]:
             "first": bool(comparison.references) and row is comparison.references[0],
             "failed": not metrics(row, tested),
             "beside": number_format.percent(comparison.value_beside(row)),
+            "normalised": comparison.normalised(row),
             "cells": [cell(row, name, tested, best[name], by_name) for name in names],
         }
         for row in comparison.ranked
@@ -183,6 +197,7 @@ def cell(
     elif value is not None and floor is not None and ceiling is None and value < floor - 1e-9:
         below = True  # of an unseen task, that no expert is of
     return {
+        "value": value,
         "text": number_format.percent(value),
         "interval": ""
         if low is None
@@ -222,30 +237,30 @@ def forest(comparison: Comparison, tested: bool) -> dict[str, Any] | None:
 
 
 def draw(profile: Profile) -> dict[str, Any]:
-    """Charts of one method: a curve, a plane, or one chart for each parameter."""
+    """The charts of one method's hyper-parameters, with their descriptions."""
     means = [point.accuracy["mean"] for point in profile.points]
-    charts: list[tuple[str, Markup]] = []
-    panels: list[tuple[str, Markup, str]] = []
-    if len(profile.names) == 1:
-        charts = [(f"accuracy, %, against {profile.names[0]}", plots.curve_chart(profile))]
-        panels = plots.task_panels(profile) if len(profile.tasks) > 1 else []
-    elif len(profile.names) == 2:
-        title = f"{profile.names[1]} (up) against {profile.names[0]} (across)"
-        charts = [(title, plots.plane_chart(profile))]
-    margins = [
-        (f"mean accuracy, %, against {name}", plots.margin_chart(profile, i))
-        for i, name in enumerate(profile.names)
-        if len(profile.names) > 1
-    ]
+    shares = importance(profile)
     return {
         "profile": profile,
-        "charts": charts,
-        "panels": panels,
-        "margins": margins,
+        "chart": vega.embedded(vega.profile(profile)),
+        "importance": vega.embedded(
+            vega.bars(f"{profile.method}: importance of parameters", shares)
+        )
+        if shares
+        else None,
         "chosen": chosen_text(profile),
         "several": several(profile),
         "low": number_format.percent(min(means)),
         "high": number_format.percent(max(means)),
+    }
+
+
+def learned(figure: dict[str, Any]) -> dict[str, Any]:
+    """The charts of one method's learning curves, with their descriptions."""
+    last = figure["coding"]
+    return figure | {
+        "loss": vega.embedded(vega.learning(figure["curves"])),
+        "coding": None if last is None else vega.embedded(vega.coding(last)),
     }
 
 
@@ -261,9 +276,7 @@ def several(profile: Profile) -> str:
     """Legend of line styles, if a non-numeric parameter varied too."""
     if len({point.series for point in profile.points}) < 2 or len(profile.names) > 1:
         return ""
-    return (
-        f"for {profile.chosen.series}; dotted: other means" if profile.chosen else "several means"
-    )
+    return f"selected: {profile.chosen.series}; others too" if profile.chosen else "several others"
 
 
 def in_order(entries: Iterable[Entry], comparison: Comparison) -> list[Entry]:

@@ -271,6 +271,25 @@ class Comparison:
         """Rows by score, the best first; equal ones by name, those without a score last."""
         return tuple(sorted(rows, key=lambda r: (self.score(r) is None, -self.order(r), r.method)))
 
+    def normalised(self, row: Row) -> float | None:
+        """Mean over the seen tasks of the row's score divided by that of the task's own expert.
+
+        None where an expert's score is missing or not positive, and for metrics of losses.
+        """
+        experts = self.row("experts")
+        if experts is None or not self.ranked_by.larger_is_better:
+            return None
+        shares = []
+        for task in self.seen:
+            own, whole = (
+                (each.test if row.test else each.val).get(self.value(task))
+                for each in (row, experts)
+            )
+            if own is None or whole is None or whole <= 0:
+                return None
+            shares.append(own / whole)
+        return math.fsum(shares) / len(shares) if shares else None
+
     def row(self, method: str) -> Row | None:
         """The row of a method; None if there is none."""
         return next((row for row in self.rows if row.method == method), None)

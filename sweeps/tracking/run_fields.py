@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import datetime
-from typing import Any
 
 from mlflow.entities import Metric, Param
 
+from sweeps.report.charts.hyperparameter_profiles import flat
 from sweeps.report.charts.learning_curves import asked_steps
 from sweeps.results.ledger import Entry
 
@@ -119,21 +119,6 @@ def curve_metrics(entry: Entry) -> list[Metric]:
         for name, value in point.items()
         if name != "step"
     ]
-
-
-def flat(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested parameters under dotted names.
-
-    >>> flat({"weights": {"a": 1.0}, "scale": 0.3})
-    {'weights.a': 1.0, 'scale': 0.3}
-    """
-    named: dict[str, Any] = {}
-    for key, value in params.items():
-        if isinstance(value, Mapping):
-            named |= flat(value, f"{prefix}{key}.")
-        else:
-            named[f"{prefix}{key}"] = value
-    return named
 
 
 def millis(started: str, seconds: float = 0.0) -> int:

@@ -58,19 +58,6 @@ def log_ticks(low: float, high: float, most: int) -> list[float]:
     return found[:: math.ceil(len(found) / most)]
 
 
-def tried_ticks(axis: Axis, values: Iterable[float], most: int = 6) -> list[float]:
-    """The tried values if they are few and far enough apart; else round ones."""
-    tried = sorted(set(values))
-    places = [axis.at(value) for value in tried]
-    gaps = [b - a for a, b in pairwise(places)]
-    tidy = all(len(f"{value:g}") <= 5 for value in tried)
-    if tidy and min(gaps, default=1) >= 0.75 / most:
-        return tried
-    ticks = axis.ticks(most)
-    wide = any(len(tick_text(tick)) > 5 for tick in ticks)
-    return axis.ticks(max(2, most // 2)) if wide else ticks
-
-
 def tick_text(value: float) -> str:
     """Tick label of a value, in few characters.
 
@@ -150,33 +137,3 @@ def polyline(
         tag('<line class="{}" x1="{}" y1="{}" x2="{}" y2="{}"/>', style, *start, *end)
         for start, end in pairwise(places)
     ]
-
-
-def spread(places: Sequence[float], gap: float, high: float) -> list[float]:
-    """Move positions apart to at least `gap`, each as little as the order allows.
-
-    >>> spread([10, 11, 50], gap=10, high=100)
-    [5.5, 15.5, 50.0]
-    """
-    blocks: list[list[float]] = []  # each: first place, sum of wishes, count
-    order = sorted(range(len(places)), key=places.__getitem__)
-    members: list[list[int]] = []
-    for i in order:
-        blocks.append([places[i], 1.0])
-        members.append([i])
-        while len(blocks) > 1 and overlap(blocks[-2], blocks[-1], gap):
-            (a, m), (b, n) = blocks[-2:]
-            centre = (a * m + b * n) / (m + n)
-            blocks[-2:] = [[centre, m + n]]
-            members[-2:] = [members[-2] + members[-1]]
-    out = [0.0] * len(places)
-    for (centre, n), group in zip(blocks, members, strict=True):
-        first = min(max(centre - gap * (n - 1) / 2, 0.0), max(0.0, high - gap * (n - 1)))
-        for k, i in enumerate(group):
-            out[i] = first + k * gap
-    return out
-
-
-def overlap(a: Sequence[float], b: Sequence[float], gap: float) -> bool:
-    """Whether two blocks (centre, count) of labels touch."""
-    return b[0] - a[0] < gap * (a[1] + b[1]) / 2

@@ -1,4 +1,4 @@
-"""Learning curves: loss and coding against the step, one figure for each method."""
+"""Learning curves: loss and coding against the step, for each method that learned."""
 
 from __future__ import annotations
 
@@ -8,22 +8,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from markupsafe import Markup
-
 from fusion.errors import InputError
 from fusion.methods.learned.steps import Shape
 from fusion.parameters import bind
 from fusion.registry import METHODS, Adaptive, Resident
-from sweeps.console.number_format import count, middle, params_text, value_text
-from sweeps.report.charts.axes import Axis, frame, pct, polyline, px, spread, svg, tag
-from sweeps.report.charts.comparison import LABEL, LINE
+from sweeps.console.number_format import params_text
 from sweeps.results.ledger import Entry
-
-NAMED = 8
-"""More trials than this are not labelled one by one."""
-
-SEGMENTS = 3000
-"""Line segments of a chart, about: longer curves are drawn by the means of their stretches."""
 
 Points = list[tuple[float, float]]
 Reduce = Callable[[Sequence[float]], float]
@@ -99,21 +89,14 @@ def figures(entries: Iterable[Entry], selected: Mapping[str, str | None]) -> lis
 
 
 def figure(curves: Sequence[Learned]) -> dict[str, Any]:
-    """The charts of one method, with their descriptions."""
+    """The curves of one method, with their description."""
     last = curves[-1]
-    names = labels(curves)
-    stopped = sum(curve.stopped for curve in curves)
-    caption = count(len(curves), "trial") + (f", {stopped} stopped early" if stopped else "")
-    varying = varied(curves)
-    chosen = chosen_text(last, varying) if last.selected else ""
-    caption += f"; {chosen}" if chosen else ""
     return {
         "method": last.entry.method,
-        "chosen": chosen,
-        "stopped": stopped,
-        "labelled": varying[0] if names and len(varying) == 1 else "",
-        "loss": loss_chart(curves, names, f"{last.entry.method}: loss against step; {caption}"),
-        "coding": coding_chart(last) if last.selected and last.points("coding/mean") else None,
+        "chosen": chosen_text(last, varied(curves)) if last.selected else "",
+        "stopped": sum(curve.stopped for curve in curves),
+        "curves": curves,
+        "coding": last if last.selected and last.points("coding/mean") else None,
     }
 
 
@@ -132,90 +115,6 @@ def varied(curves: Sequence[Learned]) -> list[str]:
     """The parameters in which the trials differ."""
     names = dict.fromkeys(name for curve in curves for name in curve.entry.params)
     return [name for name in names if len({repr(c.entry.params.get(name)) for c in curves}) > 1]
-
-
-def labels(curves: Sequence[Learned]) -> list[str]:
-    """Label of each trial: the value of the one parameter that varies; none if there are many."""
-    varying = varied(curves)
-    if len(varying) != 1 or len(curves) > NAMED:
-        return []
-    return [value_text(curve.entry.params.get(varying[0]), 3) for curve in curves]
-
-
-def loss_chart(curves: Sequence[Learned], names: Sequence[str], label: str) -> Markup:
-    """Loss against step for all trials: the selected one on top, stopped ones end in a cross."""
-    height = 230.0
-    most = max(20, min(150, SEGMENTS // len(curves)))
-    lines = [thinned(curve.points("loss"), most) for curve in curves]
-    x = Axis(0.0, max(line[-1][0] for line in lines))
-    y = Axis.around(value for line in lines for _, value in line)
-    parts = frame(x, y, height, x.ticks(), y.ticks(), percent_y=False)
-    ends = []
-    for curve, line in zip(curves, lines, strict=True):
-        style = "mean" if curve.selected else "task"
-        parts += polyline(line, x, y, height, style)
-        at = (pct(x.at(line[-1][0])), px(height * (1 - y.at(line[-1][1]))))
-        parts += end(curve, at, line[-1][1])
-        ends.append((style, line[-1][0], height * (1 - y.at(line[-1][1]))))
-    if names:
-        parts += beside(names, ends, x, height)
-    return svg(parts, height, label, "chart")
-
-
-def end(curve: Learned, at: tuple[str, str], loss: float) -> list[Markup]:
-    """Marker at the end of a trial: a dot, a cross if it was stopped, a ring if it was selected."""
-    style = "mean" if curve.selected else "task"
-    said = f"{params_text(curve.entry.params)}: {curve.steps} steps, loss {loss:.4g}"
-    title = tag("<title>{}</title>", said + (", stopped early" if curve.stopped else ""))
-    if curve.stopped:
-        cross = '<text class="cross {}" x="{}" y="{}" dy="6" text-anchor="middle">×{}</text>'
-        parts = [tag(cross, style, *at, title)]
-    else:
-        dot = '<circle class="{}" cx="{}" cy="{}" r="3.5">{}</circle>'
-        parts = [tag(dot, style, *at, title)]
-    if curve.selected:
-        parts.append(tag('<circle class="chosen" cx="{}" cy="{}" r="7"/>', *at))
-    return parts
-
-
-def beside(
-    names: Sequence[str], ends: Sequence[tuple[str, float, float]], x: Axis, height: float
-) -> list[Markup]:
-    """Labels of the curves in the right margin, or where a stopped curve ends."""
-    parts = []
-    full = [i for i, (_, step, _) in enumerate(ends) if step == x.high]
-    places = dict(zip(full, spread([ends[i][2] for i in full], LINE, height), strict=True))
-    for i, (name, (style, step, place)) in enumerate(zip(names, ends, strict=True)):
-        written = '<text class="beside {}" x="{}" dx="11" y="{}" dy="4">{}</text>'
-        y = places.get(i, place)
-        parts.append(tag(written, style, pct(x.at(step)), px(y), middle(name, LABEL)))
-    return parts
-
-
-def coding_chart(curve: Learned) -> Markup:
-    """Smallest, mean and largest coefficient of the selected trial against step."""
-    height = 150.0
-    lines = {
-        name: thinned(curve.points(f"coding/{name}"), 150, reduce)
-        for name, reduce in (("max", max), ("mean", mean), ("min", min))
-    }
-    lines = {name: line for name, line in lines.items() if line}
-    x = Axis(0.0, max(line[-1][0] for line in lines.values()))
-    y = Axis.around(value for line in lines.values() for _, value in line)
-    parts = frame(x, y, height, x.ticks(), y.ticks(5), percent_y=False)
-    for name, line in lines.items():
-        parts += polyline(line, x, y, height, "mean" if name == "mean" else "task")
-        if len(line) == 1:
-            spot = '<circle class="task" cx="{}" cy="{}" r="3.5"/>'
-            parts.append(tag(spot, pct(x.at(line[0][0])), px(height * (1 - y.at(line[0][1])))))
-    places = spread([height * (1 - y.at(line[-1][1])) for line in lines.values()], LINE, height)
-    for (name, line), place in zip(lines.items(), places, strict=True):
-        style, said = "mean" if name == "mean" else "task", f"{name} {line[-1][1]:.3g}"
-        written = '<text class="{}" x="100%" dx="11" y="{}" dy="4">{}</text>'
-        parts.append(tag(written, style, px(place), said))
-    ends = ", ".join(f"{name} {line[-1][1]:.3g}" for name, line in lines.items())
-    label = f"{curve.entry.method}: coefficients of the selected trial against step; last: {ends}"
-    return svg(parts, height, label, "chart")
 
 
 def mean(values: Sequence[float]) -> float:

@@ -1,6 +1,7 @@
 """The HTML report: what it says, that it stands alone, and that no name can break it."""
 
 import doctest
+import json
 import math
 import re
 from dataclasses import replace
@@ -11,10 +12,10 @@ import pytest
 
 from fusion import METHODS, InputError
 from sweeps.console import number_format
-from sweeps.report import terminal_table
-from sweeps.report.charts import axes
+from sweeps.report import exports, terminal_table
+from sweeps.report.charts import axes, hyperparameter_profiles, vega
 from sweeps.report.charts import learning_curves as learning
-from sweeps.report.charts.axes import Axis, spread, tried_ticks
+from sweeps.report.charts.axes import Axis
 from sweeps.report.charts.hyperparameter_profiles import curves, profile, profiles
 from sweeps.report.html import html, write_html
 from sweeps.report.significance_text import matrix, sentence, sentences, verdict
@@ -32,7 +33,7 @@ TASKS = ("cars", "svhn", "mnist")
 class Page(HTMLParser):
     """Tags, attributes and text of a page; the tags must nest."""
 
-    VOID = frozenset({"meta", "br", "wbr"})
+    VOID = frozenset({"meta", "br", "wbr", "input"})
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -57,7 +58,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if not self.open or self.open[-1] != "style":
+        if not self.open or self.open[-1] not in ("style", "script"):
             self.words.append(data)
 
     @property
@@ -137,7 +138,7 @@ def test_page_says_what_was_done(report):
         "2026-03-01 09:40 UTC", "torch 2.13", "sweeps run tiny.yaml",
         "ties (density=0.2 scale=1.0) is best", "of the way from the pretrained model",
         "OSError: no disk", "2.0 GB",
-        "selected: scale=0.3, 68.0 %", "scale (up) against density (across)",
+        "selected: scale=0.3, 68.0 %", "against density, scale:",
         "Yadav et al. 2023, arXiv:2306.01708", "Wilson's score interval",
     ):  # fmt: skip
         assert words in text, words
@@ -162,18 +163,104 @@ def test_page_is_ready_for_any_reader(report):
     assert "<title>tiny: comparison of fusion methods</title>" in report
     assert "prefers-color-scheme: dark" in report
     assert "@media print" in report
-    drawings = re.findall(r"<svg[^>]*>", report)
+    drawings = re.findall(r"<svg[^>]*>", re.sub("<script>.*?</script>", "", report, flags=re.S))
     assert drawings
     assert all('role="img" aria-label=' in drawing for drawing in drawings)
 
 
-def test_page_loads_nothing_and_runs_nothing(report):
+def test_no_request_leaves_the_page(report):
     page = Page(report)
-    assert not {"script", "link", "img", "iframe", "object", "embed", "base"} & set(page.tags)
-    assert not any(name == "src" or name.startswith("on") for name, _ in page.attributes)
+    assert not {"link", "img", "iframe", "object", "embed", "base", "form"} & set(page.tags)
+    loads = {"src", "srcset", "data", "action", "poster", "background"}
+    assert not any(name in loads or name.startswith("on") for name, _ in page.attributes)
     assert all(value.startswith("#") for name, value in page.attributes if name == "href")
-    assert not re.search(r"https?://|//cdn|@import|url\(", report)
-    assert "default-src 'none'" in report
+    assert not re.search(
+        r"@import|url\(", "".join(re.findall("<style>(.*?)</style>", report, re.S))
+    )
+    (policy,) = [value for _, value in page.attributes if value and "default-src" in value]
+    assert policy == "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'"
+
+
+def specs(page: str) -> list[dict]:
+    """The specifications of the page's charts."""
+    pattern = r'<div class="vega"></div><script type="application/json">(.*?)</script>'
+    return [json.loads(text) for text in re.findall(pattern, page)]
+
+
+def spec(page: str, description: str) -> dict:
+    (found,) = [each for each in specs(page) if each["description"] == description]
+    return found
+
+
+def test_charts_are_specifications_with_their_data(report):
+    curve = spec(report, "task_arithmetic: accuracy against scale")
+    means = {v["value"]: v["accuracy"] for v in curve["data"]["values"] if v["of"] == "mean"}
+    assert means == {0.1: 48.0, 0.2: 58.0, 0.3: 68.0, 0.4: 63.0, 0.5: 58.0}
+    assert {v["of"] for v in curve["data"]["values"]} == {"mean", *TASKS}
+    assert curve["layer"][1]["data"] == {"values": [{"value": 0.3}]}  # the selected trial
+    plane = spec(report, "ties: accuracy over density and scale")
+    assert plane["layer"][0]["mark"]["type"] == "rect"
+    assert len(plane["data"]["values"]) == 9
+    (chosen,) = [value for value in plane["data"]["values"] if value["selected"]]
+    assert (chosen["x"], chosen["y"], chosen["text"]) == (0.2, 1.0, "72.0")
+    shares = spec(report, "ties: importance of parameters")["data"]["values"]
+    assert sum(each["share"] for each in shares) == pytest.approx(1, abs=1e-3)
+    assert {each["parameter"]: each["share"] for each in shares}["density"] > 0.5
+
+
+def test_three_parameters_are_parallel_coordinates():
+    entries = [
+        trial("weighted_average", {"weights": {"a": i / 9, "b": 1 - i / 9, "c": (i % 3) / 2}},
+              accuracies(0.3 + i / 20))
+        for i in range(10)
+    ]  # fmt: skip
+    page = html(finished(entries), entries)
+    found = spec(page, "weighted_average: trials over weights.a, weights.b, weights.c")
+    best = [v for v in found["data"]["values"] if v["trial"] == 9]
+    assert [v["place"] for v in best] == [1.0, 0.0, 0.0, 1.0]
+    assert [v["selected"] for v in best] == [True] * 4
+    assert best[-1]["of"] == "accuracy, %: 28.0 to 73.0"
+
+
+def test_drawn_parameters_are_points_and_few_trials_have_no_importance():
+    entries = [
+        trial("ties", {"density": 0.1 + 0.013 * i, "scale": 1.0 + 0.11 * i * i}, accuracies(0.5))
+        for i in range(5)
+    ]
+    page = html(finished(entries), entries)
+    assert spec(page, "ties: accuracy over density and scale")["mark"]["type"] == "circle"
+    assert not [each for each in specs(page) if "importance" in each["description"]]
+
+
+def test_score_is_drawn_against_cost_with_the_front():
+    known = {"ensemble": 3, "ties": 1}
+    rows = tuple(
+        replace(r, cost={"models": known[r.method], "input_s": 0.002 * known[r.method]})
+        if r.method in known else r
+        for r in FOUR
+    )  # fmt: skip
+    page = html(Comparison("s", "", "val", rows, tasks=("a",)), [])
+    found = spec(page, "accuracy against cost")
+    assert found["params"][0]["bind"]["options"] == ["models", "input_s"]
+    points = {v["row"]: v for v in found["data"]["values"]}
+    assert points["ensemble"] == {
+        "row": "ensemble", "score": 65.0, "what": "method", "models": 3.0, "input_s": 6.0,
+    }  # fmt: skip
+    assert points["ties"]["what"] == "winner"
+    assert points["experts"] | {"score": 0} == {
+        "row": "experts", "score": 0, "what": "reference", "models": None, "input_s": None,
+    }  # fmt: skip
+    free = tuple(replace(row, cost={}) for row in FOUR)
+    assert "accuracy against cost" not in html(Comparison("s", "", "val", free), [])
+
+
+def test_a_large_report_is_below_five_megabytes():
+    tasks = tuple(f"task_{i}" for i in range(20))
+    entries = [
+        trial(f"method_{i}", {"scale": j / 10}, accuracies(0.5 + i / 1000 + j / 100, tasks))
+        for i in range(40) for j in range(10)
+    ]  # fmt: skip
+    assert len(html(finished(entries, tasks), entries).encode()) < 5_000_000
 
 
 def test_links_within_the_page_have_targets(report):
@@ -193,9 +280,10 @@ def test_names_cannot_break_the_page():
     )  # fmt: skip
     made = replace(made, pairs=(Pair(EVIL, EVIL, 2, 1, 0, 1.0, 1.0),))
     text = html(made, entries)
-    assert "<script" not in text
+    assert "<script>alert" not in text
     page = Page(text)
-    assert "script" not in page.tags
+    assert page.tags.count("script") == text.count("<script")
+    assert specs(text)
     assert EVIL in page.text
     assert not any(name.startswith("on") for name, _ in page.attributes)
 
@@ -246,7 +334,7 @@ def test_one_trial_of_one_task():
 def test_a_single_task_has_one_column():
     entries = trials(("mnist",))
     text = html(finished(entries, ("mnist",)), entries)
-    assert text.count('<th scope="col">mnist</th>') == 1
+    assert text.count('<th scope="col">mnist</th>') == 2  # scores and costs
     assert '<th scope="col">mean</th>' not in text
 
 
@@ -459,7 +547,10 @@ def test_two_values_make_no_curve():
     assert profiles(entries, {}, ("a",)) == []
 
 
-@pytest.mark.parametrize("module", [axes, learning, terminal_table, number_format])
+@pytest.mark.parametrize(
+    "module",
+    [axes, learning, terminal_table, number_format, vega, exports, hyperparameter_profiles],
+)
 def test_examples_hold(module):
     assert doctest.testmod(module).failed == 0
 
@@ -467,17 +558,10 @@ def test_examples_hold(module):
 def test_ticks_are_round_and_on_the_axis():
     assert Axis.around([0.48, 0.91]).ticks() == [0.5, 0.6, 0.7, 0.8, 0.9]
     assert Axis.around([1e-6, 1e-3], log=True).ticks(4) == pytest.approx([1e-6, 1e-5, 1e-4, 1e-3])
-    assert tried_ticks(Axis.around([0.1, 0.2, 0.5]), [0.1, 0.2, 0.5]) == [0.1, 0.2, 0.5]
     for low, high in [(0.3, 0.3), (0, 0), (1e-9, 2e-9), (5, 5e6)]:
         axis = Axis.around([low, high])
         assert all(0 <= axis.at(tick) <= 1 for tick in axis.ticks())
         assert 0 < axis.at(low) < 1
-
-
-def test_labels_are_spread_but_stay_inside():
-    places = spread([99.0, 98.0, 3.0, 97.0], gap=10, high=100)
-    assert places == pytest.approx([100.0, 90.0, 3.0, 80.0])
-    assert all(math.isfinite(place) for place in spread([5.0] * 40, gap=10, high=100))
 
 
 def course(rate: float, steps: int, value: float, **changes) -> Entry:
@@ -499,27 +583,23 @@ def learned_report(entries: list[Entry]) -> str:
     return html(replace(made, rows=tuple(rows)), [*trials(), *entries])
 
 
-def test_learning_is_drawn_with_the_winner_above_and_stopped_trials_crossed():
+def test_learning_is_drawn_with_the_winner_above_and_stopped_trials_named():
     text = learned_report([course(1e-3, 20, 0.8), course(2e-3, 5, 0.7), course(3e-3, 10, 0.75)])
     assert "<h2>Learning</h2>" in text
     told = "selected: learning_rate=0.001, 20 steps; loss 5.5 at first, 4 at last"
-    assert f'aria-label="adamerging: loss against step; 3 trials, 2 stopped early; {told}"' in text
-    assert (
-        'aria-label="adamerging: coefficients of the selected trial against step;'
-        ' last: max 0.7, mean 0.3, min 0.1"' in text
-    )
     page = Page(text)
     assert told in page.text
-    assert "loss against step, by learning_rate" in page.text
-    assert "×: a trial that was stopped early" in page.text
-    assert text.count('class="cross task"') == 2
-    assert "learning_rate=0.002 steps=20: 5 of 20 steps, loss 5.5, stopped early" in page.text
+    assert "2 were stopped early" in page.text
     assert "A trial that was stopped early counts with the accuracy" in page.text
-    (chart,) = re.findall(r"<svg[^>]*loss against step.*?</svg>", text)
-    lines = re.findall(r'<line class="(mean|task)"', chart)
-    assert lines == ["task"] + ["mean"] * 3  # one point makes no line; the winner comes last
-    ends = re.findall(r'<text class="beside (\w+)"[^>]*>([^<]*)', chart)
-    assert sorted(ends) == [("mean", "0.001"), ("task", "0.002"), ("task", "0.003")]
+    values = spec(text, "adamerging: loss against step")["data"]["values"]
+    assert [(v["step"], v["loss"]) for v in values if v["selected"]] == [
+        (5, 5.5), (10, 5.0), (15, 4.5), (20, 4.0),
+    ]  # fmt: skip
+    assert {v["trial"] for v in values if v["selected"]} == {2}  # the winner is drawn last
+    assert "learning_rate=0.002 steps=20: 5 of 20 steps, stopped early" in {v["of"] for v in values}
+    last = [v for v in spec(text, "adamerging: coefficients against step")["data"]["values"]
+            if v["step"] == 20]  # fmt: skip
+    assert {v["of"]: v["coefficient"] for v in last} == {"max": 0.7, "mean": 0.3, "min": 0.1}
 
 
 def test_notes_stand_beneath_the_method_and_steps_among_the_trials(report):
@@ -544,20 +624,20 @@ def test_curves_of_odd_trials_do_not_break_the_report():
         *(course(1e-3 * i, 20, 0.4) for i in range(2, 12)),
     ]
     text = learned_report(odd)
-    assert "<script" not in text
-    assert "nan" not in "".join(re.findall(r"<svg.*?</svg>", text))
-    assert "adamerging: loss against step; 12 trials, 1 stopped early" in text
-    (chart,) = re.findall(r"<svg[^>]*adamerging: loss against step.*?</svg>", text)
-    assert "beside" not in chart
-    assert "of_another_version: loss against step; 1 trial" in text
+    assert "<script>alert" not in text
+    values = spec(text, "adamerging: loss against step")["data"]["values"]
+    assert len({v["trial"] for v in values}) == 12
+    assert spec(text, "of_another_version: loss against step")["data"]["values"]
 
 
 def test_long_curves_are_thinned_to_stretches():
     curve = [{"step": 5 * i, "loss": float(i % 2), "coding/min": -float(i), "coding/mean": 0.0,
               "coding/max": float(i)} for i in range(1, 1001)]  # fmt: skip
     many = [course(1e-3 * i, 5000, 0.5, curve=curve) for i in range(1, 41)]
-    drawn = learning.figures(many, {"adamerging": many[3].trial_key})
-    assert len(drawn) == 1
-    assert 40 * 60 < drawn[0]["loss"].count("<line") < learning.SEGMENTS + 50
-    assert drawn[0]["coding"].count("<line") < 3 * 150 + 30
-    assert "last: max 1e+03, mean 0, min -1e+03" in drawn[0]["coding"]
+    (drawn,) = learning.figures(many, {"adamerging": many[3].trial_key})
+    assert len(vega.learning(drawn["curves"])["data"]["values"]) == 40 * vega.POINTS
+    coded = vega.coding(drawn["coding"])["data"]["values"]
+    assert len(coded) == 3 * vega.POINTS
+    assert {v["of"]: v["coefficient"] for v in coded if v["step"] == 5000} == {
+        "max": 1000.0, "mean": 0.0, "min": -1000.0,
+    }  # fmt: skip
