@@ -162,7 +162,7 @@
   // ------------------------------------------------------------------ paper
   let opened = [];
   addEventListener("beforeprint", () => {
-    opened = all("details:not([open]):not(.long)");
+    opened = all("details:not([open])").filter((part) => !part.closest("td"));
     opened.forEach((part) => { part.open = true; });
   });
   addEventListener("afterprint", () => opened.forEach((part) => { part.open = false; }));
