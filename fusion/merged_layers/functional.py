@@ -5,15 +5,16 @@ layer are one column of a coding, [M, T]. A linear layer can be computed in thre
 up to rounding:
 
 * A, merge: W_m = θ₀ + Σ_t c_mt τ_t by one matrix product over all models, then Y_m = X_m W_mᵀ. 2(T
-  + n) FLOPs for each weight and model. Backward: ∂L/∂c_mt = ⟨dY_mᵀX_m, τ_t⟩.
+  + n) FLOPs for each weight and model. Backward: ∂L/∂c_mt = ⟨dY_mᵀX_m, τ_t⟩. A small weight of a
+  single model is kept for it.
 * B, scale: Y = X θ₀ᵀ + Σ_t (c_t X) τ_tᵀ. 2n(T + 1) FLOPs; weights are read once and none is
   written. Backward: with U_t = dY τ_t, ∂L/∂c_mt = Σ_tokens ⟨U_t, X⟩; no gradient of a weight is
   made.
 * C, low rank: τ_t = B_t A_t stays two factors, see `fusion/merged_layers/low_rank_linear.py`.
 
-For the backward pass only inputs and coefficients are kept, and weights are merged again. Task
-vectors and base are never differentiated; `Recomputed` task vectors are computed again. Form B is
-faster if there are few tokens for each model, see `form_for`. Merged vectors and tables:
+Otherwise only inputs and coefficients are kept for the backward pass, and weights are merged again.
+Task vectors and base are never differentiated; `Recomputed` task vectors are computed again. Form B
+is faster if there are few tokens for each model, see `form_for`. Merged vectors and tables:
 `fusion/merged_layers/tables.py`.
 """
 
@@ -43,6 +44,10 @@ Form: TypeAlias = Literal["auto", "A", "B"]
 BUDGET = {"cpu": 64 << 20, "cuda": 256 << 20}
 """Device -> bytes of merged weights that a layer holds at a time. Models are merged in chunks of
 this size, since on a CPU new memory costs more than larger products gain."""
+
+KEPT = 1 << 17
+"""Bytes up to which a merged weight of a single model is kept for its backward pass on a CPU. Below
+that a second merge costs more by its number of operations than by what it reads."""
 
 COLUMNS = 1 << 15
 """Weights merged at a time on a CPU if there are several models, so that operands stay in cache."""
@@ -163,9 +168,11 @@ def merge_weights(coefficients: Tensor, base: Tensor, deltas: Tensor, dtype: tor
     out = scratch(models, size, wide, base.device)
     # One model: memory-bound, and a product over all of it is at the floor. Several on a CPU:
     # columns in turn, so that what is read once from memory serves all models from cache.
-    step = COLUMNS if models > 1 and base.device.type == "cpu" else max(size, 1)
-    for start in range(0, size, step):
-        span = slice(start, start + step)
+    if models == 1 or base.device.type != "cpu":
+        torch.addmm(origin.to(wide), c, rows.to(wide), out=out)
+        return out.view(models, *base.shape).to(dtype)
+    for start in range(0, size, COLUMNS):
+        span = slice(start, start + COLUMNS)
         torch.addmm(origin[:, span].to(wide), c, rows[:, span].to(wide), out=out[:, span])
     return out.view(models, *base.shape).to(dtype)
 
@@ -208,6 +215,11 @@ class Merge(torch.autograd.Function):
     ) -> Tensor:
         """For each chunk of models: merge the weights, multiply, release the weights."""
         keep(ctx, x, c, base, deltas, again)
+        ctx.weight = None
+        if len(x) == 1 and base.numel() * x.element_size() <= KEPT and x.device.type == "cpu":
+            weight = merge_weights(c, base, deltas, x.dtype)  # too small to be scratch memory
+            ctx.weight = weight if ctx.needs_input_grad[0] else None
+            return torch.mm(x[0], weight[0].T)[None]
         out = x.new_empty(*x.shape[:2], base.shape[0])
         for part in chunks(len(x), base.numel(), x.element_size(), x.device.type):
             weight = merge_weights(c[part], base, deltas, x.dtype)
@@ -216,14 +228,16 @@ class Merge(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        """Merge the weights again for dX; dW exists for one chunk at a time."""
+        """Merge the weights again for dX, unless kept; dW exists for one chunk at a time."""
         x, c, base, deltas = kept(ctx)
         dy = gradients[0].contiguous()
         dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         dc = torch.empty_like(c) if ctx.needs_input_grad[1] else None
         for part in chunks(len(x), base.numel(), x.element_size(), x.device.type):
             if dx is not None:
-                weight = merge_weights(c[part], base, deltas, x.dtype)
+                weight = ctx.weight
+                if weight is None:
+                    weight = merge_weights(c[part], base, deltas, x.dtype)
                 multiply(dy[part], weight, dx[part])
                 del weight
             if dc is not None:

@@ -162,6 +162,32 @@ def test_only_inputs_and_coefficients_are_kept(form: Any, models: int) -> None:
     assert c.grad is not None
 
 
+def test_a_small_weight_of_one_model_is_merged_once_with_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    merges = []
+    plain = merge_weights
+
+    def watched(*args: Any) -> Tensor:
+        merges.append(1)
+        return plain(*args)
+
+    monkeypatch.setattr(module, "merge_weights", watched)
+    found = []
+    for kept in (OUT * IN * 8, OUT * IN * 8 - 1):
+        monkeypatch.setattr(module, "KEPT", kept)
+        merges.clear()
+        x, c = drawn(4, 3, IN, seed=4).requires_grad_(), drawn(1, TASKS, seed=5).requires_grad_()
+        out = linear("A", x, c)
+        out.sin().sum().backward()
+        found.append((len(merges), out, x.grad, c.grad))
+    (once, *first), (twice, *second) = found
+    assert (once, twice) == (1, 2)
+    for one, two in zip(first, second, strict=True):
+        assert one is not None
+        assert torch.equal(one, two)
+
+
 def test_low_rank_keeps_nothing_dense() -> None:
     base, factors = drawn(40, 30, seed=1), low(3, 40, 30)
     x = drawn(7, 3, 30, seed=4).requires_grad_()
