@@ -82,7 +82,11 @@ class Load:
     measured: int = 0
     """Peak bytes that a whole replica was seen to allocate on a GPU; 0: not known yet."""
     work: tuple[float, ...] = ()
-    """Multiplications a row, a segment; empty: in proportion to bytes."""
+    """Multiplications a row, a segment, which activations are kept in proportion to; empty: to
+    bytes."""
+    costs: tuple[float, ...] = ()
+    """Cost of a segment in a micro-batch (`segment_costs.py`), by which the model is cut; empty: by
+    work."""
     largest_block: int = 0
     """Most bytes of the base in one shard, in float32; 0: no limit."""
     half: str = "float16"
@@ -177,32 +181,32 @@ def extended(
 
 @cache
 def cut_by(
-    segments: tuple[int, ...], work: tuple[float, ...], limit: int, shards: int
+    segments: tuple[int, ...], costs: tuple[float, ...], limit: int, shards: int
 ) -> tuple[tuple[int, int], ...]:
     """See `blocks_of`."""
-    return cut(work or segments, shards, segments, limit)
+    return cut(costs or segments, shards, segments, limit)
 
 
 def blocks_of(load: Load, shards: int) -> tuple[tuple[int, int], ...]:
-    """Segments of each shard, cut by work; by bytes if segments do not state their work."""
-    return cut_by(load.segments, load.work, load.largest_block, shards)
+    """Segments of each shard, cut by cost; by bytes if segments do not state their work."""
+    return cut_by(load.segments, load.costs or load.work, load.largest_block, shards)
 
 
 STEPS = 8
-"""Limits that are tried between a cut by work and one by bytes."""
+"""Limits that are tried between a cut by cost and one by bytes."""
 
 
 def balanced(load: Load, shards: int) -> Iterator[Load]:
-    """The load with ever lower limits of a shard's bytes: cut by work first, by bytes last."""
+    """The load with ever lower limits of a shard's bytes: cut by cost first, by bytes last."""
     yield load
-    if not load.work or shards == 1:
+    if not (load.costs or load.work) or shards == 1:
         return
     largest = max(sum(load.segments[slice(*block)]) for block in blocks_of(load, shards))
     even = cut(load.segments, shards)
     least = max(sum(load.segments[slice(*block)]) for block in even)
     for step in range(1, STEPS):
         yield replace(load, largest_block=round(largest * (least / largest) ** (step / STEPS)))
-    yield replace(load, work=())
+    yield replace(load, work=(), costs=())
 
 
 def needs(load: Load, shards: int, device: str) -> list[Need]:

@@ -49,8 +49,11 @@ class Segment:
     width: int = 0
     """Last axis of the MLP's input, which a router reads."""
     work: float | None = None
-    """Multiplications a row, by which models are cut into shards where all segments state it; None:
-    not stated."""
+    """Multiplications a row, by which models are cut into shards where all segments state it, with
+    what merging costs; None: not stated."""
+    lookups: int = 0
+    """Elements a row that are looked up in tables, if the segment does nothing else: only these are
+    merged for a coding. 0: all parameters are."""
     masks: Mapping[str, str] = field(default_factory=dict)
     """The module's own name of a linear layer's weight -> the activation that masks the layer's
     input, where it is another one than `mask`."""

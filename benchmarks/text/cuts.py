@@ -1,15 +1,16 @@
 """Four shards cut by work against four cut by bytes: Flan-T5-large's shape, scaled down.
 
 A step is 8 tasks of some rows with 64 source tokens, one micro-batch a task, every task with a
-coding of its own. What a shard does a row is the work that the cut is made by. What it does a
-micro-batch is merging, in proportion to its bytes and to the experts, and the interpreter's time.
-Every shard computes alone on one thread, and its CPU seconds are taken, forward and backward. From
-those follow, whatever the number of cores here:
+coding of its own. The work that a sweep cuts by is what a shard does a row, and a micro-batch:
+merging, and small operations (`actors/cluster/segment_costs.py`). Every shard computes alone on one
+thread, and its CPU seconds are taken, forward and backward. The chain is also cut into shards of
+one segment, whose seconds give the best of all cuts. From those follow, whatever the number of
+cores here:
 
 * the slowest shard's seconds a micro-batch, which bound the time of a long step;
 * the time of a step of the 1F1B schedule with a core a shard and free transport.
 
-What the work of the segments predicts is beside both.
+What the costs of the segments predict is beside both.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import statistics
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from actors.cluster.partition import Load, blocks_of
+from actors.cluster.partition import Load, blocks_of, cut
 from actors.data.protocol import Activations
 from actors.data.text.answers import answer_tree, collated
 from actors.families.protocol import segment_names
@@ -43,8 +45,12 @@ from benchmarks.environment import Row
 from fusion.logits.head import AnswerHead
 from fusion.task_vectors.task_vectors import TaskVectors
 from sweeps.cli.quickstart import ensure_pool
+from sweeps.planning.prepared import costs_of
 
 SHARDS, TASKS = 4, 8
+EACH = "segments"
+"""The cut into shards of one segment."""
+
 ANSWERS = torch.tensor([[5, 1], [6, 1]])
 """Two words, so three nodes."""
 LARGE = {
@@ -123,19 +129,22 @@ def clocked(call: partial[Any]) -> tuple[float, Any]:
     return time.process_time() - start, found
 
 
-def predicted(work: Sequence[float], blocks: Sequence[tuple[int, int]]) -> list[float]:
-    """Share of the work of each shard."""
-    return [sum(work[slice(*block)]) / sum(work) for block in blocks]
+def predicted(costs: Sequence[float], blocks: Sequence[tuple[int, int]]) -> list[float]:
+    """Share of the costs of each shard."""
+    return [sum(costs[slice(*block)]) / sum(costs) for block in blocks]
 
 
 def cuts(scratch: Path, scale: int, experts: int, rows: int, repeats: int) -> list[Row]:
     """Both cuts, in turns."""
     base = inspect(str(write_base(scratch / f"large{rows}", scale)), "pool.base")
     chain = t5_segments(base)
-    work = tuple(float(each.work or 0) for each in chain)
+    costs = costs_of(chain, experts, rows)
     load = Load(tuple(4 * each.numel for each in chain), experts)
-    sides = {"bytes": blocks_of(load, SHARDS)}
-    sides["work"] = blocks_of(Load(load.segments, experts, work=work), SHARDS)
+    sides = {
+        "bytes": blocks_of(load, SHARDS),
+        "work": blocks_of(replace(load, costs=costs), SHARDS),
+        EACH: tuple((at, at + 1) for at in range(len(chain))),
+    }
     vectors = random_vectors(base, experts)
     found = {name: Cut(base, vectors, blocks) for name, blocks in sides.items()}
     ids = torch.randint(3, LARGE["vocab_size"] // scale, (rows, TYPICAL_TOKENS))
@@ -149,7 +158,12 @@ def cuts(scratch: Path, scale: int, experts: int, rows: int, repeats: int) -> li
         for name in list(found)[:: 1 if repeat % 2 else -1]:
             found[name].run(given, coding, batch, keep=repeat > 0)
     torch.set_num_threads(threads)
-    return compared(f"{rows} rows, {experts} experts", found, work)
+    return compared(f"{rows} rows, {experts} experts", found, costs)
+
+
+def slowest_of(seconds: Sequence[float], blocks: Sequence[tuple[int, int]]) -> float:
+    """Of the heaviest block of a cut."""
+    return max(sum(seconds[slice(*block)]) for block in blocks)
 
 
 def random_vectors(base: Any, experts: int) -> TaskVectors:
@@ -165,11 +179,12 @@ def random_vectors(base: Any, experts: int) -> TaskVectors:
     return TaskVectors(tuple(f"task{t}" for t in range(experts)), origin, deltas)
 
 
-def compared(title: str, found: dict[str, Cut], work: Sequence[float]) -> list[Row]:
-    """The rows of both cuts."""
-    medians = {name: cut.medians() for name, cut in found.items()}
+def compared(title: str, found: dict[str, Cut], costs: Sequence[float]) -> list[Row]:
+    """The rows of both cuts; `EACH` of `found` is the chain cut into single segments."""
+    alone = [f + b for f, b in found.pop(EACH).medians()]
+    medians = {name: each.medians() for name, each in found.items()}
     slots = {name: [f + b for f, b in times] for name, times in medians.items()}
-    shares = {name: predicted(work, cut.blocks) for name, cut in found.items()}
+    shares = {name: predicted(costs, each.blocks) for name, each in found.items()}
     steps = {name: makespan(times, TASKS) for name, times in medians.items()}
     ideal = {
         name: makespan([(s / 3, 2 * s / 3) for s in each[:-1]] + [(0.0, each[-1])], TASKS)
@@ -183,7 +198,7 @@ def compared(title: str, found: dict[str, Cut], work: Sequence[float]) -> list[R
             slowest["bytes"] / slowest["work"],
             f"near {most['bytes'] / most['work']:.3g}",
             f"{slowest['bytes']:.3g} CPU s ÷ {slowest['work']:.3g} CPU s a micro-batch; predicted"
-            f" {100 * most['bytes']:.0f} % ÷ {100 * most['work']:.0f} % of the work",
+            f" {100 * most['bytes']:.0f} % ÷ {100 * most['work']:.0f} % of the costs",
         ),
         Row(
             f"{title}: a step of {TASKS} tasks (1F1B of these CPU s), by bytes ÷ by work",
@@ -192,11 +207,24 @@ def compared(title: str, found: dict[str, Cut], work: Sequence[float]) -> list[R
             f"{steps['bytes']:.3g} s ÷ {steps['work']:.3g} s; with {SHARDS} − 1 slots of bubbles",
         ),
     ]
-    for name, cut in found.items():
+    best = cut(alone, SHARDS)
+    least = slowest_of(alone, best)
+    for name, kept in found.items():
+        here = slowest_of(alone, kept.blocks)
+        rows.append(
+            Row(
+                f"{title}: slowest shard, cut by {name} ÷ the best of all cuts",
+                here / least,
+                "",
+                f"{here:.3g} s ÷ {least:.3g} s, sums of segments run alone; the best is"
+                f" {' '.join(f'[{a}, {b})' for a, b in best)}",
+            )
+        )
+    for name, kept in found.items():
         seconds = sum(slots[name])
         each = " / ".join(f"{100 * s / seconds:.0f}" for s in slots[name])
         said = " / ".join(f"{100 * s:.0f}" for s in shares[name])
-        blocks = " ".join(f"[{a}, {b})" for a, b in cut.blocks)
+        blocks = " ".join(f"[{a}, {b})" for a, b in kept.blocks)
         how = f"measured {each} %, predicted {said} %; segments {blocks}"
         rows.append(
             Row(f"{title}, cut by {name}: CPU s of all shards a micro-batch", seconds, "", how)

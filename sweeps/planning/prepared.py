@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from actors.cluster.planner import Load, Plan
+from actors.cluster.segment_costs import Effort, segment_cost
 from actors.data.protocol import Inputs
 from actors.data.task import Role, Splits, Task
 from actors.data.task_rows import BATCH, SAMPLES
@@ -125,6 +126,7 @@ def load_of(spec: SweepSpec, pool: Pool, needs: LearningNeeds) -> Load:
     chain, layout = pool.family.segments(pool.base), pool.family.layout(pool.base)
     segments = tuple(4 * segment.numel for segment in chain)
     factors: tuple[int, ...] = ()
+    factored = spec.placement.weights == "factored"
     if all(expert.factors for expert in pool.experts.values()):
         factors = tuple(factor_bytes(pool, segment.names.values()) for segment in chain)
     gathered = statistics_costs(spec, pool).values()
@@ -141,10 +143,11 @@ def load_of(spec: SweepSpec, pool: Pool, needs: LearningNeeds) -> Load:
         transformed=needs.transformed,
         filed=spec.placement.weights == "files",
         factors=factors,
-        factored=spec.placement.weights == "factored",
+        factored=factored,
         largest=4 * max(pool.base.tensors[name].numel for name in pool.names),
         sampled=SAMPLES if "model_per_sample" in outputs else 0,
         work=work_of(chain),
+        costs=costs_of(chain, len(pool.experts), needs.images, factors if factored else ()),
         half="float16" if "float16" in pool.family.offers(pool.base) else "bfloat16",
     )
 
@@ -153,3 +156,24 @@ def work_of(chain: Sequence[Segment]) -> tuple[float, ...]:
     """Multiplications a row of each segment; empty where some segment does not state its own."""
     stated = [segment.work for segment in chain if segment.work is not None]
     return tuple(stated) if len(stated) == len(chain) else ()
+
+
+def costs_of(
+    chain: Sequence[Segment], experts: int, rows: int, factors: Sequence[int] = ()
+) -> tuple[float, ...]:
+    """Cost of each segment in a micro-batch; empty where some segment does not state its work.
+
+    Args:
+        chain: all segments.
+        experts: T.
+        rows: of a micro-batch that is learned from; 0: nothing is learned, models are evaluated.
+        factors: bytes of all experts' factors, a segment, in float32; empty: dense task vectors.
+    """
+    batch, found = rows or BATCH, []
+    for index, work in enumerate(work_of(chain)):
+        part = chain[index]
+        elements = batch * part.lookups or part.numel
+        kept = factors[index] / 4 if factors else None
+        effort = Effort(work, len(set(part.names.values())), elements, kept)
+        found.append(segment_cost(effort, batch, experts, rows > 0))
+    return tuple(found)

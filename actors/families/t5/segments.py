@@ -41,6 +41,8 @@ from actors.families.t5.architecture import (
     SELF,
     SHARED,
     TABLES,
+    TYPICAL_NODES,
+    TYPICAL_TOKENS,
     block_work,
     inner_names,
     output_work,
@@ -296,7 +298,8 @@ def t5_segments(base: Checkpoint) -> tuple[Segment, ...]:
         "encoder_table.weight": TABLES["encoder"],
         "decoder_table.weight": TABLES["decoder"],
     }
-    chain = [segment(base, Embed, (fields,), names, work=0)]
+    looked_up = (TYPICAL_TOKENS + TYPICAL_NODES) * fields["d_model"]
+    chain = [segment(base, Embed, (fields,), names, work=0, lookups=looked_up)]
     for side, depth in sides(fields).items():
         if side == "decoder":
             norm = {"final_layer_norm.weight": "encoder.final_layer_norm.weight"}

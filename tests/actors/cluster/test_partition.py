@@ -1,11 +1,12 @@
 """The cut of a chain into shards, against every possible cut."""
 
 import random
+from dataclasses import replace
 from itertools import combinations, pairwise
 
 import pytest
 
-from actors.cluster.partition import Load, balanced, blocks_of, cut
+from actors.cluster.partition import Load, balanced, blocks_of, cut, needs
 from fusion.errors import InputError
 
 
@@ -60,6 +61,33 @@ def test_segments_that_state_their_work_are_cut_by_it_as_far_as_memory_allows():
     assert tried[0] == ((0, 1), (1, 6))
     assert ((0, 2), (2, 6)) in tried
     assert tried[-1] == ((0, 3), (3, 6))
+
+
+def test_costs_decide_the_cut_and_work_the_memory():
+    load = Load((4, 4, 4, 4), experts=1, work=(1, 1, 1, 1), training_bytes=400)
+    dear = replace(load, costs=(1, 1, 1, 9))
+    assert blocks_of(load, 2) == ((0, 2), (2, 4))
+    assert blocks_of(dear, 2) == ((0, 3), (3, 4))
+    assert [blocks_of(each, 2) for each in balanced(dear, 2)][-1] == ((0, 2), (2, 4))
+    first, second = needs(dear, 2, "cpu")
+    kept = (300 * 2, 100 * 1)  # the first of two shards keeps two micro-batches
+    merged = (12 + 8 + 0, 4 + 8 + 0)  # the resident block, two of the largest segment
+    assert first.host - second.host == kept[0] + merged[0] - kept[1] - merged[1]
+
+
+def test_the_bottleneck_of_a_cut_by_cost_is_optimal_within_the_memory_limit():
+    draw = random.Random(2)
+    for _ in range(40):
+        size = draw.randrange(2, 8)
+        sizes = tuple(draw.randrange(1, 20) for _ in range(size))
+        costs = tuple(float(draw.randrange(20)) for _ in range(size))
+        shards, limit = draw.randrange(1, size + 1), draw.randrange(10, 80)
+        load = Load(sizes, experts=1, work=(1.0,) * size, costs=costs, largest_block=limit)
+        kept = [each for each in every(size, shards) if largest(sizes, each) <= limit]
+        if kept:
+            found = blocks_of(load, shards)
+            assert largest(sizes, found) <= limit
+            assert largest(costs, found) == min(largest(costs, each) for each in kept)
 
 
 @pytest.mark.parametrize("blocks", [0, -1, 4])
