@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,10 +19,16 @@ from actors.pool.pool import open_pool
 from fusion.errors import InputError
 from sweeps.spec.candidates import random_points
 from sweeps.train import spec as trainspec
+from sweeps.train.fine_tuning_context import FineTuningContext
+from sweeps.train.ingredients import read_results
+from sweeps.train.run_trials import TrialRecorder
 from sweeps.train.searcher import allows
 from tests.actors.families.t5.models import write_pool
 from tests.sweeps.program import TWO, comparison, in_process
 from tests.sweeps.train.test_run import hashes
+from tests.sweeps.train.test_texts import context, ran
+
+__all__ = ["context"]  # a fixture
 
 LORA = {"rank": 16, "alpha": 32.0, "targets": ["q", "v"], "dropout": 0.1}
 """The defaults."""
@@ -120,6 +128,39 @@ def test_defaults_of_lora_are_filled_in_and_its_fields_are_searched(
     assert [each["rank"] for each in searched] == [2, 2, 2, 4, 4, 4]
     assert len({each["alpha"] for each in searched}) > 3
     assert all(8 <= each["alpha"] <= 64 and each["targets"] == ["wo"] for each in searched)
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "dropout": 0.3}], ids=["all", "lora"])
+def test_a_trial_goes_on_where_it_was_killed(
+    lora: dict[str, Any] | None, context: FineTuningContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = ran(context, monkeypatch, "one", "colour", lora=lora)
+    assert [each["rung"] for each in whole] == [1, 3, 9]
+    assert ran(context, monkeypatch, "two", "colour", stop=3, lora=lora) == whole[:2]
+    assert (context.out / "trained/two/state.pt").exists()
+    assert ran(context, monkeypatch, "two", "colour", lora=lora) == whole
+    one, two = read_results(context.out, "colour")
+    assert one.made == two.made
+    assert [each["kind"] for each in one.made] == ["expert", "ema"]
+    file = "model" if lora is None else "adapter_model"
+    assert (context.out / f"trained/one/expert-ema/{file}.safetensors").exists()
+
+
+def test_a_fault_is_reported_and_not_raised(
+    context: FineTuningContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For Tune, a trial that raised is one whose process died, which runs again."""
+    given = {"targets": ["nothing"]}
+    (last,) = ran(context, monkeypatch, "one", "colour", lora=given)
+    assert math.isnan(last["select"])
+    assert last["final"]
+    assert "Error: Target modules {'nothing'} not found" in last["reason"]
+    lines: list[str] = []
+    progress = SimpleNamespace(say=lines.append, advance=lambda *_: None)
+    ended = SimpleNamespace(config={"task": "colour", "params": {"lora": given}}, last_result=last)
+    TrialRecorder(context, progress).on_trial_complete(0, [], ended)
+    assert lines == [f"failed: colour {{'lora': {given}}}: {last['reason']}"]
+    assert read_results(context.out, "colour") == []
 
 
 @pytest.fixture(scope="module")

@@ -143,17 +143,17 @@ def test_starts_are_made_once_and_again_for_another_seed(context: FineTuningCont
 
 
 def ran(context: FineTuningContext, monkeypatch: pytest.MonkeyPatch, key: str, task: str,
-        stop: int | None = None) -> list[dict[str, Any]]:  # fmt: skip
+        stop: int | None = None, **changes: Any) -> list[dict[str, Any]]:  # fmt: skip
     """What a trial reports; at rung `stop` it is ended, as Tune ends one."""
     reports = []
 
     def report(result: dict[str, Any]) -> None:
         reports.append(result)
-        if result["rung"] == stop:
+        if stop is not None and result["rung"] == stop:
             raise SystemExit
 
     monkeypatch.setattr(traintrial.tune, "report", report)
-    params = {"epochs": 3.0, "batch_size": 8, "learning_rate": 3e-3, "ema": 0.9}
+    params = {"epochs": 3.0, "batch_size": 8, "learning_rate": 3e-3, "ema": 0.9} | changes
     config = {"task": task, "trial_key": key, "seed": 3, "params": params}
     given = (context.folders, context.data, context.contexts, context.out, "cpu", True)
     try:
