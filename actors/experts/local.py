@@ -12,7 +12,7 @@ from torch import Tensor
 
 from actors.artifacts.fitted_file import fit
 from actors.artifacts.head_file import open_head
-from actors.artifacts.recipe import Recipe
+from actors.artifacts.recipe import BASE, Recipe
 from actors.cluster.metrics import count
 from actors.cluster.peak_memory import PEAK_MEMORY, MemoryMeter
 from actors.data.task_rows import TaskData, tasks_with
@@ -94,6 +94,24 @@ class LocalExperts:
     def evaluate_all(self, recipes: Sequence[Recipe], role: str) -> list[Evaluation]:
         """Evaluate several recipes, one after the other."""
         return [self.evaluate(recipe, role) for recipe in recipes]
+
+    def expert_scores(self, role: str) -> dict[str, dict[str, dict[str, float]]]:
+        """Base and each expert -> task -> metric -> score, from outputs that are cached or made.
+
+        What a model writes is not decoded: these are scores of classes.
+        """
+        runner, found = self.runner, {}
+        for name in (BASE, *runner.tasks):
+            found[name] = {
+                task: score(
+                    runner.predicted_of(name, task, role).logits,
+                    runner.labels(task, role),
+                    runner.data[task].metric,
+                    runner.data[task].values,
+                ).values()
+                for task in tasks_with(runner.data, role)
+            }
+        return found
 
     def timed(self, recipe: Recipe, role: str) -> Timing:
         """See `actors.experts.timing.timed`."""

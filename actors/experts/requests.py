@@ -193,6 +193,18 @@ class Gradients(Request["list[Gradient]"]):
 
 
 @dataclass(frozen=True)
+class ExpertScores(Request[dict[str, dict[str, dict[str, float]]]]):
+    """Score base and experts on every task's rows of a role."""
+
+    name = "expert scores"
+    role: str
+
+    def run(self, experts: LocalExperts) -> dict[str, dict[str, dict[str, float]]]:
+        """See `LocalExperts.expert_scores`."""
+        return experts.expert_scores(self.role)
+
+
+@dataclass(frozen=True)
 class GramMatrix(Request["Gram"]):
     """Inner products of the task vectors."""
 

@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 from actors.artifacts.recipe import BASE, REFERENCES, Recipe
 from actors.experts.evaluation import Evaluation
 from actors.experts.metrics import ACCURACY, RankedMetric
-from actors.experts.requests import Embed, Evaluate, Time
+from actors.experts.requests import Embed, Evaluate, ExpertScores, Time
 from actors.files.checksums import Damaged, again, sealed_json, unsealed_json
 from actors.files.documents import checked
 from actors.files.fingerprint import Fingerprint
@@ -24,11 +24,15 @@ from actors.fleet.client import Client
 from actors.fleet.transport import fetched
 from fusion.errors import InputError
 from fusion.registry import METHODS
+from fusion.task_vectors.gram import cosines
 from sweeps.console.optional import aside
 from sweeps.console.progress import Progress
 from sweeps.planning.shift_data import ROLE
 from sweeps.results.comparison import Row, intervals
 from sweeps.results.correctness_file import SUFFIX, Kept, read_kept, write_kept
+from sweeps.results.expert_matrix import ExpertMatrix
+from sweeps.results.expert_matrix import read as read_experts
+from sweeps.results.expert_matrix import write as write_experts
 from sweeps.results.folder import learned_name
 from sweeps.results.ledger import write_text
 
@@ -203,6 +207,25 @@ def measure_shifts(
         for row in rows
         for there in [[name for name in marks if name in measured[row.method]]]
     ]
+
+
+def measure_experts(client: Client, folder: Path, key: str, progress: Progress) -> None:
+    """Keep each expert's score on every task, and the cosines of task vectors, in `folder`.
+
+    Outputs of the experts are cached by then, and the weights are read once. What was kept under
+    `key` before is not measured again. A line says so if it cannot be measured.
+    """
+    if read_experts(folder, key) is not None:
+        return
+    with aside("the matrices of experts", "--resume makes them", progress.say):
+        scores = fetched(client.submit(ExpertScores("report")))
+        matrix = client.gram()
+        table = cosines(matrix.total).tolist()
+        named = {
+            name: dict(zip(matrix.tasks, line, strict=True))
+            for name, line in zip(matrix.tasks, table, strict=True)
+        }
+        write_experts(ExpertMatrix(key, scores, named), folder)
 
 
 TIMES_SUFFIX = ".times.json"

@@ -25,7 +25,12 @@ from fusion.registry import METHODS
 from sweeps.console import redact, signals
 from sweeps.console.optional import aside
 from sweeps.console.progress import Progress
-from sweeps.execution.final_evaluation import evaluate_rows, measure_shifts, measure_times
+from sweeps.execution.final_evaluation import (
+    evaluate_rows,
+    measure_experts,
+    measure_shifts,
+    measure_times,
+)
 from sweeps.execution.preflight import ready
 from sweeps.execution.publish import RESUMED, publish, tags_of
 from sweeps.execution.site import Site
@@ -233,6 +238,7 @@ def evaluated(sweep: SweepRun) -> list[Row]:
     rows = measure_shifts(
         sweep.experts, marks, rows, folder.correct, folder.learned, sweep.progress, metric
     )
+    measure_experts(sweep.experts, folder.path, sweep.context.common, sweep.progress)
     rows = measure_times(sweep.experts, rows, folder.correct, folder.learned, sweep.progress)
     rows = [with_recipe(row, prepared, folder, sweep.experts) for row in rows]
     sweep.tracker.flush(folder.ledger)

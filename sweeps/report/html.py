@@ -24,6 +24,8 @@ from sweeps.report.charts.axes import Axis
 from sweeps.report.charts.hyperparameter_profiles import Profile, importance, profiles
 from sweeps.report.charts.search_surface_plots import pictures
 from sweeps.results.comparison import MEANS, Comparison, Row, finite
+from sweeps.results.expert_matrix import ExpertMatrix
+from sweeps.results.expert_matrix import read as read_experts
 from sweeps.results.folder import SweepFolder
 from sweeps.results.ledger import Entry, write_text
 from sweeps.results.partial_comparison import gather
@@ -54,7 +56,13 @@ def write_html(
         comparison = source
     analysis = ANALYSIS if (path.parent / ANALYSIS).exists() else ""
     folder = SweepFolder(source if isinstance(source, Path) else path.parent)
-    text = html(comparison, tuple(entries or ()), analysis=analysis, learned=folder.learned)
+    text = html(
+        comparison,
+        tuple(entries or ()),
+        analysis=analysis,
+        learned=folder.learned,
+        experts=read_experts(folder.path),
+    )
     write_text(path, text)
 
 
@@ -64,15 +72,30 @@ def html(
     *,
     analysis: str = "",
     learned: Path | None = None,
+    experts: ExpertMatrix | None = None,
 ) -> str:
     """The report as text.
 
     `analysis`: where, beside it, the page of `sweeps analyse` is; `learned`: the folder of what
-    trials learned, whose surfaces are drawn.
+    trials learned, whose surfaces are drawn; `experts`: the experts among themselves.
     """
     template = environment().get_template("report.html.j2")
-    shown = view(comparison, entries) | {"surfaces": pictures(comparison.rows, learned)}
+    shown = view(comparison, entries) | {
+        "surfaces": pictures(comparison.rows, learned),
+        "experts": expert_charts(comparison, experts),
+    }
     return template.render(shown, words=number_format, analysis=analysis)
+
+
+def expert_charts(comparison: Comparison, experts: ExpertMatrix | None) -> list[tuple[str, Markup]]:
+    """Caption and chart of every matrix of the experts that is known."""
+    if experts is None:
+        return []
+    found = {
+        "score of every expert on every task": vega.expert_scores(comparison, experts),
+        "cosines of task vectors": vega.expert_cosines(experts),
+    }
+    return [(name, vega.embedded(spec)) for name, spec in found.items() if spec is not None]
 
 
 def environment() -> Environment:

@@ -19,6 +19,7 @@ from sweeps.console.number_format import params_text, percent, value_text
 from sweeps.report.charts.hyperparameter_profiles import Profile, Tried, curves
 from sweeps.report.charts.learning_curves import Learned, mean, thinned
 from sweeps.results.comparison import Comparison, Row
+from sweeps.results.expert_matrix import ExpertMatrix
 
 Spec: TypeAlias = dict[str, Any]
 
@@ -239,6 +240,73 @@ def bars(title: str, shares: Mapping[str, float]) -> Spec:
             "tooltip": hover("parameter", "share"),
         },
     }
+
+
+def expert_scores(comparison: Comparison, found: ExpertMatrix) -> Spec | None:
+    """Score of base and every expert on every task, as published tables have it; None where the
+    ranking metric is not measured so."""
+    name = comparison.ranked_by.name
+    values = [
+        {"model": model, "task": task, "score": shown(value), "text": percent(value)}
+        for model, tasks in found.scores.items()
+        for task in comparison.tasks
+        if (value := tasks.get(task, {}).get(name)) is not None
+    ]
+    if not values:
+        return None
+    return cells(
+        "every expert on every task", values, ("model", "task", "score"),
+        (list(found.scores), list(comparison.tasks)), f"{comparison.ranked_by.title}, %",
+    )  # fmt: skip
+
+
+def expert_cosines(found: ExpertMatrix) -> Spec | None:
+    """Cosines between task vectors; the diagonal, which is 1, is left out."""
+    values = [
+        {"first": first, "second": second, "cosine": round(value, 4), "text": f"{value:.2f}"}
+        for first, line in found.cosines.items()
+        for second, value in line.items()
+        if first != second and value is not None
+    ]
+    if not values:
+        return None
+    names = list(found.cosines)
+    return cells(
+        "cosines of task vectors", values, ("first", "second", "cosine"), (names, names), "cosine"
+    )
+
+
+def cells(
+    label: str,
+    values: Sequence[Mapping[str, Any]],
+    fields: tuple[str, str, str],
+    order: tuple[Sequence[str], Sequence[str]],
+    title: str,
+) -> Spec:
+    """A matrix of coloured cells, with their numbers if there are at most 12 columns.
+
+    `fields`: of rows, columns and colour.
+    """
+    row, column, colour = fields
+    numbers: list[float] = [value[colour] for value in values]
+    half = (min(numbers) + max(numbers)) / 2
+    ink = {"condition": {"test": {"field": colour, "gte": half}, "value": "white"}, "value": "#123"}
+    written = {"mark": {"type": "text"}, "encoding": {"text": {"field": "text"}, "color": ink}}
+    return base(label, 26 * len(order[0]) + 90) | {
+        "data": {"values": list(values)},
+        "encoding": {
+            "y": {"field": row, "type": "nominal", "sort": list(order[0]), "title": None},
+            "x": {"field": column, "type": "nominal", "sort": list(order[1]), "title": None,
+                  "axis": {"labelAngle": -35, "orient": "top", "labelLimit": 110}},
+            "tooltip": hover(row, column, colour),
+        },
+        "layer": [
+            {"mark": "rect", "encoding": {"color": {
+                "field": colour, "type": "quantitative", "title": title,
+                "scale": {"scheme": "blues", "zero": False}}}},
+            *([written] if len(order[1]) <= 12 else []),
+        ],
+    }  # fmt: skip
 
 
 def learning(curves: Sequence[Learned]) -> Spec:

@@ -8,7 +8,7 @@ import torch
 from actors.artifacts.coding_file import dump_coding
 from actors.artifacts.recipe import Recipe
 from actors.experts.local import LocalExperts
-from actors.experts.requests import Time
+from actors.experts.requests import ExpertScores, Time
 from actors.experts.timing import ROWS, fastest
 from tests.actors.experts.test_logits import NAMES, experts  # noqa: F401 (a fixture)
 
@@ -52,6 +52,17 @@ def test_no_cache_is_read_or_written(experts: LocalExperts):  # noqa: F811
         experts.runner.pipeline.embed = embed  # type: ignore[method-assign]
     assert asked.count(60) >= 2 * len(NAMES)  # each expert ran, though its outputs were cached
     assert {path: path.stat().st_mtime_ns for path in root.iterdir()} == kept
+
+
+def test_every_expert_is_scored_on_every_task(experts: LocalExperts):  # noqa: F811
+    found = ExpertScores("report").run(experts)
+    assert list(found) == ["pretrained", *NAMES]
+    own = experts.evaluate(Recipe("experts"), "report")
+    base = experts.evaluate(Recipe("pretrained"), "report")
+    for task in NAMES:
+        assert found[task][task]["acc"] == own.scores[task].accuracy
+        assert found["pretrained"][task]["acc"] == base.scores[task].accuracy
+    assert found["lines"]["tones"]["acc"] < found["tones"]["tones"]["acc"]
 
 
 def test_the_fastest_call_counts(monkeypatch: pytest.MonkeyPatch):

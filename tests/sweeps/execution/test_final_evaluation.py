@@ -4,12 +4,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from actors.experts.requests import Time
+from actors.experts.requests import ExpertScores, Time
 from actors.experts.timing import Timing
 from fusion.errors import InputError
+from fusion.task_vectors.gram import Gram
 from sweeps.execution import final_evaluation
-from sweeps.execution.final_evaluation import measure_times
+from sweeps.execution.final_evaluation import measure_experts, measure_times
+from sweeps.results import expert_matrix
 from sweeps.results.comparison import Row
 
 ROWS = [
@@ -73,3 +76,36 @@ def test_what_cannot_be_measured_is_said_and_left_out(measure):
     assert found[1].cost == {"models": 1}
     (line,) = measure.said
     assert line.startswith("the times of ties could not be made: logits that are not finite")
+
+
+SCORES = {"pretrained": {"a": {"acc": 0.5}}, "a": {"a": {"acc": 0.75}}, "b": {"a": {"acc": 0.25}}}
+
+
+class Pool:
+    """A client that knows two experts, with task vectors (3, 4) and (4, 3)."""
+
+    asked = 0
+
+    def submit(self, request: ExpertScores) -> object:
+        assert request == ExpertScores("report")
+        self.asked += 1
+        return SCORES
+
+    def gram(self) -> Gram:
+        return Gram(("a", "b"), torch.tensor([[25.0, 24.0], [24.0, 25.0]], dtype=torch.double), {})
+
+
+def test_experts_are_measured_once_for_a_pool(measure, tmp_path):
+    pool, progress = Pool(), SimpleNamespace(say=measure.said.append)
+    for key in ("one", "one", "two"):
+        measure_experts(pool, tmp_path, key, progress)  # type: ignore[arg-type]
+    assert pool.asked == 2
+    found = expert_matrix.read(tmp_path, "two")
+    assert found is not None
+    assert found.scores == SCORES
+    assert found.cosines == {"a": {"a": 1.0, "b": pytest.approx(0.96)},
+                             "b": {"a": pytest.approx(0.96), "b": 1.0}}  # fmt: skip
+    assert expert_matrix.read(tmp_path, "one") is None
+    (tmp_path / "experts.json").write_text("{}")
+    assert expert_matrix.read(tmp_path) is None
+    assert measure.said == []

@@ -21,6 +21,7 @@ from sweeps.report.html import html, write_html
 from sweeps.report.significance_text import matrix, sentence, sentences, verdict
 from sweeps.results.comparison import Comparison, Header, Pair, Row, compare
 from sweeps.results.comparison_file import write
+from sweeps.results.expert_matrix import ExpertMatrix
 from sweeps.results.ledger import Entry, Ledger
 from sweeps.results.winners import winners
 from tests.sweeps.conftest import entry
@@ -252,6 +253,25 @@ def test_score_is_drawn_against_cost_with_the_front():
     }  # fmt: skip
     free = tuple(replace(row, cost={}) for row in FOUR)
     assert "accuracy against cost" not in html(Comparison("s", "", "val", free), [])
+
+
+def test_the_experts_are_drawn_among_themselves():
+    entries = trials()
+    matrix = ExpertMatrix(
+        "key",
+        {"pretrained": {"cars": {"acc": 0.25}}, "cars": {"cars": {"acc": 0.75}, "svhn": {}}},
+        {"cars": {"cars": 1.0, "svhn": 0.125}, "svhn": {"cars": 0.125, "svhn": None}},
+    )
+    page = html(finished(entries), entries, experts=matrix)
+    assert spec(page, "every expert on every task")["data"]["values"] == [
+        {"model": "pretrained", "task": "cars", "score": 25.0, "text": "25.0"},
+        {"model": "cars", "task": "cars", "score": 75.0, "text": "75.0"},
+    ]
+    assert spec(page, "cosines of task vectors")["data"]["values"] == [
+        {"first": "cars", "second": "svhn", "cosine": 0.125, "text": "0.12"},
+        {"first": "svhn", "second": "cars", "cosine": 0.125, "text": "0.12"},
+    ]
+    assert "among themselves" not in html(finished(entries), entries)
 
 
 def test_a_large_report_is_below_five_megabytes():
