@@ -15,15 +15,17 @@ from markupsafe import Markup
 
 from actors.artifacts.recipe import REFERENCES
 from actors.experts.metrics import RankedMetric
+from fusion.errors import InputError
 from fusion.registry import METHODS, Gated
 from sweeps.console import number_format
-from sweeps.report import exports, shift_table, significance_text, soup_decisions
+from sweeps.report import disagreements, exports, shift_table, significance_text, soup_decisions
 from sweeps.report.charts import comparison as plots
 from sweeps.report.charts import learning_curves, vega
 from sweeps.report.charts.axes import Axis
 from sweeps.report.charts.hyperparameter_profiles import Profile, importance, profiles
 from sweeps.report.charts.search_surface_plots import pictures
 from sweeps.results.comparison import MEANS, Comparison, Row, finite
+from sweeps.results.correctness_file import Correct, read_correct
 from sweeps.results.expert_matrix import ExpertMatrix
 from sweeps.results.expert_matrix import read as read_experts
 from sweeps.results.folder import SweepFolder
@@ -62,6 +64,7 @@ def write_html(
         analysis=analysis,
         learned=folder.learned,
         experts=read_experts(folder.path),
+        correct=kept_correct(folder.correct),
     )
     write_text(path, text)
 
@@ -73,18 +76,29 @@ def html(
     analysis: str = "",
     learned: Path | None = None,
     experts: ExpertMatrix | None = None,
+    correct: Mapping[str, Correct] | None = None,
 ) -> str:
     """The report as text.
 
     `analysis`: where, beside it, the page of `sweeps analyse` is; `learned`: the folder of what
-    trials learned, whose surfaces are drawn; `experts`: the experts among themselves.
+    trials learned, whose surfaces are drawn; `experts`: the experts among themselves;
+    `correct`: row -> its samples on the report split.
     """
     template = environment().get_template("report.html.j2")
     shown = view(comparison, entries) | {
         "surfaces": pictures(comparison.rows, learned),
         "experts": expert_charts(comparison, experts),
+        "disagreements": disagreements.tables(comparison, correct or {}),
     }
     return template.render(shown, words=number_format, analysis=analysis)
+
+
+def kept_correct(folder: Path) -> Mapping[str, Correct]:
+    """Samples of all rows; none if a file is damaged, which keeps no report from being written."""
+    try:
+        return read_correct(folder)
+    except InputError:
+        return {}
 
 
 def expert_charts(comparison: Comparison, experts: ExpertMatrix | None) -> list[tuple[str, Markup]]:
