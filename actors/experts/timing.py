@@ -80,10 +80,10 @@ def timed(runner: ModelRunner, recipe: Recipe, role: str) -> Timing:
             weights = runner.pipeline.weights(coding=one_hot(runner.tasks, names[0]), own=True)
             return replace(merged(small, lambda: weights, names[0], role), merge_s=None)
         if method is None:
-            found = merged(small, lambda: model_weights(small, recipe), names[0], role)
+            found = merged(small, lambda: model_weights(runner, recipe), names[0], role)
             return replace(found, merge_s=None)
         if method.output == "one_model":
-            return merged(small, lambda: model_weights(small, recipe), names[0], role)
+            return merged(small, lambda: model_weights(runner, recipe), names[0], role)
         if method.output == "model_per_task":
 
             def of_task() -> Weights:

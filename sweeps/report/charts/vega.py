@@ -231,7 +231,7 @@ def place(value: float, low: float, high: float, log: bool) -> float:
 def bars(title: str, shares: Mapping[str, float]) -> Spec:
     """Horizontal bars of shares of 1, the largest first."""
     values = [{"parameter": name, "share": round(share, 4)} for name, share in shares.items()]
-    return base(title, 22 * len(values) + 20) | {
+    return base(title, 22 * len(values) + 60) | {
         "data": {"values": values},
         "mark": "bar",
         "encoding": {

@@ -7,23 +7,40 @@ import torch
 
 from actors.artifacts.coding_file import dump_coding
 from actors.artifacts.recipe import Recipe
-from actors.experts.local import LocalExperts
+from actors.data.task import Splits, TaskSource, open_task
+from actors.experts.embedding_cache import EmbeddingCache
+from actors.experts.local import LocalExperts, local_experts
+from actors.experts.prepare_data import prepare_data
 from actors.experts.requests import ExpertScores, Time
 from actors.experts.timing import ROWS, fastest
-from tests.actors.experts.test_logits import NAMES, experts  # noqa: F401 (a fixture)
+from actors.pool.pool import open_pool
+
+NAMES = ("lines", "tones", "blobs")
 
 HOT = dump_coding(torch.tensor([0.0, 1.0, 0.0]).view(1, 3, 1), NAMES, ())
 MERGED = [
     Recipe("task_arithmetic", {"scale": 0.3}),
     Recipe("ties"),
     Recipe("emr"),
+    Recipe("fisher", {"examples": 8}),
     Recipe("greedy_soup", {}, HOT),
 ]
 NOT_MERGED = [Recipe("pretrained"), Recipe("experts"), Recipe("ensemble"), Recipe("dawin")]
 
 
+@pytest.fixture(scope="module")
+def experts(tiny_pool, tmp_path_factory) -> LocalExperts:
+    root, cache = tiny_pool.root, tmp_path_factory.mktemp("timing")
+    pool = open_pool(str(root / "base"), {name: str(root / "experts" / name) for name in NAMES})
+    tasks = {name: open_task(TaskSource(name, str(root / "data" / name))) for name in NAMES}
+    roles = ["fit", "select", "report"]
+    data = prepare_data(pool.base, tasks, Splits(), roles, cache)
+    identity = {name: name for name in (*NAMES, "pretrained")}
+    return local_experts(pool, data, EmbeddingCache(cache / "embeddings", identity))
+
+
 @pytest.mark.parametrize("recipe", [*MERGED, *NOT_MERGED], ids=lambda recipe: recipe.method)
-def test_every_kind_is_timed_and_results_stay(experts: LocalExperts, recipe: Recipe):  # noqa: F811
+def test_every_kind_is_timed_and_results_stay(experts: LocalExperts, recipe: Recipe):
     before = experts.logits(recipe, "report")
     found = Time(recipe, "report").run(experts)
     assert found.rows == min(ROWS, 60)
@@ -33,7 +50,7 @@ def test_every_kind_is_timed_and_results_stay(experts: LocalExperts, recipe: Rec
     assert all(torch.equal(before[name], after[name]) for name in NAMES)
 
 
-def test_no_cache_is_read_or_written(experts: LocalExperts):  # noqa: F811
+def test_no_cache_is_read_or_written(experts: LocalExperts):
     root: Path = experts.runner.embeddings.root
     experts.logits(Recipe("ensemble"), "report")
     kept = {path: path.stat().st_mtime_ns for path in root.iterdir()}
@@ -54,7 +71,7 @@ def test_no_cache_is_read_or_written(experts: LocalExperts):  # noqa: F811
     assert {path: path.stat().st_mtime_ns for path in root.iterdir()} == kept
 
 
-def test_every_expert_is_scored_on_every_task(experts: LocalExperts):  # noqa: F811
+def test_every_expert_is_scored_on_every_task(experts: LocalExperts):
     found = ExpertScores("report").run(experts)
     assert list(found) == ["pretrained", *NAMES]
     own = experts.evaluate(Recipe("experts"), "report")
