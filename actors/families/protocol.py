@@ -23,6 +23,7 @@ from actors.data.protocol import Activations as Activations
 from actors.data.protocol import Inputs
 from actors.data.task import Task
 from actors.data.task_rows import Rows
+from actors.families.usage import Usage
 from actors.files.fingerprint import Fingerprint
 from fusion.errors import InputError
 
@@ -259,6 +260,11 @@ class ModelFamily(Protocol):
 
     def exported(self, base: Checkpoint) -> dict[str, Any]:
         """Fields that `config.json` of a merged model must have, whatever the base's file says."""
+        ...
+
+    def usage(self, base: Checkpoint) -> Usage | None:
+        """Code that uses an exported model with `transformers` alone, for its model card; None:
+        there is none."""
         ...
 
     # ------------------------------------------------------------------------------------ the model

@@ -233,12 +233,21 @@ app.add_typer(cache, name="cache")
 def export(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="outputs/…/recipes/….yaml")],
     out_dir: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="A new folder.")],
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Run the model card's code, and compare with the row."),
+    ] = False,
 ) -> None:
-    """Rebuild a fused model from its recipe, as a Hugging Face folder."""
-    from sweeps.results.recipe import export as export_model
+    """Rebuild a fused model from its recipe, as a Hugging Face folder with a model card."""
+    from sweeps.results.export.code import check_folders
+    from sweeps.results.export.from_recipe import export as export_model
 
-    export_model(recipe, out_dir)
-    Screen().print(f"{out_dir}", soft_wrap=True, markup=False)
+    screen = Screen()
+    if lacking := export_model(recipe, out_dir):
+        screen.print(f"{out_dir}: {lacking}", soft_wrap=True, markup=False)
+    screen.print(f"{out_dir}", soft_wrap=True, markup=False)
+    for line in check_folders(out_dir) if check else []:
+        screen.print(line, soft_wrap=True, markup=False)
 
 
 @app.command()

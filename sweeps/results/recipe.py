@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import shutil
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
-from safetensors.torch import save_file
 
-from actors.artifacts.recipe import REFERENCES, Recipe
+from actors.artifacts.recipe import REFERENCES
 from actors.artifacts.statistics_file import opened, place
-from actors.checkpoints.checkpoint import Checkpoint, content_hash, read
-from actors.experts.recipe import RESULTS, learned_beta, merged, of_task, rebuilt, results_dtype
+from actors.checkpoints.checkpoint import Checkpoint, content_hash
+from actors.experts.recipe import RESULTS
 from actors.families.registry import family_in
-from actors.files.atomic import replacing, share
-from actors.files.documents import checked, dump_yaml, read_bytes, read_json, read_yaml
+from actors.files.atomic import replacing
+from actors.files.documents import checked, dump_yaml, read_bytes, read_yaml
 from actors.files.paths import Plain, inside
-from actors.pool.pool import Pool, open_pool
-from actors.pool.vectors_on_disk import filed_vectors
+from actors.pool.pool import Pool
 from fusion.errors import InputError, unknown
+from fusion.kinds import NO_SINGLE_MODEL
 from fusion.registry import METHODS
+from sweeps.results import comparison_file
 from sweeps.results.ledger import write_text
 
 LEARNED_BYTES = 1 << 33
@@ -155,46 +150,6 @@ def load(path: Path) -> RecipeFile:
     return found
 
 
-def export(path: Path, out: Path) -> None:
-    """Rebuild a recipe's model as a Hugging Face folder: the base with its vision tower replaced.
-
-    A method that makes one model a task gives one folder a task, in `out`.
-
-    Raises:
-        InputError: `out` is there already; an ingredient changed since; a recipe without a model.
-    """
-    recipe = load(path)
-    check_new(out)
-    check_single(recipe, path)
-    data = learned_data(recipe, path)
-    pool = open_pool(recipe.base.source, {t: m.source for t, m in recipe.experts.items()})
-    for name, checkpoint, model in (
-        ("base", pool.base, recipe.base),
-        *((task, pool.experts[task], model) for task, model in recipe.experts.items()),
-    ):
-        found = content_hash(checkpoint)
-        if found != model.sha256:
-            raise InputError(
-                f"{path}: {name}: {model.source} has changed: sha256 {found[:12]}…; "
-                f"the recipe was made from {model.sha256[:12]}…"
-            )
-    check_beside(recipe, pool.base, path)
-    statistics = known_statistics(recipe, pool, path)
-    what = Recipe(recipe.method, recipe.params, data)
-    row = METHODS.get(recipe.method)
-    if row is not None and row.output == "model_per_task":
-        vectors = replace(filed_vectors(pool), results=results_dtype(recipe.result_dtype))
-        with new_folder(out) as part:
-            for task in pool.tasks:
-                place = inside(part, task, f"{path}: experts")
-                fused = merged(vectors, of_task(what, task))
-                write_folder(pool.base, fused, place, path, recipe.result_dtype)
-        return
-    fused = rebuilt(pool, what, recipe.result_dtype, statistics)
-    fused |= pool.family.tempered(pool.base, fused, learned_beta(what))
-    write_folder(pool.base, fused, out, path, recipe.result_dtype)
-
-
 def known_statistics(recipe: RecipeFile, pool: Pool, path: Path) -> Mapping[str, Any] | None:
     """The statistics that a recipe names; None: its method reads none.
 
@@ -216,18 +171,39 @@ def known_statistics(recipe: RecipeFile, pool: Pool, path: Path) -> Mapping[str,
 
 
 def check_single(recipe: RecipeFile, path: Path) -> None:
-    """Raise InputError if a recipe's method makes no single model."""
+    """Raise InputError if a recipe's method makes no single model; it names rows that do."""
     row = METHODS.get(recipe.method)
     if recipe.method == "experts" or (row is not None and row.output == "logits"):
         raise InputError(
             f"{path}: {recipe.method}: fuses logits; there is no single model to build"
+            f"{instead(path)}"
         )
     if row is not None and row.output == "model_per_sample":
         what = "routers are" if "mlp_blocks" in row.requires else "gate is"
         kept = f"; its {what} {learned_file(recipe.learned, path)}" if recipe.learned else ""
         raise InputError(
             f"{path}: {recipe.method}: one model a sample; there is no single model to build{kept}"
+            f"{instead(path)}"
         )
+
+
+def instead(path: Path) -> str:
+    """The recipes beside one that can be exported, as the end of a message; the best row first."""
+    try:
+        found = comparison_file.read(path.parent.parent)
+    except InputError:
+        return ""
+    known = {row.method: row for row in found.rows if row.recipe and row.method in METHODS}
+    ranked = sorted(known.values(), key=found.order, reverse=True)
+    single = [
+        row.method
+        for row in ranked
+        if METHODS[row.method].output not in NO_SINGLE_MODEL
+        and inside(path.parent, f"{row.method}.yaml", str(path)).exists()
+    ]
+    if not single:
+        return ""
+    return f"; can be exported, best first: {', '.join(f'{name}.yaml' for name in single)}"
 
 
 def learned_file(learned: Model, path: Path) -> Path:
@@ -248,105 +224,3 @@ def learned_data(recipe: RecipeFile, path: Path) -> bytes | None:
     if hashlib.sha256(data).hexdigest() != recipe.learned.sha256:
         raise InputError(f"{path}: learned: {file} has changed since the recipe was written")
     return data
-
-
-def write_folder(
-    base: Checkpoint, fused: Mapping[str, Any], out: Path, recipe: Path, results: str
-) -> None:
-    """Write the base's folder with the merged tensors in place of its own.
-
-    Where `results` is a dtype, all floating-point tensors have it, and the configuration says so.
-    """
-    dtype = results_dtype(results)
-
-    with new_folder(out) as part:
-        tensors = {}
-        infos = {**base.tensors, **base.rest, **base.buffers}
-        for name, tensor in read(base, infos):
-            found = fused.get(name, tensor)
-            kind = dtype if dtype is not None and found.is_floating_point() else found.dtype
-            tensors[infos[name].plain] = found.to(kind).contiguous()
-        save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
-        share(part / "model.safetensors")
-        for name, data in papers(base).items():
-            (part / name).write_bytes(data)
-        say(part / "config.json", family_in(base).exported(base))
-        if dtype is not None:
-            say_dtype(part / "config.json", results)
-        (part / "recipe.yaml").write_bytes(read_bytes(recipe))
-
-
-PAPERS = (
-    "config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json",
-    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "generation_config.json", "open_clip_config.json", "vocab.txt", "spiece.model",
-    "sentencepiece.bpe.model",
-)  # fmt: skip
-"""Files beside a model's weights that belong to it; other files of the folder are ignored."""
-
-
-def papers(base: Checkpoint) -> dict[str, bytes]:
-    """Name -> content of the files beside a model's weights that a copy of the model needs.
-
-    Raises:
-        InputError: one is no regular file, or a link out of the model's folder. A link of the
-            hub's cache, from a snapshot to a blob of the same model, is followed.
-    """
-    folder = base.folder.resolve()
-    roots = [folder, *([folder.parent.parent] if folder.parent.name == "snapshots" else [])]
-    found = {}
-    for name in PAPERS:
-        file = base.folder / name
-        if not os.path.lexists(file):
-            continue
-        if not any(file.resolve().is_relative_to(root) for root in roots):
-            raise InputError(
-                f"{base.name}: {file}: a link out of its folder, to {os.readlink(file)[:200]}; the"
-                " file itself needed"
-            )
-        found[name] = read_bytes(file, base.name)
-    return found
-
-
-def check_new(out: Path) -> None:
-    """Raise InputError if a path exists, including dangling links."""
-    if os.path.lexists(out) or not out.name:
-        raise InputError(f"{out}: is there already; give a new folder")
-
-
-def say(file: Path, fields: Mapping[str, Any]) -> None:
-    """Set fields of a configuration; a file that says them already stays as it is."""
-    config = read_json(file) if fields else {}
-    if any(name not in config or config[name] != value for name, value in fields.items()):
-        file.write_text(json.dumps({**config, **fields}, indent=2))
-
-
-def say_dtype(file: Path, dtype: str) -> None:
-    """Write the dtype of the tensors into a model's configuration, and into those of its towers."""
-    config = read_json(file)
-    config.setdefault("dtype" if "torch_dtype" not in config else "torch_dtype", dtype)
-    for part in (config, *(each for each in config.values() if isinstance(each, dict))):
-        part |= {key: dtype for key in ("dtype", "torch_dtype") if key in part}
-    file.write_text(json.dumps(config, indent=2))
-
-
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder that is renamed to `out` at the end, or deleted if the block raises.
-
-    Raises:
-        InputError: it cannot be written, or something is there already.
-    """
-    check_new(out)
-    part = out.with_name(f".{out.name[:200]}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        part.mkdir(parents=True)
-        yield part
-        out.mkdir()  # fails where somebody has made it meanwhile; a rename would replace a link
-        part.rename(out)
-    except FileExistsError:
-        raise InputError(f"{out}: is there already; give a new folder") from None
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written: {error.strerror}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

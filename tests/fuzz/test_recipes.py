@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from fusion.errors import InputError
 from sweeps.planning.provenance import ancestry_of
+from sweeps.results.export.from_recipe import export
+from sweeps.results.export.model_folder import check_new, new_folder, papers
 from sweeps.results.ingredient_recipes import chains, recipe_of
-from sweeps.results.recipe import check_new, export, learned_data, load, new_folder, papers
+from sweeps.results.recipe import learned_data, load
 from sweeps.train.ingredients import Trained, read_results, read_scores, result_file, write_result
 from tests.fuzz.damage import altered, mutated, only_input_errors
 

@@ -115,7 +115,7 @@ class Toy:
         """No training, no check that could fail, no difference."""
 
     training = difference = check_base = check_model = check_expert = check_unfused = nothing
-    published_layout = encoder_states = check_tasks = nothing
+    published_layout = encoder_states = check_tasks = usage = nothing
 
     def inspect(self, source, folder, config, name):
         found = headers(folder, config, name, "ToyModel")

@@ -28,8 +28,10 @@ from actors.families.bert.heads import check_heads, head_fingerprints, own_heads
 from actors.families.bert.inputs import bert_inputs
 from actors.families.bert.inspect import inspected
 from actors.families.bert.segments import bert_segments, input_of, is_linear
+from actors.families.bert.usage import bert_usage
 from actors.families.bert.validation import check_architecture
 from actors.families.protocol import EncoderStates, Layout, Offer, Segment, Training
+from actors.families.usage import Usage
 from actors.files.fingerprint import Fingerprint
 from fusion.errors import InputError
 
@@ -100,6 +102,10 @@ class Bert:
     def exported(self, base: Checkpoint) -> dict[str, Any]:
         """None: the base's file says all."""
         return {}
+
+    def usage(self, base: Checkpoint) -> Usage:
+        """Code of a model card."""
+        return bert_usage(base)
 
     def segments(self, base: Checkpoint) -> tuple[Segment, ...]:
         """Embeddings, one segment a layer, pooler and classifier. See `bert_segments`."""

@@ -19,6 +19,7 @@ from actors.families.clip.architecture import PREFIX, PROJECTION, activations
 from actors.families.clip.build import check_towers
 from actors.families.clip.inspect import inspected
 from actors.families.clip.segments import clip_segments
+from actors.families.clip.usage import CLIP_USAGE
 from actors.families.clip.validation import check_architecture, check_base, check_unfused
 from actors.families.clip.zero_shot_heads import (
     check_heads,
@@ -28,6 +29,7 @@ from actors.families.clip.zero_shot_heads import (
     task_heads,
 )
 from actors.families.protocol import Layout, Offer, Segment, Training
+from actors.families.usage import Usage
 from actors.files.fingerprint import Fingerprint
 from fusion.errors import InputError
 
@@ -103,6 +105,10 @@ class Clip:
     def exported(self, base: Checkpoint) -> dict[str, Any]:
         """None: the base's file says all."""
         return {}
+
+    def usage(self, base: Checkpoint) -> Usage:
+        """Code of a model card."""
+        return CLIP_USAGE
 
     def segments(self, base: Checkpoint) -> tuple[Segment, ...]:
         """Embeddings, one segment for each layer, projection. See `clip_segments`."""

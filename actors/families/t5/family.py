@@ -24,7 +24,9 @@ from actors.families.t5.heads import check_no_head, head_fingerprints, task_head
 from actors.families.t5.inputs import T5Inputs, t5_inputs
 from actors.families.t5.inspect import inspected
 from actors.families.t5.segments import t5_segments
+from actors.families.t5.usage import T5_USAGE
 from actors.families.t5.validation import check_aliases, check_architecture
+from actors.families.usage import Usage
 from actors.files.fingerprint import Fingerprint
 from fusion.errors import InputError
 
@@ -86,6 +88,10 @@ class T5:
         """Ties and scale: versions of `transformers` derive them from other fields each."""
         fields = base.fields
         return {"tie_word_embeddings": fields["tied"], "scale_decoder_outputs": fields["scaled"]}
+
+    def usage(self, base: Checkpoint) -> Usage:
+        """Code of a model card."""
+        return T5_USAGE
 
     def segments(self, base: Checkpoint) -> tuple[Segment, ...]:
         """Embeddings, blocks of both sides, output. See `t5_segments`."""

@@ -37,7 +37,7 @@ ALLOWED = {
     "actors/data/prompts/": "the file with the prompts",
     "sweeps/train/": "training files of image models, and the kind of head",
     "sweeps/planning/": "the kind of head, corrupted images, the words of `sweeps plan`",
-    "sweeps/results/recipe.py": "a file that exports copy",
+    "sweeps/results/export/model_folder.py": "a file that exports copy",
     "sweeps/report/charts/": "pixels of a chart",
 }
 """Path -> why it names a word of the family all the same."""

@@ -21,6 +21,7 @@ from fusion.errors import InputError
 from sweeps.planning.prepare import prepare
 from sweeps.planning.print_plan import rounding
 from sweeps.results import recipe
+from sweeps.results.export.from_recipe import export
 from sweeps.spec.sweep import spec_hash, validate
 
 NAMES = ("lines", "tones")
@@ -64,7 +65,7 @@ def truth(pool, scale: float) -> dict[str, torch.Tensor]:
 
 
 def exported(path, out):
-    recipe.export(path, out)
+    export(path, out)
     tensors = load_file(out / "model.safetensors")
     return tensors, {key.removeprefix("vision_model."): tensor for key, tensor in tensors.items()}
 

@@ -136,7 +136,7 @@ def test_coefficients_of_any_sign_and_size_come_through(souped):
     assert content["params"] == METHODS["weighted_average"]
     from actors.checkpoints.checkpoint import read
     from actors.families.registry import inspect
-    from sweeps.results.recipe import export
+    from sweeps.results.export.from_recipe import export
 
     export(recipe, souped / "mixed")
     written = dict(read(inspect(str(souped / "mixed"), "mixed")))

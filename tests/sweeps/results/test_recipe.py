@@ -24,6 +24,8 @@ from fusion.errors import InputError
 from fusion.kinds import MergeInputs
 from fusion.registry import METHODS
 from sweeps.results import recipe
+from sweeps.results.export import from_recipe
+from sweeps.results.export.from_recipe import export
 from tests.fusion.laws import assert_same_bits
 
 IDS = "vision_model.embeddings.position_ids"
@@ -44,7 +46,7 @@ def written(pool, tmp_path):
 def test_an_export_is_the_merge_and_transformers_loads_it(written, pool, tmp_path, tiny_pool):
     from transformers import CLIPModel, CLIPProcessor
 
-    recipe.export(written, tmp_path / "out")
+    export(written, tmp_path / "out")
     model, info = CLIPModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
@@ -60,7 +62,7 @@ def test_an_export_is_the_merge_and_transformers_loads_it(written, pool, tmp_pat
 
 
 def test_others_may_read_an_export(written, tmp_path):
-    recipe.export(written, tmp_path / "out")
+    export(written, tmp_path / "out")
     mode = (tmp_path / "out" / "model.safetensors").stat().st_mode & 0o777
     (tmp_path / "plain").touch()
     assert mode == (tmp_path / "plain").stat().st_mode & 0o777
@@ -86,18 +88,18 @@ def test_an_export_is_refused_once_what_decides_the_row_has_changed(
     assert content.get(field, 0) != value
     (base / file).write_text(json.dumps({**content, field: value}))
     with pytest.raises(InputError, match=f"its {what} has changed since the recipe"):
-        recipe.export(written, tmp_path / "out")
+        export(written, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     old = yaml.safe_load(written.read_text())
     del old["preprocessing"], old["tokenizer"]  # as earlier versions wrote recipes
     written.write_text(yaml.safe_dump(old))
-    recipe.export(written, tmp_path / "out")
+    export(written, tmp_path / "out")
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
 def test_one_model_a_task_is_one_folder_a_task(pool, tmp_path):
     written = recipe.write(tmp_path / "recipes", "emr", pool, {}, "s", {})
-    recipe.export(written, tmp_path / "out")
+    export(written, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["lines", "tones"]
     vectors = task_vectors(pool)
     for task in pool.tasks:
@@ -108,7 +110,7 @@ def test_one_model_a_task_is_one_folder_a_task(pool, tmp_path):
 
 def test_models_a_task_are_there_all_or_none(pool, tmp_path, monkeypatch):
     written = recipe.write(tmp_path / "recipes", "emr", pool, {}, "s", {})
-    done, real = [], recipe.merged
+    done, real = [], from_recipe.merged
 
     def fails(vectors, what):
         if done:
@@ -116,9 +118,9 @@ def test_models_a_task_are_there_all_or_none(pool, tmp_path, monkeypatch):
         done.append(what)
         return real(vectors, what)
 
-    monkeypatch.setattr(recipe, "merged", fails)
+    monkeypatch.setattr(from_recipe, "merged", fails)
     with pytest.raises(InputError, match="an expert is gone"):
-        recipe.export(written, tmp_path / "out")
+        export(written, tmp_path / "out")
     assert len(done) == 1
     assert left(tmp_path) == []
 
@@ -130,7 +132,7 @@ def test_an_ingredient_that_changed_is_refused(pool, tmp_path, tiny_pool):
     path = recipe.write(tmp_path, "ties", changed, {}, "s", {})
     shutil.copy(tiny_pool.root / "experts" / "lines" / "model.safetensors", moved)
     with pytest.raises(InputError, match=r"tones: .* has changed: sha256"):
-        recipe.export(path, tmp_path / "out")
+        export(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -139,7 +141,7 @@ def test_beta_goes_into_the_head_of_an_export(pool, tmp_path, tiny_pool):
     beta, coding = 2.5, torch.tensor([0.75, 0.25]).view(1, 2, 1)
     (tmp_path / "x").write_bytes(data := dump_coding(coding, pool.tasks, pool.groups, beta))
     written = recipe.write(tmp_path, "learned_soup", pool, {}, "s", {}, tmp_path / "x")
-    recipe.export(written, tmp_path / "out")
+    export(written, tmp_path / "out")
     again = open_pool(str(tmp_path / "out"), {"it": str(tmp_path / "out")})
     tasks = {"lines": open_task(TaskSource("lines", str(tiny_pool.root / "data" / "lines")))}
 
@@ -178,7 +180,7 @@ def test_half_precision_is_summed_in_float32_and_written_as_it_came(tmp_path, ti
     halved(root / "base", tmp_path / "base")
     states = [halved(root / "experts" / name, tmp_path / name) for name in names]
     pool = open_pool(str(tmp_path / "base"), {name: str(tmp_path / name) for name in names})
-    recipe.export(recipe.write(tmp_path, "simple_average", pool, {}, "s", {}), tmp_path / "out")
+    export(recipe.write(tmp_path, "simple_average", pool, {}, "s", {}), tmp_path / "out")
     before = headers(tmp_path / "base" / "model.safetensors")
     assert headers(tmp_path / "out" / "model.safetensors") == before
     assert before[IDS] == ("I64", [1, 5])
@@ -213,13 +215,13 @@ def headers(path):
 def test_there_is_no_model_to_build_of_an_ensemble(pool, tmp_path):
     path = recipe.write(tmp_path, "ensemble", pool, {}, "s", {})
     with pytest.raises(InputError, match="fuses logits; there is no single model to build"):
-        recipe.export(path, tmp_path / "out")
+        export(path, tmp_path / "out")
 
 
 def test_a_folder_that_is_there_is_not_overwritten(written, tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(InputError, match="is there already"):
-        recipe.export(written, tmp_path / "out")
+        export(written, tmp_path / "out")
 
 
 def test_a_file_that_is_no_recipe(written, tmp_path):
@@ -253,7 +255,7 @@ def left(tmp_path):
 
 
 def test_an_export_reads_the_statistics_that_its_recipe_names(informed, pool, tmp_path):
-    recipe.export(informed, tmp_path / "out")
+    export(informed, tmp_path / "out")
     found = open_pool(str(tmp_path / "out"), {"it": str(tmp_path / "out")}).base
     mean = METHODS["simple_average"].merge(task_vectors(pool))  # all weights are equal
     for name, tensor in read(found, mean):
@@ -264,7 +266,7 @@ def test_an_export_whose_statistics_are_gone_is_one_line(informed, tmp_path):
     gone = place(KEYS[1], 2)
     gone.unlink()
     with pytest.raises(InputError) as error:
-        recipe.export(informed, tmp_path / "out")
+        export(informed, tmp_path / "out")
     assert str(error.value) == (
         f"{informed}: statistics: {gone}: not in this machine's cache; they are of images,"
         " so run the sweep 'swept' here (--resume), then export"
@@ -273,7 +275,7 @@ def test_an_export_whose_statistics_are_gone_is_one_line(informed, tmp_path):
     del content["statistics"]
     informed.write_text(yaml.safe_dump(content))
     with pytest.raises(InputError, match="statistics: none named: not in this machine's cache"):
-        recipe.export(informed, tmp_path / "out")
+        export(informed, tmp_path / "out")
     assert left(tmp_path) == []
 
 
@@ -281,5 +283,5 @@ def test_an_export_whose_statistics_are_damaged_is_one_line(informed, tmp_path):
     path = place(KEYS[1], 1)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"^[^\n]+-1\.safetensors: damaged statistics \([^\n]+$"):
-        recipe.export(informed, tmp_path / "out")
+        export(informed, tmp_path / "out")
     assert left(tmp_path) == []

@@ -1,0 +1,21 @@
+"""Code that scores images with an exported CLIP and a task's head."""
+
+from __future__ import annotations
+
+from actors.families.usage import Usage
+
+CLIP_USAGE = Usage(
+    "zero-shot-image-classification",
+    ("from datasets import Image", "from transformers import AutoImageProcessor, CLIPModel"),
+    (
+        'model = CLIPModel.from_pretrained(".", dtype=dtype).eval()',
+        'processor = AutoImageProcessor.from_pretrained(".", backend="pil")',
+    ),
+    (
+        'pixels = processor(batch[task["columns"][0]], return_tensors="pt").pixel_values',
+        "z = model.get_image_features(pixels.to(dtype)).pooler_output.float()",
+        'scores = torch.nn.functional.normalize(z) @ head["head"].T',
+    ),
+    ('rows = rows.cast_column(task["columns"][0], Image())',),
+    heads=True,
+)

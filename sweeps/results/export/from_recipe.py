@@ -1,0 +1,115 @@
+"""Export a row of a sweep: the model of its recipe, with heads, tasks and a model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from actors.artifacts.recipe import Recipe
+from actors.checkpoints.checkpoint import content_hash
+from actors.experts.recipe import learned_beta, merged, of_task, rebuilt, results_dtype
+from actors.files.documents import read_bytes
+from actors.files.paths import inside
+from actors.pool.pool import Pool, open_pool
+from actors.pool.vectors_on_disk import filed_vectors
+from fusion.errors import InputError
+from fusion.registry import METHODS
+from sweeps.results.export.model_card import CARD, Card, write_card
+from sweeps.results.export.model_folder import check_new, new_folder, write_model
+from sweeps.results.export.sweep_facts import SweepFacts, facts_of
+from sweeps.results.export.task_files import write_tasks
+from sweeps.results.recipe import (
+    RecipeFile,
+    check_beside,
+    check_single,
+    known_statistics,
+    learned_data,
+    load,
+)
+
+
+def export(path: Path, out: Path) -> str | None:
+    """Rebuild a recipe's model as a folder that `transformers` loads: the base with its fused
+    tensors replaced.
+
+    Beside the weights: tokenizer or image processor, `tasks.json`, `heads.safetensors` where the
+    model needs heads, and a model card. A method that makes one model a task gives one folder a
+    task, in `out`.
+
+    Returns:
+        What the folder lacks, in a line: tasks, where the sweep's files or data are gone.
+
+    Raises:
+        InputError: `out` is there already; an ingredient changed since; a recipe without a model.
+    """
+    recipe = load(path)
+    check_new(out)
+    check_single(recipe, path)
+    data = learned_data(recipe, path)
+    pool = known_pool(recipe, path)
+    statistics = known_statistics(recipe, pool, path)
+    facts, lacking = facts_of(path, recipe.method, pool)
+    what = Recipe(recipe.method, recipe.params, data)
+    row = METHODS.get(recipe.method)
+    if row is not None and row.output == "model_per_task":
+        vectors = replace(filed_vectors(pool), results=results_dtype(recipe.result_dtype))
+        with new_folder(out) as part:
+            for task in pool.tasks:
+                place = inside(part, task, f"{path}: experts")
+                place.mkdir()
+                fused = merged(vectors, of_task(what, task))
+                fill(place, pool, fused, recipe, path, facts.of([task]))
+        return lacking
+    fused = rebuilt(pool, what, recipe.result_dtype, statistics)
+    fused |= pool.family.tempered(pool.base, fused, learned_beta(what))
+    with new_folder(out) as part:
+        fill(part, pool, fused, recipe, path, facts)
+    return lacking
+
+
+def known_pool(recipe: RecipeFile, path: Path) -> Pool:
+    """The pool that a recipe names, unchanged.
+
+    Raises:
+        InputError: an ingredient, or what is beside the base, has changed.
+    """
+    pool = open_pool(recipe.base.source, {t: m.source for t, m in recipe.experts.items()})
+    for name, checkpoint, model in (
+        ("base", pool.base, recipe.base),
+        *((task, pool.experts[task], model) for task, model in recipe.experts.items()),
+    ):
+        found = content_hash(checkpoint)
+        if found != model.sha256:
+            raise InputError(
+                f"{path}: {name}: {model.source} has changed: sha256 {found[:12]}…; "
+                f"the recipe was made from {model.sha256[:12]}…"
+            )
+    check_beside(recipe, pool.base, path)
+    return pool
+
+
+def fill(
+    part: Path,
+    pool: Pool,
+    fused: Mapping[str, Any],
+    recipe: RecipeFile,
+    path: Path,
+    facts: SweepFacts,
+) -> None:
+    """Write all files of an export into a folder that is there."""
+    write_model(part, pool.base, fused, recipe.result_dtype)
+    (part / "recipe.yaml").write_bytes(read_bytes(path))
+    tasks = write_tasks(part, pool, facts)
+    card = Card(
+        recipe.method,
+        dict(recipe.params),
+        (recipe.base.source, recipe.base.sha256),
+        {name: (model.source, model.sha256) for name, model in recipe.experts.items()},
+        tasks,
+        f"sweeps export {path} {CARD}",
+        facts.command,
+        facts.dtype,
+    )
+    write_card(part, pool, card)
