@@ -58,7 +58,15 @@ ABOUT = frozenset(
 
 LEFTOVERS = (
     *("*~", "#*#", "~$*", "Thumbs.db*", "ehthumbs*.db", "desktop.ini", "Icon\r"),
-    *("@eaDir", "$RECYCLE.BIN", "lost+found", "System Volume Information"),
+    *(
+        "@eaDir",
+        "#recycle",
+        "#snapshot",
+        "_gsdata_",
+        "$RECYCLE.BIN",
+        "lost+found",
+        "System Volume Information",
+    ),
 )
 """What editors, file managers, archives and Python leave behind; never data."""
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from sweeps.console.escape import Screen
 
 app = typer.Typer(no_args_is_help=True, help="The cache of this machine: list it, verify it.")
 
@@ -27,7 +28,7 @@ def list_files() -> None:
     for kind in KINDS:
         files = files_of(kind, cache_dir())
         table.add_row(kind, str(len(files)), size(float(sum(f.stat().st_size for f in files))))
-    Console().print(table)
+    Screen().print(table)
 
 
 @app.command()
@@ -45,7 +46,7 @@ def verify(
     from actors.files.cache_dir import cache_dir
     from sweeps.console.number_format import size
 
-    console, bad = Console(), 0
+    console, bad = Screen(), 0
     table = Table(title=str(cache_dir()), title_justify="left")
     for name in ("kind", "files", "size", "damaged"):
         table.add_column(name, justify="left" if name == "kind" else "right")

@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 from fusion.errors import InputError, one_line
 from sweeps.console.printable import printable
+from sweeps.console.terminal import reopen_closed
 
 REFUSED = 2
 BUG = os.EX_SOFTWARE
@@ -63,6 +64,7 @@ def guarded(program: Callable[[], object]) -> None:
 
     `--debug` is removed from the command line, at any place; with it, tracebacks are shown.
     """
+    reopen_closed()
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")

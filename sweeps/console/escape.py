@@ -14,6 +14,11 @@ from sweeps.console.printable import printable
 class Screen(Console):
     """Rich console on which control characters in names cannot move the cursor or set the title."""
 
+    def on_broken_pipe(self) -> None:
+        """Raise the `BrokenPipeError` that Rich has caught: it would end with status 1, which says
+        that trials failed."""
+        raise
+
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:

@@ -9,6 +9,22 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 
+def reopen_closed() -> None:
+    """Open /dev/null in place of standard streams that were closed when the program started.
+
+    Otherwise `sys.stdout` is None, and the next file that is opened has the number of the closed
+    stream: what a library writes to standard output would go into that file.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
+        if getattr(sys, name) is None:
+            mode = "r" if number == 0 else "w"
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115, until the end
+
+
 class Forgiving:
     """Text stream that drops its output once the reader is gone.
 

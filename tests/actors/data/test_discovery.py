@@ -55,6 +55,7 @@ def test_what_editors_and_archives_leave(tree: Callable[..., Path]) -> None:
         *("train/cat/1.png~", "train/cat/Thumbs.db", "train/cat/desktop.ini", "train/cat~/1.png"),
         *("train/@eaDir/1.png", "train/cat/@eaDir/1.png/thumb.jpg", "train/__pycache__/a.png"),
         *("train/cat/#1.png#", ".git/train/cat/1.png", "train/$RECYCLE.BIN/1.png"),
+        *("train/#recycle/1.png", "train/#snapshot/1.png", "train/_gsdata_/1.png"),
     ]
     folder = tree(*good, *bad)
     layout = opened(folder)

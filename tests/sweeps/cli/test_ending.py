@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -231,9 +232,13 @@ def test_every_entry_has_the_same_statuses(module, tmp_path, monkeypatch, capsys
     assert (stop.value.code, capsys.readouterr().err.count("\n")) == (2, 1)
 
 
-def written(out: int) -> tuple[int, str]:
+PRINT = "write = print"
+SCREEN = "from sweeps.console.escape import Screen; write = Screen().print"
+
+
+def written(out: int, write: str = PRINT) -> tuple[int, str]:
     """A process that writes much to `out`: exit status, and what it says beside it."""
-    code = "from sweeps.cli.main import main; main(lambda: print('x' * 100_000))"
+    code = f"{write}; from sweeps.cli.main import main; main(lambda: write('x' * 100_000))"
     done = subprocess.run(
         [sys.executable, "-c", code], stdout=out, stderr=subprocess.PIPE, text=True, check=False
     )
@@ -241,10 +246,24 @@ def written(out: int) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def test_a_reader_that_goes_away_is_no_fault():
+@pytest.mark.parametrize("how", [PRINT, SCREEN])
+def test_a_reader_that_goes_away_is_no_fault(how):
     read, write = os.pipe()
     os.close(read)
-    assert written(write) == (141, "")
+    assert written(write, how) == (141, "")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_were_closed_at_the_start(closed, tmp_path):
+    """They are no bug, and no file that is opened takes their place."""
+    code = "from sweeps.cli.main import main; main(lambda: (open('f', 'w').close(), print('x')))"
+    command = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(code)} {closed}"
+    path = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=tmp_path, env=path, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "f").read_bytes() == b""
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
