@@ -88,7 +88,7 @@ def test_searched_surfaces_are_drawn_and_kept_as_tables(souped):
     folder = souped / "outputs/tiny"
     page = (folder / "report.html").read_text()
     assert page.count('<image href="data:image/png;base64,') == 2
-    assert "img-src data:; style-src" in page
+    assert "img-src data:; script-src" in page
     searched = {"tip_adapter": 30, "cafo": 14, "wise_ft_linear": 1}
     assert {path.stem for path in (folder / "surfaces").iterdir()} == set(searched)
     rows = rows_of(souped)
