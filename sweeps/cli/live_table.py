@@ -25,7 +25,7 @@ from sweeps.results.ledger import Entry
 from sweeps.results.owner import FILE as OWNER
 from sweeps.results.owner import STALE, Owner, read_owner
 from sweeps.results.partial_comparison import gather, kept_spec
-from sweeps.results.winners import counted, timestamp, winners
+from sweeps.results.rows.winners import counted, timestamp, winners
 from sweeps.spec.candidates import planned
 from sweeps.spec.reference_methods import completed, references
 from sweeps.storage.watch import Watched

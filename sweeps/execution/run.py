@@ -44,11 +44,11 @@ from sweeps.results import recipe
 from sweeps.results.comparison import Comparison, Header, Row, compare
 from sweeps.results.comparison_file import write
 from sweeps.results.correctness_file import read_correct
-from sweeps.results.disclosures import notes_of, notes_of_pool, outside_answers, under_words
 from sweeps.results.folder import Begin, SweepFolder, claim, learned_name, owned, state_name
-from sweeps.results.footprint import footprint
 from sweeps.results.ledger import Entry
-from sweeps.results.winners import winners
+from sweeps.results.rows.disclosures import notes_of, notes_of_pool, outside_answers, under_words
+from sweeps.results.rows.footprint import footprint
+from sweeps.results.rows.winners import winners
 from sweeps.spec.reference_methods import is_soup
 from sweeps.spec.sweep import SweepSpec
 from sweeps.storage import fetch

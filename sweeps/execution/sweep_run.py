@@ -11,7 +11,7 @@ from sweeps.console.progress import Progress
 from sweeps.planning.prepared import Prepared
 from sweeps.results.folder import Identity, SweepFolder
 from sweeps.results.ledger import Entry
-from sweeps.results.winners import counted
+from sweeps.results.rows.winners import counted
 from sweeps.spec.sweep import SweepSpec
 from sweeps.spec.trial_key import Context
 from sweeps.storage.mirror import Mirror

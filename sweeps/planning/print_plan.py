@@ -17,7 +17,7 @@ from sweeps.planning.estimates import shifted_bytes, shifted_images
 from sweeps.planning.learning_needs import RUNGS, batches_of, in_model_points, learning_points
 from sweeps.planning.prepared import Prepared
 from sweeps.planning.statistics_cost import StatisticsCost, statistics_costs
-from sweeps.results.disclosures import under_words
+from sweeps.results.rows.disclosures import under_words
 from sweeps.spec.candidates import planned
 from sweeps.spec.method import MethodSpec
 from sweeps.spec.reference_methods import references

@@ -11,7 +11,7 @@ from sweeps.results.comparison import Comparison, Header, compare
 from sweeps.results.comparison_file import read
 from sweeps.results.folder import SweepFolder, read_identity
 from sweeps.results.ledger import Entry, Ledger
-from sweeps.results.winners import counted, winners
+from sweeps.results.rows.winners import counted, winners
 from sweeps.spec.sweep import SweepSpec, load, spec_hash
 
 

@@ -31,6 +31,7 @@ from fusion.methods.learned.steps import MicroBatch
 from fusion.task_vectors.sparsify import Trim
 from sweeps.planning.prepare import prepare
 from sweeps.results import recipe as recipes
+from sweeps.results.export.from_recipe import export
 from sweeps.spec.sweep import SweepSpec
 from tests.toy_family import TABLE, Toy, write_model, write_task
 
@@ -291,7 +292,7 @@ def test_a_gate_reads_the_outputs_of_a_model_of_the_family(folders, data, tmp_pa
 
 def test_a_merged_model_is_exported_with_its_tied_tensor_once(pool, experts, tmp_path):
     file = recipes.write(tmp_path, "task_arithmetic", pool, {"scale": 0.3}, "toy", {})
-    recipes.export(file, tmp_path / "fused")
+    export(file, tmp_path / "fused")
     fused = load_file(tmp_path / "fused/model.safetensors")
     wanted = experts(CUTS[0]).merge(Recipe("task_arithmetic", {"scale": 0.3}))
     assert fused.keys() == wanted.keys()

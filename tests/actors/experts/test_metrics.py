@@ -27,7 +27,7 @@ from sweeps.results.comparison import Header, Row, compare
 from sweeps.results.comparison_file import document, read, write
 from sweeps.results.correctness_file import Kept, read_correct, write_kept
 from sweeps.results.ledger import Entry
-from sweeps.results.winners import winners
+from sweeps.results.rows.winners import winners
 from sweeps.spec.metric import metric_names
 
 RNG = np.random.default_rng(3)

@@ -22,7 +22,7 @@ from sweeps.results.comparison_file import write
 from sweeps.results.folder import SweepFolder, claim
 from sweeps.results.ledger import Entry
 from sweeps.results.owner import Owner
-from sweeps.results.winners import winners
+from sweeps.results.rows.winners import winners
 from sweeps.spec.sweep import spec_hash, validate
 from sweeps.storage.mirror import Mirror
 from sweeps.storage.store import open_store

@@ -30,7 +30,7 @@ from sweeps.report.html import html
 from sweeps.report.terminal_table import render
 from sweeps.results.comparison import Header, Row, compare
 from sweeps.results.comparison_file import read, write, write_table
-from sweeps.results.disclosures import notes_of, under_words
+from sweeps.results.rows.disclosures import notes_of, under_words
 from sweeps.spec.shift import ShiftSpec
 from sweeps.spec.sweep import SplitSpec, dump, load, spec_hash, validate
 from sweeps.spec.trial_key import Context, trial_key

@@ -23,7 +23,7 @@ from sweeps.results.comparison import Comparison, Header, Pair, Row, compare
 from sweeps.results.comparison_file import write
 from sweeps.results.expert_matrix import ExpertMatrix
 from sweeps.results.ledger import Entry, Ledger
-from sweeps.results.winners import winners
+from sweeps.results.rows.winners import winners
 from tests.sweeps.conftest import entry
 
 EVIL = "<script>alert('x')</script>"

@@ -16,7 +16,7 @@ from sweeps.results.comparison import Header, Row, compare
 from sweeps.results.comparison_file import document, read
 from sweeps.results.correctness_file import read_correct
 from sweeps.results.ledger import Entry
-from sweeps.results.winners import winners
+from sweeps.results.rows.winners import winners
 from tests.sweeps.conftest import entry
 
 CONTRACT = {"method", "kind", "params", "trials", "val", "test", "test_ci95", "cost", "recipe",

@@ -4,7 +4,7 @@ import pytest
 
 from fusion.errors import InputError
 from sweeps.results.ledger import Entry
-from sweeps.results.winners import counted
+from sweeps.results.rows.winners import counted
 from sweeps.spec.candidates import trial_counts
 from sweeps.spec.diff import changes, check_extends, lines
 from sweeps.spec.sweep import dump, validate

@@ -7,8 +7,8 @@ from fusion.errors import InputError
 from sweeps.planning.learning_needs import needs_of
 from sweeps.planning.print_plan import learned_images
 from sweeps.report.charts.learning_curves import asked_steps
-from sweeps.results.disclosures import notes_of
 from sweeps.results.ledger import Entry
+from sweeps.results.rows.disclosures import notes_of
 from sweeps.spec.sweep import SplitSpec, validate
 from tests.sweeps.trials.learning import NAMES, PARAMS
 

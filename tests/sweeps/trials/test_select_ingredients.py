@@ -21,7 +21,7 @@ from fusion.errors import InputError, Vanished
 from fusion.task_vectors.gram import Gram
 from sweeps.planning.learning_needs import LAST_RUNG
 from sweeps.results.folder import learned_name, state_name
-from sweeps.results.winners import remarks
+from sweeps.results.rows.winners import remarks
 from sweeps.trials.artifact_store import LocalStore
 from sweeps.trials.learn_coding import LearningInputs
 from sweeps.trials.select_ingredients import NO_INTERVAL, packed, select, unpacked

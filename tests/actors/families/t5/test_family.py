@@ -238,9 +238,10 @@ def test_adapters_of_q_and_v(pool, root, tmp_path):
 
 def test_merged_models_are_written_as_transformers_reads_them(pool, experts, root, tmp_path):
     from sweeps.results import recipe as recipes
+    from sweeps.results.export.from_recipe import export
 
     file = recipes.write(tmp_path, "task_arithmetic", pool, {"scale": 0.3}, "t5", {})
-    recipes.export(file, tmp_path / "fused")
+    export(file, tmp_path / "fused")
     wanted = experts[0].merge(Recipe("task_arithmetic", {"scale": 0.3}))
     tensors = load_file(tmp_path / "fused/model.safetensors")
     assert tensors.keys() == wanted.keys()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sweeps.results.disclosures import CHOSEN_ON_FIT, notes_of, notes_of_pool
+from sweeps.results.rows.disclosures import CHOSEN_ON_FIT, notes_of, notes_of_pool
 from sweeps.spec.sweep import SplitSpec
 
 

@@ -8,9 +8,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from fusion.registry import METHODS
-from sweeps.results import footprint as module
 from sweeps.results.comparison import Row
-from sweeps.results.footprint import footprint
+from sweeps.results.rows import footprint as module
+from sweeps.results.rows.footprint import footprint
 
 POOL = SimpleNamespace(tasks=("a", "b", "c", "d"), parameters=1000)
 
