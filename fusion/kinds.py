@@ -97,6 +97,8 @@ class Row:
     """Where the default hyper-parameters come from."""
     requires: frozenset[Requirement] = field(default=frozenset(), kw_only=True)
     """What a model family must offer for this method."""
+    undefined: str = field(default="", kw_only=True)
+    """Why the method is not defined without it, for messages; empty: the requirement says it."""
 
     @property
     def output(self) -> Output:
@@ -251,7 +253,7 @@ class PerTask(Static):
     model is wanted (`MergeInputs.task`). It is no hyper-parameter, so sweep files cannot set it.
     """
 
-    needs = "nothing but weights, and of each image the task that it is of"
+    needs = "nothing but weights, and of each row the task that it is of"
 
     @property
     def output(self) -> Output:
@@ -292,7 +294,7 @@ class Informed(Static):
 
     request: Callable[..., StatisticsRequest] = field(kw_only=True)
     """The rule's hyper-parameters -> the statistics it needs."""
-    needs = "images of the fit split of each task"
+    needs = "rows of the fit split of each task"
 
     @property
     def reads(self) -> frozenset[Read]:
@@ -348,7 +350,7 @@ class LogitSpace(Row):
 
     rule: Callable[Concatenate[Tensor, Tensor | Head, ...], Tensor]
     kind = "logits"
-    needs = "the experts' embeddings of each image"
+    needs = "the experts' outputs of each row"
     scope = "model"
 
     @property
@@ -382,7 +384,7 @@ class Selected(Learned):
 
     rule: Callable[..., Selection]
     kind = "selected"
-    needs = "labelled images of the select split"
+    needs = "labelled rows of the select split"
 
     @property
     def reads(self) -> frozenset[Read]:
@@ -461,16 +463,14 @@ class Fitted(Learned):
     def logits(
         self,
         embedded: Callable[[str], Tensor],
-        head: Tensor,
+        head: Head,
         kept: Mapping[str, Tensor],
         experts: tuple[str, ...],
         **params: Any,
     ) -> Tensor:
         """Logits [N, C] of rows by the fitted classifier of their task, at least float32."""
         bound = self.bound(params)
-        return self.apply(
-            lambda s: float32_at_least(embedded(s)), float32_at_least(head), kept, experts, **bound
-        )
+        return self.apply(lambda s: float32_at_least(embedded(s)), head, kept, experts, **bound)
 
 
 @dataclass(frozen=True)
@@ -501,7 +501,7 @@ class Adaptive(Learned):
     @property
     def needs(self) -> str:
         """What it reads beside weights."""
-        return f"{'' if self.labelled else 'un'}labelled images of each task"
+        return f"{'' if self.labelled else 'un'}labelled rows of each task"
 
     def plan(self, shape: Shape, **params: Any) -> TrainingPlan:
         """The training plan for these parameters.
@@ -539,7 +539,7 @@ class Gated(Adaptive):
     @property
     def needs(self) -> str:
         """What it reads beside weights."""
-        return f"{super().needs}, and a frozen network's features of every image"
+        return f"{super().needs}, and a frozen network's features of every row"
 
 
 @dataclass(frozen=True)
@@ -554,7 +554,7 @@ class Resident(Learned):
     """Builds the merged model from the learned parameters; None: there is one model for each
     sample."""
     kind = "resident"
-    needs = "unlabelled images of each task"
+    needs = "unlabelled rows of each task"
 
     @property
     def learned(self) -> LearnedFile | None:
@@ -615,7 +615,7 @@ class Routed(Row):
 
     rule: Callable[Concatenate[ExpertLogits, ...], Routing]
     kind = "routed"
-    needs = "the experts' embeddings of each image"
+    needs = "the experts' outputs of each row"
     scope = "model"
 
     @property

@@ -247,7 +247,6 @@ TABLE: dict[str, Method] = {
         paper="Wortsman et al. 2022, arXiv:2203.05482, appendix (greedy ensemble)",
         defaults="accuracy, logits, kept where not worse: the paper's",
         apply=fit_heads.ensemble_logits,
-        requires=frozenset({"embeddings", "cosine_head"}),
         select_only=True,
     ),
     "linear_probe": Fitted(
@@ -263,6 +262,7 @@ TABLE: dict[str, Method] = {
         defaults="α exact on the select split; C 100: ours",
         apply=fit_heads.wise_logits,
         requires=frozenset({"embeddings", "cosine_head"}),
+        undefined="its α = 0 is a zero-shot head; wise_ft interpolates whole models",
     ),
     "tip_adapter": Fitted(
         fit_adapters.tip_adapter,

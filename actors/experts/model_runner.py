@@ -89,7 +89,7 @@ class ModelRunner:
         self.embeddings = embeddings
         self.device = torch.device(device)
         self.heads = {name: read_head(task.head) for name, task in data.items()}
-        """Task -> matrix [C, D] of its head, for methods that work on embeddings and logits."""
+        """Task -> matrix [C, D] of its head file."""
         self.task_heads = {name: open_head(task.head) for name, task in data.items()}
         self.opened: dict[Path, Tensor] = {}
         self.lengths: dict[Path, NDArray[np.int64] | None] = {}
@@ -102,7 +102,7 @@ class ModelRunner:
         """Embeddings, labels and head of one task, for classifiers on fixed embeddings."""
         return TaskEmbeddings(
             self.tasks,
-            self.heads[task],
+            self.task_heads[task],
             lambda role: self.labels(task, role),
             lambda source, role, at: self.embedded_at(source, task, role, at),
         )

@@ -47,10 +47,12 @@ def check_offers(spec: SweepSpec, pool: Pool) -> None:
         )
     check_written(spec, pool)
     for name in spec.methods:
-        if lacking := METHODS[name].requires - offered:
+        method = METHODS[name]
+        if lacking := method.requires - offered:
+            why = f": {method.undefined}" if method.undefined else ""
             raise InputError(
                 f"methods.{name}: needs {', '.join(sorted(lacking))}, which models of the family"
-                f" {pool.family.name!r} do not have"
+                f" {pool.family.name!r} do not have{why}"
             )
 
 

@@ -14,6 +14,7 @@ from actors.pool.pool import Pool
 from actors.shards.routers import mlp_names
 from fusion.errors import InputError, unknown
 from fusion.kinds import MergeInputs, Row
+from fusion.logits.head import CosineHead
 from fusion.methods.classifiers.interface import TaskEmbeddings
 from fusion.methods.routed.dawin import ExpertLogits
 from fusion.methods.soups.selection import Selection
@@ -157,4 +158,4 @@ def stand_in(pool: Pool) -> TaskEmbeddings:
         return rows if at is None else rows[at]
 
     labels = torch.arange(12) % 2
-    return TaskEmbeddings(pool.tasks, torch.eye(2, 8), lambda role: labels, embedded)
+    return TaskEmbeddings(pool.tasks, CosineHead(torch.eye(2, 8)), lambda role: labels, embedded)

@@ -5,6 +5,7 @@ from typing import ClassVar
 import torch
 
 from fusion.logits.cosine_head import logits
+from fusion.logits.head import CosineHead
 from fusion.methods.classifiers.interface import TaskEmbeddings
 from fusion.registry import METHODS
 
@@ -44,11 +45,12 @@ class World:
             z = self.z[source, role]
             return z if at is None else z[at]
 
-        return TaskEmbeddings(EXPERTS, self.head, labels, embedded)
+        return TaskEmbeddings(EXPERTS, CosineHead(self.head), labels, embedded)
 
     def logits(self, name, kept, role, **params):
         row = METHODS[name]
-        return row.logits(lambda s: self.z[s, role], self.head, kept, EXPERTS, **params)
+        head = self.data.head
+        return row.logits(lambda s: self.z[s, role], head, kept, EXPERTS, **params)
 
     def accuracy(self, z, role):
         return float((z.argmax(1) == self.labels[role]).float().mean())

@@ -10,6 +10,7 @@ import torch
 
 from fusion.errors import InputError
 from fusion.kinds import Informed
+from fusion.logits.head import CosineHead
 from fusion.methods.classifiers.interface import TaskEmbeddings
 from fusion.methods.learned.steps import Shape
 from fusion.methods.routed.dawin import ExpertLogits
@@ -276,9 +277,10 @@ def test_one_expert_and_half_precision_in_the_logit_plane(name: str) -> None:
         z = row.fuse(alone[None], head)
     else:
         whole = world.data
-        plane = TaskEmbeddings(("a",), head, whole.labels, lambda *at: whole.embedded(*at).half())
+        of = CosineHead(head)
+        plane = TaskEmbeddings(("a",), of, whole.labels, lambda *at: whole.embedded(*at).half())
         kept = row.fit(plane).kept
-        z = row.logits(lambda s: world.z[s, "report"].half(), head, kept, ("a",))
+        z = row.logits(lambda s: world.z[s, "report"].half(), of, kept, ("a",))
     assert z.dtype in (torch.float32, torch.float64)
     assert bool(z.isfinite().all())
     assert world.accuracy(z, "report") >= world.zero_shot("report") - 0.1

@@ -78,7 +78,6 @@ def test_what_methods_require_of_a_model_family() -> None:
     assert requires == {
         "wemoe": {"mlp_blocks"},
         "ewemoe": {"mlp_blocks"},
-        "greedy_ensemble": cosine,
         "linear_probe": {"embeddings"},
         "wise_ft_linear": cosine,
         "tip_adapter": cosine,

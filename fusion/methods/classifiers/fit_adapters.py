@@ -11,6 +11,7 @@ from annotated_types import Interval
 from torch import Tensor
 
 from fusion.logits.cosine_head import logits
+from fusion.logits.head import Head
 from fusion.methods.classifiers.cafo import Compat, Normalisation
 from fusion.methods.classifiers.cafo import cafo as weigh_heads
 from fusion.methods.classifiers.clip_adapter import Adapter, adapted
@@ -21,6 +22,7 @@ from fusion.methods.classifiers.interface import (
     Embedded,
     Fit,
     TaskEmbeddings,
+    class_weights,
     scalar,
     surface_of,
 )
@@ -72,7 +74,7 @@ def tip_adapter(
     select = data.rows(features, "select")
     near = affinities(select.features, keys)
     found = tip_surface(
-        logits(select.features, data.head), near, cache_values(classes, len(data.head)),
+        logits(select.features, data.weight), near, cache_values(classes, data.head.classes),
         select.labels, np.geomspace(0.1, largest_beta, betas).tolist(), alphas=alphas,
     )  # fmt: skip
     best = found.best
@@ -116,8 +118,8 @@ def tip_adapter_f(
     at = data.shots(shots, seed)
     keys, classes = cache_of(data, features, at)
     found = learn_keys(
-        data.rows(features, "fit", at), data.rows(features, "select"), data.head, keys,
-        cache_values(classes, len(data.head)), alpha=alpha, beta=beta,
+        data.rows(features, "fit", at), data.rows(features, "select"), data.weight, keys,
+        cache_values(classes, data.head.classes), alpha=alpha, beta=beta,
         learning_rate=learning_rate, eps=eps, batch_size=batch_size, epochs=epochs, seed=seed,
     )  # fmt: skip
     kept = {"keys": found.keys, "classes": classes, "alpha": scalar(found.alpha)}
@@ -128,13 +130,13 @@ def tip_adapter_f(
 
 
 def cache_model_logits(
-    embedded: Embedded, head: Tensor, kept: Mapping[str, Tensor], experts: Sequence[str],
+    embedded: Embedded, head: Head, kept: Mapping[str, Tensor], experts: Sequence[str],
     features: str = BASE, **_: object,
 ) -> Tensor:  # fmt: skip
     """Logits of Tip-Adapter (F): zero-shot logits plus the cache's."""
-    values = cache_values(kept["classes"], len(head))
+    values = cache_values(kept["classes"], head.classes)
     return tip_adapter_logits(
-        embedded(features), head, kept["keys"], values,
+        embedded(features), class_weights(head), kept["keys"], values,
         alpha=float(kept["alpha"]), beta=float(kept["beta"]),
     )  # fmt: skip
 
@@ -172,7 +174,7 @@ def clip_adapter(
     """
     found = learn_adapter(
         data.rows(features, "fit", data.shots(shots, seed)), data.rows(features, "select"),
-        data.head, ratio=ratio, reduction=reduction, learning_rate=learning_rate,
+        data.weight, ratio=ratio, reduction=reduction, learning_rate=learning_rate,
         batch_size=batch_size, epochs=epochs, seed=seed,
     )  # fmt: skip
     kept = {"down": found.adapter.down, "up": found.adapter.up, "ratio": scalar(ratio)}
@@ -180,12 +182,12 @@ def clip_adapter(
 
 
 def adapter_logits(
-    embedded: Embedded, head: Tensor, kept: Mapping[str, Tensor], experts: Sequence[str],
+    embedded: Embedded, head: Head, kept: Mapping[str, Tensor], experts: Sequence[str],
     features: str = BASE, **_: object,
 ) -> Tensor:  # fmt: skip
     """Logits of CLIP-Adapter: the zero-shot head on adapted embeddings."""
     adapter = Adapter(kept["down"], kept["up"], float(kept["ratio"]))
-    return logits(adapted(embedded(features), adapter), head)
+    return logits(adapted(embedded(features), adapter), class_weights(head))
 
 
 def cafo(
@@ -226,11 +228,11 @@ def cafo(
         keys, classes = cache_of(data, name, at)
         kept |= {f"keys.{m}": keys, "classes": classes}
         near = affinities(data.embedded(name, "select", None), keys)
-        heads.append(cache_logits(near, cache_values(classes, len(data.head)), beta))
+        heads.append(cache_logits(near, cache_values(classes, data.head.classes), beta))
     select = data.rows(BASE, "select")
     tried = [*np.geomspace(0.01, 10, temperatures).tolist(), float("inf")]
     found = cafo_surface(
-        logits(select.features, data.head), torch.stack(heads), select.labels, tried,
+        logits(select.features, data.weight), torch.stack(heads), select.labels, tried,
         normalisation=normalisation, compat=compat,
     )  # fmt: skip
     best = found.best
@@ -239,18 +241,18 @@ def cafo(
 
 
 def cafo_logits(
-    embedded: Embedded, head: Tensor, kept: Mapping[str, Tensor], experts: Sequence[str],
+    embedded: Embedded, head: Head, kept: Mapping[str, Tensor], experts: Sequence[str],
     sources: Sequence[str] | None = None, beta: float = 1.0,
     normalisation: Normalisation = "zscore", compat: Compat = None, **_: object,
 ) -> Tensor:  # fmt: skip
     """Logits of CaFo: zero-shot logits plus the weighted caches'."""
     names = [BASE, *experts] if sources is None else list(sources)
-    values = cache_values(kept["classes"], len(head))
+    values = cache_values(kept["classes"], head.classes)
     heads = [
         cache_logits(affinities(embedded(name), kept[f"keys.{m}"]), values, beta)
         for m, name in enumerate(names)
     ]
     return weigh_heads(
-        logits(embedded(BASE), head), torch.stack(heads), alpha=float(kept["alpha"]),
+        logits(embedded(BASE), class_weights(head)), torch.stack(heads), alpha=float(kept["alpha"]),
         temperature=float(kept["temperature"]), normalisation=normalisation, compat=compat,
     )  # fmt: skip

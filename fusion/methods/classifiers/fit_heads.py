@@ -9,8 +9,9 @@ import torch
 from annotated_types import Interval
 from torch import Tensor
 
-from fusion.logits.cosine_head import logits, normalized
+from fusion.logits.cosine_head import normalized
 from fusion.logits.exact_alpha import exact_alpha, segment
+from fusion.logits.head import Head
 from fusion.methods.classifiers.ensemble import ensemble, fitted_temperatures, shares
 from fusion.methods.classifiers.ensemble import greedy_ensemble as choose_members
 from fusion.methods.classifiers.interface import (
@@ -18,6 +19,7 @@ from fusion.methods.classifiers.interface import (
     Embedded,
     Fit,
     TaskEmbeddings,
+    class_weights,
     curve_of,
     scalar,
 )
@@ -46,7 +48,8 @@ def greedy_ensemble(
 ) -> Fit:
     """Greedy ensemble: select the experts whose averaged logits are ensembled, for each task.
 
-    It applies the greedy soup's selection to logits.
+    It applies the greedy soup's selection to logits, those of any head: of models that score
+    answers, the answers' log-probabilities.
 
     Args:
         data: embeddings, labels and head of the task.
@@ -65,9 +68,8 @@ def greedy_ensemble(
     Source: Wortsman et al. 2022, arXiv:2203.05482, §3 and appendix (greedy ensemble).
     """
     labels = data.labels("select")
-    z = torch.stack(
-        [logits(data.embedded(each, "select", None), data.head) for each in data.experts]
-    )
+    outputs = [data.embedded(each, "select", None) for each in data.experts]
+    z = torch.stack([data.head.to(output.dtype).logits(output) for output in outputs])
     rates = fitted_temperatures(z, labels) if calibrated else [1.0] * len(z)
     found = choose_members(
         z, labels, metric=metric, average=average, temperatures=rates, order=order, seed=seed,
@@ -82,7 +84,7 @@ def greedy_ensemble(
 
 
 def ensemble_logits(
-    embedded: Embedded, head: Tensor, kept: Mapping[str, Tensor], experts: Sequence[str],
+    embedded: Embedded, head: Head, kept: Mapping[str, Tensor], experts: Sequence[str],
     average: Literal["logits", "probabilities"] = "logits", **_: object,
 ) -> Tensor:  # fmt: skip
     """Logits of the selected, weighted ensemble."""
@@ -119,13 +121,13 @@ def linear_probe(
     rows = data.rows(features, "fit", data.shots(shots, seed))
     weight, bias = fit_probe(
         rows.features, rows.labels, convention=convention, C=C, max_iter=max_iter,
-        classes=len(data.head),
+        classes=data.head.classes,
     )  # fmt: skip
     return Fit({"weight": weight, "bias": bias})
 
 
 def probe_logits(
-    embedded: Embedded, head: Tensor, kept: Mapping[str, Tensor], experts: Sequence[str],
+    embedded: Embedded, head: Head, kept: Mapping[str, Tensor], experts: Sequence[str],
     features: str = BASE, convention: Convention = "unnormalised", **_: object,
 ) -> Tensor:  # fmt: skip
     """Logits of the probe, xWᵀ + b."""
@@ -162,24 +164,26 @@ def wise_ft_linear(
     rows = data.rows(features, "fit", data.shots(shots, seed))
     weight, bias = fit_probe(
         rows.features, rows.labels, convention="normalised", C=C, max_iter=max_iter,
-        classes=len(data.head),
+        classes=data.head.classes,
     )  # fmt: skip
     kept = {"weight": weight, "bias": bias}
     if alpha is not None:
         return Fit({**kept, "alpha": scalar(alpha)})
     select = data.rows(features, "select")
     unit = normalized(select.features)
-    first, second = segment(unit @ data.head.T, unit @ weight.T.to(unit.dtype) + bias)
+    first, second = segment(unit @ data.weight.T, unit @ weight.T.to(unit.dtype) + bias)
     best = exact_alpha(first, second, select.labels, at=DRAWN)
     chosen = {"alpha": best.middle, "alpha/low": best.low, "alpha/high": best.high}
     return Fit({**kept, "alpha": scalar(best.middle), **curve_of(best, DRAWN)}, chosen)
 
 
 def wise_logits(
-    embedded: Embedded, head: Tensor, kept: Mapping[str, Tensor], experts: Sequence[str],
+    embedded: Embedded, head: Head, kept: Mapping[str, Tensor], experts: Sequence[str],
     features: str = BASE, **_: object,
 ) -> Tensor:  # fmt: skip
     """Logits of the interpolated head, n(z)((1 − α)W₀ + αW₁)ᵀ + αb."""
     unit, alpha = normalized(embedded(features)), float(kept["alpha"])
-    weight = (1 - alpha) * head.to(unit.dtype) + alpha * kept["weight"].to(unit.dtype)
+    weight = (1 - alpha) * class_weights(head).to(unit.dtype) + alpha * kept["weight"].to(
+        unit.dtype
+    )
     return unit @ weight.T + alpha * kept["bias"].to(unit.dtype)

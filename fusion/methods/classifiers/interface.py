@@ -16,6 +16,7 @@ from torch import Tensor
 from fusion.errors import InputError, unknown
 from fusion.logits.dataset import Labelled
 from fusion.logits.exact_alpha import ExactAlpha
+from fusion.logits.head import CosineHead, Head
 from fusion.methods.classifiers.grid_search import Surface
 from fusion.methods.classifiers.tip_adapter import (
     few_shot,
@@ -33,12 +34,17 @@ class TaskEmbeddings:
     """Embeddings, labels and head of one task, for the fit and select splits."""
 
     experts: tuple[str, ...]
-    head: Tensor
-    """[C, D], logit scale included."""
+    head: Head
+    """The task's own classifier."""
     labels: Callable[[str], Tensor]
     """Role (split) -> int64 [N]."""
     embedded: Callable[[str, str, Tensor | None], Tensor]
     """(source, role, row numbers or None for all) -> embeddings [n, D], not normalised."""
+
+    @property
+    def weight(self) -> Tensor:
+        """Class weights [C, D] of a cosine head; see `class_weights`."""
+        return class_weights(self.head)
 
     def rows(self, source: str, role: str, at: Tensor | None = None) -> Labelled:
         """Embeddings and labels of the rows of a split.
@@ -53,16 +59,25 @@ class TaskEmbeddings:
         return Labelled(self.embedded(source, role, at), labels if at is None else labels[at], role)
 
     def widened(self) -> TaskEmbeddings:
-        """The same data, with head and embeddings at least in float32."""
-        return replace(
-            self,
-            head=float32_at_least(self.head),
-            embedded=lambda *at: float32_at_least(self.embedded(*at)),
-        )
+        """The same data, with embeddings at least in float32."""
+        return replace(self, embedded=lambda *at: float32_at_least(self.embedded(*at)))
 
     def shots(self, shots: int | None, seed: int) -> Tensor | None:
         """Row numbers of a few-shot subset of the fit split; None: all rows."""
-        return None if shots is None else few_shot(self.labels("fit"), shots, seed, len(self.head))
+        return (
+            None if shots is None else few_shot(self.labels("fit"), shots, seed, self.head.classes)
+        )
+
+
+def class_weights(head: Head) -> Tensor:
+    """Class weights [C, D] of a cosine head, logit scale included, at least in float32.
+
+    Raises:
+        InputError: another head, which compares no normalised embeddings.
+    """
+    if not isinstance(head, CosineHead):
+        raise InputError(f"head: {type(head).__name__}; a cosine head needed")
+    return float32_at_least(head.weight)
 
 
 def float32_at_least(tensor: Tensor) -> Tensor:

@@ -43,7 +43,8 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     return Parts(pool, with_features(data, root), root / "cache")
 
 
-MORE = ("tall_mask 0", "regmean", "regmean_plusplus", "by task", "dawe, by task", "linear_probe")
+MORE = ("tall_mask 0", "regmean", "regmean_plusplus", "by task", "dawe, by task", "linear_probe",
+        "greedy_ensemble")  # fmt: skip
 """Cases beside the typical ones: statistics and embeddings of real tokens alone."""
 
 

@@ -20,6 +20,7 @@ SOUPS = {
     "learned_soup": STEPS,
     "wise_ft": {"expert": "run_1", "alpha": {"grid": [0.0, 0.5]}},
     "task_arithmetic": {"scale": {"grid": [0.2, 0.4]}},
+    "greedy_ensemble": {},
 }
 EXPERTS = {
     "task_arithmetic": {"scale": {"grid": [0.3, 0.6]}},
@@ -31,6 +32,7 @@ EXPERTS = {
     "dawin": {},
     "dawe": STEPS,
     "linear_probe": {},
+    "greedy_ensemble": {"average": "probabilities"},
 }
 
 
@@ -110,6 +112,13 @@ def refusal(root: Path, **changes: dict) -> str:
 def test_methods_with_a_cosine_head_are_refused(name: str, experts: Path) -> None:
     assert refusal(experts, methods={name: {}}) == (
         f"methods.{name}: needs cosine_head, which models of the family 'bert' do not have"
+    )
+
+
+def test_wise_ft_of_a_head_is_refused_with_the_reason(experts: Path) -> None:
+    assert refusal(experts, methods={"wise_ft_linear": {}}) == (
+        "methods.wise_ft_linear: needs cosine_head, which models of the family 'bert' do not have:"
+        " its α = 0 is a zero-shot head; wise_ft interpolates whole models"
     )
 
 

@@ -30,6 +30,7 @@ METHODS = {
     "wemoe": STEPS,
     "dawin": {},
     "ensemble": {},
+    "greedy_ensemble": {},
 }
 
 
