@@ -299,6 +299,45 @@ def test_words_of_a_family_stay_in_its_folder():
     assert {path: words for path, words in outside.items() if words} == {}
 
 
+IMAGE_FOLDERS = ("actors/data/", "actors/embedded/", *FAMILY_FOLDERS)
+
+IMAGE_SENTENCES = {
+    "actors/cluster/metrics.py": {"Images or texts through the model; use: forward, learn"},
+    "actors/families/t5/heads.py": {": images; t5 models read texts"},
+    "actors/gate_features/extractor.py": {": squash: true; of images only"},
+    "sweeps/planning/print_plan.py": {" of squashed images"},
+    "sweeps/report/charts/search_surface_plots.py": {"<image"},  # a picture in SVG
+    "sweeps/spec/shift.py": {"the name of the image column"},
+    "sweeps/spec/task.py": {"the name of the image column"},
+}
+"""How texts begin that are about images whatever the models read."""
+
+
+def image_sentences(path: Path) -> set[str]:
+    """Texts of a file, of more than one word, that name images; docstrings are not read."""
+    tree = ast.parse(path.read_text())
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    texts = {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose
+    }
+    return {
+        text for text in texts if " " in text and re.search(r"\bimages?\b", text, re.IGNORECASE)
+    }
+
+
+def test_texts_for_users_of_other_data_name_no_images():
+    """Rows are images or texts: `Inputs.kind` decides the word."""
+    for path in FILES:
+        name = str(path.relative_to(ROOT))
+        if name.startswith(("actors/", "sweeps/")) and not name.startswith(IMAGE_FOLDERS):
+            allowed = tuple(IMAGE_SENTENCES.get(name, ()))
+            found = image_sentences(path)
+            assert not [text for text in found if not text.startswith(allowed)], name
+            assert bool(found) == bool(allowed), name
+
+
 NAMED = {"best_single", "dawe", "ensemble", "fisher", "greedy_ensemble", "greedy_soup",
          "learned_soup", "linear_probe", "oracle_single", "simple_average", "task_arithmetic",
          "uniform_soup", "weighted_average", "wise_ft_linear"}  # fmt: skip

@@ -47,7 +47,9 @@ class Row:
 METRICS: Mapping[str, Row] = MappingProxyType(
     {
         "samples": Row("counter", "Rows measured, a call at a time", ("method",)),
-        "images": Row("counter", "Images through the model; use: forward, learn", ("use",)),
+        "images": Row(
+            "counter", "Images or texts through the model; use: forward, learn", ("use",)
+        ),
         "calls": Row(
             "counter",
             "Calls that a replica ended; status: done, failed",

@@ -29,7 +29,7 @@ Role: TypeAlias = Literal["fit", "select", "report"]
 Part: TypeAlias = Literal["all", "fit", "val"]
 
 Kind: TypeAlias = Literal["image", "text"]
-"""What the rows of a task are."""
+"""What a row of a task is; in messages rows are "images" or "texts", the same with an s."""
 
 VALIDATION = ("val", "validation", "valid", "dev", "validation_matched")
 """What data sets call their own validation split; `val` in a spec means any of them."""

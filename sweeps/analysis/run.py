@@ -188,6 +188,7 @@ def given_of(
         is_soup(spec),
         described(prepared),
         tuple(dict.fromkeys(layer_of(name) for name in prepared.pool.names)),
+        prepared.inputs.kind,
     )
 
 

@@ -50,7 +50,7 @@ def analyse(
     rows: Annotated[
         int,
         typer.Option(
-            min=0, help="Images a task for plane, barriers, gap, robustness; 0: all of select."
+            min=0, help="Rows a task for plane, barriers, gap, robustness; 0: all of select."
         ),
     ] = 1000,
     address: Address = None,

@@ -221,7 +221,7 @@ def evaluated(sweep: SweepRun) -> list[Row]:
     file and its run in MLflow."""
     prepared, folder, spec = sweep.prepared, sweep.folder, sweep.spec
     metric = ranked_by(spec.metric)
-    found = winners(sweep.entries(), spec.metric)
+    found = winners(sweep.entries(), spec.metric, prepared.inputs.kind)
     rows = [noted(row, prepared, folder.learned) for row in found]
     rows = evaluate_rows(
         sweep.experts,
@@ -294,12 +294,12 @@ def learning_inputs(
 def noted(row: Row, prepared: Prepared, learned: Path) -> Row:
     """Add a row's disclosures, whether the sweep file asked for it, and what its model takes."""
     spec, experts = prepared.spec, prepared.pool.experts
-    under = under_words(spec)
-    said = notes_of(row.method, row.params, spec.splits, unseen=spec.unseen, under=under)
+    under, unit = under_words(spec), prepared.inputs.kind
+    said = notes_of(row.method, row.params, spec.splits, unseen=spec.unseen, under=under, unit=unit)
     notes = [*row.notes, *said]
     if prepared.otherwise and row.method != BASE:
         names = ", ".join(prepared.otherwise)
-        notes.append(f"images prepared as the base's file says; that of {names} differs")
+        notes.append(f"{unit}s prepared as the base's file says; that of {names} differs")
     if is_soup(spec):
         hashes = {name: content_hash(expert) for name, expert in experts.items()}
         notes += notes_of_pool(row.method, hashes)

@@ -31,14 +31,15 @@ def start_fleet(
         stack: closes everything at its end.
         site: the connected cluster or this machine.
         prepared: the result of `prepare`.
-        progress: shows the images decoded.
+        progress: shows the rows prepared.
         roles: roles whose rows are decoded.
         more: may add roles to tasks, before the replicas start.
-        extractors: extractors whose features of every image are computed.
+        extractors: extractors whose features of every row are computed.
 
     Raises:
-        InputError: a broken image or a refused weight, each by name.
+        InputError: a row that cannot be read, or a refused weight, each by name.
     """
+    kind = prepared.inputs.kind
     data = more(
         prepare_data(
             prepared.pool.base,
@@ -48,7 +49,7 @@ def start_fleet(
             cache_dir(),
             select_spelled=prepared.spec.splits.select_spelled,
             extractors=list(extractors),
-            progress=lambda done, total: progress.set("images", done, total),
+            progress=lambda done, total: progress.set(f"{kind}s", done, total),
             device=prepared.plan.device,
             unseen=prepared.spec.unseen,
         )

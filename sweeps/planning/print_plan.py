@@ -23,9 +23,6 @@ from sweeps.spec.method import MethodSpec
 from sweeps.spec.reference_methods import references
 from sweeps.spec.sweep import SplitSpec, SweepSpec
 
-NOUNS = {"image": "images", "text": "texts"}
-"""Kind of data -> what its rows are called."""
-
 CACHES = {"image": "pixel cache", "text": "token cache at most"}
 """Kind of data -> what its prepared rows are called."""
 
@@ -33,7 +30,7 @@ CACHES = {"image": "pixel cache", "text": "token cache at most"}
 def facts(prepared: Prepared) -> list[tuple[str, str]]:
     """Lines about pool, placement, memory and data."""
     spec, pool, plan = prepared.spec, prepared.pool, prepared.plan
-    noun = NOUNS[prepared.inputs.kind]
+    noun = f"{prepared.inputs.kind}s"
     extractors = prepared.needs.extractors.values()
     others = sum(extracted_bytes(each, prepared.images) for each in extractors)
     dtypes = ", ".join(sorted(set(pool.dtypes.values())))
@@ -53,7 +50,7 @@ def facts(prepared: Prepared) -> list[tuple[str, str]]:
         *([("transport", NO_CUPY)] if lacks_direct(prepared) else []),
         *([("rounding", rounded)] if (rounded := rounding(prepared)) else []),
         *(
-            ("images", f"{name}: prepared as the base's file says; its own differs: {said}")
+            (noun, f"{name}: prepared as the base's file says; its own differs: {said}")
             for name, said in prepared.otherwise.items()
         ),
         *([("nodes", spread(plan))] if len(plan.nodes) > 1 else []),
@@ -113,7 +110,7 @@ def task_text(task: Task) -> list[str]:
     files = f" in {layout.used:,} files" if layout.used else ""
     rows = ", ".join(f"{name} {split.rows:,}" for name, split in layout.splits.items())
     few = ", ".join(repr(name) for name in task.classnames[:3])
-    noun = NOUNS["image" if task.wording is None else "text"]
+    noun = "images" if task.wording is None else "texts"
     lines = [
         f"{task.name}: {rows} {noun}{files}{config}",
         f"{task.name}: {count} classes ({few}{', …' if count > 3 else ''}): {task.origin}",
@@ -164,23 +161,23 @@ def extractor_text(extractor: Extractor, rows: int, kind: str) -> str:
     squashed = " of squashed images" if extractor.squashed else ""
     disk = size(extracted_bytes(extractor, rows))
     return (
-        f"{extractor.source}: {extractor.width} features{squashed}, {rows:,} {NOUNS[kind]} at "
+        f"{extractor.source}: {extractor.width} features{squashed}, {rows:,} {kind}s at "
         f"{extractor.inputs.dimensions}: {disk} of {CACHES[kind]}, "
         f"{size(4 * rows * extractor.width)} of features"
     )
 
 
-def extracted_bytes(extractor: Extractor, images: int) -> int:
-    """Disk of the images as an extractor reads them."""
-    return images * extractor.inputs.row.nbytes
+def extracted_bytes(extractor: Extractor, rows: int) -> int:
+    """Disk of the rows as an extractor reads them."""
+    return rows * extractor.inputs.row.nbytes
 
 
 def shifts(prepared: Prepared) -> str:
-    """Line about copies of shifted images and their disk; empty if there are none."""
+    """Line about copies of shifted rows and their disk; empty if there are none."""
     images = shifted_images(prepared)
     kept = size(shifted_bytes(prepared))
     kind = prepared.inputs.kind
-    return f"{images:,} more {NOUNS[kind]}: {kept} of {CACHES[kind]}" if images else ""
+    return f"{images:,} more {kind}s: {kept} of {CACHES[kind]}" if images else ""
 
 
 def statistics(found: StatisticsCost) -> str:
@@ -260,11 +257,11 @@ def memory(plan: Plan, weights: str = "memory") -> str:
 
 
 def trial_table(prepared: Prepared) -> Table:
-    """Table of trials, images or texts forwarded and learned from, one row for each method."""
+    """Table of trials, rows of data forwarded and learned from, one row for each method."""
     counts = planned(prepared.spec)
     rows, learned = prepared.role_rows, learned_images(prepared.spec)
     table = Table(title="at most", title_justify="left")
-    noun = NOUNS[prepared.inputs.kind]
+    noun = f"{prepared.inputs.kind}s"
     names = ["method", "trials", f"{noun} on select", f"{noun} on report"]
     for name in [*names, f"{noun} learned from"] if learned else names:
         table.add_column(name, justify="left" if name == "method" else "right")
@@ -283,7 +280,7 @@ def trial_table(prepared: Prepared) -> Table:
 
 
 def learned_images(spec: SweepSpec) -> dict[str, int]:
-    """Learning method -> trials × steps × batch size × tasks; an image counts each time it is
+    """Learning method -> trials × steps × batch size × tasks; a row of data counts each time it is
     drawn.
 
     Where not every candidate is known beforehand, the largest of those known is used.

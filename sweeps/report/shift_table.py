@@ -55,7 +55,9 @@ def sentence(comparison: Comparison) -> str:
     )
     if comparison.adapt_on_shift is None:
         return found
-    return f"{found} Methods that adapt to images saw those of {comparison.adapt_on_shift}."
+    return (
+        f"{found} Methods that adapt to unlabelled rows saw those of {comparison.adapt_on_shift}."
+    )
 
 
 def score(row: Row | None, name: str, metric: RankedMetric) -> float | None:

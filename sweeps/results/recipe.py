@@ -165,7 +165,7 @@ def known_statistics(recipe: RecipeFile, pool: Pool, path: Path) -> Mapping[str,
     if gone is not None or not files:
         raise InputError(
             f"{path}: statistics: {gone or 'none named'}: not in this machine's cache; they are of"
-            f" images, so run the sweep {recipe.sweep!r} here (--resume), then export"
+            f" data, so run the sweep {recipe.sweep!r} here (--resume), then export"
         )
     return opened(recipe.statistics, segments)
 

@@ -54,7 +54,7 @@ class PoolSpec(Part):
     preprocessing: Literal["same", "base"] = Field(
         default="same",
         description="same (experts that bring a preprocessing must bring the base's) or base "
-        "(all images are prepared as the base's file says, whatever the experts' say)",
+        "(all rows are prepared as the base's file says, whatever the experts' say)",
     )
 
 

@@ -177,12 +177,13 @@ def make_base(
     """Pretrain a small base on the fit rows of all tasks together."""
     assert training.pretraining is not None  # checked with the file
     sizes, given = pretraining_sizes(spec, training.pretraining)
+    inputs = training.pretraining.inputs(sizes)
     rows = captioned(
         tasks,
         splits,
-        training.pretraining.inputs(sizes),
+        inputs,
         cache_dir(),
-        progress=lambda done, total: progress.set("images for the base", done, total),
+        progress=lambda done, total: progress.set(f"{inputs.kind}s for the base", done, total),
     )
 
     def advance(step: int, total: int, loss: float) -> None:

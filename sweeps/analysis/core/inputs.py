@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actors.artifacts.recipe import BASE
+from actors.data.task import Kind
 from actors.data.task_rows import TaskData
 from actors.experts.metrics import sign_of
 from fusion.errors import InputError
@@ -39,14 +40,16 @@ class AnalysisInputs:
     """What each ingredient was trained with, where its folder says so."""
     dtype: str
     seed: int
-    images: int
-    """Rows of the probe, all tasks together."""
+    rows: int
+    """Of the probe, all tasks together."""
     soup: bool
     """Whether the models are ingredients: runs of the same tasks."""
     shifted: Shifted = field(default_factory=Shifted)
     """Shift sets, and points on their rows where those are wanted."""
     blocks: tuple[str, ...] = ()
     """Blocks of the model, as `grams.layer_of` names them, in the model's order."""
+    unit: Kind = "image"
+    """What the data's rows are."""
 
     @property
     def context_under_shift(self) -> str:
@@ -60,7 +63,7 @@ class AnalysisInputs:
     @property
     def seen(self) -> str:
         """Sentence about the rows that paths are evaluated on."""
-        return f"Measured on {self.images:,} images of select, the same for all."
+        return f"Measured on {self.rows:,} {self.unit}s of select, the same for all."
 
     @property
     def ranked(self) -> list[str]:

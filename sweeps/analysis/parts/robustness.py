@@ -57,7 +57,7 @@ def robustness(inputs: AnalysisInputs, options: AnalysisOptions) -> Finding:
         [line for line in table if line["task"] == main] for table in (points, differing)
     )
     base = next(line for line in baselines if (line["task"], line["set"]) == (main, MEAN))
-    lines += sentences(shown, unlike, base, soup=inputs.soup)
+    lines += sentences(shown, unlike, base, soup=inputs.soup, unit=inputs.unit)
     tables: dict[str, Sequence[Line]] = {
         "summary": summary(shown), "points": points, "baselines": baselines, "diversity": differing,
     }  # fmt: skip
@@ -93,13 +93,13 @@ def why_not(inputs: AnalysisInputs, options: AnalysisOptions) -> str:
 
 def about(inputs: AnalysisInputs, tasks: Iterable[str], sets: Iterable[str]) -> str:
     """Sentence: what was evaluated, on which rows."""
-    images = sum(len(labels_of(inputs.data[task], PROBE)) for task in tasks)
+    count = sum(len(labels_of(inputs.data[task], PROBE)) for task in tasks)
     rows = "; ".join(f"{name}: {inputs.shifted.about[name]}" for name in sets)
     return (
         "Accuracy on the reference against accuracy under shift, along (1 − α)·base + α·fine-tuned:"
         " of all weights (end to end), and of the head alone (linear classifier). The reference is"
-        f" {images:,} images of select; shift sets: {rows}. Rows that are reported on are not"
-        " among them."
+        f" {count:,} {inputs.unit}s of select; shift sets: {rows}. Rows that are reported on are"
+        " not among them."
     )
 
 

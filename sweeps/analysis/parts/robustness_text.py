@@ -18,7 +18,12 @@ REFERENCE = "reference"
 
 
 def sentences(
-    shown: Sequence[Line], unlike: Sequence[Line], baseline: Line, *, soup: bool
+    shown: Sequence[Line],
+    unlike: Sequence[Line],
+    baseline: Line,
+    *,
+    soup: bool,
+    unit: str = "image",
 ) -> list[str]:
     """Sentences: where each path is best, whether it beats its ends; the baseline; diversity.
 
@@ -27,6 +32,7 @@ def sentences(
         unlike: prediction diversity, of the same.
         baseline: of the mean over sets, of the same.
         soup: whether the models are runs of the same tasks.
+        unit: what the data's rows are.
     """
     lines = []
     for name in (PATH, LINEAR):
@@ -39,8 +45,8 @@ def sentences(
     if shares := {line["set"]: line["diversity"] for line in unlike}:
         text = ", ".join(f"{name} {percent(share)} %" for name, share in shares.items())
         lines.append(
-            f"Images on which the base and {tuned[0]['model']} disagree and one of them is right:"
-            f" {text}."
+            f"{unit.capitalize()}s on which the base and {tuned[0]['model']} disagree and one of"
+            f" them is right: {text}."
         )
     return lines
 

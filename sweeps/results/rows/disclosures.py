@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from actors.data.task import Kind
 from actors.experts.metrics import EXACT, OUTSIDE
 from actors.experts.unseen_tasks import stays_with_seen
 from fusion.kinds import Row
@@ -38,9 +39,9 @@ LEFT_OUT = "unseen tasks left out"
 WHY: Mapping[type[Row], str] = {
     PerTask: "it makes one model a task with an expert",
     Fitted: "a classifier is fitted to each seen task",
-    Routed: "it reads all images of a task, or their labels, before it classifies them",
+    Routed: "it reads all {unit}s of a task, or their labels, before it classifies them",
 }
-"""Why a method is not measured on tasks that no expert is of."""
+"""Why a method is not measured on tasks that no expert is of; `unit` is what a row is."""
 
 
 def notes_of(
@@ -50,6 +51,7 @@ def notes_of(
     *,
     unseen: Collection[str] = (),
     under: str = "",
+    unit: Kind = "image",
 ) -> tuple[str, ...]:
     """Disclosures of a row; none for a method that reads weights alone.
 
@@ -58,17 +60,20 @@ def notes_of(
         params: its parameters.
         splits: of the sweep.
         unseen: tasks that no expert is of.
-        under: the shift whose images are adapted to, in words; empty: clean ones are.
+        under: the shift whose rows are adapted to, in words; empty: clean ones are.
+        unit: what the data's rows are.
 
     >>> notes_of("adamerging", {"adapt_on": "report"}, SplitSpec())
     ('adapted to the unlabelled test images it is reported on',)
+    >>> notes_of("adamerging", {}, SplitSpec(), unit="text")
+    ('adapted to unlabelled train texts',)
     """
-    found = seen_by(method, params, splits, under)
+    found = seen_by(method, params, splits, under, unit)
     row = METHODS.get(method)
     if row is not None and unseen and found and row.stepwise:
         found = (f"{found[0]}, seen tasks alone", *found[1:])
     if row is not None and unseen and stays_with_seen(method, params):
-        return (*found, f"{LEFT_OUT}: {for_kind(WHY, row)}")
+        return (*found, f"{LEFT_OUT}: {for_kind(WHY, row).format(unit=unit)}")
     return found
 
 
@@ -113,11 +118,15 @@ def under_words(spec: SweepSpec) -> str:
 
 
 def seen_by(
-    method: str, params: Mapping[str, Any], splits: SplitSpec, under: str = ""
+    method: str,
+    params: Mapping[str, Any],
+    splits: SplitSpec,
+    under: str = "",
+    unit: Kind = "image",
 ) -> tuple[str, ...]:
-    """Disclosure of the images that a row has used, and how."""
+    """Disclosure of the rows of data that a row of the comparison has used, and how."""
     row = METHODS.get(method)
-    return () if row is None else for_kind(SEEN, row)(row, params, splits, under)
+    return () if row is None else for_kind(SEEN, row)(row, params, splits, under, unit)
 
 
 def nothing(*_: Any) -> tuple[str, ...]:
@@ -125,28 +134,30 @@ def nothing(*_: Any) -> tuple[str, ...]:
     return ()
 
 
-def per_task(*_: Any) -> tuple[str, ...]:
+def per_task(
+    row: PerTask, params: Mapping[str, Any], splits: SplitSpec, under: str, unit: Kind
+) -> tuple[str, ...]:
     """A method that makes one model for each task."""
-    return ("one model a task: of each image it must be known which task it is of",)
+    return (f"one model a task: of each {unit} it must be known which task it is of",)
 
 
 def informed(
-    row: Informed, params: Mapping[str, Any], splits: SplitSpec, under: str
+    row: Informed, params: Mapping[str, Any], splits: SplitSpec, under: str, unit: Kind
 ) -> tuple[str, ...]:
     """A method that merges by statistics of data."""
-    images = f"unlabelled {splits.fit} images{f' under {under}' if under else ''}"
-    return (f"statistics of {images}, of each expert on its own task",)
+    rows = f"unlabelled {splits.fit} {unit}s{f' under {under}' if under else ''}"
+    return (f"statistics of {rows}, of each expert on its own task",)
 
 
 def stepwise(
-    row: Adaptive | Resident, params: Mapping[str, Any], splits: SplitSpec, under: str
+    row: Adaptive | Resident, params: Mapping[str, Any], splits: SplitSpec, under: str, unit: Kind
 ) -> tuple[str, ...]:
     """A method that learns in gradient steps."""
-    return learned_from(row, row.bound(params), splits, under)
+    return learned_from(row, row.bound(params), splits, under, unit)
 
 
 def fitted(
-    row: Fitted, params: Mapping[str, Any], splits: SplitSpec, under: str
+    row: Fitted, params: Mapping[str, Any], splits: SplitSpec, under: str, unit: Kind
 ) -> tuple[str, ...]:
     """A method that fits classifiers to embeddings."""
     split = " and ".join(dict.fromkeys([*([splits.fit] if row.fits else []), splits.select]))
@@ -155,7 +166,7 @@ def fitted(
 
 
 def selected(
-    row: Selected, params: Mapping[str, Any], splits: SplitSpec, under: str
+    row: Selected, params: Mapping[str, Any], splits: SplitSpec, under: str, unit: Kind
 ) -> tuple[str, ...]:
     """A method that selects ingredients by their scores."""
     if row.selection(**params).role == "select":
@@ -164,14 +175,14 @@ def selected(
 
 
 def routed(
-    row: Routed, params: Mapping[str, Any], splits: SplitSpec, under: str
+    row: Routed, params: Mapping[str, Any], splits: SplitSpec, under: str, unit: Kind
 ) -> tuple[str, ...]:
     """A method that routes by the experts' logits of the rows that it is measured on."""
     found = []
     if is_oracle(params):
         found.append(f"{ORACLE}: reads the labels it is measured by")
     if transductive(params):
-        found.append("coefficients read off all images it is measured on, without labels")
+        found.append(f"coefficients read off all {unit}s it is measured on, without labels")
     return tuple(found)
 
 
@@ -185,7 +196,7 @@ SEEN: Mapping[type[Row], Callable[..., tuple[str, ...]]] = {
     Selected: selected,
     Routed: routed,
 }
-"""Kind of method -> which images its rows have seen: `handler(row, params, splits, under)`."""
+"""Kind of method -> which data its rows have seen: `handler(row, params, splits, under, unit)`."""
 
 
 def notes_of_pool(method: str, hashes: Mapping[str, str]) -> tuple[str, ...]:
@@ -213,19 +224,23 @@ def notes_of_pool(method: str, hashes: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def learned_from(
-    row: Adaptive | Resident, params: Mapping[str, Any], splits: SplitSpec, under: str = ""
+    row: Adaptive | Resident,
+    params: Mapping[str, Any],
+    splits: SplitSpec,
+    under: str = "",
+    unit: Kind = "image",
 ) -> tuple[str, ...]:
-    """Disclosure of the images that a method learned from; whether it is evaluated on them."""
+    """Disclosure of the rows that a method learned from; whether it is evaluated on them."""
     role = params["adapt_on"]
     split = getattr(splits, role)
     if not params["steps"] and not params.get("coefficient_steps"):
         return ()
     if "labels" in row.reads:
         optimistic = "; its score there is no measurement" if role == "select" else ""
-        return (f"learned from {split} images with their labels{optimistic}",)
+        return (f"learned from {split} {unit}s with their labels{optimistic}",)
     if under:
         same = " of those it is reported on" if split == splits.report else ""
-        return (f"adapted to unlabelled {split} images{same} under {under}",)
+        return (f"adapted to unlabelled {split} {unit}s{same} under {under}",)
     if split == splits.report:
-        return (f"adapted to the unlabelled {split} images it is reported on",)
-    return (f"adapted to unlabelled {split} images",)
+        return (f"adapted to the unlabelled {split} {unit}s it is reported on",)
+    return (f"adapted to unlabelled {split} {unit}s",)

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
+from actors.data.task import Kind
 from actors.experts.metrics import sign_of
 from fusion.methods.classifiers.fit_heads import FAILED
 from fusion.registry import METHODS
@@ -17,10 +18,13 @@ from sweeps.spec.reference_methods import completed, references
 from sweeps.spec.sweep import SweepSpec
 
 
-def winners(entries: Iterable[Entry], metric: str = "acc/mean") -> list[Row]:
+def winners(
+    entries: Iterable[Entry], metric: str = "acc/mean", unit: Kind | Literal["row"] = "row"
+) -> list[Row]:
     """One row for each method: its best trial; a method with failed trials only has no metrics.
 
-    Ties go to the lower trial key, for any order in which trials finished.
+    Ties go to the lower trial key, for any order in which trials finished. `unit` is what the
+    data's rows are, for notes.
     """
     sign = -sign_of(metric)
     methods: dict[str, list[Entry]] = {}
@@ -43,7 +47,7 @@ def winners(entries: Iterable[Entry], metric: str = "acc/mean") -> list[Row]:
                 params=finite(best.params),
                 val=finite(best.metrics),
                 trial_key=best.trial_key,
-                notes=(*remarks(best.choices), *broken(best.metrics)),
+                notes=(*remarks(best.choices), *broken(best.metrics, unit)),
                 cost={**row.cost, **learning},
             )
         elif any(entry.status == "done" for entry in tried):
@@ -52,17 +56,17 @@ def winners(entries: Iterable[Entry], metric: str = "acc/mean") -> list[Row]:
     return rows
 
 
-def broken(metrics: Mapping[str, float]) -> tuple[str, ...]:
+def broken(metrics: Mapping[str, float], unit: str) -> tuple[str, ...]:
     """Notes about logits that are NaN or infinite.
 
-    >>> broken({"nll/mean": float("nan")})
+    >>> broken({"nll/mean": float("nan")}, "image")
     ('logits on select are NaN or infinite on some images',)
-    >>> broken({"chosen/digits/failed": 2.0})
+    >>> broken({"chosen/digits/failed": 2.0}, "image")
     ('digits: 2 experts left out, their logits NaN or infinite',)
     """
     found = []
     if not math.isfinite(metrics.get("nll/mean", 0.0)):
-        found.append("logits on select are NaN or infinite on some images")
+        found.append(f"logits on select are NaN or infinite on some {unit}s")
     for name, value in metrics.items():
         kind, _, rest = name.partition("/")
         task, _, what = rest.rpartition("/")

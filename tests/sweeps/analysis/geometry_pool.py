@@ -93,6 +93,6 @@ def given(folder: Path, experts: Bowl | None = None, **changes) -> AnalysisInput
         "context": "x", "gram": experts.gram(), "whole": whole, "probe": probe,
         "data": {"t": TaskData("t", folder / "head", {"select": rows, PROBE: rows})},
         "singles": dict(zip(NAMES, singles, strict=True)), "metric": "acc/mean", "recipes": {},
-        "dtype": "float32", "seed": 0, "images": N, "soup": True,
+        "dtype": "float32", "seed": 0, "rows": N, "soup": True,
     }  # fmt: skip
     return AnalysisInputs(**(known | changes))

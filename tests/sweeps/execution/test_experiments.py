@@ -296,7 +296,7 @@ def test_every_table_has_both_means(tmp_path):
         assert text in shown, text
     described = markdown.described(found)
     assert "| test seen | test unseen | c (unseen) | a | b |" in described
-    assert "Methods that adapt to images saw those of n." in described
+    assert "Methods that adapt to unlabelled rows saw those of n." in described
     page = html(found, ())
     assert '<th scope="col">unseen<small>mean of 1</small></th>' in page
     assert page.index(">a</th>") < page.index(">c<small>unseen</small></th>")  # seen ones first

@@ -269,7 +269,10 @@ def test_rows_say_what_was_left_out_and_what_was_no_number():
     gone = {"candidate": "a", "outcome": "vanished", "note": "its file vanished; left out"}
     taken = {"candidate": "b", "outcome": "accepted", "note": ""}
     metrics = {"acc/mean": 0.5, "nll/mean": math.nan, "chosen/a/failed": 1.0}
-    (row,) = winners([trial("k", "greedy_soup", 0.5, choices=[gone, taken], metrics=metrics)])
+    tried = [trial("k", "greedy_soup", 0.5, choices=[gone, taken], metrics=metrics)]
+    (row,) = winners(tried, unit="text")
+    assert row.notes[1] == "logits on select are NaN or infinite on some texts"
+    (row,) = winners(tried, unit="image")
     assert row.notes == (
         "ingredient a: its file vanished; left out",
         "logits on select are NaN or infinite on some images",

@@ -268,7 +268,7 @@ def test_an_export_whose_statistics_are_gone_is_one_line(informed, tmp_path):
     with pytest.raises(InputError) as error:
         export(informed, tmp_path / "out")
     assert str(error.value) == (
-        f"{informed}: statistics: {gone}: not in this machine's cache; they are of images,"
+        f"{informed}: statistics: {gone}: not in this machine's cache; they are of data,"
         " so run the sweep 'swept' here (--resume), then export"
     )
     content = yaml.safe_load(informed.read_text())

@@ -2,6 +2,7 @@
 
 import pytest
 
+from fusion.registry import METHODS
 from sweeps.results.rows.disclosures import CHOSEN_ON_FIT, notes_of, notes_of_pool
 from sweeps.spec.sweep import SplitSpec
 
@@ -63,3 +64,41 @@ def test_a_method_of_statistics_or_of_known_tasks_says_so():
     assert notes_of("emr", {}, SplitSpec()) == (
         "one model a task: of each image it must be known which task it is of",
     )
+
+
+CHOICES = [
+    {"adapt_on": role, "steps": 1} for role in ("fit", "select", "report")
+] + [{"granularity": "sample"}, {}]  # fmt: skip
+"""Parameters on which notes depend; methods read those that they have."""
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("under", ["", "typos, severity 3"])
+def test_notes_of_text_pools_say_texts_where_those_of_image_pools_say_images(method, under):
+    parameters = METHODS[method].parameters
+    needed = {name: "x" for name, each in parameters.items() if each.required}
+    for choice in CHOICES:
+        known = {
+            name: value
+            for name, value in choice.items()
+            if name in parameters and value in (parameters[name].choices or (value,))
+        }
+        given = (method, needed | known, SplitSpec())
+        images, texts = (
+            notes_of(*given, unseen=("c",), under=under, unit=unit) for unit in ("image", "text")
+        )
+        assert notes_of(*given, unseen=("c",), under=under) == images
+        assert [note.replace("image", "text") for note in images] == list(texts)
+        assert not [note for note in texts if "image" in note]
+
+
+def test_the_word_for_a_row_is_in_the_notes_that_name_rows():
+    kinds = {}
+    for method, row in METHODS.items():
+        needed = {name: "x" for name, each in row.parameters.items() if each.required}
+        found = " ".join(notes_of(method, needed, SplitSpec(), unseen=("c",), unit="text"))
+        kinds[type(row).__name__] = kinds.get(type(row).__name__, False) or "text" in found
+    assert kinds == {
+        "Static": False, "Informed": True, "PerTask": True, "Selected": False, "Adaptive": True,
+        "Resident": True, "Gated": True, "Routed": True, "LogitSpace": False, "Fitted": False,
+    }  # fmt: skip
