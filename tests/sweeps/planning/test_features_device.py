@@ -27,7 +27,7 @@ def test_those_of_all_images(device, monkeypatch):
     spec = SimpleNamespace(splits=SimpleNamespace(select_spelled=False), unseen=())
     prepared = SimpleNamespace(
         pool=SimpleNamespace(base=None), tasks={}, splits=None, spec=spec,
-        plan=SimpleNamespace(device=device),
+        plan=SimpleNamespace(device=device), inputs=SimpleNamespace(kind="images"),
     )  # fmt: skip
     with pytest.raises(Asked, match=device):
         start_fleet.start_fleet(ExitStack(), None, prepared, None, ["select"])
