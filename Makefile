@@ -9,8 +9,8 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/sweeps quickstart
 
-# Two processes of one thread: one has all tests that start or use Ray, the other the rest
-# (tests/conftest.py).
+# Two processes of one thread: one begins with the tests of sweeps that use Ray, the other with those
+# of actors (tests/conftest.py).
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 
@@ -33,14 +33,64 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+ALIASES: Mapping[str, tuple[str, ...]] = {
+    "lr": ("learning_rate",),
+    "rate": ("learning_rate",),
+    "lambda": ("scale",),
+    "lam": ("scale",),
+    "coefficient": ("scale", "alpha"),
+    "scaling": ("scale",),
+    "scaling_factor": ("scale",),
+    "epoch": ("epochs", "steps"),
+    "num_epochs": ("epochs", "steps"),
+    "num_train_epochs": ("epochs", "steps"),
+    "iterations": ("steps", "epochs"),
+    "max_steps": ("steps", "epochs"),
+    "bs": ("batch_size",),
+    "batch": ("batch_size",),
+    "wd": ("weight_decay",),
+    "decay": ("weight_decay",),
+    "warmup_ratio": ("warmup",),
+    "warmup_steps": ("warmup",),
+    "max_grad_norm": ("clip_norm",),
+    "topk": ("density",),
+    "top_k": ("density",),
+    "k": ("density",),
+    "temp": ("temperature",),
+    "model": ("base",),
+    "base_model": ("base",),
+    "models": ("experts", "pool"),
+    "data": ("dataset",),
+    "path": ("dataset",),
+    "classes": ("classnames",),
+    "class_names": ("classnames",),
+    "labels": ("label",),
+    "prompt": ("template", "templates"),
+    "prompts": ("templates", "template"),
+    "verbalizer": ("targets",),
+    "verbalisers": ("targets",),
+    "verbalizers": ("targets",),
+    "num_samples": ("trials",),
+    "n_trials": ("trials",),
+    "search_alg": ("searcher",),
+    "sampler": ("searcher",),
+}
+"""Other usual names of fields -> the names here, of which the first valid one is meant."""
+
+
 def unknown(what: str, name: str, valid: Iterable[str]) -> str:
-    """Error text for an unknown name, with the nearest valid name and all valid names.
+    """Error text for an unknown name, with the valid name that is meant and all valid names.
+
+    That is the one that has this name elsewhere (`ALIASES`), else the most similar one.
 
     >>> unknown("method", "tys", ["ties", "dare"])
     "unknown method 'tys'; did you mean 'ties'? (valid: dare, ties)"
+    >>> unknown("parameter", "lr", ["learning_rate", "layer"])
+    "unknown parameter 'lr'; did you mean 'learning_rate'? (valid: layer, learning_rate)"
     """
     names = sorted(valid)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    usual = [each for each in ALIASES.get(name.lower(), ()) if each in names]
+    near = usual or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" did you mean {near[0]!r}?" if near else ""
     return f"unknown {what} {name!r};{hint} (valid: {', '.join(names) or 'none'})"
 

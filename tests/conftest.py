@@ -1,4 +1,4 @@
-"""Fixtures of all tests: one Ray cluster and one tiny pool a run; which tests run side by side."""
+"""Fixtures of all tests: a Ray cluster a process, a tiny pool a run; what runs side by side."""
 
 import os
 import re
@@ -44,10 +44,10 @@ LONGEST = "tests/test_pretended_gpu.py"
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
-    """How `pytest -n 2` shares tests out: files that use Ray are one group, each other file is one.
+    """How `pytest -n 2` shares tests out: the files on Ray are two groups, each other file is one.
 
-    One process has the session's cluster, and no two clusters start at a time. What a file's tests
-    share is made once.
+    Tests on Ray wait for processes that start, most of their time; so those of `actors` and those
+    of `sweeps` run side by side. What a file's tests share is made once.
     """
     return ByFile(config, log)
 
@@ -57,7 +57,12 @@ class ByFile(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::")[0]
-        return "ray" if names_ray(file) else file
+        return f"ray {package_of(file)}" if names_ray(file) else file
+
+
+def package_of(file: str) -> str:
+    """`actors` for tests/actors/…; `sweeps` for all other files."""
+    return "actors" if file.startswith("tests/actors/") else "sweeps"
 
 
 @cache
@@ -69,13 +74,19 @@ def names_ray(file: str) -> bool:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Begin with the longest groups: the tests on Ray, then one long file."""
+    """Begin with the longest groups: the tests on Ray of each package, then one long file."""
     if not beside_another(config):
         return
     files = {item: item.nodeid.split("::")[0] for item in items}
     if unnamed := {files[item] for item in items if on_ray(item) and not names_ray(files[item])}:
         raise pytest.UsageError(f"use Ray without `ray_cluster` or `mark.ray`: {unnamed}")
-    items.sort(key=lambda item: (not names_ray(files[item]), files[item] != LONGEST))
+    items.sort(key=lambda item: begins(files[item]))
+
+
+def begins(file: str) -> tuple[bool, str, bool]:
+    """Sort key of a file of tests: which group begins first."""
+    ray = names_ray(file)
+    return not ray, package_of(file) if ray else "", file != LONGEST
 
 
 def beside_another(config: pytest.Config) -> bool:

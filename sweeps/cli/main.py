@@ -229,6 +229,32 @@ app.command()(analyse)
 app.add_typer(cache, name="cache")
 
 
+@app.command("schema")
+def schema_of_files(
+    training: Annotated[
+        bool, typer.Option("--training", help="Of the training file, not of the sweep file.")
+    ] = False,
+) -> None:
+    """JSON schema of the sweep file, for editors."""
+    from sweeps.cli.file_formats.json_schema import sweep_schema, train_schema
+
+    typer.echo(json.dumps(train_schema() if training else sweep_schema(), indent=1))
+
+
+@app.command("init")
+def init_file(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="A hub id or a folder.")],
+    experts: Annotated[
+        list[str], typer.Argument(metavar="EXPERT…", help="Hub ids or folders, or NAME=ID.")
+    ],
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("sweep.yaml"),
+) -> None:
+    """Write a commented sweep file for a base and its experts."""
+    from sweeps.cli.file_formats.new_file import new_file
+
+    Screen().print(f"{new_file(base, experts, out)}", soft_wrap=True, markup=False)
+
+
 @app.command()
 def export(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="outputs/…/recipes/….yaml")],

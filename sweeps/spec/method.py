@@ -166,7 +166,26 @@ def checked(parameter: Parameter, value: Any, path: Path = (), culprit: Any = No
         return parameter.check(value, "")
     except InputError:
         blamed = value if culprit is None else culprit
-        raise Fault(path, blamed, f"{parameter.allowed} allowed") from None
+        raise Fault(path, blamed, f"{parameter.allowed} allowed{grid(parameter, blamed)}") from None
+
+
+def grid(parameter: Parameter, value: Any) -> str:
+    """Hint for a list where one value is needed and the list's values are allowed: a grid is meant.
+
+    >>> scale = Parameter("scale", float, 0.3, None)
+    >>> grid(scale, [0.1, 0.3])
+    '; to try each: {grid: [0.1, 0.3]}'
+    >>> grid(scale, ["a"])
+    ''
+    """
+    if not isinstance(value, list) or not value:
+        return ""
+    try:
+        for each in value:
+            parameter.check(each, "")
+    except InputError:
+        return ""
+    return f"; to try each: {{grid: {value}}}"
 
 
 def probes(space: Space) -> list[tuple[Path, Any]]:

@@ -20,13 +20,26 @@ CORRUPTIONS = (*OF_IMAGES, *OF_TEXTS)
 class ShiftSpec(Part):
     """A shift set: the report rows corrupted, or another data set."""
 
-    corruption: Text | None = Field(None, description=f"one of {', '.join(CORRUPTIONS)}")
+    corruption: Text | None = Field(
+        None, description=f"one of {', '.join(CORRUPTIONS)}", examples=["gaussian_noise"]
+    )
+    """Corruption of the report rows. A shift set has this or `dataset`."""
     severity: int = Field(3, ge=1, le=len(SEVERITIES), strict=True, description="1, 2, 3, 4 or 5")
+    """Strength of the corruption."""
     seed: int = Field(0, ge=0, strict=True, description="an integer of at least 0")
-    dataset: Source | None = Field(None, description="a hub id or a folder")
+    """Seed of the corruption's draws."""
+    dataset: Source | None = Field(
+        None, description="a hub id or a folder", examples=["data/flowers-sketches"]
+    )
+    """Another data set with the classes of `task`."""
     image: Text = Field("image", description="the name of the image column")
+    """Column of images of that data set."""
     label: Text = Field("label", description="the name of the label column")
-    task: Text | None = Field(None, description="the name of a task, or null (all)")
+    """Column of labels of that data set."""
+    task: Text | None = Field(
+        None, description="the name of a task, or null (all)", examples=["flowers"]
+    )
+    """Task that is shifted. A data set needs one where the sweep has several tasks."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> ShiftSpec:

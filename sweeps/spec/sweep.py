@@ -47,27 +47,38 @@ Selector = Annotated[
 class PoolSpec(Part):
     """The models: one base and the experts that were fine-tuned from it."""
 
-    base: Source
+    base: Source = Field(examples=["openai/clip-vit-base-patch32"])
+    """The pretrained model that all experts were fine-tuned from."""
     experts: Mapping[Name, Source] = Field(
-        min_length=1, description="a mapping of at least one name to a hub id or a folder"
+        min_length=1,
+        description="a mapping of at least one name to a hub id or a folder",
+        examples=[{"mnist": "tanganke/clip-vit-base-patch32_mnist", "cars": "models/cars"}],
     )
+    """Fine-tuned models, or LoRA adapters of the base. An expert of a task has the task's name."""
     preprocessing: Literal["same", "base"] = Field(
         default="same",
         description="same (experts that bring a preprocessing must bring the base's) or base "
         "(all rows are prepared as the base's file says, whatever the experts' say)",
     )
+    """Whose preprocessing of images is used where an expert's file differs from the base's."""
 
 
 class SplitSpec(Part):
     """Splits to fit on, select on and report on."""
 
     fit: Text = Field(default="train", description="the name of a split")
-    select: Text = Field(default="val", description="the name of a split")
+    """Split that methods learn from and take statistics of."""
+    select: Text = Field(default="val", description="the name of a split", examples=["validation"])
+    """Split that hyper-parameters are selected on. `val` is taken off `fit` where it is no split of
+    the data."""
     report: Text = Field(default="test", description="the name of a split")
+    """Split that the comparison reports. To select on it, write `select` out."""
     val_fraction: float = Field(
         default=0.1, gt=0, lt=1, strict=True, description="a number between 0 and 1, both excluded,"
     )
+    """Share of the rows of `fit` that `val` takes where the data have no such split."""
     seed: int = Field(default=0, ge=0, strict=True, description="an integer of at least 0")
+    """Seed of the choice of those rows."""
 
     @property
     def select_spelled(self) -> bool:
@@ -101,48 +112,66 @@ class PlacementSpec(Part):
         ge=1,
         strict=True,
         description="an integer of at least 1, or null (as many as fit),",
+        examples=[2],
     )
+    """Copies of the pool; each evaluates one trial at a time."""
     shards: int | None = Field(
         default=None,
         ge=1,
         strict=True,
         description="an integer of at least 1, or null (as few as fit),",
+        examples=[4],
     )
+    """Parts that each replica is cut into, each on a device of its own."""
     gpus: Annotated[float | Literal["auto"] | None, PlainValidator(check_share)] = Field(
         default=None,
         description="a fraction of a GPU for each shard, auto, or null (a whole one),",
+        examples=[0.5],
     )
-    """`auto`: as small a part, to a quarter, as holds a replica's measured peak memory."""
+    """GPU of a shard. `auto`: as small a part, to a quarter, as holds the measured peak memory of a
+    replica."""
     labels: Mapping[Text, Selector] = Field(
-        default_factory=dict, description="a mapping of node labels to selectors"
+        default_factory=dict,
+        description="a mapping of node labels to selectors",
+        examples=[{"gpu": "in(a100, h100)"}],
     )
-    """What nodes must carry that experts go to."""
+    """Labels that nodes need to be given experts."""
     transport: Literal["store", "direct"] = Field(
         default="store", description="store (Ray's object store) or direct (GPU to GPU)"
     )
+    """How activations go from shard to shard."""
     weights: Literal["memory", "files", "factored"] = Field(
         default="memory",
         description="memory (task vectors are loaded once), files (they stay in the experts' "
         "files, and are made a tensor at a time) or factored (of experts that are all adapters, "
         "their low-rank factors are loaded),",
     )
+    """Where task vectors are held."""
     dtype: Literal["float32", "float16", "bfloat16", "float64"] = Field(
         default="float32", description="float32, float16, bfloat16 or float64"
     )
+    """What weights and activations are computed in."""
     result_dtype: Literal["base", "float32"] = Field(
         default="base", description="base (each tensor's dtype in the base) or float32"
     )
     """What fused models are rounded to, where they are measured and where they are exported."""
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto, cpu or cuda")
+    """`auto`: GPUs where the cluster has them."""
 
 
 class MlflowSpec(Part):
     """MLflow store and experiment."""
 
     tracking_uri: Text | None = Field(
-        default=None, description="a tracking URI, or null (a sqlite file under outputs/),"
+        default=None,
+        description="a tracking URI, or null (a sqlite file under outputs/),",
+        examples=["http://mlflow.example.org:5000"],
     )
-    experiment: Text | None = Field(default=None, description="a name, or null (the default),")
+    """Store of the runs."""
+    experiment: Text | None = Field(
+        default=None, description="a name, or null (the default),", examples=["merging"]
+    )
+    """Experiment of the runs."""
 
 
 def own_tasks(validated: dict[str, Any]) -> dict[str, TaskSpec]:
@@ -165,28 +194,38 @@ class SweepSpec(Part):
     """A sweep file."""
 
     name: Annotated[str, AfterValidator(unreserved)] = Field(
-        pattern=f"^{NAME.pattern}$", max_length=100, description=NAME_RULE
+        pattern=f"^{NAME.pattern}$", max_length=100, description=NAME_RULE, examples=["eight-clips"]
     )
+    """The sweep's folder under outputs/, and its name in MLflow."""
     pool: PoolSpec = Field(description="a mapping of base and experts")
+    """The models."""
     tasks: Mapping[Name, TaskSpec] = Field(
         default_factory=own_tasks,
         min_length=1,
         description="a mapping of at least one name to {dataset: …}",
     )
+    """Tasks that are evaluated. Default: one for each expert, whose data set has the expert's name.
+    A task without an expert is unseen: it is evaluated and never learned from."""
     splits: SplitSpec = Field(
         default=SplitSpec(), description="a mapping of fit, select, report, val_fraction and seed"
     )
+    """Splits of the data, and what each is used for."""
     methods: Annotated[Mapping[str, MethodSpec], BeforeValidator(read_methods)] = Field(
-        description="a mapping of at least one method to its parameters"
+        description="a mapping of at least one method to its parameters",
+        examples=[{"ties": {"scale": {"grid": [0.5, 1.0]}}}],
     )
+    """Methods that are compared. `sweeps methods` lists them with their parameters."""
     metric: str = Field(
         default_factory=lambda validated: default_metric(validated.get("tasks", {})),
         validate_default=True,
         description=f"{', '.join(named[:-1])} or {named[-1]}",
+        examples=["acc/mean"],
     )
-    """With unseen tasks, a mean is that over the seen ones: `acc/seen`, `nll/seen`. The default is
-    `score/mean` if a task has a metric of its own, else `acc/mean`."""
+    """What hyper-parameters are selected by. The default is `score/mean` if a task has a metric of
+    its own, else `acc/mean`. With unseen tasks, a mean is that over the seen ones: `acc/seen`,
+    `nll/seen`."""
     seed: int = Field(default=0, ge=0, strict=True, description="an integer of at least 0")
+    """Seed of searches, and of methods that draw."""
     placement: Annotated[
         PlacementSpec, BeforeValidator(lambda given: {} if given == "auto" else given)
     ] = Field(
@@ -194,18 +233,23 @@ class SweepSpec(Part):
         description="auto, or a mapping of replicas, shards, gpus, labels, transport, weights, "
         "dtype, result_dtype and device,",
     )
+    """Replicas, shards and devices. `auto`: the planner decides."""
     shifts: Mapping[Name, ShiftSpec] = Field(
         default={},
         description="a mapping of names to {corruption: …, severity: …} or {dataset: …}",
+        examples=[{"noise": {"corruption": "gaussian_noise", "severity": 3}}],
     )
     """What rows are also measured on at the end; nothing is chosen by it."""
     adapt_on_shift: Text | None = Field(
-        default=None, description="the name of a corruption among `shifts`, or null"
+        default=None,
+        description="the name of a corruption among `shifts`, or null",
+        examples=["noise"],
     )
     """Methods adapt to images under it, and take statistics of such, in the place of clean ones."""
     mlflow: MlflowSpec = Field(
         default=MlflowSpec(), description="a mapping of tracking_uri and experiment"
     )
+    """Where runs are logged."""
 
     @property
     def unseen(self) -> tuple[str, ...]:

@@ -20,36 +20,67 @@ WORDS = ("text", "template", "targets", "metric", "objective")
 class TaskSpec(Part):
     """A classification data set. Images: the words for its zero-shot head; texts: for its rows."""
 
-    dataset: Source
-    image: Text = Field(default="image", description="the name of the image column")
-    label: Text = Field(default="label", description="the name of the label column")
+    dataset: Source = Field(examples=["data/flowers"])
+    """The data set: a folder, a folder and its configuration (`path:name`), `embedded:NAME`, or an
+    id on the hub (`name:configuration@revision`)."""
+    image: Text = Field(
+        default="image", description="the name of the image column", examples=["img"]
+    )
+    """Column of images, where the data are tables."""
+    label: Text = Field(
+        default="label", description="the name of the label column", examples=["fine_label"]
+    )
+    """Column of labels."""
     templates: tuple[str, ...] | None = Field(
-        default=None, min_length=1, description="a list of texts with {} where the class name goes"
+        default=None,
+        min_length=1,
+        description="a list of texts with {} where the class name goes",
+        examples=[["a photo of a {}."]],
     )
+    """Prompts of the zero-shot head. Default: those that are built in for the task's name, else
+    `a photo of a {}.` alone."""
     classnames: tuple[Text, ...] | None = Field(
-        default=None, min_length=1, description="a list of texts, one for each label"
+        default=None,
+        min_length=1,
+        description="a list of texts, one for each label",
+        examples=[["rose", "tulip"]],
     )
+    """Names of the classes, in the order of the labels. Default: those of the data, or those that
+    are built in for the task's name."""
     head: Text | None = Field(
-        default=None, description="a head file of `sweeps train`, or null (the zero-shot head),"
+        default=None,
+        description="a head file of `sweeps train`, or null (the zero-shot head),",
+        examples=["models/heads/flowers.safetensors"],
     )
+    """The classifier of the task, where it is not made of the class names."""
     text: Text | tuple[Text, ...] | None = Field(
         default=None,
         min_length=1,
         description="the name of the text column, a list of such names, or null (those of the"
         " template)",
+        examples=["sentence"],
     )
+    """Columns of a text task."""
     template: Text | None = Field(
-        default=None, description="a text with {column} where a row's text goes, or null"
+        default=None,
+        description="a text with {column} where a row's text goes, or null",
+        examples=["Good or bad? {sentence}"],
     )
+    """Prompt of a model that writes text. Default: the columns, joined by blanks."""
     targets: tuple[str, ...] | Mapping[Text, str] | None = Field(
         default=None,
         min_length=1,
         description="a list of answers by label, a mapping of class names to answers, or null (the"
         " class names)",
+        examples=[{"neg": "bad", "pos": "good"}],
     )
+    """Answers (verbalisers) of a model that writes text."""
     metric: str | None = Field(
-        default=None, description=f"one of {', '.join(TASK_METRICS)}, or null (acc)"
+        default=None,
+        description=f"one of {', '.join(TASK_METRICS)}, or null (acc)",
+        examples=["f1"],
     )
+    """What the task is judged by, in `score/…`."""
     objective: Literal["vocabulary", "answers"] | None = Field(
         default=None, description="vocabulary, answers, or null (vocabulary)"
     )

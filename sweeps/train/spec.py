@@ -251,21 +251,37 @@ def read_pretrain(raw: Any, info: ValidationInfo) -> dict[str, Any] | None:
 class TrainSpec(Part):
     """A training file."""
 
-    name: str = Field(pattern=f"^{NAME.pattern}$", description=NAME_RULE)
-    out: Text = Field(description="the folder that gets base/ and experts/<task>/")
-    base: Text | None = Field(None, description="a hub id or a folder")
+    name: str = Field(pattern=f"^{NAME.pattern}$", description=NAME_RULE, examples=["my-experts"])
+    """Name of the training."""
+    out: Text = Field(
+        description="the folder that gets base/ and experts/<task>/",
+        examples=["outputs/my-experts"],
+    )
+    """Folder of what is made."""
+    base: Text | None = Field(
+        None, description="a hub id or a folder", examples=["openai/clip-vit-base-patch32"]
+    )
+    """Model that fine-tuning starts from. A file has this or `pretrain`."""
     pretrain: Annotated[dict[str, Any] | None, PlainValidator(read_pretrain)] = Field(
-        None, description="a mapping of sizes and hyper-parameters"
+        None, description="a mapping of sizes and hyper-parameters", examples=[{"steps": 1000}]
     )
+    """Makes a small base first, from the tasks' data."""
     tasks: Mapping[str, TaskSpec] = Field(
-        min_length=1, description="a mapping of names to {dataset: …}"
+        min_length=1,
+        description="a mapping of names to {dataset: …}",
+        examples=[{"flowers": {"dataset": "data/flowers"}}],
     )
+    """Tasks, as in a sweep file; an expert is made for each."""
     splits: SplitSpec = Field(
         SplitSpec(), description="a mapping of fit, select, report, val_fraction and seed"
     )
+    """Splits, as in a sweep file."""
     finetune: Annotated[MethodSpec, PlainValidator(searched)] = Field(
-        MethodSpec(), description="a mapping of hyper-parameters"
+        MethodSpec(),
+        description="a mapping of hyper-parameters",
+        examples=[{"learning_rate": {"loguniform": [1e-5, 1e-3]}, "epochs": 3, "trials": 8}],
     )
+    """Hyper-parameters of fine-tuning, fixed or searched: see below."""
     keep: Annotated[Keep, PlainValidator(check_keep)] = Field(
         "best", description="best, all or an integer of at least 1"
     )
@@ -276,6 +292,7 @@ class TrainSpec(Part):
     )
     """Shift sets on which kept ingredients are also evaluated."""
     seed: int = Field(0, ge=0, strict=True, description="an integer of at least 0")
+    """Seed of the base that is made, and of the search."""
 
     @field_validator("tasks", "shifts")
     @classmethod

@@ -37,16 +37,27 @@ class Sizes:
     """The shape of a small CLIP."""
 
     image: int = 32
+    """Pixels of an image, a side."""
     patch: int = 8
+    """Pixels of a patch, a side."""
     width: int = 128
+    """Width of the vision tower."""
     layers: int = 3
+    """Layers of the vision tower."""
     heads: int = 4
+    """Attention heads of the vision tower."""
     mlp: int = 256
+    """Hidden width of its MLP blocks."""
     text_width: int = 64
+    """Width of the text tower."""
     text_layers: int = 2
+    """Layers of the text tower."""
     text_heads: int = 2
+    """Attention heads of the text tower."""
     text_mlp: int = 128
+    """Hidden width of its MLP blocks."""
     projection: int = 64
+    """Width of embeddings."""
 
 
 def pretrain(

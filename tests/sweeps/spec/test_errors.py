@@ -226,7 +226,11 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     (ties(density=True), "methods.ties.density: True: float in [0, 1] allowed"),
     (ties(density=None), "methods.ties.density: None: float in [0, 1] allowed"),
     (ties(density=float("nan")), "methods.ties.density: nan: a finite number"),
-    (ties(density=[0.1, 0.2]), "methods.ties.density: [0.1, 0.2]: float in [0, 1] allowed"),
+    (
+        ties(density=[0.1, 0.2]),
+        "methods.ties.density: [0.1, 0.2]: float in [0, 1] allowed;"
+        " to try each: {grid: [0.1, 0.2]}",
+    ),
     (ties(merge="men"), "methods.ties.merge: 'men': one of 'mean', 'sum', 'max' allowed"),
     (
         ties(density={"grid": [0.1, 2]}),
