@@ -212,7 +212,7 @@ class SweepSpec(Part):
     """Splits of the data, and what each is used for."""
     methods: Annotated[Mapping[str, MethodSpec], BeforeValidator(read_methods)] = Field(
         description="a mapping of at least one method to its parameters",
-        examples=[{"ties": {"scale": {"grid": [0.5, 1.0]}}}],
+        examples=[{"task_arithmetic": {"scale": {"grid": [0.3, 0.5]}}}],
     )
     """Methods that are compared. `sweeps methods` lists them with their parameters."""
     metric: str = Field(

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from mlflow.exceptions import MlflowException, RestException
@@ -15,6 +16,28 @@ from sweeps.tracking.retry_queue import Sender
 def quick(monkeypatch):
     monkeypatch.setattr(module, "FIRST", 0.01)
     monkeypatch.setattr(module, "LONGEST", 0.02)
+
+
+class Watch:
+    """Time of the queue: it goes by when a test moves it on, and in pauses between tries."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        watch = self
+
+        class Pause(threading.Event):
+            def wait(self, timeout=None):
+                if not self.is_set():
+                    watch.now += timeout
+                return self.is_set()
+
+        monkeypatch.setattr(module, "Event", Pause)
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
+
+
+@pytest.fixture
+def watch(monkeypatch):
+    return Watch(monkeypatch)
 
 
 def away():
@@ -48,50 +71,54 @@ def test_a_job_is_done_again_until_it_is_taken_and_those_behind_it_follow(caplog
 def test_offering_never_waits_and_what_finds_no_room_is_refused(monkeypatch):
     monkeypatch.setattr(module, "QUEUED", 3)
     gate = threading.Event()
-    each = sender()
-    began = time.monotonic()
-    taken = [each.offer(gate.wait) for _ in range(5)]
-    assert time.monotonic() - began < 1
+    each = sender(60)
+    taken = [each.offer(gate.wait) for _ in range(5)]  # none of them ends before `set`
     assert taken == [True, True, True, False, False]
     gate.set()
     each.drain()
     assert each.offer(lambda: None)
 
 
-def test_the_end_waits_for_a_stated_time_and_then_gives_up_once(caplog):
-    each = sender(patience=0.3)
+def test_the_end_waits_for_a_stated_time_and_then_gives_up_once(watch, caplog):
+    each, done = sender(patience=0.3), []
     each.offer(away)
     each.offer(away)
-    time.sleep(0.05)
-    began = time.monotonic()
+    while each.trouble is None:
+        time.sleep(0.005)
+    began = watch.now
     each.drain()
-    assert 0.25 < time.monotonic() - began < 2
+    assert 0.3 <= watch.now - began <= 0.3 + module.LONGEST
     assert each.fault == "server gone"
     assert caplog.text.count("waiting up to 0.3 s for it") == 1
     assert caplog.text.count("results stay on disk, --resume sends them") == 1
-    began = time.monotonic()
-    assert not each.do(lambda: None)  # it is over: nobody waits again
-    assert time.monotonic() - began < 0.1
+    began = watch.now
+    assert not each.do(lambda: done.append(1))  # it is over: nobody waits again
+    assert (watch.now, done) == (began, [])
 
 
-def test_time_that_goes_by_in_success_is_not_charged():
-    """Trouble of 0.1 s among jobs that take 1.8 s together, with a patience of 1.5 s."""
-    each, done = sender(patience=1.5), []
+def test_time_that_goes_by_in_success_is_not_charged(watch):
+    """Trouble of 5 s among jobs that take 180 s together, with a patience of 60 s."""
+    each, done = sender(patience=60), []
     tried = []
+
+    def takes(seconds):
+        watch.now += seconds
 
     def hard():
         tried.append(1)
         if len(tried) < 5:
+            takes(1)
             away()
 
     for _ in range(3):
-        assert each.do(lambda: time.sleep(0.6) or done.append(1))
+        assert each.do(lambda: takes(60) or done.append(1))
     assert each.do(hard)
     assert (len(done), each.fault) == (3, None)
+    assert 56 - 4 * module.LONGEST <= each.left <= 56
 
 
 @pytest.mark.parametrize("kind", ["away", "refused", "slow refusal", "hangs up"])
-def test_a_side_that_reads_and_takes_nothing_is_one_budget_for_all(kind, caplog):
+def test_a_side_that_reads_and_takes_nothing_is_one_budget_for_all(kind, watch, caplog):
     """It answers every question, and no write: 200 trials wait as long as one."""
     faults = {
         "away": (0.0, ConnectionError("reset")),
@@ -102,16 +129,16 @@ def test_a_side_that_reads_and_takes_nothing_is_one_budget_for_all(kind, caplog)
     seconds, fault = faults[kind]
 
     def write():
-        time.sleep(seconds)
+        watch.now += seconds
         raise fault
 
     each = sender(patience=0.5, probe=lambda: None)
-    began = time.monotonic()
     each.offer(write)
     each.drain()
     for _ in range(200):
         each.do(write)
-    assert time.monotonic() - began < 1.5
+    before_anybody_waits = module.TRIES * (seconds + module.LONGEST)
+    assert watch.now < 0.5 + before_anybody_waits + seconds + module.LONGEST
     assert each.fault == str(fault).partition(": ")[2] or each.fault == str(fault)
     assert len(caplog.records) <= 3
 
@@ -149,7 +176,7 @@ def test_what_can_never_be_taken_is_left_and_the_rest_goes_on():
     def refused():
         raise MlflowException.invalid_parameter_value("bad key")
 
-    each, done = sender(), []
+    each, done = sender(60), []
     each.offer(refused)
     each.offer(lambda: done.append(1))
     each.drain()

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -181,9 +182,15 @@ def test_the_head_decides_numbers_and_is_part_of_what_they_depend_on(context, ti
 
 
 def test_without_a_probe_nothing_is_tuned_under_one(context, monkeypatch):
-    bare = replace(context, out=context.out / "bare")
-    with pytest.raises(InputError, match="head: 'linear_probe': no probe is given"):
-        fine_tuned(bare, monkeypatch, "k", head="linear_probe")
+    said: list[dict[str, Any]] = []
+    monkeypatch.setattr(trial.tune, "report", said.append)
+    what = {"task": "tones", "trial_key": "k", "seed": 1, "params": {"head": "linear_probe"}}
+    out = context.out / "bare"
+    trial.fine_tune_trial(what, context.folders, context.data, context.contexts, out, "cpu", False)
+    assert [report["reason"] for report in said] == [
+        "head: 'linear_probe': no probe is given; it is fitted beforehand"
+    ]
+    assert read_results(out, "tones") == []
 
 
 def test_which_heads_a_search_may_choose():
