@@ -115,7 +115,9 @@ def value(each: Parameter) -> dict[str, Any]:
     hold search spaces."""
     if each.choices:
         return {"enum": list(each.choices)}
-    typed = Annotated[each.annotation, each.interval] if each.interval else each.annotation
+    typed: Any = each.annotation
+    if each.interval:
+        typed = Annotated[typed, each.interval]
     try:
         found = TypeAdapter(typed).json_schema()
     except PydanticSchemaGenerationError:  # a type of torch or of this project
