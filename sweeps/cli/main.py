@@ -97,9 +97,8 @@ def conduct(spec: Any, outputs: Path, begin: Begin, address: str | None) -> None
         render(outcome.comparison, console)
     console.print(f"report   {outcome.folder.path / 'report.html'}", soft_wrap=True, markup=False)
     console.print(f"recipes  {outcome.folder.recipes}", soft_wrap=True, markup=False)
-    local = outcome.mlflow.startswith("sqlite:")
-    how = f"  (mlflow ui --backend-store-uri {outcome.mlflow})" if local else ""
-    console.print(f"mlflow   {outcome.mlflow}{how}", soft_wrap=True, markup=False)
+    for line in where_to_look(outcome):
+        console.print(line, soft_wrap=True, markup=False)
     if outcome.unsent:
         console.print(f"MLflow lacks results ({outcome.unsent}); send them with:", markup=False)
         console.print(resuming(command), soft_wrap=True, markup=False)
@@ -116,6 +115,21 @@ def conduct(spec: Any, outputs: Path, begin: Begin, address: str | None) -> None
         )
     if outcome.failed:
         raise typer.Exit(1)
+
+
+def where_to_look(outcome: Any) -> list[str]:
+    """Lines with the pages of a finished sweep: MLflow's comparison, Optuna's, Ray's dashboard."""
+    from sweeps.cluster.ray_connection import token_hint
+    from sweeps.trials.optuna_studies import FILE
+
+    served = outcome.mlflow.startswith(("http:", "https:"))
+    serve = f"mlflow ui --backend-store-uri {outcome.mlflow}  then "
+    lines = [f"mlflow   {'' if served else serve}{outcome.page}"]
+    if (studies := outcome.folder.path / FILE).exists():
+        lines.append(f"optuna   optuna-dashboard {studies}  (pip install optuna-dashboard)")
+    if outcome.dashboard:
+        lines.append(f"ray      {outcome.dashboard}  ({token_hint()})")
+    return lines
 
 
 @app.command()

@@ -206,6 +206,16 @@ def connected(address: Address | None, store_bytes: int) -> Iterator[str]:
         yield f"http://{context.dashboard_url}" if context.dashboard_url else ""
 
 
+def token_hint() -> str:
+    """How to get past the question of Ray's dashboard for a token."""
+    mode = os.environ.get("RAY_AUTH_MODE", "token").lower()
+    if mode != "token":
+        return "it asks for no token"
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return "it asks for a token: $RAY_AUTH_TOKEN"
+    return "it asks for a token, which `ray get-auth-token` prints"
+
+
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
 """What goes wrong is raised, and said in one line."""
 

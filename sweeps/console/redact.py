@@ -1,8 +1,9 @@
 """Redact secrets (passwords, tokens, signatures) in URLs, commands, logs and messages.
 
-An allow list decides: scheme, host, port, path and the parameters of `KEPT` stay in a URL; user,
-password, all other parameters and the fragment are removed. The process remembers secrets that it
-has removed, so that they are also found in messages of libraries that quote them in another form.
+An allow list decides: scheme, host, port, path, the parameters of `KEPT` and the fragment of an
+MLflow page stay in a URL; user, password, all other parameters and fragments are removed. The
+process remembers secrets that it has removed, so that they are also found in messages of libraries
+that quote them in another form.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from urllib.parse import unquote
 
 KEPT = ("charset", "region", "sslmode", "timeout")
 """URL parameters that are not secret and stay."""
+
+PAGE = re.compile(r"#/experiments/\d+(?:/runs/[0-9a-f]{32})?")
+"""Fragment of MLflow's pages of experiments and runs."""
 
 CONTAINERS = ("abfs", "abfss", "wasb", "wasbs")
 """Schemes whose part before the `@` is a container, not a user."""
@@ -87,6 +91,8 @@ def url(given: str) -> str:
     'postgresql://db:5432/runs?sslmode=require'
     >>> url("s3://KEY:SEC/RET@bucket/x"), url("sqlite:////a@b/mlflow.db")
     ('s3://bucket/x', 'sqlite:////a@b/mlflow.db')
+    >>> url("http://127.0.0.1:5000/#/experiments/1"), url("http://127.0.0.1:5000/#/x")
+    ('http://127.0.0.1:5000/#/experiments/1', 'http://127.0.0.1:5000/')
     """
     if "::" in given:
         return "::".join(url(each) for each in given.split("::"))
@@ -101,7 +107,8 @@ def url(given: str) -> str:
         host = f"{user}@{host}"
     query = rest[1:].partition("#")[0] if rest.startswith("?") else ""
     kept = [each for each in query.split("&") if each.partition("=")[0] in KEPT]
-    told = f"{scheme}://{host}{slash}{path}{'?' if kept else ''}{'&'.join(kept)}"
+    page = rest if PAGE.fullmatch(rest) else ""
+    told = f"{scheme}://{host}{slash}{path}{'?' if kept else ''}{'&'.join(kept)}{page}"
     return TOKENS.sub(HIDDEN, NAMED.sub(rf"\1{HIDDEN}", told))
 
 

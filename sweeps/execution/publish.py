@@ -8,18 +8,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from fusion.registry import METHODS
 from sweeps.console.optional import aside
 from sweeps.execution.sweep_run import SweepRun
+from sweeps.execution.winners_models import model_of
 from sweeps.planning.prepared import Prepared
 from sweeps.report.charts import static_figures
 from sweeps.report.charts.search_surfaces import write_tables
 from sweeps.report.html import write_html
-from sweeps.results.comparison import MEANS, Comparison
+from sweeps.results.comparison import MEANS, Comparison, is_single
 from sweeps.results.comparison_file import write_table
 from sweeps.results.folder import Identity
 from sweeps.tracking import markdown
 from sweeps.tracking.run_fields import totals
+from sweeps.trials.optuna_studies import FILE, write_studies
 
 RESUMED = "--resume makes it"
 """How a user makes a file that is missing."""
@@ -39,6 +43,9 @@ def publish(sweep: SweepRun, comparison: Comparison) -> None:
     pictures: list[Path] = []
     with aside("plots", RESUMED, say):
         pictures = static_figures.draw(comparison, folder.path / "plots")
+    studies = folder.path / FILE
+    with aside(studies.name, RESUMED, say, studies):
+        write_studies(sweep.entries(), sweep.spec, studies)
     note = ""
     with aside("the note in MLflow", RESUMED, say):
         note = markdown.described(comparison)
@@ -69,6 +76,32 @@ def log_winners(
     summary: dict[str, float] = {}
     with aside("the sums in MLflow", "--resume sends them", say):
         summary |= totals(folder.ledger)
+    with TemporaryDirectory(prefix="models-") as place:
+        summary |= log_rows(sweep, comparison, surfaces, datasets, Path(place))
+    names = ("comparison.json", "comparison.parquet", "report.html", "spec.yaml")
+    files = [path for name in names if (path := folder.path / name).exists()]
+    files += [*sorted(folder.recipes.glob("*.yaml")), *pictures]
+    with aside("the sweep's run in MLflow", "--resume sends it", say):
+        tracker.finish("FINISHED", summary, files, note=note, datasets=datasets)
+
+
+def log_rows(
+    sweep: SweepRun,
+    comparison: Comparison,
+    surfaces: Mapping[str, Path],
+    datasets: Mapping[str, str],
+    place: Path,
+) -> dict[str, float]:
+    """Send each row's winner; returns the metrics of the sweep's run.
+
+    Args:
+        sweep, comparison, surfaces: see `log_winners`.
+        datasets: task -> digest of its report rows.
+        place: a folder for the models.
+    """
+    folder, tracker, say = sweep.folder, sweep.tracker, sweep.say
+    summary: dict[str, float] = {}
+    left: dict[str, None] = {}
     for row in comparison.rows:
         if row.trial_key is None:
             continue
@@ -76,6 +109,9 @@ def log_winners(
         tested = {name: value for name, value in row.test.items() if value is not None}
         learned = path.with_suffix(".safetensors") if path else None
         with aside(f"the model {row.method} in MLflow", "--resume sends it", say):
+            source = model_of(row, path, sweep.prepared, place)
+            if isinstance(source, str) and path and row.method in METHODS and is_single(row.method):
+                left[source] = None
             tracker.winner(
                 row.method,
                 row.trial_key,
@@ -85,15 +121,14 @@ def log_winners(
                 notes=row.notes,
                 files=[learned] if learned and learned.exists() else [],
                 surface=surfaces.get(row.method),
+                source=source,
             )
         for name in map(comparison.value, MEANS):
             if name in tested:
                 summary[f"test/{name}/{row.method}"] = tested[name]
-    names = ("comparison.json", "comparison.parquet", "report.html", "spec.yaml")
-    files = [path for name in names if (path := folder.path / name).exists()]
-    files += [*sorted(folder.recipes.glob("*.yaml")), *pictures]
-    with aside("the sweep's run in MLflow", "--resume sends it", say):
-        tracker.finish("FINISHED", summary, files, note=note, datasets=datasets)
+    for why in left:
+        say(f"MLflow: models are not stored: {why}; sweeps export writes them")
+    return summary
 
 
 def tags_of(prepared: Prepared, identity: Identity) -> dict[str, str]:

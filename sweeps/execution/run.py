@@ -22,6 +22,7 @@ from actors.experts.unseen_tasks import learners
 from actors.files.cache_dir import cache_dir
 from actors.fleet.file_transfer import home
 from fusion.registry import METHODS
+from sweeps.cluster import ray_connection
 from sweeps.console import redact, signals
 from sweeps.console.optional import aside
 from sweeps.console.progress import Progress
@@ -54,6 +55,8 @@ from sweeps.spec.sweep import SweepSpec
 from sweeps.storage import fetch
 from sweeps.storage.mirror import Mirror
 from sweeps.tracking import mlflow_store
+from sweeps.tracking.mlflow_store import browsed
+from sweeps.tracking.run_fields import spec_params
 from sweeps.tracking.tracker import Tracker
 from sweeps.trials.artifact_store import artifact_store
 from sweeps.trials.learn_coding import LearningInputs, sizes_of
@@ -75,6 +78,10 @@ class Outcome:
     """Where MLflow keeps them."""
     unstored: str | None = None
     """Why the storage lacks results; None if it has all, or the sweep uses no storage."""
+    page: str = ""
+    """Address of MLflow's page of the comparison; of a local store, once `mlflow ui` runs."""
+    dashboard: str = ""
+    """Address of Ray's dashboard of the cluster; empty if it ended with the sweep."""
 
 
 def run(
@@ -113,14 +120,14 @@ def run(
         stack.enter_context(owned(folder.path))
         progress = stack.enter_context(Progress(console))
         site = Site(address, progress.say)
-        stack.enter_context(site.join())
+        dashboard = stack.enter_context(site.join())
         found = ready(spec, outputs, site.resources(), begin)
         prepared, uri, store = found.prepared, found.uri, found.store
         client, experiment = mlflow_store.connect(
             uri, spec.mlflow.experiment, outputs, progress.say
         )
         if page := stack.enter_context(site.start(prepared)):
-            progress.say(f"dashboard {page}")
+            progress.say(f"dashboard {page} until the sweep ends; {ray_connection.token_hint()}")
         fleet, data = start_fleet(
             stack,
             site,
@@ -142,6 +149,7 @@ def run(
             spec.name,
             identity.sweep_id,
             tags,
+            params=spec_params(spec.model_dump(mode="json")),
             watch=folder.path,
             say=progress.say,
         )
@@ -169,7 +177,8 @@ def run(
     assert comparison is not None
     failed = tuple(entry for entry in folder.ledger if entry.status == "failed")
     shown = redact.url(uri)
-    return Outcome(comparison, folder, failed, tracker.fault, shown, mirror.fault)
+    page = browsed(shown, tracker.page)
+    return Outcome(comparison, folder, failed, tracker.fault, shown, mirror.fault, page, dashboard)
 
 
 def run_phases(sweep: SweepRun) -> Comparison:

@@ -172,6 +172,11 @@ class MlflowSpec(Part):
         default=None, description="a name, or null (the default),", examples=["merging"]
     )
     """Experiment of the runs."""
+    max_model_mb: float = Field(
+        default=100, ge=0, allow_inf_nan=False, description="a number of megabytes, at least 0,"
+    )
+    """Merged models of at most this size are stored in MLflow, where `models:/…` loads them; 0:
+    none is."""
 
 
 def own_tasks(validated: dict[str, Any]) -> dict[str, TaskSpec]:
@@ -247,7 +252,7 @@ class SweepSpec(Part):
     )
     """Methods adapt to images under it, and take statistics of such, in the place of clean ones."""
     mlflow: MlflowSpec = Field(
-        default=MlflowSpec(), description="a mapping of tracking_uri and experiment"
+        default=MlflowSpec(), description="a mapping of tracking_uri, experiment and max_model_mb"
     )
     """Where runs are logged."""
 

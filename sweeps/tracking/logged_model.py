@@ -1,10 +1,11 @@
-"""Log a method's winner in MLflow: report metrics, data sets, recipe, logged model."""
+"""Log a method's winner in MLflow: report metrics, data sets, recipe, and its model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from mlflow import MlflowClient
 from mlflow.entities import (
@@ -17,7 +18,25 @@ from mlflow.entities import (
     Run,
 )
 
-from sweeps.tracking.run_fields import MAX_PARAM
+from sweeps.tracking.experiment_page import MAX_NOTE, NOTE
+from sweeps.tracking.run_fields import MAX_PARAM, user
+
+NOT_STORED = "model_not_stored"
+"""Tag of a winner's run whose model is not in MLflow: the reason."""
+
+
+class NoModel(Exception):
+    """Why a row has no model that MLflow could hold."""
+
+
+class ModelSource(Protocol):
+    """What gives the model of a winner, when MLflow needs it."""
+
+    def export(self) -> Path:
+        """Make the model; raises NoModel."""
+
+    def package(self, run_id: str, model_id: str) -> Path:
+        """The folder of the MLflow model."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +57,12 @@ def log_winner(
     datasets: Mapping[str, str],
     files: Sequence[tuple[Path, str]],
     notes: Sequence[str],
+    source: ModelSource | str,
 ) -> None:
     """Mark a trial's run as the winner of its row; may be interrupted and repeated.
 
-    `files`: each with its folder among the run's artifacts. The tag `winner` is set last: a run
-    that has it, has all.
+    `files`: each with its folder among the run's artifacts. `source`: of the model, or why it is
+    not stored. The tag `winner` is set last: a run that has it, has all.
     """
     client = place.client
     run = client.get_run(run_id)
@@ -50,14 +70,45 @@ def log_winner(
         return  # sent before the sweep was resumed
     demote(place, row)
     client.log_inputs(run_id, inputs(datasets))
-    model = model_of(place, row, run)
+    model = stored(place, row, run, source)
     client.log_batch(run_id, metrics=tested(metrics, datasets, model, run.info.end_time))
     for path, where in files:
         client.log_artifact(run_id, str(path), where)
     if notes:
         client.set_tag(run_id, "notes", "; ".join(notes)[:MAX_PARAM])
-    client.finalize_logged_model(model, LoggedModelStatus.READY)
+    if model is not None:
+        client.finalize_logged_model(model, LoggedModelStatus.READY)
     client.set_tag(run_id, "winner", row)
+
+
+def stored(place: Place, row: str, run: Run, source: ModelSource | str) -> str | None:
+    """Upload a winner's model, and describe in its run how it is loaded; None: it has none."""
+    client, run_id = place.client, run.info.run_id
+    try:
+        if isinstance(source, str):
+            raise NoModel(source)
+        source.export()
+    except NoModel as error:
+        client.set_tag(run_id, NOT_STORED, str(error)[:MAX_PARAM])
+        client.set_tag(run_id, NOTE, f"Its model is not stored here: {error}."[:MAX_NOTE])
+        return None
+    model = model_of(place, row, run)
+    client.log_model_artifacts(model, str(source.package(run_id, model)))
+    described = LOADED.format(model=model)
+    client.set_logged_model_tags(model, {NOTE: described})
+    client.set_tag(run_id, NOTE, described)
+    return model
+
+
+LOADED = """The merged model, which predicts the class of each row of a table:
+
+    import mlflow
+    mlflow.set_tracking_uri("…")  # this server, or sqlite:////…/mlflow.db
+    model = mlflow.pyfunc.load_model("models:/{model}")
+    model.predict(table, params={{"task": "…"}})
+
+Its signature lists the table's columns. Its folder `data` is what `sweeps export` writes.
+"""
 
 
 def demote(place: Place, row: str) -> None:
@@ -85,7 +136,12 @@ def model_of(place: Place, row: str, run: Run) -> str:
             place.experiment,
             name=row,
             source_run_id=run_id,
-            tags={"sweep": place.sweep, "sweep_run": place.parent, "method": row},
+            tags={
+                "sweep": place.sweep,
+                "sweep_run": place.parent,
+                "method": row,
+                "mlflow.user": user(),
+            },
             params=run.data.params,
             model_type="fusion",
         )
@@ -104,9 +160,9 @@ def inputs(datasets: Mapping[str, str]) -> list[DatasetInput]:
 
 
 def tested(
-    metrics: Mapping[str, float], datasets: Mapping[str, str], model_id: str, at: int
+    metrics: Mapping[str, float], datasets: Mapping[str, str], model_id: str | None, at: int
 ) -> list[Metric]:
-    """Log metrics of the report split for a model, and those of one task for its data set."""
+    """Metrics of the report split, of the model if it is stored; those of a task name its data."""
     batch = []
     for name, value in metrics.items():
         task = name.partition("/")[2]

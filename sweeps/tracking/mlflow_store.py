@@ -25,6 +25,8 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 # Two printed lines and one request for each run that ends, otherwise.
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# A model is no copy of the project that lies in the working directory.
+os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
 
 import mlflow
 from mlflow import MlflowClient
@@ -66,6 +68,20 @@ def default_uri(outputs: Path) -> str:
     """`$MLFLOW_TRACKING_URI`, else an SQLite file in the outputs folder, by its absolute path."""
     given = os.environ.get("MLFLOW_TRACKING_URI")
     return given or f"sqlite:///{(outputs / 'mlflow.db').resolve()}"
+
+
+UI = "http://127.0.0.1:5000"
+"""Where `mlflow ui` listens."""
+
+
+def browsed(uri: str, page: str) -> str:
+    """Address of a page; of a database, as `mlflow ui` shows it.
+
+    >>> [browsed(uri, "#/experiments/1") for uri in ("http://host:80/", "sqlite:////a.db")]
+    ['http://host:80/#/experiments/1', 'http://127.0.0.1:5000/#/experiments/1']
+    """
+    start = uri.rstrip("/") if uri.startswith(("http:", "https:")) else UI
+    return f"{start}/{page}"
 
 
 def connect(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
+from typing import Any
 
 from mlflow.entities import Metric, Param
 
+from sweeps.console import redact
 from sweeps.report.charts.hyperparameter_profiles import flat
 from sweeps.report.charts.learning_curves import asked_steps
 from sweeps.results.ledger import Entry
@@ -46,28 +48,43 @@ def user() -> str:
         return "unknown"
 
 
+LONGEST_NAME = 60
+"""Characters of a run's name, beside the method's."""
+
+
 def run_name(entry: Entry) -> str:
-    """Name of a run: `task_arithmetic scale=0.3`."""
-    shown = {
-        name: f"{value:.6g}" if isinstance(value, float) else str(value)[:24]
+    """Name of a run: `task_arithmetic scale=0.3`; of many parameters the first ones, and how many
+    more there are: `weighted_average weights.cars=0.25 +7`."""
+    words = [
+        f"{name}={f'{value:.4g}' if isinstance(value, float) else str(value)[:24]}"
         for name, value in flat(entry.params).items()
-    }
-    return " ".join([entry.method, *(f"{name}={value}" for name, value in shown.items())])
+    ]
+    shown = len(words)
+    while shown and len(" ".join(words[:shown])) > LONGEST_NAME:
+        shown -= 1
+    left = [f"+{len(words) - shown}"] if shown < len(words) else []
+    return " ".join([entry.method, *words[:shown], *left])
 
 
 def params_of(entry: Entry) -> list[Param]:
-    """Parameters of a trial, nested ones with dotted names; of a learner also its steps."""
+    """Its method, and parameters, nested ones with dotted names; of a learner also its steps."""
     params = {name: str(value)[:MAX_PARAM] for name, value in flat(entry.params).items()}
     if entry.steps:
         params = {"steps": str(asked_steps(entry)), **params}
+    params = {"method": entry.method, **params}
     return [Param(name, value) for name, value in list(params.items())[:MAX_PARAMS]]
 
 
 def metrics_of(entry: Entry) -> list[Metric]:
-    """Scores, cost and curve; always the same for a trial, so that they can be sent again."""
+    """Scores, cost and curve; always the same for a trial, so that they can be sent again.
+
+    Scores are those of the select split: each as `val/…`, beside `test/…` of a winner, and by its
+    name alone, as before there was a `val/`.
+    """
     now = millis(entry.started, entry.trial_s)
     values = {
         **entry.metrics,
+        **{f"val/{name}": each for name, each in entry.metrics.items() if is_score(name)},
         "trial_s": entry.trial_s,
         "peak_bytes": float(entry.peak_bytes),
         **cost(entry),
@@ -78,6 +95,21 @@ def metrics_of(entry: Entry) -> list[Metric]:
         )  # steps taken; the parameter holds the configured number
     metrics = [Metric(name, value, now, 0) for name, value in sorted(values.items())]
     return metrics + curve_metrics(entry)
+
+
+def is_score(name: str) -> bool:
+    """Whether a metric of a trial is measured on rows; others are what a learner has chosen."""
+    return not name.startswith("chosen/")
+
+
+def spec_params(spec: Mapping[str, Any]) -> dict[str, str]:
+    """Parameters of a sweep's run: the fields of its file, with dotted names."""
+    fields = {name: value for name, value in spec.items() if name != "mlflow"}
+    return {
+        name: redact.text(str(value))[:MAX_PARAM]
+        for name, value in flat(fields).items()
+        if value is not None
+    }
 
 
 def cost(entry: Entry) -> dict[str, float]:

@@ -13,14 +13,22 @@ from functools import partial
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Run, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag
 
 from sweeps.results.ledger import Entry
 from sweeps.tracking.experiment_page import MAX_NOTE, NOTE, SHOWN, fitted, page
-from sweeps.tracking.logged_model import Place, inputs, log_winner
+from sweeps.tracking.logged_model import ModelSource, Place, inputs, log_winner
 from sweeps.tracking.mlflow_store import patience as usual
 from sweeps.tracking.retry_queue import Job, Sender
-from sweeps.tracking.run_fields import metrics_of, params_of, run_name, state_of, trial_tags, user
+from sweeps.tracking.run_fields import (
+    MAX_PARAMS,
+    metrics_of,
+    params_of,
+    run_name,
+    state_of,
+    trial_tags,
+    user,
+)
 from sweeps.tracking.system_metrics import Sample, SystemMetrics
 
 MAX_BATCH = 800
@@ -36,6 +44,8 @@ class Tracker:
         sweep: name of the sweep.
         sweep_id: finds the parent run of a resumed sweep.
         tags: of the parent run.
+        params: of the parent run.
+        role: tag of the parent run: `sweep`, or `training`.
         patience: seconds of trouble that the end of the sweep puts up with; None: as usual.
         say: takes a line for the user; None: the log.
         watch: folder whose disk, and whose machine, is sampled; None: nothing is.
@@ -49,6 +59,8 @@ class Tracker:
         sweep_id: str,
         tags: Mapping[str, str],
         *,
+        params: Mapping[str, str] | None = None,
+        role: str = "sweep",
         patience: float | None = None,
         watch: Path | None = None,
         say: Callable[[str], None] | None = None,
@@ -58,10 +70,11 @@ class Tracker:
             **tags,
             "sweep": sweep,
             "sweep_id": sweep_id,
-            "role": "sweep",
+            "role": role,
             "mlflow.user": user(),
-            "mlflow.source.name": "sweeps run",
+            "mlflow.source.name": "sweeps run" if role == "sweep" else "sweeps train",
         }
+        self.params = params or {}
         self.parent = ""
         """The sweep's run, once it is there."""
         self.began = 0
@@ -90,6 +103,10 @@ class Tracker:
             self.client.update_run(parent.info.run_id, status="RUNNING")
         else:
             parent = self.client.create_run(self.experiment, run_name=self.sweep, tags=self.tags)
+        # A parameter cannot be changed: an extended sweep keeps what it began with.
+        left = [Param(k, v) for k, v in self.params.items() if k not in parent.data.params]
+        for start in range(0, len(left), MAX_PARAMS):
+            self.client.log_batch(parent.info.run_id, params=left[start : start + MAX_PARAMS])
         for key, runs in self.children(parent.info.run_id).items():
             best = max(runs, key=lambda run: run.info.status == "FINISHED")
             self.sent[key] = (best.info.run_id, best.info.status)
@@ -98,7 +115,9 @@ class Tracker:
 
     def parents(self) -> list[Run]:
         """The sweep's parent runs; several only if a response was lost."""
-        return self.search(f"tags.sweep_id = '{self.tags['sweep_id']}' and tags.role = 'sweep'")
+        return self.search(
+            f"tags.sweep_id = '{self.tags['sweep_id']}' and tags.role = '{self.tags['role']}'"
+        )
 
     def children(self, parent: str) -> dict[str, list[Run]]:
         """trial_key -> its runs; several only if a response was lost."""
@@ -119,6 +138,12 @@ class Tracker:
             token = some.token
             if not token:
                 return found
+
+    @property
+    def page(self) -> str:
+        """The part of an address, after that of the store's page, that opens on the parent run."""
+        where = f"/runs/{self.parent}" if self.parent else ""
+        return f"#/experiments/{self.experiment}{where}"
 
     def trial(self, entry: Entry) -> None:
         """Queue one finished trial; returns at once. `flush` sends what found no room."""
@@ -221,12 +246,14 @@ class Tracker:
         notes: Sequence[str] = (),
         files: Sequence[Path] = (),
         surface: Path | None = None,
+        source: ModelSource | str = "not given",
     ) -> None:
-        """Log a method's winner: report metrics and data sets on its run, and a logged model.
+        """Log a method's winner: report metrics and data sets on its run, recipe and model.
 
-        `datasets`: task -> digest of its report rows. The model's weights are not stored: its
-        recipe is, with the `files` that it names (what was learned), and rebuilds them. `notes`:
-        what a reader of the numbers must know, as a tag. `surface`: the table of what it searched.
+        `datasets`: task -> digest of its report rows. `recipe` rebuilds the model, with the `files`
+        that it names (what was learned). `notes`: what a reader of the numbers must know, as a tag.
+        `surface`: the table of what it searched. `source`: of the model, which becomes a logged
+        model that predicts; or why it does not.
         """
         run_id = self.run_id(trial_key)
         if run_id is None:
@@ -234,7 +261,9 @@ class Tracker:
         place = Place(self.client, self.experiment, self.parent, self.sweep)
         paths = [(path, "recipe") for path in (recipe, *files) if path]
         paths += [(surface, "surface")] if surface else []
-        self.sender.do(lambda: log_winner(place, run_id, row, metrics, datasets, paths, notes))
+        self.sender.do(
+            lambda: log_winner(place, run_id, row, metrics, datasets, paths, notes, source)
+        )
 
     def finish(
         self,

@@ -33,6 +33,7 @@ from sweeps.trials.callback import RESTARTS, Recorder, died, finished
 from sweeps.trials.learn_coding import LearningInputs
 from sweeps.trials.scheduler import Halving
 from sweeps.trials.searcher import MethodSearch
+from sweeps.trials.tensorboard_files import EventFiles
 from sweeps.trials.trainable import run_trial
 from sweeps.trials.tuner import fit
 
@@ -211,7 +212,7 @@ def tuned(setup: TrialSetup, search: MethodSearch, record: Callable[[Entry], Non
         run_config=tune.RunConfig(
             name=folder.tune.name,
             storage_path=str(folder.path.resolve()),
-            callbacks=[Recorder(guarded, search.repeat)],
+            callbacks=[Recorder(guarded, search.repeat), EventFiles()],
             failure_config=tune.FailureConfig(max_failures=RESTARTS),
             verbose=0,
         ),

@@ -12,8 +12,10 @@ import pytest
 from fusion.errors import InputError
 from sweeps.results.ledger import Entry, Ledger
 from sweeps.tracking import mlflow_store
+from sweeps.tracking.logged_model import NOT_STORED
 from sweeps.tracking.tracker import Tracker
 from tests.cluster.tracking_server import PASSWORD, POSTGRES, USER, Postgres, Server
+from tests.sweeps.tracking.folder_model import FolderModel
 
 pytestmark = [
     pytest.mark.cluster,
@@ -66,7 +68,8 @@ def complete(client, experiment, entries, sweeps=1):
     for run in runs:
         each = wanted[run.data.tags["trial_key"]]
         assert run.info.status == "FINISHED"
-        assert run.data.params == {"steps": "1000", **{k: str(v) for k, v in each.params.items()}}
+        given = {"method": each.method, **each.params}
+        assert run.data.params == {"steps": "1000", **{k: str(v) for k, v in given.items()}}
         assert {name: run.data.metrics[name] for name in each.metrics} == each.metrics
         assert run.data.metrics["system/gpu_seconds"] == 0.5
     for run in runs[:: max(1, len(runs) // 5)]:
@@ -141,7 +144,8 @@ def test_server_and_database_killed_in_mid_sweep_lose_and_double_nothing(
     later = threading.Timer(1, server.start)
     later.start()
     recipe = tmp_path / "recipe.yaml"
-    tracker.winner("adamerging", "k0059", {"acc/mean": 0.7}, {"x": "digest"}, recipe)
+    source = FolderModel(tmp_path / "model")
+    tracker.winner("adamerging", "k0059", {"acc/mean": 0.7}, {"x": "digest"}, recipe, source=source)
     tracker.finish("FINISHED", {"test/acc/mean/adamerging": 0.7}, [recipe], note="**s**")
     later.join()
     assert tracker.fault is None
@@ -183,7 +187,11 @@ def test_a_real_sweep_through_a_restart_of_the_server(server, tiny_pool, tmp_pat
         wanted = written[run.data.tags["trial_key"]]
         assert {name: run.data.metrics[name] for name in wanted} == wanted
     won = [run for run in runs if "winner" in run.data.tags]
-    assert len(won) == len(client.search_logged_models([experiment])) > 3
+    stored = {run.data.tags["winner"] for run in won if NOT_STORED not in run.data.tags}
+    assert stored == {"simple_average", "task_arithmetic", "ties", "wise_ft"}
+    models = client.search_logged_models([experiment])
+    assert {model.name for model in models} == stored
+    assert all(client.list_logged_model_artifacts(model.model_id) for model in models)
 
 
 SENDS = """

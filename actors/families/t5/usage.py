@@ -10,8 +10,6 @@ T5_USAGE = Usage(
     (
         'model = T5ForConditionalGeneration.from_pretrained(".", dtype=dtype).eval()',
         'tokenizer = AutoTokenizer.from_pretrained(".")',
-        'answers = tokenizer(task["targets"], padding=True, return_tensors="pt").input_ids',
-        "answers = answers.masked_fill(answers == tokenizer.pad_token_id, -100)",
     ),
     (
         'texts = zip(*(batch[column] for column in task["columns"]))',
@@ -26,5 +24,9 @@ T5_USAGE = Usage(
         "    loss = torch.nn.functional.cross_entropy(z.mT, answer, reduction='none')",
         "    scores.append(-loss.sum(1))",
         "scores = torch.stack(scores, 1)",
+    ),
+    preparing=(
+        'answers = tokenizer(task["targets"], padding=True, return_tensors="pt").input_ids',
+        "answers = answers.masked_fill(answers == tokenizer.pad_token_id, -100)",
     ),
 )

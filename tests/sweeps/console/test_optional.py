@@ -16,6 +16,7 @@ STEPS = {
     "write_table": "comparison.parquet",
     "write_html": "report.html",
     "write_tables": "surfaces",
+    "write_studies": "optuna.journal",
     "static_figures.draw": "plots",
     "markdown.described": "the note in MLflow",
     "totals": "the sums in MLflow",
@@ -37,7 +38,8 @@ def sweep(tmp_path, monkeypatch):
         finish=lambda status, *_, **__: done.append(status),
     )
     tasks = {"a": SimpleNamespace(fingerprint="f" * 64)}
-    prepared = SimpleNamespace(spec=None, tasks=tasks, splits=SimpleNamespace(report="test"))
+    spec = SimpleNamespace(name="s", metric="acc/mean", mode="max", methods={})
+    prepared = SimpleNamespace(spec=spec, tasks=tasks, splits=SimpleNamespace(report="test"))
     monkeypatch.setattr(SweepRun, "entries", lambda sweep: list(sweep.folder.ledger))
     said = []
     progress = SimpleNamespace(say=said.append)
@@ -50,7 +52,7 @@ def test_all_of_it_is_made(sweep, tmp_path):
     publish(sweep, comparison)
     assert (said, done) == ([], ["winner", "FINISHED"])
     made = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert {"comparison.parquet", "report.html", "comparison.png"} <= made
+    assert {"comparison.parquet", "report.html", "comparison.png", "optuna.journal"} <= made
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,9 @@ import pytest
 from fusion.errors import InputError
 from sweeps.results.ledger import Entry
 from sweeps.tracking import mlflow_store, retry_queue
+from sweeps.tracking.run_fields import run_name, spec_params
 from sweeps.tracking.tracker import Tracker
+from tests.sweeps.tracking.folder_model import FolderModel
 
 ENTRY = Entry(
     "k1", "ties", "static", {"density": 0.2, "weights": {"a": 0.1}}, "done", "select",
@@ -59,7 +61,8 @@ def test_a_trial_is_one_run_however_often_it_is_sent(tmp_path):
     assert run.data.tags["trial_key"] == "k1"
     assert run.data.metrics["acc/mean"] == 0.5
     assert run.data.metrics["peak_bytes"] == 7
-    assert run.data.params == {"density": "0.2", "weights.a": "0.1"}
+    assert run.data.metrics["val/acc/mean"] == 0.5
+    assert run.data.params == {"method": "ties", "density": "0.2", "weights.a": "0.1"}
     assert run.info.status == "FINISHED"
     assert run.info.end_time - run.info.start_time == 1500
 
@@ -117,7 +120,8 @@ def test_a_store_that_goes_away_at_every_call_loses_and_doubles_nothing(
     sent = Tracker(Flaky(client, after), experiment, "s", "id1", {}, patience=60)
     sent.trial(ENTRY)
     sent.flush([ENTRY])
-    sent.winner("ties", "k1", {"acc/mean": 0.75, "acc/x": 0.75}, {"x": "digest"}, recipe)
+    sent.winner("ties", "k1", {"acc/mean": 0.75, "acc/x": 0.75}, {"x": "digest"}, recipe,
+                source=FolderModel(tmp_path / "model"))  # fmt: skip
     sent.finish("FINISHED", {"test/acc/mean/ties": 0.75}, [recipe], note="### s")
     assert sent.fault is None
     (parent,) = client.search_runs([experiment], "tags.role = 'sweep'")
@@ -203,7 +207,9 @@ def test_the_winner_of_an_extended_sweep_replaces_the_old_one(tmp_path):
     sent, other = tracker(tmp_path), replace(ENTRY, trial_key="k2", params={"density": 0.5})
     sent.flush([ENTRY, other])
     for key in ("k1", "k2"):
-        sent.winner("ties", key, {"acc/mean": 0.75}, {}, None)
+        sent.winner(
+            "ties", key, {"acc/mean": 0.75}, {}, None, source=FolderModel(tmp_path / "model")
+        )
     won = [
         run.info.run_id for run in children(sent.client, sent.parent) if "winner" in run.data.tags
     ]
@@ -227,7 +233,8 @@ def test_a_winner_is_one_logged_model_with_metrics_and_datasets(tmp_path):
     recipe = tmp_path / "ties.yaml"
     recipe.write_text("method: ties\n")
     for _ in range(2):
-        sent.winner("ties", "k1", {"acc/mean": 0.75, "acc/x": 0.75}, {"x": "digest"}, recipe)
+        sent.winner("ties", "k1", {"acc/mean": 0.75, "acc/x": 0.75}, {"x": "digest"}, recipe,
+                    source=FolderModel(tmp_path / "model"))  # fmt: skip
     models = sent.client.search_logged_models(experiment_ids=[sent.experiment])
     assert [model.name for model in models] == ["ties"]
     run = sent.client.get_run(sent.run_id("k1"))
@@ -236,6 +243,37 @@ def test_a_winner_is_one_logged_model_with_metrics_and_datasets(tmp_path):
     assert [f.path for f in sent.client.list_artifacts(run.info.run_id, "recipe")] == [
         "recipe/ties.yaml"
     ]
+
+
+def test_the_parent_has_the_fields_of_the_sweep_file_and_keeps_what_it_began_with(tmp_path):
+    client, experiment = mlflow_store.connect(None, None, tmp_path)
+    methods = {f"method_{at}": {"scale": {"grid": [0.1, at]}} for at in range(120)}
+    spec = {"name": "s", "methods": methods, "seed": 0, "metric": None, "mlflow": {"x": 1}}
+    for seed in (0, 1):  # extended by hand
+        params = spec_params({**spec, "seed": seed})
+        sent = Tracker(client, experiment, "s", "id1", {}, params=params, patience=1)
+        sent.flush([])
+        assert sent.fault is None
+    found = client.get_run(sent.parent).data.params
+    assert found["methods.method_7.scale.grid"] == "[0.1, 7]"
+    assert (len(found), found["seed"]) == (122, "0")
+    assert sent.page == f"#/experiments/{experiment}/runs/{sent.parent}"
+
+
+def test_names_of_runs_are_short():
+    weights = {f"task_{at}": 0.123456789 for at in range(20)}
+    assert run_name(ENTRY) == "ties density=0.2 weights.a=0.1"
+    name = run_name(replace(ENTRY, method="weighted_average", params={"weights": weights}))
+    assert name == "weighted_average weights.task_0=0.1235 weights.task_1=0.1235 +18"
+    assert run_name(replace(ENTRY, params={"x" * 70: 1})) == "ties +1"
+
+
+def test_values_of_a_learner_are_no_scores_of_a_split(tmp_path):
+    sent = tracker(tmp_path)
+    sent.flush([replace(ENTRY, metrics={"acc/mean": 0.5, "chosen/scale": 0.3})])
+    found = sent.client.get_run(sent.run_id("k1")).data.metrics
+    assert (found["val/acc/mean"], found["chosen/scale"]) == (0.5, 0.3)
+    assert "val/chosen/scale" not in found
 
 
 def test_a_curve_is_metrics_at_their_steps(tmp_path):
@@ -261,7 +299,7 @@ def test_a_curve_is_metrics_at_their_steps(tmp_path):
     assert len(sent.client.get_metric_history(run_id, "coding/max")) == 300
     run = sent.client.get_run(run_id)
     assert run.data.metrics["steps"] == 300
-    assert run.data.params == {"grouping": "task", "steps": "1000"}
+    assert run.data.params == {"method": "adamerging", "grouping": "task", "steps": "1000"}
     assert run.data.metrics["acc/mean"] == 0.5
 
 

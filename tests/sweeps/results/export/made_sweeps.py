@@ -1,14 +1,9 @@
-"""Every exported kind gives its row's accuracy by the card's code, with transformers alone."""
+"""Sweeps of one method, evaluated in one process: their folders, recipes and rows."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-import yaml
-from huggingface_hub import ModelCard
 from PIL import Image
-from typer.testing import CliRunner
 
 from actors.artifacts.recipe import Recipe as What
 from actors.data.task import Splits, open_task
@@ -17,12 +12,8 @@ from actors.experts.local import local_experts
 from actors.experts.prepare_data import prepare_data
 from actors.files.cache_dir import cache_dir
 from actors.pool.pool import Pool, open_pool
-from fusion.errors import InputError
-from sweeps.cli.main import app
 from sweeps.results import comparison_file, recipe
 from sweeps.results.comparison import Header, Row, compare
-from sweeps.results.export.code import check_export, code_in, run_code
-from sweeps.results.export.from_recipe import export
 from sweeps.results.folder import claim
 from sweeps.spec.sweep import SweepSpec, dump, spec_hash, validate
 from tests.actors.checkpoints.adapter_folders import write_adapter
@@ -132,73 +123,3 @@ def t5(root: Path, tiny_pool) -> dict:
     }
     experts = {name: str(root / name) for name in names}
     return {"pool": {"base": str(root / "base"), "experts": experts}, "tasks": tasks}
-
-
-KINDS = (clip, clip_of_image_files, clip_of_adapters, bert_classifier, bert_encoder,
-         roberta_encoder, t5)  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_the_code_of_the_card_gives_the_rows_accuracy(kind, tmp_path, tiny_pool):
-    path, row = sweep_of(tmp_path, kind(tmp_path, tiny_pool))
-    assert export(path, tmp_path / "out") is None
-    tasks = json.loads((tmp_path / "out" / "tasks.json").read_text())
-    code, name = code_in(tmp_path / "out")
-    codes = ["found = []\n"]
-    for task, about in tasks.items():
-        assert about["accuracy"] == row.test[f"acc/{task}"]
-        assert tuple(about["accuracy_ci95"]) == row.test_ci95[f"acc/{task}"]
-        of_task = code.replace(f"name, dtype = {name!r}", f"name, dtype = {task!r}")
-        codes.append(of_task.replace("print(right", "found.append(right"))
-    codes.append("print(sum(found))\n")
-    wanted = sum(about["accuracy"] for about in tasks.values())
-    assert run_code(tmp_path / "out", "".join(codes)) == wanted
-    card = ModelCard.load(tmp_path / "out" / "README.md")
-    assert card.data.library_name == "transformers"
-    measured = {each.dataset_name: each.metric_value for each in card.data.eval_results}
-    assert measured == {task: row.test[f"acc/{task}"] for task in tasks}
-    assert yaml.safe_dump(PARAMS).strip() in card.text
-    modes = {file.stat().st_mode & 0o777 for file in (tmp_path / "out").glob("*.*")}
-    assert modes == {path.stat().st_mode & 0o777}
-
-
-def test_a_check_compares_with_the_row(tmp_path, tiny_pool):
-    content = clip(tmp_path, tiny_pool)
-    del content["tasks"]["lines"], content["tasks"]["blobs"]
-    path, _ = sweep_of(tmp_path, content)
-    done = CliRunner().invoke(app, ["export", str(path), str(tmp_path / "out"), "--check"])
-    assert done.exit_code == 0, done.output
-    assert "with transformers alone, equal to the row" in done.output.replace("\n", " ")
-    tasks = json.loads((tmp_path / "out" / "tasks.json").read_text())
-    tasks["tones"]["accuracy"] += 2 / 60
-    (tmp_path / "out" / "tasks.json").write_text(json.dumps(tasks))
-    with pytest.raises(InputError, match=r"by the card's code, .* in the row: 2 of 60 rows differ"):
-        check_export(tmp_path / "out")
-    card = "```python\nname, dtype = 'tones', torch.float32\n```\n"
-    (tmp_path / "out" / "README.md").write_text(card)
-    with pytest.raises(InputError, match=r"README\.md: its code fails: NameError"):
-        check_export(tmp_path / "out")
-    (tmp_path / "out" / "README.md").write_text("no code")
-    with pytest.raises(InputError, match=r"README\.md: no code that loads the model"):
-        check_export(tmp_path / "out")
-
-
-def test_code_of_a_card_cannot_import_this_package(tmp_path):
-    with pytest.raises(InputError, match="ModuleNotFoundError: import of fusion halted"):
-        run_code(tmp_path, "import fusion")
-
-
-def test_a_row_that_is_no_single_model_names_rows_that_are(tmp_path, tiny_pool):
-    path, _ = sweep_of(tmp_path, clip(tmp_path, tiny_pool))
-    pool = open_pool(**{k: tiny_pool.spec()["pool"][k] for k in ("base", "experts")})
-    other = recipe.write(path.parent, "ensemble", pool, {}, "made", {})
-    with pytest.raises(InputError, match=r"can be exported, best first: task_arithmetic\.yaml$"):
-        export(other, tmp_path / "out")
-
-
-def test_without_its_sweep_a_recipe_is_exported_without_tasks(tmp_path, tiny_pool):
-    pool = open_pool(**{k: tiny_pool.spec()["pool"][k] for k in ("base", "experts")})
-    path = recipe.write(tmp_path / "alone", METHOD, pool, PARAMS, "made", {})
-    assert "no tasks, heads and accuracies" in str(export(path, tmp_path / "out"))
-    assert not (tmp_path / "out" / "tasks.json").exists()
-    assert "```python" not in (tmp_path / "out" / "README.md").read_text()
