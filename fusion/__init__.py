@@ -62,10 +62,10 @@ if TYPE_CHECKING:  # types for mypy and editors; at run time names load on first
     from fusion.registry import METHODS as METHODS
     from fusion.registry import Adaptive as Adaptive
     from fusion.registry import Gated as Gated
+    from fusion.registry import InModel as InModel
     from fusion.registry import Learned as Learned
     from fusion.registry import LogitSpace as LogitSpace
     from fusion.registry import Method as Method
-    from fusion.registry import Resident as Resident
     from fusion.registry import Routed as Routed
     from fusion.registry import Selected as Selected
     from fusion.registry import Static as Static
@@ -95,7 +95,7 @@ EXPORTS = {
     "LogitSpace": "fusion.registry",
     "METHODS": "fusion.registry",
     "Method": "fusion.registry",
-    "Resident": "fusion.registry",
+    "InModel": "fusion.registry",
     "Routed": "fusion.registry",
     "Selected": "fusion.registry",
     "Static": "fusion.registry",

@@ -284,7 +284,7 @@ class PerTask(Static):
 
 
 @dataclass(frozen=True)
-class Informed(Static):
+class StatisticsBased(Static):
     """Kind of method that merges weights using statistics of data (Fisher, RegMean).
 
     Its rule is `rule(vectors, *, statistics, …) -> StateDict`. The argument `statistics` maps
@@ -543,7 +543,7 @@ class Gated(Adaptive):
 
 
 @dataclass(frozen=True)
-class Resident(Learned):
+class InModel(Learned):
     """Kind of method that learns parameters inside the shards (routers, masks), without labels.
 
     Its rule is `rule(shape, *, …) -> InModelPlan`.
@@ -650,4 +650,4 @@ class Routed(Row):
         return self.rule(expert_logits, **self.bound(params))
 
 
-Method: TypeAlias = Static | LogitSpace | Adaptive | Selected | Fitted | Routed | Resident
+Method: TypeAlias = Static | LogitSpace | Adaptive | Selected | Fitted | Routed | InModel

@@ -14,16 +14,16 @@ from fusion.errors import InputError
 from fusion.kinds import Adaptive as Adaptive
 from fusion.kinds import Fitted as Fitted
 from fusion.kinds import Gated as Gated
-from fusion.kinds import Informed as Informed
+from fusion.kinds import InModel as InModel
 from fusion.kinds import Learned as Learned
 from fusion.kinds import LogitSpace as LogitSpace
 from fusion.kinds import Method as Method
 from fusion.kinds import PerTask as PerTask
-from fusion.kinds import Resident as Resident
 from fusion.kinds import Routed as Routed
 from fusion.kinds import Row as Row
 from fusion.kinds import Selected as Selected
 from fusion.kinds import Static as Static
+from fusion.kinds import StatisticsBased as StatisticsBased
 from fusion.methods.classifiers import fit_adapters, fit_heads
 from fusion.methods.classifiers.ensemble import ensemble
 from fusion.methods.learned.adamerging import adamerging
@@ -129,20 +129,20 @@ TABLE: dict[str, Method] = {
         paper="Cheng et al. 2025, arXiv:2503.08099",
         defaults="Adam 1e-5, 400 steps: FusionBench",
     ),
-    "fisher": Informed(
+    "fisher": StatisticsBased(
         fisher,
         paper="Matena & Raffel 2022, arXiv:2111.09832",
         defaults="normalised, one sampled label: the paper's; 256 images, ε 1e-6: FusionBench",
         survey=fisher_survey,
         request=fisher_request,
     ),
-    "regmean": Informed(
+    "regmean": StatisticsBased(
         regmean,
         paper="Jin et al. 2023, arXiv:2212.09849",
         defaults="α 0.95, 256 images: FusionBench for CLIP; ridge 1e-6: ours",
         request=regmean_request,
     ),
-    "regmean_plusplus": Informed(
+    "regmean_plusplus": StatisticsBased(
         regmean_plusplus,
         paper="Nguyen et al. 2025, arXiv:2508.03121",
         defaults="α 0.95, 256 images: FusionBench for CLIP; ridge 1e-6: ours",
@@ -201,26 +201,26 @@ TABLE: dict[str, Method] = {
         paper="Yang et al. 2024, arXiv:2310.02575",
         defaults="λ 0.3, Adam 1e-3, batch 16: the paper's; 1000 steps: FusionBench",
     ),
-    "concrete_task_arithmetic": Resident(
+    "concrete_task_arithmetic": InModel(
         concrete_task_arithmetic,
         paper="Tang et al. 2023, arXiv:2312.06173",
         defaults="λ 0.3, T 0.5, Adam 1e-3, 2000 steps: FusionBench; batch 16: what its file says",
         blend=masked_merge,
     ),
-    "concrete_adamerging": Resident(
+    "concrete_adamerging": InModel(
         concrete_adamerging,
         paper="Tang et al. 2023, arXiv:2312.06173, algorithm 1",
         defaults="λ 0.3, T 0.5, Adam 1e-3, inner 1, 1000 + 1000 steps: FusionBench",
         blend=masked_merge,
     ),
-    "wemoe": Resident(
+    "wemoe": InModel(
         wemoe,
         paper="Tang et al. 2024, arXiv:2402.00433",
         defaults="λ₀ 0.3, depth 2, Adam 1e-4, batch 16, 1000 steps: FusionBench",
         blend=None,
         requires=frozenset({"mlp_blocks"}),
     ),
-    "ewemoe": Resident(
+    "ewemoe": InModel(
         ewemoe,
         paper="Shen et al. 2024, arXiv:2410.21804",
         defaults="a tenth kept, one router, else as wemoe: FusionBench",

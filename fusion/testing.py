@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fusion.errors import InputError
-from fusion.kinds import Adaptive, Informed, LogitSpace, MergeInputs, Method, Routed, Static
+from fusion.kinds import Adaptive, LogitSpace, MergeInputs, Method, Routed, Static, StatisticsBased
 from fusion.methods.learned.steps import Shape, micro_batches, temperature
 from fusion.methods.routed.dawin import ExpertLogits
 from fusion.registry import METHODS, add_methods
@@ -106,7 +106,7 @@ def statistics(name: str, vectors: TaskVectors) -> dict[str, Any]:
     method = METHODS[name]
     if "statistics" not in method.reads:
         return {}
-    kind = cast(Informed, method).statistics_request({}).kind
+    kind = cast(StatisticsBased, method).statistics_request({}).kind
     return {"statistics": toy_statistics(vectors.deltas, vectors.tasks, kind)}
 
 

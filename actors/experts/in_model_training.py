@@ -45,7 +45,7 @@ from fusion.logits.optimize import draw
 from fusion.methods.learned.concrete import COEFFICIENTS, columns_of
 from fusion.methods.learned.in_model import InModelPlan, MaskOptions, RouterOptions
 from fusion.methods.learned.steps import Shape, not_finite
-from fusion.registry import METHODS, Resident
+from fusion.registry import METHODS, InModel
 
 Trained = tuple[bytes, list[dict[str, float]]]
 """The state after the last step, as a file, and task -> loss of each step."""
@@ -58,7 +58,7 @@ def plan_of(recipe: Recipe, tasks: Sequence[str], groups: Sequence[str]) -> InMo
         InputError: a method without parameters in the shards, or wrong parameters.
     """
     row = METHODS.get(recipe.method)
-    if not isinstance(row, Resident):
+    if not isinstance(row, InModel):
         raise InputError(f"{recipe.method}: nothing of it lives in shards")
     return row.plan(Shape(tuple(tasks), tuple(groups)), **recipe.params)
 

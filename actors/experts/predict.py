@@ -27,9 +27,9 @@ from fusion.registry import (
     METHODS,
     Fitted,
     Gated,
+    InModel,
     LogitSpace,
     PerTask,
-    Resident,
     Routed,
 )
 from fusion.task_vectors.coding import one_hot, selected_expert
@@ -149,8 +149,8 @@ def sampled(runner: ModelRunner, task: str, role: str, embed: Embed) -> Predicte
     return completed(runner, task, role, runner.headed(task, embed(given), cuts), embed)
 
 
-def by_resident(
-    runner: ModelRunner, method: Resident, recipe: Recipe, names: Sequence[str], role: str
+def by_in_model(
+    runner: ModelRunner, method: InModel, recipe: Recipe, names: Sequence[str], role: str
 ) -> Predictions:
     """Routers inside the model, or one model blended by masks that were learned in the shards."""
     if method.output == "model_per_sample":
@@ -163,7 +163,7 @@ PREDICTORS: Mapping[type[Row], Predictor] = {
     Fitted: by_fit,
     Routed: by_route,
     Gated: by_gate,
-    Resident: by_resident,
+    InModel: by_in_model,
     PerTask: by_task,
 }
 """Kind of method -> its predictor; all others use `by_one`."""

@@ -29,7 +29,7 @@ from actors.shards.requests import (
 from fusion.errors import InputError
 from fusion.logits.head import Head, LinearHead
 from fusion.methods.statistics.collect import StatisticsRequest
-from fusion.registry import METHODS, Informed
+from fusion.registry import METHODS, StatisticsBased
 from fusion.task_vectors.coding import one_hot
 
 VERSION = "statistics-2"
@@ -50,7 +50,7 @@ def compute_statistics(
             `actors/fleet/dispatcher.py`) continues with the expert that was being processed.
     """
     row = METHODS[method]
-    assert isinstance(row, Informed)
+    assert isinstance(row, StatisticsBased)
     bound = row.bound(params)
     asked = row.statistics_request(params)
     rows = {task: drawn(runner, method, task, asked) for task in runner.tasks}

@@ -127,7 +127,9 @@ class Dispatcher:
         """Note that a trial was given to Tune; see `actors.fleet.trial_startup`."""
         self.barrier.expect(label)
 
-    async def call(self, request: Request[Any], label: str = "", held: bool = False) -> Any:
+    async def call(
+        self, request: Request[Any], label: str = "", when_all_started: bool = False
+    ) -> Any:
         """Run a request on the next free replica and return its result.
 
         A caller that dies leaves nothing behind.
@@ -135,7 +137,7 @@ class Dispatcher:
         Args:
             request: the work for a replica.
             label: the label whose usage the call is added to, see `busy_seconds`.
-            held: return the result only when all trials have a process, see
+            when_all_started: return the result only when all trials have a process, see
                 `actors.fleet.trial_startup`; for a call that is a whole short trial.
 
         Raises:
@@ -145,7 +147,7 @@ class Dispatcher:
         if self.watcher is None:
             self.watcher = asyncio.ensure_future(self.watch_places())
         result = await self.serve(request, label)
-        while held and not self.barrier.complete():
+        while when_all_started and not self.barrier.complete():
             await asyncio.sleep(BARRIER_PULSE)
         return result
 

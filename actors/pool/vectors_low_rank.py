@@ -33,7 +33,7 @@ class FactoredVectors:
 
     flat: FlatVectors
     """The base alone."""
-    held: FlatVectors
+    factors: FlatVectors
     """As base tensors: `down NAME` [R, in], `up NAME` [out, R], `whole NAME` [T, *shape]."""
     ranks: Mapping[str, tuple[int, ...]]
     """Adapted tensor -> r_t of each expert."""
@@ -43,7 +43,7 @@ class FactoredVectors:
     @property
     def nbytes(self) -> int:
         """Total bytes."""
-        return self.flat.nbytes + self.held.nbytes
+        return self.flat.nbytes + self.factors.nbytes
 
 
 def check_adapters(pool: Pool) -> None:
@@ -124,8 +124,8 @@ def factor_vectors(
             ranks[name] = found
             slots[DOWN + name] = ((sum(found), width), kind, None)
             slots[UP + name] = ((out, sum(found)), kind, None)
-    held = allocate((), lay_out(slots))
-    base, parts = unflatten(flat).base, unflatten(held).base
+    factors = allocate((), lay_out(slots))
+    base, parts = unflatten(flat).base, unflatten(factors).base
     with one_thread():
         for name, origin in read(pool.base, names):
             check_finite(origin, name, owner(pool.base, name))
@@ -137,7 +137,7 @@ def factor_vectors(
             fill(pool, at, kinds, ranks, base, parts)
             if advance is not None:
                 advance(sum(read_bytes(pool, at, kinds)))
-    return FactoredVectors(flat, held, ranks, kinds)
+    return FactoredVectors(flat, factors, ranks, kinds)
 
 
 def fill(
@@ -180,7 +180,7 @@ def read_bytes(pool: Pool, at: int, names: Collection[str]) -> list[int]:
 def opened_factors(factored: FactoredVectors, device: str | torch.device = "cpu") -> TaskVectors:
     """Base and factors as views of the arrays (on a GPU: of one copy of each)."""
     base = unflatten(factored.flat, device).base
-    parts = unflatten(factored.held, device).base
+    parts = unflatten(factored.factors, device).base
     holdings: dict[str, LowRank | Zeros | Tensor] = {}
     for name, kind in factored.kinds.items():
         shape = tuple(base[name].shape)

@@ -24,7 +24,7 @@ from actors.shards.routers import Routers, mlp_names, resident_weights
 from fusion.logits.head import TaskLoss
 from fusion.methods.learned.in_model import InModelPlan, RouterOptions
 from fusion.methods.learned.steps import Shape
-from fusion.registry import METHODS, Resident
+from fusion.registry import METHODS, InModel
 from fusion.task_vectors.sparse import pruned
 from fusion.task_vectors.task_vectors import TaskVectors, accumulator
 
@@ -54,7 +54,7 @@ class InModelLearning:
     def plan(self, method: str, params: Mapping[str, Any]) -> InModelPlan:
         """The plan of a method: what it learns, with which options."""
         row, vectors = METHODS[method], self.block.vectors
-        assert isinstance(row, Resident)
+        assert isinstance(row, InModel)
         return row.plan(Shape(vectors.tasks, vectors.groups), **params)
 
     def run(self, key: str) -> Run:

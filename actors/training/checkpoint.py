@@ -41,7 +41,7 @@ class Averages:
         """`decay` of EMA; `share` of the last steps that SWA averages; 0: off. `steps`: total."""
         self.decay = decay
         self.first = steps - max(1, round(share * steps)) + 1 if share else steps + 1
-        self.held: dict[str, Average] = {}
+        self.averages: dict[str, Average] = {}
 
     def update(self, step: int, tower: nn.Module) -> None:
         """Add the weights after a step (counted from 1)."""
@@ -52,8 +52,8 @@ class Averages:
 
     def add(self, kind: str, tower: nn.Module, taken: Callable[..., Average]) -> None:
         """Start one average, or update it."""
-        weights, held = tower.state_dict(), self.held.get(kind)
-        self.held[kind] = started(weights) if held is None else taken(held, weights)
+        weights, held = tower.state_dict(), self.averages.get(kind)
+        self.averages[kind] = started(weights) if held is None else taken(held, weights)
 
     def models(
         self, tower: nn.Module, passes: Callable[[], Iterable[dict[str, Tensor]]]
@@ -65,7 +65,7 @@ class Averages:
             passes: the training rows in batches, as keyword arguments of the model; used if the
                 statistics of batch norm must be computed again.
         """
-        for kind, average in self.held.items():
+        for kind, average in self.averages.items():
             model = copy.deepcopy(tower)
             model.load_state_dict(result(average, tower.state_dict()))
             if has_batchnorm(model):
@@ -74,11 +74,11 @@ class Averages:
 
     def plain(self) -> dict[str, Any]:
         """State as tensors and numbers."""
-        return {kind: vars(average) for kind, average in self.held.items()}
+        return {kind: vars(average) for kind, average in self.averages.items()}
 
     def restore(self, plain: Mapping[str, Any]) -> None:
         """Load the state from `plain`."""
-        self.held = {kind: Average(**held) for kind, held in plain.items()}
+        self.averages = {kind: Average(**held) for kind, held in plain.items()}
 
 
 def caller(model: nn.Module) -> Callable[[dict[str, Tensor]], object]:

@@ -40,7 +40,7 @@ from benchmarks.environment import Row, finish
 from benchmarks.fusion.layers import arguments
 from benchmarks.pools import Size, write_base, write_expert
 from fusion.kinds import MergeInputs
-from fusion.registry import METHODS, Informed, Static
+from fusion.registry import METHODS, Static, StatisticsBased
 
 L14 = Size("l14", 1024, 24, 16, 4096, 14, 224, 768)
 CUT = replace(L14, name="l14-cut", layers=1)
@@ -70,7 +70,7 @@ def data_free() -> dict[str, tuple[str, dict[str, Any]]]:
     """What is measured -> method and parameters."""
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     for name, method in METHODS.items():
-        if isinstance(method, Static) and not isinstance(method, Informed):
+        if isinstance(method, Static) and not isinstance(method, StatisticsBased):
             found[name] = name, dict(PARAMS.get(name, {}))
     return found | {said: (said.split(",")[0], dict(params)) for said, params in MORE.items()}
 

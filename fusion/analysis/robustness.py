@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit
 
 from fusion.errors import InputError
 
@@ -53,7 +53,9 @@ class Baseline:
 
     def __call__(self, reference: ArrayLike) -> NDArray[np.float64]:
         """Expected accuracy under shift of models with these reference accuracies."""
-        return np.asarray(expit(self.slope * logit(reference, self.eps) + self.intercept))
+        return np.asarray(
+            scipy.special.expit(self.slope * logit(reference, self.eps) + self.intercept)
+        )
 
 
 def fit_baseline(reference: ArrayLike, shift: ArrayLike, *, eps: float = EPSILON) -> Baseline:
@@ -115,7 +117,7 @@ def logit_axis_limits(
         raise InputError("axis: no accuracies")
     low, high = float(values.min()), float(values.max())
     spare = margin * max(high - low, 1.0)
-    return float(expit(low - spare)), float(expit(high + spare))
+    return float(scipy.special.expit(low - spare)), float(scipy.special.expit(high + spare))
 
 
 def logit_ticks(low: float, high: float, *, gap: float = 0.05) -> list[float]:

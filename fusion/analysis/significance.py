@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest, norm
 
 from fusion.errors import InputError
 
@@ -34,7 +34,7 @@ def wilson(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """
     if not 0 <= correct <= n or n < 1:
         raise InputError(f"{correct} of {n} correct: not a proportion")
-    z = float(norm.ppf(0.5 + level / 2))
+    z = float(scipy.stats.norm.ppf(0.5 + level / 2))
     p, spread = correct / n, z * z / n
     middle = (p + spread / 2) / (1 + spread)
     half = math.sqrt(p * (1 - p) * spread + spread**2 / 4) / (1 + spread)
@@ -89,7 +89,7 @@ def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
     if a.shape != b.shape:
         raise InputError(f"{a.size} and {b.size} samples: a paired test needs the same ones")
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    return float(scipy.stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
 def paired_bootstrap(

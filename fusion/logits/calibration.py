@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import scipy
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from fusion.errors import InputError
@@ -46,7 +46,11 @@ def calibrated_beta(
         return float(losses(logits, labels, math.exp(log_beta)).mean())
 
     bounds = (math.log(low), math.log(high))
-    found = float(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-8}).x)
+    found = float(
+        scipy.optimize.minimize_scalar(
+            loss, bounds=bounds, method="bounded", options={"xatol": 1e-8}
+        ).x
+    )
     return math.exp(min((*bounds, found), key=loss))  # the search itself never tries a bound
 
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 import torch
-from scipy.optimize import nnls
 from torch import Tensor
 
 from fusion.errors import InputError
@@ -246,5 +246,9 @@ def least_norm(products: Tensor, *, convex: bool = True) -> Tensor:
     rows = np.vstack([root, np.ones(len(matrix))])
     target = np.zeros(len(rows))
     target[-1] = 1.0
-    found = nnls(rows, target)[0] if convex else np.linalg.lstsq(rows, target, rcond=None)[0]
+    found = (
+        scipy.optimize.nnls(rows, target)[0]
+        if convex
+        else np.linalg.lstsq(rows, target, rcond=None)[0]
+    )
     return torch.from_numpy(found / found.sum())

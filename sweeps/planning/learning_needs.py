@@ -18,7 +18,7 @@ from fusion.methods.learned.gate import Gate
 from fusion.methods.learned.in_model import InModelPlan, MaskOptions, RouterOptions
 from fusion.methods.learned.steps import Shape, TrainingPlan
 from fusion.parameters import bind
-from fusion.registry import METHODS, Adaptive, Resident
+from fusion.registry import METHODS, Adaptive, InModel
 from sweeps.spec.candidates import random_points
 from sweeps.spec.sweep import SweepSpec
 from sweeps.spec.text_defaults import BASE
@@ -70,7 +70,7 @@ def in_model_points(
     """
     for name, entry in spec.methods.items():
         row = METHODS[name]
-        if isinstance(row, Resident):
+        if isinstance(row, InModel):
             for params in islice(random_points(entry, name, spec.seed), TRIED):
                 try:
                     yield name, row.plan(Shape(tasks, groups), **params)

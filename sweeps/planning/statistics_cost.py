@@ -9,7 +9,7 @@ import torch
 
 from actors.data.task import Place, Splits, Task
 from actors.pool.pool import Pool, gram_sizes
-from fusion.registry import METHODS, Informed
+from fusion.registry import METHODS, StatisticsBased
 from sweeps.planning.learning_needs import TRIED
 from sweeps.spec.candidates import planned, random_points
 from sweeps.spec.sweep import SweepSpec
@@ -41,7 +41,7 @@ def statistics_costs(spec: SweepSpec, pool: Pool) -> dict[str, StatisticsCost]:
     trials = planned(spec)
     for name, entry in spec.methods.items():
         row = METHODS[name]
-        if not isinstance(row, Informed):
+        if not isinstance(row, StatisticsBased):
             continue
         points = islice(random_points(entry, name, spec.seed), TRIED)
         asked = [row.statistics_request(point) for point in points]

@@ -199,7 +199,7 @@ class SweepSpec(Part):
     """A sweep file."""
 
     name: Annotated[str, AfterValidator(unreserved)] = Field(
-        pattern=f"^{NAME.pattern}$", max_length=100, description=NAME_RULE, examples=["eight-clips"]
+        pattern=f"^{NAME.pattern}$", max_length=100, description=NAME_RULE, examples=["eight-tasks"]
     )
     """The sweep's folder under outputs/, and its name in MLflow."""
     pool: PoolSpec = Field(description="a mapping of base and experts")

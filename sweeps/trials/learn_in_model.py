@@ -17,7 +17,7 @@ from actors.experts.protocol import LearningExperts
 from fusion.errors import InputError
 from fusion.methods.learned.in_model import InModelPlan, MaskOptions
 from fusion.methods.learned.steps import Shape
-from fusion.registry import METHODS, Resident
+from fusion.registry import METHODS, InModel
 from sweeps.planning.learning_needs import LAST_RUNG, RUNGS
 from sweeps.results.folder import learned_name, state_name
 from sweeps.results.trial_state import State, read_state
@@ -30,7 +30,7 @@ def configuration_of(config: Mapping[str, Any], inputs: LearningInputs) -> InMod
     Raises:
         InputError: wrong parameters.
     """
-    row = cast(Resident, METHODS[config["method"]])
+    row = cast(InModel, METHODS[config["method"]])
     return row.plan(Shape(inputs.tasks, inputs.groups), **config["params"])
 
 

@@ -84,7 +84,7 @@ def learn_trial(
 def learner_of(method: str) -> Callable[..., None]:
     """Function that runs a learning trial of a method: `learner(config, experts, inputs, report)`;
     imports torch."""
-    from fusion.registry import METHODS, Adaptive, Fitted, Resident, Row, Selected
+    from fusion.registry import METHODS, Adaptive, Fitted, InModel, Row, Selected
     from sweeps.spec.method import for_kind
     from sweeps.trials.fit_classifier import fit
     from sweeps.trials.learn_coding import learn
@@ -95,6 +95,6 @@ def learner_of(method: str) -> Callable[..., None]:
         Adaptive: learn,
         Selected: select,
         Fitted: fit,
-        Resident: learn_in_model,
+        InModel: learn_in_model,
     }
     return for_kind(table, METHODS[method])

@@ -6,8 +6,8 @@ from fusion.registry import (
     METHODS,
     Adaptive,
     Fitted,
+    InModel,
     LogitSpace,
-    Resident,
     Routed,
     Selected,
     Static,
@@ -95,6 +95,6 @@ STATIC = sorted(name for name, method in METHODS.items() if isinstance(method, S
 LOGIT = sorted(name for name, method in METHODS.items() if isinstance(method, LogitSpace))
 LEARNING = sorted(name for name, method in METHODS.items() if isinstance(method, Adaptive))
 FITTED = sorted(name for name, method in METHODS.items() if isinstance(method, Fitted))
-RESIDENT = sorted(name for name, method in METHODS.items() if isinstance(method, Resident))
+IN_MODEL = sorted(name for name, method in METHODS.items() if isinstance(method, InModel))
 SELECTED = sorted(name for name, method in METHODS.items() if isinstance(method, Selected))
 ROUTED = sorted(name for name, method in METHODS.items() if isinstance(method, Routed))

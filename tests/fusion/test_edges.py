@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fusion.errors import InputError
-from fusion.kinds import Informed
+from fusion.kinds import StatisticsBased
 from fusion.logits.head import CosineHead
 from fusion.methods.classifiers.interface import TaskEmbeddings
 from fusion.methods.learned.steps import Shape
@@ -23,9 +23,9 @@ from fusion.task_vectors.task_vectors import TaskVectors
 from tests.fusion import laws
 from tests.fusion.laws import (
     FITTED,
+    IN_MODEL,
     LEARNING,
     LOGIT,
-    RESIDENT,
     ROUTED,
     STATIC,
     TASKS,
@@ -36,7 +36,7 @@ from tests.fusion.laws import (
 )
 from tests.fusion.logit_world import World
 
-BLENDED = [name for name in RESIDENT if METHODS[name].blend is not None]
+BLENDED = [name for name in IN_MODEL if METHODS[name].blend is not None]
 
 
 def experts_of(vectors: TaskVectors) -> dict[str, dict[str, torch.Tensor]]:
@@ -173,7 +173,7 @@ def test_statistics_of_a_model_with_other_names_are_refused(name: str) -> None:
         laws.merge(name, toy(), {"statistics": {**grams, "layer.7": torch.ones(3, 2, 2)}})
 
 
-@pytest.mark.parametrize("name", [n for n in STATIC if isinstance(METHODS[n], Informed)])
+@pytest.mark.parametrize("name", [n for n in STATIC if isinstance(METHODS[n], StatisticsBased)])
 def test_statistics_may_come_in_half_precision(name: str) -> None:
     vectors = toy()
     found = laws.statistics(name, vectors)["statistics"]
@@ -249,7 +249,7 @@ def test_one_task_can_be_learned_of(name: str) -> None:
             method.plan(ONE, density=0)
 
 
-@pytest.mark.parametrize("name", RESIDENT)
+@pytest.mark.parametrize("name", IN_MODEL)
 def test_one_task_has_a_course(name: str) -> None:
     assert METHODS[name].plan(ONE).steps > 0
 

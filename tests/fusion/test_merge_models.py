@@ -75,11 +75,11 @@ def test_a_model_for_each_task() -> None:
         ("ties", {"densty": 0.5}, "ties: unknown parameter 'densty'; did you mean 'density'?"),
         ("emr", {}, "emr: task: None: one model a task; one of a, b allowed"),
         ("ties", {"task": "a"}, "ties: task: 'a': makes one model for all tasks"),
-        ("fisher", {}, "fisher: needs images of the fit split of each task, which weights alone"),
-        ("adamerging", {}, "adamerging: needs unlabelled images of each task, which weights"),
-        ("greedy_soup", {}, "greedy_soup: needs labelled images of the select split, which"),
-        ("ensemble", {}, "ensemble: needs the experts' embeddings of each image, which weights"),
-        ("dawin", {}, "dawin: needs the experts' embeddings of each image, which weights alone"),
+        ("fisher", {}, "fisher: needs rows of the fit split of each task, which weights alone"),
+        ("adamerging", {}, "adamerging: needs unlabelled rows of each task, which weights"),
+        ("greedy_soup", {}, "greedy_soup: needs labelled rows of the select split, which"),
+        ("ensemble", {}, "ensemble: needs the experts' outputs of each row, which weights"),
+        ("dawin", {}, "dawin: needs the experts' outputs of each row, which weights alone"),
     ],
 )
 def test_refused_in_one_line(method: str, options: dict[str, object], message: str) -> None:

@@ -20,7 +20,7 @@ from tests.fuzz.damage import altered, mutated, only_input_errors
 
 TASKS, GROUPS = ("a", "b"), ("x", "y", "z")
 CODING = dump_coding(torch.arange(6.0).view(1, 2, 3), TASKS, GROUPS, 2.0)
-RESIDENT = dump_resident({"r": torch.arange(4.0)}, "wemoe", TASKS, 3)
+IN_MODEL = dump_resident({"r": torch.arange(4.0)}, "wemoe", TASKS, 3)
 GATE = Gate(4, 2, 1, depth=1, scale=0.3, softmax=False, base_weight=False)
 MANIFEST = gate_file.Manifest("dawe", "e", "h", "p", 4, TASKS, "task", (), 1, 0.3, False, False, 5)
 FILE = gate_file.dump(GATE, MANIFEST)
@@ -61,7 +61,7 @@ def test_any_note_of_a_coding(note):
         assert beta_of(data) > 0
 
 
-@given(altered(RESIDENT))
+@given(altered(IN_MODEL))
 def test_damaged_bytes_of_parameters_in_shards(data):
     with pytest.raises(InputError):
         load_resident(data, "wemoe", TASKS)
@@ -102,10 +102,10 @@ def test_a_state_of_another_router_starts_over():
     assert torch.equal(net.weight, start)
 
 
-@given(altered(learn_in_model.checkpoint(State(3), RESIDENT)))
+@given(altered(learn_in_model.checkpoint(State(3), IN_MODEL)))
 def test_a_damaged_state_in_shards_starts_over_or_is_the_same(data):
     state, kept = learn_in_model.restore(data, "wemoe", TASKS)
-    assert kept in (None, RESIDENT)
+    assert kept in (None, IN_MODEL)
     assert kept is None or state.step == 3
 
 

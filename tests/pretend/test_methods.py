@@ -12,7 +12,7 @@ from fusion.merged_layers.functional import (
 )
 from fusion.methods.learned.concrete import drawn, mask_of, masked_merge
 from fusion.methods.learned.in_model import MaskOptions
-from fusion.registry import METHODS, Resident
+from fusion.registry import METHODS, InModel
 from fusion.task_vectors.lazy import Recomputed
 from fusion.task_vectors.low_rank import LowRank, Zeros
 from fusion.task_vectors.random_draws import key_of, uniform
@@ -104,7 +104,7 @@ def test_the_same_masks_are_drawn_there(kind):
     torch.testing.assert_close(found, wanted, rtol=0, atol=0 if kind == "discrete" else 1e-6)
 
 
-MASKED = [name for name, row in METHODS.items() if isinstance(row, Resident) and row.blend]
+MASKED = [name for name, row in METHODS.items() if isinstance(row, InModel) and row.blend]
 
 
 @pytest.mark.parametrize("name", MASKED)

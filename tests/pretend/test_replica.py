@@ -28,13 +28,13 @@ from fusion.registry import (
     Adaptive,
     Fitted,
     Gated,
-    Informed,
+    InModel,
     LogitSpace,
     PerTask,
-    Resident,
     Routed,
     Selected,
     Static,
+    StatisticsBased,
 )
 from tests.pretend.device import on_host, pretending
 
@@ -165,7 +165,9 @@ MADE = [
 def test_merges_end_on_the_host(name, cpu, gpu):
     row = METHODS[name]
     params = GIVEN.get(name, [{}])[0]
-    recipe = Recipe(name, {**params, **({"examples": 8} if isinstance(row, Informed) else {})})
+    recipe = Recipe(
+        name, {**params, **({"examples": 8} if isinstance(row, StatisticsBased) else {})}
+    )
     wanted = cpu.merge(recipe)
     with pretending():
         found = gpu.merge(recipe)
@@ -254,7 +256,7 @@ def gate_of(experts, name, gate: Gate) -> bytes:
     return dump(gate, about)
 
 
-RESIDENT = [
+IN_MODEL = [
     ("wemoe", {}), ("wemoe", {"depth": 1, "batch_mean": False}), ("ewemoe", {"prune": 0.6}),
     ("concrete_task_arithmetic", {}),
     ("concrete_task_arithmetic", {"tasks_at_once": 2, "mask": "discrete"}),
@@ -262,7 +264,7 @@ RESIDENT = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "params"), cases(RESIDENT, [RESIDENT[0], RESIDENT[4]]))
+@pytest.mark.parametrize(("name", "params"), cases(IN_MODEL, [IN_MODEL[0], IN_MODEL[4]]))
 def test_what_lives_in_shards(name, params, world, cpu, gpu):
     recipe = Recipe(name, {"batch_size": 4, "learning_rate": 0.02, **params})
     state, losses = cpu.train(recipe, None, 0, 3, 5)
@@ -279,7 +281,7 @@ def test_what_lives_in_shards(name, params, world, cpu, gpu):
     with pretending():
         assert_logits(gpu.logits(learned, "select"), wanted_logits)
     row = METHODS[name]
-    if isinstance(row, Resident) and row.blend is not None:
+    if isinstance(row, InModel) and row.blend is not None:
         # What is exported on a CPU is the model that was measured on the device.
         exported = rebuilt(world[0], learned)
         with pretending():
@@ -292,7 +294,7 @@ SELECTED = [name for name, row in METHODS.items() if isinstance(row, Selected)]
 
 
 def test_no_kind_of_method_is_left_out():
-    tried = {name for name, _ in (*PLAIN, *TAUGHT, *RESIDENT)} | {*FITTED, *SELECTED}
+    tried = {name for name, _ in (*PLAIN, *TAUGHT, *IN_MODEL)} | {*FITTED, *SELECTED}
     # What selection picks is a coding, which `adamerging` and `learned_soup` stand for.
     assert tried == set(METHODS)
 

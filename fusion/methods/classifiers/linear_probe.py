@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
+import scipy
 import torch
 from annotated_types import Interval
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.special import logsumexp
 from torch import Tensor
 
 from fusion.errors import InputError
@@ -217,7 +216,7 @@ class Problem:
         # For two classes ½‖w‖² of the one w = w₁ − w₀ is ‖W‖² of the symmetric pair (−w/2, +w/2),
         # and from zero the pair stays symmetric.
         decay = (2.0 if seen == 2 else 1.0) / (C * len(self.rows))
-        found = minimize(
+        found = scipy.optimize.minimize(
             self.objective,
             theta.ravel(),
             args=(decay,),
@@ -237,7 +236,7 @@ class Problem:
         weight = theta[:, :-1]
         index = np.arange(len(self.rows))
         scores = self.rows @ weight.T + theta[:, -1]
-        scores -= logsumexp(scores, axis=1, keepdims=True)
+        scores -= scipy.special.logsumexp(scores, axis=1, keepdims=True)
         loss = -scores[index, self.targets].mean() + 0.5 * decay * (weight * weight).sum()
         residual = np.exp(scores, out=scores)
         residual[index, self.targets] -= 1

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import NDArray
-from scipy.cluster.vq import kmeans2
-from scipy.special import gammaln, logsumexp
 from torch import Tensor
 
 from fusion.errors import InputError
@@ -185,7 +184,9 @@ def start(values: Array, clusters: int, seed: int) -> Array:
     """Initial responsibilities [N, K]: one-hot k-means (k-means++ seeding) + 10ε."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # an empty cluster: dropped here
-        _, labels = kmeans2(values, clusters, iter=100, minit="++", rng=np.random.default_rng(seed))
+        _, labels = scipy.cluster.vq.kmeans2(
+            values, clusters, iter=100, minit="++", rng=np.random.default_rng(seed)
+        )
     used, cluster = np.unique(labels, return_inverse=True)
     return np.eye(len(used))[cluster] + 10 * EPS
 
@@ -205,7 +206,7 @@ def expectation_maximisation(
         weights, means, variances = moments(values, responsibilities)
         kappa = concentration(means, variances)
         joint = np.log(weights) + log_density(logs, means, kappa)
-        evidence = logsumexp(joint, axis=1, keepdims=True)
+        evidence = scipy.special.logsumexp(joint, axis=1, keepdims=True)
         responsibilities = np.exp(joint - evidence)
         likelihood = float(evidence.mean())
         if abs(likelihood - before) < tolerance:
@@ -237,7 +238,9 @@ def log_density(logs: Array, means: Array, kappa: Array) -> Array:
     A mean of exactly 0 (all its rows on an edge) counts as ε: α = 0 has no density.
     """
     alphas = kappa[:, None] * means.clip(EPS)
-    normaliser = gammaln(alphas.sum(axis=1)) - gammaln(alphas).sum(axis=1)
+    normaliser = scipy.special.gammaln(alphas.sum(axis=1)) - scipy.special.gammaln(alphas).sum(
+        axis=1
+    )
     return np.asarray(logs @ (alphas - 1).T + normaliser)
 
 

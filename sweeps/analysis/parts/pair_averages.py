@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
+import scipy
 
 from fusion.analysis import landscape
 from fusion.task_vectors import gram as grams
@@ -53,7 +53,7 @@ def angles(inputs: AnalysisInputs, options: AnalysisOptions) -> Finding:
         for key in ("angle", "over_mean")
     )
     if len(between_of) > 2 and min(map(np.ptp, (between_of, gain_of))) > 0:
-        rank = float(spearmanr(between_of, gain_of).statistic)
+        rank = float(scipy.stats.spearmanr(between_of, gain_of).statistic)
         lines.append(f"Rank correlation of angle and advantage over the mean: {rank:+.2f}.")
     about = (
         "What the average of two models gains in accuracy on select, over their mean and over the"

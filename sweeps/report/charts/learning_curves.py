@@ -11,7 +11,7 @@ from typing import Any
 from fusion.errors import InputError
 from fusion.methods.learned.steps import Shape
 from fusion.parameters import bind
-from fusion.registry import METHODS, Adaptive, Resident
+from fusion.registry import METHODS, Adaptive, InModel
 from sweeps.console.number_format import params_text
 from sweeps.results.ledger import Entry
 
@@ -56,7 +56,7 @@ def asked_steps(entry: Entry) -> int:
     if isinstance(row, Adaptive):
         with suppress(InputError):  # of another version of the method
             params = bind(entry.method, row.parameters, params)
-    if isinstance(row, Resident):
+    if isinstance(row, InModel):
         with suppress(InputError):
             return row.plan(Shape((), ()), **params).steps
     return int(params.get("steps", entry.steps))

@@ -14,11 +14,11 @@ from fusion.registry import (
     METHODS,
     Adaptive,
     Fitted,
-    Informed,
+    InModel,
     PerTask,
-    Resident,
     Routed,
     Selected,
+    StatisticsBased,
 )
 from sweeps.results.comparison import ORACLE
 from sweeps.spec.method import for_kind
@@ -141,8 +141,8 @@ def per_task(
     return (f"one model a task: of each {unit} it must be known which task it is of",)
 
 
-def informed(
-    row: Informed, params: Mapping[str, Any], splits: SplitSpec, under: str, unit: Kind
+def from_statistics(
+    row: StatisticsBased, params: Mapping[str, Any], splits: SplitSpec, under: str, unit: Kind
 ) -> tuple[str, ...]:
     """A method that merges by statistics of data."""
     rows = f"unlabelled {splits.fit} {unit}s{f' under {under}' if under else ''}"
@@ -150,7 +150,7 @@ def informed(
 
 
 def stepwise(
-    row: Adaptive | Resident, params: Mapping[str, Any], splits: SplitSpec, under: str, unit: Kind
+    row: Adaptive | InModel, params: Mapping[str, Any], splits: SplitSpec, under: str, unit: Kind
 ) -> tuple[str, ...]:
     """A method that learns in gradient steps."""
     return learned_from(row, row.bound(params), splits, under, unit)
@@ -189,9 +189,9 @@ def routed(
 SEEN: Mapping[type[Row], Callable[..., tuple[str, ...]]] = {
     Row: nothing,
     PerTask: per_task,
-    Informed: informed,
+    StatisticsBased: from_statistics,
     Adaptive: stepwise,
-    Resident: stepwise,
+    InModel: stepwise,
     Fitted: fitted,
     Selected: selected,
     Routed: routed,
@@ -224,7 +224,7 @@ def notes_of_pool(method: str, hashes: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def learned_from(
-    row: Adaptive | Resident,
+    row: Adaptive | InModel,
     params: Mapping[str, Any],
     splits: SplitSpec,
     under: str = "",

@@ -26,7 +26,7 @@ from fusion.registry import METHODS
 from fusion.task_vectors.sparse import largest
 from fusion.task_vectors.task_vectors import TaskVectors
 from tests.actors.laws.parts import NAMES
-from tests.fusion.laws import RESIDENT, assert_same_bits
+from tests.fusion.laws import IN_MODEL, assert_same_bits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -67,7 +67,7 @@ def learned(experts, method, params, steps=4):
 # --------------------------------------------------------------------------------- the beginning
 
 
-@pytest.mark.parametrize("method", RESIDENT)
+@pytest.mark.parametrize("method", IN_MODEL)
 def test_without_task_vectors_there_is_the_base(method, parts, doubles):
     _, wide = doubles
     nothing = {name: torch.zeros_like(delta) for name, delta in wide.deltas.items()}
@@ -79,7 +79,7 @@ def test_without_task_vectors_there_is_the_base(method, parts, doubles):
     assert not any(bool(delta.any()) for delta in nothing.values())
 
 
-@pytest.mark.parametrize("method", RESIDENT)
+@pytest.mark.parametrize("method", IN_MODEL)
 def test_task_vectors_and_base_are_untouched(method, whole):
     vectors = whole.runner.pipeline.shards[0].vectors
     before = {k: v.clone() for k, v in vectors.base.items()}

@@ -37,6 +37,8 @@ ALLOWED = {
     "actors/data/prompts/": "the file with the prompts",
     "sweeps/train/": "training files of image models, and the kind of head",
     "sweeps/planning/": "the kind of head, corrupted images, the words of `sweeps plan`",
+    "sweeps/spec/sweep.py": "examples of hub ids",
+    "sweeps/cli/file_formats/reference_pages.py": "a hub id in an example",
     "sweeps/results/export/model_folder.py": "a file that exports copy",
     "sweeps/report/charts/": "pixels of a chart",
 }

@@ -169,11 +169,16 @@ def test_a_held_result_is_told_when_all_trials_have_come(world):
         dispatcher = Made([slot(world, Replica(0))], 5.0)
         await dispatcher.expect("a")
         await dispatcher.expect("b")
-        first = asyncio.ensure_future(dispatcher.call(work(), label="a", held=True))
+        first = asyncio.ensure_future(dispatcher.call(work(), label="a", when_all_started=True))
         await asyncio.sleep(0.2)
         early = first.done()
         other = await dispatcher.call(work(), label="a")  # the replica is free meanwhile
-        return early, other, await dispatcher.call(work(), label="b", held=True), await first
+        return (
+            early,
+            other,
+            await dispatcher.call(work(), label="b", when_all_started=True),
+            await first,
+        )
 
     assert asyncio.run(go()) == (False, 0, 0, 0)
 

@@ -73,7 +73,7 @@ def test_what_is_held_and_the_bits_of_loaded_task_vectors(mixed: Pool) -> None:
 def test_bytes_are_those_that_headers_say(mixed: Pool) -> None:
     factored, counted = factor_vectors(mixed), []
     assert factored.nbytes == mixed.base_bytes + factor_bytes(mixed, mixed.names)
-    arrays = (*factored.flat.base.values(), *factored.held.base.values())
+    arrays = (*factored.flat.base.values(), *factored.factors.base.values())
     assert factored.nbytes == sum(array.nbytes for array in arrays)
     deltas = opened_factors(factored).deltas
     assert isinstance(deltas, LowRankTaskVectors)

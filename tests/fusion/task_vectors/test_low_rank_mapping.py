@@ -153,7 +153,7 @@ def test_dare_drops_entries_of_adapters() -> None:
     assert torch.equal(merged["block.1.fc.weight"], low.base["block.1.fc.weight"])
 
 
-@pytest.mark.parametrize("name", [n for n in laws.RESIDENT if METHODS[n].blend is not None])  # type: ignore[union-attr]
+@pytest.mark.parametrize("name", [n for n in laws.IN_MODEL if METHODS[n].blend is not None])  # type: ignore[union-attr]
 def test_masks_have_the_bits_of_dense_ones(name: str) -> None:
     found = world()
     learned = {key: delta.mean(0) for key, delta in found[1].deltas.items()}

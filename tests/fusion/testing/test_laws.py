@@ -15,11 +15,11 @@ from fusion.task_vectors.task_vectors import TaskVectors
 from tests.fusion import laws
 from tests.fusion.laws import (
     FITTED,
+    IN_MODEL,
     LAWS,
     LEARNING,
     LOGIT,
     LOGIT_LAWS,
-    RESIDENT,
     ROUTED,
     SELECTED,
     STATIC,
@@ -40,7 +40,7 @@ def test_logit_space(law: Callable[[laws.Fuse, str], None], name: str) -> None:
 
 
 def test_every_row_is_under_some_law() -> None:
-    every = STATIC + LOGIT + LEARNING + ROUTED + SELECTED + FITTED + RESIDENT
+    every = STATIC + LOGIT + LEARNING + ROUTED + SELECTED + FITTED + IN_MODEL
     assert sorted(every) == sorted(METHODS)
 
 

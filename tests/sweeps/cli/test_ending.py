@@ -238,7 +238,7 @@ SCREEN = "from sweeps.console.escape import Screen; write = Screen().print"
 
 def written(out: int, write: str = PRINT) -> tuple[int, str]:
     """A process that writes much to `out`: exit status, and what it says beside it."""
-    code = f"{write}; from sweeps.cli.main import main; main(lambda: write('x' * 100_000))"
+    code = f"{write}; from sweeps.cli.main import main; main(lambda: write('x\\n' * 50_000))"
     done = subprocess.run(
         [sys.executable, "-c", code], stdout=out, stderr=subprocess.PIPE, text=True, check=False
     )

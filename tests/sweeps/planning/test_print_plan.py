@@ -133,7 +133,7 @@ def test_adapters_that_stay_factored(tiny_pool, tmp_path):
     )
     assert prepared.load.factored
     low = factor_vectors(prepared.pool)
-    assert sum(prepared.load.factors) == low.held.nbytes == 3 * 2 * 2 * 2 * (32 + 32) * 4
+    assert sum(prepared.load.factors) == low.factors.nbytes == 3 * 2 * 2 * 2 * (32 + 32) * 4
     experts["tones"] = tiny_pool.spec()["pool"]["experts"]["tones"]
     with pytest.raises(InputError) as caught:
         planned({**spec, "placement": {"weights": "factored"}}, tmp_path)

@@ -10,11 +10,11 @@ from fusion.methods.learned.steps import Shape
 from fusion.registry import METHODS
 from fusion.task_vectors.task_vectors import TaskVectors
 from tests.fusion import laws
-from tests.fusion.laws import RESIDENT, assert_same_bits, copied, state_dict, toy
+from tests.fusion.laws import IN_MODEL, assert_same_bits, copied, state_dict, toy
 
 SHAPE = Shape(laws.TASKS, ("x", "y"))
-BLENDED = [name for name in RESIDENT if METHODS[name].blend is not None]
-ROUTERS = [name for name in RESIDENT if METHODS[name].blend is None]
+BLENDED = [name for name in IN_MODEL if METHODS[name].blend is not None]
+ROUTERS = [name for name in IN_MODEL if METHODS[name].blend is None]
 
 
 def logits_of(vectors, seed=0):
@@ -30,7 +30,7 @@ def blended(name, vectors, learned=None, **params):
     return METHODS[name].merge(vectors, MergeInputs(learned=learned), **params)
 
 
-@pytest.mark.parametrize("name", RESIDENT)
+@pytest.mark.parametrize("name", IN_MODEL)
 def test_a_misspelt_parameter_names_the_nearest(name):
     with pytest.raises(InputError, match="did you mean 'steps'"):
         METHODS[name].plan(SHAPE, step=3)
@@ -40,7 +40,7 @@ def test_a_misspelt_parameter_names_the_nearest(name):
         METHODS[name].plan(SHAPE, learned={})
 
 
-@pytest.mark.parametrize("name", RESIDENT)
+@pytest.mark.parametrize("name", IN_MODEL)
 def test_what_fusionbench_does_is_an_option(name):
     plain, quirk = METHODS[name].plan(SHAPE), METHODS[name].plan(SHAPE, compat="fusionbench")
     if name in ROUTERS:  # images of an evaluation's batch share a model
@@ -49,7 +49,7 @@ def test_what_fusionbench_does_is_an_option(name):
         assert (plain.batch_size, quirk.batch_size) == (16, 1)
 
 
-@pytest.mark.parametrize("name", RESIDENT)
+@pytest.mark.parametrize("name", IN_MODEL)
 def test_options_are_of_routers_or_masks(name):
     kind = RouterOptions if name in ROUTERS else MaskOptions
     assert isinstance(METHODS[name].plan(SHAPE).options, kind)

@@ -99,6 +99,7 @@ def test_the_word_for_a_row_is_in_the_notes_that_name_rows():
         found = " ".join(notes_of(method, needed, SplitSpec(), unseen=("c",), unit="text"))
         kinds[type(row).__name__] = kinds.get(type(row).__name__, False) or "text" in found
     assert kinds == {
-        "Static": False, "Informed": True, "PerTask": True, "Selected": False, "Adaptive": True,
-        "Resident": True, "Gated": True, "Routed": True, "LogitSpace": False, "Fitted": False,
+        "Static": False, "StatisticsBased": True, "PerTask": True, "Selected": False,
+        "Adaptive": True,
+        "InModel": True, "Gated": True, "Routed": True, "LogitSpace": False, "Fitted": False,
     }  # fmt: skip
