@@ -19,6 +19,7 @@ from tests.tiny_pool import TinyPool, make_pool
 
 ray_connection.stay_on_loopback(None)  # before any test module imports ray
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # no test sends to the user's server
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the hub; read when its library is imported
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     # Started by `nohup`: programs that tests start would ignore a hang-up, too. They do not inherit
     # a handler.

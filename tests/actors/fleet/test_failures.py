@@ -170,6 +170,7 @@ def test_nan_in_one_block_is_named(parts, tiny_pool, tmp_path):
     assert "layers.1.mlp.fc1.weight" in text
 
 
+@pytest.mark.slow
 def test_an_expert_missing_on_a_node_is_named(parts, tiny_pool, tmp_path):
     pool, folder = pool_with(tiny_pool, tmp_path, lambda state: None)
     shutil.rmtree(folder)

@@ -150,6 +150,7 @@ def dispatcher_of(folder):
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.slow
 def test_an_actor_that_dies_for_memory_ends_its_own_call_only(tmp_path):
     with dispatcher_of(tmp_path) as client:
         refs = {name: client.submit(Embed(name, "select")) for name in ("a", "large", "b")}

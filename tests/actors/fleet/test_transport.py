@@ -199,6 +199,7 @@ def setup_of(parts):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_direct_transport_gives_the_same_bits(parts, shards):
     """gloo here stands for NCCL: the same calls, group and methods, on processors.
 

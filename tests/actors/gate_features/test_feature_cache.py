@@ -159,6 +159,7 @@ def test_weights_that_vanish(extractor: Extractor, task: Task, tmp_path: Path) -
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_through_ray_data(
     extractor: Extractor,
     task: Task,

@@ -76,6 +76,7 @@ def test_task_arithmetic_is_exported_to_the_bit(folder: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_it_is_resumed(folder: Path) -> None:
     """A trial that is missing runs again; all others are taken as they are."""
     wrote = json.loads((HERE / "libraries.json").read_text())

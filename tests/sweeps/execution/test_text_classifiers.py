@@ -187,6 +187,7 @@ def test_soups_of_classifiers(soups: Path, ray_cluster: None) -> None:
 
 @pytest.mark.ray
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 def test_experts_of_several_tasks_keep_their_classifiers(experts: Path, ray_cluster: None) -> None:
     done = in_process("run", "experts.yaml", *TWO, cwd=experts)
     assert done.returncode == 0, done.stdout + done.stderr

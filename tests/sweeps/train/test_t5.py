@@ -185,6 +185,7 @@ def adapters(out: Path) -> list[str]:
 
 @pytest.mark.ray
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 def test_full_models_and_adapters_are_trained_and_souped(trained: Path) -> None:
     out, base = trained / "out", str(trained / "base")
     kept = hashes(out)

@@ -198,6 +198,7 @@ def test_a_correlation_that_is_not_defined_is_no_score() -> None:
 
 @pytest.mark.ray
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 def test_ingredients_are_trained_and_souped(
     content: dict[str, Any], tmp_path: Path, ray_cluster: None
 ) -> None:

@@ -106,6 +106,7 @@ def test_failed_trials_are_recorded_and_only_they_run_again(tmp_path):
     assert calls(log) == [-1, 0.5, 0.7]
 
 
+@pytest.mark.slow
 def test_a_ledger_that_cannot_be_written_ends_the_sweep_with_its_line(tmp_path):
     def full(entry):
         raise InputError("ledger/x.json: cannot be written: No space left on device")

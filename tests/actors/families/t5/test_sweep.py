@@ -76,6 +76,7 @@ def test_what_is_not_defined_is_refused_in_one_line(folder):
 
 @pytest.mark.ray
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 def test_a_sweep_runs_from_a_file(folder, ray_cluster):
     done = in_process("run", "s.yaml", *TWO, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
