@@ -42,7 +42,7 @@ def run_trial(
             return
         key = config["trial_key"]
         request = Measure(Recipe(config["method"], config["params"]), "select")
-        found = ray.get(dispatcher.call.remote(request, label=key, held=True))
+        found = ray.get(dispatcher.call.remote(request, label=key, when_all_started=True))
         found["busy_s"] = ray.get(dispatcher.busy_seconds.remote(key))
     except Exception as error:
         root: BaseException = error
