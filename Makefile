@@ -43,6 +43,8 @@ bench: $(STAMP)
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
+	@echo "installing fusion-sweeps into $(VENV), with about 170 packages (torch, transformers, Ray, MLflow, ...):"
+	@echo "about 2.5 GB on disk, up to 8 GB where pip's torch brings CUDA; some minutes, in which pip says nothing"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
 	touch $(STAMP)

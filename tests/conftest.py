@@ -105,13 +105,20 @@ def on_ray(item: pytest.Item) -> bool:
 def ray_cluster() -> Iterator[None]:
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=4,  # logical: a fleet of two stands while others start
-        object_store_memory=300 * 2**20,
-        include_dashboard=False,
-        log_to_driver=False,
-    )
+    def start() -> None:
+        ray.init(
+            address="local",
+            num_cpus=4,  # logical: a fleet of two stands while others start
+            object_store_memory=300 * 2**20,
+            include_dashboard=False,
+            log_to_driver=False,
+        )
+
+    try:
+        start()
+    except Exception:  # Ray's half a minute to start is short on a busy machine: as sweeps, twice
+        ray.shutdown()
+        start()
     yield
     ray.shutdown()
 

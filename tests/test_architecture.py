@@ -307,7 +307,6 @@ IMAGE_SENTENCES = {
     "actors/gate_features/extractor.py": {": squash: true; of images only"},
     "sweeps/planning/print_plan.py": {" of squashed images"},
     "sweeps/results/export/model_card.py": {"```\n\nThe number is equal where rows are prepared"},
-    "sweeps/report/charts/search_surface_plots.py": {"<image"},  # a picture in SVG
     "sweeps/spec/shift.py": {"the name of the image column"},
     "sweeps/spec/task.py": {"the name of the image column"},
 }

@@ -39,6 +39,7 @@ KINDS: Mapping[str, tuple[str, Callable[[Path], None]]] = {
     "statistics": ("*.safetensors", statistics),
     "hashes": ("*.json", facts),
     "peaks": ("*.json", facts),
+    "rates": ("*.json", facts),
 }
 """Folder of the cache -> pattern of its file names, and the function that checks a file."""
 

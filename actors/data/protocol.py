@@ -159,6 +159,10 @@ class Inputs(Protocol):
         """
         ...
 
+    def preview(self, rows: PreparedRows, at: Tensor) -> list[str]:
+        """Rows by index (int64 [B]) for people: each a short text, or the data URL of a picture."""
+        ...
+
     def collate(self, parts: Sequence[Mapping[str, Tensor]]) -> Activations:
         """Collate rows of one or several files, in order, to the inputs of the first segment."""
         ...

@@ -22,6 +22,7 @@ from actors.experts.metrics import (
     own_samples,
     paired,
     ranked_by,
+    top_class,
 )
 
 
@@ -39,6 +40,8 @@ class TaskScore:
     """The task's own metric."""
     outside: float | None = None
     """Share of rows whose written text is none of the answers; None: nothing is written."""
+    predicted: NDArray[np.int32] | None = None
+    """[N]: the top class of each row; −1: a row with a NaN or +∞."""
 
     @property
     def accuracy(self) -> float:
@@ -149,4 +152,7 @@ def score(
         outside = (written == NO_CLASS).double().mean().item()
     if metric != ACCURACY.name:
         others[metric] = paired(metric, values).samples(z, labels)
-    return TaskScore(ACCURACY.samples(z, labels), NLL(z, labels), others, metric, outside)
+    predicted = top_class(z).numpy().astype(np.int32)
+    return TaskScore(
+        ACCURACY.samples(z, labels), NLL(z, labels), others, metric, outside, predicted
+    )

@@ -68,6 +68,12 @@ class RankedMetric(Metric, Protocol):
         """The score of kept rows; NaN where it is not defined."""
 
 
+def top_class(output: Tensor) -> Tensor:
+    """int64 [N]: the top class of each row of logits [N, C]; −1 of a row with a NaN or +∞."""
+    bad = (output.isnan() | output.isposinf()).any(dim=1)
+    return torch.where(bad, -1, output.argmax(dim=1))
+
+
 @dataclass(frozen=True)
 class Accuracy:
     """Share of rows whose top class is the label; the first of equal logits is the top.
@@ -83,8 +89,7 @@ class Accuracy:
 
     def samples(self, output: Tensor, targets: Tensor) -> NDArray[np.bool_]:
         """[N]: whether each row is right."""
-        bad = (output.isnan() | output.isposinf()).any(dim=1)
-        right: NDArray[np.bool_] = (torch.where(bad, -1, output.argmax(dim=1)) == targets).numpy()
+        right: NDArray[np.bool_] = (top_class(output) == targets).numpy()
         return right
 
     def score(self, samples: Samples) -> float:

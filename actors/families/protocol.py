@@ -155,11 +155,16 @@ class Pretraining:
     """
 
     pretrain: Callable[..., Any]
-    """pretrain(task -> captioned rows, out, *, sizes, …)."""
+    """pretrain(task -> captioned rows, out, *, sizes, state, …).
+
+    A run that was killed continues from its `state`."""
     sizes: type[Any]
     """Dataclass of a small model's sizes."""
     inputs: Callable[[Any], Inputs]
     """Sizes -> preprocessing of the rows that it is pretrained on."""
+    fine_tuning: Mapping[str, Any] = field(default_factory=dict)
+    """Hyper-parameters with which such a base is fine-tuned where a training file gives none: a
+    small, freshly made model takes a higher learning rate than a published one."""
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,9 @@ from sweeps.results.folder import Begin
 
 FINISHED = "everything finished is kept"
 
+LOADING = "loading torch, Ray and MLflow …"
+"""The line before the imports that take seconds."""
+
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
@@ -83,15 +86,17 @@ def run(
         conduct(load(spec, overrides or []), outputs, begin, address)
 
 
-def conduct(spec: Any, outputs: Path, begin: Begin, address: str | None) -> None:
-    """Run a loaded sweep file and print the result; `run` and `quickstart` share it."""
+def conduct(spec: Any, outputs: Path, begin: Begin, address: str | None) -> Any:
+    """Run a loaded sweep file and print the result, which is returned; `run` and `quickstart`
+    share it."""
     from sweeps.cluster import ray_connection
 
     ray_connection.stay_on_loopback(address)
+    console, command = Screen(), given()
+    console.print(LOADING)
     from sweeps.execution.run import run as run_sweep
     from sweeps.report.terminal_table import render
 
-    console, command = Screen(), given()
     outcome = run_sweep(spec, outputs, console, begin, address=address, command=command)
     with aside("the table", f"sweeps report {outcome.folder.path} shows it", typer.echo):
         render(outcome.comparison, console)
@@ -115,6 +120,7 @@ def conduct(spec: Any, outputs: Path, begin: Begin, address: str | None) -> None
         )
     if outcome.failed:
         raise typer.Exit(1)
+    return outcome
 
 
 def where_to_look(outcome: Any) -> list[str]:
@@ -154,11 +160,12 @@ def plan(
     loads no weights."""
     from sweeps.spec.sweep import load
 
-    loaded = load(spec, overrides or [])
+    loaded, screen = load(spec, overrides or []), Screen()
+    screen.print("loading torch, checking models, data and methods …")
     from sweeps.cli.plan import show
 
     begin = Begin(resume, fresh, extend, storage)
-    show(loaded, outputs, Screen(), address, cluster, gpu_memory, begin)
+    show(loaded, outputs, screen, address, cluster, gpu_memory, begin)
 
 
 @app.command()
@@ -188,6 +195,7 @@ def train(
 
         loaded = load(spec, overrides or [])
         ray_connection.stay_on_loopback(address)
+        Screen().print(LOADING)
         from sweeps.train.run import train as train_pool
 
         failed = train_pool(loaded, Screen(), address=address)
@@ -301,14 +309,17 @@ def quickstart(
     """Build an embedded pool if it is absent, of images or of texts, and sweep over it."""
     with stoppable(FINISHED, going_on):
         from actors.files.embedded_pool import IMAGES, TEXT
-        from sweeps.cli.quickstart import QUICKSTARTS, ensure_pool
+        from sweeps.cli.quickstart import QUICKSTARTS, ensure_pool, next_steps
         from sweeps.spec.sweep import load
 
         kind = TEXT if text else IMAGES
         ensure_pool(kind, Screen())
-        conduct(load(QUICKSTARTS[kind]), outputs, Begin(resume=resume, fresh=not resume), None)
+        begin = Begin(resume=resume, fresh=not resume)
+        outcome = conduct(load(QUICKSTARTS[kind]), outputs, begin, None)
         if not text:
             typer.echo("texts    `sweeps quickstart --text` does the same with a small T5")
+        for line in next_steps(outcome.folder, outcome.comparison.best):
+            typer.echo(line)
 
 
 def main(program: Callable[[], object] = app) -> None:

@@ -7,11 +7,14 @@ from pathlib import Path
 
 from rich.console import Console
 
+from actors.files.cache_dir import cache_dir
 from sweeps.cluster import ray_connection
 from sweeps.cluster.cluster_yaml import of_file
 from sweeps.execution.preflight import ready
 from sweeps.planning.print_plan import facts, trial_table
-from sweeps.results.folder import Begin, check_not_running
+from sweeps.planning.rates import Rates
+from sweeps.planning.time_estimate import estimate
+from sweeps.results.folder import Begin, SweepFolder, check_not_running
 from sweeps.spec.sweep import SweepSpec
 
 
@@ -39,15 +42,20 @@ def show(
         InputError: what `run` would refuse.
     """
     with ExitStack() as stack:
+        target = ray_connection.target(address)
         if file is not None:
             resources = of_file(file, gpu_memory)
-        elif target := ray_connection.target(address):
+        elif target:
             stack.enter_context(ray_connection.connected(target, 0))
             resources = ray_connection.of_cluster()
         else:
             resources = ray_connection.this_machine()
         check_not_running(outputs / spec.name)
-        prepared = ready(spec, outputs, resources, begin or Begin()).prepared
-    for row in facts(prepared):
+        begin = begin or Begin()
+        prepared = ready(spec, outputs, resources, begin).prepared
+    folder, device = SweepFolder(outputs / spec.name), prepared.plan.device
+    rates = Rates(cache_dir(), f"{device}-cluster" if file or target else device)
+    done = len(folder.ledger.done()) if begin.resume or begin.extend else 0
+    for row in [*facts(prepared), ("time", str(estimate(prepared, rates, done)))]:
         console.print("{:<12}{}".format(*row), soft_wrap=True, markup=False)
     console.print(trial_table(prepared))

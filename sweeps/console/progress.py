@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -10,12 +12,14 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bars
+from rich.text import Text
 
 from sweeps.console import number_format
 
@@ -44,15 +48,29 @@ class Phase:
         return f"{self.name}: {self.done}/{self.total}{note}, {took}"
 
 
+class Counts(MofNCompleteColumn):
+    """`12/40`; empty for what has no steps."""
+
+    def render(self, task: Task) -> Text:
+        """Text of the column."""
+        return Text() if task.total is None else super().render(task)
+
+
 class Progress:
     """Progress display of named phases; use it as a context manager."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self.took: dict[str, float] = {}
+        """What `doing` or `timed` was given -> its seconds."""
+        self.totals: dict[str, int] = {}
+        """Phase -> its steps."""
+        self.last: list[TaskID] = []
+        """Rows of what `until_the_end` shows."""
         self.bars = Bars(
             TextColumn("{task.description:<14}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            Counts(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
@@ -63,12 +81,44 @@ class Progress:
         self.phases: dict[str, Phase] = {}
         """Phases shown as lines: all of them without a terminal, none on one."""
 
+    @contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Show what is being done while the block runs, which has no steps to count: a moving bar
+        on a terminal, which goes with the block, a line elsewhere."""
+        row = self.begin(what)
+        try:
+            with self.timed(what):
+                yield
+        finally:
+            self.bars.remove_task(row)
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Add the block's time to `took`."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.took[what] = self.took.get(what, 0.0) + time.monotonic() - began
+
+    def until_the_end(self, what: str) -> None:
+        """Show what is being done until the display ends."""
+        self.last.append(self.begin(what))
+
+    def begin(self, what: str) -> TaskID:
+        """Show what is being done; returns its row."""
+        if not self.console.is_terminal:
+            self.say(f"{what} …")
+        return self.bars.add_task(what, total=None, note="")
+
     def start(self, phase: str, total: int) -> None:
-        """Start a phase of `total` steps."""
+        """Start a phase of `total` steps; without steps nothing is shown."""
+        self.totals[phase] = total
+        if not total:
+            return
         if not self.console.is_terminal:
             self.phases[phase] = Phase(phase, total)
-            if total:
-                self.console.print(f"{phase}: {total}")
+            self.console.print(f"{phase}: {total}")
         self.ids[phase] = self.bars.add_task(phase, total=total, note="")
 
     def advance(self, phase: str, steps: int = 1, note: str = "") -> None:
@@ -78,14 +128,17 @@ class Progress:
             if shown := self.phases.get(phase):
                 self.print_line(shown, shown.done + steps, note)
 
-    def set(self, phase: str, done: int, total: int) -> None:
+    def set(self, phase: str, done: int, total: int, note: str = "") -> None:
         """Set steps done and total of a phase; starts the phase if it is new."""
         if phase not in self.ids:
             self.start(phase, total)
-        self.bars.update(self.ids[phase], completed=done, total=total)
+        if phase not in self.ids:  # without steps
+            return
+        self.totals[phase] = total
+        self.bars.update(self.ids[phase], completed=done, total=total, note=note)
         if shown := self.phases.get(phase):
             shown.total = total
-            self.print_line(shown, done, shown.note)
+            self.print_line(shown, done, note or shown.note)
 
     def print_line(self, phase: Phase, done: int, note: str) -> None:
         """Print a phase's line if `EVERY` seconds have passed or the phase has ended."""
@@ -109,6 +162,8 @@ class Progress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        for row in self.last:
+            self.bars.remove_task(row)
         self.bars.stop()
         for phase in self.phases.values():
             if phase.printed < phase.done:  # the phase stopped before its total

@@ -123,6 +123,8 @@ def store(path: Path, row: Row, evaluation: Evaluation, metric: RankedMetric) ->
         InputError: the disk is full, or the folder cannot be written.
     """
     samples = evaluation.samples(metric.name)
+    chosen = [evaluation.scores[task].predicted for task in samples]
+    predicted = [each for each in chosen if each is not None]
     write_kept(
         path,
         Kept(
@@ -132,6 +134,7 @@ def store(path: Path, row: Row, evaluation: Evaluation, metric: RankedMetric) ->
             np.concatenate([np.arange(len(each)) for each in samples.values()]),
             np.concatenate([np.asarray(each) for each in samples.values()]),
             metric.name,
+            np.concatenate(predicted) if chosen and len(predicted) == len(chosen) else None,
         ),
     )
 
@@ -217,7 +220,10 @@ def measure_experts(client: Client, folder: Path, key: str, progress: Progress) 
     """
     if read_experts(folder, key) is not None:
         return
-    with aside("the matrices of experts", "--resume makes them", progress.say):
+    with (
+        progress.doing("evaluating every expert on every task"),
+        aside("the matrices of experts", "--resume makes them", progress.say),
+    ):
         scores = fetched(client.submit(ExpertScores("report")))
         matrix = client.gram()
         table = cosines(matrix.total).tolist()

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 from fusion.registry import METHODS
 from sweeps.console.optional import aside
+from sweeps.execution.keep_examples import keep_examples
 from sweeps.execution.sweep_run import SweepRun
 from sweeps.execution.winners_models import model_of
 from sweeps.planning.prepared import Prepared
@@ -35,6 +36,8 @@ def publish(sweep: SweepRun, comparison: Comparison) -> None:
     table, page = folder.path / "comparison.parquet", folder.path / "report.html"
     with aside(table.name, RESUMED, say, table):
         write_table(comparison, folder.path)
+    with aside("the report's examples", RESUMED, say):
+        keep_examples(sweep, comparison)
     with aside(page.name, f"sweeps report {folder.path} --html {page} makes it", say, page):
         write_html(comparison, page, sweep.entries())
     surfaces: Mapping[str, Path] = {}

@@ -38,7 +38,9 @@ from sweeps.execution.site import Site
 from sweeps.execution.stale_trials import renew
 from sweeps.execution.start_fleet import start_fleet
 from sweeps.execution.sweep_run import SweepRun
+from sweeps.execution.timing import FINISH, STARTING, TRIALS, keep_times, opening
 from sweeps.planning.prepared import Prepared
+from sweeps.planning.rates import Rates
 from sweeps.planning.shift_data import shift_fingerprint
 from sweeps.planning.shift_rows import extended
 from sweeps.results import recipe
@@ -120,13 +122,19 @@ def run(
         stack.enter_context(owned(folder.path))
         progress = stack.enter_context(Progress(console))
         site = Site(address, progress.say)
-        dashboard = stack.enter_context(site.join())
-        found = ready(spec, outputs, site.resources(), begin)
+        with progress.doing("checking models, data and methods"):
+            dashboard = stack.enter_context(site.join())
+            found = ready(spec, outputs, site.resources(), begin)
         prepared, uri, store = found.prepared, found.uri, found.store
-        client, experiment = mlflow_store.connect(
-            uri, spec.mlflow.experiment, outputs, progress.say
-        )
-        if page := stack.enter_context(site.start(prepared)):
+        rates = Rates(cache_dir(), site.kind(prepared))
+        progress.say(opening(prepared, rates, folder, begin))
+        with progress.doing("opening MLflow"):
+            client, experiment = mlflow_store.connect(
+                uri, spec.mlflow.experiment, outputs, progress.say
+            )
+        with progress.doing(STARTING):
+            page = stack.enter_context(site.start(prepared))
+        if page:
             progress.say(f"dashboard {page} until the sweep ends; {ray_connection.token_hint()}")
         fleet, data = start_fleet(
             stack,
@@ -153,6 +161,7 @@ def run(
             watch=folder.path,
             say=progress.say,
         )
+        stack.callback(progress.until_the_end, "sending what is left, stopping Ray")
         try:
             inputs = learning_inputs(prepared, data, folder, everywhere=bool(site.target))
             comparison = run_phases(
@@ -166,6 +175,8 @@ def run(
                     progress,
                     inputs,
                     command,
+                    data,
+                    rates,
                 )
             )
         except BaseException as error:
@@ -184,10 +195,17 @@ def run(
 def run_phases(sweep: SweepRun) -> Comparison:
     """Run all trials, evaluate the winners, and write and publish the comparison."""
     tidy_ledger(sweep)
-    tune(sweep)
-    comparison = compared(sweep, evaluated(sweep))
-    write(comparison, sweep.folder.path)
-    publish(sweep, comparison)
+    before = {entry.trial_key for entry in sweep.folder.ledger}
+    with sweep.progress.timed(TRIALS):
+        tune(sweep)
+    with sweep.progress.timed(FINISH):
+        rows = evaluated(sweep)
+        with sweep.progress.doing("comparing the rows"):
+            comparison = compared(sweep, rows)
+            write(comparison, sweep.folder.path)
+        with sweep.progress.doing("writing the report, sending results to MLflow"):
+            publish(sweep, comparison)
+    keep_times(sweep, before)
     return comparison
 
 

@@ -43,6 +43,10 @@ class Site:
             ray_connection.of_cluster(self.known) if self.target else ray_connection.this_machine()
         )
 
+    def kind(self, prepared: Prepared) -> str:
+        """What rates of work are of: this machine's device, or a cluster's."""
+        return prepared.plan.device + ("-cluster" if self.target else "")
+
     def readers(self, prepared: Prepared) -> list[str]:
         """Ids of the nodes that read the weights from disk; prints which nodes get them sent."""
         if not self.target:

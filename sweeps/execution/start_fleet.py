@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 from actors.data.task import Role
 from actors.data.task_rows import TaskData
@@ -14,6 +15,9 @@ from actors.gate_features.extractor import Extractor
 from sweeps.console.progress import Progress
 from sweeps.execution.site import Site
 from sweeps.planning.prepared import Prepared
+
+PREPARING, LOADING = "preparing the data", "reading base and experts"
+"""What the display says while rows and heads are made, and while replicas get their models."""
 
 
 def start_fleet(
@@ -39,38 +43,39 @@ def start_fleet(
     Raises:
         InputError: a row that cannot be read, or a refused weight, each by name.
     """
-    kind = prepared.inputs.kind
-    data = more(
-        prepare_data(
-            prepared.pool.base,
-            prepared.tasks,
-            prepared.splits,
-            roles,
-            cache_dir(),
-            select_spelled=prepared.spec.splits.select_spelled,
-            extractors=list(extractors),
-            progress=lambda done, total: progress.set(f"{kind}s", done, total),
-            device=prepared.plan.device,
-            unseen=prepared.spec.unseen,
+    with progress.doing(PREPARING):
+        data = more(
+            prepare_data(
+                prepared.pool.base,
+                prepared.tasks,
+                prepared.splits,
+                roles,
+                cache_dir(),
+                select_spelled=prepared.spec.splits.select_spelled,
+                extractors=list(extractors),
+                progress=partial(progress.set, f"{prepared.inputs.kind}s"),
+                device=prepared.plan.device,
+                unseen=prepared.spec.unseen,
+            )
         )
-    )
     placement = prepared.spec.placement
-    fleet = stack.enter_context(
-        Fleet(
-            prepared.pool,
-            data,
-            prepared.embeddings(),
-            prepared.plan,
-            FleetOptions(
-                dtype=placement.dtype,
-                transport=placement.transport,
-                weights=placement.weights,
-                results=placement.result_dtype,
-                readers=site.readers(prepared),
-                sweep=prepared.spec.name,
-            ),
+    with progress.doing(LOADING):
+        fleet = stack.enter_context(
+            Fleet(
+                prepared.pool,
+                data,
+                prepared.embeddings(),
+                prepared.plan,
+                FleetOptions(
+                    dtype=placement.dtype,
+                    transport=placement.transport,
+                    weights=placement.weights,
+                    results=placement.result_dtype,
+                    readers=site.readers(prepared),
+                    sweep=prepared.spec.name,
+                ),
+            )
         )
-    )
-    fleet.ready()
+        fleet.ready()
     stack.enter_context(site.elastic(fleet, prepared))
     return fleet, data

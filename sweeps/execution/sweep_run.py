@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
+from actors.data.task_rows import TaskData
 from actors.fleet.client import Client
 from sweeps.console.progress import Progress
 from sweeps.planning.prepared import Prepared
+from sweeps.planning.rates import Rates
 from sweeps.results.folder import Identity, SweepFolder
 from sweeps.results.ledger import Entry
 from sweeps.results.rows.winners import counted
@@ -35,6 +37,10 @@ class SweepRun:
     """What trials of learning methods read; None: the sweep has no such method."""
     command: str = ""
     """Command line that reproduces the sweep; the report shows it."""
+    data: Mapping[str, TaskData] = field(default_factory=dict)
+    """Task -> its rows; samples of them are shown in the report."""
+    rates: Rates | None = None
+    """Rates of this machine, which get those of the run; None: they are not kept."""
 
     @property
     def spec(self) -> SweepSpec:

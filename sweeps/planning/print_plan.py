@@ -258,25 +258,32 @@ def memory(plan: Plan, weights: str = "memory") -> str:
 
 def trial_table(prepared: Prepared) -> Table:
     """Table of trials, rows of data forwarded and learned from, one row for each method."""
-    counts = planned(prepared.spec)
-    rows, learned = prepared.role_rows, learned_images(prepared.spec)
+    learned = learned_images(prepared.spec)
     table = Table(title="at most", title_justify="left")
     noun = f"{prepared.inputs.kind}s"
     names = ["method", "trials", f"{noun} on select", f"{noun} on report"]
     for name in [*names, f"{noun} learned from"] if learned else names:
         table.add_column(name, justify="left" if name == "method" else "right")
-    passes = {"ensemble": len(prepared.pool.experts)}
-    for method, trials in {**dict.fromkeys(references(prepared.spec), 1), **counts}.items():
-        each = passes.get(method, 1)
-        # Expert embeddings are cached: an ensemble costs its forward passes once, not per trial.
-        select = rows["select"] * (each if each > 1 else trials)
-        if method in counts and prepared.spec.methods.get(method, MethodSpec()).scheduler:
-            select *= 1 + len(RUNGS)  # measured on the way as well
-        cells = [method, str(trials), f"{select:,}", f"{rows['report'] * each:,}"]
+    for method, (trials, select, report) in forwarded(prepared).items():
+        cells = [method, str(trials), f"{select:,}", f"{report:,}"]
         if learned:
             cells.append(f"{learned[method]:,}" if method in learned else "")
         table.add_row(*cells)
     return table
+
+
+def forwarded(prepared: Prepared) -> dict[str, tuple[int, int, int]]:
+    """Method -> its trials, and the rows that they forward on select and on report, at most."""
+    spec, rows, counts = prepared.spec, prepared.role_rows, planned(prepared.spec)
+    passes, found = {"ensemble": len(prepared.pool.experts)}, {}
+    for method, trials in {**dict.fromkeys(references(spec), 1), **counts}.items():
+        each = passes.get(method, 1)
+        # Expert embeddings are cached: an ensemble costs its forward passes once, not per trial.
+        select = rows["select"] * (each if each > 1 else trials)
+        if method in counts and spec.methods.get(method, MethodSpec()).scheduler:
+            select *= 1 + len(RUNGS)  # measured on the way as well
+        found[method] = (trials, select, rows["report"] * each)
+    return found
 
 
 def learned_images(spec: SweepSpec) -> dict[str, int]:

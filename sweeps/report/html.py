@@ -10,8 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from numpy.typing import NDArray
 
 from actors.artifacts.recipe import REFERENCES
 from actors.experts.metrics import RankedMetric
@@ -25,7 +27,9 @@ from sweeps.report.charts.axes import Axis
 from sweeps.report.charts.hyperparameter_profiles import Profile, importance, profiles
 from sweeps.report.charts.search_surface_plots import pictures
 from sweeps.results.comparison import MEANS, Comparison, Row, finite
-from sweeps.results.correctness_file import Correct, read_correct
+from sweeps.results.correctness_file import Correct, read_correct, read_predicted
+from sweeps.results.examples import Examples
+from sweeps.results.examples import read as read_examples
 from sweeps.results.expert_matrix import ExpertMatrix
 from sweeps.results.expert_matrix import read as read_experts
 from sweeps.results.folder import SweepFolder
@@ -65,6 +69,8 @@ def write_html(
         learned=folder.learned,
         experts=read_experts(folder.path),
         correct=kept_correct(folder.correct),
+        predicted=read_predicted(folder.correct),
+        examples=read_examples(folder.correct),
     )
     write_text(path, text)
 
@@ -77,18 +83,31 @@ def html(
     learned: Path | None = None,
     experts: ExpertMatrix | None = None,
     correct: Mapping[str, Correct] | None = None,
+    predicted: Mapping[str, Mapping[str, NDArray[np.int32]]] | None = None,
+    examples: Examples | None = None,
 ) -> str:
     """The report as text.
 
     `analysis`: where, beside it, the page of `sweeps analyse` is; `learned`: the folder of what
     trials learned, whose surfaces are drawn; `experts`: the experts among themselves;
-    `correct`: row -> its samples on the report split.
+    `correct`: row -> its samples on the report split; `predicted`: row -> task -> the classes that
+    it chose; `examples`: samples on which winner and runner-up differ.
     """
     template = environment().get_template("report.html.j2")
     shown = view(comparison, entries) | {
         "surfaces": pictures(comparison.rows, learned),
         "experts": expert_charts(comparison, experts),
         "disagreements": disagreements.tables(comparison, correct or {}),
+        "confusions": [
+            (task, said, vega.embedded(spec))
+            for task, said, spec in disagreements.confusions(
+                comparison, predicted or {}, examples.classes if examples else {}
+            )
+        ],
+        "examples": (few := disagreements.shown_examples(examples, comparison)),
+        "pictured": any(
+            each["pictured"] for task in few for side in task["sides"] for each in side["samples"]
+        ),
     }
     return template.render(shown, words=number_format, analysis=analysis)
 

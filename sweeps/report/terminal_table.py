@@ -29,7 +29,8 @@ def render(comparison: Comparison, console: Console) -> None:
     """Print the comparison; with one column for each task if the terminal is wide enough."""
     console.print(table(comparison, console.width))
     for sentence in significance_text.verdict(comparison, "paired tests: see the report"):
-        console.print(escape(sentence), highlight=False)
+        # A space that must not break is no printable character for a `Screen`.
+        console.print(escape(sentence.replace("\xa0", " ")), highlight=False)
     if (shifted := under_shift(comparison)) is not None:
         console.print(shifted)
     for note, mark in marks(comparison).items():

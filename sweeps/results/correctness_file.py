@@ -1,7 +1,8 @@
 """Files of per-sample correctness on the report split, for intervals and paired tests.
 
-A row of the comparison has one file, `<row>.arrow`: columns task, index and correct, and in the
-metadata its trial key, its metrics, and a checksum of all that.
+A row of the comparison has one file, `<row>.arrow`: columns task, index, correct and predicted (the
+class that was chosen; files of earlier versions lack it), and in the metadata its trial key, its
+metrics, and a checksum of all that.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ PAIR = ("prediction", "target", "measure")
 """Columns in place of `correct`, where a metric does not count right rows; the third of `score`."""
 
 
+CHOSEN = "predicted"
+"""Column of the classes that were chosen."""
+
+
 @dataclass(frozen=True, eq=False)
 class Kept:
     """Content of a file."""
@@ -46,6 +51,8 @@ class Kept:
     """[N], [N, 2] or [N, 3]."""
     metric: str = ACCURACY.name
     """Whose samples they are."""
+    predicted: NDArray[np.int32] | None = None
+    """[N]: the class that was chosen, −1: none; None: not known."""
 
     def checksum(self) -> str:
         """Checksum of all content."""
@@ -53,6 +60,7 @@ class Kept:
             "\n".join(self.tasks.tolist()).encode(),
             np.ascontiguousarray(self.index).view(np.uint8).data,
             np.ascontiguousarray(self.correct).view(np.uint8).data,
+            *([] if self.predicted is None else [self.predicted.view(np.uint8).data]),
         )
         facts = {"trial_key": self.trial_key, "metrics": dict(self.metrics)}
         return facts_sum(facts | self.other_metric(), samples)
@@ -76,6 +84,7 @@ def write_kept(path: Path, kept: Kept) -> None:
             "task": pa.array(kept.tasks.tolist(), pa.string()).dictionary_encode(),
             "index": pa.array(kept.index),
             **{name: pa.array(column) for name, column in columns.items()},
+            **({} if kept.predicted is None else {CHOSEN: pa.array(kept.predicted, pa.int32())}),
         }
     ).replace_schema_metadata({**about, **kept.other_metric(), FIELD: kept.checksum()})
     with (
@@ -113,6 +122,7 @@ def read_kept(path: Path, *, must: bool = True) -> Kept:
             if PAIR[0] in table.column_names
             else table["correct"].to_numpy(),
             metadata.get(b"metric", ACCURACY.name.encode()).decode(),
+            np.array(table[CHOSEN].to_numpy(), np.int32) if CHOSEN in table.column_names else None,
         )
         stated = metadata.get(FIELD.encode(), b"").decode()
         if stated != found.checksum() and (stated or must):
@@ -145,4 +155,25 @@ def read_correct(folder: Path) -> dict[str, dict[str, Samples]]:
             if not np.array_equal(samples.setdefault(task, index), index):
                 raise InputError(f"{path}: {task}: other samples than the other rows'; delete it")
             rows[path.stem][task] = kept.correct[places]
+    return rows
+
+
+def read_predicted(folder: Path) -> dict[str, dict[str, NDArray[np.int32]]]:
+    """Classes that rows chose: row -> task -> int32 [N], in index order, −1: none.
+
+    Damaged files, and those of earlier versions, have none.
+    """
+    rows: dict[str, dict[str, NDArray[np.int32]]] = {}
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        try:
+            kept = read_kept(path, must=False)
+        except (Damaged, OSError):
+            continue
+        if kept.predicted is None:
+            continue
+        rows[path.stem] = {}
+        for task in dict.fromkeys(kept.tasks.tolist()):
+            (places,) = np.nonzero(kept.tasks == task)
+            order = np.argsort(kept.index[places], kind="stable")
+            rows[path.stem][task] = kept.predicted[places[order]]
     return rows

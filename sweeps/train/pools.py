@@ -67,7 +67,7 @@ def pool_yaml(
     tasks: Mapping[str, Any],
     splits: Mapping[str, Any],
 ) -> str:
-    """The `pool` of a sweep file, to paste; for ingredients with `tasks` (and `splits`).
+    """`pool` and `tasks` of a sweep file (and `splits`, if not the defaults), to paste.
 
     A task whose ingredients were tuned under a linear probe's head names it: `kept` has, of each
     task, those of one head.
@@ -77,10 +77,6 @@ def pool_yaml(
         for task, group in kept.items()
         if group[0].tuned_under == "linear_probe"
     }
-    if keep == "best" and not heads:
-        lines = ["pool:", f"  base: {base}", "  experts:"]
-        lines += [f"    {task}: {home(out, each, keep)}" for task, (each,) in kept.items()]
-        return "\n".join(lines) + "\n"
     experts = {
         task if keep == "best" else each.name: str(home(out, each, keep))
         for task, group in kept.items()

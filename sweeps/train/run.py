@@ -7,7 +7,9 @@ each trial, which a second call of the same file reads, so that nothing is train
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -28,9 +30,11 @@ from actors.files.fingerprint import Fingerprint, fingerprint, software
 from sweeps.cluster import ray_connection
 from sweeps.console.optional import aside
 from sweeps.console.progress import Progress
+from sweeps.planning.rates import Rates
 from sweeps.planning.shift_data import check_corruptions, open_shifts, shift_rows
 from sweeps.results.folder import owned
 from sweeps.results.ledger import write_text
+from sweeps.train.base_scores import BaseScore, base_scores, verdict
 from sweeps.train.fine_tuning_context import FineTuningContext
 from sweeps.train.heads import make_heads
 from sweeps.train.ingredients import (
@@ -42,11 +46,12 @@ from sweeps.train.ingredients import (
     read_scores,
 )
 from sweeps.train.pools import OTHERS, pool_yaml, pools
-from sweeps.train.population_spec import INTERVALS
+from sweeps.train.population.population_spec import INTERVALS
 from sweeps.train.run_trials import run_trials
 from sweeps.train.shift_scores import score_shifts
 from sweeps.train.spec import FAMILY, TrainSpec, check_targets, default_family
 from sweeps.train.starts import make_starts
+from sweeps.train.time_estimate import fit_rows, keep_rates, opening, pretraining_length
 
 STORE_BYTES = 300 * 2**20
 ROLES: tuple[Role, ...] = ("fit", "select", "report")
@@ -66,17 +71,29 @@ def train(spec: TrainSpec, console: Console, *, address: str | None = None) -> l
     tasks = {name: open_task(task.source(name), inputs.kind) for name, task in spec.tasks.items()}
     others = open_shifts(spec.shifts, spec.splits.report, tasks)
     target = ray_connection.target(address)
-    with owned(out), Progress(console) as progress, ray_connection.connected(target, STORE_BYTES):
+    rates = Rates(cache_dir(), "cpu")
+    with owned(out), Progress(console) as progress, ExitStack() as stack:
+        progress.say(f"{spec.name}: {opening(spec, base, training, inputs, tasks, rates)}")
+        with progress.doing("starting Ray"):
+            stack.enter_context(ray_connection.connected(target, STORE_BYTES))
+        stack.callback(progress.until_the_end, "stopping Ray")
         if base is None:
             if not (out / "base").is_dir():
-                make_base(spec, training, tasks, splits, out / "base", progress)
+                make_base(spec, training, tasks, splits, out / "base", progress, rates)
             base = inspect(str(out / "base"), "base")
-        starts = make_starts(training, base, tasks, spec.seed, out)
-        data = load(starts, tasks, splits, ROLES, progress)
-        about = contexts(spec, starts, tasks, splits)
+        with progress.doing("preparing the data"):
+            starts = make_starts(training, base, tasks, spec.seed, out)
+            data = load(starts, tasks, splits, ROLES, progress)
+            about = contexts(spec, starts, tasks, splits)
         context = FineTuningContext(spec, base, starts, data, about, out, training)
         make_heads(context, tasks, progress)
+        floor: Mapping[str, BaseScore] = {}
+        with aside("the base's scores", "the same command measures them", progress.say):
+            floor = base_scores(context, progress)
+        before = {each.key for task in tasks for each in context.results(task)}
         run_trials(context, progress)
+        new = [r for task in tasks for r in context.results(task) if r.key not in before]
+        keep_rates(context, rates, fit_rows(tasks, splits), new, inputs)
         kept = {task: kept_of(context, task) for task in tasks}
         if spec.shifts:
             places = [(each, home(out, each, spec.keep)) for g in kept.values() for each in g]
@@ -93,7 +110,9 @@ def train(spec: TrainSpec, console: Console, *, address: str | None = None) -> l
     for name, (over, group) in files.items():
         write_text(out / name, pool_yaml(over, group, out, spec.keep, settings, cut))
     with aside("the table", "the same command shows it", console.print):
-        console.print(table(kept, spec, out))
+        console.print(table(kept, spec, out, floor))
+    for line in verdicts(context, kept, floor):
+        console.print(line, style="yellow", soft_wrap=True, markup=False)
     for name, (_, group) in files.items():
         console.print(f"pool  {out / name}", soft_wrap=True)
         for task, found in group.items():
@@ -173,8 +192,12 @@ def make_base(
     splits: Splits,
     out: Path,
     progress: Progress,
+    rates: Rates,
 ) -> None:
-    """Pretrain a small base on the fit rows of all tasks together."""
+    """Pretrain a small base on the fit rows of all tasks together; a killed run goes on.
+
+    Its state is `base-<hash of what the base depends on>.pt`, beside the base.
+    """
     assert training.pretraining is not None  # checked with the file
     sizes, given = pretraining_sizes(spec, training.pretraining)
     inputs = training.pretraining.inputs(sizes)
@@ -186,11 +209,39 @@ def make_base(
         progress=lambda done, total: progress.set(f"{inputs.kind}s for the base", done, total),
     )
 
-    def advance(step: int, total: int, loss: float) -> None:
-        progress.set("base", step, total)
+    done: list[float] = []
 
-    make = training.pretraining.pretrain
-    make(rows, out, sizes=sizes, seed=spec.seed, advance=advance, **given)
+    def advance(step: int, total: int, loss: float) -> None:
+        done.append(time.monotonic())
+        progress.set("base", step, total, f"loss {loss:.3f}")
+
+    steps, batch = pretraining_length(spec, training)
+    progress.set("base", 0, steps)
+    made_of = fingerprint(
+        "base-1",
+        software("torch", "transformers"),
+        {**vars(sizes), **given},
+        spec.seed,
+        vars(splits),
+        {
+            name: [task.fingerprint, list(task.classnames), list(task.templates)]
+            for name, task in tasks.items()
+        },
+    )
+    for state in out.parent.glob("base-*.pt"):
+        if state.name != f"base-{made_of[:16]}.pt":  # of another base
+            state.unlink()
+    training.pretraining.pretrain(
+        rows,
+        out,
+        sizes=sizes,
+        seed=spec.seed,
+        advance=advance,
+        state=out.parent / f"base-{made_of[:16]}.pt",
+        **given,
+    )
+    if len(done) > 1:
+        rates.keep("pretrain", done[-1] - done[0], (len(done) - 1) * batch, inputs.about)
 
 
 def contexts(
@@ -229,11 +280,32 @@ def kept_of(context: FineTuningContext, task: str) -> list[Ingredient]:
     return [each for each in found if is_there(context.out, each, keep)]
 
 
-def table(kept: Mapping[str, Sequence[Ingredient]], spec: TrainSpec, out: Path) -> Table:
-    """Table of the kept models with their scores."""
+def verdicts(
+    context: FineTuningContext,
+    kept: Mapping[str, Sequence[Ingredient]],
+    floor: Mapping[str, BaseScore],
+) -> list[str]:
+    """Sentences about experts that are no better than what they started from."""
+    made = context.training.pretraining if context.spec.pretrain is not None else None
+    fitting = made.fine_tuning.get("learning_rate") if made is not None else None
+    found = []
+    for task, group in kept.items():
+        rate = group[0].params.get("learning_rate", context.defaults.get("learning_rate"))
+        if task in floor:
+            found.append(verdict(group[0], floor[task], rate, fitting))
+    return [line for line in found if line]
+
+
+def table(
+    kept: Mapping[str, Sequence[Ingredient]],
+    spec: TrainSpec,
+    out: Path,
+    floor: Mapping[str, BaseScore],
+) -> Table:
+    """Table of the kept models with their scores, and the base's on report."""
     shown = Table(title="experts" if spec.keep == "best" else "ingredients", title_justify="left")
     texts = ("task", "chosen" if spec.keep == "best" else "ingredient")
-    for name in (*texts, "select", "report", *spec.shifts, "seconds"):
+    for name in (*texts, "select", "base", "report", *spec.shifts, "seconds"):
         shown.add_column(name, justify="left" if name in texts else "right")
     for task, group in kept.items():
         for each in group:
@@ -241,6 +313,8 @@ def table(kept: Mapping[str, Sequence[Ingredient]], spec: TrainSpec, out: Path) 
             what = params if spec.keep == "best" else each.folder  # its recipe.yaml has the rest
             shifts = read_scores(home(out, each, spec.keep)).get("shifts", {})
             marks = [f"{shifts[name]:.4f}" if name in shifts else "" for name in spec.shifts]
-            numbers = (f"{each.select:.4f}", f"{each.report:.4f}", *marks, f"{each.seconds:.1f}")
+            base = f"{floor[task].report:.4f}" if task in floor else ""
+            scores = (f"{each.select:.4f}", base, f"{each.report:.4f}")
+            numbers = (*scores, *marks, f"{each.seconds:.1f}")
             shown.add_row(task, what, *numbers)
     return shown

@@ -17,7 +17,7 @@ from sweeps.train.ingredients import (
     Trained,
     write_result,
 )
-from sweeps.train.population import RESTARTS, run_population
+from sweeps.train.population.population import RESTARTS, run_population
 from sweeps.train.searcher import TaskSearch, as_sweep, count, method
 from sweeps.train.trial import fine_tune_trial, seed_of
 from sweeps.trials.scheduler import Halving

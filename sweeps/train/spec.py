@@ -29,7 +29,7 @@ from sweeps.spec.shift import ShiftSpec, check_shifts
 from sweeps.spec.sweep import NAME, NAME_RULE, Part, SplitSpec, TaskSpec, Text, check_names
 from sweeps.spec.yaml_file import read
 from sweeps.train.ingredients import Keep
-from sweeps.train.population_spec import population_faults
+from sweeps.train.population.population_spec import population_faults
 
 OURS = ("threads", "device", "advance", "sizes", "state", "look", "probe", "stops")
 """Arguments that the program sets; they are not hyper-parameters."""
@@ -105,8 +105,12 @@ def unknown_parameter(key: str, family: str, known: Mapping[str, Any]) -> str:
 
 
 def searched(raw: Any, info: ValidationInfo) -> MethodSpec:
-    """Read `finetune` for the file's family."""
-    return read_search(raw, known_family(info))
+    """Read `finetune` for the file's family; a base that is made here has defaults of its own."""
+    family = known_family(info)
+    made = family.training.pretraining
+    if made is not None and info.data.get("pretrain") is not None and isinstance(raw, Mapping):
+        raw = {**made.fine_tuning, **raw}
+    return read_search(raw, family)
 
 
 def read_search(raw: Any, family: FileFamily) -> MethodSpec:
@@ -277,7 +281,8 @@ class TrainSpec(Part):
     )
     """Splits, as in a sweep file."""
     finetune: Annotated[MethodSpec, PlainValidator(searched)] = Field(
-        MethodSpec(),
+        default_factory=dict,
+        validate_default=True,
         description="a mapping of hyper-parameters",
         examples=[{"learning_rate": {"loguniform": [1e-5, 1e-3]}, "epochs": 3, "trials": 8}],
     )

@@ -99,6 +99,11 @@ class Letters:
     def open(self, path):
         return open_rows(path)
 
+    def preview(self, rows, at):
+        taken = rows.take(at)
+        letters = taken["ids"].split(taken["ids.lengths"].tolist())
+        return ["".join(chr(ord("a") + each) for each in row.tolist()) for row in letters]
+
     def collate(self, parts):
         rows = [t for p in parts for t in p["ids"].split(p["ids.lengths"].tolist())]
         mask = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], True)

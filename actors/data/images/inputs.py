@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from base64 import b64encode
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ from actors.data.images.corruptions import CORRUPTIONS, SMALLEST
 from actors.data.images.pixel_cache import Pixels, Progress, open_pixels, prepare
 from actors.data.images.preprocess import Preprocess
 from actors.data.images.shifted_pixels import corrupted
-from actors.data.protocol import Activations, Corruption, RowShape
+from actors.data.protocol import Activations, Corruption, PreparedRows, RowShape
 from actors.data.task import Kind, Task
 from actors.data.task_rows import Rows
 from actors.files.fingerprint import Fingerprint
@@ -19,6 +21,10 @@ from fusion.errors import InputError
 
 if TYPE_CHECKING:  # torch takes seconds to load
     from torch import Tensor
+
+
+PREVIEW = 64
+"""Longest side of a picture for people."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,19 @@ class ImageInputs:
             InputError: missing or damaged.
         """
         return open_pixels(path)
+
+    def preview(self, rows: PreparedRows, at: Tensor) -> list[str]:
+        """Pictures of these rows: data URLs of JPEG files of at most `PREVIEW` pixels a side."""
+        from PIL import Image  # late: loads for a tenth of a second, and only reports need it
+
+        found = []
+        for pixels in rows.take(at)["pixels"]:
+            picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+            picture.thumbnail((PREVIEW, PREVIEW))
+            file = io.BytesIO()
+            picture.save(file, "JPEG", quality=85)
+            found.append(f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}")
+        return found
 
     def collate(self, parts: Sequence[Mapping[str, Tensor]]) -> Activations:
         """{"pixels": uint8 [B, 3, H, W]}."""

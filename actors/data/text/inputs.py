@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.data.protocol import Activations, Corruption, Progress, RowShape
+from actors.data.protocol import Activations, Corruption, PreparedRows, Progress, RowShape
 from actors.data.readers import Chunk, local_files
 from actors.data.task import Kind, Task
 from actors.data.task_rows import Rows
@@ -36,6 +36,9 @@ CHUNK_ROWS = 4096
 
 FEW = 20_000
 """Fewer rows than this are tokenised in this process: sooner done than workers are started."""
+
+PREVIEW = 240
+"""Most characters of a text for people."""
 
 NONE = -1
 """After the tokens of a target that is shorter than the longest."""
@@ -253,6 +256,16 @@ class TextInputs:
         from actors.data.row_file import open_rows  # late: loads torch
 
         return open_rows(path)
+
+    def preview(self, rows: PreparedRows, at: Tensor) -> list[str]:
+        """Texts of these rows, as the model reads them, cut to `PREVIEW` characters."""
+        taken, tokenizer = rows.take(at), self.tokenizer.load()
+        found = []
+        lengths = taken["ids.lengths"].tolist()
+        for ids in taken["ids"].split(lengths):  # type: ignore[no-untyped-call]
+            text = " ".join(tokenizer.decode(ids.tolist(), skip_special_tokens=True).split())
+            found.append(text if len(text) <= PREVIEW else f"{text[: PREVIEW - 1]}…")
+        return found
 
     def collate(self, parts: Sequence[Mapping[str, Tensor]]) -> Activations:
         """{"ids": int64 [B, n], "mask": bool [B, n]}, n the longest row of the batch.

@@ -27,9 +27,13 @@ from actors.families.clip.fine_tune import (
     staged,
     standardised,
 )
+from actors.training.checkpoint import Averages, Run
 from fusion.logits import cosine_head
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+
+SAVED = tuple(part / 20 for part in range(1, 20))
+"""Fractions of the steps after which the state is saved."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ def pretrain(
     threads: int = 2,
     device: str = "cpu",
     advance: Advance = silent,
+    state: Path | None = None,
 ) -> Path:
     """Train a CLIP on all `tasks` together and save it as a Hugging Face folder.
 
@@ -98,6 +103,8 @@ def pretrain(
         threads: CPU threads; fixes the order of sums, so part of what the bits depend on.
         device: device to train on.
         advance: called after each step.
+        state: file in which the state of the unfinished run is saved twenty times. If it exists,
+            from a run with the same arguments, the run continues from it, to the same bits.
 
     Returns:
         `out`.
@@ -120,15 +127,21 @@ def pretrain(
     rng = torch.Generator().manual_seed(seed)
     with cpu_threads(threads):
         model = new_clip(sizes, tokenizer, logit_scale, seed).to(device).train()
+        running = Run(model, Averages(0.0, 0.0, steps), steps, state, shares=SAVED)
+
+        def drawn() -> list[Tensor]:
+            return [row[int(torch.randint(len(row), (), generator=rng))] for row in tokens]
 
         def loss(rows: Tensor) -> Tensor:
-            chosen = [row[int(torch.randint(len(row), (), generator=rng))] for row in tokens]
-            head = text_embeddings(model, stacked(chosen, tokenizer.pad_token_id))
+            head = text_embeddings(model, stacked(drawn(), tokenizer.pad_token_id))
             head = model.logit_scale.exp() * cosine_head.normalized(head)
             pixels = standardised(images[rows], mean, std)
             seen = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
             return F.cross_entropy(cosine_head.logits(seen, head), labels[rows])
 
+        resumed = running.resume(device)
+        for _ in range(running.begun):
+            drawn()
         optimise(
             loss,
             model,
@@ -139,10 +152,13 @@ def pretrain(
             warmup=warmup,
             clip_norm=clip_norm,
             advance=advance,
+            after=running.after,
+            resumed=resumed,
         )
     with staged(out) as folder, quiet():
         model.to("cpu").eval().save_pretrained(folder)
         save_processor(tokenizer, processor, folder)
+    running.end()
     return out
 
 

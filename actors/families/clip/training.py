@@ -99,6 +99,9 @@ def clip_training() -> Training:
         STEPWISE,
         refused={"frozen_batchnorm": (True, NO_BATCHNORM)},
         pretraining=Pretraining(
-            pretrain, Sizes, lambda sizes: ImageInputs(clip_preprocess(sizes.image))
+            pretrain,
+            Sizes,
+            lambda sizes: ImageInputs(clip_preprocess(sizes.image)),
+            {"learning_rate": 3e-4},
         ),
     )

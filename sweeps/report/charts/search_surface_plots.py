@@ -1,46 +1,39 @@
-"""Plot search surfaces: a map of accuracy over two numbers, or a curve over α.
-
-A map is an image of a pixel a configuration, drawn into the page, with axes and marks as SVG.
-"""
+"""Charts of search surfaces: a heat map of accuracy over two numbers, or a curve over α."""
 
 from __future__ import annotations
 
-import io
 import math
-from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 from numpy.typing import NDArray
-from PIL import Image
 
 from sweeps.console.number_format import percent
-from sweeps.report.charts.axes import Axis, frame, log_ticks, pct, polyline, px, svg, tag, tick_text
 from sweeps.report.charts.search_surfaces import Searched, read
+from sweeps.report.charts.vega import Spec, axis, base, embedded, hover, shown
 from sweeps.results.comparison import Row
 
-BETTER, WORSE = (0, 114, 178), (213, 94, 0)
-"""Colours, as the page's tints: on the better and on the worse side of the smallest α."""
+CELLS = 30
+"""Most cells of a heat map along an axis; of a finer search, a cell has the best of its part."""
 
-HEIGHT = 170.0
+HEIGHT = 190
 
 
 def pictures(rows: Iterable[Row], learned: Path | None) -> list[dict[str, Any]]:
-    """Plots of each winner that searched a surface: method, axes, one panel for each task."""
+    """Charts of each winner that searched a surface: method, axes, one panel for each task."""
     found = []
     for row in rows if learned else ():
         if surfaces := read(learned or Path(), row.trial_key):
-            axis = surfaces[0].axis
-            panels = [(each.task, picture(each), words(each)) for each in surfaces]
-            found.append({"method": row.method, "axis": axis, "panels": panels})
+            name = surfaces[0].axis
+            panels = [(each.task, embedded(picture(each)), words(each)) for each in surfaces]
+            found.append({"method": row.method, "axis": name, "panels": panels})
     return found
 
 
-def picture(surface: Searched) -> Markup:
-    """A surface as SVG."""
+def picture(surface: Searched) -> Spec:
+    """The chart of a surface."""
     return heat_map(surface) if surface.axis else alpha_curve(surface)
 
 
@@ -63,113 +56,111 @@ def number(value: float) -> str:
     return "∞" if math.isinf(value) else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
-def heat_map(surface: Searched) -> Markup:
-    """Accuracy over (α, β) or (α, T); ring and line mark the selected values."""
-    columns, rows = len(surface.alphas), len(surface.values)
-    parts = [
-        tag(
-            '<image href="data:image/png;base64,{}" x="0" y="0" width="100%" height="{}"'
-            ' preserveAspectRatio="none" style="image-rendering:pixelated"/>',
-            b64encode(png(shades(surface.grid)[::-1])).decode(),
-            px(HEIGHT),
-        )
+def heat_map(surface: Searched) -> Spec:
+    """Accuracy over (α, β) or (α, T), in the order of the values; ring and line mark what was
+    selected."""
+    across, up = parts(len(surface.alphas)), parts(len(surface.values))
+    values = [
+        {
+            "alpha": i,
+            surface.axis: j,
+            "accuracy": shown(float(surface.grid[rows, columns].max())),
+            "at": f"{span(surface.alphas[columns])}; {span(surface.values[rows])}",
+        }
+        for j, rows in enumerate(up)
+        for i, columns in enumerate(across)
     ]
-    for at, text in ticks(surface.values):
-        place = px(HEIGHT * (1 - (at + 0.5) / rows))
-        parts.append(tag('<text x="-7" y="{}" dy="4" text-anchor="end">{}</text>', place, text))
-    for at, text in ticks(surface.alphas):
-        place = pct((at + 0.5) / columns)
-        parts.append(
-            tag('<text x="{}" y="{}" text-anchor="middle">{}</text>', place, px(HEIGHT + 17), text)
-        )
-    y = px(HEIGHT * (1 - (surface.row + 0.5) / rows))
+    best = surface.best
     low, high, at = (
-        1.0 if value > surface.alphas[-1] else (index_of(value, surface.alphas) + 0.5) / columns
-        for value in (surface.best[name] for name in ("low", "high", "alpha"))
+        place(value, surface.alphas, across) for value in (best["low"], best["high"], best["alpha"])
     )
-    line = '<line class="plateau" x1="{0}" x2="{1}" y1="{2}" y2="{2}"/>'
-    parts.append(tag(line, pct(low), pct(high), y))
-    parts.append(tag('<circle class="chosen" cx="{}" cy="{}" r="6"/>', pct(at), y))
-    about = f"{surface.task}: accuracy over alpha and {surface.axis}: {words(surface)}"
-    return svg(parts, HEIGHT, about, "panel map")
+    row = part_of(surface.row, up)
+    about = f"{surface.task}: accuracy over alpha and {surface.axis}"
+    first = shown(float(surface.grid[:, 0].mean()))
+    ticks = [labelled(surface.alphas, across), labelled(surface.values, up)]
+    return base(f"{about}: {words(surface)}", HEIGHT) | {
+        "data": {"values": values},
+        "encoding": {
+            "x": {"field": "alpha", "type": "ordinal", "title": "α", "axis": ticks[0]},
+            "y": {"field": surface.axis, "type": "ordinal", "title": surface.axis,
+                  "sort": "descending", "axis": ticks[1]},
+        },
+        "layer": [
+            {"mark": "rect", "encoding": {
+                "color": {"field": "accuracy", "type": "quantitative", "title": "accuracy, %",
+                          "scale": {"scheme": "blueorange", "reverse": True, "domainMid": first}},
+                "tooltip": [{"field": "at", "title": f"α; {surface.axis}"}, *hover("accuracy")]}},
+            {"data": {"values": [{"alpha": low, "to": high, surface.axis: row}]},
+             "mark": {"type": "rule", "stroke": "chosen", "strokeWidth": 2.5},
+             "encoding": {"x2": {"field": "to"}}},
+            {"data": {"values": [{"alpha": at, surface.axis: row}]},
+             "mark": {"type": "point", "stroke": "chosen", "size": 110, "strokeWidth": 2.5}},
+        ],
+    }  # fmt: skip
 
 
-def shades(grid: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Pixels [R, A, 4]: darker is farther from the smallest α's mean accuracy.
+def parts(count: int) -> list[slice]:
+    """At most `CELLS` stretches of as many values each.
 
-    One scale for both sides: opaque is the farthest of all.
+    >>> parts(2), len(parts(200)), parts(61)[:2]
+    ([slice(0, 1, None), slice(1, 2, None)], 29, [slice(0, 3, None), slice(3, 6, None)])
     """
-    apart = grid - float(grid[:, 0].mean())
-    better = apart >= 0
-    part = np.abs(apart) / (np.abs(apart).max() or 1.0)
-    out = np.empty((*grid.shape, 4), dtype=np.uint8)
-    out[..., :3] = np.where(better[..., None], BETTER, WORSE)
-    out[..., 3] = np.round(242 * part**2)
-    return out
+    size = math.ceil(count / CELLS)
+    return [slice(at, min(at + size, count)) for at in range(0, count, size)]
 
 
-def png(pixels: NDArray[np.uint8]) -> bytes:
-    """RGBA pixels [R, A, 4] as a PNG."""
-    file = io.BytesIO()
-    Image.fromarray(pixels, "RGBA").save(file, "PNG", optimize=True)
-    return file.getvalue()
+def part_of(index: int, stretches: list[slice]) -> int:
+    """The stretch that an index lies in."""
+    return next(i for i, each in enumerate(stretches) if index < each.stop)
 
 
-def index_of(value: float, values: NDArray[np.float64]) -> float:
-    """Position of a number among ascending ones, as an index with a fraction."""
+def place(value: float, values: NDArray[np.float64], stretches: list[slice]) -> int:
+    """The stretch that is nearest to a value."""
     if math.isinf(value):
-        return float(len(values) - 1)
-    finite = values[np.isfinite(values)]
-    return float(np.interp(value, finite, np.arange(len(finite))))
+        return len(stretches) - 1
+    finite = np.where(np.isfinite(values), values, np.inf)
+    return part_of(int(np.abs(finite - value).argmin()), stretches)
 
 
-def ticks(values: NDArray[np.float64], most: int = 6) -> list[tuple[float, str]]:
-    """(index with a fraction, label) on an axis of cells: round numbers, or all of a few.
+def span(values: NDArray[np.float64]) -> str:
+    """A stretch of values: one, or the first and the last.
 
-    >>> ticks(np.array([0.0, 0.1, 1.0, 10.0, np.inf]))
-    [(0.0, '0'), (1.0, '0.1'), (2.0, '1'), (3.0, '10'), (4.0, '∞')]
+    >>> span(np.array([0.5])), span(np.array([1.0, 2.0, 4.0]))
+    ('0.5', '1 to 4')
     """
-    if len(values) <= most:
-        return [(float(i), label(value)) for i, value in enumerate(values.tolist())]
-    finite = values[np.isfinite(values)]
-    positive = finite[finite > 0]
-    if np.median(positive) < positive[-1] / 4:  # spaced by order of magnitude
-        low, high = (math.log10(value) for value in positive[[0, -1]])
-        chosen = log_ticks(low - 1e-9, high + 1e-9, most)
-    else:
-        chosen = Axis(float(finite[0]), float(finite[-1])).ticks(most)
-    ends = values[[0, -1]][(values[[0, -1]] == 0) | np.isinf(values[[0, -1]])].tolist()
-    found = [(index_of(value, values), label(value)) for value in ends]
-    for value in chosen:
-        at = index_of(value, values)
-        if all(abs(at - other) >= 0.08 * len(values) for other, _ in found):
-            found.append((at, label(value)))
-    return sorted(found)
+    ends = [number(float(value)) for value in values[[0, -1]]]
+    return ends[0] if len(values) == 1 else f"{ends[0]} to {ends[1]}"
 
 
-def label(value: float) -> str:
-    """A tick's label."""
-    return "∞" if math.isinf(value) else tick_text(value)
+def labelled(values: NDArray[np.float64], stretches: list[slice], most: int = 6) -> dict[str, Any]:
+    """An axis of cells with a few labels: each is the first value of its cell."""
+    step = math.ceil(len(stretches) / most)
+    shown_at = list(range(0, len(stretches), step))
+    texts = [number(float(values[stretches[i].start])) for i in shown_at]
+    pairs = [f"datum.value === {i} ? '{text}'" for i, text in zip(shown_at, texts, strict=True)]
+    return {"values": shown_at, "labelAngle": 0, "labelExpr": " : ".join([*pairs, "''"])}
 
 
-def alpha_curve(surface: Searched) -> Markup:
+def alpha_curve(surface: Searched) -> Spec:
     """Accuracy against α, with a band where it is best and a ring in its middle."""
     best = surface.best
-    line: Sequence[tuple[float, float]] = list(
-        zip(surface.alphas.tolist(), surface.grid[0].tolist(), strict=True)
-    )
-    x = Axis(float(surface.alphas[0]), float(surface.alphas[-1]))
-    y = Axis.around([*surface.grid[0].tolist(), best["accuracy"]])
-    parts = frame(x, y, HEIGHT, x.ticks(5), y.ticks(4))
-    low, high = (pct(x.at(best[name])) for name in ("low", "high"))
-    wide = pct(x.at(best["high"]) - x.at(best["low"]))
-    parts.append(
-        tag('<rect class="plateau" x="{}" width="{}" y="0" height="{}"/>', low, wide, px(HEIGHT))
-    )
-    parts += polyline(line, x, y, HEIGHT, "mean")
-    level = px(HEIGHT * (1 - y.at(best["accuracy"])))
-    bar = '<line class="plateau" x1="{0}" x2="{1}" y1="{2}" y2="{2}"/>'
-    parts.append(tag(bar, low, high, level))
-    ring = '<circle class="chosen" cx="{}" cy="{}" r="6"/>'
-    parts.append(tag(ring, pct(x.at(best["alpha"])), level))
-    return svg(parts, HEIGHT, f"{surface.task}: accuracy over alpha: {words(surface)}", "panel map")
+    line = [
+        {"alpha": round(alpha, 6), "accuracy": shown(value)}
+        for alpha, value in zip(surface.alphas.tolist(), surface.grid[0].tolist(), strict=True)
+    ]
+    top = shown(best["accuracy"])
+    band = {"alpha": best["low"], "to": min(best["high"], float(surface.alphas[-1]))}
+    about = f"{surface.task}: accuracy over alpha: {words(surface)}"
+    return base(about, HEIGHT) | {
+        "data": {"values": line},
+        "encoding": {"x": axis("alpha", "α"), "y": axis("accuracy", "accuracy, %")},
+        "layer": [
+            {"data": {"values": [band]},
+             "mark": {"type": "rect", "stroke": "chosen", "opacity": 0.3},
+             "encoding": {"x": {"field": "alpha", "type": "quantitative"}, "x2": {"field": "to"},
+                          "y": {"value": 0}, "y2": {"value": "height"}}},
+            {"mark": {"type": "line"}, "encoding": {"tooltip": hover("alpha", "accuracy")}},
+            {"data": {"values": [{"alpha": best["alpha"], "accuracy": top}]},
+             "mark": {"type": "point", "stroke": "chosen", "size": 110, "strokeWidth": 2.5}},
+        ],
+    }  # fmt: skip

@@ -6,10 +6,13 @@ import itertools
 from pathlib import Path
 
 import pytest
+import yaml
 
 from actors.embedded.text.tasks import DRAWINGS
-from sweeps.cli.quickstart import QUICKSTARTS
-from sweeps.spec.sweep import load
+from sweeps.cli.quickstart import QUICKSTARTS, next_steps
+from sweeps.results.comparison import Row
+from sweeps.results.folder import SweepFolder
+from sweeps.spec.sweep import load, validate
 from tests.sweeps.program import comparison, in_process
 
 
@@ -21,6 +24,19 @@ def test_the_file_has_the_tasks_and_templates_of_the_pool() -> None:
     }
     assert set(spec.pool.experts.values()) == {f"embedded:text/{name}" for name in DRAWINGS}
     assert {task.dataset for task in spec.tasks.values()} == set(spec.pool.experts.values())
+
+
+def test_the_next_steps_open_export_and_go_on(tmp_path: Path) -> None:
+    folder, best = SweepFolder(tmp_path / "out puts"), Row("ties", "k", {}, recipe="recipes/t.yaml")
+    lines = next_steps(folder, best)
+    assert lines[2] == f"1. open the report: {(folder.path / 'report.html').as_uri()}"
+    assert f"export {folder.path / 'recipes/t.yaml'} " in lines[3].replace("'", "")
+    assert lines[4].startswith("3. now with your models: ")
+    own = yaml.safe_load("\n".join(lines[5:]))
+    assert len(lines[5:]) == 10
+    spec = validate(own, "mine.yaml")
+    assert list(spec.methods) == ["task_arithmetic", "ties"]
+    assert [line[:2] for line in next_steps(folder, None)[2:4]] == ["1.", "2."]
 
 
 def check_order(folder: Path) -> None:

@@ -47,6 +47,39 @@ def test_a_line_at_the_start_one_every_ten_seconds_and_one_at_the_end(progress, 
     ]
 
 
+def test_what_is_being_done_is_a_line_and_is_timed(progress, clock):
+    with progress:
+        with progress.doing("starting Ray"):
+            clock[0] += 3
+        with progress.doing("starting Ray"), progress.timed("more"):
+            clock[0] += 4
+        progress.until_the_end("stopping Ray")
+    assert said(progress) == ["starting Ray …", "starting Ray …", "stopping Ray …"]
+    assert progress.took == {"starting Ray": 7, "more": 4}
+
+
+def test_on_a_terminal_a_bar_moves_while_something_is_done_and_none_stands_over_nothing():
+    console = Console(file=io.StringIO(), width=100, force_terminal=True)
+    progress = Progress(console)
+    with progress:
+        with progress.doing("starting Ray"):
+            (row,) = progress.bars.tasks
+            assert (row.description, row.total) == ("starting Ray", None)
+            progress.bars.refresh()
+        assert not progress.bars.tasks
+        progress.start("probes", 0)
+        progress.set("images", 0, 0)
+        progress.advance("probes")
+        assert not progress.bars.tasks
+        progress.set("images", 1, 2, "half")
+        assert [row.description for row in progress.bars.tasks] == ["images"]
+        progress.until_the_end("stopping Ray")
+    assert "starting Ray" in console.file.getvalue()
+    assert "0/0" not in console.file.getvalue()
+    assert "0/?" not in console.file.getvalue()
+    assert [row.description for row in progress.bars.tasks] == ["images"]
+
+
 def test_a_phase_that_ends_short_is_told_at_the_end(progress, clock):
     with progress:
         progress.start("trials", 4)

@@ -577,7 +577,6 @@ def test_examples_hold(module):
 
 def test_ticks_are_round_and_on_the_axis():
     assert Axis.around([0.48, 0.91]).ticks() == [0.5, 0.6, 0.7, 0.8, 0.9]
-    assert Axis.around([1e-6, 1e-3], log=True).ticks(4) == pytest.approx([1e-6, 1e-5, 1e-4, 1e-3])
     for low, high in [(0.3, 0.3), (0, 0), (1e-9, 2e-9), (5, 5e6)]:
         axis = Axis.around([low, high])
         assert all(0 <= axis.at(tick) <= 1 for tick in axis.ticks())

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 from rich.console import Console
 
+from sweeps.console.escape import Screen
 from sweeps.report.terminal_table import render
 from sweeps.results.comparison import Header, Row, compare
 
@@ -61,9 +62,11 @@ def test_references_are_apart_and_the_verdict_fits_eighty_columns():
     hits = {row.method: {"a": np.arange(1000) < 600 + 60 * i} for i, row in enumerate(rows)}
     hits["ties"] = {"a": np.arange(1000) < 770}
     made = compare(Header("s", "", "val"), [replace(r, val={"acc/mean": 0.5}) for r in rows], hits)
-    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Screen(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     render(made, console)
     text = console.export_text()
+    assert "\\x" not in text
+    assert "%" in text
     assert max(map(len, text.splitlines())) <= 80
     firsts = [line.strip(" ▸").split(" ")[0] for line in text.splitlines()]
     order = ["task_arithmetic", "ties", "references", "ensemble", "pretrained"]

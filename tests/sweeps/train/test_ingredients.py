@@ -146,11 +146,14 @@ def test_the_pool_file_of_ingredients_is_part_of_a_sweep_file(tmp_path):
         each.name: str(home(tmp_path, each, 2)) for each in kept["digits"]
     }
     best = {"digits": chosen(RESULTS, "best")}
-    text = pool_yaml(tmp_path / "base", best, tmp_path, "best", {}, {"seed": 3})
-    assert text == (
-        f"pool:\n  base: {tmp_path / 'base'}\n  experts:\n"
-        f"    digits: {tmp_path / 'experts' / 'digits'}\n"
-    )
+    given = {"digits": {"dataset": "data/d", "templates": ["a {}"]}, "lost": {}}
+    text = pool_yaml(tmp_path / "base", best, tmp_path, "best", given, {"seed": 3})
+    spec = sweepfile.validate({"name": "x", "methods": {"ties": {}}, **yaml.safe_load(text)}, "x")
+    assert spec.pool.base == str(tmp_path / "base")
+    assert dict(spec.pool.experts) == {"digits": str(tmp_path / "experts/digits")}
+    assert spec.tasks["digits"].dataset == "data/d"
+    assert list(spec.tasks["digits"].templates) == ["a {}"]
+    assert spec.splits.seed == 3
 
 
 def test_the_same_weights_under_two_heads_are_two_ingredients(tmp_path):

@@ -19,11 +19,11 @@ from actors.families.clip.training import STEPWISE, images_of
 from actors.families.registry import inspect
 from fusion.errors import InputError
 from sweeps.results.ingredient_recipes import recipe_of
-from sweeps.train import population_member
 from sweeps.train.ingredients import read_results
-from sweeps.train.population import Population, steps_of
-from sweeps.train.population_member import MemberContext, ended, grown
-from sweeps.train.population_spec import perturbed
+from sweeps.train.population import population_member
+from sweeps.train.population.population import Population, steps_of
+from sweeps.train.population.population_member import MemberContext, ended, grown
+from sweeps.train.population.population_spec import perturbed
 from tests.fine_tuning import image_search
 from tests.sweeps.train.test_run import command, context, finished, hashes, load, spec
 

@@ -63,6 +63,13 @@ def test_rows_are_prompts_as_ids(inputs, task, tmp_path):
     assert not batch["mask"][1, 6:].any()
 
 
+def test_rows_for_people_are_their_prompts(inputs, task, tmp_path):
+    found = prepared(inputs, task, tmp_path)
+    shown = inputs.preview(found, torch.tensor([1, 0]))
+    assert shown == ["is a very good dog good ?", "is a cat good ?"]
+    assert inputs.preview(found, torch.tensor([], dtype=torch.int64)) == []
+
+
 def test_answers_are_the_same_for_all_rows(inputs, task, tmp_path):
     with_answers = replace(inputs, answers=True)
     task = replace(task, wording=replace(task.wording, targets=("no", "very yes")))

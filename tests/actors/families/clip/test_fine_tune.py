@@ -131,6 +131,30 @@ def test_pretraining_has_the_same_bits_again(base: Path, tmp_path: Path) -> None
     assert hash_files(files(again)) == hash_files(files(base))
 
 
+def test_a_pretraining_that_was_killed_goes_on_to_the_same_bits(base: Path, tmp_path: Path) -> None:
+    corpus, seen = {"tones": Captioned(*tones(), NAMES, TEMPLATES)}, []
+    state = tmp_path / "state.pt"
+
+    def killed(step: int, total: int, loss: float) -> None:
+        seen.append(step)
+        if step == 4:
+            raise KeyboardInterrupt
+
+    given: dict[str, Any] = {"sizes": SIZES, "steps": 6, "batch_size": 16, "threads": 1}
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(corpus, tmp_path / "base", state=state, advance=killed, **given)
+    assert torch.load(state, weights_only=True)["step"] == 3
+    assert not (tmp_path / "base").exists()
+
+    def more(step: int, total: int, loss: float) -> None:
+        seen.append(step)
+
+    again = pretrain(corpus, tmp_path / "base", state=state, advance=more, **given)
+    assert seen == [1, 2, 3, 4, 4, 5, 6]
+    assert hash_files(files(again)) == hash_files(files(base))
+    assert not state.exists()
+
+
 def files(folder: Path) -> dict[str, Path]:
     return {path.name: path for path in sorted(folder.iterdir())}
 

@@ -1,17 +1,13 @@
 """Maps and curves of searched surfaces: what lies where."""
 
 import doctest
-import io
-import re
-from base64 import b64decode
-from itertools import pairwise
+import math
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from sweeps.report.charts import search_surface_plots
-from sweeps.report.charts.search_surface_plots import picture, pictures, shades, ticks
+from sweeps.report.charts.search_surface_plots import CELLS, labelled, parts, picture, pictures
 from sweeps.report.charts.search_surfaces import Searched
 from sweeps.results.comparison import Row
 from tests.sweeps.report.charts.test_search_surfaces import kept
@@ -26,59 +22,61 @@ def searched(axis="beta", values=(0.5, 5.0), low=1.0, high=3.0, alpha=2.0, row=1
     return Searched("a<b", axis, np.array(values), np.array([0.0, 1.0, 10.0]), grid, ridge, row)
 
 
-def test_a_pixel_a_configuration_the_largest_beta_on_top():
-    drawn = str(picture(searched()))
-    data = re.search(r"base64,([^\"]+)", drawn)[1]
-    pixels = np.asarray(Image.open(io.BytesIO(b64decode(data))))
-    assert pixels.shape == (2, 3, 4)
-    assert pixels[0, 1].tolist() == [*search_surface_plots.BETTER, 242]  # beta 5, alpha 1: the best
-    assert pixels[1, 1, :3].tolist() == list(search_surface_plots.WORSE)
-    assert pixels[:, 0, 3].tolist() == [0, 0]
-    assert 0 < pixels[1, 1, 3] < pixels[0, 1, 3]  # half as far: one scale
-    assert "a&lt;b" in drawn
-    assert "a<b" not in drawn
+def test_a_cell_a_configuration_with_the_smallest_alpha_in_the_middle_of_the_colours():
+    drawn = picture(searched())
+    cells = {(v["alpha"], v["beta"]): v["accuracy"] for v in drawn["data"]["values"]}
+    assert cells == {(0, 0): 50, (1, 0): 40, (2, 0): 50, (0, 1): 50, (1, 1): 70, (2, 1): 60}
+    colour = drawn["layer"][0]["encoding"]["color"]
+    assert colour["scale"]["domainMid"] == 50
+    assert colour["scale"]["reverse"]  # blue is better
+    assert drawn["encoding"]["y"]["sort"] == "descending"  # the largest beta on top
+    assert drawn["data"]["values"][4]["at"] == "1; 5"
 
 
 def test_marks_lie_on_their_cells():
-    drawn = str(picture(searched(low=1.0, high=10.0, alpha=1.0)))
-    ring = re.search(r'circle class="chosen" cx="([\d.]+)%" cy="([\d.]+)"', drawn)
-    assert float(ring[1]) == pytest.approx(50)  # the middle of three columns
-    assert float(ring[2]) == pytest.approx(search_surface_plots.HEIGHT / 4)  # the upper of two rows
-    line = re.search(r'class="plateau" x1="([\d.]+)%" x2="([\d.]+)%"', drawn)
-    assert [float(line[1]), float(line[2])] == pytest.approx([50, 83.33])
-    endless = str(picture(searched(high=INF)))
-    assert 'x2="100.00%"' in endless
-    assert "for α from 1 to ∞" in endless
+    _, line, ring = picture(searched(low=1.0, high=10.0, alpha=1.0))["layer"]
+    assert ring["data"]["values"] == [{"alpha": 1, "beta": 1}]
+    assert line["data"]["values"] == [{"alpha": 1, "to": 2, "beta": 1}]
+    endless = picture(searched(high=INF))
+    assert endless["layer"][1]["data"]["values"][0]["to"] == 2
+    assert endless["description"].endswith("for α from 1 to ∞")
 
 
 def test_a_curve_has_its_band_and_ring():
-    drawn = str(picture(searched("", (float("nan"),), low=2.5, high=5.0, alpha=3.75, row=0)))
-    band = re.search(r'rect class="plateau" x="([\d.]+)%" width="([\d.]+)%"', drawn)
-    assert [float(band[1]), float(band[2])] == [25, 25]
-    assert 'cx="37.50%"' in drawn
-    assert "<image" not in drawn
+    drawn = picture(searched("", (float("nan"),), low=2.5, high=5.0, alpha=3.75, row=0))
+    band, _, ring = drawn["layer"]
+    assert band["data"]["values"] == [{"alpha": 2.5, "to": 5.0}]
+    assert ring["data"]["values"] == [{"alpha": 3.75, "accuracy": 70.0}]
+    assert [v["alpha"] for v in drawn["data"]["values"]] == [0, 1, 10]
 
 
-def test_a_surface_without_differences_is_blank():
-    assert not shades(np.full((2, 3), 0.5))[..., 3].any()
+def test_a_fine_search_is_drawn_by_the_best_of_each_part():
+    alphas = np.append(np.geomspace(0.01, 100, 200), INF)
+    betas = np.linspace(1, 7, 90)
+    grid = np.zeros((90, 201))
+    grid[40, 100] = 0.75
+    ridge = {name: np.full(90, 1.0) for name in ("accuracy", "low", "high", "alpha")}
+    drawn = picture(Searched("a", "beta", betas, alphas, grid, ridge, 40))
+    values = drawn["data"]["values"]
+    assert len(values) <= CELLS**2
+    (best,) = (value for value in values if value["accuracy"])
+    assert (best["accuracy"], best["beta"]) == (75.0, 13)
+    ring = drawn["layer"][2]["data"]["values"][0]
+    assert ring == {"alpha": best["alpha"], "beta": 13}
 
 
-@pytest.mark.parametrize(
-    ("values", "wanted"),
-    [
-        ([0.0, *np.geomspace(0.01, 100, 41)], ["0", "0.1", "1", "10", "100"]),
-        ([*np.geomspace(0.01, 10, 13), INF], ["0.01", "0.1", "1", "∞"]),
-        (np.linspace(0.1, 7, 200), ["2", "4", "6"]),
-        ([0.3, 7.0], ["0.3", "7"]),
-        ([INF], ["∞"]),
-    ],
-)
-def test_ticks_are_round_and_apart(values, wanted):
-    found = ticks(np.array(values))
-    assert [text for _, text in found if text in wanted] == wanted
-    places = [at for at, _ in found]
-    assert places == sorted(places)
-    assert all(b - a >= 0.08 * len(values) for a, b in pairwise(places))
+@pytest.mark.parametrize("count", [1, 29, 30, 31, 200, 9999])
+def test_parts_hold_every_value_once(count):
+    found = parts(count)
+    assert [i for each in found for i in range(each.start, each.stop)] == list(range(count))
+    assert len(found) <= CELLS
+
+
+def test_an_axis_has_few_labels():
+    made = labelled(np.geomspace(1, 1000, 25), parts(25))
+    assert len(made["values"]) <= 6
+    assert made["labelExpr"].startswith("datum.value === 0 ? '1' : ")
+    assert "'∞'" in labelled(np.array([1.0, math.inf]), parts(2))["labelExpr"]
 
 
 def test_only_winners_that_searched_are_drawn(tmp_path):

@@ -27,8 +27,8 @@ from sweeps.spec.method import MethodSpec
 from sweeps.spec.search_space import Choice, Grid, Space
 from sweeps.spec.trial_key import derive_seed, trial_key
 from sweeps.train.fine_tuning_context import FineTuningContext
-from sweeps.train.population_member import intervals_in, member_trial, population_folder
-from sweeps.train.population_spec import perturbed
+from sweeps.train.population.population_member import intervals_in, member_trial, population_folder
+from sweeps.train.population.population_spec import perturbed
 from sweeps.train.searcher import method
 from sweeps.train.trial import labels_of
 from sweeps.trials.tuner import fit

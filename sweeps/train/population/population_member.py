@@ -34,7 +34,7 @@ from sweeps.results.ledger import write_text
 from sweeps.spec.trial_key import digest
 from sweeps.train.heads import given_head
 from sweeps.train.ingredients import Trained, read_results, write_result
-from sweeps.train.population_spec import INTERVALS
+from sweeps.train.population.population_spec import INTERVALS
 from sweeps.train.trial import made_by, scored, seed_of, words
 
 Interval: TypeAlias = Mapping[str, Any]

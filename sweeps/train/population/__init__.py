@@ -1,0 +1,1 @@
+"""Population-based training of experts: spaces, members, the population."""
