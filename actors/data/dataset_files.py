@@ -118,8 +118,9 @@ def open_folder(folder: Path, columns: Columns, what: str, config: str | None = 
         return saved(folder, columns, what)
     found = discover(folder, config, what)
     if not found.splits:
+        lacking = "holds no data that can be read" if found.left else "empty"
         raise InputError(
-            f"{what}: {folder}: empty; parquet files or train/<class>/*.png needed"
+            f"{what}: {folder}: {lacking}; parquet files or train/<class>/*.png needed"
             f"{said(found.left)}"
         )
     if found.kind == "images":

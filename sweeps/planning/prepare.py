@@ -6,6 +6,8 @@ Reads no weight and no image; `sweeps plan` prints the result, `sweeps run` uses
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,10 +61,11 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
     splits = Splits(**spec.splits.model_dump())
     given = pool.family.own_heads(pool.base, pool.experts)
     given |= {name: task.head for name, task in spec.tasks.items() if task.head is not None}
-    tasks = {
-        name: open_task(replace(task.source(name), head=given.get(name)), inputs.kind)
-        for name, task in spec.tasks.items()
-    }
+    with named_by_experts(spec):
+        tasks = {
+            name: open_task(replace(task.source(name), head=given.get(name)), inputs.kind)
+            for name, task in spec.tasks.items()
+        }
     heads = pool.family.check_heads(pool.base, tasks)
     check_ancestry(pool, tasks)
     needs = needs_of(spec, pool.tasks, pool.groups)
@@ -95,6 +98,21 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
     statistics = sum(each.disk for each in statistics_costs(spec, pool).values())
     check_disk(cache_dir(), row_bytes + shifted_bytes(found) + statistics)
     return found
+
+
+@contextmanager
+def named_by_experts(spec: SweepSpec) -> Iterator[None]:
+    """Say of a data set that cannot be opened that it has its name from an expert, where the sweep
+    file gives no tasks."""
+    try:
+        yield
+    except InputError as error:
+        if "tasks" in spec.model_fields_set:
+            raise
+        raise InputError(
+            f"{error}; the sweep file has no `tasks`, so each expert's name is taken for a data"
+            " set: give tasks: {<name>: {dataset: …}}"
+        ) from None
 
 
 def read_places(

@@ -122,7 +122,9 @@ def test_everything_else_goes_through_datasets(
 
 def test_what_nothing_reads(tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("no data")
-    with pytest.raises(InputError, match=r"empty; .* left out: 1 no data, .*notes\.md") as caught:
+    with pytest.raises(
+        InputError, match=r"holds no data that can be read; .* left out: 1 no data, .*notes\.md"
+    ) as caught:
         open_folder(tmp_path, Columns(("image",), "label"), "tasks.a")
     assert "\n" not in str(caught.value)
 

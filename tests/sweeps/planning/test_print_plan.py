@@ -15,7 +15,7 @@ from actors.pool.vectors_low_rank import factor_vectors
 from fusion.errors import InputError
 from sweeps.cli.plan import show
 from sweeps.cluster import ray_connection
-from sweeps.planning.prepare import prepare
+from sweeps.planning.prepare import named_by_experts, prepare
 from sweeps.planning.print_plan import learned_images
 from sweeps.spec.sweep import validate
 from tests.actors.checkpoints.adapter_folders import write_adapter
@@ -200,3 +200,18 @@ def test_prefixes_of_wrappers_are_said(tiny_pool, tmp_path):
     spec["pool"]["experts"]["tones"] = str(tmp_path / "tones")
     wanted = "names       '_orig_mod.' is left out of all names of pool.experts.tones\n"
     assert wanted in planned(spec, tmp_path)
+
+
+def test_a_sweep_file_without_tasks_says_where_the_names_of_data_are_from(tiny_pool):
+    content = tiny_pool.spec()
+    with (
+        pytest.raises(InputError, match=r"^tasks\.a: no such data$"),
+        named_by_experts(validate(content, "s.yaml")),
+    ):
+        raise InputError("tasks.a: no such data")
+    del content["tasks"]
+    with (
+        pytest.raises(InputError, match="no such data; the sweep file has no `tasks`, so each exp"),
+        named_by_experts(validate(content, "s.yaml")),
+    ):
+        raise InputError("tasks.a: no such data")
