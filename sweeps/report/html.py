@@ -38,6 +38,9 @@ from sweeps.results.partial_comparison import gather
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 
+NAME = 22
+"""Most characters of a name in a table's head or first column."""
+
 ANALYSIS = "analysis/analysis.html"
 """The page of `sweeps analyse`, from the report's own folder."""
 
@@ -141,6 +144,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters["breaks"] = breaks
+    made.filters["named"] = named
     return made
 
 
@@ -153,6 +157,16 @@ def script_files() -> list[Path]:
 def breaks(name: str) -> Markup:
     """Allow line breaks after the underscores of a name."""
     return Markup("_<wbr>").join(name.split("_"))
+
+
+def named(name: str) -> Markup:
+    """A name with line breaks allowed; a long one is shortened in its middle, and the whole is its
+    tooltip."""
+    if len(name) <= NAME:
+        return breaks(name)
+    return Markup('<span title="{}">{}</span>').format(
+        name, breaks(number_format.middle(name, NAME))
+    )
 
 
 def view(comparison: Comparison, entries: Sequence[Entry]) -> dict[str, Any]:

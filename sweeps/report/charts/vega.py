@@ -377,7 +377,7 @@ def cost(comparison: Comparison) -> Spec | None:
     scored = {"field": "score", "type": "quantitative", "scale": {"zero": False},
               "title": f"{comparison.ranked_by.title}, %"}  # fmt: skip
     across = {"field": "cost", "type": "quantitative", "scale": {"zero": False, "padding": 20},
-              "title": None}  # fmt: skip
+              "title": None, "axis": {"format": "~g"}}  # fmt: skip
     front = [
         {"window": [{"op": "max" if up else "min", "field": "score", "as": "so_far"}],
          "sort": [{"field": "cost"}, {"field": "score", "order": "descending" if up else

@@ -182,6 +182,17 @@ def test_no_request_leaves_the_page(report):
     assert policy == "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'"
 
 
+def test_a_long_name_is_shortened_with_the_whole_in_its_tooltip():
+    tasks = ("cars", "a_task_whose_name_goes_on_<b>_2024")
+    entries = trials(tasks)
+    page = html(finished(entries, tasks), entries)
+    head = page[page.index('id="comparison"') :]
+    head = head[: head.index("</thead>")]
+    assert 'title="a_task_whose_name_goes_on_&lt;b&gt;_2024">a_<wbr>task_<wbr>whos…' in head
+    assert 'title="cars"' not in head
+    assert "<b>" not in head
+
+
 def specs(page: str) -> list[dict]:
     """The specifications of the page's charts."""
     pattern = r'<div class="vega"></div><script type="application/json">(.*?)</script>'
