@@ -1,6 +1,6 @@
 """Features of gates are computed where the sweep is planned to compute."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,8 +29,9 @@ def test_those_of_all_images(device, monkeypatch):
         pool=SimpleNamespace(base=None), tasks={}, splits=None, spec=spec,
         plan=SimpleNamespace(device=device), inputs=SimpleNamespace(kind="images"),
     )  # fmt: skip
+    progress = SimpleNamespace(doing=lambda _: nullcontext(), set=None)
     with pytest.raises(Asked, match=device):
-        start_fleet.start_fleet(ExitStack(), None, prepared, None, ["select"])
+        start_fleet.start_fleet(ExitStack(), None, prepared, progress, ["select"])
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
