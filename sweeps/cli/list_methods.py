@@ -6,6 +6,7 @@ Reads `methods.json` (see `sweeps.cli.methods_table`) and imports no method, and
 from __future__ import annotations
 
 import json
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,22 +15,48 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fusion import outside_methods
 from fusion.errors import InputError, unknown
 
 Data: TypeAlias = dict[str, Any]
 """One method, or one parameter, as `sweeps.cli.methods_table` writes it."""
 
 
+GROUPS = (
+    ("weights", "weights alone"),
+    ("statistics", "statistics of unlabelled data"),
+    ("inputs", "unlabelled data, which they learn from"),
+    ("expert_logits", "the experts' outputs"),
+    ("labels", "labelled data"),
+)
+"""What a method reads -> the heading of its group; a method is in the last that it reads."""
+
+
 @cache
 def table() -> list[Data]:
-    """Every method, in the order of the registry."""
+    """Every method, in the order of the registry; those of other packages last."""
     text = Path(__file__).with_name("methods.json").read_text(encoding="utf-8")
     found: list[Data] = json.loads(text)
-    return found
+    return found + outside()
+
+
+def outside() -> list[Data]:
+    """Methods of other packages; without any, no method is imported."""
+    if not outside_methods.points() and not os.environ.get(outside_methods.MODULES):
+        return []
+    from fusion.registry import METHODS
+    from sweeps.cli.methods_table import method_data
+
+    return [method_data(name, METHODS[name]) for name in outside_methods.ORIGINS]
+
+
+def group_of(method: Data) -> str:
+    """The heading of a method's group: what it needs."""
+    return [heading for read, heading in GROUPS if read in ("weights", *method["reads"])][-1]
 
 
 def describe(name: str | None = None) -> RenderableType:
-    """All methods as a table, or one of them in full.
+    """All methods as tables by what they need, or one of them in full.
 
     Raises:
         InputError: no method of that name.
@@ -58,12 +85,27 @@ def find(name: str) -> Data:
     return methods[name]
 
 
-def overview() -> Table:
+def overview() -> Group:
+    """A table for each group of methods."""
+    parts: list[RenderableType] = []
+    for _, heading in GROUPS:
+        found = [method for method in table() if group_of(method) == heading]
+        if found:
+            parts += [Text(f"needs {heading}", "bold underline"), rows_of(found), Text()]
+    return Group(*parts[:-1])
+
+
+def rows_of(methods: list[Data]) -> Table:
     """One row a method: name, kind, parameters with defaults, paper."""
     rows = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("method", "kind", "parameters and defaults", "paper"):
-        rows.add_column(column, overflow="fold")
-    for method in table():
+    for column, width in (
+        ("method", 24),
+        ("kind", 8),
+        ("parameters and defaults", 0),
+        ("paper", 0),
+    ):
+        rows.add_column(column, overflow="fold", min_width=width or None)
+    for method in methods:
         given = "\n".join(f"{each['name']}: {default(each)}" for each in method["parameters"])
         rows.add_row(
             Text(method["name"], "bold"),

@@ -1,4 +1,4 @@
-"""The command line: `sweeps run | plan | methods | train | report | analyse | export | cache | …`.
+"""The command line: `sweeps run | plan | merge | methods | list | train | report | export | …`.
 
 Exit status: 0 done, 1 some trials failed (named), 2 wrong input (nothing was started), 70 a bug
 of this program, 128 + n stopped by signal n (130: Ctrl-C). Errors are one line; `--debug` shows
@@ -14,6 +14,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,11 +24,13 @@ from actors.cluster.limits import bound_threads
 from sweeps.cli.analyse import analyse
 from sweeps.cli.cache import app as cache
 from sweeps.cli.ending import Commands, guarded
+from sweeps.cli.merge import merge
 from sweeps.cli.options import (
     OUTPUTS,
     Address,
     Extend,
     Fresh,
+    Import,
     Outputs,
     Resume,
     Set,
@@ -48,16 +51,25 @@ LOADING = "loading torch, Ray and MLflow …"
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Experiment sweeps for model fusion, on Ray, Ray Tune and MLflow.",
 )
+
+
+def say_version(asked: bool) -> None:
+    """Print this package's version and end."""
+    if asked:
+        typer.echo(f"fusion-sweeps {version('fusion-sweeps')}")
+        raise typer.Exit
 
 
 @app.callback()
 def options(
     context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=say_version, help="Show it.")
+    ] = False,
 ) -> None:
     """Options of every command."""
     context.obj = debug
@@ -76,6 +88,7 @@ def run(
     extend: Extend = False,
     storage: Storage = None,
     overrides: Set = None,
+    modules: Import = None,
     outputs: Outputs = OUTPUTS,
 ) -> None:
     """Run a sweep; ends with the comparison table and where everything is."""
@@ -83,7 +96,7 @@ def run(
 
     with stoppable(FINISHED, going_on):
         begin = Begin(resume, fresh, extend, storage)
-        conduct(load(spec, overrides or []), outputs, begin, address)
+        conduct(load(spec, overrides or [], modules or []), outputs, begin, address)
 
 
 def conduct(spec: Any, outputs: Path, begin: Begin, address: str | None) -> Any:
@@ -154,13 +167,14 @@ def plan(
     extend: Extend = False,
     storage: Storage = None,
     overrides: Set = None,
+    modules: Import = None,
     outputs: Outputs = OUTPUTS,
 ) -> None:
     """Check what `run` with the same options would, and print placement, memory, trials and work;
     loads no weights."""
     from sweeps.spec.sweep import load
 
-    loaded, screen = load(spec, overrides or []), Screen()
+    loaded, screen = load(spec, overrides or [], modules or []), Screen()
     screen.print("loading torch, checking models, data and methods …")
     from sweeps.cli.plan import show
 
@@ -172,9 +186,15 @@ def plan(
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method, in full.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    modules: Import = None,
 ) -> None:
-    """The methods: parameters, defaults, papers, needs."""
+    """The methods, by what they need: parameters, defaults, papers."""
     from sweeps.cli import list_methods
+
+    if modules:
+        from fusion.registry import import_methods
+
+        import_methods(modules, [Path.cwd()], where="--import")
 
     if as_json:
         typer.echo(json.dumps(list_methods.as_json(name), indent=1))
@@ -247,7 +267,23 @@ def report(
         render(comparison, Screen())
 
 
+@app.command(name="list")
+def list_all(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    outputs: Outputs = OUTPUTS,
+) -> None:
+    """The sweeps in the outputs folder: state, trials, best row, date."""
+    from sweeps.report.list_sweeps import listed, shown
+
+    found = listed(outputs)
+    if as_json:
+        typer.echo(json.dumps([vars(each) for each in found], indent=1))
+    else:
+        Screen().print(shown(found))
+
+
 app.command()(analyse)
+app.command()(merge)
 app.add_typer(cache, name="cache")
 
 
@@ -285,8 +321,12 @@ def export(
         bool,
         typer.Option("--check", help="Run the model card's code, and compare with the row."),
     ] = False,
+    modules: Import = None,
 ) -> None:
     """Rebuild a fused model from its recipe, as a Hugging Face folder with a model card."""
+    from fusion.registry import import_methods
+
+    import_methods(modules or [], [Path.cwd()], where="--import")
     from sweeps.results.export.code import check_folders
     from sweeps.results.export.from_recipe import export as export_model
 

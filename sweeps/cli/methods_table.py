@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fusion.outside_methods import ORIGINS
 from fusion.parameters import Parameter, type_name
 from fusion.registry import METHODS, Method
 
@@ -18,8 +19,8 @@ PATH = Path(__file__).with_name("methods.json")
 
 
 def table() -> list[dict[str, Any]]:
-    """Every method as plain data, in the order of `METHODS`."""
-    return [method_data(name, method) for name, method in METHODS.items()]
+    """Every method of this package as plain data, in the order of `METHODS`."""
+    return [method_data(name, row) for name, row in METHODS.items() if name not in ORIGINS]
 
 
 def method_data(name: str, method: Method) -> dict[str, Any]:
@@ -34,6 +35,7 @@ def method_data(name: str, method: Method) -> dict[str, Any]:
         "defaults": method.defaults,
         "scope": method.scope,
         "needs": method.needs,
+        "reads": sorted(method.reads),
         "doc": doc,
     }
 

@@ -27,6 +27,14 @@ Storage = Annotated[
         help="Durable storage (a folder, s3://…): the sweep is copied there after every trial.",
     ),
 ]
+Import = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        metavar="MODULE",
+        help="A module with methods of your own, installed, in this folder, or beside SPEC.",
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a stopped sweep.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Move an old one of the name aside.")]
 Extend = Annotated[

@@ -120,7 +120,10 @@ def submit(asked: JobOptions, caller: Path) -> int:
     options = options_of(asked.words)
     given = str(options["spec"])
     spec = found_spec(given, [caller, project()])
-    name = load(spec, options["overrides"] or []).name  # its faults end here, one line each
+    modules = options["modules"] or []
+    name = load(
+        spec, options["overrides"] or [], modules
+    ).name  # its faults end here, one line each
     words = [str(spec) if word == given else word for word in asked.words]
     if redact.command(words) != shlex.join(words):
         raise InputError(

@@ -6,6 +6,7 @@ imported, and commands that need no cluster start faster.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,7 @@ import psutil
 
 from actors.cluster.limits import cores, limits, shortfalls
 from actors.cluster.planner import Node, Resources, gigabytes
+from fusion import outside_methods
 from fusion.errors import InputError
 from sweeps.cluster.probe_address import Address, check, given
 from sweeps.cluster.ray_temp_dir import close_to_others, make_token, session_folder
@@ -230,12 +232,31 @@ def joined(address: Address) -> Any:
 
     check(address)
     try:
-        return ray.init(address=address.text, **QUIET)
+        return ray.init(address=address.text, **outside_code(), **QUIET)
     except Exception as error:  # Ray has no one class for what can go wrong here
         raise address.refused(
             f"Ray cannot be reached: {reason(error)}; where tokens are on it wants the cluster's:"
             " RAY_AUTH_MODE=token and ~/.ray/auth_token"
         ) from error
+
+
+def outside_code() -> dict[str, Any]:
+    """Arguments of `ray.init` that bring imported modules with methods to every node of a cluster.
+
+    Processes of this machine inherit the variables instead. Packages that are found by their entry
+    points are not sent: they are installed on the nodes, as this project is.
+    """
+    names = [name for name in os.environ.get(outside_methods.MODULES, "").split(",") if name]
+    if not names:
+        return {}
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    known = (job.get("runtime_env") or {}).get("env_vars") or {}
+    variables = {outside_methods.MODULES: ",".join(names)}
+    sources = dict.fromkeys(str(outside_methods.source_of(name)) for name in names)
+    found: dict[str, Any] = {"py_modules": list(sources)}
+    if outside_methods.MODULES not in known:  # Ray refuses a variable that the job has, too
+        found["env_vars"] = variables
+    return {"runtime_env": found}
 
 
 def started(stack: ExitStack, store_bytes: int) -> Any:

@@ -49,7 +49,7 @@ def kept_spec(folder: Path) -> SweepSpec | None:
     """Load the sweep's kept file; None if it is missing or of an older version."""
     file = folder / "spec.yaml"
     try:
-        return load(file) if file.exists() else None
+        return load(file, importing=False) if file.exists() else None
     except InputError:
         return None
 

@@ -22,6 +22,7 @@ from actors.files.paths import Plain, inside
 from actors.pool.pool import Pool
 from fusion.errors import InputError, unknown
 from fusion.kinds import NO_SINGLE_MODEL
+from fusion.outside_methods import ORIGINS
 from fusion.registry import METHODS
 from sweeps.results import comparison_file
 from sweeps.results.ledger import write_text
@@ -61,6 +62,8 @@ class RecipeFile:
     """Of a method that merges by statistics of data: each expert's key in the cache."""
     result_dtype: str = "base"
     """What the model is rounded to: each tensor to its dtype in the base, or to float32."""
+    module: str | None = None
+    """Of a method of another package: the module that has it."""
     preprocessing: str | None = None
     """Fingerprint of the base's preprocessing; None: written before it was kept."""
     tokenizer: str | None = None
@@ -128,6 +131,8 @@ def write(
         content["learned"] = vars(Model(f"{row}.safetensors", digest))
     if statistics:
         content["statistics"] = list(statistics)
+    if row in ORIGINS:
+        content["module"] = ORIGINS[row]
     path = folder / f"{row}.yaml"
     write_text(path, dump_yaml(content))
     return path
@@ -142,6 +147,11 @@ def load(path: Path) -> RecipeFile:
     """
     where = f"{path}: not a recipe as `sweeps run` writes it"
     found = checked(RecipeFile, read_yaml(path), where)
+    if found.method not in METHODS and found.module is not None:
+        raise InputError(
+            f"{path}: method: {found.method!r} is of the module {found.module!r}, which is not"
+            f" loaded: give --import {found.module} in its folder, or install its package"
+        )
     if found.method not in METHODS and found.method not in REFERENCES:
         raise InputError(f"{path}: method: {unknown('method', found.method, METHODS)}")
     if found.result_dtype not in RESULTS:

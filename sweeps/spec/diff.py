@@ -9,7 +9,7 @@ from typing import Any
 from actors.files.documents import parse_yaml
 from fusion.errors import InputError
 from sweeps.spec.errors import SpecErrors, shown
-from sweeps.spec.sweep import SweepSpec, deciding, validate
+from sweeps.spec.sweep import SweepSpec, deciding, load_data
 from sweeps.spec.trial_key import canonical
 
 EXTENDS = ("methods", "metric", "shifts")
@@ -93,13 +93,13 @@ def check_extends(where: str, old_text: str, new_text: str, *, extend: bool) -> 
             what can be done.
     """
     try:
-        old = validate(parse_yaml(old_text, where), where)
+        old = load_data(parse_yaml(old_text, where), where, importing=False)
     except InputError:
         raise InputError(
             f"{where}: was started from another spec, which cannot be read any more; "
             "give another name, or use --fresh"
         ) from None
-    found = changes(old, validate(parse_yaml(new_text, "the spec"), "the spec"))
+    found = changes(old, load_data(parse_yaml(new_text, "the spec"), "the spec", importing=False))
     fixed = [change for change in found if not change.extends]
     if found and not fixed and extend:
         return

@@ -28,8 +28,6 @@ from sweeps.spec.search_space import (
 Searcher = Literal["random", "tpe", "cmaes"]
 RESERVED = ("trials", "searcher", "scheduler")
 """Keys of an entry that are not parameters of the method; no method may have one of these."""
-STEPWISE = frozenset(name for name, method in METHODS.items() if method.stepwise)
-"""Methods that report results on the way, so that a scheduler can stop them: those that learn."""
 
 
 Handler = TypeVar("Handler")
@@ -228,7 +226,7 @@ def scheduler_faults(scheduler: Any, method: str) -> Iterator[Fault]:
     """Faults of a scheduler: the method must report results while it learns."""
     if scheduler not in (None, "asha"):
         yield Fault(("scheduler",), scheduler, "null or 'asha' allowed")
-    elif scheduler and method not in STEPWISE:
+    elif scheduler and not METHODS[method].stepwise:
         reason = f"stops trials by results on the way, and {method} reports once; null allowed"
         yield Fault(("scheduler",), scheduler, reason)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -20,6 +21,7 @@ from pydantic import (
 from actors.experts.metrics import METRICS, metric_of
 from actors.files.documents import dump_yaml
 from fusion.errors import InputError
+from fusion.registry import import_methods
 from sweeps.spec.errors import Fault, custom_error, raise_all, spec_errors
 from sweeps.spec.fields import NAME as NAME
 from sweeps.spec.fields import NAME_RULE as NAME_RULE
@@ -35,6 +37,9 @@ from sweeps.spec.shift import ShiftSpec, check_adapted, check_shifts
 from sweeps.spec.task import TaskSpec as TaskSpec
 from sweeps.spec.trial_key import digest
 from sweeps.spec.yaml_file import read
+
+IMPORT = "import"
+"""Key of `methods` that names modules with methods; no method has this name."""
 
 SELECTOR = r"^!?(in\([^()]+\)|[^!()]+)$"
 
@@ -256,6 +261,13 @@ class SweepSpec(Part):
     )
     """Where runs are logged."""
 
+    _imports: tuple[str, ...] = ()
+
+    @property
+    def imports(self) -> tuple[str, ...]:
+        """Modules with methods of other packages: `methods.import` of the file, and `--import`."""
+        return self._imports
+
     @property
     def unseen(self) -> tuple[str, ...]:
         """Tasks that are evaluated only: see `unseen_tasks`."""
@@ -286,14 +298,59 @@ class SweepSpec(Part):
         return checked_metric(metric, info.data["tasks"], info.data["pool"].experts)
 
 
-def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> SweepSpec:
+def load(
+    path: str | os.PathLike[str],
+    overrides: Sequence[str] = (),
+    modules: Sequence[str] = (),
+    *,
+    importing: bool = True,
+) -> SweepSpec:
     """Load the sweep file at `path` and apply `key=value` overrides (dotted keys, YAML values).
 
+    Args:
+        path: the file.
+        overrides: as `--set` gives them.
+        modules: further modules with methods, beside those of `methods.import`.
+        importing: whether modules may be imported; a file among results is not trusted so far.
+
     Raises:
-        InputError: no such file, or not YAML.
+        InputError: no such file, not YAML, or a module that cannot be imported.
         SpecErrors: an InputError with one line for each fault in `lines`.
     """
-    return validate(read(path, overrides), str(path))
+    data = read(path, overrides)
+    return load_data(data, str(path), modules, importing=importing)
+
+
+def load_data(
+    data: Any, file: str, modules: Sequence[str] = (), *, importing: bool = True
+) -> SweepSpec:
+    """Import the modules that plain data of a sweep file names, then validate it. See `load`."""
+    rest, named = without_imports(data, file)
+    every = tuple(dict.fromkeys((*named, *modules)))
+    if importing:
+        import_methods(every, [Path(file).parent, Path.cwd()], where=f"{file}: methods.import")
+    spec = validate(rest, file)
+    spec._imports = every
+    return spec
+
+
+def without_imports(data: Any, file: str) -> tuple[Any, list[str]]:
+    """A sweep file's content without `methods.import`, and the modules named there.
+
+    Raises:
+        InputError: no name, and no list of names.
+    """
+    methods = data.get("methods") if isinstance(data, Mapping) else None
+    if not isinstance(methods, Mapping) or IMPORT not in methods:
+        return data, []
+    given = methods[IMPORT]
+    names = given if isinstance(given, list) else [given]
+    if not all(isinstance(name, str) for name in names):
+        raise InputError(
+            f"{file}: methods.import: {given!r}: the name of a module, or a list of names, allowed"
+        )
+    rest = {name: entry for name, entry in methods.items() if name != IMPORT}
+    return {**data, "methods": rest}, names
 
 
 def validate(data: Any, file: str) -> SweepSpec:
@@ -316,6 +373,8 @@ def dump(spec: SweepSpec) -> str:
     data = spec.model_dump(mode="json")
     if not spec.splits.select_spelled:
         del data["splits"]["select"]
+    if spec.imports:
+        data["methods"] = {IMPORT: list(spec.imports), **data["methods"]}
     return dump_yaml(data, allow_unicode=True)
 
 

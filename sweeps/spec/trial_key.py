@@ -6,10 +6,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from actors.files.fingerprint import Fingerprint
 from fusion.kinds import Row
+from fusion.outside_methods import ORIGINS, source_of
 from fusion.parameters import bind
 from fusion.registry import METHODS
 
@@ -62,6 +64,8 @@ def digest(value: Any) -> str:
 def trial_key(method: str, params: Mapping[str, Any], context: Fingerprint | Context) -> str:
     """Key of a trial in the ledger, in MLflow and in the searcher.
 
+    The key of a method of another package also holds a hash of that package's code.
+
     Parameters that are left out count with their defaults: `{}` and `{scale: 0.3}` are one trial,
     and a default that changes makes another.
 
@@ -76,7 +80,22 @@ def trial_key(method: str, params: Mapping[str, Any], context: Fingerprint | Con
     row = METHODS.get(method)
     bound = bind(method, row.parameters, params) if row else dict(params)
     given = context.of(bound, row) if isinstance(context, Context) else context
-    return digest([method, bound, given])
+    module = ORIGINS.get(method)
+    return digest(
+        [method, bound, given] if module is None else [method, bound, given, code_of(module)]
+    )
+
+
+@cache
+def code_of(module: str) -> str:
+    """Hash of the source files of a module outside this project: of its top-level package."""
+    source = source_of(module)
+    files = sorted(source.rglob("*.py")) if source.is_dir() else [source]
+    found = hashlib.sha256()
+    for file in files:
+        found.update(f"{file.relative_to(source.parent)}\0".encode())
+        found.update(hashlib.sha256(file.read_bytes()).digest())
+    return found.hexdigest()[:16]
 
 
 def adapts(row: Row | None) -> bool:

@@ -23,6 +23,15 @@ def read(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Any:
     if not isinstance(data, dict):
         what = "empty" if data is None else shown(data)
         raise InputError(f"{path}: {what}: a mapping of name, pool, methods, … needed")
+    return overridden(data, overrides, str(path))
+
+
+def overridden(data: dict[Any, Any], overrides: Sequence[str], where: str) -> dict[Any, Any]:
+    """Plain data with `key=value` overrides, which are set in it.
+
+    Raises:
+        InputError: an override that does not fit, a password or token; names `where`.
+    """
     for override in overrides:
         key, equals, value = override.partition("=")
         label = f"--set {shown(override)[1:-1]}"
@@ -32,7 +41,7 @@ def read(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Any:
             raise InputError(f"{label}: nested more than {DEPTH} deep")
         assign(data, key.split("."), parse_yaml(value, label), label)
     check_depth(data, "--set")
-    check_secrets(data, str(path))
+    check_secrets(data, where)
     return data
 
 

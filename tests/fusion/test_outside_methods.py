@@ -11,43 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from fusion import outside_methods, registry
+from fusion import outside_methods
 from fusion.errors import InputError
 from fusion.registry import METHODS, import_methods
-
-MODULE = '''
-"""A module with one method."""
-from fusion.kinds import Static
-from fusion.task_vectors.coding import mix
-import torch
-
-def {name}(vectors, *, scale: float = 0.5):
-    """θ₀ + λ·Σ τ. Source: these tests."""
-    return mix(vectors, torch.full((1, len(vectors.tasks), 1), scale))
-
-METHODS = {{"{name}": Static({name}, paper="none", defaults="ours")}}
-'''
+from tests.outside_modules import MODULE, undone, write
 
 
 @pytest.fixture(autouse=True)
-def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    table, origins, path = dict(registry.TABLE), dict(outside_methods.ORIGINS), list(sys.path)
-    modules = set(sys.modules)
-    for variable in (outside_methods.MODULES, outside_methods.FOLDERS):
-        monkeypatch.setenv(variable, "")
-    yield
-    registry.TABLE.clear()
-    registry.TABLE.update(table)
-    outside_methods.ORIGINS.clear()
-    outside_methods.ORIGINS.update(origins)
-    sys.path[:] = path
-    for name in set(sys.modules) - modules:
-        if name.startswith("outside_"):
-            del sys.modules[name]
-
-
-def write(folder: Path, module: str, text: str = MODULE) -> None:
-    (folder / f"{module}.py").write_text(text.format(name=module), encoding="utf-8")
+def as_before() -> Iterator[None]:
+    with undone():
+        yield
 
 
 def installed(folder: Path, module: str, value: str | None = None) -> None:

@@ -17,13 +17,25 @@ from fusion.parameters import Parameter
 from fusion.registry import METHODS
 from sweeps.cli.file_formats.fields import fields_of
 from sweeps.spec.shift import ShiftSpec
-from sweeps.spec.sweep import MlflowSpec, PlacementSpec, PoolSpec, SplitSpec, SweepSpec, TaskSpec
+from sweeps.spec.sweep import (
+    IMPORT,
+    MlflowSpec,
+    PlacementSpec,
+    PoolSpec,
+    SplitSpec,
+    SweepSpec,
+    TaskSpec,
+)
 from sweeps.train.spec import TrainSpec, schema
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 SPACE = {"$ref": "#/$defs/Space"}
 ENDS = {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
 VALUES = {"type": "array", "minItems": 1}
+MODULES = {
+    "description": "Modules with methods of your own. Allowed: a name, or a list of names.",
+    "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+}
 
 
 def sweep_schema() -> dict[str, Any]:
@@ -36,8 +48,11 @@ def sweep_schema() -> dict[str, Any]:
         "minProperties": 1,
         "additionalProperties": False,
         "properties": {
-            name: entry(row.parameters) | {"description": row.doc.strip().partition("\n")[0]}
-            for name, row in METHODS.items()
+            IMPORT: MODULES,
+            **{
+                name: entry(row.parameters) | {"description": row.doc.strip().partition("\n")[0]}
+                for name, row in METHODS.items()
+            },
         },
     }
     found["properties"]["methods"].pop("$ref", None)

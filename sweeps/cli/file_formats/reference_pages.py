@@ -73,8 +73,10 @@ KEYS = (
 """Keys that the entries of all methods have."""
 
 METHODS_TEXT = """`methods.<name>` holds the parameters of a method; `{}` is all defaults.
-`sweeps methods` lists the names; `sweeps methods NAME` explains one, with its parameters. In all of
-them:
+`sweeps methods` lists the names; `sweeps methods NAME` explains one, with its parameters.
+`methods: {import: my_module, …}` loads methods of your own from a Python module that is installed,
+lies beside the sweep file or in the current folder; a list names several
+([a method of another package](add_a_method.md#a-method-of-another-package)). In all methods:
 """
 
 SPACES_TEXT = """A value, or any part of a list or mapping, can be a search space:

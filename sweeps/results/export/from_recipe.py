@@ -47,10 +47,30 @@ def export(path: Path, out: Path) -> str | None:
     recipe = load(path)
     check_new(out)
     check_single(recipe, path)
-    data = learned_data(recipe, path)
     pool = known_pool(recipe, path)
-    statistics = known_statistics(recipe, pool, path)
     facts, lacking = facts_of(path, recipe.method, pool)
+    rebuild(recipe, path, pool, out, facts, f"sweeps export {path} {CARD}")
+    return lacking
+
+
+def rebuild(
+    recipe: RecipeFile, path: Path, pool: Pool, out: Path, facts: SweepFacts, command: str
+) -> None:
+    """Rebuild a recipe's model, or one a task, into a new folder that is there whole or not at all.
+
+    Args:
+        recipe: of a single model, or of one for each task.
+        path: the recipe's file, which is copied beside the weights.
+        pool: the recipe's, unchanged.
+        out: the new folder.
+        facts: tasks and accuracies for `tasks.json` and the card.
+        command: what makes the folder, for the card.
+
+    Raises:
+        InputError: `out` is there already; what the recipe learned is gone or has changed.
+    """
+    data = learned_data(recipe, path)
+    statistics = known_statistics(recipe, pool, path)
     what = Recipe(recipe.method, recipe.params, data)
     row = METHODS.get(recipe.method)
     if row is not None and row.output == "model_per_task":
@@ -60,13 +80,12 @@ def export(path: Path, out: Path) -> str | None:
                 place = inside(part, task, f"{path}: experts")
                 place.mkdir()
                 fused = merged(vectors, of_task(what, task))
-                fill(place, pool, fused, recipe, path, facts.of([task]))
-        return lacking
+                fill(place, pool, fused, recipe, path, facts.of([task]), command)
+        return
     fused = rebuilt(pool, what, recipe.result_dtype, statistics)
     fused |= pool.family.tempered(pool.base, fused, learned_beta(what))
     with new_folder(out) as part:
-        fill(part, pool, fused, recipe, path, facts)
-    return lacking
+        fill(part, pool, fused, recipe, path, facts, command)
 
 
 def known_pool(recipe: RecipeFile, path: Path) -> Pool:
@@ -97,6 +116,7 @@ def fill(
     recipe: RecipeFile,
     path: Path,
     facts: SweepFacts,
+    command: str,
 ) -> None:
     """Write all files of an export into a folder that is there."""
     write_model(part, pool.base, fused, recipe.result_dtype)
@@ -108,7 +128,7 @@ def fill(
         (recipe.base.source, recipe.base.sha256),
         {name: (model.source, model.sha256) for name, model in recipe.experts.items()},
         tasks,
-        f"sweeps export {path} {CARD}",
+        command,
         facts.command,
         facts.dtype,
     )

@@ -48,7 +48,7 @@ def facts_of(path: Path, method: str, pool: Pool) -> tuple[SweepFacts, str | Non
     folder = SweepFolder(path.parent.parent)
     try:
         identity = read_identity(folder)
-        spec = load(folder.path / identity.spec_file)
+        spec = load(folder.path / identity.spec_file, importing=False)
     except (InputError, OSError):
         return SweepFacts(), f"no tasks, heads and accuracies: {folder.path} is no sweep's folder"
     row, command = row_of(folder, method)
