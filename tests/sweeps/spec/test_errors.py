@@ -199,7 +199,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
         "mlflow.uri: 'x': unknown field 'uri'; (valid: experiment, max_model_mb, tracking_uri)",
     ),
     ({"mlflow": {"max_model_mb": -1}}, "mlflow.max_model_mb: -1: a number of megabytes, at least 0,"
-     " needed"),
+     " allowed"),
     ({"mlflow": {"experiment": 3}}, "mlflow.experiment: 3: a name, or null (the default),"
      " allowed; put it in quotes"),
     # methods
