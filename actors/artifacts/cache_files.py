@@ -33,6 +33,7 @@ def facts(path: Path) -> None:
 
 KINDS: Mapping[str, tuple[str, Callable[[Path], None]]] = {
     "pixels": ("*.arrow", arrow),
+    "tokens": ("*.arrow", arrow),
     "embeddings": ("*.arrow", arrow),
     "features": ("*.arrow", arrow),
     "heads": ("*.safetensors", head),

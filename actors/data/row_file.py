@@ -26,9 +26,6 @@ from actors.files.atomic import replacing, writing
 from actors.files.checksums import FIELD, Damaged
 from fusion.errors import InputError, one_line
 
-FOLDER = "pixels"
-"""Folder of the cache that prepared rows of all kinds lie in."""
-
 LABEL = "label"
 
 CONSTANTS = "constants"

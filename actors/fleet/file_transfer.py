@@ -31,7 +31,7 @@ PIECE = 16 << 20
 AHEAD = 4
 """Pieces of one file in flight, so that reading, sending and writing overlap."""
 
-KINDS = frozenset({"pixels", "heads", "features"})
+KINDS = frozenset({"rows", "heads", "features"})
 """Kinds of files that a task has in the cache."""
 
 
@@ -75,7 +75,7 @@ def with_local_files(
 
     def rows(given: Rows) -> Rows:
         features = {key: at(path, "features") for key, path in given.features.items()}
-        return replace(given, file=at(given.file, "pixels"), features=features)
+        return replace(given, file=at(given.file, "rows"), features=features)
 
     return {
         name: replace(

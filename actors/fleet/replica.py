@@ -116,7 +116,7 @@ def build_shard(setup: Setup, weights: bytes, index: int) -> Shard:
         results=results_dtype(setup.results),
     )
     last = index == setup.plan.shards - 1
-    kinds = [kind for kind, read in (("pixels", index == 0), ("heads", last)) if read]
+    kinds = [kind for kind, read in (("rows", index == 0), ("heads", last)) if read]
     data = with_local_files(setup.data, setup.home, kinds)
     heads = {name: open_head(task.head) for name, task in data.items()} if last else {}
     shard = Shard(

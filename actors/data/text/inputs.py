@@ -109,7 +109,7 @@ class TextInputs:
             *("text-rows-1", task.split(split).fingerprint, self.fingerprint, words.template),
             *(list(words.columns), list(words.targets), *under),
         )
-        return root / "pixels" / f"{key}.arrow"
+        return root / "tokens" / f"{key}.arrow"
 
     def check(self, tasks: Iterable[Task]) -> None:
         """Raise InputError where a task has no words, or targets that the model cannot tell apart.

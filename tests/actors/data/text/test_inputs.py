@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from actors.artifacts.cache_files import fault_of, files_of
 from actors.data.protocol import Corruption
 from actors.data.task import Task, TaskSource, open_task
 from actors.data.task_rows import Rows
@@ -45,6 +46,15 @@ def prepared(inputs: TextInputs, task: Task, root: Path):
 
 def ids(text: str) -> list[int]:
     return [{word: at + 3 for at, word in enumerate(WORDS)}[word] for word in text.split()] + [1]
+
+
+def test_the_cache_list_knows_the_files_of_tokens(inputs, task, tmp_path):
+    found = inputs.prepare({task.name: task}, [(task.name, "train")], tmp_path)
+    files = files_of("tokens", tmp_path)
+    assert files == list(found.values())
+    assert fault_of("tokens", files[0]) is None
+    files[0].write_bytes(files[0].read_bytes()[:-100])
+    assert fault_of("tokens", files[0]) is not None
 
 
 def test_rows_are_prompts_as_ids(inputs, task, tmp_path):
@@ -153,7 +163,7 @@ def test_rows_that_are_refused(columns, parts, inputs, tmp_path):
     with one_line(*parts, "train"):
         task = open_task(source, "text")
         inputs.prepare({"bad": task}, [("bad", "train")], tmp_path)
-    assert not list((tmp_path / "pixels").glob("*.arrow"))
+    assert not list(tmp_path.rglob("*.arrow"))
 
 
 def test_targets_that_share_all_tokens_are_refused(inputs, task):
