@@ -36,7 +36,6 @@ ALLOWED = {
     "sweeps/spec/sweep.py": "examples of hub ids",
     "sweeps/cli/file_formats/reference_pages.py": "a hub id in an example",
     "sweeps/results/export/model_folder.py": "a file that exports copy",
-    "sweeps/report/charts/": "pixels of a chart",
 }
 """Path -> why it names a word of the family all the same."""
 
