@@ -216,9 +216,22 @@ def train(
         loaded = load(spec, overrides or [])
         ray_connection.stay_on_loopback(address)
         Screen().print(LOADING)
+        from sweeps.tracking.training_run import TrainingRun
+        from sweeps.train.ingredients import read_results, result_file
         from sweeps.train.run import train as train_pool
 
-        failed = train_pool(loaded, Screen(), address=address)
+        out, console, store = Path(loaded.out), Screen(), loaded.mlflow
+        runs = TrainingRun(loaded.name, out, store.tracking_uri, store.experiment, console.print)
+        failed = train_pool(loaded, console, address=address)
+        with aside("the runs in MLflow", "the same command sends them", typer.echo):
+            results = [
+                (each, result_file(out, task, each.key))
+                for task in loaded.tasks
+                for each in read_results(out, task)
+            ]
+            page = runs.log(loaded.model_dump(mode="json"), results, sorted(out.glob("*.yaml")))
+            serve = f"{runs.serve}  then " if runs.serve else ""
+            console.print(f"mlflow  {serve}{page}", soft_wrap=True, markup=False)
     if failed:
         raise typer.Exit(1)
 

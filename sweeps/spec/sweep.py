@@ -164,7 +164,7 @@ class PlacementSpec(Part):
     """`auto`: GPUs where the cluster has them."""
 
 
-class MlflowSpec(Part):
+class StoreSpec(Part):
     """MLflow store and experiment."""
 
     tracking_uri: Text | None = Field(
@@ -177,6 +177,11 @@ class MlflowSpec(Part):
         default=None, description="a name, or null (the default),", examples=["merging"]
     )
     """Experiment of the runs."""
+
+
+class MlflowSpec(StoreSpec):
+    """MLflow store and experiment of a sweep, and which models it gets."""
+
     max_model_mb: float = Field(
         default=100, ge=0, allow_inf_nan=False, description="a number of megabytes, at least 0,"
     )

@@ -26,7 +26,16 @@ from sweeps.spec.errors import Fault, custom_error, raise_all, spec_errors
 from sweeps.spec.method import RESERVED, MethodSpec, read_parameter, searcher_faults, trials_faults
 from sweeps.spec.search_space import Choice, Grid, parse, spaces
 from sweeps.spec.shift import ShiftSpec, check_shifts
-from sweeps.spec.sweep import NAME, NAME_RULE, Part, SplitSpec, TaskSpec, Text, check_names
+from sweeps.spec.sweep import (
+    NAME,
+    NAME_RULE,
+    Part,
+    SplitSpec,
+    StoreSpec,
+    TaskSpec,
+    Text,
+    check_names,
+)
 from sweeps.spec.yaml_file import read
 from sweeps.train.ingredients import Keep
 from sweeps.train.population.population_spec import population_faults
@@ -298,6 +307,8 @@ class TrainSpec(Part):
     """Shift sets on which kept ingredients are also evaluated."""
     seed: int = Field(0, ge=0, strict=True, description="an integer of at least 0")
     """Seed of the base that is made, and of the search."""
+    mlflow: StoreSpec = Field(StoreSpec(), description="a mapping of tracking_uri and experiment")
+    """Where fine-tunings are logged, as in a sweep file; the default is a file beside `out`."""
 
     @field_validator("tasks", "shifts")
     @classmethod

@@ -31,7 +31,10 @@ class FieldOfFile:
 
 def fields_of(model: type[BaseModel]) -> Iterator[FieldOfFile]:
     """Fields of a part of a file, in the order of its schema."""
-    known = meanings(model)
+    parts = [
+        each for each in model.__mro__ if issubclass(each, BaseModel) and each is not BaseModel
+    ]
+    known = {name: text for part in reversed(parts) for name, text in meanings(part).items()}
     for name, field in model.model_fields.items():
         yield FieldOfFile(
             name, allowed(field), default(field), known.get(name, ""), example(name, field)
