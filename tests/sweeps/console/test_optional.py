@@ -14,6 +14,7 @@ from sweeps.tracking.tracker import Tracker
 
 STEPS = {
     "write_table": "comparison.parquet",
+    "keep_examples": "the report's examples",
     "write_html": "report.html",
     "write_tables": "surfaces",
     "write_studies": "optuna.journal",
@@ -37,7 +38,7 @@ def sweep(tmp_path, monkeypatch):
         winner=lambda *_, **__: done.append("winner"),
         finish=lambda status, *_, **__: done.append(status),
     )
-    tasks = {"a": SimpleNamespace(fingerprint="f" * 64)}
+    tasks = {"a": SimpleNamespace(fingerprint="f" * 64, classnames=("x", "y"))}
     spec = SimpleNamespace(name="s", metric="acc/mean", mode="max", methods={})
     prepared = SimpleNamespace(spec=spec, tasks=tasks, splits=SimpleNamespace(report="test"))
     monkeypatch.setattr(SweepRun, "entries", lambda sweep: list(sweep.folder.ledger))

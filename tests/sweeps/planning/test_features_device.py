@@ -29,7 +29,7 @@ def test_those_of_all_images(device, monkeypatch):
         pool=SimpleNamespace(base=None), tasks={}, splits=None, spec=spec,
         plan=SimpleNamespace(device=device), inputs=SimpleNamespace(kind="images"),
     )  # fmt: skip
-    progress = SimpleNamespace(doing=lambda _: nullcontext(), set=None)
+    progress = SimpleNamespace(doing=lambda _: nullcontext(), set=print)
     with pytest.raises(Asked, match=device):
         start_fleet.start_fleet(ExitStack(), None, prepared, progress, ["select"])
 
