@@ -268,8 +268,8 @@ class ModelFamily(Protocol):
         ...
 
     def usage(self, base: Checkpoint) -> Usage | None:
-        """Code that uses an exported model with `transformers` alone, for its model card; None:
-        there is none."""
+        """Code that uses an exported model with `transformers` alone, for its model card. None
+        if the family has no such code."""
         ...
 
     # ------------------------------------------------------------------------------------ the model

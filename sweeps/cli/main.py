@@ -139,11 +139,11 @@ def conduct(spec: Any, outputs: Path, begin: Begin, address: str | None) -> Any:
 def where_to_look(outcome: Any) -> list[str]:
     """Lines with the pages of a finished sweep: MLflow's comparison, Optuna's, Ray's dashboard."""
     from sweeps.cluster.ray_connection import token_hint
+    from sweeps.tracking.mlflow_store import serve_command
     from sweeps.trials.optuna_studies import FILE
 
-    served = outcome.mlflow.startswith(("http:", "https:"))
-    serve = f"mlflow ui --backend-store-uri {outcome.mlflow}  then "
-    lines = [f"mlflow   {'' if served else serve}{outcome.page}"]
+    serve = serve_command(outcome.mlflow)
+    lines = [f"mlflow   {f'{serve}  then ' if serve else ''}{outcome.page}"]
     if (studies := outcome.folder.path / FILE).exists():
         lines.append(f"optuna   optuna-dashboard {studies}  (pip install optuna-dashboard)")
     if outcome.dashboard:

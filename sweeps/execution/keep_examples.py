@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,8 +21,8 @@ from sweeps.results.examples import Example, Examples, write
 EACH = 6
 """Most samples of a task and side."""
 
-MOST_BYTES = 600_000
-"""Most characters of all samples together; tasks that come later have none beyond it."""
+MOST_CHARACTERS = 600_000
+"""Most characters of all samples together. Tasks after the one that exceeds it get no samples."""
 
 
 def keep_examples(sweep: SweepRun, comparison: Comparison) -> None:
@@ -33,19 +34,16 @@ def keep_examples(sweep: SweepRun, comparison: Comparison) -> None:
     best, other = comparison.best, runner_up(comparison)
     if best is None or not comparison.ranked_by.per_sample:
         return
-    correct, predicted = (
-        read_correct(sweep.folder.correct), read_predicted(sweep.folder.correct)
-    )  # fmt: skip
-    tasks, found, left = sweep.prepared.tasks, {}, MOST_BYTES
+    correct, predicted = read_correct(sweep.folder.correct), read_predicted(sweep.folder.correct)
+    tasks, found, left = sweep.prepared.tasks, {}, MOST_CHARACTERS
     pair = (best.method, other.method if other is not None else "")
     for name in tasks:
         if any(name not in correct.get(row, {}) for row in pair) or name not in sweep.data:
             continue
         right = [np.asarray(correct[row][name]) for row in pair]
         answers = [predicted.get(row, {}).get(name) for row in pair]
-        made = list(
-            samples(sweep.prepared.inputs, sweep.data[name], right[0], right[1], answers)
-        )  # fmt: skip
+        inputs, data = sweep.prepared.inputs, sweep.data[name]
+        made = list(samples(inputs, data, right[0], right[1], answers))
         left -= sum(len(each.shown) for each in made)
         if left < 0:
             break
@@ -77,7 +75,10 @@ def samples(
     """
     rows = data.rows["report"]
     prepared = inputs.open(rows.file)
-    sides: Mapping[str, NDArray[np.bool_]] = {"first": first & ~second, "second": second & ~first}
+    sides: Mapping[Literal["first", "second"], NDArray[np.bool_]] = {
+        "first": first & ~second,
+        "second": second & ~first,
+    }
     for side, which in sides.items():
         (at,) = np.nonzero(which)
         chosen = at[np.linspace(0, len(at) - 1, min(EACH, len(at))).astype(int)]
@@ -86,10 +87,7 @@ def samples(
         for index, place, text in zip(chosen.tolist(), places.tolist(), shown, strict=True):
             known = [int(each[index]) for each in answers if each is not None]
             label = int(prepared.labels[place])
-            yield Example(
-                index, "first" if side == "first" else "second", label,
-                known if len(known) == len(answers) else [], text,
-            )  # fmt: skip
+            yield Example(index, side, label, known if len(known) == len(answers) else [], text)
 
 
 def places_of(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -64,9 +64,10 @@ class Results:
 
     @property
     def best(self) -> Row | None:
-        """The winner: the best method of the sweep file that is one model; None: there is none yet.
+        """The winner: the best method of the sweep file that is one model.
 
-        Where none of them is one model, the best of all. References and oracles never win.
+        Where none of them is one model, the best of all. None until a row has a score. References
+        and oracles never win.
         """
         return self.comparison.best
 

@@ -1,4 +1,4 @@
-"""The models of winners for MLflow: exported into a temporary folder, or why there is none."""
+"""The models of winners for MLflow: exported into a temporary folder, or why that fails."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class WinnerModel:
         """The exported folder.
 
         Raises:
-            NoModel: why there is none.
+            NoModel: the row has no model to export; the message has the reason.
         """
         out = self.place / self.recipe.stem
         if out.exists():

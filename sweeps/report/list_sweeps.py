@@ -72,7 +72,7 @@ def described(folder: Path) -> Listed:
 
 
 def best_of(comparison: Comparison) -> str:
-    """`method score` of the best row; empty: there is none."""
+    """`method score` of the best row; empty if no row has a score."""
     best = comparison.best
     return "" if best is None else f"{best.method} {comparison.score(best):.4f}"
 

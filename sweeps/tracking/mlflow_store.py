@@ -80,8 +80,17 @@ def browsed(uri: str, page: str) -> str:
     >>> [browsed(uri, "#/experiments/1") for uri in ("http://host:80/", "sqlite:////a.db")]
     ['http://host:80/#/experiments/1', 'http://127.0.0.1:5000/#/experiments/1']
     """
-    start = uri.rstrip("/") if uri.startswith(("http:", "https:")) else UI
-    return f"{start}/{page}"
+    return f"{UI if serve_command(uri) else uri.rstrip('/')}/{page}"
+
+
+def serve_command(uri: str) -> str:
+    """The command that serves a database's pages; empty for a server, which serves its own.
+
+    >>> serve_command("sqlite:////a.db"), serve_command("http://host:80/")
+    ('mlflow ui --backend-store-uri sqlite:////a.db', '')
+    """
+    served = uri.startswith(("http:", "https:"))
+    return "" if served else f"mlflow ui --backend-store-uri {uri}"
 
 
 def connect(

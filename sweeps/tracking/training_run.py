@@ -123,8 +123,7 @@ class TrainingRun:
     @property
     def serve(self) -> str:
         """The command that serves the store's page; empty for a server."""
-        where = redact.url(self.uri)
-        return "" if where.startswith("http") else f"mlflow ui --backend-store-uri {where}"
+        return mlflow_store.serve_command(redact.url(self.uri))
 
     def id(self) -> str:
         """What the training's run is found by; it is made with the first call."""

@@ -99,7 +99,7 @@ def verdict(expert: Ingredient, base: BaseScore, rate: float | None, fitting: fl
         expert: the best of its task.
         base: the score of what it started from.
         rate: the learning rate that it was trained with; None: it has none.
-        fitting: the default learning rate for such a base; None: there is none beside the family's.
+        fitting: the default learning rate for such a base; None: the family's.
     """
     if base.interval is None or expert.report > base.interval[1]:
         return ""

@@ -151,7 +151,7 @@ def percent(value: float | None) -> str:
 
 
 def span(interval: Any) -> str:
-    """A 95 % interval in %; empty where there is none."""
+    """A 95 % interval in %; empty if the score has no interval."""
     return "" if not interval else f"{percent(interval[0])}–{percent(interval[1])}"
 
 
