@@ -39,7 +39,8 @@ from actors.fleet.client import Client
 from actors.fleet.dispatcher import PATIENCE, STATE_RETRIES, Dispatcher, Slot, lost
 from actors.fleet.errors import Unplaced, placed, shortage
 from actors.fleet.file_transfer import home
-from actors.fleet.replica import SLOTS, Replica, Setup, ShardActor
+from actors.fleet.replica import Replica, ShardActor
+from actors.fleet.replica_setup import SLOTS, Setup
 from actors.fleet.restarts import Deaths, ProcessState, killed_by_ray
 from actors.fleet.transport import fetched
 from actors.pool.pool import FlatVectors, Pool, load_flat

@@ -11,8 +11,11 @@ from unittest.mock import patch
 
 TIMES = ("cost", "created", "run_id", "versions", "command")
 
+ONE = ("--set", "placement.replicas=1")
+"""One replica, whatever machine runs the tests: each process that starts costs seconds."""
+
 TWO = ("--set", "placement.replicas=2")
-"""As many replicas as the tests' own Ray has room for, whatever machine runs them."""
+"""As many replicas as the tests' own Ray has room for."""
 
 
 def sweeps(*words: object, cwd: Path, **options) -> subprocess.CompletedProcess:

@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import load_file
 
 from actors.families import registry
-from tests.sweeps.program import TWO, comparison, in_process
+from tests.sweeps.program import ONE, comparison, in_process
 from tests.toy_family import TABLE, Toy, shapes, write_model, write_task
 
 TASKS = ("verbs", "nouns")
@@ -67,7 +67,7 @@ def test_a_sweep_of_a_registered_family_is_planned(folder):
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_a_sweep_of_a_registered_family(folder, ray_cluster):
-    done = in_process("run", "s.yaml", *TWO, cwd=folder)
+    done = in_process("run", "s.yaml", *ONE, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = {row["method"]: row for row in comparison(folder / "outputs/toy")["rows"]}
     assert rows.keys() >= {*METHODS, "pretrained", "experts"}

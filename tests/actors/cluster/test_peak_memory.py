@@ -8,8 +8,8 @@ import torch
 
 from actors.cluster import peak_memory
 from actors.cluster.peak_memory import CLEAR, PeakMemory, peak_bytes
-from actors.fleet import replica
-from actors.fleet.replica import ShardsPeakMemory
+from actors.fleet import replica_setup
+from actors.fleet.replica_setup import ShardsPeakMemory
 
 CPU = torch.device("cpu")
 SIZE = 96 << 20
@@ -94,7 +94,7 @@ def test_the_peak_of_a_model_that_is_cut_is_that_of_its_shards(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Not that of the process that calls them, which holds none of it."""
-    monkeypatch.setattr(replica, "fetched", lambda asked: asked)
+    monkeypatch.setattr(replica_setup, "fetched", lambda asked: asked)
     shards = [FakeShard(monkeypatch), FakeShard(monkeypatch)]
     shards[0].held, shards[1].held = 100, 50
     meter = ShardsPeakMemory(shards)
@@ -115,7 +115,7 @@ def test_the_peak_of_a_model_that_is_cut_is_that_of_its_shards(
 
 
 def test_calls_side_by_side_put_no_mark_of_shards_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replica, "fetched", lambda asked: asked)
+    monkeypatch.setattr(replica_setup, "fetched", lambda asked: asked)
     shard = FakeShard(monkeypatch)
     meter = ShardsPeakMemory([shard])
     with meter.call(False, CPU):

@@ -7,7 +7,8 @@ from actors.artifacts.recipe import Recipe
 from actors.cluster import peak_memory
 from actors.experts.local import local_experts
 from actors.experts.requests import Evaluate
-from actors.fleet.replica import Replica, Setup, ShardActor, ShardsPeakMemory
+from actors.fleet.replica import Replica, ShardActor
+from actors.fleet.replica_setup import Setup, ShardsPeakMemory
 from actors.shards.resident_model import blueprint
 from tests.actors.fleet.sharded import SPLIT, plan_of
 from tests.actors.laws.parts import recipes

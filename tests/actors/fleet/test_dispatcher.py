@@ -2,6 +2,8 @@
 test_failures.py."""
 
 import asyncio
+import subprocess
+import sys
 from dataclasses import dataclass, field
 
 import pytest
@@ -425,3 +427,13 @@ def test_a_replica_that_does_not_come_back_leaves_its_call_to_another(world):
         return await asyncio.wait_for(first, 3.0)
 
     assert asyncio.run(go()) == 1
+
+
+def test_a_handle_of_a_replica_loads_no_torch() -> None:
+    """Ray imports an actor's class where a handle of it arrives: the dispatcher starts sooner."""
+    code = (
+        "import sys, actors.fleet.dispatcher, actors.fleet.replica;"
+        " print([m for m in ('torch', 'numpy', 'pyarrow', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

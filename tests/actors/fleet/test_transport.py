@@ -12,7 +12,8 @@ from actors.artifacts.recipe import Recipe
 from actors.cluster.peak_memory import PEAK_MEMORY
 from actors.experts.requests import Gradients, Merge
 from actors.fleet import transport
-from actors.fleet.replica import Replica, Setup, ShardActor
+from actors.fleet.replica import Replica, ShardActor
+from actors.fleet.replica_setup import Setup
 from actors.fleet.transport import GpuLink, ObjectStoreLink, choose, pack, unpack
 from actors.shards.resident_model import blueprint
 from fusion.errors import InputError

@@ -21,7 +21,7 @@ from sweeps.spec.sweep import load
 from sweeps.tracking import mlflow_store
 from sweeps.tracking.tracker import Tracker
 from tests.sweeps.cli.test_main import call
-from tests.sweeps.program import TWO, in_process, sweeps
+from tests.sweeps.program import ONE, in_process, sweeps
 from tests.sweeps.report.test_html import finished, trials
 
 PARTS = tuple(analyse.PARTS)
@@ -56,7 +56,7 @@ def analysed(tiny_pool, tmp_path_factory, ray_cluster) -> Path:
     """Where a finished analysis lies."""
     cwd = tmp_path_factory.mktemp("analysed")
     os.environ["FUSION_SWEEPS_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
-    done = in_process("analyse", pool_of(tiny_pool, cwd), "--size", 5, *TWO, cwd=cwd)
+    done = in_process("analyse", pool_of(tiny_pool, cwd), "--size", 5, *ONE, cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "plane: 28/28" in done.stdout
     assert "diagnosis: Learning rates reach from 1e-05 to 0.001" in done.stdout

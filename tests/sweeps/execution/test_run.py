@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sweeps.program import TWO, comparison, in_process, sweeps
+from tests.sweeps.program import ONE, comparison, in_process, sweeps
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -68,15 +68,14 @@ def test_resuming_a_finished_sweep_runs_nothing_again(undisturbed, ray_cluster):
     ledger = undisturbed / "outputs/tiny/ledger"
     before = {path.name: path.stat().st_mtime_ns for path in ledger.glob("*.json")}
     table = comparison(ledger.parent)
-    done = in_process("run", "tiny.yaml", "--resume", *TWO, cwd=undisturbed)
+    done = in_process("run", "tiny.yaml", "--resume", *ONE, cwd=undisturbed)
     assert done.returncode == 0, done.stderr
     assert {path.name: path.stat().st_mtime_ns for path in ledger.glob("*.json")} == before
     assert comparison(ledger.parent) == table
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_and_resumed_equals_undisturbed(
     number, undisturbed, tiny_pool, tmp_path, ray_cluster
 ):
@@ -103,7 +102,7 @@ def test_stopped_and_resumed_equals_undisturbed(
     kept = {path.name: path.stat().st_mtime_ns for path in ledger.glob("*.json")}
     assert len(kept) >= 3
     assert not (tmp_path / "outputs/tiny/comparison.json").exists()
-    done = in_process("run", spec, "--resume", *TWO, cwd=tmp_path)
+    done = in_process("run", spec, "--resume", *ONE, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     after = {path.name: path.stat().st_mtime_ns for path in ledger.glob("*.json")}
     assert {name: after[name] for name in kept} == kept

@@ -15,7 +15,7 @@ import torch
 import yaml
 from mlflow import MlflowClient
 
-from tests.sweeps.program import TWO, comparison, in_process, sweeps
+from tests.sweeps.program import ONE, comparison, in_process, sweeps
 from tests.sweeps.report.test_html import specs
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -56,7 +56,7 @@ def souped(tiny_pool, tmp_path_factory, ray_cluster) -> Path:
     cwd = tmp_path_factory.mktemp("soup")
     os.environ["FUSION_SWEEPS_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
     spec = ingredients(tiny_pool.write(cwd / "tiny.yaml", methods=METHODS))
-    done = in_process("run", spec, *SETS, *TWO, cwd=cwd)
+    done = in_process("run", spec, *SETS, *ONE, cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     return cwd
 

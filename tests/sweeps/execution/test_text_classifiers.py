@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from tests.sweeps.program import TWO, comparison, in_process
+from tests.sweeps.program import ONE, comparison, in_process
 from tests.tiny_bert import WORDS, Models, make_models, write_texts, write_tokenizer
 
 CLASSES = {"film": ("good", "bad", "fine"), "play": ("good", "bad")}
@@ -167,7 +167,7 @@ def test_methods_that_need_embeddings_are_refused_of_fused_classifiers(
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_soups_of_classifiers(soups: Path, ray_cluster: None) -> None:
-    done = in_process("run", "soups.yaml", *TWO, cwd=soups)
+    done = in_process("run", "soups.yaml", *ONE, cwd=soups)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = {row["method"]: row for row in comparison(soups / "outputs/soups")["rows"]}
     assert rows.keys() >= {*SOUPS, "pretrained", "uniform_soup", "best_single", "ensemble"}
@@ -189,7 +189,7 @@ def test_soups_of_classifiers(soups: Path, ray_cluster: None) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.slow
 def test_experts_of_several_tasks_keep_their_classifiers(experts: Path, ray_cluster: None) -> None:
-    done = in_process("run", "experts.yaml", *TWO, cwd=experts)
+    done = in_process("run", "experts.yaml", *ONE, cwd=experts)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = {row["method"]: row for row in comparison(experts / "outputs/experts")["rows"]}
     assert rows.keys() >= {*EXPERTS, "pretrained", "experts"}
