@@ -112,7 +112,7 @@ def test_every_method_has_a_test_file(name):
 
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-TOP = ("fusion", "actors", "sweeps", "tests", "benchmarks", "docs")
+TOP = ("fusion", "actors", "sweeps", "tests", "benchmarks", "docs", "examples")
 PATH = re.compile(rf"(?<![\w/.-])(?:{'|'.join(TOP)})(?:/[\w.-]+)*/?(?:\.\w+)?(?![\w/<{{*])")
 MODULE = re.compile(rf"(?<![\w/.-])(?:{'|'.join(TOP[:5])})(?:\.[A-Za-z_]\w*)+(?![\w/])")
 

@@ -14,7 +14,7 @@ import pytest
 from fusion import outside_methods
 from fusion.errors import InputError
 from fusion.registry import METHODS, import_methods
-from tests.outside_modules import MODULE, undone, write
+from tests.fusion.outside_modules import MODULE, undone, write
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from fusion import outside_methods
 from fusion.registry import import_methods
 from sweeps.cli.ray_job import environment
 from sweeps.cluster.ray_connection import outside_code
-from tests.outside_modules import undone, write
+from tests.fusion.outside_modules import undone, write
 
 
 @pytest.fixture(autouse=True)

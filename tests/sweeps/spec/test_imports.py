@@ -16,7 +16,7 @@ from sweeps.results.partial_comparison import kept_spec
 from sweeps.spec import trial_key
 from sweeps.spec.diff import check_extends
 from sweeps.spec.sweep import dump, load, load_data, spec_hash
-from tests.outside_modules import MODULE, undone, write
+from tests.fusion.outside_modules import MODULE, undone, write
 
 
 @pytest.fixture(autouse=True)
