@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from actors.data.text.written_answers import NO_CLASS
 from actors.experts.metrics import (
@@ -24,6 +23,9 @@ from actors.experts.metrics import (
     ranked_by,
     top_class,
 )
+
+if TYPE_CHECKING:  # the dispatcher unpickles results, and imports this file; it needs no torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,18 @@ class Evaluation:
             "trial_s": self.seconds,
             "peak_bytes": self.peak_bytes,
         }
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Times of a recipe, in seconds."""
+
+    merge_s: float | None
+    """To make the weights; None: the recipe makes none, or makes them input by input."""
+    input_s: float
+    """A single input's share of the batch."""
+    rows: int
+    """Rows of the batch."""
 
 
 def score(

@@ -17,14 +17,14 @@ from actors.cluster.metrics import count
 from actors.cluster.peak_memory import PEAK_MEMORY, MemoryMeter
 from actors.data.task_rows import TaskData, tasks_with
 from actors.experts.embedding_cache import EmbeddingCache
-from actors.experts.evaluation import Evaluation, score
+from actors.experts.evaluation import Evaluation, Timing, score
 from actors.experts.in_model_training import Trained, train
 from actors.experts.metrics import ACCURACY
 from actors.experts.model_runner import ModelRunner
 from actors.experts.predict import Predictions, model_weights, predict
 from actors.experts.recipe import results_dtype
 from actors.experts.statistics import compute_statistics
-from actors.experts.timing import Timing, timed
+from actors.experts.timing import timed
 from actors.experts.unseen_tasks import learners, measured, unseen_of
 from actors.families.protocol import segment_names
 from actors.pool.pool import Pool, load_flat, unflatten

@@ -10,12 +10,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:  # the dispatcher unpickles results, and imports this file; it needs no torch
+    from torch import Tensor
 
 Samples: TypeAlias = NDArray[Any]
 """What a metric keeps of N rows: bool [N], right or wrong; or float64 [N, 2], prediction and
@@ -71,7 +72,7 @@ class RankedMetric(Metric, Protocol):
 def top_class(output: Tensor) -> Tensor:
     """int64 [N]: the top class of each row of logits [N, C]; −1 of a row with a NaN or +∞."""
     bad = (output.isnan() | output.isposinf()).any(dim=1)
-    return torch.where(bad, -1, output.argmax(dim=1))
+    return output.argmax(dim=1).masked_fill(bad, -1)
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,9 @@ class NegativeLogLikelihood:
 
         Losses are summed in float64, so that the mean does not depend on the batch size.
         """
-        return torch.nn.functional.cross_entropy(output.double(), targets).item()
+        from torch.nn.functional import cross_entropy  # see above
+
+        return cross_entropy(output.double(), targets).item()
 
 
 @dataclass(frozen=True)
@@ -137,13 +140,12 @@ class Paired(ABC):
     def samples(self, output: Tensor, targets: Tensor) -> NDArray[np.float64]:
         """[N, 2]: prediction and label, as `values` where classes are numbers."""
         bad = (output.isnan() | output.isposinf()).any(dim=1)
-        found = torch.stack([output.argmax(dim=1), targets], dim=1)
-        pairs = found.double()
+        found = np.stack([output.argmax(dim=1).numpy(), targets.numpy()], axis=1)
+        pairs = found.astype(np.float64)
         if self.values is not None:
-            pairs = torch.tensor(self.values, dtype=torch.float64)[found]
-        pairs[bad, 0] = torch.nan
-        kept: NDArray[np.float64] = pairs.numpy()
-        return kept
+            pairs = np.array(self.values, np.float64)[found]
+        pairs[bad.numpy(), 0] = np.nan
+        return pairs
 
     def score(self, samples: Samples) -> float:
         """The score of kept rows; NaN where it is not defined."""

@@ -17,9 +17,8 @@ from actors.artifacts.recipe import Recipe
 if TYPE_CHECKING:  # start-up time: a trial's process imports this file, and starts without torch
     from torch import Tensor
 
-    from actors.experts.evaluation import Evaluation
+    from actors.experts.evaluation import Evaluation, Timing
     from actors.experts.local import LocalExperts
-    from actors.experts.timing import Timing
     from fusion.methods.learned.steps import Gradient, MicroBatch
     from fusion.task_vectors.gram import Gram
     from fusion.task_vectors.sparsify import Trim

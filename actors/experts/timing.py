@@ -21,6 +21,7 @@ from torch import Tensor
 from actors.artifacts.recipe import BASE, Recipe
 from actors.data.task_rows import SAMPLES
 from actors.experts.embedding_cache import EmbeddingCache
+from actors.experts.evaluation import Timing
 from actors.experts.model_runner import ModelRunner, completed
 from actors.experts.predict import model_weights, predict
 from actors.experts.unseen_tasks import measured
@@ -33,18 +34,6 @@ ROWS = SAMPLES
 
 REPEATS = 3
 """Passes that are timed; the fastest counts. After a pass of a second or more, no further one."""
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Times of a recipe, in seconds."""
-
-    merge_s: float | None
-    """To make the weights; None: the recipe makes none, or makes them input by input."""
-    input_s: float
-    """A single input's share of the batch."""
-    rows: int
-    """Rows of the batch."""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,10 @@ nothing else are *blank*.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from fusion.logits.head import AnswerHead
+if TYPE_CHECKING:  # imported by processes that need no torch
+    from fusion.logits.head import AnswerHead
 
 NO_CLASS = -1
 """Class of a text that is no answer."""

@@ -165,6 +165,7 @@ def test_data_read_as_any_other(pool: EmbeddedPool) -> None:
     assert task.templates == DRAWINGS["letters"].templates
 
 
+@pytest.mark.slow
 def test_a_killed_build_goes_on(pool: EmbeddedPool, tmp_path: Path) -> None:
     root = shutil.copytree(pool.root, tmp_path / "pool")
     (root / "pool.json").unlink()

@@ -160,6 +160,7 @@ def loose(parts, tmp_path):
     return open_pool(str(parts.pool.base.folder), experts)
 
 
+@pytest.mark.slow
 def test_experts_that_stay_factored(parts, tmp_path):
     """On real processes what one process gives; of task vectors, factors alone are sent."""
     base, q = parts.pool.base.folder, "encoder.layers.0.self_attn.q_proj.weight"

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from actors.experts.evaluation import Timing
 from actors.experts.requests import ExpertScores, Time
-from actors.experts.timing import Timing
 from fusion.errors import InputError
 from fusion.task_vectors.gram import Gram
 from sweeps.execution import final_evaluation

@@ -22,7 +22,7 @@ def undisturbed(tiny_pool, tmp_path_factory) -> Path:
     cwd = tmp_path_factory.mktemp("undisturbed")
     os.environ["FUSION_SWEEPS_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
     spec = tiny_pool.write(cwd / "tiny.yaml")
-    done = sweeps("run", spec, cwd=cwd)
+    done = sweeps("run", spec, *ONE, cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     return cwd
 

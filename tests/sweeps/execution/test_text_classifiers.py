@@ -166,6 +166,7 @@ def test_methods_that_need_embeddings_are_refused_of_fused_classifiers(
 
 @pytest.mark.ray
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 def test_soups_of_classifiers(soups: Path, ray_cluster: None) -> None:
     done = in_process("run", "soups.yaml", *ONE, cwd=soups)
     assert done.returncode == 0, done.stdout + done.stderr

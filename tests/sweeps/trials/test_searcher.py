@@ -343,6 +343,7 @@ def test_random_points_do_not_depend_on_other_spaces() -> None:
     assert drawn[0] == drawn[1]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_tune_runs_what_is_suggested(tmp_path: Path) -> None:

@@ -66,7 +66,13 @@ def plan_of(replicas, blocks):
     return Plan(replicas, len(blocks), blocks, "cpu", 1, 0.0, 0, (0,) * len(blocks), 0)
 
 
-@pytest.fixture(scope="module", params=[(2, WHOLE), (1, CUT)], ids=["replicas", "shards"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((2, WHOLE), id="replicas", marks=pytest.mark.slow),
+        pytest.param((1, CUT), id="shards"),
+    ],
+)
 def fleet(request, parts, ray_cluster):
     pool, data, _ = parts.args
     replicas, blocks = request.param
