@@ -9,11 +9,13 @@ same modules. This file imports no torch.
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import os
 import re
 import sys
+import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -32,6 +34,9 @@ FOLDERS = "FUSION_SWEEPS_IMPORT_FROM"
 """Environment variable: folders in which they are found, as in PATH."""
 
 MODULE_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+OURS = ("fusion", "actors", "sweeps")
+"""This project's own packages, which every process has."""
 
 ORIGINS: dict[str, str] = {}
 """Method of another package -> the module that it was loaded from."""
@@ -164,3 +169,49 @@ def source_of(module: str) -> Path:
     if paths := list(getattr(top, "__path__", ())):
         return Path(paths[0])
     return Path(str(top.__file__))
+
+
+def sources_of(module: str) -> list[Path]:
+    """The source of a module, then those that it imports from its own folder, and they from there.
+
+    An installed module's folder holds other packages too, which every node has installed: then its
+    own source is the only one.
+    """
+    first = source_of(module)
+    folder = first.parent
+    found, left = [first], [first]
+    while left and not is_installed(folder):
+        for name in imports_of(left.pop()):
+            beside = next((p for p in (folder / name, folder / f"{name}.py") if is_code(p)), None)
+            if name not in OURS and beside is not None and beside not in found:
+                found.append(beside)
+                left.append(beside)
+    return found
+
+
+def is_installed(folder: Path) -> bool:
+    """Whether a folder is where packages are installed, or Python's own."""
+    paths = {Path(path) for path in sysconfig.get_paths().values()}
+    return folder in paths or folder.name in ("site-packages", "dist-packages")
+
+
+def is_code(path: Path) -> bool:
+    """Whether a path is a module's file, or a package's folder."""
+    return path.is_file() if path.suffix == ".py" else (path / "__init__.py").is_file()
+
+
+def imports_of(source: Path) -> list[str]:
+    """Top-level names that a module's file, or a package's files, import; sorted."""
+    files = sorted(source.rglob("*.py")) if source.is_dir() else [source]
+    names: set[str] = set()
+    for file in files:
+        try:
+            tree = ast.parse(file.read_bytes())
+        except SyntaxError:  # a file that nothing has imported
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names.add(node.module.partition(".")[0])
+    return sorted(names)

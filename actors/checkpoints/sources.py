@@ -1,4 +1,5 @@
-"""Resolve the sources of models and data: a folder, the embedded pool, or the Hugging Face hub."""
+"""Resolve the sources of models and data: a folder, the embedded pool, the Hugging Face hub, or
+ModelScope (models alone)."""
 
 from __future__ import annotations
 
@@ -9,9 +10,12 @@ from pathlib import Path
 from actors.files.documents import checked, read_json
 from actors.files.embedded_pool import IMAGES, TEXT, EmbeddedPool, locate
 from actors.files.paths import Plain
-from fusion.errors import InputError, reading
+from fusion.errors import InputError, one_line, reading
 
 EMBEDDED = "embedded:"
+
+MODELSCOPE = "modelscope:"
+"""Before the id of a model that is on ModelScope."""
 
 OF_TEXTS = "text/"
 """After `embedded:`: the pool of texts."""
@@ -35,7 +39,8 @@ LINEARIZED_WEIGHTS = "linearized_adapter_model.safetensors"
 def resolve(source: str, *, what: str) -> Path:
     """The folder of a model: a path, `embedded:base`, `:extractor`, `:<task>`, or a hub id.
 
-    `embedded:text/base` and `embedded:text/<task>` are those of the embedded text pool.
+    `embedded:text/base` and `embedded:text/<task>` are those of the embedded text pool, and
+    `modelscope:org/name` is a model on ModelScope.
 
     The local hub cache is searched first, so that a sweep runs offline and a new upload does not
     change it; `org/name@revision` names a revision.
@@ -62,7 +67,20 @@ def resolved(source: str, what: str) -> Path:
         if name == "extractor":
             return extractor_of(pool, source, what)
         return pool.base if name == "base" else member(pool.experts, source, what)
+    if source.startswith(MODELSCOPE):
+        return from_modelscope(source, what)
     return from_hub(source, what)
+
+
+def on_modelscope(source: str) -> str:
+    """A source in which a hub id is one of ModelScope; folders and other sources stay.
+
+    >>> on_modelscope("org/name@v2"), on_modelscope("./models/a"), on_modelscope("embedded:base")
+    ('modelscope:org/name@v2', './models/a', 'embedded:base')
+    """
+    if not HUB_ID.fullmatch(source) or Path(source).expanduser().exists():
+        return source
+    return f"{MODELSCOPE}{source}"
 
 
 def config_folder(source: str, *, what: str) -> Path:
@@ -199,6 +217,37 @@ def from_hub(source: str, what: str) -> Path:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{what}: {source!r}: no such folder; as a hub id: {reason}") from None
+
+
+def from_modelscope(source: str, what: str) -> Path:
+    """A model's folder in the cache of ModelScope; downloads it if it is incomplete.
+
+    Raises:
+        InputError: no id, the library is not installed, or no such model there.
+    """
+    given = source.removeprefix(MODELSCOPE)
+    if not HUB_ID.fullmatch(given) or "/" not in given.partition("@")[0]:
+        raise InputError(f"{what}: {source!r}: {MODELSCOPE}org/name[@revision] needed")
+    try:
+        from modelscope.hub.snapshot_download import snapshot_download
+    except ImportError:
+        raise InputError(
+            f"{what}: {source!r}: needs the library of ModelScope:"
+            " pip install 'fusion-sweeps[modelscope]'"
+        ) from None
+    name, _, revision = given.partition("@")
+    options = {"model_id": name, "revision": revision or None, "allow_patterns": MODEL_FILES}
+    try:
+        cached = Path(snapshot_download(**options, local_files_only=True))
+        if complete(cached):
+            return cached
+    except Exception:
+        pass  # the library has no one class for a model that is not in its cache
+    try:
+        return Path(snapshot_download(**options))
+    except Exception as error:  # as above; the network may fail too
+        reason = one_line(error)[:200]
+        raise InputError(f"{what}: {source!r}: ModelScope: {reason}") from None
 
 
 def complete(folder: Path) -> bool:

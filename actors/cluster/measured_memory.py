@@ -11,7 +11,7 @@ from actors.files.atomic import replacing
 from actors.files.checksums import sealed_json, unsealed_json
 from actors.files.hashes import hash_text
 
-LATER = ("work", "largest_block")
+LATER = ("work", "largest_block", "references")
 """Fields of a load that are left out where they say nothing: peaks of before them keep their
 names."""
 

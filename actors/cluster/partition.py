@@ -6,6 +6,7 @@ the model, T experts, d and c the bytes per element of task vectors and of the r
   weights  = W_b + T·W_b·d/4                     (CPU: once a node, in its object store)
              W_b                                 (if task vectors stay in files)
              W_b + F_b·d/4                       (if they stay factors, of F_b bytes in float32)
+             + R·W_b                           (R references: always in main memory)
   copy     = T·W_b·d/4                           (if methods transform the task vectors)
   resident = W_b·c/4
   merging  = 2 · the largest segment of the block; if there is one model per sample, the merged
@@ -89,6 +90,8 @@ class Load:
     work."""
     largest_block: int = 0
     """Most bytes of the base in one shard, in float32; 0: no limit."""
+    references: int = 0
+    """Finished models that are held in main memory beside the pool, to be evaluated too."""
     half: str = "float16"
     """The 16-bit dtype that refusals suggest."""
 
@@ -217,6 +220,7 @@ def needs(load: Load, shards: int, device: str) -> list[Need]:
         deltas = load.experts * block * load.delta_itemsize // FLOAT32
         factors = sum(load.factors[start:stop]) * load.delta_itemsize // FLOAT32
         weights = block + (0 if load.filed else factors if load.factored else deltas)
+        shared = weights + load.references * block
         part, whole = sum(shares[start:stop]), max(sum(shares), 1)
         kept = int(load.training_bytes * part * (shards - index) // whole)
         work = (
@@ -230,9 +234,9 @@ def needs(load: Load, shards: int, device: str) -> list[Need]:
             device_bytes = weights + work
             if load.measured and shards == 1:
                 device_bytes = int(load.measured * MEASURED_MARGIN)
-            found.append(Need(weights, PROCESS_BYTES, device_bytes + GPU_CONTEXT_BYTES))
+            found.append(Need(shared, PROCESS_BYTES, device_bytes + GPU_CONTEXT_BYTES))
         else:
-            found.append(Need(weights, PROCESS_BYTES + work))
+            found.append(Need(shared, PROCESS_BYTES + work))
     return found
 
 

@@ -28,6 +28,7 @@ from actors.experts.timing import timed
 from actors.experts.unseen_tasks import learners, measured, unseen_of
 from actors.families.protocol import segment_names
 from actors.pool.pool import Pool, load_flat, unflatten
+from actors.pool.reference_models import load_references
 from actors.shards.messages import weights_of
 from actors.shards.pipeline import LocalLink, Pipeline
 from actors.shards.shard import Shard
@@ -186,12 +187,21 @@ def local_experts(
     vectors = replace(vectors, results=results_dtype(results))
     chain = pool.family.segments(pool.base)
     heads = {name: open_head(task.head) for name, task in data.items()}
+    references = {name: unflatten(flat).base for name, flat in load_references(pool).items()}
     shards = []
     for block in blocks:
         names = segment_names(chain, *(block or (0, len(chain))))
         part = vectors.restrict([name for name in vectors.base if name in names])
-        shards.append(Shard(pool.base, part, heads, device, dtype, block, len(blocks)))
+        others = {
+            name: {key: tensor for key, tensor in tensors.items() if key in part.base}
+            for name, tensors in references.items()
+        }
+        shards.append(
+            Shard(pool.base, part, heads, device, dtype, block, len(blocks), references=others)
+        )
         shards[-1].statistics_root = embeddings.root.parent
     names_of = [shard.names() for shard in shards]
     pipeline = Pipeline(shards, names_of, pool.groups, LocalLink())
-    return LocalExperts(ModelRunner(pipeline, pool.tasks, data, embeddings, device))
+    return LocalExperts(
+        ModelRunner(pipeline, pool.tasks, data, embeddings, device, pool.members_of)
+    )

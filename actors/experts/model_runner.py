@@ -73,6 +73,7 @@ class ModelRunner:
         data: Mapping[str, TaskData],
         embeddings: EmbeddingCache,
         device: str | torch.device = "cpu",
+        references: Mapping[str, str | None] | None = None,
     ) -> None:
         """Read the heads; rows and embeddings are opened on first use.
 
@@ -82,11 +83,13 @@ class ModelRunner:
             data: rows and head of each task.
             embeddings: cache of expert embeddings.
             device: device on which the shards compute.
+            references: finished model -> the member of the pool that it is; None: of none.
         """
         self.pipeline = pipeline
         self.tasks = tuple(tasks)
         self.data = data
         self.embeddings = embeddings
+        self.references = references or {}
         self.device = torch.device(device)
         self.heads = {name: read_head(task.head) for name, task in data.items()}
         """Task -> matrix [C, D] of its head file."""

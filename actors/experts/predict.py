@@ -48,6 +48,8 @@ def model_weights(runner: ModelRunner, recipe: Recipe) -> Weights:
     Raises:
         InputError: an unknown method or parameter, or a method without a single model.
     """
+    if recipe.method in runner.references:
+        return reference_weights(runner, recipe.method)
     method, make = static_method(recipe), runner.pipeline.weights
     if method is None:
         return make(coding=torch.zeros(1, len(runner.tasks), 1))
@@ -59,6 +61,16 @@ def model_weights(runner: ModelRunner, recipe: Recipe) -> Weights:
     reads = "statistics" in method.reads
     keys = compute_statistics(runner, recipe.method, recipe.params) if reads else ()
     return make(recipe.method, recipe.params, statistics=keys, task=recipe.task)
+
+
+def reference_weights(runner: ModelRunner, name: str) -> Weights:
+    """The weights of a reference: its own, or those of the member of the pool that it is."""
+    member, make = runner.references[name], runner.pipeline.weights
+    if member is None:
+        return make(reference=name)
+    if member == BASE:
+        return make(coding=torch.zeros(1, len(runner.tasks), 1))
+    return make(coding=one_hot(runner.tasks, member), own=True)
 
 
 def predict(runner: ModelRunner, recipe: Recipe, names: Sequence[str], role: str) -> Predictions:

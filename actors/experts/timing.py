@@ -87,7 +87,9 @@ def narrowed(runner: ModelRunner, task: str, role: str, cache: EmbeddingCache) -
     data, rows = runner.data[task], runner.data[task].rows[role]
     every = np.arange(runner.size(task, role)) if rows.indices is None else rows.indices
     few = replace(data, rows={role: replace(rows, indices=every[:ROWS])})
-    small = ModelRunner(runner.pipeline, runner.tasks, {task: few}, cache, runner.device)
+    small = ModelRunner(
+        runner.pipeline, runner.tasks, {task: few}, cache, runner.device, runner.references
+    )
     small.filling = runner.filling
     return small
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,7 @@ from ray.util.scheduling_strategies import (
     PlacementGroupSchedulingStrategy,
 )
 
+from actors.checkpoints.checkpoint import Checkpoint
 from actors.cluster.actor_names import actor_name
 from actors.cluster.fatal import OutOfMemory
 from actors.cluster.node_labels import selector
@@ -44,6 +45,7 @@ from actors.fleet.replica_setup import SLOTS, Setup
 from actors.fleet.restarts import Deaths, ProcessState, killed_by_ray
 from actors.fleet.transport import fetched
 from actors.pool.pool import FlatVectors, Pool, load_flat
+from actors.pool.reference_models import load_references
 from actors.pool.vectors_low_rank import FactoredVectors, factor_vectors
 from actors.pool.vectors_on_disk import OnDiskVectors, file_vectors
 from actors.shards.resident_model import blueprint
@@ -117,6 +119,17 @@ class Fleet:
         """
         options = options or FleetOptions()
         base = blueprint(pool.base, pool.names)
+        blocks = [segment_names(base.chain, *block) for block in plan.blocks]
+        # One task reads each block, so that the weights never pass through the driver.
+        self.read: list[Any] = []
+        self.flat: list[Any] = []
+        self.models: list[Any] = []
+        same = pool.members_of
+        for index, names in enumerate(blocks):
+            self.flat.append(self.reading(read_block, "experts", index, options, pool, names))
+            if None in same.values():
+                given = read_references, "references", index, options, pool, names
+                self.models.append(self.reading(*given))
         self.known = Setup(
             base,
             pool.tasks,
@@ -128,25 +141,11 @@ class Fleet:
             options.transport,
             options.results,
             home(),
+            same,
+            tuple(ray.cloudpickle.dumps(each) for each in self.models),
         )
         self.plan, self.sweep = plan, options.sweep
         self.setup = ray.put(self.known)
-        # One task reads each block, so that the weights never pass through the driver.
-        self.read, self.flat = [], []
-        for index, block in enumerate(plan.blocks):
-            reading: dict[str, Any] = {
-                "name": f"read experts: block {index}",
-                "num_cpus": 0,
-                "max_retries": READS,
-            }
-            if options.readers:
-                reading["scheduling_strategy"] = NodeAffinitySchedulingStrategy(
-                    options.readers[index % len(options.readers)], soft=True
-                )
-            reader = ray.remote(read_block).options(num_returns=2, **reading)
-            names, flat = reader.remote(pool, segment_names(base.chain, *block), options.weights)
-            self.read.append(names)
-            self.flat.append(flat)
         self.numbers = itertools.count()
         self.members: list[Member] = []
         for _ in range(plan.replicas):
@@ -159,6 +158,32 @@ class Fleet:
             ray.cloudpickle.dumps(slots), options.patience, needed(plan)
         )
         self.client = Client(self.dispatcher, plan.replicas)
+
+    def reading(
+        self,
+        reader: Callable[..., Any],
+        what: str,
+        index: int,
+        options: FleetOptions,
+        pool: Pool,
+        names: tuple[str, ...],
+    ) -> Any:
+        """A reference to one block of weights, which a Ray task reads."""
+        placed: dict[str, Any] = {}
+        if options.readers:
+            placed["scheduling_strategy"] = NodeAffinitySchedulingStrategy(
+                options.readers[index % len(options.readers)], soft=True
+            )
+        task = ray.remote(reader).options(
+            num_returns=2,
+            name=f"read {what}: block {index}",
+            num_cpus=0,
+            max_retries=READS,
+            **placed,
+        )
+        done, flat = task.remote(pool, names, options.weights)
+        self.read.append(done)
+        return flat
 
     @property
     def replicas(self) -> list[Any]:
@@ -383,13 +408,37 @@ def read_block(
     Raises:
         InputError: an expert is missing on this node, or is refused.
     """
-    node = ray.util.get_node_ip_address()
-    for member in (pool.base, *pool.experts.values()):
-        for file in member.fused_files:
-            if not file.exists():
-                raise InputError(f"{member.name}: {file}: missing on node {node}")
+    node = check_there((pool.base, *pool.experts.values()))
     if weights == "files":
         return pool.tasks, file_vectors(pool, only=names, node=node)
     if weights == "factored":
         return pool.tasks, factor_vectors(pool, only=names)
     return pool.tasks, load_flat(pool, only=names)
+
+
+def read_references(
+    pool: Pool, names: tuple[str, ...], weights: str = "memory"
+) -> tuple[tuple[str, ...], dict[str, FlatVectors]]:
+    """Read one block of the references that are no member of the pool; runs as a Ray task.
+
+    Wherever task vectors are held (`weights`), references are in the object store.
+
+    Raises:
+        InputError: a reference is missing on this node, or is refused.
+    """
+    check_there((pool.base, *pool.references.values()))
+    return tuple(pool.references), load_references(pool, only=names)
+
+
+def check_there(members: Iterable[Checkpoint]) -> str:
+    """Address of this node.
+
+    Raises:
+        InputError: it lacks a file of one of these models.
+    """
+    node: str = ray.util.get_node_ip_address()
+    for member in members:
+        for file in member.fused_files:
+            if not file.exists():
+                raise InputError(f"{member.name}: {file}: missing on node {node}")
+    return node

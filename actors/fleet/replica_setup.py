@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -55,6 +55,10 @@ class Setup:
     """dtype that merged models are rounded to: `base` or `float32`."""
     home: Home | None = None
     """Node on which the paths of `data` and `embeddings` are valid; None: on every node."""
+    references: Mapping[str, str | None] = field(default_factory=dict)
+    """Finished model -> the member of the pool that it is; None: of none."""
+    loaded: tuple[bytes, ...] = ()
+    """Block -> pickled reference to the weights of those models; empty: there are none."""
 
     def here(self) -> Setup:
         """The same with paths of this node; fetches the files that it lacks.
@@ -121,6 +125,10 @@ def build_shard(setup: Setup, weights: bytes, index: int) -> Shard:
         setup.plan.blocks[index],
         contexts=SLOTS * (setup.plan.shards - index),
         places={path.name: path for path in paths(data)},
+        references={
+            name: unflatten(flat).base
+            for name, flat in (opened(setup.loaded[index]) if setup.loaded else {}).items()
+        },
     )
     cache = setup.embeddings.root.parent  # the driver's; if this node lacks it, its own
     shard.statistics_root = cache if cache.is_dir() else None
@@ -172,5 +180,7 @@ def build_experts(given: bytes, weights: bytes | None, coordinated: bytes) -> Lo
         link = choose(shards, setup.plan.device, setup.plan.gpus, setup.transport)
         pipeline = Pipeline(shards, names, setup.groups, link)
         device, meter = "cpu", ShardsPeakMemory(shards)
-    runner = ModelRunner(pipeline, setup.tasks, setup.data, setup.embeddings, device)
+    runner = ModelRunner(
+        pipeline, setup.tasks, setup.data, setup.embeddings, device, setup.references
+    )
     return LocalExperts(runner, meter or PEAK_MEMORY)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from actors.checkpoints.checkpoint import Checkpoint, Factors, owner, read
+from actors.artifacts.recipe import BASE
+from actors.checkpoints.checkpoint import Checkpoint, Factors, content_hash, owner, read
 from actors.checkpoints.lora_adapter import inspect_adapter, is_adapter, multiply, read_factors
 from actors.checkpoints.sources import resolve
 from actors.families.protocol import ModelFamily
@@ -33,6 +34,8 @@ class Pool:
     base: Checkpoint
     experts: dict[str, Checkpoint]
     family: ModelFamily
+    references: dict[str, Checkpoint] = field(default_factory=dict)
+    """Finished models that are evaluated beside the merged ones; nothing is made of them."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -86,22 +89,35 @@ class Pool:
             for info in expert.parts(name)
         )
 
+    @property
+    def members_of(self) -> dict[str, str | None]:
+        """Reference -> `pretrained`, or the expert, whose files it has; None: of none."""
+        if not self.references:
+            return {}
+        members = {BASE: self.base, **self.experts}
+        names = {content_hash(member): name for name, member in reversed(members.items())}
+        return {name: names.get(content_hash(each)) for name, each in self.references.items()}
+
     def delta_dtype(self, name: str) -> torch.dtype | None:
         """Dtype in which the task vectors of one tensor are kept."""
         found = [info.dtype for e in self.experts.values() for info in e.parts(name)]
         return delta_dtype(self.base.tensors[name].dtype, found)
 
 
-def open_pool(base: str, experts: Mapping[str, str]) -> Pool:
-    """Open a base and its experts and compare their headers; reads no weight.
+def open_pool(
+    base: str, experts: Mapping[str, str], references: Mapping[str, str] | None = None
+) -> Pool:
+    """Open a base, its experts and references and compare their headers; reads no weight.
 
     Args:
         base: source of a whole model.
         experts: name -> source of a model of the same family, or of a LoRA adapter of the base.
+        references: name -> source of such a model or adapter.
 
     Raises:
-        InputError: no expert, a damaged file, an incomplete base, or an expert of another
-            architecture. The message names member, file and tensor or field.
+        InputError: no expert, a damaged file, an incomplete base, an expert or reference of another
+            architecture, or a reference with a classifier that is not fused. The message names
+            member, file and tensor or field.
     """
     if not experts:
         raise InputError("pool.experts: none given; at least one is needed")
@@ -112,7 +128,33 @@ def open_pool(base: str, experts: Mapping[str, str]) -> Pool:
         name: open_expert(source, f"pool.experts.{name}", origin, family)
         for name, source in experts.items()
     }
-    return Pool(origin, members, family)
+    others = {
+        name: open_expert(source, f"references.{name}", origin, family)
+        for name, source in (references or {}).items()
+    }
+    if others:
+        check_heads(family, origin, members, others)
+    return Pool(origin, members, family, others)
+
+
+def check_heads(
+    family: ModelFamily,
+    base: Checkpoint,
+    experts: Mapping[str, Checkpoint],
+    references: Mapping[str, Checkpoint],
+) -> None:
+    """Raise InputError if a reference has a classifier that is not part of the fused model.
+
+    Outputs of a reference are read by the tasks' heads, as those of merged models are.
+    """
+    both = {**experts, **{f"references.{name}": each for name, each in references.items()}}
+    own = family.own_heads(base, both)
+    for name, reference in references.items():
+        if f"references.{name}" in own:
+            raise InputError(
+                f"{reference.name}: {reference.folder}: has a classifier of its own; a reference is"
+                " read by the heads of the tasks, as merged models are: save it without (AutoModel)"
+            )
 
 
 def open_expert(source: str, name: str, base: Checkpoint, family: ModelFamily) -> Checkpoint:

@@ -43,6 +43,7 @@ class Block:
         dtype: torch.dtype = torch.float32,
         block: tuple[int, int] | None = None,
         places: Mapping[str, Path] | None = None,
+        references: Mapping[str, StateDict] | None = None,
     ) -> None:
         """Build the block.
 
@@ -55,6 +56,7 @@ class Block:
             block: segments [start, stop); None: all.
             places: name of a file of prepared rows -> its path on this node, if it differs from
                 the path in batches.
+            references: finished model -> its fused tensors of this block, on the CPU.
 
         Raises:
             ValueError: task vectors on another device, which is a bug of the caller.
@@ -77,6 +79,7 @@ class Block:
         self.statistics_root: Path | None = None
         """Cache folder of statistics files; None: this process's own."""
         self.places = places or {}
+        self.references = references or {}
         self.opened: dict[Path, PreparedRows] = {}
 
         earlier = segment_names(self.resident.whole, 0, self.start)
@@ -131,11 +134,14 @@ class Block:
         self.filled = weights.key
 
     def merge(self, weights: Weights, arena: StateDict | None = None) -> dict[str, Tensor]:
-        """The merged tensors of this block, in new memory or written into `arena`.
+        """The merged tensors of this block, in new memory or written into `arena`; of a reference
+        its own.
 
         Raises:
             InputError: the method refuses its input.
         """
+        if weights.reference is not None:
+            return self.copied(weights.reference, arena)
         vectors = self.trimmed(weights)
         if arena is not None:
             vectors = vectors.into(arena)
@@ -146,6 +152,13 @@ class Block:
             return mix(vectors, weights.coding)
         row = METHODS[weights.method]
         return row.merge(vectors, self.inputs(weights), **(weights.params or {}))
+
+    def copied(self, reference: str, arena: StateDict | None) -> dict[str, Tensor]:
+        """A reference's tensors of this block, in new memory or copied into `arena`."""
+        tensors = self.references[reference]
+        if arena is None:
+            return {name: tensor.clone() for name, tensor in tensors.items()}
+        return {name: arena[name].copy_(tensor) for name, tensor in tensors.items()}
 
     def inputs(self, weights: Weights) -> MergeInputs:
         """Inputs of the method of `weights` beside task vectors and hyper-parameters."""

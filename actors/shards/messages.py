@@ -67,6 +67,8 @@ class Weights:
     own: bool = False
     """Whether the model is a member of the pool or an input of per-sample models. It cannot be
     exported, so it is not rounded to the dtype of results."""
+    reference: str | None = None
+    """Name of a finished model, whose tensors are copied; all else says nothing then."""
 
 
 def weights_of(surveyed: Weights, coding: Tensor) -> Weights:

@@ -191,10 +191,13 @@ class Pipeline:
         learned: Parcel | None = None,
         own: bool = False,
         task: str | None = None,
+        reference: str | None = None,
     ) -> Weights:
         """Weights for passes, after the survey over all shards if one is needed."""
         key, trim = uuid.uuid4().hex, trim or Trim()
-        made = Weights(key, method, params, coding, trim, None, statistics, learned, task, own)
+        made = Weights(
+            key, method, params, coding, trim, None, statistics, learned, task, own, reference
+        )
         surveyed = METHODS[method].surveyed if method is not None else made.trim.elect
         return replace(made, survey=self.survey(made)) if surveyed else made
 

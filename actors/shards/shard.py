@@ -32,7 +32,7 @@ from fusion.task_vectors.coding import check_coding, leaves
 from fusion.task_vectors.gram import Gram, gram
 from fusion.task_vectors.sharded_reduce import Survey
 from fusion.task_vectors.sparsify import trim_survey
-from fusion.task_vectors.task_vectors import TaskVectors, accumulator
+from fusion.task_vectors.task_vectors import StateDict, TaskVectors, accumulator
 
 
 @dataclass
@@ -57,6 +57,7 @@ class Shard(Block):
         block: tuple[int, int] | None = None,
         contexts: int = 1,
         places: Mapping[str, Path] | None = None,
+        references: Mapping[str, StateDict] | None = None,
     ) -> None:
         """Build the shard; see `Block` for the other arguments.
 
@@ -64,7 +65,7 @@ class Shard(Block):
             contexts: number of forward passes kept for their backward passes; older ones are
                 computed again.
         """
-        super().__init__(base, vectors, heads, device, dtype, block, places)
+        super().__init__(base, vectors, heads, device, dtype, block, places, references)
         self.collector = StatisticsCollector(self)
         self.in_model = InModelLearning(self)
         self.capacity = contexts

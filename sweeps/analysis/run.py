@@ -106,7 +106,9 @@ def analyse(
             progress = running.enter_context(Progress(console))
             site = Site(address, progress.say)
             running.enter_context(site.join())
-            prepared = prepare(spec, outputs, site.resources())
+            # References are rows of the comparison; no part of an analysis is made of them.
+            alone = spec.model_copy(update={"references": {}})
+            prepared = prepare(alone, outputs, site.resources())
             recipes = {
                 name: found
                 for name, model in prepared.pool.experts.items()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sweeps.cli.options import OUTPUTS, Address, Outputs, Set, Spec
+from sweeps.cli.options import OUTPUTS, Address, Import, Outputs, Set, Spec
 from sweeps.cli.stop_message import given, stoppable
 from sweeps.console.escape import Screen
 
@@ -55,6 +55,7 @@ def analyse(
     ] = 1000,
     address: Address = None,
     overrides: Set = None,
+    modules: Import = None,
     outputs: Outputs = OUTPUTS,
 ) -> None:
     """Geometry of a sweep's models, and WiSE-FT under shift; a page, tables, pictures."""
@@ -62,7 +63,7 @@ def analyse(
         from sweeps.cluster import ray_connection
         from sweeps.spec.sweep import load
 
-        loaded = load(spec, overrides or [])
+        loaded = load(spec, overrides or [], modules or [])
         ray_connection.stay_on_loopback(address)
         from sweeps.analysis.core.inputs import read_options
         from sweeps.analysis.run import PARTS, analyse

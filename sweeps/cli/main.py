@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -42,6 +42,10 @@ from sweeps.console import redact, signals
 from sweeps.console.escape import Screen
 from sweeps.console.optional import aside
 from sweeps.results.folder import Begin
+
+if TYPE_CHECKING:
+    from sweeps.execution.run import Outcome
+    from sweeps.spec.sweep import SweepSpec
 
 FINISHED = "everything finished is kept"
 
@@ -99,7 +103,7 @@ def run(
         conduct(load(spec, overrides or [], modules or []), outputs, begin, address)
 
 
-def conduct(spec: Any, outputs: Path, begin: Begin, address: str | None) -> Any:
+def conduct(spec: SweepSpec, outputs: Path, begin: Begin, address: str | None) -> Outcome:
     """Run a loaded sweep file and print the result, which is returned; `run` and `quickstart`
     share it."""
     from sweeps.cluster import ray_connection
@@ -136,7 +140,7 @@ def conduct(spec: Any, outputs: Path, begin: Begin, address: str | None) -> Any:
     return outcome
 
 
-def where_to_look(outcome: Any) -> list[str]:
+def where_to_look(outcome: Outcome) -> list[str]:
     """Lines with the pages of a finished sweep: MLflow's comparison, Optuna's, Ray's dashboard."""
     from sweeps.cluster.ray_connection import token_hint
     from sweeps.tracking.mlflow_store import serve_command
@@ -217,19 +221,16 @@ def train(
         ray_connection.stay_on_loopback(address)
         Screen().print(LOADING)
         from sweeps.tracking.training_run import TrainingRun
-        from sweeps.train.ingredients import read_results, result_file
+        from sweeps.train.run import log_training
         from sweeps.train.run import train as train_pool
 
-        out, console, store = Path(loaded.out), Screen(), loaded.mlflow
-        runs = TrainingRun(loaded.name, out, store.tracking_uri, store.experiment, console.print)
+        console, store = Screen(), loaded.mlflow
+        runs = TrainingRun(
+            loaded.name, Path(loaded.out), store.tracking_uri, store.experiment, console.print
+        )
         failed = train_pool(loaded, console, address=address)
         with aside("the runs in MLflow", "the same command sends them", typer.echo):
-            results = [
-                (each, result_file(out, task, each.key))
-                for task in loaded.tasks
-                for each in read_results(out, task)
-            ]
-            page = runs.log(loaded.model_dump(mode="json"), results, sorted(out.glob("*.yaml")))
+            page = log_training(loaded, runs)
             serve = f"{runs.serve}  then " if runs.serve else ""
             console.print(f"mlflow  {serve}{page}", soft_wrap=True, markup=False)
     if failed:
@@ -357,6 +358,7 @@ def quickstart(
         bool, typer.Option("--text", help="Texts: a small T5 and six experts.")
     ] = False,
     resume: Resume = False,
+    modules: Import = None,
     outputs: Outputs = OUTPUTS,
 ) -> None:
     """Build an embedded pool if it is absent, of images or of texts, and sweep over it."""
@@ -368,7 +370,8 @@ def quickstart(
         kind = TEXT if text else IMAGES
         ensure_pool(kind, Screen())
         begin = Begin(resume=resume, fresh=not resume)
-        outcome = conduct(load(QUICKSTARTS[kind]), outputs, begin, None)
+        loaded = load(QUICKSTARTS[kind], modules=modules or [])
+        outcome = conduct(loaded, outputs, begin, None)
         if not text:
             typer.echo("texts    `sweeps quickstart --text` does the same with a small T5")
         for line in next_steps(outcome.folder, outcome.comparison.best):

@@ -130,7 +130,7 @@ def readers(pool: Pool, resources: Resources) -> tuple[list[str], list[str]]:
     """
     from actors.cluster.nodes import ask, own_id, read_from
 
-    members = (pool.base, *pool.experts.values())
+    members = (pool.base, *pool.experts.values(), *pool.references.values())
     files = sorted({str(file) for each in members for file in each.fused_files})
     nodes = sorted(resources.nodes, key=lambda node: (not node.gpus, -node.memory))
     found = ask({node.id: False for node in nodes}, files)
@@ -252,7 +252,8 @@ def outside_code() -> dict[str, Any]:
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     known = (job.get("runtime_env") or {}).get("env_vars") or {}
     variables = {outside_methods.MODULES: ",".join(names)}
-    sources = dict.fromkeys(str(outside_methods.source_of(name)) for name in names)
+    found_of = outside_methods.sources_of
+    sources = dict.fromkeys(str(source) for name in names for source in found_of(name))
     found: dict[str, Any] = {"py_modules": list(sources)}
     if outside_methods.MODULES not in known:  # Ray refuses a variable that the job has, too
         found["env_vars"] = variables

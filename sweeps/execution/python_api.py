@@ -18,7 +18,7 @@ from sweeps.results.comparison import Comparison, Row
 from sweeps.results.comparison_file import as_table, document
 from sweeps.results.export.from_recipe import export
 from sweeps.results.folder import Begin, outputs_dir
-from sweeps.results.partial_comparison import gather
+from sweeps.results.partial_comparison import finished_model, gather
 from sweeps.spec.sweep import SweepSpec, load_data
 from sweeps.spec.sweep import load as load_spec
 from sweeps.spec.yaml_file import overridden
@@ -95,6 +95,10 @@ class Results:
         """
         found = self.row(row) if isinstance(row, str) else row
         if found.recipe is None:
+            if source := finished_model(self.folder, found.method):
+                raise InputError(
+                    f"{self.folder}: {found.method}: a finished model already: {source}"
+                )
             raise InputError(f"{self.folder}: {found.method}: no recipe, so no model to build")
         with tempfile.TemporaryDirectory(prefix="fusion-sweeps-") as place:
             out = Path(place) / "model"

@@ -324,23 +324,25 @@ def noted(row: Row, prepared: Prepared, learned: Path) -> Row:
     under, unit = under_words(spec), prepared.inputs.kind
     said = notes_of(row.method, row.params, spec.splits, unseen=spec.unseen, under=under, unit=unit)
     notes = [*row.notes, *said]
-    if prepared.otherwise and row.method != BASE:
-        names = ", ".join(prepared.otherwise)
+    used = [row.method] if row.method in spec.references else experts
+    others = [name for name in prepared.otherwise if name in used]
+    if others and row.method != BASE:
+        names = ", ".join(others)
         notes.append(f"{unit}s prepared as the base's file says; that of {names} differs")
     if is_soup(spec):
         hashes = {name: content_hash(expert) for name, expert in experts.items()}
         notes += notes_of_pool(row.method, hashes)
     held = footprint(row, prepared.pool, learned / learned_name(row.trial_key or ""))
-    return replace(
-        row, notes=tuple(notes), asked=row.method in prepared.asked, cost={**row.cost, **held}
-    )
+    asked = row.method in prepared.asked or row.method in spec.references
+    return replace(row, notes=tuple(notes), asked=asked, cost={**row.cost, **held})
 
 
 def with_recipe(row: Row, prepared: Prepared, folder: SweepFolder, experts: WeightsReader) -> Row:
-    """Write a row's recipe file; `experts` has none, being no single model."""
-    if row.trial_key is None or row.method == "experts":
-        return row
+    """Write a row's recipe file; `experts` has none, being no single model, and finished models
+    have none."""
     spec = prepared.spec
+    if row.trial_key is None or row.method == "experts" or row.method in spec.references:
+        return row
     selected = {
         "split": spec.splits.select,
         "metric": spec.metric,

@@ -68,6 +68,8 @@ def model_of(row: Row, recipe: Path | None, prepared: Prepared, place: Path) -> 
     """The model of a row for MLflow, or why it has none, in a line."""
     if row.method == BASE:
         return "the base itself"
+    if row.method in prepared.spec.references:
+        return f"a finished model: {prepared.spec.references[row.method]}"
     if not is_single(row.method):
         held = METHODS.get(row.method)
         output = "logits" if held is None else held.output

@@ -50,7 +50,7 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
     asked = frozenset(spec.methods)
     spec = completed(spec)  # before any property of the methods is read
     check_trials(spec)
-    pool = open_pool(spec.pool.base, spec.pool.experts)
+    pool = open_pool(spec.pool.base, spec.pool.experts, spec.references)
     check_offers(spec, pool)
     if spec.placement.weights == "factored":
         check_adapters(pool)
@@ -130,7 +130,7 @@ def read_places(
 
 
 def otherwise_prepared(pool: Pool, accepted: bool) -> dict[str, str]:
-    """Expert -> how its preprocessing differs from the base's.
+    """Expert or reference -> how its preprocessing differs from the base's.
 
     Args:
         pool: an opened pool.
@@ -140,7 +140,7 @@ def otherwise_prepared(pool: Pool, accepted: bool) -> dict[str, str]:
         InputError: preprocessing that differs and is not accepted.
     """
     found, kind = {}, pool.family.inputs(pool.base).kind
-    for name, expert in pool.experts.items():
+    for name, expert in {**pool.experts, **pool.references}.items():
         try:
             said = pool.family.difference(pool.base.folder, expert.folder)
         except InputError as error:

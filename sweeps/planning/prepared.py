@@ -90,7 +90,8 @@ class Prepared:
         extractors = {k: e.fingerprint for k, e in self.needs.extractors.items()}
         shift = self.spec.adapt_on_shift
         under = None if shift is None else shift_fingerprint(self.spec.shifts, shift, self.others)
-        return Context(common, extractors, self.needs.gates, under)
+        others = {name: each.fingerprint for name, each in self.pool.references.items()}
+        return Context(common, extractors, self.needs.gates, under, others)
 
     def embeddings(self) -> EmbeddingCache:
         """The cache of this pool's expert embeddings."""
@@ -145,6 +146,7 @@ def load_of(spec: SweepSpec, pool: Pool, needs: LearningNeeds) -> Load:
         factors=factors,
         factored=factored,
         largest=4 * max(pool.base.tensors[name].numel for name in pool.names),
+        references=sum(member is None for member in pool.members_of.values()),
         sampled=SAMPLES if "model_per_sample" in outputs else 0,
         work=work_of(chain),
         costs=costs_of(chain, len(pool.experts), needs.images, factors if factored else ()),

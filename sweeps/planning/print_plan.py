@@ -41,6 +41,7 @@ def facts(prepared: Prepared) -> list[tuple[str, str]]:
             f"{len(pool.experts)} experts of {spec.pool.base}: {len(pool.names)} tensors, "
             f"{pool.parameters:,} parameters each ({dtypes} on disk)",
         ),
+        *(("reference", line) for line in reference_lines(spec, pool)),
         *([("names", prefixes)] if (prefixes := wrappers(pool)) else []),
         (
             "placement",
@@ -77,6 +78,16 @@ def facts(prepared: Prepared) -> list[tuple[str, str]]:
             ("learning", adaptation(role, spec.splits, under_words(spec), noun))
             for role in sorted(prepared.needs.adapts_on)
         ),
+    ]
+
+
+def reference_lines(spec: SweepSpec, pool: Pool) -> list[str]:
+    """Lines about finished models: where each is from, and what it takes of a node's memory."""
+    taken = size(4 * pool.parameters)
+    return [
+        f"{name}: {spec.references[name]}: "
+        + (f"up to {taken} a node" if member is None else f"the same files as {member}")
+        for name, member in pool.members_of.items()
     ]
 
 
@@ -147,7 +158,7 @@ def wrappers(pool: Pool) -> str:
     `'_orig_mod.' is left out of all names of pool.base, pool.experts.digits`.
     """
     found: dict[str, list[str]] = {}
-    for member in (pool.base, *pool.experts.values()):
+    for member in (pool.base, *pool.experts.values(), *pool.references.values()):
         if member.wrapper:
             found.setdefault(member.wrapper, []).append(member.name)
     return "; ".join(

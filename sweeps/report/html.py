@@ -195,7 +195,9 @@ def view(comparison: Comparison, entries: Sequence[Entry]) -> dict[str, Any]:
         "sunk": any(cell["below"] for line in table for cell in line["cells"]),
         "columns": columns(comparison),
         "normalised": any(comparison.normalised(row) is not None for row in comparison.rows),
-        "unasked": [r.method for r in comparison.references if r.method not in REFERENCES],
+        "unasked": [
+            r.method for r in comparison.references if not r.asked and r.method not in REFERENCES
+        ],
         "gated": any(isinstance(METHODS.get(row.method), Gated) for row in comparison.rows),
         "means": comparison.means,
         "forest": forest(comparison, tested),

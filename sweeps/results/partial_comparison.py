@@ -40,7 +40,11 @@ def noting_asked(comparison: Comparison, spec: SweepSpec | None) -> Comparison:
     return replace(
         comparison,
         rows=tuple(
-            replace(row, asked=row.asked and row.method in spec.methods) for row in comparison.rows
+            replace(
+                row,
+                asked=row.asked and (row.method in spec.methods or row.method in spec.references),
+            )
+            for row in comparison.rows
         ),
     )
 
@@ -52,6 +56,12 @@ def kept_spec(folder: Path) -> SweepSpec | None:
         return load(file, importing=False) if file.exists() else None
     except InputError:
         return None
+
+
+def finished_model(folder: Path, row: str) -> str | None:
+    """Source of the finished model that a sweep's row is; None: the row is no such model."""
+    spec = kept_spec(folder)
+    return None if spec is None else spec.references.get(row)
 
 
 def outdated(folder: Path) -> bool:

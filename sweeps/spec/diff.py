@@ -12,9 +12,10 @@ from sweeps.spec.errors import SpecErrors, shown
 from sweeps.spec.sweep import SweepSpec, deciding, load_data
 from sweeps.spec.trial_key import canonical
 
-EXTENDS = ("methods", "metric", "shifts")
-"""Parts of a spec that may change under a sweep: what is tried, what is selected by, and what rows
-are measured on beside. Numbers of finished trials depend on none of them; they do on all others."""
+EXTENDS = ("methods", "metric", "shifts", "references")
+"""Parts of a spec that may change under a sweep: what is tried, what is selected by, what rows are
+measured on beside, and what methods are compared with. Numbers of finished trials depend on none of
+them; they do on all others."""
 
 MOST = 10
 """Lines of changes that are shown."""

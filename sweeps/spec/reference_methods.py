@@ -22,9 +22,10 @@ def is_soup(spec: SweepSpec) -> bool:
 
 
 def references(spec: SweepSpec) -> tuple[str, ...]:
-    """Names of the reference rows: the base and, if the pool has experts, each expert on its own
-    task."""
-    return tuple(name for name in REFERENCES if name != "experts" or not is_soup(spec))
+    """Names of the reference rows: the base, each expert on its own task if the pool has experts,
+    and the finished models of the sweep file."""
+    always = (name for name in REFERENCES if name != "experts" or not is_soup(spec))
+    return (*always, *spec.references)
 
 
 def completed(spec: SweepSpec) -> SweepSpec:

@@ -18,10 +18,12 @@ from pydantic import (
     model_validator,
 )
 
+from actors.artifacts.recipe import REFERENCES
+from actors.checkpoints.sources import on_modelscope
 from actors.experts.metrics import METRICS, metric_of
 from actors.files.documents import dump_yaml
 from fusion.errors import InputError
-from fusion.registry import import_methods
+from fusion.registry import METHODS, import_methods
 from sweeps.spec.errors import Fault, custom_error, raise_all, spec_errors
 from sweeps.spec.fields import NAME as NAME
 from sweeps.spec.fields import NAME_RULE as NAME_RULE
@@ -49,6 +51,17 @@ Selector = Annotated[
 ]
 
 
+def placed(given: Any) -> Any:
+    """A source, or a mapping of names to sources, with hub ids as ids of ModelScope.
+
+    >>> placed({"a": "org/a", "b": "./b"})
+    {'a': 'modelscope:org/a', 'b': './b'}
+    """
+    if isinstance(given, Mapping):
+        return {name: placed(value) for name, value in given.items()}
+    return on_modelscope(given) if isinstance(given, str) else given
+
+
 class PoolSpec(Part):
     """The models: one base and the experts that were fine-tuned from it."""
 
@@ -60,12 +73,26 @@ class PoolSpec(Part):
         examples=[{"mnist": "tanganke/clip-vit-base-patch32_mnist", "cars": "models/cars"}],
     )
     """Fine-tuned models, or LoRA adapters of the base. An expert of a task has the task's name."""
+    platform: Literal["huggingface", "modelscope"] = Field(
+        default="huggingface",
+        description="huggingface or modelscope (needs its library: "
+        "pip install 'fusion-sweeps[modelscope]')",
+    )
+    """Where ids of base, experts and references are from. Elsewhere, `modelscope:org/name` names
+    a model there."""
     preprocessing: Literal["same", "base"] = Field(
         default="same",
         description="same (experts that bring a preprocessing must bring the base's) or base "
         "(all rows are prepared as the base's file says, whatever the experts' say)",
     )
     """Whose preprocessing of images is used where an expert's file differs from the base's."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _on_platform(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or given.get("platform") != "modelscope":
+            return given
+        return {k: placed(v) if k in ("base", "experts") else v for k, v in given.items()}
 
 
 class SplitSpec(Part):
@@ -202,6 +229,15 @@ def unreserved(name: str) -> str:
         raise custom_error(str(error)) from None
 
 
+def unlike_rows(references: Mapping[str, str]) -> Mapping[str, str]:
+    """Return `references` if none has the name of another row."""
+    for name in references:
+        if name in REFERENCES or name in METHODS:
+            what = "a method" if name in METHODS else "another row"
+            raise custom_error(f"{name!r} is the name of {what}; another name needed")
+    return references
+
+
 named = [f"{kind}/{what}" for kind in METRICS for what in ("mean", "<task>")]
 
 
@@ -214,6 +250,14 @@ class SweepSpec(Part):
     """The sweep's folder under outputs/, and its name in MLflow."""
     pool: PoolSpec = Field(description="a mapping of base and experts")
     """The models."""
+    references: Annotated[Mapping[Name, Source], AfterValidator(unlike_rows)] = Field(
+        default={},
+        description="a mapping of names to a hub id or a folder",
+        examples=[{"mtl": "models/multi-task", "other_tool": "models/mergekit-out"}],
+    )
+    """Finished models of the pool's family that are evaluated beside the methods, each a row of its
+    name: a model of multi-task training, or a merge of another tool. They are shown among the
+    references and never win."""
     tasks: Mapping[Name, TaskSpec] = Field(
         default_factory=own_tasks,
         min_length=1,
@@ -287,6 +331,14 @@ class SweepSpec(Part):
     def mode(self) -> Literal["min", "max"]:
         """Direction of the metric."""
         return "max" if metric_of(self.metric).larger_is_better else "min"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _on_platform(cls, given: Any) -> Any:
+        pool = given.get("pool") if isinstance(given, Mapping) else None
+        if not isinstance(pool, Mapping) or pool.get("platform") != "modelscope":
+            return given
+        return {k: placed(v) if k == "references" else v for k, v in given.items()}
 
     @model_validator(mode="after")
     def _shifts(self) -> SweepSpec:
@@ -378,6 +430,10 @@ def dump(spec: SweepSpec) -> str:
     data = spec.model_dump(mode="json")
     if not spec.splits.select_spelled:
         del data["splits"]["select"]
+    if not spec.references:
+        del data["references"]
+    if spec.pool.platform == "huggingface":
+        del data["pool"]["platform"]
     if spec.imports:
         data["methods"] = {IMPORT: list(spec.imports), **data["methods"]}
     return dump_yaml(data, allow_unicode=True)
@@ -398,8 +454,10 @@ def deciding(spec: SweepSpec) -> dict[str, Any]:
     """The part of a sweep file that decides its numbers, as plain data."""
     data = spec.model_dump(mode="json", exclude={"name", "mlflow", "placement"})
     del data["pool"]["preprocessing"]  # what is computed is the same with either
-    if not spec.shifts:
-        del data["shifts"]
+    del data["pool"]["platform"]  # an id on another platform says so itself
+    for name in ("shifts", "references"):
+        if not data[name]:
+            del data[name]
     if spec.adapt_on_shift is None:
         del data["adapt_on_shift"]
     else:  # shifts may change under a sweep; this one, which is learned from, may not

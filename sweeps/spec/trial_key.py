@@ -11,7 +11,7 @@ from typing import Any
 
 from actors.files.fingerprint import Fingerprint
 from fusion.kinds import Row
-from fusion.outside_methods import ORIGINS, source_of
+from fusion.outside_methods import ORIGINS, sources_of
 from fusion.parameters import bind
 from fusion.registry import METHODS
 
@@ -32,6 +32,8 @@ class Context:
     """`gate` of such parameters -> of the file."""
     under: Fingerprint | None = None
     """Of the shift whose images are adapted to; None: clean ones are."""
+    references: Mapping[str, Fingerprint] = field(default_factory=dict)
+    """Finished model beside the pool -> of its files."""
 
     def of(self, params: Mapping[str, Any], row: Row | None = None) -> Any:
         """The context of one trial; of files, only those that its parameters name.
@@ -64,7 +66,8 @@ def digest(value: Any) -> str:
 def trial_key(method: str, params: Mapping[str, Any], context: Fingerprint | Context) -> str:
     """Key of a trial in the ledger, in MLflow and in the searcher.
 
-    The key of a method of another package also holds a hash of that package's code.
+    The key of a method of another package also holds a hash of that package's code, and that of a
+    finished model beside the pool the fingerprint of its files.
 
     Parameters that are left out count with their defaults: `{}` and `{scale: 0.3}` are one trial,
     and a default that changes makes another.
@@ -80,21 +83,23 @@ def trial_key(method: str, params: Mapping[str, Any], context: Fingerprint | Con
     row = METHODS.get(method)
     bound = bind(method, row.parameters, params) if row else dict(params)
     given = context.of(bound, row) if isinstance(context, Context) else context
-    module = ORIGINS.get(method)
-    return digest(
-        [method, bound, given] if module is None else [method, bound, given, code_of(module)]
-    )
+    decisive = [method, bound, given]
+    if method in ORIGINS:
+        decisive.append(code_of(ORIGINS[method]))
+    if isinstance(context, Context) and method in context.references:
+        decisive.append(context.references[method])
+    return digest(decisive)
 
 
 @cache
 def code_of(module: str) -> str:
-    """Hash of the source files of a module outside this project: of its top-level package."""
-    source = source_of(module)
-    files = sorted(source.rglob("*.py")) if source.is_dir() else [source]
+    """Hash of the source files of a module outside this project: of its top-level package, and of
+    the modules beside it that it imports."""
     found = hashlib.sha256()
-    for file in files:
-        found.update(f"{file.relative_to(source.parent)}\0".encode())
-        found.update(hashlib.sha256(file.read_bytes()).digest())
+    for source in sources_of(module):
+        for file in sorted(source.rglob("*.py")) if source.is_dir() else [source]:
+            found.update(f"{file.relative_to(source.parent)}\0".encode())
+            found.update(hashlib.sha256(file.read_bytes()).digest())
     return found.hexdigest()[:16]
 
 

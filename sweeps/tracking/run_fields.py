@@ -105,6 +105,9 @@ def is_score(name: str) -> bool:
 def spec_params(spec: Mapping[str, Any]) -> dict[str, str]:
     """Parameters of a sweep's run: the fields of its file, with dotted names."""
     fields = {name: value for name, value in spec.items() if name != "mlflow"}
+    fields = {name: value for name, value in fields.items() if name != "references" or value}
+    if "pool" in fields and fields["pool"].get("platform") == "huggingface":
+        fields["pool"] = {k: v for k, v in fields["pool"].items() if k != "platform"}
     return {
         name: redact.text(str(value))[:MAX_PARAM]
         for name, value in flat(fields).items()

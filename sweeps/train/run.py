@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -43,7 +43,9 @@ from sweeps.train.ingredients import (
     head_file,
     home,
     is_there,
+    read_results,
     read_scores,
+    result_file,
 )
 from sweeps.train.pools import OTHERS, pool_yaml, pools
 from sweeps.train.population.population_spec import INTERVALS
@@ -52,6 +54,9 @@ from sweeps.train.shift_scores import score_shifts
 from sweeps.train.spec import FAMILY, TrainSpec, check_targets, default_family
 from sweeps.train.starts import make_starts
 from sweeps.train.time_estimate import fit_rows, keep_rates, opening, pretraining_length
+
+if TYPE_CHECKING:  # start-up time: MLflow
+    from sweeps.tracking.training_run import TrainingRun
 
 STORE_BYTES = 300 * 2**20
 ROLES: tuple[Role, ...] = ("fit", "select", "report")
@@ -123,6 +128,17 @@ def train(spec: TrainSpec, console: Console, *, address: str | None = None) -> l
     for task in missing:
         console.print(f"failed: {task}: no fine-tuning of it succeeded", style="red")
     return missing
+
+
+def log_training(spec: TrainSpec, runs: TrainingRun) -> str:
+    """Send the results of a training, as they are on disk, to MLflow; returns its page."""
+    out = Path(spec.out)
+    results = [
+        (each, result_file(out, task, each.key))
+        for task in spec.tasks
+        for each in read_results(out, task)
+    ]
+    return runs.log(spec.model_dump(mode="json"), results, sorted(out.glob("*.yaml")))
 
 
 def opened(spec: TrainSpec) -> tuple[Checkpoint | None, Training, Inputs]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fusion.errors import InputError
 from sweeps.planning.provenance import ancestry_of
 from sweeps.results.export.from_recipe import export
-from sweeps.results.export.model_folder import check_new, new_folder, papers
+from sweeps.results.export.model_folder import check_new, companion_files, new_folder
 from sweeps.results.ingredient_recipes import chains, recipe_of
 from sweeps.results.recipe import learned_data, load
 from sweeps.train.ingredients import Trained, read_results, read_scores, result_file, write_result
@@ -123,14 +123,14 @@ def test_export_copies_named_files_and_follows_no_link_out(tmp_path):
     (model / "config.json").write_text("{}")
     (model / "notes.txt").write_text("private")
     (model / "other.json").symlink_to(secret)
-    assert papers(Base(model)) == {"config.json": b"{}"}
+    assert companion_files(Base(model)) == {"config.json": b"{}"}
     (model / "vocab.json").symlink_to(secret)
     with pytest.raises(InputError, match=r"vocab.json: a link out of its folder"):
-        papers(Base(model))
+        companion_files(Base(model))
     (model / "vocab.json").unlink()
     (model / "merges.txt").mkdir()
     with pytest.raises(InputError, match="not a regular file"):
-        papers(Base(model))
+        companion_files(Base(model))
 
 
 def test_export_follows_links_of_a_hub_cache(tmp_path):
@@ -140,7 +140,7 @@ def test_export_follows_links_of_a_hub_cache(tmp_path):
     folder = root / "snapshots" / "rev"
     folder.mkdir(parents=True)
     (folder / "config.json").symlink_to("../../blobs/x")
-    assert papers(Base(folder)) == {"config.json": b"{}"}
+    assert companion_files(Base(folder)) == {"config.json": b"{}"}
 
 
 def test_nothing_that_is_there_is_overwritten(tmp_path):

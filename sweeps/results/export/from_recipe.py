@@ -20,6 +20,7 @@ from sweeps.results.export.model_card import CARD, Card, write_card
 from sweeps.results.export.model_folder import check_new, new_folder, write_model
 from sweeps.results.export.sweep_facts import SweepFacts, facts_of
 from sweeps.results.export.task_files import write_tasks
+from sweeps.results.partial_comparison import finished_model
 from sweeps.results.recipe import (
     RecipeFile,
     check_beside,
@@ -42,8 +43,11 @@ def export(path: Path, out: Path) -> str | None:
         What the folder lacks, in a line: tasks, where the sweep's files or data are gone.
 
     Raises:
-        InputError: `out` is there already; an ingredient changed since; a recipe without a model.
+        InputError: `out` is there already; an ingredient changed since; a recipe without a model,
+            or the place of one that a finished model would have.
     """
+    if not path.exists() and (source := finished_model(path.parent.parent, path.stem)):
+        raise InputError(f"{path}: {path.stem} is a finished model already: {source}")
     recipe = load(path)
     check_new(out)
     check_single(recipe, path)

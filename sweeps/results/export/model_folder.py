@@ -22,7 +22,8 @@ from fusion.errors import InputError
 
 
 def write_model(part: Path, base: Checkpoint, fused: Mapping[str, Any], results: str) -> None:
-    """Write a model into a folder: merged tensors, all others of the base, and its papers.
+    """Write a model into a folder: merged tensors, all others of the base, and the files beside
+    its weights.
 
     Args:
         part: the folder, which is there.
@@ -39,14 +40,14 @@ def write_model(part: Path, base: Checkpoint, fused: Mapping[str, Any], results:
         kind = dtype if dtype is not None and found.is_floating_point() else found.dtype
         tensors[infos[name].plain] = found.to(kind).contiguous()
     save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
-    for name, data in papers(base).items():
+    for name, data in companion_files(base).items():
         (part / name).write_bytes(data)
-    say(part / "config.json", family_in(base).exported(base))
+    set_fields(part / "config.json", family_in(base).exported(base))
     if dtype is not None:
-        say_dtype(part / "config.json", results)
+        set_dtype(part / "config.json", results)
 
 
-PAPERS = (
+COMPANIONS = (
     "config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json",
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "generation_config.json", "open_clip_config.json", "vocab.txt", "spiece.model",
@@ -55,7 +56,7 @@ PAPERS = (
 """Files beside a model's weights that belong to it; other files of the folder are ignored."""
 
 
-def papers(base: Checkpoint) -> dict[str, bytes]:
+def companion_files(base: Checkpoint) -> dict[str, bytes]:
     """Name -> content of the files beside a model's weights that a copy of the model needs.
 
     Raises:
@@ -65,7 +66,7 @@ def papers(base: Checkpoint) -> dict[str, bytes]:
     folder = base.folder.resolve()
     roots = [folder, *([folder.parent.parent] if folder.parent.name == "snapshots" else [])]
     found = {}
-    for name in PAPERS:
+    for name in COMPANIONS:
         file = base.folder / name
         if not os.path.lexists(file):
             continue
@@ -84,14 +85,14 @@ def check_new(out: Path) -> None:
         raise InputError(f"{out}: is there already; give a new folder")
 
 
-def say(file: Path, fields: Mapping[str, Any]) -> None:
-    """Set fields of a configuration; a file that says them already stays as it is."""
+def set_fields(file: Path, fields: Mapping[str, Any]) -> None:
+    """Set fields of a configuration; a file that has them already stays as it is."""
     config = read_json(file) if fields else {}
     if any(name not in config or config[name] != value for name, value in fields.items()):
         file.write_text(json.dumps({**config, **fields}, indent=2))
 
 
-def say_dtype(file: Path, dtype: str) -> None:
+def set_dtype(file: Path, dtype: str) -> None:
     """Write the dtype of the tensors into a model's configuration, and into those of its towers."""
     config = read_json(file)
     config.setdefault("dtype" if "torch_dtype" not in config else "torch_dtype", dtype)

@@ -1,5 +1,6 @@
+import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -106,3 +107,83 @@ def test_an_adapter_in_the_hub_cache(hub: Path) -> None:
     assert resolve("org/lora", what="pool.experts.a") == folder
     snapshot(hub, "org/half", "c" * 40, {"adapter_config.json": "{}"})
     assert not complete(hub / "models--org--half" / "snapshots" / ("c" * 40))
+
+
+class ModelScopeHub:
+    """A stand-in for `modelscope.hub.snapshot_download`, with the arguments of version 1.40."""
+
+    def __init__(self, cache: Path) -> None:
+        self.cache, self.online, self.calls = cache, True, list[dict[str, object]]()
+
+    def snapshot_download(
+        self,
+        model_id: str | None = None,
+        revision: str | None = None,
+        cache_dir: str | None = None,
+        local_files_only: bool | None = False,
+        allow_patterns: list[str] | None = None,
+    ) -> str:
+        given = {"model_id": model_id, "revision": revision, "local_files_only": local_files_only}
+        self.calls.append(given)
+        assert allow_patterns is not None
+        assert not any("bin" in pattern for pattern in allow_patterns)
+        folder = self.cache / "models" / str(model_id)
+        if not folder.exists():
+            if local_files_only or not self.online:
+                raise ValueError(f"Cannot find {model_id}\nin the cached path")
+            if model_id != "org/model":
+                raise FileNotFoundError(f"{model_id}: 404")
+            folder.mkdir(parents=True)
+            (folder / "config.json").write_text("{}")
+            (folder / "model.safetensors").write_text("")
+        return str(folder)
+
+
+@pytest.fixture
+def modelscope(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelScopeHub:
+    hub = ModelScopeHub(tmp_path / "modelscope")
+    module = ModuleType("modelscope.hub.snapshot_download")
+    module.snapshot_download = hub.snapshot_download  # type: ignore[attr-defined]
+    for name in ("modelscope", "modelscope.hub"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return hub
+
+
+def test_a_model_of_modelscope_is_downloaded_once(modelscope: ModelScopeHub) -> None:
+    folder = modelscope.cache / "models/org/model"
+    assert resolve("modelscope:org/model@v2", what="pool.base") == folder
+    assert [call["local_files_only"] for call in modelscope.calls] == [True, False]
+    assert {call["revision"] for call in modelscope.calls} == {"v2"}
+    modelscope.online = False
+    assert resolve("modelscope:org/model", what="pool.base") == folder
+    assert modelscope.calls[-1] == {
+        "model_id": "org/model", "revision": None, "local_files_only": True,
+    }  # fmt: skip
+    (folder / "model.safetensors").unlink()  # incomplete: asked again
+    assert resolve("modelscope:org/model", what="pool.base") == folder
+    assert modelscope.calls[-1]["local_files_only"] is False
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("modelscope:org/other", r"pool\.base: 'modelscope:org/other': ModelScope: org/other: 404"),
+        ("modelscope:model", r"'modelscope:model': modelscope:org/name\[@revision\] needed"),
+        ("modelscope:", r"'modelscope:': modelscope:org/name\[@revision\] needed"),
+    ],
+)
+def test_no_model_of_modelscope(modelscope: ModelScopeHub, source: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as refused:
+        resolve(source, what="pool.base")
+    assert "\n" not in str(refused.value)
+
+
+def test_modelscope_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("modelscope", "modelscope.hub", "modelscope.hub.snapshot_download"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(InputError, match=r"pip install 'fusion-sweeps\[modelscope\]'") as refused:
+        resolve("modelscope:org/model", what="pool.experts.a")
+    assert str(refused.value).startswith(
+        "pool.experts.a: 'modelscope:org/model': needs the library"
+    )

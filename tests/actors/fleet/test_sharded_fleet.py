@@ -10,6 +10,7 @@ import time
 import pytest
 import ray
 import torch
+from safetensors.torch import load_file, save_file
 
 from actors.artifacts.recipe import Recipe
 from actors.experts.local import local_experts
@@ -232,3 +233,39 @@ def test_experts_that_stay_in_files(shape, loose, local, parts):
                 fleet.client.gradients(micro_batches, "select", Trim())
             assert str(caught.value).startswith("pool.experts.")
             assert f"{file}: No such file or directory (node " in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["memory", "files"])
+def test_finished_models_are_evaluated_in_shards(weights, parts, tmp_path):
+    """One of its own, sent through the object store, and one that is an expert."""
+    base, experts = parts.pool.base.folder, parts.pool.experts
+    first = next(iter(experts))
+    other = write_adapter(tmp_path / "adapter", base, seed=5)
+    references = {"mtl": str(other), "twin": str(experts[first].folder)}
+    sources = {name: str(each.folder) for name, each in experts.items()}
+    pool = open_pool(str(base), sources, references)
+    local = local_experts(pool, parts.data, parts.embeddings(f"references-{weights}-local"))
+    cache = parts.embeddings(f"references-{weights}")
+    with Fleet(pool, parts.data, cache, plan_of(2, 2), FleetOptions(weights=weights)) as fleet:
+        fleet.ready(120)
+        for recipe in (Recipe("mtl"), Recipe("ties"), Recipe("mtl"), Recipe("twin")):
+            found = fetched(fleet.client.submit(Evaluate(recipe, "report")))
+            assert found.metrics() == local.evaluate(recipe, "report").metrics(), recipe
+        own = fetched(fleet.client.submit(Evaluate(Recipe("experts"), "report")))
+        assert found.metrics()[f"nll/{first}"] == own.metrics()[f"nll/{first}"]
+
+
+@pytest.mark.slow
+def test_a_broken_finished_model_is_refused_at_the_start(parts, tmp_path):
+    bad = shutil.copytree(parts.pool.base.folder, tmp_path / "bad")
+    tensors = load_file(bad / "model.safetensors")
+    tensors["vision_model.post_layernorm.bias"].fill_(float("inf"))
+    save_file(tensors, bad / "model.safetensors")
+    sources = {name: str(each.folder) for name, each in parts.pool.experts.items()}
+    pool = open_pool(str(parts.pool.base.folder), sources, {"mtl": str(bad)})
+    with (
+        pytest.raises(InputError, match=r"references\.mtl: .*post_layernorm\.bias"),
+        Fleet(pool, parts.data, parts.embeddings("broken"), plan_of(1, 2)) as fleet,
+    ):
+        fleet.ready(120)

@@ -19,6 +19,7 @@ from fusion.kinds import MergeInputs
 from fusion.registry import METHODS as TABLE
 from sweeps.results import comparison_file
 from sweeps.results.comparison import Comparison, Row
+from sweeps.results.export.from_recipe import export
 from sweeps.spec.errors import SpecErrors
 from sweeps.spec.sweep import load as load_spec
 
@@ -40,7 +41,12 @@ def results(tiny_pool, tmp_path_factory, ray_cluster) -> sweeps.Results:
     root = tiny_pool.root
     pool = {"base": root / "base", "experts": {n: root / "experts" / n for n in ("lines", "tones")}}
     tasks = {n: {"dataset": root / "data" / n} for n in ("lines", "tones")}
-    spec = tiny_pool.spec(name="python", pool=pool, tasks=tasks, methods=METHODS)
+    # One model for several tasks, as another tool would have written it, and an expert.
+    averaged = sweeps.merge("simple_average", pool["base"], pool["experts"], cwd / "averaged")
+    references = {"averaged": averaged, "tones_alone": root / "experts" / "tones"}
+    spec = tiny_pool.spec(
+        name="python", pool=pool, references=references, tasks=tasks, methods=METHODS
+    )
     return sweeps.run(spec, outputs=cwd / "outputs", overrides=["placement.replicas=1"], quiet=True)
 
 
@@ -59,6 +65,36 @@ def test_the_table_is_that_of_the_files(results):
     chosen = json.loads(table.loc["task_arithmetic", "params"])
     assert chosen == results.row("task_arithmetic").params
     assert chosen["scale"] in (0.3, 0.7)
+
+
+def test_finished_models_are_rows_beside(results):
+    """They are shown among the references, whatever they score, with the numbers of their files."""
+    averaged, alone = results.row("averaged"), results.row("tones_alone")
+    wanted = results.row("simple_average")
+    assert averaged.test == wanted.test
+    assert averaged.val == wanted.val
+    assert averaged.test_ci95 == wanted.test_ci95
+    assert alone.test["acc/tones"] == results.row("experts").test["acc/tones"]
+    assert alone.test["nll/tones"] == results.row("experts").test["nll/tones"]
+    for row in (averaged, alone):
+        assert row.reference
+        assert row.asked
+        assert row.single
+        assert row.recipe is None
+        assert row.run_id is not None
+        assert (row.cost["models"], row.cost["passes"], row.cost["extra_parameters"]) == (1, 1, 0)
+        assert row.cost["merge_s"] is None
+        assert row.cost["input_s"] > 0
+        assert row not in results.comparison.rivals
+    page = (results.folder / "report.html").read_text()
+    assert "averaged" in page
+    assert "averaged: not in the sweep file" not in page
+    source = load_spec(results.folder / "spec.yaml").references["averaged"]
+    assert source.endswith("/averaged")
+    with pytest.raises(InputError, match=f"averaged: a finished model already: {source}"):
+        results.model("averaged")
+    with pytest.raises(InputError, match=r"averaged\.yaml: averaged is a finished model already"):
+        export(results.folder / "recipes/averaged.yaml", results.folder / "out")
 
 
 def test_the_best_row_is_one_asked_model(results):

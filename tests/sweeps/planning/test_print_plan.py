@@ -1,5 +1,6 @@
 """`sweeps plan` of methods that learn: how much is learned from what, and what that reads."""
 
+import json
 import shutil
 
 import pyarrow.parquet as pq
@@ -18,6 +19,7 @@ from sweeps.cluster import ray_connection
 from sweeps.planning.prepare import named_by_experts, prepare
 from sweeps.planning.print_plan import learned_images
 from sweeps.spec.sweep import validate
+from sweeps.spec.trial_key import trial_key
 from tests.actors.checkpoints.adapter_folders import write_adapter
 from tests.sweeps.learning_pool import ADAMERGING, DAWE, gated_spec, make_extractor
 
@@ -215,3 +217,42 @@ def test_a_sweep_file_without_tasks_says_where_the_names_of_data_are_from(tiny_p
         named_by_experts(validate(content, "s.yaml")),
     ):
         raise InputError("tasks.a: no such data")
+
+
+def test_finished_models_are_said_with_their_memory(tiny_pool, tmp_path):
+    spec = tiny_pool.spec()
+    pool = spec["pool"]
+    other = shutil.copytree(tiny_pool.root / "base", tmp_path / "other")
+    tensors = {k: v + 0.01 if "vision_model.encoder" in k else v
+               for k, v in load_file(other / "model.safetensors").items()}  # fmt: skip
+    save_file(tensors, other / "model.safetensors")
+    spec["references"] = {"mtl": str(other), "twin": pool["experts"]["tones"]}
+    text = planned(spec, tmp_path)
+    assert f"reference   mtl: {other}: up to " in text
+    assert f"reference   twin: {pool['experts']['tones']}: the same files as tones\n" in text
+    assert [cells[0] for name, cells in rows(text).items() if name in ("mtl", "twin")] == ["1", "1"]
+    machine = Resources((Node(2, 0, 8 << 30),))
+    prepared, plain = (
+        prepare(validate(each, "s.yaml"), tmp_path, machine) for each in (spec, tiny_pool.spec())
+    )
+    assert prepared.load.references == 1
+    assert prepared.plan.store_bytes > plain.plan.store_bytes
+    assert prepared.context().common == plain.context().common
+    keys = [trial_key("mtl", {}, each.context()) for each in (prepared, plain)]
+    assert keys[0] != keys[1]
+    assert trial_key("ties", {}, prepared.context()) == trial_key("ties", {}, plain.context())
+
+
+def test_a_finished_model_with_another_preprocessing_is_refused(tiny_pool, tmp_path):
+    spec = tiny_pool.spec()
+    other = shutil.copytree(tiny_pool.root / "base", tmp_path / "other")
+    file = other / "preprocessor_config.json"
+    about = json.loads(file.read_text())
+    file.write_text(json.dumps({**about, "image_mean": [0.1, 0.2, 0.3]}))
+    spec["references"] = {"mtl": str(other)}
+    with pytest.raises(
+        InputError, match=r"references\.mtl: .*accept that with `pool.preprocessing"
+    ):
+        planned(spec, tmp_path)
+    spec["pool"]["preprocessing"] = "base"
+    assert "mtl: prepared as the base's file says; its own differs" in planned(spec, tmp_path)

@@ -57,7 +57,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
         {"nmae": "x"},
         "nmae: 'x': unknown field 'nmae'; did you mean 'name'? (valid: adapt_on_shift, methods,"
         " metric, mlflow,"
-        " name, placement, pool, seed, shifts, splits, tasks)",
+        " name, placement, pool, references, seed, shifts, splits, tasks)",
     ),
     # pool
     ({"pool": "b"}, "pool: 'b': a mapping of base and experts allowed"),
@@ -85,7 +85,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     (
         pool(expert={}),
         "pool.expert: {}: unknown field 'expert'; did you mean 'experts'?"
-        " (valid: base, experts, preprocessing)",
+        " (valid: base, experts, platform, preprocessing)",
     ),
     # tasks
     ({"tasks": {}}, "tasks: {}: a mapping of at least one name to {dataset: …} allowed"),

@@ -125,6 +125,23 @@ def test_trial_keys_change_with_the_modules_code(tmp_path: Path) -> None:
     assert trial_key.trial_key("ties", {}, context) == ties
 
 
+def test_trial_keys_change_with_what_the_module_imports_beside_it(tmp_path: Path) -> None:
+    alone = write(tmp_path, "outside_a")
+    load(sweep(tmp_path, **{"import": "outside_a", "ties": {}}))
+    before = trial_key.code_of("outside_a")
+    helper = tmp_path / "outside_helper.py"
+    helper.write_text("X = 1\n")
+    trial_key.code_of.cache_clear()
+    assert trial_key.code_of("outside_a") == before  # nothing imports it
+    alone.write_text("import outside_helper\n" + alone.read_text())
+    keys = []
+    for value in (1, 2):
+        helper.write_text(f"X = {value}\n")
+        trial_key.code_of.cache_clear()
+        keys.append(trial_key.code_of("outside_a"))
+    assert keys[0] != keys[1]
+
+
 def test_the_code_of_a_package_is_all_its_files_wherever_it_lies(tmp_path: Path) -> None:
     def made(place: Path) -> str:
         (place / "outside_pkg" / "parts").mkdir(parents=True)

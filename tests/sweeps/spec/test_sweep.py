@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 import yaml
 
+from fusion.errors import InputError
 from fusion.registry import METHODS
+from sweeps.spec.diff import changes
 from sweeps.spec.errors import SpecErrors
 from sweeps.spec.method import RESERVED, MethodSpec
 from sweeps.spec.search_space import Choice, Grid, LogUniform, Uniform
-from sweeps.spec.sweep import SweepSpec, dump, load, spec_hash, validate
+from sweeps.spec.sweep import SweepSpec, dump, load, load_data, spec_hash, validate
+from sweeps.tracking.run_fields import spec_params
 from tests.sweeps.spec.sweep_file import plain, write
 
 WHOLE = """
@@ -218,3 +221,51 @@ def test_an_unknown_metric_of_a_task():
     (line,) = caught.value.lines
     assert "tasks.a.metric" in line
     assert "did you mean 'matthews'" in line
+
+
+@pytest.mark.parametrize(
+    ("references", "message"),
+    [
+        ({"ties": "x"}, "references: {'ties': 'x'}: 'ties' is the name of a method; another name"),
+        ({"experts": "x"}, "'experts' is the name of another row; another name needed"),
+        ({"pretrained": "x"}, "references.pretrained: .*another name needed"),
+        ({"a b": "x"}, "references.a b: .*a name of letters"),
+        ({"mtl": ""}, "references.mtl: '': a hub id or a folder"),
+        ({"mtl": 3}, "references.mtl: 3: a hub id or a folder"),
+        (["x"], "references: .*a mapping of names to a hub id or a folder"),
+    ],
+)
+def test_wrong_references(references, message):
+    with pytest.raises(InputError, match=message) as refused:
+        validate(plain(references=references), "s.yaml")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_without_references_is_as_before():
+    """Hash, copy and parameters do not name what the file does not have."""
+    spec, named = validate(plain(), "s.yaml"), validate(plain(references={"mtl": "m"}), "s.yaml")
+    assert not {"references", "platform"} & set(yaml.safe_load(dump(spec)))
+    assert "platform" not in yaml.safe_load(dump(spec))["pool"]
+    assert spec_hash(spec) == "7df0d33bf59fff19"
+    assert not [k for k in spec_params(spec.model_dump(mode="json")) if "platform" in k]
+    assert "references" not in spec_params(spec.model_dump(mode="json"))
+    assert spec_hash(named) != spec_hash(spec)
+    assert spec_params(named.model_dump(mode="json"))["references.mtl"] == "m"
+    assert load_data(yaml.safe_load(dump(named)), "copy") == named
+    assert [str(change) for change in changes(spec, named)] == ["references: added {'mtl': 'm'}"]
+    assert all(change.extends for change in changes(spec, named))
+
+
+def test_ids_of_modelscope(tmp_path):
+    pool = {
+        "platform": "modelscope",
+        "base": "org/base@v1",
+        "experts": {"mnist": "org/mnist", "svhn": str(tmp_path)},
+    }
+    spec = validate(plain(pool=pool, references={"mtl": "org/mtl"}), "s.yaml")
+    assert spec.pool.base == "modelscope:org/base@v1"
+    assert spec.pool.experts == {"mnist": "modelscope:org/mnist", "svhn": str(tmp_path)}
+    assert spec.references == {"mtl": "modelscope:org/mtl"}
+    assert validate(yaml.safe_load(dump(spec)), "copy") == spec
+    with pytest.raises(InputError, match=r"pool\.platform: 'hub': huggingface or modelscope"):
+        validate(plain(pool={**pool, "platform": "hub"}), "s.yaml")
