@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.installed-docs
 
-.PHONY: demo test test-slow test-cluster fuzz check format bench install clean
+.PHONY: demo test test-slow test-cluster fuzz check format bench docs install clean
 
 demo: $(STAMP)
 	$(BIN)/sweeps quickstart
@@ -40,7 +41,15 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
 
+# The documentation site, in build/site; a warning is an error.
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 install: $(STAMP)
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[docs]'
+	touch $(DOCS_STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	@echo "installing fusion-sweeps into $(VENV), with about 170 packages (torch, transformers, Ray, MLflow, ...):"

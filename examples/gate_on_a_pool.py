@@ -29,10 +29,11 @@ def sweep_of(pool: EmbeddedPool) -> dict[str, Any]:
             "task_arithmetic": {"scale": {"grid": [0.3, 0.5]}},
             "dawe": {
                 "extractor": str(pool.extractor),
+                "grouping": "task",  # one coefficient an expert and image
                 "softmax": True,  # codings stay on the simplex
                 "rate": "per_norm",
                 "learning_rate": 0.03,
-                "steps": 100,
+                "steps": 300,
             },
         },
     }

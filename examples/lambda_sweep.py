@@ -39,7 +39,8 @@ def main(pool: EmbeddedPool, outputs: Path) -> sweeps.Results:
     results = sweeps.run(sweep_of(pool), outputs=outputs, resume=True)
 
     # The table: one line a method, the best first; then the references.
-    print(results.table[["method", "params", "val/acc/mean", "test/acc/mean"]].round(3))
+    shown = results.table[["method", "params", "val/acc/mean", "test/acc/mean"]]
+    print(shown.round(3).to_string())
 
     # Every trial is a file of the ledger: the accuracy on the select split for each λ.
     trials = [json.loads(file.read_text()) for file in results.folder.glob("ledger/*.json")]
