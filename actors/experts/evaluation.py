@@ -16,6 +16,7 @@ from actors.experts.metrics import (
     NLL,
     OUTSIDE,
     OWN,
+    RECOGNITION,
     Samples,
     further,
     own_samples,
@@ -44,6 +45,9 @@ class TaskScore:
     """Share of rows whose written text is none of the answers; None: nothing is written."""
     predicted: NDArray[np.int32] | None = None
     """[N]: the top class of each row; −1: a row with a NaN or +∞."""
+    recognition: float | None = None
+    """Share of rows for which a gate's largest weight is that of the task's own expert; None: of
+    other methods, and of tasks without an expert."""
 
     @property
     def accuracy(self) -> float:
@@ -53,8 +57,9 @@ class TaskScore:
     def values(self) -> dict[str, float]:
         """Metric -> score."""
         ranked = {name: ranked_by(name).score(each) for name, each in self.further.items()}
-        found = {ACCURACY.name: self.accuracy, NLL.name: self.nll, **ranked}
-        return found if self.outside is None else {**found, OUTSIDE: self.outside}
+        shares = {OUTSIDE: self.outside, RECOGNITION: self.recognition}
+        known = {name: share for name, share in shares.items() if share is not None}
+        return {ACCURACY.name: self.accuracy, NLL.name: self.nll, **ranked, **known}
 
     def samples(self, metric: str) -> Samples:
         """Samples of a metric that can rank results."""
@@ -86,8 +91,9 @@ class Evaluation:
         """`acc/<task>`, `nll/<task>` and their unweighted means over tasks.
 
         Of models that write answers also `exact/…` and `outside/…`, the share of texts that are
-        none of the answers. Also the metrics that tasks name, and if any names one, `score/<task>`
-        and its means: each task by its own metric.
+        none of the answers. Of gates also `recognition/…`, the share of rows for which the largest
+        weight is that of the task's own expert. Also the metrics that tasks name, and if any names
+        one, `score/<task>` and its means: each task by its own metric.
 
         With unseen tasks also the means `acc/seen` and `acc/unseen`, if tasks of the kind were
         evaluated.
@@ -150,6 +156,7 @@ def score(
     metric: str = ACCURACY.name,
     values: tuple[float, ...] | None = None,
     written: Tensor | None = None,
+    recognised: Tensor | None = None,
 ) -> TaskScore:
     """Score logits [N, C] against labels [N]; a row with a NaN or +∞ is wrong, its loss NaN.
 
@@ -159,6 +166,7 @@ def score(
         metric: the task's own.
         values: class -> the number it means, for correlations; None: the class's own.
         written: int64 [N], of a model that writes answers; gives exact match beside accuracy.
+        recognised: bool [N], of a gate: whether the task's own expert has the largest weight.
     """
     others, outside = dict(further(z, labels)), None
     if written is not None:
@@ -167,6 +175,7 @@ def score(
     if metric != ACCURACY.name:
         others[metric] = paired(metric, values).samples(z, labels)
     predicted = top_class(z).numpy().astype(np.int32)
+    recognition = None if recognised is None else recognised.double().mean().item()
     return TaskScore(
-        ACCURACY.samples(z, labels), NLL(z, labels), others, metric, outside, predicted
+        ACCURACY.samples(z, labels), NLL(z, labels), others, metric, outside, predicted, recognition
     )

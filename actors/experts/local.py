@@ -72,6 +72,7 @@ class LocalExperts:
                 data[name].metric,
                 data[name].values,
                 each.written,
+                each.recognised,
             )
             for name, each in found.items()
         }

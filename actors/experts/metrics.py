@@ -243,6 +243,10 @@ ACCURACY, NLL, EXACT = Accuracy(), NegativeLogLikelihood(), ExactMatch()
 OUTSIDE = "outside"
 """First part of the names of shares of rows whose written text is none of the answers."""
 
+RECOGNITION = "recognition"
+"""First part of the names of shares of rows for which a gate's largest weight is that of the task's
+own expert."""
+
 METRICS: dict[str, Metric] = {metric.name: metric for metric in (ACCURACY, NLL)}
 """Metrics that every evaluation measures, by name, in the order in which they are shown."""
 

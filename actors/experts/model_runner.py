@@ -50,10 +50,13 @@ class Predicted:
     written: Tensor | None = None
     """int64 [N]: of a head of answers, the class whose answer greedy decoding writes, −1 where it
     is none; None: of other heads, and where logits of several models were combined."""
+    recognised: Tensor | None = None
+    """bool [N]: of a gate, whether its largest weight is that of the task's own expert; None: of
+    other methods, and of tasks without an expert."""
 
     def scaled(self, beta: float) -> Predicted:
         """The same with logits times β."""
-        return Predicted(beta * self.logits, self.written)
+        return replace(self, logits=beta * self.logits)
 
 
 def cut_back(parts: Sequence[Predicted], cuts: Cuts) -> Predicted:
@@ -282,4 +285,4 @@ def completed(
         going = torch.tensor([each is None for each in classes], dtype=torch.bool)
         written[rows] = torch.tensor([NO_CLASS if each is None else each for each in classes])
         rows, prefix = rows[going], prefix[going]
-    return Predicted(found.logits, written)
+    return replace(found, written=written)

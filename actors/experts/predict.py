@@ -8,6 +8,7 @@ role of the rows, and returns task -> logits [N, C]. A new kind of method adds i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
@@ -32,7 +33,7 @@ from fusion.registry import (
     PerTask,
     Routed,
 )
-from fusion.task_vectors.coding import one_hot, selected_expert
+from fusion.task_vectors.coding import is_largest, one_hot, selected_expert
 
 Predictions: TypeAlias = dict[str, Predicted]
 Predictor: TypeAlias = Callable[[ModelRunner, Any, Recipe, Sequence[str], str], Predictions]
@@ -140,18 +141,23 @@ def by_gate(
     gate, extractor, trim = opened_gate(method, recipe, runner.tasks, runner.pipeline.groups)
     surveyed = runner.trimmed(trim)
 
-    def embed(task: str) -> Embed:
+    def predicted(task: str) -> Predicted:
         features = runner.features(task, role, extractor)
+        own = runner.tasks.index(task) if task in runner.tasks else None
+        recognised = torch.zeros(len(features), dtype=torch.bool)
 
         def coded(given: Iterable[tuple[Tensor | slice, Batch]]) -> Iterator[tuple[Batch, Weights]]:
             for rows, batch in given:
                 with torch.no_grad():
                     coding = gate(features[rows])
+                if own is not None:
+                    recognised[rows] = is_largest(coding, own).cpu()
                 yield batch, weights_of(surveyed, coding)
 
-        return lambda given: runner.pipeline.embed_coded(coded(given))
+        found = sampled(runner, task, role, lambda given: runner.pipeline.embed_coded(coded(given)))
+        return found if own is None else replace(found, recognised=recognised)
 
-    return {task: sampled(runner, task, role, embed(task)) for task in names}
+    return {task: predicted(task) for task in names}
 
 
 def sampled(runner: ModelRunner, task: str, role: str, embed: Embed) -> Predicted:

@@ -56,6 +56,25 @@ def selected_expert(coding: Coding) -> int | None:
     return at if torch.equal(coding, hot) else None
 
 
+def is_largest(coding: Coding, task: int) -> Tensor:
+    """Whether the mean over groups of a task's coefficients is above that of every other task.
+
+    Args:
+        coding: [B, T, G].
+        task: index on the axis T.
+
+    Returns:
+        bool [B]; False where another task's mean is equal, or a mean is NaN.
+
+    >>> is_largest(torch.tensor([[[0.1], [0.3]], [[0.3], [0.3]]]), 1).tolist()
+    [True, False]
+    """
+    means = coding.mean(dim=2)
+    others = means.clone()
+    others[:, task] = -torch.inf
+    return means[:, task] > others.amax(dim=1)
+
+
 def mix(vectors: TaskVectors, coding: Coding) -> dict[str, Tensor]:
     """Merge with a static coding [1, T, G]: θ_k = θ₀,k + Σ_t c_{t,g(k)} τ_{t,k}.
 

@@ -49,7 +49,13 @@ from sweeps.results.comparison_file import write
 from sweeps.results.correctness_file import read_correct
 from sweeps.results.folder import Begin, SweepFolder, claim, learned_name, owned, state_name
 from sweeps.results.ledger import Entry
-from sweeps.results.rows.disclosures import notes_of, notes_of_pool, outside_answers, under_words
+from sweeps.results.rows.disclosures import (
+    notes_of,
+    notes_of_pool,
+    outside_answers,
+    recognition,
+    under_words,
+)
 from sweeps.results.rows.footprint import footprint
 from sweeps.results.rows.winners import winners
 from sweeps.spec.reference_methods import is_soup
@@ -260,7 +266,18 @@ def evaluated(sweep: SweepRun) -> list[Row]:
         metric,
     )
     classes = {name: len(task.classnames) for name, task in prepared.tasks.items()}
-    rows = [replace(row, notes=(*row.notes, *outside_answers(row.test, classes))) for row in rows]
+    unit = prepared.inputs.kind
+    rows = [
+        replace(
+            row,
+            notes=(
+                *row.notes,
+                *outside_answers(row.test, classes),
+                *recognition(row.test, unit),
+            ),
+        )
+        for row in rows
+    ]
     marks = {n: shift_fingerprint(spec.shifts, n, prepared.others) for n in spec.shifts}
     rows = measure_shifts(
         sweep.experts, marks, rows, folder.correct, folder.learned, sweep.progress, metric

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from actors.data.task import Kind
-from actors.experts.metrics import EXACT, OUTSIDE
+from actors.experts.metrics import EXACT, OUTSIDE, RECOGNITION
 from actors.experts.unseen_tasks import stays_with_seen
 from fusion.kinds import Row
 from fusion.methods.routed.dawin import is_oracle, transductive
@@ -20,7 +20,7 @@ from fusion.registry import (
     Selected,
     StatisticsBased,
 )
-from sweeps.results.comparison import ORACLE
+from sweeps.results.comparison import MEANS, ORACLE
 from sweeps.spec.method import for_kind
 from sweeps.spec.sweep import SplitSpec, SweepSpec
 
@@ -105,6 +105,36 @@ def outside_answers(
     where = ", ".join(found)
     said = f"below chance by {EXACT.title} on {where}"
     return (f"{said}: the model writes texts that are none of the answers",)
+
+
+def recognition(metrics: Mapping[str, int | float | None], unit: str) -> tuple[str, ...]:
+    """Note on how often a gate's largest weight is that of the task's own expert.
+
+    Args:
+        metrics: of the row; `recognition/<task>` and their mean are read.
+        unit: what the data's rows are.
+
+    >>> recognition({"recognition/a": 1.0, "recognition/mean": 1.0}, "text")
+    ("recognition: the task's own expert has the largest weight on 100.0 % of texts (a 100.0)",)
+    >>> recognition({"acc/a": 1.0}, "text")
+    ()
+    """
+    start = f"{RECOGNITION}/"
+    found = {
+        name.removeprefix(start): value
+        for name, value in metrics.items()
+        if name.startswith(start) and value is not None
+    }
+    mean = found.get("mean")
+    if mean is None:
+        return ()
+    each = ", ".join(
+        f"{task} {100 * value:.1f}" for task, value in found.items() if task not in MEANS
+    )
+    return (
+        f"{RECOGNITION}: the task's own expert has the largest weight on {100 * mean:.1f} % of"
+        f" {unit}s ({each})",
+    )
 
 
 def under_words(spec: SweepSpec) -> str:

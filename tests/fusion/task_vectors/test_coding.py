@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fusion.errors import InputError
 from fusion.task_vectors import coding as module
-from fusion.task_vectors.coding import mix, mix_tensor, one_hot
+from fusion.task_vectors.coding import is_largest, mix, mix_tensor, one_hot
 from fusion.task_vectors.task_vectors import TaskVectors
 from tests.fusion.laws import TASKS, assert_same_bits, state_dict, toy
 
@@ -118,6 +118,21 @@ def test_layer_wise_coding_follows_the_whole_models_tensors() -> None:
     names = list(vectors.base)[1:4]
     shard = mix(vectors.restrict(names), coding)
     assert_same_bits(shard, {name: whole[name] for name in names})
+
+
+def test_the_largest_coefficient_is_that_of_the_mean_over_tensors() -> None:
+    nan = float("nan")
+    coding = torch.tensor(
+        [
+            [[0.9, 0.0], [0.4, 0.4], [-1.0, 0.5]],  # means 0.45, 0.4, -0.25
+            [[0.2, 0.2], [0.1, 0.3], [0.0, 0.1]],  # the first two are equal
+            [[-0.2, -0.2], [-0.1, -0.4], [-0.3, -0.3]],  # means -0.2, -0.25, -0.3
+            [[nan, 0.0], [0.1, 0.1], [0.0, 0.0]],
+        ]
+    )
+    assert is_largest(coding, 0).tolist() == [True, False, True, False]
+    assert is_largest(coding, 1).tolist() == [False, False, False, False]
+    assert is_largest(coding[:, 2:], 0).tolist() == [True, True, True, True]  # of one task
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (2, 3, 1), (1, 2, 1), (1, 3, 4)])

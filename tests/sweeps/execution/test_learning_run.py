@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -59,6 +60,20 @@ def test_rows_recipes_and_learned_files(folder, undisturbed):
     assert not list((out / "learned").glob("*.state"))
     entries = [json.loads(path.read_text()) for path in (out / "ledger").glob("*.json")]
     assert all(entry["curve"][-1]["step"] == 12 for entry in entries if entry["method"] == "dawe")
+
+
+def test_how_often_a_gate_recognises_the_task(folder, undisturbed):
+    rows = {row["method"]: row for row in undisturbed["rows"]}
+    shares = {name: value for name, value in rows["dawe"]["test"].items() if "recogn" in name}
+    tasks = [*undisturbed["tasks"], "mean"]
+    assert shares.keys() == {f"recognition/{task}" for task in tasks}
+    assert rows["dawe"]["notes"][-1].startswith("recognition: the task's own expert has the")
+    assert not [name for name in rows["adamerging"]["test"] if "recogn" in name]
+    with sqlite3.connect(folder / "outputs/mlflow.db") as db:
+        sent = {key for (key,) in db.execute("select key from latest_metrics")}
+    assert {f"{kind}/recognition/{task}" for kind in ("test", "val") for task in tasks} <= sent
+    page = (folder / "outputs/learning/report.html").read_text()
+    assert "has the largest weight on" in page
 
 
 def test_a_learned_coding_is_exported_and_a_gate_is_not(folder, undisturbed):

@@ -3,7 +3,7 @@
 import pytest
 
 from fusion.registry import METHODS
-from sweeps.results.rows.disclosures import CHOSEN_ON_FIT, notes_of, notes_of_pool
+from sweeps.results.rows.disclosures import CHOSEN_ON_FIT, notes_of, notes_of_pool, recognition
 from sweeps.spec.sweep import SplitSpec
 
 
@@ -36,6 +36,16 @@ from sweeps.spec.sweep import SplitSpec
 )
 def test_notes(method, params, expected):
     assert notes_of(method, params, SplitSpec()) == expected
+
+
+def test_recognition_is_said_of_each_task_and_their_mean():
+    measured = {"acc/a": 0.5, "recognition/a": 0.875, "recognition/b": 0.5}
+    means = {"recognition/mean": 0.6875, "recognition/seen": 0.6875}
+    assert recognition({**measured, **means}, "image") == (
+        "recognition: the task's own expert has the largest weight on 68.8 % of images"
+        " (a 87.5, b 50.0)",
+    )
+    assert recognition({"acc/mean": 0.5, "recognition/mean": None}, "image") == ()
 
 
 def test_choosing_on_the_rows_that_are_trained_on_is_said():
