@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from tests.actors.families.t5.models import CLASSES, write_pool
 from tests.sweeps.program import comparison
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -33,12 +35,37 @@ def run(*words: object, cwd: Path) -> str:
     return done.stdout
 
 
+TEXT_METHODS = {
+    "task_arithmetic": {"scale": {"grid": [round(0.02 * i, 2) for i in range(1, 51)]}},
+    "dawe": {"extractor": "base", "steps": 40, "batch_size": 4, "save_every": 2},
+}
+
+
 @pytest.fixture(scope="module")
 def alone(tiny_pool, tmp_path_factory):
     """The spec, and the folder of the same sweep on one machine."""
     cwd = tmp_path_factory.mktemp("alone")
+    return run_alone(tiny_pool.write(cwd / "tiny.yaml", methods=METHODS), tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def texts_alone(tmp_path_factory):
+    """The same of a sweep over T5s."""
+    root = write_pool(tmp_path_factory.mktemp("texts"))
+    content = {
+        "name": "tiny",
+        "pool": {"base": str(root / "base"), "experts": {t: str(root / t) for t in CLASSES}},
+        "tasks": {t: {"dataset": str(root / "data" / t)} for t in CLASSES},
+        "methods": TEXT_METHODS,
+    }
+    (root / "tiny.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return run_alone(root / "tiny.yaml", tmp_path_factory)
+
+
+def run_alone(spec, tmp_path_factory):
+    """The spec, and the folder of its sweep on one machine."""
+    cwd = spec.parent
     os.environ["FUSION_SWEEPS_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
-    spec = tiny_pool.write(cwd / "tiny.yaml", methods=METHODS)
     done = subprocess.run(
         [sys.executable, "-m", "sweeps", "run", spec],
         cwd=cwd, capture_output=True, text=True, timeout=600,
@@ -53,6 +80,12 @@ def test_replicas_and_shards_go_where_they_were_planned(tmp_path):
 
 def test_a_node_that_goes_and_a_killed_driver_change_nothing(alone, tmp_path):
     spec, folder = alone
+    run("going", spec, tmp_path, cwd=tmp_path)
+    assert comparison(tmp_path / "outputs/tiny") == comparison(folder)
+
+
+def test_a_node_that_goes_and_a_killed_driver_change_nothing_on_texts(texts_alone, tmp_path):
+    spec, folder = texts_alone
     run("going", spec, tmp_path, cwd=tmp_path)
     assert comparison(tmp_path / "outputs/tiny") == comparison(folder)
 

@@ -82,3 +82,17 @@ def test_a_sweep_runs_from_a_file(folder, ray_cluster):
     assert done.returncode == 0, done.stdout + done.stderr
     rows = {row["method"]: row for row in comparison(folder / "outputs/t5")["rows"]}
     assert rows.keys() >= {*METHODS, "dawe", "pretrained", "experts"}
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+@pytest.mark.slow
+def test_soups_run_from_a_file(folder, ray_cluster):
+    done = in_process("run", "soup.yaml", *TWO, "--set", "name=soup", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = comparison(folder / "outputs/soup")
+    rows = {row["method"]: row for row in found["rows"]}
+    assert rows.keys() >= {*SOUP["methods"], "pretrained", "best_single", "oracle_single"}
+    assert found["metric"] == "exact/mean"
+    exact = [rows[name]["test"]["exact/mean"] for name in SOUP["methods"]]
+    assert all(0 <= value <= 1 for value in exact)
