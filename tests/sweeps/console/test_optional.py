@@ -39,7 +39,7 @@ def sweep(tmp_path, monkeypatch):
         finish=lambda status, *_, **__: done.append(status),
     )
     tasks = {"a": SimpleNamespace(fingerprint="f" * 64, classnames=("x", "y"))}
-    spec = SimpleNamespace(name="s", metric="acc/mean", mode="max", methods={})
+    spec = SimpleNamespace(name="s", metric="acc/mean", mode="max", methods={}, references={})
     prepared = SimpleNamespace(spec=spec, tasks=tasks, splits=SimpleNamespace(report="test"))
     monkeypatch.setattr(SweepRun, "entries", lambda sweep: list(sweep.folder.ledger))
     said = []

@@ -120,7 +120,7 @@ def test_a_model_that_is_too_large_or_none_is_a_reason(tmp_path, tiny_pool):
     pool = open_pool(**tiny_pool.spec()["pool"])
 
     def reason(method, most):
-        spec = SimpleNamespace(mlflow=MlflowSpec(max_model_mb=most))
+        spec = SimpleNamespace(mlflow=MlflowSpec(max_model_mb=most), references={"mtl": "a/b"})
         row = Row(method, "static", {})
         prepared = SimpleNamespace(pool=pool, spec=spec)
         return model_of(row, tmp_path / "x.yaml", prepared, tmp_path)
@@ -129,6 +129,7 @@ def test_a_model_that_is_too_large_or_none_is_a_reason(tmp_path, tiny_pool):
     assert reason("ties", size / 1e6 - 1e-6).endswith("allows")
     assert "mlflow.max_model_mb: 0 allows" in reason("ties", 0)
     assert reason("pretrained", 100) == "the base itself"
+    assert reason("mtl", 100) == "a finished model: a/b"
     assert reason("ensemble", 100) == "no single model (logits)"
     assert reason("dawin", 100) == "no single model (model per sample)"
 
