@@ -6,7 +6,7 @@ the model, T experts, d and c the bytes per element of task vectors and of the r
   weights  = W_b + T·W_b·d/4                     (CPU: once a node, in its object store)
              W_b                                 (if task vectors stay in files)
              W_b + F_b·d/4                       (if they stay factors, of F_b bytes in float32)
-             + R·W_b                           (R references: always in main memory)
+             + R·W_b                            (R references: always in main memory)
   copy     = T·W_b·d/4                           (if methods transform the task vectors)
   resident = W_b·c/4
   merging  = 2 · the largest segment of the block; if there is one model per sample, the merged

@@ -2,7 +2,7 @@
 
 Ray imports the class of an actor in every process that gets a handle of it, also in the dispatcher,
 which holds no tensor. So this module loads torch only when an actor is called: the methods import
-`replica_setup` and `transport` themselves, which saves each dispatcher two seconds at its start.
+`replica_setup` and `transport` themselves, and a dispatcher starts without them.
 """
 
 from __future__ import annotations

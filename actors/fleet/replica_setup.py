@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +10,7 @@ import ray
 import torch
 
 from actors.artifacts.head_file import open_head
-from actors.cluster.peak_memory import PEAK_MEMORY
+from actors.cluster.peak_memory import PEAK_MEMORY, PeakMemory
 from actors.cluster.planner import Plan
 from actors.data.task_rows import TaskData
 from actors.experts.embedding_cache import EmbeddingCache
@@ -30,8 +27,6 @@ from actors.shards.pipeline import LocalLink, Pipeline
 from actors.shards.resident_model import Blueprint
 from actors.shards.shard import Shard
 from fusion.task_vectors.task_vectors import TaskVectors
-
-log = logging.getLogger(__name__)
 
 SLOTS = 2
 """Calls that a coordinator runs at the same time: one fills the pipeline bubbles of the other."""
@@ -135,7 +130,7 @@ def build_shard(setup: Setup, weights: bytes, index: int) -> Shard:
     return shard
 
 
-class ShardsPeakMemory:
+class ShardsPeakMemory(PeakMemory):
     """Peak memory of calls to a sharded model: the largest peak of one of its shards.
 
     Only `peak` waits for the shards; they keep the peak of training calls until then.
@@ -143,22 +138,13 @@ class ShardsPeakMemory:
 
     def __init__(self, shards: Sequence[Any]) -> None:
         """`shards`: actors of the shards."""
+        super().__init__()
         self.shards = list(shards)
-        self.lock = threading.Lock()
-        self.running = 0
 
-    @contextmanager
-    def call(self, learns: bool, device: torch.device) -> Iterator[None]:
-        """See `MemoryMeter.call`."""
-        with self.lock:
-            for shard in self.shards:
-                once(shard.begin).remote(learns, not self.running)
-            self.running += 1
-        try:
-            yield
-        finally:
-            with self.lock:
-                self.running -= 1
+    def begin(self, learns: bool, device: torch.device, *, first: bool) -> None:
+        """See `PeakMemory.begin`; each shard notes it."""
+        for shard in self.shards:
+            once(shard.begin).remote(learns, first)
 
     def peak(self, device: torch.device, method: str) -> int:
         """See `MemoryMeter.peak`."""

@@ -35,7 +35,7 @@ class Pool:
     experts: dict[str, Checkpoint]
     family: ModelFamily
     references: dict[str, Checkpoint] = field(default_factory=dict)
-    """Finished models that are evaluated beside the merged ones; nothing is made of them."""
+    """Finished models that are evaluated beside the merged ones; methods do not read them."""
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -68,7 +68,7 @@ class Weights:
     """Whether the model is a member of the pool or an input of per-sample models. It cannot be
     exported, so it is not rounded to the dtype of results."""
     reference: str | None = None
-    """Name of a finished model, whose tensors are copied; all else says nothing then."""
+    """Name of a finished model, whose tensors are copied; the other fields are not used then."""
 
 
 def weights_of(surveyed: Weights, coding: Tensor) -> Weights:

@@ -368,9 +368,9 @@ def quickstart(
         from sweeps.spec.sweep import load
 
         kind = TEXT if text else IMAGES
+        loaded = load(QUICKSTARTS[kind], modules=modules or [])
         ensure_pool(kind, Screen())
         begin = Begin(resume=resume, fresh=not resume)
-        loaded = load(QUICKSTARTS[kind], modules=modules or [])
         outcome = conduct(loaded, outputs, begin, None)
         if not text:
             typer.echo("texts    `sweeps quickstart --text` does the same with a small T5")

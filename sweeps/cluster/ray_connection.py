@@ -252,8 +252,9 @@ def outside_code() -> dict[str, Any]:
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     known = (job.get("runtime_env") or {}).get("env_vars") or {}
     variables = {outside_methods.MODULES: ",".join(names)}
-    found_of = outside_methods.sources_of
-    sources = dict.fromkeys(str(source) for name in names for source in found_of(name))
+    sources = dict.fromkeys(
+        str(source) for name in names for source in outside_methods.sources_of(name)
+    )
     found: dict[str, Any] = {"py_modules": list(sources)}
     if outside_methods.MODULES not in known:  # Ray refuses a variable that the job has, too
         found["env_vars"] = variables

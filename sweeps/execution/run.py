@@ -350,8 +350,9 @@ def noted(row: Row, prepared: Prepared, learned: Path) -> Row:
         hashes = {name: content_hash(expert) for name, expert in experts.items()}
         notes += notes_of_pool(row.method, hashes)
     held = footprint(row, prepared.pool, learned / learned_name(row.trial_key or ""))
-    asked = row.method in prepared.asked or row.method in spec.references
-    return replace(row, notes=tuple(notes), asked=asked, cost={**row.cost, **held})
+    return replace(
+        row, notes=tuple(notes), asked=row.method in prepared.asked, cost={**row.cost, **held}
+    )
 
 
 def with_recipe(row: Row, prepared: Prepared, folder: SweepFolder, experts: WeightsReader) -> Row:

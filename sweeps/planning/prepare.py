@@ -47,7 +47,7 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
     Raises:
             InputError: an unusable checkpoint, dataset or split, or too little memory or disk.
     """
-    asked = frozenset(spec.methods)
+    asked = frozenset((*spec.methods, *spec.references))
     spec = completed(spec)  # before any property of the methods is read
     check_trials(spec)
     pool = open_pool(spec.pool.base, spec.pool.experts, spec.references)

@@ -56,7 +56,7 @@ class Prepared:
     otherwise: Mapping[str, str] = field(default_factory=dict)
     """Expert -> difference of its own preprocessing from the base's, which is used."""
     asked: frozenset[str] = frozenset()
-    """Methods that the sweep file lists; all others of `spec` were added as references."""
+    """Methods and finished models that the sweep file lists; all other rows are added unasked."""
 
     @property
     def load(self) -> Load:

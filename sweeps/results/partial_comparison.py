@@ -37,14 +37,11 @@ def noting_asked(comparison: Comparison, spec: SweepSpec | None) -> Comparison:
     """
     if spec is None:
         return comparison
+    asked = {*spec.methods, *spec.references}
     return replace(
         comparison,
         rows=tuple(
-            replace(
-                row,
-                asked=row.asked and (row.method in spec.methods or row.method in spec.references),
-            )
-            for row in comparison.rows
+            replace(row, asked=row.asked and row.method in asked) for row in comparison.rows
         ),
     )
 

@@ -87,13 +87,6 @@ class PoolSpec(Part):
     )
     """Whose preprocessing of images is used where an expert's file differs from the base's."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _on_platform(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping) or given.get("platform") != "modelscope":
-            return given
-        return {k: placed(v) if k in ("base", "experts") else v for k, v in given.items()}
-
 
 class SplitSpec(Part):
     """Splits to fit on, select on and report on."""
@@ -338,7 +331,10 @@ class SweepSpec(Part):
         pool = given.get("pool") if isinstance(given, Mapping) else None
         if not isinstance(pool, Mapping) or pool.get("platform") != "modelscope":
             return given
-        return {k: placed(v) if k == "references" else v for k, v in given.items()}
+        models = {k: placed(v) if k in ("base", "experts") else v for k, v in pool.items()}
+        return {k: placed(v) if k == "references" else v for k, v in given.items()} | {
+            "pool": models
+        }
 
     @model_validator(mode="after")
     def _shifts(self) -> SweepSpec:

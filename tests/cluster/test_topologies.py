@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.actors.families.t5.models import CLASSES, write_pool
+from tests.actors.families.t5.models import sweep_of, write_pool
 from tests.sweeps.program import comparison
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -52,13 +52,8 @@ def alone(tiny_pool, tmp_path_factory):
 def texts_alone(tmp_path_factory):
     """The same of a sweep over T5s."""
     root = write_pool(tmp_path_factory.mktemp("texts"))
-    content = {
-        "name": "tiny",
-        "pool": {"base": str(root / "base"), "experts": {t: str(root / t) for t in CLASSES}},
-        "tasks": {t: {"dataset": str(root / "data" / t)} for t in CLASSES},
-        "methods": TEXT_METHODS,
-    }
-    (root / "tiny.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    content = yaml.safe_dump(sweep_of(root, "tiny", TEXT_METHODS), sort_keys=False)
+    (root / "tiny.yaml").write_text(content)
     return run_alone(root / "tiny.yaml", tmp_path_factory)
 
 

@@ -196,3 +196,15 @@ def test_reports_and_recipes_that_are_not_there(here, monkeypatch, capsys):
         assert status == 2
         assert "nope" in said
         assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [("plan", "s.yaml"), ("analyse", "s.yaml"), ("quickstart",)])
+def test_a_module_to_import_that_is_missing_is_refused_before_all_else(
+    command, here, tiny_pool, monkeypatch, capsys
+):
+    monkeypatch.setattr("sweeps.cli.quickstart.ensure_pool", lambda *_: pytest.fail("began"))
+    tiny_pool.write(here / "s.yaml")
+    status, _, said = call(monkeypatch, capsys, *command, "--import", "outside_missing")
+    assert status == 2
+    (line,) = said.splitlines()
+    assert "methods.import: 'outside_missing': no such module" in line

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -161,3 +163,13 @@ def write_pool(root: Path, kind: str = "v1.1") -> Path:
             splits[split] = {"text": texts, "label": [at % len(names) for at in range(rows)]}
         write_texts(root / "data" / task, splits, names)
     return root
+
+
+def sweep_of(root: Path, name: str, methods: Mapping[str, Any]) -> dict[str, Any]:
+    """A sweep file's content: methods over the pool that `write_pool` wrote."""
+    return {
+        "name": name,
+        "pool": {"base": str(root / "base"), "experts": {t: str(root / t) for t in CLASSES}},
+        "tasks": {t: {"dataset": str(root / "data" / t)} for t in CLASSES},
+        "methods": methods,
+    }

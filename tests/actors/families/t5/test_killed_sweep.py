@@ -14,7 +14,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.actors.families.t5.models import CLASSES, write_pool
+from tests.actors.families.t5.models import sweep_of, write_pool
 from tests.sweeps.program import TWO, comparison, sweeps
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -40,13 +40,8 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep of static and learning methods."""
     root = write_pool(tmp_path_factory.mktemp("t5_killed"))
     os.environ["FUSION_SWEEPS_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
-    content = {
-        "name": "t5",
-        "pool": {"base": str(root / "base"), "experts": {t: str(root / t) for t in CLASSES}},
-        "tasks": {t: {"dataset": str(root / "data" / t)} for t in CLASSES},
-        "methods": METHODS,
-    }
-    (root / "s.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    content = yaml.safe_dump(sweep_of(root, "t5", METHODS), sort_keys=False)
+    (root / "s.yaml").write_text(content)
     return root / "s.yaml"
 
 
@@ -90,15 +85,18 @@ def test_a_driver_is_killed(spec: Path, undisturbed: dict[str, Any], tmp_path: P
     assert comparison(tmp_path / "outputs/t5") == undisturbed
 
 
-def working(driver: subprocess.Popen[str], actor: str) -> set[int]:
-    """Process ids of a driver's actors of a class."""
+def idle(driver: subprocess.Popen[str], actor: str) -> set[int]:
+    """Process ids of a driver's actors of a class that run no call at this moment.
+
+    A process that runs a call has the call's name for a title.
+    """
     found = set()
     for process in psutil.Process(driver.pid).children(recursive=True):
         try:
             title = process.cmdline()[:1]
         except psutil.Error:
             continue
-        if title and title[0].startswith(f"ray::{actor}"):
+        if title and title[0].startswith("ray::") and actor in title[0]:
             found.add(process.pid)
     return found
 
@@ -112,14 +110,16 @@ def test_a_process_is_killed(
     """It comes back, and its calls are made again, by themselves."""
     driver = started(spec, tmp_path, *words)
     until_learning(driver, tmp_path)
-    before = working(driver, actor)
-    assert len(before) == 2, before
+    before: set[int] = set()
+    while len(before) < 2:
+        assert driver.poll() is None, (tmp_path / "driver.log").read_text()
+        before |= idle(driver, actor)
     victim = max(before)
     os.kill(victim, signal.SIGKILL)
     came: set[int] = set()
     while driver.poll() is None:
-        came |= working(driver, actor) - before
-        time.sleep(0.2)
+        came |= idle(driver, actor) - before
+        time.sleep(0.02)
     said = (tmp_path / "driver.log").read_text()
     assert driver.returncode == 0, said
     assert came, "nothing came in the place of what was killed"

@@ -7,7 +7,7 @@ import os
 import pytest
 import yaml
 
-from tests.actors.families.t5.models import CLASSES, write_pool
+from tests.actors.families.t5.models import CLASSES, sweep_of, write_pool
 from tests.sweeps.program import TWO, comparison, in_process
 
 STEPS = {"steps": 2, "batch_size": 3}
@@ -38,12 +38,8 @@ METHODS = {
 def folder(tmp_path_factory):
     root = write_pool(tmp_path_factory.mktemp("t5_sweep"))
     os.environ["FUSION_SWEEPS_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
-    spec = {
-        "name": "t5",
-        "pool": {"base": str(root / "base"), "experts": {t: str(root / t) for t in CLASSES}},
-        "tasks": {t: {"dataset": str(root / "data" / t)} for t in CLASSES},
-        "methods": METHODS | {"dawe": {**STEPS, "extractor": str(root / "base")}},
-    }
+    dawe = {**STEPS, "extractor": str(root / "base")}
+    spec = sweep_of(root, "t5", METHODS | {"dawe": dawe})
     (root / "s.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
     for name, change in {
         "half": {"placement": {"dtype": "float16"}},
