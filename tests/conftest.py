@@ -15,6 +15,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from sweeps.cluster import ray_connection
+from sweeps.console import redact
 from tests.tiny_pool import TinyPool, make_pool
 
 ray_connection.stay_on_loopback(None)  # before any test module imports ray
@@ -99,6 +100,12 @@ def on_ray(item: pytest.Item) -> bool:
     """Whether a test starts Ray, or uses the session's."""
     marked = item.get_closest_marker("ray") is not None
     return marked or "ray_cluster" in getattr(item, "fixturenames", ())
+
+
+@pytest.fixture(autouse=True)
+def no_secrets_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test begins without learnt secrets: hundreds of others' would be sought in each text."""
+    monkeypatch.setattr(redact, "SECRETS", set())
 
 
 @pytest.fixture(scope="session")

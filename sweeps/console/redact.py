@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from urllib.parse import unquote
 
 KEPT = ("charset", "region", "sslmode", "timeout")
@@ -171,9 +172,15 @@ def learn(given: str) -> None:
         SECRETS.update(secret for raw in found for secret in (raw, unquote(raw)))
 
 
+@lru_cache(maxsize=4096)
+def is_secret_name(name: str) -> bool:
+    """Whether the value of an environment variable of this name is a secret."""
+    return bool(VARIABLE.fullmatch(name))
+
+
 def known() -> Sequence[str]:
     """All known secrets, the longest first: those of URLs and of the environment."""
-    named = {value for name, value in os.environ.items() if VARIABLE.fullmatch(name)}
+    named = {value for name, value in os.environ.items() if is_secret_name(name)}
     found = SECRETS | {value for value in named if value.lower() not in ("false", "none")}
     return sorted((secret for secret in found if len(secret) >= LEAST), key=len, reverse=True)
 
