@@ -128,3 +128,12 @@ def test_warnings_of_the_site_are_errors() -> None:
     assert CONFIG["site_dir"].startswith("build/")
     assert "build/" in (ROOT / ".gitignore").read_text().splitlines()
     assert set(CONFIG["validation"].values()) == {"warn"}
+
+
+def test_search_runs_in_pages_opened_as_files() -> None:
+    """`offline` would load the shim from another host, had no polyfill this name."""
+    assert "offline" in CONFIG["plugins"]
+    [shim] = CONFIG["extra"]["polyfills"]
+    assert "iframe-worker" in shim
+    assert "window.Worker=" in (DOCS / shim).read_text()
+    assert "://" not in (DOCS / shim).read_text()
