@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -56,13 +57,15 @@ def mapped(
     items = [{"chunk": pickle.dumps(chunk)} for chunk in chunks]
     with quiet(), reported(who):
         dataset = ray.data.from_items(items, override_num_blocks=len(items))
-        dataset = dataset.map_batches(
-            one_chunk,
-            batch_size=1,
-            batch_format="pyarrow",
-            fn_kwargs={"function": function, "arguments": dict(arguments)},
-            ray_remote_args_fn=lambda: {"max_retries": RETRIES},
-        )
+        with warnings.catch_warnings():  # no argument that Ray keeps has the number of retries
+            warnings.filterwarnings("ignore", message="`ray_remote_args")
+            dataset = dataset.map_batches(
+                one_chunk,
+                batch_size=1,
+                batch_format="pyarrow",
+                fn_kwargs={"function": function, "arguments": dict(arguments)},
+                ray_remote_args_fn=lambda: {"max_retries": RETRIES},
+            )
         dataset.context.enable_progress_bars = False
         dataset.context.execution_options.label_selector = places or None
         dataset.context.execution_options.preserve_order = ordered

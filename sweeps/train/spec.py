@@ -13,6 +13,7 @@ from pydantic import (
     PlainValidator,
     ValidationError,
     ValidationInfo,
+    field_serializer,
     field_validator,
     model_validator,
 )
@@ -314,6 +315,10 @@ class TrainSpec(Part):
     @classmethod
     def _names(cls, named: Mapping[str, Any]) -> Mapping[str, Any]:
         return check_names(named)
+
+    @field_serializer("finetune")
+    def _searched(self, found: MethodSpec) -> dict[str, Any]:
+        return found.model_dump(mode="json")
 
     @model_validator(mode="after")
     def _one_base(self) -> TrainSpec:

@@ -182,7 +182,7 @@ def middle_of(values: Sequence[Mapping[str, Any]]) -> float:
 def parallel(found: Profile) -> Spec:
     """Parallel coordinates: a line a trial over its parameters and accuracy, each from its lowest
     to its highest value."""
-    columns = [*found.names, "accuracy, %"]
+    columns = [*short(found.names), "accuracy, %"]
     raw = [[*point.at, 100 * point.accuracy["mean"]] for point in found.points]
     logs = [*found.logs, False]
     lows, highs = (
@@ -200,21 +200,33 @@ def parallel(found: Profile) -> Spec:
                  "value": round(value, 6), "accuracy": shown(point.accuracy["mean"]),
                  "selected": point.selected}
             )  # fmt: skip
-    return base(f"{found.method}: trials over {', '.join(found.names)}", 300) | {
+    selected = {"test": {"field": "selected", "equal": True}}
+    return base(f"{found.method}: trials over {', '.join(found.names)}", 340) | {
         "data": {"values": values},
         "mark": {"type": "line", "point": True, "opacity": 0.8},
         "encoding": {
             "x": {"field": "of", "type": "nominal", "sort": titles, "title": None,
-                  "axis": {"labelLimit": 130, "labelAngle": -30, "grid": True}},
+                  "axis": {"labelLimit": 140, "labelAngle": -60, "grid": True,
+                           "labelExpr": "split(datum.label, ': ')"}},
             "y": {"field": "place", "type": "quantitative", "axis": None},
             "detail": {"field": "trial", "type": "nominal"},
-            "color": {"field": "accuracy", "type": "quantitative", "title": "accuracy, %",
+            "color": {"condition": {**selected, "value": "chosen"},
+                      "field": "accuracy", "type": "quantitative", "title": "accuracy, %",
                       "scale": {"scheme": "blues", "zero": False}},
-            "strokeWidth": {"condition": {"test": {"field": "selected", "equal": True}, "value": 4},
-                            "value": 1.2},
+            "strokeWidth": {"condition": {**selected, "value": 4}, "value": 1.2},
             "tooltip": hover("of", "value", "accuracy"),
         },
     }  # fmt: skip
+
+
+def short(names: Sequence[str]) -> list[str]:
+    """Names of parameters without the mapping that all of them are in.
+
+    >>> short(["weights.a", "weights.b"]), short(["weights.a", "scale"])
+    (['a', 'b'], ['weights.a', 'scale'])
+    """
+    heads = {name.rpartition(".")[0] for name in names}
+    return [name.rpartition(".")[2] if len(heads) == 1 else name for name in names]
 
 
 def place(value: float, low: float, high: float, log: bool) -> float:
@@ -377,7 +389,7 @@ def cost(comparison: Comparison) -> Spec | None:
     scored = {"field": "score", "type": "quantitative", "scale": {"zero": False},
               "title": f"{comparison.ranked_by.title}, %"}  # fmt: skip
     across = {"field": "cost", "type": "quantitative", "scale": {"zero": False, "padding": 20},
-              "title": None, "axis": {"format": "~g"}}  # fmt: skip
+              "title": None, "axis": {"format": "~g", "tickCount": 8}}  # fmt: skip
     front = [
         {"window": [{"op": "max" if up else "min", "field": "score", "as": "so_far"}],
          "sort": [{"field": "cost"}, {"field": "score", "order": "descending" if up else
@@ -400,9 +412,36 @@ def cost(comparison: Comparison) -> Spec | None:
                                      "range": ["best", "ink", "other"]}},
                  "tooltip": [*hover("row", "score"), {"field": "cost", "title": "cost"},
                              *hover("what")]}},
-            {"mark": {"type": "text", "align": "left", "dx": 8, "limit": 150},
-             "encoding": {"text": {"field": "row"}}},
+            names("left", 8, "datum.along <= 0.6"),
+            names("right", -8, "datum.along > 0.6"),
         ],
+    }  # fmt: skip
+
+
+def names(align: str, dx: int, where: str) -> Spec:
+    """Names of rows beside their points in the plot of costs, on the side that has room.
+
+    `where`: the points, by `datum.along`, their place from 0 (left) to 1 (right). Of points whose
+    names would overlap only the best has its name; the others have it on hover.
+    """
+    extent = [{"op": op, "field": field, "as": f"{op}_{field}"}
+              for op in ("min", "max") for field in ("cost", "score")]  # fmt: skip
+    width = "(datum.max_cost - datum.min_cost || 1)"
+    return {
+        "transform": [
+            {"joinaggregate": extent},
+            {"calculate": f"(datum.cost - datum.min_cost) / {width}", "as": "along"},
+            {"calculate": "floor(6 * datum.along)", "as": "column"},
+            {
+                "window": [{"op": "lag", "field": "score", "as": "above"}],
+                "sort": [{"field": "score", "order": "descending"}],
+                "groupby": ["column"],
+            },
+            {"filter": f"({where}) && (!isValid(datum.above) || "
+                       "datum.above - datum.score > (datum.max_score - datum.min_score) / 16)"},
+        ],
+        "mark": {"type": "text", "align": align, "dx": dx, "limit": 150},
+        "encoding": {"text": {"field": "row"}},
     }  # fmt: skip
 
 

@@ -164,6 +164,8 @@ def test_page_is_ready_for_any_reader(report):
     assert "<title>tiny: comparison of fusion methods</title>" in report
     assert "prefers-color-scheme: dark" in report
     assert "@media print" in report
+    paper = report[report.index("@media print") :]
+    assert ".charts { grid-template-columns: repeat(2," in paper  # not a chart a page
     drawings = re.findall(r"<svg[^>]*>", re.sub("<script>.*?</script>", "", report, flags=re.S))
     assert drawings
     assert all('role="img" aria-label=' in drawing for drawing in drawings)
@@ -232,6 +234,8 @@ def test_three_parameters_are_parallel_coordinates():
     assert [v["place"] for v in best] == [1.0, 0.0, 0.0, 1.0]
     assert [v["selected"] for v in best] == [True] * 4
     assert best[-1]["of"] == "accuracy, %: 28.0 to 73.0"
+    assert best[0]["of"].startswith("a: ")  # without the mapping that all parameters are in
+    assert found["encoding"]["color"]["condition"]["value"] == "chosen"  # seen on dark pages, too
 
 
 def test_drawn_parameters_are_points_and_few_trials_have_no_importance():
@@ -262,6 +266,10 @@ def test_score_is_drawn_against_cost_with_the_front():
     assert points["experts"] | {"score": 0} == {
         "row": "experts", "score": 0, "what": "reference", "models": None, "input_s": None,
     }  # fmt: skip
+    written = [layer for layer in found["layer"] if layer["mark"].get("type") == "text"]
+    sides = {layer["mark"]["align"]: layer["transform"][-1]["filter"] for layer in written}
+    assert sides.keys() == {"left", "right"}  # none is cut off at the right edge
+    assert all("datum.above" in where for where in sides.values())  # none over another
     free = tuple(replace(row, cost={}) for row in FOUR)
     assert "accuracy against cost" not in html(Comparison("s", "", "val", free), [])
 

@@ -335,3 +335,15 @@ def test_a_search_that_stops_trials_and_keeps_two(tiny_pool, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in results} == results
     scores = [json.loads(path.read_text()) for path in out.glob("ingredients/*/*/scores.json")]
     assert all(0 <= each["shifts"]["noise"] <= 1 for each in scores)
+
+
+@pytest.mark.parametrize("mode", ["json", "python"])
+def test_a_training_file_is_plain_data_with_its_search(tmp_path: Path, mode: str) -> None:
+    """MLflow's run of a training has the file's fields as parameters."""
+    file = tmp_path / "train.yaml"
+    file.write_text(
+        "{name: t, out: o, pretrain: {steps: 3}, tasks: {a: {dataset: d}},"
+        " finetune: {epochs: {grid: [1, 2]}, trials: null}}"
+    )
+    found = trainspec.load(file).model_dump(mode=mode)["finetune"]
+    assert found == {"learning_rate": 3e-4, "epochs": {"grid": [1.0, 2.0]}}
