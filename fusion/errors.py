@@ -6,9 +6,28 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
+CONTROLS = {
+    number: repr(chr(number))[1:-1] for number in (*range(32), *range(127, 160), 0x2028, 0x2029)
+}
+"""Control characters and line breaks, by number, as Python escapes them."""
+
 
 class InputError(ValueError):
-    """Wrong input: one line naming the file, the field, the value and what is allowed."""
+    """Wrong input: one line naming the file, the field, the value and what is allowed.
+
+    Control characters in the message are escaped: names and values of a user's file may have them.
+
+    >>> str(InputError("a.yaml: no field 'x\\ny'"))
+    "a.yaml: no field 'x\\\\ny'"
+    """
+
+    def __init__(self, *said: str) -> None:
+        """`said`: the message, a line for each fault."""
+        super().__init__(*(line.translate(CONTROLS) for line in said))
+
+    def __str__(self) -> str:
+        """The message."""
+        return "\n".join(self.args)
 
 
 class Vanished(InputError):

@@ -41,6 +41,9 @@ from fusion.errors import InputError, one_line, reading
 REREAD_BYTES = 64 << 20
 """A row group up to this size is cut, and read once for each cut."""
 
+NAMED_ROWS = 256
+"""Rows read at once where images may be named instead of held."""
+
 FOLDERS = "folder names"
 CLASS_LABEL = "ClassLabel"
 METADATA = "metadata"
@@ -235,7 +238,6 @@ def parquet_split(
         names = named
         for group in range(metadata.num_row_groups):
             about = metadata.row_group(group)
-            check_rows_of(about, columns.label, f"{where}: row group {group}")
             rows = ParquetRows(str(file), group, 0, about.num_rows, columns, str(folder))
             pieces.append((rows, about.total_byte_size <= REREAD_BYTES))
             with reading(where):
@@ -321,16 +323,6 @@ def holds_images(kind: Any) -> bool:
     return bool(parts & {"bytes", "path"}) or bare
 
 
-def check_rows_of(about: Any, label: str, where: str) -> None:
-    """Raise InputError where the metadata of a row group contradict each other: a damaged file."""
-    for index in range(about.num_columns):
-        column = about.column(index)
-        if column.path_in_schema == label and column.num_values != about.num_rows:
-            raise InputError(
-                f"{where}: {about.num_rows} rows stated, {column.num_values} labels: damaged"
-            )
-
-
 def class_label(schema: Any, label: str) -> tuple[str, ...] | None:
     """Names of a `ClassLabel` column, from the metadata that `datasets` writes."""
     try:
@@ -349,16 +341,16 @@ def check_gaps(nulls: int, where: str) -> None:
 def label_bounds(parquet: Any, group: int, columns: Columns) -> tuple[list[tuple[int, int]], int]:
     """[(lowest, highest label)] of a row group, and its number of missing labels.
 
-    Read from the group's statistics, else from the column. No bounds if all labels are missing.
+    Read from the column itself: pyarrow ends the process where it is asked for the metadata or the
+    statistics of a column chunk and the footer is damaged. No bounds if all labels are missing.
+
+    Raises:
+        ValueError: the group has another number of labels than of rows.
     """
-    about = parquet.metadata.row_group(group)
-    for index in range(about.num_columns):
-        column = about.column(index)
-        stated = column.path_in_schema == columns.label and column.is_stats_set
-        if stated and column.statistics.has_min_max and column.statistics.has_null_count:
-            about = column.statistics
-            return [classes_in(about.min, about.max, columns)], about.null_count
     values = parquet.read_row_group(group, columns=[columns.label]).column(columns.label)
+    stated = parquet.metadata.row_group(group).num_rows
+    if len(values) != stated:
+        raise ValueError(f"row group {group}: {stated} rows stated, {len(values)} labels: damaged")
     return bounds_in(values, columns), values.null_count
 
 
@@ -391,18 +383,28 @@ def files_of_rows(
         table = parquet.read_row_group(group, columns=list(columns.inputs))
         return check_texts(table, columns)
     image = columns.inputs[0]
-    about = parquet.metadata.row_group(group)
-    nulls = None
-    for index in range(about.num_columns):
-        column = about.column(index)
-        if column.path_in_schema in (f"{image}.bytes", image) and column.is_stats_set:
-            nulls = column.statistics.null_count if column.statistics.has_null_count else None
-    plain = parquet.schema_arrow.field(image).type
-    if nulls == 0 and not is_text(plain):
+    kind = parquet.schema_arrow.field(image).type
+    if not may_name_files(kind) or names_none(parquet, group, image, kind):
         return []
-    return named_in(
-        parquet.read_row_group(group, columns=[image]).column(image), file.parent, folder
-    )
+    batches = parquet.iter_batches(NAMED_ROWS, row_groups=[group], columns=[image])
+    return [file_ for batch in batches for file_ in named_in(batch.column(0), file.parent, folder)]
+
+
+def may_name_files(kind: Any) -> bool:
+    """Whether values of an Arrow type can name image files: texts, and structs with a path."""
+    import pyarrow.types as types
+
+    return is_text(kind) or (types.is_struct(kind) and kind.get_field_index("path") >= 0)
+
+
+def names_none(parquet: Any, group: int, image: str, kind: Any) -> bool:
+    """Whether all paths of a column of structs are missing; reads no image."""
+    import pyarrow.compute as pc
+
+    if is_text(kind):
+        return False
+    paths = parquet.read_row_group(group, columns=[f"{image}.path"]).column(image)
+    return bool(pc.struct_field(paths, "path").null_count == len(paths))
 
 
 def check_texts(table: Any, columns: Columns) -> list[Path]:

@@ -44,8 +44,8 @@ class SpecErrors(InputError):
     """All faults of a sweep file; `lines` has one line for each."""
 
     def __init__(self, lines: Iterable[str]) -> None:
-        self.lines = tuple(lines)
-        super().__init__("\n".join(self.lines))
+        super().__init__(*lines)
+        self.lines: tuple[str, ...] = self.args
 
 
 def raise_all(faults: Sequence[Fault]) -> NoReturn:
