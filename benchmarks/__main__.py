@@ -11,6 +11,7 @@ MODULES = (
     "actors.pipeline", "actors.dawin", "actors.scale", "fusion.exact_alpha", "fusion.tip_search",
     "actors.soup", "actors.learned_soup", "actors.greedy", "actors.landscape", "actors.informed",
     "fusion.spectral", "actors.resident", "actors.lora", "fusion.syncs", "text.speed",
+    "sweeps.start_up",
 )  # fmt: skip
 
 
