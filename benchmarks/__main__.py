@@ -10,7 +10,7 @@ MODULES = (
     "fusion.merging", "fusion.ties", "sweeps.sweep", "fusion.layers", "actors.gates",
     "actors.pipeline", "actors.dawin", "actors.scale", "fusion.exact_alpha", "fusion.tip_search",
     "actors.soup", "actors.learned_soup", "actors.greedy", "actors.landscape", "actors.informed",
-    "fusion.spectral", "actors.resident", "actors.lora", "fusion.syncs", "text.speed",
+    "fusion.spectral", "actors.resident", "actors.lora", "counts", "text.speed",
     "sweeps.start_up",
 )  # fmt: skip
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,7 @@ from actors.experts.model_runner import ModelRunner
 from actors.families.clip.architecture import PROJECTION
 from actors.families.clip.build import clip_config, empty
 from actors.families.registry import inspect
+from actors.files.checksums import sealed
 from actors.files.fingerprint import fingerprint
 from actors.shards.pipeline import LocalLink, Pipeline
 from actors.shards.shard import Shard
@@ -35,6 +36,9 @@ from fusion.logits.entropy import entropy
 from fusion.methods.learned.steps import Shape, TrainingPlan
 from fusion.registry import METHODS, Adaptive
 from fusion.task_vectors.task_vectors import TaskVectors
+
+if TYPE_CHECKING:
+    from transformers import CLIPConfig
 
 SEED = 0
 ROLE = "fit"
@@ -80,10 +84,42 @@ B32 = Size("b32", 768, 12, 12, 3072, 32, 224, 512)
 
 def write_base(size: Size, folder: Path) -> Path:
     """A random CLIP in the hub's layout, with a text tower as small as can be."""
-    from transformers import CLIPConfig, CLIPModel
+    from transformers import CLIPModel
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    torch.manual_seed(SEED)
+    CLIPModel(clip_of(size)).save_pretrained(folder)
+    write_preprocessing(size, folder)
+    return folder
+
+
+def write_zeros(size: Size, folder: Path) -> Path:
+    """The same with weights that are all zero: a sparse file, written at once."""
+    from transformers import CLIPModel
+
+    folder.mkdir(parents=True)
+    config = clip_of(size)
+    config.architectures = ["CLIPModel"]
+    config.save_pretrained(folder)
+    with torch.device("meta"):
+        tensors = CLIPModel(config).state_dict()
+    header, end = {}, 0
+    for name, tensor in tensors.items():
+        start, end = end, end + 4 * tensor.numel()
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, end]}
+    written = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(written).to_bytes(8, "little") + written)
+        file.truncate(8 + len(written) + end)
+    write_preprocessing(size, folder)
+    return folder
+
+
+def clip_of(size: Size) -> CLIPConfig:
+    """A configuration of `transformers`."""
+    from transformers import CLIPConfig
+
     vision = {
         "hidden_size": size.width,
         "num_hidden_layers": size.layers,
@@ -102,14 +138,15 @@ def write_base(size: Size, folder: Path) -> Path:
         "eos_token_id": 15,
         "pad_token_id": 15,
     }
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=size.projection)
-    torch.manual_seed(SEED)
-    CLIPModel(config).save_pretrained(folder)
+    return CLIPConfig(text_config=text, vision_config=vision, projection_dim=size.projection)
+
+
+def write_preprocessing(size: Size, folder: Path) -> None:
+    """The file of a CLIP's preprocessing."""
     square = {"height": size.image, "width": size.image}
     about: dict[str, Any] = {"image_processor_type": "CLIPImageProcessor", "crop_size": square}
     about |= {"size": {"shortest_edge": size.image}, "resample": 3}
     (folder / "preprocessor_config.json").write_text(json.dumps(about))
-    return folder
 
 
 def write_expert(base: Checkpoint, folder: Path, seed: int) -> Path:
@@ -148,8 +185,6 @@ def random_vectors(base: Checkpoint, tasks: tuple[str, ...], device: str) -> Tas
 
 def write_data(size: Size, tasks: tuple[str, ...], rows: int, folder: Path) -> dict[str, TaskData]:
     """Noise images and a random head of each task."""
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
     found = {}
     for seed, task in enumerate(tasks):
@@ -157,7 +192,8 @@ def write_data(size: Size, tasks: tuple[str, ...], rows: int, folder: Path) -> d
         rng = np.random.default_rng(seed)
         classes = torch.randn(CLASSES, size.projection, generator=draw)
         head, pixels = folder / f"{task}.safetensors", folder / f"{task}.arrow"
-        save_file({"head": 20 * torch.nn.functional.normalize(classes, dim=-1)}, head)
+        matrix = 20 * torch.nn.functional.normalize(classes, dim=-1)
+        head.write_bytes(sealed({"head": matrix}, {}))
         labels = rng.integers(0, CLASSES, rows)
         # Coarse noise: images of fine noise all look alike to a random tower.
         coarse = rng.integers(0, 256, (rows, 3, 4, 4), dtype=np.uint8)

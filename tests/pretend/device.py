@@ -6,22 +6,28 @@ refuses (operands on two devices, and the like) and notes where the host waits f
 
 There are no CUDA kernels: rounding is the CPU's, no memory is a GPU's, nothing is asynchronous.
 Random numbers are refused there altogether, for CUDA's are not the CPU's.
+
+Within `shapes_only` tensors have no values (they are on the meta device), so that models of real
+sizes can be counted in seconds. What the host reads there is 1, or True.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
-CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")
+CUDA, CPU, META = torch.device("cuda:0"), torch.device("cpu"), torch.device("meta")
 ROOT = Path(__file__).parents[2]
 OURS = tuple(str(ROOT / part) for part in ("fusion", "actors", "sweeps"))
 
@@ -40,6 +46,14 @@ WAITS = {
 """Operations after which CUDA makes the host wait: results of unknown size, checks of errors."""
 
 
+NO_KERNEL = ("empty", "new_empty", "resize_", "detach", "_local_scalar_dense")
+"""Beginnings of the names of operations that start no kernel: allocations, and reads of a number,
+which are counted as waits."""
+
+READS = {"mv", "addmv", "dot", "vdot"}
+"""Products that `torch.utils.flop_counter` does not know: two FLOPs for each entry read."""
+
+
 class Mixed(RuntimeError):
     """What CUDA would refuse."""
 
@@ -47,7 +61,7 @@ class Mixed(RuntimeError):
 class OnGpu(Tensor):
     """A tensor on the pretended device; `real` holds its values."""
 
-    __slots__ = ("real",)
+    __slots__ = ("held", "real")
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
@@ -59,6 +73,7 @@ class OnGpu(Tensor):
 
     def __init__(self, real: Tensor) -> None:
         self.real = real
+        self.held = memory_of(real)
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -78,11 +93,24 @@ class Noted:
         """Operations on the device that are no views."""
         self.sent = 0
         """Bytes from the host to the device."""
+        self.moved = 0
+        """Bytes that these operations read and write."""
+        self.flops = 0
+        """FLOPs of matrix products, convolutions and attention."""
+        self.live = self.peak = 0
+        """Bytes of memory on the device now, and at most since `clear`."""
 
     def clear(self) -> None:
         """Forget all of it."""
         self.waits.clear()
-        self.launches = self.sent = 0
+        self.launches = self.sent = self.moved = self.flops = 0
+        self.peak = self.live
+
+    def kernel(self, moved: int, flops: int = 0) -> None:
+        """An operation on the device."""
+        self.launches += 1
+        self.moved += moved
+        self.flops += flops
 
     def wait(self, what: str) -> None:
         """The host waits."""
@@ -95,6 +123,38 @@ class Noted:
 
 
 NOTED = Noted()
+
+
+class Memory:
+    """One block of the device's memory, for as long as a tensor on it lives."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        NOTED.live += size
+        NOTED.peak = max(NOTED.peak, NOTED.live)
+
+    def __del__(self) -> None:
+        NOTED.live -= self.size
+
+
+MEMORY: WeakValueDictionary[int, Memory] = WeakValueDictionary()
+"""Address of a storage -> its block."""
+
+
+def memory_of(tensor: Tensor) -> Memory:
+    """The block of a tensor's storage; views share it."""
+    storage = tensor.untyped_storage()
+    found = MEMORY.get(storage._cdata)
+    if found is None:
+        MEMORY[storage._cdata] = found = Memory(storage.nbytes())
+    return found
+
+
+def touched(tensor: Tensor) -> int:
+    """Bytes of a tensor's entries; an axis that is only expanded counts once."""
+    axes = zip(tensor.shape, tensor.stride(), strict=True)
+    numel = math.prod(size if stride or not size else 1 for size, stride in axes)
+    return numel * tensor.element_size()
 
 
 def place() -> str:
@@ -154,13 +214,10 @@ def carried_out(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     if name == "copy_":
         goes = isinstance(args[0], OnGpu)
     check(func, name, args, there, here, goes)
-    note(func, name, args, kwargs, there, here)
-    options = mapped(on_host, dict(kwargs))
-    if asked is not None and goes:
-        options["device"] = CPU
-    if options.get("pin_memory") is False:
-        del options["pin_memory"]
-    found = func(*mapped(on_host, args), **options)
+    note(name, args, kwargs, there, here)
+    found = computed(func, name, args, kwargs, goes)
+    if (there or goes) and not func.is_view and not name.startswith(NO_KERNEL):
+        NOTED.kernel(*work(func, args, kwargs, tensors, found))
     if not goes:
         return found
     known = {id(each.real): each for each in there} | {id(each): each for each in here}
@@ -171,6 +228,61 @@ def carried_out(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
         return known[id(each)] if id(each) in known else OnGpu(each)
 
     return mapped(placed, found)
+
+
+def computed(
+    func: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], goes: bool
+) -> Any:
+    """The operation's results, on the CPU; without values within `shapes_only`."""
+    options = mapped(on_host, dict(kwargs))
+    if options.get("pin_memory") is False:
+        del options["pin_memory"]
+    inner = mapped(on_host, args)
+    shapes = any(
+        each.device == META for each in flattened((inner, options)) if isinstance(each, Tensor)
+    )
+    if shapes and not goes:
+        return read(name, inner, options)
+    if options.get("device") is not None and goes:
+        options["device"] = META if shapes or SHAPES else CPU
+    if shapes and goes:
+        inner, options = mapped(without_values, inner), mapped(without_values, options)
+    if shapes and name == "_local_scalar_dense":
+        return read(name, inner, options)
+    if shapes and name == "equal":
+        return False
+    return func(*inner, **options)
+
+
+def read(name: str, args: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
+    """What the host reads of a tensor without values: ones."""
+    if name == "copy_":
+        return args[0].fill_(1)
+    dtype = options.get("dtype") or args[0].dtype
+    ones = torch.ones(args[0].shape, dtype=dtype)
+    return ones.item() if name == "_local_scalar_dense" else ones
+
+
+def without_values(value: Any) -> Any:
+    """A tensor on the meta device; anything else as it is."""
+    return value.to(META) if isinstance(value, Tensor) else value
+
+
+def work(
+    func: Any, args: Any, kwargs: Mapping[str, Any], given: list[Tensor], found: Any
+) -> tuple[int, int]:
+    """Bytes that an operation moves, and its FLOPs."""
+    made = [each for each in flattened([found]) if isinstance(each, Tensor)]
+    name, inputs = func.overloadpacket.__name__, [on_host(each) for each in given]
+    fresh = [each for each in made if not any(each is one for one in inputs)]
+    moved = sum(touched(each) for each in fresh)
+    if not name.startswith(("zero", "fill_", "ones", "full")):
+        moved += sum(touched(each) for each in inputs)
+    if func._schema.is_mutable and inputs and name not in ("copy_", "zero_", "fill_"):
+        moved += touched(inputs[0])  # written, beside being read
+    if func.overloadpacket in flop_registry:
+        return moved, flop_registry[func.overloadpacket](*args, **kwargs, out_val=found)
+    return moved, 2 * max(each.numel() for each in inputs) if name in READS else 0
 
 
 def check(
@@ -201,10 +313,9 @@ def check_pick(name: str, args: Any, here: list[Tensor]) -> None:
 
 
 def note(
-    func: Any, name: str, args: Any, kwargs: Mapping[str, Any], there: list[OnGpu],
-    here: list[Tensor],
-) -> None:  # fmt: skip
-    """Count launches, bytes sent and waits."""
+    name: str, args: Any, kwargs: Mapping[str, Any], there: list[OnGpu], here: list[Tensor]
+) -> None:
+    """Count bytes sent and waits."""
     crossing = crosses(name, args, kwargs)
     if crossing:
         if crossing == "to the device":
@@ -213,8 +324,6 @@ def note(
             NOTED.wait(f"copy {crossing}")
     if not there:
         return
-    if not func.is_view and name not in ("detach", "_local_scalar_dense"):
-        NOTED.launches += 1
     if name in WAITS:
         NOTED.wait(name)
     if name in PICKS:
@@ -282,7 +391,8 @@ def guarded(plain: Callable[..., Any], there: Callable[[OnGpu], Any]) -> Callabl
 def listed(tensor: OnGpu) -> Any:
     """`tolist`: the host waits."""
     NOTED.wait("tolist")
-    return tensor.real.tolist()
+    real = tensor.real
+    return (read("tolist", (real,), {}) if real.device == META else real).tolist()
 
 
 def install() -> None:
@@ -307,6 +417,20 @@ def install() -> None:
     cuda.mem_get_info = lambda device=None: (75 * 10**9, 80 * 10**9)
     cuda.reset_peak_memory_stats = lambda device=None: None
     cuda.max_memory_allocated = lambda device=None: 0
+
+
+SHAPES: list[None] = []
+"""Not empty: new tensors have no values."""
+
+
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+    """Within it and `pretending`, new tensors on the device have no values."""
+    SHAPES.append(None)
+    try:
+        yield
+    finally:
+        SHAPES.pop()
 
 
 @contextlib.contextmanager

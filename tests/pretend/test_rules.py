@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.pretend.device import Mixed, on_gpu, on_host, pretending
+from tests.pretend.device import Mixed, on_gpu, on_host, pretending, shapes_only
 
 REFUSED = {
     "two devices": lambda g, c: g + c,
@@ -65,3 +65,45 @@ def test_autograd_runs_there():
     torch.nn.functional.gelu(x @ layer.weight.T).square().sum().backward()
     assert w.grad.device.type == "cuda"
     torch.testing.assert_close(on_host(w.grad), layer.weight.grad)
+
+
+def test_kernels_their_bytes_and_flops_are_counted():
+    a, b = on_gpu(torch.ones(4, 8)), on_gpu(torch.ones(8, 2))
+    with pretending() as noted:
+        torch.empty(3, device="cuda")
+        a.T.reshape(8, 4)
+        assert (noted.launches, noted.moved) == (0, 0)
+        found = a @ b
+        assert (noted.launches, noted.flops) == (1, 2 * 4 * 8 * 2)
+        assert noted.moved == 4 * (32 + 16 + 8)
+        found.add_(1)
+        assert (noted.launches, noted.moved) == (2, 4 * (32 + 16 + 8) + 2 * 4 * 8)
+        a[:, :1].expand(4, 8) + 1
+        assert noted.moved == 4 * (32 + 16 + 8) + 2 * 4 * 8 + 4 * (4 + 32)
+
+
+def test_memory_of_views_counts_once_and_is_given_back():
+    with pretending() as noted:
+        start = noted.live
+        a = torch.zeros(100, device="cuda")
+        views = [a[:50], a.view(10, 10)]
+        assert noted.live - start == 400
+        del a
+        assert noted.live - start == 400
+        del views
+        assert noted.live - start == 0
+        assert noted.peak - start == 400
+
+
+def test_shapes_without_values():
+    with pretending() as noted, shapes_only():
+        a = torch.empty(30, 20, device="cuda", requires_grad=True)
+        loss = (torch.ones(5, 30).to("cuda") @ a).square().sum()
+        loss.backward()
+        assert a.grad.shape == (30, 20)
+        assert a.grad.real.device.type == "meta"
+        assert loss.item() == 1.0
+        assert a.detach()[0].tolist() == [1.0] * 20
+        assert torch.equal(a.detach().cpu(), torch.ones(30, 20))
+    assert noted.syncs == 4
+    assert noted.flops == 2 * 2 * 5 * 30 * 20

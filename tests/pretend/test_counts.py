@@ -1,0 +1,31 @@
+"""The counts of `python -m benchmarks.counts`, on small models."""
+
+from dataclasses import replace
+
+import pytest
+
+from benchmarks import counts
+from benchmarks.pools import EMBEDDED
+
+
+@pytest.fixture(scope="module")
+def small():
+    with counts.replica(replace(EMBEDDED, width=16, mlp=32, heads=2, projection=8), False) as local:
+        yield local
+
+
+def test_counts_of_a_merge_are_those_of_its_tensors(small):
+    methods = {"task_arithmetic": {"scale": 0.3}}
+    [found] = counts.merges(small, methods, True)
+    held = sum(t.nbytes for t in small.runner.pipeline.shards[0].vectors.base.values())
+    assert found.waits == found.sent == 0
+    assert found.moved >= (len(counts.TASKS) + 2) * held
+    page = counts.page([found])
+    assert f"| task_arithmetic | {found.launches} | ≤ 3 | 0 | 0 |" in page
+
+
+def test_attention_is_one_launch_and_three_backward(small):
+    with counts.device.pretending() as noted, counts.device.shapes_only():
+        q = counts.torch.empty(2, 3, 5, 4, device="cuda", requires_grad=True)
+        counts.fused_attention(q, q, q).sum()
+        assert noted.flops == 4 * 2 * 3 * 5 * 5 * 4
