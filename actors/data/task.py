@@ -228,9 +228,12 @@ def worded(
     """Columns, template, and where the template is from, in words.
 
     Raises:
-        InputError: a template without a field, or with one that is no column of the task.
+        InputError: a column twice, a template without a field, or with one that is no column of the
+            task.
     """
     given = (source.text,) if isinstance(source.text, str) else source.text
+    if given is not None and len(set(given)) < len(given):
+        raise InputError(f"{what}: text: {', '.join(given)}: a column twice; each once needed")
     template, origin = source.template, "in the spec"
     if template is None and given is None and known is not None:
         return known.columns, known.template, built

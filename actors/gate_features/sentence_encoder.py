@@ -35,6 +35,9 @@ SHIFTED = ("roberta", "xlm-roberta", "mpnet")
 
 TRANSFORMER, POOLING, NORMALIZE = "Transformer", "Pooling", "Normalize"
 
+LIBRARY = "sentence_transformers."
+"""How the types of modules begin; a module of another library may compute anything."""
+
 ORDERS = ([TRANSFORMER, POOLING], [TRANSFORMER, POOLING, NORMALIZE])
 """Chains of modules that are read."""
 
@@ -176,11 +179,12 @@ def modules(folder: Path, what: str) -> dict[str, Path]:
         kinds.append(each["type"].rpartition(".")[2])
         path = each.get("path", "")
         paths[kinds[-1]] = inside(folder, str(path), f"{what}: {file}: path") if path else folder
-    for kind in kinds:
-        if kind not in (TRANSFORMER, POOLING, NORMALIZE):
+        foreign = not each["type"].startswith(LIBRARY)
+        if foreign or kinds[-1] not in (TRANSFORMER, POOLING, NORMALIZE):
+            shown_kind = each["type"] if foreign else kinds[-1]
             raise InputError(
-                f"{what}: {file}: module {kind[:80]!r}; {TRANSFORMER}, {POOLING}, {NORMALIZE}"
-                " allowed"
+                f"{what}: {file}: module {shown_kind[:80]!r}; {TRANSFORMER}, {POOLING}, {NORMALIZE}"
+                f" of {LIBRARY.rstrip('.')} allowed"
             )
     if kinds not in ORDERS:
         raise InputError(

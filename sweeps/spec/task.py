@@ -86,6 +86,18 @@ class TaskSpec(Part):
     )
     """Which entropy methods minimise that learn without labels, of a model that writes text."""
 
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _targets(cls, given: Any) -> Any:
+        texts = given.values() if isinstance(given, Mapping) else given
+        listed = isinstance(given, Mapping | list | tuple)
+        if given is None or (listed and all(isinstance(each, str) for each in texts)):
+            return given
+        raise custom_error(
+            "a list of answers by label, a mapping of class names to answers, or null (the class"
+            " names) allowed; an answer that is a number, yes or no needs quotes"
+        )
+
     @field_validator("templates")
     @classmethod
     def _templates(cls, templates: tuple[str, ...] | None) -> tuple[str, ...] | None:

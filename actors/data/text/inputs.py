@@ -125,12 +125,21 @@ class TextInputs:
             for target, ids in zip(targets, rows, strict=True):
                 if not set(ids) - special:
                     raise InputError(f"{where}: {target!r}: no token of the tokenizer's is in it")
+                self.check_ended(ids, f"{where}: {target!r}")
                 if tuple(ids) in seen:
                     raise InputError(
                         f"{where}: {seen[tuple(ids)]!r} and {target!r} share all their tokens;"
                         " each class needs its own"
                     )
                 seen[tuple(ids)] = target
+
+    def check_ended(self, ids: Sequence[int], where: str) -> None:
+        """Raise InputError where a target has an end or padding token that is not at its end."""
+        tokenizer = self.tokenizer.load()
+        inner = {tokenizer.eos_token_id, self.pad} & set(ids[:-1])
+        if inner:
+            token = tokenizer.convert_ids_to_tokens(min(inner))
+            raise InputError(f"{where}: has the token {token!r}, which no answer may contain")
 
     def target_ids(self, targets: Sequence[str]) -> list[list[int]]:
         """Ids of each target, special tokens (`</s>`) added."""

@@ -185,7 +185,7 @@ def difference(base: TextTokenizer, other: TextTokenizer | None) -> str | None:
     if len(tokens[0]) != len(tokens[1]):
         return f"tokenizer: {counts}"
     rules = [json.loads(each.backend_tokenizer.to_str()) for each in (first, second)]
-    for part in ("normalizer", "pre_tokenizer", "model", "post_processor"):
+    for part in ("normalizer", "pre_tokenizer", "model", "post_processor", "added_tokens"):
         if rules[0].get(part) != rules[1].get(part):
             return f"tokenizer: its {part} is not the base's; {counts}"
     return None

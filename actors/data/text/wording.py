@@ -138,7 +138,7 @@ def by_name(given: Mapping[str, str], classnames: Sequence[str], what: str) -> t
     """Targets in the order of class names; names are compared as `class_names.py` does.
 
     Raises:
-        InputError: a name that is no class, or a class without a target.
+        InputError: a name that is no class, or a class without a target or with two.
     """
     place = dict(zip(keys(classnames), classnames, strict=True))
     found: dict[str, str] = {}
@@ -148,6 +148,8 @@ def by_name(given: Mapping[str, str], classnames: Sequence[str], what: str) -> t
             raise InputError(
                 f"{what}: targets: {name!r}: no such class; there: {', '.join(classnames)}"
             )
+        if known in found:
+            raise InputError(f"{what}: targets: class {known!r}: named twice; one target needed")
         found[known] = target
     for name in classnames:
         if name not in found:

@@ -51,17 +51,27 @@ def check_classes(ours: Sequence[str], theirs: Sequence[str], where: str) -> Non
 def check_order(
     theirs: Sequence[str], ours: Sequence[str], where: str, whose: str, *, strict: bool
 ) -> None:
-    """Raise InputError where classes have another order; `strict`: or other names.
+    """Raise InputError where a class is at another place; `strict`: or has another name.
 
-    Names are compared as those of data sets are; `LABEL_0` and such are no names.
+    Without `strict`, a class whose name the other side lacks may be the same class under another
+    name. Names are compared as those of data sets are; `LABEL_0` and such are no names.
     """
     if generic(ours) or generic(theirs):
         return
     first, second = [[normalised(name) for name in names] for names in (theirs, ours)]
-    if first == second or not (strict or set(first) == set(second)):
+    moved = [
+        at
+        for at, (one, other) in enumerate(zip(first, second, strict=True))
+        if one != other and (strict or one in second)
+    ]
+    if not moved:
         return
-    at = next(at for at, pair in enumerate(zip(first, second, strict=True)) if len({*pair}) > 1)
-    kind = "another order of the same classes" if set(first) == set(second) else "other classes"
+    at = moved[0]
+    kind = (
+        "another order of the same classes"
+        if set(first) == set(second) or not strict
+        else "other classes"
+    )
     raise InputError(f"{where}: class {at} is {theirs[at]!r}, {whose} {ours[at]!r}: {kind}")
 
 

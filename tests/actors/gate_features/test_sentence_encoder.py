@@ -134,7 +134,11 @@ def typed(folder: Path, kind: str) -> Path:
 REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "dense": (
         lambda f: layout(f, ("Transformer", "Pooling", "Dense")),
-        "module 'Dense'; Transformer, Pooling, Normalize allowed",
+        "module 'Dense'; Transformer, Pooling, Normalize of sentence_transformers allowed",
+    ),
+    "foreign": (
+        lambda f: listed(f, [{"type": "my.code.Transformer", "path": ""}]),
+        "module 'my.code.Transformer'; Transformer, Pooling, Normalize of",
     ),
     "order": (
         lambda f: layout(f, ("Transformer", "Normalize", "Pooling")),

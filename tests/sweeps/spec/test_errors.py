@@ -124,6 +124,20 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
         "tasks.mnist.classnames.1: True: a list of texts, one for each label allowed;"
         " YAML reads yes, on and true as a truth value: put it in quotes, as in 'yes'",
     ),
+    *(
+        (
+            tasks(targets=given),
+            f"tasks.mnist.targets: {shown}: a list of answers by label, a mapping of class names to"
+            " answers, or null (the class names) allowed; an answer that is a number, yes or no"
+            " needs quotes",
+        )
+        for given, shown in (
+            ([1, 2], "[1, 2]"),
+            ("red", "'red'"),
+            (["a", None], "['a', None]"),
+            ({"a": True}, "{'a': True}"),
+        )
+    ),
     (
         tasks(classnames=[]),
         "tasks.mnist.classnames: []: a list of texts, one for each label allowed",

@@ -171,6 +171,8 @@ def test_targets_that_share_all_tokens_are_refused(inputs, task):
     for targets, message in (
         (("yes", "wolf"), "'wolf': no token of the tokenizer's is in it"),
         (("a wolf", "a fox"), "'a wolf' and 'a fox' share all their tokens"),
+        (("good </s>", "yes"), "'good </s>': has the token '</s>', which no answer may contain"),
+        (("<pad> good", "yes"), "has the token '<pad>', which no answer may contain"),
     ):
         with one_line(message, start="tasks.pets: targets"):
             inputs.check([replace(task, wording=replace(task.wording, targets=targets))])

@@ -57,6 +57,10 @@ def test_the_first_token_that_differs(folder, tmp_path):
     rules["normalizer"] = {"type": "Lowercase"}
     (same / "tokenizer.json").write_text(json.dumps(rules))
     assert "its normalizer is not the base's" in difference(base, open_tokenizer(same, "e"))
+    rules["normalizer"] = None
+    rules["added_tokens"][0]["lstrip"] = True
+    (same / "tokenizer.json").write_text(json.dumps(rules))
+    assert "its added_tokens is not the base's" in difference(base, open_tokenizer(same, "e"))
 
 
 def test_bad_tokenizers(folder, tmp_path, monkeypatch):

@@ -58,6 +58,8 @@ def test_the_fingerprint_has_the_wording(data):
         ({"targets": ["a", " "]}, ["' ' of class 'a_cat': blank"]),
         ({"targets": ["a"]}, ["targets: 1; one for each of the 2 classes needed"]),
         ({"targets": {"a_cat": "yes"}}, ["targets: none for class 'not_a_cat'"]),
+        ({"targets": {"a_cat": "x", "A CAT": "y", "not_a_cat": "z"}}, ["'a_cat': named twice"]),
+        ({"text": ["text", "other", "text"]}, ["text: text, other, text: a column twice"]),
         ({"targets": {"dog": "yes"}}, ["'dog': no such class"]),
         ({"templates": ["a {}"]}, ["templates: ['a {}']; the pool's models read texts"]),
     ],

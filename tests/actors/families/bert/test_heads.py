@@ -102,6 +102,9 @@ def test_classes_that_are_not_the_task_s_are_refused(
     other = bert.write(tmp_path / "order", id2label={0: "bad", 1: "good", 2: "fine"})
     with one_line("id2label: class 0 is 'bad', of task 't' 'good': another order of the same"):
         check(other)
+    part = bert.write(tmp_path / "part", id2label={0: "bad", 1: "good", 2: "ok"})
+    with one_line("id2label: class 0 is 'bad', of task 't' 'good': another order of the same"):
+        check(part)
     check(bert.write(tmp_path / "names", id2label={0: "x", 1: "y", 2: "z"}))
 
 

@@ -123,6 +123,24 @@ REFUSED: dict[str, tuple[Any, str]] = {
         lambda f: configured(f, id2label={"0": "a", "2": "b"}),
         "id2label: …; the classifier has 3 classes: keys 0 to 2 needed",
     ),
+    "names": (
+        lambda f: configured(f, id2label={"0": "a", "1": "a", "2": "b"}),
+        "id2label: 'a': the name of two classes",
+    ),
+    "count": (
+        lambda f: configured(f, num_labels=5),
+        "num_labels: 5; id2label has 3 classes",
+    ),
+    "back": (
+        lambda f: configured(
+            f, id2label={"0": "a", "1": "b", "2": "c"}, label2id={"a": 1, "b": 0, "c": 2}
+        ),
+        "label2id: 'a' is 1; 0 in id2label",
+    ),
+    "several": (
+        lambda f: configured(f, problem_type="multi_label_classification"),
+        "problem_type: 'multi_label_classification'; single_label_classification (or none)",
+    ),
     "activation": (lambda f: configured(f, hidden_act=3), "hidden_act: 3; the name of an activ"),
 }
 
