@@ -156,8 +156,15 @@ class T5:
         return {}
 
     def check_tasks(self, base: Checkpoint, tasks: Mapping[str, Task]) -> None:
-        """Raise InputError where the tokenizer cannot tell a task's answers apart."""
-        self.inputs(base).check(tasks.values())
+        """Raise InputError where the tokenizer cannot tell a task's answers apart or end them."""
+        inputs = self.inputs(base)
+        inputs.check(tasks.values())
+        end = base.fields["eos_token_id"]
+        if inputs.target_ids(["a"])[0][-1:] != [end]:
+            raise InputError(
+                f"{base.name}: {base.folder}: the tokenizer does not end a text with token {end},"
+                " config.json's eos_token_id; scores of answers need that"
+            )
 
     def head_fingerprints(
         self, base: Checkpoint, tasks: Mapping[str, Task]

@@ -21,6 +21,7 @@ from actors.families.t5.architecture import (
     t5_fields,
     t5_tensors,
 )
+from actors.files.documents import read_json, shown
 from fusion.errors import InputError
 
 
@@ -28,12 +29,13 @@ def inspected(source: str, folder: Path, config: Mapping[str, Any], name: str) -
     """The T5 in a folder, by its configuration and headers.
 
     Raises:
-        InputError: missing, unknown or mis-shaped tensors, or float16; see also `headers` and
-            `t5_fields`.
+        InputError: missing, unknown or mis-shaped tensors, float16, or files that disagree on the
+            start or the end token; see also `headers` and `t5_fields`.
     """
     found = headers(folder, config, name, "T5ForConditionalGeneration")
     file = folder / "config.json"
     fields = t5_fields(config, LM_HEAD not in found, f"{name}: {file}")
+    check_generation(folder, fields, name)
     shapes = t5_tensors(fields)
     tensors, aliases = sort_out(found, shapes, name)
     for key, shape in shapes.items():
@@ -45,6 +47,28 @@ def inspected(source: str, folder: Path, config: Mapping[str, Any], name: str) -
         check_tensor(key, info, shapes[SHARED], name, file)
     ordered = {key: tensors[key] for key in shapes}
     return Checkpoint(name, source, folder, config, ordered, {}, {}, fields=fields, aliases=aliases)
+
+
+def check_generation(folder: Path, fields: Mapping[str, Any], name: str) -> None:
+    """Raise InputError where `generation_config.json` has another start or end token.
+
+    `generate` of `transformers` reads that file, and training reads `config.json`.
+    """
+    file = folder / "generation_config.json"
+    if not file.is_file():
+        return
+    given = read_json(file, name)
+    for field in ("decoder_start_token_id", "eos_token_id"):
+        stated = given.get(field)
+        if stated is not None and fields[field] not in (stated, *listed(stated)):
+            raise InputError(
+                f"{name}: {file}: {field}: {shown(stated)}; config.json has {fields[field]}"
+            )
+
+
+def listed(value: object) -> list[object]:
+    """A list as it is; of anything else an empty one."""
+    return value if isinstance(value, list) else []
 
 
 def sort_out(

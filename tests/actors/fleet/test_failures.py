@@ -67,6 +67,7 @@ def disturbed(parts, fleet, pick, steps, count=12):
     return found
 
 
+@pytest.mark.slow
 def test_killed_shards_do_not_change_a_bit_of_a_training(fleet, parts, undisturbed):
     drawn = random.Random(1)
     found = disturbed(parts, fleet, lambda: drawn.choice(fleet.shards), {4, 8})
@@ -96,14 +97,8 @@ class OwnFault(Exception):
     """Of whoever uses a fleet."""
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        KeyboardInterrupt,
-        pytest.param(None, marks=pytest.mark.slow),
-        pytest.param(OwnFault, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, None, OwnFault])
 def test_nothing_of_a_closed_fleet_stays(fault, parts):
     before, groups = ours("Replica", "ShardActor", "Dispatcher", "read experts"), standing()
     try:

@@ -66,6 +66,7 @@ def analysed(tiny_pool, tmp_path_factory, ray_cluster) -> Path:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_an_analysis_of_a_real_pool(analysed):
     folder = analysed / "outputs/tiny/analysis"
     for part in PARTS:
@@ -87,6 +88,7 @@ def test_an_analysis_of_a_real_pool(analysed):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_what_was_measured_is_what_the_models_give(analysed):
     """Angles and losses again, from the weights themselves."""
     import torch
@@ -120,6 +122,7 @@ def test_what_was_measured_is_what_the_models_give(analysed):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_under_shift_nothing_that_is_reported_is_looked_at(analysed):
     """Ends of the paths against the models themselves, on rows of select's side."""
     folder = analysed / "outputs/tiny/analysis"

@@ -191,6 +191,23 @@ def test_fields_that_are_refused(field, value, message, folder):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"decoder_start_token_id": 5}, "decoder_start_token_id: 5; config.json has 0"),
+        ({"eos_token_id": [2, 3]}, r"eos_token_id: \[2, 3\]; config.json has 1"),
+        ({"decoder_start_token_id": 0, "eos_token_id": [1, 3]}, None),
+    ],
+)
+def test_tokens_of_generation_are_those_of_the_model(given, message, folder):
+    (folder / "generation_config.json").write_text(json.dumps(given))
+    if message is None:
+        opened(folder)
+        return
+    with pytest.raises(InputError, match=rf"^pool\.base: .*generation_config\.json: {message}"):
+        opened(folder)
+
+
 def refusal(base, expert):
     with pytest.raises(InputError) as error:
         FAMILY.check_expert(opened(base), opened(expert, "pool.experts.a"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -88,6 +89,16 @@ def test_a_head_file_is_refused(pool, root):
     tasks = {"heat": open_task(source, "text")}
     with pytest.raises(InputError, match=r"^tasks\.heat\.head: 'head\.safetensors'; none allowed"):
         pool.family.check_heads(pool.base, tasks)
+
+
+def test_a_tokenizer_that_ends_no_text_is_refused(tasks, root, tmp_path):
+    base = shutil.copytree(root / "base", tmp_path / "base")
+    rules = json.loads((base / "tokenizer.json").read_text())
+    rules["post_processor"] = None
+    (base / "tokenizer.json").write_text(json.dumps(rules))
+    pool = open_pool(str(base), {})
+    with pytest.raises(InputError, match=r"^pool\.base: .*: the tokenizer does not end a text"):
+        pool.family.check_tasks(pool.base, tasks)
 
 
 def test_an_expert_scores_answers_as_transformers_does(root, data, experts):
