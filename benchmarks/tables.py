@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 
-def compared(folder: Path, tasks: Sequence[str]) -> list[str]:
-    """The comparison of a finished sweep: table, chosen parameters, remarks, learned trials."""
+def compared(folder: Path, tasks: Sequence[str], mean: str = "acc/mean") -> list[str]:
+    """The comparison of a finished sweep: table, chosen parameters, remarks, learned trials.
+
+    `mean` is the value that rows are ranked by, `acc/seen` where tasks are unseen.
+    """
     comparison = json.loads((folder / "comparison.json").read_text())
     rows = comparison["rows"]
     remarks = [f"`{row['method']}`: {'; '.join(row['notes'])}" for row in rows if row["notes"]]
@@ -19,7 +22,7 @@ def compared(folder: Path, tasks: Sequence[str]) -> list[str]:
         f"Selected on `{comparison['select_on']}` by `{comparison['metric']}`, reported on `test`;"
         " accuracy in %, 95 % interval of the mean.",
         "",
-        *table(rows, tasks),
+        *table(rows, tasks, mean),
         "",
         "Chosen parameters: "
         + "; ".join(f"`{r['method']}` {json.dumps(r['params'])}" for r in rows if r["params"])
@@ -30,18 +33,18 @@ def compared(folder: Path, tasks: Sequence[str]) -> list[str]:
     ]
 
 
-def table(rows: Sequence[dict[str, Any]], tasks: Sequence[str]) -> list[str]:
+def table(rows: Sequence[dict[str, Any]], tasks: Sequence[str], mean: str) -> list[str]:
     """The comparison's rows."""
     head = ["method", "trials", "val mean", "test mean", "interval", *tasks, "s a trial"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in rows:
-        low, high = row["test_ci95"]["acc/mean"]
+        low, high = row["test_ci95"][mean]
         each = [f"{100 * row['test'][f'acc/{task}']:.1f}" for task in tasks]
         cells = [
             row["method"],
             str(row["trials"]),
-            f"{100 * row['val']['acc/mean']:.1f}",
-            f"**{100 * row['test']['acc/mean']:.1f}**",
+            f"{100 * row['val'][mean]:.1f}",
+            f"**{100 * row['test'][mean]:.1f}**",
             f"{100 * low:.1f}–{100 * high:.1f}",
             *each,
             f"{row['cost']['trial_s']:.2f}",
