@@ -238,8 +238,8 @@ def computed(
     if options.get("pin_memory") is False:
         del options["pin_memory"]
     inner = mapped(on_host, args)
-    shapes = any(
-        each.device == META for each in flattened((inner, options)) if isinstance(each, Tensor)
+    shapes = any(  # not the product's own tensors on the meta device
+        isinstance(each, OnGpu) and each.real.device == META for each in flattened((args, kwargs))
     )
     if shapes and not goes:
         return read(name, inner, options)

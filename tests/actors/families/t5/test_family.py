@@ -91,14 +91,13 @@ def test_a_head_file_is_refused(pool, root):
         pool.family.check_heads(pool.base, tasks)
 
 
-def test_a_tokenizer_that_ends_no_text_is_refused(tasks, root, tmp_path):
-    base = shutil.copytree(root / "base", tmp_path / "base")
-    rules = json.loads((base / "tokenizer.json").read_text())
+def test_a_tokenizer_that_ends_no_text_is_refused(pool, tasks, root, tmp_path):
+    folder = shutil.copytree(root / "base", tmp_path / "base")
+    rules = json.loads((folder / "tokenizer.json").read_text())
     rules["post_processor"] = None
-    (base / "tokenizer.json").write_text(json.dumps(rules))
-    pool = open_pool(str(base), {})
+    (folder / "tokenizer.json").write_text(json.dumps(rules))
     with pytest.raises(InputError, match=r"^pool\.base: .*: the tokenizer does not end a text"):
-        pool.family.check_tasks(pool.base, tasks)
+        pool.family.check_tasks(replace(pool.base, folder=folder), tasks)
 
 
 def test_an_expert_scores_answers_as_transformers_does(root, data, experts):
