@@ -83,7 +83,7 @@ def test_stopped_and_resumed_equals_undisturbed(
     spec = tiny_pool.write(tmp_path / "tiny.yaml")
     ledger = tmp_path / "outputs/tiny/ledger"
     driver = subprocess.Popen(
-        [sys.executable, "-m", "sweeps", "run", str(spec)],
+        [sys.executable, "-m", "sweeps", "run", str(spec), *ONE],  # threads a replica: same bits
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     while len(list(ledger.glob("*.json"))) < 3:
@@ -93,7 +93,7 @@ def test_stopped_and_resumed_equals_undisturbed(
     if number == signal.SIGINT:
         said = driver.communicate(timeout=60)[0]
         assert driver.returncode == 130, said
-        assert f"sweeps run {spec} --resume" in said
+        assert f"sweeps run {spec} {' '.join(ONE)} --resume" in said
         assert "Traceback" not in said
         assert runs(tmp_path, "sweep") == ["KILLED"]
         assert len(runs(tmp_path, "trial")) == len(list(ledger.glob("*.json")))
