@@ -272,3 +272,31 @@ def test_an_output_that_takes_nothing():
     assert status == 2
     assert said.endswith("no space left on the disk\n")
     assert said.count("\n") == 1
+
+
+ENDING = """
+import atexit, gc, sys
+atexit.register(lambda: print("frozen", gc.get_freeze_count() > 0))
+sys.argv = ["sweeps", *sys.argv[1:]]
+from sweeps.__main__ import main
+main()
+"""
+
+
+def ended(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", ENDING, *arguments], capture_output=True, text=True, timeout=60
+    )
+
+
+def test_end_skips_garbage_collection_and_runs_exit_handlers() -> None:
+    done = ended("--version")
+    assert done.returncode == 0
+    assert done.stdout.startswith("fusion-sweeps ")
+    assert done.stdout.endswith("frozen True\n")
+
+
+def test_exit_status_is_kept() -> None:
+    done = ended("report", "no-such-sweep")
+    assert done.returncode == 2
+    assert done.stdout.endswith("frozen True\n")
