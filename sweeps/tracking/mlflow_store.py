@@ -148,6 +148,10 @@ def check_reachable(uri: str, experiment: str | None) -> None:
     known(client, experiment or EXPERIMENT, uri)
 
 
+RACED = re.compile(r"(?i)unique ?(?:violation|constraint)|duplicate (?:key|entry)")
+"""What PostgreSQL, SQLite and MySQL say of a row that another client has inserted."""
+
+
 def known(client: MlflowClient, name: str, where: str) -> Any:
     """The experiment of that name, if it exists and can be written; None if it does not exist.
 
@@ -158,7 +162,7 @@ def known(client: MlflowClient, name: str, where: str) -> Any:
         found = client.get_experiment_by_name(name)
         if found is not None and found.lifecycle_stage == "active":
             for key, value in EXPERIMENT_TAGS.items():  # a harmless write: may this user write?
-                client.set_experiment_tag(found.experiment_id, key, value)
+                tag_experiment(client, found.experiment_id, key, value)
     except Exception as error:  # any error of the store: SQL, HTTP, operating system
         raise InputError(
             f"mlflow.tracking_uri: {redact.url(where)!r}: {unusable(error)}"
@@ -268,6 +272,20 @@ def made(client: MlflowClient, name: str, where: str, outputs: Path) -> str:
             raise
         found_id: str = found.experiment_id
         return found_id
+
+
+def tag_experiment(client: MlflowClient, experiment: str, key: str, value: str) -> None:
+    """Set a tag of an experiment, also where other sweeps set it for the first time just then.
+
+    MLflow looks whether the tag is there and then inserts it, so the database refuses all but the
+    first of those inserts. Called again, MLflow finds the tag and changes it.
+    """
+    try:
+        client.set_experiment_tag(experiment, key, value)
+    except MlflowException as error:
+        if not RACED.search(str(error)):
+            raise
+        client.set_experiment_tag(experiment, key, value)
 
 
 def unusable(error: Exception) -> str:

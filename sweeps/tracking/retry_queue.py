@@ -25,6 +25,9 @@ QUEUED = 256
 FIRST, LONGEST = 0.5, 10.0
 """Seconds before the second try, doubled from try to try, and at most."""
 
+DOUBLINGS = 30
+"""After this many, the pause no longer grows: a float has no room for thousands."""
+
 TRIES = 10
 """After this many, a job that fails while the other side answers others is given up."""
 
@@ -171,7 +174,7 @@ class Sender:
             self.trouble = why
         if new:
             self.say(f"MLflow: {why}; {self.waiting() if waited else 'trying again'}")
-        seconds = min(FIRST * 2 ** (tries - 1), LONGEST)
+        seconds = min(FIRST * 2.0 ** min(tries - 1, DOUBLINGS), LONGEST)
         self.hurry.wait(seconds if self.waited is None else min(seconds, self.limit()))
         self.hurry.clear()
 

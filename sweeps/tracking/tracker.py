@@ -19,6 +19,7 @@ from sweeps.results.ledger import Entry
 from sweeps.tracking.experiment_page import MAX_NOTE, NOTE, SHOWN, fitted, page
 from sweeps.tracking.logged_model import ModelSource, Place, inputs, log_winner
 from sweeps.tracking.mlflow_store import patience as usual
+from sweeps.tracking.mlflow_store import tag_experiment
 from sweeps.tracking.retry_queue import Job, Sender
 from sweeps.tracking.run_fields import (
     MAX_PARAMS,
@@ -324,7 +325,7 @@ class Tracker:
             max_results=4 * SHOWN,
         )
         notes = [run.data.tags[NOTE] for run in newest if NOTE in run.data.tags][:SHOWN]
-        self.client.set_experiment_tag(self.experiment, NOTE, page(self.experiment, notes))
+        tag_experiment(self.client, self.experiment, NOTE, page(self.experiment, notes))
 
 
 def attach(

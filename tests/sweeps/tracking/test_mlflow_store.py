@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import replace
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from fusion.errors import InputError
 from sweeps.results.ledger import Entry
@@ -478,3 +479,37 @@ def test_a_store_that_cannot_be_used_is_one_line(tmp_path, uri, reason):
         mlflow_store.connect(uri, None, tmp_path)
     assert uri in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        '(psycopg.errors.UniqueViolation) duplicate key value violates "experiment_tag_pk"',
+        "(sqlite3.IntegrityError) UNIQUE constraint failed: experiment_tags.key",
+        "(pymysql.err.IntegrityError) (1062, \"Duplicate entry 'a-1' for key 'PRIMARY'\")",
+    ],
+)
+def test_a_tag_that_another_sweep_makes_at_the_same_time_is_set(said):
+    client = Racing(said)
+    mlflow_store.tag_experiment(client, "1", "key", "value")
+    assert client.tags == {"key": "value"}
+
+
+def test_a_tag_that_is_refused_stays_refused():
+    client = Racing("value is too long")
+    with pytest.raises(MlflowException, match="too long"):
+        mlflow_store.tag_experiment(client, "1", "key", "value")
+    assert client.calls == 1
+
+
+class Racing:
+    """A client whose first tag the database refuses."""
+
+    def __init__(self, said):
+        self.said, self.calls, self.tags = said, 0, {}
+
+    def set_experiment_tag(self, experiment, key, value):
+        self.calls += 1
+        if self.calls == 1:
+            raise MlflowException(self.said)
+        self.tags[key] = value

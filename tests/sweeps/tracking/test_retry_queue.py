@@ -19,14 +19,20 @@ def quick(monkeypatch):
 
 
 class Watch:
-    """Time of the queue: it goes by when a test moves it on, and in pauses between tries."""
+    """Time of the queue: it goes by when a test moves it on, and in pauses between tries.
+
+    A pause begins once `begins` allows it.
+    """
 
     def __init__(self, monkeypatch):
         self.now = 0.0
+        self.begins = lambda: True
         watch = self
 
         class Pause(threading.Event):
             def wait(self, timeout=None):
+                while not watch.begins():
+                    time.sleep(0.001)
                 if not self.is_set():
                     watch.now += timeout
                 return self.is_set()
@@ -81,6 +87,7 @@ def test_offering_never_waits_and_what_finds_no_room_is_refused(monkeypatch):
 
 def test_the_end_waits_for_a_stated_time_and_then_gives_up_once(watch, caplog):
     each, done = sender(patience=0.3), []
+    watch.begins = lambda: each.waited is not None
     each.offer(away)
     each.offer(away)
     while each.trouble is None:
@@ -94,6 +101,12 @@ def test_the_end_waits_for_a_stated_time_and_then_gives_up_once(watch, caplog):
     began = watch.now
     assert not each.do(lambda: done.append(1))  # it is over: nobody waits again
     assert (watch.now, done) == (began, [])
+
+
+def test_a_pause_after_thousands_of_tries_is_the_longest(watch):
+    each = sender()
+    each.pause("server gone", 5000)
+    assert watch.now == module.LONGEST
 
 
 def test_time_that_goes_by_in_success_is_not_charged(watch):
