@@ -26,6 +26,7 @@ from sweeps.cli.cache import app as cache
 from sweeps.cli.ending import Commands, guarded
 from sweeps.cli.merge import merge
 from sweeps.cli.options import (
+    LOADING_TORCH,
     OUTPUTS,
     Address,
     Extend,
@@ -41,6 +42,7 @@ from sweeps.cli.stop_message import given, going_on, resuming, stoppable
 from sweeps.console import redact, signals
 from sweeps.console.escape import Screen
 from sweeps.console.optional import aside
+from sweeps.console.progress import Progress
 from sweeps.results.folder import Begin
 
 if TYPE_CHECKING:
@@ -338,18 +340,21 @@ def export(
     modules: Import = None,
 ) -> None:
     """Rebuild a fused model from its recipe, as a Hugging Face folder with a model card."""
-    from fusion.registry import import_methods
+    with Progress(Screen()) as progress:
+        with progress.doing(LOADING_TORCH):
+            from fusion.registry import import_methods
+            from sweeps.results.export.code import check_folders
+            from sweeps.results.export.from_recipe import export as export_model
 
-    import_methods(modules or [], [Path.cwd()], where="--import")
-    from sweeps.results.export.code import check_folders
-    from sweeps.results.export.from_recipe import export as export_model
-
-    screen = Screen()
-    if lacking := export_model(recipe, out_dir):
-        screen.print(f"{out_dir}: {lacking}", soft_wrap=True, markup=False)
-    screen.print(f"{out_dir}", soft_wrap=True, markup=False)
-    for line in check_folders(out_dir) if check else []:
-        screen.print(line, soft_wrap=True, markup=False)
+            import_methods(modules or [], [Path.cwd()], where="--import")
+        if lacking := export_model(recipe, out_dir, progress.doing):
+            progress.say(f"{out_dir}: {lacking}")
+        progress.say(f"{out_dir}")
+        if check:
+            with progress.doing("running the model card's code on one task"):
+                lines = list(check_folders(out_dir))
+            for line in lines:
+                progress.say(line)
 
 
 @app.command()

@@ -13,7 +13,9 @@ import typer
 
 from fusion.errors import InputError
 from sweeps.cli.file_formats.new_file import names
-from sweeps.cli.options import Import
+from sweeps.cli.options import LOADING_TORCH, Import
+from sweeps.console.escape import Screen
+from sweeps.console.progress import Progress
 
 
 def merge(
@@ -37,13 +39,15 @@ def merge(
 ) -> None:
     """Merge models into a new model folder, with a method that needs weights alone."""
     params, named = parsed(values or []), names(base, experts)
-    from fusion.registry import import_methods
+    with Progress(Screen()) as progress:
+        with progress.doing(LOADING_TORCH):
+            from fusion.registry import import_methods
+            from sweeps.results.export.merge_folders import merge as merge_folders
 
-    import_methods(modules or [], [Path.cwd()], where="--import")
-    from sweeps.results.export.merge_folders import merge as merge_folders
-
-    written = merge_folders(method, base, named, out, result_dtype=result_dtype, **params)
-    typer.echo(str(written))
+            import_methods(modules or [], [Path.cwd()], where="--import")
+        with progress.doing(f"merging {len(named)} experts, writing the folder"):
+            written = merge_folders(method, base, named, out, result_dtype=result_dtype, **params)
+        progress.say(str(written))
 
 
 def parsed(values: Sequence[str]) -> dict[str, Any]:

@@ -41,3 +41,5 @@ Extend = Annotated[
     bool, typer.Option("--extend", help="Go on with other methods, spaces, metric or shifts.")
 ]
 OUTPUTS = outputs_dir()
+LOADING_TORCH = "loading torch"
+"""What a command without Ray and MLflow shows during its imports."""

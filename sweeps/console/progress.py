@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import TypeAlias
 
 from rich.console import Console
 from rich.progress import (
@@ -23,8 +24,16 @@ from rich.text import Text
 
 from sweeps.console import number_format
 
+Doing: TypeAlias = Callable[[str], AbstractContextManager[None]]
+"""Shows what is being done while a block runs: `Progress.doing`."""
+
 EVERY = 10.0
 """Seconds between two lines of a phase when the output is no terminal."""
+
+
+def silently(_: str) -> AbstractContextManager[None]:
+    """Show nothing: a `Doing` for callers without a display."""
+    return nullcontext()
 
 
 @dataclass

@@ -1,4 +1,7 @@
-"""The sweeps in the outputs folder as `sweeps list` shows them, as far as their files tell."""
+"""The sweeps in the outputs folder as `sweeps list` shows them, as far as their files tell.
+
+Nothing here imports torch, so that the list is there at once.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from pydantic import ConfigDict
 from rich.table import Table
 from rich.text import Text
 
+from actors.files.documents import checked, parse_json, read_bytes
+from actors.files.paths import Plain
 from fusion.errors import InputError
-from sweeps.results.comparison import Comparison
-from sweeps.results.comparison_file import read
 from sweeps.results.folder import SweepFolder, check_not_running, read_identity
 
 
@@ -29,6 +33,25 @@ class Listed:
     """Method and score of the best row; empty: no row is reported yet."""
     date: str
     """When it was created, in local time."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best row."""
+
+    method: Plain
+    score: float
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What is listed of `comparison.json`; the rest is not looked at."""
+
+    __pydantic_config__ = ConfigDict(extra="ignore")
+
+    spec_hash: str
+    best: Best | None = None
+    """Comparisons of earlier versions do not name it."""
 
 
 def listed(outputs: Path) -> list[Listed]:
@@ -58,23 +81,19 @@ def described(folder: Path) -> Listed:
         return Listed(folder.name, "damaged", 0, "", "")
     trials = sum(1 for _ in (folder / "ledger").glob("*.json"))
     made = datetime.fromisoformat(identity.created).astimezone()
-    comparison = None
+    headline = None
     with suppress(InputError):
-        comparison = read(folder)
-    finished = comparison is not None and comparison.spec_hash == identity.spec_hash
+        content = read_bytes(folder / "comparison.json")
+        headline = checked(Headline, parse_json(content, folder.name), folder.name)
+    finished = headline is not None and headline.spec_hash == identity.spec_hash
     try:
         check_not_running(folder)
         state = "finished" if finished else "stopped"
     except InputError:
         state = "running"
-    best = best_of(comparison) if comparison is not None and finished else ""
-    return Listed(folder.name, state, trials, best, f"{made:%Y-%m-%d %H:%M}")
-
-
-def best_of(comparison: Comparison) -> str:
-    """`method score` of the best row; empty if no row has a score."""
-    best = comparison.best
-    return "" if best is None else f"{best.method} {comparison.score(best):.4f}"
+    best = headline.best if headline is not None and finished else None
+    text = "" if best is None else f"{best.method} {best.score:.4f}"
+    return Listed(folder.name, state, trials, text, f"{made:%Y-%m-%d %H:%M}")
 
 
 def shown(sweeps: list[Listed]) -> Table:

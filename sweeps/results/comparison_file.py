@@ -19,8 +19,11 @@ from sweeps.results.ledger import write_text
 
 
 def document(comparison: Comparison) -> dict[str, Any]:
-    """Content of `comparison.json`."""
+    """Content of `comparison.json`: the comparison's fields, and `best`: the best row's method and
+    score, null where no row is the best."""
     content: dict[str, Any] = finite(asdict(comparison))
+    best = comparison.best
+    content["best"] = best and {"method": best.method, "score": comparison.score(best)}
     for pair in content["pairs"]:
         if pair["difference"] is None:  # it follows from the counts
             del pair["difference"]

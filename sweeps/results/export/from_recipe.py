@@ -16,6 +16,7 @@ from actors.pool.pool import Pool, open_pool
 from actors.pool.vectors_on_disk import filed_vectors
 from fusion.errors import InputError
 from fusion.registry import METHODS
+from sweeps.console.progress import Doing, silently
 from sweeps.results.export.model_card import CARD, Card, write_card
 from sweeps.results.export.model_folder import check_new, new_folder, write_model
 from sweeps.results.export.sweep_facts import SweepFacts, facts_of
@@ -31,13 +32,18 @@ from sweeps.results.recipe import (
 )
 
 
-def export(path: Path, out: Path) -> str | None:
+def export(path: Path, out: Path, doing: Doing = silently) -> str | None:
     """Rebuild a recipe's model as a folder that `transformers` loads: the base with its fused
     tensors replaced.
 
     Beside the weights: tokenizer or image processor, `tasks.json`, `heads.safetensors` where the
     model needs heads, and a model card. A method that makes one model a task gives one folder a
     task, in `out`.
+
+    Args:
+        path: the recipe.
+        out: the new folder.
+        doing: shows the phases.
 
     Returns:
         What the folder lacks, in a line: tasks, where the sweep's files or data are gone.
@@ -51,9 +57,12 @@ def export(path: Path, out: Path) -> str | None:
     recipe = load(path)
     check_new(out)
     check_single(recipe, path)
-    pool = known_pool(recipe, path)
-    facts, lacking = facts_of(path, recipe.method, pool)
-    rebuild(recipe, path, pool, out, facts, f"sweeps export {path} {CARD}")
+    with doing("reading base and experts to check that they are unchanged"):
+        pool = known_pool(recipe, path)
+    with doing("reading where the tasks' data are"):
+        facts, lacking = facts_of(path, recipe.method, pool)
+    with doing("merging, writing the folder"):
+        rebuild(recipe, path, pool, out, facts, f"sweeps export {path} {CARD}")
     return lacking
 
 

@@ -6,6 +6,7 @@ import inspect
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -13,6 +14,9 @@ from rich.console import Console
 from fusion.errors import InputError
 from fusion.registry import METHODS
 from sweeps.cli import list_methods, methods_table
+from sweeps.results.comparison import Comparison, Row
+from sweeps.results.comparison_file import write
+from sweeps.results.folder import claim
 
 
 def printed(name: str | None = None) -> str:
@@ -30,17 +34,25 @@ def test_the_table_is_that_of_the_registry() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "shown"),
-    [(["--help"], "quickstart"), (["methods"], "ties"), (["methods", "ties"], "density")],
-)
-def test_help_and_methods_import_neither_torch_nor_ray(arguments: list[str], shown: str) -> None:
+    [
+        (["--help"], "quickstart"), (["methods"], "ties"), (["methods", "ties"], "density"),
+        (["list"], "task_arithmetic 0.7000"),
+    ],
+)  # fmt: skip
+def test_light_commands_import_neither_torch_nor_ray(
+    arguments: list[str], shown: str, tmp_path: Path
+) -> None:
+    rows = (Row("task_arithmetic", "static", test={"acc/mean": 0.7}),)
+    claim(tmp_path / "outputs" / "one", "a" * 16, "name: x\n")
+    write(Comparison("one", "a" * 16, "val", rows), tmp_path / "outputs" / "one")
     code = (
         "import sys\n"
         "from sweeps.__main__ import main\n"
         "try:\n    main()\n"
-        "finally:\n    assert not {'torch', 'ray', 'mlflow'} & set(sys.modules)\n"
+        "finally:\n    assert not {'torch', 'ray', 'mlflow', 'scipy'} & set(sys.modules)\n"
     )
     command = [sys.executable, "-c", code, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert shown in done.stdout
 
@@ -91,3 +103,25 @@ def test_an_unknown_name_gets_the_nearest(ask: object) -> None:
     assert callable(ask)
     with pytest.raises(InputError, match=r"^unknown method 'tie'; did you mean 'ties'\? \(valid: "):
         ask("tie")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["export", "recipe.yaml", "out"], ["merge", "ties", "base", "a", "b", "-o", "out"]],
+)
+def test_the_first_line_of_export_and_merge_comes_before_torch(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    code = (
+        "import sys\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        assert name not in ('torch', 'ray', 'mlflow', 'scipy', 'pandas'), name\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        "from sweeps.__main__ import main\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.stdout == "loading torch …\n"
+    assert done.stderr.count("torch") == 1

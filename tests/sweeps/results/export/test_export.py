@@ -79,6 +79,13 @@ def test_a_check_compares_with_the_row(tmp_path, tiny_pool):
     path, _ = sweep_of(tmp_path, content)
     done = CliRunner().invoke(app, ["export", str(path), str(tmp_path / "out"), "--check"])
     assert done.exit_code == 0, done.output
+    assert done.output.splitlines()[:5] == [
+        "loading torch …",
+        "reading base and experts to check that they are unchanged …",
+        "reading where the tasks' data are …",
+        "merging, writing the folder …",
+        str(tmp_path / "out"),
+    ]
     assert "with transformers alone, equal to the row" in done.output.replace("\n", " ")
     tasks = json.loads((tmp_path / "out" / "tasks.json").read_text())
     code = "class torch: float32 = 0\nname, dtype = 'tones', torch.float32\n"
