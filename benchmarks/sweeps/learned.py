@@ -1,9 +1,10 @@
-"""The embedded pool: AdaMerging, DAWE and DaWin beside static merges.
+"""Sweeps over the embedded pools, as a user runs them.
 
-    python -m benchmarks.sweeps.learned [--save]
+    python -m benchmarks.sweeps.learned [gates] [quickstart] [quickstart_text] [--save]
 
-Runs `sweeps/configs/gates.yaml` as a user would (the pool is built where it is absent) and writes
-spec and comparison to results/learned_<date>.md.
+`gates`, the default: AdaMerging, DAWE and DaWin beside static merges of images; `quickstart`: what
+`make demo` runs; `quickstart_text`: what `sweeps quickstart --text` runs. A pool is built where it
+is absent. Spec and comparison go to results/learned_<date>.md, or results/<name>_<date>.md.
 """
 
 from __future__ import annotations
@@ -21,25 +22,46 @@ from benchmarks.environment import RESULTS, machine
 from benchmarks.tables import compared
 from sweeps.cli.quickstart import ensure_pool
 
-SPEC = Path(__file__).parents[2] / "sweeps" / "configs" / "gates.yaml"
+CONFIGS = Path(__file__).parents[2] / "sweeps" / "configs"
+
+TITLES = {
+    "gates": ("images", "Learned merges of the embedded pool"),
+    "quickstart": ("images", "The sweep of `make demo`"),
+    "quickstart_text": ("text", "The sweep of `sweeps quickstart --text`"),
+}
+"""Sweep file -> kind of its pool, title of the page."""
 
 
 def main() -> None:
     """Run and write."""
-    ensure_pool("images", Console())
+    for name in [word for word in sys.argv[1:] if word in TITLES] or ["gates"]:
+        page = measured(name)
+        print(page)
+        if "--save" in sys.argv:
+            file = f"{'learned' if name == 'gates' else name}_{datetime.now(UTC).date()}.md"
+            (RESULTS / file).write_text(page)
+
+
+def measured(name: str) -> str:
+    """Run one sweep; its page."""
+    kind, title = TITLES[name]
+    ensure_pool(kind, Console())
+    spec = CONFIGS / f"{name}.yaml"
     start = time.perf_counter()
-    command = [sys.executable, "-m", "sweeps", "run", str(SPEC), "--fresh"]
-    subprocess.run(command, check=True)
+    subprocess.run([sys.executable, "-m", "sweeps", "run", str(spec), "--fresh"], check=True)
     seconds = time.perf_counter() - start
-    text = SPEC.read_text()
+    text = spec.read_text()
+    content = yaml.safe_load(text)
+    words = "" if name == "gates" else f" {name}"
     lines = [
-        "# Learned merges of the embedded pool",
+        f"# {title}",
         "",
-        f"{datetime.now(UTC).date()}, `python -m benchmarks.sweeps.learned --save`: {machine()}.",
+        f"{datetime.now(UTC).date()}, `python -m benchmarks.sweeps.learned{words} --save`:"
+        f" {machine()}.",
         "",
-        f"- `sweeps run sweeps/configs/gates.yaml`: {seconds:.0f} s",
+        f"- `sweeps run sweeps/configs/{name}.yaml`: {seconds:.0f} s",
         "",
-        *compared(Path("outputs/gates"), list(yaml.safe_load(text)["tasks"])),
+        *compared(Path("outputs") / content["name"], list(content["tasks"])),
         "## Sweep",
         "",
         "```yaml",
@@ -47,10 +69,7 @@ def main() -> None:
         "```",
         "",
     ]
-    page = "\n".join(lines)
-    print(page)
-    if "--save" in sys.argv:
-        (RESULTS / f"learned_{datetime.now(UTC).date()}.md").write_text(page)
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
