@@ -12,22 +12,24 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 import yaml
 from rich.console import Console
 
+from actors.files.embedded_pool import IMAGES, TEXT, Kind
 from benchmarks.environment import RESULTS, machine
 from benchmarks.tables import compared
 from sweeps.cli.quickstart import ensure_pool
 
 CONFIGS = Path(__file__).parents[2] / "sweeps" / "configs"
 
-TITLES = {
-    "gates": ("images", "Learned merges of the embedded pool"),
-    "quickstart": ("images", "The sweep of `make demo`"),
-    "quickstart_text": ("text", "The sweep of `sweeps quickstart --text`"),
+TITLES: Mapping[str, tuple[Kind, str]] = {
+    "gates": (IMAGES, "Learned merges of the embedded pool"),
+    "quickstart": (IMAGES, "The sweep of `make demo`"),
+    "quickstart_text": (TEXT, "The sweep of `sweeps quickstart --text`"),
 }
 """Sweep file -> kind of its pool, title of the page."""
 

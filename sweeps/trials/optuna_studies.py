@@ -1,7 +1,8 @@
 """Optuna storage file of a sweep's trials: history, importance and slices in optuna-dashboard.
 
-A copy of the ledger that nothing reads back. One study a method, named `<sweep>/<method>`; its
-parameters are those that differ between trials, nested ones with dotted names.
+A copy of the ledger that nothing reads back. One study a method that has several trials, named
+`<sweep>/<method>`; its parameters are those that differ between trials, nested ones with dotted
+names. A single trial has no history, importance or slice.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ FILE = "optuna.journal"
 
 
 def write_studies(entries: Iterable[Entry], spec: SweepSpec, path: Path) -> None:
-    """Write the trials of all methods as Optuna studies into one file, which is replaced.
+    """Write the trials of all methods with several as Optuna studies into one file.
+
+    The file is replaced; it is removed where no method has several trials.
 
     Args:
         entries: trials of the ledger.
@@ -44,6 +47,10 @@ def write_studies(entries: Iterable[Entry], spec: SweepSpec, path: Path) -> None
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
         groups.setdefault(entry.method, []).append(entry)
+    groups = {method: found for method, found in groups.items() if len(found) > 1}
+    if not groups:
+        path.unlink(missing_ok=True)
+        return
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with replacing(path) as part:
         storage = JournalStorage(JournalFileBackend(str(part)))
