@@ -10,6 +10,7 @@ from sweeps.execution.publish import publish
 from sweeps.execution.sweep_run import SweepRun
 from sweeps.results.comparison import Header, Row, compare
 from sweeps.results.folder import SweepFolder
+from sweeps.results.ledger import Entry
 from sweeps.tracking.tracker import Tracker
 
 STEPS = {
@@ -41,7 +42,12 @@ def sweep(tmp_path, monkeypatch):
     tasks = {"a": SimpleNamespace(fingerprint="f" * 64, classnames=("x", "y"))}
     spec = SimpleNamespace(name="s", metric="acc/mean", mode="max", methods={}, references={})
     prepared = SimpleNamespace(spec=spec, tasks=tasks, splits=SimpleNamespace(report="test"))
-    monkeypatch.setattr(SweepRun, "entries", lambda sweep: list(sweep.folder.ledger))
+    trials = [
+        Entry("k", "ties", "static", {"density": density}, "done", "select", {"acc/mean": 0.5},
+              started="2026-01-02T03:04:05+00:00")
+        for density in (0.1, 0.2)
+    ]  # fmt: skip
+    monkeypatch.setattr(SweepRun, "entries", lambda sweep: trials)
     said = []
     progress = SimpleNamespace(say=said.append)
     sweep = SweepRun(prepared, SweepFolder(tmp_path), None, None, tracker, None, progress)
