@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -89,17 +90,33 @@ class Progress:
         self.ids: dict[str, TaskID] = {}
         self.phases: dict[str, Phase] = {}
         """Phases shown as lines: all of them without a terminal, none on one."""
+        self.spoke = time.monotonic()
+        """When the last line was printed."""
 
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:
-        """Show what is being done while the block runs, which has no steps to count: a moving bar
-        on a terminal, which goes with the block, a line elsewhere."""
-        row = self.begin(what)
+        """Show what is being done while the block runs, which has no steps to count.
+
+        On a terminal a moving bar, which goes with the block. Elsewhere a line, and another with
+        the time so far after every `EVERY` seconds in which nothing is printed.
+        """
+        row, ended = self.begin(what), threading.Event()
+        waiting = threading.Thread(target=self.wait, args=(what, ended), daemon=True)
         try:
+            if not self.console.is_terminal:
+                waiting.start()
             with self.timed(what):
                 yield
         finally:
+            ended.set()
             self.bars.remove_task(row)
+
+    def wait(self, what: str, ended: threading.Event) -> None:
+        """Print the time so far whenever nothing was printed for `EVERY` seconds."""
+        began = time.monotonic()
+        while not ended.wait(max(self.spoke + EVERY - time.monotonic(), 0.01)):
+            if time.monotonic() >= self.spoke + EVERY:
+                self.say(f"{what}: {number_format.seconds(time.monotonic() - began)} so far")
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
@@ -154,11 +171,13 @@ class Progress:
         phase.done, phase.note = done, note or phase.note
         ended = done >= phase.total > phase.printed
         if ended or (time.monotonic() >= phase.due and done > phase.printed):
+            self.spoke = time.monotonic()
             self.console.print(phase.line(), highlight=False, markup=False, soft_wrap=True)
             phase.printed, phase.due = done, time.monotonic() + EVERY
 
     def say(self, line: str) -> None:
         """Print one line above the bars."""
+        self.spoke = time.monotonic()
         self.console.print(line, soft_wrap=True, markup=False)
 
     def __enter__(self) -> Progress:

@@ -58,6 +58,38 @@ def test_what_is_being_done_is_a_line_and_is_timed(progress, clock):
     assert progress.took == {"starting Ray": 7, "more": 4}
 
 
+class Ended:
+    """An event that is set after some waits, during which the clock goes on."""
+
+    def __init__(self, clock: list[float], waits: int, during=lambda number: None) -> None:
+        self.clock, self.waits, self.during = clock, waits, during
+
+    def wait(self, seconds: float) -> bool:
+        self.clock[0] += seconds
+        self.waits -= 1
+        self.during(self.waits)
+        return self.waits < 0
+
+
+def test_what_takes_long_says_so_unless_other_lines_are_printed(progress, clock):
+    progress.wait("reading", Ended(clock, 2))
+    assert said(progress) == ["reading: 10.0 s so far", "reading: 20.0 s so far"]
+    progress.wait("reading", Ended(clock, 3, lambda number: progress.say(f"{number}")))
+    assert said(progress)[2:] == ["2", "1", "0", "-1"]
+
+
+def test_a_block_without_a_terminal_is_waited_for(monkeypatch):
+    monkeypatch.setattr("sweeps.console.progress.EVERY", 0.01)
+    progress = Progress(Console(file=io.StringIO(), width=60))
+    with progress, progress.doing("reading"):
+        for _ in range(1000):
+            if len(said(progress)) > 1:
+                break
+            time.sleep(0.01)
+    assert said(progress)[1].startswith("reading: ")
+    assert said(progress)[1].endswith(" so far")
+
+
 def test_on_a_terminal_a_bar_moves_while_something_is_done_and_none_stands_over_nothing():
     console = Console(file=io.StringIO(), width=100, force_terminal=True)
     progress = Progress(console)
