@@ -36,6 +36,9 @@ from sweeps.results.expert_matrix import write as write_experts
 from sweeps.results.folder import learned_name
 from sweeps.results.ledger import write_text
 
+FINAL, TIMING = "evaluations on the report split", "measuring times of rows"
+"""Phases that the display counts."""
+
 
 def evaluate_rows(
     client: Client,
@@ -62,15 +65,15 @@ def evaluate_rows(
         row.method: client.submit(Evaluate(recipe_of(row, learned), "report"))
         for row in sorted(todo, key=reads_embeddings)
     }
-    progress.start("report split", len(warm) + len(pending))
+    progress.start(FINAL, len(warm) + len(pending))
     for ref in warm:
         fetched(ref)
-        progress.advance("report split")
+        progress.advance(FINAL)
     for row in todo:
         evaluation = fetched(pending[row.method])
         known[row.method] = evaluation.metrics()
         store(folder / f"{row.method}{SUFFIX}", row, evaluation, metric)
-        progress.advance("report split")
+        progress.advance(FINAL)
     for path in folder.glob(f"*{SUFFIX}"):
         if path.stem not in known:
             path.unlink()
@@ -259,7 +262,7 @@ def measure_times(
     known = {row.method: stored_times(files[row.method], row) for row in rows if row.trial_key}
     todo = [row for row in rows if known.get(row.method, {}) is None]
     if todo:
-        progress.start("times", len(todo))
+        progress.start(TIMING, len(todo))
     for row in todo:
         with aside(f"the times of {row.method}", "--resume measures them", progress.say):
             found = fetched(client.submit(Time(recipe_of(row, learned), "report")))
@@ -271,7 +274,7 @@ def measure_times(
             )
             write_text(files[row.method], sealed_json(measured))
             known[row.method] = measured
-        progress.advance("times")
+        progress.advance(TIMING)
     return [
         replace(row, cost={**row.cost, "merge_s": times["merge_s"], "input_s": times["input_s"]})
         if (times := known.get(row.method))

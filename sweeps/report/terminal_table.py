@@ -16,7 +16,11 @@ from sweeps.report.significance_text import oriented
 from sweeps.results.comparison import Comparison, Row
 
 NARROW = 100
-"""Columns of a terminal below which trials and the time of an input are left to the report."""
+"""Columns of a terminal below which trials and the time of an input are left to the report, and
+parameters are below the method's name."""
+
+BELOW = 26
+"""Characters of parameters in one line below a method's name; longer ones have a line each."""
 
 Write: TypeAlias = Callable[[Row], str]
 """The text of a row in one column."""
@@ -82,7 +86,7 @@ def table(comparison: Comparison, width: int) -> Table:
     marked = marks(comparison)
     rows = comparison.ranked
     names = [" ".join([row.method, *(marked[n] for n in row.notes)]) for row in rows]
-    words = [parameters(row, "\n" if narrow else " ") for row in rows]
+    words = [parameters(row, " ") for row in rows]
     tasks = () if width < fixed(names, words) + task_width(comparison) else comparison.tasks
     out = Table(
         title=f"{escape(comparison.sweep)}: {comparison.ranked_by.title}, %",
@@ -93,8 +97,9 @@ def table(comparison: Comparison, width: int) -> Table:
         pad_edge=False,
         header_style="bold",
     )
-    out.add_column("method", no_wrap=True)
-    out.add_column("selected parameters", overflow="fold")
+    out.add_column("method", no_wrap=not narrow, overflow="fold")
+    if not narrow:
+        out.add_column("selected parameters", overflow="fold")
     scores = {**score_columns(comparison, tested, width), **task_columns(comparison, tasks)}
     shown = {**scores, **test_column(comparison), **cost_columns(narrow)}
     for title in shown:
@@ -103,7 +108,8 @@ def table(comparison: Comparison, width: int) -> Table:
     for row, name, text in zip(rows, names, words, strict=True):
         if comparison.references and row is comparison.references[0]:
             out.add_row("references", style="dim italic")
-        cells = [f"{'▸ ' if row is best else '  '}{name}", text]
+        cell = f"{'▸ ' if row is best else '  '}{name}"
+        cells = ["\n".join([cell, *below(row, text)])] if narrow else [cell, text]
         cells += [written(row) for written in shown.values()]
         style = "bold green" if row is best else "dim" if row.reference else None
         out.add_row(*map(escape, cells), style=style)
@@ -196,6 +202,18 @@ def parameters(row: Row, separator: str) -> str:
     if row.trials and not row.val:
         return "no successful trial"
     return separator.join(number_format.params_words(row.params, limit=20)) or number_format.MISSING
+
+
+def below(row: Row, words: str) -> list[str]:
+    """Lines below a method's name: its parameters, or why there are none.
+
+    >>> below(Row("a", "x", {"density": 0.2, "scale": 1.0}), "density=0.2 scale=1.0")
+    ['    density=0.2 scale=1.0']
+    """
+    if words == number_format.MISSING:
+        return []
+    lines = [words] if len(words) <= BELOW else parameters(row, "\n").splitlines()
+    return [f"    {line}" for line in lines]
 
 
 def fixed(names: Sequence[str], words: Sequence[str]) -> int:

@@ -53,9 +53,10 @@ def test_footnotes_fit_the_width():
 
 def test_references_are_apart_and_the_verdict_fits_eighty_columns():
     cost = {"models": 9, "passes": 9, "input_s": 0.0023}
+    long = {"average": "probabilities", "weights": {"counts": 0.76791, "digits": 0.12345}}
     rows = [
         Row("pretrained", "reference"),
-        Row("ensemble", "logits", asked=False, cost=cost),
+        Row("ensemble", "logits", params=long, asked=False, cost=cost),
         Row("ties", "static", params={"density": 0.2, "scale": 1.0}),
         Row("task_arithmetic", "static", params={"scale": 0.3}, cost={"models": 1, "passes": 1}),
     ]
@@ -74,5 +75,8 @@ def test_references_are_apart_and_the_verdict_fits_eighty_columns():
     head = next(line for line in text.splitlines() if line.startswith("method"))
     assert head.split()[-3:] == ["p", "held", "passes"]
     assert next(line for line in text.splitlines() if "ensemble" in line).split()[-2:] == ["9", "9"]
+    at = text.splitlines().index(next(line for line in text.splitlines() if "ensemble" in line))
+    below = [line.rstrip() for line in text.splitlines()[at + 1 : at + 4]]
+    assert below[:2] == ["    average=probabilities", "    weights={counts: 0.7679, di…"]
     assert "task_arithmetic (scale=0.3) is best: 78.0 %" in text
     assert "(paired tests: see" in text
