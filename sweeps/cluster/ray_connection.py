@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -311,11 +312,22 @@ def start(store_bytes: int) -> Any:
         raise
 
 
+ROUTINE = re.compile(r"^\s*$|\b(?:INFO|DEBUG)\b")
+"""Lines of Ray's logs that report no fault."""
+
+
 def reason(error: BaseException) -> str:
-    """Ray's error message in one short line."""
+    """Ray's error message in one short line.
+
+    Where Ray's message is the end of a log, the last line of it that reports a fault.
+
+    >>> reason(RuntimeError("The last 20 lines of dashboard.log (it has the error):\\na\\tINFO b"))
+    'its dashboard was not there in time'
+    """
     lines = str(error).strip().splitlines() or [type(error).__name__]
     if lines[0].startswith("The last 20 lines of"):  # it did not start in time
-        return "its dashboard was not there in time" if not lines[1:] else lines[-1][:200]
+        faults = [line.strip() for line in lines[1:] if not ROUTINE.search(line)]
+        return faults[-1][:200] if faults else "its dashboard was not there in time"
     return lines[0].split(". ")[0][:200]
 
 

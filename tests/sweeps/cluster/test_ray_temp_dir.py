@@ -185,3 +185,16 @@ def test_ulimits_under_which_ray_cannot_run_are_said_first(monkeypatch, failing)
     ):
         pass
     assert not failing
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ([], "its dashboard was not there in time"),
+        (["2026-01-01\tINFO head.py:341 -- Loaded 9 modules", ""], "its dashboard was not there"),
+        (["a\tINFO b", "OSError: address in use", "c\tINFO d"], "OSError: address in use"),
+    ],
+)
+def test_why_ray_does_not_start_is_a_fault_of_its_log(lines, told):
+    error = RuntimeError("\n".join(["The last 20 lines of /x/dashboard.log:", *lines]))
+    assert ray_connection.reason(error).startswith(told)
