@@ -181,10 +181,10 @@ def changes(load: Load, nodes: tuple[Node, ...], wish: Wish) -> Iterator[Iterabl
     if load.largest and not load.filed:
         held = replace(load, filed=True, factored=False)
         yield [("placement.weights: files", held, nodes, wish)]
-    half = load.halved()
+    half, name = load.halved(), load.half if gpu else "bfloat16"
     yield [
-        (f"placement.dtype: {load.half}", half, nodes, wish),
-        (f"{load.half} for model and task vectors", replace(half, delta_itemsize=2), nodes, wish),
+        (f"placement.dtype: {name}", half, nodes, wish),
+        (f"{name} for model and task vectors", replace(half, delta_itemsize=2), nodes, wish),
     ]
     fewer = range(load.experts - 1, 0, -1)
     yield ((f"{t} experts", load.of(t), nodes, wish) for t in fewer)

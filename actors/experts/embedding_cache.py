@@ -17,6 +17,7 @@ from actors.cluster.metrics import count
 from actors.files.fingerprint import Fingerprint, fingerprint, software
 from actors.files.matrix_file import matrix_shape, open_matrix, write_matrix
 from actors.pool.pool import Pool
+from fusion.merged_layers.precision import Precision
 
 
 def embedding_cache(
@@ -55,10 +56,17 @@ class EmbeddingCache:
     identity: Mapping[str, Fingerprint]
     """Expert -> fingerprint of everything but the rows; see `embedding_cache`."""
 
-    def place(self, expert: str, file: Path, indices: NDArray[np.int64] | None) -> Path:
+    def place(
+        self,
+        expert: str,
+        file: Path,
+        indices: NDArray[np.int64] | None,
+        precision: Precision = "fp32",
+    ) -> Path:
         """Path of an expert's embeddings of these rows; the file may not exist yet."""
         rows = b"all" if indices is None else indices.tobytes()
-        text = f"embeddings-3 {self.identity[expert]} {file.name} ".encode()
+        kind = "" if precision == "fp32" else f"{precision} "
+        text = f"embeddings-3 {self.identity[expert]} {file.name} {kind}".encode()
         return self.root / f"{hashlib.sha256(text + rows).hexdigest()[:32]}.arrow"
 
     def get(
@@ -67,16 +75,17 @@ class EmbeddingCache:
         file: Path,
         indices: NDArray[np.int64] | None,
         make: Callable[[], Tensor],
+        precision: Precision = "fp32",
     ) -> Tensor:
         """Read embeddings, computing them first if missing: float32 [N, D], memory-mapped.
 
         The name of the rows' file is a content hash, so the key is one too. A damaged file is
-        computed again.
+        computed again. `precision`: of the products of activations.
 
         Raises:
             InputError: the file cannot be written.
         """
-        path = self.place(expert, file, indices)
+        path = self.place(expert, file, indices, precision)
         there = matrix_shape(path) is not None
         count("cache", cache="embeddings", found="hit" if there else "miss")
         if not there:

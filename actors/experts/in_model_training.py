@@ -119,7 +119,8 @@ class TrainingCall:
     def begin(self, state: bytes | None, first: int) -> None:
         """Start the training in all shards from the state after `first` steps."""
         method, options = self.recipe.method, self.plan.options
-        held = self.everywhere(BeginTraining(self.key, method, dict(self.recipe.params), self.seed))
+        params, precision = dict(self.recipe.params), self.runner.precisions.passes
+        held = self.everywhere(BeginTraining(self.key, method, params, self.seed, precision))
         tensors: Mapping[str, Tensor] = {}
         if state is None and first:
             raise InputError(f"{method}: state: none; that after {first} steps needed")

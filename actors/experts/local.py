@@ -20,7 +20,7 @@ from actors.experts.embedding_cache import EmbeddingCache
 from actors.experts.evaluation import Evaluation, Timing, score
 from actors.experts.in_model_training import Trained, train
 from actors.experts.metrics import ACCURACY
-from actors.experts.model_runner import ModelRunner
+from actors.experts.model_runner import EXACT, ModelRunner, Precisions
 from actors.experts.predict import Predictions, model_weights, predict
 from actors.experts.recipe import results_dtype
 from actors.experts.statistics import compute_statistics
@@ -168,6 +168,7 @@ def local_experts(
     blocks: Sequence[tuple[int, int] | None] = (None,),
     vectors: TaskVectors | None = None,
     results: str = "base",
+    precisions: Precisions = EXACT,
 ) -> LocalExperts:
     """Load a pool and build its shards in this process.
 
@@ -180,6 +181,7 @@ def local_experts(
         blocks: segments [start, stop) of each shard; None: one shard with all.
         vectors: the pool's task vectors on `device`, where they are loaded already.
         results: `base` or `float32`: dtype that merged models are rounded to.
+        precisions: precision of products of activations. Default fp32.
 
     Raises:
         InputError: see `load_flat`.
@@ -204,5 +206,5 @@ def local_experts(
     names_of = [shard.names() for shard in shards]
     pipeline = Pipeline(shards, names_of, pool.groups, LocalLink())
     return LocalExperts(
-        ModelRunner(pipeline, pool.tasks, data, embeddings, device, pool.members_of)
+        ModelRunner(pipeline, pool.tasks, data, embeddings, device, pool.members_of, precisions)
     )

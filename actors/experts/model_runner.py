@@ -29,6 +29,7 @@ from actors.shards.messages import Batch, Weights
 from actors.shards.pipeline import Pipeline
 from fusion.errors import InputError
 from fusion.logits.head import AnswerHead
+from fusion.merged_layers.precision import Precision
 from fusion.methods.classifiers.interface import TaskEmbeddings
 from fusion.methods.learned.steps import MicroBatch
 from fusion.task_vectors.coding import one_hot
@@ -36,6 +37,31 @@ from fusion.task_vectors.sparsify import Trim
 
 LONGEST = 19
 """Tokens that are written at most: the original's `generate` stops at 20 with the start token."""
+
+SELECTING = ("fit", "select")
+"""Roles of rows that models learn from, or are chosen by."""
+
+
+@dataclass(frozen=True)
+class Precisions:
+    """Precision of products of activations, by use."""
+
+    passes: Precision = "fp32"
+    """Of learning, and of evaluations by which models are chosen."""
+    report: Precision = "fp32"
+    """Of evaluations that are reported: of all other rows."""
+
+    def of(self, role: str) -> Precision:
+        """Precision of an evaluation of the rows of a role.
+
+        >>> Precisions("bf16").of("select"), Precisions("bf16").of("report")
+        ('bf16', 'fp32')
+        """
+        return self.passes if role in SELECTING else self.report
+
+
+EXACT = Precisions()
+
 
 Embed: TypeAlias = Callable[[Iterable[tuple[Tensor | slice, Batch]]], Iterator[Tensor]]
 """embed((rows, their batch), …) -> outputs of each batch, by the models of these rows."""
@@ -77,6 +103,7 @@ class ModelRunner:
         embeddings: EmbeddingCache,
         device: str | torch.device = "cpu",
         references: Mapping[str, str | None] | None = None,
+        precisions: Precisions = EXACT,
     ) -> None:
         """Read the heads; rows and embeddings are opened on first use.
 
@@ -87,12 +114,14 @@ class ModelRunner:
             embeddings: cache of expert embeddings.
             device: device on which the shards compute.
             references: finished model -> the member of the pool that it is; None: of none.
+            precisions: precision of products of activations. Default fp32.
         """
         self.pipeline = pipeline
         self.tasks = tuple(tasks)
         self.data = data
         self.embeddings = embeddings
         self.references = references or {}
+        self.precisions = precisions
         self.device = torch.device(device)
         self.heads = {name: read_head(task.head) for name, task in data.items()}
         """Task -> matrix [C, D] of its head file."""
@@ -118,10 +147,11 @@ class ModelRunner:
         parts = tuple(
             self.batch(task, role, rows).parts[0] for task, rows in micro_batch.rows.items()
         )
+        made = Batch(parts, precision=self.precisions.passes)
         if micro_batch.beta is None:
-            return Batch(parts)
+            return made
         labels = [self.labels(task, role)[rows] for task, rows in micro_batch.rows.items()]
-        return Batch(parts, torch.cat(labels), float(micro_batch.beta))
+        return replace(made, labels=torch.cat(labels), beta=float(micro_batch.beta))
 
     def trimmed(self, trim: Trim) -> Weights:
         """Weights without a coding whose trim has been surveyed; cached for all steps."""
@@ -139,7 +169,8 @@ class ModelRunner:
         def make() -> Tensor:
             return self.embed_rows(expert, task, role, self.cuts(task, role))
 
-        return self.embeddings.get(expert, rows.file, rows.indices, make)
+        precision = self.precisions.of(role)
+        return self.embeddings.get(expert, rows.file, rows.indices, make, precision)
 
     def embedded_at(self, expert: str, task: str, role: str, at: Tensor | None) -> Tensor:
         """Embeddings of some rows, computed and cached separately.
@@ -155,7 +186,7 @@ class ModelRunner:
         def make() -> Tensor:
             return self.embed_rows(expert, task, role, self.cuts(task, role, at=at))
 
-        return self.embeddings.get(expert, rows.file, chosen, make)
+        return self.embeddings.get(expert, rows.file, chosen, make, self.precisions.of(role))
 
     def embed_rows(self, expert: str, task: str, role: str, cuts: Cuts) -> Tensor:
         """Compute embeddings of some of a role's rows, in the order of the rows."""
@@ -222,7 +253,8 @@ class ModelRunner:
         at: NDArray[np.int64] = (
             np.arange(part.start, part.stop) if isinstance(part, slice) else part.numpy()
         )
-        return Batch(((task, rows.file, at if rows.indices is None else rows.indices[at]),))
+        there = at if rows.indices is None else rows.indices[at]
+        return Batch(((task, rows.file, there),), precision=self.precisions.of(role))
 
     def labels(self, task: str, role: str) -> Tensor:
         """Labels of a task's rows, int64 [N]."""

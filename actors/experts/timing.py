@@ -26,6 +26,7 @@ from actors.experts.model_runner import ModelRunner, completed
 from actors.experts.predict import model_weights, predict
 from actors.experts.unseen_tasks import measured
 from actors.shards.messages import Batch, Weights, for_task
+from fusion.merged_layers.precision import Precision
 from fusion.registry import METHODS
 from fusion.task_vectors.coding import one_hot
 
@@ -48,10 +49,11 @@ class RecordingCache(EmbeddingCache):
         file: Path,
         indices: NDArray[np.int64] | None,
         make: Callable[[], Tensor],
+        precision: Precision = "fp32",
     ) -> Tensor:
         """See `EmbeddingCache.get`."""
         self.read.add(expert)
-        return super().get(expert, file, indices, make)
+        return super().get(expert, file, indices, make, precision)
 
 
 def timed(runner: ModelRunner, recipe: Recipe, role: str) -> Timing:
@@ -88,7 +90,13 @@ def narrowed(runner: ModelRunner, task: str, role: str, cache: EmbeddingCache) -
     every = np.arange(runner.size(task, role)) if rows.indices is None else rows.indices
     few = replace(data, rows={role: replace(rows, indices=every[:ROWS])})
     small = ModelRunner(
-        runner.pipeline, runner.tasks, {task: few}, cache, runner.device, runner.references
+        runner.pipeline,
+        runner.tasks,
+        {task: few},
+        cache,
+        runner.device,
+        runner.references,
+        runner.precisions,
     )
     small.filling = runner.filling
     return small

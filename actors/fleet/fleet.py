@@ -35,6 +35,7 @@ from actors.cluster.planner import Plan
 from actors.cluster.worker_deaths import is_death
 from actors.data.task_rows import TaskData
 from actors.experts.embedding_cache import EmbeddingCache
+from actors.experts.model_runner import EXACT, Precisions
 from actors.families.protocol import segment_names
 from actors.fleet.client import Client
 from actors.fleet.dispatcher import PATIENCE, STATE_RETRIES, Dispatcher, Slot, lost
@@ -88,6 +89,8 @@ class FleetOptions:
     each replica opens the experts' files, which its node must see."""
     results: str = "base"
     """`base` or `float32`: dtype that merged models are rounded to."""
+    precisions: Precisions = EXACT
+    """Precision of products of activations."""
     readers: Sequence[str] = ()
     """Ids of nodes that see the checkpoints: they read the blocks of weights in turn, and other
     nodes fetch them from there. Empty: Ray chooses."""
@@ -143,6 +146,7 @@ class Fleet:
             home(),
             same,
             tuple(ray.cloudpickle.dumps(each) for each in self.models),
+            options.precisions,
         )
         self.plan, self.sweep = plan, options.sweep
         self.setup = ray.put(self.known)

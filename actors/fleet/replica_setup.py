@@ -15,7 +15,7 @@ from actors.cluster.planner import Plan
 from actors.data.task_rows import TaskData
 from actors.experts.embedding_cache import EmbeddingCache
 from actors.experts.local import LocalExperts
-from actors.experts.model_runner import ModelRunner
+from actors.experts.model_runner import EXACT, ModelRunner, Precisions
 from actors.experts.recipe import results_dtype
 from actors.files.cache_dir import cache_dir
 from actors.fleet.file_transfer import Home, paths, with_local_files
@@ -54,6 +54,8 @@ class Setup:
     """Finished model -> the member of the pool that it is; None: of none."""
     loaded: tuple[bytes, ...] = ()
     """Block -> pickled reference to the weights of those models; empty: there are none."""
+    precisions: Precisions = EXACT
+    """Precision of products of activations."""
 
     def here(self) -> Setup:
         """The same with paths of this node; fetches the files that it lacks.
@@ -167,6 +169,12 @@ def build_experts(given: bytes, weights: bytes | None, coordinated: bytes) -> Lo
         pipeline = Pipeline(shards, names, setup.groups, link)
         device, meter = "cpu", ShardsPeakMemory(shards)
     runner = ModelRunner(
-        pipeline, setup.tasks, setup.data, setup.embeddings, device, setup.references
+        pipeline,
+        setup.tasks,
+        setup.data,
+        setup.embeddings,
+        device,
+        setup.references,
+        setup.precisions,
     )
     return LocalExperts(runner, meter or PEAK_MEMORY)

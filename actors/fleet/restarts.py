@@ -196,7 +196,7 @@ class Deaths:
         """Settings that reduce memory, for messages."""
         needed = f"planned: {self.need}; " if self.need else ""
         return (
-            f"{needed}set placement.replicas lower, placement.dtype: float16, placement.weights:"
+            f"{needed}set placement.replicas lower, placement.dtype: bfloat16, placement.weights:"
             " files, or, over several nodes, placement.shards higher; or grant more memory"
         )
 

@@ -22,6 +22,7 @@ from actors.shards.masks import Masks
 from actors.shards.messages import Batch, Weights
 from actors.shards.routers import Routers, mlp_names, resident_weights
 from fusion.logits.head import TaskLoss
+from fusion.merged_layers.precision import Precision, backward_products, products
 from fusion.methods.learned.in_model import InModelPlan, RouterOptions
 from fusion.methods.learned.steps import Shape
 from fusion.registry import METHODS, InModel
@@ -37,6 +38,8 @@ class Run:
     """One running training."""
 
     learner: Routers | Masks
+    precision: Precision = "fp32"
+    """Precision of its passes."""
     passes: dict[str, tuple[Activations, Activations]] = field(default_factory=dict)
     """Inputs and outputs of forward passes, kept for their backward passes."""
 
@@ -92,7 +95,9 @@ class InModelLearning:
 
     # -------------------------------------------------------------------------------- learning
 
-    def begin(self, key: str, method: str, params: Mapping[str, Any], seed: int) -> list[str]:
+    def begin(
+        self, key: str, method: str, params: Mapping[str, Any], seed: int, precision: Precision
+    ) -> list[str]:
         """Start a training with initial parameters; returns their names."""
         plan = self.plan(method, params)
         options = plan.options
@@ -101,7 +106,7 @@ class InModelLearning:
             learner = self.routers(plan, options.batch_mean)
         else:
             learner = Masks(self.block, plan, seed)
-        self.runs[key] = Run(learner)
+        self.runs[key] = Run(learner, precision)
         while len(self.runs) > RUNS:
             self.runs.popitem(last=False)  # its caller died
         return list(learner.adam.parameters)
@@ -125,7 +130,8 @@ class InModelLearning:
         embedding = embedding.to(accumulator(embedding.dtype))
         parts = [(task, len(rows)) for task, _, rows in batch.parts]
         stacked = TaskLoss(self.block.heads)(embedding, parts)
-        torch.autograd.backward([stacked.sum()])
+        with backward_products(self.run(key).precision):
+            torch.autograd.backward([stacked.sum()])
         names = [task for task, _, _ in batch.parts]
         found = dict(
             zip(names, stacked.tolist(), strict=True)
@@ -137,10 +143,11 @@ class InModelLearning:
         _, outputs = self.kept_pass(key, item)
         live = [name for name in gradient if outputs[name].requires_grad]
         if live:
-            torch.autograd.backward(
-                [outputs[name] for name in live],
-                [gradient[name].to(self.block.device) for name in live],
-            )
+            with backward_products(self.run(key).precision):
+                torch.autograd.backward(
+                    [outputs[name] for name in live],
+                    [gradient[name].to(self.block.device) for name in live],
+                )
         return self.input_gradients(key, item)
 
     def record_pass(self, key: str, item: str, activations: Activations | Batch) -> Activations:
@@ -150,7 +157,8 @@ class InModelLearning:
             name: value.detach().requires_grad_(value.is_floating_point())
             for name, value in self.block.to_device(activations).items()
         }
-        with torch.inference_mode(False), torch.enable_grad():
+        precision = products(run.precision, self.block.device)
+        with torch.inference_mode(False), torch.enable_grad(), precision:
             outputs = run.learner.run(inputs)
         run.passes[item] = (inputs, outputs)
         return outputs
@@ -218,5 +226,5 @@ class InModelLearning:
         routed = self.opened[1]
         assert routed is not None
         self.block.fill(resident_weights(routed.plan.scale))
-        with torch.inference_mode():
+        with torch.inference_mode(), products(weights.precision, self.block.device):
             return routed.run(self.block.to_device(activations))

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fusion.merged_layers.precision import Precision
 from fusion.task_vectors.sparsify import Trim
 
 
@@ -26,6 +27,8 @@ class Batch:
     """Inverse temperature of the logits in that cross-entropy."""
     prefix: Tensor | None = None
     """int64 [B, t], tokens that a decoder has written so far, where the next one is asked for."""
+    precision: Precision = "fp32"
+    """Precision of its products with weights, in passes that evaluate or learn."""
 
     @property
     def size(self) -> int:
@@ -69,11 +72,18 @@ class Weights:
     exported, so it is not rounded to the dtype of results."""
     reference: str | None = None
     """Name of a finished model, whose tensors are copied; the other fields are not used then."""
+    precision: Precision = "fp32"
+    """Precision of the pass; the weights themselves do not depend on it."""
 
 
 def weights_of(surveyed: Weights, coding: Tensor) -> Weights:
     """The same trim and survey with this coding; without a key, as it is never merged in full."""
     return Weights("", coding=coding, trim=surveyed.trim, survey=surveyed.survey)
+
+
+def in_precision(weights: Weights, batch: Batch) -> Weights:
+    """These weights for a pass of a batch, in the batch's precision."""
+    return replace(weights, precision=batch.precision)
 
 
 def for_task(every: Weights, task: str) -> Weights:

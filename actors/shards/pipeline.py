@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from actors.cluster.metrics import count
-from actors.shards.messages import Batch, Parcel, Weights
+from actors.shards.messages import Batch, Parcel, Weights, in_precision
 from actors.shards.requests import (
     Backward,
     BlockGram,
@@ -257,8 +257,9 @@ class Pipeline:
 
         for batch, weights in batches:
             activations: Any = batch
+            given = in_precision(weights, batch)
             for shard in self.shards:
-                activations = self.link.call(shard, request(weights), activations)
+                activations = self.link.call(shard, request(given), activations)
             flying.append((batch.size, activations))
             if len(flying) > len(self.shards):
                 yield landed()
@@ -276,6 +277,7 @@ class Pipeline:
     def gradients(self, micro_batches: Sequence[tuple[Batch, Weights]]) -> list[Gradient]:
         """Losses and coding gradients of each micro-batch; all are submitted before waiting."""
         call, shards, last = self.link.call, self.shards, len(self.shards) - 1
+        micro_batches = [(batch, in_precision(weights, batch)) for batch, weights in micro_batches]
         run = uuid.uuid4().hex
         losses: dict[int, Any] = {}
         parts: dict[tuple[int, int], Any] = {}

@@ -17,6 +17,7 @@ from torch import Tensor
 from actors.families.protocol import Activations
 from actors.shards.messages import Batch, Weights
 from actors.shards.shard import Shard
+from fusion.merged_layers.precision import Precision
 from fusion.task_vectors.gram import Gram
 
 
@@ -259,10 +260,11 @@ class BeginTraining(TrainingRequest):
     method: str
     params: dict[str, Any]
     seed: int
+    precision: Precision
 
     def run(self, shard: Shard) -> list[str]:
         """See `InModelLearning.begin`."""
-        return shard.in_model.begin(self.key, self.method, self.params, self.seed)
+        return shard.in_model.begin(self.key, self.method, self.params, self.seed, self.precision)
 
 
 @dataclass(frozen=True)

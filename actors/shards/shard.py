@@ -26,6 +26,7 @@ from actors.shards.messages import Weights as Weights
 from actors.shards.resident_model import Blueprint
 from actors.shards.statistics import StatisticsCollector
 from fusion.logits.head import Head, TaskLoss
+from fusion.merged_layers.precision import backward_products, products
 from fusion.methods.learned.steps import Gradient
 from fusion.registry import METHODS
 from fusion.task_vectors.coding import check_coding, leaves
@@ -110,7 +111,8 @@ class Shard(Block):
     def run(self, activations: Activations | Batch, weights: Weights) -> Activations:
         """Run the resident model with `weights` merged into it."""
         self.fill(weights)
-        return self.resident.run(self.to_device(activations))
+        with products(weights.precision, self.device):
+            return self.resident.run(self.to_device(activations))
 
     def run_coded(self, activations: Activations | Batch, weights: Weights) -> Activations:
         """Run layers merged by a coding of one row, or of one row per sample; no gradients."""
@@ -139,7 +141,8 @@ class Shard(Block):
         context = self.contexts.pop(key, None) or self.record(activations, weights)
         gauge("activations", len(self.contexts))
         outputs = [context.outputs[name] for name in gradient]
-        torch.autograd.backward(outputs, [value.to(self.device) for value in gradient.values()])
+        with backward_products(weights.precision):
+            torch.autograd.backward(outputs, [value.to(self.device) for value in gradient.values()])
         return self.gradients(context)
 
     def finish(
@@ -153,7 +156,8 @@ class Shard(Block):
         beta.requires_grad_()
         parts = [(task, len(rows)) for task, _, rows in batch.parts]
         stacked = TaskLoss(self.heads)(embedding, parts, batch.labels, beta)
-        torch.autograd.backward([stacked.sum()])
+        with backward_products(weights.precision):
+            torch.autograd.backward([stacked.sum()])
         names = [task for task, _, _ in batch.parts]
         found = dict(
             zip(names, stacked.tolist(), strict=True)
@@ -186,7 +190,7 @@ class Shard(Block):
     ) -> Activations:
         """Run the merged segments."""
         self.mixer.vectors = self.trimmed(weights)
-        with self.mixer.with_columns(columns):
+        with self.mixer.with_columns(columns), products(weights.precision, self.device):
             for module in self.merged:
                 activations = module(activations)
         return activations

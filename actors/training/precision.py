@@ -15,3 +15,12 @@ def exact_products() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+
+
+NO_BF16 = "this CPU has no instructions for bf16, which is then slower than fp32"
+
+
+def has_bf16() -> bool:
+    """Whether this machine's CPU multiplies bfloat16 by instructions of its own."""
+    known = torch.cpu.get_capabilities()
+    return any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -31,6 +31,7 @@ from torch import Tensor
 from fusion.errors import InputError
 from fusion.merged_layers.buffers import scratch
 from fusion.merged_layers.low_rank_linear import frozen, independent_of_coding, low_rank
+from fusion.merged_layers.precision import exact, operand
 from fusion.merged_layers.tables import merged_embedding as merged_embedding
 from fusion.merged_layers.tables import merged_norm as merged_norm
 from fusion.merged_layers.tables import merged_rms_norm as merged_rms_norm
@@ -111,7 +112,8 @@ def merged_linear(
         form: `A`, `B`, or `auto` (default) for `form_for`.
 
     Returns:
-        [B, …, out] in the dtype of `x`. Weights are mixed in float32 (float64) and rounded once.
+        [B, …, out] in the dtype of `x`, or bfloat16 within `products("bf16")`. Weights are mixed in
+        float32 (float64) and rounded once.
 
     Raises:
         InputError: shapes that do not fit.
@@ -128,6 +130,7 @@ def merged_linear(
             f"merged layer: input {list(x.shape)} for {models} model(s) of weight"
             f" {list(base.shape)}"
         )
+    x = operand(x)
     flat = x.reshape(models, -1, x.shape[-1]).contiguous()
     training = torch.is_grad_enabled() and (x.requires_grad or coefficients.requires_grad)
     if isinstance(steps, LowRank):
@@ -154,6 +157,7 @@ def chunks(models: int, numel: int, itemsize: int, device: str) -> Iterator[slic
         yield slice(start, min(start + step, models))
 
 
+@exact
 def merge_weights(coefficients: Tensor, base: Tensor, deltas: Tensor, dtype: torch.dtype) -> Tensor:
     """Merged weights θ₀ + C·τ for coefficients [M, T]: [M, *shape] in `dtype`.
 
@@ -177,6 +181,7 @@ def merge_weights(coefficients: Tensor, base: Tensor, deltas: Tensor, dtype: tor
     return out.view(models, *base.shape).to(dtype)
 
 
+@exact
 def contract(gradient: Tensor, deltas: Tensor) -> Tensor:
     """Inner products ⟨dW_m, τ_t⟩ of [M, *shape] and [T, *shape]: [M, T], in float32 (float64)."""
     wide = accumulator(gradient.dtype, deltas.dtype)

@@ -23,6 +23,7 @@ from fusion.merged_layers.functional import (
     merged_rms_norm,
     merged_table,
 )
+from fusion.merged_layers.precision import exact
 from fusion.task_vectors.lazy import Recomputed, for_backward
 from fusion.task_vectors.low_rank import LowRank, Zeros
 from fusion.task_vectors.task_vectors import TaskVectors
@@ -60,7 +61,10 @@ class Mixer:
         Lazy task vectors are returned in a form that is computed by the layer, so that the layer
         keeps no task vectors for its backward pass.
         """
-        return self.columns[name], self.vectors.base[name], for_backward(self.vectors.deltas, name)
+        deltas = for_backward(self.vectors.deltas, name)
+        if isinstance(deltas, Recomputed):
+            deltas = Recomputed(exact(deltas.make))
+        return self.columns[name], self.vectors.base[name], deltas
 
     def meta_weight(self, name: str) -> Tensor:
         """Tensor on the meta device with a weight's shape and the activations' dtype.

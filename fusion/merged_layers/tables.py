@@ -12,11 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fusion.merged_layers.low_rank_linear import independent_of_coding
+from fusion.merged_layers.precision import exact
 from fusion.task_vectors.lazy import Recomputed
 from fusion.task_vectors.low_rank import LowRank, Zeros
 from fusion.task_vectors.task_vectors import accumulator
 
 
+@exact
 def merged_table(
     coefficients: Tensor, base: Tensor, deltas: Tensor | LowRank | Zeros | Recomputed
 ) -> Tensor:
@@ -26,7 +28,7 @@ def merged_table(
     expert changes the tensor, the result is the base's, [1, *shape].
     """
     if isinstance(deltas, LowRank):
-        deltas = Recomputed(deltas.dense)
+        deltas = Recomputed(exact(deltas.dense))
     if isinstance(deltas, Recomputed):
         return deltas.through(lambda c, made: merged_table(c, base, made), coefficients)
     wide = accumulator(base.dtype, deltas.dtype)
@@ -62,6 +64,7 @@ def merged_rms_norm(x: Tensor, weight: Tensor, eps: float | None) -> Tensor:
     return F.rms_norm(x, x.shape[-1:], eps=eps) * beside
 
 
+@exact
 def merged_embedding(
     ids: Tensor, coefficients: Tensor, base: Tensor, deltas: Tensor | LowRank | Zeros | Recomputed
 ) -> Tensor:
@@ -71,7 +74,7 @@ def merged_embedding(
     n, D]. In float32 (float64).
     """
     if isinstance(deltas, LowRank):
-        deltas = Recomputed(deltas.dense)
+        deltas = Recomputed(exact(deltas.dense))
     if isinstance(deltas, Recomputed):
         return deltas.through(lambda c, made: merged_embedding(ids, c, base, made), coefficients)
     wide = accumulator(base.dtype, deltas.dtype)

@@ -107,7 +107,11 @@ def analyse(
             site = Site(address, progress.say)
             running.enter_context(site.join())
             # References are rows of the comparison; no part of an analysis is made of them.
-            alone = spec.model_copy(update={"references": {}})
+            # An analysis is a report, in the precision of reports.
+            placement = spec.placement.model_copy(
+                update={"precision": spec.placement.report_precision}
+            )
+            alone = spec.model_copy(update={"references": {}, "placement": placement})
             prepared = prepare(alone, outputs, site.resources())
             recipes = {
                 name: found
@@ -184,7 +188,7 @@ def given_of(
         dict(zip(names, singles, strict=True)),
         spec.metric.replace("/seen", "/mean"),  # unseen tasks are not looked at
         recipes,
-        spec.placement.dtype,
+        spec.placement.reduced.get("precision", spec.placement.dtype),
         spec.seed,
         sum(len(labels_of(task, PROBE)) for task in data.values()),
         is_soup(spec),

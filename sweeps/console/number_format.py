@@ -204,9 +204,22 @@ def count(n: int, noun: str) -> str:
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
-def selection(select_on: str, report_on: str, metric: str) -> str:
-    """Which split selected, by which metric, and which split was reported."""
-    chosen = f"selected on {select_on} by {metric}, reported on {report_on}"
+def chosen(select_on: str, report_on: str, metric: str, *precisions: str) -> str:
+    """Which split selected, by which metric, and which split was reported.
+
+    `precisions`: of the products of activations in both; named where one is not fp32.
+
+    >>> chosen("val", "test", "acc/mean", "bf16", "fp32")
+    'selected on val by acc/mean in bf16, reported on test in fp32'
+    """
+    exact = set(precisions) <= {"fp32"}
+    first, second = ("", "") if exact else (f" in {each}" for each in precisions)
+    return f"selected on {select_on} by {metric}{first}, reported on {report_on}{second}"
+
+
+def selection(select_on: str, report_on: str, metric: str, *precisions: str) -> str:
+    """As `chosen`, with a warning where both are one split."""
+    said = chosen(select_on, report_on, metric, *precisions)
     if select_on != report_on:
-        return chosen
-    return f"{chosen} — selected on the report split: optimistic"
+        return said
+    return f"{said} — selected on the report split: optimistic"

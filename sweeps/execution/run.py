@@ -304,6 +304,8 @@ def compared(sweep: SweepRun, rows: Iterable[Row]) -> Comparison:
         versions={name: version(name) for name in PACKAGES},
         command=redact.text(sweep.command) or None,
         adapt_on_shift=spec.adapt_on_shift,
+        precision=spec.placement.precision,
+        report_precision=spec.placement.report_precision,
     )
     failed = [vars(entry) for entry in sweep.entries() if entry.status == "failed"]
     return compare(header, rows, read_correct(sweep.folder.correct), failed)
@@ -375,6 +377,6 @@ def with_recipe(row: Row, prepared: Prepared, folder: SweepFolder, experts: Weig
         statistics = experts.statistics(Recipe(row.method, row.params))
     path = recipe.write(
         folder.recipes, row.method, prepared.pool, row.params, spec.name, selected, learned,
-        statistics, spec.placement.result_dtype,
+        statistics, spec.placement.result_dtype, spec.placement.precisions,
     )  # fmt: skip
     return replace(row, recipe=str(path.relative_to(folder.path)))

@@ -8,6 +8,7 @@ from functools import partial
 
 from actors.data.task import Role
 from actors.data.task_rows import TaskData
+from actors.experts.model_runner import Precisions
 from actors.experts.prepare_data import prepare_data
 from actors.files.cache_dir import cache_dir
 from actors.fleet.fleet import Fleet, FleetOptions
@@ -71,6 +72,7 @@ def start_fleet(
                     transport=placement.transport,
                     weights=placement.weights,
                     results=placement.result_dtype,
+                    precisions=Precisions(placement.precision, placement.report_precision),
                     readers=site.readers(prepared),
                     sweep=prepared.spec.name,
                 ),

@@ -16,7 +16,7 @@ from fusion.registry import METHODS
 from sweeps.planning.learning_needs import LearningNeeds
 from sweeps.planning.shift_data import check_corruptions, split_of
 from sweeps.spec.candidates import planned
-from sweeps.spec.sweep import SweepSpec
+from sweeps.spec.sweep import PlacementSpec, SweepSpec
 
 MOST_TRIALS = 100_000
 """Most trials of a sweep: all are listed before the first runs."""
@@ -54,6 +54,20 @@ def check_offers(spec: SweepSpec, pool: Pool) -> None:
                 f"methods.{name}: needs {', '.join(sorted(lacking))}, which models of the family"
                 f" {pool.family.name!r} do not have{why}"
             )
+
+
+def check_device(placement: PlacementSpec, device: str) -> None:
+    """Raise InputError where the placement's dtype or precision is not for this kind of device."""
+    if device != "cpu":
+        return
+    if placement.dtype == "float16":
+        raise InputError(
+            "placement.dtype: 'float16'; on CPUs products in float16 are slower than in float32:"
+            " bfloat16 or float32 allowed"
+        )
+    for field, precision in placement.precisions.items():
+        if precision == "tf32":
+            raise InputError(f"placement.{field}: 'tf32'; CPUs have no TF32: fp32 or bf16 allowed")
 
 
 def check_written(spec: SweepSpec, pool: Pool) -> None:

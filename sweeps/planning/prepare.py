@@ -23,6 +23,7 @@ from fusion.errors import InputError
 from sweeps.cluster.ray_connection import narrowed
 from sweeps.planning.data_checks import (
     check_data,
+    check_device,
     check_extractors,
     check_offers,
     check_shifts,
@@ -86,6 +87,7 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
     check_words(pool, tasks)
     check_data(spec, tasks, places, splits)
     placement = arrange(spec, pool, needs, resources)
+    check_device(spec.placement, placement.device)
     others = open_shifts(spec.shifts, spec.splits.report, tasks)
     check_shifts(spec, inputs, others)
     found = Prepared(

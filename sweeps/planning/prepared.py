@@ -83,7 +83,7 @@ class Prepared:
             },
             vars(self.splits),
             self.plan.device,
-            decisive(self.spec.placement),
+            {**decisive(self.spec.placement), **self.spec.placement.reduced},
             self.spec.seed,
             list(self.spec.unseen),
         )
@@ -104,16 +104,23 @@ WHERE = frozenset({"replicas", "shards", "gpus", "labels", "transport", "device"
 device does change them; the plan determines it."""
 
 
+PRECISIONS = frozenset({"precision", "report_precision"})
+"""Fields of `placement` for a part of the products each. They are in a trial's key where they are
+not fp32, so that a sweep file without them keeps its keys."""
+
+
 def decisive(placement: PlacementSpec) -> dict[str, object]:
-    """The fields of `placement` that decide numbers: all but `WHERE`.
+    """The fields of `placement` that decide numbers in any precision: all but `WHERE` and
+    `PRECISIONS`.
 
     Task vectors in memory and in files are equal to the bit; those from factors are not.
 
     >>> decisive(PlacementSpec(weights="files", replicas=2))
     {'weights': 'memory', 'dtype': 'float32', 'result_dtype': 'base'}
     """
-    fields = placement.model_dump(mode="json", exclude=set(WHERE))
-    return {**fields, "weights": "memory" if fields["weights"] == "files" else fields["weights"]}
+    fields = placement.model_dump(mode="json", exclude={*WHERE, *PRECISIONS})
+    weights = "memory" if fields["weights"] == "files" else fields["weights"]
+    return {**fields, "weights": weights}
 
 
 def roles_of(needs: LearningNeeds) -> tuple[Role, ...]:

@@ -12,6 +12,7 @@ from actors.data.task import ACCURACY, Task
 from actors.fleet.transport import NO_CUPY
 from actors.gate_features.extractor import Extractor
 from actors.pool.pool import Pool
+from actors.training.precision import NO_BF16, has_bf16
 from sweeps.console.number_format import size
 from sweeps.planning.estimates import shifted_bytes, shifted_images
 from sweeps.planning.learning_needs import RUNGS, batches_of, in_model_points, learning_points
@@ -48,6 +49,7 @@ def facts(prepared: Prepared) -> list[tuple[str, str]]:
             f"{arrangement(plan)}, {plan.threads} thread(s) each, "
             f"forward in {spec.placement.dtype}",
         ),
+        *([("precision", reduced)] if (reduced := precision(prepared)) else []),
         *([("transport", NO_CUPY)] if lacks_direct(prepared) else []),
         *([("rounding", rounded)] if (rounded := rounding(prepared)) else []),
         *(
@@ -112,6 +114,16 @@ def rounding(prepared: Prepared) -> str:
         said = f"results are {wish}, the base is {{}}: placement.result_dtype"
     names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in rounded))
     return said.format(names) if names else ""
+
+
+def precision(prepared: Prepared) -> str:
+    """Precision of products of activations, where some are not fp32; else empty."""
+    placement = prepared.spec.placement
+    if not placement.reduced:
+        return ""
+    said = f"products of activations: {placement.precision} to learn and select, "
+    said += f"{placement.report_precision} to report"
+    return said + ("" if prepared.plan.device == "cuda" or has_bf16() else f"; {NO_BF16}")
 
 
 def task_text(task: Task) -> list[str]:

@@ -178,9 +178,7 @@ def view(comparison: Comparison, entries: Sequence[Entry]) -> dict[str, Any]:
         "c": comparison,
         "tested": tested,
         "split": comparison.report_on if tested else comparison.select_on,
-        "selection": number_format.selection(
-            comparison.select_on, comparison.report_on, comparison.metric
-        ),
+        "selection": number_format.selection(*comparison.selection),
         "total": len(entries) or sum(row.trials for row in comparison.rows),
         "verdict": significance_text.verdict(comparison),
         "lines": (table := lines(comparison, tested)),

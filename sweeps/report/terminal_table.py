@@ -242,8 +242,5 @@ def caption(comparison: Comparison, tested: bool) -> str:
     cost = "held: models in memory; passes: forward passes an input"
     if tested:
         p = "; p: against ▸, adjusted by Holm" if comparison.pairs else ""
-        return escape(
-            f"▸ best; selected on {comparison.select_on} by {comparison.metric}, "
-            f"reported on {comparison.report_on}{p}; {cost}"
-        )
+        return escape(f"▸ best; {number_format.chosen(*comparison.selection)}{p}; {cost}")
     return escape(f"▸ best so far; nothing is reported on {comparison.report_on} yet; {cost}")

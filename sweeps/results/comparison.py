@@ -151,6 +151,10 @@ class Header:
     """Command line that reproduces the sweep."""
     adapt_on_shift: str | None = None
     """The shift set whose images methods adapted to; None: clean ones."""
+    precision: str = "fp32"
+    """Precision of products of activations where methods learned and winners were chosen."""
+    report_precision: str = "fp32"
+    """The same where they were measured for the report."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,16 @@ class Comparison:
     command: str | None = None
     adapt_on_shift: str | None = None
     """The shift set whose images methods adapted to; None: clean ones."""
+    precision: str = "fp32"
+    """Precision of products of activations where methods learned and winners were chosen."""
+    report_precision: str = "fp32"
+    """The same where they were measured for the report."""
+
+    @property
+    def selection(self) -> tuple[str, str, str, str, str]:
+        """Arguments of `number_format.selection`: splits, metric and precisions."""
+        kinds = self.precision, self.report_precision
+        return self.select_on, self.report_on, self.metric, *kinds
 
     @property
     def ranked_by(self) -> RankedMetric:

@@ -81,5 +81,7 @@ def running(folder: Path, entries: Sequence[Entry], spec: SweepSpec | None) -> C
         metric=spec.metric,
         tasks=tuple(spec.tasks),
         unseen=spec.unseen,
+        precision=spec.placement.precision,
+        report_precision=spec.placement.report_precision,
     )
     return noting_asked(compare(header, winners(entries, spec.metric), {}, failed), spec)

@@ -31,6 +31,10 @@ LEARNED_BYTES = 1 << 33
 """Of what was learned, at most: routers of a large tower have some GB."""
 
 
+EXACT: Mapping[str, str] = {"precision": "fp32", "report_precision": "fp32"}
+"""Precisions of a recipe whose products were all float32."""
+
+
 @dataclass(frozen=True)
 class Model:
     """A source checkpoint and its content hash."""
@@ -62,6 +66,10 @@ class RecipeFile:
     """Of a method that merges by statistics of data: each expert's key in the cache."""
     result_dtype: str = "base"
     """What the model is rounded to: each tensor to its dtype in the base, or to float32."""
+    precision: str = "fp32"
+    """Precision of products of activations where its method learned and was chosen."""
+    report_precision: str = "fp32"
+    """The same where it was measured for the report."""
     module: str | None = None
     """Of a method of another package: the module that has it."""
     preprocessing: str | None = None
@@ -110,6 +118,7 @@ def write(
     learned: Path | None = None,
     statistics: Sequence[str] = (),
     result_dtype: str = "base",
+    precisions: Mapping[str, str] = EXACT,
 ) -> Path:
     """Write `<folder>/<row>.yaml` atomically; a learned file is copied beside it."""
     content = {
@@ -121,6 +130,7 @@ def write(
         "sweep": sweep,
         "selected": dict(selected),
         "result_dtype": result_dtype,
+        **precisions,
         **beside(pool.base),
     }
     if learned is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -128,6 +128,21 @@ def check_share(value: Any) -> float | Literal["auto"] | None:
     return float(value)
 
 
+def check_precision(value: Any) -> Any:
+    """Return `value` unless it is a name of fp16, which is refused with the reason."""
+    if value in ("fp16", "float16", "half"):
+        raise custom_error(
+            "no fp16: activations overflow in it, and on CPUs its products are slower than"
+            " fp32's; fp32, tf32 or bf16 allowed"
+        )
+    return value
+
+
+ProductPrecision: TypeAlias = Annotated[
+    Literal["fp32", "tf32", "bf16"], BeforeValidator(check_precision)
+]
+
+
 class PlacementSpec(Part):
     """Placement of the experts: replicas, shards, devices, dtypes; `auto` leaves all to the
     planner."""
@@ -180,8 +195,34 @@ class PlacementSpec(Part):
         default="base", description="base (each tensor's dtype in the base) or float32"
     )
     """What fused models are rounded to, where they are measured and where they are exported."""
+    precision: ProductPrecision = Field(
+        default="fp32", description="fp32, tf32 (GPUs) or bf16", examples=["bf16"]
+    )
+    """Precision of the products of activations with weights where methods learn, and where models
+    are measured to be chosen: of rows of `fit` and `select`. Merges and statistics stay exact."""
+    report_precision: ProductPrecision = Field(
+        default="fp32", description="fp32, tf32 (GPUs) or bf16", examples=["fp32"]
+    )
+    """The same where models are measured for the report."""
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto, cpu or cuda")
     """`auto`: GPUs where the cluster has them."""
+
+    @property
+    def precisions(self) -> dict[str, str]:
+        """Field -> precision."""
+        return {"precision": self.precision, "report_precision": self.report_precision}
+
+    @property
+    def reduced(self) -> dict[str, str]:
+        """Field -> precision, of those that are not fp32."""
+        return {field: value for field, value in self.precisions.items() if value != "fp32"}
+
+    @model_validator(mode="after")
+    def _of_float32(self) -> PlacementSpec:
+        if self.dtype != "float32" and self.reduced:
+            reason = f"models in {self.dtype} are multiplied in {self.dtype}: fp32 allowed"
+            raise_all([Fault((name,), value, reason) for name, value in self.reduced.items()])
+        return self
 
 
 class StoreSpec(Part):
@@ -283,7 +324,7 @@ class SweepSpec(Part):
     ] = Field(
         default=PlacementSpec(),
         description="auto, or a mapping of replicas, shards, gpus, labels, transport, weights, "
-        "dtype, result_dtype and device,",
+        "dtype, result_dtype, precision, report_precision and device,",
     )
     """Replicas, shards and devices. `auto`: the planner decides."""
     shifts: Mapping[Name, ShiftSpec] = Field(
@@ -440,8 +481,8 @@ def spec_hash(spec: SweepSpec) -> str:
 
     Left out, since the same results come of any of them (to rounding, on another device or from
     factors): `name` (a folder), `mlflow` (where results are written), and of `placement` replicas,
-    shards, device and weights (where they are computed, and from what; its `dtype` and
-    `result_dtype` are rounding, and stay).
+    shards, device and weights (where they are computed, and from what; its `dtype`, `result_dtype`
+    and precisions are rounding, and stay).
     """
     return digest(deciding(spec))
 
@@ -466,4 +507,4 @@ def deciding(spec: SweepSpec) -> dict[str, Any]:
             del task["head"]
     if spec.placement.result_dtype != "base":
         data["result_dtype"] = spec.placement.result_dtype
-    return {**data, "dtype": spec.placement.dtype}
+    return {**data, "dtype": spec.placement.dtype, **spec.placement.reduced}

@@ -19,7 +19,7 @@ def described(comparison: Comparison) -> str:
     said = significance_text.verdict(comparison, "paired tests: report.html")
     lines = [headline(comparison), "", " ".join(map(escaped, said)), "", *table(comparison)]
     shifted = under_shift(comparison)
-    chosen = number_format.selection(comparison.select_on, comparison.report_on, comparison.metric)
+    chosen = number_format.selection(*comparison.selection)
     title = comparison.ranked_by.title.capitalize()
     count = sum(row.trials for row in comparison.rows)
     lines += [

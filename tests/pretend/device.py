@@ -19,6 +19,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -414,10 +415,17 @@ def install() -> None:
     cuda.device_count = lambda: 1
     cuda.current_device = lambda: 0
     cuda.get_device_name = lambda device=None: "a pretended GPU"
+    cuda.get_device_properties = lambda device=None: H200
     cuda.mem_get_info = lambda device=None: (75 * 10**9, 80 * 10**9)
     cuda.reset_peak_memory_stats = lambda device=None: None
     cuda.max_memory_allocated = lambda device=None: 0
 
+
+H200 = SimpleNamespace(
+    name="NVIDIA H200", major=9, minor=0, multi_processor_count=132, total_memory=141 * 10**9,
+    clock_rate=1_830_000, memory_clock_rate=3_125_000, memory_bus_width=6144,
+)  # fmt: skip
+"""Properties of the pretended device."""
 
 SHAPES: list[None] = []
 """Not empty: new tensors have no values."""

@@ -15,6 +15,7 @@ from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.embedding_cache import EmbeddingCache
 from actors.experts.in_model_training import plan_of
 from actors.experts.local import local_experts
+from actors.experts.model_runner import Precisions
 from actors.experts.prepare_data import prepare_data
 from actors.experts.recipe import rebuilt
 from actors.files.matrix_file import write_matrix
@@ -36,6 +37,7 @@ from fusion.registry import (
     Static,
     StatisticsBased,
 )
+from fusion.task_vectors.sparsify import Trim
 from tests.pretend.device import on_host, pretending
 
 NAMES = ("lines", "tones", "blobs")
@@ -308,6 +310,33 @@ def test_models_of_16_bits(dtype, world, cpu):
         wanted = cpu.logits(Recipe(name, params), "select")
         with pretending():
             assert_logits(gpu.logits(Recipe(name, params), "select"), wanted, dtype)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_products_in_another_precision(precision, world, cpu):
+    """There is no TF32 here, so those are the numbers of float32."""
+    with pretending():
+        gpu = experts_of(world, "cuda", precisions=Precisions(precision))
+    off = {"tf32": 1e-4, "bf16": 2e-1}[precision]
+    for name in ("task_arithmetic", "experts"):
+        wanted = cpu.logits(Recipe(name), "select")
+        with pretending():
+            found = gpu.logits(Recipe(name), "select")
+        for task, z in wanted.items():
+            torch.testing.assert_close(on_host(found[task]), z, rtol=0, atol=off)
+            if precision == "bf16":
+                assert not torch.allclose(on_host(found[task]), z, rtol=0, atol=1e-4)
+    shape = Shape(cpu.runner.tasks, cpu.runner.pipeline.groups, WIDTH)
+    given = micro_batches(
+        METHODS["adamerging"].plan(shape, batch_size=4), dict.fromkeys(NAMES, ROWS), {}, 0, 3
+    )
+    given = [detached(micro_batch) for micro_batch in given]
+    wanted = cpu.gradients(given, "select", Trim())
+    with pretending():
+        found = gpu.gradients(given, "select", Trim())
+    for got, want in zip(found, wanted, strict=True):
+        apart = (on_host(got.coding) - want.coding).norm() / want.coding.norm()
+        assert float(apart) <= {"tf32": 1e-4, "bf16": 3e-2}[precision]
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from annotated_types import Interval
 from torch import Tensor, nn
 
 from fusion.merged_layers.modules import Mixer
+from fusion.merged_layers.precision import exact
 from fusion.methods.learned.in_model import Compat, InModelPlan, RouterOptions
 from fusion.methods.learned.steps import Shape, UnlabelledSplit
 
@@ -54,6 +55,7 @@ class Router(nn.Module):
         )
         nn.init.constant_(self.biases[-1], scale)
 
+    @exact
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Coefficients [B, T] of [B, S, H], in the router's dtype.
 

@@ -330,7 +330,7 @@ def test_a_call_that_dies_for_memory_twice_in_a_row_is_given_up_and_others_go_on
     assert text == (
         "embed ties: out of memory, 2 times in a row, on node 10.0.0.9, where 2.00 GB are granted"
         " (memory.max) and 1.00 GB free without it; planned: 1.50 GB; set placement.replicas lower,"
-        " placement.dtype: float16, placement.weights: files, or, over several nodes,"
+        " placement.dtype: bfloat16, placement.weights: files, or, over several nodes,"
         " placement.shards higher; or grant more memory"
     )
 

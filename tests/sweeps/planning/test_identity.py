@@ -22,7 +22,7 @@ from sweeps.planning.prepared import Prepared, decisive
 from sweeps.planning.shift_data import shift_fingerprint
 from sweeps.results.folder import SweepFolder
 from sweeps.results.ledger import Entry
-from sweeps.spec.sweep import PlacementSpec, validate
+from sweeps.spec.sweep import PlacementSpec, spec_hash, validate
 from sweeps.spec.trial_key import trial_key
 from tests.tiny_pool import TinyPool
 
@@ -232,6 +232,47 @@ def test_where_numbers_are_computed_is_no_part_of_what_they_are_and_all_else_is(
     )
     for change in ({"dtype": "bfloat16"}, {"weights": "factored"}, {"result_dtype": "float32"}):
         assert decisive(PlacementSpec(**change)) != plain
+
+
+def test_precision_is_in_keys_where_it_is_not_fp32(pool):
+    plain = prepared_of(pool)
+    named = prepared_of(pool, placement={"precision": "fp32", "report_precision": "fp32"})
+    assert named.context() == plain.context()
+    assert spec_hash(named.spec) == spec_hash(plain.spec)
+    others = [
+        prepared_of(pool, placement=given)
+        for given in (
+            {"precision": "bf16"},
+            {"report_precision": "bf16"},
+            {"precision": "bf16", "report_precision": "bf16"},
+        )
+    ]
+    contexts = {str(each.context().common) for each in (plain, *others)}
+    assert len(contexts) == len({spec_hash(each.spec) for each in (plain, *others)}) == 4
+    # Embeddings have their precision in each file's name.
+    assert all(each.embeddings() == plain.embeddings() for each in others)
+
+
+def test_what_a_file_without_precisions_is_keyed_by_has_not_changed():
+    """Keys of finished trials depend on it: one more field, and all of them run again."""
+    assert decisive(PlacementSpec()) == {
+        "weights": "memory", "dtype": "float32", "result_dtype": "base"
+    }  # fmt: skip
+    assert PlacementSpec().reduced == {}
+
+
+def test_precisions_that_are_not_for_cpus(pool):
+    with pytest.raises(InputError) as refused:
+        prepared_of(pool, placement={"precision": "tf32"})
+    assert str(refused.value) == (
+        "placement.precision: 'tf32'; CPUs have no TF32: fp32 or bf16 allowed"
+    )
+    with pytest.raises(InputError) as refused:
+        prepared_of(pool, placement={"dtype": "float16"})
+    assert str(refused.value) == (
+        "placement.dtype: 'float16'; on CPUs products in float16 are slower than in float32:"
+        " bfloat16 or float32 allowed"
+    )
 
 
 def test_a_shift_set_is_its_content(pool):

@@ -180,7 +180,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     (
         {"placement": "gpu"},
         "placement: 'gpu': auto, or a mapping of replicas, shards, gpus, labels, transport,"
-        " weights, dtype, result_dtype and device, allowed",
+        " weights, dtype, result_dtype, precision, report_precision and device, allowed",
     ),
     (
         {"placement": {"shards": 0}},
@@ -191,6 +191,20 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
         "placement.weights: 'disk': memory (task vectors are loaded once), files (they stay in"
         " the experts' files, and are made a tensor at a time) or factored (of experts that are"
         " all adapters, their low-rank factors are loaded), allowed",
+    ),
+    (
+        {"placement": {"precision": "fp16"}},
+        "placement.precision: 'fp16': no fp16: activations overflow in it, and on CPUs its products"
+        " are slower than fp32's; fp32, tf32 or bf16 allowed",
+    ),
+    (
+        {"placement": {"report_precision": "fp8"}},
+        "placement.report_precision: 'fp8': fp32, tf32 (GPUs) or bf16 allowed; did you"
+        " mean 'fp32'?",
+    ),
+    (
+        {"placement": {"dtype": "bfloat16", "precision": "tf32"}},
+        "placement.precision: 'tf32': models in bfloat16 are multiplied in bfloat16: fp32 allowed",
     ),
     (
         {"placement": {"gpus": 2}},
