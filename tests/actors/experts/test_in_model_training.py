@@ -352,7 +352,7 @@ def test_another_seed_learns_something_else(whole):
 def test_calls_of_callers_that_died_are_let_go(whole):
     in_model = whole.runner.pipeline.shards[0].in_model
     for key in "abc":
-        in_model.begin(key, "wemoe", {}, 0)
+        in_model.begin(key, "wemoe", {}, 0, "fp32")
     assert list(in_model.runs) == ["b", "c"]
     with pytest.raises(Forgotten):
         in_model.prepare("a", 0, "", None)
