@@ -26,7 +26,8 @@ from torch import Tensor
 
 from benchmarks.environment import Row, finish
 from benchmarks.fusion.merging import timed
-from fusion.merged_layers.functional import CROSSOVER, merged_linear
+from fusion.merged_layers import forms
+from fusion.merged_layers.functional import merged_linear
 
 MODELS = 16
 TASKS = (8, 1)
@@ -187,12 +188,12 @@ def measure(
             how = f"{a:.2f} ms, {b:.2f} ms, loop {loop:.2f} ms; {floor(tokens, tasks, layer)}"
             rows.append(Row(f"{label}, n = {tokens}, {what}: B ÷ A", b / a, "", how))
             rows.append(Row(f"{label}, n = {tokens}, {what}: loop ÷ A", loop / a, "", ""))
-    constants = CROSSOVER.get(device, CROSSOVER["cuda"])
-    limits = (constants[0] / tasks, constants[1] / (2 * tasks - 1))
+    costs = forms.crossover(torch.device(device), torch.float32, False, (layer[1], layer[0]), tasks)
+    limits = (costs.limit(tasks, False), costs.limit(tasks, True))
     for what, ratios, limit in zip(
         ("forward", "forward + backward"), (forward, training), limits, strict=True
     ):
-        how = f"`CROSSOVER` says {limit:.3g}"
+        how = f"`forms.py` says {limit:.3g}"
         rows.append(Row(f"{label}, {what}: crossover n", crossover(ratios), "", how))
     return rows
 

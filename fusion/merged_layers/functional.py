@@ -14,15 +14,15 @@ up to rounding:
 
 Otherwise only inputs and coefficients are kept for the backward pass, and weights are merged again.
 Task vectors and base are never differentiated; `Recomputed` task vectors are computed again. Form B
-is faster if there are few tokens for each model, see `form_for`. Merged vectors and tables:
-`fusion/merged_layers/tables.py`.
+is faster if there are few tokens for each model: `fusion/merged_layers/forms.py` chooses. Merged
+vectors and tables: `fusion/merged_layers/tables.py`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,8 @@ from torch import Tensor
 
 from fusion.errors import InputError
 from fusion.merged_layers.buffers import scratch
+from fusion.merged_layers.forms import Form as Form
+from fusion.merged_layers.forms import crossover, form_for
 from fusion.merged_layers.low_rank_linear import frozen, independent_of_coding, low_rank
 from fusion.merged_layers.precision import exact, operand
 from fusion.merged_layers.tables import merged_embedding as merged_embedding
@@ -39,8 +41,6 @@ from fusion.merged_layers.tables import merged_table as merged_table
 from fusion.task_vectors.lazy import Recomputed
 from fusion.task_vectors.low_rank import LowRank, Zeros
 from fusion.task_vectors.task_vectors import accumulator
-
-Form: TypeAlias = Literal["auto", "A", "B"]
 
 BUDGET = {"cpu": 64 << 20, "cuda": 256 << 20}
 """Device -> bytes of merged weights that a layer holds at a time. Models are merged in chunks of
@@ -52,43 +52,6 @@ that a second merge costs more by its number of operations than by what it reads
 
 COLUMNS = 1 << 15
 """Weights merged at a time on a CPU if there are several models, so that operands stay in cache."""
-
-CROSSOVER = {"cpu": (32.0, 210.0), "cuda": (60.0, 180.0)}
-"""Device -> (a, b) for float32: form B is used below a/T tokens for each model in a forward pass,
-and below b/(2T − 1) if a backward pass follows. CPU: measured by benchmarks/fusion/layers.py (about
-4 and 14 at T = 8). CUDA: the roofline of an H100 without TF32, which nothing here switches on (7.5
-and 12 at T = 8); not measured."""
-
-FASTER = 8.0
-"""Speed of 16-bit matrix products on a GPU relative to float32, while merged weights move at the
-same rate. Form B is used up to this many times the tokens."""
-
-
-def form_for(
-    tokens: int, tasks: int, device: str, training: bool, dtype: torch.dtype = torch.float32
-) -> Form:
-    """Choose form `A` or `B` from the number of tokens for each model.
-
-    The choice depends on constants of device and dtype, never on a timing at run time, so the same
-    call always gives the same bits.
-
-    Args:
-        tokens: n, for each model.
-        tasks: T.
-        device: type of the device, such as "cpu".
-        training: whether a backward pass follows.
-        dtype: of the activations. Default float32.
-
-    >>> form_for(50, 8, "cpu", False), form_for(1, 8, "cpu", True)
-    ('A', 'B')
-    >>> form_for(50, 8, "cuda", False), form_for(50, 8, "cuda", False, torch.bfloat16)
-    ('A', 'B')
-    """
-    forward, both = CROSSOVER.get(device, CROSSOVER["cuda"])
-    if device != "cpu" and dtype.itemsize == 2:
-        forward, both = FASTER * forward, FASTER * both
-    limit = both / (2 * tasks - 1) if training else forward / tasks
-    return "B" if tokens < limit else "A"
 
 
 def merged_linear(
@@ -139,7 +102,9 @@ def merged_linear(
         out = independent_of_coding(frozen(flat, base), coefficients)
     else:
         if form == "auto":
-            form = form_for(flat.shape[1], tasks, x.device.type, training, x.dtype)
+            tf32 = torch.backends.cuda.matmul.allow_tf32
+            costs = crossover(x.device, x.dtype, tf32, (*base.shape,), tasks)
+            form = form_for(flat.shape[1], tasks, training, costs)
         kernel = Merge if form == "A" else Scale
         out = kernel.apply(flat, coefficients, base, steps, again)  # type: ignore[no-untyped-call]
     if bias is not None:

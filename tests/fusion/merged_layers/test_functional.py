@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +14,10 @@ from torch.autograd.graph import saved_tensors_hooks
 
 import fusion.merged_layers.functional as module
 from fusion.errors import InputError
+from fusion.merged_layers.forms import H200, Form, Rates, crossover, form_for, rates_of
 from fusion.merged_layers.functional import (
     chunks,
     contract,
-    form_for,
     merge_weights,
     merged_conv2d,
     merged_embedding,
@@ -232,21 +233,84 @@ def test_chunks_cover_all_models_evenly(monkeypatch: pytest.MonkeyPatch) -> None
         (4, 8, "cpu", False, torch.bfloat16, "A"),
         (13, 8, "cpu", True, torch.float32, "B"),
         (14, 8, "cpu", True, torch.float32, "A"),
+        (32, 1, "cpu", False, torch.float32, "A"),
+        (31, 1, "cpu", False, torch.float32, "B"),
+        (209, 1, "cpu", True, torch.float32, "B"),
+        (210, 1, "cpu", True, torch.float32, "A"),
         # A GPU's float32 products are true ones: the 50 tokens of a ViT-B/32 are no reason for B.
         (50, 8, "cuda", False, torch.float32, "A"),
         (50, 8, "cuda", True, torch.float32, "A"),
-        (7, 8, "cuda", False, torch.float32, "B"),
+        (6, 8, "cuda", False, torch.float32, "B"),
+        (7, 8, "cuda", False, torch.float32, "A"),
         (50, 8, "cuda", False, torch.bfloat16, "B"),
         (50, 8, "cuda", False, torch.float16, "B"),
-        (60, 8, "cuda", False, torch.bfloat16, "A"),
+        (257, 8, "cuda", False, torch.bfloat16, "A"),
         (257, 1, "cuda", False, torch.bfloat16, "B"),
-        (59, 8, "xpu", False, torch.bfloat16, "B"),
     ],
 )
 def test_crossovers(
     tokens: int, tasks: int, device: str, training: bool, dtype: torch.dtype, wanted: str
 ) -> None:
-    assert form_for(tokens, tasks, device, training, dtype) == wanted
+    costs = crossover(torch.device(device), dtype, False, (768, 768), tasks, H200)
+    assert form_for(tokens, tasks, training, costs) == wanted
+
+
+def seconds_of(form: Form, n: int, tasks: int, training: bool, size: int, rates: Rates) -> float:
+    """Of a model's share of a square layer of width `size`, float32, by the FLOPs and bytes of each
+    step of `Merge` and `Scale`; a step takes the longer of the two."""
+    weight, moved = size * size, 2 * n * size * 4
+
+    def step(flops: float, bytes_moved: float) -> float:
+        return max(flops / rates.float32, bytes_moved / rates.memory)
+
+    product = step(2 * n * weight, moved)
+    if form == "A":
+        merge = step(2 * tasks * weight, 8 * weight)  # written, and read by the product
+        total = step(2 * tasks * weight, 8 * weight)  # dW likewise, and the sums
+        return 3 * product + 2 * merge + total if training else product + merge
+    passes = (2 if training else 1) * (1 + tasks)
+    return passes * step(2 * n * weight, 2 * moved)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("tasks", [1, 2, 8, 20])
+@pytest.mark.parametrize("rates", [H200, Rates(82e12, 165e12, 1.0e12), Rates(19e12, 312e12, 2e12)])
+def test_the_form_is_the_faster_one_by_flops_and_bytes(
+    rates: Rates, tasks: int, training: bool
+) -> None:
+    for n in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512):
+        costs = crossover(torch.device("cuda"), torch.float32, False, (768, 768), tasks, rates)
+        chosen = form_for(n, tasks, training, costs)
+        of = {form: seconds_of(form, n, tasks, training, 768, rates) for form in ("A", "B")}
+        assert of[chosen] <= 1.25 * min(of.values()), (n, of)  # near the crossover either does
+
+
+def test_rates_are_read_off_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {
+        "NVIDIA H100": (9, 0, 132, 1_830_000, 2_619_000, 5120, (62e12, 989e12, 3.35e12)),
+        "NVIDIA A100": (8, 0, 108, 1_410_000, 1_593_000, 5120, (19.5e12, 312e12, 2.04e12)),
+        "NVIDIA L40S": (8, 9, 142, 2_520_000, 9_001_000, 384, (91.6e12, 366e12, 0.864e12)),
+    }
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for number, (*facts, wanted) in enumerate(known.values()):
+        names = "major minor multi_processor_count clock_rate memory_clock_rate memory_bus_width"
+        found = SimpleNamespace(**dict(zip(names.split(), facts, strict=True)))
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, found=found: found)
+        rates = rates_of(torch.device("cuda", number))
+        for rate, data_sheet in zip(vars(rates).values(), wanted, strict=True):
+            assert rate == pytest.approx(data_sheet, rel=0.02)
+    rates_of.cache_clear()
+
+
+def test_rates_of_an_unknown_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates_of.cache_clear()
+    assert rates_of(torch.device("cuda")) == H200  # this machine has none
+    rates_of.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    new = SimpleNamespace(major=99, minor=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: new)
+    assert rates_of(torch.device("cuda")) == H200
+    rates_of.cache_clear()
 
 
 def test_auto_is_the_form_of_the_rule() -> None:
