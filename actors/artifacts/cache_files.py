@@ -41,6 +41,7 @@ KINDS: Mapping[str, tuple[str, Callable[[Path], None]]] = {
     "hashes": ("*.json", facts),
     "peaks": ("*.json", facts),
     "rates": ("*.json", facts),
+    "mlflow": ("*.json", facts),
 }
 """Folder of the cache -> pattern of its file names, and the function that checks a file."""
 

@@ -18,7 +18,7 @@ from actors.checkpoints.missing_model import elsewhere, instead
 from actors.checkpoints.sources import ADAPTER_CONFIG, INDEX
 from actors.files.documents import read_json
 from actors.files.fingerprint import Fingerprint, fingerprint
-from actors.files.hashes import hash_files
+from actors.files.hashes import hash_files, known_hash
 from actors.files.paths import inside
 from actors.files.safetensors_header import LONGEST, PEFT, header, mapped, unwrapped
 from actors.files.safetensors_header import TensorInfo as TensorInfo
@@ -234,8 +234,17 @@ def read(
 
 def content_hash(checkpoint: Checkpoint) -> str:
     """SHA-256 of configuration and weights; computed once, then cached."""
-    files = [checkpoint.described, *checkpoint.files]
-    return hash_files({file.name: file for file in files})
+    return hash_files(hashed_files(checkpoint))
+
+
+def is_hashed(checkpoint: Checkpoint) -> bool:
+    """Whether `content_hash` is cached, so that it reads no weight."""
+    return known_hash(hashed_files(checkpoint)) is not None
+
+
+def hashed_files(checkpoint: Checkpoint) -> dict[str, Path]:
+    """Name -> file of configuration and weights."""
+    return {file.name: file for file in (checkpoint.described, *checkpoint.files)}
 
 
 def owner(checkpoint: Checkpoint, name: str) -> str:

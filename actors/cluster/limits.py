@@ -1,21 +1,26 @@
-"""Resources that this process may use: memory, cores and processes.
+"""Resources that this process may use: memory, cores, processes and GPUs.
 
 The limits of cgroups (v1 and v2, each level up to the root), ulimits and CPU affinity apply. In a
 container, a Slurm job or a systemd unit, `/proc/meminfo` shows the whole host; the granted amount
-is in the cgroup. Needs neither torch nor Ray.
+is in the cgroup. Needs neither torch nor Ray, except that torch knows the GPUs.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from fusion.errors import InputError, one_line
 
 ROOT = Path("/")
 
@@ -270,3 +275,38 @@ def read(file: Path) -> str:
         return file.read_text(errors="replace")
     except (OSError, ValueError):
         return ""
+
+
+ANSWER = 60.0
+"""Seconds for torch to say what GPUs have free."""
+
+SIZES = """
+import json, torch
+print(json.dumps([torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())]))
+"""
+"""What is free of each GPU. To ask makes a CUDA context, which takes half a gigabyte of each for as
+long as its process lives, so a process is started that lives no longer."""
+
+
+def gpu_sizes() -> list[int]:
+    """Free bytes of each GPU that this process may use.
+
+    Raises:
+        InputError: there are GPUs, but they cannot be queried.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", SIZES],
+            capture_output=True, text=True, check=False, timeout=ANSWER,
+        )  # fmt: skip
+        return [int(size) for size in json.loads(done.stdout.splitlines()[-1])]
+    except (subprocess.TimeoutExpired, IndexError, ValueError) as error:
+        reason = one_line(error) if isinstance(error, subprocess.TimeoutExpired) else done.stderr
+        said = (reason.strip().splitlines() or ["no answer"])[-1][:200]
+        raise InputError(
+            f"this machine's GPUs cannot be used: {said}; CUDA_VISIBLE_DEVICES= hides them"
+        ) from None

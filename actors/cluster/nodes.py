@@ -7,9 +7,6 @@ context stays behind.
 from __future__ import annotations
 
 import hashlib
-import json
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,8 +16,8 @@ from pathlib import Path
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.cluster.limits import limits
-from fusion.errors import InputError, one_line
+from actors.cluster.limits import gpu_sizes, limits
+from fusion.errors import InputError
 
 PATIENCE = 60.0
 """Seconds for nodes to answer."""
@@ -53,38 +50,6 @@ def look(files: Sequence[str], gpus: bool) -> Found:
         frozenset(file for file in files if Path(file).exists()),
         limits().memory,
     )
-
-
-SIZES = """
-import json, torch
-print(json.dumps([torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())]))
-"""
-"""What is free of each GPU. To ask makes a CUDA context, which takes half a gigabyte of each for as
-long as its process lives, so a process is started that lives no longer."""
-
-
-def gpu_sizes() -> list[int]:
-    """Free bytes of each GPU that this process may use.
-
-    Raises:
-        InputError: there are GPUs, but they cannot be queried.
-    """
-    import torch
-
-    if not torch.cuda.is_available():
-        return []
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", SIZES],
-            capture_output=True, text=True, check=False, timeout=PATIENCE,
-        )  # fmt: skip
-        return [int(size) for size in json.loads(done.stdout.splitlines()[-1])]
-    except (subprocess.TimeoutExpired, IndexError, ValueError) as error:
-        reason = one_line(error) if isinstance(error, subprocess.TimeoutExpired) else done.stderr
-        said = (reason.strip().splitlines() or ["no answer"])[-1][:200]
-        raise InputError(
-            f"this machine's GPUs cannot be used: {said}; CUDA_VISIBLE_DEVICES= hides them"
-        ) from None
 
 
 @cache

@@ -45,6 +45,17 @@ KINDS = {
 }
 """Suffix -> what reads it; the names are those of `datasets`, but for images."""
 
+SPLIT_WORDS: Mapping[str, Sequence[str]] = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""Split -> its words in names: `datasets.data_files.SPLIT_KEYWORDS`. That library takes a second to
+import."""
+
+BETWEEN = "[-._ 0-9]"
+"""What may be beside such a word: `datasets.data_files.NON_WORDS_CHARS`."""
+
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 """Files that say what is in image files; the names are those of `datasets`."""
 
@@ -238,14 +249,11 @@ def words(text: str, *, folder: bool) -> frozenset[str]:
 @cache
 def patterns(*, folder: bool) -> Mapping[str, re.Pattern[str]]:
     """Split -> pattern of its words in names, as in `datasets`."""
-    from datasets.data_files import NON_WORDS_CHARS, SPLIT_KEYWORDS
-
-    between = f"[{NON_WORDS_CHARS}]"
     found = {}
-    for split, keywords in SPLIT_KEYWORDS.items():
+    for split, keywords in SPLIT_WORDS.items():
         any_of = "|".join(keywords)
-        end = f"(?:{between}.*)?" if folder else f"{between}.*"
-        found[str(split)] = re.compile(f"(?:.*{between})?(?:{any_of}){end}", re.DOTALL)
+        end = f"(?:{BETWEEN}.*)?" if folder else f"{BETWEEN}.*"
+        found[split] = re.compile(f"(?:.*{BETWEEN})?(?:{any_of}){end}", re.DOTALL)
     return found
 
 
@@ -255,9 +263,7 @@ def canonical(split: str) -> str:
     >>> canonical("val"), canonical("Testing"), canonical("extra")
     ('validation', 'test', 'extra')
     """
-    from datasets.data_files import SPLIT_KEYWORDS
-
-    named = (str(name) for name, words in SPLIT_KEYWORDS.items() if split.lower() in words)
+    named = (name for name, words in SPLIT_WORDS.items() if split.lower() in words)
     return next(named, split)
 
 

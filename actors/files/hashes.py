@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 from actors.files.atomic import replacing
 from actors.files.cache_dir import cache_dir
@@ -24,8 +25,31 @@ def hash_files(files: Mapping[str, Path]) -> str:
         files: name -> file; the name is hashed, the path is not.
     """
     state = states(files)
-    key = hashlib.sha256(json.dumps(["hashes-2", list(files), state]).encode()).hexdigest()
-    entry = cache_dir() / "hashes" / f"{key}.json"
+    if (known := known_hash(files, state)) is not None:
+        return known
+    total = hashlib.sha256()
+    for name, file in files.items():
+        with file.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        total.update(f"{name}\0{content}\n".encode())
+    digest = total.hexdigest()
+    if states(files) != state:
+        return digest  # a file changed meanwhile
+    with replacing(entry_of(files, state)) as part:
+        part.write_text(sealed_json({"sha256": digest, "files": len(files)}))
+    return digest
+
+
+State: TypeAlias = list[tuple[str, int, int, int]]
+
+
+def known_hash(files: Mapping[str, Path], state: State | None = None) -> str | None:
+    """What `hash_files` has cached for these files; None: nothing, so that it would read them.
+
+    `state`: their states, if they are known.
+    """
+    state = states(files) if state is None else state
+    entry = entry_of(files, state)
     try:
         known = str(unsealed_json(entry.read_bytes())["sha256"])
         # A file that changed just before it was read may have changed again just after with the
@@ -36,20 +60,16 @@ def hash_files(files: Mapping[str, Path]) -> str:
         pass
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         again(entry, error)
-    total = hashlib.sha256()
-    for name, file in files.items():
-        with file.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
-        total.update(f"{name}\0{content}\n".encode())
-    digest = total.hexdigest()
-    if states(files) != state:
-        return digest  # a file changed meanwhile
-    with replacing(entry) as part:
-        part.write_text(sealed_json({"sha256": digest, "files": len(files)}))
-    return digest
+    return None
 
 
-def states(files: Mapping[str, Path]) -> list[tuple[str, int, int, int]]:
+def entry_of(files: Mapping[str, Path], state: State) -> Path:
+    """Cache file of the hash of files in this state."""
+    key = hashlib.sha256(json.dumps(["hashes-2", list(files), state]).encode()).hexdigest()
+    return cache_dir() / "hashes" / f"{key}.json"
+
+
+def states(files: Mapping[str, Path]) -> State:
     """Path, size, time of modification and time of change of each file."""
     stats = [(str(file.resolve()), file.stat()) for file in files.values()]
     # ctime as well as mtime: copying may preserve mtime.

@@ -142,8 +142,7 @@ def drive(given: argparse.Namespace) -> dict[str, Any]:
     from sweeps.cluster import ray_connection
     from sweeps.console.progress import Progress
     from sweeps.execution import run
-    from sweeps.execution.publish import tags_of
-    from sweeps.execution.sweep_run import SweepRun
+    from sweeps.execution.sweep_run import SweepRun, tags_of
     from sweeps.planning.prepare import prepare
     from sweeps.results.folder import SweepFolder, claim
     from sweeps.results.ledger import Ledger

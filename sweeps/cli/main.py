@@ -43,10 +43,10 @@ from sweeps.console import redact, signals
 from sweeps.console.escape import Screen
 from sweeps.console.optional import aside
 from sweeps.console.progress import Progress
-from sweeps.results.folder import Begin
 
 if TYPE_CHECKING:
     from sweeps.execution.run import Outcome
+    from sweeps.results.folder import Begin
     from sweeps.spec.sweep import SweepSpec
 
 FINISHED = "everything finished is kept"
@@ -98,6 +98,7 @@ def run(
     outputs: Outputs = OUTPUTS,
 ) -> None:
     """Run a sweep; ends with the comparison table and where everything is."""
+    from sweeps.results.folder import Begin
     from sweeps.spec.sweep import load
 
     with stoppable(FINISHED, going_on):
@@ -183,6 +184,7 @@ def plan(
     loaded, screen = load(spec, overrides or [], modules or []), Screen()
     screen.print("loading torch, checking models, data and methods …")
     from sweeps.cli.plan import show
+    from sweeps.results.folder import Begin
 
     begin = Begin(resume, fresh, extend, storage)
     show(loaded, outputs, screen, address, cluster, gpu_memory, begin)
@@ -258,7 +260,6 @@ def report(
     outputs: Outputs = OUTPUTS,
 ) -> None:
     """The comparison of a finished (or running) sweep."""
-    from sweeps.report.html import write_html
     from sweeps.report.terminal_table import render
     from sweeps.results.comparison_file import document
     from sweeps.results.partial_comparison import gather
@@ -276,6 +277,8 @@ def report(
                 raise typer.Exit(1)
         comparison, _ = gather(found.folder)
         if html is not None:
+            from sweeps.report.html import write_html
+
             write_html(found.folder, html)
     if as_json:
         typer.echo(json.dumps(document(comparison), indent=1))
@@ -370,6 +373,7 @@ def quickstart(
     with stoppable(FINISHED, going_on):
         from actors.files.embedded_pool import IMAGES, TEXT
         from sweeps.cli.quickstart import QUICKSTARTS, ensure_pool, next_steps
+        from sweeps.results.folder import Begin
         from sweeps.spec.sweep import load
 
         kind = TEXT if text else IMAGES

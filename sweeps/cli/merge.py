@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import typer
 
 from fusion.errors import InputError
-from sweeps.cli.file_formats.new_file import names
 from sweeps.cli.options import LOADING_TORCH, Import
 from sweeps.console.escape import Screen
 from sweeps.console.progress import Progress
@@ -38,6 +37,8 @@ def merge(
     modules: Import = None,
 ) -> None:
     """Merge models into a new model folder, with a method that needs weights alone."""
+    from sweeps.cli.file_formats.new_file import names
+
     params, named = parsed(values or []), names(base, experts)
     with Progress(Screen()) as progress:
         with progress.doing(LOADING_TORCH):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sweeps.results.folder import outputs_dir
+from sweeps.storage.outputs_dir import outputs_dir
 
 Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="A sweep file (YAML).")]
 Outputs = Annotated[Path, typer.Option(help="Where all sweeps are kept.")]

@@ -21,7 +21,7 @@ from sweeps.cli.ending import BUG, INTERRUPTED
 from sweeps.cluster.cluster_yaml import ClusterFile
 from sweeps.cluster.probe_address import check_jobs
 from sweeps.console import redact
-from sweeps.results.folder import in_job
+from sweeps.storage.outputs_dir import in_job
 
 PATIENCE = 300
 """Seconds to wait for the cluster file's nodes."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from actors.cluster.limits import cores, limits, shortfalls
+from actors.cluster.limits import cores, gpu_sizes, limits, shortfalls
 from actors.cluster.planner import Node, Resources, gigabytes
 from fusion import outside_methods
 from fusion.errors import InputError
@@ -63,8 +63,6 @@ def stay_on_loopback(address: str | None) -> None:
 
 def this_machine() -> Resources:
     """Resources of a local cluster, within the limits of cgroups and ulimits."""
-    from actors.cluster.nodes import gpu_sizes
-
     gpus, granted = gpu_sizes(), limits()
     memory = max(granted.memory - RAY_BYTES, 0)
     bound = f"{granted.by} grants {gigabytes(granted.total)}" if granted.by else ""

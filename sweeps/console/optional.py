@@ -8,6 +8,9 @@ from pathlib import Path
 
 from fusion.errors import one_line
 
+RESUMED = "--resume makes it"
+"""How a user makes a file that is missing."""
+
 
 @contextmanager
 def aside(

@@ -6,28 +6,22 @@ Each step may fail without failing the sweep: the reason is printed in one line.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from fusion.registry import METHODS
-from sweeps.console.optional import aside
+from sweeps.console.optional import RESUMED, aside
 from sweeps.execution.keep_examples import keep_examples
 from sweeps.execution.sweep_run import SweepRun
 from sweeps.execution.winners_models import model_of
-from sweeps.planning.prepared import Prepared
 from sweeps.report.charts import static_figures
 from sweeps.report.charts.search_surfaces import write_tables
 from sweeps.report.html import write_html
 from sweeps.results.comparison import MEANS, Comparison, is_single
 from sweeps.results.comparison_file import write_table
-from sweeps.results.folder import Identity
 from sweeps.tracking import markdown
 from sweeps.tracking.run_fields import totals
 from sweeps.trials.optuna_studies import FILE, write_studies
-
-RESUMED = "--resume makes it"
-"""How a user makes a file that is missing."""
 
 
 def publish(sweep: SweepRun, comparison: Comparison) -> None:
@@ -132,18 +126,3 @@ def log_rows(
     for why in left:
         say(f"MLflow: models are not stored: {why}; sweeps export writes them")
     return summary
-
-
-def tags_of(prepared: Prepared, identity: Identity) -> dict[str, str]:
-    """Tags of the sweep's parent run."""
-    spec = prepared.spec
-    chosen_on_report = spec.splits.select == spec.splits.report
-    return {
-        "spec_hash": identity.spec_hash,
-        "select": spec.splits.select,
-        "report": spec.splits.report,
-        "selected_on_report": str(chosen_on_report).lower(),
-        "base": spec.pool.base,
-        "experts": ",".join(spec.pool.experts),
-        "code": version("fusion-sweeps"),
-    }

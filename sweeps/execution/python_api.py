@@ -17,11 +17,12 @@ from fusion.errors import InputError, unknown
 from sweeps.results.comparison import Comparison, Row
 from sweeps.results.comparison_file import as_table, document
 from sweeps.results.export.from_recipe import export
-from sweeps.results.folder import Begin, outputs_dir
+from sweeps.results.folder import Begin
 from sweeps.results.partial_comparison import finished_model, gather
 from sweeps.spec.sweep import SweepSpec, load_data
 from sweeps.spec.sweep import load as load_spec
 from sweeps.spec.yaml_file import overridden
+from sweeps.storage.outputs_dir import outputs_dir
 
 if TYPE_CHECKING:
     import pandas as pd

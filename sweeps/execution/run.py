@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,8 +25,9 @@ from actors.fleet.file_transfer import home
 from fusion.registry import METHODS
 from sweeps.cluster import ray_connection
 from sweeps.console import redact, signals
-from sweeps.console.optional import aside
+from sweeps.console.optional import RESUMED, aside
 from sweeps.console.progress import Progress
+from sweeps.execution.beside import beside
 from sweeps.execution.final_evaluation import (
     evaluate_rows,
     measure_experts,
@@ -33,11 +35,10 @@ from sweeps.execution.final_evaluation import (
     measure_times,
 )
 from sweeps.execution.preflight import ready
-from sweeps.execution.publish import RESUMED, publish, tags_of
 from sweeps.execution.site import Site
 from sweeps.execution.stale_trials import renew
 from sweeps.execution.start_fleet import start_fleet
-from sweeps.execution.sweep_run import SweepRun
+from sweeps.execution.sweep_run import SweepRun, tags_of
 from sweeps.execution.timing import FINISH, STARTING, TRIALS, keep_times, opening
 from sweeps.planning.prepared import Prepared
 from sweeps.planning.rates import Rates
@@ -68,7 +69,6 @@ from sweeps.tracking.run_fields import spec_params
 from sweeps.tracking.tracker import Tracker
 from sweeps.trials.artifact_store import artifact_store
 from sweeps.trials.learn_coding import LearningInputs, sizes_of
-from sweeps.trials.run_trials import TrialSetup, run_trials
 
 PACKAGES = ("fusion-sweeps", "torch", "transformers", "ray", "mlflow", "datasets")
 
@@ -134,12 +134,13 @@ def run(
         prepared, uri, store = found.prepared, found.uri, found.store
         rates = Rates(cache_dir(), site.kind(prepared))
         progress.say(opening(prepared, rates, folder, begin))
-        with progress.doing("opening MLflow"):
-            client, experiment = mlflow_store.connect(
-                uri, spec.mlflow.experiment, outputs, progress.say
-            )
+        store_opened = beside(
+            partial(mlflow_store.connect, uri, spec.mlflow.experiment, outputs, progress.say)
+        )
         with progress.doing(STARTING):
             page = stack.enter_context(site.start(prepared))
+        with progress.doing("opening MLflow"):
+            client, experiment = store_opened()
         if page:
             progress.say(f"dashboard {page} until the sweep ends; {ray_connection.token_hint()}")
         fleet, data = start_fleet(
@@ -150,6 +151,7 @@ def run(
             prepared.roles,
             lambda data: extended(prepared, data),
             extractors=list(prepared.needs.extractors.values()),
+            meanwhile=load_phases,
         )
         # Only now, with every weight and image accepted, does the sweep leave a trace.
         sent = fetch.take_up(store, folder, fresh=begin.fresh) if store else {}
@@ -198,6 +200,13 @@ def run(
     return Outcome(comparison, folder, failed, tracker.fault, shown, mirror.fault, page, dashboard)
 
 
+def load_phases() -> None:
+    """Import Tune and what draws the report: seconds, for which nothing has to wait while the
+    replicas load."""
+    import sweeps.execution.publish
+    import sweeps.trials.run_trials  # noqa: F401
+
+
 def run_phases(sweep: SweepRun) -> Comparison:
     """Run all trials, evaluate the winners, and write and publish the comparison."""
     tidy_ledger(sweep)
@@ -210,6 +219,8 @@ def run_phases(sweep: SweepRun) -> Comparison:
             comparison = compared(sweep, rows)
             write(comparison, sweep.folder.path)
         with sweep.progress.doing("writing the report, sending results to MLflow"):
+            from sweeps.execution.publish import publish
+
             publish(sweep, comparison)
     keep_times(sweep, before)
     return comparison
@@ -227,6 +238,8 @@ def tidy_ledger(sweep: SweepRun) -> None:
 
 def tune(sweep: SweepRun) -> None:
     """Run every trial that has no ledger entry yet; each is recorded as it ends."""
+    from sweeps.trials.run_trials import TrialSetup, run_trials
+
     spec, plan = sweep.spec, sweep.prepared.plan
     metrics.label(sweep=spec.name)
 

@@ -29,6 +29,7 @@ def start_fleet(
     roles: Iterable[Role],
     more: Callable[[Mapping[str, TaskData]], Mapping[str, TaskData]] = lambda data: data,
     extractors: Sequence[Extractor] = (),
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> tuple[Fleet, Mapping[str, TaskData]]:
     """Prepare the data, load the experts and wait until the replicas are ready.
 
@@ -40,6 +41,7 @@ def start_fleet(
         roles: roles whose rows are decoded.
         more: may add roles to tasks, before the replicas start.
         extractors: extractors whose features of every row are computed.
+        meanwhile: called while the replicas load.
 
     Raises:
         InputError: a row that cannot be read, or a refused weight, each by name.
@@ -78,6 +80,7 @@ def start_fleet(
                 ),
             )
         )
+        meanwhile()
         fleet.ready()
     stack.enter_context(site.elastic(fleet, prepared))
     return fleet, data

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.metadata import version
 
 from actors.data.task_rows import TaskData
 from actors.fleet.client import Client
@@ -60,3 +61,18 @@ class SweepRun:
     def entries(self) -> list[Entry]:
         """Finished trials that the comparison counts."""
         return counted(self.folder.ledger, self.spec)
+
+
+def tags_of(prepared: Prepared, identity: Identity) -> dict[str, str]:
+    """Tags of the sweep's parent run."""
+    spec = prepared.spec
+    chosen_on_report = spec.splits.select == spec.splits.report
+    return {
+        "spec_hash": identity.spec_hash,
+        "select": spec.splits.select,
+        "report": spec.splits.report,
+        "selected_on_report": str(chosen_on_report).lower(),
+        "base": spec.pool.base,
+        "experts": ",".join(spec.pool.experts),
+        "code": version("fusion-sweeps"),
+    }

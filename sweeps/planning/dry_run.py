@@ -43,6 +43,16 @@ def dry_run(spec: SweepSpec, pool: Pool) -> None:
     Raises:
             InputError: the method refuses its input: an unknown expert, a weight too few.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # with a pool of threads for each survey it would take four times that
+    try:
+        dry_runs(spec, pool)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def dry_runs(spec: SweepSpec, pool: Pool) -> None:
+    """See `dry_run`."""
     for name, entry in spec.methods.items():
         method = METHODS[name]
         if "mlp_blocks" in method.requires:

@@ -9,7 +9,6 @@ from rich.table import Table
 
 from actors.cluster.planner import Plan, gigabytes
 from actors.data.task import ACCURACY, Task
-from actors.fleet.transport import NO_CUPY
 from actors.gate_features.extractor import Extractor
 from actors.pool.pool import Pool
 from actors.training.precision import NO_BF16, has_bf16
@@ -50,7 +49,7 @@ def facts(prepared: Prepared) -> list[tuple[str, str]]:
             f"forward in {spec.placement.dtype}",
         ),
         *([("precision", reduced)] if (reduced := precision(prepared)) else []),
-        *([("transport", NO_CUPY)] if lacks_direct(prepared) else []),
+        *([("transport", lacking)] if (lacking := lacks_direct(prepared)) else []),
         *([("rounding", rounded)] if (rounded := rounding(prepared)) else []),
         *(
             (noun, f"{name}: prepared as the base's file says; its own differs: {said}")
@@ -93,11 +92,15 @@ def reference_lines(spec: SweepSpec, pool: Pool) -> list[str]:
     ]
 
 
-def lacks_direct(prepared: Prepared) -> bool:
-    """Whether `transport: direct` is set and CuPy is missing."""
+def lacks_direct(prepared: Prepared) -> str:
+    """What `transport: direct` lacks, if that is set and CuPy is missing; else empty."""
     plan, wish = prepared.plan, prepared.spec.placement.transport
     wanted = wish == "direct" and plan.device == "cuda" and plan.shards > 1
-    return wanted and find_spec("cupy") is None
+    if not wanted or find_spec("cupy") is not None:
+        return ""
+    from actors.fleet.transport import NO_CUPY  # late: it imports Ray
+
+    return NO_CUPY
 
 
 def rounding(prepared: Prepared) -> str:

@@ -5,21 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
-
-from mlflow import MlflowClient
-from mlflow.entities import (
-    Dataset,
-    DatasetInput,
-    InputTag,
-    LoggedModelOutput,
-    LoggedModelStatus,
-    Metric,
-    Run,
-)
+from typing import TYPE_CHECKING, Protocol
 
 from sweeps.tracking.experiment_page import MAX_NOTE, NOTE
 from sweeps.tracking.run_fields import MAX_PARAM, user
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput, Metric, Run
 
 NOT_STORED = "model_not_stored"
 """Tag of a winner's run whose model is not in MLflow: the reason."""
@@ -64,6 +57,8 @@ def log_winner(
     `files`: each with its folder among the run's artifacts. `source`: of the model, or why it is
     not stored. The tag `winner` is set last: a run that has it, has all.
     """
+    from mlflow.entities import LoggedModelStatus  # late: see `mlflow_store`
+
     client = place.client
     run = client.get_run(run_id)
     if "winner" in run.data.tags:
@@ -122,6 +117,8 @@ def demote(place: Place, row: str) -> None:
 
 def model_of(place: Place, row: str, run: Run) -> str:
     """Id of a winner's logged model; it is created if missing."""
+    from mlflow.entities import LoggedModelOutput  # late: see `mlflow_store`
+
     if run.outputs and run.outputs.model_outputs:
         linked: str = run.outputs.model_outputs[0].model_id
         return linked
@@ -152,6 +149,8 @@ def model_of(place: Place, row: str, run: Run) -> str:
 
 def inputs(datasets: Mapping[str, str]) -> list[DatasetInput]:
     """Report rows of tasks as MLflow data sets."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag  # late: see `mlflow_store`
+
     tag = InputTag("mlflow.data.context", "report")
     return [
         DatasetInput(Dataset(task, digest, "local", f"{task} (report)"), [tag])
@@ -163,6 +162,8 @@ def tested(
     metrics: Mapping[str, float], datasets: Mapping[str, str], model_id: str | None, at: int
 ) -> list[Metric]:
     """Metrics of the report split, of the model if it is stored; those of a task name its data."""
+    from mlflow.entities import Metric  # late: see `mlflow_store`
+
     batch = []
     for name, value in metrics.items():
         task = name.partition("/")[2]

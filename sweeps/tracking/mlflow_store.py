@@ -1,6 +1,8 @@
 """Connect to the MLflow store: where it is, whether it can be used, which errors may pass.
 
 This file, `tracker.py`, `run_fields.py` and `logged_model.py` are the only ones that know MLflow.
+Here it is imported inside functions, since it takes two seconds: `sweeps plan` does without it
+where the store is an SQLite file that is complete.
 """
 
 from __future__ import annotations
@@ -9,9 +11,15 @@ import logging
 import os
 import re
 from collections.abc import Callable, Collection
+from contextlib import suppress
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from actors.files.atomic import replacing
+from actors.files.cache_dir import cache_dir
+from actors.files.checksums import sealed_json, unsealed_json
 from actors.files.once import alone
 from fusion.errors import InputError, reading
 from sweeps.console import redact
@@ -28,9 +36,8 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # A model is no copy of the project that lies in the working directory.
 os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
 
-import mlflow
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 EXPERIMENT = "fusion-sweeps"
 
@@ -111,6 +118,8 @@ def connect(
     redact.learn(where)
     check(where)
     patience()
+    import mlflow  # noqa: F401  (it sets the level of its logger)
+
     quiet = logging.getLogger("alembic"), logging.getLogger("mlflow")
     for logger in quiet:  # the migrations of a fresh store are not news
         logger.setLevel(logging.WARNING)
@@ -143,9 +152,18 @@ def check_reachable(uri: str, experiment: str | None) -> None:
             )
         if sqlite_store.revision_of(file) != revision:
             return  # `connect` brings it up to date first
+        if sqlite_store.usable(file, experiment or EXPERIMENT):
+            return
     with reading(f"mlflow.tracking_uri: {redact.url(uri)!r}"):
-        client = MlflowClient(uri)
+        client = client_of(uri)
     known(client, experiment or EXPERIMENT, uri)
+
+
+def client_of(uri: str) -> MlflowClient:
+    """A client of the store at a URI; imports MLflow."""
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
 
 
 RACED = re.compile(r"(?i)unique ?(?:violation|constraint)|duplicate (?:key|entry)")
@@ -211,23 +229,37 @@ def set_up(file: Path, where: str, say: Callable[[str], None]) -> None:
 
 def initialise(uri: str) -> None:
     """Let MLflow create or migrate its tables, as it does when a store is opened."""
-    MlflowClient(uri).search_experiments(max_results=1)
+    client_of(uri).search_experiments(max_results=1)
 
 
 def newest() -> tuple[Collection[str], str]:
-    """Tables and schema revision of this MLflow."""
-    # Start-up time: only an SQLite store that is there already needs these.
+    """Tables and schema revision of this MLflow; found out once a version, then cached."""
+    file = cache_dir() / "mlflow" / f"{version('mlflow')}.json"
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        found = unsealed_json(file.read_bytes())
+        return tuple(map(str, found["tables"])), str(found["revision"])
+    tables, revision = own_schema()
+    with replacing(file) as part:
+        part.write_text(sealed_json({"tables": list(tables), "revision": revision}))
+    return tables, revision
+
+
+def own_schema() -> tuple[Collection[str], str]:
+    """Tables and schema revision of this MLflow, from its own code."""
     from alembic.script import ScriptDirectory
     from mlflow.store.tracking.dbmodels.models import Base
 
-    folder = Path(mlflow.__file__).parent / "store" / "db_migrations"
+    spec = find_spec("mlflow")
+    assert spec is not None
+    assert spec.origin is not None
+    folder = Path(spec.origin).parent / "store" / "db_migrations"
     return tuple(Base.metadata.tables), ScriptDirectory(str(folder)).get_current_head() or ""
 
 
 def opened(where: str, name: str, outputs: Path) -> tuple[MlflowClient, str]:
     """See `connect`."""
     try:
-        client = MlflowClient(where)
+        client = client_of(where)
     except Exception as error:  # a URI of no store, say
         raise InputError(
             f"mlflow.tracking_uri: {redact.url(where)!r}: {unusable(error)}"
@@ -258,6 +290,8 @@ def check(where: str) -> None:
 
 def made(client: MlflowClient, name: str, where: str, outputs: Path) -> str:
     """Create an experiment; if another sweep created it meanwhile, return its id."""
+    from mlflow.exceptions import MlflowException
+
     # A server has an artifact root of its own; a sqlite store would use the working directory.
     local = where.startswith("sqlite:")
     place = (outputs / "mlflow-artifacts" / name).resolve().as_uri() if local else None
@@ -280,6 +314,8 @@ def tag_experiment(client: MlflowClient, experiment: str, key: str, value: str) 
     MLflow looks whether the tag is there and then inserts it, so the database refuses all but the
     first of those inserts. Called again, MLflow finds the tag and changes it.
     """
+    from mlflow.exceptions import MlflowException
+
     try:
         client.set_experiment_tag(experiment, key, value)
     except MlflowException as error:
@@ -304,6 +340,8 @@ def unusable(error: Exception) -> str:
 
 def status_of(error: BaseException) -> int | None:
     """HTTP status of an error; None if it has none."""
+    from mlflow.exceptions import MlflowException
+
     if isinstance(error, MlflowException):
         return int(error.get_http_status_code())
     status = getattr(getattr(error, "response", None), "status_code", None)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import getpass
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any
-
-from mlflow.entities import Metric, Param
+from typing import TYPE_CHECKING, Any
 
 from sweeps.console import redact
 from sweeps.report.charts.hyperparameter_profiles import flat
 from sweeps.report.charts.learning_curves import asked_steps
 from sweeps.results.ledger import Entry
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric, Param
 
 MAX_PARAM = 6000
 """Characters MLflow takes in a parameter's value."""
@@ -68,6 +69,8 @@ def run_name(entry: Entry) -> str:
 
 def params_of(entry: Entry) -> list[Param]:
     """Its method, and parameters, nested ones with dotted names; of a learner also its steps."""
+    from mlflow.entities import Param  # late: see `mlflow_store`
+
     params = {name: str(value)[:MAX_PARAM] for name, value in flat(entry.params).items()}
     if entry.steps:
         params = {"steps": str(asked_steps(entry)), **params}
@@ -81,6 +84,8 @@ def metrics_of(entry: Entry) -> list[Metric]:
     Scores are those of the select split: each as `val/…`, beside `test/…` of a winner, and by its
     name alone, as before there was a `val/`.
     """
+    from mlflow.entities import Metric  # late: see `mlflow_store`
+
     now = millis(entry.started, entry.trial_s)
     values = {
         **entry.metrics,
@@ -142,6 +147,8 @@ def curve_metrics(entry: Entry) -> list[Metric]:
 
     Its time is spread evenly over its steps: MLflow's page draws against time as readily.
     """
+    from mlflow.entities import Metric  # late: see `mlflow_store`
+
     last = max((point["step"] for point in entry.curve), default=1) or 1
     return [
         Metric(

@@ -69,6 +69,19 @@ def reader(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True)
 
 
+def usable(path: Path, experiment: str) -> bool:
+    """Whether a complete store can be written and holds no deleted experiment of this name.
+
+    False where MLflow itself has to say why it cannot be used.
+    """
+    query = "select lifecycle_stage from experiments where name = ?"
+    with suppress(sqlite3.Error), closing(reader(path)) as db:
+        db.execute("begin immediate")  # waits for the right to write, and writes nothing
+        db.rollback()
+        return all(stage == "active" for (stage,) in db.execute(query, [experiment]))
+    return False
+
+
 def fault(path: Path, tables: Collection[str], revision: str) -> str | None:
     """Why a store is incomplete; None if it is complete, or of another revision.
 

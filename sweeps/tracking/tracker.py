@@ -11,9 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-
-from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from typing import TYPE_CHECKING
 
 from sweeps.results.ledger import Entry
 from sweeps.tracking.experiment_page import MAX_NOTE, NOTE, SHOWN, fitted, page
@@ -31,6 +29,10 @@ from sweeps.tracking.run_fields import (
     user,
 )
 from sweeps.tracking.system_metrics import Sample, SystemMetrics
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 MAX_BATCH = 800
 """Metrics in a call: MLflow takes 1000 things, of which up to 100 are parameters."""
@@ -104,6 +106,8 @@ class Tracker:
             self.client.update_run(parent.info.run_id, status="RUNNING")
         else:
             parent = self.client.create_run(self.experiment, run_name=self.sweep, tags=self.tags)
+        from mlflow.entities import Param  # late: see `mlflow_store`
+
         # A parameter cannot be changed: an extended sweep keeps what it began with.
         left = [Param(k, v) for k, v in self.params.items() if k not in parent.data.params]
         for start in range(0, len(left), MAX_PARAMS):
@@ -157,6 +161,8 @@ class Tracker:
         run_id, sent = self.sent.get(key, ("", ""))
         if sent == state:
             return
+        from mlflow.entities import RunTag  # late: see `mlflow_store`
+
         metrics = metrics_of(entry)
         if not run_id:
             run_id = self.child(entry)
@@ -227,6 +233,8 @@ class Tracker:
 
     def log_samples(self, samples: Sequence[Sample]) -> None:
         """Send samples; their steps are seconds since the sweep first started."""
+        from mlflow.entities import Metric  # late: see `mlflow_store`
+
         self.open()
         metrics = [
             Metric(name, value, at, (at - self.began) // 1000)
@@ -284,6 +292,8 @@ class Tracker:
         samples = self.system_metrics.stop() if self.system_metrics else []
 
         def log() -> None:
+            from mlflow.entities import Metric  # late: see `mlflow_store`
+
             self.open()
             self.log_samples(samples)
             there = self.client.get_run(self.parent).data.metrics

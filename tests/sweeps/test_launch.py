@@ -10,7 +10,7 @@ import yaml
 
 from fusion.errors import InputError
 from sweeps.cli import ray_job
-from sweeps.results.folder import outputs_dir
+from sweeps.storage.outputs_dir import outputs_dir
 
 PROJECT = Path(__file__).parents[2]
 SPEC = """

@@ -39,6 +39,18 @@ LARGEST: Mapping[str, int] = {
 number of layers are built before any weight is read."""
 
 
+TEXT_DEFAULTS: Mapping[str, Any] = {
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 77,
+    "vocab_size": 49408,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+"""The same of the text tower, as CLIPTextConfig has them."""
+
 LARGEST_TEXT: Mapping[str, int] = {
     "hidden_size": 1 << 14,
     "intermediate_size": 1 << 16,
@@ -69,16 +81,52 @@ def vision_fields(config: Mapping[str, Any], file: str) -> dict[str, Any]:
             width that is not divisible by the number of heads, an image smaller than a patch, an
             invalid epsilon, an activation that is not a name.
     """
-    given = config
-    if config.get("model_type") == "clip":
-        given = mapping(config, "vision_config", file)
-        # Files of 2022 hold the fields twice; `transformers` uses this copy.
-        if config.get("vision_config_dict"):
-            given = {**given, **DEFAULTS, **mapping(config, "vision_config_dict", file)}
-    fields = {name: given.get(name, default) for name, default in DEFAULTS.items()}
+    full = config.get("model_type") == "clip"
+    fields = section(config, "vision_config", DEFAULTS, file) if full else filled(config, DEFAULTS)
     check_sizes(fields, LARGEST, file)
     check_fit(fields, file)
+    if fields["patch_size"] > fields["image_size"]:
+        raise InputError(
+            f"{file}: patch_size: {fields['patch_size']}; at most image_size"
+            f" ({fields['image_size']}) allowed"
+        )
     return fields
+
+
+def text_fields(config: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """Fields of the text tower in the `config.json` of a CLIPModel, with defaults filled in.
+
+    Args:
+        config: its content.
+        file: the file, for messages.
+
+    Raises:
+        InputError: see `vision_fields`.
+    """
+    fields, where = section(config, "text_config", TEXT_DEFAULTS, file), f"{file}: text_config"
+    check_sizes(fields, LARGEST_TEXT, where)
+    check_fit(fields, where)
+    return fields
+
+
+def section(
+    config: Mapping[str, Any], name: str, defaults: Mapping[str, Any], file: str
+) -> dict[str, Any]:
+    """Fields of one tower of a full model.
+
+    Raises:
+        InputError: the section is not a mapping.
+    """
+    given = mapping(config, name, file)
+    # Files of 2022 hold the fields twice; `transformers` uses this copy.
+    if config.get(f"{name}_dict"):
+        given = {**given, **defaults, **mapping(config, f"{name}_dict", file)}
+    return filled(given, defaults)
+
+
+def filled(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that have a default, as given or by default."""
+    return {name: given.get(name, default) for name, default in defaults.items()}
 
 
 def mapping(config: Mapping[str, Any], name: str, file: str) -> Mapping[str, Any]:
@@ -98,11 +146,6 @@ def check_fit(fields: Mapping[str, Any], file: str) -> None:
     width, heads = fields["hidden_size"], fields["num_attention_heads"]
     if width % heads:
         raise InputError(f"{file}: hidden_size: {width}; a multiple of the {heads} heads needed")
-    if fields["patch_size"] > fields["image_size"]:
-        raise InputError(
-            f"{file}: patch_size: {fields['patch_size']}; at most image_size"
-            f" ({fields['image_size']}) allowed"
-        )
     epsilon, act = fields["layer_norm_eps"], fields["hidden_act"]
     if type(epsilon) not in (int, float) or not 0 <= epsilon <= 1:
         raise InputError(f"{file}: layer_norm_eps: {shown(epsilon)}; a number from 0 to 1 needed")
@@ -116,32 +159,51 @@ def vision_tensors(fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     This order is the axis of layer-wise codings: k, v, q within attention. `visual_projection` is
     not part of the tower.
     """
-    width, inner = fields["hidden_size"], fields["intermediate_size"]
-    patch = fields["patch_size"]
-    tensors: dict[str, tuple[int, ...]] = {
+    width, patch = fields["hidden_size"], fields["patch_size"]
+    return {
         "embeddings.class_embedding": (width,),
         "embeddings.patch_embedding.weight": (width, fields["num_channels"], patch, patch),
         "embeddings.position_embedding.weight": ((fields["image_size"] // patch) ** 2 + 1, width),
+        **norm("pre_layrnorm", width),  # sic
+        **layers(fields),
+        **norm("post_layernorm", width),
     }
 
-    def linear(name: str, into: int, out: int) -> None:
-        tensors[f"{name}.weight"] = (out, into)
-        tensors[f"{name}.bias"] = (out,)
 
-    def norm(name: str) -> None:
-        tensors[f"{name}.weight"] = tensors[f"{name}.bias"] = (width,)
+def text_tensors(fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Canonical name -> shape of every tensor of the text tower, without its projection."""
+    width = fields["hidden_size"]
+    return {
+        "embeddings.token_embedding.weight": (fields["vocab_size"], width),
+        "embeddings.position_embedding.weight": (fields["max_position_embeddings"], width),
+        **layers(fields),
+        **norm("final_layer_norm", width),
+    }
 
-    norm("pre_layrnorm")  # sic
+
+def layers(fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the tensors of a tower's transformer layers."""
+    width, inner = fields["hidden_size"], fields["intermediate_size"]
+    tensors: dict[str, tuple[int, ...]] = {}
     for index in range(fields["num_hidden_layers"]):
         layer = f"encoder.layers.{index}"
         for part in ("k_proj", "v_proj", "q_proj", "out_proj"):
-            linear(f"{layer}.self_attn.{part}", width, width)
-        norm(f"{layer}.layer_norm1")
-        linear(f"{layer}.mlp.fc1", width, inner)
-        linear(f"{layer}.mlp.fc2", inner, width)
-        norm(f"{layer}.layer_norm2")
-    norm("post_layernorm")
+            tensors |= linear(f"{layer}.self_attn.{part}", width, width)
+        tensors |= norm(f"{layer}.layer_norm1", width)
+        tensors |= linear(f"{layer}.mlp.fc1", width, inner)
+        tensors |= linear(f"{layer}.mlp.fc2", inner, width)
+        tensors |= norm(f"{layer}.layer_norm2", width)
     return tensors
+
+
+def linear(name: str, into: int, out: int) -> dict[str, tuple[int, ...]]:
+    """Tensors of a linear layer."""
+    return {f"{name}.weight": (out, into), f"{name}.bias": (out,)}
+
+
+def norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
+    """Tensors of a layer norm."""
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 
 def activations(fields: Mapping[str, int]) -> tuple[int, int, int]:

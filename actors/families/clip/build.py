@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from actors.checkpoints.checkpoint import Checkpoint
-from actors.families.clip.architecture import LARGEST_TEXT, check_sizes
+from actors.families.activations import activation
+from actors.families.clip.architecture import text_fields, text_tensors
 from fusion.errors import InputError, reading
 
 if TYPE_CHECKING:
@@ -52,36 +53,33 @@ def clip_config(checkpoint: Checkpoint) -> CLIPConfig:
     file = f"{checkpoint.name}: {checkpoint.folder / 'config.json'}"
     with reading(file):
         if values["model_type"] == "clip":
-            config = CLIPConfig(**values)
-            check_sizes(vars(config.text_config), LARGEST_TEXT, f"{file}: text_config")
-            return config
+            text_fields(values, file)  # all layers of the text tower would be built
+            return CLIPConfig(**values)
         return CLIPConfig(vision_config=CLIPVisionConfig(**values).to_dict())
 
 
 def check_towers(base: Checkpoint) -> None:
-    """Build both towers of a base without memory, and compare the text tower's tensors.
+    """Check that both towers of a base can be built, and compare the text tower's tensors.
 
     Raises:
-        InputError: a configuration that `transformers` cannot build, or a text tower with missing
-            or mis-shaped tensors.
+        InputError: fields of the text tower that are out of bounds or contradict each other, an
+            unknown activation, or a text tower with missing or mis-shaped tensors.
     """
-    from transformers import CLIPTextModel, CLIPVisionModel
-
     file = base.folder / "config.json"
-    config = clip_config(base)
-    with reading(f"{base.name}: {file}"), torch.device("meta"):
-        CLIPVisionModel(config.vision_config)
-        tower = CLIPTextModel(config.text_config)
-    wanted = weights(tower)
+    fields = text_fields(base.config, f"{base.name}: {file}")
+    with reading(f"{base.name}: {file}"):
+        activation(base.fields["hidden_act"])
+        activation(fields["hidden_act"])
+    wanted = text_tensors(fields)
     for key, info in base.rest.items():
         if key.startswith(TEXT_PREFIX) and key.removeprefix(TEXT_PREFIX) not in wanted:
             raise InputError(f"{base.name}: {info.file}: tensor {key!r}: not part of a CLIP model")
-    for name, memory in wanted.items():
+    for name, shape in wanted.items():
         if TEXT_PREFIX + name not in base.rest:
             raise InputError(f"{base.name}: {base.folder}: tensor {TEXT_PREFIX + name!r}: missing")
         info = base.rest[TEXT_PREFIX + name]
-        if info.shape != tuple(memory.shape):
+        if info.shape != shape:
             raise InputError(
                 f"{base.name}: {info.file}: tensor {TEXT_PREFIX + name!r}: shape"
-                f" {list(info.shape)}; {file} says {list(memory.shape)}"
+                f" {list(info.shape)}; {file} says {list(shape)}"
             )

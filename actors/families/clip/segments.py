@@ -6,16 +6,17 @@ Activations: {"pixels": uint8 [B, 3, H, W]} first, {"hidden": [B, n, d]} between
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from actors.checkpoints.checkpoint import Checkpoint
 from actors.data.images.preprocess import Preprocess
 from actors.data.images.preprocessor_config import read_preprocess
+from actors.families.activations import activation
 from actors.families.clip.architecture import PROJECTION
-from actors.families.clip.build import clip_config
 from actors.families.protocol import Activations, Segment, check_untied, segment
 from fusion.errors import InputError
 from fusion.merged_layers.modules import BareParameter
@@ -24,17 +25,18 @@ from fusion.merged_layers.modules import BareParameter
 class Embed(nn.Module):
     """Pixels to the first hidden states: patches, class token, positions, first norm."""
 
-    def __init__(self, config: Any, preprocess: Preprocess) -> None:
+    def __init__(self, fields: Mapping[str, Any], preprocess: Preprocess) -> None:
+        """`fields`: see `architecture.DEFAULTS`."""
         super().__init__()
         self.preprocess = preprocess
-        width, patch = config.hidden_size, config.patch_size
-        self.positions = (config.image_size // patch) ** 2 + 1
+        width, patch = fields["hidden_size"], fields["patch_size"]
+        self.positions = (fields["image_size"] // patch) ** 2 + 1
         self.token = BareParameter(width)
         self.patch_embedding = nn.Conv2d(
-            config.num_channels, width, kernel_size=patch, stride=patch, bias=False
+            fields["num_channels"], width, kernel_size=patch, stride=patch, bias=False
         )
         self.position_embedding = nn.Embedding(self.positions, width)
-        self.pre_layrnorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.pre_layrnorm = nn.LayerNorm(width, eps=fields["layer_norm_eps"])
         self.dtype = torch.float32
         """dtype of activations, set by the holder of the weights."""
 
@@ -50,28 +52,87 @@ class Embed(nn.Module):
         return {"hidden": self.pre_layrnorm(hidden)}
 
 
-class Block(nn.Module):
-    """One transformer layer, as `transformers` computes it."""
+class Attention(nn.Module):
+    """Attention between all positions, as CLIPAttention of `transformers` computes it (`sdpa`)."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, fields: Mapping[str, Any]) -> None:
         super().__init__()
-        from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+        width = fields["hidden_size"]
+        self.head_width = width // fields["num_attention_heads"]
+        self.scale = self.head_width**-0.5
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
 
-        self.layer = CLIPEncoderLayer(config)
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[B, n, d] -> [B, n, d]."""
+        shape = (*hidden.shape[:-1], -1, self.head_width)
+        query, key, value = (
+            layer(hidden).view(shape).transpose(1, 2)
+            for layer in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value, scale=self.scale)
+        out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+class Mlp(nn.Module):
+    """The two linear layers of a transformer layer with the activation between them."""
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.activation = activation(fields["hidden_act"])
+        self.fc1 = nn.Linear(fields["hidden_size"], fields["intermediate_size"])
+        self.fc2 = nn.Linear(fields["intermediate_size"], fields["hidden_size"])
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[B, n, d] -> [B, n, d]."""
+        out: Tensor = self.fc2(self.activation(self.fc1(hidden)))
+        return out
+
+
+class EncoderLayer(nn.Module):
+    """One transformer layer, as CLIPEncoderLayer of `transformers` computes it.
+
+    That class is not used: its module takes two seconds to import, in each replica.
+    """
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        super().__init__()
+        width, epsilon = fields["hidden_size"], fields["layer_norm_eps"]
+        self.self_attn = Attention(fields)
+        self.layer_norm1 = nn.LayerNorm(width, eps=epsilon)
+        self.mlp = Mlp(fields)
+        self.layer_norm2 = nn.LayerNorm(width, eps=epsilon)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[B, n, d] -> [B, n, d]."""
+        hidden = hidden + self.self_attn(self.layer_norm1(hidden))
+        out: Tensor = hidden + self.mlp(self.layer_norm2(hidden))
+        return out
+
+
+class Block(nn.Module):
+    """One transformer layer of the chain."""
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.layer = EncoderLayer(fields)
 
     def forward(self, carry: Activations) -> Activations:
         """{"hidden"} -> {"hidden"}."""
-        out = self.layer(carry["hidden"], attention_mask=None)
-        return {"hidden": out[0] if isinstance(out, tuple) else out}
+        return {"hidden": self.layer(carry["hidden"])}
 
 
 class Project(nn.Module):
     """The class token's last state, normalised and projected."""
 
-    def __init__(self, config: Any, out: int) -> None:
+    def __init__(self, fields: Mapping[str, Any], out: int) -> None:
         super().__init__()
-        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.visual_projection = nn.Linear(config.hidden_size, out, bias=False)
+        width = fields["hidden_size"]
+        self.post_layernorm = nn.LayerNorm(width, eps=fields["layer_norm_eps"])
+        self.visual_projection = nn.Linear(width, out, bias=False)
 
     def forward(self, carry: Activations) -> Activations:
         """{"hidden"} -> {"output"}."""
@@ -87,14 +148,13 @@ def clip_segments(base: Checkpoint) -> tuple[Segment, ...]:
     """
     if PROJECTION not in base.tensors:
         raise InputError(f"{base.name}: {base.folder}: no {PROJECTION}")
-    preprocess, size = read_preprocess(base.folder), base.fields["image_size"]
+    fields, preprocess = base.fields, read_preprocess(base.folder)
+    size = fields["image_size"]
     if preprocess.shape != (size, size):
         raise InputError(
             f"{base.folder}: images are prepared to {preprocess.shape};"
             f" the model takes {(size, size)}"
         )
-    config = clip_config(base).vision_config
-    config._attn_implementation = "sdpa"  # a layer that is built alone does not choose one itself
     out = base.tensors[PROJECTION].shape[0]
     names = {
         "token.value": "embeddings.class_embedding",
@@ -103,16 +163,16 @@ def clip_segments(base: Checkpoint) -> tuple[Segment, ...]:
         "pre_layrnorm.weight": "pre_layrnorm.weight",
         "pre_layrnorm.bias": "pre_layrnorm.bias",
     }
-    chain = [segment(base, Embed, (config, preprocess), names)]
-    for index in range(base.fields["num_hidden_layers"]):
+    chain = [segment(base, Embed, (fields, preprocess), names)]
+    for index in range(fields["num_hidden_layers"]):
         prefix = f"encoder.layers.{index}."
         names = {
             f"layer.{name.removeprefix(prefix)}": name
             for name in base.tensors
             if name.startswith(prefix)
         }
-        chain.append(segment(base, Block, (config,), names, "layer.mlp", config.hidden_size))
+        chain.append(segment(base, Block, (fields,), names, "layer.mlp", fields["hidden_size"]))
     names = {name: name for name in ("post_layernorm.weight", "post_layernorm.bias", PROJECTION)}
-    chain.append(segment(base, Project, (config, out), names))
+    chain.append(segment(base, Project, (fields, out), names))
     check_untied(tuple(chain), base.name)
     return tuple(chain)

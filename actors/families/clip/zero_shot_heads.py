@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.artifacts.head_file import check_head, check_rows, content_name, sound
-from actors.checkpoints.checkpoint import Checkpoint, content_hash, owner, read
+from actors.checkpoints.checkpoint import Checkpoint, content_hash, is_hashed, owner, read
 from actors.data.prompts import fill
 from actors.data.task import Task
-from actors.families.clip.architecture import PROJECTION
+from actors.families.clip.architecture import PROJECTION, text_fields
 from actors.files.atomic import replacing
+from actors.files.cache_dir import cache_dir
 from actors.files.checksums import sealed
 from actors.files.fingerprint import Fingerprint, fingerprint, software
 from actors.files.hashes import hash_files
@@ -110,6 +111,11 @@ def zero_shot_fingerprint(base: Checkpoint, tokenizer: Tokenizer, task: Task) ->
     return fingerprint("head-3", base.fingerprint, tokenizer.fingerprint, *words, libraries)
 
 
+def head_path(base: Checkpoint, tokenizer: Tokenizer, task: Task, root: Path) -> Path:
+    """File of a zero-shot head in the cache folder `root`."""
+    return root / "heads" / f"{zero_shot_fingerprint(base, tokenizer, task)}.safetensors"
+
+
 def zero_shot_heads(
     base: Checkpoint,
     tasks: Mapping[str, Task],
@@ -131,10 +137,7 @@ def zero_shot_heads(
         InputError: no tokenizer, or a prompt longer than the text tower's positions.
     """
     tokenizer = open_tokenizer(base)
-    paths = {
-        name: root / "heads" / f"{zero_shot_fingerprint(base, tokenizer, task)}.safetensors"
-        for name, task in tasks.items()
-    }
+    paths = {name: head_path(base, tokenizer, task, root) for name, task in tasks.items()}
     missing = {path: tasks[name] for name, path in paths.items() if not sound(path)}
     if missing:
         from fusion.logits.cosine_head import zero_shot_head
@@ -223,12 +226,17 @@ def read_tokenizer(base: Checkpoint, tokenizer: Tokenizer) -> Any:
 def check_prompts(base: Checkpoint, tasks: Mapping[str, Task]) -> None:
     """Raise InputError if the tokenizer cannot be read, or a prompt is too long for the text tower.
 
-    Checks the tasks with a zero-shot head; reads no weight.
+    Checks the tasks with a zero-shot head that is not in the cache; reads no weight.
     """
     words = [task for task in tasks.values() if task.source.head is None]
     if not words:
         return
-    tokenizer, positions = read_tokenizer(base, open_tokenizer(base)), text_positions(base)
+    files = open_tokenizer(base)
+    if is_hashed(base):
+        words = [each for each in words if not sound(head_path(base, files, each, cache_dir()))]
+    if not words:
+        return
+    tokenizer, positions = read_tokenizer(base, files), text_positions(base)
     for task in words:
         texts = prompts(task)
         with reading(f"task {task.name!r}: the tokenizer of {base.folder}"):
@@ -240,11 +248,10 @@ def text_positions(base: Checkpoint) -> int:
     """Largest number of tokens of a prompt for the text tower.
 
     Raises:
-        InputError: the configuration's value is not a positive whole number.
+        InputError: see `text_fields`.
     """
-    from actors.families.clip.build import clip_config
-
-    return int(clip_config(base).text_config.max_position_embeddings)
+    fields = text_fields(base.config, f"{base.name}: {base.folder / 'config.json'}")
+    return int(fields["max_position_embeddings"])
 
 
 def check_lengths(texts: Sequence[str], lengths: Sequence[int], positions: int, what: str) -> None:

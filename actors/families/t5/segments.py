@@ -32,6 +32,7 @@ from torch.nn.functional import embedding, scaled_dot_product_attention
 
 from actors.checkpoints.checkpoint import Checkpoint
 from actors.data.text.answers import LAST
+from actors.families.activations import activation
 from actors.families.protocol import OUTPUT, Activations, Segment, segment
 from actors.families.t5.architecture import (
     CROSS,
@@ -72,11 +73,8 @@ class FeedForward(nn.Module):
         for name in self.names:
             self.add_module(name, nn.Linear(width, inner, bias=False))
         self.wo = nn.Linear(inner, width, bias=False)
-        self.act: nn.Module = nn.ReLU()
-        if fields["feed_forward_proj"] == GATED:
-            from transformers.activations import NewGELUActivation
-
-            self.act = NewGELUActivation()
+        gated = fields["feed_forward_proj"] == GATED
+        self.act = activation("gelu_new" if gated else "relu")
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[B, …, d] -> [B, …, d]."""

@@ -5,8 +5,8 @@ import subprocess
 import pytest
 import torch
 
-from actors.cluster import nodes
-from actors.cluster.nodes import gpu_sizes
+from actors.cluster import limits
+from actors.cluster.limits import gpu_sizes
 from fusion.errors import InputError
 
 
@@ -29,7 +29,7 @@ def test_another_process_is_asked_for_what_is_free(gpu, monkeypatch):
         "cuda = types.SimpleNamespace(mem_get_info=lambda i: (30 + i, 80), device_count=lambda: 2)",
         "sys.modules['torch'] = types.SimpleNamespace(cuda=cuda)",
     ])  # fmt: skip
-    monkeypatch.setattr(nodes, "SIZES", fake + nodes.SIZES)
+    monkeypatch.setattr(limits, "SIZES", fake + limits.SIZES)
     assert gpu_sizes() == [30, 31]
 
 
@@ -43,14 +43,14 @@ def test_none_without_a_gpu(monkeypatch):
     "script", ["raise RuntimeError('CUDA error: out of memory')", "print('hello')", ""]
 )
 def test_gpus_that_cannot_be_asked_are_one_line(script, gpu, monkeypatch):
-    monkeypatch.setattr(nodes, "SIZES", script)
+    monkeypatch.setattr(limits, "SIZES", script)
     with pytest.raises(InputError, match="CUDA_VISIBLE_DEVICES= hides them") as caught:
         gpu_sizes()
     assert "\n" not in str(caught.value)
 
 
 def test_a_gpu_that_does_not_answer(gpu, monkeypatch):
-    monkeypatch.setattr(nodes, "PATIENCE", 0.2)
-    monkeypatch.setattr(nodes, "SIZES", "import time; time.sleep(9)")
+    monkeypatch.setattr(limits, "ANSWER", 0.2)
+    monkeypatch.setattr(limits, "SIZES", "import time; time.sleep(9)")
     with pytest.raises(InputError, match="timed out"):
         gpu_sizes()

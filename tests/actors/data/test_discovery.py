@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from actors.data.dataset_files import Columns, Layout, open_folder
-from actors.data.discovery import discover, patterns
+from actors.data.discovery import BETWEEN, SPLIT_WORDS, discover, patterns
 from actors.data.readers import read, table_of
 from fusion.errors import InputError
 
@@ -431,8 +431,16 @@ def test_the_content_of_named_files_is_part_of_the_fingerprint(
 
 
 def test_words_are_those_of_datasets() -> None:
-    from datasets.data_files import DEFAULT_SPLITS, SPLIT_PATTERN_SHARDED
+    from datasets.data_files import (
+        DEFAULT_SPLITS,
+        NON_WORDS_CHARS,
+        SPLIT_KEYWORDS,
+        SPLIT_PATTERN_SHARDED,
+    )
 
+    keywords = {str(split): tuple(words) for split, words in SPLIT_KEYWORDS.items()}
+    assert keywords == SPLIT_WORDS
+    assert f"[{NON_WORDS_CHARS}]" == BETWEEN
     assert list(patterns(folder=True)) == [str(split) for split in DEFAULT_SPLITS]
     assert SPLIT_PATTERN_SHARDED == "data/{split}-" + "[0-9]" * 5 + "-of-" + "[0-9]" * 5 + "*.*"
 

@@ -160,7 +160,7 @@ def test_errors_of_stores_have_no_secret(tmp_path, monkeypatch):
     def refuses(where):
         raise OSError(f"no route to {where}, user me, {SECRET}")
 
-    monkeypatch.setattr(mlflow_store, "MlflowClient", refuses)
+    monkeypatch.setattr(mlflow_store, "client_of", refuses)
     with pytest.raises(InputError) as said:
         mlflow_store.connect(None, None, tmp_path)
     assert "hunter2" not in str(said.value)

@@ -4,8 +4,15 @@ from typing import Any
 
 import pytest
 
-from actors.families.clip.architecture import DEFAULTS, vision_fields, vision_tensors
-from actors.families.clip.build import check_towers
+from actors.families.clip.architecture import (
+    DEFAULTS,
+    TEXT_DEFAULTS,
+    text_fields,
+    text_tensors,
+    vision_fields,
+    vision_tensors,
+)
+from actors.families.clip.build import check_towers, clip_config, empty, weights
 from actors.families.registry import inspect
 from fusion.errors import InputError
 from tests.refusals import one_line
@@ -41,10 +48,30 @@ def test_the_published_models(
 
 
 def test_defaults_are_those_of_transformers() -> None:
-    from transformers import CLIPVisionConfig
+    from transformers import CLIPTextConfig, CLIPVisionConfig
 
-    config = CLIPVisionConfig()
-    assert {name: getattr(config, name) for name in DEFAULTS} == DEFAULTS
+    for config, defaults in ((CLIPVisionConfig(), DEFAULTS), (CLIPTextConfig(), TEXT_DEFAULTS)):
+        assert {name: getattr(config, name) for name in defaults} == defaults
+
+
+def test_tensors_of_the_text_tower_are_those_of_transformers(tiny: Any, tmp_path: Path) -> None:
+    import torch
+    from transformers import CLIPTextModel
+
+    base = inspect(str(tiny.base(tmp_path / "base")), "pool.base")
+    tower = empty(CLIPTextModel, clip_config(base).text_config, "cpu", torch.float32)
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights(tower).items()}
+    assert text_tensors(text_fields(base.config, "config.json")) == shapes
+
+
+@pytest.mark.parametrize("section", ["vision_config", "text_config"])
+def test_an_unknown_activation(tiny: Any, tmp_path: Path, section: str) -> None:
+    folder = tiny.base(tmp_path / "base")
+    config = json.loads((folder / "config.json").read_text())
+    config[section]["hidden_act"] = "qick_gelu"
+    (folder / "config.json").write_text(json.dumps(config))
+    with one_line("unknown activation 'qick_gelu'", start="pool.base: "):
+        check_towers(inspect(str(folder), "pool.base"))
 
 
 def test_a_field_that_is_no_number() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from actors.checkpoints.checkpoint import Checkpoint
 from actors.families.clip.architecture import PROJECTION
-from actors.families.clip.segments import Block, Embed, Project, clip_segments
+from actors.families.clip.segments import Block, Embed, EncoderLayer, Project, clip_segments
 from actors.families.protocol import Activations, segment_names
 from actors.families.registry import inspect
 from actors.shards.resident_model import ResidentModel
@@ -102,6 +102,36 @@ def test_equals_transformers_in_float64(base: Checkpoint, pixels: torch.Tensor) 
     for stop, state in enumerate(states, start=1):
         part = ResidentModel(base, dtype=torch.float64, block=(0, stop)).run({"pixels": pixels})
         torch.testing.assert_close(part["hidden"], state, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("act", ["quick_gelu", "gelu", "relu", "gelu_new"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_has_the_bits_of_transformers(act: str, dtype: torch.dtype) -> None:
+    from transformers import CLIPVisionConfig
+    from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+
+    sizes = {"hidden_size": 96, "intermediate_size": 200, "num_attention_heads": 3}
+    config = CLIPVisionConfig(**sizes, hidden_act=act)
+    config._attn_implementation = "sdpa"
+    torch.manual_seed(0)
+    theirs, ours = CLIPEncoderLayer(config).eval(), EncoderLayer(config.to_dict()).eval()
+    ours.load_state_dict(theirs.state_dict())
+    theirs.to(dtype), ours.to(dtype)
+    wanted, given = (torch.randn(3, 17, 96).to(dtype).requires_grad_() for _ in range(2))
+    given.data.copy_(wanted.data)
+    out = theirs(wanted, attention_mask=None)
+    out = out[0] if isinstance(out, tuple) else out
+    found = ours(given)
+    assert torch.equal(found, out)
+    out.square().sum().backward()
+    found.square().sum().backward()
+    assert wanted.grad is not None
+    assert given.grad is not None
+    assert torch.equal(given.grad, wanted.grad)
+    for mine, its in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert mine.grad is not None
+        assert its.grad is not None
+        assert torch.equal(mine.grad, its.grad)
 
 
 def test_no_projection(tiny: Tiny, tmp_path: Path) -> None:
