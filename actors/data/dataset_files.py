@@ -63,6 +63,8 @@ class Split:
     """Its rows in order, and whether a piece may be cut."""
     lowest: int = 0
     """Lowest label, as metadata says; 0 where they do not."""
+    fault: str | None = None
+    """Why its rows cannot be used. None: nothing is known against them."""
 
     def chunks(self, size: int) -> Iterator[tuple[int, Rows]]:
         """(number of the first row, rows): pieces of at most `size` rows where they can be cut."""
@@ -225,7 +227,7 @@ def parquet_split(
     bounds: list[tuple[int, int]] = []
     nulls = 0
     names: tuple[str, ...] | None = None
-    contents = list(files)
+    contents, texts = list(files), Texts(columns)
     for file in files:
         where = f"{what}: {file}"
         with reading(f"{where}: not a parquet file"):
@@ -244,13 +246,13 @@ def parquet_split(
                 found, empty = label_bounds(parquet, group, columns)
                 bounds += found
                 nulls += empty
-                contents += files_of_rows(parquet, group, columns, file, folder)
+                contents += files_of_rows(parquet, group, texts, file, folder)
     total = sum(rows.count for rows, _ in pieces)
     if total and all(highest < 0 for _, highest in bounds):
         return None
     check_gaps(nulls, f"{what}: {files[0]}")
     fingerprint = content_of("parquet", contents, columns, what)
-    return split_of(total, fingerprint, pieces, bounds), names
+    return split_of(total, fingerprint, pieces, bounds, texts), names
 
 
 def split_of(
@@ -258,11 +260,13 @@ def split_of(
     fingerprint: str,
     pieces: Sequence[tuple[Rows, bool]],
     bounds: Sequence[tuple[int, int]],
+    texts: Texts | None = None,
 ) -> Split:
-    """Make a split of these rows whose labels lie within these bounds."""
+    """Make a split of these rows whose labels lie within these bounds; `texts`: all were seen."""
     highest = max((high for _, high in bounds), default=-1)
     lowest = min((low for low, _ in bounds), default=0)
-    return Split(total, fingerprint, highest + 1, tuple(pieces), lowest)
+    fault = texts.fault if texts is not None else None
+    return Split(total, fingerprint, highest + 1, tuple(pieces), lowest, fault)
 
 
 def content_of(kind: str, files: Sequence[Path], columns: Columns, what: str) -> str:
@@ -370,18 +374,19 @@ def classes_in(lowest: Any, highest: Any, columns: Columns) -> tuple[int, int]:
     return (-1, -1) if below else (0, len(columns.numbers) - 1)
 
 
-def files_of_rows(
-    parquet: Any, group: int, columns: Columns, file: Path, folder: Path
-) -> list[Path]:
+def files_of_rows(parquet: Any, group: int, texts: Texts, file: Path, folder: Path) -> list[Path]:
     """The image files that a row group names in place of the images' bytes.
+
+    `texts` sees the rows of a text task.
 
     Raises:
         ValueError: a missing text.
         Unusable: a file outside the data set's folder.
     """
+    columns = texts.columns
     if columns.kind == "text":
-        table = parquet.read_row_group(group, columns=list(columns.inputs))
-        return check_texts(table, columns)
+        texts.see(parquet.read_row_group(group, columns=list(columns.inputs)))
+        return []
     image = columns.inputs[0]
     kind = parquet.schema_arrow.field(image).type
     if not may_name_files(kind) or names_none(parquet, group, image, kind):
@@ -407,28 +412,58 @@ def names_none(parquet: Any, group: int, image: str, kind: Any) -> bool:
     return bool(pc.struct_field(paths, "path").null_count == len(paths))
 
 
-def check_texts(table: Any, columns: Columns) -> list[Path]:
-    """Raise ValueError where a text is missing; texts name no files."""
-    for name in columns.inputs:
-        if nulls := table.column(name).null_count:
-            first = next(row for row, text in enumerate(table.column(name)) if not text.is_valid)
-            raise ValueError(
-                f"text: column {name!r}: {nulls:,} rows without a text, the first is row {first};"
-                " each row needs one"
-            )
-    return []
+class Texts:
+    """The texts of a split, seen table by table: none is missing, and blank ones are counted."""
+
+    def __init__(self, columns: Columns) -> None:
+        self.columns = columns
+        self.rows = 0
+        """Rows seen so far."""
+        self.blank: dict[str, tuple[int, int]] = {}
+        """Column -> number of its blank texts, and the row of the first."""
+
+    def see(self, table: Any) -> None:
+        """The next rows.
+
+        Raises:
+            ValueError: a missing text.
+        """
+        import pyarrow.compute as pc
+
+        for name in self.columns.inputs:
+            column = table.column(name)
+            if nulls := column.null_count:
+                first = self.rows + pc.index(pc.is_null(column), True).as_py()
+                raise ValueError(
+                    f"text: column {name!r}: {nulls:,} rows without a text, the first is row"
+                    f" {first}; each row needs one"
+                )
+            empty = pc.equal(pc.binary_length(pc.utf8_trim_whitespace(column)), 0)
+            if count := pc.sum(empty).as_py() or 0:
+                first = self.rows + pc.index(empty, True).as_py()
+                before, at = self.blank.get(name, (0, first))
+                self.blank[name] = (before + count, at)
+        self.rows += table.num_rows
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with the rows seen; None: nothing."""
+        for name, (count, first) in self.blank.items():
+            return f"column {name!r}: {count:,} empty texts, the first is row {first}"
+        return None
 
 
-def files_in(table: Any, columns: Columns, base: Path, folder: Path) -> list[Path]:
-    """The files that a table's input columns name; none of texts.
+def files_in(table: Any, texts: Texts, base: Path, folder: Path) -> list[Path]:
+    """The files that a table's input columns name; none of texts, which `texts` sees.
 
     Raises:
         ValueError: a missing text.
         Unusable: a file outside the data set's folder.
     """
-    if columns.kind == "text":
-        return check_texts(table, columns)
-    return named_in(table.column(columns.inputs[0]), base, folder)
+    if texts.columns.kind == "text":
+        texts.see(table)
+        return []
+    return named_in(table.column(texts.columns.inputs[0]), base, folder)
 
 
 def named_in(column: Any, base: Path, folder: Path) -> list[Path]:
@@ -464,7 +499,7 @@ def arrow_split(
     pieces: list[tuple[Rows, bool]] = []
     bounds: list[tuple[int, int]] = []
     nulls = 0
-    contents = list(files)
+    contents, texts = list(files), Texts(columns)
     names: tuple[str, ...] | None = None
     for file in files:
         where = f"{what}: {file}"
@@ -479,14 +514,15 @@ def arrow_split(
         with reading(where):
             bounds += bounds_in(table.column(columns.label), columns)
             nulls += table.column(columns.label).null_count
-            contents += files_in(table, columns, file.parent, folder)
+            contents += files_in(table, texts, file.parent, folder)
         rows = ArrowRows(str(file), 0, table.num_rows, columns, str(folder))
         pieces.append((rows, True))
     total = sum(rows.count for rows, _ in pieces)
     if total and all(highest < 0 for _, highest in bounds):
         return None
     check_gaps(nulls, f"{what}: {files[0]}")
-    return split_of(total, content_of("arrow", contents, columns, what), pieces, bounds), names
+    content = content_of("arrow", contents, columns, what)
+    return split_of(total, content, pieces, bounds, texts), names
 
 
 def image_folder(found: Found, label: str, what: str) -> Layout:
@@ -697,11 +733,12 @@ def library_files(found: Found, columns: Columns, what: str) -> Layout:
             continue
         check_gaps(label.null_count, f"{what}: {source.files[0]}")
         with reading(f"{what}: {found.folder}"):
-            contents = [*map(Path, source.files)]
-            contents += files_in(table, columns, found.folder, found.folder)
+            contents, texts = [*map(Path, source.files)], Texts(columns)
+            contents += files_in(table, texts, found.folder, found.folder)
         rows = LibraryRows(source, 0, table.num_rows, columns, str(found.folder), names)
         fingerprint = hash_text(content_of(found.kind, contents, columns, what), names)
-        splits[name] = (split_of(table.num_rows, fingerprint, [(rows, True)], bounds), own)
+        split = split_of(table.num_rows, fingerprint, [(rows, True)], bounds, texts)
+        splits[name] = (split, own)
     return assembled(found, splits, VALUES if names else CLASS_LABEL, what)
 
 

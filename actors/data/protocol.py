@@ -30,6 +30,10 @@ OUTPUT = "output"
 PREFIX = "prefix"
 """Column of rows that a decoder goes on with: int64 [B, t], the tokens it has written so far."""
 
+AVERAGED = "averaged"
+"""Column of rows whose entropy is that of the mean of their logits: int64 [B], one number a task.
+After `Inputs.collate` all rows of a batch have it, −1 where logits are not averaged."""
+
 ITEMSIZES = {"uint8": 1, "int32": 4, "int64": 8, "float32": 4}
 """Bytes of a number of a prepared column."""
 

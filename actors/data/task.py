@@ -388,8 +388,8 @@ def assign(
         roles: the roles of the task; splits of other roles may be missing.
 
     Raises:
-        InputError: a missing or empty split, or selection on the reporting split without spelling
-            it out.
+        InputError: a missing or empty split, a split with empty texts, or selection on the
+            reporting split without spelling it out.
     """
     wanted: dict[Role, str] = {
         "fit": splits.fit,
@@ -421,6 +421,8 @@ def assign(
             )
         if task.splits[places[role].split] == 0:
             raise InputError(f"task {task.name!r}: splits.{role}: split {name!r} is empty")
+        if fault := task.split(places[role].split).fault:
+            raise InputError(f"task {task.name!r}: splits.{role}: split {name!r}: {fault}")
     if {"select", "report"} <= set(roles):
         check_selection(task, splits, places, select_spelled)
     return places

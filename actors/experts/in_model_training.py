@@ -254,7 +254,11 @@ class TrainingCall:
             self.runner.batch(task, self.role, rows).parts[0]
             for task, rows in self.rows(at).items()
         ]
-        items = [Batch(tuple(parts[i : i + together])) for i in range(0, len(parts), together)]
+        averaged = self.runner.averaged(task for task, _, _ in parts)
+        items = [
+            Batch(tuple(parts[i : i + together]), averaged=averaged)
+            for i in range(0, len(parts), together)
+        ]
         call, shards = self.pipeline.link.call, self.pipeline.shards
         losses: dict[int, Any] = {}
 

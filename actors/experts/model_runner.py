@@ -149,9 +149,14 @@ class ModelRunner:
         )
         made = Batch(parts, precision=self.precisions.passes)
         if micro_batch.beta is None:
-            return made
+            return replace(made, averaged=self.averaged(micro_batch.rows))
         labels = [self.labels(task, role)[rows] for task, rows in micro_batch.rows.items()]
         return replace(made, labels=torch.cat(labels), beta=float(micro_batch.beta))
+
+    def averaged(self, tasks: Iterable[str]) -> frozenset[str]:
+        """The tasks whose loss is the entropy of the mean of a batch's logits."""
+        heads = {task: self.task_heads[task] for task in tasks}
+        return frozenset(t for t, h in heads.items() if isinstance(h, AnswerHead) and h.averaged)
 
     def trimmed(self, trim: Trim) -> Weights:
         """Weights without a coding whose trim has been surveyed; cached for all steps."""

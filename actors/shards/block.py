@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from actors.artifacts.statistics_file import opened
 from actors.checkpoints.checkpoint import Checkpoint
 from actors.cluster.metrics import count
-from actors.data.protocol import PREFIX, PreparedRows
+from actors.data.protocol import AVERAGED, PREFIX, PreparedRows
 from actors.families.protocol import Activations, segment_names
 from actors.shards.messages import Batch, Weights
 from actors.shards.resident_model import Blueprint, ResidentModel
@@ -194,6 +194,9 @@ class Block:
             sizes = [len(rows) for _, _, rows in activations.parts]
             texts = torch.split(activations.prefix, sizes)
             parts = [{**part, PREFIX: text} for part, text in zip(parts, texts, strict=True)]
+        for at, (task, _, rows) in enumerate(activations.parts):
+            if task in activations.averaged:
+                parts[at] = {**parts[at], AVERAGED: torch.full((len(rows),), at)}
         collated = self.resident.inputs.collate(parts)
         return {name: value.to(self.device) for name, value in collated.items()}
 

@@ -29,6 +29,8 @@ class Batch:
     """int64 [B, t], tokens that a decoder has written so far, where the next one is asked for."""
     precision: Precision = "fp32"
     """Precision of its products with weights, in passes that evaluate or learn."""
+    averaged: frozenset[str] = frozenset()
+    """Tasks whose loss is the entropy of the mean of their rows' logits; see `AnswerHead`."""
 
     @property
     def size(self) -> int:

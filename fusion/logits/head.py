@@ -19,7 +19,7 @@ from fusion.logits.entropy import entropy
 Target: TypeAlias = torch.dtype | torch.device
 """Argument of `Tensor.to`."""
 
-Objective: TypeAlias = Literal["vocabulary", "answers"]
+Objective: TypeAlias = Literal["vocabulary", "answers", "fusionbench"]
 """Which entropy of a text-to-text model is minimised; see `AnswerHead`."""
 
 
@@ -144,8 +144,9 @@ class VerbaliserHead:
 class AnswerHead:
     """Scores of whole answers, which a text-to-text model has put into its output.
 
-    Outputs are [B, 2 + C]: the entropy of the first token over the whole vocabulary, the class that
-    greedy decoding writes (−1: none), and Σ_j log p(token j) of each class's answer.
+    Outputs are [B, 2 + C]: the entropy of the first token over the whole vocabulary (see
+    `averaged`), the class that greedy decoding writes (−1: none), and Σ_j log p(token j) of each
+    class's answer.
     """
 
     answers: Tensor
@@ -155,12 +156,22 @@ class AnswerHead:
     objective: Objective = "vocabulary"
     """`vocabulary`: the entropy of the first token over the whole vocabulary, that of DAWE's
     released code for Flan-T5. `answers`: that of the answers' probabilities, renormalised, which
-    is ours."""
+    is ours. `fusionbench`: that of FusionBench's AdaMerging and WE-MoE of Flan-T5; see
+    `averaged`."""
 
     @property
     def classes(self) -> int:
         """C; outputs may have more columns, of other tasks' classes."""
         return len(self.answers)
+
+    @property
+    def averaged(self) -> bool:
+        """Whether learning reads one entropy a batch: that of the mean over its rows of the logits
+        after the token that ends an answer, in place of the decoder's start token.
+
+        The model then puts it into the first column of each row of the batch.
+        """
+        return self.objective == "fusionbench"
 
     @property
     def end(self) -> int:
@@ -179,7 +190,7 @@ class AnswerHead:
 
     def entropy(self, output: Tensor) -> Tensor:
         """See `objective`."""
-        return output[:, 0] if self.objective == "vocabulary" else entropy(self.logits(output))
+        return entropy(self.logits(output)) if self.objective == "answers" else output[:, 0]
 
     def written(self, output: Tensor) -> Tensor:
         """int64 [B]: the class whose answer greedy decoding writes; −1 where it is none."""

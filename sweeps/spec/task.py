@@ -81,8 +81,8 @@ class TaskSpec(Part):
         examples=["f1"],
     )
     """What the task is judged by, in `score/…`."""
-    objective: Literal["vocabulary", "answers"] | None = Field(
-        default=None, description="vocabulary, answers, or null (vocabulary)"
+    objective: Literal["vocabulary", "answers", "fusionbench"] | None = Field(
+        default=None, description="vocabulary, answers, fusionbench, or null (vocabulary)"
     )
     """Which entropy methods minimise that learn without labels, of a model that writes text."""
 

@@ -79,9 +79,11 @@ def test_a_node_that_goes_and_a_killed_driver_change_nothing(alone, tmp_path):
     assert comparison(tmp_path / "outputs/tiny") == comparison(folder)
 
 
-def test_a_node_that_goes_and_a_killed_driver_change_nothing_on_texts(texts_alone, tmp_path):
+@pytest.mark.parametrize("part", ["losing", "going"])
+def test_a_lost_node_and_a_killed_driver_change_nothing_on_texts(part, texts_alone, tmp_path):
+    """The node alone, and both."""
     spec, folder = texts_alone
-    run("going", spec, tmp_path, cwd=tmp_path)
+    run(part, spec, tmp_path, cwd=tmp_path)
     assert comparison(tmp_path / "outputs/tiny") == comparison(folder)
 
 

@@ -170,10 +170,15 @@ def entries(ledger: Path) -> dict[str, tuple[int, str]]:
     }
 
 
-def going(spec: Path, cwd: Path) -> None:
-    """A node that dies in mid-sweep, and a driver that is killed -9."""
+def without_a_node(
+    spec: Path, cwd: Path, ledger: Path
+) -> tuple[Cluster, list[str], subprocess.Popen[str]]:
+    """A sweep that lost a node with a replica in its middle, and has ended two more trials since.
+
+    Returns:
+        The cluster, the sweep's command line, its driver.
+    """
     nodes, workers = eight()
-    ledger = cwd / "outputs" / "tiny" / "ledger"
     words = [str(spec), "--address", nodes.address]
     driver = started(words, cwd)
     until_trials(driver, ledger, 3)
@@ -185,6 +190,28 @@ def going(spec: Path, cwd: Path) -> None:
     wait_until(lambda: victim.node_id not in homes())
     say("killed", victim.node_id[:8])
     until_trials(driver, ledger, len(list(ledger.glob("*.json"))) + 2)
+    return nodes, words, driver
+
+
+def losing(spec: Path, cwd: Path) -> None:
+    """A node that dies in mid-sweep: the sweep ends by itself."""
+    ledger = cwd / "outputs" / "tiny" / "ledger"
+    nodes, _, driver = without_a_node(spec, cwd, ledger)
+    kept = entries(ledger)
+    said = finished(driver, cwd)
+    after = entries(ledger)
+    say("trials", len(kept), "then", len(after))
+    assert len(after) > len(kept)
+    assert {name: after.get(name) for name in kept} == kept
+    assert "Traceback" not in said
+    ray.shutdown()
+    nodes.shutdown()
+
+
+def going(spec: Path, cwd: Path) -> None:
+    """A node that dies in mid-sweep, and a driver that is killed -9."""
+    ledger = cwd / "outputs" / "tiny" / "ledger"
+    nodes, words, driver = without_a_node(spec, cwd, ledger)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     kept = entries(ledger)
@@ -282,6 +309,7 @@ if __name__ == "__main__":
     part, *rest = sys.argv[1:]
     parts = {
         "placement": placement,
+        "losing": losing,
         "going": going,
         "joining": joining,
         "memory": memory,

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actors.data.protocol import Activations
+from actors.data.protocol import AVERAGED, Activations
 
 NONE = -1
 """In place of a token: after the end of an answer."""
@@ -41,6 +41,12 @@ class AnswerTree:
     """int64 [C, L], as given."""
     prefixes: Tensor
     """int64 [C, L], the node before each token of an answer; 0 after the answer's end."""
+
+    @property
+    def end(self) -> int:
+        """The token that ends an answer."""
+        first = self.answers[0]
+        return int(first[first != NONE][-1])
 
 
 trees: dict[tuple[bytes, tuple[int, ...], int], AnswerTree] = {}
@@ -81,17 +87,28 @@ def grown(answers: NDArray[np.int64], start: int) -> AnswerTree:
     )
 
 
-def collated(trees_of: Sequence[tuple[AnswerTree, int]]) -> Activations:
+def collated(
+    trees_of: Sequence[tuple[AnswerTree, int]], averaged: Sequence[Tensor | None] = ()
+) -> Activations:
     """Trees of the rows of a batch, padded to the largest.
 
     Args:
         trees_of: (tree, number of rows), in the order of the rows.
+        averaged: of each tree, the number of its rows' group, int64 [rows]; None: their logits are
+            not averaged. Default: none are.
 
     Returns:
         `nodes`, `depth` int64 [B, m], `node_mask` bool [B, m], `tree` bool [B, m, m], `answers`,
-        `prefixes` int64 [B, C, L]. A padded node sees itself alone.
+        `prefixes` int64 [B, C, L]. A padded node sees itself alone. If logits of some rows are
+        averaged, also `averaged` int64 [B], −1 for other rows; and the last node is padding that
+        has, in rows that are averaged, the token that ends an answer: a decoder that starts there.
     """
-    nodes = max(len(tree.nodes) for tree, _ in trees_of)
+    groups = [
+        torch.full((rows,), NONE) if group is None else group
+        for (_, rows), group in zip(trees_of, averaged or [None] * len(trees_of), strict=True)
+    ]
+    spare = any(bool((group != NONE).any()) for group in groups)
+    nodes = max(len(tree.nodes) for tree, _ in trees_of) + spare
     classes, longest = (max(tree.answers.shape[i] for tree, _ in trees_of) for i in range(2))
     parts = []
     for tree, rows in trees_of:
@@ -111,7 +128,12 @@ def collated(trees_of: Sequence[tuple[AnswerTree, int]]) -> Activations:
             "prefixes": before,
         }
         parts.append({k: v.expand(rows, *v.shape) for k, v in row.items()})
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    if spare:
+        found[AVERAGED] = torch.cat(groups)
+        ends = torch.cat([torch.full((rows,), tree.end) for tree, rows in trees_of])
+        found["nodes"][:, -1] = torch.where(found[AVERAGED] == NONE, 0, ends)
+    return found
 
 
 def continued(prefixes: Sequence[Tensor], start: int) -> Activations:

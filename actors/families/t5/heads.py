@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -62,7 +62,7 @@ def head_fingerprints(text: TextInputs, tasks: Mapping[str, Task]) -> dict[str, 
 
 def objective_of(task: Task) -> Objective:
     """Which entropy is minimised; see `AnswerHead`."""
-    return "answers" if task.source.objective == "answers" else "vocabulary"
+    return cast(Objective, task.source.objective or "vocabulary")
 
 
 def task_heads(text: TextInputs, tasks: Mapping[str, Task], root: Path) -> dict[str, Path]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from actors.checkpoints.checkpoint import Checkpoint
-from actors.data.protocol import PREFIX, Activations
+from actors.data.protocol import AVERAGED, PREFIX, Activations
 from actors.data.text.inputs import TextInputs
 from actors.data.text.tokenizer import open_tokenizer
 
@@ -30,7 +30,10 @@ class T5Inputs(TextInputs):
 
     def collate(self, parts: Sequence[Mapping[str, Tensor]]) -> Activations:
         """`ids` int64 [B, n] and `mask` bool [B, n], padded to the longest row of the batch, and
-        the trees of `answers.collated`; with prefixes, `answers.continued`."""
+        the trees of `answers.collated`; with prefixes, `answers.continued`.
+
+        With rows that are `averaged`, the last node of each tree is one more beginning for them.
+        """
         from actors.data.text.answers import answer_tree, collated, continued
 
         found = super().collate(parts)
@@ -40,7 +43,7 @@ class T5Inputs(TextInputs):
         trees = [
             (answer_tree(part[ANSWERS][0], self.start), len(part["ids.lengths"])) for part in parts
         ]
-        return source | collated(trees)
+        return source | collated(trees, [part.get(AVERAGED) for part in parts])
 
 
 def t5_inputs(base: Checkpoint) -> T5Inputs:

@@ -15,6 +15,7 @@ Activations, axes B rows, n source tokens, m nodes of the tree, h heads, M model
 | `tree` | bool [B, m, m]: ancestors of each node, and itself | collated … decoder blocks |
 | `depth` | int64 [B, m] | the same |
 | `answers`, `prefixes` | int64 [B, C, L]: tokens, −1 where none, the node before each | … Score |
+| `averaged` | int64 [B]: see `answers.collated`; of few batches | … Score |
 | `output` | [B, 2 + C] | Score |
 
 A table has one row where all rows share a model, since biases are then made once for all.
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, scaled_dot_product_attention
 
 from actors.checkpoints.checkpoint import Checkpoint
+from actors.data.protocol import AVERAGED
 from actors.data.text.answers import LAST
 from actors.families.activations import activation
 from actors.families.protocol import OUTPUT, Activations, Segment, segment
@@ -50,6 +52,7 @@ from actors.families.t5.architecture import (
     sides,
 )
 from actors.families.t5.score import scores
+from fusion.logits.entropy import entropy_of_means
 from fusion.task_vectors.task_vectors import accumulator
 
 
@@ -232,7 +235,11 @@ class Score(nn.Module):
 
     def forward(self, given: Activations) -> Activations:
         """{"hidden", "answers", "prefixes", …} -> {"output"}: see `scores`; or, with `last`, the
-        likeliest next token of each row [B, 1]."""
+        likeliest next token of each row [B, 1].
+
+        Of rows that are `averaged` column 0 is the entropy of the mean of their logits at the last
+        node.
+        """
         hidden = self.final_layer_norm(given["hidden"])
         if self.factor is not None:
             hidden = hidden * self.factor
@@ -240,7 +247,13 @@ class Score(nn.Module):
             at = given[LAST][:, None, None].expand(-1, 1, hidden.shape[-1])
             tokens = self.lm_head(hidden.gather(1, at))[:, 0].argmax(-1, keepdim=True)
             return {OUTPUT: tokens.to(torch.float32)}
-        found = scores(hidden, self.lm_head, self.vocabulary, given["answers"], given["prefixes"])
+        averaged = given.get(AVERAGED)
+        tree = hidden if averaged is None else hidden[:, :-1]
+        found = scores(tree, self.lm_head, self.vocabulary, given["answers"], given["prefixes"])
+        if averaged is not None:
+            z = self.lm_head(hidden[:, -1:])[:, 0].to(found.dtype)
+            first = torch.where(averaged < 0, found[:, 0], entropy_of_means(z, averaged))
+            found = torch.cat([first[:, None], found[:, 1:]], dim=1)
         return {OUTPUT: found}
 
 

@@ -162,5 +162,7 @@ def test_a_head_of_answers_is_read_with_its_objective(tmp_path):
     head = open_head(file)
     assert (head.objective, head.blanks) == ("answers", {3, 4})
     write_answer_head(file, answers, objective="other")
-    with pytest.raises(InputError, match="objective: 'other'; vocabulary or answers allowed"):
+    with pytest.raises(
+        InputError, match="objective: 'other'; vocabulary or answers or fusionbench allowed"
+    ):
         open_head(file)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributions import Categorical
 
-from fusion.logits.entropy import entropy
+from fusion.logits.entropy import entropy, entropy_of_means
 
 
 def logits(*shape: int, scale: float = 1.0) -> torch.Tensor:
@@ -51,3 +51,13 @@ def test_gradient() -> None:
     p = z.softmax(-1)
     wanted = -p * (p.log() + entropy(z)[:, None])  # ∂H/∂z_i = −p_i (ln p_i + H)
     torch.testing.assert_close(found, wanted.detach())
+
+
+def test_means_of_groups_by_hand() -> None:
+    z, groups = logits(5, 7), torch.tensor([3, 0, 3, 3, 0])
+    for group in (0, 3):
+        found = entropy_of_means(z, groups)[groups == group]
+        wanted = Categorical(logits=z[groups == group].mean(0)).entropy()
+        torch.testing.assert_close(found, wanted.expand(len(found)), rtol=0, atol=1e-7)
+    z.requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: entropy_of_means(z, groups), (z,))

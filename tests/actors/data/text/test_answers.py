@@ -44,6 +44,20 @@ def test_equal_answers_share_a_tree_whatever_their_dtype():
     )
 
 
+def test_rows_that_are_averaged_have_a_second_beginning():
+    trees = [(answer_tree(ONE, 0), 2), (answer_tree(MANY, 0), 1)]
+    found = collated(trees, [torch.tensor([7, 7]), None])
+    assert found["averaged"].tolist() == [7, 7, -1]
+    assert found["nodes"][:, -1].tolist() == [1, 1, 0]  # the end token; padding
+    assert not found["depth"][:, -1].any()
+    assert not found["node_mask"][:, -1].any()  # statistics and routers read the answers' nodes
+    assert found["tree"][:, -1].tolist() == [[False] * 5 + [True]] * 3
+    assert not found["tree"][:, :-1, -1].any()
+    plain = collated(trees, [None, None])
+    assert plain.keys() == found.keys() - {"averaged"}
+    assert torch.equal(plain["tree"], found["tree"][:, :-1, :-1])
+
+
 def test_trees_of_several_tasks_are_padded():
     found = collated([(answer_tree(ONE, 0), 2), (answer_tree(MANY, 0), 1)])
     assert {name: tuple(each.shape) for name, each in found.items()} == {

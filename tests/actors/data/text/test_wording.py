@@ -1,10 +1,13 @@
 """Templates and targets, and what is refused of a text task before anything is started."""
 
+import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset, DatasetDict
 
-from actors.data.task import TaskSource, open_task
+from actors.data.task import Splits, TaskSource, assign, open_task
 from actors.data.text.wording import Wording, fields_of, targets_of
 from tests.refusals import one_line
 from tests.tiny_text import write_texts
@@ -91,3 +94,28 @@ def test_columns_that_are_no_texts(column, message, tmp_path):
 def test_targets_by_label():
     assert targets_of(None, ["top_up", "b"], "t") == ("top up", "b")
     assert targets_of(["x", "y"], ["a", "b"], "t") == ("x", "y")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "json"])
+def test_empty_texts_are_found_before_anything_starts(kind, tmp_path):
+    """By column and row of the split, in splits that are used."""
+    good = {"text": ["a", "b", "c"], "label": [0, 1, 0]}
+    bad = {"text": ["a", "\u00a0 ", "c", "d", ""], "label": [0, 1, 0, 1, 0]}
+    folder = tmp_path / "data"
+    if kind == "parquet":
+        write_texts(folder, {"train": good, "test": bad}, ["x", "y"])
+        file = next(folder.rglob("test*.parquet"))
+        pq.write_table(pq.read_table(file), file, row_group_size=2)
+    elif kind == "arrow":
+        found = {"train": Dataset.from_dict(good), "test": Dataset.from_dict(bad)}
+        DatasetDict(found).save_to_disk(folder)
+    else:
+        folder.mkdir()
+        for split, rows in (("train", good), ("test", bad)):
+            lines = [{"text": t, "label": at} for t, at in zip(*rows.values(), strict=True)]
+            (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    task = open_task(TaskSource("t", str(folder), classnames=("x", "y")), "text")
+    assert assign(task, Splits(), roles=("fit", "select"))
+    said = "split 'test': column 'text': 2 empty texts, the first is row 1"
+    with one_line(said, start="task 't': splits.report: "):
+        assign(task, Splits())

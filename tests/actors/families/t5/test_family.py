@@ -74,13 +74,14 @@ def test_heads_are_the_tokens_of_answers(data, pool):
 
 def test_another_objective_has_a_head_of_its_own(data, pool, root, tmp_path):
     heads = {}
-    for objective in (None, "vocabulary", "answers"):
+    for objective in (None, "vocabulary", "answers", "fusionbench"):
         source = TaskSource("colour", str(root / "data/colour"), objective=objective)
         tasks = {"colour": open_task(source, "text")}
         heads[objective] = pool.family.heads(pool.base, tasks, tmp_path)["colour"]
     assert heads[None].name == heads["vocabulary"].name == data["colour"].head.name
-    assert heads["answers"].name != heads[None].name
+    assert len({file.name for file in heads.values()}) == 3
     assert open_head(heads["answers"]).objective == "answers"
+    assert open_head(heads["fusionbench"]).averaged
     assert open_head(heads[None]).objective == "vocabulary"
 
 
@@ -162,6 +163,43 @@ def test_the_objective_is_the_entropy_of_the_first_token(experts, data):
     torch.testing.assert_close(found.coding, other.coding)
     output = experts[0].runner.embedded("pretrained", "heat", "fit")[:4]
     assert found.losses["heat"] == pytest.approx(output[:, 0].mean().item(), rel=1e-5)
+
+
+@pytest.fixture
+def averaged(pool, tasks, data, tmp_path):
+    """Experts whose tasks have FusionBench's objective, whole and cut."""
+    sources = {t: replace(task.source, objective="fusionbench") for t, task in tasks.items()}
+    given = {t: replace(task, source=sources[t]) for t, task in tasks.items()}
+    heads = pool.family.heads(pool.base, given, tmp_path)
+    theirs = {t: replace(task, head=heads[t]) for t, task in data.items()}
+    found = embedding_cache(tmp_path, pool, "cpu", {})
+    return [local_experts(pool, theirs, found, blocks=cut) for cut in CUTS]
+
+
+def test_the_objective_of_fusionbench_in_all_that_learns_without_labels(averaged, root):
+    runner, rows = averaged[0].runner, torch.arange(4)
+    batch = MicroBatch(dict.fromkeys(CLASSES, rows), torch.zeros(1, 2, 1))
+    (found,), (other,) = (each.gradients([batch], "fit", Trim()) for each in averaged)
+    model, wanted = library(root / "base"), {}
+    for task in CLASSES:
+        given = runner.pipeline.shards[0].to_device(runner.batch(task, "fit", rows))
+        with torch.inference_mode():
+            z = model(
+                input_ids=given["ids"],
+                attention_mask=given["mask"].long(),
+                decoder_input_ids=torch.ones(4, 1, dtype=torch.int64),
+            ).logits[:, 0]
+        p = z.mean(0).softmax(-1)
+        wanted[task] = -(p * (p + 1e-8).log()).sum().item()
+    assert found.losses == other.losses == pytest.approx(wanted, rel=1e-5)
+    torch.testing.assert_close(found.coding, other.coding)
+    recipe = Recipe("wemoe", {"steps": 1, "batch_size": 4, "depth": 0, "scale": 0.0})
+    (state, losses), (same, again) = (each.train(recipe, None, 0, 1, 0) for each in averaged)
+    assert (state, losses) == (same, again)
+    labelled = replace(batch, beta=torch.tensor(1.0))  # with labels there is no entropy
+    assert not runner.batch_of(labelled, "fit").averaged
+    plain = runner.entropies_of("heat", "colour", "report")  # routing reads a row's own entropy
+    assert torch.equal(plain, runner.embedded("heat", "colour", "report")[:, 0])
 
 
 def test_routing_reads_the_entropy_of_the_first_token(experts):

@@ -21,6 +21,7 @@ from actors.families.t5.segments import (
 from actors.shards.messages import Weights
 from actors.shards.resident_model import Blueprint, ResidentModel
 from actors.shards.routers import mlp_names
+from fusion.logits.entropy import entropy
 from tests.actors.families.t5.models import (
     ANSWERS,
     INPUTS,
@@ -200,13 +201,45 @@ def test_as_many_source_tokens_as_models(pool):
     torch.testing.assert_close(found[2], wanted[2])
 
 
-@pytest.mark.parametrize("objective", ["vocabulary", "answers"])
-@pytest.mark.parametrize("cut", CUTS, ids=len)
+def test_one_entropy_of_mean_logits_from_the_end_token(folders, pool):
+    """FusionBench's objective, of one of two tasks in a batch; the other keeps a row's entropy."""
+    base, experts = pool
+    vectors = vectors_of(base, experts, torch.float64)
+    pipeline = pipeline_of(base, vectors, CUTS[1], torch.float64, "fusionbench")
+    given = batch(averaged=frozenset({"one"}))
+    coding = torch.zeros(1, 2, len(pipeline.groups), dtype=torch.float64)
+    (found,) = pipeline.gradients([(given, Weights("", coding=coding))])
+    rows, model = collated(batch()), library(folders[0], torch.float64)
+    with torch.inference_mode():
+        z = [
+            model(
+                input_ids=rows["ids"][part],
+                attention_mask=rows["mask"][part].long(),
+                decoder_input_ids=torch.full((4, 1), start),
+            ).logits[:, 0]
+            for part, start in ((slice(0, 4), 1), (slice(4, 8), 0))
+        ]
+    p = z[0].mean(0).softmax(-1)
+    wanted = {"one": -(p * (p + 1e-8).log()).sum(), "many": entropy(z[1]).mean()}
+    assert abs(wanted["one"] - entropy(z[0]).mean()) > 0.05
+    for task, value in wanted.items():
+        assert found.losses[task] == pytest.approx(value.item(), rel=1e-5)
+
+
+AVERAGED = {"fusionbench": frozenset(ANSWERS)}
+
+
+@pytest.mark.parametrize(
+    ("cut", "objective"),
+    [*itertools.product(CUTS, ("vocabulary", "answers")), (CUTS[2], "fusionbench")],
+    ids=lambda given: given if isinstance(given, str) else len(given),
+)
 def test_gradients_of_codings_are_finite_differences(cut, objective, pool):
     base, experts = pool
     vectors = vectors_of(base, experts, torch.float64)
     pipeline = pipeline_of(base, vectors, cut, torch.float64, objective)
-    given, groups = batch(rows=2), len(pipeline.groups)
+    given = batch(rows=2, averaged=AVERAGED.get(objective, frozenset()))
+    groups = len(pipeline.groups)
     coding = torch.full((1, 2, groups), 0.3, dtype=torch.float64)
 
     def loss(coding):
