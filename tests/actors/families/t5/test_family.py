@@ -21,9 +21,11 @@ from actors.families.t5.architecture import SHARED
 from actors.gate_features.extractor import open_extractor
 from actors.gate_features.feature_cache import open_features, prepare_features
 from actors.pool.pool import gram_sizes, open_pool
+from actors.pool.vectors_on_disk import file_vectors, opened_vectors
 from fusion.errors import InputError
 from fusion.logits.head import AnswerHead
 from fusion.methods.learned.steps import MicroBatch
+from fusion.registry import METHODS
 from fusion.task_vectors.sparsify import Trim
 from tests.actors.families.t5.models import CLASSES, HEADS, KV, LAST, D, library, write_pool
 
@@ -140,6 +142,33 @@ def test_methods_give_the_same_for_every_cut(method, params, experts):
         assert whole[task].shape == (12, len(names))
         torch.testing.assert_close(whole[task], other[task])
         assert bool((whole[task] < 0).all())
+
+
+GIVEN = {
+    "weighted_average": {"weights": {"colour": 0.5, "heat": 0.4}},
+    "slerp": {"experts": ["colour", "heat"]},
+    "wise_ft": {"expert": "heat", "alpha": 0.5},
+    "wudi": {"steps": 5},
+    "fisher": {"examples": 6},
+    "regmean": {"examples": 6},
+    "regmean_plusplus": {"examples": 6},
+}
+"""Static method -> hyper-parameters that it needs, or that are quick."""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("method", [name for name, row in METHODS.items() if row.kind == "static"])
+def test_static_methods_have_the_same_bits_in_shards_of_files(
+    method, experts, pool, data, tmp_path
+):
+    cache, files = embedding_cache(tmp_path, pool, "cpu", {}), opened_vectors(file_vectors(pool))
+    other = local_experts(pool, data, cache, blocks=CUTS[1], vectors=files)
+    recipe = Recipe(method, GIVEN.get(method, {}))
+    found = other.logits(recipe, "report")
+    for task, wanted in experts[0].logits(recipe, "report").items():
+        assert bool(wanted.isfinite().all())
+        assert torch.equal(found[task], wanted)
 
 
 @pytest.mark.parametrize("method", ["wemoe", "concrete_task_arithmetic", "concrete_adamerging"])
