@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from fusion.errors import unknown
 
-
 ROOT = math.sqrt(2.0 / math.pi)
 
 
