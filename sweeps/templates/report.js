@@ -131,7 +131,7 @@
     }
     return out;
   };
-  const config = () => {
+  const config = (width) => {
     const soft = colour("--soft"), rule = colour("--rule"), ink = colour("--ink");
     return {
       background: null,
@@ -139,7 +139,8 @@
       view: { stroke: null },
       axis: { labelColor: soft, titleColor: soft, gridColor: rule, domainColor: rule,
         tickColor: rule, titleFontWeight: "normal", labelFontSize: 12, titleFontSize: 12 },
-      legend: { labelColor: ink, titleColor: soft, orient: "bottom", columns: 6, labelLimit: 140 },
+      legend: { labelColor: ink, titleColor: soft, orient: "bottom", labelLimit: 140,
+        columns: Math.max(2, Math.min(6, Math.floor(width / 85))) },  // all names fit a phone
       text: { color: ink, fontSize: 12 },
       line: { stroke: colour("--blue") },
       bar: { fill: colour("--blue") },
@@ -152,7 +153,7 @@
     figure.classList.add("drawn");
     vegaEmbed(figure, painted(spec), {
       ast: true, renderer: "svg", actions: { export: true, source: false, compiled: false,
-        editor: false }, config: config(), downloadFileName: spec.description,
+        editor: false }, config: config(figure.clientWidth), downloadFileName: spec.description,
     }).then((found) => views.push(found.view)).catch((error) => {
       figure.textContent = `This chart could not be drawn: ${error.message}`;
     });

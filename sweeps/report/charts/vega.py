@@ -272,10 +272,19 @@ def expert_scores(comparison: Comparison, found: ExpertMatrix) -> Spec | None:
     )  # fmt: skip
 
 
+def two_digits(value: float) -> str:
+    """A number with two digits after the point, without a negative zero.
+
+    >>> two_digits(-0.004), two_digits(-0.1)
+    ('0.00', '-0.10')
+    """
+    return f"{round(value, 2) + 0.0:.2f}"
+
+
 def expert_cosines(found: ExpertMatrix) -> Spec | None:
     """Cosines between task vectors; the diagonal, which is 1, is left out."""
     values = [
-        {"first": first, "second": second, "cosine": round(value, 4), "text": f"{value:.2f}"}
+        {"first": first, "second": second, "cosine": round(value, 4), "text": two_digits(value)}
         for first, line in found.cosines.items()
         for second, value in line.items()
         if first != second and value is not None
@@ -440,7 +449,8 @@ def names(align: str, dx: int, where: str) -> Spec:
             {"filter": f"({where}) && (!isValid(datum.above) || "
                        "datum.above - datum.score > (datum.max_score - datum.min_score) / 16)"},
         ],
-        "mark": {"type": "text", "align": align, "dx": dx, "limit": 150},
+        # Above the points: the dashed line goes through them.
+        "mark": {"type": "text", "align": align, "dx": dx, "dy": -8, "limit": 150},
         "encoding": {"text": {"field": "row"}},
     }  # fmt: skip
 
