@@ -51,7 +51,7 @@ from benchmarks.pools import (  # noqa: E402
     write_zeros,
 )
 from fusion.kinds import MergeInputs  # noqa: E402
-from fusion.methods.learned.steps import MicroBatch  # noqa: E402
+from fusion.methods.learned.steps import MicroBatch, stacks  # noqa: E402
 from fusion.registry import METHODS  # noqa: E402
 from fusion.task_vectors.sparsify import Trim  # noqa: E402
 from fusion.task_vectors.task_vectors import TaskVectors  # noqa: E402
@@ -206,15 +206,18 @@ def passes(local: LocalExperts) -> Iterator[Counts]:
         lambda: list(pipeline.embed_coded([(batch_of(local, 64), coded)])),
     )
 
-    def taught(given: tuple[tuple[str, ...], ...], coding: Tensor) -> Callable[[], Any]:
+    def taught(together: list[list[str]], models: int, groups: int) -> Callable[[], Any]:
         rows = torch.arange(ROWS)
-        asked = [MicroBatch(dict.fromkeys(each, rows), coding, None) for each in given]
+        asked = [
+            MicroBatch(dict.fromkeys(names, rows), torch.full((models, tasks, groups), 0.3))
+            for names in together
+        ]
         return lambda: local.gradients(asked, ROLE, Trim())
 
-    each = tuple((task,) for task in TASKS)
-    yield counted("AdaMerging step", taught((TASKS,), torch.full((1, tasks, groups), 0.3)))
-    yield counted("DAWE step", taught(each, torch.full((1, tasks, 1), 0.3)))
-    yield counted("DAWE step, a model a sample", taught(each, torch.full((ROWS, tasks, 1), 0.3)))
+    yield counted("AdaMerging step", taught([list(TASKS)], 1, groups))
+    together = stacks(TASKS, ROWS, local.runner.stacked)
+    for name, each in (("DAWE step", 1), ("DAWE step, a model a sample", ROWS)):
+        yield counted(name, taught(together, each * len(together[0]), 1))
     for name, method in (("WE-MoE step", "wemoe"), ("Concrete step", "concrete_task_arithmetic")):
         recipe = Recipe(method, {"batch_size": ROWS})
         plan = plan_of(recipe, TASKS, pipeline.groups)

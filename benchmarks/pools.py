@@ -26,14 +26,14 @@ from actors.experts.local import LocalExperts
 from actors.experts.model_runner import ModelRunner
 from actors.families.clip.architecture import PROJECTION
 from actors.families.clip.build import clip_config, empty
-from actors.families.registry import inspect
+from actors.families.registry import family_in, inspect
 from actors.files.checksums import sealed
 from actors.files.fingerprint import fingerprint
 from actors.shards.pipeline import LocalLink, Pipeline
 from actors.shards.shard import Shard
 from fusion.logits.cosine_head import logits
 from fusion.logits.entropy import entropy
-from fusion.methods.learned.steps import Shape, TrainingPlan
+from fusion.methods.learned.steps import Shape, TrainingPlan, stacked_rows
 from fusion.registry import METHODS, Adaptive
 from fusion.task_vectors.task_vectors import TaskVectors
 
@@ -229,7 +229,9 @@ def experts(
     pipeline = Pipeline([shard], [shard.names()], vectors.groups, LocalLink())
     names = {name: fingerprint("benchmark", name) for name in (*vectors.tasks, BASE)}
     cache = EmbeddingCache(base.folder / "embeddings", names)
-    return LocalExperts(ModelRunner(pipeline, vectors.tasks, data, cache, device))
+    row_bytes = 4 * family_in(base).layout(base).sampled_elements
+    stacked = stacked_rows(row_bytes, device)
+    return LocalExperts(ModelRunner(pipeline, vectors.tasks, data, cache, device, stacked=stacked))
 
 
 def gate_learning(

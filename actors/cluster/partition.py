@@ -13,7 +13,8 @@ the model, T experts, d and c the bytes per element of task vectors and of the r
              weights of a layer (`scratch`) if that is more
   making   = T·(the model's largest tensor)      (if they stay in files, or factors; three times
                                                  that if methods transform them)
-  work     = forward + training·(W_b/W)·(S − s)  (shard s of S keeps S − s micro-batches: 1F1B;
+  work     = forward + training·(W_b/W)·(S − s)  (shard s of S keeps S − s micro-batches: 1F1B; of
+                                                 one task, or of several that are stacked;
                                                  if segments state their work, W_b/W is the
                                                  block's share of it)
 
@@ -32,6 +33,7 @@ from itertools import accumulate
 
 from fusion.errors import InputError
 from fusion.merged_layers.functional import BUDGET
+from fusion.methods.learned.steps import STACKED
 
 PROCESS_BYTES = 700 * 2**20
 """Resident memory of a shard's process before any weight: interpreter, torch, transformers."""
@@ -66,7 +68,12 @@ class Load:
     forward_bytes: int = 0
     """Peak activations of one evaluation batch, one block at a time."""
     training_bytes: int = 0
-    """Activations of one micro-batch kept for backward, whole model; 0: nothing is trained."""
+    """Activations of one micro-batch of one task, or of tasks that share a model, that are kept for
+    backward, and `learned_bytes`; whole model; 0: nothing is trained."""
+    stacked_bytes: int = 0
+    """Activations of all tasks whose models may run in one pass (`steps.STACKED`); 0: none."""
+    learned_bytes: int = 0
+    """Parameters that are trained in shards, with moments and gradients."""
     transformed: bool = False
     """Whether a pruned or cast copy of the task vectors is needed too."""
     filed: bool = False
@@ -113,6 +120,7 @@ class Load:
             compute_itemsize=2,
             forward_bytes=self.forward_bytes * 2 // was,
             training_bytes=self.training_bytes * 2 // was,
+            stacked_bytes=self.stacked_bytes * 2 // was,
         )
 
 
@@ -222,7 +230,7 @@ def needs(load: Load, shards: int, device: str) -> list[Need]:
         weights = block + (0 if load.filed else factors if load.factored else deltas)
         shared = weights + load.references * block
         part, whole = sum(shares[start:stop]), max(sum(shares), 1)
-        kept = int(load.training_bytes * part * (shards - index) // whole)
+        kept = int(training(load, device) * part * (shards - index) // whole)
         work = (
             making(load, deltas)
             + block * load.compute_itemsize // FLOAT32
@@ -238,6 +246,12 @@ def needs(load: Load, shards: int, device: str) -> list[Need]:
         else:
             found.append(Need(shared, PROCESS_BYTES + work))
     return found
+
+
+def training(load: Load, device: str) -> int:
+    """Bytes that autograd keeps of one micro-batch of the whole model, with what is learned."""
+    stacked = min(load.stacked_bytes, STACKED["cuda" if device == "cuda" else "cpu"])
+    return max(load.training_bytes, stacked + load.learned_bytes if stacked else 0)
 
 
 def scratch(load: Load, device: str) -> int:

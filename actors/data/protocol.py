@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from actors.data.task import Kind, Task
 from actors.data.task_rows import Rows
@@ -169,6 +169,22 @@ class Inputs(Protocol):
 
     def collate(self, parts: Sequence[Mapping[str, Tensor]]) -> Activations:
         """Collate rows of one or several files, in order, to the inputs of the first segment."""
+        ...
+
+
+@runtime_checkable
+class Gathering(Protocol):
+    """`Inputs` that copy rows from their files straight into the memory of a batch."""
+
+    def gather(
+        self, parts: Sequence[tuple[PreparedRows, Tensor]], empty: Callable[..., Tensor]
+    ) -> Activations:
+        """The same as `collate` of the rows that `take` gives; each row is copied once.
+
+        Args:
+            parts: (file, int64 [B] row numbers), in order.
+            empty: `empty(shape, dtype)` allocates the memory of a column of the batch.
+        """
         ...
 
 

@@ -44,7 +44,7 @@ from fusion.errors import InputError
 from fusion.logits.optimize import draw
 from fusion.methods.learned.concrete import COEFFICIENTS, columns_of
 from fusion.methods.learned.in_model import InModelPlan, MaskOptions, RouterOptions
-from fusion.methods.learned.steps import Shape, not_finite
+from fusion.methods.learned.steps import Shape, chunked, not_finite, stacks
 from fusion.registry import METHODS, InModel
 
 Trained = tuple[bytes, list[dict[str, float]]]
@@ -174,9 +174,10 @@ class TrainingCall:
             return self.meta_step(step, options)
 
     def router_step(self, step: int, options: RouterOptions) -> dict[str, float]:
-        """One step on routers: each task's batch is a pass of its own."""
+        """One step on routers: consecutive tasks are stacked, each with a model of its own."""
         self.everywhere(PrepareStep(self.key, step, "", None))
-        losses = self.passes(step, step, 1)
+        together = stacks(self.sizes, self.plan.batch_size, self.runner.stacked)
+        losses = self.passes(step, step, together)
         total: Any = None
         if options.shared:
             for shard in reversed(self.pipeline.shards):
@@ -234,36 +235,36 @@ class TrainingCall:
         return whole
 
     @property
-    def at_once(self) -> int:
-        """Number of tasks in one forward pass."""
+    def at_once(self) -> list[list[str]]:
+        """Tasks of each forward pass."""
         options = self.plan.options
         assert isinstance(options, MaskOptions)
-        return options.tasks_at_once or len(self.sizes)
+        return chunked(list(self.sizes), options.tasks_at_once or len(self.sizes))
 
     # ------------------------------------------------------------------------------- the passes
 
-    def passes(self, step: int, at: int, together: int) -> dict[str, float]:
+    def passes(self, step: int, at: int, together: Sequence[Sequence[str]]) -> dict[str, float]:
         """Forward and backward passes of all tasks; gradients accumulate in the shards.
 
         Args:
             step: number of the step, for messages.
             at: number of the batch of rows of each task.
-            together: number of tasks in one pass.
+            together: tasks of each pass.
         """
-        parts = [
-            self.runner.batch(task, self.role, rows).parts[0]
+        parts = {
+            task: self.runner.batch(task, self.role, rows).parts[0]
             for task, rows in self.rows(at).items()
-        ]
-        averaged = self.runner.averaged(task for task, _, _ in parts)
+        }
+        averaged = self.runner.averaged(parts)
         items = [
-            Batch(tuple(parts[i : i + together]), averaged=averaged)
-            for i in range(0, len(parts), together)
+            Batch(tuple(parts[task] for task in names), averaged=averaged) for names in together
         ]
         call, shards = self.pipeline.link.call, self.pipeline.shards
         losses: dict[int, Any] = {}
 
         def forward(stage: int, item: int, activations: Any) -> Any:
-            return call(shards[stage], TrainingForward(self.key, f"{at} {item}"), activations)
+            request = TrainingForward(self.key, f"{at} {item}", len(items[item].parts))
+            return call(shards[stage], request, activations)
 
         def backward(stage: int, item: int, activations: Any, back: Any) -> Any:
             return call(shards[stage], TrainingBackward(self.key, f"{at} {item}"), back)

@@ -205,6 +205,16 @@ def local_experts(
         shards[-1].statistics_root = embeddings.root.parent
     names_of = [shard.names() for shard in shards]
     pipeline = Pipeline(shards, names_of, pool.groups, LocalLink())
+    stacked = pool.stacked_rows(torch.device(device).type, str(dtype).removeprefix("torch."))
     return LocalExperts(
-        ModelRunner(pipeline, pool.tasks, data, embeddings, device, pool.members_of, precisions)
+        ModelRunner(
+            pipeline,
+            pool.tasks,
+            data,
+            embeddings,
+            device,
+            pool.members_of,
+            precisions,
+            stacked,
+        )
     )

@@ -28,7 +28,7 @@ from actors.gate_features.feature_cache import open_features
 from actors.shards.messages import Batch, Weights
 from actors.shards.pipeline import Pipeline
 from fusion.errors import InputError
-from fusion.logits.head import AnswerHead
+from fusion.logits.head import AnswerHead, Head
 from fusion.merged_layers.precision import Precision
 from fusion.methods.classifiers.interface import TaskEmbeddings
 from fusion.methods.learned.steps import MicroBatch
@@ -104,6 +104,7 @@ class ModelRunner:
         device: str | torch.device = "cpu",
         references: Mapping[str, str | None] | None = None,
         precisions: Precisions = EXACT,
+        stacked: int = 0,
     ) -> None:
         """Read the heads; rows and embeddings are opened on first use.
 
@@ -115,6 +116,7 @@ class ModelRunner:
             device: device on which the shards compute.
             references: finished model -> the member of the pool that it is; None: of none.
             precisions: precision of products of activations. Default fp32.
+            stacked: most rows in one pass of several tasks' models, see `steps.stacked_rows`.
         """
         self.pipeline = pipeline
         self.tasks = tuple(tasks)
@@ -122,10 +124,12 @@ class ModelRunner:
         self.embeddings = embeddings
         self.references = references or {}
         self.precisions = precisions
+        self.stacked = stacked
         self.device = torch.device(device)
         self.heads = {name: read_head(task.head) for name, task in data.items()}
         """Task -> matrix [C, D] of its head file."""
         self.task_heads = {name: open_head(task.head) for name, task in data.items()}
+        self.moved_heads: dict[tuple[str, torch.device], Head] = {}
         self.opened: dict[Path, Tensor] = {}
         self.lengths: dict[Path, NDArray[np.int64] | None] = {}
         self.trims: dict[Trim, Weights] = {}
@@ -228,9 +232,15 @@ class ModelRunner:
 
     def read(self, task: str, output: Tensor) -> Predicted:
         """Outputs of some rows through a task's head, on the CPU."""
-        head = self.task_heads[task].to(output.device)
+        head = self.head_on(task, output.device)
         written = head.written(output).cpu() if isinstance(head, AnswerHead) else None
         return Predicted(head.logits(output.float()).cpu(), written)
+
+    def head_on(self, task: str, device: torch.device) -> Head:
+        """A task's head on a device, where it is kept."""
+        if (task, device) not in self.moved_heads:
+            self.moved_heads[task, device] = self.task_heads[task].to(device)
+        return self.moved_heads[task, device]
 
     def cuts(self, task: str, role: str, size: int = BATCH, at: Tensor | None = None) -> Cuts:
         """Batches of at most `size` of a role's rows, for evaluation. See `cut_rows`.

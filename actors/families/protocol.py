@@ -72,6 +72,16 @@ class Segment:
         return module
 
 
+def compute_all_rows(module: nn.Module, on: bool) -> None:
+    """Make a built segment compute all tokens of its rows, or only those that are read later.
+
+    The last layer of a model may have an attribute `whole`. Statistics of layer inputs, and routers
+    that average over tokens, need all tokens.
+    """
+    if "whole" in vars(module):
+        module.whole = on  # type: ignore[assignment]
+
+
 @dataclass(frozen=True)
 class Layout:
     """What planning and reports need to know of a model."""

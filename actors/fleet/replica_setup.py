@@ -56,6 +56,8 @@ class Setup:
     """Block -> pickled reference to the weights of those models; empty: there are none."""
     precisions: Precisions = EXACT
     """Precision of products of activations."""
+    stacked: int = 0
+    """Most rows in one pass of several tasks' models, see `steps.stacked_rows`."""
 
     def here(self) -> Setup:
         """The same with paths of this node; fetches the files that it lacks.
@@ -176,5 +178,6 @@ def build_experts(given: bytes, weights: bytes | None, coordinated: bytes) -> Lo
         device,
         setup.references,
         setup.precisions,
+        setup.stacked,
     )
     return LocalExperts(runner, meter or PEAK_MEMORY)

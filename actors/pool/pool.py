@@ -20,6 +20,7 @@ from actors.pool.vectors_in_memory import allocate, delta_dtype, lay_out
 from actors.pool.vectors_in_memory import flatten as flatten
 from actors.pool.vectors_in_memory import unflatten as unflatten
 from fusion.errors import InputError
+from fusion.methods.learned.steps import stacked_rows
 from fusion.task_vectors.task_vectors import TaskVectors, check_finite
 
 CHUNK = 1 << 18
@@ -97,6 +98,11 @@ class Pool:
         members = {BASE: self.base, **self.experts}
         names = {content_hash(member): name for name, member in reversed(members.items())}
         return {name: names.get(content_hash(each)) for name, each in self.references.items()}
+
+    def stacked_rows(self, device: str, dtype: str) -> int:
+        """See `steps.stacked_rows`, for models computed in `dtype`."""
+        layout = self.family.layout(self.base)
+        return stacked_rows(getattr(torch, dtype).itemsize * layout.sampled_elements, device)
 
     def delta_dtype(self, name: str) -> torch.dtype | None:
         """Dtype in which the task vectors of one tensor are kept."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,10 +18,11 @@ from torch import Tensor, nn
 from actors.artifacts.statistics_file import opened
 from actors.checkpoints.checkpoint import Checkpoint
 from actors.cluster.metrics import count
-from actors.data.protocol import AVERAGED, PREFIX, PreparedRows
+from actors.data.protocol import AVERAGED, PREFIX, Gathering, PreparedRows
 from actors.families.protocol import Activations, segment_names
 from actors.shards.messages import Batch, Weights
 from actors.shards.resident_model import Blueprint, ResidentModel
+from actors.shards.staging import send, sent, staging
 from fusion.errors import InputError
 from fusion.kinds import MergeInputs
 from fusion.logits.head import Head, as_head
@@ -187,9 +189,12 @@ class Block:
         """Move activations to this device; a batch is read from its files of prepared rows."""
         if not isinstance(activations, Batch):
             return {name: value.to(self.device) for name, value in activations.items()}
-        parts = [
-            self.open(path).take(torch.from_numpy(rows)) for _, path, rows in activations.parts
-        ]
+        inputs = self.resident.inputs
+        asked = [(self.open(path), torch.from_numpy(rows)) for _, path, rows in activations.parts]
+        if isinstance(inputs, Gathering):
+            gathered = inputs.gather(asked, partial(staging, device=self.device))
+            return {name: send(value, self.device) for name, value in gathered.items()}
+        parts = [file.take(rows) for file, rows in asked]
         if activations.prefix is not None:
             sizes = [len(rows) for _, _, rows in activations.parts]
             texts = torch.split(activations.prefix, sizes)
@@ -197,8 +202,8 @@ class Block:
         for at, (task, _, rows) in enumerate(activations.parts):
             if task in activations.averaged:
                 parts[at] = {**parts[at], AVERAGED: torch.full((len(rows),), at)}
-        collated = self.resident.inputs.collate(parts)
-        return {name: value.to(self.device) for name, value in collated.items()}
+        collated = inputs.collate(parts)
+        return {name: sent(value, self.device) for name, value in collated.items()}
 
     def open(self, path: Path) -> PreparedRows:
         """Open a memory-mapped file of prepared rows; cached."""

@@ -119,14 +119,16 @@ class InModelLearning:
         """Make the weights for the next passes; see `Routers.prepare` and `Masks.prepare`."""
         self.run(key).learner.prepare(step, phase, columns)
 
-    def forward(self, key: str, item: str, activations: Activations | Batch) -> Activations:
-        """Forward pass, kept for its backward pass."""
-        outputs = self.record_pass(key, item, activations)
+    def forward(
+        self, key: str, item: str, activations: Activations | Batch, lessons: int
+    ) -> Activations:
+        """Forward pass of equally many rows of each of `lessons`, kept for its backward pass."""
+        outputs = self.record_pass(key, item, activations, lessons)
         return {name: value.detach() for name, value in outputs.items()}
 
     def finish(self, key: str, item: str, activations: Activations, batch: Batch) -> Any:
         """Both passes and losses of the last shard: (task -> loss, ∂L/∂activations)."""
-        embedding = self.record_pass(key, item, activations)[OUTPUT]
+        embedding = self.record_pass(key, item, activations, len(batch.parts))[OUTPUT]
         embedding = embedding.to(accumulator(embedding.dtype))
         parts = [(task, len(rows)) for task, _, rows in batch.parts]
         stacked = TaskLoss(self.block.heads)(embedding, parts)
@@ -150,7 +152,9 @@ class InModelLearning:
                 )
         return self.input_gradients(key, item)
 
-    def record_pass(self, key: str, item: str, activations: Activations | Batch) -> Activations:
+    def record_pass(
+        self, key: str, item: str, activations: Activations | Batch, lessons: int
+    ) -> Activations:
         """Forward pass with autograd on, from detached inputs."""
         run = self.run(key)
         inputs = {
@@ -159,7 +163,7 @@ class InModelLearning:
         }
         precision = products(run.precision, self.block.device)
         with torch.inference_mode(False), torch.enable_grad(), precision:
-            outputs = run.learner.run(inputs)
+            outputs = run.learner.run(inputs, lessons)
         run.passes[item] = (inputs, outputs)
         return outputs
 

@@ -96,8 +96,8 @@ class Masks:
             parameter.requires_grad_(True)
             parameter.grad = None
 
-    def run(self, activations: Activations) -> Activations:
-        """Run all segments of the resident model."""
+    def run(self, activations: Activations, lessons: int = 1) -> Activations:
+        """Run all segments of the resident model, which all `lessons` share."""
         for module in self.modules:
             activations = module(activations)
         return activations

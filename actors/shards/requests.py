@@ -297,10 +297,12 @@ class TrainingForward(TrainingRequest):
     """Forward pass of a training, kept for its backward pass."""
 
     item: str
+    lessons: int
+    """Tasks in the pass."""
 
     def run(self, shard: Shard, activations: Activations | Batch) -> Activations:
         """See `InModelLearning.forward`."""
-        return shard.in_model.forward(self.key, self.item, activations)
+        return shard.in_model.forward(self.key, self.item, activations, self.lessons)
 
 
 @dataclass(frozen=True)

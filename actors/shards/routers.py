@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from actors.families.protocol import Activations, Segment
+from actors.families.protocol import Activations, Segment, compute_all_rows
 from actors.shards.adam import NamedAdam
 from actors.shards.block import Block
 from actors.shards.messages import Weights
@@ -81,6 +81,7 @@ class Routers:
         if not inside:
             return resident
         module, path = segment.build(self.block.resident.dtype), str(segment.mlp)
+        compute_all_rows(module, True)
         mlp = module.get_submodule(path)
         own = {key.removeprefix(f"{path}."): name for key, name in inside.items()}
         merge_layers(mlp, self.mixer, own)
@@ -110,11 +111,16 @@ class Routers:
         )
         return router.to(self.block.device)
 
-    def run(self, activations: Activations) -> Activations:
-        """Run all segments; routers ignore padded tokens."""
+    def run(self, activations: Activations, lessons: int = 1) -> Activations:
+        """Run all segments; routers ignore padded tokens.
+
+        Args:
+            activations: of B rows.
+            lessons: equal parts of the batch that have a pooled model each. Default 1.
+        """
         for module in self.modules:
             for mlp in self.routed_mlps:
-                mlp.mask = activations.get("mask")
+                mlp.mask, mlp.models = activations.get("mask"), lessons
             activations = module(activations)
         return activations
 

@@ -24,6 +24,7 @@ from actors.shards.in_model_learning import InModelLearning
 from actors.shards.messages import Batch as Batch
 from actors.shards.messages import Weights as Weights
 from actors.shards.resident_model import Blueprint
+from actors.shards.staging import sent
 from actors.shards.statistics import StatisticsCollector
 from fusion.logits.head import Head, TaskLoss
 from fusion.merged_layers.precision import backward_products, products
@@ -143,7 +144,8 @@ class Shard(Block):
         outputs = [context.outputs[name] for name in gradient]
         with backward_products(weights.precision):
             torch.autograd.backward(outputs, [value.to(self.device) for value in gradient.values()])
-        return self.gradients(context)
+        coding, back = self.gradients(context)
+        return coding.cpu(), back
 
     def finish(
         self, activations: Activations | Batch, weights: Weights, batch: Batch
@@ -152,18 +154,17 @@ class Shard(Block):
         context = self.record(activations, weights)
         embedding = context.outputs[OUTPUT]
         embedding = embedding.to(accumulator(embedding.dtype))
-        beta = torch.tensor(batch.beta, dtype=embedding.dtype, device=self.device)
+        beta = torch.full((), batch.beta, dtype=embedding.dtype, device=self.device)
         beta.requires_grad_()
         parts = [(task, len(rows)) for task, _, rows in batch.parts]
-        stacked = TaskLoss(self.heads)(embedding, parts, batch.labels, beta)
+        labels = None if batch.labels is None else sent(batch.labels, self.device)
+        losses = TaskLoss(self.heads)(embedding, parts, labels, beta)
         with backward_products(weights.precision):
-            torch.autograd.backward([stacked.sum()])
-        names = [task for task, _, _ in batch.parts]
-        found = dict(
-            zip(names, stacked.tolist(), strict=True)
-        )  # one synchronisation with the device
-        tilt = 0.0 if beta.grad is None else beta.grad.item()
-        return (found, tilt), *self.gradients(context)
+            torch.autograd.backward([losses.sum()])
+        coding, back = self.gradients(context)
+        losses, tilt, coding = to_host(losses.detach(), zeros_or(beta), coding)
+        found = dict(zip([task for task, _, _ in batch.parts], losses.tolist(), strict=True))
+        return (found, tilt.item()), coding, back
 
     def record(self, activations: Activations | Batch, weights: Weights) -> Context:
         """Forward pass with autograd on, from detached inputs."""
@@ -178,9 +179,7 @@ class Shard(Block):
     def gradients(self, context: Context) -> tuple[Tensor, Activations]:
         """Gradients of the coding and of the inputs of a context."""
         columns = [zeros_or(column) for column in context.columns.values()]
-        models, tasks = next(iter(context.columns.values())).shape if columns else (1, 0)
-        empty = torch.zeros(models, tasks, 0)
-        coding = torch.stack(columns, dim=2).cpu() if columns else empty
+        coding = torch.stack(columns, dim=2) if columns else torch.zeros(1, 0, 0)
         return coding, {
             name: zeros_or(value) for name, value in context.inputs.items() if value.requires_grad
         }
@@ -190,7 +189,9 @@ class Shard(Block):
     ) -> Activations:
         """Run the merged segments."""
         self.mixer.vectors = self.trimmed(weights)
-        with self.mixer.with_columns(columns), products(weights.precision, self.device):
+        rows = len(next(iter(activations.values())))
+        mixed = self.mixer.with_columns(columns, rows)
+        with mixed, products(weights.precision, self.device):
             for module in self.merged:
                 activations = module(activations)
         return activations
@@ -208,13 +209,25 @@ class Shard(Block):
             else len(next(iter(activations.values())))
         )
         check_coding(weights.coding, len(self.vectors.tasks), len(self.vectors.groups), size)
-        coding = weights.coding.to(self.device)
+        coding = sent(weights.coding, self.device)
         return leaves(self.names(), self.vectors.groups, coding)
 
 
 def zeros_or(leaf: Tensor) -> Tensor:
     """A leaf's gradient; zeros if it has none."""
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+
+
+def to_host(*tensors: Tensor) -> list[Tensor]:
+    """The tensors on the CPU, by one copy: the host waits for a GPU once."""
+    if all(tensor.device.type == "cpu" for tensor in tensors):
+        return list(tensors)
+    joined = torch.cat([tensor.reshape(-1) for tensor in tensors]).cpu()
+    parts = torch.split(joined, [tensor.numel() for tensor in tensors])
+    return [
+        part.view(tensor.shape).to(tensor.dtype)
+        for part, tensor in zip(parts, tensors, strict=True)
+    ]
 
 
 def gradient_of(

@@ -17,7 +17,7 @@ from torch.nn.functional import log_softmax
 
 from actors.artifacts.errors import Forgotten
 from actors.artifacts.statistics_file import opened, place, sound, write
-from actors.families.protocol import OUTPUT, Activations
+from actors.families.protocol import OUTPUT, Activations, compute_all_rows
 from actors.shards.block import Block
 from actors.shards.messages import Batch, Weights
 from fusion.kinds import MergeInputs
@@ -89,8 +89,7 @@ class StatisticsCollector:
                 for at, module, names in self.parts()
             ]
         self.count(weights.key, at)
-        for grams in self.grams:
-            grams.on = True
+        self.collect(True)
         outputs = self.block.to_device(activations)
         try:
             with torch.inference_mode():
@@ -99,8 +98,13 @@ class StatisticsCollector:
                     outputs = module(outputs)
             return outputs
         finally:
-            for grams in self.grams:
-                grams.on, grams.masks = False, {}
+            self.collect(False)
+
+    def collect(self, on: bool) -> None:
+        """Whether passes add to the Gram matrices, for which all tokens are computed."""
+        for grams, (_, module, _) in zip(self.grams, self.parts(), strict=True):
+            compute_all_rows(module, on)
+            grams.on, grams.masks = on, {}
 
     def count(self, key: str, at: int) -> None:
         """Count batch `at`; batch 0 starts a new count.
@@ -275,10 +279,12 @@ class StatisticsCollector:
                 mix(replace(part, results=self.resident.dtype), one_hot(vectors.tasks, task))
                 grams = Grams([(module, names)], self.block.vectors.deltas, self.masked(at))
                 grams.on = True
+                compute_all_rows(module, True)
                 with torch.inference_mode():
                     for activations in batches:
                         grams.masks = activations
                         module(activations)
+                compute_all_rows(module, False)
                 grams.close()
                 means.append(grams.means())
                 shared = dict(grams.keys)

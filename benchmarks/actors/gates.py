@@ -79,7 +79,8 @@ class Training:
     def step(self) -> dict[str, float]:
         """One more: task -> loss."""
         pool, side = self.pool, self.side
-        given = micro_batches(self.learning, self.sizes, pool.features, self.at, SEED)
+        stacked = side.runner.stacked if isinstance(side, LocalExperts) else 0
+        given = micro_batches(self.learning, self.sizes, pool.features, self.at, SEED, stacked)
         self.at += 1
         if isinstance(side, LocalExperts):
             compute_gradients = partial(side.gradients, role=ROLE, trim=self.learning.trim)

@@ -1,8 +1,8 @@
 """Merged layers: forward passes through θ₀ + Σ_t c_t τ_t, differentiable in input and coding.
 
-Axes: M models (1, or one for each sample), n tokens for each model, T tasks. The coefficients of a
-layer are one column of a coding, [M, T]. A linear layer can be computed in three forms, which agree
-up to rounding:
+Axes: B rows, M models, n tokens for each model, T tasks. Each model takes B/M consecutive rows: all
+of them if M = 1, one if M = B. The coefficients of a layer are one column of a coding, [M, T]. A
+linear layer can be computed in three forms, which agree up to rounding:
 
 * A, merge: W_m = θ₀ + Σ_t c_mt τ_t by one matrix product over all models, then Y_m = X_m W_mᵀ. 2(T
   + n) FLOPs for each weight and model. Backward: ∂L/∂c_mt = ⟨dY_mᵀX_m, τ_t⟩. A small weight of a
@@ -38,6 +38,7 @@ from fusion.merged_layers.tables import merged_embedding as merged_embedding
 from fusion.merged_layers.tables import merged_norm as merged_norm
 from fusion.merged_layers.tables import merged_rms_norm as merged_rms_norm
 from fusion.merged_layers.tables import merged_table as merged_table
+from fusion.task_vectors.coding import divides
 from fusion.task_vectors.lazy import Recomputed
 from fusion.task_vectors.low_rank import LowRank, Zeros
 from fusion.task_vectors.task_vectors import accumulator
@@ -65,7 +66,7 @@ def merged_linear(
     """Linear layer with merged weights: y_m = x_m (θ₀ + Σ_t c_mt τ_t)ᵀ + b_m.
 
     Args:
-        x: [B, …, in]; B = M if there are M > 1 models.
+        x: [B, …, in]; B is a multiple of M.
         coefficients: [M, T].
         base: θ₀ [out, in].
         deltas: τ [T, out, in], dense; or low-rank factors (always form C); or `Zeros` (the base's
@@ -88,7 +89,7 @@ def merged_linear(
         raise InputError(
             f"merged layer: task vectors {list(steps.shape)}; {[tasks, *base.shape]} needed"
         )
-    if x.shape[-1] != base.shape[1] or (models > 1 and x.shape[0] != models):
+    if x.shape[-1] != base.shape[1] or not divides(models, x.shape[0]):
         raise InputError(
             f"merged layer: input {list(x.shape)} for {models} model(s) of weight"
             f" {list(base.shape)}"

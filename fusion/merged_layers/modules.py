@@ -24,6 +24,7 @@ from fusion.merged_layers.functional import (
     merged_table,
 )
 from fusion.merged_layers.precision import exact
+from fusion.merged_layers.tables import repeated
 from fusion.task_vectors.lazy import Recomputed, for_backward
 from fusion.task_vectors.low_rank import LowRank, Zeros
 from fusion.task_vectors.task_vectors import TaskVectors
@@ -45,15 +46,25 @@ class Mixer:
         self.vectors, self.dtype = vectors, dtype
         self.form = form
         self.columns: Mapping[str, Tensor] = {}
+        self.rows = 0
 
     @contextmanager
-    def with_columns(self, columns: Mapping[str, Tensor]) -> Iterator[None]:
-        """Context manager: layers use the coefficients `columns[name]` [M, T] of each tensor."""
-        self.columns = columns
+    def with_columns(self, columns: Mapping[str, Tensor], rows: int = 0) -> Iterator[None]:
+        """Context manager: layers use the coefficients `columns[name]` [M, T] of each tensor.
+
+        Args:
+            columns: tensor name -> coefficients.
+            rows: B, the rows of the pass, of which each model takes B/M; 0 (default): M.
+        """
+        self.columns, self.rows = columns, rows
         try:
             yield
         finally:
-            self.columns = {}
+            self.columns, self.rows = {}, 0
+
+    def rows_each(self, name: str) -> int:
+        """Rows of the pass that each model of a tensor's coefficients takes."""
+        return max(self.rows // len(self.columns[name]), 1)
 
     def parts(self, name: str) -> tuple[Tensor, Tensor, Tensor | LowRank | Zeros | Recomputed]:
         """Coefficients [M, T], base and task vectors of one tensor.
@@ -139,7 +150,8 @@ class Embedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """[B|1, n] -> [B, n, D]."""
-        return merged_embedding(ids, *self.mixer.parts(self.weight_name))
+        name = self.weight_name
+        return merged_embedding(ids, *self.mixer.parts(name), self.mixer.rows_each(name))
 
 
 class BareParameter(nn.Module):
@@ -162,8 +174,8 @@ class Table(nn.Module):
         self.mixer, self.name = mixer, name
 
     def forward(self) -> Tensor:
-        """[M, D]."""
-        return merged_table(*self.mixer.parts(self.name))
+        """[B, D]; [1, D] if all rows have the same."""
+        return repeated(merged_table(*self.mixer.parts(self.name)), self.mixer.rows_each(self.name))
 
 
 class Conv2d(nn.Module):

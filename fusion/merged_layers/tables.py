@@ -1,8 +1,8 @@
 """Merged biases, norms, class tokens and embeddings, differentiable in the coding.
 
-Axes: M models (1, or one for each sample), T tasks. These tensors are small beside the weights of a
-layer, so their dense task vectors are read. Low-rank factors are multiplied out, and again for the
-backward pass. A tensor that no expert changes stays the base's, one for all models.
+Axes: B rows, M models of B/M consecutive rows each, T tasks. These tensors are small beside the
+weights of a layer, so their dense task vectors are read. Low-rank factors are multiplied out, and
+again for the backward pass. A tensor that no expert changes stays the base's, one for all models.
 """
 
 from __future__ import annotations
@@ -45,11 +45,20 @@ def merged_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     if len(weight) == len(bias) == 1:
         return F.layer_norm(x, x.shape[-1:], weight[0], bias[0], eps)
+    plain = by_model(F.layer_norm(x, x.shape[-1:], eps=eps), max(len(weight), len(bias)))
+    return torch.addcmul(bias.unsqueeze(1), plain, weight.unsqueeze(1)).view_as(x)
 
-    def beside(table: Tensor) -> Tensor:
-        return table.view(len(table), *([1] * (x.ndim - 2)), x.shape[-1])
 
-    return torch.addcmul(beside(bias), F.layer_norm(x, x.shape[-1:], eps=eps), beside(weight))
+def by_model(x: Tensor, models: int) -> Tensor:
+    """Rows [B, …, d] by the model that takes them: [M, n, d] with n tokens each."""
+    return x.reshape(models, -1, x.shape[-1])
+
+
+def repeated(table: Tensor, rows: int) -> Tensor:
+    """The entry of each row's model: [M, …] -> [M·rows, …]; one for all models stays as it is."""
+    if rows == 1 or len(table) == 1:
+        return table
+    return table.unsqueeze(1).expand(-1, rows, *table.shape[1:]).flatten(0, 1)
 
 
 def merged_rms_norm(x: Tensor, weight: Tensor, eps: float | None) -> Tensor:
@@ -60,23 +69,39 @@ def merged_rms_norm(x: Tensor, weight: Tensor, eps: float | None) -> Tensor:
     weight = weight.to(x.dtype)
     if len(weight) == 1:
         return F.rms_norm(x, x.shape[-1:], weight[0], eps)
-    beside = weight.view(len(weight), *([1] * (x.ndim - 2)), x.shape[-1])
-    return F.rms_norm(x, x.shape[-1:], eps=eps) * beside
+    plain = by_model(F.rms_norm(x, x.shape[-1:], eps=eps), len(weight))
+    return (plain * weight.unsqueeze(1)).view_as(x)
 
 
 @exact
 def merged_embedding(
-    ids: Tensor, coefficients: Tensor, base: Tensor, deltas: Tensor | LowRank | Zeros | Recomputed
+    ids: Tensor,
+    coefficients: Tensor,
+    base: Tensor,
+    deltas: Tensor | LowRank | Zeros | Recomputed,
+    rows_each: int = 1,
 ) -> Tensor:
-    """Rows of a merged embedding table [V, D]: ids [B|1, n] -> [max(B, M), n, D].
+    """Entries of a merged embedding table [V, D]: ids [B|1, n] -> [B, n, D].
 
-    Only the requested rows are merged. If no expert changes the table, they are the base's, [B|1,
-    n, D]. In float32 (float64).
+    Only the requested entries are merged, in float32 (float64).
+
+    Args:
+        ids: of B rows, or of one that is the same for all rows.
+        coefficients: [M, T].
+        base: θ₀ [V, D].
+        deltas: τ [T, V, D].
+        rows_each: B/M, if `ids` has one row and M > 1. Default 1.
+
+    Returns:
+        [B, n, D]; with one row of ids, [1, n, D] if there is one model, or no expert changes the
+        table.
     """
     if isinstance(deltas, LowRank):
         deltas = Recomputed(exact(deltas.dense))
     if isinstance(deltas, Recomputed):
-        return deltas.through(lambda c, made: merged_embedding(ids, c, base, made), coefficients)
+        return deltas.through(
+            lambda c, made: merged_embedding(ids, c, base, made, rows_each), coefficients
+        )
     wide = accumulator(base.dtype, deltas.dtype)
     if isinstance(deltas, Zeros):
         return independent_of_coding(base[ids].to(wide), coefficients)
@@ -87,5 +112,6 @@ def merged_embedding(
         return one
     if len(ids) == 1:
         each: Tensor = rows + torch.tensordot(c, steps[:, 0], dims=1)
-        return each
-    return rows + torch.einsum("bt,tbnd->bnd", c, steps)
+        return repeated(each, rows_each)
+    dealt = steps.view(len(steps), len(c), -1)  # [T, M, numbers of a model]
+    return rows + torch.einsum("mt,tmk->mk", c, dealt).view_as(rows)

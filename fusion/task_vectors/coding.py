@@ -1,6 +1,7 @@
 """Codings (coefficients of task vectors) and the kernel that merges weights with them.
 
-Axes: B samples (1: one static model), T tasks, G groups of tensors that share a coefficient.
+Axes: B samples, M models (1: one static model), T tasks, G groups of tensors that share a
+coefficient.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from fusion.task_vectors.low_rank import LowRank, Zeros
 from fusion.task_vectors.task_vectors import TaskVectors, accumulator
 
 Coding: TypeAlias = Tensor
-"""Coefficients [B, T, G] of the task vectors. B = 1: one static model; B > 1: one model a sample. G
-= 1: task-wise; G = number of floating-point tensors: layer-wise."""
+"""Coefficients [M, T, G] of the task vectors for B samples. M = 1: one static model; M = B: one
+model a sample; else each model takes B/M consecutive samples. G = 1: task-wise; G = number of
+floating-point tensors: layer-wise."""
 
 CONTIGUOUS = torch.contiguous_format
 
@@ -120,19 +122,26 @@ def leaves(names: tuple[str, ...], groups: tuple[str, ...], coding: Tensor) -> d
     """
     shared = coding.shape[2] == 1
     at = {name: index for index, name in enumerate(groups)}
-    return {
-        name: coding[:, :, 0 if shared else at[name]].detach().clone().requires_grad_()
-        for name in names
-    }
+    columns = coding.detach().movedim(2, 0).contiguous()  # copied once; leaves are views of it
+    return {name: columns[0 if shared else at[name]].detach().requires_grad_() for name in names}
 
 
 def check_coding(coding: Tensor, tasks: int, groups: int, batch: int) -> None:
-    """Raise InputError if a coding does not fit T task vectors, G groups and a batch of B rows."""
-    fits = coding.ndim == 3 and coding.shape[0] in (1, batch) and coding.shape[1] == tasks
-    if not fits or coding.shape[2] not in (1, groups):
+    """Raise InputError if a coding does not fit T task vectors, G groups and a batch of B rows.
+
+    Each of its M models takes B/M consecutive rows.
+    """
+    fits = coding.ndim == 3 and coding.shape[1] == tasks and coding.shape[2] in (1, groups)
+    if not fits or not divides(coding.shape[0], batch):
         raise InputError(
-            f"coding: shape {list(coding.shape)}; [1 or {batch}, {tasks}, 1 or {groups}] needed"
+            f"coding: shape {list(coding.shape)}; [a divisor of {batch}, {tasks}, 1 or {groups}]"
+            " needed"
         )
+
+
+def divides(models: int, rows: int) -> bool:
+    """Whether rows can be dealt to models evenly; one model takes any number."""
+    return models == 1 or (models > 0 and rows > 0 and rows % models == 0)
 
 
 def mix_tensor(

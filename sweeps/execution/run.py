@@ -347,6 +347,7 @@ def learning_inputs(
         home(),
         prepared.spec.metric,
         tuple(content_hash(prepared.pool.experts[name]) for name in prepared.pool.tasks),
+        prepared.pool.stacked_rows(prepared.plan.device, prepared.spec.placement.dtype),
     )
 
 

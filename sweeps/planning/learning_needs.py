@@ -47,6 +47,8 @@ class LearningNeeds:
     """Whether some method reads the fit rows, to fit a classifier or for statistics."""
     sampled: bool = False
     """Whether some method learns through one model per sample."""
+    stacked: int = 0
+    """Most rows of a step whose tasks have models of their own, which may run in one pass."""
     kept: float = 0.0
     """Size of the parameters trained in shards, with moments and gradients, in models."""
 
@@ -104,7 +106,7 @@ def needs_of(spec: SweepSpec, tasks: tuple[str, ...], groups: tuple[str, ...]) -
     """
     extractors: dict[ExtractorKey, Extractor] = {}
     gates: dict[str, Fingerprint] = {}
-    adapts, images, transformed, sampled = set(), 0, False, False
+    adapts, images, transformed, sampled, stacked = set(), 0, False, False, 0
     for name, method, params in learning_points(spec):
         source = extractor_of(method, params)
         if source is not None and source not in extractors:
@@ -122,6 +124,8 @@ def needs_of(spec: SweepSpec, tasks: tuple[str, ...], groups: tuple[str, ...]) -
             at_once = learning.tasks_at_once or len(spec.seen) if learning.shared else 1
             images = max(images, learning.batch_size * min(at_once, len(spec.seen)))
             sampled |= not learning.shared and not learning.batch_mean
+            if not learning.shared:
+                stacked = max(stacked, learning.batch_size * len(spec.seen))
         transformed |= not learning.trim.nothing
     kept = 0.0
     for _, training in in_model_points(spec, tasks, groups):
@@ -130,11 +134,13 @@ def needs_of(spec: SweepSpec, tasks: tuple[str, ...], groups: tuple[str, ...]) -
         together = getattr(training.options, "tasks_at_once", 1) or len(spec.seen)
         images = max(images, training.batch_size * min(together, len(spec.seen)))
         kept = max(kept, in_model_memory(training, len(tasks)))
-        sampled |= isinstance(training.options, RouterOptions) and not training.options.batch_mean
+        if isinstance(training.options, RouterOptions):
+            sampled |= not training.options.batch_mean
+            stacked = max(stacked, training.batch_size * len(spec.seen))
     rows = [METHODS[name] for name in spec.methods]
     fits = any(row.fits for row in rows)
     return LearningNeeds(
-        extractors, gates, frozenset(adapts), images, transformed, fits, sampled, kept
+        extractors, gates, frozenset(adapts), images, transformed, fits, sampled, stacked, kept
     )
 
 

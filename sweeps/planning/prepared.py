@@ -148,6 +148,8 @@ def load_of(spec: SweepSpec, pool: Pool, needs: LearningNeeds) -> Load:
         compute_itemsize=itemsize,
         forward_bytes=itemsize * BATCH * layout.forward_elements,
         training_bytes=itemsize * images * backward + learned,
+        stacked_bytes=itemsize * needs.stacked * layout.sampled_elements,
+        learned_bytes=learned,
         transformed=needs.transformed,
         filed=spec.placement.weights == "files",
         factors=factors,

@@ -75,6 +75,8 @@ class LearningInputs:
     """What the sweep is judged by."""
     hashes: tuple[str, ...] = ()
     """Of each expert's checkpoint; equal ones are one ingredient."""
+    stacked: int = 0
+    """Most rows in one pass of several tasks' models, see `steps.stacked_rows`."""
 
 
 Report = Callable[[int, Evaluation, State], None]
@@ -119,7 +121,7 @@ def learn(
         report(rung, found, state)
 
     while state.step < learning.steps:
-        given = micro_batches(learning, sizes, features, state.step, config["seed"])
+        given = micro_batches(learning, sizes, features, state.step, config["seed"], inputs.stacked)
         losses = learn_step(
             learning,
             optimizer,

@@ -142,6 +142,10 @@ MEMORY: WeakValueDictionary[int, Memory] = WeakValueDictionary()
 """Address of a storage -> its block."""
 
 
+PINNED: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
+"""Address of memory that was asked for as pinned -> the tensor it was made for."""
+
+
 def memory_of(tensor: Tensor) -> Memory:
     """The block of a tensor's storage; views share it."""
     storage = tensor.untyped_storage()
@@ -321,7 +325,9 @@ def note(
     if crossing:
         if crossing == "to the device":
             NOTED.sent += sum(each.nbytes for each in here[-1:])
-        if not (kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2])):
+        asked = kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2])
+        pinned = all(each.untyped_storage().data_ptr() in PINNED for each in here)
+        if not (asked and pinned):
             NOTED.wait(f"copy {crossing}")
     if not there:
         return
@@ -352,6 +358,10 @@ class Pretending(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if kwargs.get("pin_memory"):
+            made: Tensor = func(*args, **{**kwargs, "pin_memory": False})
+            PINNED[made.untyped_storage().data_ptr()] = made
+            return made
         asked = kwargs.get("device")
         if asked is not None and torch.device(asked).type == "cuda":
             return carried_out(func, args, kwargs)

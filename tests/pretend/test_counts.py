@@ -24,6 +24,23 @@ def test_counts_of_a_merge_are_those_of_its_tensors(small):
     assert f"| task_arithmetic | {found.launches} | ≤ 3 | 0 | 0 |" in page
 
 
+def test_a_step_of_several_tasks_is_one_pass(small):
+    runner, steps = small.runner, {}
+    for stacked in (runner.stacked, 0):
+        runner.stacked, before = stacked, runner.stacked
+        found = {each.name: each for each in counts.passes(small)}
+        runner.stacked = before
+        steps[stacked] = found
+    together, apart = steps[runner.stacked], steps[0]
+    assert runner.stacked >= len(counts.TASKS) * counts.ROWS
+    for name in ("DAWE step", "DAWE step, a model a sample", "WE-MoE step"):
+        assert together[name].launches * 3 < apart[name].launches
+        assert together[name].waits == 1  # losses and gradients
+    assert together["AdaMerging step"].waits == together["Concrete step"].waits == 1
+    assert together["evaluation batch"].waits == 1  # the logits
+    assert together["evaluation batch, a model a sample (64)"].waits == 0
+
+
 def test_attention_is_one_launch_and_three_backward(small):
     with counts.device.pretending() as noted, counts.device.shapes_only():
         q = counts.torch.empty(2, 3, 5, 4, device="cuda", requires_grad=True)

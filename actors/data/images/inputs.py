@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from base64 import b64encode
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -105,6 +105,20 @@ class ImageInputs:
             picture.save(file, "JPEG", quality=85)
             found.append(f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}")
         return found
+
+    def gather(
+        self, parts: Sequence[tuple[PreparedRows, Tensor]], empty: Callable[..., Tensor]
+    ) -> Activations:
+        """{"pixels": uint8 [B, 3, H, W]}; see `Gathering.gather`."""
+        import torch  # late: processes that only decode do not need it
+
+        count, at = sum(len(rows) for _, rows in parts), 0
+        found = empty((count, 3, *self.preprocess.shape), torch.uint8)
+        for file, rows in parts:
+            assert isinstance(file, Pixels)
+            file.copy_to(found[at : at + len(rows)], rows)
+            at += len(rows)
+        return {"pixels": found}
 
     def collate(self, parts: Sequence[Mapping[str, Tensor]]) -> Activations:
         """{"pixels": uint8 [B, 3, H, W]}."""

@@ -57,6 +57,12 @@ class Pixels:
         """{"pixels": uint8 [B, 3, H, W]} of these rows."""
         return {"pixels": self.images[rows]}
 
+    def copy_to(self, out: Tensor, rows: Tensor) -> None:
+        """Copy these rows into `out` [B, 3, H, W]."""
+        import torch  # late: processes that only decode do not need it
+
+        torch.index_select(self.images, 0, rows, out=out)
+
 
 def pixel_path(task: Task, split: str, preprocess: Preprocess, root: Path) -> Path:
     """Path of a prepared split; the name is a hash of everything that its bytes depend on."""

@@ -110,11 +110,23 @@ class Preprocess:
         import torch
 
         dtype = dtype or torch.float32
-        shape = (1, 3, 1, 1)
+        return normalised(pixels, *self.constants(pixels.device, dtype))
+
+    def constants(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Scale and shift of each channel for `normalised`, [1, 3, 1, 1] each."""
+        import torch
+
         std = torch.tensor(self.std, dtype=torch.float64)
-        scale = (self.rescale / std).to(pixels.device, dtype).view(shape)
-        shift = (-torch.tensor(self.mean, dtype=torch.float64) / std).to(pixels.device, dtype)
-        return torch.addcmul(shift.view(shape), pixels.to(dtype), scale)
+        both = self.rescale / std, -torch.tensor(self.mean, dtype=torch.float64) / std
+        scale, shift = (each.to(device, dtype).view(1, 3, 1, 1) for each in both)
+        return scale, shift
+
+
+def normalised(pixels: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """shift + pixels·scale in the dtype of `scale`, with uint8 pixels [B, 3, H, W]."""
+    import torch
+
+    return torch.addcmul(shift, pixels.to(scale.dtype), scale)
 
 
 def to_rgb(image: Image) -> Image:

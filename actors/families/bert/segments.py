@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from actors.checkpoints.checkpoint import Checkpoint
@@ -95,6 +96,31 @@ class Layer(nn.Module):
         return {"hidden": self.norm(self.mlp(attended) + attended), "mask": mask}
 
 
+class LastLayer(Layer):
+    """The last transformer layer, of whose tokens only the first is read."""
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        super().__init__(fields)
+        self.whole = False
+        """Whether all tokens are computed, see `compute_all_rows`."""
+
+    def forward(self, given: Activations) -> Activations:
+        """{"hidden" [B, n, d], "mask"} -> {"hidden" [B, 1, d]}; as `Layer` if `whole`."""
+        if self.whole:
+            return super().forward(given)
+        attention, hidden = self.attention.self, given["hidden"]
+
+        def heads(x: Tensor) -> Tensor:
+            return x.view(*x.shape[:2], attention.num_attention_heads, -1).transpose(1, 2)
+
+        q, k, v = attention.query(hidden[:, :1]), attention.key(hidden), attention.value(hidden)
+        read = F.scaled_dot_product_attention(
+            heads(q), heads(k), heads(v), attn_mask=given["mask"][:, None, None, :]
+        )
+        first = self.attention.output(read.transpose(1, 2).flatten(2), hidden[:, :1])
+        return {"hidden": self.norm(self.mlp(first) + first)}
+
+
 class Classify(nn.Module):
     """The first token, through as much of pooler and classifier as the model has."""
 
@@ -130,7 +156,9 @@ def bert_segments(base: Checkpoint) -> tuple[Segment, ...]:
         prefix = f"encoder.layer.{index}."
         inside = [key for key in base.tensors if key.startswith(prefix)]
         names = {own_name(key.removeprefix(prefix)): key for key in inside}
-        chain.append(segment(base, Layer, (fields,), names, "mlp", fields["hidden_size"]))
+        last = index == fields["num_hidden_layers"] - 1
+        layer = LastLayer if last else Layer
+        chain.append(segment(base, layer, (fields,), names, "mlp", fields["hidden_size"]))
     kind = fields["model_type"]
     names = {
         f"{own}.{part}": f"{name}.{part}"
@@ -138,8 +166,8 @@ def bert_segments(base: Checkpoint) -> tuple[Segment, ...]:
         for part in ("weight", "bias")
         if f"{name}.{part}" in base.tensors
     }
-    last = (fields["hidden_size"], "dense.weight" in names, len(fields["labels"]))
-    chain.append(segment(base, Classify, last, names))
+    sizes = (fields["hidden_size"], "dense.weight" in names, len(fields["labels"]))
+    chain.append(segment(base, Classify, sizes, names))
     check_untied(tuple(chain), base.name)
     return tuple(chain)
 

@@ -211,10 +211,9 @@ def activations(fields: Mapping[str, int]) -> tuple[int, int, int]:
     the same with one model per image).
 
     The forward pass counts, for one block, the residual stream, q, k, v and the MLP's hidden layer.
-    The backward pass counts what autograd keeps for every block: 8 times the width, and 3 times the
-    hidden layer, of which quick GELU keeps its input, a sigmoid and their product. Merged layers
-    with several models in a batch keep two more inputs. Attention scores are never stored as a
-    whole (scaled dot product attention).
+    The backward pass counts what autograd keeps for every block: 8 times the width, and twice the
+    hidden layer, before and after its activation. Merged layers with several models in a batch keep
+    two more inputs. Attention scores are never stored as a whole (scaled dot product attention).
     """
     tokens = (fields["image_size"] // fields["patch_size"]) ** 2 + 1
     width, hidden = fields["hidden_size"], fields["intermediate_size"]
@@ -222,6 +221,6 @@ def activations(fields: Mapping[str, int]) -> tuple[int, int, int]:
     forward = tokens * (5 * width + hidden)
     return (
         forward,
-        tokens * (8 * width + 3 * hidden) * depth,
-        tokens * (10 * width + 3 * hidden) * depth,
+        tokens * (8 * width + 2 * hidden) * depth,
+        tokens * (10 * width + 2 * hidden) * depth,
     )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from actors.checkpoints.checkpoint import Checkpoint
-from actors.data.images.preprocess import Preprocess
+from actors.data.images.preprocess import Preprocess, normalised
 from actors.data.images.preprocessor_config import read_preprocess
 from actors.families.activations import activation
 from actors.families.clip.architecture import PROJECTION
@@ -39,17 +39,25 @@ class Embed(nn.Module):
         self.pre_layrnorm = nn.LayerNorm(width, eps=fields["layer_norm_eps"])
         self.dtype = torch.float32
         """dtype of activations, set by the holder of the weights."""
+        self.constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def forward(self, carry: Activations) -> Activations:
         """{"pixels"} -> {"hidden"}."""
         pixels = carry["pixels"]
-        images = self.preprocess.normalise(pixels, self.dtype)
+        images = normalised(pixels, *self.constants_on(pixels.device))
         patches = self.patch_embedding(images).flatten(2).transpose(1, 2)
         token = self.token().unsqueeze(1).to(patches.dtype)
         hidden = torch.cat([token.expand(len(patches), -1, -1), patches], dim=1)
         ids = torch.arange(self.positions, device=pixels.device)[None]
         hidden = hidden + self.position_embedding(ids).to(hidden.dtype)
         return {"hidden": self.pre_layrnorm(hidden)}
+
+    def constants_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The constants of the normalisation on a device, kept from the first call on."""
+        if device not in self.constants:
+            with torch.inference_mode(False):  # a pass with gradients may follow
+                self.constants[device] = self.preprocess.constants(device, self.dtype)
+        return self.constants[device]
 
 
 class Attention(nn.Module):
@@ -65,12 +73,15 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """[B, n, d] -> [B, n, d]."""
-        shape = (*hidden.shape[:-1], -1, self.head_width)
+    def forward(self, hidden: Tensor, first: int | None = None) -> Tensor:
+        """[B, n, d] -> [B, n, d], or the `first` tokens alone."""
         query, key, value = (
-            layer(hidden).view(shape).transpose(1, 2)
-            for layer in (self.q_proj, self.k_proj, self.v_proj)
+            layer(x).view(*x.shape[:-1], -1, self.head_width).transpose(1, 2)
+            for layer, x in (
+                (self.q_proj, hidden[:, :first]),
+                (self.k_proj, hidden),
+                (self.v_proj, hidden),
+            )
         )
         mixed = nn.functional.scaled_dot_product_attention(query, key, value, scale=self.scale)
         out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
@@ -106,9 +117,9 @@ class EncoderLayer(nn.Module):
         self.mlp = Mlp(fields)
         self.layer_norm2 = nn.LayerNorm(width, eps=epsilon)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """[B, n, d] -> [B, n, d]."""
-        hidden = hidden + self.self_attn(self.layer_norm1(hidden))
+    def forward(self, hidden: Tensor, first: int | None = None) -> Tensor:
+        """[B, n, d] -> [B, n, d], or the `first` tokens alone."""
+        hidden = hidden[:, :first] + self.self_attn(self.layer_norm1(hidden), first)
         out: Tensor = hidden + self.mlp(self.layer_norm2(hidden))
         return out
 
@@ -123,6 +134,19 @@ class Block(nn.Module):
     def forward(self, carry: Activations) -> Activations:
         """{"hidden"} -> {"hidden"}."""
         return {"hidden": self.layer(carry["hidden"])}
+
+
+class LastBlock(Block):
+    """The last transformer layer, of whose tokens only the class token is read."""
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        super().__init__(fields)
+        self.whole = False
+        """Whether all tokens are computed, see `compute_all_rows`."""
+
+    def forward(self, carry: Activations) -> Activations:
+        """{"hidden" [B, n, d]} -> {"hidden" [B, 1, d]}; all n tokens if `whole`."""
+        return {"hidden": self.layer(carry["hidden"], None if self.whole else 1)}
 
 
 class Project(nn.Module):
@@ -171,7 +195,8 @@ def clip_segments(base: Checkpoint) -> tuple[Segment, ...]:
             for name in base.tensors
             if name.startswith(prefix)
         }
-        chain.append(segment(base, Block, (fields,), names, "layer.mlp", fields["hidden_size"]))
+        kind = LastBlock if index == fields["num_hidden_layers"] - 1 else Block
+        chain.append(segment(base, kind, (fields,), names, "layer.mlp", fields["hidden_size"]))
     names = {name: name for name in ("post_layernorm.weight", "post_layernorm.bias", PROJECTION)}
     chain.append(segment(base, Project, (fields, out), names))
     check_untied(tuple(chain), base.name)

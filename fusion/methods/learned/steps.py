@@ -8,7 +8,7 @@ continues into the router.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -23,6 +23,11 @@ from fusion.task_vectors.sparsify import Trim
 UnlabelledSplit: TypeAlias = Literal["fit", "select", "report"]
 """Split whose inputs (never labels) a method adapts to. `report` is what the literature does: the
 result has then seen the images it is reported on, and is marked so."""
+
+STACKED = {"cpu": 64 << 20, "cuda": 8 << 30}
+"""Device -> bytes of activations that autograd may keep of a pass of several tasks' models. On a
+CPU stacking saves small operations, and activations beyond its cache cost more than it saves. On a
+GPU it saves launches. A task that takes more than this has a pass of its own."""
 
 LabelledSplit: TypeAlias = Literal["fit", "select"]
 """Split whose inputs and labels a method learns from; never the one it is reported on."""
@@ -77,12 +82,16 @@ class TrainingPlan:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Micro-batch: one forward and backward pass of rows of some tasks through one coding."""
+    """Micro-batch: one forward and backward pass of rows of some tasks.
+
+    The coding has one model, one for each row, or several models that take equally many consecutive
+    rows each.
+    """
 
     rows: Mapping[str, Tensor]
     """Task -> int64 [B], row numbers in the split that is adapted to."""
     coding: Coding
-    """[1, T, G], or [B, T, G] with one coding for each row."""
+    """[M, T, G]; each of the M models takes B/M of the B rows."""
     beta: Tensor | None = None
     """Inverse temperature of the logits; the loss is then their cross-entropy with the labels.
     None: the loss is the entropy of the predictions."""
@@ -127,8 +136,13 @@ def micro_batches(
     features: Mapping[str, Tensor],
     step: int,
     seed: int,
+    stacked: int = 0,
 ) -> list[MicroBatch]:
-    """The micro-batches of one step: one for each task, or one for all tasks that share a coding.
+    """The micro-batches of one step.
+
+    Tasks that share a coding are in one. Else each task has models of its own: one for the mean
+    coding of its rows, or one for each row. Consecutive tasks are stacked: all their models run in
+    one pass.
 
     Args:
         learning: the training plan.
@@ -136,6 +150,7 @@ def micro_batches(
         features: task -> features [N, d]; not read if `learning.shared`.
         step: from 0.
         seed: of the drawn rows.
+        stacked: most rows in one pass of several tasks' models; 0 (default): a pass for each task.
     """
     rows = {
         task: draw(size, learning.batch_size, step, seed + 7919 * at)
@@ -143,17 +158,53 @@ def micro_batches(
     }
     if learning.shared:
         coding, names = learning.router(None), list(rows)
-        each = learning.tasks_at_once or len(names)
-        parts = [names[start : start + each] for start in range(0, len(names), each)]
         beta = temperature(learning.router)
-        return [MicroBatch({name: rows[name] for name in part}, coding, beta) for part in parts]
+        return [
+            MicroBatch({name: rows[name] for name in part}, coding, beta)
+            for part in chunked(names, learning.tasks_at_once or len(names))
+        ]
     found = []
-    for task, at in rows.items():
-        coding = learning.router(features[task][at])
-        found.append(
-            MicroBatch({task: at}, coding.mean(0, keepdim=True) if learning.batch_mean else coding)
-        )
+    for names in stacks(rows, learning.batch_size, stacked):
+        codings = [learning.router(features[task][rows[task]]) for task in names]
+        if learning.batch_mean:
+            codings = [coding.mean(0, keepdim=True) for coding in codings]
+        found.append(MicroBatch({task: rows[task] for task in names}, torch.cat(codings)))
     return found
+
+
+def stacked_rows(row_bytes: int, device: str) -> int:
+    """Most rows in one pass of several tasks' models.
+
+    It depends on the model and the kind of device only, so the same sweep has the same passes, and
+    the same bits, wherever it runs.
+
+    Args:
+        row_bytes: activations that autograd keeps of a row.
+        device: type of the device, such as "cpu".
+
+    >>> stacked_rows(1 << 20, "cpu")
+    64
+    """
+    return STACKED.get(device, STACKED["cuda"]) // max(row_bytes, 1)
+
+
+def stacks(tasks: Iterable[str], batch_size: int, most: int) -> list[list[str]]:
+    """Tasks of each pass: consecutive ones with up to `most` rows in all, or one.
+
+    >>> stacks("abc", batch_size=4, most=8)
+    [['a', 'b'], ['c']]
+    """
+    return chunked(list(tasks), most // batch_size)
+
+
+def chunked(tasks: Sequence[str], count: int) -> list[list[str]]:
+    """Consecutive tasks, `count` in each chunk; at least one.
+
+    >>> chunked("abcde", 2)
+    [['a', 'b'], ['c', 'd'], ['e']]
+    """
+    each = max(count, 1)
+    return [list(tasks[start : start + each]) for start in range(0, len(tasks), each)]
 
 
 def not_finite(step: int, task: str, loss: float, learning_rate: float) -> InputError:
@@ -167,6 +218,18 @@ def not_finite(step: int, task: str, loss: float, learning_rate: float) -> Input
     if step == 0:
         why = "nothing is learned yet: the weights of base or experts make it so"
     return InputError(f"step {step}: task {task!r}: {what}loss {loss} is not finite; {why}")
+
+
+def not_finite_task(micro_batch: MicroBatch, gradient: Gradient) -> str | None:
+    """The first task whose loss, or else the gradient of whose model, is not finite; None: none."""
+    bad = [task for task, loss in gradient.losses.items() if loss - loss != 0]
+    if bad:
+        return bad[0]
+    finite = gradient.coding.isfinite().flatten(1).all(1)
+    if bool(finite.all()):
+        return None
+    tasks = list(micro_batch.rows)
+    return tasks[int((~finite).int().argmax()) * len(tasks) // len(finite)]
 
 
 def learn_step(
@@ -199,9 +262,8 @@ def learn_step(
     losses: dict[str, float] = {}
     for micro_batch, gradient in zip(given, gradients, strict=True):
         losses |= gradient.losses
-        bad = [task for task, loss in gradient.losses.items() if loss - loss != 0]
-        if bad or not bool(gradient.coding.isfinite().all()):
-            task = bad[0] if bad else next(iter(micro_batch.rows))
+        task = not_finite_task(micro_batch, gradient)
+        if task is not None:
             raise not_finite(step, task, gradient.losses[task], learning.learning_rate)
     optimizer.zero_grad()
     known: list[tuple[Tensor, Tensor]] = []

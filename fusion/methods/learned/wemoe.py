@@ -82,7 +82,8 @@ def mean_of(tokens: Tensor, mask: Tensor | None) -> Tensor:
 class RoutedMlp(nn.Module):
     """An MLP whose weights are merged with the coefficients that a router computes from its input.
 
-    W = W₀ + Σ_t g_t τ_t for weights and biases: one model for each sample, or one for the batch.
+    W = W₀ + Σ_t g_t τ_t for weights and biases: one model for each sample, one for the batch, or
+    one for each of several equal parts of it.
     """
 
     def __init__(
@@ -95,11 +96,13 @@ class RoutedMlp(nn.Module):
             router: [B, S, H] -> [B, T].
             mixer: base and task vectors.
             names: names of the MLP's tensors in the mixer.
-            pooled: one model for the batch, by the mean of its coefficients.
+            pooled: one model for the batch, by the mean of its coefficients; or `models` of them.
         """
         super().__init__()
         self.mlp, self.router, self.mixer = mlp, router, mixer
         self.names, self.pooled = tuple(names), pooled
+        self.models = 1
+        """Models of a pooled pass: each is merged for equally many consecutive rows."""
         self.mask: Tensor | None = None
         """[B, S], True for tokens that are no padding; set before a pass of padded rows."""
 
@@ -107,7 +110,7 @@ class RoutedMlp(nn.Module):
         """[B, S, H] -> [B, S, H]."""
         coefficients = self.router(hidden, self.mask)
         if self.pooled:
-            coefficients = coefficients.mean(0, keepdim=True)
+            coefficients = coefficients.view(self.models, -1, coefficients.shape[1]).mean(1)
         with self.mixer.with_columns(dict.fromkeys(self.names, coefficients)):
             out: Tensor = self.mlp(hidden)
         return out

@@ -8,6 +8,7 @@ import pytest
 
 from actors.cluster.partition import Load, balanced, blocks_of, cut, needs
 from fusion.errors import InputError
+from fusion.methods.learned.steps import STACKED
 
 
 def largest(costs, blocks):
@@ -73,6 +74,20 @@ def test_costs_decide_the_cut_and_work_the_memory():
     kept = (300 * 2, 100 * 1)  # the first of two shards keeps two micro-batches
     merged = (12 + 8 + 0, 4 + 8 + 0)  # the resident block, two of the largest segment
     assert first.host - second.host == kept[0] + merged[0] - kept[1] - merged[1]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_stacked_tasks_are_planned_up_to_the_budget_of_the_device(device):
+    def more(stacked, learned=0):
+        given = (replace(load, stacked_bytes=size, learned_bytes=learned) for size in (0, stacked))
+        before, after = (needs(each, 1, device)[0] for each in given)
+        return after.host - before.host + after.device - before.device
+
+    budget, load = STACKED[device], Load((4, 4), experts=1, training_bytes=1000)
+    assert more(900) == 0  # one task's micro-batch is larger
+    assert more(5000) == 4000
+    assert more(5000, learned=70) == 4070
+    assert more(3 * budget) == budget - 1000
 
 
 def test_the_bottleneck_of_a_cut_by_cost_is_optimal_within_the_memory_limit():

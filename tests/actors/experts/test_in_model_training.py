@@ -334,6 +334,28 @@ def test_the_second_stage_is_adamerging_under_a_fixed_mask(doubles):
     assert bool(((wanted - 0.3).abs() > 0.01).any())
 
 
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [("wemoe", {}), ("wemoe", {"batch_mean": False, "depth": 1}), ("ewemoe", {"prune": 0.6})],
+    ids=str,
+)
+def test_stacked_tasks_learn_what_single_ones_do(method, params, doubles):
+    experts, _ = doubles
+    runner, found = experts.runner, []
+    assert runner.stacked > 100  # the models are small: all tasks in one pass
+    for stacked in (runner.stacked, 8, 0):
+        experts.runner.stacked, before = stacked, runner.stacked
+        state, losses = experts.train(Recipe(method, {**FEW, **params}), None, 0, 2, SEED)
+        experts.runner.stacked = before
+        found.append((load_resident(state, method, NAMES)[0], losses))
+    wanted, losses = found.pop()
+    for tensors, each in found:
+        for one, other in zip(each, losses, strict=True):
+            assert one == pytest.approx(other, rel=1e-9)
+        for name, tensor in wanted.items():
+            torch.testing.assert_close(tensors[name], tensor, rtol=1e-5, atol=1e-8)
+
+
 # ------------------------------------------------------------------------- failures, refusals
 
 

@@ -201,12 +201,16 @@ def gram(parts: Parts, caller: Caller) -> Found:
 # ------------------------------------------------------------------------------------- learning
 
 
+STACKED = 6
+"""Rows in one pass of several tasks' models: two of the three tasks of a step."""
+
 KINDS = ("task mean", "layer mean", "task sample", "layer sample")
 
 
 def micro_batches_of(parts: Parts, kind: str, role: str = "select") -> list[MicroBatch]:
-    """A micro-batch a task, with the codings of a gate: "task mean", …, "layer sample"; and one of
-    all tasks through one coding, with an inverse temperature of the logits."""
+    """A micro-batch a task, with the codings of a gate: "task mean", …, "layer sample"; one of all
+    tasks with a model each; and one of all tasks through one coding, with an inverse temperature of
+    the logits."""
     grouping, models = kind.split()
     gate, features = random_gate(parts.pool, grouping), parts.features(role)
     found = []
@@ -217,9 +221,11 @@ def micro_batches_of(parts: Parts, kind: str, role: str = "select") -> list[Micr
         coding = coding if models == "sample" else coding.mean(0, keepdim=True)
         found.append(MicroBatch({task: rows}, coding))
     rows = {task: torch.arange(2) for task in features}
-    shared = torch.cat([each.coding for each in found])[: 2 * len(rows)]
-    shared = shared if models == "sample" else shared[:1]
-    return [*found, MicroBatch(rows, shared), MicroBatch(rows, shared, torch.tensor(1.5))]
+    each = torch.cat([one.coding for one in found])
+    stacked = MicroBatch(rows, each[: len(rows)])  # a model a task, in one pass
+    shared = each[: 2 * len(rows)] if models == "sample" else each[:1]
+    more = [MicroBatch(rows, shared), MicroBatch(rows, shared, torch.tensor(1.5))]
+    return [*found, stacked, *more]
 
 
 TRIMS = (Trim(), Trim(0.4, dtype="bfloat16"), Trim(0.3, elect=True, dtype="float16"))
@@ -269,7 +275,7 @@ def stepped(method: str, **params: Any) -> Observe:
                 router.load_state_dict(kept["router"])
                 optimizer.load_state_dict(kept["adam"])
             for step in range(first, last):
-                asked = micro_batches(learning, sizes, features, step, SEED)
+                asked = micro_batches(learning, sizes, features, step, SEED, STACKED)
 
                 def computed(micro_batches: Any, trim: Trim = learning.trim) -> Any:
                     return caller.call(lambda who: who.gradients(micro_batches, "select", trim))

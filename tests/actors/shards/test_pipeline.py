@@ -158,6 +158,26 @@ def test_each_micro_batch_is_as_alone(kind: str, world: World, local: LocalExper
     assert local.gradients([], "report", Trim()) == []
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_stacked_tasks_are_each_alone(kind: str, world: World, exact: LocalExperts) -> None:
+    rows = {task: torch.tensor(at[:2]) for task, at in SAMPLES.items()}
+    alone = [
+        MicroBatch({task: at}, world.coding(kind, 2, seed=seed))
+        for seed, (task, at) in enumerate(rows.items())
+    ]
+    wanted = exact.gradients(alone, "report", Trim())
+    stacked = MicroBatch(rows, torch.cat([each.coding for each in alone]))
+    cut = world.experts((0, 1), (1, 3), (3, 4), dtype=torch.float64)
+    for experts in (exact, cut):
+        [found] = experts.gradients([stacked], "report", Trim())
+        assert found.losses == pytest.approx(
+            {task: loss for each in wanted for task, loss in each.losses.items()}, rel=1e-12
+        )
+        coding = torch.cat([each.coding for each in wanted])
+        torch.testing.assert_close(found.coding, coding, rtol=1e-9, atol=1e-12)
+        assert bool(coding.any())
+
+
 def test_shards_keep_no_more_than_the_schedule_has(world: World) -> None:
     experts = world.experts((0, 1), (1, 2), (2, 3), (3, 4))
     most = dict.fromkeys(range(4), 0)

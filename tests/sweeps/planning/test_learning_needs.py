@@ -37,7 +37,13 @@ def test_extractors_roles_and_images_of_every_candidate(tiny_pool, tmp_path):
     }  # fmt: skip
     assert found.adapts_on == {"fit", "report"}
     assert found.images == 3 * spec["methods"]["adamerging"]["batch_size"]
+    assert found.stacked == 3 * dawe_batch(spec)
     assert found.transformed
+
+
+def dawe_batch(spec):
+    """Images of each task in a step of the gate."""
+    return spec["methods"]["dawe"].get("batch_size", 16)
 
 
 def gate_file(path, extractor, **changes):

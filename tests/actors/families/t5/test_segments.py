@@ -188,6 +188,26 @@ def test_merged_layers_are_the_merged_model_and_a_loop_over_models(cut, pool):
         torch.testing.assert_close(found[at], wanted[at])
 
 
+@pytest.mark.parametrize("cut", CUTS, ids=len)
+@pytest.mark.parametrize("models", [1, 2], ids=["a task", "half of a task"])
+def test_tasks_with_models_of_their_own_are_stacked(models, cut, pool):
+    base, experts = pool
+    pipeline = pipeline_of(base, vectors_of(base, experts, torch.float64), cut, torch.float64)
+    coding = coding_of(models * len(ANSWERS), len(pipeline.groups))
+    parts = coding.split(models)
+    [stacked] = pipeline.gradients([(batch(), Weights("", coding=coding))])
+    alone = pipeline.gradients(
+        [
+            (batch(tasks=(task,)), Weights("", coding=part))
+            for task, part in zip(ANSWERS, parts, strict=True)
+        ]
+    )
+    for at, each in enumerate(alone):
+        torch.testing.assert_close(stacked.coding.split(models)[at], each.coding)
+        [(task, loss)] = each.losses.items()
+        assert stacked.losses[task] == pytest.approx(loss, rel=1e-9)
+
+
 def test_as_many_source_tokens_as_models(pool):
     """The trap of looking up biases by query: rows would take other models' tables."""
     base, experts = pool

@@ -21,6 +21,7 @@ from fusion.methods.learned.steps import (
     TrainingPlan,
     learn_step,
     micro_batches,
+    not_finite_task,
 )
 
 TASKS = ("a", "b", "c")
@@ -111,6 +112,38 @@ def test_each_task_has_the_codings_of_its_own_features(batch_mean: bool) -> None
             wanted = wanted.mean(0, keepdim=True)
         assert torch.equal(micro_batch.coding, wanted)
         assert micro_batch.coding.shape == (1 if batch_mean else BATCH, len(TASKS), GROUPS)
+
+
+@pytest.mark.parametrize("batch_mean", [True, False])
+@pytest.mark.parametrize(
+    ("stacked", "groups"),
+    [(0, ["a", "b", "c"]), (2 * BATCH, ["ab", "c"]), (99, ["abc"])],
+)
+def test_stacked_tasks_have_the_rows_and_codings_of_single_ones(
+    batch_mean: bool, stacked: int, groups: list[str]
+) -> None:
+    plan, given = learning(gate(), batch_mean=batch_mean), features()
+    alone = micro_batches(plan, SIZES, given, 1, 9)
+    found = micro_batches(plan, SIZES, given, 1, 9, stacked)
+    assert ["".join(micro_batch.rows) for micro_batch in found] == groups
+    for micro_batch in found:
+        parts = [each for each in alone if set(each.rows) <= set(micro_batch.rows)]
+        assert torch.equal(micro_batch.coding, torch.cat([each.coding for each in parts]))
+        for each in parts:
+            for task, rows in each.rows.items():
+                assert torch.equal(micro_batch.rows[task], rows)
+
+
+@pytest.mark.parametrize(("model", "task"), [(0, "a"), (3, "b"), (5, "c")])
+def test_the_task_of_a_gradient_that_is_not_finite_is_named(model: int, task: str) -> None:
+    rows = {name: torch.arange(2) for name in TASKS}
+    gradient = torch.zeros(6, 3, 1)
+    gradient[model, 1] = math.inf
+    micro_batch = MicroBatch(rows, torch.zeros(6, 3, 1))
+    found = not_finite_task(micro_batch, Gradient(dict.fromkeys(TASKS, 1.0), gradient))
+    assert found == task
+    lost = Gradient({"a": 1.0, "b": 2.0, "c": math.nan}, gradient)
+    assert not_finite_task(micro_batch, lost) == "c"
 
 
 def test_tasks_draw_apart_and_steps_and_seeds_too() -> None:
