@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 
-.PHONY: demo test test-slow test-cluster fuzz check format bench docs install clean
+.PHONY: demo test test-slow test-cluster gpu fuzz check format bench docs install clean
 
 demo: $(STAMP)
 	$(BIN)/sweeps quickstart
@@ -23,6 +23,12 @@ test-cluster: $(STAMP)
 	tests/cluster/install.sh
 	$(BIN)/python -m pytest -q -m cluster tests/cluster; status=$$?; \
 	$(BIN)/python -m tests.cluster.hosts && exit $$status
+
+# The acceptance on one GPU, in at most eight minutes (docs/gpu.md). DEVICE=pretend, DEVICE=cpu: the same parts
+# without one. PARTS="machine speed": these alone.
+DEVICE ?= cuda
+gpu: $(STAMP)
+	$(BIN)/python -m tests.gpu --device $(DEVICE) $(if $(PARTS),--parts $(PARTS))
 
 # Thousands of damaged inputs for every reader; FUZZ_EXAMPLES: how many for each (default 3000).
 fuzz: $(STAMP)

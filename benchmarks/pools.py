@@ -221,11 +221,15 @@ def write_pixels(path: Path, images: np.ndarray[Any, Any], labels: np.ndarray[An
 
 
 def experts(
-    base: Checkpoint, vectors: TaskVectors, data: Mapping[str, TaskData], device: str
+    base: Checkpoint,
+    vectors: TaskVectors,
+    data: Mapping[str, TaskData],
+    device: str,
+    dtype: torch.dtype = torch.float32,
 ) -> LocalExperts:
-    """One shard with all of it, here."""
+    """One shard with all of it, here; `dtype`: of activations and merged weights."""
     heads = {name: read_head(task.head) for name, task in data.items()}
-    shard = Shard(base, vectors, heads, device)
+    shard = Shard(base, vectors, heads, device, dtype)
     pipeline = Pipeline([shard], [shard.names()], vectors.groups, LocalLink())
     names = {name: fingerprint("benchmark", name) for name in (*vectors.tasks, BASE)}
     cache = EmbeddingCache(base.folder / "embeddings", names)

@@ -18,6 +18,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -427,8 +428,41 @@ def install() -> None:
     cuda.get_device_name = lambda device=None: "a pretended GPU"
     cuda.get_device_properties = lambda device=None: H200
     cuda.mem_get_info = lambda device=None: (75 * 10**9, 80 * 10**9)
-    cuda.reset_peak_memory_stats = lambda device=None: None
-    cuda.max_memory_allocated = lambda device=None: 0
+    cuda.synchronize = lambda device=None: None
+    cuda.reset_peak_memory_stats = lambda device=None: setattr(NOTED, "peak", NOTED.live)
+    cuda.max_memory_allocated = lambda device=None: NOTED.peak
+    cuda.memory_allocated = lambda device=None: NOTED.live
+    cuda.PRETENDED = True
+
+
+def everywhere() -> torch.library.Library:
+    """After `install`: `cuda` is the pretended device in all threads, not only within `pretending`.
+
+    For whole programs, whose threads no one can give a mode. The kernels of allocations are
+    registered; as long as the result lives.
+    """
+    kernels = torch.library.Library("aten", "IMPL", "CUDA")
+    for func in (torch.ops.aten.empty.memory_format, torch.ops.aten.empty_strided.default):
+        kernels.impl(func, partial(allocated, func))
+    torch.tensor = sent(torch.tensor)
+    torch.as_tensor = sent(torch.as_tensor)
+    return kernels
+
+
+def allocated(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """The kernel of an allocation."""
+    return carried_out(func, args, kwargs)
+
+
+def sent(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function that makes a tensor of numbers: on the CPU first, then where it is wanted."""
+
+    def made(*args: Any, device: Any = None, **kwargs: Any) -> Tensor:
+        if device is None or torch.device(device).type != "cuda":
+            return make(*args, device=device, **kwargs)
+        return make(*args, device="cpu", **kwargs).to(device)
+
+    return made
 
 
 H200 = SimpleNamespace(

@@ -3,22 +3,14 @@
 import pytest
 import torch
 
-from fusion.merged_layers.functional import (
-    merged_conv2d,
-    merged_embedding,
-    merged_linear,
-    merged_norm,
-    merged_table,
-)
 from fusion.methods.learned.concrete import drawn, mask_of, masked_merge
 from fusion.methods.learned.in_model import MaskOptions
 from fusion.registry import METHODS, InModel
-from fusion.task_vectors.lazy import Recomputed
-from fusion.task_vectors.low_rank import LowRank, Zeros
 from fusion.task_vectors.random_draws import key_of, uniform
 from fusion.task_vectors.task_vectors import TaskVectors
 from tests.fusion import laws
 from tests.fusion.laws import LEARNING, SCHEMAS, SELECTED, STATIC, examples, toy
+from tests.gpu.layers import forms, linear, others
 from tests.pretend.device import OnGpu, on_gpu, on_host, pretending
 
 
@@ -123,65 +115,20 @@ def test_masked_models(name):
 
 # ---------------------------------------------------------------------------------- merged layers
 
-TASKS, IN, OUT = 3, 6, 5
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def forms():
-    """Name -> how task vectors [T, out, in] are given, on either device."""
-    dense, down, up = normal(TASKS, OUT, IN, seed=1), normal(6, IN, seed=2), normal(OUT, 6)
-    return {
-        "A": (lambda move: move(dense), "A"),
-        "B": (lambda move: move(dense), "B"),
-        "auto": (lambda move: move(dense), "auto"),
-        "remade": (lambda move: Recomputed(lambda: move(dense)), "A"),
-        "factors": (lambda move: LowRank(move(down), move(up), (1, 2, 3)), "auto"),
-        "none": (lambda move: Zeros(dense.shape, torch.float32, move(up).device), "auto"),
-    }
-
-
-def passed(move, deltas, form, models):
-    """Output and gradients of one layer."""
-    x = move(normal(max(models, 4), 7, IN, seed=3)).requires_grad_()
-    c = move(normal(models, TASKS, seed=4)).requires_grad_()
-    bias = merged_table(c, move(normal(OUT, seed=5)), move(normal(TASKS, OUT, seed=6)))
-    y = merged_linear(x, c, move(normal(OUT, IN, seed=7)), deltas(move), bias, form)
-    y.square().sum().backward()
-    return y, x.grad, c.grad
-
 
 @pytest.mark.parametrize("models", [1, 4])
 @pytest.mark.parametrize("form", forms())
 def test_merged_linear_layers_forward_and_backward(form, models):
-    deltas, kind = forms()[form]
-    wanted = passed(lambda t: t.clone(), deltas, kind, models)
+    wanted = linear(torch.clone, form, models)
     with pretending():
-        found = passed(lambda t: on_gpu(t.clone()), deltas, kind, models)
+        found = linear(lambda t: on_gpu(t.clone()), form, models)
     for got, want in zip(found, wanted, strict=True):
         assert isinstance(got, OnGpu)
         torch.testing.assert_close(on_host(got), want, rtol=1e-4, atol=1e-5)
 
 
-def others(move):
-    """A convolution, an embedding and a norm of two models, and the gradients of their codings."""
-    c = move(normal(2, TASKS, seed=4)).requires_grad_()
-    images = move(normal(2, 3, 8, 8, seed=8))
-    conv = merged_conv2d(
-        images, c, move(normal(4, 3, 2, 2)), move(normal(TASKS, 4, 3, 2, 2, seed=1)), stride=(2, 2)
-    )
-    ids = move(torch.arange(5)[None])
-    rows = merged_embedding(ids, c, move(normal(5, 4)), move(normal(TASKS, 5, 4, seed=2)))
-    scale = merged_table(c, move(normal(4)), move(normal(TASKS, 4, seed=3)))
-    normed = merged_norm(rows, scale, scale, 1e-5)
-    (conv.square().sum() + normed.square().sum()).backward()
-    return conv, normed, c.grad
-
-
 def test_other_merged_layers_forward_and_backward():
-    wanted = others(lambda t: t.clone())
+    wanted = others(torch.clone)
     with pretending():
         found = others(lambda t: on_gpu(t.clone()))
     for got, want in zip(found, wanted, strict=True):

@@ -2,82 +2,51 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
-from actors.artifacts.coding_file import dump_coding
-from actors.artifacts.gate_file import Manifest, dump
 from actors.artifacts.in_model_state_file import learned_of
 from actors.artifacts.recipe import Recipe
-from actors.data.images.pixel_cache import open_pixels
-from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.embedding_cache import EmbeddingCache
 from actors.experts.in_model_training import plan_of
 from actors.experts.local import local_experts
 from actors.experts.model_runner import Precisions
-from actors.experts.prepare_data import prepare_data
 from actors.experts.recipe import rebuilt
-from actors.files.matrix_file import write_matrix
 from actors.fleet.transport import pack, unpack
-from actors.pool.pool import open_pool
 from actors.pool.vectors_on_disk import file_vectors, opened_vectors
-from fusion.methods.learned.gate import Gate
-from fusion.methods.learned.steps import MicroBatch, Shape, micro_batches
 from fusion.registry import (
     METHODS,
-    Adaptive,
-    Fitted,
-    Gated,
     InModel,
-    LogitSpace,
     PerTask,
-    Routed,
-    Selected,
     Static,
     StatisticsBased,
 )
 from fusion.task_vectors.sparsify import Trim
+from tests.gpu.cases import (
+    FITTED,
+    GIVEN,
+    IN_MODEL,
+    NAMES,
+    PLAIN,
+    ROUGH,
+    SELECTED,
+    TAUGHT,
+    few_rows,
+    plan_and_batches,
+    taught_recipe,
+)
 from tests.pretend.device import on_host, pretending
 
-NAMES = ("lines", "tones", "blobs")
 CUT = ((0, 1), (1, 2), (2, 4))
-ROWS, WIDTH, EXTRACTOR = 8, 6, "made-up"
-ROUGH = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 2e-1}
-"""dtype -> how far logits may be from the CPU's, absolutely."""
 
 
 @pytest.fixture(scope="module")
 def world(tiny_pool, tmp_path_factory):
     """A pool, a few rows of each task with made-up features, and a cache."""
-    root, cache = tiny_pool.root, tmp_path_factory.mktemp("pretended")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("FUSION_SWEEPS_CACHE", str(cache))
-    pool = open_pool(str(root / "base"), {name: str(root / "experts" / name) for name in NAMES})
-    tasks = {name: open_task(TaskSource(name, str(root / "data" / name))) for name in NAMES}
-    found = prepare_data(pool.base, tasks, Splits(), ["fit", "select"], cache)
-    draw, data = np.random.default_rng(3), {}
-    for name, task in found.items():
-        rows = {}
-        for role, each in task.rows.items():
-            count = len(open_pixels(each.file).labels)
-            path = cache / f"{name}-{role}.arrow"
-            write_matrix(
-                path, np.arange(count), WIDTH, [draw.normal(size=(count, WIDTH)).astype(np.float32)]
-            )
-            at = np.arange(count) if each.indices is None else each.indices
-            few = of_every_class(open_pixels(each.file).labels.numpy(), at)
-            rows[role] = replace(each, indices=few, features={EXTRACTOR: path})
-        data[name] = replace(task, rows=rows)
-    yield pool, data, cache
-    patch.undo()
-
-
-def of_every_class(labels, at):
-    """`ROWS` of these rows, in turn of each class."""
-    turns = [at[labels[at] == label] for label in np.unique(labels)]
-    mixed = [rows[i] for i in range(ROWS) for rows in turns if i < len(rows)]
-    return np.sort(np.array(mixed[:ROWS]))
+    cache = tmp_path_factory.mktemp("pretended")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FUSION_SWEEPS_CACHE", str(cache))
+        yield few_rows(tiny_pool.root, cache)
 
 
 def experts_of(world, device, **given):
@@ -105,22 +74,6 @@ def assert_logits(found, wanted, dtype=torch.float32):
         torch.testing.assert_close(on_host(found[task]), z, rtol=0, atol=ROUGH[dtype])
 
 
-GIVEN = {
-    "fisher": [{"examples": 4}, {"examples": 4, "estimate": "exact"}, {"estimate": "batch"}],
-    "regmean": [{"examples": 8}],
-    "regmean_plusplus": [{"examples": 8}],
-    "wise_ft": [{"expert": "tones"}],
-    "slerp": [{"experts": ["lines", "tones"]}],
-    "wudi": [{"steps": 3}],
-    "ties": [{}, {"compat": "fusionbench", "density": 0.3}, {"granularity": "tensor"}],
-    "dare": [{}, {"merge": "ties"}],
-    "dawin": [
-        {}, {"granularity": "sample"}, {"granularity": "cluster", "clusters": 2},
-        {"combine": "outputs"},
-    ],
-}  # fmt: skip
-"""method -> parameters; of all others the defaults."""
-
 QUICK = {"task_arithmetic", "ties", "regmean", "fisher", "ensemble", "tsv_m"}
 """Of plain methods those that are evaluated in `make test`."""
 
@@ -130,14 +83,6 @@ def cases(given, quick):
     return [
         each if each in quick else pytest.param(*each, marks=pytest.mark.slow) for each in given
     ]
-
-
-PLAIN = [
-    (name, params)
-    for name, row in METHODS.items()
-    if isinstance(row, Static | LogitSpace | Routed)
-    for params in GIVEN.get(name, [{}])
-]
 
 
 ASKED = [("pretrained", {}), ("experts", {}), *PLAIN]
@@ -184,9 +129,6 @@ def test_gram(cpu, gpu):
     torch.testing.assert_close(on_host(found.total), cpu.gram().total)
 
 
-FITTED = [name for name, row in METHODS.items() if isinstance(row, Fitted)]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FITTED)
 def test_fits(name, cpu, gpu):
@@ -200,29 +142,10 @@ def test_fits(name, cpu, gpu):
         assert float((on_host(found[task]) - z).norm()) <= 1e-3 * float(z.norm())
 
 
-TAUGHT = [
-    ("adamerging", {}), ("adamerging", {"grouping": "task", "density": 0.3}),
-    ("adamerging", {"tasks_at_once": 1}), ("learned_soup", {}),
-    ("dawe", {}), ("dawe", {"grouping": "layer", "batch_mean": False}), ("dawe", {"density": 0.5}),
-    ("dawe", {"delta_dtype": "bfloat16"}),
-]  # fmt: skip
-
-
-def detached(micro_batch):
-    beta = None if micro_batch.beta is None else micro_batch.beta.detach()
-    return MicroBatch(micro_batch.rows, micro_batch.coding.detach(), beta)
-
-
 @pytest.mark.parametrize(("name", "params"), cases(TAUGHT, [TAUGHT[0], TAUGHT[5]]))
 def test_gradients_and_what_was_learned(name, params, cpu, gpu):
-    shape = Shape(cpu.runner.tasks, cpu.runner.pipeline.groups, WIDTH)
-    row = METHODS[name]
-    assert isinstance(row, Adaptive | Gated)
-    learning = row.plan(shape, **{**params, "batch_size": 4})
+    learning, given = plan_and_batches(name, params, cpu)
     role = learning.adapt_on
-    features = {task: cpu.runner.features(task, role, EXTRACTOR) for task in NAMES}
-    given = micro_batches(learning, dict.fromkeys(NAMES, ROWS), features, 0, 3)
-    given = [detached(micro_batch) for micro_batch in given]
     wanted = cpu.gradients(given, role, learning.trim)
     with pretending():
         found = gpu.gradients(given, role, learning.trim)
@@ -230,40 +153,11 @@ def test_gradients_and_what_was_learned(name, params, cpu, gpu):
         assert got.losses == pytest.approx(want.losses, rel=1e-4)
         off = (on_host(got.coding) - want.coding).norm()
         assert float(off) <= 1e-4 * float(want.coding.norm())
-    if isinstance(row, Gated):
-        recipe = Recipe(name, params, gate_of(cpu, name, learning.router))
-    else:
-        coding = given[0].coding
-        recipe = Recipe(
-            name, params, dump_coding(coding, cpu.runner.tasks, cpu.runner.pipeline.groups, 1.0)
-        )
+    recipe = taught_recipe(name, params, cpu, (learning, given))
     wanted_logits = cpu.logits(recipe, "select")
     with pretending():
         found_logits = gpu.logits(recipe, "select")
     assert_logits(found_logits, wanted_logits)
-
-
-def gate_of(experts, name, gate: Gate) -> bytes:
-    """The file of a gate that tells samples apart."""
-    draw = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in gate.parameters():
-            parameter += 0.02 * torch.randn(parameter.shape, generator=draw)
-    layer = gate.groups > 1
-    about = Manifest(
-        method=name, extractor="made-up", extractor_hash=EXTRACTOR, preprocessing="none",
-        width=WIDTH, tasks=experts.runner.tasks, grouping="layer" if layer else "task",
-        keys=experts.runner.pipeline.groups if layer else (), steps=1, **gate.options,
-    )  # fmt: skip
-    return dump(gate, about)
-
-
-IN_MODEL = [
-    ("wemoe", {}), ("wemoe", {"depth": 1, "batch_mean": False}), ("ewemoe", {"prune": 0.6}),
-    ("concrete_task_arithmetic", {}),
-    ("concrete_task_arithmetic", {"tasks_at_once": 2, "mask": "discrete"}),
-    ("concrete_adamerging", {"steps": 1, "coefficient_steps": 2}),
-]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "params"), cases(IN_MODEL, [IN_MODEL[0], IN_MODEL[4]]))
@@ -290,9 +184,6 @@ def test_what_lives_in_shards(name, params, world, cpu, gpu):
             measured = gpu.merge(learned)
         for key, tensor in exported.items():
             torch.testing.assert_close(measured[key], tensor, rtol=1e-5, atol=1e-6)
-
-
-SELECTED = [name for name, row in METHODS.items() if isinstance(row, Selected)]
 
 
 def test_no_kind_of_method_is_left_out():
@@ -326,11 +217,7 @@ def test_products_in_another_precision(precision, world, cpu):
             torch.testing.assert_close(on_host(found[task]), z, rtol=0, atol=off)
             if precision == "bf16":
                 assert not torch.allclose(on_host(found[task]), z, rtol=0, atol=1e-4)
-    shape = Shape(cpu.runner.tasks, cpu.runner.pipeline.groups, WIDTH)
-    given = micro_batches(
-        METHODS["adamerging"].plan(shape, batch_size=4), dict.fromkeys(NAMES, ROWS), {}, 0, 3
-    )
-    given = [detached(micro_batch) for micro_batch in given]
+    _, given = plan_and_batches("adamerging", {}, cpu)
     wanted = cpu.gradients(given, "select", Trim())
     with pretending():
         found = gpu.gradients(given, "select", Trim())

@@ -12,7 +12,7 @@ from actors.experts.prepare_data import prepare_data
 from actors.gate_features.extractor import load_extractor, open_extractor
 from actors.gate_features.feature_cache import open_features, prepare_features
 from actors.pool.pool import open_pool
-from tests.fine_tuning import fine_tune
+from tests.actors.training.fine_tuning import fine_tune
 from tests.pretend.device import OnGpu, pretending
 
 WAYS = {

@@ -210,7 +210,8 @@ def activations(fields: Mapping[str, int]) -> tuple[int, int, int]:
     """Elements of activations for each image: (peak of a forward pass, kept for a backward pass,
     the same with one model per image).
 
-    The forward pass counts, for one block, the residual stream, q, k, v and the MLP's hidden layer.
+    The forward pass counts, for one block, the residual stream, q, k, v and the MLP's hidden layer,
+    or three copies of the image if that is more: as read, scaled and normalised.
     The backward pass counts what autograd keeps for every block: 8 times the width, and twice the
     hidden layer, before and after its activation. Merged layers with several models in a batch keep
     two more inputs. Attention scores are never stored as a whole (scaled dot product attention).
@@ -218,7 +219,7 @@ def activations(fields: Mapping[str, int]) -> tuple[int, int, int]:
     tokens = (fields["image_size"] // fields["patch_size"]) ** 2 + 1
     width, hidden = fields["hidden_size"], fields["intermediate_size"]
     depth = fields["num_hidden_layers"]
-    forward = tokens * (5 * width + hidden)
+    forward = max(tokens * (5 * width + hidden), 3 * 3 * fields["image_size"] ** 2)
     return (
         forward,
         tokens * (8 * width + 2 * hidden) * depth,

@@ -24,7 +24,7 @@ from sweeps.train.population import population_member
 from sweeps.train.population.population import Population, steps_of
 from sweeps.train.population.population_member import MemberContext, ended, grown
 from sweeps.train.population.population_spec import perturbed
-from tests.fine_tuning import image_search
+from tests.actors.training.fine_tuning import image_search
 from tests.sweeps.train.test_run import command, context, finished, hashes, load, spec
 
 __all__ = ["context"]  # a fixture

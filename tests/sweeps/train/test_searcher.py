@@ -9,7 +9,7 @@ from sweeps.train.ingredients import Trained
 from sweeps.train.run_trials import scheduler
 from sweeps.train.searcher import TaskSearch, as_sweep, count, meant, method
 from sweeps.trials.searcher import MethodSearch
-from tests.fine_tuning import image_search
+from tests.actors.training.fine_tuning import image_search
 
 TASKS = ("a", "b")
 GRID = image_search({"learning_rate": {"grid": [1e-4, 1e-3, 1e-2]}})

@@ -23,7 +23,7 @@ from actors.files.hashes import hash_files
 from actors.training.checkpoint import Averages
 from actors.training.random_numbers import draws
 from fusion.errors import InputError
-from tests.fine_tuning import fine_tune
+from tests.actors.training.fine_tuning import fine_tune
 
 SIZES = Sizes(patch=16, width=32, layers=1, heads=1, mlp=32, text_width=16, text_layers=1,
               text_heads=1, text_mlp=16, projection=16)  # fmt: skip
