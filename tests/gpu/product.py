@@ -43,7 +43,7 @@ METHODS_SWEPT: dict[str, dict[str, Any]] = {
 }
 """Of the sweep."""
 
-PATIENCE = 120
+PATIENCE = {"cuda": 120, "pretend": 1500, "cpu": 1500}
 """Most seconds of a command."""
 
 
@@ -70,7 +70,8 @@ class Product:
         }
         done = subprocess.run(
             [sys.executable, "-m", "sweeps", *words],
-            cwd=self.root, env=env, capture_output=True, text=True, check=False, timeout=PATIENCE,
+            cwd=self.root, env=env, capture_output=True, text=True, check=False,
+            timeout=PATIENCE[self.place.kind],
         )  # fmt: skip
         if done.returncode:
             raise RuntimeError(f"exit code {done.returncode}: {(done.stdout + done.stderr)[-600:]}")

@@ -7,6 +7,7 @@ sums state dicts in Python and calls the model of `transformers` (`benchmarks.po
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -19,6 +20,7 @@ from torch import Tensor
 from actors.artifacts.recipe import Recipe
 from actors.experts.in_model_training import TrainingCall, plan_of
 from actors.experts.local import LocalExperts
+from actors.shards.cuda_graph import VARIABLE
 from actors.shards.messages import Weights
 from benchmarks.fusion.layers import medians
 from benchmarks.pools import (
@@ -94,6 +96,12 @@ class Bench:
         """In bfloat16."""
         pool = self.pool
         return experts(pool.base, pool.vectors, pool.data, pool.device, torch.bfloat16)
+
+    @cached_property
+    def graphed(self) -> LocalExperts:
+        """In float32, by CUDA graphs where they give the same bits."""
+        with patch.dict(os.environ, {VARIABLE: "1"}):
+            return self.pool.experts()
 
     @cached_property
     def textbook(self) -> Textbook:
@@ -180,10 +188,20 @@ class Bench:
                 f"evaluation, {self.batch} images, {precision}",
                 partial(self.evaluated, precision, dtype),
             )
+        yield Row(f"evaluation, {self.batch} images, fp32, by CUDA graph", self.by_graph)
 
-    def evaluated(self, precision: str, dtype: torch.dtype) -> Found:
+    def by_graph(self) -> Found:
+        """The same by a graph, or why there is none."""
+        found = self.evaluated("fp32", torch.float32, self.graphed)
+        graphs = self.graphed.runner.pipeline.shards[0].resident.graphs
+        said = "none on a CPU" if graphs is None else graphs.refused or "same bits"
+        return Found((*found.cells[:-1], said))
+
+    def evaluated(
+        self, precision: str, dtype: torch.dtype, given: LocalExperts | None = None
+    ) -> Found:
         """See `evaluation`; the straightforward way has the images read."""
-        local = self.half if dtype == torch.bfloat16 else self.ours
+        local = given or (self.half if dtype == torch.bfloat16 else self.ours)
         pipeline, rows = local.runner.pipeline, torch.arange(self.batch) % ROWS
         weights = pipeline.weights("task_arithmetic", {"scale": SCALE})
         batch = local.runner.batch(TASKS[0], ROLE, rows)

@@ -73,12 +73,14 @@ def test_some_laws(tmp_path):
 
 def test_speed(tmp_path):
     names = ("task_arithmetic, merge", "evaluation, 16 images, bf16")
-    names += ("a model a sample, 8 images, form A",)
+    names += ("evaluation, 16 images, fp32, by CUDA graph", "a model a sample, 8 images, form A")
     with pretending():
         part = only(speed.part(PLACE, Rates(PLACE, True), "tiny", tmp_path / "speed"), *names)
     merge, *_ = rows = lines_of(part, tmp_path)
     assert all(float(str(row["ours, ms"])) > 0 for row in rows)
     assert float(str(merge["straightforward, ms"])) > 0
+    graphed = next(row for row in rows if "graph" in str(row["row"]))
+    assert graphed["note"] not in ("same bits", "", "none on a CPU")  # there is no CUDA here: why
 
 
 def test_memory(tmp_path):
