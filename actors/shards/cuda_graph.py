@@ -61,7 +61,7 @@ class CudaCapture:
 
     def record(self, work: Callable[[], Activations]) -> Activations:
         """See `Capture.record`; warms up on a stream of its own, as PyTorch's manual asks."""
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM):

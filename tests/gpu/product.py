@@ -74,7 +74,7 @@ class Product:
             timeout=PATIENCE[self.place.kind],
         )  # fmt: skip
         if done.returncode:
-            raise RuntimeError(f"exit code {done.returncode}: {(done.stdout + done.stderr)[-600:]}")
+            raise RuntimeError(f"exit code {done.returncode}: {(done.stdout + done.stderr)[-250:]}")
 
     def file(self, name: str, content: dict[str, Any]) -> str:
         """A YAML file there."""

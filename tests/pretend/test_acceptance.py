@@ -122,8 +122,9 @@ methods_laws = methods.laws
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_whole(tiny_pool, tmp_path):
-    """Sweeps on Ray and a training too, whose processes have a pretended GPU each."""
+    """All but the commands of `product`, whose models are tested above."""
     command = [sys.executable, "-m", "tests.gpu", "--device", "pretend", "--size", "tiny"]
+    command += ["--parts", "machine", "methods", "layers", "speed", "memory", "laws"]
     command += ["--pool", str(tiny_pool.root), "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2_000:]
