@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from actors.data.task_rows import Cuts  # noqa: E402
 from actors.experts.in_model_training import TrainingCall, plan_of  # noqa: E402
 from actors.experts.local import LocalExperts  # noqa: E402
 from actors.families.registry import inspect  # noqa: E402
+from actors.pool.vectors_in_memory import flatten, unflatten  # noqa: E402
 from actors.shards.messages import Batch, Weights  # noqa: E402
 from benchmarks.environment import RESULTS, command, machine  # noqa: E402
 from benchmarks.pools import (  # noqa: E402
@@ -53,6 +54,7 @@ from benchmarks.pools import (  # noqa: E402
 from fusion.kinds import MergeInputs  # noqa: E402
 from fusion.methods.learned.steps import MicroBatch, stacks  # noqa: E402
 from fusion.registry import METHODS  # noqa: E402
+from fusion.task_vectors.packed import packed  # noqa: E402
 from fusion.task_vectors.sparsify import Trim  # noqa: E402
 from fusion.task_vectors.task_vectors import TaskVectors  # noqa: E402
 
@@ -162,26 +164,15 @@ def replica(size: Size, values: bool) -> Iterator[LocalExperts]:
         with device.pretending():
             if values:
                 made = random_vectors(base, TASKS, "cpu")
-                yield experts(base, on_device(made), data, "cuda")
+                yield experts(base, unflatten(flatten(made), "cuda"), data, "cuda")
                 return
             attention = patch("torch.nn.functional.scaled_dot_product_attention", fused_attention)
             with device.shapes_only(), attention:
                 shapes = {name: base.tensors[name].shape for name in tower(base)}
-                vectors = TaskVectors(
-                    TASKS,
-                    {name: torch.empty(shape, device="cuda") for name, shape in shapes.items()},
-                    {n: torch.empty(len(TASKS), *s, device="cuda") for n, s in shapes.items()},
-                )
+                shaped = {name: (shape, torch.float32) for name, shape in shapes.items()}
+                deltas = packed(shaped, "cuda", lead=(len(TASKS),))
+                vectors = TaskVectors(TASKS, packed(shaped, "cuda"), deltas)
                 yield experts(base, vectors, data, "cuda")
-
-
-def on_device(vectors: TaskVectors) -> TaskVectors:
-    """Task vectors on the pretended device."""
-    base, deltas = (
-        {name: device.on_gpu(tensor) for name, tensor in tensors.items()}
-        for tensors in (vectors.base, vectors.deltas)
-    )
-    return replace(vectors, base=base, deltas=deltas)
 
 
 def batch_of(local: LocalExperts, size: int, tasks: tuple[str, ...] = TASKS[:1]) -> Batch:
@@ -276,7 +267,9 @@ def merges(
     pipeline, shard = local.runner.pipeline, local.runner.pipeline.shards[0]
     for name, params in methods.items():
         if METHODS[name].surveyed:
-            yield counted(f"{name} survey", partial(pipeline.weights, name, params), sized=sized)
+            forget = pipeline.surveys.clear
+            call = partial(pipeline.weights, name, params)
+            yield counted(f"{name} survey", call, forget, sized)
         weights = pipeline.weights(name, params)
         yield counted(name, partial(shard.merge, weights, shard.resident.arena), sized=sized)
 

@@ -161,6 +161,10 @@ class Row:
         """
         raise AssertionError(f"{self.rule.__name__} has no survey")
 
+    def survey_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The hyper-parameters that its survey depends on, with defaults; none without a survey."""
+        return {}
+
     def merge(
         self, vectors: TaskVectors, inputs: MergeInputs = NOTHING, **params: Any
     ) -> dict[str, Tensor]:
@@ -204,8 +208,8 @@ class Static(Row):
 
     rule: Callable[Concatenate[TaskVectors, ...], dict[str, Tensor]]
     survey: Callable[Concatenate[TaskVectors, ...], Survey[Any]] | None = None
-    """The survey's function, with the rule's parameters; its result is the rule's argument
-    `survey`."""
+    """The survey's function. Its keyword arguments are those of the rule's parameters that change
+    its result, which is the rule's argument `survey`."""
     kind = "static"
     needs = "nothing but weights"
 
@@ -236,7 +240,17 @@ class Static(Row):
     ) -> Survey[Any]:
         """The survey of one shard, not yet started."""
         assert self.survey is not None
-        return self.survey(vectors, **self.bound(params))
+        return self.survey(vectors, **self.survey_params(params))
+
+    def survey_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The hyper-parameters that the survey depends on, with defaults.
+
+        Raises:
+            InputError: unknown, missing or wrong parameters.
+        """
+        assert self.survey is not None
+        bound, taken = self.bound(params), parameters(self.survey, hidden=("statistics",))
+        return {name: bound[name] for name in taken}
 
     def read(
         self, vectors: TaskVectors, inputs: MergeInputs, bound: Mapping[str, Any]
@@ -324,8 +338,8 @@ class StatisticsBased(Static):
     ) -> Survey[Any]:
         """The survey of one shard, not yet started."""
         assert self.survey is not None
-        bound = self.bound(params)
-        return self.survey(vectors, **self.read(vectors, inputs, bound), **bound)
+        given = self.read(vectors, inputs, self.bound(params))
+        return self.survey(vectors, **given, **self.survey_params(params))
 
     def read(
         self, vectors: TaskVectors, inputs: MergeInputs, bound: Mapping[str, Any]

@@ -64,7 +64,7 @@ METRICS: Mapping[str, Row] = MappingProxyType(
         "activations": Row("gauge", "Forward passes of a shard that wait for their backward pass"),
         "cache": Row(
             "counter",
-            "Look-ups; cache: embeddings, resident (a filled model); found: hit, miss",
+            "Look-ups; cache: embeddings, resident (a filled model), survey; found: hit, miss",
             ("cache", "found"),
         ),
         "trials": Row("counter", "Trials that ended; status: done, failed", ("method", "status")),

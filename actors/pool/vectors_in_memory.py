@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fusion.task_vectors.packed import Packed, Place
 from fusion.task_vectors.task_vectors import TaskVectors, accumulator
 
 
@@ -127,17 +128,15 @@ def unflatten(flat: FlatVectors, device: str | torch.device = "cpu") -> TaskVect
     deltas = {dtype: as_tensor(array, device) for dtype, array in flat.deltas.items()}
     return TaskVectors(
         flat.tasks,
-        {
-            slot.name: base[slot.dtype][slot.start : slot.start + slot.numel].view(slot.shape)
-            for slot in flat.slots
-        },
-        {
-            slot.name: deltas[slot.delta_dtype][
-                :, slot.delta_start : slot.delta_start + slot.numel
-            ].view(len(flat.tasks), *slot.shape)
-            for slot in flat.slots
-            if slot.delta_dtype is not None
-        },
+        Packed(base, {slot.name: Place(slot.dtype, slot.start, slot.shape) for slot in flat.slots}),
+        Packed(
+            deltas,
+            {
+                slot.name: Place(slot.delta_dtype, slot.delta_start, slot.shape)
+                for slot in flat.slots
+                if slot.delta_dtype is not None
+            },
+        ),
     )
 
 

@@ -19,8 +19,8 @@ from actors.checkpoints.lora_adapter import multiply, read_factors
 from actors.pool.pool import Pool, check_once, names_of, one_thread, subtract
 from actors.pool.vectors_in_memory import FlatVectors, allocate, lay_out, unflatten
 from fusion.errors import InputError
+from fusion.task_vectors.lazy import LowRankTaskVectors
 from fusion.task_vectors.low_rank import LowRank, Zeros
-from fusion.task_vectors.low_rank_mapping import LowRankTaskVectors
 from fusion.task_vectors.task_vectors import TaskVectors, check_finite
 
 DOWN, UP, WHOLE = "down ", "up ", "whole "

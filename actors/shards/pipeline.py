@@ -7,8 +7,9 @@ object reference), so activations never pass through this process.
 
 from __future__ import annotations
 
+import threading
 import uuid
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -161,6 +162,19 @@ def run_1f1b(stages: int, items: Sequence[Any], passes: Passes) -> list[Any]:
     return ends
 
 
+SURVEYS = 64
+"""Results of surveys that are kept: a few numbers for each task, at most for each tensor too."""
+
+
+def survey_key(weights: Weights) -> str:
+    """Text of all that the result of a survey depends on, beside the task vectors."""
+    if weights.method is None:
+        return repr(("trim", weights.trim.density))
+    row = METHODS[weights.method]
+    params = sorted(row.survey_params(weights.params or {}).items())
+    return repr((weights.method, params, weights.statistics))
+
+
 class Pipeline:
     """Shards that make up one model, in order."""
 
@@ -178,6 +192,10 @@ class Pipeline:
         held = [[at for at, name in enumerate(order) if name == group] for group in groups]
         self.order = torch.tensor([at[-1] for at in held])
         """Group -> its column among the columns of all shards; for a tied tensor, the last."""
+        self.surveys: OrderedDict[str, Any] = OrderedDict()
+        """Results of the last surveys, by all that they depend on; at most `SURVEYS`."""
+        self.surveying = threading.Lock()
+        """Held during a survey, so that a second caller of the same one waits for its result."""
         self.ties = [(group, at[-2::-1]) for group, at in enumerate(held) if len(at) > 1]
         """(group, its other columns): the copies of a tensor that is tied across shards."""
 
@@ -193,13 +211,30 @@ class Pipeline:
         task: str | None = None,
         reference: str | None = None,
     ) -> Weights:
-        """Weights for passes, after the survey over all shards if one is needed."""
+        """Weights for passes, after the survey over all shards if one is needed.
+
+        A survey is run once for all weights with the same parameters of the survey: a grid of λ and
+        density surveys once for each density.
+        """
         key, trim = uuid.uuid4().hex, trim or Trim()
         made = Weights(
             key, method, params, coding, trim, None, statistics, learned, task, own, reference
         )
         surveyed = METHODS[method].surveyed if method is not None else made.trim.elect
-        return replace(made, survey=self.survey(made)) if surveyed else made
+        return replace(made, survey=self.surveyed(made)) if surveyed else made
+
+    def surveyed(self, weights: Weights) -> Any:
+        """The result of a survey, from the cache or run now."""
+        key = survey_key(weights)
+        with self.surveying:
+            found = key in self.surveys
+            count("cache", cache="survey", found="hit" if found else "miss")
+            if not found:
+                self.surveys[key] = self.survey(weights)
+                if len(self.surveys) > SURVEYS:
+                    self.surveys.popitem(last=False)
+            self.surveys.move_to_end(key)
+            return self.surveys[key]
 
     def survey(self, weights: Weights) -> Any:
         """Run a survey over all shards in lockstep."""

@@ -15,7 +15,12 @@ from actors.families.protocol import OUTPUT, Activations, Segment
 from actors.families.registry import family_in, inspect
 from actors.shards.cuda_graph import GraphedRun, asked
 from actors.training.precision import exact_products
+from fusion.task_vectors.packed import packed
 from fusion.task_vectors.task_vectors import StateDict
+
+ALIGNED = 16
+"""Elements to whose multiples the start of each parameter is rounded up on a GPU, as 16-byte loads
+need; sizes of common models are multiples of it, and leave no gaps."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +94,9 @@ class ResidentModel:
         self.whole = plan.chain
         """All segments of the model."""
         self.inputs = plan.inputs
-        self.arena: dict[str, Tensor] = {}
-        """Canonical name -> the parameter's own memory, contiguous."""
+        self.arena: StateDict = {}
+        """Canonical name -> the parameter's own memory, contiguous; on a GPU packed, so that a
+        merge is few launches."""
         self.modules = []
         parameters: dict[str, nn.Parameter] = {}
         for segment in self.chain:
@@ -98,11 +104,21 @@ class ResidentModel:
             tie(module, segment.names, parameters)
             self.modules.append(module)
         self.arena = {name: parameters[name].data for name in base.tensors if name in parameters}
+        if self.device.type != "cpu":
+            self.arena = self.packed_parameters(parameters)
         if isinstance(base, Checkpoint):
             self.load(read(base, self.arena))
         else:
             self.load((name, base.tensors[name]) for name in self.arena)
         self.graphs = GraphedRun(self.chained) if asked(self.device) else None
+
+    def packed_parameters(self, parameters: Mapping[str, nn.Parameter]) -> StateDict:
+        """Move parameters into one array for each dtype; starts are aligned for matrix products."""
+        shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in self.arena.items()}
+        arena = packed(shapes, self.device, aligned=ALIGNED)
+        for name, place in arena.items():
+            parameters[name].data = place
+        return arena
 
     def load(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Copy weights into the arena."""

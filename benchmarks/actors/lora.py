@@ -42,8 +42,8 @@ from benchmarks.pools import (
 from fusion.methods.learned.steps import MicroBatch
 from fusion.registry import METHODS, Static
 from fusion.task_vectors.coding import mix
+from fusion.task_vectors.lazy import LowRankTaskVectors
 from fusion.task_vectors.low_rank import LowRank, Zeros
-from fusion.task_vectors.low_rank_mapping import LowRankTaskVectors
 from fusion.task_vectors.sparsify import Trim
 from fusion.task_vectors.task_vectors import TaskVectors
 

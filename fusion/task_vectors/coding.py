@@ -6,8 +6,11 @@ coefficient.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate, pairwise
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,7 +18,8 @@ from torch import Tensor
 from fusion.errors import InputError
 from fusion.task_vectors.lazy import for_mixing
 from fusion.task_vectors.low_rank import LowRank, Zeros
-from fusion.task_vectors.task_vectors import TaskVectors, accumulator
+from fusion.task_vectors.packed import ENTRIES, joined, on_gpu, pieces, spanned
+from fusion.task_vectors.task_vectors import StateDict, TaskVectors, accumulator, block_of
 
 Coding: TypeAlias = Tensor
 """Coefficients [M, T, G] of the task vectors for B samples. M = 1: one static model; M = B: one
@@ -100,13 +104,182 @@ def mix(vectors: TaskVectors, coding: Coding) -> dict[str, Tensor]:
     if len(columns) == 1:
         columns *= groups
     column = dict(zip(vectors.groups, columns, strict=True))
+    return linear(vectors, lambda name: Shares(column[name]), factors=True)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Weights of one tensor's merge: θ = s₀·θ₀ + scale·Σ_t c_t τ_t."""
+
+    coefficients: Sequence[float]
+    """c_t, T numbers."""
+    scale: float = 1.0
+    base_scale: float = 1.0
+    """s₀."""
+
+
+def linear(
+    vectors: TaskVectors, shares: Callable[[str], Shares], *, factors: bool = False
+) -> dict[str, Tensor]:
+    """Merge every tensor by weights of its own; `shares` maps its name to them.
+
+    Task vectors that are kept as low-rank factors are summed as factors if `factors` is true, and
+    multiplied out one by one otherwise (default). The two differ by rounding.
+
+    On a CPU tensor by tensor (`mix_tensor`). On a GPU, packed tensors with equal weights are one
+    matrix-vector product; if each tensor has its own weights, the equal tensors of all blocks (the
+    query matrices of all layers, say) are one batched product. The sum over tasks may then be made
+    in another order than on a CPU.
+    """
+    if on_gpu(vectors.deltas):
+        return linear_on_gpu(vectors, shares)
 
     def fill(name: str, out: Tensor) -> None:
-        coefficients = column[name]
-        deltas = for_mixing(vectors.deltas, name, coefficients)
-        mix_tensor(out, vectors.base[name], deltas, coefficients)
+        mine = shares(name)
+        deltas = for_mixing(vectors.deltas, name, mine.coefficients, factors)
+        mix_tensor(
+            out, vectors.base[name], deltas, mine.coefficients,
+            scale=mine.scale, base_scale=mine.base_scale,
+        )  # fmt: skip
 
     return vectors.build(fill)
+
+
+def linear_by_measure(
+    vectors: TaskVectors,
+    measure: Callable[[str, Tensor], Tensor],
+    shares: Callable[[Tensor], Shares],
+) -> dict[str, Tensor]:
+    """Merge every tensor by weights that depend on a measurement of its task vectors.
+
+    On a GPU all tensors are measured first, so that the host waits once.
+
+    Args:
+        vectors: base and task vectors.
+        measure: (name, τ [T, *shape]) -> a tensor of one shape for all names, on their device.
+        shares: the measurement, on the CPU -> the weights.
+    """
+    if on_gpu(vectors.deltas):
+        found = [measure(name, delta) for name, delta in vectors.deltas.items()]
+        rows = torch.stack(found).cpu()
+        made = {name: shares(row) for name, row in zip(vectors.deltas, rows, strict=True)}
+        return linear_on_gpu(vectors, made.__getitem__)
+
+    def fill(name: str, out: Tensor) -> None:
+        deltas = vectors.deltas[name]
+        mine = shares(measure(name, deltas))
+        mix_tensor(
+            out, vectors.base[name], deltas, mine.coefficients,
+            scale=mine.scale, base_scale=mine.base_scale,
+        )  # fmt: skip
+
+    return vectors.build(fill)
+
+
+def linear_on_gpu(vectors: TaskVectors, shares: Callable[[str], Shares]) -> dict[str, Tensor]:
+    """See `linear`."""
+    names = [name for name in vectors.base if name in vectors.deltas]
+    mine = {name: shares(name) for name in names}
+    table = [[mine[name].scale * c for c in mine[name].coefficients] for name in names]
+    bases = [mine[name].base_scale for name in names]
+    same = {name: (tuple(row), s0) for name, row, s0 in zip(names, table, bases, strict=True)}
+    place = {name: index for index, name in enumerate(names)}
+
+    def fill(outs: StateDict) -> None:
+        sources: list[Mapping[str, Tensor]] = [vectors.base, vectors.deltas, outs]
+        for run in joined(names, sources, dict.fromkeys(names)):
+            span = slice(place[run[0]], place[run[-1]] + 1)
+            out, base = spanned(outs, run), spanned(vectors.base, run)
+            rows = spanned(vectors.deltas, run, 1)
+            if len({same[name] for name in run}) == 1:
+                product(out, base, rows, table[span.start], bases[span.start])
+                continue
+            weights = sent(table[span], accumulator(out.dtype, base.dtype, rows.dtype), out.device)
+            scales = sent(bases[span], weights.dtype, out.device)
+            ones = all(scale == 1 for scale in bases[span])
+            for at, part in progressions(run, [vectors.base[name].numel() for name in run]):
+                batched_product(
+                    part(out), part(base), part(rows), weights[at], None if ones else scales[at]
+                )
+
+    return vectors.build_whole(fill)
+
+
+def sent(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers of the host as a tensor on a device; the host does not wait."""
+    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+
+
+def product(
+    out: Tensor, base: Tensor, rows: Tensor, coefficients: Sequence[float], base_scale: float
+) -> None:
+    """out [n] = s₀·θ₀ [n] + Σ_t c_t τ_t [T, n], on a GPU; tasks without a share are not read."""
+    used = [t for t, c in enumerate(coefficients) if c]
+    if not used:
+        out.copy_(base if base_scale == 1 else base * base_scale)
+        return
+    if len(used) == 1 and base_scale == 1:
+        torch.add(base, rows[used[0]], alpha=coefficients[used[0]], out=out)
+        return
+    dtype = accumulator(out.dtype, base.dtype, rows.dtype)
+    part = slice(used[0], used[-1] + 1)
+    rows, weights = rows[part], sent(coefficients[part], dtype, out.device)
+    if out.dtype == base.dtype == rows.dtype == dtype:
+        torch.addmv(base, rows.T, weights, beta=base_scale, out=out)
+        return
+    for span in pieces(len(base), len(rows)):
+        total = torch.mv(rows[:, span].to(dtype).T, weights)
+        torch.add(total, base[span].to(dtype), alpha=base_scale, out=out[span])
+
+
+def batched_product(
+    out: Tensor, base: Tensor, rows: Tensor, weights: Tensor, scales: Tensor | None
+) -> None:
+    """out [L, n] = s₀ [L]·θ₀ [L, n] + Σ_t c [L, T]·τ [T, L, n] for L tensors, on a GPU."""
+    dtype, batch = weights.dtype, weights[:, None]
+    if scales is None and out.dtype == base.dtype == rows.dtype == dtype:
+        torch.baddbmm(base[:, None], batch, rows.transpose(0, 1), out=out[:, None])
+        return
+    step = max(1, ENTRIES // max(1, rows.shape[0] * rows.shape[1]))
+    for start in range(0, out.shape[1], step):
+        span = slice(start, start + step)
+        total = torch.bmm(batch, rows[..., span].to(dtype).transpose(0, 1))[:, 0]
+        origin = base[:, span].to(dtype)
+        if scales is not None:
+            origin = origin * scales[:, None]
+        torch.add(total, origin, out=out[:, span])
+
+
+Cut: TypeAlias = Callable[[Tensor], Tensor]
+"""[…, n] -> […, L, m]: L tensors of m elements of a run, at equal distances."""
+
+
+def progressions(names: Sequence[str], sizes: Sequence[int]) -> Iterator[tuple[slice, Cut]]:
+    """Split a run into its tensors, the same tensor of equal blocks at a time.
+
+    Yields positions in `names`, and the function that cuts these tensors out of the run.
+    """
+    starts = [0, *accumulate(sizes)]
+    kinds: dict[tuple[str, int], list[int]] = {}
+    for at, (name, size) in enumerate(zip(names, sizes, strict=True)):
+        kinds.setdefault((name.removeprefix(block_of(name)), size), []).append(at)
+    for found in kinds.values():
+        even = (
+            len({b - a for a, b in pairwise(found)}) == 1
+            and len({starts[b] - starts[a] for a, b in pairwise(found)}) == 1
+        )
+        for group in [found] if even else [[at] for at in found]:
+            hop = group[1] - group[0] if len(group) > 1 else 1
+            first, size = starts[group[0]], sizes[group[0]]
+            jump = starts[group[1]] - first if len(group) > 1 else max(1, size)
+            if size:
+                stop = starts[group[-1]] + size
+                yield slice(group[0], group[-1] + 1, hop), partial(cut, first, stop, size, jump)
+
+
+def cut(first: int, stop: int, size: int, jump: int, run: Tensor) -> Tensor:
+    """Elements [first, stop) of a run [..., n] as windows [..., L, size], `jump` apart."""
+    return run[..., first:stop].unfold(-1, size, jump)
 
 
 def leaves(names: tuple[str, ...], groups: tuple[str, ...], coding: Tensor) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fusion.errors import InputError
+from fusion.task_vectors.packed import pieces
 from fusion.task_vectors.task_vectors import TaskVectors, block_of, is_batch_statistic
 
 BLOCK = 1 << 16
@@ -71,7 +72,7 @@ def gram(
     """
     if isinstance(deltas, TaskVectors):
         tasks, deltas = deltas.tasks, deltas.deltas.items()
-    by_group: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = {}
     for name, delta in deltas:
         if not delta.is_floating_point() or is_batch_statistic(name):
             continue
@@ -79,27 +80,37 @@ def gram(
             tasks = tuple(map(str, range(len(delta))))
         if len(delta) != len(tasks):
             raise InputError(f"tensor {name!r}: {len(delta)} task vectors; {len(tasks)} needed")
-        key = name if group is None else group(name)
-        products = tensor_gram(delta)
-        check(products, name, tasks)
-        by_group[key] = by_group[key] + products if key in by_group else products
-    if tasks is None or not by_group:
+        found[name] = tensor_gram(delta)
+        if found[name].device.type == "cpu":
+            check(found[name], name, tasks)
+    if tasks is None or not found:
         raise InputError("task vectors: no floating-point tensor to compare")
+    by_group: dict[str, Tensor] = {}
+    for name, products in zip(found, torch.stack([*found.values()]).cpu(), strict=True):
+        check(products, name, tasks)
+        key = name if group is None else group(name)
+        by_group[key] = by_group[key] + products if key in by_group else products
     return assembled(tuple(tasks), by_group)
 
 
 def tensor_gram(delta: Tensor) -> Tensor:
-    """Gram matrix [T, T] float64, on the CPU, of one tensor's task vectors [T, *shape]."""
+    """Gram matrix [T, T] float64 of one tensor's task vectors [T, *shape], on their device."""
     rows = [row.reshape(-1) for row in delta.detach()]  # views, where rows are contiguous
     total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=delta.device)
     size = rows[0].numel() if rows else 0
-    block = torch.empty(len(rows), min(BLOCK, size), dtype=torch.float64, device=delta.device)
+    if delta.device.type != "cpu":
+        flat = delta.detach().reshape(len(rows), size)
+        for span in pieces(size, len(rows)):
+            wide = flat[:, span].double()
+            total.addmm_(wide, wide.T)
+        return (total + total.T) / 2
+    block = torch.empty(len(rows), min(BLOCK, size), dtype=torch.float64)
     for start in range(0, size, BLOCK):
         width = min(BLOCK, size - start)
         for target, row in zip(block, rows, strict=True):
             target[:width].copy_(row[start : start + width])
         total.addmm_(block[:, :width], block[:, :width].T)
-    return ((total + total.T) / 2).cpu()
+    return (total + total.T) / 2
 
 
 def check(products: Tensor, name: str, tasks: Sequence[str]) -> None:

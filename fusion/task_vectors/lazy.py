@@ -1,4 +1,7 @@
-"""Lazy task vectors: computed each time they are read, from files or from other task vectors."""
+"""Lazy task vectors: computed each time they are read.
+
+They are made from files, from other task vectors, or from low-rank factors (LoRA).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from fusion.task_vectors.low_rank import LowRank, Zeros
+from fusion.task_vectors.packed import Packed, on_gpu
 
 
 class LazyTensors(Mapping[str, Tensor]):
@@ -74,6 +78,65 @@ class LazyTensors(Mapping[str, Tensor]):
         return LazyTensors(names, self.make, self.outline, self.part)
 
 
+class LowRankTaskVectors(LazyTensors):
+    """Tensor name -> task vectors [T, *shape] of experts that are LoRA adapters.
+
+    Stored are low-rank factors of the adapted weights, dense task vectors of tensors that adapters
+    hold whole (biases, norms), and nothing for all other tensors, whose task vectors are zero.
+    Reading a name multiplies the factors out, so every method works, with one tensor's dense task
+    vectors in memory at a time. The result has the same bits as adapters that are multiplied out
+    when they are loaded.
+
+    Merged layers and merges by a coding read `held` and never multiply out. They add in another
+    order, so results differ by rounding (relative 1e-6 in float32).
+    """
+
+    def __init__(self, holdings: Mapping[str, LowRank | Zeros | Tensor]) -> None:
+        """Store the factors; nothing is multiplied out yet.
+
+        Args:
+            holdings: tensor name -> what is stored (factors, zeros or dense task vectors), in
+                order, all on one device.
+        """
+        self.holdings = dict(holdings)
+        super().__init__(self.holdings, self.multiplied, self.outlined, self.parted)
+
+    def multiplied(self, name: str) -> Tensor:
+        """Dense task vectors [T, *shape] of one tensor; stored dense ones are returned uncopied."""
+        held = self.holdings[name]
+        return held if isinstance(held, Tensor) else held.dense()
+
+    def outlined(self, name: str) -> Tensor:
+        """The same shape and dtype on the meta device, without memory."""
+        held = self.holdings[name]
+        return torch.empty(held.shape, dtype=held.dtype, device="meta")
+
+    def parted(self, name: str, used: Sequence[bool]) -> Tensor:
+        """Dense task vectors in which rows of tasks not marked in `used` may be zero."""
+        held = self.holdings[name]
+        return held if isinstance(held, Tensor) else held.dense(used)
+
+    def held(self, name: str) -> LowRank | Zeros | Tensor:
+        """The stored form of a tensor's task vectors, which a layer may keep without a copy."""
+        return self.holdings[name]
+
+    def factors(self, name: str) -> LowRank | None:
+        """The low-rank factors of a tensor; None if it is stored in another form."""
+        held = self.holdings[name]
+        return held if isinstance(held, LowRank) else None
+
+    def some(self, names: Iterable[str]) -> LowRankTaskVectors:
+        """The mapping restricted to some tensors, stored as before; unknown names are ignored."""
+        return LowRankTaskVectors(
+            {name: self.holdings[name] for name in names if name in self.known}
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is stored."""
+        return sum(held.nbytes for held in self.holdings.values())
+
+
 @dataclass(frozen=True)
 class Recomputed:
     """One tensor's task vectors [T, *shape], computed again by each call of `make()`.
@@ -115,16 +178,17 @@ def for_backward(deltas: Mapping[str, Tensor], name: str) -> Tensor | LowRank | 
 
 
 def for_mixing(
-    deltas: Mapping[str, Tensor], name: str, coefficients: Sequence[float]
+    deltas: Mapping[str, Tensor], name: str, coefficients: Sequence[float], factors: bool = True
 ) -> Tensor | LowRank | Zeros:
     """One tensor's task vectors [T, *shape] for a weighted sum with these coefficients.
 
     If rows can be computed one by one, rows with coefficient zero are not computed: a soup of three
-    of seventy ingredients reads three. Low-rank factors are returned as they are.
+    of seventy ingredients reads three. Low-rank factors are returned as they are, unless `factors`
+    is false.
     """
     if not isinstance(deltas, LazyTensors):
         return deltas[name]
-    held = deltas.held(name)
+    held = deltas.held(name) if factors else None
     if held is not None:
         return held
     if deltas.part is not None:
@@ -143,10 +207,12 @@ class TensorStream:
         self.deltas = deltas
 
     def __iter__(self) -> Iterator[list[Tensor]]:
-        """Lists of task vectors [T, *shape]."""
+        """Lists of task vectors [T, *shape]; packed ones on a GPU as few [T, n]."""
         if isinstance(self.deltas, LazyTensors):
             for name in self.deltas:
                 yield [self.deltas[name]]
+        elif isinstance(self.deltas, Packed) and on_gpu(self.deltas):
+            yield self.deltas.spans()
         else:
             yield list(self.deltas.values())
 

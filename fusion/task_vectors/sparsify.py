@@ -13,11 +13,13 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from fusion.task_vectors.elementwise import gathered, shares
 from fusion.task_vectors.lazy import LazyTensors, TensorStream
+from fusion.task_vectors.packed import ENTRIES, Packed, joined, on_gpu, packed, spanned
 from fusion.task_vectors.sharded_reduce import Survey
-from fusion.task_vectors.streaming_topk import kth_largest
+from fusion.task_vectors.streaming_topk import kth_largest, row_magnitudes
 from fusion.task_vectors.task_vectors import TaskVectors, accumulator
-from fusion.task_vectors.threads import SERIAL, in_threads, portions
+from fusion.task_vectors.threads import SERIAL, in_threads
 
 Precision: TypeAlias = Literal["float32", "float16", "bfloat16"]
 Compat: TypeAlias = Literal["paper", "fusionbench"]
@@ -96,8 +98,24 @@ def trimmed(vectors: TaskVectors, trim: Trim, cut: TrimThresholds | None) -> Tas
 
     if isinstance(vectors.deltas, LazyTensors):
         return vectors.altered(change)
+    if trim.elect and isinstance(vectors.deltas, Packed) and on_gpu(vectors.deltas):
+        assert cut is not None
+        return replace(vectors, deltas=packed_elected(vectors.deltas, cut, dtype))
     deltas = {name: change(name, delta) for name, delta in vectors.deltas.items()}
     return replace(vectors, deltas=deltas)
+
+
+def packed_elected(deltas: Packed, cut: TrimThresholds, dtype: torch.dtype) -> Packed:
+    """`elected` of packed task vectors on a GPU, packed again and rounded to `dtype`."""
+    shapes = {
+        name: (place.shape, dtype if place.dtype != torch.float64 else place.dtype)
+        for name, place in deltas.places.items()
+    }
+    first = next(iter(deltas.flat.values()))
+    made = packed(shapes, first.device, lead=tuple(first.shape[:-1]))
+    for run in joined(list(deltas), [deltas, made], dict.fromkeys(deltas)):
+        elect_into(spanned(made, run), spanned(deltas, run), cut)
+    return made
 
 
 def elected(delta: Tensor, cut: TrimThresholds) -> Tensor:
@@ -108,15 +126,15 @@ def elected(delta: Tensor, cut: TrimThresholds) -> Tensor:
     """
     out = torch.empty_like(delta, memory_format=torch.contiguous_format)
     flat = out.view(len(delta), -1)
-    rows = [row.reshape(-1) for row in delta]
-    whole = slice(0, flat.shape[1])
-    step = chunk_size(rows[0])
-    for start in range(whole.start, whole.stop, step):
-        portion = slice(start, min(start + step, whole.stop))
-        for span, mass, kept in trimmed_chunks(rows, cut.smallest, portion):
-            agrees = kept * mass.sign() > 0
-            flat[:, span] = torch.where(agrees, kept, torch.zeros_like(kept))
+    elect_into(flat, delta.reshape(len(delta), -1), cut)
     return out
+
+
+def elect_into(out: Tensor, rows: Tensor, cut: TrimThresholds) -> None:
+    """`elected` of flat task vectors [T, n], written to `out` [T, n]."""
+    for span, mass, kept in trimmed_chunks(rows, cut.smallest, slice(0, out.shape[1])):
+        agrees = kept * mass.sign() > 0
+        out[:, span] = torch.where(agrees, kept, 0.0)
 
 
 def largest_of_rows(delta: Tensor, density: float) -> Tensor:
@@ -158,12 +176,45 @@ def threshold_survey(
     smallest = yield from kth_largest(groups, [kept] * tasks, wide=wide)
     if compat == "paper":
         return TrimThresholds(tuple(smallest))
-    ahead = 0
+    ahead = torch.zeros((), dtype=torch.int64)
     for group in groups:
-        ahead += sum(majority(stack, smallest) for stack in group)
+        for stack in group:
+            ahead = ahead.to(stack.device, non_blocking=True) + majority(stack, smallest)
         del group  # before the next is made
-    votes = yield torch.tensor(ahead)
+    votes = yield ahead.cpu()
     return TrimThresholds(tuple(smallest), tiebreak=float(votes.sign()))
+
+
+def tensor_survey(
+    vectors: TaskVectors, density: float, compat: Compat
+) -> Survey[dict[str, TrimThresholds]]:
+    """Survey that finds the thresholds of every tensor by itself: tensor name -> thresholds.
+
+    The arguments are those of `threshold_survey`.
+    """
+    tasks = len(vectors.tasks)
+
+    def cut(name: str, deltas: Tensor) -> Tensor:
+        rows = deltas.reshape(tasks, -1)
+        kept = kept_entries(rows.shape[1], density, compat)
+        if not kept:
+            return torch.full((tasks,), math.inf, dtype=torch.float64, device=rows.device)
+        return row_magnitudes(rows, [kept])[0].double()
+
+    lines = gathered(vectors, cut, tasks)
+    smallest = dict(zip(vectors.groups, lines.tolist(), strict=True))
+    signs = torch.zeros(len(vectors.groups), dtype=torch.float64)
+    if compat == "fusionbench":
+
+        def sign(name: str, deltas: Tensor) -> Tensor:
+            return majority(deltas, smallest[name]).sign().double()
+
+        signs = gathered(vectors, sign)
+    found = yield torch.cat([lines, signs[:, None]], dim=1)
+    return {
+        name: TrimThresholds(tuple(line[:-1]), line[-1])
+        for name, line in zip(vectors.groups, found.tolist(), strict=True)
+    }
 
 
 def kept_entries(size: int, density: float, compat: Compat) -> int:
@@ -177,27 +228,25 @@ def kept_entries(size: int, density: float, compat: Compat) -> int:
     return min(math.floor(size * density + 1e-6), size)  # 10 · 0.3 is 2.999…
 
 
-def chunk_size(flat: Tensor) -> int:
-    """Elements processed at a time: `CHUNK` on a CPU, whole tensors on a GPU."""
-    return CHUNK if flat.device.type == "cpu" else max(1, len(flat))
-
-
 def trimmed_chunks(
-    rows: Sequence[Tensor], smallest: Sequence[float], portion: slice
+    rows: Tensor, smallest: Sequence[float], portion: slice
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Trim flat task vectors chunk by chunk; yields (slice, sum over tasks [n], trimmed [T, n]).
 
     The two tensors are scratch memory: valid, and free to be overwritten, until the next chunk.
 
     Args:
-        rows: T flat task vectors.
+        rows: T flat task vectors [T, n].
         smallest: T thresholds; entries of at least this magnitude are kept.
         portion: the part of the rows to process.
     """
-    dtype = accumulator(rows[0].dtype)
+    dtype = accumulator(rows.dtype)
     floors = [below(value, dtype) for value in smallest]
-    step = min(chunk_size(rows[0]), portion.stop - portion.start)
-    scratch = torch.empty(1 + len(rows), step, dtype=dtype, device=rows[0].device)
+    if rows.device.type != "cpu":
+        yield from trimmed_on_gpu(rows, floors, portion)
+        return
+    step = max(1, min(CHUNK, portion.stop - portion.start))
+    scratch = torch.empty(1 + len(rows), step, dtype=dtype)
     for start in range(portion.start, portion.stop, step):
         span = slice(start, min(start + step, portion.stop))
         mass, *kept = scratch[:, : span.stop - start]
@@ -208,16 +257,41 @@ def trimmed_chunks(
         yield span, mass, scratch[1:, : span.stop - start]
 
 
-def majority(deltas: Tensor, smallest: Sequence[float]) -> int:
-    """Number of entries of a tensor with positive elected sign, minus those with negative sign."""
-    rows = [delta.reshape(-1) for delta in deltas]
+def trimmed_on_gpu(
+    rows: Tensor, floors: Sequence[float], portion: slice
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """`trimmed_chunks` on a GPU: all tasks at once, but summed in task order, as on a CPU.
 
-    def count(portion: slice) -> int:
-        return sum(
-            int(mass.sign_().sum()) for _, mass, _ in trimmed_chunks(rows, smallest, portion)
-        )
+    `floors`: entries of a larger magnitude are kept.
+    """
+    dtype = accumulator(rows.dtype)
+    least = torch.tensor(floors, dtype=dtype).to(rows.device, non_blocking=True)[:, None]
+    step = max(1, ENTRIES // max(1, len(rows)))
+    for start in range(portion.start, portion.stop, step):
+        span = slice(start, min(start + step, portion.stop))
+        part = rows[:, span].to(dtype)
+        kept = torch.where(part.abs() > least, part, 0.0)
+        mass = torch.zeros_like(kept[0])
+        for row in kept:
+            mass.add_(row)
+        yield span, mass, kept
 
-    return sum(in_threads(count, portions(len(rows[0]), chunk_size(rows[0]))))
+
+def majority(deltas: Tensor, smallest: Sequence[float]) -> Tensor:
+    """Number of entries of a tensor with positive elected sign, minus those with negative sign.
+
+    int64, on the device of the task vectors [T, *shape].
+    """
+    rows = deltas.reshape(len(deltas), -1)
+
+    def count(portion: slice) -> list[Tensor]:
+        chunks = trimmed_chunks(rows, smallest, portion)
+        return [mass.sign_().sum(dtype=torch.float64).long() for _, mass, _ in chunks]
+
+    found = [each for part in in_threads(count, shares(rows)) for each in part]
+    if not found:
+        return torch.zeros((), dtype=torch.int64, device=deltas.device)
+    return torch.stack(found).sum()
 
 
 def below(value: float, dtype: torch.dtype) -> float:

@@ -4,7 +4,7 @@ The bits of |x|, read as an integer, have the same order as |x|. A histogram of 
 digit gives the bin of the k-th largest. A histogram of the next digit, over the members of that
 bin, refines it, until all bits are known. Nothing is sorted or copied: two passes find a float32,
 four a float64. Histograms of shards can be added, so a threshold over a whole model costs one
-all-reduce a pass.
+all-reduce a pass. On a GPU the histograms are made there, so the host waits once a pass.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fusion.task_vectors.sharded_reduce import Survey
+from fusion.task_vectors.packed import pieces
+from fusion.task_vectors.sharded_reduce import Survey, run_surveys
 from fusion.task_vectors.threads import SERIAL, in_threads
 
 CHUNK = SERIAL
@@ -29,6 +30,9 @@ DIGIT = 16
 """Bits of a digit, one digit a pass: 65,536 bins."""
 
 BINS = 1 << DIGIT
+
+FEW = 1 << 16
+"""Elements of a row up to which a partial sort is faster on a CPU than two passes that count."""
 
 
 def kth_largest(
@@ -55,7 +59,7 @@ def kth_largest(
     prefixes, ranks = [0] * len(ranks), list(ranks)
     for shift in range((64 if wide else 32) - DIGIT, -1, -DIGIT):
         histograms = yield row_histograms(groups, prefixes, shift, wide=wide)
-        for t, counts in enumerate(histograms.cpu().numpy()):
+        for t, counts in enumerate(histograms.numpy()):
             digit, above = descend(counts, ranks[t])
             prefixes[t], ranks[t] = prefixes[t] << DIGIT | digit, ranks[t] - above
     bits = np.array(prefixes, dtype=np.uint64 if wide else np.uint32)
@@ -65,12 +69,69 @@ def kth_largest(
 def row_histograms(
     groups: Iterable[Sequence[Tensor]], prefixes: Sequence[int], shift: int, *, wide: bool
 ) -> Tensor:
-    """Histograms of all rows, stacked: int64 [T, 65,536] (see `Histogram`)."""
+    """Histograms of all rows, stacked: int64 [T, 65,536] on the CPU (see `Histogram`)."""
     found = [Histogram(prefix, shift, wide=wide) for prefix in prefixes]
+    there: dict[torch.device, Tensor] = {}
     for group in groups:
-        count_group(group, found)
-        del group  # before the next is made
-    return torch.stack([each.counted() for each in found])
+        here = [tensor for tensor in group if tensor.device.type == "cpu"]
+        count_group(here, found)
+        for tensor in group:
+            if tensor.device.type != "cpu":
+                if tensor.device not in there:
+                    there[tensor.device] = torch.zeros(
+                        len(prefixes), BINS, dtype=torch.int64, device=tensor.device
+                    )
+                count_on_gpu(tensor, prefixes, shift, there[tensor.device], wide=wide)
+        del group, here  # before the next is made
+    total = torch.stack([each.counted() for each in found])
+    for counts in there.values():
+        total += counts.cpu()
+    return total
+
+
+def count_on_gpu(
+    tensor: Tensor, prefixes: Sequence[int], shift: int, total: Tensor, *, wide: bool
+) -> None:
+    """Add the digits of task vectors [T, *shape] on a GPU to histograms [T, 65,536] there."""
+    dtype, kind = (torch.float64, torch.int64) if wide else (torch.float32, torch.int32)
+    leading = shift_is_leading(shift, wide=wide)
+    rows = tensor.reshape(len(tensor), -1)
+    one = torch.ones((), dtype=torch.int64, device=tensor.device)
+    wanted = torch.tensor(prefixes, dtype=kind).to(tensor.device, non_blocking=True)[:, None]
+    for span in pieces(rows.shape[1], len(rows)):
+        bits = rows[:, span].to(dtype).view(kind) & torch.iinfo(kind).max
+        if leading:
+            digits, counted = (bits >> shift).long(), one.expand(bits.shape)
+        else:
+            counted = (bits >> shift + DIGIT == wanted).long()
+            digits = (bits >> shift & BINS - 1).long()
+        total.scatter_add_(1, digits, counted)
+
+
+def row_magnitudes(rows: Tensor, ranks: Sequence[int]) -> list[Tensor]:
+    """For each rank, the magnitude of that rank in every row of [T, n]: [T] each.
+
+    Exact, in float32 (float64 rows: float64), on the device of the rows; the host does not wait.
+
+    Args:
+        rows: n > 0.
+        ranks: 1 is the largest, n the smallest.
+    """
+    wide = rows.dtype == torch.float64
+    count, size = rows.shape
+    if rows.device.type == "cpu" and size > FEW:
+        found = [run_surveys([kth_largest([[rows]], [rank] * count, wide=wide)]) for rank in ranks]
+        return list(torch.tensor(found, dtype=torch.float64 if wide else torch.float32))
+    sizes = rows.abs().to(torch.float64 if wide else torch.float32)
+    return [kth_of(sizes, rank) for rank in ranks]
+
+
+def kth_of(sizes: Tensor, rank: int) -> Tensor:
+    """The entry of a rank in every row of [T, n]: [T]; 1 is the largest."""
+    size = sizes.shape[1]
+    if rank <= size - rank:
+        return sizes.topk(rank, dim=1, sorted=False).values.amin(1)
+    return sizes.topk(size - rank + 1, dim=1, largest=False, sorted=False).values.amax(1)
 
 
 def count_group(group: Sequence[Tensor], found: Sequence[Histogram]) -> None:
@@ -121,7 +182,7 @@ class Histogram:
 def count(pending: list[Tensor], total: Tensor) -> None:
     """Add the digits in `pending` to the histogram `total`, and empty `pending`."""
     if pending:
-        counts = torch.bincount(pending[0] if len(pending) == 1 else torch.cat(pending)).cpu()
+        counts = torch.bincount(pending[0] if len(pending) == 1 else torch.cat(pending))
         total[: len(counts)] += counts
         pending.clear()
 
@@ -138,11 +199,6 @@ def digit_chunks(row: Sequence[Tensor], prefix: int, shift: int, *, wide: bool) 
     scratch = torch.empty(2, min(CHUNK, longest), dtype=kind)
     for tensor in row:
         flat = tensor.reshape(-1)
-        if flat.device.type != "cpu":  # few large kernels; their temporaries are one tensor's
-            bits = flat.to(dtype).view(kind) & magnitude
-            chosen = bits if leading else bits[bits >> shift + DIGIT == prefix]
-            yield chosen >> shift & BINS - 1
-            continue
         for start in range(0, len(flat), CHUNK):
             chunk = flat[start : start + CHUNK].to(dtype)
             bits, high = scratch[:, : len(chunk)]

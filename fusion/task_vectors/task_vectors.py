@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fusion.errors import InputError
 from fusion.task_vectors.lazy import LazyTensors
+from fusion.task_vectors.packed import Packed, joined, on_gpu, packed, spanned
 
 StateDict: TypeAlias = Mapping[str, Tensor]
 """Tensor name -> tensor; read-only by convention."""
@@ -101,12 +102,7 @@ class TaskVectors:
         for name in wanted:
             if name not in self.base:
                 raise InputError(f"tensor {name!r}: not in these task vectors")
-        deltas: Mapping[str, Deltas] = (
-            self.deltas.some(wanted)
-            if isinstance(self.deltas, LazyTensors)
-            else {name: self.deltas[name] for name in wanted if name in self.deltas}
-        )
-        return replace(self, base={name: self.base[name] for name in wanted}, deltas=deltas)
+        return replace(self, base=chosen(self.base, wanted), deltas=chosen(self.deltas, wanted))
 
     def altered(self, change: Callable[[str, Deltas], Deltas]) -> TaskVectors:
         """The same base with task vectors `change(name, τ)` [T, *shape], computed as they are read.
@@ -127,6 +123,55 @@ class TaskVectors:
     def into(self, arena: StateDict) -> TaskVectors:
         """The same task vectors; merges are written into the tensors of `arena`."""
         return replace(self, arena=arena)
+
+    def build_runs(
+        self,
+        fill: Callable[[str, Tensor, Tensor, Tensor], None],
+        same: Callable[[str], Hashable] = lambda name: None,
+    ) -> dict[str, Tensor]:
+        """Make a merged state dict from a rule that treats elements alike, wherever they are.
+
+        Args:
+            fill: (name, out [*shape], base [*shape], τ [T, *shape]) writes `out`. On a GPU the
+                three may be a run of packed tensors: [n], [n] and [T, n]; the name is the first's.
+            same: name of a tensor -> what `fill` takes from the name; a run has one value.
+        """
+        if not on_gpu(self.deltas):
+            return self.build(lambda name, out: fill(name, out, self.base[name], self.deltas[name]))
+
+        def fill_all(outs: StateDict) -> None:
+            names = [name for name in self.base if name in self.deltas]
+            values = {name: same(name) for name in names}
+            for run in joined(names, [self.base, self.deltas, outs], values):
+                out, base = spanned(outs, run), spanned(self.base, run)
+                fill(run[0], out, base, spanned(self.deltas, run, 1))
+
+        return self.build_whole(fill_all)
+
+    def build_whole(self, fill: Callable[[StateDict], None]) -> dict[str, Tensor]:
+        """Make a merged state dict: `fill(outs)` writes all floating-point tensors at once.
+
+        Without an arena `outs` is packed. Integer and bool buffers are copied from the base.
+        """
+        kinds = {
+            name: self.results if self.results and name in self.deltas else tensor.dtype
+            for name, tensor in self.base.items()
+        }
+        arena = self.arena
+        direct = arena is not None and all(
+            arena[name].dtype == kind and arena[name].is_contiguous()
+            for name, kind in kinds.items()
+        )
+        shapes = {name: (tensor.shape, kinds[name]) for name, tensor in self.base.items()}
+        device = next(iter(self.base.values())).device
+        outs = arena if arena is not None and direct else packed(shapes, device)
+        with torch.no_grad():
+            fill(outs)
+            copy_all([name for name in self.base if name not in self.deltas], self.base, outs)
+            if arena is not None and not direct:
+                copy_all(list(self.base), outs, arena)
+                outs = arena
+            return {name: outs[name] for name in self.base}
 
     def build(self, fill: Callable[[str, Tensor], None]) -> dict[str, Tensor]:
         """Make a merged state dict: `fill(name, out)` writes each floating-point tensor.
@@ -150,6 +195,22 @@ class TaskVectors:
                     out.copy_(tensor)
                 merged[name] = out if place is None or place is out else place.copy_(out)
         return merged
+
+
+def chosen(tensors: Mapping[str, Tensor], names: Iterable[str]) -> Mapping[str, Tensor]:
+    """The mapping restricted to some tensors; unknown names are ignored, and memory is shared."""
+    if isinstance(tensors, LazyTensors | Packed):
+        return tensors.some(names)
+    return {name: tensors[name] for name in names if name in tensors}
+
+
+def copy_all(names: list[str], source: StateDict, target: StateDict) -> None:
+    """Copy some tensors, run by run."""
+    for run in joined(names, [source, target], dict.fromkeys(names)):
+        if isinstance(target, Packed):
+            spanned(target, run).copy_(spanned(source, run))
+        else:
+            target[run[0]].copy_(source[run[0]])
 
 
 def stack_deltas(name: str, base: Tensor, experts: Mapping[str, Tensor]) -> Deltas:

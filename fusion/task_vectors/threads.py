@@ -10,8 +10,10 @@ numpy release Python's lock.
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
@@ -36,11 +38,45 @@ def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Re
         with torch.no_grad():  # the mode is each thread's own
             return work(item)
 
-    workers = min(torch.get_num_threads(), len(items))
-    if workers <= 1:
+    threads = torch.get_num_threads()
+    if min(threads, len(items)) <= 1 or getattr(INSIDE, "of_a_pool", False):
         return [quietly(item) for item in items]
-    with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(quietly, items))
+    futures = [pool_of(threads).submit(quietly, item) for item in items]
+    wait(futures)  # before an error is raised: buffers of `work` are the caller's
+    return [future.result() for future in futures]
+
+
+INSIDE = threading.local()
+"""`of_a_pool` is true in the threads of a pool, which must not wait for the pool."""
+
+POOLS: dict[int, ThreadPoolExecutor] = {}
+"""Number of threads -> a pool of them; it lasts, because starting threads for each tensor costs
+more than the work on a small one."""
+
+STARTING = threading.Lock()
+
+
+def pool_of(threads: int) -> ThreadPoolExecutor:
+    """The lasting pool of so many threads."""
+
+    def begin() -> None:
+        INSIDE.of_a_pool = True
+        torch.set_num_threads(threads)  # what the caller has set, whatever was set meanwhile
+
+    with STARTING:
+        if threads not in POOLS:
+            POOLS[threads] = ThreadPoolExecutor(threads, "fusion", begin)
+        return POOLS[threads]
+
+
+def forget_pools() -> None:
+    """Forget all pools, in a forked process, which has none of their threads."""
+    global STARTING
+    POOLS.clear()
+    STARTING = threading.Lock()
+
+
+os.register_at_fork(after_in_child=forget_pools)
 
 
 def map_single_threaded(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:

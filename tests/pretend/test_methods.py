@@ -1,11 +1,15 @@
 """Every method of weights, and layers that read merged weights, there and on the CPU."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from actors.pool.vectors_in_memory import flatten, unflatten
 from fusion.methods.learned.concrete import drawn, mask_of, masked_merge
 from fusion.methods.learned.in_model import MaskOptions
 from fusion.registry import METHODS, InModel
+from fusion.task_vectors.packed import packed
 from fusion.task_vectors.random_draws import key_of, uniform
 from fusion.task_vectors.task_vectors import TaskVectors
 from tests.fusion import laws
@@ -39,6 +43,13 @@ def assert_equal_there(found, wanted, relative=1e-6):
         assert float(off) <= rough * float(tensor.double().norm()) + 1e-12, name
 
 
+def together(vectors: TaskVectors) -> TaskVectors:
+    """The same task vectors packed on the pretended device, as the product loads them."""
+    made = replace(unflatten(flatten(vectors), "cuda"), groups=vectors.groups)
+    kinds = {name: (t.shape, t.dtype) for name, t in vectors.base.items()}
+    return made.into(packed(kinds, "cuda", aligned=16)) if len(vectors.base) % 2 else made
+
+
 KINDS = [
     schema if schema == "float32" else pytest.param(schema, marks=pytest.mark.slow)
     for schema in SCHEMAS
@@ -58,7 +69,9 @@ def test_static_methods(name, schema):
         for each in given:
             with pretending():
                 found = laws.merge(name, there(vectors), each)
+                at_once = laws.merge(name, together(vectors), each)
             assert_equal_there(found, wanted, 1e-4 if name in SPECTRAL else 1e-6)
+            assert_equal_there(at_once, wanted, 1e-4 if name in SPECTRAL else 1e-6)
 
 
 SPECTRAL = {"tsv_m", "iso_c", "iso_cts", "wudi", "regmean", "regmean_plusplus"}
@@ -72,8 +85,41 @@ def test_codings(name):
     generator = torch.Generator().manual_seed(0)
     coding = torch.rand(1, len(vectors.tasks), len(vectors.groups), generator=generator)
     with pretending():
-        found = mix(there(vectors), coding)
+        found, at_once = mix(there(vectors), coding), mix(together(vectors), coding)
     assert_equal_there(found, mix(vectors, coding))
+    assert_equal_there(at_once, mix(vectors, coding))
+
+
+@pytest.mark.parametrize("entries", [1 << 23, 50])
+def test_codings_of_blocks_are_batched(entries, monkeypatch):
+    """Blocks of equal tensors, one coding a tensor; also in 16 bits, and piece by piece."""
+    from fusion.task_vectors.coding import mix
+
+    for module in ("coding", "elementwise", "packed"):
+        monkeypatch.setattr(f"fusion.task_vectors.{module}.ENTRIES", entries)
+    names = [f"layers.{i}.{part}" for i in range(3) for part in ("a.weight", "a.bias", "b.weight")]
+    shapes = {name: (6, 4) if name.endswith("weight") else (6,) for name in ["e", *names, "n"]}
+    for dtype in (torch.float32, torch.bfloat16):
+        draw = torch.Generator().manual_seed(0)
+        base = {n: torch.randn(s, generator=draw).to(dtype) for n, s in shapes.items()}
+        deltas = {n: torch.randn(3, *s, generator=draw) for n, s in shapes.items()}
+        vectors = TaskVectors(tuple("abc"), base, deltas)
+        coding = torch.rand(1, 3, len(shapes), generator=draw)
+        with pretending() as noted:
+            at_once = together(vectors)
+            noted.clear()
+            found = mix(at_once, coding)
+            launches = noted.launches
+            soup = METHODS["weighted_average"].merge(
+                together(vectors), weights=coding[0].tolist(), normalize=False
+            )
+        assert_equal_there(found, mix(vectors, coding))
+        wanted = METHODS["weighted_average"].merge(
+            vectors, weights=coding[0].tolist(), normalize=False
+        )
+        assert_equal_there(soup, wanted)
+        if entries > 50 and dtype == torch.float32:
+            assert launches <= 5 + 2  # kinds of tensors, and coefficients to the device
 
 
 def test_the_same_numbers_are_drawn_there():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fusion.errors import InputError, unknown
-from fusion.task_vectors.coding import mix_tensor
+from fusion.task_vectors.coding import Shares, linear
 from fusion.task_vectors.random_draws import GOLDEN, signed
 from fusion.task_vectors.sharded_reduce import Survey, run_surveys
 from fusion.task_vectors.task_vectors import TaskVectors
@@ -46,23 +46,13 @@ def uniform_soup(
     """
     chosen = positions(vectors.tasks, ingredients)
     if survey is None:
-        passes = soup_survey(vectors, ingredients=ingredients, distinct=distinct)
-        survey = run_surveys([passes])
+        survey = run_surveys([soup_survey(vectors, distinct=distinct)])
     kept = unique(survey, chosen) if distinct else chosen
     weights = [float(i in kept) for i in range(len(vectors.tasks))]
-
-    def fill(name: str, out: Tensor) -> None:
-        mix_tensor(out, vectors.base[name], vectors.deltas[name], weights, scale=1 / len(kept))
-
-    return vectors.build(fill)
+    return linear(vectors, lambda name: Shares(weights, scale=1 / len(kept)))
 
 
-def soup_survey(
-    vectors: TaskVectors,
-    *,
-    ingredients: Sequence[str] | None = None,
-    distinct: bool = True,
-) -> Survey[tuple[int, ...]]:
+def soup_survey(vectors: TaskVectors, *, distinct: bool = True) -> Survey[tuple[int, ...]]:
     """Checksum of each whole ingredient; nothing is read if duplicates are allowed."""
     if not distinct:
         return ()
@@ -80,14 +70,15 @@ def checksums(vectors: TaskVectors) -> Tensor:
     total = torch.zeros(len(vectors.tasks), dtype=torch.int64)
     for name, deltas in vectors.deltas.items():
         rows = deltas.reshape(len(vectors.tasks), -1)
+        total = total.to(rows.device, non_blocking=True)
         kind = torch.int64 if rows.dtype == torch.float64 else torch.int32
         salt = zlib.crc32(name.encode()) << 31
         for start in range(0, rows.shape[1], CHUNK):
             part = rows[:, start : start + CHUNK] + 0.0  # -0.0 is 0.0
             place = torch.arange(start, start + part.shape[1], device=rows.device)
             factor = (place + salt) * signed(GOLDEN) | 1
-            total += (part.view(kind).to(torch.int64) * factor).sum(1).cpu()
-    return total
+            total += (part.view(kind).to(torch.int64) * factor).sum(1)
+    return total.cpu()
 
 
 def unique(keys: Sequence[object], among: Sequence[int]) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fusion.errors import InputError, unknown
 from fusion.methods.static.coefficients import named_weights, tensor_weights
-from fusion.task_vectors.coding import mix_tensor
+from fusion.task_vectors.coding import Shares, linear
 from fusion.task_vectors.task_vectors import TaskVectors
 
 
@@ -29,11 +29,7 @@ def simple_average(vectors: TaskVectors) -> dict[str, Tensor]:
     [3.0]
     """
     ones = [1.0] * len(vectors.tasks)
-
-    def fill(name: str, out: Tensor) -> None:
-        mix_tensor(out, vectors.base[name], vectors.deltas[name], ones, scale=1 / len(ones))
-
-    return vectors.build(fill)
+    return linear(vectors, lambda name: Shares(ones, scale=1 / len(ones)))
 
 
 def weighted_average(
@@ -81,19 +77,13 @@ def weighted_average(
         if normalize and total == 0:
             raise InputError(f"weights: those of tensor {name!r} sum to zero; cannot be normalised")
 
-    def fill(name: str, out: Tensor) -> None:
-        base, deltas, column, total = (
-            vectors.base[name],
-            vectors.deltas[name],
-            table[name],
-            sums[name],
-        )
+    def shares(name: str) -> Shares:
+        column, total = table[name], sums[name]
         if normalize:
-            mix_tensor(out, base, deltas, [weight / total for weight in column])
-        else:
-            mix_tensor(out, base, deltas, column, base_scale=total)
+            return Shares([weight / total for weight in column])
+        return Shares(column, base_scale=total)
 
-    return vectors.build(fill)
+    return linear(vectors, shares)
 
 
 def wise_ft(
@@ -136,12 +126,8 @@ def wise_ft(
     if expert not in vectors.tasks:
         raise InputError(f"wise_ft: expert: {unknown('expert', expert, vectors.tasks)}")
     chosen = [float(task == expert) for task in vectors.tasks]
-    shares = named_weights("wise_ft: blocks", {"*": alpha, **(blocks or {})}, vectors.groups)
-    for name, share in shares.items():
+    alphas = named_weights("wise_ft: blocks", {"*": alpha, **(blocks or {})}, vectors.groups)
+    for name, share in alphas.items():
         if not 0 <= share <= 1:
             raise InputError(f"wise_ft: blocks: {share:g} for {name!r}; 0 to 1 allowed")
-
-    def fill(name: str, out: Tensor) -> None:
-        mix_tensor(out, vectors.base[name], vectors.deltas[name], chosen, scale=shares[name])
-
-    return vectors.build(fill)
+    return linear(vectors, lambda name: Shares(chosen, scale=alphas[name]))

@@ -10,9 +10,9 @@ from annotated_types import Interval
 from torch import Tensor
 
 from fusion.methods.static.task_arithmetic import task_arithmetic
-from fusion.task_vectors.elementwise import spans
-from fusion.task_vectors.sharded_reduce import run_surveys
-from fusion.task_vectors.streaming_topk import kth_largest
+from fusion.task_vectors.elementwise import shares, spans
+from fusion.task_vectors.packed import ENTRIES
+from fusion.task_vectors.streaming_topk import row_magnitudes
 from fusion.task_vectors.task_vectors import Deltas, TaskVectors
 from fusion.task_vectors.threads import SERIAL, in_threads, portions
 
@@ -72,25 +72,18 @@ def band_ranks(size: int, density: float, gamma: float) -> tuple[int, int]:
 
 def tensor_band(delta: Deltas, density: float, gamma: float) -> Deltas:
     """Mask one tensor's task vectors [T, *shape], each as a whole; masked entries are 0."""
-    wide = delta.dtype == torch.float64
-    count = len(delta)
     first, last = band_ranks(delta[0].numel(), density, gamma)
     if first > last:
         return torch.zeros_like(delta)
-    top, bottom = (
-        torch.tensor(
-            run_surveys([kth_largest([[delta]], [rank] * count, wide=wide)]), dtype=torch.float64
-        ).to(delta)
-        for rank in (first, last)
-    )
     kept = torch.empty_like(delta, memory_format=torch.contiguous_format)
-    rows, found = delta.reshape(count, -1), kept.view(count, -1)
+    rows, found = delta.reshape(len(delta), -1), kept.view(len(delta), -1)
+    top, bottom = (ends.to(delta)[:, None] for ends in row_magnitudes(rows, (first, last)))
 
     def work(portion: slice) -> None:
-        for span in spans(portion, rows[0]):
-            found[:, span] = between(rows[:, span], bottom[:, None], top[:, None])
+        for span in spans(portion, rows):
+            found[:, span] = between(rows[:, span], bottom, top)
 
-    in_threads(work, portions(rows.shape[1], SERIAL))
+    in_threads(work, shares(rows))
     return kept
 
 
@@ -104,7 +97,7 @@ def row_band(delta: Deltas, density: float, gamma: float) -> Deltas:
     kept = torch.empty_like(delta, memory_format=torch.contiguous_format)
     width = delta.shape[-1]
     rows, found = delta.reshape(-1, width), kept.view(-1, width)
-    step = max(1, SERIAL // width)
+    step = max(1, (SERIAL if delta.device.type == "cpu" else ENTRIES) // width)
 
     def work(portion: slice) -> None:
         for start in range(portion.start, portion.stop, step):

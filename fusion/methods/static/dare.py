@@ -12,9 +12,8 @@ from torch import Tensor
 from fusion.errors import InputError
 from fusion.methods.static.average import simple_average
 from fusion.methods.static.task_arithmetic import task_arithmetic
-from fusion.methods.static.ties import ties, ties_survey
+from fusion.methods.static.ties import Thresholds, ties, ties_survey
 from fusion.task_vectors.sharded_reduce import Survey
-from fusion.task_vectors.sparsify import TrimThresholds
 from fusion.task_vectors.task_vectors import Deltas, TaskVectors
 from fusion.task_vectors.threads import in_threads
 
@@ -30,7 +29,7 @@ def dare(
     only_matrices: bool = False,
     seed: int = 0,
     compat: Literal["paper", "fusionbench"] = "paper",
-    survey: TrimThresholds | None = None,
+    survey: Thresholds | None = None,
 ) -> dict[str, Tensor]:
     """DARE: drop entries of task vectors at random, rescale the rest, then merge.
 
@@ -81,20 +80,16 @@ def dare_survey(
     density: float = 0.5,
     rescale: bool = True,
     merge: Literal["task_arithmetic", "average", "ties"] = "task_arithmetic",
-    scale: float | None = None,
     trim_density: float = 0.2,
     only_matrices: bool = False,
     seed: int = 0,
     compat: Literal["paper", "fusionbench"] = "paper",
-) -> Survey[TrimThresholds | None]:
-    """TIES' thresholds of a whole model after the drop; None for other merges.
-
-    It has the parameters of `dare`.
-    """
+) -> Survey[Thresholds | None]:
+    """TIES' thresholds of a whole model after the drop; None for other merges."""
     if merge != "ties":
         return None
     left = dropped(vectors, density, rescale, only_matrices, seed)
-    return (yield from ties_survey(left, **ties_options(trim_density, scale, compat)))
+    return (yield from ties_survey(left, density=trim_density, compat=compat))
 
 
 def ties_options(

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from fusion.task_vectors.elementwise import combine_tensor, totals
+from fusion.task_vectors.elementwise import combined, gathered, totals
 from fusion.task_vectors.sharded_reduce import Survey, run_surveys
 from fusion.task_vectors.task_vectors import TaskVectors
 
@@ -55,10 +55,7 @@ def emr(
         own = rows[at] * sign > 0
         return torch.where(own, unified(rows, sign), 0.0)
 
-    def fill(name: str, out: Tensor) -> None:
-        combine_tensor(out, vectors.base[name], vectors.deltas[name], masked, scale=survey[at])
-
-    return vectors.build(fill)
+    return combined(vectors, masked, scale=survey[at])
 
 
 def emr_survey(vectors: TaskVectors, *, compat: Compat = "paper") -> Survey[tuple[float, ...]]:
@@ -72,13 +69,11 @@ def emr_survey(vectors: TaskVectors, *, compat: Compat = "paper") -> Survey[tupl
             [rows.abs().sum(1, dtype=torch.float64), kept.sum(1, dtype=torch.float64)]
         )
 
-    # One line a tensor of the whole model, zeros for other shards': sums over shards are exact.
-    lines = torch.zeros(len(vectors.groups), 2, len(vectors.tasks), dtype=torch.float64)
-    place = {name: index for index, name in enumerate(vectors.groups)}
-    for name, deltas in vectors.deltas.items():
+    def line(name: str, deltas: Tensor) -> Tensor:
         weight = max(1, deltas[0].numel()) if compat == "fusionbench" else 1
-        lines[place[name]] = totals(deltas, sizes) / weight
-    lines = yield lines
+        return totals(deltas, sizes) / weight
+
+    lines = yield gathered(vectors, line, 2, len(vectors.tasks))
     return tuple(ratios(lines.sum(0)))
 
 

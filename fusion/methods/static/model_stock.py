@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fusion.task_vectors.coding import mix_tensor
+from fusion.task_vectors.coding import Shares, linear_by_measure
 from fusion.task_vectors.gram import tensor_gram
 from fusion.task_vectors.task_vectors import TaskVectors
 
@@ -43,13 +43,11 @@ def model_stock(
     [1.0, 0.5774]
     """
     ones = [1.0] * len(vectors.tasks)
-
-    def fill(name: str, out: Tensor) -> None:
-        deltas = vectors.deltas[name]
-        ratio = stock_ratio(tensor_gram(deltas), compat)
-        mix_tensor(out, vectors.base[name], deltas, ones, scale=ratio / len(ones))
-
-    return vectors.build(fill)
+    return linear_by_measure(
+        vectors,
+        lambda name, deltas: tensor_gram(deltas),
+        lambda products: Shares(ones, scale=stock_ratio(products, compat) / len(ones)),
+    )
 
 
 def stock_ratio(products: Tensor, compat: Literal["paper", "fusionbench"] = "paper") -> float:

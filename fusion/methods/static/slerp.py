@@ -11,7 +11,7 @@ from annotated_types import Interval
 from torch import Tensor
 
 from fusion.errors import InputError, unknown
-from fusion.task_vectors.coding import mix_tensor
+from fusion.task_vectors.coding import Shares, linear_by_measure
 from fusion.task_vectors.gram import tensor_gram
 from fusion.task_vectors.task_vectors import TaskVectors
 
@@ -58,18 +58,25 @@ def slerp(
     pair = endpoints(vectors.tasks, experts)
     width = len(vectors.tasks)
 
-    def fill(name: str, out: Tensor) -> None:
-        base, deltas = vectors.base[name], vectors.deltas[name]
-        origin = base.to(deltas.dtype)
-        ends = torch.stack([origin if at is None else origin + deltas[at] for at in pair])
-        first, second, total = arc_weights(tensor_gram(ends), t, threshold, compat)
+    def products(name: str, deltas: Tensor) -> Tensor:
+        return ends_gram(vectors.base[name], deltas, pair)
+
+    def shares(found: Tensor) -> Shares:
+        first, second, total = arc_weights(found, t, threshold, compat)
         coefficients = [0.0] * width
         for at, weight in zip(pair, (first, second), strict=True):
             if at is not None:
                 coefficients[at] += weight
-        mix_tensor(out, base, deltas, coefficients, base_scale=total)
+        return Shares(coefficients, base_scale=total)
 
-    return vectors.build(fill)
+    return linear_by_measure(vectors, products, shares)
+
+
+def ends_gram(base: Tensor, deltas: Tensor, pair: Sequence[int | None]) -> Tensor:
+    """Gram matrix [2, 2] float64 of the two models' weights; the whole tensors are not kept."""
+    origin = base.to(deltas.dtype)
+    ends = torch.stack([origin if at is None else origin + deltas[at] for at in pair])
+    return tensor_gram(ends)
 
 
 def endpoints(tasks: Sequence[str], experts: Sequence[str] | None) -> list[int | None]:

@@ -8,7 +8,7 @@ import torch
 from annotated_types import Interval
 from torch import Tensor
 
-from fusion.task_vectors.elementwise import combine_tensor, combined
+from fusion.task_vectors.elementwise import combined
 from fusion.task_vectors.task_vectors import TaskVectors
 
 
@@ -44,10 +44,7 @@ def tall_mask(
         total = rows.sum(0)
         return torch.where(masks(rows[at : at + 1], total, threshold)[0], total, 0.0)
 
-    def fill(name: str, out: Tensor) -> None:
-        combine_tensor(out, vectors.base[name], vectors.deltas[name], masked, scale=scale)
-
-    return vectors.build(fill)
+    return combined(vectors, masked, scale=scale)
 
 
 def consensus(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fusion.task_vectors.coding import mix_tensor
+from fusion.task_vectors.coding import Shares, linear
 from fusion.task_vectors.task_vectors import TaskVectors
 
 
@@ -25,8 +25,4 @@ def task_arithmetic(vectors: TaskVectors, *, scale: float = 0.3) -> dict[str, Te
     [0.5, 0.5]
     """
     ones = [1.0] * len(vectors.tasks)
-
-    def fill(name: str, out: Tensor) -> None:
-        mix_tensor(out, vectors.base[name], vectors.deltas[name], ones, scale=scale)
-
-    return vectors.build(fill)
+    return linear(vectors, lambda name: Shares(ones, scale=scale))

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, TypeAlias
 
 import torch
 from annotated_types import Interval
 from torch import Tensor
 
+from fusion.task_vectors.elementwise import shares
 from fusion.task_vectors.sharded_reduce import Survey, run_surveys
 from fusion.task_vectors.sparsify import (
     Compat,
     TrimThresholds,
-    chunk_size,
+    tensor_survey,
     threshold_survey,
     trimmed_chunks,
 )
 from fusion.task_vectors.task_vectors import TaskVectors, accumulator
-from fusion.task_vectors.threads import in_threads, portions
+from fusion.task_vectors.threads import in_threads
 
 CONTIGUOUS = torch.contiguous_format
 
 Merge: TypeAlias = Literal["mean", "sum", "max"]
 Granularity: TypeAlias = Literal["model", "tensor"]
+Thresholds: TypeAlias = TrimThresholds | Mapping[str, TrimThresholds]
+"""Of a whole model, or of each tensor by its name."""
 
 
 def ties(
@@ -33,7 +37,7 @@ def ties(
     granularity: Granularity = "model",
     merge: Merge = "mean",
     compat: Compat = "paper",
-    survey: TrimThresholds | None = None,
+    survey: Thresholds | None = None,
 ) -> dict[str, Tensor]:
     """TIES: trim each task vector, elect signs, merge the entries that agree with the sign.
 
@@ -72,44 +76,33 @@ def ties(
     [3.0, 5.0, 2.0]
     """
     if survey is None:
-        passes = ties_survey(
-            vectors,
-            density=density,
-            scale=scale,
-            granularity=granularity,
-            merge=merge,
-            compat=compat,
+        survey = run_surveys(
+            [ties_survey(vectors, density=density, granularity=granularity, compat=compat)]
         )
-        survey = run_surveys([passes])
     whole = survey
 
-    def fill(name: str, out: Tensor) -> None:
-        deltas = vectors.deltas[name]
-        cut = whole
-        if cut is None:  # granularity "tensor"
-            cut = run_surveys(
-                [threshold_survey({name: deltas}, len(vectors.tasks), density, compat)]
-            )
-        merge_tensor(out, vectors.base[name], deltas, cut, scale=scale, merge=merge, compat=compat)
+    def cut(name: str) -> TrimThresholds:
+        return whole if isinstance(whole, TrimThresholds) else whole[name]
 
-    return vectors.build(fill)
+    def fill(name: str, out: Tensor, base: Tensor, deltas: Tensor) -> None:
+        merge_tensor(out, base, deltas, cut(name), scale=scale, merge=merge, compat=compat)
+
+    return vectors.build_runs(fill, cut)
 
 
 def ties_survey(
     vectors: TaskVectors,
     *,
     density: float = 0.2,
-    scale: float = 1.0,
     granularity: Granularity = "model",
-    merge: Merge = "mean",
     compat: Compat = "paper",
-) -> Survey[TrimThresholds | None]:
-    """Thresholds of a whole model, by a survey of its shards; None if each tensor has its own.
+) -> Survey[Thresholds]:
+    """Thresholds of a whole model, by a survey of its shards.
 
-    It has the parameters of `ties`; `scale` and `merge` have no effect.
+    If each tensor has thresholds of its own, a mapping from its name to them.
     """
     if granularity == "tensor":
-        return None
+        return (yield from tensor_survey(vectors, density, compat))
     return (yield from threshold_survey(vectors.deltas, len(vectors.tasks), density, compat))
 
 
@@ -129,19 +122,19 @@ def merge_tensor(
         out.detach() if out.is_contiguous() else torch.empty_like(out, memory_format=CONTIGUOUS)
     )
     flat, origin = target.view(-1), base.reshape(-1)
-    rows = [delta.reshape(-1) for delta in deltas]
+    rows = deltas.reshape(len(deltas), len(flat))
 
     def merge_portion(portion: slice) -> None:
         for span, mass, kept in trimmed_chunks(rows, cut.smallest, portion):
             sign = mass.sign_()
             if cut.tiebreak:
-                sign[sign == 0] = cut.tiebreak
+                sign = torch.where(sign == 0, cut.tiebreak, sign)
             side = torch.where(sign > 0, 1.0, -1.0).to(sign) if compat == "fusionbench" else sign
             size = disjoint(kept, side, merge)
             merged = size.mul_(sign if merge == "max" else side).to(dtype)
             torch.add(origin[span].to(dtype), merged, alpha=scale, out=flat[span])
 
-    in_threads(merge_portion, portions(len(flat), chunk_size(flat)))
+    in_threads(merge_portion, shares(rows))
     if not out.is_contiguous():
         out.copy_(target)
 
@@ -154,6 +147,12 @@ def disjoint(kept: Tensor, side: Tensor, merge: Merge) -> Tensor:
         side: elected sign [n], −1, 0 or 1.
         merge: `mean`, `sum` or `max`.
     """
+    if kept.device.type != "cpu":  # all tasks at once: few kernels
+        agreeing = kept.mul_(side).clamp_min_(0)
+        if merge == "max":
+            return agreeing.amax(0)
+        total = agreeing.sum(0)
+        return total.div_(agreeing.sign_().sum(0).clamp_min_(1)) if merge == "mean" else total
     total, number = torch.zeros_like(side), torch.zeros_like(side)
     for row in kept:
         agreeing = row.mul_(side).clamp_min_(0)

@@ -10,10 +10,10 @@ from annotated_types import Interval
 from torch import Tensor
 
 from fusion.methods.statistics.collect import StatisticsRequest, checked
-from fusion.task_vectors.elementwise import totals
+from fusion.task_vectors.elementwise import gathered, shares, spans, totals
 from fusion.task_vectors.sharded_reduce import Survey, run_surveys
 from fusion.task_vectors.task_vectors import TaskVectors, accumulator
-from fusion.task_vectors.threads import SERIAL, in_threads, portions
+from fusion.task_vectors.threads import in_threads
 
 Estimate: TypeAlias = Literal["sampled", "exact", "batch"]
 
@@ -66,8 +66,8 @@ def fisher(
     """
     if survey is None:
         survey = run_surveys([fisher_survey(vectors, statistics=statistics, normalize=normalize)])
-    shares = [1 / (norm + floor) if normalize and norm + floor else 1.0 for norm in survey]
-    factors = [share / sum(shares) for share in shares]
+    inverse = [1 / (norm + floor) if normalize and norm + floor else 1.0 for norm in survey]
+    factors = [each / sum(inverse) for each in inverse]
 
     def fill(name: str, out: Tensor) -> None:
         deltas = vectors.deltas[name]
@@ -82,22 +82,17 @@ def fisher_survey(
     *,
     statistics: Mapping[str, Tensor],
     normalize: bool = True,
-    floor: float = 1e-6,
-    estimate: Estimate = "sampled",
-    examples: int = 256,
-    batch_size: int = 32,
-    seed: int = 0,
 ) -> Survey[tuple[float, ...]]:
     """Norms ‖F_t‖ over the whole model; statistics are not read if `normalize` is false."""
     tasks = len(vectors.tasks)
     if not normalize:
         return (1.0,) * tasks
-    lines = torch.zeros(len(vectors.groups), tasks, dtype=torch.float64)
-    place = {name: index for index, name in enumerate(vectors.groups)}
-    for name, deltas in vectors.deltas.items():
+
+    def line(name: str, deltas: Tensor) -> Tensor:
         found = checked("fisher", statistics, name, deltas.shape, deltas.device)
-        lines[place[name]] = totals(found, lambda rows: rows.double().square().sum(1))
-    lines = yield lines
+        return totals(found, lambda rows: rows.double().square().sum(1))
+
+    lines = yield gathered(vectors, line, tasks)
     return tuple(lines.sum(0).sqrt().tolist())
 
 
@@ -120,15 +115,14 @@ def weigh(
     scale = torch.tensor(factors, dtype=dtype, device=out.device)[:, None]
 
     def work(portion: slice) -> None:
-        for start in range(portion.start, portion.stop, SERIAL):
-            span = slice(start, min(start + SERIAL, portion.stop))
+        for span in spans(portion, rows):
             w = (weights[:, span].to(device=out.device, dtype=dtype) + floor) * scale
             total = w.sum(0)
             w = torch.where(total > 0, w, 1.0)
             moved = (w * rows[:, span].to(dtype)).sum(0) / w.sum(0)
             torch.add(origin[span].to(dtype), moved, out=target[span])
 
-    in_threads(work, portions(len(target), SERIAL))
+    in_threads(work, shares(rows))
     out.copy_(target.view(out.shape))
 
 

@@ -20,8 +20,8 @@ from actors.pool.vectors_on_disk import filed_vectors
 from actors.shards.shard import Shard, Weights
 from fusion.errors import InputError
 from fusion.task_vectors.coding import mix
+from fusion.task_vectors.lazy import LowRankTaskVectors
 from fusion.task_vectors.low_rank import LowRank, Zeros
-from fusion.task_vectors.low_rank_mapping import LowRankTaskVectors
 from tests.actors.checkpoints.adapter_folders import QV, write_adapter
 from tests.actors.conftest import sent
 from tests.fusion import laws

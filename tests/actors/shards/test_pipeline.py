@@ -283,6 +283,61 @@ def test_only_what_must_be_surveyed_is(world: World) -> None:
             surveyed()
 
 
+class Surveyed(LocalLink):
+    """Counts surveys by their first question."""
+
+    def __init__(self) -> None:
+        self.started = 0
+
+    def call(self, shard: Shard, request: ShardRequest, *given: Any) -> Any:
+        if isinstance(request, Survey):
+            self.started += not request.answers
+        return super().call(shard, request, *given)
+
+
+GRIDS: dict[str, tuple[dict[str, list[Any]], int]] = {
+    "ties": ({"density": [0.1, 0.2, 0.3], "scale": [n / 10 for n in range(1, 11)]}, 3),
+    "ties ": ({"granularity": ["model", "tensor"], "merge": ["mean", "sum"], "scale": [1, 2]}, 2),
+    "dare": ({"merge": ["ties"], "trim_density": [0.2, 0.4], "scale": [0.3, 0.5, 1]}, 2),
+    "emr": ({"compat": ["paper", "fusionbench"], "again": [0, 1]}, 2),
+    "uniform_soup": ({"ingredients": [["t0"], ["t0", "t1"], ["t0", "t1", "t2"]]}, 1),
+}
+"""Method -> (its grid of parameters, how many surveys it needs)."""
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_a_grid_surveys_once_for_what_a_survey_depends_on(name: str, world: World) -> None:
+    pipeline = world.experts((0, 4)).runner.pipeline
+    link = pipeline.link = Surveyed()
+    axes, wanted = GRIDS[name]
+    kept = []
+    for point in itertools.product(*axes.values()):
+        params = dict(zip(axes, point, strict=True))
+        params.pop("again", None)
+        kept.append(pipeline.weights(name.strip(), params))
+    assert link.started == wanted
+    for each in kept[1::10]:
+        assert pipeline.survey(each) == each.survey
+
+
+def test_a_trim_is_surveyed_once_for_all_its_dtypes(world: World) -> None:
+    pipeline = world.experts((0, 4)).runner.pipeline
+    link = pipeline.link = Surveyed()
+    for elected in (Trim(0.3, elect=True), Trim(0.3, elect=True, dtype="float16")):
+        pipeline.weights(trim=elected)
+    assert link.started == 1
+
+
+def test_surveys_are_forgotten_in_the_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.shards.pipeline.SURVEYS", 2)
+    pipeline = world.experts((0, 4)).runner.pipeline
+    link = pipeline.link = Surveyed()
+    for density in (0.1, 0.2, 0.1, 0.3, 0.1, 0.2):
+        pipeline.weights("ties", {"density": density})
+    assert link.started == 4
+    assert len(pipeline.surveys) == 2
+
+
 def test_columns_are_in_the_order_of_the_whole_model(world: World) -> None:
     """Blocks list their tensors in an order of their own."""
     groups = world.vectors.groups

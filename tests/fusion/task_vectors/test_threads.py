@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
+
 import pytest
 import torch
 
@@ -16,6 +20,39 @@ def test_portions_cover_everything_once_at_multiples_of_the_chunk(size: int, thr
     assert [i for part in found for i in range(size)[part]] == list(range(size))
     assert all(part.start % 4 == 0 for part in found)
     assert len(found) <= threads
+
+
+def test_threads_last_and_do_not_wait_for_themselves() -> None:
+    torch.set_num_threads(2)
+    first, then = ({*in_threads(lambda _: threading.get_ident(), range(50))} for _ in range(2))
+    assert len(first | then) <= 2
+    assert threading.get_ident() not in first
+    nested = in_threads(lambda n: sum(in_threads(lambda m: n * m, range(5))), range(8))
+    assert nested == [10 * n for n in range(8)]
+
+
+def test_an_error_waits_for_the_others() -> None:
+    torch.set_num_threads(2)
+    done = []
+
+    def work(n: int) -> None:
+        if n == 0:
+            raise ZeroDivisionError
+        time.sleep(0.01)
+        done.append(n)
+
+    with pytest.raises(ZeroDivisionError):
+        in_threads(work, range(4))
+    assert sorted(done) == [1, 2, 3]
+
+
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    torch.set_num_threads(2)
+    in_threads(abs, [1, 2])
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if in_threads(abs, [-1, -2]) == [1, 2] else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_results_keep_their_order_and_errors_come_through() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from typing import Any
 
 import pytest
@@ -184,14 +185,17 @@ def test_the_survey_of_shards_is_that_of_the_whole() -> None:
     rows = torch.randn(3, 60, generator=torch.Generator().manual_seed(1)).tolist()
     vectors = vectors_of(*rows, split=25)
     shards = [vectors.restrict([name]) for name in ("u", "w")]
-    for compat in ("paper", "fusionbench"):
-        whole = run_surveys([ties_survey(vectors, compat=compat)])  # type: ignore[arg-type]
-        parts = run_surveys(
-            [ties_survey(shard, compat=compat) for shard in shards]  # type: ignore[arg-type]
-        )
+    for compat, granularity in product(("paper", "fusionbench"), ("model", "tensor")):
+        options: dict[str, Any] = {"compat": compat, "granularity": granularity}
+        whole = run_surveys([ties_survey(vectors, **options)])
+        parts = run_surveys([ties_survey(shard, **options) for shard in shards])
         assert parts == whole
-        assert isinstance(whole, TrimThresholds)
-    assert run_surveys([ties_survey(vectors, granularity="tensor")]) is None
+        if granularity == "model":
+            assert isinstance(whole, TrimThresholds)
+            continue
+        for name, shard in zip("uw", shards, strict=True):  # each tensor as a model of its own
+            assert not isinstance(whole, TrimThresholds)
+            assert whole[name] == run_surveys([ties_survey(shard, compat=compat)])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("step", [1, 7, 64])

@@ -21,9 +21,8 @@ from fusion.methods.learned.steps import Shape
 from fusion.registry import METHODS, Static
 from fusion.task_vectors.coding import mix, one_hot
 from fusion.task_vectors.gram import gram
-from fusion.task_vectors.lazy import for_backward, for_mixing
+from fusion.task_vectors.lazy import LowRankTaskVectors, for_backward, for_mixing
 from fusion.task_vectors.low_rank import LowRank, Zeros, product
-from fusion.task_vectors.low_rank_mapping import LowRankTaskVectors
 from fusion.task_vectors.sharded_reduce import run_surveys
 from fusion.task_vectors.sparse import pruned
 from fusion.task_vectors.sparsify import Trim, trim_survey, trimmed
