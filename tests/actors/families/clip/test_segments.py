@@ -146,8 +146,9 @@ def test_a_layer_has_the_bits_of_transformers(act: str, dtype: torch.dtype) -> N
         assert mine.grad is not None
         assert its.grad is not None
         pairs.append((mine.grad, its.grad))
+    largest = max(float(other.norm()) for _, other in pairs)  # that of k's bias is 0 but for noise
     for one, other in pairs:
-        assert float((one - other).norm()) <= rtol * float(other.norm()) + 1e-3 * rtol
+        assert float((one - other).norm()) <= rtol * max(float(other.norm()), 1e-2 * largest)
 
 
 def test_no_projection(tiny: Tiny, tmp_path: Path) -> None:
