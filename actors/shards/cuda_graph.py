@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from actors.families.protocol import Activations
+from fusion.merged_layers.precision import current
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +29,9 @@ VARIABLE = "FUSION_SWEEPS_CUDA_GRAPHS"
 """Environment: `1` asks for graphs; anything else, or nothing: none are used."""
 
 SHAPES = 4
-"""Graphs a model; batches of further shapes take the plain pass. Images have two shapes, a full
-batch and the last one; each graph keeps its own activations, which the plan does not count."""
+"""Graphs a model, one for each shape of inputs and precision; further ones take the plain pass.
+Images have two shapes, a full batch and the last one; each graph keeps its own activations, which
+the plan does not count."""
 
 WARM = 3
 """Passes before recording, in which libraries choose their kernels. Origin: PyTorch's manual."""
@@ -103,7 +105,8 @@ class GraphedRun:
 
     def __call__(self, activations: Activations) -> Activations:
         """The outputs of the pass."""
-        key = tuple((n, v.shape, v.dtype) for n, v in sorted(activations.items()))
+        shapes = tuple((n, v.shape, v.dtype) for n, v in sorted(activations.items()))
+        key = (current(next(iter(activations.values())).device), *shapes)
         found = self.graphs.get(key)
         if found is not None and not self.refused:
             return found.replayed(activations)

@@ -42,6 +42,18 @@ def products(precision: Precision, device: torch.device) -> Iterator[None]:
         yield
 
 
+def current(device: torch.device) -> Precision:
+    """The precision that products of activations on `device` are computed in here and now.
+
+    >>> with products("bf16", torch.device("cpu")):
+    ...     current(torch.device("cpu"))
+    'bf16'
+    """
+    if device.type in DEVICES and torch.is_autocast_enabled(device.type):
+        return "bf16"
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "fp32"
+
+
 @contextmanager
 def backward_products(precision: Precision) -> Iterator[None]:
     """Context manager: as `products`, around a backward pass.

@@ -12,6 +12,7 @@ from torch import Tensor
 from actors.families.protocol import Activations
 from actors.shards import cuda_graph
 from actors.shards.cuda_graph import SHAPES, VARIABLE, GraphedRun, asked
+from fusion.merged_layers.precision import products
 
 
 class Pass:
@@ -119,6 +120,24 @@ def test_a_graph_that_is_not_equal_is_not_used_and_the_reason_is_said(kind, capl
     assert not graphed.graphs
     [record] = caplog.records
     assert REFUSED[kind] in record.getMessage()
+
+
+def test_each_precision_has_a_graph_of_its_own():
+    def layer(activations: Activations) -> Activations:
+        return {"out": activations["x"] @ torch.full((4, 4), 1 + 2.0**-12)}
+
+    run = GraphedRun(layer, Frozen)
+    x = torch.full((2, 4), 1.0)
+    exact = layer({"x": x})["out"]
+    with products("bf16", torch.device("cpu")):
+        rough = layer({"x": x})["out"]
+    assert not torch.equal(rough.float(), exact)
+    for _ in range(2):
+        assert torch.equal(run({"x": x})["out"], exact)
+        with products("bf16", torch.device("cpu")):
+            assert torch.equal(run({"x": x})["out"], rough)
+    assert not run.refused
+    assert len(run.graphs) == 2
 
 
 def test_shapes_beyond_the_first_few_take_the_plain_pass():
