@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, pairwise
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch import Tensor
 from fusion.errors import InputError
 from fusion.task_vectors.lazy import for_mixing
 from fusion.task_vectors.low_rank import LowRank, Zeros
-from fusion.task_vectors.packed import ENTRIES, joined, on_gpu, pieces, spanned
+from fusion.task_vectors.packed import ENTRIES, joined, on_gpu, pieces, sent, spanned
 from fusion.task_vectors.task_vectors import StateDict, TaskVectors, accumulator, block_of
 
 Coding: TypeAlias = Tensor
@@ -203,11 +203,6 @@ def linear_on_gpu(vectors: TaskVectors, shares: Callable[[str], Shares]) -> dict
                 )
 
     return vectors.build_whole(fill)
-
-
-def sent(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Numbers of the host as a tensor on a device; the host does not wait."""
-    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
 
 def product(

@@ -106,7 +106,7 @@ def test_codings_of_blocks_are_batched(entries, monkeypatch):
         vectors = TaskVectors(tuple("abc"), base, deltas)
         coding = torch.rand(1, 3, len(shapes), generator=draw)
         with pretending() as noted:
-            at_once = together(vectors)
+            at_once = replace(together(vectors), arena=None)  # aligned, small tensors have gaps
             noted.clear()
             found = mix(at_once, coding)
             launches = noted.launches
