@@ -1,6 +1,7 @@
 """With this folder on `PYTHONPATH` every Python process has a pretended GPU, once it has PyTorch.
 
-The root of the project must be on it, too. Ray's processes, which inherit it, have one as well.
+The root of the project must be on it, too. Processes of Ray inherit it, but replicas of a fleet do
+not come up with it yet.
 """
 
 from __future__ import annotations
