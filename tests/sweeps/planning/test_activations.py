@@ -7,7 +7,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from actors.cluster.partition import Load, needs, scratch
 from actors.data.images.inputs import ImageInputs
 from actors.data.images.preprocessor_config import Preprocess
-from actors.families.clip.architecture import PROJECTION, activations
+from actors.families.clip.architecture import DEFAULTS, PROJECTION, activations
 from actors.families.clip.segments import Block, Embed, Project
 from actors.families.protocol import Segment
 from actors.shards.resident_model import Blueprint
@@ -26,20 +26,20 @@ def shard_of(layers: int) -> Shard:
     config = CLIPVisionConfig(
         **FIELDS, num_hidden_layers=layers, num_attention_heads=4, projection_dim=32
     )
-    config._attn_implementation = "sdpa"
+    fields = {**DEFAULTS, **FIELDS, "num_attention_heads": 4}
     state = CLIPVisionModelWithProjection(config).state_dict()
     tensors = {
         name.removeprefix("vision_model."): tensor.detach()
         for name, tensor in state.items()
         if "position_ids" not in name
     }
-    chain = [link(Embed, (config, Preprocess(SIZE, None, (SIZE, SIZE))), EMBED)]
+    chain = [link(Embed, (fields, Preprocess(SIZE, None, (SIZE, SIZE))), EMBED)]
     for index in range(layers):
         prefix = f"encoder.layers.{index}."
         names = {f"layer.{n.removeprefix(prefix)}": n for n in tensors if n.startswith(prefix)}
-        chain.append(link(Block, (config,), names))
+        chain.append(link(Block, (fields,), names))
     last = ("post_layernorm.weight", "post_layernorm.bias", PROJECTION)
-    chain.append(link(Project, (config, 32), {name: name for name in last}))
+    chain.append(link(Project, (fields, 32), {name: name for name in last}))
     fused = [name for name in tensors if name != PROJECTION]
     deltas = {name: 1e-3 * torch.randn(len(TASKS), *tensors[name].shape) for name in fused}
     vectors = TaskVectors(TASKS, {name: tensors[name] for name in fused}, deltas)
