@@ -105,19 +105,24 @@ class ResidentModel:
             self.modules.append(module)
         self.arena = {name: parameters[name].data for name in base.tensors if name in parameters}
         if self.device.type != "cpu":
-            self.arena = self.packed_parameters(parameters)
+            self.arena = self.packed_parameters()
         if isinstance(base, Checkpoint):
             self.load(read(base, self.arena))
         else:
             self.load((name, base.tensors[name]) for name in self.arena)
         self.graphs = GraphedRun(self.chained) if asked(self.device) else None
 
-    def packed_parameters(self, parameters: Mapping[str, nn.Parameter]) -> StateDict:
-        """Move parameters into one array for each dtype; starts are aligned for matrix products."""
+    def packed_parameters(self) -> StateDict:
+        """Put parameters into one array for each dtype; starts are aligned for matrix products."""
         shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in self.arena.items()}
         arena = packed(shapes, self.device, aligned=ALIGNED)
-        for name, place in arena.items():
-            parameters[name].data = place
+        made = {name: nn.Parameter(place) for name, place in arena.items()}
+        for module, segment in zip(self.modules, self.chain, strict=True):
+            for own, parameter in list(module.named_parameters(remove_duplicate=False)):
+                if (name := segment.names[own]) in made:
+                    owner, _, leaf = own.rpartition(".")
+                    setattr(module.get_submodule(owner), leaf, made[name])
+                    made[name].requires_grad_(parameter.requires_grad)
         return arena
 
     def load(self, tensors: Iterable[tuple[str, Tensor]]) -> None:

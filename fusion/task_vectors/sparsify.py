@@ -178,8 +178,8 @@ def threshold_survey(
         return TrimThresholds(tuple(smallest))
     ahead = torch.zeros((), dtype=torch.int64)
     for group in groups:
-        for stack in group:
-            ahead = ahead.to(stack.device, non_blocking=True) + majority(stack, smallest)
+        for lead in [majority(stack, smallest) for stack in group]:
+            ahead = ahead.to(lead.device, non_blocking=True) + lead
         del group  # before the next is made
     votes = yield ahead.cpu()
     return TrimThresholds(tuple(smallest), tiebreak=float(votes.sign()))

@@ -72,17 +72,17 @@ def row_histograms(
     """Histograms of all rows, stacked: int64 [T, 65,536] on the CPU (see `Histogram`)."""
     found = [Histogram(prefix, shift, wide=wide) for prefix in prefixes]
     there: dict[torch.device, Tensor] = {}
+
+    def count_there(tensor: Tensor) -> None:
+        device = tensor.device
+        if device not in there:
+            there[device] = torch.zeros(len(prefixes), BINS, dtype=torch.int64, device=device)
+        count_on_gpu(tensor, prefixes, shift, there[device], wide=wide)
+
     for group in groups:
-        here = [tensor for tensor in group if tensor.device.type == "cpu"]
-        count_group(here, found)
-        for tensor in group:
-            if tensor.device.type != "cpu":
-                if tensor.device not in there:
-                    there[tensor.device] = torch.zeros(
-                        len(prefixes), BINS, dtype=torch.int64, device=tensor.device
-                    )
-                count_on_gpu(tensor, prefixes, shift, there[tensor.device], wide=wide)
-        del group, here  # before the next is made
+        count_group([tensor for tensor in group if tensor.device.type == "cpu"], found)
+        list(map(count_there, (tensor for tensor in group if tensor.device.type != "cpu")))
+        del group  # before the next is made
     total = torch.stack([each.counted() for each in found])
     for counts in there.values():
         total += counts.cpu()
