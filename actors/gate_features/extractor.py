@@ -29,6 +29,7 @@ from actors.data.images.preprocessor_config import read_convnext
 from actors.data.protocol import Activations, Extract, Inputs
 from actors.data.text.inputs import TextInputs
 from actors.data.text.tokenise import Words
+from actors.families.protocol import compute_all_rows
 from actors.families.registry import by_type, family_in, inspect
 from actors.files.fingerprint import Fingerprint, fingerprint, software
 from actors.files.hashes import hash_files
@@ -229,6 +230,8 @@ def embedding(extractor: Extractor, device: str | torch.device) -> Extract:
     states = family_in(checkpoint).encoder_states(checkpoint)
     if states is not None:
         part = ResidentModel(checkpoint, device, block=(0, states.stop))
+        for module in part.modules:
+            compute_all_rows(module, True)
 
         def mean(inputs: Activations) -> Tensor:
             carry = part.run({name: value.to(part.device) for name, value in inputs.items()})

@@ -75,10 +75,11 @@ class Attention(nn.Module):
 
     def forward(self, hidden: Tensor, first: int | None = None) -> Tensor:
         """[B, n, d] -> [B, n, d], or the `first` tokens alone."""
+        read = hidden if first is None else hidden[:, :first]  # Gram matrices: one for one tensor
         query, key, value = (
             layer(x).view(*x.shape[:-1], -1, self.head_width).transpose(1, 2)
             for layer, x in (
-                (self.q_proj, hidden[:, :first]),
+                (self.q_proj, read),
                 (self.k_proj, hidden),
                 (self.v_proj, hidden),
             )
