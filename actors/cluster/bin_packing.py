@@ -89,6 +89,9 @@ class Plan:
     """Ids of the nodes that each shard may go to; empty: any."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """What those nodes must carry."""
+    stacked: bool = True
+    """Whether the models of several tasks run in one pass where they learn, see `steps.STACKED`.
+    False on GPUs that have no room for the activations of such a pass."""
 
 
 @dataclass(frozen=True)

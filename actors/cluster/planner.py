@@ -39,7 +39,8 @@ def plan(
     """Place as many replicas as fit, cut into shards only where memory demands it.
 
     CPU: one shard a core, as many replicas as memory allows. GPU: one shard a GPU, or 1/`gpus`.
-    The shards of a replica go to as few nodes as can hold them.
+    The shards of a replica go to as few nodes as can hold them. GPUs without room for passes of
+    several tasks' models get a plan without such passes.
 
     Args:
         load: the model and experts to place.
@@ -66,6 +67,10 @@ def plan(
     wish = replace(wish, per_gpu=int(1 / fraction + 1e-9))
     check(wish, load, resources)
     found = fit(load, resources.nodes, wish)
+    if found is None and device == "cuda" and load.stacked_bytes:
+        load = replace(load, stacked_bytes=0)
+        alone = fit(load, resources.nodes, wish)
+        found = alone and replace(alone, stacked=False)
     if found is None:
         raise InputError(refusal(load, resources, wish))
     return replace(found, gpus=fraction if device == "cuda" else 0.0, labels=dict(labels or {}))

@@ -147,7 +147,7 @@ class Fleet:
             same,
             tuple(ray.cloudpickle.dumps(each) for each in self.models),
             options.precisions,
-            pool.stacked_rows(plan.device, options.dtype),
+            pool.stacked_rows(plan.device, options.dtype) if plan.stacked else 0,
         )
         self.plan, self.sweep = plan, options.sweep
         self.setup = ray.put(self.known)

@@ -347,8 +347,15 @@ def learning_inputs(
         home(),
         prepared.spec.metric,
         tuple(content_hash(prepared.pool.experts[name]) for name in prepared.pool.tasks),
-        prepared.pool.stacked_rows(prepared.plan.device, prepared.spec.placement.dtype),
+        stacked_rows(prepared),
     )
+
+
+def stacked_rows(prepared: Prepared) -> int:
+    """Most rows in one pass of several tasks' models; 0 where the plan has no such passes."""
+    if not prepared.plan.stacked:
+        return 0
+    return prepared.pool.stacked_rows(prepared.plan.device, prepared.spec.placement.dtype)
 
 
 def noted(row: Row, prepared: Prepared, learned: Path) -> Row:

@@ -141,6 +141,17 @@ def test_several_shards_share_a_gpu():
     assert plan(Load(B32, 8), cores((2, 16 * GB)), gpus=0.5).gpus == 0
 
 
+def test_gpus_without_room_for_stacked_passes_have_a_plan_without_them():
+    alone = Load((GB, GB), experts=1, training_bytes=GB)
+    stacked = replace(alone, stacked_bytes=6 * GB)
+    assert plan(stacked, gpus(1, 40)).stacked
+    small = gpus(1, 12)
+    assert plan(stacked, small) == replace(plan(alone, small), stacked=False)
+    with pytest.raises(InputError) as refusal:
+        plan(stacked, gpus(1, 3))
+    assert str(refusal.value) == str(refused(alone, gpus(1, 3)))
+
+
 def test_gpus_of_unknown_size_are_trusted():
     assert plan(full(L14), gpus(2, 0)).replicas == 2
 
