@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -329,7 +330,12 @@ def init_file(
     """Write a commented sweep file for a base and its experts."""
     from sweeps.cli.file_formats.new_file import new_file
 
-    Screen().print(f"{new_file(base, experts, out)}", soft_wrap=True, markup=False)
+    written = new_file(base, experts, out)
+    Screen().print(
+        f"{written}: set the dataset of each task, then: sweeps plan {shlex.quote(str(written))}",
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 @app.command()

@@ -51,5 +51,6 @@ def test_a_file_whose_name_is_no_sweeps_name(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path) -> None:
     out = tmp_path / "a.yaml"
     result = CliRunner().invoke(app, ["init", "base", "x", "--out", str(out)])
-    assert (result.exit_code, result.stdout.replace("\n", "")) == (0, str(out))
+    wanted = f"{out}: set the dataset of each task, then: sweeps plan {out}"
+    assert (result.exit_code, result.stdout.replace("\n", "")) == (0, wanted)
     assert load(out).pool.experts == {"x": "x"}
