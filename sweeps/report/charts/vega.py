@@ -34,6 +34,9 @@ POINTS = 200
 
 HEIGHT = 260
 
+STEP = 22
+"""Height of a row of cells or of a bar."""
+
 COSTS: Mapping[str, tuple[str, float]] = {
     "models": ("models held", 1.0),
     "passes": ("forward passes an input", 1.0),
@@ -59,6 +62,12 @@ def base(label: str, height: int = HEIGHT) -> Spec:
         "height": height,
         "autosize": {"type": "fit", "contains": "padding"},
     }
+
+
+def by_rows(label: str) -> Spec:
+    """Fields of a chart whose height grows with its rows, around which labels find their room."""
+    fitted = {"type": "fit-x", "contains": "padding"}
+    return base(label) | {"height": {"step": STEP}, "autosize": fitted}
 
 
 def axis(field: str, title: str, *, log: bool = False) -> Spec:
@@ -243,7 +252,7 @@ def place(value: float, low: float, high: float, log: bool) -> float:
 def bars(title: str, shares: Mapping[str, float]) -> Spec:
     """Horizontal bars of shares of 1, the largest first."""
     values = [{"parameter": name, "share": round(share, 4)} for name, share in shares.items()]
-    return base(title, 22 * len(values) + 60) | {
+    return by_rows(title) | {
         "data": {"values": values},
         "mark": "bar",
         "encoding": {
@@ -313,7 +322,7 @@ def cells(
     half = (min(numbers) + max(numbers)) / 2
     ink = {"condition": {"test": {"field": colour, "gte": half}, "value": "white"}, "value": "#123"}
     written = {"mark": {"type": "text"}, "encoding": {"text": {"field": "text"}, "color": ink}}
-    return base(label, 26 * len(order[0]) + 90) | {
+    return by_rows(label) | {
         "data": {"values": list(values)},
         "encoding": {
             "y": {"field": row, "type": "nominal", "sort": list(order[0]), "title": None},
