@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeAlias
 
@@ -88,20 +88,23 @@ def table(comparison: Comparison, width: int) -> Table:
     names = [" ".join([row.method, *(marked[n] for n in row.notes)]) for row in rows]
     words = [parameters(row, " ") for row in rows]
     tasks = () if width < fixed(names, words) + task_width(comparison) else comparison.tasks
+    scores = {**score_columns(comparison, tested, width), **task_columns(comparison, tasks)}
+    shown = {**scores, **test_column(comparison), **cost_columns(narrow)}
+    wide = 2 + max(map(len, names), default=0)
+    if narrow:
+        shown = fitting(shown, rows, width - wide)
     out = Table(
         title=f"{escape(comparison.sweep)}: {comparison.ranked_by.title}, %",
-        caption=caption(comparison, tested),
+        caption=caption(comparison, tested, "held" in shown),
         caption_justify="left",
         title_justify="left",
         box=None,
         pad_edge=False,
         header_style="bold",
     )
-    out.add_column("method", no_wrap=not narrow, overflow="fold")
+    out.add_column("method", no_wrap=not narrow, overflow="fold", min_width=wide)
     if not narrow:
         out.add_column("selected parameters", overflow="fold")
-    scores = {**score_columns(comparison, tested, width), **task_columns(comparison, tasks)}
-    shown = {**scores, **test_column(comparison), **cost_columns(narrow)}
     for title in shown:
         out.add_column(escape(title), justify="right", no_wrap=True)
     best = comparison.best
@@ -114,6 +117,23 @@ def table(comparison: Comparison, width: int) -> Table:
         style = "bold green" if row is best else "dim" if row.reference else None
         out.add_row(*map(escape, cells), style=style)
     return out
+
+
+def fitting(shown: Mapping[str, Write], rows: Sequence[Row], room: int) -> dict[str, Write]:
+    """Columns that fit beside the methods' names: costs are left out first, then the last scores.
+
+    The first two, of the splits of selection and report, are never left out.
+    """
+    kept = dict(shown)
+    for title in ("passes", "held", *reversed(list(shown)[2:])):
+        widths = [
+            2 + max(map(len, (*name.splitlines(), *(write(row) for row in rows))))
+            for name, write in kept.items()
+        ]
+        if sum(widths) <= room:
+            break
+        kept.pop(title, None)
+    return kept
 
 
 def score_columns(comparison: Comparison, tested: bool, width: int) -> dict[str, Write]:
@@ -237,10 +257,10 @@ def interval(row: Row, metric: str) -> str:
     return f"{number_format.percent(mean)} [{low}, {high}]"
 
 
-def caption(comparison: Comparison, tested: bool) -> str:
-    """Caption: the splits for selection and report."""
-    cost = "held: models in memory; passes: forward passes an input"
+def caption(comparison: Comparison, tested: bool, costs: bool) -> str:
+    """Caption: the splits for selection and report, and the columns of costs if they are there."""
+    cost = "; held: models in memory; passes: forward passes an input" if costs else ""
     if tested:
         p = "; p: against ▸, adjusted by Holm" if comparison.pairs else ""
-        return escape(f"▸ best; {number_format.chosen(*comparison.selection)}{p}; {cost}")
-    return escape(f"▸ best so far; nothing is reported on {comparison.report_on} yet; {cost}")
+        return escape(f"▸ best; {number_format.chosen(*comparison.selection)}{p}{cost}")
+    return escape(f"▸ best so far; nothing is reported on {comparison.report_on} yet{cost}")

@@ -6,7 +6,7 @@ import numpy as np
 from rich.console import Console
 
 from sweeps.console.escape import Screen
-from sweeps.report.terminal_table import render
+from sweeps.report.terminal_table import fitting, render
 from sweeps.results.comparison import Header, Row, compare
 
 SEEN = "adapted to the unlabelled test images it is reported on"
@@ -49,6 +49,25 @@ def test_models_that_write_have_a_column_for_what_they_write():
 def test_footnotes_fit_the_width():
     for width in (60, 80, 100, 200):
         assert max(map(len, shown(ROWS, width).splitlines())) <= width
+
+
+def test_names_are_whole_and_columns_that_do_not_fit_are_left_out():
+    def written(row: Row) -> str:
+        return "75.2 [74.4, 76.0]"
+
+    rows = [row("concrete_adamerging_of_layers", 0.5), row("ties", 0.6)]
+    scores = dict.fromkeys(("val", "test\n[95 % CI]", "exact match"), written)
+    columns = {**scores, "held": lambda row: "1", "passes": lambda row: "1"}
+    kept = {room: list(fitting(columns, rows, room)) for room in (200, 65, 57, 40, 10)}
+    assert kept == {
+        200: list(columns),
+        65: ["val", "test\n[95 % CI]", "exact match", "held"],
+        57: ["val", "test\n[95 % CI]", "exact match"],
+        40: ["val", "test\n[95 % CI]"],
+        10: ["val", "test\n[95 % CI]"],
+    }
+    lines = shown([replace(each, val={**each.val, "exact/mean": 0.5}) for each in rows], 50)
+    assert "concrete_adamerging_of_layers" in lines
 
 
 def test_references_are_apart_and_the_verdict_fits_eighty_columns():
