@@ -22,12 +22,12 @@ from actors.data.protocol import AVERAGED, PREFIX, Gathering, PreparedRows
 from actors.families.protocol import Activations, segment_names
 from actors.shards.messages import Batch, Weights
 from actors.shards.resident_model import Blueprint, ResidentModel
-from actors.shards.staging import send, sent, staging
 from fusion.errors import InputError
 from fusion.kinds import MergeInputs
 from fusion.logits.head import Head, as_head
 from fusion.merged_layers.modules import Mixer, merge_layers
 from fusion.registry import METHODS
+from fusion.staging import send, sent, staging
 from fusion.task_vectors.coding import mix
 from fusion.task_vectors.sparsify import trimmed
 from fusion.task_vectors.task_vectors import StateDict, TaskVectors

@@ -24,12 +24,12 @@ from actors.shards.in_model_learning import InModelLearning
 from actors.shards.messages import Batch as Batch
 from actors.shards.messages import Weights as Weights
 from actors.shards.resident_model import Blueprint
-from actors.shards.staging import sent
 from actors.shards.statistics import StatisticsCollector
 from fusion.logits.head import Head, TaskLoss
 from fusion.merged_layers.precision import backward_products, products
 from fusion.methods.learned.steps import Gradient
 from fusion.registry import METHODS
+from fusion.staging import sent
 from fusion.task_vectors.coding import check_coding, leaves
 from fusion.task_vectors.gram import Gram, gram
 from fusion.task_vectors.sharded_reduce import Survey

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from fusion.errors import InputError
+from fusion.staging import sent
 from fusion.task_vectors.lazy import for_mixing
 from fusion.task_vectors.low_rank import LowRank, Zeros
-from fusion.task_vectors.packed import ENTRIES, joined, on_gpu, pieces, sent, spanned
+from fusion.task_vectors.packed import ENTRIES, joined, on_gpu, pieces, spanned
 from fusion.task_vectors.task_vectors import StateDict, TaskVectors, accumulator, block_of
 
 Coding: TypeAlias = Tensor
@@ -194,8 +195,9 @@ def linear_on_gpu(vectors: TaskVectors, shares: Callable[[str], Shares]) -> dict
             if len({same[name] for name in run}) == 1:
                 product(out, base, rows, table[span.start], bases[span.start])
                 continue
-            weights = sent(table[span], accumulator(out.dtype, base.dtype, rows.dtype), out.device)
-            scales = sent(bases[span], weights.dtype, out.device)
+            dtype = accumulator(out.dtype, base.dtype, rows.dtype)
+            weights = sent(torch.tensor(table[span], dtype=dtype), out.device)
+            scales = sent(torch.tensor(bases[span], dtype=dtype), out.device)
             ones = all(scale == 1 for scale in bases[span])
             for at, part in progressions(run, [vectors.base[name].numel() for name in run]):
                 batched_product(
@@ -218,7 +220,7 @@ def product(
         return
     dtype = accumulator(out.dtype, base.dtype, rows.dtype)
     part = slice(used[0], used[-1] + 1)
-    rows, weights = rows[part], sent(coefficients[part], dtype, out.device)
+    rows, weights = rows[part], sent(torch.tensor(coefficients[part], dtype=dtype), out.device)
     if out.dtype == base.dtype == rows.dtype == dtype:
         torch.addmv(base, rows.T, weights, beta=base_scale, out=out)
         return

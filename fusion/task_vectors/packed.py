@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -154,13 +153,6 @@ def spanned(tensors: Mapping[str, Tensor], names: Sequence[str], lead: int = 0) 
         return tensors.flat[first.dtype][..., first.start : last.stop]
     (name,) = names
     return tensors[name].reshape((*tensors[name].shape[:lead], -1))
-
-
-def sent(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Numbers of the host as a tensor on a GPU, by pinned memory: the host does not wait."""
-    host = torch.tensor(values, dtype=dtype)
-    pinned = torch.empty(host.shape, dtype=dtype, pin_memory=device.type == "cuda")
-    return pinned.copy_(host).to(device, non_blocking=True)
 
 
 def pieces(size: int, rows: int) -> list[slice]:

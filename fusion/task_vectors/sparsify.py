@@ -13,9 +13,10 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from fusion.staging import sent
 from fusion.task_vectors.elementwise import gathered, shares
 from fusion.task_vectors.lazy import LazyTensors, TensorStream
-from fusion.task_vectors.packed import ENTRIES, Packed, joined, on_gpu, packed, sent, spanned
+from fusion.task_vectors.packed import ENTRIES, Packed, joined, on_gpu, packed, spanned
 from fusion.task_vectors.sharded_reduce import Survey
 from fusion.task_vectors.streaming_topk import kth_largest, row_magnitudes
 from fusion.task_vectors.task_vectors import TaskVectors, accumulator
@@ -265,7 +266,7 @@ def trimmed_on_gpu(
     `floors`: entries of a larger magnitude are kept.
     """
     dtype = accumulator(rows.dtype)
-    least = sent(floors, dtype, rows.device)[:, None]
+    least = sent(torch.tensor(floors, dtype=dtype), rows.device)[:, None]
     step = max(1, ENTRIES // max(1, len(rows)))
     for start in range(portion.start, portion.stop, step):
         span = slice(start, min(start + step, portion.stop))

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fusion.task_vectors.packed import pieces, sent
+from fusion.staging import sent
+from fusion.task_vectors.packed import pieces
 from fusion.task_vectors.sharded_reduce import Survey, run_surveys
 from fusion.task_vectors.threads import SERIAL, in_threads
 
@@ -97,7 +98,7 @@ def count_on_gpu(
     leading = shift_is_leading(shift, wide=wide)
     rows = tensor.reshape(len(tensor), -1)
     one = torch.ones((), dtype=torch.int64, device=tensor.device)
-    wanted = sent(prefixes, kind, tensor.device)[:, None]
+    wanted = sent(torch.tensor(prefixes, dtype=kind), tensor.device)[:, None]
     for span in pieces(rows.shape[1], len(rows)):
         bits = rows[:, span].to(dtype).view(kind) & torch.iinfo(kind).max
         if leading:

@@ -183,7 +183,9 @@ def part(place: Place, few: Callable[[], World], pool: Callable[[], Path], root:
         two = {"replicas": 2, "gpus": 0.25}
         yield Row("sweep, two replicas", partial(product.sweep, "product", METHODS_SWEPT, **two))
         for name in METHODS_SWEPT:
-            if name != "wemoe":  # one model a sample: there is none to export
+            if (
+                name != "wemoe"
+            ):  # it computes a model for each sample, so no single model can be exported
                 yield Row(f"{name}: exported", partial(product.exported, name))
         half = {"shards": 2, "gpus": 0.5}
         few_methods = {key: METHODS_SWEPT[key] for key in ("task_arithmetic", "adamerging")}

@@ -191,7 +191,7 @@ class Bench:
         yield Row(f"evaluation, {self.batch} images, fp32, by CUDA graph", self.by_graph)
 
     def by_graph(self) -> Found:
-        """The same by a graph, or why there is none."""
+        """An evaluation by CUDA graphs; its last cell says whether they are used, or the reason."""
         found = self.evaluated("fp32", torch.float32, self.graphed)
         graphs = self.graphed.runner.pipeline.shards[0].resident.graphs
         said = "none on a CPU" if graphs is None else graphs.refused or "same bits"
