@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # types for mypy and editors; at run time names load on first
     from fusion.methods.classifiers.fit_heads import greedy_ensemble as greedy_ensemble
     from fusion.methods.classifiers.fit_heads import linear_probe as linear_probe
     from fusion.methods.classifiers.fit_heads import wise_ft_linear as wise_ft_linear
+    from fusion.methods.geodesic.slerp import slerp as slerp
     from fusion.methods.learned.adamerging import adamerging as adamerging
     from fusion.methods.learned.concrete import concrete_adamerging as concrete_adamerging
     from fusion.methods.learned.concrete import concrete_task_arithmetic as concrete_task_arithmetic
@@ -39,6 +40,13 @@ if TYPE_CHECKING:  # types for mypy and editors; at run time names load on first
     from fusion.methods.soups.selection import greedy_soup as greedy_soup
     from fusion.methods.soups.selection import oracle_single as oracle_single
     from fusion.methods.soups.uniform_soup import uniform_soup as uniform_soup
+    from fusion.methods.sparse.breadcrumbs import breadcrumbs as breadcrumbs
+    from fusion.methods.sparse.dare import dare as dare
+    from fusion.methods.sparse.emr import emr as emr
+    from fusion.methods.sparse.magmax import magmax as magmax
+    from fusion.methods.sparse.tall_mask import consensus as consensus
+    from fusion.methods.sparse.tall_mask import tall_mask as tall_mask
+    from fusion.methods.sparse.ties import ties as ties
     from fusion.methods.spectral.iso import iso_c as iso_c
     from fusion.methods.spectral.iso import iso_cts as iso_cts
     from fusion.methods.spectral.tsv import tsv_m as tsv_m
@@ -46,16 +54,8 @@ if TYPE_CHECKING:  # types for mypy and editors; at run time names load on first
     from fusion.methods.static.average import simple_average as simple_average
     from fusion.methods.static.average import weighted_average as weighted_average
     from fusion.methods.static.average import wise_ft as wise_ft
-    from fusion.methods.static.breadcrumbs import breadcrumbs as breadcrumbs
-    from fusion.methods.static.dare import dare as dare
-    from fusion.methods.static.emr import emr as emr
-    from fusion.methods.static.magmax import magmax as magmax
     from fusion.methods.static.model_stock import model_stock as model_stock
-    from fusion.methods.static.slerp import slerp as slerp
-    from fusion.methods.static.tall_mask import consensus as consensus
-    from fusion.methods.static.tall_mask import tall_mask as tall_mask
     from fusion.methods.static.task_arithmetic import task_arithmetic as task_arithmetic
-    from fusion.methods.static.ties import ties as ties
     from fusion.methods.statistics.fisher import fisher as fisher
     from fusion.methods.statistics.regmean import regmean as regmean
     from fusion.methods.statistics.regmean import regmean_plusplus as regmean_plusplus
@@ -139,16 +139,16 @@ METHOD_MODULES = {
     "simple_average": "fusion.methods.static.average",
     "weighted_average": "fusion.methods.static.average",
     "wise_ft": "fusion.methods.static.average",
-    "breadcrumbs": "fusion.methods.static.breadcrumbs",
-    "dare": "fusion.methods.static.dare",
-    "emr": "fusion.methods.static.emr",
-    "magmax": "fusion.methods.static.magmax",
+    "breadcrumbs": "fusion.methods.sparse.breadcrumbs",
+    "dare": "fusion.methods.sparse.dare",
+    "emr": "fusion.methods.sparse.emr",
+    "magmax": "fusion.methods.sparse.magmax",
     "model_stock": "fusion.methods.static.model_stock",
-    "slerp": "fusion.methods.static.slerp",
-    "consensus": "fusion.methods.static.tall_mask",
-    "tall_mask": "fusion.methods.static.tall_mask",
+    "slerp": "fusion.methods.geodesic.slerp",
+    "consensus": "fusion.methods.sparse.tall_mask",
+    "tall_mask": "fusion.methods.sparse.tall_mask",
     "task_arithmetic": "fusion.methods.static.task_arithmetic",
-    "ties": "fusion.methods.static.ties",
+    "ties": "fusion.methods.sparse.ties",
     "fisher": "fusion.methods.statistics.fisher",
     "regmean": "fusion.methods.statistics.regmean",
     "regmean_plusplus": "fusion.methods.statistics.regmean",

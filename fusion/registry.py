@@ -26,6 +26,7 @@ from fusion.kinds import Static as Static
 from fusion.kinds import StatisticsBased as StatisticsBased
 from fusion.methods.classifiers import fit_adapters, fit_heads
 from fusion.methods.classifiers.ensemble import ensemble
+from fusion.methods.geodesic.slerp import slerp
 from fusion.methods.learned.adamerging import adamerging
 from fusion.methods.learned.concrete import (
     concrete_adamerging,
@@ -38,19 +39,18 @@ from fusion.methods.learned.wemoe import ewemoe, wemoe
 from fusion.methods.routed.dawin import dawin
 from fusion.methods.soups.selection import best_single, greedy_soup, oracle_single
 from fusion.methods.soups.uniform_soup import soup_survey, uniform_soup
+from fusion.methods.sparse.breadcrumbs import breadcrumbs
+from fusion.methods.sparse.dare import dare, dare_survey
+from fusion.methods.sparse.emr import emr, emr_survey
+from fusion.methods.sparse.magmax import magmax
+from fusion.methods.sparse.tall_mask import consensus, tall_mask
+from fusion.methods.sparse.ties import ties, ties_survey
 from fusion.methods.spectral.iso import iso_c, iso_cts
 from fusion.methods.spectral.tsv import tsv_m
 from fusion.methods.spectral.wudi import wudi
 from fusion.methods.static.average import simple_average, weighted_average, wise_ft
-from fusion.methods.static.breadcrumbs import breadcrumbs
-from fusion.methods.static.dare import dare, dare_survey
-from fusion.methods.static.emr import emr, emr_survey
-from fusion.methods.static.magmax import magmax
 from fusion.methods.static.model_stock import model_stock
-from fusion.methods.static.slerp import slerp
-from fusion.methods.static.tall_mask import consensus, tall_mask
 from fusion.methods.static.task_arithmetic import task_arithmetic
-from fusion.methods.static.ties import ties, ties_survey
 from fusion.methods.statistics.fisher import fisher, fisher_request, fisher_survey
 from fusion.methods.statistics.regmean import (
     regmean,

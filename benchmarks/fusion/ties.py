@@ -20,7 +20,7 @@ from torch import Tensor
 
 from benchmarks.environment import Row, finish
 from benchmarks.fusion.merging import alone, peak_bytes, random_vectors, reset_peak, timed
-from fusion.methods.static.ties import ties
+from fusion.methods.sparse.ties import ties
 from fusion.task_vectors.task_vectors import TaskVectors
 
 DENSITY = 0.2

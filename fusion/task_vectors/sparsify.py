@@ -162,7 +162,7 @@ def threshold_survey(
         deltas: tensor name -> task vectors.
         tasks: T.
         density: fraction kept.
-        compat: see `fusion.methods.static.ties`.
+        compat: see `fusion.methods.sparse.ties`.
     """
     groups = TensorStream(deltas)
     size = doubles = 0

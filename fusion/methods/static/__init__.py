@@ -1,1 +1,1 @@
-"""Methods that merge weights alone: averages, task arithmetic, TIES, DARE and others."""
+"""Methods that merge weights entry by entry or by coefficients: averages, task arithmetic."""

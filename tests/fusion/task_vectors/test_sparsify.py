@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fusion.methods.static.ties import ties
+from fusion.methods.sparse.ties import ties
 from fusion.task_vectors.sharded_reduce import run_surveys
 from fusion.task_vectors.sparsify import (
     Trim,

@@ -10,7 +10,7 @@ import torch
 from fusion.errors import InputError
 from fusion.methods.learned.adamerging import Coefficients, adamerging
 from fusion.methods.learned.steps import Shape, TrainingPlan
-from fusion.methods.static.ties import ties
+from fusion.methods.sparse.ties import ties
 from fusion.registry import METHODS, Adaptive, Gated
 from fusion.task_vectors.coding import mix
 from fusion.task_vectors.sharded_reduce import run_surveys

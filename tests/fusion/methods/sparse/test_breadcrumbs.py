@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fusion.methods.static.breadcrumbs import band_ranks, breadcrumbs
+from fusion.methods.sparse.breadcrumbs import band_ranks, breadcrumbs
 from fusion.methods.static.task_arithmetic import task_arithmetic
 from fusion.task_vectors.task_vectors import TaskVectors
 from tests.fusion.laws import SCHEMAS, TASKS, assert_same_bits, toy

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fusion.methods.static.ties import ties, ties_survey
+from fusion.methods.sparse.ties import ties, ties_survey
 from fusion.task_vectors.sharded_reduce import run_surveys
 from fusion.task_vectors.sparsify import TrimThresholds, kept_entries
 from fusion.task_vectors.task_vectors import TaskVectors

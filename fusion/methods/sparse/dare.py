@@ -10,9 +10,9 @@ from annotated_types import Interval
 from torch import Tensor
 
 from fusion.errors import InputError
+from fusion.methods.sparse.ties import Thresholds, ties, ties_survey
 from fusion.methods.static.average import simple_average
 from fusion.methods.static.task_arithmetic import task_arithmetic
-from fusion.methods.static.ties import Thresholds, ties, ties_survey
 from fusion.task_vectors.sharded_reduce import Survey
 from fusion.task_vectors.task_vectors import Deltas, TaskVectors
 from fusion.task_vectors.threads import in_threads

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fusion.errors import InputError
 from fusion.kinds import MergeInputs
-from fusion.methods.static.emr import emr, emr_survey
+from fusion.methods.sparse.emr import emr, emr_survey
 from fusion.registry import METHODS
 from fusion.task_vectors.sharded_reduce import run_surveys
 from fusion.task_vectors.task_vectors import TaskVectors

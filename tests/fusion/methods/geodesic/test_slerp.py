@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fusion.errors import InputError
-from fusion.methods.static.slerp import slerp
+from fusion.methods.geodesic.slerp import slerp
 from fusion.task_vectors.task_vectors import TaskVectors
 from tests.fusion.laws import TASKS, assert_same_bits, state_dict, toy
 

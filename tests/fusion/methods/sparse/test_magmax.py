@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fusion.methods.static.magmax import magmax
+from fusion.methods.sparse.magmax import magmax
 from fusion.task_vectors.task_vectors import TaskVectors
 from tests.fusion.draws import vectors_of
 from tests.fusion.laws import SCHEMAS, TASKS, assert_same_bits, copied, state_dict, toy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fusion.kinds import MergeInputs
-from fusion.methods.static.tall_mask import consensus, tall_mask
+from fusion.methods.sparse.tall_mask import consensus, tall_mask
 from fusion.methods.static.task_arithmetic import task_arithmetic
 from fusion.registry import METHODS
 from fusion.task_vectors.task_vectors import TaskVectors

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from fusion.errors import InputError
+from fusion.methods.sparse.dare import dare, dare_survey, dropped, keep_mask
+from fusion.methods.sparse.ties import ties
 from fusion.methods.static.average import simple_average
-from fusion.methods.static.dare import dare, dare_survey, dropped, keep_mask
 from fusion.methods.static.task_arithmetic import task_arithmetic
-from fusion.methods.static.ties import ties
 from fusion.task_vectors.sharded_reduce import run_surveys
 from fusion.task_vectors.task_vectors import TaskVectors
 from tests.fusion.laws import SCHEMAS, TASKS, assert_same_bits, toy

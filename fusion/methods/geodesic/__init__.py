@@ -1,0 +1,1 @@
+"""Methods that interpolate along arcs between models: SLERP and its kin."""

@@ -1,0 +1,1 @@
+"""Methods that cut, mask or elect entries of task vectors: TIES, DARE, Breadcrumbs and others."""
