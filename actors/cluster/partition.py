@@ -12,7 +12,8 @@ the model, T experts, d and c the bytes per element of task vectors and of the r
   merging  = 2 · the largest segment of the block; if there is one model per sample, the merged
              weights of a layer (`scratch`) if that is more
   making   = T·(the model's largest tensor)      (if they stay in files, or factors; three times
-                                                 that if methods transform them)
+                                                 that if methods transform them; one tensor's in
+                                                 float32 if they are kept in 16 bits)
   work     = forward + training·(W_b/W)·(S − s)  (shard s of S keeps S − s micro-batches: 1F1B; of
                                                  one task, or of several that are stacked;
                                                  if segments state their work, W_b/W is the
@@ -106,6 +107,12 @@ class Load:
     def made(self) -> bool:
         """Whether task vectors are computed when they are read."""
         return self.filed or self.factored
+
+    @property
+    def narrow(self) -> bool:
+        """Whether task vectors are kept in 16 bits. Some methods convert one tensor's to float32
+        as they read them."""
+        return self.delta_itemsize < FLOAT32
 
     def of(self, experts: int) -> Load:
         """The same load with fewer experts; adapters are assumed to have about one size."""
@@ -274,11 +281,12 @@ def making(load: Load, deltas: int) -> int:
     """Bytes of task vectors that a process computes, for a block whose task vectors take `deltas`.
 
     If they stay in files or factors, this is one tensor's: as computed, and while methods transform
-    it, the transformed copies too.
+    it, the transformed copies too. If they are kept in 16 bits, one tensor's in float32.
     """
-    if not load.made:
-        return deltas if load.transformed else 0
-    return load.experts * load.largest * (3 if load.transformed else 1)
+    tensor = load.experts * load.largest
+    if load.made:
+        return tensor * (3 if load.transformed else 1)
+    return (deltas if load.transformed else 0) + (tensor if load.narrow else 0)
 
 
 def store(shards: Sequence[Need], placed: Sequence[int]) -> int:

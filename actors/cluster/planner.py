@@ -189,7 +189,13 @@ def changes(load: Load, nodes: tuple[Node, ...], wish: Wish) -> Iterator[Iterabl
     half, name = load.halved(), load.half if gpu else "bfloat16"
     yield [
         (f"placement.dtype: {name}", half, nodes, wish),
-        (f"{name} for model and task vectors", replace(half, delta_itemsize=2), nodes, wish),
+        ("placement.delta_dtype: bfloat16", replace(load, delta_itemsize=2), nodes, wish),
+        (
+            f"placement.dtype: {name} with delta_dtype: bfloat16",
+            replace(half, delta_itemsize=2),
+            nodes,
+            wish,
+        ),
     ]
     fewer = range(load.experts - 1, 0, -1)
     yield ((f"{t} experts", load.of(t), nodes, wish) for t in fewer)

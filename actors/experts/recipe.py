@@ -122,7 +122,7 @@ def rebuilt(
     method = static_method(recipe)
     if method is not None and method.learned == "coding":
         coding, trim = learned_coding(recipe, pool.tasks, pool.groups)
-        if trim.nothing:
+        if trim.nothing and pool.deltas == "float32":
             shared = coding.shape[2] == 1
             at = {name: 0 if shared else i for i, name in enumerate(pool.groups)}
             columns = coding[0].T.tolist()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,11 +22,18 @@ from actors.pool.vectors_in_memory import flatten as flatten
 from actors.pool.vectors_in_memory import unflatten as unflatten
 from fusion.errors import InputError
 from fusion.methods.learned.steps import stacked_rows
+from fusion.task_vectors.lazy import as_stored
 from fusion.task_vectors.task_vectors import TaskVectors, check_finite
 
 CHUNK = 1 << 18
 """Elements subtracted at a time: 1 MiB of float32, so that what the check for NaN has read is
 still in cache when it is subtracted."""
+
+
+DeltaDtype: TypeAlias = Literal["float32", "bfloat16"]
+
+Found: TypeAlias = Tensor | Factors | None
+"""An expert's part in one tensor: its own, or factors of the difference; None: the base's."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,8 @@ class Pool:
     family: ModelFamily
     references: dict[str, Checkpoint] = field(default_factory=dict)
     """Finished models that are evaluated beside the merged ones; methods do not read them."""
+    deltas: DeltaDtype = "float32"
+    """Dtype that task vectors are rounded to after the subtraction; those in float64 stay."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -105,9 +115,15 @@ class Pool:
         return stacked_rows(getattr(torch, dtype).itemsize * layout.sampled_elements, device)
 
     def delta_dtype(self, name: str) -> torch.dtype | None:
-        """Dtype in which the task vectors of one tensor are kept."""
+        """Dtype in which the task vectors of one tensor are computed."""
         found = [info.dtype for e in self.experts.values() for info in e.parts(name)]
         return delta_dtype(self.base.tensors[name].dtype, found)
+
+    def stored_dtype(self, name: str) -> torch.dtype | None:
+        """Dtype in which the task vectors of one tensor are stored."""
+        computed = self.delta_dtype(name)
+        narrow = self.deltas == "bfloat16" and computed == torch.float32
+        return torch.bfloat16 if narrow else computed
 
 
 def open_pool(
@@ -218,28 +234,42 @@ def load_flat(
     names = names_of(pool, only)
     slots = lay_out(
         {
-            name: (info.shape, info.dtype, pool.delta_dtype(name))
+            name: (info.shape, info.dtype, pool.stored_dtype(name))
             for name, info in pool.base.tensors.items()
             if name in names
         }
     )
     flat = allocate(pool.tasks, slots)
     views = unflatten(flat)
+    stored = as_stored(views.deltas)
     with one_thread():
         for name, origin, theirs in in_step(pool, names):
             check_finite(origin, name, owner(pool.base, name))
             views.base[name].copy_(origin)
-            deltas = views.deltas[name]
+            deltas = stored[name]
+            dtype = pool.delta_dtype(name)
             for row, expert, found in zip(deltas, pool.experts.values(), theirs, strict=True):
-                if found is None:
-                    row.zero_()
-                elif isinstance(found, Factors):
-                    check_finite(multiply(found, row), name, owner(expert, name))
-                else:
-                    subtract(found, origin, row, name, owner(expert, name))
+                made = row if row.dtype == dtype else torch.empty_like(row, dtype=dtype)
+                write_step(found, origin, made, name, expert)
+                if made is not row:
+                    row.copy_(made)
                 if advance is not None:
                     advance(sum(info.nbytes for info in expert.parts(name)))
     return flat
+
+
+def write_step(found: Found, origin: Tensor, out: Tensor, name: str, expert: Checkpoint) -> None:
+    """Write one expert's task vector of one tensor, in the dtype of `out`.
+
+    Raises:
+        InputError: NaN or Inf.
+    """
+    if found is None:
+        out.zero_()
+    elif isinstance(found, Factors):
+        check_finite(multiply(found, out), name, owner(expert, name))
+    else:
+        subtract(found, origin, out, name, owner(expert, name))
 
 
 def names_of(pool: Pool, only: Collection[str] | None) -> tuple[str, ...]:
@@ -255,10 +285,6 @@ def check_once(pool: Pool, only: Collection[str] | None) -> None:
     """
     if only is None or pool.names[0] in only:
         pool.family.check_unfused(pool.base, pool.experts.values())
-
-
-Found = Tensor | Factors | None
-"""An expert's part in one tensor: its own, or factors of the difference; None: the base's."""
 
 
 def in_step(pool: Pool, names: Collection[str]) -> Iterator[tuple[str, Tensor, list[Found]]]:

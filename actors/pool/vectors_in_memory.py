@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fusion.task_vectors.lazy import as_stored, widened
 from fusion.task_vectors.packed import Packed, Place
 from fusion.task_vectors.task_vectors import TaskVectors, accumulator
 
@@ -50,8 +51,8 @@ class FlatVectors:
     base: Mapping[torch.dtype, NDArray[np.uint8]]
     """dtype -> the bytes of all base tensors of that dtype, one after the other: [bytes].
     NumPy has no bfloat16, so bytes it is, for every dtype alike."""
-    deltas: Mapping[torch.dtype, NDArray[np.floating]]
-    """dtype (float32, float64) -> [T, d]."""
+    deltas: Mapping[torch.dtype, NDArray[np.generic]]
+    """dtype (float32, float64, or bfloat16, of which uint16 are the bits) -> [T, d]."""
 
     @property
     def nbytes(self) -> int:
@@ -77,6 +78,14 @@ def lay_out(
     return tuple(slots)
 
 
+KEPT_AS: Mapping[torch.dtype, type[np.generic]] = {
+    torch.float32: np.float32,
+    torch.float64: np.float64,
+    torch.bfloat16: np.uint16,
+}
+"""dtype of task vectors -> that of their array."""
+
+
 def allocate(tasks: tuple[str, ...], slots: tuple[Slot, ...]) -> FlatVectors:
     """Uninitialised flat arrays for these slots."""
     sizes: dict[torch.dtype, int] = {}
@@ -90,9 +99,7 @@ def allocate(tasks: tuple[str, ...], slots: tuple[Slot, ...]) -> FlatVectors:
         slots,
         {dtype: np.empty(size * dtype.itemsize, dtype=np.uint8) for dtype, size in sizes.items()},
         {
-            dtype: np.empty(
-                (len(tasks), size), dtype=np.float64 if dtype == torch.float64 else np.float32
-            )
+            dtype: np.empty((len(tasks), size), dtype=KEPT_AS[dtype])
             for dtype, size in delta_sizes.items()
         },
     )
@@ -100,22 +107,24 @@ def allocate(tasks: tuple[str, ...], slots: tuple[Slot, ...]) -> FlatVectors:
 
 def flatten(vectors: TaskVectors) -> FlatVectors:
     """A flat copy of dense task vectors."""
+    stored = as_stored(vectors.deltas)
     slots = lay_out(
         {
             name: (
                 tuple(tensor.shape),
                 tensor.dtype,
-                vectors.deltas[name].dtype if name in vectors.deltas else None,
+                stored[name].dtype if name in stored else None,
             )
             for name, tensor in vectors.base.items()
         }
     )
     flat = allocate(vectors.tasks, slots)
     views = unflatten(flat)
+    rows = as_stored(views.deltas)
     for name, tensor in vectors.base.items():
         views.base[name].copy_(tensor)
-        if name in vectors.deltas:
-            views.deltas[name].copy_(vectors.deltas[name])
+        if name in stored:
+            rows[name].copy_(stored[name])
     return flat
 
 
@@ -125,17 +134,19 @@ def unflatten(flat: FlatVectors, device: str | torch.device = "cpu") -> TaskVect
     The memory may be read-only (the object store's); task vectors are never written to.
     """
     base = {dtype: as_tensor(array, device).view(dtype) for dtype, array in flat.base.items()}
-    deltas = {dtype: as_tensor(array, device) for dtype, array in flat.deltas.items()}
+    deltas = {dtype: as_tensor(array, device).view(dtype) for dtype, array in flat.deltas.items()}
     return TaskVectors(
         flat.tasks,
         Packed(base, {slot.name: Place(slot.dtype, slot.start, slot.shape) for slot in flat.slots}),
-        Packed(
-            deltas,
-            {
-                slot.name: Place(slot.delta_dtype, slot.delta_start, slot.shape)
-                for slot in flat.slots
-                if slot.delta_dtype is not None
-            },
+        widened(
+            Packed(
+                deltas,
+                {
+                    slot.name: Place(slot.delta_dtype, slot.delta_start, slot.shape)
+                    for slot in flat.slots
+                    if slot.delta_dtype is not None
+                },
+            )
         ),
     )
 

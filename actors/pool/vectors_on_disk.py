@@ -66,7 +66,13 @@ def filed_vectors(pool: Pool) -> TaskVectors:
     Raises:
         InputError: see `file_vectors` and `opened_vectors`.
     """
-    return opened_vectors(file_vectors(pool))
+    vectors = opened_vectors(file_vectors(pool))
+    return vectors if pool.deltas == "float32" else vectors.altered(lambda _, delta: rounded(delta))
+
+
+def rounded(delta: Tensor) -> Tensor:
+    """Task vectors as they are read if they are kept in bfloat16; float64 ones are not."""
+    return delta.bfloat16().float() if delta.dtype == torch.float32 else delta
 
 
 def file_vectors(

@@ -24,6 +24,7 @@ from fusion.methods.learned.concrete import (
     summed,
 )
 from fusion.methods.learned.in_model import InModelPlan, MaskOptions
+from fusion.task_vectors.lazy import as_stored
 from fusion.task_vectors.task_vectors import accumulator
 
 
@@ -82,7 +83,7 @@ class Masks:
             mine = {name: columns[name] for name in self.adam.parameters}
             if self.steps[0] != mine:
                 self.steps = (None, {})  # free the old ones first
-                deltas = self.block.vectors.deltas
+                deltas = as_stored(self.block.vectors.deltas)
                 made = {
                     name: summed(deltas[name], row).to(self.adam.parameters[name].dtype)
                     for name, row in mine.items()
@@ -128,7 +129,7 @@ class Masks:
 
     def columns(self) -> Tensor:
         """∂L/∂λ of each tensor of the block, in order: [1, T, G_block]."""
-        seen, deltas = self.gradients(), self.block.vectors.deltas
+        seen, deltas = self.gradients(), as_stored(self.block.vectors.deltas)
         nothing = torch.zeros(1, len(self.block.vectors.tasks))
         found = [
             coefficient_gradient(seen[name], deltas[name], self.drawn[1][name]).cpu()

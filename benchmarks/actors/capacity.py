@@ -201,7 +201,7 @@ def placements() -> Iterator[str]:
 PRECISIONS = (
     (4, 4, "float32"),
     (2, 4, "float16"),
-    (2, 2, "float16, task vectors too (not built)"),
+    (2, 2, "float16, task vectors in bfloat16"),
 )
 
 

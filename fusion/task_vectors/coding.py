@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fusion.errors import InputError
 from fusion.staging import sent
-from fusion.task_vectors.lazy import for_mixing
+from fusion.task_vectors.lazy import as_stored, for_mixing
 from fusion.task_vectors.low_rank import LowRank, Zeros
 from fusion.task_vectors.packed import ENTRIES, joined, on_gpu, pieces, spanned
 from fusion.task_vectors.task_vectors import StateDict, TaskVectors, accumulator, block_of
@@ -132,12 +132,13 @@ def linear(
     query matrices of all layers, say) are one batched product. The sum over tasks may then be made
     in another order than on a CPU.
     """
-    if on_gpu(vectors.deltas):
+    stored = as_stored(vectors.deltas)
+    if on_gpu(stored):
         return linear_on_gpu(vectors, shares)
 
     def fill(name: str, out: Tensor) -> None:
         mine = shares(name)
-        deltas = for_mixing(vectors.deltas, name, mine.coefficients, factors)
+        deltas = for_mixing(stored, name, mine.coefficients, factors)
         mix_tensor(
             out, vectors.base[name], deltas, mine.coefficients,
             scale=mine.scale, base_scale=mine.base_scale,
@@ -160,7 +161,7 @@ def linear_by_measure(
         measure: (name, τ [T, *shape]) -> a tensor of one shape for all names, on their device.
         shares: the measurement, on the CPU -> the weights.
     """
-    if on_gpu(vectors.deltas):
+    if on_gpu(as_stored(vectors.deltas)):
         found = [measure(name, delta) for name, delta in vectors.deltas.items()]
         rows = torch.stack(found).cpu()
         made = {name: shares(row) for name, row in zip(vectors.deltas, rows, strict=True)}
@@ -179,6 +180,7 @@ def linear_by_measure(
 
 def linear_on_gpu(vectors: TaskVectors, shares: Callable[[str], Shares]) -> dict[str, Tensor]:
     """See `linear`."""
+    deltas = as_stored(vectors.deltas)
     names = [name for name in vectors.base if name in vectors.deltas]
     mine = {name: shares(name) for name in names}
     table = [[mine[name].scale * c for c in mine[name].coefficients] for name in names]
@@ -187,11 +189,11 @@ def linear_on_gpu(vectors: TaskVectors, shares: Callable[[str], Shares]) -> dict
     place = {name: index for index, name in enumerate(names)}
 
     def fill(outs: StateDict) -> None:
-        sources: list[Mapping[str, Tensor]] = [vectors.base, vectors.deltas, outs]
+        sources: list[Mapping[str, Tensor]] = [vectors.base, deltas, outs]
         for run in joined(names, sources, dict.fromkeys(names)):
             span = slice(place[run[0]], place[run[-1]] + 1)
             out, base = spanned(outs, run), spanned(vectors.base, run)
-            rows = spanned(vectors.deltas, run, 1)
+            rows = spanned(deltas, run, 1)
             if len({same[name] for name in run}) == 1:
                 product(out, base, rows, table[span.start], bases[span.start])
                 continue

@@ -137,6 +137,53 @@ class LowRankTaskVectors(LazyTensors):
         return sum(held.nbytes for held in self.holdings.values())
 
 
+class NarrowTensors(LazyTensors):
+    """Tensor name -> task vectors [T, *shape] that are stored in bfloat16.
+
+    Reading a name converts one tensor's task vectors to float32. Merges, surveys and merged layers
+    that work in chunks read them as they are stored (`as_stored`), and convert each chunk. Both
+    have the bits of float32 task vectors with the same values.
+    """
+
+    def __init__(self, stored: Mapping[str, Tensor]) -> None:
+        """`stored`: tensor name -> task vectors in bfloat16, or in float64, which stay as they
+        are."""
+        self.stored = stored
+        super().__init__(stored, self.converted, self.outlined)
+
+    def converted(self, name: str) -> Tensor:
+        """Task vectors of one tensor in float32, or float64."""
+        tensor = self.stored[name]
+        return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+    def outlined(self, name: str) -> Tensor:
+        """The same shape and dtype on the meta device."""
+        tensor = self.stored[name]
+        dtype = torch.promote_types(tensor.dtype, torch.float32)
+        return torch.empty(tensor.shape, dtype=dtype, device="meta")
+
+    def held(self, name: str) -> Tensor:
+        """Task vectors of one tensor as they are stored."""
+        return self.stored[name]
+
+    def some(self, names: Iterable[str]) -> NarrowTensors:
+        """The mapping restricted to some tensors; unknown names are ignored."""
+        if isinstance(self.stored, Packed):
+            return NarrowTensors(self.stored.some(names))
+        return NarrowTensors({name: self.stored[name] for name in names if name in self.known})
+
+
+def widened(stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Task vectors as methods read them: those in bfloat16 as `NarrowTensors`."""
+    narrow = any(tensor.dtype == torch.bfloat16 for tensor in stored.values())
+    return NarrowTensors(stored) if narrow else stored
+
+
+def as_stored(deltas: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Task vectors as they are in memory, for code that converts them in chunks."""
+    return deltas.stored if isinstance(deltas, NarrowTensors) else deltas
+
+
 @dataclass(frozen=True)
 class Recomputed:
     """One tensor's task vectors [T, *shape], computed again by each call of `make()`.
@@ -204,10 +251,11 @@ class TensorStream:
     """
 
     def __init__(self, deltas: Mapping[str, Tensor]) -> None:
-        self.deltas = deltas
+        self.deltas = as_stored(deltas)
 
     def __iter__(self) -> Iterator[list[Tensor]]:
-        """Lists of task vectors [T, *shape]; packed ones on a GPU as few [T, n]."""
+        """Lists of task vectors [T, *shape]; packed ones on a GPU as few [T, n]; some may be in
+        bfloat16."""
         if isinstance(self.deltas, LazyTensors):
             for name in self.deltas:
                 yield [self.deltas[name]]

@@ -6,7 +6,7 @@ TIES, DARE, AdaMerging++ and DAWE use these functions. T is the number of task v
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -15,7 +15,12 @@ from torch import Tensor
 
 from fusion.staging import sent
 from fusion.task_vectors.elementwise import gathered, shares
-from fusion.task_vectors.lazy import LazyTensors, TensorStream
+from fusion.task_vectors.lazy import (
+    LazyTensors,
+    NarrowTensors,
+    TensorStream,
+    as_stored,
+)
 from fusion.task_vectors.packed import ENTRIES, Packed, joined, on_gpu, packed, spanned
 from fusion.task_vectors.sharded_reduce import Survey
 from fusion.task_vectors.streaming_topk import kth_largest, row_magnitudes
@@ -72,7 +77,8 @@ def trim_survey(vectors: TaskVectors, trim: Trim) -> Survey[TrimThresholds | Non
 def trimmed(vectors: TaskVectors, trim: Trim, cut: TrimThresholds | None) -> TaskVectors:
     """Trimmed and rounded task vectors. Base and buffers are shared, task vectors are copies.
 
-    Lazy task vectors (`LazyTensors`) are not copied; they are trimmed at each read.
+    Lazy task vectors (`LazyTensors`) are not copied; they are trimmed at each read. Those stored in
+    bfloat16 (`NarrowTensors`) are copied, and the copy is in bfloat16 too: trimming keeps values.
 
     Args:
         vectors: a model or a shard.
@@ -84,7 +90,12 @@ def trimmed(vectors: TaskVectors, trim: Trim, cut: TrimThresholds | None) -> Tas
     """
     if trim.nothing:
         return vectors
-    dtype = getattr(torch, trim.dtype)
+
+    def rounded(dtype: torch.dtype) -> torch.dtype:
+        # Doubles stay doubles: a float64 run is an oracle, and rounding it would blind it.
+        return dtype if trim.dtype == "float32" or dtype == torch.float64 else asked
+
+    asked = getattr(torch, trim.dtype)
 
     def change(name: str, delta: Tensor) -> Tensor:
         if trim.elect:
@@ -94,24 +105,27 @@ def trimmed(vectors: TaskVectors, trim: Trim, cut: TrimThresholds | None) -> Tas
             kept = largest_of_rows(delta, trim.density)
         else:
             kept = delta
-        # Doubles stay doubles: a float64 run is an oracle, and rounding it would blind it.
-        return kept if delta.dtype == torch.float64 else kept.to(dtype)
+        return kept.to(rounded(delta.dtype))
 
-    if isinstance(vectors.deltas, LazyTensors):
+    stored = as_stored(vectors.deltas)
+    if isinstance(stored, LazyTensors):
         return vectors.altered(change)
-    if trim.elect and isinstance(vectors.deltas, Packed) and on_gpu(vectors.deltas):
+    deltas: Mapping[str, Tensor]
+    if trim.elect and isinstance(stored, Packed) and on_gpu(stored):
         assert cut is not None
-        return replace(vectors, deltas=packed_elected(vectors.deltas, cut, dtype))
-    deltas = {name: change(name, delta) for name, delta in vectors.deltas.items()}
-    return replace(vectors, deltas=deltas)
+        deltas = packed_elected(stored, cut, rounded)
+    else:
+        deltas = {name: change(name, delta) for name, delta in stored.items()}
+    narrow = isinstance(vectors.deltas, NarrowTensors)
+    return replace(vectors, deltas=NarrowTensors(deltas) if narrow else deltas)
 
 
-def packed_elected(deltas: Packed, cut: TrimThresholds, dtype: torch.dtype) -> Packed:
-    """`elected` of packed task vectors on a GPU, packed again and rounded to `dtype`."""
-    shapes = {
-        name: (place.shape, dtype if place.dtype != torch.float64 else place.dtype)
-        for name, place in deltas.places.items()
-    }
+def packed_elected(
+    deltas: Packed, cut: TrimThresholds, rounded: Callable[[torch.dtype], torch.dtype]
+) -> Packed:
+    """`elected` of packed task vectors on a GPU, packed again; `rounded`: dtype -> that of the
+    copy."""
+    shapes = {name: (place.shape, rounded(place.dtype)) for name, place in deltas.places.items()}
     first = next(iter(deltas.flat.values()))
     made = packed(shapes, first.device, lead=tuple(first.shape[:-1]))
     for run in joined(list(deltas), [deltas, made], dict.fromkeys(deltas)):

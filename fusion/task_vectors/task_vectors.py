@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fusion.errors import InputError
-from fusion.task_vectors.lazy import LazyTensors
+from fusion.task_vectors.lazy import LazyTensors, as_stored
 from fusion.task_vectors.packed import Packed, joined, on_gpu, packed, spanned
 
 StateDict: TypeAlias = Mapping[str, Tensor]
@@ -134,17 +134,19 @@ class TaskVectors:
         Args:
             fill: (name, out [*shape], base [*shape], τ [T, *shape]) writes `out`. On a GPU the
                 three may be a run of packed tensors: [n], [n] and [T, n]; the name is the first's.
+                τ may be in bfloat16.
             same: name of a tensor -> what `fill` takes from the name; a run has one value.
         """
-        if not on_gpu(self.deltas):
-            return self.build(lambda name, out: fill(name, out, self.base[name], self.deltas[name]))
+        deltas = as_stored(self.deltas)
+        if not on_gpu(deltas):
+            return self.build(lambda name, out: fill(name, out, self.base[name], deltas[name]))
 
         def fill_all(outs: StateDict) -> None:
-            names = [name for name in self.base if name in self.deltas]
+            names = [name for name in self.base if name in deltas]
             values = {name: same(name) for name in names}
-            for run in joined(names, [self.base, self.deltas, outs], values):
+            for run in joined(names, [self.base, deltas, outs], values):
                 out, base = spanned(outs, run), spanned(self.base, run)
-                fill(run[0], out, base, spanned(self.deltas, run, 1))
+                fill(run[0], out, base, spanned(deltas, run, 1))
 
         return self.build_whole(fill_all)
 

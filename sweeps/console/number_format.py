@@ -204,22 +204,33 @@ def count(n: int, noun: str) -> str:
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
-def chosen(select_on: str, report_on: str, metric: str, *precisions: str) -> str:
+def chosen(
+    select_on: str,
+    report_on: str,
+    metric: str,
+    precision: str = "fp32",
+    report_precision: str = "fp32",
+    delta_dtype: str = "float32",
+) -> str:
     """Which split selected, by which metric, and which split was reported.
 
-    `precisions`: of the products of activations in both; named where one is not fp32.
+    Precisions of the products of activations are named where one of the two is not fp32, and the
+    dtype of task vectors where it is not float32.
 
     >>> chosen("val", "test", "acc/mean", "bf16", "fp32")
     'selected on val by acc/mean in bf16, reported on test in fp32'
+    >>> chosen("val", "test", "acc/mean", delta_dtype="bfloat16")
+    'selected on val by acc/mean, reported on test, task vectors in bfloat16'
     """
-    exact = set(precisions) <= {"fp32"}
-    first, second = ("", "") if exact else (f" in {each}" for each in precisions)
-    return f"selected on {select_on} by {metric}{first}, reported on {report_on}{second}"
+    exact = {precision, report_precision} == {"fp32"}
+    first, second = ("", "") if exact else (f" in {precision}", f" in {report_precision}")
+    said = f"selected on {select_on} by {metric}{first}, reported on {report_on}{second}"
+    return said if delta_dtype == "float32" else f"{said}, task vectors in {delta_dtype}"
 
 
-def selection(select_on: str, report_on: str, metric: str, *precisions: str) -> str:
+def selection(select_on: str, report_on: str, metric: str, *numbers: str) -> str:
     """As `chosen`, with a warning where both are one split."""
-    said = chosen(select_on, report_on, metric, *precisions)
+    said = chosen(select_on, report_on, metric, *numbers)
     if select_on != report_on:
         return said
     return f"{said} — selected on the report split: optimistic"

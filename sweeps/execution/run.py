@@ -319,6 +319,7 @@ def compared(sweep: SweepRun, rows: Iterable[Row]) -> Comparison:
         adapt_on_shift=spec.adapt_on_shift,
         precision=spec.placement.precision,
         report_precision=spec.placement.report_precision,
+        delta_dtype=spec.placement.delta_dtype,
     )
     failed = [vars(entry) for entry in sweep.entries() if entry.status == "failed"]
     return compare(header, rows, read_correct(sweep.folder.correct), failed)

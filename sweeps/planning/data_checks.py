@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 
 from actors.data.protocol import Inputs
 from actors.data.split_labels import Labels, split_labels
@@ -54,6 +55,16 @@ def check_offers(spec: SweepSpec, pool: Pool) -> None:
                 f"methods.{name}: needs {', '.join(sorted(lacking))}, which models of the family"
                 f" {pool.family.name!r} do not have{why}"
             )
+
+
+def check_deltas(spec: SweepSpec, pool: Pool) -> None:
+    """Raise InputError where task vectors are to be rounded, but all of them are in float64."""
+    kinds = {pool.delta_dtype(name) for name in pool.groups}
+    if spec.placement.narrow and torch.float32 not in kinds:
+        raise InputError(
+            f"placement.delta_dtype: {spec.placement.delta_dtype!r}; task vectors of models in"
+            " float64 are not rounded: float32 (the default) allowed"
+        )
 
 
 def check_device(placement: PlacementSpec, device: str) -> None:

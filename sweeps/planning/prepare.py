@@ -23,6 +23,7 @@ from fusion.errors import InputError
 from sweeps.cluster.ray_connection import narrowed
 from sweeps.planning.data_checks import (
     check_data,
+    check_deltas,
     check_device,
     check_extractors,
     check_offers,
@@ -52,7 +53,9 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
     spec = completed(spec)  # before any property of the methods is read
     check_trials(spec)
     pool = open_pool(spec.pool.base, spec.pool.experts, spec.references)
+    pool = replace(pool, deltas=spec.placement.delta_dtype)
     check_offers(spec, pool)
+    check_deltas(spec, pool)
     if spec.placement.weights == "factored":
         check_adapters(pool)
     inputs = pool.family.inputs(pool.base)

@@ -118,9 +118,9 @@ def decisive(placement: PlacementSpec) -> dict[str, object]:
     >>> decisive(PlacementSpec(weights="files", replicas=2))
     {'weights': 'memory', 'dtype': 'float32', 'result_dtype': 'base'}
     """
-    fields = placement.model_dump(mode="json", exclude={*WHERE, *PRECISIONS})
+    fields = placement.model_dump(mode="json", exclude={*WHERE, *PRECISIONS, "delta_dtype"})
     weights = "memory" if fields["weights"] == "files" else fields["weights"]
-    return {**fields, "weights": weights}
+    return {**fields, "weights": weights, **placement.narrow}
 
 
 def roles_of(needs: LearningNeeds) -> tuple[Role, ...]:
@@ -131,6 +131,7 @@ def roles_of(needs: LearningNeeds) -> tuple[Role, ...]:
 def load_of(spec: SweepSpec, pool: Pool, needs: LearningNeeds) -> Load:
     """Memory needs of a sweep, for the planner."""
     itemsize = getattr(torch, spec.placement.dtype).itemsize
+    deltas = getattr(torch, spec.placement.delta_dtype).itemsize
     chain, layout = pool.family.segments(pool.base), pool.family.layout(pool.base)
     segments = tuple(4 * segment.numel for segment in chain)
     factors: tuple[int, ...] = ()
@@ -145,6 +146,7 @@ def load_of(spec: SweepSpec, pool: Pool, needs: LearningNeeds) -> Load:
     return Load(
         segments=segments,
         experts=len(pool.experts),
+        delta_itemsize=deltas,
         compute_itemsize=itemsize,
         forward_bytes=itemsize * BATCH * layout.forward_elements,
         training_bytes=itemsize * images * backward + learned,

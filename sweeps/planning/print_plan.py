@@ -50,6 +50,7 @@ def facts(prepared: Prepared) -> list[tuple[str, str]]:
         ),
         *([("precision", reduced)] if (reduced := precision(prepared)) else []),
         *([("transport", lacking)] if (lacking := lacks_direct(prepared)) else []),
+        *([("task vectors", kept)] if (kept := stored(prepared)) else []),
         *([("rounding", rounded)] if (rounded := rounding(prepared)) else []),
         *(
             (noun, f"{name}: prepared as the base's file says; its own differs: {said}")
@@ -117,6 +118,12 @@ def rounding(prepared: Prepared) -> str:
         said = f"results are {wish}, the base is {{}}: placement.result_dtype"
     names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in rounded))
     return said.format(names) if names else ""
+
+
+def stored(prepared: Prepared) -> str:
+    """Dtype of task vectors, if it is not float32; else empty."""
+    wish = prepared.spec.placement.delta_dtype
+    return "" if wish == "float32" else f"task vectors are {wish}: placement.delta_dtype"
 
 
 def precision(prepared: Prepared) -> str:

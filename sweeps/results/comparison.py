@@ -155,6 +155,8 @@ class Header:
     """Precision of products of activations where methods learned and winners were chosen."""
     report_precision: str = "fp32"
     """The same where they were measured for the report."""
+    delta_dtype: str = "float32"
+    """Dtype that task vectors were rounded to."""
 
 
 @dataclass(frozen=True)
@@ -185,11 +187,14 @@ class Comparison:
     """Precision of products of activations where methods learned and winners were chosen."""
     report_precision: str = "fp32"
     """The same where they were measured for the report."""
+    delta_dtype: str = "float32"
+    """Dtype that task vectors were rounded to."""
 
     @property
-    def selection(self) -> tuple[str, str, str, str, str]:
-        """Arguments of `number_format.selection`: splits, metric and precisions."""
-        kinds = self.precision, self.report_precision
+    def selection(self) -> tuple[str, str, str, str, str, str]:
+        """Arguments of `number_format.selection`: splits, metric, precisions and the dtype of task
+        vectors."""
+        kinds = self.precision, self.report_precision, self.delta_dtype
         return self.select_on, self.report_on, self.metric, *kinds
 
     @property

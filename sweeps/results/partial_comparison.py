@@ -83,5 +83,6 @@ def running(folder: Path, entries: Sequence[Entry], spec: SweepSpec | None) -> C
         unseen=spec.unseen,
         precision=spec.placement.precision,
         report_precision=spec.placement.report_precision,
+        delta_dtype=spec.placement.delta_dtype,
     )
     return noting_asked(compare(header, winners(entries, spec.metric), {}, failed), spec)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -66,6 +66,8 @@ class RecipeFile:
     """Of a method that merges by statistics of data: each expert's key in the cache."""
     result_dtype: str = "base"
     """What the model is rounded to: each tensor to its dtype in the base, or to float32."""
+    delta_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What task vectors were rounded to."""
     precision: str = "fp32"
     """Precision of products of activations where its method learned and was chosen."""
     report_precision: str = "fp32"
@@ -130,6 +132,7 @@ def write(
         "sweep": sweep,
         "selected": dict(selected),
         "result_dtype": result_dtype,
+        "delta_dtype": pool.deltas,
         **precisions,
         **beside(pool.base),
     }

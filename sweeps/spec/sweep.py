@@ -191,6 +191,10 @@ class PlacementSpec(Part):
         default="float32", description="float32, float16, bfloat16 or float64"
     )
     """What weights and activations are computed in."""
+    delta_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="float32 or bfloat16"
+    )
+    """What task vectors are rounded to where they are held in memory; sums stay float32."""
     result_dtype: Literal["base", "float32"] = Field(
         default="base", description="base (each tensor's dtype in the base) or float32"
     )
@@ -216,6 +220,18 @@ class PlacementSpec(Part):
     def reduced(self) -> dict[str, str]:
         """Field -> precision, of those that are not fp32."""
         return {field: value for field, value in self.precisions.items() if value != "fp32"}
+
+    @property
+    def narrow(self) -> dict[str, str]:
+        """`delta_dtype` and its value, if it is not float32."""
+        return {} if self.delta_dtype == "float32" else {"delta_dtype": self.delta_dtype}
+
+    @model_validator(mode="after")
+    def _in_memory(self) -> PlacementSpec:
+        if self.narrow and self.weights != "memory":
+            reason = f"task vectors are not held with weights: {self.weights}; float32 allowed"
+            raise_all([Fault(("delta_dtype",), self.delta_dtype, reason)])
+        return self
 
     @model_validator(mode="after")
     def _of_float32(self) -> PlacementSpec:
@@ -324,7 +340,7 @@ class SweepSpec(Part):
     ] = Field(
         default=PlacementSpec(),
         description="auto, or a mapping of replicas, shards, gpus, labels, transport, weights, "
-        "dtype, result_dtype, precision, report_precision and device,",
+        "dtype, delta_dtype, result_dtype, precision, report_precision and device,",
     )
     """Replicas, shards and devices. `auto`: the planner decides."""
     shifts: Mapping[Name, ShiftSpec] = Field(
@@ -507,4 +523,9 @@ def deciding(spec: SweepSpec) -> dict[str, Any]:
             del task["head"]
     if spec.placement.result_dtype != "base":
         data["result_dtype"] = spec.placement.result_dtype
-    return {**data, "dtype": spec.placement.dtype, **spec.placement.reduced}
+    return {
+        **data,
+        "dtype": spec.placement.dtype,
+        **spec.placement.reduced,
+        **spec.placement.narrow,
+    }

@@ -9,6 +9,7 @@ from actors.pool.vectors_in_memory import flatten, unflatten
 from fusion.methods.learned.concrete import drawn, mask_of, masked_merge
 from fusion.methods.learned.in_model import MaskOptions
 from fusion.registry import METHODS, InModel
+from fusion.task_vectors.lazy import widened
 from fusion.task_vectors.packed import packed
 from fusion.task_vectors.random_draws import key_of, uniform
 from fusion.task_vectors.task_vectors import TaskVectors
@@ -73,6 +74,18 @@ def test_static_methods(name, schema):
                 at_once = laws.merge(name, together(vectors), each)
             assert_equal_there(found, wanted, 1e-4 if name in SPECTRAL else 1e-6)
             assert_equal_there(at_once, wanted, 1e-4 if name in SPECTRAL else 1e-6)
+
+
+@pytest.mark.parametrize("name", STATIC)
+def test_static_methods_of_task_vectors_in_bfloat16(name):
+    vectors = toy()
+    narrow = {key: delta.bfloat16() for key, delta in vectors.deltas.items()}
+    stored = replace(vectors, deltas=widened(narrow))
+    for params in examples(name, vectors):
+        wanted = laws.merge(name, stored, params)
+        with pretending():
+            found = laws.merge(name, together(stored), params)
+        assert_equal_there(found, wanted, 1e-4 if name in SPECTRAL else 1e-6)
 
 
 SPECTRAL = {"tsv_m", "iso_c", "iso_cts", "wudi", "regmean", "regmean_plusplus"}

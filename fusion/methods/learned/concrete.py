@@ -20,6 +20,7 @@ from fusion.merged_layers.functional import contract
 from fusion.methods.learned.in_model import Compat, InModelPlan, MaskKind, MaskOptions
 from fusion.methods.learned.steps import Shape, UnlabelledSplit
 from fusion.task_vectors.coding import mix_tensor
+from fusion.task_vectors.lazy import as_stored
 from fusion.task_vectors.random_draws import key_of, uniform
 from fusion.task_vectors.task_vectors import TaskVectors, accumulator
 
@@ -130,13 +131,13 @@ def masked_merge(
     if options.clamp:
         coefficients = coefficients.clamp(0, 1)
     columns = columns_of(coefficients, vectors.groups)
+    stored = as_stored(vectors.deltas)
 
     def fill(name: str, out: Tensor) -> None:
         if name not in learned or learned[name].shape != out.shape:
             shape = list(learned[name].shape) if name in learned else "none"
             raise InputError(f"mask: tensor {name!r}: {shape}; {list(out.shape)} needed")
-        deltas = vectors.deltas[name]
-        step = summed(deltas, columns[name])
+        step = summed(stored[name], columns[name])
         logits = learned[name].to(device=step.device, dtype=step.dtype)
         masked(out, vectors.base[name], step, mask_of(logits, options, name))
 

@@ -119,7 +119,7 @@ def known_pool(recipe: RecipeFile, path: Path) -> Pool:
                 f"the recipe was made from {model.sha256[:12]}…"
             )
     check_beside(recipe, pool.base, path)
-    return pool
+    return replace(pool, deltas=recipe.delta_dtype)
 
 
 def fill(

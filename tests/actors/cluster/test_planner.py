@@ -122,6 +122,26 @@ def test_task_vectors_in_files_take_one_tensor_each():
     assert on_gpu == 400 + 3 * 100 + 2 * 400 + 2 * 400 + 50 + GPU_CONTEXT_BYTES
 
 
+def test_task_vectors_in_16_bits_take_half_and_one_tensor_in_float32():
+    wide = Load((400, 400, 400), 3, 4, 4, forward_bytes=50, transformed=True, largest=100)
+    narrow = replace(wide, delta_itemsize=2)
+    first, second = (plan(each, gpus(3, 16), shards=3).shard_bytes[0] for each in (wide, narrow))
+    # Task vectors and their transformed copy are halved; 3 rows of the largest tensor come on top.
+    assert first - second == 2 * 3 * 400 // 2 - 3 * 100
+    before, after = (
+        plan(each, cores((3, GB * 9)), shards=3).store_bytes for each in (wide, narrow)
+    )
+    assert before - after == pytest.approx(3 * 3 * 200 * STORE_MARGIN, abs=1)
+
+
+def test_a_plan_that_does_not_fit_says_what_16_bits_save():
+    with pytest.raises(InputError) as caught:
+        plan(full(L14), gpus(1, 15.5), shards=1)
+    assert "placement.delta_dtype: bfloat16" in str(caught.value)
+    narrow = replace(full(L14), delta_itemsize=2)
+    assert plan(narrow, gpus(1, 15.5), shards=1).replicas == 1
+
+
 def test_whole_replicas_first_then_shards():
     assert plan(full(L14), gpus(4, 24)).replicas == 4
     found = plan(full(L14), gpus(4, 16))

@@ -19,9 +19,9 @@ from actors.experts.prepare_data import prepare_data
 from actors.pool.pool import open_pool
 from fusion.errors import InputError
 from sweeps.planning.prepare import prepare
-from sweeps.planning.print_plan import rounding
+from sweeps.planning.print_plan import rounding, stored
 from sweeps.results import recipe
-from sweeps.results.export.from_recipe import export
+from sweeps.results.export.from_recipe import export, known_pool
 from sweeps.spec.sweep import spec_hash, validate
 
 NAMES = ("lines", "tones")
@@ -172,6 +172,12 @@ def test_the_plan_says_it_and_keys_depend_on_it(tiny_pool, narrow, tmp_path):
     )
     assert "float32, the base is bfloat16" in found[True, "float32"][1]
     assert found[False, "base"][1] == found[False, "float32"][1] == ""
+    spec = spec_of(tiny_pool, tiny_pool.root / "base", delta_dtype="bfloat16")
+    prepared = prepare(spec, tmp_path, Resources((Node(2, 0, 10**11),)))
+    assert stored(prepared) == "task vectors are bfloat16: placement.delta_dtype"
+    assert (rounding(prepared), stored(found[True, "base"][0])) == ("", "")
+    path = recipe.write(tmp_path, "simple_average", prepared.pool, {}, "s", {})
+    assert known_pool(recipe.load(path), path).deltas == "bfloat16"
     one, two = (found[True, results][0] for results in DTYPES)
     assert one.context() != two.context()
     assert spec_hash(one.spec) != spec_hash(two.spec)

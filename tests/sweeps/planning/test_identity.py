@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from actors.artifacts.recipe import Recipe
 from actors.cluster.planner import Node, Resources
@@ -230,7 +231,12 @@ def test_where_numbers_are_computed_is_no_part_of_what_they_are_and_all_else_is(
     assert (
         decisive(PlacementSpec(replicas=3, shards=2, weights="files", transport="direct")) == plain
     )
-    for change in ({"dtype": "bfloat16"}, {"weights": "factored"}, {"result_dtype": "float32"}):
+    for change in (
+        {"dtype": "bfloat16"},
+        {"weights": "factored"},
+        {"result_dtype": "float32"},
+        {"delta_dtype": "bfloat16"},
+    ):
         assert decisive(PlacementSpec(**change)) != plain
 
 
@@ -253,12 +259,36 @@ def test_precision_is_in_keys_where_it_is_not_fp32(pool):
     assert all(each.embeddings() == plain.embeddings() for each in others)
 
 
+def test_keys_and_embeddings_of_rounded_task_vectors_are_their_own(pool):
+    plain, named, rounded = (
+        prepared_of(pool, placement=given)
+        for given in ({}, {"delta_dtype": "float32"}, {"delta_dtype": "bfloat16"})
+    )
+    assert named.context() == plain.context()
+    assert spec_hash(named.spec) == spec_hash(plain.spec)
+    assert rounded.context() != plain.context()
+    assert spec_hash(rounded.spec) != spec_hash(plain.spec)
+    for name in ("pretrained", *plain.pool.tasks):
+        assert rounded.embeddings().identity[name] != plain.embeddings().identity[name]
+    assert rounded.load.delta_itemsize == 2
+    assert plain.load.delta_itemsize == 4
+
+
 def test_what_a_file_without_precisions_is_keyed_by_has_not_changed():
     """Keys of finished trials depend on it: one more field, and all of them run again."""
     assert decisive(PlacementSpec()) == {
         "weights": "memory", "dtype": "float32", "result_dtype": "base"
     }  # fmt: skip
     assert PlacementSpec().reduced == {}
+
+
+def test_task_vectors_in_float64_are_not_rounded(pool):
+    for expert in ("tones", "lines"):
+        file = pool.root / "experts" / expert / "model.safetensors"
+        save_file({name: tensor.double() for name, tensor in load_file(file).items()}, file)
+    assert prepared_of(pool).load.delta_itemsize == 4
+    with pytest.raises(InputError, match="delta_dtype: 'bfloat16'; task vectors of models in flo"):
+        prepared_of(pool, placement={"delta_dtype": "bfloat16"})
 
 
 def test_precisions_that_are_not_for_cpus(pool):

@@ -180,7 +180,8 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     (
         {"placement": "gpu"},
         "placement: 'gpu': auto, or a mapping of replicas, shards, gpus, labels, transport,"
-        " weights, dtype, result_dtype, precision, report_precision and device, allowed",
+        " weights, dtype, delta_dtype, result_dtype, precision, report_precision and device,"
+        " allowed",
     ),
     (
         {"placement": {"shards": 0}},
@@ -196,6 +197,15 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
         {"placement": {"precision": "fp16"}},
         "placement.precision: 'fp16': no fp16: activations overflow in it, and on CPUs its products"
         " are slower than fp32's; fp32, tf32 or bf16 allowed",
+    ),
+    (
+        {"placement": {"delta_dtype": "float16"}},
+        "placement.delta_dtype: 'float16': float32 or bfloat16 allowed; did you mean 'bfloat16'?",
+    ),
+    (
+        {"placement": {"delta_dtype": "bfloat16", "weights": "files"}},
+        "placement.delta_dtype: 'bfloat16': task vectors are not held with weights: files; float32"
+        " allowed",
     ),
     (
         {"placement": {"report_precision": "fp8"}},
