@@ -26,6 +26,9 @@ if TYPE_CHECKING:  # types for mypy and editors; at run time names load on first
     from fusion.methods.classifiers.fit_heads import greedy_ensemble as greedy_ensemble
     from fusion.methods.classifiers.fit_heads import linear_probe as linear_probe
     from fusion.methods.classifiers.fit_heads import wise_ft_linear as wise_ft_linear
+    from fusion.methods.geodesic.karcher import karcher as karcher
+    from fusion.methods.geodesic.multislerp import multislerp as multislerp
+    from fusion.methods.geodesic.nuslerp import nuslerp as nuslerp
     from fusion.methods.geodesic.slerp import slerp as slerp
     from fusion.methods.learned.adamerging import adamerging as adamerging
     from fusion.methods.learned.concrete import concrete_adamerging as concrete_adamerging
@@ -55,6 +58,7 @@ if TYPE_CHECKING:  # types for mypy and editors; at run time names load on first
     from fusion.methods.static.average import weighted_average as weighted_average
     from fusion.methods.static.average import wise_ft as wise_ft
     from fusion.methods.static.model_stock import model_stock as model_stock
+    from fusion.methods.static.nearswap import nearswap as nearswap
     from fusion.methods.static.task_arithmetic import task_arithmetic as task_arithmetic
     from fusion.methods.statistics.fisher import fisher as fisher
     from fusion.methods.statistics.regmean import regmean as regmean
@@ -144,6 +148,10 @@ METHOD_MODULES = {
     "emr": "fusion.methods.sparse.emr",
     "magmax": "fusion.methods.sparse.magmax",
     "model_stock": "fusion.methods.static.model_stock",
+    "karcher": "fusion.methods.geodesic.karcher",
+    "multislerp": "fusion.methods.geodesic.multislerp",
+    "nearswap": "fusion.methods.static.nearswap",
+    "nuslerp": "fusion.methods.geodesic.nuslerp",
     "slerp": "fusion.methods.geodesic.slerp",
     "consensus": "fusion.methods.sparse.tall_mask",
     "tall_mask": "fusion.methods.sparse.tall_mask",

@@ -26,6 +26,9 @@ from fusion.kinds import Static as Static
 from fusion.kinds import StatisticsBased as StatisticsBased
 from fusion.methods.classifiers import fit_adapters, fit_heads
 from fusion.methods.classifiers.ensemble import ensemble
+from fusion.methods.geodesic.karcher import karcher
+from fusion.methods.geodesic.multislerp import multislerp
+from fusion.methods.geodesic.nuslerp import nuslerp
 from fusion.methods.geodesic.slerp import slerp
 from fusion.methods.learned.adamerging import adamerging
 from fusion.methods.learned.concrete import (
@@ -50,6 +53,7 @@ from fusion.methods.spectral.tsv import tsv_m
 from fusion.methods.spectral.wudi import wudi
 from fusion.methods.static.average import simple_average, weighted_average, wise_ft
 from fusion.methods.static.model_stock import model_stock
+from fusion.methods.static.nearswap import nearswap
 from fusion.methods.static.task_arithmetic import task_arithmetic
 from fusion.methods.statistics.fisher import fisher, fisher_request, fisher_survey
 from fusion.methods.statistics.regmean import (
@@ -103,6 +107,26 @@ TABLE: dict[str, Method] = {
         slerp,
         paper="Shoemake 1985 (SIGGRAPH); of weights as FusionBench, arXiv:2406.03280",
         defaults="t 0.5, threshold 0.9995: FusionBench",
+    ),
+    "nuslerp": Static(
+        nuslerp,
+        paper="none: mergekit 0.1.4; the arc is Shoemake's, 1985 (SIGGRAPH)",
+        defaults="t 0.5; one vector a tensor: mergekit",
+    ),
+    "karcher": Static(
+        karcher,
+        paper="Grove & Karcher 1973 (Math. Z. 132); of weights as mergekit 0.1.4",
+        defaults="equal weights, 10 steps, tolerance 1e-5: mergekit",
+    ),
+    "multislerp": Static(
+        multislerp,
+        paper="none: mergekit 0.1.4, and Goddard's article on it (goddard.blog)",
+        defaults="equal weights: ours; of weights: mergekit without a base model",
+    ),
+    "nearswap": Static(
+        nearswap,
+        paper="none: mergekit 0.1.4, and alchemonaut's card of QuartetAnemoi-70B",
+        defaults="t 1e-4: the author's model",
     ),
     "model_stock": Static(
         model_stock,

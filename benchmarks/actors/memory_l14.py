@@ -53,7 +53,9 @@ SPECTRAL = ("tsv_m", "iso_c", "iso_cts", "wudi")
 
 PARAMS: Mapping[str, Mapping[str, Any]] = {
     "slerp": {"experts": TASKS[:2]},
+    "nuslerp": {"experts": TASKS[:2]},
     "wise_ft": {"expert": TASKS[0]},
+    "nearswap": {"expert": TASKS[0]},
     "wudi": {"steps": 4},
 }
 """Where defaults do not do for eight experts; WUDI's memory is the same after its first step."""
@@ -62,6 +64,7 @@ MORE: Mapping[str, Mapping[str, Any]] = {
     "ties, by tensor": {"granularity": "tensor"},
     "dare, ties": {"merge": "ties"},
     "breadcrumbs, by row": {"granularity": "row"},
+    "nuslerp, by row": {"experts": TASKS[:2], "granularity": "row"},
 }
 """Options that take another way."""
 

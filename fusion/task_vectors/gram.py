@@ -93,15 +93,25 @@ def gram(
     return assembled(tuple(tasks), by_group)
 
 
-def tensor_gram(delta: Tensor) -> Tensor:
-    """Gram matrix [T, T] float64 of one tensor's task vectors [T, *shape], on their device."""
+def tensor_gram(delta: Tensor, origin: Tensor | None = None) -> Tensor:
+    """Gram matrix [T, T] float64 of one tensor's task vectors [T, *shape], on their device.
+
+    Args:
+        delta: task vectors.
+        origin: a tensor [*shape] that is put before them, so that the matrix is [T + 1, T + 1].
+            Default: none.
+    """
     rows = [row.reshape(-1) for row in delta.detach()]  # views, where rows are contiguous
-    total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=delta.device)
     size = rows[0].numel() if rows else 0
+    if origin is not None:
+        rows.insert(0, origin.detach().reshape(-1))
+    total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=delta.device)
     if delta.device.type != "cpu":
-        flat = delta.detach().reshape(len(rows), size)
+        flat = delta.detach().reshape(len(delta), size)
         for span in pieces(size, len(rows)):
             wide = flat[:, span].double()
+            if origin is not None:
+                wide = torch.cat([rows[0][None, span].double(), wide])
             total.addmm_(wide, wide.T)
         return (total + total.T) / 2
     block = torch.empty(len(rows), min(BLOCK, size), dtype=torch.float64)

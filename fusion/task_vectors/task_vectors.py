@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fusion.errors import InputError
-from fusion.task_vectors.lazy import LazyTensors, as_stored
+from fusion.task_vectors.lazy import LazyTensors, as_stored, for_mixing, widened
 from fusion.task_vectors.packed import Packed, joined, on_gpu, packed, spanned
 
 StateDict: TypeAlias = Mapping[str, Tensor]
@@ -119,6 +119,26 @@ class TaskVectors:
         deltas = self.deltas
         made = LazyTensors(deltas, lambda name: change(name, deltas[name]))
         return replace(self, deltas=made)
+
+    def only(self, task: str) -> TaskVectors:
+        """The task vectors of one expert, without reading the others where that can be avoided.
+
+        >>> experts = {"a": {"w": torch.ones(2)}, "b": {"w": torch.zeros(2)}}
+        >>> v = TaskVectors.from_state_dicts({"w": torch.zeros(2)}, experts).only("a")
+        >>> v.tasks, v.deltas["w"].tolist()
+        (('a',), [[1.0, 1.0]])
+        """
+        at, deltas = self.tasks.index(task), as_stored(self.deltas)
+        used = [float(name == task) for name in self.tasks]
+
+        def row(name: str) -> Deltas:
+            found = for_mixing(deltas, name, used, factors=False)
+            assert isinstance(found, torch.Tensor)
+            return found[at : at + 1]
+
+        if isinstance(deltas, LazyTensors):
+            return replace(self, tasks=(task,), deltas=LazyTensors(deltas, row))
+        return replace(self, tasks=(task,), deltas=widened({name: row(name) for name in deltas}))
 
     def into(self, arena: StateDict) -> TaskVectors:
         """The same task vectors; merges are written into the tensors of `arena`."""

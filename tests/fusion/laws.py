@@ -68,6 +68,25 @@ EXAMPLES.update(
             {"experts": sorted(tasks)[:2], "t": 0.3},
             {"experts": sorted(tasks)[-1:], "t": 0.7, "compat": "fusionbench"},
         ],
+        "nuslerp": lambda tasks, groups: [
+            {"experts": sorted(tasks)[:1], "t": 0.7},
+            {"experts": sorted(tasks)[-1:], "t": 0.3, "granularity": "row"},
+            {"experts": sorted(tasks)[:1], "granularity": "column"},
+        ],
+        "karcher": lambda tasks, groups: [
+            {},
+            {"of": "task_vectors", "iterations": 3},
+            {"weights": {task: by_name(task, "") for task in tasks}},
+        ],
+        "multislerp": lambda tasks, groups: [
+            {},
+            {"of": "task_vectors"},
+            {"weights": {task: by_name(task, "") for task in tasks}},
+        ],
+        "nearswap": lambda tasks, groups: [
+            {"expert": sorted(tasks)[-1]},
+            {"expert": sorted(tasks)[0], "t": 0.3},
+        ],
         "dare": lambda tasks, groups: [
             {},
             {"density": 0.3, "merge": "average", "seed": 3},

@@ -110,6 +110,8 @@ ALL: dict[str, dict[str, Any]] = {
     "breadcrumbs": {"density": 1.0, "gamma": 0.0, "scale": 1.0},
     "magmax": {"scale": 1.0},
     "slerp": {"t": 1.0},
+    "nuslerp": {"t": 1.0},
+    "nearswap": {"t": 100.0},
     "consensus": {"least": 1, "scale": 1.0},
     "emr": {"task": "mnist"},
     "tall_mask": {"task": "mnist"},

@@ -45,6 +45,13 @@ GIVEN: dict[str, list[dict[str, Any]]] = {
     "regmean_plusplus": [{"examples": 8}],
     "wise_ft": [{"expert": "tones"}],
     "slerp": [{"experts": ["lines", "tones"]}],
+    "nuslerp": [
+        {"experts": ["lines", "tones"]}, {"experts": ["lines", "tones"], "granularity": "row"},
+        {"experts": ["lines"], "granularity": "column"},
+    ],
+    "karcher": [{}, {"of": "task_vectors"}],
+    "multislerp": [{}, {"of": "task_vectors"}],
+    "nearswap": [{"expert": "tones"}],
     "wudi": [{"steps": 3}],
     "ties": [{}, {"compat": "fusionbench", "density": 0.3}, {"granularity": "tensor"}],
     "dare": [{}, {"merge": "ties"}],

@@ -1,1 +1,1 @@
-"""Methods that interpolate along arcs between models: SLERP and its kin."""
+"""Methods that interpolate along arcs between models: SLERP, means on spheres."""

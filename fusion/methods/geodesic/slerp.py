@@ -79,8 +79,15 @@ def ends_gram(base: Tensor, deltas: Tensor, pair: Sequence[int | None]) -> Tenso
     return tensor_gram(ends)
 
 
-def endpoints(tasks: Sequence[str], experts: Sequence[str] | None) -> list[int | None]:
+def endpoints(
+    tasks: Sequence[str], experts: Sequence[str] | None, owner: str = "slerp"
+) -> list[int | None]:
     """Positions of the two models on the T axis; None is the base.
+
+    Args:
+        tasks: names of the experts.
+        experts: names of the two models, or of one; None: all of `tasks`.
+        owner: name of the method, for messages.
 
     Raises:
         InputError: an unknown name; another number of names than one or two; a name twice.
@@ -88,10 +95,10 @@ def endpoints(tasks: Sequence[str], experts: Sequence[str] | None) -> list[int |
     names = list(tasks if experts is None else experts)
     for name in names:
         if name not in tasks:
-            raise InputError(f"slerp: experts: {unknown('expert', str(name), tasks)}")
+            raise InputError(f"{owner}: experts: {unknown('expert', str(name), tasks)}")
     if len(names) not in (1, 2) or len(set(names)) != len(names):
         given = ", ".join(names) or "none"
-        raise InputError(f"slerp: experts: {given}; two names, or one to join with the base")
+        raise InputError(f"{owner}: experts: {given}; two names, or one to join with the base")
     places: list[int | None] = [list(tasks).index(name) for name in names]
     return places if len(places) == 2 else [None, *places]
 

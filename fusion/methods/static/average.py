@@ -8,8 +8,8 @@ from typing import Annotated, Any
 from annotated_types import Interval
 from torch import Tensor
 
-from fusion.errors import InputError, unknown
-from fusion.methods.static.coefficients import named_weights, tensor_weights
+from fusion.errors import InputError
+from fusion.methods.static.coefficients import named_weights, one_expert, tensor_weights
 from fusion.task_vectors.coding import Shares, linear
 from fusion.task_vectors.task_vectors import TaskVectors
 
@@ -117,14 +117,7 @@ def wise_ft(
     >>> wise_ft(v, alpha=0.25)["w"].tolist()
     [1.5]
     """
-    if expert is None:
-        if len(vectors.tasks) > 1:
-            raise InputError(
-                f"wise_ft: expert: not given; one of {', '.join(vectors.tasks)} needed"
-            )
-        expert = vectors.tasks[0]
-    if expert not in vectors.tasks:
-        raise InputError(f"wise_ft: expert: {unknown('expert', expert, vectors.tasks)}")
+    expert = one_expert("wise_ft", vectors.tasks, expert)
     chosen = [float(task == expert) for task in vectors.tasks]
     alphas = named_weights("wise_ft: blocks", {"*": alpha, **(blocks or {})}, vectors.groups)
     for name, share in alphas.items():

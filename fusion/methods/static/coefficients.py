@@ -123,3 +123,23 @@ def number(owner: str, value: Any) -> float:
     if not is_number or not math.isfinite(value):
         raise InputError(f"{owner}: {value!r}; a finite number needed")
     return float(value)
+
+
+def one_expert(owner: str, tasks: Sequence[str], expert: str | None) -> str:
+    """The expert that a method of base and one expert takes: the named one, or the only one.
+
+    Args:
+        owner: name of the method, for messages.
+        tasks: names of the experts.
+        expert: the name given; None: none.
+
+    Raises:
+        InputError: an unknown expert, or none named among several.
+    """
+    if expert is None:
+        if len(tasks) > 1:
+            raise InputError(f"{owner}: expert: not given; one of {', '.join(tasks)} needed")
+        return tasks[0]
+    if expert not in tasks:
+        raise InputError(f"{owner}: expert: {unknown('expert', expert, tasks)}")
+    return expert

@@ -53,9 +53,9 @@ def spec_of(pool, kind: str, method: str, extractor) -> dict:
     params = {name: SHORT[name] for name in METHODS[method].parameters if name in SHORT}
     if method == "ensemble":
         params = {}
-    if method == "slerp":
+    if method in ("slerp", "nuslerp"):
         params["experts"] = first
-    if method == "wise_ft":
+    if method in ("wise_ft", "nearswap"):
         params["expert"] = first[0]
     if method == "dawe":
         params["extractor"] = str(extractor)

@@ -147,6 +147,8 @@ def test_methods_give_the_same_for_every_cut(method, params, experts):
 GIVEN = {
     "weighted_average": {"weights": {"colour": 0.5, "heat": 0.4}},
     "slerp": {"experts": ["colour", "heat"]},
+    "nuslerp": {"experts": ["colour", "heat"], "granularity": "row"},
+    "nearswap": {"expert": "heat"},
     "wise_ft": {"expert": "heat", "alpha": 0.5},
     "wudi": {"steps": 5},
     "fisher": {"examples": 6},
