@@ -52,6 +52,7 @@ if TYPE_CHECKING:  # types for mypy and editors; at run time names load on first
     from fusion.methods.sparse.ties import ties as ties
     from fusion.methods.spectral.iso import iso_c as iso_c
     from fusion.methods.spectral.iso import iso_cts as iso_cts
+    from fusion.methods.spectral.svc import svc as svc
     from fusion.methods.spectral.tsv import tsv_m as tsv_m
     from fusion.methods.spectral.wudi import wudi as wudi
     from fusion.methods.static.average import simple_average as simple_average
@@ -138,6 +139,7 @@ METHOD_MODULES = {
     "uniform_soup": "fusion.methods.soups.uniform_soup",
     "iso_c": "fusion.methods.spectral.iso",
     "iso_cts": "fusion.methods.spectral.iso",
+    "svc": "fusion.methods.spectral.svc",
     "tsv_m": "fusion.methods.spectral.tsv",
     "wudi": "fusion.methods.spectral.wudi",
     "simple_average": "fusion.methods.static.average",

@@ -8,12 +8,12 @@ needs of a model family (`requires`). Callers ask for facts, not for kinds.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Concatenate, Literal, TypeAlias
 
 from torch import Tensor
 
-from fusion.errors import InputError
+from fusion.errors import InputError, unknown
 from fusion.logits.head import Head
 from fusion.methods.classifiers.interface import Fit, TaskEmbeddings, float32_at_least
 from fusion.methods.learned.in_model import InModelPlan, RouterOptions
@@ -22,7 +22,7 @@ from fusion.methods.routed.dawin import ExpertLogits, Routing, is_oracle, transd
 from fusion.methods.soups.selection import Selection
 from fusion.methods.statistics.collect import StatisticsRequest
 from fusion.parameters import Parameter, bind, parameters
-from fusion.task_vectors.sharded_reduce import Survey
+from fusion.task_vectors.sharded_reduce import Survey, run_surveys
 from fusion.task_vectors.sparsify import Trim
 from fusion.task_vectors.task_vectors import TaskVectors
 
@@ -194,6 +194,10 @@ class Row:
         """
         return bind(self.rule.__name__, self.parameters, params)
 
+    def supplied(self, *args: Any, bound: Mapping[str, Any]) -> dict[str, Any]:
+        """The rule's keyword arguments that are made from its other arguments, for direct calls."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Learned(Row):
@@ -353,6 +357,131 @@ class StatisticsBased(Static):
             name, needed = self.rule.__name__, self.request(**bound).kind
             raise InputError(f"{name}: statistics: none given; {needed} needed")
         return {"statistics": inputs.statistics}
+
+
+@dataclass(frozen=True)
+class MethodParameter(Parameter):
+    """A hyper-parameter that names another method: its name, or a mapping of it to parameters."""
+
+    methods: Callable[[], Mapping[str, Row]] = dict
+    """The table in which methods are looked up."""
+
+    def check(self, value: Any, owner: str) -> dict[str, dict[str, Any]]:
+        """A mapping of the method's name to all of its parameters, with defaults.
+
+        Raises:
+            InputError: no method, an unknown one, one that does not merge weights alone into one
+                model, or parameters that it does not take.
+        """
+        try:
+            return self.resolved(value)
+        except InputError as error:
+            raise InputError(f"{owner}: {self.name}: {value!r}; {error}") from None
+
+    def complaint(self, value: Any) -> str:
+        """What is wrong with a value that `check` refuses."""
+        try:
+            self.resolved(value)
+        except InputError as error:
+            return str(error)
+        return super().complaint(value)
+
+    def resolved(self, value: Any) -> dict[str, dict[str, Any]]:
+        """As `check`, with messages that do not name the owner."""
+        given = {value: {}} if isinstance(value, str) else value
+        if not isinstance(given, Mapping) or len(given) != 1:
+            raise InputError("a method, or a mapping of one method to its parameters, allowed")
+        ((name, params),) = given.items()
+        if name not in self.methods():
+            raise InputError(unknown("method", str(name), self.methods()))
+        row = self.methods()[name]
+        if row.output != "one_model" or row.reads != {"weights"}:
+            raise InputError(f"{name}: a method that merges weights alone into one model allowed")
+        if not isinstance(params or {}, Mapping):
+            raise InputError(f"{name}: {params!r}: a mapping of parameters, or {{}}, allowed")
+        return {name: row.bound(params or {})}
+
+
+@dataclass(frozen=True)
+class PostTreatment(Static):
+    """Kind of method that changes the result of another merge of weights.
+
+    Its rule is `rule(vectors, *, of, merge, …) -> StateDict`. `of` is the other method with its
+    parameters (`MethodParameter`). `merge(vectors)` merges the whole model or some of its tensors
+    by that method; it is no hyper-parameter.
+    """
+
+    methods: Callable[[], Mapping[str, Row]] = field(kw_only=True)
+    """The table in which the other method is looked up."""
+
+    @property
+    def surveyed(self) -> bool:
+        """Always; the survey is that of the other method, and does nothing if it has none."""
+        return True
+
+    @property
+    def scope(self) -> str:
+        """`model`, because the other method may have a survey."""
+        return "model"
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """The hyper-parameters, read from the rule's signature."""
+        found = parameters(self.rule, hidden=("merge",))
+        of = found["of"]
+        named = MethodParameter(of.name, of.annotation, of.default, None, (), self.methods)
+        return {**found, "of": replace(named, default=named.check(of.default, ""))}
+
+    def other(self, bound: Mapping[str, Any]) -> tuple[Row, dict[str, Any]]:
+        """The other method and its parameters."""
+        ((name, params),) = bound["of"].items()
+        return self.methods()[name], params
+
+    def start_survey(
+        self, vectors: TaskVectors, inputs: MergeInputs = NOTHING, **params: Any
+    ) -> Survey[Any]:
+        """The survey of the other method, not yet started."""
+        row, its = self.other(self.bound(params))
+        return row.start_survey(vectors, inputs, **its) if row.surveyed else no_survey()
+
+    def survey_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The other method and the parameters that its survey depends on, with defaults."""
+        bound = self.bound(params)
+        row, its = self.other(bound)
+        return {
+            "of": {name: row.survey_params(its) if row.surveyed else {} for name in bound["of"]}
+        }
+
+    def merge(
+        self, vectors: TaskVectors, inputs: MergeInputs = NOTHING, **params: Any
+    ) -> dict[str, Tensor]:
+        """The treated state dict of a model; of one shard, with the `survey` of all shards.
+
+        Raises:
+            InputError: unknown, missing or wrong parameters.
+        """
+        bound = self.bound(params)
+        return self.rule(vectors, **self.read(vectors, inputs, bound), **bound)
+
+    def read(
+        self, vectors: TaskVectors, inputs: MergeInputs, bound: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The argument `merge`. A survey of the other method that is not given is made here."""
+        row, its = self.other(bound)
+        survey = inputs.survey
+        if row.surveyed and survey is None:
+            survey = run_surveys([row.start_survey(vectors, **its)])
+        return {"merge": lambda some: row.merge(some, MergeInputs(survey=survey), **its)}
+
+    def supplied(self, *args: Any, bound: Mapping[str, Any]) -> dict[str, Any]:
+        """The argument `merge`, for direct calls."""
+        return self.read(args[0], NOTHING, bound)
+
+
+def no_survey() -> Survey[None]:
+    """A survey that asks nothing."""
+    return None
+    yield
 
 
 @dataclass(frozen=True)

@@ -206,6 +206,7 @@ def checked_rule(name: str) -> Callable[..., Any]:
     def rule(*args: Any, **given: Any) -> Any:
         others = {key: value for key, value in given.items() if key in inputs}
         params = {key: value for key, value in given.items() if key not in inputs}
-        return row.rule(*args, **others, **row.bound(params))
+        bound = row.bound(params)
+        return row.rule(*args, **row.supplied(*args, bound=bound), **others, **bound)
 
     return rule

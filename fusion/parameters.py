@@ -38,6 +38,10 @@ class Parameter:
         kind = type_name(self.annotation)
         return f"{kind} {interval_name(self.interval)}" if self.interval else kind
 
+    def complaint(self, value: Any) -> str:
+        """What is allowed in place of a value that `check` refuses, for messages."""
+        return f"{self.allowed} allowed"
+
     def check(self, value: Any, owner: str) -> Any:
         """Check a value; integers become floats if the annotation is a float.
 
@@ -49,7 +53,7 @@ class Parameter:
         else:
             fits = fits_type(value, self.annotation) and within(value, self.interval)
         if not fits:
-            raise InputError(f"{owner}: {self.name}: {value!r}; {self.allowed} allowed")
+            raise InputError(f"{owner}: {self.name}: {value!r}; {self.complaint(value)}")
         is_int = isinstance(value, int) and not isinstance(value, bool)
         return float(value) if is_int and float in members(self.annotation) else value
 

@@ -19,6 +19,7 @@ from fusion.kinds import Learned as Learned
 from fusion.kinds import LogitSpace as LogitSpace
 from fusion.kinds import Method as Method
 from fusion.kinds import PerTask as PerTask
+from fusion.kinds import PostTreatment as PostTreatment
 from fusion.kinds import Routed as Routed
 from fusion.kinds import Row as Row
 from fusion.kinds import Selected as Selected
@@ -49,6 +50,7 @@ from fusion.methods.sparse.magmax import magmax
 from fusion.methods.sparse.tall_mask import consensus, tall_mask
 from fusion.methods.sparse.ties import ties, ties_survey
 from fusion.methods.spectral.iso import iso_c, iso_cts
+from fusion.methods.spectral.svc import svc
 from fusion.methods.spectral.tsv import tsv_m
 from fusion.methods.spectral.wudi import wudi
 from fusion.methods.static.average import simple_average, weighted_average, wise_ft
@@ -152,6 +154,12 @@ TABLE: dict[str, Method] = {
         wudi,
         paper="Cheng et al. 2025, arXiv:2503.08099",
         defaults="Adam 1e-5, 400 steps: FusionBench",
+    ),
+    "svc": PostTreatment(
+        svc,
+        paper="Li et al. 2026, arXiv:2602.05536",
+        defaults="on task arithmetic, alpha 0.1: FusionBench",
+        methods=lambda: TABLE,
     ),
     "fisher": StatisticsBased(
         fisher,

@@ -164,7 +164,8 @@ def checked(parameter: Parameter, value: Any, path: Path = (), culprit: Any = No
         return parameter.check(value, "")
     except InputError:
         blamed = value if culprit is None else culprit
-        raise Fault(path, blamed, f"{parameter.allowed} allowed{grid(parameter, blamed)}") from None
+        allowed = parameter.complaint(value)
+        raise Fault(path, blamed, f"{allowed}{grid(parameter, blamed)}") from None
 
 
 def grid(parameter: Parameter, value: Any) -> str:

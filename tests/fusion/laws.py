@@ -99,6 +99,11 @@ EXAMPLES.update(
         "iso_c": lambda tasks, groups: [{}, {"scale": 1.5}],
         "iso_cts": lambda tasks, groups: [{}, {"common_fraction": 0.5}],
         "wudi": lambda tasks, groups: [{"steps": 20}, {"steps": 3, "learning_rate": 1e-3}],
+        "svc": lambda tasks, groups: [
+            {},
+            {"of": {"ties": {"density": 0.5, "scale": 0.7}}, "alpha": 0.5},
+            {"of": "tsv_m", "alpha": 1.0},
+        ],
         "consensus": lambda tasks, groups: [{}, {"threshold": 0.0, "least": 1, "scale": 1.0}],
         "emr": lambda tasks, groups: [
             {"task": sorted(tasks)[0]},

@@ -113,6 +113,7 @@ ALL: dict[str, dict[str, Any]] = {
     "nuslerp": {"t": 1.0},
     "nearswap": {"t": 100.0},
     "consensus": {"least": 1, "scale": 1.0},
+    "svc": {"of": {"task_arithmetic": {"scale": 1.0}}},
     "emr": {"task": "mnist"},
     "tall_mask": {"task": "mnist"},
     "wise_ft": {"alpha": 1.0},

@@ -30,6 +30,7 @@ def test_kinds_and_scopes(name: str, kind: str, scope: str) -> None:
 FACTS = {
     "ties": ("one_model", {"weights"}, False, False, False),
     "emr": ("model_per_task", {"weights"}, False, False, False),
+    "svc": ("one_model", {"weights"}, False, False, False),
     "fisher": ("one_model", {"weights", "inputs", "statistics"}, False, False, True),
     "ensemble": ("logits", {"expert_logits"}, False, False, False),
     "greedy_soup": ("one_model", {"weights", "inputs", "labels"}, True, False, False),
