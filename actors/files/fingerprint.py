@@ -21,9 +21,11 @@ Fingerprint = NewType("Fingerprint", str)
 NOTHING = Fingerprint("")
 """Fingerprint of a search whose results depend on its parameters only."""
 
-NUMBERS = 5
+NUMBERS = 6
 """Increased when a change of the code changes results; finished trials are then not reused.
 
+6: DARE's masks are a hash of seed, task, tensor and entry, computed on the tensors' device, where a
+generator on the CPU drew them: other entries are dropped.
 5: the last layer of CLIP and BERT computes the tokens that are read alone, and gates and routers
 learn from several tasks in one pass: last digits differ.
 """

@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from fusion.task_vectors.coding import Shares, mix_tensor
 from fusion.task_vectors.packed import ENTRIES
 from fusion.task_vectors.task_vectors import TaskVectors, accumulator
-from fusion.task_vectors.threads import SERIAL, in_threads, portions
+from fusion.task_vectors.threads import SERIAL, in_threads, map_single_threaded, portions
 
 Combine = Callable[[Tensor], Tensor]
 """(τ [T, n]) -> merged task vector [n]. The argument is scratch memory and may be overwritten."""
+
+Change = Callable[[slice, slice], Tensor]
+"""(tasks, entries) -> their changed values [tasks, n], in new memory and the accumulation dtype."""
+
+Result = TypeVar("Result")
+
+
+class Threads(Protocol[Result]):
+    """Maps a function to portions: `in_threads` or `map_single_threaded`."""
+
+    def __call__(self, work: Callable[[slice], Result], items: Sequence[slice], /) -> list[Result]:
+        """The results, in the order of the portions."""
+
+
+CHANGED = 1 << 17
+"""Entries changed at a time on a CPU. Fewer cost more waits for Python's lock, since a change is a
+dozen operations; more do not stay in a core's cache."""
 
 CONTIGUOUS = torch.contiguous_format
 
@@ -39,21 +58,131 @@ def combine_tensor(
         combine: the rule.
         scale: multiplies the merged task vector. Default 1.
     """
+    rows = flat_rows(deltas)
+    dtype = accumulator(out.dtype, base.dtype, deltas.dtype)
+    merge_spans(out, base, rows, lambda span: combine(chunk(rows, span, dtype)), scale=scale)
+
+
+def linear_of_changed(
+    vectors: TaskVectors,
+    shares_of: Callable[[str], Shares],
+    changed: Callable[[str, Tensor], Change],
+) -> dict[str, Tensor]:
+    """Merge changed task vectors by weights: the bits of `linear` on `vectors.altered`.
+
+    The changed task vectors are in memory one chunk at a time.
+
+    Args:
+        vectors: base and task vectors, before the change.
+        shares_of: name of a tensor -> its weights.
+        changed: (name, τ [T, *shape] in memory) -> the change of its entries.
+    """
+
+    def fill(name: str, out: Tensor) -> None:
+        deltas = vectors.deltas[name]
+        mix_changed(
+            out, vectors.base[name], flat_rows(deltas), shares_of(name), changed(name, deltas)
+        )
+
+    return vectors.build(fill)
+
+
+def mix_changed(out: Tensor, base: Tensor, rows: Tensor, mine: Shares, change: Change) -> None:
+    """Merge one tensor: out = s₀·θ₀ + scale·Σ_t c_t change(τ_t), as `mix_tensor` does.
+
+    Args:
+        out: [*shape], written to.
+        base: θ₀ [*shape].
+        rows: τ [T, n].
+        mine: weights.
+        change: see `Change`.
+    """
+    coefficients = [c if mine.scale else 0.0 for c in mine.coefficients]
+    if not any(coefficients):
+        mix_tensor(out, base, rows, coefficients, base_scale=mine.base_scale)
+        return
+
+    def merged(span: slice) -> Tensor:
+        total: Tensor | None = None
+        for tasks in task_groups(rows, span):
+            shared = coefficients[tasks]
+            for row, c in zip(change(tasks, span) if any(shared) else (), shared, strict=False):
+                if total is not None:
+                    total.add_(row, alpha=c)
+                elif c:
+                    total = row.mul_(c) if c != 1 else row
+        assert total is not None
+        return total
+
+    merge_spans(
+        out, base, rows, merged,
+        scale=mine.scale, base_scale=mine.base_scale, size=CHANGED, threads=map_single_threaded,
+    )  # fmt: skip
+
+
+def merge_spans(
+    out: Tensor,
+    base: Tensor,
+    rows: Tensor,
+    merged: Callable[[slice], Tensor],
+    *,
+    scale: float,
+    base_scale: float = 1.0,
+    size: int = SERIAL,
+    threads: Threads[None] = in_threads,
+) -> None:
+    """Merge one tensor chunk by chunk: out = base_scale·θ₀ + scale·merged(span).
+
+    Args:
+        out: [*shape], written to.
+        base: θ₀ [*shape].
+        rows: τ [T, n], whose size and device decide the chunks.
+        merged: positions of a chunk -> merged task vector [n] there.
+        scale: multiplies the merged task vector.
+        base_scale: s₀. Default 1.
+        size: elements of a chunk on a CPU.
+        threads: maps a function to portions of the tensor.
+    """
     target = (
         out.detach() if out.is_contiguous() else torch.empty_like(out, memory_format=CONTIGUOUS)
     )
     flat, origin = target.view(-1), base.reshape(-1)
-    rows = deltas.reshape(len(deltas), origin.numel())
-    dtype = accumulator(out.dtype, base.dtype, deltas.dtype)
+    dtype = accumulator(out.dtype, base.dtype, rows.dtype)
 
     def work(portion: slice) -> None:
-        for span in spans(portion, rows):
-            merged = combine(chunk(rows, span, dtype))
-            torch.add(origin[span].to(dtype), merged, alpha=scale, out=flat[span])
+        for span in spans(portion, rows, size):
+            begin = origin[span].to(dtype)
+            if base_scale != 1.0:
+                begin = begin * base_scale
+            torch.add(begin, merged(span).to(dtype), alpha=scale, out=flat[span])
 
-    in_threads(work, shares(rows))
+    threads(work, shares(rows))
     if not out.is_contiguous():
         out.copy_(target)
+
+
+def write_changed(out: Tensor, rows: Tensor, change: Change) -> None:
+    """Write the changed task vectors to `out` [T, n], chunk by chunk."""
+
+    def work(portion: slice) -> None:
+        for span in spans(portion, rows, CHANGED):
+            for tasks in task_groups(rows, span):
+                out[tasks, span] = change(tasks, span)
+
+    map_single_threaded(work, shares(rows))
+
+
+def task_groups(rows: Tensor, span: slice) -> list[slice]:
+    """Cut the T axis of [T, n] into groups whose entries of a chunk are changed together.
+
+    On a CPU a group has `CHANGED` entries at most: many tasks of a small tensor, one of a large
+    one. On a GPU all tasks are one group.
+    """
+    tasks = len(rows)
+    size = tasks
+    if rows.device.type == "cpu":
+        size = max(1, CHANGED // max(1, span.stop - span.start))
+    return [slice(at, min(at + size, tasks)) for at in range(0, tasks, size)]
 
 
 def totals(deltas: Tensor, measure: Combine) -> Tensor:
@@ -63,15 +192,21 @@ def totals(deltas: Tensor, measure: Combine) -> Tensor:
     exactly (`math.fsum`). So the bits depend neither on threads nor on how a model is split into
     shards. On a GPU they are added there, and the host does not wait.
     """
-    rows = deltas.reshape(len(deltas), -1)
-    dtype = accumulator(deltas.dtype)
+    rows, dtype = flat_rows(deltas), accumulator(deltas.dtype)
+    return summed(rows, lambda span: measure(chunk(rows, span, dtype)))
+
+
+def summed(
+    rows: Tensor, measure: Callable[[slice], Tensor], threads: Threads[list[Tensor]] = in_threads
+) -> Tensor:
+    """Sum of `measure(span)` [*k] over the chunks of [T, n], in float64; see `totals`."""
 
     def work(portion: slice) -> list[Tensor]:
-        return [measure(chunk(rows, span, dtype)).double() for span in spans(portion, rows)]
+        return [measure(span).double() for span in spans(portion, rows)]
 
-    parts = [part for some in in_threads(work, shares(rows)) for part in some]
+    parts = [part for some in threads(work, shares(rows)) for part in some]
     if not parts:
-        return torch.zeros_like(measure(chunk(rows, slice(0, 0), dtype)).double())
+        return torch.zeros_like(measure(slice(0, 0)).double())
     stacked = torch.stack(parts)
     if stacked.device.type != "cpu":
         return stacked.sum(0)
@@ -98,9 +233,14 @@ def gathered(vectors: TaskVectors, measure: Callable[[str, Tensor], Tensor], *sh
     return lines
 
 
-def step(rows: Tensor) -> int:
-    """Chunk size for [T, n]: 32,768 elements of a row on a CPU, `ENTRIES` of all on a GPU."""
-    return SERIAL if rows.device.type == "cpu" else max(1, ENTRIES // max(1, len(rows)))
+def flat_rows(deltas: Tensor) -> Tensor:
+    """Task vectors [T, *shape] as [T, n]: a view where they are contiguous."""
+    return deltas.reshape(len(deltas), math.prod(deltas.shape[1:]))
+
+
+def step(rows: Tensor, size: int = SERIAL) -> int:
+    """Chunk size for [T, n]: `size` elements of a row on a CPU, `ENTRIES` of all on a GPU."""
+    return size if rows.device.type == "cpu" else max(1, ENTRIES // max(1, len(rows)))
 
 
 def shares(rows: Tensor) -> list[slice]:
@@ -111,9 +251,9 @@ def shares(rows: Tensor) -> list[slice]:
     return portions(size, SERIAL)
 
 
-def spans(portion: slice, rows: Tensor) -> list[slice]:
-    """Cut a portion of [T, n] into chunks."""
-    size = step(rows)
+def spans(portion: slice, rows: Tensor, chunk: int = SERIAL) -> list[slice]:
+    """Cut a portion of [T, n] into chunks, of `chunk` elements of a row on a CPU."""
+    size = step(rows, chunk)
     return [
         slice(start, min(start + size, portion.stop))
         for start in range(portion.start, portion.stop, size)

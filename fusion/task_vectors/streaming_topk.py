@@ -10,6 +10,7 @@ all-reduce a pass. On a GPU the histograms are made there, so the host waits onc
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,8 +33,9 @@ DIGIT = 16
 
 BINS = 1 << DIGIT
 
-FEW = 1 << 16
-"""Elements of a row up to which a partial sort is faster on a CPU than two passes that count."""
+FEW = 1 << 24
+"""Elements of a row up to which a copy of it is partially sorted on a CPU; longer rows are counted
+in passes, without a copy."""
 
 
 def kth_largest(
@@ -118,13 +120,34 @@ def row_magnitudes(rows: Tensor, ranks: Sequence[int]) -> list[Tensor]:
         rows: n > 0.
         ranks: 1 is the largest, n the smallest.
     """
-    wide = rows.dtype == torch.float64
+    dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
     count, size = rows.shape
-    if rows.device.type == "cpu" and size > FEW:
+    if rows.device.type != "cpu":
+        sizes = rows.abs().to(dtype)
+        return [kth_of(sizes, rank) for rank in ranks]
+    if size > FEW:
+        wide = dtype == torch.float64
         found = [run_surveys([kth_largest([[rows]], [rank] * count, wide=wide)]) for rank in ranks]
-        return list(torch.tensor(found, dtype=torch.float64 if wide else torch.float32))
-    sizes = rows.abs().to(torch.float64 if wide else torch.float32)
-    return [kth_of(sizes, rank) for rank in ranks]
+        return list(torch.tensor(found, dtype=dtype))
+    together = max(1, SERIAL // size)
+    parts = [rows[at : at + together] for at in range(0, count, together)]
+    lines = in_threads(lambda part: partitioned(part.abs().to(dtype).numpy(), ranks), parts)
+    return [torch.from_numpy(np.concatenate(line)) for line in zip(*lines, strict=True)]
+
+
+def partitioned(sizes: NDArray[Any], ranks: Sequence[int]) -> list[NDArray[Any]]:
+    """For each rank, the entry of that rank in every row of [K, n]: [K] each; reorders the rows.
+
+    numpy selects one rank at a time with vector instructions, several at once without.
+    """
+    found = {}
+    left = sizes
+    for rank in sorted(set(ranks)):
+        place = sizes.shape[1] - rank
+        left.partition(place, axis=1)
+        found[rank] = left[:, place].copy()
+        left = left[:, :place]
+    return [found[rank] for rank in ranks]
 
 
 def kth_of(sizes: Tensor, rank: int) -> Tensor:

@@ -11,7 +11,7 @@ from fusion.methods.learned.in_model import MaskOptions
 from fusion.registry import METHODS, InModel
 from fusion.task_vectors.lazy import widened
 from fusion.task_vectors.packed import packed
-from fusion.task_vectors.random_draws import key_of, uniform
+from fusion.task_vectors.random_draws import bernoulli, key_of, uniform
 from fusion.task_vectors.task_vectors import TaskVectors
 from tests.fusion import laws
 from tests.fusion.laws import LEARNING, SCHEMAS, SELECTED, STATIC, examples, toy
@@ -141,6 +141,16 @@ def test_the_same_numbers_are_drawn_there():
         wanted = uniform(shape, key_of(3, "drawn 0 w"))
         with pretending():
             found = uniform(shape, key_of(3, "drawn 0 w"), device="cuda")
+        assert isinstance(found, OnGpu)
+        assert torch.equal(on_host(found), wanted)
+
+
+def test_the_same_entries_are_dropped_there():
+    keys = [key_of("a"), key_of("b")]
+    for size in (1, 5, 1 << 12):
+        wanted = bernoulli(keys, 0.3, slice(2, 2 + size))
+        with pretending():
+            found = bernoulli(keys, 0.3, slice(2, 2 + size), device="cuda")
         assert isinstance(found, OnGpu)
         assert torch.equal(on_host(found), wanted)
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from fusion.errors import InputError, unknown
 from fusion.task_vectors.coding import Shares, linear_by_measure
-from fusion.task_vectors.gram import tensor_gram
+from fusion.task_vectors.elementwise import flat_rows, summed
 from fusion.task_vectors.task_vectors import TaskVectors
+from fusion.task_vectors.threads import map_single_threaded
 
 EPSILON = 1e-8
 """FusionBench's epsilon: shorter vectors are not normalised."""
@@ -73,10 +74,20 @@ def slerp(
 
 
 def ends_gram(base: Tensor, deltas: Tensor, pair: Sequence[int | None]) -> Tensor:
-    """Gram matrix [2, 2] float64 of the two models' weights; the whole tensors are not kept."""
-    origin = base.to(deltas.dtype)
-    ends = torch.stack([origin if at is None else origin + deltas[at] for at in pair])
-    return tensor_gram(ends)
+    """Gram matrix [2, 2] float64 of the two models' weights, on their device.
+
+    The models are added up chunk by chunk. On a CPU the chunks' products are added exactly, so the
+    bits do not depend on threads.
+    """
+    rows, origin = flat_rows(deltas), base.reshape(-1)
+
+    def products(span: slice) -> Tensor:
+        begin = origin[span].to(rows.dtype)
+        a, b = ((begin if at is None else begin + rows[at, span]).double() for at in pair)
+        both = a.dot(b)
+        return torch.stack([a.dot(a), both, both, b.dot(b)])
+
+    return summed(rows, products, map_single_threaded).view(2, 2)
 
 
 def endpoints(

@@ -9,11 +9,11 @@ import torch
 from annotated_types import Interval
 from torch import Tensor
 
-from fusion.methods.static.task_arithmetic import task_arithmetic
-from fusion.task_vectors.elementwise import shares, spans
+from fusion.task_vectors.coding import Shares, linear
+from fusion.task_vectors.elementwise import Change, flat_rows, linear_of_changed
 from fusion.task_vectors.packed import ENTRIES
 from fusion.task_vectors.streaming_topk import row_magnitudes
-from fusion.task_vectors.task_vectors import Deltas, TaskVectors
+from fusion.task_vectors.task_vectors import Deltas, TaskVectors, accumulator
 from fusion.task_vectors.threads import SERIAL, in_threads, portions
 
 
@@ -42,7 +42,8 @@ def breadcrumbs(
         granularity: `tensor` (default, the paper's layers), or `row`: mask each row (the last axis)
             by itself, as the released code does, which keeps 0-d tensors unless density is 0.
 
-    Memory beside base, task vectors and result: a copy of one tensor's task vectors.
+    Memory beside base, task vectors and result: a copy of one tensor's task vector for each thread;
+    with `granularity: row` a copy of one tensor's task vectors.
 
     Source: Davari & Belilovsky 2023, arXiv:2312.06795 (sparse masks of each layer).
 
@@ -52,12 +53,13 @@ def breadcrumbs(
     [0.0, 5.0, -4.0, 0.0]
     """
 
-    def mask(name: str, delta: Deltas) -> Deltas:
-        if granularity == "row":
-            return row_band(delta, density, gamma)
-        return tensor_band(delta, density, gamma)
-
-    return task_arithmetic(vectors.altered(mask), scale=scale)
+    shares = Shares([1.0] * len(vectors.tasks), scale=scale)
+    if granularity == "row":
+        left = vectors.altered(lambda name, delta: row_band(delta, density, gamma))
+        return linear(left, lambda name: shares)
+    return linear_of_changed(
+        vectors, lambda name: shares, lambda name, delta: tensor_band(delta, density, gamma)
+    )
 
 
 def band_ranks(size: int, density: float, gamma: float) -> tuple[int, int]:
@@ -70,21 +72,14 @@ def band_ranks(size: int, density: float, gamma: float) -> tuple[int, int]:
     return outliers + 1, min(outliers + math.floor(size * density + 1e-6), size)
 
 
-def tensor_band(delta: Deltas, density: float, gamma: float) -> Deltas:
-    """Mask one tensor's task vectors [T, *shape], each as a whole; masked entries are 0."""
-    first, last = band_ranks(delta[0].numel(), density, gamma)
+def tensor_band(delta: Deltas, density: float, gamma: float) -> Change:
+    """The mask of one tensor's task vectors [T, *shape], each as a whole; masked entries are 0."""
+    rows, dtype = flat_rows(delta), accumulator(delta.dtype)
+    first, last = band_ranks(rows.shape[1], density, gamma)
     if first > last:
-        return torch.zeros_like(delta)
-    kept = torch.empty_like(delta, memory_format=torch.contiguous_format)
-    rows, found = delta.reshape(len(delta), -1), kept.view(len(delta), -1)
-    top, bottom = (ends.to(delta)[:, None] for ends in row_magnitudes(rows, (first, last)))
-
-    def work(portion: slice) -> None:
-        for span in spans(portion, rows):
-            found[:, span] = between(rows[:, span], bottom, top)
-
-    in_threads(work, shares(rows))
-    return kept
+        return lambda tasks, span: torch.zeros_like(rows[tasks, span], dtype=dtype)
+    top, bottom = (ends.to(dtype)[:, None] for ends in row_magnitudes(rows, (first, last)))
+    return lambda tasks, span: between(rows[tasks, span].to(dtype), bottom[tasks], top[tasks])
 
 
 def row_band(delta: Deltas, density: float, gamma: float) -> Deltas:
@@ -111,6 +106,14 @@ def row_band(delta: Deltas, density: float, gamma: float) -> Deltas:
 
 
 def between(delta: Tensor, bottom: Tensor, top: Tensor) -> Tensor:
-    """`delta` where bottom <= |delta| <= top; elsewhere 0."""
-    size = delta.abs()
-    return torch.where((size >= bottom) & (size <= top), delta, 0.0)
+    """`delta` where bottom <= |delta| <= top; elsewhere 0.
+
+    By bits: kept entries are anded with ones. `torch.where` branches at every entry on a CPU, which
+    costs four times as much where the mask is irregular.
+    """
+    kind = torch.int64 if delta.dtype == torch.float64 else torch.int32
+    size, within = delta.abs(), torch.empty(delta.shape, dtype=kind, device=delta.device)
+    below = torch.empty_like(within)
+    torch.ge(size, bottom, out=within)
+    torch.le(size, top, out=below)
+    return within.bitwise_and_(below).neg_().bitwise_and_(delta.view(kind)).view(delta.dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
@@ -11,11 +11,12 @@ from torch import Tensor
 
 from fusion.errors import InputError
 from fusion.methods.sparse.ties import Thresholds, ties, ties_survey
-from fusion.methods.static.average import simple_average
-from fusion.methods.static.task_arithmetic import task_arithmetic
+from fusion.methods.static.task_arithmetic import SCALE
+from fusion.task_vectors.coding import Shares, linear
+from fusion.task_vectors.elementwise import Change, flat_rows, linear_of_changed, write_changed
+from fusion.task_vectors.random_draws import bernoulli, key_of
 from fusion.task_vectors.sharded_reduce import Survey
-from fusion.task_vectors.task_vectors import Deltas, TaskVectors
-from fusion.task_vectors.threads import in_threads
+from fusion.task_vectors.task_vectors import Deltas, TaskVectors, accumulator
 
 
 def dare(
@@ -34,8 +35,8 @@ def dare(
     """DARE: drop entries of task vectors at random, rescale the rest, then merge.
 
     θ = merge(θ₀, m_t ⊙ τ_t / density), m_tj = 1 with probability `density`, else 0. Whether an
-    entry is kept depends on (seed, task, tensor, entry) only: not on shards, on the order or number
-    of tasks, on threads, or on the device. Random numbers are drawn on the CPU.
+    entry is kept is a hash of (seed, task, tensor, entry), computed on the tensors' device. So it
+    depends neither on shards, nor on the order or number of tasks, nor on threads or the device.
 
     Args:
         vectors: base and task vectors.
@@ -63,15 +64,19 @@ def dare(
     >>> dare(v, density=0.5, scale=1.0, seed=1)["w"].unique().tolist()
     [0.0, 2.0]
     """
-    left = dropped(vectors, density, rescale, only_matrices, seed)
+    drop = Drop(vectors.tasks, density, rescale, only_matrices, seed)
     if merge == "ties":
         options = ties_options(trim_density, scale, compat)
-        return ties(left, survey=survey, **options)
-    if merge == "average":
-        if scale is not None:
-            raise InputError(f"dare: scale: {scale:g}; merge 'average' takes none")
-        return simple_average(left)
-    return task_arithmetic(left) if scale is None else task_arithmetic(left, scale=scale)
+        return ties(drop.of(vectors), survey=survey, **options)
+    if merge == "average" and scale is not None:
+        raise InputError(f"dare: scale: {scale:g}; merge 'average' takes none")
+    tasks = len(vectors.tasks)
+    if scale is None:
+        scale = 1 / tasks if merge == "average" else SCALE
+    shares = Shares([1.0] * tasks, scale=scale)
+    if density == 1:
+        return linear(vectors, lambda name: shares)
+    return linear_of_changed(vectors, lambda name: shares, drop.change)
 
 
 def dare_survey(
@@ -88,7 +93,7 @@ def dare_survey(
     """TIES' thresholds of a whole model after the drop; None for other merges."""
     if merge != "ties":
         return None
-    left = dropped(vectors, density, rescale, only_matrices, seed)
+    left = Drop(vectors.tasks, density, rescale, only_matrices, seed).of(vectors)
     return (yield from ties_survey(left, density=trim_density, compat=compat))
 
 
@@ -102,42 +107,49 @@ def ties_options(
     return {"density": trim_density, "scale": 1.0 if scale is None else scale}
 
 
-def dropped(
-    vectors: TaskVectors, density: float, rescale: bool, only_matrices: bool, seed: int
-) -> TaskVectors:
-    """Task vectors with dropped entries, computed as they are read; unchanged for density 1."""
-    if density == 1:
-        return vectors
-    factor = 1 / density if rescale and density else 1.0
+@dataclass(frozen=True)
+class Drop:
+    """Random drop of entries of task vectors; see `dare`."""
 
-    def drop(name: str, delta: Deltas) -> Deltas:
-        if only_matrices and delta.ndim != 3:
-            return delta
-        kept = torch.zeros_like(delta, memory_format=torch.contiguous_format)
-        if not density:
+    tasks: tuple[str, ...]
+    """Names of the T axis."""
+    density: float
+    rescale: bool
+    only_matrices: bool
+    seed: int
+
+    def of(self, vectors: TaskVectors) -> TaskVectors:
+        """Task vectors with dropped entries, computed as they are read; unchanged for density 1."""
+        if self.density == 1:
+            return vectors
+
+        def drop(name: str, delta: Deltas) -> Deltas:
+            dtype = accumulator(delta.dtype)
+            kept = torch.empty(delta.shape, dtype=dtype, device=delta.device)
+            write_changed(flat_rows(kept), flat_rows(delta), self.change(name, delta))
             return kept
 
-        def drop_row(at: int) -> None:
-            mask = keep_mask(tuple(delta.shape[1:]), density, seed, vectors.tasks[at], name)
-            torch.mul(delta[at], mask.to(delta.device), out=kept[at])
-            kept[at] *= factor
+        return vectors.altered(drop)
 
-        in_threads(drop_row, range(len(delta)))
-        return kept
+    def change(self, name: str, delta: Deltas) -> Change:
+        """The drop for one tensor's task vectors [T, *shape], density < 1."""
+        rows, dtype = flat_rows(delta), accumulator(delta.dtype)
+        whole = self.only_matrices and delta.ndim != 3
+        factor = 1 / self.density if self.rescale and self.density else 1.0
+        keys = [mask_key(self.seed, task, name) for task in self.tasks]
 
-    return vectors.altered(drop)
+        def drop(tasks: slice, span: slice) -> Tensor:
+            given = rows[tasks, span]
+            if whole:
+                return given.to(dtype, copy=True)
+            if not self.density:
+                return torch.zeros_like(given, dtype=dtype)
+            kept = bernoulli(keys[tasks], self.density, span, dtype=dtype, device=rows.device)
+            return kept.mul_(given).mul_(factor)
+
+        return drop
 
 
-def keep_mask(shape: tuple[int, ...], density: float, seed: int, task: str, name: str) -> Tensor:
-    """Random mask, bool [*shape] on the CPU, true with probability `density`.
-
-    It is a function of its arguments alone.
-
-    >>> a = keep_mask((1000,), 0.3, 0, "mnist", "w")
-    >>> torch.equal(a, keep_mask((1000,), 0.3, 0, "mnist", "w")), 250 < int(a.sum()) < 350
-    (True, True)
-    """
-    words = "\0".join((str(seed), task, name)).encode()
-    number = int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "little", signed=True)
-    generator = torch.Generator().manual_seed(number)
-    return torch.rand(shape, generator=generator, device="cpu") < density
+def mask_key(seed: int, task: str, name: str) -> int:
+    """Key of the mask of one task's tensor."""
+    return key_of("\0".join(("dare", str(seed), task, name)))

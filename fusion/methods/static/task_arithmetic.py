@@ -7,8 +7,11 @@ from torch import Tensor
 from fusion.task_vectors.coding import Shares, linear
 from fusion.task_vectors.task_vectors import TaskVectors
 
+SCALE = 0.3
+"""Default λ, the paper's for eight tasks."""
 
-def task_arithmetic(vectors: TaskVectors, *, scale: float = 0.3) -> dict[str, Tensor]:
+
+def task_arithmetic(vectors: TaskVectors, *, scale: float = SCALE) -> dict[str, Tensor]:
     """Task arithmetic: add the scaled sum of task vectors to the base, θ = θ₀ + λ·Σ_t τ_t.
 
     The task vectors are summed in task order, scaled once, and added to the base last.

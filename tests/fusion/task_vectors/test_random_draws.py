@@ -7,21 +7,8 @@ from scipy import stats
 from fusion.methods.learned.concrete import drawn, mask_of
 from fusion.methods.learned.in_model import MaskOptions
 from fusion.task_vectors import random_draws
-from fusion.task_vectors.random_draws import key_of, splitmix, uniform
-
-MASK = 2**64 - 1
-
-
-def published(seed: int, count: int) -> list[int]:
-    """Vigna's `splitmix64.c`, in Python's whole numbers."""
-    found = []
-    for _ in range(count):
-        seed = (seed + 0x9E3779B97F4A7C15) & MASK
-        z = seed
-        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
-        found.append(z ^ (z >> 31))
-    return found
+from fusion.task_vectors.random_draws import bernoulli, key_of, splitmix, uniform
+from tests.fusion.draws import MASK, published
 
 
 def unsigned(words: torch.Tensor) -> list[int]:
@@ -69,6 +56,28 @@ def test_the_size_of_a_piece_is_of_no_matter(size, monkeypatch):
         monkeypatch.setattr(random_draws, "WORDS", words)
         assert torch.equal(uniform((size,), 5), whole)
     assert torch.equal(uniform((max(size - 1, 0),), 5), whole[: max(size - 1, 0)])
+
+
+@pytest.mark.parametrize("size", [1, 5, 130])
+def test_a_random_mask_is_the_same_however_it_is_cut(size):
+    keys = [key_of("a"), key_of("b"), 2**64 - 1]
+    whole = bernoulli(keys, 0.3, slice(0, size))
+    for at, key in enumerate(keys):
+        assert torch.equal(bernoulli([key], 0.3, slice(0, size))[0], whole[at])
+    for start in range(0, size, 2):
+        part = bernoulli(keys, 0.3, slice(start, size), dtype=torch.float64)
+        assert torch.equal(part, whole[:, start:].double())
+
+
+def test_a_random_mask_has_its_density():
+    size = 1 << 20
+    for density in (1e-3, 0.1, 0.5, 0.999):
+        ones = float(bernoulli([7], density, slice(0, size)).sum())
+        assert abs(ones - size * density) < 5 * (size * density * (1 - density)) ** 0.5
+    assert not bernoulli([7], 1e-12, slice(0, size)).any()
+    assert float(bernoulli([7], 1 - 1e-12, slice(0, size)).sum()) >= size - 1
+    low, high = (bernoulli([7], density, slice(0, 1000)) for density in (0.2, 0.6))
+    assert bool((low <= high).all())
 
 
 def test_uniform_independent_and_other_for_other_keys():

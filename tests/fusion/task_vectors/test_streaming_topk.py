@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fusion.task_vectors import streaming_topk
 from fusion.task_vectors.sharded_reduce import run_surveys
-from fusion.task_vectors.streaming_topk import kth_largest
+from fusion.task_vectors.streaming_topk import kth_largest, row_magnitudes
 
 
 def grouped(tensors: list[Tensor]) -> list[list[Tensor]]:
@@ -99,3 +99,16 @@ def test_what_is_read_is_not_written() -> None:
     before = [tensor.clone() for tensor in tensors]
     run_surveys([kth_largest(grouped(tensors), [100])])
     assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("few", [0, streaming_topk.FEW])
+def test_magnitudes_of_rows(dtype: torch.dtype, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming_topk, "FEW", few)
+    for size in (1, 300, 40_000):
+        rows = torch.randn(3, size, dtype=dtype).round(decimals=2)
+        before = rows.clone()
+        ranks = (max(1, size // 3), 1, size, max(1, size // 3))
+        for rank, found in zip(ranks, row_magnitudes(rows, ranks), strict=True):
+            assert found.tolist() == [sorted_kth([row], rank) for row in rows]
+        assert torch.equal(rows, before)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 
 from fusion.errors import InputError
-from fusion.methods.sparse.dare import dare, dare_survey, dropped, keep_mask
+from fusion.methods.sparse.dare import Drop, dare, dare_survey, mask_key
 from fusion.methods.sparse.ties import ties
 from fusion.methods.static.average import simple_average
 from fusion.methods.static.task_arithmetic import task_arithmetic
+from fusion.task_vectors import elementwise
 from fusion.task_vectors.sharded_reduce import run_surveys
 from fusion.task_vectors.task_vectors import TaskVectors
+from tests.fusion.draws import published
 from tests.fusion.laws import SCHEMAS, TASKS, assert_same_bits, toy
 
 PLAIN: dict[str, Any] = {
@@ -21,6 +24,23 @@ PLAIN: dict[str, Any] = {
     "average": simple_average,
     "ties": ties,
 }
+
+
+def dropped(
+    vectors: TaskVectors, density: float, rescale: bool, only_matrices: bool, seed: int
+) -> TaskVectors:
+    return Drop(vectors.tasks, density, rescale, only_matrices, seed).of(vectors)
+
+
+def keep_mask(
+    shape: tuple[int, ...], density: float, seed: int, task: str, name: str
+) -> torch.Tensor:
+    """A mask by the published hash, in Python's whole numbers: entry i by half a word."""
+    size = math.prod(shape)
+    words = published(mask_key(seed, task, name), (size + 1) // 2)
+    halves = [part for word in words for part in (word & 0xFFFFFFFF, word >> 32)][:size]
+    signed = [half - 2**32 if half >= 2**31 else half for half in halves]
+    return torch.tensor([(half + 2**31) / 2**32 < density for half in signed]).view(shape)
 
 
 def big(tasks: tuple[str, ...] = TASKS) -> TaskVectors:
@@ -67,8 +87,11 @@ def test_drops_differ_by_seed_task_and_tensor() -> None:
 
 def test_a_mask_is_known_beforehand() -> None:
     # Results of finished trials rest on it.
-    wanted = [True, True, True, True, True, True, True, False]
-    assert keep_mask((8,), 0.5, 0, "mnist", "embed.weight").tolist() == wanted
+    name, wanted = "embed.weight", [True, True, True, False, True, True, True, True]
+    assert mask_key(0, "mnist", name) == 16420541377971100568
+    assert keep_mask((8,), 0.5, 0, "mnist", name).tolist() == wanted
+    ones = TaskVectors(("mnist",), {name: torch.zeros(8)}, {name: torch.ones(1, 8)})
+    assert dropped(ones, 0.5, False, False, 0).deltas[name][0].bool().tolist() == wanted
 
 
 def test_kept_entries_of_a_higher_density_include_those_of_a_lower() -> None:
@@ -112,6 +135,14 @@ def test_it_is_the_plain_method_of_what_is_left(merge: Any) -> None:
     }
     left = TaskVectors(vectors.tasks, vectors.base, deltas)
     assert_same_bits(dare(vectors, density=0.4, seed=5, merge=merge), PLAIN[merge](left))
+
+
+@pytest.mark.parametrize("merge", ["task_arithmetic", "average"])
+def test_the_size_of_a_chunk_is_of_no_matter(merge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = dare(big(), density=0.3, seed=4, merge=merge)
+    for size in (2, 1000, 30_000):
+        monkeypatch.setattr(elementwise, "CHANGED", size)
+        assert_same_bits(dare(big(), density=0.3, seed=4, merge=merge), whole)
 
 
 def test_parameters_reach_the_method() -> None:
