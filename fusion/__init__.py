@@ -50,8 +50,11 @@ if TYPE_CHECKING:  # types for mypy and editors; at run time names load on first
     from fusion.methods.sparse.tall_mask import consensus as consensus
     from fusion.methods.sparse.tall_mask import tall_mask as tall_mask
     from fusion.methods.sparse.ties import ties as ties
+    from fusion.methods.sparse.trust_region import trust_region as trust_region
+    from fusion.methods.spectral.doge import doge_ta as doge_ta
     from fusion.methods.spectral.iso import iso_c as iso_c
     from fusion.methods.spectral.iso import iso_cts as iso_cts
+    from fusion.methods.spectral.optmerge import optmerge as optmerge
     from fusion.methods.spectral.svc import svc as svc
     from fusion.methods.spectral.tsv import tsv_m as tsv_m
     from fusion.methods.spectral.wudi import wudi as wudi
@@ -139,6 +142,9 @@ METHOD_MODULES = {
     "uniform_soup": "fusion.methods.soups.uniform_soup",
     "iso_c": "fusion.methods.spectral.iso",
     "iso_cts": "fusion.methods.spectral.iso",
+    "doge_ta": "fusion.methods.spectral.doge",
+    "optmerge": "fusion.methods.spectral.optmerge",
+    "trust_region": "fusion.methods.sparse.trust_region",
     "svc": "fusion.methods.spectral.svc",
     "tsv_m": "fusion.methods.spectral.tsv",
     "wudi": "fusion.methods.spectral.wudi",

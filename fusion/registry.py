@@ -49,7 +49,10 @@ from fusion.methods.sparse.emr import emr, emr_survey
 from fusion.methods.sparse.magmax import magmax
 from fusion.methods.sparse.tall_mask import consensus, tall_mask
 from fusion.methods.sparse.ties import ties, ties_survey
+from fusion.methods.sparse.trust_region import trust_region, trust_region_survey
+from fusion.methods.spectral.doge import doge_survey, doge_ta
 from fusion.methods.spectral.iso import iso_c, iso_cts
+from fusion.methods.spectral.optmerge import optmerge
 from fusion.methods.spectral.svc import svc
 from fusion.methods.spectral.tsv import tsv_m
 from fusion.methods.spectral.wudi import wudi
@@ -154,6 +157,23 @@ TABLE: dict[str, Method] = {
         wudi,
         paper="Cheng et al. 2025, arXiv:2503.08099",
         defaults="Adam 1e-5, 400 steps: FusionBench",
+    ),
+    "optmerge": Static(
+        optmerge,
+        paper="Wei et al. 2025, arXiv:2505.19892 (WUDI v2)",
+        defaults="300 steps, Adam 1e-5 from the sum: the released code's for full fine-tuning",
+    ),
+    "doge_ta": Static(
+        doge_ta,
+        paper="Wei et al. 2025, arXiv:2501.01230",
+        defaults="λ 0.07, density 0.3, Adam 1e-4, 400 steps: the released code's",
+        survey=doge_survey,
+    ),
+    "trust_region": Static(
+        trust_region,
+        paper="Sun et al. 2025, ICLR 2025, openreview q3ztjJRQuJ",
+        defaults="scale 0.3, density 0.99: FusionBench",
+        survey=trust_region_survey,
     ),
     "svc": PostTreatment(
         svc,

@@ -99,6 +99,15 @@ EXAMPLES.update(
         "iso_c": lambda tasks, groups: [{}, {"scale": 1.5}],
         "iso_cts": lambda tasks, groups: [{}, {"common_fraction": 0.5}],
         "wudi": lambda tasks, groups: [{"steps": 20}, {"steps": 3, "learning_rate": 1e-3}],
+        "optmerge": lambda tasks, groups: [
+            {"steps": 10},
+            {"experts": "lora", "steps": 10, "learning_rate": 1e-2},
+        ],
+        "doge_ta": lambda tasks, groups: [
+            {"steps": 10, "subspace": 3},
+            {"scale": 0.5, "density": 0.6, "steps": 2, "compat": "released"},
+        ],
+        "trust_region": lambda tasks, groups: [{}, {"scale": -0.5, "density": 0.6}],
         "svc": lambda tasks, groups: [
             {},
             {"of": {"ties": {"density": 0.5, "scale": 0.7}}, "alpha": 0.5},

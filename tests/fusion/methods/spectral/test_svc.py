@@ -89,6 +89,9 @@ def test_it_composes_with_every_merge_of_weights(name: str) -> None:
             assert torch.equal(treated[key], plain[key]), key
             continue
         moved = plain[key].double() - base.double()
+        if not moved.any():
+            assert torch.equal(treated[key], base), key
+            continue
         if name.startswith("iso_"):
             continue  # equal singular values: the directions are arbitrary
         wanted = textbook(moved, vectors.deltas[key].double(), 0.1)
