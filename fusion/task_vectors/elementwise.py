@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,15 +19,8 @@ Combine = Callable[[Tensor], Tensor]
 Change = Callable[[slice, slice], Tensor]
 """(tasks, entries) -> their changed values [tasks, n], in new memory and the accumulation dtype."""
 
-Result = TypeVar("Result")
-
-
-class Threads(Protocol[Result]):
-    """Maps a function to portions: `in_threads` or `map_single_threaded`."""
-
-    def __call__(self, work: Callable[[slice], Result], items: Sequence[slice], /) -> list[Result]:
-        """The results, in the order of the portions."""
-
+Threads = Callable[[Callable[[slice], None], Sequence[slice]], object]
+"""Maps a function to portions: `in_threads` or `map_single_threaded`."""
 
 CHANGED = 1 << 17
 """Entries changed at a time on a CPU. Fewer cost more waits for Python's lock, since a change is a
@@ -129,7 +121,7 @@ def merge_spans(
     scale: float,
     base_scale: float = 1.0,
     size: int = SERIAL,
-    threads: Threads[None] = in_threads,
+    threads: Threads = in_threads,
 ) -> None:
     """Merge one tensor chunk by chunk: out = base_scale·θ₀ + scale·merged(span).
 
@@ -193,20 +185,13 @@ def totals(deltas: Tensor, measure: Combine) -> Tensor:
     shards. On a GPU they are added there, and the host does not wait.
     """
     rows, dtype = flat_rows(deltas), accumulator(deltas.dtype)
-    return summed(rows, lambda span: measure(chunk(rows, span, dtype)))
-
-
-def summed(
-    rows: Tensor, measure: Callable[[slice], Tensor], threads: Threads[list[Tensor]] = in_threads
-) -> Tensor:
-    """Sum of `measure(span)` [*k] over the chunks of [T, n], in float64; see `totals`."""
 
     def work(portion: slice) -> list[Tensor]:
-        return [measure(span).double() for span in spans(portion, rows)]
+        return [measure(chunk(rows, span, dtype)).double() for span in spans(portion, rows)]
 
-    parts = [part for some in threads(work, shares(rows)) for part in some]
+    parts = [part for some in in_threads(work, shares(rows)) for part in some]
     if not parts:
-        return torch.zeros_like(measure(slice(0, 0)).double())
+        return torch.zeros_like(measure(chunk(rows, slice(0, 0), dtype)).double())
     stacked = torch.stack(parts)
     if stacked.device.type != "cpu":
         return stacked.sum(0)

@@ -12,12 +12,16 @@ from torch import Tensor
 
 from fusion.errors import InputError, unknown
 from fusion.task_vectors.coding import Shares, linear_by_measure
-from fusion.task_vectors.elementwise import flat_rows, summed
+from fusion.task_vectors.elementwise import flat_rows
+from fusion.task_vectors.gram import tensor_gram
 from fusion.task_vectors.task_vectors import TaskVectors
-from fusion.task_vectors.threads import map_single_threaded
+from fusion.task_vectors.threads import map_single_threaded, portions
 
 EPSILON = 1e-8
 """FusionBench's epsilon: shorter vectors are not normalised."""
+
+CHUNK = 1 << 16
+"""Elements of the two models that are multiplied at a time on a CPU: 1 MiB of float64."""
 
 
 def slerp(
@@ -76,18 +80,36 @@ def slerp(
 def ends_gram(base: Tensor, deltas: Tensor, pair: Sequence[int | None]) -> Tensor:
     """Gram matrix [2, 2] float64 of the two models' weights, on their device.
 
-    The models are added up chunk by chunk. On a CPU the chunks' products are added exactly, so the
-    bits do not depend on threads.
+    On a CPU the models are added up chunk by chunk, and the chunks' products are added exactly, so
+    the bits do not depend on threads.
     """
+    if base.device.type != "cpu":
+        begin = base.to(deltas.dtype)
+        return tensor_gram(
+            torch.stack([begin if at is None else begin + deltas[at] for at in pair])
+        )
     rows, origin = flat_rows(deltas), base.reshape(-1)
 
-    def products(span: slice) -> Tensor:
-        begin = origin[span].to(rows.dtype)
-        a, b = ((begin if at is None else begin + rows[at, span]).double() for at in pair)
-        both = a.dot(b)
-        return torch.stack([a.dot(a), both, both, b.dot(b)])
+    def work(portion: slice) -> list[tuple[float, float, float]]:
+        width = min(CHUNK, portion.stop - portion.start)
+        wide = torch.empty(2, width, dtype=torch.float64)
+        narrow, found = torch.empty(width, dtype=rows.dtype), []
+        for at in range(portion.start, portion.stop, CHUNK):
+            span = slice(at, min(at + CHUNK, portion.stop))
+            a, b = wide[:, : span.stop - at]
+            for end, task in zip((a, b), pair, strict=True):
+                begin = origin[span]
+                if task is not None:
+                    begin = torch.add(begin, rows[task, span], out=narrow[: len(a)])
+                end.copy_(begin)
+            found.append((a.dot(a).item(), a.dot(b).item(), b.dot(b).item()))
+        return found
 
-    return summed(rows, products, map_single_threaded).view(2, 2)
+    parts = [
+        part for some in map_single_threaded(work, portions(len(origin), CHUNK)) for part in some
+    ]
+    first, both, second = (math.fsum(column) for column in zip((0.0,) * 3, *parts, strict=True))
+    return torch.tensor([[first, both], [both, second]], dtype=torch.float64)
 
 
 def endpoints(

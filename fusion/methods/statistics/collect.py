@@ -126,6 +126,30 @@ def checked(
     return found.to(device)
 
 
+STRIPS = 4
+"""Strips of a Gram matrix. More save little, and their products are slow to start."""
+
+
+def add_upper(total: Tensor, rows: Tensor) -> None:
+    """Add XᵀX to the upper triangle of `total` [in, in], in 5/8 of the operations for all of it.
+
+    XᵀX is symmetric, so each strip of rows is computed from its diagonal block on.
+
+    Args:
+        total: written to; entries below the diagonal blocks are not touched.
+        rows: X [n, in].
+    """
+    width = total.shape[1]
+    step = -(-width // (64 * STRIPS)) * 64
+    for at in range(0, width, step):
+        total[at : at + step, at:].addmm_(rows[:, at : at + step].T, rows[:, at:])
+
+
+def mirrored(upper: Tensor) -> Tensor:
+    """The symmetric matrix with this upper triangle."""
+    return upper.triu().add_(upper.triu(1).T)
+
+
 class Grams:
     """Forward hooks that sum XᵀX of the inputs of linear layers: float32 [in, in].
 
@@ -147,6 +171,7 @@ class Grams:
         masked: Mapping[str, str] = NO_MASKS,
     ) -> None:
         self.sums: dict[str, Tensor] = {}
+        """Right of and on the diagonal; below it only parts (`add_upper`)."""
         self.rows: dict[str, int] = {}
         self.keys: dict[str, str] = {}
         self.last: tuple[Tensor | None, str] = (None, "")
@@ -181,7 +206,7 @@ class Grams:
             if name not in self.sums:
                 self.sums[name] = torch.zeros(rows.shape[1], rows.shape[1], device=x.device)
                 self.rows[name] = 0
-            self.sums[name].addmm_(rows.T, rows)
+            add_upper(self.sums[name], rows)
             self.rows[name] += len(rows)
             self.last = (x, name)
 
@@ -194,7 +219,9 @@ class Grams:
 
     def means(self) -> dict[str, Tensor]:
         """Key -> Gram matrix divided by the number of rows."""
-        return {name: total / max(1, self.rows[name]) for name, total in self.sums.items()}
+        return {
+            name: mirrored(total / max(1, self.rows[name])) for name, total in self.sums.items()
+        }
 
     def close(self) -> None:
         """Remove the hooks."""

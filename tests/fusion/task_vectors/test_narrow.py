@@ -69,7 +69,7 @@ def test_static_methods_are_near_the_values_that_were_not_rounded(name, dtype):
         wanted, found = (laws.merge(name, each, params) for each in (vectors, narrow))
         for key, base in vectors.base.items():
             moved, off = (wanted[key] - base).abs(), (found[key] - wanted[key]).abs()
-            if name in CHOOSING:
+            if name in CHOOSING or params.get("merge") == "ties":  # DARE's, too
                 far = off > 2 * most * vectors.deltas[key].abs().amax(0)
                 assert float(far.float().mean()) <= 0.1, key
             else:

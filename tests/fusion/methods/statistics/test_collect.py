@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from fusion.methods.statistics.collect import Grams, Statistics
+from fusion.methods.statistics.collect import Grams, Statistics, add_upper, mirrored
 
 
 class Attention(nn.Module):
@@ -35,6 +36,18 @@ def test_sums_are_of_all_rows_and_shared_where_the_input_is() -> None:
     grams.close()
     module(batches[0])
     assert torch.equal(grams.means()["layer.q.weight"], found["layer.q.weight"])
+
+
+@pytest.mark.parametrize("width", [1, 3, 64, 65, 160, 300])
+def test_a_triangle_gives_the_whole_gram_matrix(width: int) -> None:
+    total = torch.zeros(width, width)
+    batches = [torch.randn(7, width), torch.randn(40, width)]
+    for rows in batches:
+        add_upper(total, rows)
+    found = mirrored(total)
+    wanted = sum((rows.T.double() @ rows.double() for rows in batches), torch.zeros(()).double())
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
+    assert torch.equal(found, found.T)
 
 
 def test_statistics_by_name() -> None:
