@@ -53,6 +53,7 @@ from benchmarks.pools import (  # noqa: E402
 )
 from fusion.kinds import MergeInputs  # noqa: E402
 from fusion.methods.learned.steps import MicroBatch, stacks  # noqa: E402
+from fusion.methods.spectral.batched import leading_directions, polar_factors  # noqa: E402
 from fusion.registry import METHODS  # noqa: E402
 from fusion.task_vectors.packed import packed  # noqa: E402
 from fusion.task_vectors.sparsify import Trim  # noqa: E402
@@ -256,6 +257,7 @@ SURVEYED: dict[str, dict[str, Any]] = {
     "model_stock": {},
     "tsv_m": {},
     "iso_c": {},
+    "iso_cts": {},
 }
 """Merges that read values on the host: counted on the thin model."""
 
@@ -292,13 +294,35 @@ def coded(local: LocalExperts) -> Iterator[Counts]:
         yield counted(name, partial(shard.merge, weights, shard.resident.arena))
 
 
+def decompositions() -> Iterator[Counts]:
+    """Batched polar factors and leading directions of matrices as large as B/32's, of decaying
+    singular values, and none that must be decomposed."""
+    width, draw = B32.width, torch.Generator().manual_seed(0)
+    left, right = (
+        torch.linalg.qr(torch.randn(4, width, width, generator=draw).double()).Q for _ in range(2)
+    )
+    values = torch.logspace(0, -3, width, dtype=torch.float64)
+    with device.pretending():
+        stack = (left * values @ right).float().to("cuda")
+        yield counted(
+            f"polar factors, 4 of [{width}, {width}]",
+            lambda: polar_factors(stack, stack.dtype),
+        )
+        count = width // len(TASKS)
+        yield counted(
+            f"{count} leading directions, 4 of [{width}, {width}]",
+            lambda: leading_directions(stack, count, stack.dtype),
+        )
+
+
 def run() -> list[Counts]:
     """All counts."""
     with replica(B32, False) as local:
         found = [*passes(local), *statistics(local), *merges(local, MERGES, True)]
         found += [*coded(local), *with_statistics(local)]
     with replica(THIN, True) as local:
-        return [*found, *merges(local, SURVEYED, False)]
+        found += merges(local, SURVEYED, False)
+    return [*found, *decompositions()]
 
 
 def page(found: list[Counts]) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import yaml
 
@@ -55,6 +56,11 @@ class Product:
     pool: Callable[[], Path]
     root: Path
 
+    @property
+    def cache(self) -> Path:
+        """Cache folder of the commands."""
+        return self.root / "cache"
+
     def command(self, *words: str) -> None:
         """Run `sweeps …` there.
 
@@ -66,7 +72,7 @@ class Product:
         env = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(path[::-1]),
-            "FUSION_SWEEPS_CACHE": str(self.root / "cache"),
+            "FUSION_SWEEPS_CACHE": str(self.cache),
         }
         done = subprocess.run(
             [sys.executable, "-m", "sweeps", *words],
@@ -116,7 +122,8 @@ class Product:
         """A row's export, made and evaluated on the CPU, against the row's own accuracy."""
         row, out = self.swept.row(method), self.root / "exported" / method
         assert row.recipe is not None
-        export(self.swept.folder / row.recipe, out)
+        with mock.patch.dict(os.environ, FUSION_SWEEPS_CACHE=str(self.cache)):  # has statistics
+            export(self.swept.folder / row.recipe, out)
         pool, tiny = self.pool(), open_pool
         found = tiny(str(out), {task: str(pool / "experts" / task) for task in NAMES})
         tasks = {task: open_task(TaskSource(task, str(pool / "data" / task))) for task in NAMES}
@@ -141,7 +148,7 @@ class Product:
             "finetune": {"epochs": 1, "batch_size": 16, "learning_rate": 1e-3},
         }  # fmt: skip
         self.command("train", self.file("training", spec))
-        there = (out / "tones" / "model.safetensors").exists()
+        there = (out / "experts" / "tones" / "model.safetensors").exists()
         return Found(("an expert" if there else "no expert", "an expert"), there)
 
 

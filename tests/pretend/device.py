@@ -360,9 +360,7 @@ class Pretending(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if kwargs.get("pin_memory"):
-            made: Tensor = func(*args, **{**kwargs, "pin_memory": False})
-            PINNED[made.untyped_storage().data_ptr()] = made
-            return made
+            return unpinned(func)(*args, **kwargs)
         asked = kwargs.get("device")
         if asked is not None and torch.device(asked).type == "cuda":
             return carried_out(func, args, kwargs)
@@ -446,6 +444,7 @@ def everywhere() -> torch.library.Library:
         kernels.impl(func, partial(allocated, func))
     torch.tensor = sent(torch.tensor)
     torch.as_tensor = sent(torch.as_tensor)
+    torch.empty = unpinned(torch.empty)
     return kernels
 
 
@@ -461,6 +460,18 @@ def sent(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if device is None or torch.device(device).type != "cuda":
             return make(*args, device=device, **kwargs)
         return make(*args, device="cpu", **kwargs).to(device)
+
+    return made
+
+
+def unpinned(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """An allocation whose pinned memory is noted as such, and is the CPU's."""
+
+    def made(*args: Any, pin_memory: bool = False, **kwargs: Any) -> Tensor:
+        found = make(*args, **kwargs)
+        if pin_memory:
+            PINNED[found.untyped_storage().data_ptr()] = found
+        return found
 
     return made
 

@@ -8,6 +8,7 @@ import torch
 from annotated_types import Interval
 from torch import Tensor
 
+from fusion.methods.spectral.batched import leading_directions, polar_factors, side_by_side
 from fusion.methods.spectral.svd import (
     Directions,
     complement,
@@ -46,7 +47,11 @@ def iso_c(vectors: TaskVectors, *, scale: float = 1.0) -> dict[str, Tensor]:
         factor, total = polar(summed(deltas), deltas.dtype)
         return factor * (total / min(factor.shape)).to(factor)
 
-    return merge_matrices(vectors, merged, scale=scale)
+    def batched(stack: Tensor) -> Tensor:
+        factors, totals = polar_factors(summed(stack.movedim(1, 0)), stack.dtype)
+        return factors * (totals / min(factors.shape[1:])).to(factors)[:, None, None]
+
+    return merge_matrices(vectors, merged, scale=scale, batched=batched)
 
 
 def iso_cts(
@@ -86,7 +91,11 @@ def iso_cts(
         common, own = sizes(min(deltas.shape[1:]), len(deltas), common_fraction)
         return with_tasks(deltas, common, own)
 
-    return merge_matrices(vectors, merged, scale=scale)
+    def batched(stack: Tensor) -> Tensor:
+        common, own = sizes(min(stack.shape[2:]), stack.shape[1], common_fraction)
+        return with_tasks_together(stack, common, own)
+
+    return merge_matrices(vectors, merged, scale=scale, batched=batched)
 
 
 def sizes(rank: int, tasks: int, common_fraction: float) -> tuple[int, int]:
@@ -118,6 +127,24 @@ def with_tasks(deltas: Tensor, common: int, own: int) -> Tensor:
     return left @ right.T * mean.to(known)
 
 
+def with_tasks_together(stack: Tensor, common: int, own: int) -> Tensor:
+    """`with_tasks` of K matrices on a GPU: [K, T, m, n] -> [K, m, n]."""
+    known, (count, tasks) = stack.dtype, stack.shape[:2]
+    parts = [leading_directions(summed(stack.movedim(1, 0)), common, known)]
+    if own:
+        wide = wide_copy(stack)
+        noise = 10 * torch.finfo(known).eps * wide.flatten(2).norm(dim=2).flatten()
+        shared = parts[0].left[:, None]
+        wide -= shared @ (shared.mT @ wide)
+        found = leading_directions(wide.flatten(0, 1), own, known, noise)
+        left, right = (side_by_side(each, tasks) for each in (found.left, found.right))
+        parts.insert(0, Directions(left, found.values.view(count, -1), right))
+    mean = torch.cat([part.values for part in parts], 1).mean(1)
+    left, _ = polar_factors(torch.cat([part.left for part in parts], 2), known)
+    right, _ = polar_factors(torch.cat([part.right for part in parts], 2), known)
+    return left @ right.mT * mean.to(known)[:, None, None]
+
+
 def residues(deltas: Tensor, common: Tensor, own: int) -> list[Directions]:
     """Leading singular triplets of each task's residual τ_t − U Uᵀ τ_t.
 
@@ -146,7 +173,7 @@ def residues(deltas: Tensor, common: Tensor, own: int) -> list[Directions]:
 
 
 def summed(deltas: Tensor) -> Tensor:
-    """Sum of the task matrices [T, m, n] in float64: [m, n]."""
+    """Sum of the task matrices [T, …, m, n] in float64: […, m, n]."""
     total = wide_copy(deltas[0])
     for delta in deltas[1:]:
         total += wide_copy(delta)  # converted first: several times as fast as a mixed sum

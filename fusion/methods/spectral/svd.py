@@ -78,8 +78,16 @@ class Directions(NamedTuple):
     """Right singular vectors [n, k]."""
 
 
+GROUP = 1 << 25
+"""Entries of the task vectors that are stacked at a time on a GPU: 128 MiB in float32."""
+
+
 def merge_matrices(
-    vectors: TaskVectors, merged: Callable[[Tensor], Tensor], *, scale: float = 1.0
+    vectors: TaskVectors,
+    merged: Callable[[Tensor], Tensor],
+    *,
+    scale: float = 1.0,
+    batched: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Merge matrices by `merged` and average all other tensors, both scaled by λ.
 
@@ -89,20 +97,61 @@ def merge_matrices(
         vectors: base and task vectors.
         merged: task matrices [T, m, n] -> [m, n]; neither m nor n is zero.
         scale: λ. Default 1.
+        batched: the same for stacks on a GPU: [K, T, m, n] -> [K, m, n]. Default: one by one.
 
-    Matrices are merged one by one. On a CPU a batch of equal shapes would not be faster, and the
+    On a CPU matrices are merged one by one: a batch of equal shapes would not be faster, and the
     bits must not depend on which tensors are in a shard together.
     """
     ones = [1.0] * len(vectors.tasks)
+    gpu = any(tensor.device.type != "cpu" for tensor in vectors.base.values())
+
+    def one(name: str) -> Tensor:
+        return merged(vectors.deltas[name])
+
+    matrix = stacked(vectors, batched) if batched and gpu else one
 
     def fill(name: str, out: Tensor) -> None:
-        base, deltas = vectors.base[name], vectors.deltas[name]
-        if base.ndim == 2 and base.numel():
-            mix_tensor(out, base, merged(deltas)[None], [1.0], scale=scale)
+        base = vectors.base[name]
+        if is_matrix(base):
+            mix_tensor(out, base, matrix(name)[None], [1.0], scale=scale)
         else:
-            mix_tensor(out, base, deltas, ones, scale=scale / len(ones))
+            mix_tensor(out, base, vectors.deltas[name], ones, scale=scale / len(ones))
 
     return vectors.build(fill)
+
+
+def is_matrix(base: Tensor) -> bool:
+    """Whether a tensor is merged as a matrix."""
+    return base.ndim == 2 and base.numel() > 0
+
+
+def stacked(vectors: TaskVectors, batched: Callable[[Tensor], Tensor]) -> Callable[[str], Tensor]:
+    """Function name -> merged matrix [m, n], for a GPU: matrices of one shape are merged together.
+
+    A stack is merged when the first of its names is asked for; the others' results wait. Each name
+    can be asked for once.
+    """
+    kinds: dict[tuple[torch.Size, torch.dtype], list[list[str]]] = {}
+    group_of: dict[str, list[str]] = {}
+    for name, base in vectors.base.items():
+        if name not in vectors.deltas or not is_matrix(base):
+            continue
+        groups = kinds.setdefault((base.shape, base.dtype), [[]])
+        most = max(1, GROUP // (len(vectors.tasks) * base.numel()))
+        if len(groups[-1]) == most:
+            groups.append([])
+        groups[-1].append(name)
+        group_of[name] = groups[-1]
+    made: dict[str, Tensor] = {}
+
+    def merged(name: str) -> Tensor:
+        if name not in made:
+            names = group_of[name]
+            stack = torch.stack([vectors.deltas[each] for each in names])
+            made.update(zip(names, batched(stack), strict=True))
+        return made.pop(name)
+
+    return merged
 
 
 def wide_copy(matrix: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fusion.methods.spectral.batched import leading_directions, polar_factors, side_by_side
 from fusion.methods.spectral.svd import leading, merge_matrices, polar, wide_copy
 from fusion.methods.static.coefficients import tensor_weights
 from fusion.task_vectors.task_vectors import Deltas, TaskVectors
@@ -66,7 +67,13 @@ def tsv_m(
             return torch.zeros_like(deltas[0]) if compat == "fusionbench" else deltas.mean(0)
         return orthogonalised(deltas, share)
 
-    return merge_matrices(vectors, merged, scale=scale)
+    def batched(stack: Tensor) -> Tensor:
+        share = min(stack.shape[2:]) // stack.shape[1]
+        if not share:
+            return torch.stack([merged(deltas) for deltas in stack])
+        return orthogonalised_together(stack, share)
+
+    return merge_matrices(vectors, merged, scale=scale, batched=batched)
 
 
 def scaled(delta: Deltas, factors: Sequence[float]) -> Deltas:
@@ -81,3 +88,12 @@ def orthogonalised(deltas: Tensor, share: int) -> Tensor:
     left, _ = polar(torch.cat([part.left for part in parts], 1), known)
     right, _ = polar(torch.cat([part.right for part in parts], 1), known)
     return left * torch.cat([part.values for part in parts]).to(known) @ right.T
+
+
+def orthogonalised_together(stack: Tensor, share: int) -> Tensor:
+    """`orthogonalised` of K matrices on a GPU: [K, T, m, n] -> [K, m, n]."""
+    known, (count, tasks) = stack.dtype, stack.shape[:2]
+    found = leading_directions(stack.flatten(0, 1), share, known)
+    left, _ = polar_factors(side_by_side(found.left, tasks), known)
+    right, _ = polar_factors(side_by_side(found.right, tasks), known)
+    return left * found.values.view(count, 1, -1).to(known) @ right.mT

@@ -1,7 +1,6 @@
 """With this folder on `PYTHONPATH` every Python process has a pretended GPU, once it has PyTorch.
 
-The root of the project must be on it, too. Processes of Ray inherit it, but replicas of a fleet do
-not come up with it yet.
+The root of the project must be on it, too. Processes of Ray inherit it.
 """
 
 from __future__ import annotations
