@@ -120,7 +120,7 @@ TABLE: dict[str, Method] = {
     ),
     "karcher": Static(
         karcher,
-        paper="Grove & Karcher 1973 (Math. Z. 132); of weights as mergekit 0.1.4",
+        paper="Grove & Karcher 1973, Math. Z. 132; of weights as mergekit 0.1.4",
         defaults="equal weights, 10 steps, tolerance 1e-5: mergekit",
     ),
     "multislerp": Static(
