@@ -197,7 +197,7 @@ def checked_rule(name: str) -> Callable[..., Any]:
     >>> checked_rule("task_arithmetic")(v, scale="large")
     Traceback (most recent call last):
     ...
-    fusion.errors.InputError: task_arithmetic: scale: 'large'; float allowed
+    fusion.errors.InputError: task_arithmetic: scale: 'large'; float or mapping allowed
     """
     row = METHODS[name]
     inputs = set(inspect.signature(row.rule).parameters) - set(row.parameters)

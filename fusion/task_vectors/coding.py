@@ -118,6 +118,11 @@ class Shares:
     base_scale: float = 1.0
     """s₀."""
 
+    @property
+    def key(self) -> tuple[object, ...]:
+        """The same numbers, hashable."""
+        return tuple(self.coefficients), self.scale, self.base_scale
+
 
 def linear(
     vectors: TaskVectors, shares: Callable[[str], Shares], *, factors: bool = False

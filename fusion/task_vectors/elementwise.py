@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from fusion.staging import sent
 from fusion.task_vectors.coding import Shares, mix_tensor
 from fusion.task_vectors.packed import ENTRIES
 from fusion.task_vectors.task_vectors import TaskVectors, accumulator
@@ -29,17 +30,37 @@ dozen operations; more do not stay in a core's cache."""
 CONTIGUOUS = torch.contiguous_format
 
 
-def combined(vectors: TaskVectors, combine: Combine, *, scale: float = 1.0) -> dict[str, Tensor]:
-    """Merge every tensor by an elementwise rule: θ_j = θ₀,j + scale·combine(τ_1j … τ_Tj)."""
+def combined(
+    vectors: TaskVectors, combine: Combine, *, scale: float | Callable[[str], Shares] = 1.0
+) -> dict[str, Tensor]:
+    """Merge every tensor by an elementwise rule: θ_j = θ₀,j + scale·combine(c_1 τ_1j … c_T τ_Tj).
+
+    Args:
+        vectors: base and task vectors.
+        combine: the rule.
+        scale: a number (default 1; all c_t = 1), or tensor name -> c_t and scale.
+    """
 
     def fill(name: str, out: Tensor, base: Tensor, deltas: Tensor) -> None:
-        combine_tensor(out, base, deltas, combine, scale=scale)
+        if isinstance(scale, (int, float)):
+            combine_tensor(out, base, deltas, combine, scale=scale)
+        else:
+            mine = scale(name)
+            combine_tensor(out, base, deltas, combine, scale=mine.scale, factors=mine.coefficients)
 
-    return vectors.build_runs(fill)
+    if isinstance(scale, (int, float)):
+        return vectors.build_runs(fill)
+    return vectors.build_runs(fill, lambda name: scale(name).key)
 
 
 def combine_tensor(
-    out: Tensor, base: Tensor, deltas: Tensor, combine: Combine, *, scale: float = 1.0
+    out: Tensor,
+    base: Tensor,
+    deltas: Tensor,
+    combine: Combine,
+    *,
+    scale: float = 1.0,
+    factors: Sequence[float] = (),
 ) -> None:
     """Merge one tensor by an elementwise rule; the base is added last, with one rounding.
 
@@ -49,10 +70,15 @@ def combine_tensor(
         deltas: τ [T, *shape].
         combine: the rule.
         scale: multiplies the merged task vector. Default 1.
+        factors: T numbers that multiply the task vectors first. Default: none.
     """
     rows = flat_rows(deltas)
     dtype = accumulator(out.dtype, base.dtype, deltas.dtype)
-    merge_spans(out, base, rows, lambda span: combine(chunk(rows, span, dtype)), scale=scale)
+
+    def merged(span: slice) -> Tensor:
+        return combine(multiplied(chunk(rows, span, dtype), factors))
+
+    merge_spans(out, base, rows, merged, scale=scale)
 
 
 def linear_of_changed(
@@ -175,6 +201,18 @@ def task_groups(rows: Tensor, span: slice) -> list[slice]:
     if rows.device.type == "cpu":
         size = max(1, CHANGED // max(1, span.stop - span.start))
     return [slice(at, min(at + size, tasks)) for at in range(0, tasks, size)]
+
+
+def multiplied(rows: Tensor, factors: Sequence[float]) -> Tensor:
+    """Multiply the rows of [T, n] by T numbers, in place; nothing is done for ones or no numbers.
+
+    >>> multiplied(torch.ones(2, 2), [1.0, 0.5]).tolist()
+    [[1.0, 1.0], [0.5, 0.5]]
+    """
+    if all(factor == 1 for factor in factors):
+        return rows
+    column = torch.tensor(factors, dtype=rows.dtype)
+    return rows.mul_(sent(column, rows.device)[:, None])
 
 
 def totals(deltas: Tensor, measure: Combine) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fusion.staging import sent
-from fusion.task_vectors.elementwise import gathered, shares
+from fusion.task_vectors.elementwise import gathered, multiplied, shares
 from fusion.task_vectors.lazy import (
     LazyTensors,
     NarrowTensors,
@@ -244,7 +244,7 @@ def kept_entries(size: int, density: float, compat: Compat) -> int:
 
 
 def trimmed_chunks(
-    rows: Tensor, smallest: Sequence[float], portion: slice
+    rows: Tensor, smallest: Sequence[float], portion: slice, factors: Sequence[float] = ()
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Trim flat task vectors chunk by chunk; yields (slice, sum over tasks [n], trimmed [T, n]).
 
@@ -254,11 +254,14 @@ def trimmed_chunks(
         rows: T flat task vectors [T, n].
         smallest: T thresholds; entries of at least this magnitude are kept.
         portion: the part of the rows to process.
+        factors: T numbers that multiply the trimmed task vectors before they are summed. Default:
+            none.
     """
     dtype = accumulator(rows.dtype)
+    plain = all(factor == 1 for factor in factors)
     floors = [below(value, dtype) for value in smallest]
     if rows.device.type != "cpu":
-        yield from trimmed_on_gpu(rows, floors, portion)
+        yield from trimmed_on_gpu(rows, floors, portion, () if plain else factors)
         return
     step = max(1, min(CHUNK, portion.stop - portion.start))
     scratch = torch.empty(1 + len(rows), step, dtype=dtype)
@@ -266,14 +269,16 @@ def trimmed_chunks(
         span = slice(start, min(start + step, portion.stop))
         mass, *kept = scratch[:, : span.stop - start]
         mass.zero_()
-        for row, floor, trimmed in zip(rows, floors, kept, strict=True):
+        for t, (row, floor, trimmed) in enumerate(zip(rows, floors, kept, strict=True)):
             torch.hardshrink(row[span].to(dtype), floor, out=trimmed)  # 0 where |τ| <= floor
+            if not plain:
+                trimmed.mul_(factors[t])
             mass.add_(trimmed)
         yield span, mass, scratch[1:, : span.stop - start]
 
 
 def trimmed_on_gpu(
-    rows: Tensor, floors: Sequence[float], portion: slice
+    rows: Tensor, floors: Sequence[float], portion: slice, factors: Sequence[float]
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """`trimmed_chunks` on a GPU: all tasks at once, but summed in task order, as on a CPU.
 
@@ -285,7 +290,7 @@ def trimmed_on_gpu(
     for start in range(portion.start, portion.stop, step):
         span = slice(start, min(start + step, portion.stop))
         part = rows[:, span].to(dtype)
-        kept = torch.where(part.abs() > least, part, 0.0)
+        kept = multiplied(torch.where(part.abs() > least, part, 0.0), factors)
         mass = torch.zeros_like(kept[0])
         for row in kept:
             mass.add_(row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -107,6 +108,7 @@ def parse(value: Any, path: Path = ()) -> Any:
     if isinstance(value, Mapping):
         if word := next((key for key in value if key in WORDS), None):
             return _space(word, value, path)
+        _check_word(value, path)
         for key in value:
             if not isinstance(key, str):
                 raise Fault((*path, str(key)), key, "a name must be a text; put it in quotes")
@@ -118,6 +120,14 @@ def parse(value: Any, path: Path = ()) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise Fault(path, value, "a number, a text, true, false, null, a list or a mapping")
+
+
+def _check_word(value: Mapping[Any, Any], path: Path) -> None:
+    """Raise Fault if a mapping looks like a space whose word is misspelt."""
+    for key, inner in value.items():
+        near = difflib.get_close_matches(str(key), WORDS, n=1, cutoff=0.7)
+        if near and len(value) == 1 and isinstance(inner, list):
+            raise Fault(path, value, f"unknown space {key!r}; did you mean {near[0]!r}?")
 
 
 def spaces(value: Any, path: Path = ()) -> Iterator[tuple[Path, Space]]:

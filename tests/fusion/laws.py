@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from fusion.registry import (
     METHODS,
     Adaptive,
@@ -39,6 +42,19 @@ def by_name(task: str, tensor: str) -> float:
     return 0.5 + sum(map(ord, task + tensor)) % 11 / 10
 
 
+CURVE = {"start": 0.2, "end": 0.6}
+
+
+def a_task(tasks: Sequence[str]) -> dict[str, float]:
+    """A scale of each task, by its name."""
+    return {task: by_name(task, "λ") - 0.7 for task in tasks}
+
+
+def a_task_and_layer(tasks: Sequence[str]) -> dict[str, Any]:
+    """A scale of each task: a curve for the first by name, and numbers."""
+    return {**a_task(tasks), min(tasks): CURVE}
+
+
 EXAMPLES.update(
     {
         "fisher": lambda tasks, groups: [{}, {"normalize": False, "floor": 0.0}],
@@ -49,20 +65,39 @@ EXAMPLES.update(
             {"weights": {task: {"block.*": by_name(task, "b"), "*": 1.0} for task in tasks}},
             {"weights": [[by_name(task, name) for name in groups] for task in tasks]},
         ],
-        "task_arithmetic": lambda tasks, groups: [{}, {"scale": -0.5}],
+        "task_arithmetic": lambda tasks, groups: [
+            {},
+            {"scale": -0.5},
+            {"scale": a_task(tasks)},
+            {"scale": CURVE, "weights": {task: by_name(task, "") for task in tasks}},
+            {"scale": {"preset": "lines", "beta": 0.5}},
+            {"scale": a_task_and_layer(tasks)},
+        ],
         "ties": lambda tasks, groups: [
             {},
             {"density": 0.6, "granularity": "tensor", "merge": "sum"},
             {"density": 0.5, "scale": 0.3, "merge": "sum", "compat": "fusionbench"},
             {"density": 1.0, "merge": "max"},
+            {"density": 0.7, "scale": a_task_and_layer(tasks)},
+            {
+                "density": 0.7,
+                "scale": CURVE,
+                "weights": {task: {"block.*": by_name(task, "b"), "*": 1.0} for task in tasks},
+            },
         ],
-        "magmax": lambda tasks, groups: [{}, {"scale": -0.5}],
+        "magmax": lambda tasks, groups: [
+            {},
+            {"scale": -0.5},
+            {"scale": a_task(tasks)},
+            {"scale": CURVE},
+        ],
         "breadcrumbs": lambda tasks, groups: [
             {},
             {"density": 0.5, "gamma": 0.1, "scale": 1.0},
             {"density": 0.5, "gamma": 0.2, "granularity": "row"},
             {"density": 0.0},
             {"density": 1.0, "gamma": 0.0},
+            {"density": 0.5, "scale": a_task(tasks), "weights": dict.fromkeys(tasks, 0.5)},
         ],
         "slerp": lambda tasks, groups: [
             {"experts": sorted(tasks)[:2], "t": 0.3},
@@ -94,10 +129,22 @@ EXAMPLES.update(
             {"density": 0.0},
             {"density": 1.0},
             {"only_matrices": True, "rescale": False},
+            {"merge": "ties", "scale": a_task_and_layer(tasks)},
+            {"merge": "average", "weights": {task: by_name(task, "") for task in tasks}},
         ],
-        "tsv_m": lambda tasks, groups: [{}, {"scale": 0.5}, {"compat": "fusionbench"}],
-        "iso_c": lambda tasks, groups: [{}, {"scale": 1.5}],
-        "iso_cts": lambda tasks, groups: [{}, {"common_fraction": 0.5}],
+        "tsv_m": lambda tasks, groups: [
+            {},
+            {"scale": 0.5},
+            {"compat": "fusionbench"},
+            {"scale": a_task(tasks), "weights": dict.fromkeys(tasks, 0.5)},
+            {"scale": CURVE},
+        ],
+        "iso_c": lambda tasks, groups: [{}, {"scale": 1.5}, {"scale": a_task(tasks)}],
+        "iso_cts": lambda tasks, groups: [
+            {},
+            {"common_fraction": 0.5},
+            {"scale": a_task_and_layer(tasks)},
+        ],
         "wudi": lambda tasks, groups: [{"steps": 20}, {"steps": 3, "learning_rate": 1e-3}],
         "optmerge": lambda tasks, groups: [
             {"steps": 10},

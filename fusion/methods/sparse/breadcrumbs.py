@@ -9,7 +9,8 @@ import torch
 from annotated_types import Interval
 from torch import Tensor
 
-from fusion.task_vectors.coding import Shares, linear
+from fusion.methods.static.scales import Scale, Weights, scaled_shares
+from fusion.task_vectors.coding import linear
 from fusion.task_vectors.elementwise import Change, flat_rows, linear_of_changed
 from fusion.task_vectors.packed import ENTRIES
 from fusion.task_vectors.streaming_topk import row_magnitudes
@@ -22,7 +23,8 @@ def breadcrumbs(
     *,
     density: Annotated[float, Interval(ge=0, le=1)] = 0.15,
     gamma: Annotated[float, Interval(ge=0, le=1)] = 0.006,
-    scale: float = 0.2,
+    scale: Scale = 0.2,
+    weights: Weights = None,
     granularity: Literal["tensor", "row"] = "tensor",
 ) -> dict[str, Tensor]:
     """Model Breadcrumbs: θ = θ₀ + λ·Σ_t m_t ⊙ τ_t, m_t masking outliers and small entries.
@@ -38,9 +40,15 @@ def breadcrumbs(
         gamma: γ, the fraction of largest entries that are masked out. With γ = 0 only small entries
             are masked, and with density 1 as well it is task arithmetic. Default 0.006.
         scale: λ. Default 0.2. The three defaults are the first point of the released code's search;
-            the paper chooses them on validation data.
+            the paper chooses them on validation data. A number, a curve over depth, or a number λ_t
+            for each task, which multiplies m_t ⊙ τ_t. See `fusion.methods.static.scales`.
+        weights: w_t (mergekit's `weight`), in the forms of `weighted_average`; they multiply m_t ⊙
+            τ_t. None (default): 1.
         granularity: `tensor` (default, the paper's layers), or `row`: mask each row (the last axis)
             by itself, as the released code does, which keeps 0-d tensors unless density is 0.
+
+    Raises:
+        InputError: a scale or weights that fit neither tasks nor tensors.
 
     Memory beside base, task vectors and result: a copy of one tensor's task vector for each thread;
     with `granularity: row` a copy of one tensor's task vectors.
@@ -53,12 +61,11 @@ def breadcrumbs(
     [0.0, 5.0, -4.0, 0.0]
     """
 
-    shares = Shares([1.0] * len(vectors.tasks), scale=scale)
+    shares = scaled_shares(vectors, scale, weights, summed=True)
     if granularity == "row":
-        left = vectors.altered(lambda name, delta: row_band(delta, density, gamma))
-        return linear(left, lambda name: shares)
+        return linear(vectors.altered(lambda name, delta: row_band(delta, density, gamma)), shares)
     return linear_of_changed(
-        vectors, lambda name: shares, lambda name, delta: tensor_band(delta, density, gamma)
+        vectors, shares, lambda name, delta: tensor_band(delta, density, gamma)
     )
 
 

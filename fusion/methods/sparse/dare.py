@@ -11,8 +11,10 @@ from torch import Tensor
 
 from fusion.errors import InputError
 from fusion.methods.sparse.ties import Thresholds, ties, ties_survey
+from fusion.methods.static.average import weighted_average
+from fusion.methods.static.scales import Scale, Weights, scaled_shares
 from fusion.methods.static.task_arithmetic import SCALE
-from fusion.task_vectors.coding import Shares, linear
+from fusion.task_vectors.coding import linear
 from fusion.task_vectors.elementwise import Change, flat_rows, linear_of_changed, write_changed
 from fusion.task_vectors.random_draws import bernoulli, key_of
 from fusion.task_vectors.sharded_reduce import Survey
@@ -25,7 +27,8 @@ def dare(
     density: Annotated[float, Interval(ge=0, le=1)] = 0.5,
     rescale: bool = True,
     merge: Literal["task_arithmetic", "average", "ties"] = "task_arithmetic",
-    scale: float | None = None,
+    scale: Scale | None = None,
+    weights: Weights = None,
     trim_density: Annotated[float, Interval(ge=0, le=1)] = 0.2,
     only_matrices: bool = False,
     seed: int = 0,
@@ -46,7 +49,10 @@ def dare(
             true.
         merge: method that merges the remaining task vectors. Default task arithmetic.
         scale: λ of task arithmetic or TIES. Default: that of the method, 0.3 or 1 (0.5 for TIES
-            with `compat: fusionbench`). The average has none.
+            with `compat: fusionbench`). The average has none. A number, a curve over depth, or a
+            number λ_t for each task, as for these methods: see `task_arithmetic` and `ties`.
+        weights: w_t (mergekit's `weight`), in the forms of `weighted_average`: those of the method
+            that merges; the average divides by their sum. None (default): 1.
         trim_density: `density` of TIES' trim. Default 0.2, its paper's.
         only_matrices: drop entries of tensors with two axes only, and keep all others.
             (FusionBench's `only_on_linear_weights`, which spares embeddings too.) Default false.
@@ -56,7 +62,7 @@ def dare(
         survey: TIES' thresholds of the whole model, if `vectors` is one shard of it.
 
     Raises:
-        InputError: a scale for the average.
+        InputError: a scale for the average; a scale or weights that fit neither tasks nor tensors.
 
     Source: Yu et al. 2024, arXiv:2311.03099, §3 (drop and rescale).
 
@@ -67,16 +73,17 @@ def dare(
     drop = Drop(vectors.tasks, density, rescale, only_matrices, seed)
     if merge == "ties":
         options = ties_options(trim_density, scale, compat)
-        return ties(drop.of(vectors), survey=survey, **options)
+        return ties(drop.of(vectors), weights=weights, survey=survey, **options)
     if merge == "average" and scale is not None:
-        raise InputError(f"dare: scale: {scale:g}; merge 'average' takes none")
-    tasks = len(vectors.tasks)
+        raise InputError(f"dare: scale: {scale}; merge 'average' takes none")
+    if merge == "average" and weights is not None:
+        return weighted_average(drop.of(vectors), weights=weights)
     if scale is None:
-        scale = 1 / tasks if merge == "average" else SCALE
-    shares = Shares([1.0] * tasks, scale=scale)
+        scale = 1 / len(vectors.tasks) if merge == "average" else SCALE
+    shares = scaled_shares(vectors, scale, weights, summed=True)
     if density == 1:
-        return linear(vectors, lambda name: shares)
-    return linear_of_changed(vectors, lambda name: shares, drop.change)
+        return linear(vectors, shares)
+    return linear_of_changed(vectors, shares, drop.change)
 
 
 def dare_survey(
@@ -98,7 +105,7 @@ def dare_survey(
 
 
 def ties_options(
-    trim_density: float, scale: float | None, compat: Literal["paper", "fusionbench"]
+    trim_density: float, scale: Scale | None, compat: Literal["paper", "fusionbench"]
 ) -> dict[str, Any]:
     """The keyword arguments of `ties`, from those of `dare`."""
     if compat == "fusionbench":

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fusion.methods.static.scales import Scale, scaled_shares
 from fusion.task_vectors.elementwise import combined
 from fusion.task_vectors.task_vectors import TaskVectors
 
@@ -14,7 +15,7 @@ from fusion.task_vectors.task_vectors import TaskVectors
 def magmax(
     vectors: TaskVectors,
     *,
-    scale: float = 0.5,
+    scale: Scale = 0.5,
     compat: Literal["paper", "fusionbench"] = "paper",
 ) -> dict[str, Tensor]:
     """MagMax: maximum magnitude selection, θ = θ₀ + λ·τ*, τ*_j = τ_kj with k = argmax_t |τ_tj|.
@@ -24,9 +25,14 @@ def magmax(
 
     Args:
         vectors: base and task vectors.
-        scale: λ. Default 0.5, FusionBench's.
+        scale: λ. Default 0.5, FusionBench's. A number, a curve over depth, or a number λ_t for each
+            task, which multiplies τ_t before the selection: the largest |λ_t·τ_tj| is taken. See
+            `fusion.methods.static.scales`.
         compat: `fusionbench` takes the later task if magnitudes are equal, so the order of the
             tasks matters. Default `paper`.
+
+    Raises:
+        InputError: a scale that fits neither tasks nor tensors.
 
     Memory beside base, task vectors and result: a few chunks.
 
@@ -39,7 +45,8 @@ def magmax(
     >>> magmax(v, scale=1.0)["w"].tolist()
     [3.0, -4.0, 2.0]
     """
-    return combined(vectors, latest_largest if compat == "fusionbench" else largest, scale=scale)
+    rule = latest_largest if compat == "fusionbench" else largest
+    return combined(vectors, rule, scale=scaled_shares(vectors, scale))
 
 
 def largest(rows: Tensor) -> Tensor:

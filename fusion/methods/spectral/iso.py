@@ -17,11 +17,12 @@ from fusion.methods.spectral.svd import (
     polar,
     wide_copy,
 )
+from fusion.methods.static.scales import Scale, scaled_shares
 from fusion.task_vectors.task_vectors import TaskVectors
 from fusion.task_vectors.threads import map_single_threaded
 
 
-def iso_c(vectors: TaskVectors, *, scale: float = 1.0) -> dict[str, Tensor]:
+def iso_c(vectors: TaskVectors, *, scale: Scale = 1.0) -> dict[str, Tensor]:
     """Iso-C: isotropic merging, θ = θ₀ + λ·σ̄·U Vᵀ for each matrix, with Σ_t τ_t = U·diag(σ)·Vᵀ.
 
     σ̄ is the mean over all r = min(m, n) singular values. Singular values up to max(m, n)·ε of the
@@ -30,7 +31,12 @@ def iso_c(vectors: TaskVectors, *, scale: float = 1.0) -> dict[str, Tensor]:
 
     Args:
         vectors: base and task vectors.
-        scale: λ. Default 1, FusionBench's; the paper chooses it on validation data.
+        scale: λ. Default 1, FusionBench's; the paper chooses it on validation data. A number, a
+            curve over depth, or a number λ_t for each task, which multiplies τ_t first. See
+            `fusion.methods.static.scales`.
+
+    Raises:
+        InputError: a scale that fits neither tasks nor tensors.
 
     Float32 task vectors are summed in float64 and merged to float32's accuracy (`svd.py`), float64
     ones in float64. Memory beside base, task vectors and result: a few matrices.
@@ -51,13 +57,13 @@ def iso_c(vectors: TaskVectors, *, scale: float = 1.0) -> dict[str, Tensor]:
         factors, totals = polar_factors(summed(stack.movedim(1, 0)), stack.dtype)
         return factors * (totals / min(factors.shape[1:])).to(factors)[:, None, None]
 
-    return merge_matrices(vectors, merged, scale=scale, batched=batched)
+    return merge_matrices(vectors, merged, scale=scaled_shares(vectors, scale), batched=batched)
 
 
 def iso_cts(
     vectors: TaskVectors,
     *,
-    scale: float = 1.0,
+    scale: Scale = 1.0,
     common_fraction: Annotated[float, Interval(ge=0, le=1)] = 0.8,
 ) -> dict[str, Tensor]:
     """Iso-CTS: isotropic merging with common and task-specific singular directions.
@@ -71,9 +77,14 @@ def iso_cts(
 
     Args:
         vectors: base and task vectors.
-        scale: λ. Default 1, FusionBench's; the paper chooses it on validation data.
+        scale: λ. Default 1, FusionBench's; the paper chooses it on validation data. A number, a
+            curve over depth, or a number λ_t for each task, which multiplies τ_t first. See
+            `fusion.methods.static.scales`.
         common_fraction: f, the fraction of common directions. Default 0.8, FusionBench's; with 1,
             or one task, it is `iso_c`.
+
+    Raises:
+        InputError: a scale that fits neither tasks nor tensors.
 
     Float32 task vectors are summed in float64 and merged to float32's accuracy (`svd.py`), float64
     ones in float64. Memory beside base, task vectors and result: a few matrices.
@@ -95,7 +106,7 @@ def iso_cts(
         common, own = sizes(min(stack.shape[2:]), stack.shape[1], common_fraction)
         return with_tasks_together(stack, common, own)
 
-    return merge_matrices(vectors, merged, scale=scale, batched=batched)
+    return merge_matrices(vectors, merged, scale=scaled_shares(vectors, scale), batched=batched)
 
 
 def sizes(rank: int, tasks: int, common_fraction: float) -> tuple[int, int]:

@@ -23,13 +23,14 @@ what a decomposition returns for them, nor on signs, nor on rotations among equa
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fusion.task_vectors.coding import mix_tensor
-from fusion.task_vectors.task_vectors import TaskVectors
+from fusion.task_vectors.coding import Shares, mix_tensor
+from fusion.task_vectors.task_vectors import Deltas, TaskVectors
 
 BLOCK = 192
 """Columns of a Gram matrix that are computed at a time; blocks above the diagonal are skipped."""
@@ -86,36 +87,49 @@ def merge_matrices(
     vectors: TaskVectors,
     merged: Callable[[Tensor], Tensor],
     *,
-    scale: float = 1.0,
+    scale: float | Callable[[str], Shares] = 1.0,
     batched: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Merge matrices by `merged` and average all other tensors, both scaled by λ.
 
-    θ = θ₀ + λ·merged(τ) for matrices, θ₀ + λ·mean_t(τ_t) for other tensors.
+    θ = θ₀ + λ·merged(c_t τ_t) for matrices, θ₀ + λ·mean_t(c_t τ_t) for other tensors.
 
     Args:
         vectors: base and task vectors.
         merged: task matrices [T, m, n] -> [m, n]; neither m nor n is zero.
-        scale: λ. Default 1.
-        batched: the same for stacks on a GPU: [K, T, m, n] -> [K, m, n]. Default: one by one.
+        scale: λ (default 1; all c_t = 1), or tensor name -> c_t and λ.
+        batched: the same as `merged` for stacks on a GPU: [K, T, m, n] -> [K, m, n]. Default: one by
+            one.
 
     On a CPU matrices are merged one by one: a batch of equal shapes would not be faster, and the
     bits must not depend on which tensors are in a shard together.
     """
-    ones = [1.0] * len(vectors.tasks)
+    ones = Shares([1.0] * len(vectors.tasks))
     gpu = any(tensor.device.type != "cpu" for tensor in vectors.base.values())
 
-    def one(name: str) -> Tensor:
-        return merged(vectors.deltas[name])
+    def shares(name: str) -> Shares:
+        return scale(name) if callable(scale) else replace(ones, scale=scale)
 
-    matrix = stacked(vectors, batched) if batched and gpu else one
+    def weighted(name: str, delta: Deltas) -> Deltas:
+        factors = shares(name).coefficients
+        if delta.ndim != 3 or all(factor == 1 for factor in factors):
+            return delta
+        return delta * delta.new_tensor(factors)[:, None, None]
+
+    terms = vectors.altered(weighted) if callable(scale) else vectors
+
+    def one(name: str) -> Tensor:
+        return merged(terms.deltas[name])
+
+    matrix = stacked(terms, batched) if batched and gpu else one
 
     def fill(name: str, out: Tensor) -> None:
-        base = vectors.base[name]
+        base, mine = vectors.base[name], shares(name)
         if is_matrix(base):
-            mix_tensor(out, base, matrix(name)[None], [1.0], scale=scale)
+            mix_tensor(out, base, matrix(name)[None], [1.0], scale=mine.scale)
         else:
-            mix_tensor(out, base, vectors.deltas[name], ones, scale=scale / len(ones))
+            each = mine.scale / len(mine.coefficients)
+            mix_tensor(out, base, vectors.deltas[name], mine.coefficients, scale=each)
 
     return vectors.build(fill)
 

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fusion.methods.spectral.batched import leading_directions, polar_factors, side_by_side
 from fusion.methods.spectral.svd import leading, merge_matrices, polar, wide_copy
-from fusion.methods.static.coefficients import tensor_weights
-from fusion.task_vectors.task_vectors import Deltas, TaskVectors
+from fusion.methods.static.scales import Scale, Weights, scaled_shares
+from fusion.task_vectors.task_vectors import TaskVectors
 from fusion.task_vectors.threads import map_single_threaded
 
 
 def tsv_m(
     vectors: TaskVectors,
     *,
-    scale: float = 1.0,
-    weights: Sequence[Any] | Mapping[str, Any] | Tensor | None = None,
+    scale: Scale = 1.0,
+    weights: Weights = None,
     compat: Literal["paper", "fusionbench"] = "paper",
 ) -> dict[str, Tensor]:
     """TSV-M: merge the leading singular vectors of all tasks after making them orthogonal.
@@ -36,14 +35,15 @@ def tsv_m(
 
     Args:
         vectors: base and task vectors.
-        scale: λ. Default 1, FusionBench's.
+        scale: λ. Default 1, FusionBench's. A number, a curve over depth, or a number λ_t for each
+            task, which multiplies τ_t first. See `fusion.methods.static.scales`.
         weights: factors of the τ_t, applied first, in the forms of `weighted_average`; None
             (default): 1. (A list is FusionBench's `alpha` as a list.)
         compat: matters if r < T, so that floor(r/T) = 0: `paper` (default) averages such a matrix,
             `fusionbench` leaves the base's.
 
     Raises:
-        InputError: invalid weights, see `weighted_average`.
+        InputError: a scale or weights that fit neither tasks nor tensors.
 
     Float32 task vectors are merged to float32's accuracy (`svd.py`), float64 ones in float64.
     Memory beside base, task vectors and result: that of a few matrices [m, n] in float64.
@@ -57,10 +57,6 @@ def tsv_m(
     [[3.0, 0.0], [0.0, 2.0]]
     """
 
-    if weights is not None:
-        factors = tensor_weights(vectors, weights)
-        vectors = vectors.altered(lambda name, delta: scaled(delta, factors[name]))
-
     def merged(deltas: Tensor) -> Tensor:
         share = min(deltas.shape[1:]) // len(deltas)
         if not share:
@@ -73,12 +69,8 @@ def tsv_m(
             return torch.stack([merged(deltas) for deltas in stack])
         return orthogonalised_together(stack, share)
 
-    return merge_matrices(vectors, merged, scale=scale, batched=batched)
-
-
-def scaled(delta: Deltas, factors: Sequence[float]) -> Deltas:
-    """Task vectors c_t·τ_t [T, *shape], with one factor for each task."""
-    return delta * delta.new_tensor(factors).view(-1, *[1] * (delta.ndim - 1))
+    shares = scaled_shares(vectors, scale, weights)
+    return merge_matrices(vectors, merged, scale=shares, batched=batched)
 
 
 def orthogonalised(deltas: Tensor, share: int) -> Tensor:

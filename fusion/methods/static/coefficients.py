@@ -32,9 +32,18 @@ def tensor_weights(
 
 
 def entries(
-    tasks: Sequence[str], weights: Sequence[Any] | Mapping[str, Any] | Tensor | None
+    tasks: Sequence[str],
+    weights: Sequence[Any] | Mapping[str, Any] | Tensor | None,
+    owner: str = "weights",
+    what: str = "weight",
 ) -> dict[str, Any]:
     """Task -> the entry given for it, in the order of `tasks`.
+
+    Args:
+        tasks: names of the tasks.
+        weights: the entries; None: 1 for each.
+        owner: prefix of messages.
+        what: an entry, in words.
 
     Raises:
         InputError: wrong length, an unknown task, a task without an entry.
@@ -46,14 +55,14 @@ def entries(
     if isinstance(weights, Mapping):
         for task in weights:
             if task not in tasks:
-                raise InputError(f"weights: {unknown('task', str(task), tasks)}")
+                raise InputError(f"{owner}: {unknown('task', str(task), tasks)}")
         missing = [task for task in tasks if task not in weights]
         if missing:
-            raise InputError(f"weights: task {missing[0]!r}: no weight given")
+            raise InputError(f"{owner}: task {missing[0]!r}: no {what} given")
         return {task: weights[task] for task in tasks}
     if len(weights) != len(tasks):
         raise InputError(
-            f"weights: {len(weights)} given; one for each of {len(tasks)} tasks needed"
+            f"{owner}: {len(weights)} given; one for each of {len(tasks)} tasks needed"
             f" ({', '.join(tasks)})"
         )
     return dict(zip(tasks, weights, strict=True))

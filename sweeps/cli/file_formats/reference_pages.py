@@ -11,6 +11,8 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from actors.families.registry import trainings
+from fusion.parameters import fits_type
+from fusion.registry import METHODS
 from sweeps.cli.file_formats.fields import FieldOfFile, fields_of, meanings, parameters_of
 from sweeps.spec.shift import ShiftSpec
 from sweeps.spec.sweep import MlflowSpec, PlacementSpec, PoolSpec, SplitSpec, SweepSpec, TaskSpec
@@ -92,6 +94,27 @@ SPACES_TEXT = """A value, or any part of a list or mapping, can be a search spac
 `svc: {of: {ties: {density: {grid: [0.1, 0.2]}, scale: 1.0}}, alpha: {grid: [0.1, 1.0]}}`
 """
 
+SCALES_TEXT = """`scale` of {names} has one of these forms:
+
+* `0.3`: λ of the merged task vector.
+* `{{start: 0.1, end: 0.5}}`: λ over depth, linear in the number of the layer. The first layer and
+  the embeddings have `start`, the last layer and what comes after it have `end`.
+* `{{preset: lines, alpha: 0.1, beta: 0.4}}`: LiNeS, α + β·depth in the layers and α elsewhere.
+  Where task vectors are added, `alpha` is 1/T by default.
+* `{{mnist: 0.3, svhn: {{start: 0.1, end: 0.5}}}}`: λ of each task, a number or a curve. It
+  multiplies the task vector after its own trim or mask, and before tasks are compared or added.
+
+Each number can be a search space: `scale: {{mnist: {{uniform: [0, 1]}}, svhn: 0.3}}` or
+`scale: {{start: {{grid: [0.1, 0.2]}}, end: {{grid: [0.3, 0.5]}}}}`; so can the form:
+`scale: {{grid: [1.0, {{start: 0.5, end: 1.5}}]}}`.
+
+The depth of a tensor comes from the names of the whole model's tensors: the first number between
+dots is its layer (`encoder.layers.3.mlp.fc1.weight`, `decoder.block.3.layer.0.…`), and what is
+before it names a stack. Each stack, the encoder and the decoder of a T5 say, has a depth of its
+own. Methods that also have `weights` take factors of the task vectors, by task or by task and
+tensor (the forms of `weighted_average`); the mean of `ties` divides by their sum.
+"""
+
 TRAIN_INTRO = f"""# The training file
 
 Every field of the YAML file that `sweeps train` reads. This page is written from the schema; what
@@ -120,10 +143,20 @@ PARTS: dict[str, type[BaseModel]] = {
 }
 
 
+def scales_text() -> str:
+    """The forms of `scale`, with the methods that take them."""
+    found = [
+        f"`{name}`"
+        for name, method in METHODS.items()
+        if "scale" in method.parameters and fits_type({}, method.parameters["scale"].annotation)
+    ]
+    return SCALES_TEXT.format(names=f"{', '.join(found[:-1])} and {found[-1]}")
+
+
 def sweep_page() -> str:
     """The content of docs/sweep_file.md."""
     lines = [SWEEP_INTRO, "## The file\n", *table(fields_of(SweepSpec)), *parts(PARTS)]
-    lines += ["## `methods`\n", METHODS_TEXT, *table(KEYS), SPACES_TEXT.rstrip()]
+    lines += ["## `methods`\n", METHODS_TEXT, *table(KEYS), SPACES_TEXT, scales_text().rstrip()]
     return "\n".join(lines) + "\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -85,10 +86,13 @@ def profile(
     given = [flat(entry.params) for entry in entries]
     varying = [name for name in dict.fromkeys(n for params in given for n in params) if
                len({repr(params.get(name)) for params in given}) > 1]  # fmt: skip
-    names = tuple(
-        name
-        for name in varying
-        if len({params[name] for params in given if is_number(params.get(name))}) >= MIN_VALUES
+    names = together(
+        [
+            name
+            for name in varying
+            if len({params[name] for params in given if is_number(params.get(name))}) >= MIN_VALUES
+        ],
+        given,
     )
     if not names:
         return None
@@ -111,6 +115,18 @@ def profile(
     columns = list(zip(*(point.at for point in points), strict=True))
     logs = tuple(min(column) > 0 and max(column) / min(column) > LOG_RATIO for column in columns)
     return Profile(method, names, logs, tuple(tasks), tuple(sorted(points, key=lambda p: p.at)))
+
+
+def together(names: Sequence[str], given: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Those of the names that most trials have a number for.
+
+    A parameter can be a number in some trials and a mapping of numbers in others.
+
+    >>> together(["scale", "scale.a"], [{"scale": 1}, {"scale.a": 1}, {"scale.a": 2}])
+    ('scale.a',)
+    """
+    sets = Counter(tuple(name for name in names if is_number(params.get(name))) for params in given)
+    return max(sets, key=lambda found: (bool(found), sets[found], len(found)), default=())
 
 
 def flat(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

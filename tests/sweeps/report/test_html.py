@@ -238,6 +238,21 @@ def test_three_parameters_are_parallel_coordinates():
     assert found["encoding"]["color"]["condition"]["value"] == "chosen"  # seen on dark pages, too
 
 
+def test_scales_of_tasks_are_parallel_coordinates_with_their_importance():
+    """Beside trials of one scale: the form that most trials have is drawn."""
+    entries = [
+        trial("ties", {"scale": {"a": i / 9, "b": 7 * i % 10, "c": {"start": 0, "end": i % 3}}},
+              accuracies(0.3 + i / 20))
+        for i in range(10)
+    ]  # fmt: skip
+    entries += [trial("ties", {"scale": i / 9}, accuracies(0.2)) for i in range(4)]
+    page = html(finished(entries), entries)
+    found = spec(page, "ties: trials over scale.a, scale.b, scale.c.end")
+    assert len({v["trial"] for v in found["data"]["values"]}) == 10
+    shares = spec(page, "ties: importance of parameters")["data"]["values"]
+    assert max(shares, key=lambda each: each["share"])["parameter"] == "scale.a"
+
+
 def test_drawn_parameters_are_points_and_few_trials_have_no_importance():
     entries = [
         trial("ties", {"density": 0.1 + 0.013 * i, "scale": 1.0 + 0.11 * i * i}, accuracies(0.5))

@@ -319,7 +319,11 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
         "methods.ties.scale.grid.0: {'uniform': [0.0, 1.0]}: grid: values, not spaces inside a"
         " space",
     ),
-    (ties(scale={"grdi": [1]}), "methods.ties.scale: {'grdi': [1]}: float allowed"),
+    (
+        ties(scale={"grdi": [1]}),
+        "methods.ties.scale: {'grdi': [1]}: unknown space 'grdi'; did you mean 'grid'?",
+    ),
+    (ties(density={"a": [1]}), "methods.ties.density: {'a': [1]}: float in [0, 1] allowed"),
     (
         ties(merge={"uniform": [0, 1]}, trials=1),
         "methods.ties.merge: {'uniform': [0.0, 1.0]}: one of 'mean', 'sum', 'max' needed:"

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from ray.tune.search import Searcher
 
+from fusion.methods.static.scales import scaled_shares
+from fusion.task_vectors.task_vectors import TaskVectors
 from sweeps.spec.candidates import planned, random_points
 from sweeps.spec.sweep import SweepSpec, validate
 from sweeps.spec.trial_key import trial_key
@@ -305,6 +307,45 @@ def test_guided_searches_find_the_optimum(metric: str, mode: str, searcher: str)
         search.on_trial_complete(str(number), {metric: loss if mode == "min" else -loss})
         drawn.append(loss)
     assert sorted(drawn[-15:])[7] < 0.3 * sorted(drawn[:15])[7]
+
+
+SCALES: dict[str, tuple[dict[str, Any], list[list[float]]]] = {
+    "a task": ({"a": {"uniform": [0, 1]}, "b": {"uniform": [0, 1]}}, [[0.3, 0.8], [0.3, 0.8]]),
+    "over depth": (
+        {"start": {"uniform": [0, 1]}, "end": {"uniform": [0, 1]}},
+        [[0.3, 0.3], [0.8, 0.8]],
+    ),
+    "a task and layer": (
+        {"a": {"uniform": [0, 1]}, "b": {"start": 0.8, "end": {"uniform": [0, 1]}}},
+        [[0.3, 0.8], [0.3, 0.1]],
+    ),
+}
+"""Form -> scale, and the best λ of the tasks in the first and the last layer."""
+
+
+@pytest.mark.parametrize("searcher", ["tpe", "cmaes"])
+@pytest.mark.parametrize("form", SCALES)
+def test_numbers_inside_a_scale_are_searched(searcher: str, form: str) -> None:
+    """The suggested scales are merged, and the search finds the best numbers."""
+    vectors = TaskVectors(("a", "b"), {}, {}, groups=("layers.0.w", "layers.1.w"))
+    scale, best = SCALES[form]
+    search = MethodSearch(sweep({"ties": {"scale": scale, "trials": 60, "searcher": searcher}}))
+    drawn: list[float] = []
+    while isinstance(trial := search.suggest(str(len(drawn))), dict):
+        shares = scaled_shares(vectors, trial["params"]["scale"])
+        made = [shares(name) for name in vectors.groups]
+        found = [mine.scale * each for mine in made for each in mine.coefficients]
+        loss = sum((x - wish) ** 2 for x, wish in zip(found, (*best[0], *best[1]), strict=True))
+        search.on_trial_complete(str(len(drawn)), {"acc/mean": -loss})
+        drawn.append(loss)
+    assert len(drawn) == 60
+    assert sorted(drawn[-15:])[7] < 0.3 * sorted(drawn[:15])[7]
+
+
+def test_forms_of_a_scale_are_a_grid() -> None:
+    forms = [0.3, {"start": 0.1, "end": 0.5}, {"a": 0.2, "b": 0.4}]
+    found = everything(sweep({"magmax": {"scale": {"grid": forms}}}))
+    assert [trial["params"]["scale"] for trial in found.values()] == forms
 
 
 def test_what_is_not_known_is_ignored() -> None:

@@ -59,7 +59,7 @@ def test_good_files_fit() -> None:
         ({"methods": {"tys": {}}}, "$.methods"),
         ({"methods": {"ties": {"density": 2.0}}}, "$.methods.ties.density"),
         ({"methods": {"ties": {"lr": 0.1}}}, "$.methods.ties"),
-        ({"methods": {"ties": {"scale": {"gird": [1.0]}}}}, "$.methods.ties.scale"),
+        ({"methods": {"ties": {"density": {"gird": [1.0]}}}}, "$.methods.ties.density"),
         ({"splits": {"val_fraction": 1.5}}, "$.splits.val_fraction"),
         ({"pool": {"base": "b", "experts": {}}}, "$.pool.experts"),
     ],
