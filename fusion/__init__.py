@@ -55,6 +55,8 @@ if TYPE_CHECKING:  # types for mypy and editors; at run time names load on first
     from fusion.methods.spectral.iso import iso_c as iso_c
     from fusion.methods.spectral.iso import iso_cts as iso_cts
     from fusion.methods.spectral.optmerge import optmerge as optmerge
+    from fusion.methods.spectral.shared_spaces import core_space as core_space
+    from fusion.methods.spectral.shared_spaces import knots as knots
     from fusion.methods.spectral.svc import svc as svc
     from fusion.methods.spectral.tsv import tsv_m as tsv_m
     from fusion.methods.spectral.wudi import wudi as wudi
@@ -145,6 +147,8 @@ METHOD_MODULES = {
     "doge_ta": "fusion.methods.spectral.doge",
     "optmerge": "fusion.methods.spectral.optmerge",
     "trust_region": "fusion.methods.sparse.trust_region",
+    "core_space": "fusion.methods.spectral.shared_spaces",
+    "knots": "fusion.methods.spectral.shared_spaces",
     "svc": "fusion.methods.spectral.svc",
     "tsv_m": "fusion.methods.spectral.tsv",
     "wudi": "fusion.methods.spectral.wudi",

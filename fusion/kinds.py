@@ -403,8 +403,8 @@ class MethodParameter(Parameter):
 
 
 @dataclass(frozen=True)
-class PostTreatment(Static):
-    """Kind of method that changes the result of another merge of weights.
+class Composed(Static):
+    """Kind of method that changes the result of another merge of weights, or what it merges.
 
     Its rule is `rule(vectors, *, of, merge, …) -> StateDict`. `of` is the other method with its
     parameters (`MethodParameter`). `merge(vectors)` merges the whole model or some of its tensors
@@ -413,6 +413,11 @@ class PostTreatment(Static):
 
     methods: Callable[[], Mapping[str, Row]] = field(kw_only=True)
     """The table in which the other method is looked up."""
+    form: Callable[[TaskVectors], TaskVectors] = field(
+        default=lambda vectors: vectors, kw_only=True
+    )
+    """Task vectors in the form in which the rule gives them to the other method. Its survey is made
+    of them. Default: as they are."""
 
     @property
     def surveyed(self) -> bool:
@@ -442,7 +447,9 @@ class PostTreatment(Static):
     ) -> Survey[Any]:
         """The survey of the other method, not yet started."""
         row, its = self.other(self.bound(params))
-        return row.start_survey(vectors, inputs, **its) if row.surveyed else no_survey()
+        if not row.surveyed:
+            return no_survey()
+        return row.start_survey(self.form(vectors), inputs, **its)
 
     def survey_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The other method and the parameters that its survey depends on, with defaults."""
@@ -470,7 +477,7 @@ class PostTreatment(Static):
         row, its = self.other(bound)
         survey = inputs.survey
         if row.surveyed and survey is None:
-            survey = run_surveys([row.start_survey(vectors, **its)])
+            survey = run_surveys([row.start_survey(self.form(vectors), **its)])
         return {"merge": lambda some: row.merge(some, MergeInputs(survey=survey), **its)}
 
     def supplied(self, *args: Any, bound: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from fusion import outside_methods
 from fusion.errors import InputError
 from fusion.kinds import Adaptive as Adaptive
+from fusion.kinds import Composed as Composed
 from fusion.kinds import Fitted as Fitted
 from fusion.kinds import Gated as Gated
 from fusion.kinds import InModel as InModel
@@ -19,7 +20,6 @@ from fusion.kinds import Learned as Learned
 from fusion.kinds import LogitSpace as LogitSpace
 from fusion.kinds import Method as Method
 from fusion.kinds import PerTask as PerTask
-from fusion.kinds import PostTreatment as PostTreatment
 from fusion.kinds import Routed as Routed
 from fusion.kinds import Row as Row
 from fusion.kinds import Selected as Selected
@@ -53,6 +53,12 @@ from fusion.methods.sparse.trust_region import trust_region, trust_region_survey
 from fusion.methods.spectral.doge import doge_survey, doge_ta
 from fusion.methods.spectral.iso import iso_c, iso_cts
 from fusion.methods.spectral.optmerge import optmerge
+from fusion.methods.spectral.shared_spaces import (
+    core_space,
+    in_core_space,
+    in_output_directions,
+    knots,
+)
 from fusion.methods.spectral.svc import svc
 from fusion.methods.spectral.tsv import tsv_m
 from fusion.methods.spectral.wudi import wudi
@@ -175,11 +181,25 @@ TABLE: dict[str, Method] = {
         defaults="scale 0.3, density 0.99: FusionBench",
         survey=trust_region_survey,
     ),
-    "svc": PostTreatment(
+    "svc": Composed(
         svc,
         paper="Li et al. 2026, arXiv:2602.05536",
         defaults="on task arithmetic, alpha 0.1: FusionBench",
         methods=lambda: TABLE,
+    ),
+    "knots": Composed(
+        knots,
+        paper="Stoica et al. 2024, arXiv:2410.19735",
+        defaults="of TIES: the paper's KnOTS-TIES",
+        methods=lambda: TABLE,
+        form=in_output_directions,
+    ),
+    "core_space": Composed(
+        core_space,
+        paper="Panariello et al. 2025, arXiv:2509.17786",
+        defaults="of TSV-M: the paper's",
+        methods=lambda: TABLE,
+        form=in_core_space,
     ),
     "fisher": StatisticsBased(
         fisher,

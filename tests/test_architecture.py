@@ -227,7 +227,7 @@ def test_images_are_named_in_the_files_of_their_page_and_in_no_other():
     assert not sorted(name for name in outside if f"`{name.replace('.', '/')}.py`" not in page)
 
 
-KINDS = {"Static", "PostTreatment", "PerTask", "StatisticsBased", "LogitSpace", "Selected",
+KINDS = {"Static", "Composed", "PerTask", "StatisticsBased", "LogitSpace", "Selected",
          "Fitted", "Learned", "Adaptive", "Gated", "InModel", "Routed"}  # fmt: skip
 """Classes of `fusion.kinds`."""
 

@@ -155,6 +155,8 @@ EXAMPLES.update(
             {"scale": 0.5, "density": 0.6, "steps": 2, "compat": "released"},
         ],
         "trust_region": lambda tasks, groups: [{}, {"scale": -0.5, "density": 0.6}],
+        "knots": lambda tasks, groups: [{}, {"of": {"task_arithmetic": {"scale": -0.5}}}],
+        "core_space": lambda tasks, groups: [{}, {"of": {"ties": {"density": 0.5}}}],
         "svc": lambda tasks, groups: [
             {},
             {"of": {"ties": {"density": 0.5, "scale": 0.7}}, "alpha": 0.5},

@@ -114,6 +114,7 @@ ALL: dict[str, dict[str, Any]] = {
     "nearswap": {"t": 100.0},
     "consensus": {"least": 1, "scale": 1.0},
     "trust_region": {"scale": 1.0},
+    "knots": {"of": {"ties": {"density": 1.0}}},
     "svc": {"of": {"task_arithmetic": {"scale": 1.0}}},
     "emr": {"task": "mnist"},
     "tall_mask": {"task": "mnist"},

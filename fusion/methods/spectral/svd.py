@@ -98,8 +98,7 @@ def merge_matrices(
         vectors: base and task vectors.
         merged: task matrices [T, m, n] -> [m, n]; neither m nor n is zero.
         scale: λ (default 1; all c_t = 1), or tensor name -> c_t and λ.
-        batched: the same as `merged` for stacks on a GPU: [K, T, m, n] -> [K, m, n]. Default: one by
-            one.
+        batched: the same for stacks on a GPU: [K, T, m, n] -> [K, m, n]. Default: one by one.
 
     On a CPU matrices are merged one by one: a batch of equal shapes would not be faster, and the
     bits must not depend on which tensors are in a shard together.

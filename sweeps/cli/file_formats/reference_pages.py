@@ -90,7 +90,8 @@ SPACES_TEXT = """A value, or any part of a list or mapping, can be a search spac
 | `{uniform: [low, high]}` | samples between two numbers |
 | `{loguniform: [low, high]}` | samples between two numbers above 0, uniform in the logarithm |
 
-`svc` treats the result of another merge; `of` names it, with parameters that may hold spaces:
+`svc`, `knots` and `core_space` are made of another merge; `of` names it, with parameters that may
+hold spaces:
 `svc: {of: {ties: {density: {grid: [0.1, 0.2]}, scale: 1.0}}, alpha: {grid: [0.1, 1.0]}}`
 """
 

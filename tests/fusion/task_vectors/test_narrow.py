@@ -55,7 +55,7 @@ def test_static_methods_have_the_bits_of_the_rounded_values(name, schema):
 CHOOSING = {"breadcrumbs", "tall_mask", "ties"}
 """Methods that keep entries by thresholds, of which a few of a toy model's are near one."""
 
-DECOMPOSING = {"tsv_m": 5e-2, "nuslerp": 1e-2, "svc": 0.2}
+DECOMPOSING = {"tsv_m": 5e-2, "nuslerp": 1e-2, "svc": 0.2, "core_space": 5e-2}
 """Methods that magnify what is rounded, or move less than the task vectors."""
 
 
