@@ -155,8 +155,13 @@ SUMS = ("task_arithmetic", "ties", "dare", "breadcrumbs", "magmax", "consensus",
 
 
 def params_without(task: str, params: dict[str, Any]) -> dict[str, Any]:
-    """The same parameters, without the scale of one task if each task has its own."""
+    """The same parameters for one task less, which has no scale any more.
+
+    LiNeS' default α is one over the number of tasks, so it is given.
+    """
     scale = params.get("scale")
+    if isinstance(scale, dict) and "preset" in scale:
+        return {**params, "scale": {"alpha": 1 / 3, **scale}}
     if isinstance(scale, dict) and task in scale:
         return {**params, "scale": {key: each for key, each in scale.items() if key != task}}
     return params
