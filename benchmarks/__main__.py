@@ -11,7 +11,7 @@ MODULES = (
     "actors.gates", "actors.pipeline", "actors.dawin", "actors.scale", "fusion.exact_alpha",
     "fusion.tip_search", "actors.soup", "actors.learned_soup", "actors.greedy",
     "actors.landscape", "actors.informed", "fusion.spectral", "actors.resident", "actors.lora",
-    "counts", "text.speed", "sweeps.start_up", "sweeps.precision",
+    "counts", "text.speed", "sweeps.start_up", "sweeps.precision", "sweeps.racing",
 )  # fmt: skip
 
 

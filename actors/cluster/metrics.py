@@ -67,7 +67,9 @@ METRICS: Mapping[str, Row] = MappingProxyType(
             "Look-ups; cache: embeddings, resident (a filled model), survey; found: hit, miss",
             ("cache", "found"),
         ),
-        "trials": Row("counter", "Trials that ended; status: done, failed", ("method", "status")),
+        "trials": Row(
+            "counter", "Trials that ended; status: done, failed, stopped", ("method", "status")
+        ),
     }
 )
 

@@ -21,10 +21,11 @@ from actors.experts.evaluation import Evaluation, Timing, score
 from actors.experts.in_model_training import Trained, train
 from actors.experts.metrics import ACCURACY
 from actors.experts.model_runner import EXACT, ModelRunner, Precisions
-from actors.experts.predict import Predictions, model_weights, predict
+from actors.experts.prediction.predict import Predictions, model_weights, predict
+from actors.experts.prediction.racing import Standing, Terms, race
+from actors.experts.prediction.timing import timed
 from actors.experts.recipe import results_dtype
 from actors.experts.statistics import compute_statistics
-from actors.experts.timing import timed
 from actors.experts.unseen_tasks import learners, measured, unseen_of
 from actors.families.protocol import segment_names
 from actors.pool.pool import Pool, load_flat, unflatten
@@ -63,7 +64,22 @@ class LocalExperts:
         without one.
         """
         start = time.perf_counter()
-        found = self.predictions(recipe, role)
+        return self.scored(self.predictions(recipe, role), recipe, role, start)
+
+    def race(self, recipe: Recipe, role: str, terms: Terms) -> tuple[Evaluation, Standing]:
+        """Evaluate until all rows are evaluated, or the candidate is worse than `terms.bar`.
+
+        See `actors.experts.prediction.racing.race`. A stopped candidate has no scores.
+        """
+        start = time.perf_counter()
+        names = self.tasks(recipe, role)
+        found, standing = race(self.runner, recipe, names, role, terms)
+        if found is None:
+            count("samples", standing.rows, method=recipe.method)
+        return self.scored(found or {}, recipe, role, start), standing
+
+    def scored(self, found: Predictions, recipe: Recipe, role: str, start: float) -> Evaluation:
+        """The evaluation of predictions; `start`: when the call began, by `perf_counter`."""
         data = self.runner.data
         scores = {
             name: score(
@@ -89,9 +105,12 @@ class LocalExperts:
 
     def predictions(self, recipe: Recipe, role: str) -> Predictions:
         """Task -> predictions for its rows of that role."""
+        return predict(self.runner, recipe, self.tasks(recipe, role), role)
+
+    def tasks(self, recipe: Recipe, role: str) -> list[str]:
+        """Tasks on which a recipe is evaluated."""
         runner = self.runner
-        names = measured(runner.data, runner.tasks, recipe.method, recipe.params, role)
-        return predict(runner, recipe, names, role)
+        return measured(runner.data, runner.tasks, recipe.method, recipe.params, role)
 
     def evaluate_all(self, recipes: Sequence[Recipe], role: str) -> list[Evaluation]:
         """Evaluate several recipes, one after the other."""
@@ -116,7 +135,7 @@ class LocalExperts:
         return found
 
     def timed(self, recipe: Recipe, role: str) -> Timing:
-        """See `actors.experts.timing.timed`."""
+        """See `actors.experts.prediction.timing.timed`."""
         return timed(self.runner, recipe, role)
 
     def statistics(self, recipe: Recipe) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """The model of a pool over a pipeline of shards, with each task's rows, head and embeddings.
 
 `ModelRunner` reads rows, runs experts through the pipeline, applies heads and caches embeddings.
-Prediction (`predict.py`), statistics of data (`statistics.py`) and in-model training
+Prediction (`prediction/`), statistics of data (`statistics.py`) and in-model training
 (`in_model_training.py`) build on it.
 """
 
@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -133,6 +133,8 @@ class ModelRunner:
         self.opened: dict[Path, Tensor] = {}
         self.lengths: dict[Path, NDArray[np.int64] | None] = {}
         self.trims: dict[Trim, Weights] = {}
+        self.orders: dict[tuple[object, ...], list[Any]] = {}
+        """Orders of rows in which candidates are raced; see `prediction/racing.py`."""
         self.filling = threading.RLock()
         """Held while batches run through the resident model: two alternating callers would each
         merge again what the other has overwritten."""

@@ -106,6 +106,40 @@ class Measure(RecipeRequest[dict[str, Any]]):
 
 
 @dataclass(frozen=True)
+class Race(Measure):
+    """`Measure` that ends early where the candidate cannot win; see `prediction/racing.py`."""
+
+    name = "race"
+    metric: str
+    """Accuracy that candidates are compared by."""
+    bar: float | None = None
+    """The best value of a candidate that was evaluated on all rows."""
+    confidence: float | None = None
+    """Probability with which the best candidate is not stopped; None: it is never stopped."""
+    seed: int = 0
+    """Of the order of rows, with a confidence."""
+
+    def run(self, experts: LocalExperts) -> dict[str, Any]:
+        """See `LocalExperts.race`. A stopped candidate has no metrics, and the field `stopped`."""
+        from actors.experts.prediction.racing import Terms  # late: see above
+
+        terms = Terms(self.metric, self.bar, self.confidence, self.seed)
+        found, standing = experts.race(self.recipe, self.role, terms)
+        if found.scores:
+            return found.plain()
+        tasks = experts.tasks(self.recipe, self.role)
+        stopped = {
+            "metric": self.metric,
+            "best": self.bar,
+            "at_most": standing.at_most,
+            "rows": standing.rows,
+            "of": sum(experts.runner.size(task, self.role) for task in tasks),
+            "confidence": self.confidence,
+        }
+        return {**found.plain(), "stopped": stopped}
+
+
+@dataclass(frozen=True)
 class Time(RecipeRequest["Timing"]):
     """Measure the time of a recipe's merge and of one input."""
 
@@ -113,7 +147,7 @@ class Time(RecipeRequest["Timing"]):
     role: str
 
     def run(self, experts: LocalExperts) -> Timing:
-        """See `actors.experts.timing.timed`."""
+        """See `actors.experts.prediction.timing.timed`."""
         return experts.timed(self.recipe, self.role)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from actors.data.task import Role, Splits, TaskSource, open_task
 from actors.experts.embedding_cache import EmbeddingCache
 from actors.experts.local import LocalExperts, local_experts
-from actors.experts.predict import classified
+from actors.experts.prediction.predict import classified
 from actors.experts.prepare_data import prepare_data
 from actors.files.cache_dir import cache_dir
 from actors.pool.pool import open_pool

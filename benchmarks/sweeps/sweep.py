@@ -52,8 +52,12 @@ def spec() -> SweepSpec:
     )
 
 
-def swept(prepared: Prepared, folder: Path) -> tuple[float, float, list[float], int]:
-    """Seconds from first start to last end, seconds of evaluating, accuracies, replicas."""
+def tried(prepared: Prepared, folder: Path) -> tuple[float, list[Entry]]:
+    """Run a sweep's trials on a fleet that is ready.
+
+    Returns:
+        Seconds from the first trial's start to the last one's end, and the entries.
+    """
     entries: list[Entry] = []
     with ray_connection.connected(None, prepared.plan.store_bytes):
         data = prepare_data(
@@ -76,7 +80,12 @@ def swept(prepared: Prepared, folder: Path) -> tuple[float, float, list[float], 
             tuned(setup, search, entries.append)
     starts = [datetime.fromisoformat(entry.started) for entry in entries]
     ends = [datetime.fromisoformat(entry.ended) for entry in entries]
-    span = (max(ends) - min(starts)).total_seconds()
+    return (max(ends) - min(starts)).total_seconds(), entries
+
+
+def swept(prepared: Prepared, folder: Path) -> tuple[float, float, list[float], int]:
+    """Seconds from first start to last end, seconds of evaluating, accuracies, replicas."""
+    span, entries = tried(prepared, folder)
     order = {trial_key("task_arithmetic", {"scale": s}, prepared.context()): s for s in SCALES}
     found = sorted((order[entry.trial_key], entry.metrics["acc/mean"]) for entry in entries)
     busy = sum(entry.trial_s for entry in entries)

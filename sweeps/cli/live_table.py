@@ -101,7 +101,7 @@ def snapshot(folder: Path) -> Snapshot:
         row = best.get(method)
         value = row.val.get(spec.metric) if row else None
         params = dict(row.params) if row else {}
-        done, failed = own.count("done"), own.count("failed")
+        done, failed = own.count("done") + own.count("stopped"), own.count("failed")
         asked = method in spec.methods
         lines.append(Line(method, max(trials, done + failed), done, failed, value, params, asked))
     file = folder / OWNER
@@ -226,6 +226,8 @@ def count(now: Snapshot) -> str:
 def trial_words(entry: Entry, metric: str) -> str:
     """A finished trial in one line."""
     value = entry.error if entry.status == "failed" else shown(entry.metrics.get(metric))
+    if entry.stopped is not None:
+        value = f"stopped after {entry.stopped.rows} of {entry.stopped.of} rows"
     named: Iterable[str] = number_format.params_words(dict(entry.params), limit=20)
     return " ".join([entry.method, *named, str(value)])[:200]
 

@@ -49,7 +49,7 @@ from sweeps.results.comparison import Comparison, Header, Row, compare
 from sweeps.results.comparison_file import write
 from sweeps.results.correctness_file import read_correct
 from sweeps.results.folder import Begin, SweepFolder, claim, learned_name, owned, state_name
-from sweeps.results.ledger import Entry
+from sweeps.results.ledger import Entry, fields_of
 from sweeps.results.rows.disclosures import (
     notes_of,
     notes_of_pool,
@@ -233,7 +233,7 @@ def tidy_ledger(sweep: SweepRun) -> None:
     for damaged in ledger.set_aside():
         sweep.say(f"ledger/{damaged}: damaged; its trial runs again")
     ledger.clear_failed()
-    renew(sweep.folder, sweep.context, sweep.say)
+    renew(sweep.folder, sweep.context, sweep.say, sweep.spec.metric)
 
 
 def tune(sweep: SweepRun) -> None:
@@ -253,7 +253,7 @@ def tune(sweep: SweepRun) -> None:
         sweep.tracker.trial(entry)
         sweep.mirror.wake()
         value = entry.metrics.get(spec.metric)
-        shown = "failed" if value is None else f"{spec.metric} {value:.4f}"
+        shown = entry.status if value is None else f"{spec.metric} {value:.4f}"
         sweep.progress.advance("trials", note=f"{entry.method}: {shown}")
 
     setup = TrialSetup(
@@ -321,8 +321,9 @@ def compared(sweep: SweepRun, rows: Iterable[Row]) -> Comparison:
         report_precision=spec.placement.report_precision,
         delta_dtype=spec.placement.delta_dtype,
     )
-    failed = [vars(entry) for entry in sweep.entries() if entry.status == "failed"]
-    return compare(header, rows, read_correct(sweep.folder.correct), failed)
+    entries = list(sweep.entries())
+    ends = fields_of(entries, "failed"), fields_of(entries, "stopped")
+    return compare(header, rows, read_correct(sweep.folder.correct), *ends)
 
 
 def learning_inputs(

@@ -7,7 +7,7 @@ to `superseded/`, and the trial runs again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from actors.artifacts.learned_file import unpacked
 from actors.files.checksums import unsealed
@@ -15,7 +15,7 @@ from fusion.errors import InputError, one_line
 from fusion.registry import METHODS
 from sweeps.console.number_format import count
 from sweeps.results.folder import SweepFolder, learned_name
-from sweeps.results.ledger import Entry
+from sweeps.results.ledger import Entry, Stopped
 from sweeps.spec.trial_key import Context, trial_key
 
 KINDS = frozenset({"coding", "gate", "resident"})
@@ -25,18 +25,23 @@ SUPERSEDED = "superseded"
 """Beside the ledger."""
 
 
-def renew(folder: SweepFolder, context: Context, say: Callable[[str], None]) -> None:
+def renew(
+    folder: SweepFolder, context: Context, say: Callable[[str], None], metric: str = "acc/mean"
+) -> None:
     """Set aside ledger entries that cannot be reused, and report how many and why.
 
     Args:
         folder: of the sweep.
         context: what trials depend on now.
         say: takes a line for the user.
+        metric: that candidates are compared by now.
     """
-    changed = 0
-    for entry in list(folder.ledger):
+    changed, entries = 0, list(folder.ledger)
+    for entry in entries:
         if not current(entry, context):
             changed += 1
+        elif entry.stopped is not None and not still_beaten(entry.stopped, entry, entries, metric):
+            say(f"{entry.method}: stopped in a race that no longer holds; the trial runs again")
         elif (fault := lost(entry, folder)) is not None:
             say(f"{entry.method}: {fault}; the trial runs again")
         else:
@@ -55,6 +60,15 @@ def current(entry: Entry, context: Context) -> bool:
         return trial_key(entry.method, entry.params, context) == entry.trial_key
     except InputError:  # a parameter that the method no longer has
         return False
+
+
+def still_beaten(stopped: Stopped, entry: Entry, entries: Iterable[Entry], metric: str) -> bool:
+    """Whether a candidate that a stopped one could not reach is in the ledger, by the metric."""
+    return stopped.metric == metric and any(
+        other.method == entry.method and other.metrics.get(metric, -1.0) >= stopped.best
+        for other in entries
+        if other.status == "done"
+    )
 
 
 def lost(entry: Entry, folder: SweepFolder) -> str | None:

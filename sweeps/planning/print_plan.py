@@ -12,6 +12,7 @@ from actors.data.task import ACCURACY, Task
 from actors.gate_features.extractor import Extractor
 from actors.pool.pool import Pool
 from actors.training.precision import NO_BF16, has_bf16
+from fusion.registry import METHODS
 from sweeps.console.number_format import size
 from sweeps.planning.estimates import shifted_bytes, shifted_images
 from sweeps.planning.learning_needs import RUNGS, batches_of, in_model_points, learning_points
@@ -22,6 +23,7 @@ from sweeps.spec.candidates import planned
 from sweeps.spec.method import MethodSpec
 from sweeps.spec.reference_methods import references
 from sweeps.spec.sweep import SplitSpec, SweepSpec
+from sweeps.spec.trial_key import races
 
 CACHES = {"image": "pixel cache", "text": "token cache at most"}
 """Kind of data -> what its prepared rows are called."""
@@ -49,6 +51,7 @@ def facts(prepared: Prepared) -> list[tuple[str, str]]:
             f"forward in {spec.placement.dtype}",
         ),
         *([("precision", reduced)] if (reduced := precision(prepared)) else []),
+        *([("racing", raced)] if (raced := racing(spec)) else []),
         *([("transport", lacking)] if (lacking := lacks_direct(prepared)) else []),
         *([("task vectors", kept)] if (kept := stored(prepared)) else []),
         *([("rounding", rounded)] if (rounded := rounding(prepared)) else []),
@@ -102,6 +105,23 @@ def lacks_direct(prepared: Prepared) -> str:
     from actors.fleet.transport import NO_CUPY  # late: it imports Ray
 
     return NO_CUPY
+
+
+def racing(spec: SweepSpec) -> str:
+    """Which methods' candidates are raced, and what is certain; empty if none are."""
+    if spec.racing is None:
+        return ""
+    counts = planned(spec)
+    names = [name for name in spec.methods if races(METHODS[name]) and counts[name] > 1]
+    guided = [name for name in names if spec.methods[name].searcher != "random"]
+    raced = [name for name in names if name not in guided]
+    confidence = spec.racing.confidence
+    sure = "the best is always found" if confidence is None else (
+        f"the best of a method is found with a probability of at least {confidence:g}"
+    )  # fmt: skip
+    said = f"{', '.join(raced) or 'no method'}: candidates that cannot win are stopped; {sure}"
+    left = f"; not {', '.join(guided)}, whose searcher needs every result" if guided else ""
+    return said + left
 
 
 def rounding(prepared: Prepared) -> str:

@@ -358,7 +358,7 @@ def in_order(entries: Iterable[Entry], comparison: Comparison) -> list[Entry]:
         key=lambda entry: (
             ranks.get(entry.method, len(ranks)),
             entry.method,
-            entry.status == "failed",
+            ("done", "stopped", "failed").index(entry.status),
             -sign * (finite(entry.metrics).get(comparison.value("mean")) or 0.0),
             entry.trial_key,
         ),

@@ -38,6 +38,7 @@ MEANS = ("mean", "seen", "unseen")
 """Means of a metric: over all tasks evaluated, over those with an expert, and over the others."""
 
 KEPT_OF_FAILED = ("trial_key", "method", "params", "error")
+KEPT_OF_STOPPED = ("trial_key", "method", "params", "stopped")
 
 
 LATER = ConfigDict(extra="ignore")
@@ -54,7 +55,7 @@ class Row:
     kind: Plain
     params: Mapping[str, Any] = field(default_factory=dict)
     trials: int = 0
-    """Trials of the method, failed ones included."""
+    """Trials of the method, failed and stopped ones included."""
     val: Metrics = field(default_factory=dict)
     test: Metrics = field(default_factory=dict)
     test_ci95: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -178,6 +179,10 @@ class Comparison:
     """Over the seen tasks."""
     failed: tuple[Mapping[str, Any], ...] = ()
     """Failed trials: `trial_key`, `method`, `params`, `error`."""
+    stopped: tuple[Mapping[str, Any], ...] = ()
+    """Trials that were stopped in a race: `trial_key`, `method`, `params`, and `stopped`: `rows`
+    evaluated `of` all, the value `at_most` possible for it, and the `best` that it was below. They
+    have no score."""
     created: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     command: str | None = None
@@ -324,6 +329,7 @@ def compare(
     rows: Iterable[Row],
     correct: Mapping[str, Correct],
     failed: Iterable[Mapping[str, Any]] = (),
+    stopped: Iterable[Mapping[str, Any]] = (),
 ) -> Comparison:
     """Build the comparison: scores, intervals and tests are counted from `correct`.
 
@@ -334,6 +340,7 @@ def compare(
         correct: row name -> task -> samples on the report split (bool: right or wrong); rows that
             are not evaluated yet (a running sweep) are absent.
         failed: failed ledger entries, field by field.
+        stopped: those of trials that were stopped in a race.
 
     Raises:
         ValueError: two rows have a different number of samples in one task.
@@ -351,10 +358,18 @@ def compare(
         },
         rows=tuple(scored),
         pairs=paired([row.method for row in scored], correct, unseen, metric),
-        failed=tuple(
-            finite({name: entry[name] for name in KEPT_OF_FAILED})
-            for entry in sorted(failed, key=lambda entry: (entry["method"], entry["trial_key"]))
-        ),
+        failed=kept(failed, KEPT_OF_FAILED),
+        stopped=kept(stopped, KEPT_OF_STOPPED),
+    )
+
+
+def kept(
+    entries: Iterable[Mapping[str, Any]], fields: Sequence[str]
+) -> tuple[Mapping[str, Any], ...]:
+    """Fields of ledger entries, in the order of methods and trial keys."""
+    return tuple(
+        finite({name: entry[name] for name in fields})
+        for entry in sorted(entries, key=lambda entry: (entry["method"], entry["trial_key"]))
     )
 
 

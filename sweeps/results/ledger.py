@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,6 +25,24 @@ Whole = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True)
+class Stopped:
+    """Why a raced trial was stopped before all rows were evaluated."""
+
+    metric: str
+    """What it was compared by."""
+    best: float
+    """The value of the candidate that it could not reach."""
+    at_most: float
+    """The highest value that was possible for it when it was stopped."""
+    rows: Whole
+    """Rows that were evaluated."""
+    of: Whole
+    """All rows."""
+    confidence: float | None = None
+    """Probability with which the winner is none of the stopped trials; None: it is none of them."""
+
+
+@dataclass(frozen=True)
 class Entry:
     """One finished trial."""
 
@@ -35,7 +53,8 @@ class Entry:
     method: Plain
     kind: Plain
     params: Mapping[str, Any]
-    status: Literal["done", "failed"]
+    status: Literal["done", "failed", "stopped"]
+    """`stopped`: in a race, before all rows were evaluated; it has no metrics."""
     split: str
     """The role of the rows it was evaluated on: `select`."""
     metrics: Mapping[str, int | float] = field(default_factory=dict)
@@ -60,6 +79,12 @@ class Entry:
     choices: Sequence[Mapping[str, Any]] = field(default_factory=list)
     """For a method that selects: every candidate that was tried, and its result."""
     error: str | None = None
+    stopped: Stopped | None = None
+
+
+def fields_of(entries: Iterable[Entry], status: str) -> list[dict[str, Any]]:
+    """The entries with a status, field by field."""
+    return [asdict(entry) for entry in entries if entry.status == status]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -136,8 +161,8 @@ class Ledger:
                 )
 
     def done(self) -> dict[str, Entry]:
-        """Successful trials by key."""
-        return {entry.trial_key: entry for entry in self if entry.status == "done"}
+        """Trials by key that need not run again: successful ones, and those stopped in a race."""
+        return {entry.trial_key: entry for entry in self if entry.status != "failed"}
 
     def clear_failed(self) -> int:
         """Delete entries of failed trials, so that they run again; returns how many."""

@@ -10,7 +10,7 @@ from fusion.errors import InputError
 from sweeps.results.comparison import Comparison, Header, compare
 from sweeps.results.comparison_file import read
 from sweeps.results.folder import SweepFolder, read_identity
-from sweeps.results.ledger import Entry, Ledger
+from sweeps.results.ledger import Entry, Ledger, fields_of
 from sweeps.results.rows.winners import counted, winners
 from sweeps.spec.sweep import SweepSpec, load, spec_hash
 
@@ -69,10 +69,10 @@ def outdated(folder: Path) -> bool:
 
 def running(folder: Path, entries: Sequence[Entry], spec: SweepSpec | None) -> Comparison:
     """Comparison of a running sweep: winners of finished trials, nothing reported."""
-    failed = [vars(entry) for entry in entries if entry.status == "failed"]
+    ends = fields_of(entries, "failed"), fields_of(entries, "stopped")
     if spec is None:
         header = Header(folder.name, "", select_on=entries[0].split)
-        return compare(header, winners(entries), {}, failed)
+        return compare(header, winners(entries), {}, *ends)
     header = Header(
         spec.name,
         spec_hash(spec),
@@ -85,4 +85,4 @@ def running(folder: Path, entries: Sequence[Entry], spec: SweepSpec | None) -> C
         report_precision=spec.placement.report_precision,
         delta_dtype=spec.placement.delta_dtype,
     )
-    return noting_asked(compare(header, winners(entries, spec.metric), {}, failed), spec)
+    return noting_asked(compare(header, winners(entries, spec.metric), {}, *ends), spec)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -43,6 +44,43 @@ def check_names(named: Mapping[str, Any]) -> Mapping[str, Any]:
 Name = Annotated[str, AfterValidator(check_name)]
 Text = Annotated[str, Field(min_length=1)]
 Source = Annotated[str, Field(min_length=1, description="a hub id or a folder")]
+
+
+@dataclass(frozen=True)
+class Racing:
+    """How candidates are raced."""
+
+    confidence: float | None = None
+    """Probability with which a method's best candidate is found; None: it is always found."""
+
+
+RACING = "racing"
+EVALUATE = (
+    "all (every candidate on all rows), racing (candidates that cannot win any more are stopped)"
+    " or {racing: {confidence: …}} (those that are unlikely to win are)"
+)
+"""Allowed values of `evaluate`."""
+
+
+def check_evaluate(value: Any) -> Any:
+    """Return `value` if it says how candidates are evaluated; racing without options is one word.
+
+    >>> check_evaluate({"racing": {}}), check_evaluate({"racing": {"confidence": 0.99}})
+    ('racing', {'racing': {'confidence': 0.99}})
+    """
+    if value in ("all", RACING):
+        return value
+    if not isinstance(value, Mapping) or list(value) != [RACING]:
+        raise custom_error(f"{EVALUATE} allowed")
+    options = value[RACING] or {}
+    if not isinstance(options, Mapping) or options.keys() - {"confidence"}:
+        raise custom_error("{racing: {confidence: …}} allowed")
+    given = options.get("confidence")
+    if given is None:
+        return RACING
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0.5 <= given < 1:
+        raise custom_error("a confidence from 0.5 to 1, 1 excluded, allowed")
+    return {RACING: {"confidence": float(given)}}
 
 
 RESERVED = re.compile(

@@ -20,11 +20,12 @@ from pydantic import (
 
 from actors.artifacts.recipe import REFERENCES
 from actors.checkpoints.sources import on_modelscope
-from actors.experts.metrics import METRICS, metric_of
+from actors.experts.metrics import ACCURACY, METRICS, metric_of
 from actors.files.documents import dump_yaml
 from fusion.errors import InputError
 from fusion.registry import METHODS, import_methods
 from sweeps.spec.errors import Fault, custom_error, raise_all, spec_errors
+from sweeps.spec.fields import EVALUATE, RACING, Racing, check_evaluate, check_reserved
 from sweeps.spec.fields import NAME as NAME
 from sweeps.spec.fields import NAME_RULE as NAME_RULE
 from sweeps.spec.fields import Name as Name
@@ -32,7 +33,6 @@ from sweeps.spec.fields import Part as Part
 from sweeps.spec.fields import Source as Source
 from sweeps.spec.fields import Text as Text
 from sweeps.spec.fields import check_names as check_names
-from sweeps.spec.fields import check_reserved
 from sweeps.spec.method import MethodSpec, read_methods
 from sweeps.spec.metric import checked_metric, default_metric, unseen_tasks
 from sweeps.spec.shift import ShiftSpec, check_adapted, check_shifts
@@ -333,6 +333,12 @@ class SweepSpec(Part):
     """What hyper-parameters are selected by. The default is `score/mean` if a task has a metric of
     its own, else `acc/mean`. With unseen tasks, a mean is that over the seen ones: `acc/seen`,
     `nll/seen`."""
+    evaluate: Annotated[Any, PlainValidator(check_evaluate)] = Field(
+        default="all", description=f"{EVALUATE},", examples=["racing"]
+    )
+    """How much of `select` candidates are measured on. `racing` finds the same winner with fewer
+    rows; with a confidence, the same one with that probability. For methods that make one model
+    without learning, searched by grids or at random; needs accuracy as the metric."""
     seed: int = Field(default=0, ge=0, strict=True, description="an integer of at least 0")
     """Seed of searches, and of methods that draw."""
     placement: Annotated[
@@ -368,6 +374,13 @@ class SweepSpec(Part):
         return self._imports
 
     @property
+    def racing(self) -> Racing | None:
+        """How candidates are raced; None: each is measured on all rows."""
+        if self.evaluate == "all":
+            return None
+        return Racing(**({} if self.evaluate == RACING else self.evaluate[RACING]))
+
+    @property
     def unseen(self) -> tuple[str, ...]:
         """Tasks that are evaluated only: see `unseen_tasks`."""
         return unseen_tasks(self.pool.experts, self.tasks)
@@ -397,6 +410,13 @@ class SweepSpec(Part):
     def _shifts(self) -> SweepSpec:
         check_shifts(self.shifts, self.tasks)
         check_adapted(self.adapt_on_shift, self.shifts)
+        return self
+
+    @model_validator(mode="after")
+    def _raced_by_accuracy(self) -> SweepSpec:
+        if self.racing and self.metric.partition("/")[0] != ACCURACY.name:
+            reason = f"bounds are those of accuracies, and the metric is {self.metric}: all allowed"
+            raise_all([Fault(("evaluate",), self.evaluate, reason)])
         return self
 
     @field_validator("metric")
@@ -485,6 +505,8 @@ def dump(spec: SweepSpec) -> str:
         del data["splits"]["select"]
     if not spec.references:
         del data["references"]
+    if spec.racing is None:
+        del data["evaluate"]
     if spec.pool.platform == "huggingface":
         del data["pool"]["platform"]
     if spec.imports:
@@ -511,6 +533,8 @@ def deciding(spec: SweepSpec) -> dict[str, Any]:
     for name in ("shifts", "references"):
         if not data[name]:
             del data[name]
+    if spec.racing is None:
+        del data["evaluate"]
     if spec.adapt_on_shift is None:
         del data["adapt_on_shift"]
     else:  # shifts may change under a sweep; this one, which is learned from, may not

@@ -113,6 +113,18 @@ def adapts(row: Row | None) -> bool:
     return row is not None and "inputs" in row.reads and "labels" not in row.reads
 
 
+def races(row: Row) -> bool:
+    """Whether candidates of a method are raced where the sweep file says `evaluate: racing`.
+
+    Those of methods that make one model, do not learn, and have parameters: other methods report
+    once, read cached outputs of the experts, or have one candidate.
+
+    >>> [name for name in ("ties", "ensemble", "dawe", "simple_average") if races(METHODS[name])]
+    ['ties']
+    """
+    return row.output == "one_model" and not row.learns and bool(row.parameters)
+
+
 def derive_seed(seed: int, *purpose: Any) -> int:
     """Derive a seed below 2³² for one purpose of a sweep; the same on every machine."""
     return int(hashlib.sha256(canonical([seed, *purpose]).encode()).hexdigest()[:8], 16)

@@ -202,7 +202,7 @@ def rank(entry: bytes, name: str) -> tuple[bool, str]:
         found = parse_entry(entry, name, name)
     except InputError:
         return False, ""
-    return found.status == "done", found.ended
+    return found.status != "failed", found.ended
 
 
 def is_wanted(name: str, absent: bool, won: set[str], ended: set[str]) -> bool:

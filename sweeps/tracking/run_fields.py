@@ -23,8 +23,8 @@ MAX_PARAMS = 100
 
 
 def state_of(entry: Entry) -> str:
-    """MLflow's status of a trial."""
-    return "FINISHED" if entry.status == "done" else "FAILED"
+    """MLflow's status of a trial; one that was stopped in a race is `KILLED`."""
+    return {"done": "FINISHED", "stopped": "KILLED"}.get(entry.status, "FAILED")
 
 
 def trial_tags(entry: Entry, parent: str, sweep: str) -> dict[str, str]:
@@ -94,6 +94,11 @@ def metrics_of(entry: Entry) -> list[Metric]:
         "peak_bytes": float(entry.peak_bytes),
         **cost(entry),
     }
+    if entry.stopped is not None:
+        values |= {
+            "stopped/rows": float(entry.stopped.rows),
+            "stopped/at_most": entry.stopped.at_most,
+        }
     if entry.steps:
         values["steps"] = float(
             entry.steps
@@ -137,6 +142,7 @@ def totals(entries: Iterable[Entry]) -> dict[str, float]:
     return {
         "trials": float(len(each)),
         "trials_failed": float(sum(entry["status"] == "failed" for entry in each)),
+        "trials_stopped": float(sum(entry["status"] == "stopped" for entry in each)),
         **{name: float(value) for name, value in sums.items()},
         "peak_bytes": float(max((entry["peak_bytes"] for entry in each), default=0)),
     }

@@ -12,7 +12,7 @@ from ray import tune
 from actors.experts.evaluation import Evaluation
 from fusion.registry import METHODS
 from sweeps.console import redact
-from sweeps.results.ledger import Entry
+from sweeps.results.ledger import Entry, Stopped
 
 
 def finished(trial_key: str, method: str, evaluation: Evaluation, started: str) -> Entry:
@@ -44,7 +44,10 @@ def complete(fields: Mapping[str, Any]) -> Entry:
     """Build an entry from what a trial reported; the registry adds the method's kind."""
     row = METHODS.get(fields["method"])
     error = fields.get("error")
-    fields = {**fields, "error": None if error is None else redact.text(error)}
+    fields = {name: value for name, value in fields.items() if name != "race"}
+    fields |= {"error": None if error is None else redact.text(error)}
+    if (stopped := fields.get("stopped")) is not None:
+        fields["stopped"] = Stopped(**stopped)
     return Entry(**fields, kind=row.kind if row is not None else "reference")
 
 

@@ -66,6 +66,10 @@ def write_studies(entries: Iterable[Entry], spec: SweepSpec, path: Path) -> None
             study.add_trials(trials_of(found, spec))
 
 
+ENDED = {"stopped": TrialState.PRUNED, "failed": TrialState.FAIL, "done": TrialState.FAIL}
+"""Optuna's state of a trial without a value."""
+
+
 def trials_of(entries: Iterable[Entry], spec: SweepSpec) -> list[FrozenTrial]:
     """Trials of one method, in the order in which they started."""
     ordered = sorted(entries, key=lambda entry: (entry.started, entry.trial_key))
@@ -82,7 +86,7 @@ def trials_of(entries: Iterable[Entry], spec: SweepSpec) -> list[FrozenTrial]:
         done = entry.status == "done" and value is not None
         own = {name: kinds[name] for name in given if name in kinds}
         trial = create_trial(
-            state=TrialState.COMPLETE if done else TrialState.FAIL,
+            state=TrialState.COMPLETE if done else ENDED[entry.status],
             value=value if done else None,
             params={name: shown(given[name], kind) for name, kind in own.items()},
             distributions=own,

@@ -23,17 +23,20 @@ from typing_extensions import TypedDict
 
 from actors.files.documents import checked, parse_json, read_bytes
 from actors.files.fingerprint import NOTHING, Fingerprint
-from sweeps.spec.candidates import grid_points, planned, random_points
+from fusion.registry import METHODS
+from sweeps.spec.candidates import grid_points, planned, raced_points, random_points
 from sweeps.spec.method import MethodSpec
 from sweeps.spec.search_space import Choice, LogUniform, Space, Uniform, fill
 from sweeps.spec.sweep import SweepSpec
-from sweeps.spec.trial_key import Context, derive_seed, trial_key
+from sweeps.spec.trial_key import Context, derive_seed, races, trial_key
 
 __all__ = ["BATCH", "MethodSearch", "planned", "trial_key"]
 
 BATCH = 4
 """Trials that TPE and CMA-ES suggest at once. Another number makes other suggestions, so this
-is one for all machines: more than 4 workers are kept busy by the other methods and grid points."""
+is one for all machines: more than 4 workers are kept busy by the other methods and grid points.
+In the same way a raced candidate is compared with those that are at least as many places before it,
+and waits for them: so its bar does not depend on time."""
 
 Results = dict[str, float | None]
 """Trial key -> the metric; None: the trial failed."""
@@ -83,6 +86,8 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
         self._spec, self._context, self._batch = spec, context, batch
         self._results: Results = {key: _finite(value) for key, value in (known or {}).items()}
         self._running: dict[str, str] = {}
+        self._bars: dict[str, float | None] = {}
+        """Trial key of a raced candidate -> the best value that it is compared with."""
         self._on_suggest = on_suggest
         self._start()
 
@@ -96,7 +101,13 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
         if self._on_suggest is not None:
             self._on_suggest(key)
         seed = derive_seed(self._spec.seed, key)
-        return {"method": method, "params": params, "trial_key": key, "seed": seed}
+        given = {"method": method, "params": params, "trial_key": key, "seed": seed}
+        racing, row = self._spec.racing, METHODS[method]
+        if racing is None or not races(row):
+            return given
+        terms = {"metric": self._spec.metric, "bar": self._bars.get(key)}
+        terms |= {"confidence": racing.confidence, "seed": derive_seed(self._spec.seed, "racing")}
+        return given | {"race": terms}
 
     def left(self) -> bool:
         """Whether a trial is running or still to be suggested."""
@@ -170,7 +181,11 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
         self, method: str, entry: MethodSpec
     ) -> Iterator[Iterator[dict[str, Any] | None]]:
         """Candidates of a method in one stream, or in one for each grid point if guided."""
-        if entry.searcher == "random" or not entry.sampled:
+        unguided = entry.searcher == "random" or not entry.sampled
+        if unguided and self._spec.racing and races(METHODS[method]):
+            yield self._raced(method, entry)
+            return
+        if unguided:
             yield random_points(entry, method, self._spec.seed)
             return
         for point, params in grid_points(entry):
@@ -188,6 +203,21 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
             key = trial_key(method, params, self._context)
             if key not in self._results and key not in self._running.values():
                 yield params
+
+    def _raced(self, method: str, entry: MethodSpec) -> Iterator[dict[str, Any] | None]:
+        """Candidates in the order of `raced_points`; None: wait for the results of earlier ones."""
+        keys: list[str] = []
+        for params in raced_points(entry, method, self._spec.seed):
+            key = trial_key(method, params, self._context)
+            if key in keys:
+                continue
+            keys.append(key)
+            earlier = keys[: -self._batch]
+            while not all(each in self._results for each in earlier):
+                yield None
+            known = [self._results[each] for each in earlier]
+            self._bars[key] = max((value for value in known if value is not None), default=None)
+            yield params
 
     def _guided(self, method: str, entry: MethodSpec, seed: int) -> Iterator[dict[str, Any] | None]:
         """Candidates of an Optuna sampler, batch by batch; None: wait for results."""

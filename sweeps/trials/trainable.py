@@ -16,7 +16,7 @@ import ray
 from ray import tune
 
 from actors.artifacts.recipe import Recipe
-from actors.experts.requests import Measure
+from actors.experts.requests import Measure, Race
 
 
 def run_trial(
@@ -25,9 +25,9 @@ def run_trial(
     """Run one suggestion of `MethodSearch` and report its select-split metrics.
 
     Reports the metrics and, under `entry`, the fields of a ledger entry; `status` says whether it
-    failed. Raises nothing: for Tune, a trial that raised is one whose process died, which runs
-    again. A method that learns also reports intermediate results, with `rung` below 9; if a
-    scheduler stops the trial, the last one counts.
+    failed, or was stopped in a race, and then there are no metrics. Raises nothing: for Tune, a
+    trial that raised is one whose process died, which runs again. A method that learns also reports
+    intermediate results, with `rung` below 9; if a scheduler stops the trial, the last one counts.
 
     Args:
         config: the suggestion.
@@ -35,13 +35,16 @@ def run_trial(
         dispatcher: the fleet's dispatcher actor.
         inputs: pickled `LearningInputs`, if `config["method"]` learns.
     """
-    entry = {**config, "split": "select", "started": datetime.now(UTC).isoformat()}
+    race = config.get("race")
+    asked = {name: value for name, value in config.items() if name != "race"}
+    entry = {**asked, "split": "select", "started": datetime.now(UTC).isoformat()}
     try:
         if inputs is not None and config["method"] in (opened := pickle.loads(inputs))["learns"]:
             learn_trial(config, entry, ray.cloudpickle.loads(client), opened["inputs"])
             return
         key = config["trial_key"]
-        request = Measure(Recipe(config["method"], config["params"]), "select")
+        recipe = Recipe(config["method"], config["params"])
+        request = Race(recipe, "select", **race) if race else Measure(recipe, "select")
         found = ray.get(dispatcher.call.remote(request, label=key, when_all_started=True))
         found["busy_s"] = ray.get(dispatcher.busy_seconds.remote(key))
     except Exception as error:
@@ -54,7 +57,8 @@ def run_trial(
         entry |= {"status": "failed", "error": said[:1000]}
         tune.report({"entry": {**entry, "ended": datetime.now(UTC).isoformat()}})
         return
-    entry |= {**found, "status": "done", "ended": datetime.now(UTC).isoformat()}
+    status = "stopped" if "stopped" in found else "done"
+    entry |= {**found, "status": status, "ended": datetime.now(UTC).isoformat()}
     tune.report({**found["metrics"], "entry": entry})
 
 

@@ -37,6 +37,20 @@ MODULES = {
     "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
 }
 
+RACED = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["racing"],
+    "properties": {
+        "racing": {
+            "type": ["object", "null"],
+            "additionalProperties": False,
+            "properties": {"confidence": {"type": "number", "minimum": 0.5, "exclusiveMaximum": 1}},
+        }
+    },
+}
+"""`evaluate: {racing: {confidence: …}}`"""
+
 
 def sweep_schema() -> dict[str, Any]:
     """JSON schema of a sweep file."""
@@ -56,6 +70,7 @@ def sweep_schema() -> dict[str, Any]:
         },
     }
     found["properties"]["methods"].pop("$ref", None)
+    found["properties"]["evaluate"]["anyOf"] = [{"enum": ["all", "racing"]}, RACED]
     part = found["properties"]["placement"]
     found["properties"]["placement"] = {
         "anyOf": [{"const": "auto"}, {"$ref": part.pop("$ref")}],

@@ -47,7 +47,11 @@ def winners(
                 params=finite(best.params),
                 val=finite(best.metrics),
                 trial_key=best.trial_key,
-                notes=(*remarks(best.choices), *broken(best.metrics, unit)),
+                notes=(
+                    *remarks(best.choices),
+                    *broken(best.metrics, unit),
+                    *raced(tried, unit),
+                ),
                 cost={**row.cost, **learning},
             )
         elif any(entry.status == "done" for entry in tried):
@@ -74,6 +78,29 @@ def broken(metrics: Mapping[str, float], unit: str) -> tuple[str, ...]:
             many = "1 expert" if value == 1 else f"{value:.0f} experts"
             found.append(f"{task}: {many} left out, their logits NaN or infinite")
     return tuple(found)
+
+
+def raced(entries: Sequence[Entry], unit: str) -> tuple[str, ...]:
+    """Note about trials that were stopped in a race.
+
+    >>> from sweeps.results.ledger import Stopped
+    >>> first = Entry("1", "ties", "static", {}, "done", "select", n={"a": 100})
+    >>> last = Entry("2", "ties", "static", {}, "stopped", "select",
+    ...              stopped=Stopped("acc/mean", 0.9, 0.8, 40, 100))
+    >>> raced([first, last], "image")
+    ('racing stopped 1 of 2 trials, which could not win; 70 % of the images were evaluated',)
+    """
+    stops = [entry.stopped for entry in entries if entry.stopped is not None]
+    if not stops:
+        return ()
+    rows = sum(stop.rows for stop in stops) + sum(sum(entry.n.values()) for entry in entries)
+    share = 100 * rows / max(1, rows + sum(stop.of - stop.rows for stop in stops))
+    least = min((stop.confidence for stop in stops if stop.confidence is not None), default=None)
+    why = "could not win" + ("" if least is None else f" (confidence {least:g})")
+    return (
+        f"racing stopped {len(stops)} of {len(entries)} trials, which {why};"
+        f" {share:.0f} % of the {unit}s were evaluated",
+    )
 
 
 def cost(entries: Sequence[Entry]) -> dict[str, float | None]:

@@ -16,7 +16,7 @@ from actors.artifacts.coding_file import dump_coding
 from actors.artifacts.gate_file import Manifest, dump
 from actors.artifacts.recipe import Recipe
 from actors.experts.local import LocalExperts
-from actors.experts.predict import model_weights
+from actors.experts.prediction.predict import model_weights
 from actors.shards.pipeline import LocalLink, Pipeline, one_forward_one_backward
 from actors.shards.requests import Backward, Finish, Forward, ShardRequest, Survey
 from actors.shards.shard import Batch, Shard, Weights

@@ -120,3 +120,34 @@ def runs(cwd: Path, role: str) -> list[str]:
             (role,),
         )
         return [status for (status,) in found]
+
+
+@pytest.mark.slow
+def test_a_race_has_the_winner_of_all_rows_and_goes_on_with_the_same_bars(
+    tiny_pool, tmp_path, ray_cluster
+):
+    """Entries of a resumed race equal those of an undisturbed one, stopped trials included."""
+    grid = {"scale": {"grid": [0.1, 0.3, 0.5, 0.7, 0.9, 1.5, 3.0, 6.0]}}
+    found = {}
+    for evaluate in ("all", "racing"):
+        changes = {"methods": {"task_arithmetic": grid}, "evaluate": evaluate, "name": evaluate}
+        spec = tiny_pool.write(tmp_path / f"{evaluate}.yaml", **changes)
+        done = in_process("run", spec, *ONE, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        rows = json.loads((tmp_path / f"outputs/{evaluate}/comparison.json").read_text())["rows"]
+        found[evaluate] = {row["method"]: (row["params"], row["test"]["acc/mean"]) for row in rows}
+    assert found["racing"] == found["all"]
+    ledger = tmp_path / "outputs/racing/ledger"
+    before = {path: decided(path) for path in sorted(ledger.glob("*.json"))}
+    assert [entry["status"] for entry in before.values()].count("stopped") > 0
+    for path in list(before)[::2]:
+        path.unlink()
+    done = in_process("run", tmp_path / "racing.yaml", "--resume", *ONE, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path: decided(path) for path in sorted(ledger.glob("*.json"))} == before
+
+
+def decided(path: Path) -> dict[str, object]:
+    """A ledger entry without its times."""
+    times = ("started", "ended", "trial_s", "busy_s", "gpu_s", "peak_bytes", "check")
+    return {k: v for k, v in json.loads(path.read_text()).items() if k not in times}

@@ -22,7 +22,7 @@ from sweeps.planning.prepare import prepare
 from sweeps.planning.prepared import Prepared, decisive
 from sweeps.planning.shift_data import shift_fingerprint
 from sweeps.results.folder import SweepFolder
-from sweeps.results.ledger import Entry
+from sweeps.results.ledger import Entry, Stopped
 from sweeps.spec.sweep import PlacementSpec, spec_hash, validate
 from sweeps.spec.trial_key import trial_key
 from tests.tiny_pool import TinyPool
@@ -202,6 +202,25 @@ def test_trials_of_other_files_are_set_aside_and_run_again(pool, tmp_path):
     assert not list(folder.ledger)
     assert len(list((folder.path / SUPERSEDED).iterdir())) == 3
     assert said[0].startswith("3 finished trials of other files, settings or versions than now")
+
+
+def test_a_stopped_trial_stays_stopped_while_what_beat_it_is_there(pool, tmp_path):
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.ledger.folder.mkdir(parents=True)
+    context = prepared_of(pool).context()
+    stopped = Stopped("acc/mean", best=0.6, at_most=0.5, rows=10, of=30)
+    keys = [trial_key("ties", {"scale": scale}, context) for scale in (0.5, 1.0)]
+    best = Entry(keys[0], "ties", "static", {"scale": 0.5}, "done", "select", {"acc/mean": 0.6})
+    folder.ledger.add(best)
+    folder.ledger.add(
+        Entry(keys[1], "ties", "static", {"scale": 1.0}, "stopped", "select", stopped=stopped)
+    )
+    said: list[str] = []
+    renew(folder, context, said.append)
+    assert len(list(folder.ledger)) == 2
+    renew(folder, context, said.append, metric="acc/lines")
+    assert [each.trial_key for each in folder.ledger] == [keys[0]]
+    assert said == ["ties: stopped in a race that no longer holds; the trial runs again"]
 
 
 def test_a_trial_whose_learned_file_is_damaged_runs_again(pool, tmp_path):

@@ -256,3 +256,17 @@ def test_a_finished_model_with_another_preprocessing_is_refused(tiny_pool, tmp_p
         planned(spec, tmp_path)
     spec["pool"]["preprocessing"] = "base"
     assert "mtl: prepared as the base's file says; its own differs" in planned(spec, tmp_path)
+
+
+def test_a_plan_names_the_methods_that_are_raced(tiny_pool, tmp_path):
+    methods = {
+        "ties": {"scale": {"grid": [0.5, 1.0]}},
+        "task_arithmetic": {"scale": {"uniform": [0, 1]}, "trials": 4, "searcher": "tpe"},
+        "wise_ft": {"alpha": 0.5, "expert": "lines"},
+    }
+    text = planned(tiny_pool.spec(methods=methods, evaluate="racing"), tmp_path)
+    assert "ties: candidates that cannot win are stopped; the best is always found" in text
+    assert "not task_arithmetic, whose searcher needs every result" in text
+    sure = {"racing": {"confidence": 0.99}}
+    assert "at least 0.99" in planned(tiny_pool.spec(methods=methods, evaluate=sure), tmp_path)
+    assert "racing" not in planned(tiny_pool.spec(methods=methods), tmp_path)

@@ -5,7 +5,10 @@ import json
 import pytest
 
 from fusion.errors import InputError
-from sweeps.results.ledger import Ledger
+from sweeps.results.comparison import Header, compare
+from sweeps.results.comparison_file import read, write
+from sweeps.results.ledger import Ledger, Stopped, fields_of
+from sweeps.results.rows.winners import winners
 from tests.sweeps.conftest import entry
 
 
@@ -21,6 +24,28 @@ def test_order_is_that_of_keys_not_of_writing(tmp_path):
     for key in ("b", "a", "c"):
         ledger.add(entry(key))
     assert [found.trial_key for found in ledger] == ["a", "b", "c"]
+
+
+STOPPED = Stopped("acc/mean", best=0.9, at_most=0.8, rows=40, of=100)
+
+
+def test_a_stopped_trial_need_not_run_again_and_never_wins(tmp_path):
+    ledger = Ledger(tmp_path)
+    ledger.add(entry("good", metrics={"acc/mean": 0.9}, n={"x": 100}))
+    ledger.add(entry("poor", status="stopped", metrics={}, n={}, stopped=STOPPED))
+    entries = list(ledger)
+    assert entries[1].stopped == STOPPED
+    assert set(ledger.done()) == {"good", "poor"}
+    assert ledger.clear_failed() == 0
+    (row,) = winners(entries)
+    assert (row.trial_key, row.trials) == ("good", 2)
+    assert row.notes == (
+        "racing stopped 1 of 2 trials, which could not win; 70 % of the rows were evaluated",
+    )
+    header = Header("s", "", "val")
+    write(compare(header, [row], {}, (), fields_of(entries, "stopped")), tmp_path)
+    (stopped,) = read(tmp_path).stopped
+    assert (stopped["trial_key"], stopped["stopped"]["rows"]) == ("poor", 40)
 
 
 def test_failed_trials_are_forgotten_so_that_they_run_again(tmp_path):

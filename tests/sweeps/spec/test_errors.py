@@ -9,6 +9,7 @@ import yaml
 
 from fusion.registry import METHODS
 from sweeps.spec.errors import SpecErrors, shown
+from sweeps.spec.fields import EVALUATE
 from sweeps.spec.method import RESERVED
 from sweeps.spec.sweep import validate
 from tests.sweeps.spec.sweep_file import plain
@@ -391,6 +392,20 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     (
         ties(scheduler="hyperband"),
         "methods.ties.scheduler: 'hyperband': null or 'asha' allowed",
+    ),
+    ({"evaluate": "race"}, f"evaluate: 'race': {EVALUATE} allowed"),
+    (
+        {"evaluate": {"racing": {"sure": 1}}},
+        "evaluate: {'racing': {'sure': 1}}: {racing: {confidence: …}} allowed",
+    ),
+    (
+        {"evaluate": {"racing": {"confidence": 1}}},
+        "evaluate: {'racing': {'confidence': 1}}: a confidence from 0.5 to 1, 1 excluded, allowed",
+    ),
+    (
+        {"evaluate": "racing", "metric": "nll/mean"},
+        "evaluate: 'racing': bounds are those of accuracies, and the metric is nll/mean: all"
+        " allowed",
     ),
 ]  # fmt: skip
 

@@ -269,3 +269,15 @@ def test_ids_of_modelscope(tmp_path):
     assert validate(yaml.safe_load(dump(spec)), "copy") == spec
     with pytest.raises(InputError, match=r"pool\.platform: 'hub': huggingface or modelscope"):
         validate(plain(pool={**pool, "platform": "hub"}), "s.yaml")
+
+
+@pytest.mark.parametrize("evaluate", ["racing", {"racing": {"confidence": 0.99}}])
+def test_racing_is_part_of_the_hash(evaluate: Any) -> None:
+    """Rows are cut into other batches, so one sweep cannot have both."""
+    spec, raced = validate(plain(), "f"), validate(plain(evaluate=evaluate), "f")
+    assert "evaluate" not in dump(spec)
+    assert spec_hash(validate(plain(evaluate="all"), "f")) == spec_hash(spec) != spec_hash(raced)
+    again = load_data(yaml.safe_load(dump(raced)), "f")
+    assert (again, again.racing) == (raced, raced.racing)
+    assert [change.field for change in changes(spec, raced)][:1] == ["evaluate"]
+    assert not changes(spec, raced)[0].extends

@@ -454,3 +454,45 @@ def test_a_trial_that_runs_is_left():
     search.on_trial_complete("b", error=True)
     assert not search.left()
     assert search.suggest("c") == Searcher.FINISHED
+
+
+RACED = {
+    "ties": {"density": {"grid": [0.1, 0.2, 0.5]}, "scale": {"grid": [0.2, 0.4, 0.6, 0.8, 1.0]}},
+    "simple_average": {},
+    "wise_ft": METHODS["wise_ft"],
+}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_bar_of_a_raced_candidate_does_not_depend_on_time(seed: int) -> None:
+    spec = sweep(RACED, evaluate="racing")
+    known = everything(spec)
+    rng = random.Random(seed)
+    assert drive(MethodSearch(spec, "c"), rng, seed + 2)[0] == known
+    some, results = drive(MethodSearch(spec, "c"), rng, 3, stop=4 * seed + 3)
+    assert some.items() <= known.items()
+    rest, _ = drive(MethodSearch(spec, "c", json.loads(json.dumps(results))), rng, 2)
+    assert rest == {key: trial for key, trial in known.items() if key not in results}
+
+
+def test_a_bar_is_the_best_of_the_candidates_long_before() -> None:
+    trials = [each for each in everything(sweep(RACED, evaluate="racing")).values()]
+    ties = [trial for trial in trials if trial["method"] == "ties"]
+    assert [trial["race"]["bar"] for trial in ties[:4]] == [None] * 4
+    for at, trial in enumerate(ties[4:], 4):
+        values = [value for each in ties[: at - 3] if (value := score(each)) is not None]
+        assert trial["race"]["bar"] == max(values, default=None)
+    assert len({trial["race"]["seed"] for trial in ties}) == 1
+    assert ties[0]["params"] == {"density": 0.2, "scale": 0.6}  # from coarse to fine
+    others = {trial["method"]: trial.get("race") for trial in trials if trial not in ties}
+    assert others["simple_average"] is None
+    assert others["wise_ft"]["bar"] is None  # its searcher needs every result
+
+
+def test_confidence_is_passed_on() -> None:
+    spec = sweep(RACED, evaluate={"racing": {"confidence": 0.99}})
+    (first, *_) = everything(spec).values()
+    assert first["race"]["confidence"] == 0.99
+    assert {key for key in everything(spec)} == {
+        key for key in everything(sweep(RACED))
+    }  # a bare context: keys differ by the context that `prepare` makes

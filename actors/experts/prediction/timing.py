@@ -23,7 +23,7 @@ from actors.data.task_rows import SAMPLES
 from actors.experts.embedding_cache import EmbeddingCache
 from actors.experts.evaluation import Timing
 from actors.experts.model_runner import ModelRunner, completed
-from actors.experts.predict import model_weights, predict
+from actors.experts.prediction.predict import model_weights, predict
 from actors.experts.unseen_tasks import measured
 from actors.shards.messages import Batch, Weights, for_task
 from fusion.merged_layers.precision import Precision

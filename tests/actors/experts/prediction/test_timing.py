@@ -10,9 +10,9 @@ from actors.artifacts.recipe import Recipe
 from actors.data.task import Splits, TaskSource, open_task
 from actors.experts.embedding_cache import EmbeddingCache
 from actors.experts.local import LocalExperts, local_experts
+from actors.experts.prediction.timing import ROWS, fastest
 from actors.experts.prepare_data import prepare_data
 from actors.experts.requests import ExpertScores, Time
-from actors.experts.timing import ROWS, fastest
 from actors.pool.pool import open_pool
 
 NAMES = ("lines", "tones", "blobs")
@@ -84,11 +84,11 @@ def test_every_expert_is_scored_on_every_task(experts: LocalExperts):
 
 def test_the_fastest_call_counts(monkeypatch: pytest.MonkeyPatch):
     times = iter([0.0, 0.5, 1.0, 1.2, 2.0, 2.4])
-    monkeypatch.setattr("actors.experts.timing.time.perf_counter", lambda: next(times))
+    monkeypatch.setattr("actors.experts.prediction.timing.time.perf_counter", lambda: next(times))
     assert fastest(lambda: None) == pytest.approx(0.2)
 
 
 def test_slow_calls_are_not_repeated(monkeypatch: pytest.MonkeyPatch):
     times = iter([0.0, 4.0])
-    monkeypatch.setattr("actors.experts.timing.time.perf_counter", lambda: next(times))
+    monkeypatch.setattr("actors.experts.prediction.timing.time.perf_counter", lambda: next(times))
     assert fastest(lambda: None) == 4.0
