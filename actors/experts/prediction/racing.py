@@ -11,7 +11,7 @@ numbers in every run, whatever it was compared with.
 * With a confidence, rows are in random order, and a chunk has as many rows of each task.
 
 Rows of several tasks share a forward pass. Other batches than those of an evaluation without racing
-change the last bits of logits, so trial keys of raced candidates are other ones.
+change the last bits of logits, so one sweep does not have both.
 """
 
 from __future__ import annotations
