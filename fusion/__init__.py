@@ -43,10 +43,16 @@ if TYPE_CHECKING:  # types for mypy and editors; at run time names load on first
     from fusion.methods.soups.selection import greedy_soup as greedy_soup
     from fusion.methods.soups.selection import oracle_single as oracle_single
     from fusion.methods.soups.uniform_soup import uniform_soup as uniform_soup
+    from fusion.methods.sparse.arcee_fusion import arcee_fusion as arcee_fusion
     from fusion.methods.sparse.breadcrumbs import breadcrumbs as breadcrumbs
+    from fusion.methods.sparse.breadcrumbs import breadcrumbs_ties as breadcrumbs_ties
     from fusion.methods.sparse.dare import dare as dare
+    from fusion.methods.sparse.della import della as della
+    from fusion.methods.sparse.della import della_linear as della_linear
     from fusion.methods.sparse.emr import emr as emr
     from fusion.methods.sparse.magmax import magmax as magmax
+    from fusion.methods.sparse.ram import ram as ram
+    from fusion.methods.sparse.sce import sce as sce
     from fusion.methods.sparse.tall_mask import consensus as consensus
     from fusion.methods.sparse.tall_mask import tall_mask as tall_mask
     from fusion.methods.sparse.ties import ties as ties
@@ -155,8 +161,12 @@ METHOD_MODULES = {
     "simple_average": "fusion.methods.static.average",
     "weighted_average": "fusion.methods.static.average",
     "wise_ft": "fusion.methods.static.average",
+    "arcee_fusion": "fusion.methods.sparse.arcee_fusion",
     "breadcrumbs": "fusion.methods.sparse.breadcrumbs",
+    "breadcrumbs_ties": "fusion.methods.sparse.breadcrumbs",
     "dare": "fusion.methods.sparse.dare",
+    "della": "fusion.methods.sparse.della",
+    "della_linear": "fusion.methods.sparse.della",
     "emr": "fusion.methods.sparse.emr",
     "magmax": "fusion.methods.sparse.magmax",
     "model_stock": "fusion.methods.static.model_stock",
@@ -165,6 +175,8 @@ METHOD_MODULES = {
     "nearswap": "fusion.methods.static.nearswap",
     "nuslerp": "fusion.methods.geodesic.nuslerp",
     "slerp": "fusion.methods.geodesic.slerp",
+    "ram": "fusion.methods.sparse.ram",
+    "sce": "fusion.methods.sparse.sce",
     "consensus": "fusion.methods.sparse.tall_mask",
     "tall_mask": "fusion.methods.sparse.tall_mask",
     "task_arithmetic": "fusion.methods.static.task_arithmetic",

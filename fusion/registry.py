@@ -43,10 +43,14 @@ from fusion.methods.learned.wemoe import ewemoe, wemoe
 from fusion.methods.routed.dawin import dawin
 from fusion.methods.soups.selection import best_single, greedy_soup, oracle_single
 from fusion.methods.soups.uniform_soup import soup_survey, uniform_soup
-from fusion.methods.sparse.breadcrumbs import breadcrumbs
+from fusion.methods.sparse.arcee_fusion import arcee_fusion
+from fusion.methods.sparse.breadcrumbs import breadcrumbs, breadcrumbs_ties
 from fusion.methods.sparse.dare import dare, dare_survey
+from fusion.methods.sparse.della import della, della_linear
 from fusion.methods.sparse.emr import emr, emr_survey
 from fusion.methods.sparse.magmax import magmax
+from fusion.methods.sparse.ram import ram, ram_survey
+from fusion.methods.sparse.sce import sce
 from fusion.methods.sparse.tall_mask import consensus, tall_mask
 from fusion.methods.sparse.ties import ties, ties_survey
 from fusion.methods.sparse.trust_region import trust_region, trust_region_survey
@@ -108,6 +112,37 @@ TABLE: dict[str, Method] = {
         breadcrumbs,
         paper="Davari & Belilovsky 2023, arXiv:2312.06795",
         defaults="density 0.15, gamma 0.006, scale 0.2: where the released code's search begins",
+    ),
+    "breadcrumbs_ties": Static(
+        breadcrumbs_ties,
+        paper="Davari & Belilovsky 2023, arXiv:2312.06795; election as Yadav, arXiv:2306.01708",
+        defaults="density 0.15, gamma 0.006: breadcrumbs; sum, scale 1: mergekit",
+    ),
+    "della": Static(
+        della,
+        paper="Deep, Bhardwaj & Poria 2024, arXiv:2406.11617",
+        defaults="density 0.7, ε 0.14, scale 1.1: the released code's example",
+    ),
+    "della_linear": Static(
+        della_linear,
+        paper="Deep, Bhardwaj & Poria 2024, arXiv:2406.11617 (MagPrune)",
+        defaults="density 0.7, ε 0.14: as della; scale 0.3: task arithmetic",
+    ),
+    "sce": Static(
+        sce,
+        paper="Wan et al. 2024, arXiv:2408.07990 (FuseChat)",
+        defaults="density 0.1: the paper's for FuseChat; scale 1",
+    ),
+    "ram": Static(
+        ram,
+        paper="Yuan et al. 2026, arXiv:2601.13572",
+        defaults="ε 1e-5: the paper's; RAM+ off, its r 0.1 and α 0.2: mergekit",
+        survey=ram_survey,
+    ),
+    "arcee_fusion": Static(
+        arcee_fusion,
+        paper="none: mergekit 0.1.4",
+        defaults="1.5 interquartile ranges: mergekit",
     ),
     "magmax": Static(
         magmax,

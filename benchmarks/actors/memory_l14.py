@@ -56,6 +56,7 @@ PARAMS: Mapping[str, Mapping[str, Any]] = {
     "nuslerp": {"experts": TASKS[:2]},
     "wise_ft": {"expert": TASKS[0]},
     "nearswap": {"expert": TASKS[0]},
+    "arcee_fusion": {"expert": TASKS[0]},
     "wudi": {"steps": 4},
 }
 """Where defaults do not do for eight experts; WUDI's memory is the same after its first step."""
@@ -64,6 +65,7 @@ MORE: Mapping[str, Mapping[str, Any]] = {
     "ties, by tensor": {"granularity": "tensor"},
     "dare, ties": {"merge": "ties"},
     "breadcrumbs, by row": {"granularity": "row"},
+    "ram, plus": {"plus": True},
     "nuslerp, by row": {"experts": TASKS[:2], "granularity": "row"},
 }
 """Options that take another way."""

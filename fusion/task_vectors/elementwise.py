@@ -14,8 +14,9 @@ from fusion.task_vectors.packed import ENTRIES
 from fusion.task_vectors.task_vectors import TaskVectors, accumulator
 from fusion.task_vectors.threads import SERIAL, in_threads, map_single_threaded, portions
 
-Combine = Callable[[Tensor], Tensor]
-"""(τ [T, n]) -> merged task vector [n]. The argument is scratch memory and may be overwritten."""
+Combine = Callable[..., Tensor]
+"""(τ [T, n]) -> merged task vector [n]. τ is scratch memory and may be overwritten. Tensors that
+are given beside τ follow as further arguments [n]."""
 
 Change = Callable[[slice, slice], Tensor]
 """(tasks, entries) -> their changed values [tasks, n], in new memory and the accumulation dtype."""
@@ -61,6 +62,7 @@ def combine_tensor(
     *,
     scale: float = 1.0,
     factors: Sequence[float] = (),
+    beside: Sequence[Tensor] = (),
 ) -> None:
     """Merge one tensor by an elementwise rule; the base is added last, with one rounding.
 
@@ -71,12 +73,14 @@ def combine_tensor(
         combine: the rule.
         scale: multiplies the merged task vector. Default 1.
         factors: T numbers that multiply the task vectors first. Default: none.
+        beside: further arguments of the rule, flat [n]. Default: none.
     """
     rows = flat_rows(deltas)
     dtype = accumulator(out.dtype, base.dtype, deltas.dtype)
 
     def merged(span: slice) -> Tensor:
-        return combine(multiplied(chunk(rows, span, dtype), factors))
+        tasks = multiplied(chunk(rows, span, dtype), factors)
+        return combine(tasks, *(other[span] for other in beside))
 
     merge_spans(out, base, rows, merged, scale=scale)
 
@@ -215,8 +219,10 @@ def multiplied(rows: Tensor, factors: Sequence[float]) -> Tensor:
     return rows.mul_(sent(column, rows.device)[:, None])
 
 
-def totals(deltas: Tensor, measure: Combine) -> Tensor:
+def totals(deltas: Tensor, measure: Combine, *, beside: Sequence[Tensor] = ()) -> Tensor:
     """Sum over chunks of `measure(τ [T, n])` [*k], in float64, on the device of the task vectors.
+
+    `beside`: further arguments of the measure, flat [n]. Default: none.
 
     Chunk borders are the same wherever the tensor lies, and on a CPU the chunks' results are added
     exactly (`math.fsum`). So the bits depend neither on threads nor on how a model is split into
@@ -225,11 +231,15 @@ def totals(deltas: Tensor, measure: Combine) -> Tensor:
     rows, dtype = flat_rows(deltas), accumulator(deltas.dtype)
 
     def work(portion: slice) -> list[Tensor]:
-        return [measure(chunk(rows, span, dtype)).double() for span in spans(portion, rows)]
+        return [
+            measure(chunk(rows, span, dtype), *(other[span] for other in beside)).double()
+            for span in spans(portion, rows)
+        ]
 
     parts = [part for some in in_threads(work, shares(rows)) for part in some]
     if not parts:
-        return torch.zeros_like(measure(chunk(rows, slice(0, 0), dtype)).double())
+        nothing = (other[:0] for other in beside)
+        return torch.zeros_like(measure(chunk(rows, slice(0, 0), dtype), *nothing).double())
     stacked = torch.stack(parts)
     if stacked.device.type != "cpu":
         return stacked.sum(0)

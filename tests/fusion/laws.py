@@ -103,6 +103,38 @@ EXAMPLES.update(
             {"experts": sorted(tasks)[:2], "t": 0.3},
             {"experts": sorted(tasks)[-1:], "t": 0.7, "compat": "fusionbench"},
         ],
+        "breadcrumbs_ties": lambda tasks, groups: [
+            {},
+            {"density": 0.5, "gamma": 0.1, "merge": "mean"},
+            {"density": 0.5, "gamma": 0.2, "granularity": "row", "compat": "released"},
+        ],
+        "della": lambda tasks, groups: [
+            {},
+            {"density": 0.4, "epsilon": 0.6, "seed": 3},
+            {"density": 0.3, "compat": "mergekit"},
+            {"density": 0.6, "rescale": False, "compat": "released"},
+            {"density": 0.0},
+        ],
+        "della_linear": lambda tasks, groups: [
+            {},
+            {"density": 0.3, "epsilon": 0.2, "scale": 1.0, "compat": "mergekit"},
+            {"density": 1.0},
+        ],
+        "sce": lambda tasks, groups: [
+            {"density": 0.4},
+            {"density": 0.5, "scale": -0.5, "compat": "released"},
+            {"density": 0.3, "compat": "mergekit"},
+            {"density": 1.0},
+        ],
+        "ram": lambda tasks, groups: [
+            {"epsilon": 0.7},
+            {"plus": True, "epsilon": 1.0, "r": 0.5},
+            {"plus": True, "epsilon": 1.0, "granularity": "tensor", "alpha": 2.0},
+        ],
+        "arcee_fusion": lambda tasks, groups: [
+            {"expert": sorted(tasks)[-1], "spread": 0.2},
+            {"expert": sorted(tasks)[0]},
+        ],
         "nuslerp": lambda tasks, groups: [
             {"experts": sorted(tasks)[:1], "t": 0.7},
             {"experts": sorted(tasks)[-1:], "t": 0.3, "granularity": "row"},

@@ -45,6 +45,10 @@ GIVEN: dict[str, list[dict[str, Any]]] = {
     "regmean_plusplus": [{"examples": 8}],
     "wise_ft": [{"expert": "tones"}],
     "slerp": [{"experts": ["lines", "tones"]}],
+    "della": [{}, {"compat": "mergekit"}],
+    "sce": [{"density": 0.4}, {"density": 0.4, "compat": "mergekit"}],
+    "ram": [{}, {"plus": True}, {"plus": True, "granularity": "tensor"}],
+    "arcee_fusion": [{"expert": "tones"}],
     "nuslerp": [
         {"experts": ["lines", "tones"]}, {"experts": ["lines", "tones"], "granularity": "row"},
         {"experts": ["lines"], "granularity": "column"},

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import torch
 from annotated_types import Interval
 from torch import Tensor
 
+from fusion.methods.sparse.ties import elected_merge
 from fusion.methods.static.scales import Scale, Weights, scaled_shares
 from fusion.task_vectors.coding import linear
-from fusion.task_vectors.elementwise import Change, flat_rows, linear_of_changed
+from fusion.task_vectors.elementwise import Change, flat_rows, linear_of_changed, write_changed
 from fusion.task_vectors.packed import ENTRIES
 from fusion.task_vectors.streaming_topk import row_magnitudes
 from fusion.task_vectors.task_vectors import Deltas, TaskVectors, accumulator
 from fusion.task_vectors.threads import SERIAL, in_threads, portions
+
+Granularity: TypeAlias = Literal["tensor", "row"]
 
 
 def breadcrumbs(
@@ -25,7 +28,7 @@ def breadcrumbs(
     gamma: Annotated[float, Interval(ge=0, le=1)] = 0.006,
     scale: Scale = 0.2,
     weights: Weights = None,
-    granularity: Literal["tensor", "row"] = "tensor",
+    granularity: Granularity = "tensor",
 ) -> dict[str, Tensor]:
     """Model Breadcrumbs: θ = θ₀ + λ·Σ_t m_t ⊙ τ_t, m_t masking outliers and small entries.
 
@@ -67,6 +70,66 @@ def breadcrumbs(
     return linear_of_changed(
         vectors, shares, lambda name, delta: tensor_band(delta, density, gamma)
     )
+
+
+def breadcrumbs_ties(
+    vectors: TaskVectors,
+    *,
+    density: Annotated[float, Interval(ge=0, le=1)] = 0.15,
+    gamma: Annotated[float, Interval(ge=0, le=1)] = 0.006,
+    scale: float = 1.0,
+    granularity: Granularity = "tensor",
+    merge: Literal["mean", "sum"] = "sum",
+    compat: Literal["paper", "released"] = "paper",
+) -> dict[str, Tensor]:
+    """Breadcrumbs with TIES' election: θ = θ₀ + λ·merge_t(m_t ⊙ τ_t), over the tasks that agree.
+
+    The masks m_t are those of `breadcrumbs`. The sign of an entry is elected as in TIES, s_j =
+    sign(Σ_t m_tj τ_tj), and only the entries of that sign are merged. If the sum is exactly zero,
+    the merged entry is 0.
+
+    Args:
+        vectors: base and task vectors.
+        density: fraction kept, as in `breadcrumbs`. Default 0.15.
+        gamma: γ, the fraction of largest entries that are masked out. Default 0.006.
+        scale: λ. Default 1, mergekit's.
+        granularity: `tensor` (default) or `row`, as in `breadcrumbs`.
+        merge: `sum` (default, mergekit's with weights of 1) or `mean` (TIES' paper; mergekit's
+            `normalize: true`) of the entries that agree.
+        compat: `released` counts a sum of exactly zero as positive, as mergekit does. Default
+            `paper`: TIES' election.
+
+    Other differences from mergekit are those of `breadcrumbs`: entries that tie with a kept one are
+    kept, where mergekit keeps those that its sort puts first; and γ·d < 1 masks no outlier, where
+    mergekit 0.1.4 then masks the whole tensor. Its defaults (density 1) mask nothing. Memory beside
+    base, task vectors and result: a copy of one tensor's task vectors.
+
+    Source: mergekit 0.1.4 (`breadcrumbs_ties`), of Davari & Belilovsky 2023, arXiv:2312.06795, and
+    Yadav et al. 2023, arXiv:2306.01708, §4.
+
+    >>> experts = {"a": {"w": torch.tensor([9.0, 5.0, -4.0, 1.0])},
+    ...            "b": {"w": torch.tensor([9.0, 1.0, 3.0, 5.0])}}
+    >>> v = TaskVectors.from_state_dicts({"w": torch.zeros(4)}, experts)
+    >>> breadcrumbs_ties(v, density=0.5, gamma=0.25)["w"].tolist()
+    [0.0, 5.0, -4.0, 5.0]
+    """
+    left = masked(vectors, density, gamma, granularity)
+    return elected_merge(left, scale=scale, merge=merge, zero_is_positive=compat == "released")
+
+
+def masked(
+    vectors: TaskVectors, density: float, gamma: float, granularity: Granularity
+) -> TaskVectors:
+    """Task vectors without outliers and small entries, computed as they are read."""
+
+    def mask(name: str, delta: Deltas) -> Deltas:
+        if granularity == "row":
+            return row_band(delta, density, gamma)
+        kept = torch.empty(delta.shape, dtype=accumulator(delta.dtype), device=delta.device)
+        write_changed(flat_rows(kept), flat_rows(delta), tensor_band(delta, density, gamma))
+        return kept
+
+    return vectors.altered(mask)
 
 
 def band_ranks(size: int, density: float, gamma: float) -> tuple[int, int]:

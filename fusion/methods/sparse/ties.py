@@ -147,6 +147,21 @@ def ties_survey(
     return (yield from threshold_survey(vectors.deltas, len(vectors.tasks), density, compat))
 
 
+def elected_merge(
+    vectors: TaskVectors, *, scale: float, merge: Literal["mean", "sum"], zero_is_positive: bool
+) -> dict[str, Tensor]:
+    """TIES' election and disjoint merge, without its trim: zeros have no vote.
+
+    Args:
+        vectors: base and task vectors that are sparse already.
+        scale: λ.
+        merge: of the entries that agree with the elected sign.
+        zero_is_positive: whether a sum of exactly zero elects the positive sign; otherwise none.
+    """
+    nothing = TrimThresholds((0.0,) * len(vectors.tasks), tiebreak=float(zero_is_positive))
+    return ties(vectors, density=1.0, scale=scale, merge=merge, survey=nothing)
+
+
 def merge_tensor(
     out: Tensor,
     base: Tensor,

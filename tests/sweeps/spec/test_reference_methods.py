@@ -55,7 +55,7 @@ def spec_of(pool, kind: str, method: str, extractor) -> dict:
         params = {}
     if method in ("slerp", "nuslerp"):
         params["experts"] = first
-    if method in ("wise_ft", "nearswap"):
+    if method in ("wise_ft", "nearswap", "arcee_fusion"):
         params["expert"] = first[0]
     if method == "dawe":
         params["extractor"] = str(extractor)

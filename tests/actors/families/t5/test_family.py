@@ -149,6 +149,7 @@ GIVEN = {
     "slerp": {"experts": ["colour", "heat"]},
     "nuslerp": {"experts": ["colour", "heat"], "granularity": "row"},
     "nearswap": {"expert": "heat"},
+    "arcee_fusion": {"expert": "heat"},
     "wise_ft": {"expert": "heat", "alpha": 0.5},
     "wudi": {"steps": 5},
     "fisher": {"examples": 6},
