@@ -52,7 +52,10 @@ def test_static_methods_have_the_bits_of_the_rounded_values(name, schema):
         laws.assert_same_bits({key: found[key] for key in names}, wanted)
 
 
-CHOOSING = {"breadcrumbs", "tall_mask", "ties"}
+CHOOSING = {
+    "breadcrumbs", "tall_mask", "ties", "breadcrumbs_ties", "della", "della_linear", "sce", "ram",
+    "arcee_fusion",
+}  # fmt: skip
 """Methods that keep entries by thresholds, of which a few of a toy model's are near one."""
 
 DECOMPOSING = {"tsv_m": 5e-2, "nuslerp": 1e-2, "svc": 0.2, "core_space": 5e-2}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fusion.methods.sparse.breadcrumbs import band_ranks, breadcrumbs
+from fusion.methods.sparse.breadcrumbs import band_ranks, breadcrumbs, breadcrumbs_ties
 from fusion.methods.static.task_arithmetic import task_arithmetic
 from fusion.task_vectors.task_vectors import TaskVectors
 from tests.fusion.laws import SCHEMAS, TASKS, assert_same_bits, toy
@@ -88,3 +88,34 @@ def test_scalars_are_rows_of_their_own() -> None:
     assert kept(3.0, density=0.5, granularity="row") == 3
     assert kept(3.0, density=0.5) == 0
     assert kept(3.0, density=1.0) == 3
+
+
+def test_with_election_by_hand() -> None:
+    deltas = torch.tensor([[9.0, 5.0, -4.0, 1.0, 2.0], [9.0, 1.0, 3.0, 5.0, -2.0]])
+    vectors = TaskVectors(("a", "b"), {"w": torch.zeros(5)}, {"w": deltas})
+    # γ masks the 9s; of the others three are kept: 5, −4, 2 and 5, 3, −2
+    options: dict[str, Any] = {"density": 0.6, "gamma": 0.2}
+    assert breadcrumbs_ties(vectors, **options)["w"].tolist() == [0, 5, -4, 5, 0]
+    released = breadcrumbs_ties(vectors, **options, compat="released")["w"].tolist()
+    assert released == [0, 5, -4, 5, 2]  # 2 − 2 counts as positive
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("granularity", ["tensor", "row"])
+@pytest.mark.parametrize("merge", ["sum", "mean"])
+def test_with_election_against_a_sort(merge: Any, granularity: Any, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(3)
+    deltas = torch.randn(3, 20, 50, generator=generator, dtype=dtype)
+    base = torch.randn(20, 50, generator=generator, dtype=dtype)
+    vectors = TaskVectors(TASKS, {"w": base}, {"w": deltas})
+    rows = deltas.reshape(3, -1) if granularity == "tensor" else deltas.reshape(60, 50)
+    kept = torch.stack([textbook(row, 0.4, 0.1) for row in rows]).view_as(deltas).double()
+    agrees = kept * kept.sum(0).sign() > 0
+    wanted = (kept * agrees).sum(0)
+    if merge == "mean":
+        wanted /= agrees.sum(0).clamp_min(1)
+    found = breadcrumbs_ties(
+        vectors, density=0.4, gamma=0.1, scale=0.6, granularity=granularity, merge=merge
+    )["w"]
+    wide = (base.double() + 0.6 * wanted).to(dtype)
+    torch.testing.assert_close(found, wide, rtol=1e-5, atol=1e-6)
