@@ -81,7 +81,7 @@ def importance(base: Tensor, delta: Tensor) -> Tensor:
         start, step = origin[span].double(), move[span].double()
         p, q = ((row.softmax(1)).add_(EPSILON) for row in (start + step, start))
         divergence = (p * (p / q).log_()).sum(1, keepdim=True).clamp_min_(0)
-        scores[span] = step.abs_() * divergence
+        scores[span] = step.abs() * divergence
 
     step = max(1, (SERIAL if move.device.type == "cpu" else ENTRIES) // width)
     in_threads(work, [slice(start, start + step) for start in range(0, len(move), step)])

@@ -112,7 +112,8 @@ def factors(found: Tensor, r: float, alpha: float) -> Tensor:
     """λ [T] = 1 + r·min(ρ, α) from counts [2, T]; an expert without entries of its own has ρ = its
     number of shared ones, which multiplies nothing."""
     shared, own = found
-    return 1 + r * (shared / own.clamp_min(1)).clamp_max(alpha)
+    ratio: Tensor = (shared / own.clamp_min(1)).clamp_max(alpha)
+    return ratio.mul(r).add(1)
 
 
 def joined(rows: Tensor, epsilon: float, scales: Tensor | None = None) -> Tensor:

@@ -111,6 +111,7 @@ def profile_curves(found: Profile) -> Spec:
             "params": [{"name": "task", "select": {"type": "point", "fields": ["of"]},
                         "bind": "legend"}],
             "encoding": {
+                "y": axis("accuracy", "accuracy, %"),
                 "color": {"field": "of", "type": "nominal", "title": None,
                           "sort": ["mean", *tasks]},
                 "detail": {"field": "others", "type": "nominal"},
@@ -122,15 +123,13 @@ def profile_curves(found: Profile) -> Spec:
         }
     ]  # fmt: skip
     if found.chosen is not None:
+        # A layer that inherits a field which its data lack is drawn empty: `y` is the lines' alone.
         at = {"value": found.chosen.at[0]}
         rule = {"type": "rule", "strokeDash": [4, 3], "stroke": "chosen"}
         layers.append({"data": {"values": [at]}, "mark": rule})
     return base(f"{found.method}: accuracy against {name}") | {
         "data": {"values": lines},
-        "encoding": {
-            "x": axis("value", name, log=found.logs[0]),
-            "y": axis("accuracy", "accuracy, %"),
-        },
+        "encoding": {"x": axis("value", name, log=found.logs[0])},
         "layer": layers,
     }
 
