@@ -102,8 +102,8 @@ class MethodSearch(Searcher):  # type: ignore[misc]  # ray is untyped
             self._on_suggest(key)
         seed = derive_seed(self._spec.seed, key)
         given = {"method": method, "params": params, "trial_key": key, "seed": seed}
-        racing, row = self._spec.racing, METHODS[method]
-        if racing is None or not races(row):
+        racing = self._spec.racing
+        if racing is None or not races(METHODS[method]):
             return given
         terms = {"metric": self._spec.metric, "bar": self._bars.get(key)}
         terms |= {"confidence": racing.confidence, "seed": derive_seed(self._spec.seed, "racing")}
