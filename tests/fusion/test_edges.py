@@ -132,9 +132,12 @@ ISOTROPIC = ("iso_c", "iso_cts")
 NORMALISED = ("doge_ta",)
 """Methods that divide task vectors by their norms."""
 
+SELECTIVE = ("arcee_fusion",)
+"""Methods that never keep all entries."""
+
 
 @pytest.mark.parametrize(
-    "name", [n for n in [*STATIC, *BLENDED] if n not in (*ISOTROPIC, *NORMALISED)]
+    "name", [n for n in [*STATIC, *BLENDED] if n not in (*ISOTROPIC, *NORMALISED, *SELECTIVE)]
 )
 def test_one_task_of_which_all_is_kept_is_the_expert(name: str, monkeypatch: Any) -> None:
     vectors = toy(tasks=TASKS[:1])

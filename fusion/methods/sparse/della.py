@@ -192,7 +192,7 @@ def twice_mean_ranks(sizes: Tensor) -> Tensor:
     equal = ranked[:, 1:] == ranked[:, :-1]
     doubled = 2 * places
     if sizes.device.type != "cpu" or bool(equal.any()):
-        edge = torch.zeros_like(equal[:, :1])
+        edge = torch.zeros_like(sizes[:, :1], dtype=torch.bool)
         first = places.masked_fill(torch.cat([edge, equal], 1), 0).cummax(1).values
         ends = places.masked_fill(torch.cat([equal, edge], 1), sizes.shape[1] - 1)
         doubled = first + ends.flip(1).cummin(1).values.flip(1)

@@ -74,7 +74,9 @@ def test_static_methods_are_near_the_values_that_were_not_rounded(name, dtype):
             moved, off = (wanted[key] - base).abs(), (found[key] - wanted[key]).abs()
             if name in CHOOSING or params.get("merge") == "ties":  # DARE's, too
                 far = off > 2 * most * vectors.deltas[key].abs().amax(0)
-                assert float(far.float().mean()) <= 0.1, key
+                # mergekit's DELLA scales a whole tensor by the sum of what is kept
+                share = 0.5 if params.get("compat") == "mergekit" else 0.1
+                assert float(far.float().mean()) <= share, key
             else:
                 assert off.norm() <= most * moved.norm() + 1e-7 * base.norm(), key
 
