@@ -28,8 +28,7 @@ def multislerp(
     The source projects the directions u_t to the tangent space at m̂ = m/‖m‖, averages them there,
     r = Σ_t w_t(u_t − ⟨u_t, m̂⟩m̂), and goes along the sphere by r. As Σ_t w_t u_t is m itself, r is
     m − ‖m‖m̂ = 0, so the merged direction is m̂: one projected mean, where `karcher` iterates. It is
-    computed here without the step. A soup's
-    ingredients are models like any other.
+    computed here without the step. A soup's ingredients are models like any other.
 
     Args:
         vectors: base and task vectors.

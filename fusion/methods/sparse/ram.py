@@ -8,6 +8,7 @@ import torch
 from annotated_types import Interval
 from torch import Tensor
 
+from fusion.staging import sent
 from fusion.task_vectors.elementwise import combine_tensor, combined, gathered, totals
 from fusion.task_vectors.sharded_reduce import Survey, run_surveys
 from fusion.task_vectors.task_vectors import TaskVectors
@@ -61,7 +62,12 @@ def ram(
     if survey is None:
         survey = run_surveys([ram_survey(vectors, plus=True, r=r, alpha=alpha, epsilon=epsilon)])
     whole = survey
-    return combined(vectors, lambda rows: joined(rows, epsilon, rows.new_tensor(whole)))
+    scales = torch.tensor(whole, dtype=torch.float64)
+
+    def combine(rows: Tensor) -> Tensor:
+        return joined(rows, epsilon, sent(scales.to(rows.dtype), rows.device))
+
+    return combined(vectors, combine)
 
 
 def ram_survey(

@@ -25,7 +25,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from fusion.methods.spectral.svd import FEW, SMALL, TAIL, Directions
+from fusion.methods.spectral.svd import FEW, SMALL, TAIL, Directions, tolerance
 from fusion.staging import sent
 
 ENTRIES = 1 << 22
@@ -71,11 +71,11 @@ def polar_chunk(stack: Tensor, known: torch.dtype) -> tuple[Tensor, Tensor]:
     """`polar_factors` of matrices [B, m, n] with m >= n, all at once."""
     if known == torch.float64:
         left, values, right = torch.linalg.svd(stack, full_matrices=False)
-        values = values * (values > values[:, :1] * tolerance(stack, known))
+        values = values * (values > values[:, :1] * tolerance(stack[0], known))
         return (left * (values > 0)[:, None]) @ right, values.sum(1)
     if stack.shape[2] < SMALL:
         return polar_by_gram(stack, known)
-    factors, totals, right = newton_schulz(stack, tolerance(stack, known))
+    factors, totals, right = newton_schulz(stack, tolerance(stack[0], known))
     found = factors.to(known), totals
     factors, totals = mended(found, right, lambda at: polar_by_gram(stack[at], known))
     return factors, totals
@@ -111,7 +111,7 @@ def newton_schulz(stack: Tensor, least: float) -> tuple[Tensor, Tensor, Tensor]:
 def polar_by_gram(stack: Tensor, known: torch.dtype) -> tuple[Tensor, Tensor]:
     """`polar_factors` of [B, m, n], m >= n, by the eigenvectors of the Gram matrices."""
     values, basis = singular(stack, stack.shape[2])
-    there = values > values[:, :1] * tolerance(stack, known)
+    there = values > values[:, :1] * tolerance(stack[0], known)
     inverse = torch.where(there, 1 / torch.where(there, values, 1.0), 0.0)
     scaled = ((stack @ basis) * inverse[:, None]).to(known)
     return scaled @ basis.mT.to(known), (values * there).sum(1)
@@ -136,7 +136,7 @@ def leading_directions(
         return Directions(left, values, right)
     found = [leading_chunk(part, count, known) for part in chunks(stack)]
     left, values, right = (torch.cat(parts) for parts in zip(*found, strict=True))
-    floor = values[:, :1] * tolerance(stack, known)
+    floor = values[:, :1] * tolerance(stack[0], known)
     if least is not None:
         floor = torch.maximum(floor, least[:, None])
     there = (values > floor).to(values)
@@ -218,11 +218,6 @@ def mended(
         for at, each in zip(bad, part, strict=True):
             whole[at] = each
     return found
-
-
-def tolerance(stack: Tensor, known: torch.dtype) -> float:
-    """Relative tolerance for zero singular values of matrices [B, m, n]: see `svd.tolerance`."""
-    return float(max(stack.shape[1:]) * torch.finfo(known).eps)
 
 
 def chunks(stack: Tensor) -> Iterator[Tensor]:

@@ -29,6 +29,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fusion.staging import sent
 from fusion.task_vectors.coding import Shares, mix_tensor
 from fusion.task_vectors.task_vectors import Deltas, TaskVectors
 
@@ -113,7 +114,8 @@ def merge_matrices(
         factors = shares(name).coefficients
         if delta.ndim != 3 or all(factor == 1 for factor in factors):
             return delta
-        return delta * delta.new_tensor(factors)[:, None, None]
+        column = torch.tensor(factors, dtype=delta.dtype)
+        return delta * sent(column, delta.device)[:, None, None]
 
     terms = vectors.altered(weighted) if callable(scale) else vectors
 
