@@ -85,6 +85,20 @@ def find(name: str) -> Data:
     return methods[name]
 
 
+def names(beginning: str, of_weights: bool = False) -> list[str]:
+    """Names that begin so; `of_weights`: of methods that give one model from weights alone.
+
+    >>> names("dare"), names("adam"), names("adam", of_weights=True)
+    (['dare'], ['adamerging'], [])
+    """
+    return [
+        method["name"]
+        for method in table()
+        if method["name"].startswith(beginning)
+        and (not of_weights or (method["kind"] == "static" and group_of(method) == GROUPS[0][1]))
+    ]
+
+
 def overview() -> Group:
     """A table for each group of methods."""
     parts: list[RenderableType] = []

@@ -38,6 +38,7 @@ from sweeps.cli.options import (
     Set,
     Spec,
     Storage,
+    method_names,
 )
 from sweeps.cli.stop_message import given, going_on, resuming, stoppable
 from sweeps.console import redact, signals
@@ -193,7 +194,9 @@ def plan(
 
 @app.command()
 def methods(
-    name: Annotated[str | None, typer.Argument(help="One method, in full.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="One method, in full.", autocompletion=method_names)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     modules: Import = None,
 ) -> None:

@@ -12,13 +12,18 @@ from typing import Annotated, Any
 import typer
 
 from fusion.errors import InputError
-from sweeps.cli.options import LOADING_TORCH, Import
+from sweeps.cli.options import LOADING_TORCH, Import, merge_names
 from sweeps.console.escape import Screen
 from sweeps.console.progress import Progress
 
 
 def merge(
-    method: Annotated[str, typer.Argument(metavar="METHOD", help="As `sweeps methods` lists it.")],
+    method: Annotated[
+        str,
+        typer.Argument(
+            metavar="METHOD", help="As `sweeps methods` lists it.", autocompletion=merge_names
+        ),
+    ],
     base: Annotated[str, typer.Argument(metavar="BASE", help="A folder or hub id.")],
     experts: Annotated[
         list[str],

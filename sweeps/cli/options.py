@@ -9,6 +9,21 @@ import typer
 
 from sweeps.storage.outputs_dir import outputs_dir
 
+
+def method_names(incomplete: str) -> list[str]:
+    """Shell completion: the methods whose names begin so."""
+    from sweeps.cli import list_methods
+
+    return list_methods.names(incomplete)
+
+
+def merge_names(incomplete: str) -> list[str]:
+    """Shell completion: the methods of `sweeps merge` whose names begin so."""
+    from sweeps.cli import list_methods
+
+    return list_methods.names(incomplete, of_weights=True)
+
+
 Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="A sweep file (YAML).")]
 Outputs = Annotated[Path, typer.Option(help="Where all sweeps are kept.")]
 Address = Annotated[

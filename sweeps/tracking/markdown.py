@@ -49,7 +49,10 @@ def scored(comparison: Comparison, row: Row) -> str:
 
 
 def table(comparison: Comparison) -> list[str]:
-    """The rows, best first, and the references below them."""
+    """The rows, best first, and the references below them.
+
+    Intervals and times hold no-break spaces: a narrow column breaks them at no other place.
+    """
     tasks = comparison.tasks if len(comparison.tasks) <= WIDE else ()
     tested = any(row.test for row in comparison.rows)
     head = ["method", "parameters", comparison.select_on]
@@ -71,12 +74,12 @@ def table(comparison: Comparison) -> list[str]:
         )
         cells = [escaped(name), words(row) or number_format.MISSING]
         cells.append(number_format.percent(row.val.get(comparison.headline)))
-        cells += [interval(row, metric) for metric in kinds.values()]
+        cells += [interval(row, metric).replace(", ", ",\u00a0") for metric in kinds.values()]
         if beside is not None:
             cells.append(number_format.percent(comparison.value_beside(row)))
         cells += [number_format.percent(metrics.get(comparison.value(task))) for task in tasks]
         cells += [number_format.amount(row.cost.get(each)) for each in ("models", "passes")]
-        cells.append(number_format.brief(row.cost.get("input_s")))
+        cells.append(number_format.brief(row.cost.get("input_s")).replace(" ", "\u00a0"))
         cells.append(str(row.trials) if row.trials else number_format.MISSING)
         best = row is comparison.best
         lines.append(line([f"**{cells[0]}**", *cells[1:]] if best else cells))

@@ -1,6 +1,7 @@
 """Generalisation and robustness: the shipped sweep files, and what may not be learned from."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -295,6 +296,7 @@ def test_every_table_has_both_means(tmp_path):
     for text in ("test seen", "test unseen", "[95 % CI]", "c (unseen)", "n (adapted to)"):
         assert text in shown, text
     described = markdown.described(found)
+    assert re.search(r" \[\d+\.\d,\u00a0\d+\.\d\] \|", described)  # a narrow column keeps it whole
     assert "| test seen | test unseen | c (unseen) | a | b |" in described
     assert "Methods that adapt to unlabelled rows saw those of n." in described
     page = html(found, ())
