@@ -296,3 +296,16 @@ def spans(portion: slice, rows: Tensor, chunk: int = SERIAL) -> list[slice]:
 def chunk(rows: Tensor, span: slice, dtype: torch.dtype) -> Tensor:
     """A copy of the entries [T, n] of a chunk, in the accumulation dtype."""
     return rows[:, span].to(dtype, copy=True)
+
+
+def rows_or_columns(matrix: Tensor, axis: int) -> list[tuple[slice, slice]]:
+    """Cut a matrix into pieces of whole rows (axis 1) or whole columns (axis 0).
+
+    They are of about `SERIAL` entries on a CPU, and of `ENTRIES` on a GPU.
+    """
+    entries = SERIAL if matrix.device.type == "cpu" else ENTRIES
+    size = matrix.shape[1 - axis]
+    width = max(1 if axis == 1 else 32, entries // matrix.shape[axis])
+    parts = [slice(start, min(start + width, size)) for start in range(0, size, width)]
+    whole = slice(None)
+    return [(part, whole) if axis == 1 else (whole, part) for part in parts]

@@ -103,6 +103,12 @@ EXAMPLES.update(
             {"experts": sorted(tasks)[:2], "t": 0.3},
             {"experts": sorted(tasks)[-1:], "t": 0.7, "compat": "fusionbench"},
         ],
+        "model_stock": lambda tasks, groups: [
+            {},
+            {"compat": "released"},
+            {"filter_wise": True},
+            {"filter_wise": True, "compat": "mergekit"},
+        ],
         "breadcrumbs_ties": lambda tasks, groups: [
             {},
             {"density": 0.5, "gamma": 0.1, "merge": "mean"},
@@ -194,12 +200,19 @@ EXAMPLES.update(
             {"of": {"ties": {"density": 0.5, "scale": 0.7}}, "alpha": 0.5},
             {"of": "tsv_m", "alpha": 1.0},
         ],
-        "consensus": lambda tasks, groups: [{}, {"threshold": 0.0, "least": 1, "scale": 1.0}],
+        "consensus": lambda tasks, groups: [
+            {},
+            {"threshold": 0.0, "least": 1, "scale": 1.0},
+            {"threshold": 0.6, "compat": "released"},
+        ],
         "emr": lambda tasks, groups: [
             {"task": sorted(tasks)[0]},
-            {"task": sorted(tasks)[-1], "compat": "fusionbench"},
+            {"task": sorted(tasks)[-1], "compat": "released"},
         ],
-        "tall_mask": lambda tasks, groups: [{"task": sorted(tasks)[-1], "threshold": 0.6}],
+        "tall_mask": lambda tasks, groups: [
+            {"task": sorted(tasks)[-1], "threshold": 0.6},
+            {"task": sorted(tasks)[0], "compat": "released"},
+        ],
         "wise_ft": lambda tasks, groups: [{"expert": sorted(tasks)[-1], "alpha": 0.3}],
     }
 )

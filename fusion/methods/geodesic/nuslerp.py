@@ -13,10 +13,10 @@ from fusion.errors import InputError
 from fusion.methods.geodesic.directions import PARALLEL, Of
 from fusion.methods.geodesic.slerp import endpoints
 from fusion.task_vectors.coding import Shares, linear_by_measure
+from fusion.task_vectors.elementwise import rows_or_columns
 from fusion.task_vectors.gram import tensor_gram
-from fusion.task_vectors.packed import ENTRIES
 from fusion.task_vectors.task_vectors import TaskVectors, accumulator
-from fusion.task_vectors.threads import SERIAL, in_threads
+from fusion.task_vectors.threads import in_threads
 
 Granularity: TypeAlias = Literal["tensor", "row", "column"]
 
@@ -165,14 +165,4 @@ def interpolate(
         merged = (one * steps[0]).addcmul_(other, steps[1])
         target[span] = merged.addcmul_(whole, start) if of == "weights" else merged.add_(start)
 
-    in_threads(work, chunks(target, axis))
-
-
-def chunks(matrix: Tensor, axis: int) -> list[tuple[slice, slice]]:
-    """Cut a matrix into pieces of whole rows (axis 1) or whole columns (axis 0)."""
-    entries = SERIAL if matrix.device.type == "cpu" else ENTRIES
-    size = matrix.shape[1 - axis]
-    step = max(1 if axis == 1 else 32, entries // matrix.shape[axis])
-    parts = [slice(start, min(start + step, size)) for start in range(0, size, step)]
-    whole = slice(None)
-    return [(part, whole) if axis == 1 else (whole, part) for part in parts]
+    in_threads(work, rows_or_columns(target, axis))

@@ -45,9 +45,11 @@ def slerp(
         experts: names of the two models; or one name, for base and expert (θ₀, θ_a). Default: the
             two experts of the pool in their order, or the only one.
         threshold: |cosΩ| above which tensors count as parallel. Default 0.9995, FusionBench's.
-        compat: treatment of tensors of (almost) no length. `paper` (default) interpolates linearly
-            if one is zero, since it has no direction; `fusionbench` does not normalise vectors
-            shorter than 1e-8, which makes Ω ≈ 90°.
+        compat: treatment of tensors of (almost) no length, on which Shoemake has no rule, since
+            they have no direction. `paper` (default) interpolates linearly if one is zero: a bias
+            that is 0 in θ_a is t·θ_b. `fusionbench`, as mergekit, does not normalise vectors
+            shorter than 1e-8, which makes Ω ≈ 90°: that bias is sin(t·90°)·θ_b, or 0.71 and not
+            0.5 of θ_b at t = 0.5.
 
     Raises:
         InputError: an unknown expert; another number of experts than one or two.

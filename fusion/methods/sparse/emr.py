@@ -12,7 +12,7 @@ from fusion.task_vectors.elementwise import combined, gathered, totals
 from fusion.task_vectors.sharded_reduce import Survey, run_surveys
 from fusion.task_vectors.task_vectors import TaskVectors
 
-Compat: TypeAlias = Literal["paper", "fusionbench"]
+Compat: TypeAlias = Literal["paper", "released", "fusionbench"]
 
 
 def emr(
@@ -31,15 +31,19 @@ def emr(
     Args:
         vectors: base and task vectors.
         task: the task whose model is returned.
-        compat: `fusionbench` counts a zero sum as negative, and uses in ρ_t the sum over tensors of
-            their means, so that all tensors have equal weight whatever their size. Default `paper`.
+        compat: `released` is the authors' script for eight ViTs: a zero sum counts as negative, and
+            both sums of ρ_t are sums over tensors of their mean, so that all tensors have equal
+            weight whatever their size. FusionBench does the same; `fusionbench` is another name of
+            it. (The authors' script for thirty ViTs takes means over the whole model, which gives
+            the paper's ρ_t.) Default `paper`.
         survey: ρ of every task over the whole model, if `vectors` is one shard of it. Default:
             computed from `vectors`.
 
     The method would store base, τ_uni, T masks of one bit for each entry, and T numbers. Here all
     task vectors stay in memory, and a task's model is computed from them on request.
 
-    Source: Huang et al. 2024, arXiv:2405.17461, §3.2 and Algorithm 1.
+    Source: Huang et al. 2024, arXiv:2405.17461, §3.2 and Algorithm 1; code:
+    github.com/harveyhuang18/EMR_Merging (merge_vit/src/main_emr_merging.py).
 
     >>> experts = {"a": {"w": torch.tensor([2.0, -1.0])}, "b": {"w": torch.tensor([1.0, 3.0])}}
     >>> v = TaskVectors.from_state_dicts({"w": torch.zeros(2)}, experts)
@@ -70,7 +74,7 @@ def emr_survey(vectors: TaskVectors, *, compat: Compat = "paper") -> Survey[tupl
         )
 
     def line(name: str, deltas: Tensor) -> Tensor:
-        weight = max(1, deltas[0].numel()) if compat == "fusionbench" else 1
+        weight = 1 if compat == "paper" else max(1, deltas[0].numel())
         return totals(deltas, sizes) / weight
 
     lines = yield gathered(vectors, line, 2, len(vectors.tasks))
@@ -84,9 +88,9 @@ def ratios(sums: Tensor) -> Iterator[float]:
 
 
 def elected(rows: Tensor, compat: Compat) -> Tensor:
-    """Elected sign of [T, n]: sign of the sum, −1, 0 or 1; in FusionBench −1 if the sum is 0."""
+    """Elected sign of [T, n]: sign of the sum, −1, 0 or 1; a sum of 0 is −1 unless `paper`."""
     sign = rows.sum(0).sign_()
-    if compat == "fusionbench":
+    if compat != "paper":
         sign[sign == 0] = -1.0
     return sign
 

@@ -299,7 +299,7 @@ GRIDS: dict[str, tuple[dict[str, list[Any]], int]] = {
     "ties": ({"density": [0.1, 0.2, 0.3], "scale": [n / 10 for n in range(1, 11)]}, 3),
     "ties ": ({"granularity": ["model", "tensor"], "merge": ["mean", "sum"], "scale": [1, 2]}, 2),
     "dare": ({"merge": ["ties"], "trim_density": [0.2, 0.4], "scale": [0.3, 0.5, 1]}, 2),
-    "emr": ({"compat": ["paper", "fusionbench"], "again": [0, 1]}, 2),
+    "emr": ({"compat": ["paper", "released"], "again": [0, 1]}, 2),
     "uniform_soup": ({"ingredients": [["t0"], ["t0", "t1"], ["t0", "t1", "t2"]]}, 1),
 }
 """Method -> (its grid of parameters, how many surveys it needs)."""

@@ -54,7 +54,7 @@ def test_static_methods_have_the_bits_of_the_rounded_values(name, schema):
 
 CHOOSING = {
     "breadcrumbs", "tall_mask", "ties", "breadcrumbs_ties", "della", "della_linear", "sce", "ram",
-    "arcee_fusion",
+    "arcee_fusion", "consensus",
 }  # fmt: skip
 """Methods that keep entries by thresholds, of which a few of a toy model's are near one."""
 

@@ -28,12 +28,12 @@ def reference(vectors: TaskVectors, task: str, compat: str) -> dict[str, Tensor]
     for name, stack in vectors.deltas.items():
         deltas = stack.double()
         sign = deltas.sum(0).sign()
-        if compat == "fusionbench":
+        if compat == "released":
             sign[sign == 0] = -1
         agrees = deltas * sign > 0
         largest = (deltas.abs() * agrees).max(0).values if deltas[0].numel() else deltas[0]
         masked[name] = sign * largest * agrees[at]
-        weight = max(1, deltas[0].numel()) if compat == "fusionbench" else 1
+        weight = max(1, deltas[0].numel()) if compat == "released" else 1
         own += deltas[at].abs().sum().item() / weight
         kept += masked[name].abs().sum().item() / weight
     return {
@@ -42,7 +42,7 @@ def reference(vectors: TaskVectors, task: str, compat: str) -> dict[str, Tensor]
     }
 
 
-@pytest.mark.parametrize("compat", ["paper", "fusionbench"])
+@pytest.mark.parametrize("compat", ["paper", "released"])
 @pytest.mark.parametrize("task", TASKS)
 def test_against_the_algorithm_in_float64(task: str, compat: str) -> None:
     vectors = toy()
@@ -58,11 +58,26 @@ def test_by_hand() -> None:
     assert emr(vectors, task="b")["w"].tolist() == [4.0, 3.0, 0.0]
 
 
-def test_a_zero_sum_is_negative_in_fusionbench() -> None:
+def test_a_zero_sum_is_negative_in_the_authors_script() -> None:
     vectors = vectors_of(a=[4.0, 2.0], b=[2.0, -2.0])
     # τ_uni = (4, −2); M_b = (1, 1), ρ_b = 4/6
-    found = emr(vectors, task="b", compat="fusionbench")["w"]
+    found = emr(vectors, task="b", compat="released")["w"]
     torch.testing.assert_close(found, torch.tensor([8 / 3, -4 / 3]))
+
+
+def test_tensors_have_equal_weight_in_the_authors_script() -> None:
+    experts = {
+        "a": {"v": torch.tensor([2.0]), "w": torch.tensor([1.0, -3.0, 1.0, 1.0])},
+        "b": {"v": torch.tensor([-1.0]), "w": torch.ones(4)},
+    }
+    base = {name: torch.zeros_like(tensor) for name, tensor in experts["a"].items()}
+    vectors = TaskVectors.from_state_dicts(base, experts)
+    # v: s = +, τ_uni = 2, M_b = 0; w: sums (2, −2, 2, 2), τ_uni = (1, −3, 1, 1), M_b = (1, 0, 1, 1)
+    # ρ_b: by entries (1 + 4)/(0 + 3); by tensors' means (1/1 + 4/4)/(0 + 3/4)
+    for compat, rho in (("paper", 5 / 3), ("released", 8 / 3), ("fusionbench", 8 / 3)):
+        found = emr(vectors, task="b", compat=compat)  # type: ignore[arg-type]
+        assert found["v"].tolist() == [0.0]
+        torch.testing.assert_close(found["w"], torch.tensor([rho, 0.0, rho, rho]))
 
 
 def test_one_task_is_itself() -> None:

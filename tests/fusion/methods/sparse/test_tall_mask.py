@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 
 from fusion.kinds import MergeInputs
@@ -33,14 +36,32 @@ def test_consensus_by_hand() -> None:
     assert merged[3].tolist() == [0.0, 0.0, 0.0, 0.0]
 
 
-def test_against_the_equations_in_float64() -> None:
-    vectors, kappa = toy(), 0.5
-    one = METHODS["tall_mask"].merge(vectors, MergeInputs(task="svhn"), threshold=kappa)
-    both = METHODS["consensus"].merge(vectors, threshold=kappa, scale=0.7)
+COMPATS = {"paper": torch.ge, "released": torch.gt}
+
+
+@pytest.mark.parametrize("compat", COMPATS)
+def test_entries_of_equal_sides(compat: str) -> None:
+    """At κ = 1 of two tasks with equal entries, both sides of the comparison are equal."""
+    experts = {task: {"w": torch.tensor([1.0, 2.0, 0.0], dtype=torch.bfloat16)} for task in "ab"}
+    experts["b"]["w"][1] = -3.0
+    vectors = TaskVectors.from_state_dicts({"w": torch.zeros(3).bfloat16()}, experts)
+    kept = 2.0 if compat == "paper" else 0.0
+    options: Any = {"threshold": 1.0, "compat": compat}
+    assert tall_mask(vectors, task="b", **options)["w"].tolist() == [kept, -1.0, 0.0]
+    assert consensus(vectors, scale=1.0, **options)["w"].tolist() == [kept, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("compat", COMPATS)
+def test_against_the_equations_in_float64(compat: str) -> None:
+    vectors, kappa, keeps = toy(), 0.5, COMPATS[compat]
+    one = METHODS["tall_mask"].merge(
+        vectors, MergeInputs(task="svhn"), threshold=kappa, compat=compat
+    )
+    both = METHODS["consensus"].merge(vectors, threshold=kappa, scale=0.7, compat=compat)
     for name, stack in vectors.deltas.items():
         deltas, base = stack.double(), vectors.base[name].double()
         total = deltas.sum(0)
-        masks = deltas.abs() >= kappa * (total - deltas).abs()
+        masks = keeps(deltas.abs(), kappa * (total - deltas).abs())
         at = TASKS.index("svhn")
         torch.testing.assert_close(one[name].double(), base + masks[at] * total)
         wanted = base + 0.7 * (masks.sum(0) >= 2) * total

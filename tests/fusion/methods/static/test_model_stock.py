@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 
-from fusion.methods.static.model_stock import model_stock, stock_ratio
+from fusion.methods.static.model_stock import model_stock, stock_ratios
 from fusion.task_vectors.gram import gram, model_stock_ratio
 from fusion.task_vectors.task_vectors import TaskVectors
 from tests.fusion.draws import vectors_of
@@ -25,7 +25,7 @@ def at_angle(degrees: float, length: float = 1.0) -> TaskVectors:
 
 
 def ratio(vectors: TaskVectors, compat: str = "paper") -> float:
-    return stock_ratio(gram(vectors).total, compat)  # type: ignore[arg-type]
+    return float(stock_ratios(gram(vectors).total, compat))  # type: ignore[arg-type]
 
 
 def test_two_experts_by_hand() -> None:
@@ -65,17 +65,67 @@ def test_one_expert_is_itself() -> None:
     assert_same_bits(model_stock(over_ones([0.0, 0.0])), {"w": torch.ones(2)})
 
 
-def test_fusionbench_by_hand() -> None:
+def test_the_authors_notebook_by_hand() -> None:
     # Equal vectors of norm 1e-4: cos = 1e-8/(1e-8 + 1e-8) = 0.5 where float32 does not round.
     short = at_angle(0, 1e-4)
     assert ratio(short) == pytest.approx(1.0)
     mean = 0.5
-    assert ratio(short, "fusionbench") == pytest.approx(2 * mean / (mean + 1), rel=1e-6)
+    assert ratio(short, "released") == pytest.approx(2 * mean / (mean + 1), rel=1e-6)
     # The mean angle: of 0, 90, 90 degrees it is 60, whose cosine is 1/2 and not 1/3.
     three = over_ones([1.0, 0.0], [1.0, 0.0], [0.0, 1.0])
     assert ratio(three) == pytest.approx(1 / (1 + 2 / 3))
     assert ratio(three, "fusionbench") == pytest.approx(1.5 / 2, abs=1e-4)
-    assert ratio(at_angle(120), "fusionbench") == pytest.approx(-2, rel=1e-6)
+    assert ratio(at_angle(120), "released") == pytest.approx(-2, rel=1e-6)
+
+
+def test_mergekit_by_hand() -> None:
+    # The mean cosine, as in the paper, without the clamp; products of norms of at least 1e-6.
+    three = over_ones([1.0, 0.0], [1.0, 0.0], [0.0, 1.0])
+    assert ratio(three, "mergekit") == pytest.approx(1 / (1 + 2 / 3))
+    assert ratio(at_angle(120), "mergekit") == pytest.approx(-2, rel=1e-6)
+    mean = 1e-8 / 1e-6
+    assert ratio(at_angle(0, 1e-4), "mergekit") == pytest.approx(2 * mean / (1 + mean), rel=1e-6)
+    moved = model_stock(at_angle(120), compat="mergekit")["w"] - 1
+    assert moved.tolist() == pytest.approx([-2 * 0.25, -2 * math.sqrt(3) / 4])
+
+
+def rows_of(*experts: list[list[float]]) -> TaskVectors:
+    found = {f"m{t}": {"w": torch.tensor(rows)} for t, rows in enumerate(experts)}
+    return TaskVectors.from_state_dicts({"w": torch.zeros_like(found["m0"]["w"])}, found)
+
+
+def test_rows_by_hand() -> None:
+    # 60, 90 and 180 degrees: r = 2/3, 0 and 0; the whole tensors are at another angle.
+    half = math.sqrt(3)
+    vectors = rows_of([[2, 0], [1, 0], [1, 0.0]], [[1, half], [0, 1], [-1, 0]])
+    found = model_stock(vectors, filter_wise=True)["w"]
+    assert found[0].tolist() == pytest.approx([1, half / 3])
+    assert found[1:].tolist() == [[0, 0], [0, 0]]
+    assert not torch.allclose(found, model_stock(vectors)["w"], atol=0.01)
+
+
+@pytest.mark.parametrize("compat", ["paper", "released", "mergekit"])
+@pytest.mark.parametrize("shape", [(5,), (4, 6), (4, 3, 2, 2), (3, 0), ()])
+def test_rows_are_tensors_of_their_own(shape: tuple[int, ...], compat: str) -> None:
+    """Of each output filter the ratio is that of a tensor which has no other entries."""
+    draw = torch.Generator().manual_seed(len(shape))
+    base, *models = (torch.randn(shape, generator=draw) for _ in range(4))
+    for name, model in enumerate(models):
+        model.mul_(0.1 if name else 1.0).add_(base)
+
+    def merged(part: slice, by_row: bool) -> torch.Tensor:
+        cut = [x[part].clone() if x.ndim > 1 else x for x in (base, *models)]
+        experts = {f"m{t}": {"w": x} for t, x in enumerate(cut[1:])}
+        vectors = TaskVectors.from_state_dicts({"w": cut[0]}, experts)
+        return model_stock(vectors, filter_wise=by_row, compat=compat)["w"]  # type: ignore[arg-type]
+
+    found = merged(slice(None), True)
+    assert found.shape == base.shape
+    if len(shape) < 2:
+        torch.testing.assert_close(found, merged(slice(None), False))
+        return
+    for row in range(shape[0]):
+        torch.testing.assert_close(found[row : row + 1], merged(slice(row, row + 1), False))
 
 
 @pytest.mark.parametrize("schema", ["float32", "mixed"])
