@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # types for mypy and editors; at run time names load on first
     from fusion.methods.learned.concrete import concrete_adamerging as concrete_adamerging
     from fusion.methods.learned.concrete import concrete_task_arithmetic as concrete_task_arithmetic
     from fusion.methods.learned.dawe import dawe as dawe
+    from fusion.methods.learned.frank_wolfe import frank_wolfe as frank_wolfe
     from fusion.methods.learned.gate import Gate as Gate
     from fusion.methods.learned.learned_soup import learned_soup as learned_soup
     from fusion.methods.learned.wemoe import ewemoe as ewemoe
@@ -140,6 +141,7 @@ METHOD_MODULES = {
     "concrete_adamerging": "fusion.methods.learned.concrete",
     "concrete_task_arithmetic": "fusion.methods.learned.concrete",
     "dawe": "fusion.methods.learned.dawe",
+    "frank_wolfe": "fusion.methods.learned.frank_wolfe",
     "learned_soup": "fusion.methods.learned.learned_soup",
     "ewemoe": "fusion.methods.learned.wemoe",
     "wemoe": "fusion.methods.learned.wemoe",

@@ -38,6 +38,7 @@ from fusion.methods.learned.concrete import (
     masked_merge,
 )
 from fusion.methods.learned.dawe import dawe
+from fusion.methods.learned.frank_wolfe import frank_wolfe
 from fusion.methods.learned.learned_soup import learned_soup
 from fusion.methods.learned.wemoe import ewemoe, wemoe
 from fusion.methods.routed.dawin import dawin
@@ -286,6 +287,12 @@ TABLE: dict[str, Method] = {
         learned_soup,
         paper="Wortsman et al. 2022, arXiv:2203.05482, appendix I",
         defaults="by tensor, Adam 0.05, batch 256, about 5 passes of 26,000: the released code's",
+        labelled=True,
+    ),
+    "frank_wolfe": Adaptive(
+        frank_wolfe,
+        paper="Chen et al. 2025, arXiv:2503.12649 (FW-Merging)",
+        defaults="10 steps of 100 rows a task from λ 0.3: the authors' in FusionBench; γ 2/(k + 2)",
         labelled=True,
     ),
     "best_single": Selected(

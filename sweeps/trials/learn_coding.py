@@ -105,7 +105,7 @@ def learn(
     rate = learning.learning_rate
     if learning.rate_per_norm and isinstance(learning.router, Gate) and features:
         rate /= hidden_norm(learning.router, torch.cat([f[:MEASURED] for f in features.values()]))
-    optimizer = torch.optim.Adam(learning.router.parameters(), lr=rate)
+    optimizer = learning.optimizer(learning.router, rate)
     place = state_name(config["trial_key"])
     state = restore(inputs.artifacts.get(place), learning.router, optimizer)
     stops = {learning.steps // part: rung for rung, part in RUNGS.items()}

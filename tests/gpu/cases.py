@@ -75,7 +75,7 @@ PLAIN: list[tuple[str, dict[str, Any]]] = [
 
 TAUGHT: list[tuple[str, dict[str, Any]]] = [
     ("adamerging", {}), ("adamerging", {"grouping": "task", "density": 0.3}),
-    ("adamerging", {"tasks_at_once": 1}), ("learned_soup", {}),
+    ("adamerging", {"tasks_at_once": 1}), ("learned_soup", {}), ("frank_wolfe", {}),
     ("dawe", {}), ("dawe", {"grouping": "layer", "batch_mean": False}), ("dawe", {"density": 0.5}),
     ("dawe", {"delta_dtype": "bfloat16"}),
 ]  # fmt: skip

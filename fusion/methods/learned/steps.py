@@ -44,6 +44,11 @@ class Shape:
     """Width of the features that the router reads; 0: it reads none."""
 
 
+def adam(router: nn.Module, rate: float) -> torch.optim.Optimizer:
+    """Adam with a constant learning rate and torch's other defaults."""
+    return torch.optim.Adam(router.parameters(), lr=rate)
+
+
 @dataclass(frozen=True)
 class TrainingPlan:
     """Training plan of a router: what is learned, on which data, and how."""
@@ -73,6 +78,9 @@ class TrainingPlan:
     """If tasks share a coding: tasks in one forward pass; None: all."""
     entropy_weight: float = 0.0
     """Weight of Σ_t c_t·ln c_t, averaged over groups, for a coding on the simplex."""
+    optimizer: Callable[[nn.Module, float], torch.optim.Optimizer] = adam
+    """(router, learning rate) -> what makes the steps. What it keeps for each parameter is a
+    checkpoint's Adam moments or nothing; the rest is in the router's buffers. Default Adam."""
 
     @property
     def shared(self) -> bool:

@@ -265,11 +265,13 @@ def stepped(method: str, **params: Any) -> Observe:
     def observe(parts: Parts, caller: Caller) -> Found:
         pool, row = parts.pool, METHODS[method]
         given = {"learning_rate": 0.02, "batch_size": 3, "adapt_on": "select", **params}
+        given = {key: value for key, value in given.items() if key in row.parameters}
         sizes, features = parts.sizes("select"), parts.features("select")
         state, losses = b"", []
         for first, last in caller.spans():
             learning = row.plan(Shape(pool.tasks, pool.groups, WIDTH), **given)
-            router, optimizer = learning.router, torch.optim.Adam(learning.router.parameters())
+            router = learning.router
+            optimizer = learning.optimizer(router, learning.learning_rate)
             if state:
                 kept = torch.load(io.BytesIO(state))
                 router.load_state_dict(kept["router"])
@@ -398,6 +400,7 @@ CASES = [
     Case("learned", "adamerging, by layer", stepped("adamerging", grouping="layer"), True),
     Case("learned", "adamerging, trimmed", stepped("adamerging", density=0.3)),
     Case("learned", "learned_soup", stepped("learned_soup"), True),
+    Case("learned", "frank_wolfe", stepped("frank_wolfe", granularity="tensor", step_size=0.5)),
     Case("learned", "dawe, by task", stepped("dawe", grouping="task", density=0.5,
          delta_dtype="float16")),
     Case("learned", "dawe, a model a sample", stepped("dawe", grouping="layer",
