@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fusion.staging import sent
 from fusion.task_vectors.elementwise import gathered, multiplied, shares
+from fusion.task_vectors.equal_values import elected_sign
 from fusion.task_vectors.lazy import (
     LazyTensors,
     NarrowTensors,
@@ -147,8 +148,8 @@ def elected(delta: Tensor, cut: TrimThresholds) -> Tensor:
 
 def elect_into(out: Tensor, rows: Tensor, cut: TrimThresholds) -> None:
     """`elected` of flat task vectors [T, n], written to `out` [T, n]."""
-    for span, mass, kept in trimmed_chunks(rows, cut.smallest, slice(0, out.shape[1])):
-        agrees = kept * mass.sign() > 0
+    for span, sign, kept in trimmed_chunks(rows, cut.smallest, slice(0, out.shape[1])):
+        agrees = kept * sign > 0
         out[:, span] = torch.where(agrees, kept, 0.0)
 
 
@@ -246,9 +247,10 @@ def kept_entries(size: int, density: float, compat: Compat) -> int:
 def trimmed_chunks(
     rows: Tensor, smallest: Sequence[float], portion: slice, factors: Sequence[float] = ()
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Trim flat task vectors chunk by chunk; yields (slice, sum over tasks [n], trimmed [T, n]).
+    """Trim flat task vectors chunk by chunk; yields (slice, elected sign [n], trimmed [T, n]).
 
-    The two tensors are scratch memory: valid, and free to be overwritten, until the next chunk.
+    The sign is that of the sum over tasks, −1, 0 or 1. The two tensors are free to be overwritten;
+    the trimmed task vectors are scratch memory, valid until the next chunk.
 
     Args:
         rows: T flat task vectors [T, n].
@@ -264,23 +266,21 @@ def trimmed_chunks(
         yield from trimmed_on_gpu(rows, floors, portion, () if plain else factors)
         return
     step = max(1, min(CHUNK, portion.stop - portion.start))
-    scratch = torch.empty(1 + len(rows), step, dtype=dtype)
+    scratch = torch.empty(len(rows), step, dtype=dtype)
     for start in range(portion.start, portion.stop, step):
         span = slice(start, min(start + step, portion.stop))
-        mass, *kept = scratch[:, : span.stop - start]
-        mass.zero_()
+        kept = scratch[:, : span.stop - start]
         for t, (row, floor, trimmed) in enumerate(zip(rows, floors, kept, strict=True)):
             torch.hardshrink(row[span].to(dtype), floor, out=trimmed)  # 0 where |τ| <= floor
             if not plain:
                 trimmed.mul_(factors[t])
-            mass.add_(trimmed)
-        yield span, mass, scratch[1:, : span.stop - start]
+        yield span, elected_sign(kept), kept
 
 
 def trimmed_on_gpu(
     rows: Tensor, floors: Sequence[float], portion: slice, factors: Sequence[float]
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """`trimmed_chunks` on a GPU: all tasks at once, but summed in task order, as on a CPU.
+    """`trimmed_chunks` on a GPU: all tasks at once.
 
     `floors`: entries of a larger magnitude are kept.
     """
@@ -291,10 +291,7 @@ def trimmed_on_gpu(
         span = slice(start, min(start + step, portion.stop))
         part = rows[:, span].to(dtype)
         kept = multiplied(torch.where(part.abs() > least, part, 0.0), factors)
-        mass = torch.zeros_like(kept[0])
-        for row in kept:
-            mass.add_(row)
-        yield span, mass, kept
+        yield span, elected_sign(kept), kept
 
 
 def majority(deltas: Tensor, smallest: Sequence[float]) -> Tensor:
@@ -306,7 +303,7 @@ def majority(deltas: Tensor, smallest: Sequence[float]) -> Tensor:
 
     def count(portion: slice) -> list[Tensor]:
         chunks = trimmed_chunks(rows, smallest, portion)
-        return [mass.sign_().sum(dtype=torch.float64).long() for _, mass, _ in chunks]
+        return [sign.sum(dtype=torch.float64).long() for _, sign, _ in chunks]
 
     found = [each for part in in_threads(count, shares(rows)) for each in part]
     if not found:

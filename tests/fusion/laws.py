@@ -32,6 +32,7 @@ from fusion.testing import merge_shards as merge_shards
 from fusion.testing import split as split
 from fusion.testing import state_dict as state_dict
 from fusion.testing import statistics as statistics
+from fusion.testing import tied as tied
 from fusion.testing import toy as toy
 from fusion.testing import toy_embeddings as toy_embeddings
 from fusion.testing import toy_statistics as toy_statistics

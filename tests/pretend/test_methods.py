@@ -14,7 +14,7 @@ from fusion.task_vectors.packed import packed
 from fusion.task_vectors.random_draws import bernoulli, key_of, uniform
 from fusion.task_vectors.task_vectors import TaskVectors
 from tests.fusion import laws
-from tests.fusion.laws import LEARNING, SCHEMAS, SELECTED, STATIC, examples, toy
+from tests.fusion.laws import LEARNING, SCHEMAS, SELECTED, STATIC, examples, tied, toy
 from tests.gpu.layers import forms, linear, others, wide
 from tests.gpu.places import distance
 from tests.pretend.device import OnGpu, on_gpu, on_host, pretending
@@ -58,10 +58,11 @@ KINDS = [
 ]
 
 
+@pytest.mark.parametrize("make", [toy, tied])
 @pytest.mark.parametrize("schema", KINDS)
 @pytest.mark.parametrize("name", STATIC)
-def test_static_methods(name, schema):
-    vectors = toy(schema)
+def test_static_methods(name, schema, make):
+    vectors = make(schema)
     for params in examples(name, vectors):
         wanted = laws.merge(name, vectors, params)
         given = [params]
@@ -76,9 +77,10 @@ def test_static_methods(name, schema):
             assert_equal_there(at_once, wanted, 1e-4 if name in SPECTRAL else 1e-6)
 
 
+@pytest.mark.parametrize("make", [toy, tied])
 @pytest.mark.parametrize("name", STATIC)
-def test_static_methods_of_task_vectors_in_bfloat16(name):
-    vectors = toy()
+def test_static_methods_of_task_vectors_in_bfloat16(name, make):
+    vectors = make()
     narrow = {key: delta.bfloat16() for key, delta in vectors.deltas.items()}
     stored = replace(vectors, deltas=widened(narrow))
     for params in examples(name, vectors):

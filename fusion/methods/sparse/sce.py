@@ -9,7 +9,8 @@ import torch
 from annotated_types import Interval
 from torch import Tensor
 
-from fusion.task_vectors.elementwise import chunk, combine_tensor, shares, spans, totals
+from fusion.task_vectors.elementwise import combine_tensor, shares, spans, totals
+from fusion.task_vectors.equal_values import elected_sign, in_fixed_order
 from fusion.task_vectors.streaming_topk import row_magnitudes
 from fusion.task_vectors.task_vectors import TaskVectors, accumulator
 from fusion.task_vectors.threads import in_threads
@@ -87,7 +88,8 @@ def selection(deltas: Tensor, density: float) -> tuple[Tensor, Tensor]:
 
     def work(portion: slice) -> None:
         for span in spans(portion, rows):
-            spread[span] = variance(chunk(rows, span, torch.float64))
+            ordered = in_fixed_order(rows[:, span])
+            spread[span] = variance(ordered.to(torch.float64, copy=True))
 
     in_threads(work, shares(rows))
     kept = 0
@@ -119,7 +121,7 @@ def normalised(squares: Tensor, size: int, compat: Compat) -> Tensor:
 
 def erased_sum(kept: Tensor, weights: Tensor, compat: Compat) -> Tensor:
     """Σ_t η_t τ′_t [n] of one chunk, from τ̂ [T, n] and η [T]; see `sce`."""
-    sign = kept.sum(0).sign()
+    sign = elected_sign(kept)
     if compat != "paper":
         sign = torch.where(sign == 0, 1.0, sign)
     agrees = kept * sign > 0

@@ -50,7 +50,8 @@ def ties(
     magnitude of the whole task vector t (d entries), and all entries that tie with the last of
     them; zeros never count as kept. Elect: s_j = sign(Σ_t τ̂_tj). Disjoint merge: over the tasks
     whose τ̂_tj ≠ 0 has the sign s_j. If the sum is exactly zero, no sign is elected and the merged
-    entry is 0. The sum is made in task order in the dtype of the task vectors.
+    entry is 0. The order of the tasks does not change which sign is elected
+    (`fusion.task_vectors.equal_values`).
 
     Args:
         vectors: base and task vectors.
@@ -186,8 +187,7 @@ def merge_tensor(
     rows = deltas.reshape(len(deltas), len(flat))
 
     def merge_portion(portion: slice) -> None:
-        for span, mass, kept in trimmed_chunks(rows, cut.smallest, portion, factors):
-            sign = mass.sign_()
+        for span, sign, kept in trimmed_chunks(rows, cut.smallest, portion, factors):
             if cut.tiebreak:
                 sign = torch.where(sign == 0, cut.tiebreak, sign)
             side = torch.where(sign > 0, 1.0, -1.0).to(sign) if compat == "fusionbench" else sign

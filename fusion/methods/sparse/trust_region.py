@@ -11,6 +11,7 @@ from annotated_types import Interval
 from torch import Tensor
 
 from fusion.task_vectors.elementwise import combined
+from fusion.task_vectors.equal_values import exact_sum, in_fixed_order
 from fusion.task_vectors.sharded_reduce import Survey, run_surveys
 from fusion.task_vectors.streaming_topk import kth_largest
 from fusion.task_vectors.task_vectors import TaskVectors
@@ -27,9 +28,10 @@ def trust_region(
 
     The conflict of an entry is Ω = Σ_{i≠j} |g_i|·|τ_j|, where g_i is the gradient of task i's loss
     at the base: how much the task vectors of other tasks can change the loss of task i. No data are
-    read: |τ_i| estimates |g_i|. So Ω = (Σ_t |τ_t|)² − Σ_t τ_t², computed in float32. Of the d
-    entries of a model, those with Ω below the (floor(d·density + 1e-6) + 1)-th smallest are kept.
-    Entries that tie with it are left out, but entries without any conflict, Ω = 0, are always kept.
+    read: |τ_i| estimates |g_i|. So Ω = (Σ_t |τ_t|)² − Σ_t τ_t², summed in float64 and compared in
+    float32. Of the d entries of a model, those with Ω below the (floor(d·density + 1e-6) + 1)-th
+    smallest are kept. Entries that tie with it are left out, but entries without any conflict, Ω =
+    0, are always kept.
 
     Args:
         vectors: base and task vectors.
@@ -85,15 +87,13 @@ class Conflicts:
 
 
 def conflict(rows: Tensor) -> Tensor:
-    """Ω [*shape] of task vectors [T, *shape], in float32.
+    """Ω [*shape] of task vectors [T, *shape], summed in float64 and rounded to float32.
 
     Summed task by task, so that an entry has the same bits in tensors and in chunks of them.
     """
-    total = torch.zeros_like(rows[0], dtype=torch.float32)
-    for row in rows:
-        total += row.float().abs()
+    sizes = in_fixed_order(rows.abs())
+    total = exact_sum(sizes)
     found = torch.zeros_like(total)
-    for row in rows:
-        size = row.float().abs()
+    for size in sizes:
         found += (total - size).mul_(size)
-    return found
+    return found.float()

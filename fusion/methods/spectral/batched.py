@@ -25,7 +25,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from fusion.methods.spectral.svd import FEW, SMALL, TAIL, Directions, tolerance
+from fusion.methods.spectral.svd import FEW, SMALL, TAIL, Directions, least_kept, tolerance
 from fusion.staging import sent
 
 ENTRIES = 1 << 22
@@ -135,19 +135,21 @@ def leading_directions(
         right, values, left = leading_directions(stack.mT, count, known, least)
         return Directions(left, values, right)
     found = [leading_chunk(part, count, known) for part in chunks(stack)]
-    left, values, right = (torch.cat(parts) for parts in zip(*found, strict=True))
-    floor = values[:, :1] * tolerance(stack[0], known)
+    left, every, right = (torch.cat(parts) for parts in zip(*found, strict=True))
+    zero = every[:, :1] * tolerance(stack[0], known)
     if least is not None:
-        floor = torch.maximum(floor, least[:, None])
-    there = (values > floor).to(values)
+        zero = torch.maximum(zero, least[:, None])
+    values = every[:, :count]
+    there = (values > least_kept(every, count, known, zero)).to(values)
     return Directions(left * there[:, None], values * there, right * there[:, None])
 
 
 def leading_chunk(stack: Tensor, count: int, known: torch.dtype) -> Directions:
-    """Leading triplets of matrices [B, m, n] with m >= n, all at once; zeros are not left out."""
+    """Leading triplets of matrices [B, m, n] with m >= n, all at once, with one singular value more
+    if there is one. Nothing is left out."""
     if known == torch.float64:
         left, values, right = torch.linalg.svd(stack, full_matrices=False)
-        return Directions(left[..., :count], values[:, :count], right.mT[..., :count])
+        return Directions(left[..., :count], values[:, : count + 1], right.mT[..., :count])
     size = stack.shape[2]
     wide = count + max(count // 3, TAIL)
     if size < SMALL or not 0 < count < wide <= FEW * size:
@@ -157,14 +159,17 @@ def leading_chunk(stack: Tensor, count: int, known: torch.dtype) -> Directions:
 
 
 def leading_by_gram(stack: Tensor, count: int) -> Directions:
-    """Leading triplets of [B, m, n], m >= n, by the eigenvectors of the Gram matrices."""
-    values, basis = singular(stack, count)
+    """Leading triplets of [B, m, n], m >= n, by the eigenvectors of the Gram matrices; as
+    `leading_chunk`."""
+    every, basis = singular(stack, count + 1)
+    values, basis = every[:, :count], basis[..., :count]
     left = stack @ basis / torch.where(values > 0, values, 1.0)[:, None]
-    return Directions(left, values, basis)
+    return Directions(left, every, basis)
 
 
 def subspace(stack: Tensor, count: int, wide: int) -> tuple[Directions, Tensor]:
-    """The `count` leading triplets of [B, m, n], m >= n, and which are right, bool [B].
+    """The `count` leading triplets of [B, m, n], m >= n, with one singular value more, and which
+    are right, bool [B].
 
     Args:
         stack: the matrices.
@@ -186,12 +191,13 @@ def subspace(stack: Tensor, count: int, wide: int) -> tuple[Directions, Tensor]:
     image = stack @ basis
     squares, turn = torch.linalg.eigh(image.mT @ image)
     squares, turn = squares.flip(1).clamp_min(0), turn.flip(2)[..., :count]
-    values, space = squares[:, :count].sqrt(), basis @ turn
+    every, space = squares[:, : count + 1].sqrt(), basis @ turn
+    values = every[:, :count]
     left = image @ turn / torch.where(values > 0, values, 1.0)[:, None]
     off = gram @ space - space * squares[:, None, :count]
     gap = squares[:, count - 1] - squares[:, -1]
     right = off.flatten(1).norm(dim=1) <= APART * gap
-    return Directions(left, values, space), right & (gap > 0)
+    return Directions(left, every, space), right & (gap > 0)
 
 
 def side_by_side(parts: Tensor, tasks: int) -> Tensor:

@@ -16,8 +16,10 @@ directly. Tasks are decomposed side by side, each on one thread (`threads.map_si
 bits of what is made from all of them depend on the number of LAPACK threads, and otherwise only on
 the matrices.
 
-Directions of zero singular values are arbitrary and are left out here. So results do not depend on
-what a decomposition returns for them, nor on signs, nor on rotations among equal singular values.
+Directions of zero singular values are arbitrary and are left out here, and so are the directions of
+equal singular values if a cut to the leading k would keep only some of them. So results do not
+depend on what a decomposition returns for them, nor on signs, nor on rotations among equal singular
+values.
 """
 
 from __future__ import annotations
@@ -66,10 +68,16 @@ FIRST_ORDER = 1 / 256
 norm of √n."""
 
 
+EQUAL = 1e-9
+"""Largest difference of singular values that count as equal, relative to the largest one; that of
+float64 matrices is 1e-4 of it. The decompositions here are more accurate than that."""
+
+
 class Directions(NamedTuple):
     """The leading k singular triplets of a matrix [m, n], largest first, in float64.
 
-    If a singular value is zero, both of its directions are zero.
+    If a singular value is zero, both of its directions are zero. So they are, and the value is zero
+    too, if it equals the (k + 1)-th.
     """
 
     left: Tensor
@@ -188,8 +196,25 @@ def tolerance(matrix: Tensor, known: torch.dtype) -> float:
     return float(max(matrix.shape) * torch.finfo(known).eps)
 
 
+def least_kept(values: Tensor, count: int, known: torch.dtype, zero: Tensor) -> Tensor:
+    """Singular values [..., 1] up to which directions are left out by a cut to the leading ones.
+
+    Args:
+        values: singular values [..., k + 1], largest first, or [..., k] if there are no more.
+        count: k.
+        known: dtype of the original entries.
+        zero: largest singular value that counts as zero [..., 1].
+    """
+    if values.shape[-1] <= count:
+        return zero
+    same = EQUAL * (1e-4 if known == torch.float64 else 1.0)
+    return torch.maximum(zero, values[..., count:] + same * values[..., :1])
+
+
 def leading(matrix: Tensor, count: int, known: torch.dtype, *, least: float = 0.0) -> Directions:
     """The `count` leading singular triplets of a float64 matrix [m, n], count <= min(m, n).
+
+    Triplets whose singular value equals the next one after them are zero, see `Directions`.
 
     Args:
         matrix: not written to.
@@ -206,23 +231,24 @@ def leading(matrix: Tensor, count: int, known: torch.dtype, *, least: float = 0.
         right, values, left = leading(matrix.T, count, known, least=least)
         return Directions(left, values, right)
     if known == torch.float64:
-        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-        first, left, right = values[:1], left[:, :count], right[:count].T
-        values = values[:count]
+        left, every, right = torch.linalg.svd(matrix, full_matrices=False)
+        left, right = left[:, :count], right[:count].T
     elif (found := refined(matrix, count)) is not None:
-        left, values, right = found
-        first = values[:1]
+        left, every, right = found
     else:
-        squares, right = top_eigen(lower_gram(matrix), count)
-        values = squares.clamp_min(0).sqrt()
-        first = values[:1]
+        squares, right = top_eigen(lower_gram(matrix), count + 1)
+        every, right = squares.clamp_min(0).sqrt(), right[:, :count]
+        values = every[:count]
         left = matrix @ right / torch.where(values > 0, values, 1.0)
-    there = (values > (first * tolerance(matrix, known)).clamp_min(least)).to(values)
+    zero = (every[:1] * tolerance(matrix, known)).clamp_min(least)
+    values = every[:count]
+    there = (values > least_kept(every[: count + 1], count, known, zero)).to(values)
     return Directions(left * there, values * there, right * there)
 
 
 def refined(matrix: Tensor, count: int) -> Directions | None:
-    """The `count` leading triplets of a float64 matrix [m, n], m >= n, from a float32 start.
+    """The `count` leading triplets of a float64 matrix [m, n], m >= n, from a float32 start, with
+    one singular value more.
 
     The eigenvectors of a float32 Gram matrix are computed, a third more than requested. In the
     subspace they span, the triplets of the float64 matrix are found by Rayleigh-Ritz. Rounding in
@@ -240,8 +266,8 @@ def refined(matrix: Tensor, count: int) -> Directions | None:
     space = torch.linalg.qr(basis.double()).Q
     image = matrix @ space
     squares, turn = top_eigen(image.T @ image, wide)
-    values, turn = squares[:count].sqrt(), turn[:, :count]
-    return Directions(image @ turn / values, values, space @ turn)
+    values, turn = squares[: count + 1].sqrt(), turn[:, :count]
+    return Directions(image @ turn / values[:count], values, space @ turn)
 
 
 def polar(matrix: Tensor, known: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -86,6 +87,26 @@ def test_the_number_of_threads_changes_no_bit(name: str) -> None:
     finally:
         torch.set_num_threads(threads)
     laws.assert_same_bits(*results)
+
+
+CHUNKS = {"SERIAL", "CHUNK", "CHANGED", "ENTRIES", "PENDING", "FEW"}
+"""Constants of `fusion` that say how much is worked on at a time."""
+
+
+@pytest.mark.parametrize("name", STATIC)
+def test_equal_values_do_not_depend_on_chunks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = testing.tied()
+    params = laws.examples(name, vectors)
+    wanted = [laws.merge(name, vectors, each) for each in params]
+    modules = [module for path, module in sys.modules.items() if path.startswith("fusion.")]
+    changed = {(module, key) for module in modules for key in CHUNKS & set(vars(module))}
+    assert len(changed) > 9
+    for module, key in changed:
+        if isinstance(vars(module)[key], int):
+            monkeypatch.setattr(module, key, 20)
+    for each, whole in zip(params, wanted, strict=True):
+        for key, tensor in laws.merge(name, vectors, each).items():
+            torch.testing.assert_close(tensor, whole[key], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -34,6 +34,13 @@ def flat(merged: dict[str, Tensor]) -> list[float]:
     return torch.cat([tensor.reshape(-1) for tensor in merged.values()]).tolist()
 
 
+def total(rows: Tensor) -> Tensor:
+    """Sum [d] of [T, d] whatever the order of T: exact for float32, else from the least upwards."""
+    if rows.dtype == torch.float32:
+        return torch.tensor([math.fsum(column) for column in rows.T.tolist()]).double()
+    return torch.tensor([sum(sorted(column)) for column in rows.T.tolist()], dtype=torch.float64)
+
+
 def textbook(rows: Tensor, density: float, merge: str, compat: str) -> Tensor:
     """[T, d] task vectors -> [d] merged, as in the paper, over whole vectors."""
     size = rows.shape[1]
@@ -45,7 +52,7 @@ def textbook(rows: Tensor, density: float, merge: str, compat: str) -> Tensor:
         if kept:
             cut = row.abs().sort(descending=True).values[min(kept, size) - 1]
             out.copy_(torch.where(row.abs() >= cut, row, 0))
-    sign = trimmed.sum(0).sign()
+    sign = total(trimmed).sign().to(rows.dtype)
     if compat == "fusionbench":
         sign = torch.where(sign == 0, sign.sum().sign(), sign)
         agrees = torch.where(sign > 0, trimmed > 0, trimmed < 0)

@@ -108,3 +108,20 @@ def test_merges_of_stacks_equal_those_of_single_matrices(
     for each, deltas in zip(found, stack, strict=True):
         wanted = iso.with_tasks(deltas, 80, 20)
         assert float((each - wanted).norm()) <= 1e-5 * float(wanted.norm())
+
+
+@pytest.mark.parametrize("known", KNOWN)
+@pytest.mark.parametrize("size", [30, 200])
+def test_equal_singular_values_are_not_cut_apart(size: int, known: torch.dtype) -> None:
+    flat = torch.linalg.qr(matrix(size, size)).Q
+    halved = flat * torch.tensor([3.0] * 10 + [1.0] * (size - 10))
+    given = torch.stack([flat, halved, decays(size, size, 1e-2, 1)])
+    for count, wanted in ((5, [0, 0, 5]), (10, [0, 10, 10]), (20, [0, 10, 20])):
+        found = leading_directions(given, count, known)
+        assert found.values.count_nonzero(1).tolist() == wanted
+        for at, each in enumerate(given):
+            alone = leading(each, count, known)
+            torch.testing.assert_close(found.values[at], alone.values, rtol=1e-7, atol=1e-7)
+            torch.testing.assert_close(
+                found.left[at] @ found.right[at].T, alone.left @ alone.right.T, rtol=0, atol=1e-5
+            )
