@@ -21,9 +21,12 @@ Fingerprint = NewType("Fingerprint", str)
 NOTHING = Fingerprint("")
 """Fingerprint of a search whose results depend on its parameters only."""
 
-NUMBERS = 6
+NUMBERS = 7
 """Increased when a change of the code changes results; finished trials are then not reused.
 
+7: signs are elected, and entries are compared, by sums in float64, so that the order of the experts
+does not decide nearly equal ones; equal singular values are not cut apart; equal scores are ordered
+by name.
 6: DARE's masks are a hash of seed, task, tensor and entry, computed on the tensors' device, where a
 generator on the CPU drew them: other entries are dropped.
 5: the last layer of CLIP and BERT computes the tokens that are read alone, and gates and routers

@@ -202,6 +202,7 @@ def chosen(
         seed=selection.seed,
         given=pool if selection.order == "given" else None,
         angles=angles(experts.gram().total) if selection.order == "angle" else None,
+        names=inputs.tasks,
     )
     if selection.single:
         best = order[0]

@@ -182,6 +182,7 @@ def greedy_ensemble(
     order: Order = "validation",
     seed: int = 0,
     given: Sequence[int] | None = None,
+    names: Sequence[str] = (),
     **rule: Any,
 ) -> Greedy:
     """Greedy ensemble: the greedy soup's selection applied to averaged logits.
@@ -199,6 +200,7 @@ def greedy_ensemble(
         order: as for `order_of`, without `angle`.
         seed: of the order `random`.
         given: of the order `given`.
+        names: of the experts, which decide between equal scores.
         rule: `start`, `tie`, `min_delta`, `replacement`, `passes`, as for `begin`.
 
     Raises:
@@ -235,7 +237,7 @@ def greedy_ensemble(
 
     singles = [score((t,)) for t in range(len(logits))]
     hashes = [digest(logits[t].to(dtype) * rates[t]) for t in range(len(logits))]
-    asked = order_of(singles, order, seed=seed, given=given)
+    asked = order_of(singles, order, seed=seed, given=given, names=names)
     return greedy(
         asked, singles, lambda subsets: [score(s) for s in subsets], hashes=hashes, **rule
     )

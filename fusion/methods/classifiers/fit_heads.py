@@ -73,7 +73,7 @@ def greedy_ensemble(
     rates = fitted_temperatures(z, labels) if calibrated else [1.0] * len(z)
     found = choose_members(
         z, labels, metric=metric, average=average, temperatures=rates, order=order, seed=seed,
-        tie=tie, min_delta=min_delta, replacement=replacement,
+        tie=tie, min_delta=min_delta, replacement=replacement, names=data.experts,
     )  # fmt: skip
     weights = torch.tensor(shares(found.subset, len(z)), dtype=torch.float64)
     failed = {FAILED: float(len(found.failed))} if found.failed else {}

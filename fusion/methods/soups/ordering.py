@@ -20,10 +20,12 @@ def order_of(
     seed: int = 0,
     given: Sequence[int] | None = None,
     angles: Any = None,
+    names: Sequence[str] = (),
 ) -> list[int]:
     """The order in which ingredients are tried.
 
-    * `validation`: by score, best first; equal ones as they stand. The paper's.
+    * `validation`: by score, best first; equal ones by name. The paper's, which says nothing of
+      equal ones.
     * `random`: a permutation from `seed`. The paper's ablation.
     * `given`: as `given` says; ingredients it leaves out are not asked.
     * `angle`: the best ingredient, then those whose task vectors make the largest angle with its,
@@ -37,6 +39,8 @@ def order_of(
         seed: of `random`.
         given: of `given`: ingredients, none twice.
         angles: of `angle`: [k, k], between task vectors, in any unit.
+        names: of the ingredients, so that their order in the pool does not matter. Default: equal
+            ones stay as they are.
 
     Raises:
         InputError: what the order needs is absent or does not fit.
@@ -46,6 +50,8 @@ def order_of(
 
     >>> order_of([0.7, 0.9, 0.9, 0.8]), order_of([0.7, 0.9], "given", given=[0, 1])
     ([1, 2, 3, 0], [0, 1])
+    >>> order_of([0.7, 0.9, 0.9], names=["a", "c", "b"])
+    [2, 1, 0]
     """
     if order == "random":
         generator = torch.Generator().manual_seed(seed)
@@ -54,7 +60,8 @@ def order_of(
         if given is None:
             raise InputError("given: not given; the order 'given' needs a list of ingredients")
         return list(checked("given", given, len(scores)))
-    ranked = sorted(range(len(scores)), key=lambda i: -known(scores[i]))
+    named = sorted(range(len(scores)), key=lambda i: names[i] if names else "")
+    ranked = sorted(named, key=lambda i: -known(scores[i]))
     if order == "validation" or not ranked:
         return ranked
     if angles is None:

@@ -56,9 +56,9 @@ def greedy_soup(
     time.
 
     Args:
-        order: `validation` (default, the paper's): by score, best first; `random`: by `seed`;
-            `given`: as listed in `ingredients`; `angle`: the best one, then by the angle of the
-            task vector to the best one's, largest first.
+        order: `validation` (default, the paper's): by score, best first, equal ones by name;
+            `random`: by `seed`; `given`: as listed in `ingredients`; `angle`: the best one, then by
+            the angle of the task vector to the best one's, largest first.
         seed: of the random order.
         ingredients: ingredients to choose from. Default: all.
         tie: `ge` (default, the paper's) keeps an ingredient if the score is equal; `gt`, as in the
@@ -94,6 +94,8 @@ def greedy_soup(
 def best_single() -> Selection:
     """Best single ingredient by score on the select split: the baseline of a soup.
 
+    Of equal ones the first by name.
+
     Source: Wortsman et al. 2022, arXiv:2203.05482, table 1 (best on the held-out set).
     """
     return Selection(single=True)
@@ -101,6 +103,8 @@ def best_single() -> Selection:
 
 def oracle_single() -> Selection:
     """Best single ingredient by score on the report split: an oracle, and marked as one.
+
+    Of equal ones the first by name.
 
     Source: Wortsman et al. 2022, arXiv:2203.05482, table 1 (best on each test set).
     """

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fusion.task_vectors.elementwise import combined, gathered, totals
+from fusion.task_vectors.equal_values import elected_sign
 from fusion.task_vectors.sharded_reduce import Survey, run_surveys
 from fusion.task_vectors.task_vectors import TaskVectors
 
@@ -89,7 +90,7 @@ def ratios(sums: Tensor) -> Iterator[float]:
 
 def elected(rows: Tensor, compat: Compat) -> Tensor:
     """Elected sign of [T, n]: sign of the sum, −1, 0 or 1; a sum of 0 is −1 unless `paper`."""
-    sign = rows.sum(0).sign_()
+    sign = elected_sign(rows)
     if compat != "paper":
         sign[sign == 0] = -1.0
     return sign

@@ -9,6 +9,7 @@ from annotated_types import Interval
 from torch import Tensor
 
 from fusion.task_vectors.elementwise import combined
+from fusion.task_vectors.equal_values import exact_sum
 from fusion.task_vectors.task_vectors import TaskVectors
 
 Compat: TypeAlias = Literal["paper", "released"]
@@ -49,7 +50,7 @@ def tall_mask(
     at = vectors.tasks.index(task)
 
     def masked(rows: Tensor) -> Tensor:
-        total = rows.sum(0)
+        total = exact_sum(rows)
         return torch.where(masks(rows[at : at + 1], total, threshold, compat)[0], total, 0.0)
 
     return combined(vectors, masked, scale=scale)
@@ -85,7 +86,7 @@ def consensus(
     """
 
     def agreed(rows: Tensor) -> Tensor:
-        total = rows.sum(0)
+        total = exact_sum(rows)
         return torch.where(masks(rows, total, threshold, compat).sum(0) >= least, total, 0.0)
 
     return combined(vectors, agreed, scale=scale)
@@ -94,7 +95,8 @@ def consensus(
 def masks(rows: Tensor, total: Tensor, threshold: float, compat: Compat) -> Tensor:
     """TALL masks, bool [T, n]: entries at least κ times the sum of the other tasks' entries.
 
-    In the authors' code (`released`) an entry that equals it is not kept.
+    In the authors' code (`released`) an entry that equals it is not kept. Compared in float64, with
+    a `total` of all tasks that does not depend on their order, so that the order decides nothing.
     """
     own, others = rows.abs(), threshold * (total - rows).abs()
     return own > others if compat == "released" else own >= others

@@ -72,8 +72,9 @@ def iso_cts(
     are the leading c singular vectors of Σ_t τ_t. U_t and V_t are the leading s singular vectors of
     τ_t − U_c U_cᵀ τ_t, the part of task t outside of the common space. With r = min(m, n): s =
     round((r − int(f·r))/T), half to even, at most r // T, and c = r − s·T. σ̄ is the mean of all r
-    singular values that are taken. Directions with zero singular values stay zero. All other
-    tensors are averaged, and scaled by λ too.
+    singular values that are taken. Directions with zero singular values stay zero, and so do those
+    of equal singular values of which a cut would take only some. All other tensors are averaged,
+    and scaled by λ too.
 
     Args:
         vectors: base and task vectors.

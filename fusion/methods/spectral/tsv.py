@@ -29,8 +29,9 @@ def tsv_m(
     directions and no longer share any. All other tensors are averaged, and scaled by λ too.
 
     A singular value up to max(m, n)·ε of the largest counts as zero, and its direction is left out:
-    a zero or low-rank task vector adds nothing. Likewise, directions that several tasks share
-    exactly count as one direction. Deviation: FusionBench uses whatever its decomposition returns
+    a zero or low-rank task vector adds nothing. So are directions of equal singular values of which
+    the cut would take only some. Likewise, directions that several tasks share exactly count as one
+    direction. Deviation: FusionBench uses whatever its decomposition returns
     for zero singular values, which changes the polar factors.
 
     Args:

@@ -229,6 +229,8 @@ def test_a_start_of_several_is_scored_first() -> None:
 def test_orders() -> None:
     scores = [0.7, 0.9, NAN, 0.9, 0.8]
     assert order_of(scores) == [1, 3, 4, 0, 2]
+    assert order_of(scores, names="abcde") == [1, 3, 4, 0, 2]  # equal ones by name
+    assert order_of(scores, names="edcba") == [3, 1, 4, 0, 2]
     assert order_of(scores, "given", given=[4, 0]) == [4, 0]
     drawn = order_of(scores, "random", seed=1)
     assert sorted(drawn) == list(range(5))
