@@ -74,6 +74,7 @@ if TYPE_CHECKING:  # types for mypy and editors; at run time names load on first
     from fusion.methods.static.nearswap import nearswap as nearswap
     from fusion.methods.static.task_arithmetic import task_arithmetic as task_arithmetic
     from fusion.methods.statistics.fisher import fisher as fisher
+    from fusion.methods.statistics.lot import lot as lot
     from fusion.methods.statistics.regmean import regmean as regmean
     from fusion.methods.statistics.regmean import regmean_plusplus as regmean_plusplus
     from fusion.registry import METHODS as METHODS
@@ -184,6 +185,7 @@ METHOD_MODULES = {
     "task_arithmetic": "fusion.methods.static.task_arithmetic",
     "ties": "fusion.methods.sparse.ties",
     "fisher": "fusion.methods.statistics.fisher",
+    "lot": "fusion.methods.statistics.lot",
     "regmean": "fusion.methods.statistics.regmean",
     "regmean_plusplus": "fusion.methods.statistics.regmean",
 }

@@ -72,6 +72,7 @@ from fusion.methods.static.model_stock import model_stock
 from fusion.methods.static.nearswap import nearswap
 from fusion.methods.static.task_arithmetic import task_arithmetic
 from fusion.methods.statistics.fisher import fisher, fisher_request, fisher_survey
+from fusion.methods.statistics.lot import lot, lot_request
 from fusion.methods.statistics.regmean import (
     regmean,
     regmean_plusplus,
@@ -255,6 +256,12 @@ TABLE: dict[str, Method] = {
         paper="Nguyen et al. 2025, arXiv:2508.03121",
         defaults="α 0.95, 256 images: FusionBench for CLIP; ridge 1e-6: ours",
         request=regmean_plusplus_request,
+    ),
+    "lot": StatisticsBased(
+        lot,
+        paper="Sun et al. 2025, arXiv:2505.23859 (LOT Merging)",
+        defaults="64 images: the most of the paper's; cut of eigenvalues: torch.linalg.pinv's",
+        request=lot_request,
     ),
     "consensus": Static(
         consensus,

@@ -67,12 +67,12 @@ def toy_statistics(
     found = {}
     for name, deltas in vectors.items():
         shape = deltas.shape[1:]
-        if kind != "fisher" and len(shape) != 2:
+        if kind != "fisher" and len(shape) != 2 and not (kind == "norm_gram" and len(shape) == 1):
             continue
         rows = []
         for task in tasks:
             generator = torch.Generator().manual_seed(sum(map(ord, task + name)))
-            if kind == "fisher":
+            if kind == "fisher" or len(shape) == 1:
                 rows.append(torch.rand(shape, generator=generator))
                 continue
             x = torch.randn(3 * shape[1], shape[1], generator=generator)

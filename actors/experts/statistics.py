@@ -63,7 +63,7 @@ def compute_statistics(
             for task, key in zip(runner.tasks, keys, strict=True):
                 if key not in missing:
                     continue
-                if asked.kind == "gram":
+                if asked.kind in ("gram", "norm_gram"):
                     observe(runner, task, key, asked, rows[task])
                 else:
                     probe(runner, task, key, asked, rows[task])
@@ -149,11 +149,12 @@ def observe(
 ) -> None:
     """Compute the Gram matrices of one expert on rows of its task."""
     weights = Weights(key, coding=one_hot(runner.tasks, task), own=True)
-    given = cut(runner, task, rows, asked.batch_size)
+    given, norms = cut(runner, task, rows, asked.batch_size), asked.kind == "norm_gram"
     for i, batch in enumerate(given):
         activations: Any = batch
         for shard in runner.pipeline.shards:
-            activations = runner.pipeline.link.call(shard, GramForward(i, weights), activations)
+            request = GramForward(i, weights, norms)
+            activations = runner.pipeline.link.call(shard, request, activations)
         runner.pipeline.link.get(activations)
     everywhere(runner.pipeline, WriteStatistics(key, len(given)))
 

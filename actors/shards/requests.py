@@ -165,10 +165,12 @@ class GramForward(ShardRequest):
     name = "gather"
     at: int
     weights: Weights
+    norms: bool = False
+    """Whether statistics of norm layers are collected too."""
 
     def run(self, shard: Shard, activations: Activations | Batch) -> Activations:
         """See `StatisticsCollector.gram_forward`."""
-        return shard.collector.gram_forward(self.at, activations, self.weights)
+        return shard.collector.gram_forward(self.at, activations, self.weights, self.norms)
 
 
 @dataclass(frozen=True)

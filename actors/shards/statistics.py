@@ -74,9 +74,15 @@ class StatisticsCollector:
     # ------------------------------------------------------------------------------ Gram matrices
 
     def gram_forward(
-        self, at: int, activations: Activations | Batch, weights: Weights
+        self, at: int, activations: Activations | Batch, weights: Weights, norms: bool = False
     ) -> Activations:
         """Run batch `at` through the resident model, and add up Gram matrices of layer inputs.
+
+        Args:
+            at: number of the batch.
+            activations: of the batch.
+            weights: of the resident model.
+            norms: collect statistics of norm layers too; read with batch 0.
 
         Raises:
             Forgotten: earlier batches were not processed here.
@@ -85,7 +91,7 @@ class StatisticsCollector:
         if not at:
             self.forget()
             self.grams = [
-                Grams([(module, names)], self.block.vectors.deltas, self.masked(at))
+                Grams([(module, names)], self.block.vectors.deltas, self.masked(at), norms)
                 for at, module, names in self.parts()
             ]
         self.count(weights.key, at)

@@ -60,6 +60,7 @@ EXAMPLES.update(
     {
         "fisher": lambda tasks, groups: [{}, {"normalize": False, "floor": 0.0}],
         "regmean": lambda tasks, groups: [{}, {"non_diagonal": 0.5, "ridge": 0.1}],
+        "lot": lambda tasks, groups: [{}, {"rtol": 0.1}],
         "weighted_average": lambda tasks, groups: [
             {},
             {"weights": {task: by_name(task, "") for task in tasks}},

@@ -194,7 +194,7 @@ def test_an_expert_that_is_the_base(name: str) -> None:
                 torch.testing.assert_close(found[key], tensor, rtol=2e-2, atol=2e-2)
 
 
-@pytest.mark.parametrize("name", ["regmean", "regmean_plusplus"])
+@pytest.mark.parametrize("name", ["regmean", "regmean_plusplus", "lot"])
 def test_statistics_of_a_model_with_other_names_are_refused(name: str) -> None:
     grams = laws.statistics(name, toy())["statistics"]
     said = rf"^{name}: statistics: tensor 'layer.7': not in this model: they are of other weights$"
@@ -230,7 +230,7 @@ def test_one_example_an_expert_is_reproduced_and_all_else_averaged() -> None:
     torch.testing.assert_close(unseen @ found.T, unseen @ mean.T, rtol=1e-2, atol=2e-2)
 
 
-@pytest.mark.parametrize("name", ["fisher", "regmean", "regmean_plusplus"])
+@pytest.mark.parametrize("name", ["fisher", "regmean", "regmean_plusplus", "lot"])
 def test_no_examples_are_refused(name: str) -> None:
     with pytest.raises(InputError, match=rf"^{name}: examples: 0; int >= 1 allowed"):
         METHODS[name].statistics_request({"examples": 0})

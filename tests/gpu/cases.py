@@ -43,6 +43,7 @@ GIVEN: dict[str, list[dict[str, Any]]] = {
     "fisher": [{"examples": 4}, {"examples": 4, "estimate": "exact"}, {"estimate": "batch"}],
     "regmean": [{"examples": 8}],
     "regmean_plusplus": [{"examples": 8}],
+    "lot": [{"examples": 8}],
     "wise_ft": [{"expert": "tones"}],
     "slerp": [{"experts": ["lines", "tones"]}],
     "della": [{}, {"compat": "mergekit"}],

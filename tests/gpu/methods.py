@@ -46,7 +46,8 @@ SHAPES: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
 }
 """Of the merged model."""
 
-DECOMPOSED = {"tsv_m", "iso_c", "iso_cts", "wudi", "regmean", "regmean_plusplus", "fisher"}
+DECOMPOSED = {"tsv_m", "iso_c", "iso_cts", "wudi", "regmean", "regmean_plusplus", "lot",
+              "fisher"}  # fmt: skip
 """Methods that decompose, solve or divide: 1e-4 of the norm is allowed, else 1e-6."""
 
 HALF = 4e-3

@@ -90,7 +90,7 @@ def test_static_methods_of_task_vectors_in_bfloat16(name, make):
         assert_equal_there(found, wanted, 1e-4 if name in SPECTRAL else 1e-6)
 
 
-SPECTRAL = {"tsv_m", "iso_c", "iso_cts", "wudi", "regmean", "regmean_plusplus"}
+SPECTRAL = {"tsv_m", "iso_c", "iso_cts", "wudi", "regmean", "regmean_plusplus", "lot"}
 
 
 @pytest.mark.parametrize("name", [*LEARNING, *SELECTED])

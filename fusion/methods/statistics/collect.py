@@ -8,10 +8,11 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from fusion.errors import InputError
 
-Statistic: TypeAlias = Literal["fisher", "gram", "prefix_gram"]
+Statistic: TypeAlias = Literal["fisher", "gram", "norm_gram", "prefix_gram"]
 """Kind of statistic, see `StatisticsRequest.kind`."""
 
 NO_MASKS: Mapping[str, str] = {}
@@ -24,7 +25,8 @@ class StatisticsRequest:
 
     kind: Statistic
     """`fisher`: mean squared gradients of each tensor. `gram`: XᵀX of each linear layer's inputs.
-    `prefix_gram`: the same, with the preceding layers merged already."""
+    `norm_gram`: the same, and of each norm layer E[x̂²], the mean squares of its normalised inputs.
+    `prefix_gram`: `gram` with the preceding layers merged already."""
     examples: int
     """Samples of each task."""
     batch_size: int
@@ -150,8 +152,22 @@ def mirrored(upper: Tensor) -> Tensor:
     return upper.triu().add_(upper.triu(1).T)
 
 
+def is_norm(layer: nn.Module) -> bool:
+    """Whether a module has a parameter `weight` of one axis, which multiplies its input.
+
+    >>> is_norm(nn.LayerNorm(2)), is_norm(nn.Linear(2, 2)), is_norm(nn.GELU())
+    (True, False, False)
+    """
+    weight = getattr(layer, "weight", None)
+    return isinstance(weight, Tensor) and weight.ndim == 1
+
+
 class Grams:
     """Forward hooks that sum XᵀX of the inputs of linear layers: float32 [in, in].
+
+    Of norm layers they sum the squares of the normalised inputs, if asked: float32 [d]. A norm
+    layer is a module whose own parameter `weight` has one axis; its normalised input is its output
+    for weights of 1 and biases of 0.
 
     Layers that are called with the same tensor object (q, k and v of an attention block) share one
     sum.
@@ -162,6 +178,7 @@ class Grams:
         fused: names of the weights that need a Gram matrix.
         masked: name of a weight -> name in `masks` of the mask of its layer's input; default
             `mask`.
+        norms: whether norm layers get hooks too. Default false.
     """
 
     def __init__(
@@ -169,9 +186,10 @@ class Grams:
         modules: Iterable[tuple[nn.Module, Mapping[str, str]]],
         fused: Container[str],
         masked: Mapping[str, str] = NO_MASKS,
+        norms: bool = False,
     ) -> None:
         self.sums: dict[str, Tensor] = {}
-        """Right of and on the diagonal; below it only parts (`add_upper`)."""
+        """Of Gram matrices right of and on the diagonal; below it only parts (`add_upper`)."""
         self.rows: dict[str, int] = {}
         self.keys: dict[str, str] = {}
         self.last: tuple[Tensor | None, str] = (None, "")
@@ -181,15 +199,16 @@ class Grams:
         """Name -> [B, S], True for tokens that are no padding; set before a pass of padded rows.
         Other tensors may be among them."""
         self.masked = masked
-        self.handles = [
-            layer.register_forward_pre_hook(
-                self.hook(names[f"{path}.weight" if path else "weight"])
-            )
-            for module, names in modules
-            for path, layer in module.named_modules()
-            if isinstance(layer, nn.Linear)
-            and names[f"{path}.weight" if path else "weight"] in fused
-        ]
+        self.handles = []
+        for module, names in modules:
+            for path, layer in module.named_modules():
+                linear = isinstance(layer, nn.Linear)
+                if not (linear or (norms and is_norm(layer))):
+                    continue
+                name = names[f"{path}.weight" if path else "weight"]
+                if name in fused:
+                    hook = self.hook(name) if linear else self.norm_hook(name)
+                    self.handles.append(layer.register_forward_pre_hook(hook))
 
     def hook(self, name: str) -> Any:
         """Hook that adds a layer's inputs to its sum."""
@@ -212,16 +231,38 @@ class Grams:
 
         return add
 
+    def norm_hook(self, name: str) -> Any:
+        """Hook that adds the squares of a norm layer's normalised inputs to its sum."""
+
+        def add(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if not self.on:
+                return
+            self.on = False  # this call of the layer is not one of the model
+            unit = {
+                own: torch.ones_like(value) if own == "weight" else torch.zeros_like(value)
+                for own, value in layer.named_parameters()
+            }
+            normalised = functional_call(layer, unit, inputs).detach()
+            self.on = True
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                normalised = normalised.movedim(1, -1)
+            rows = self.real(normalised, name).reshape(-1, normalised.shape[-1]).float()
+            found = rows.square().sum(0)
+            self.keys[name] = name
+            self.sums[name] = found + self.sums.get(name, torch.zeros_like(found))
+            self.rows[name] = self.rows.get(name, 0) + len(rows)
+
+        return add
+
     def real(self, x: Tensor, name: str) -> Tensor:
         """A layer's input [B, S, d] without padded tokens: [tokens, d]; other input unchanged."""
         mask = self.masks.get(self.masked.get(name, "mask"))
         return x[mask] if mask is not None and x.shape[:-1] == mask.shape else x
 
     def means(self) -> dict[str, Tensor]:
-        """Key -> Gram matrix divided by the number of rows."""
-        return {
-            name: mirrored(total / max(1, self.rows[name])) for name, total in self.sums.items()
-        }
+        """Key -> Gram matrix, or mean squares, divided by the number of rows."""
+        found = {name: total / max(1, self.rows[name]) for name, total in self.sums.items()}
+        return {name: mean if mean.ndim == 1 else mirrored(mean) for name, mean in found.items()}
 
     def close(self) -> None:
         """Remove the hooks."""

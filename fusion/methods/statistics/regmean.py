@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import torch
 from annotated_types import Interval
@@ -16,6 +16,13 @@ from fusion.task_vectors.coding import mix_tensor
 from fusion.task_vectors.task_vectors import TaskVectors, accumulator
 
 Fraction = Annotated[float, Interval(ge=0, le=1)]
+
+Solve: TypeAlias = Callable[[Tensor], Tensor]
+"""τ [T, out, in] of one layer -> its merged weight minus the base's [out, in]."""
+
+Rest: TypeAlias = Callable[[str, Tensor], "Tensor | None"]
+"""Name and τ [T, *shape] of a tensor that is no layer's matrix -> the merged tensor minus the
+base's; None: the mean of τ."""
 
 
 def regmean(
@@ -57,7 +64,8 @@ def regmean(
     >>> round(regmean(v, statistics=g)["w"].item(), 6)  # (2·1 + 1·4) / 3
     2.0
     """
-    return least_squares("regmean", vectors, statistics, non_diagonal, ridge)
+    solver = regularised("regmean", non_diagonal, ridge)
+    return least_squares("regmean", vectors, statistics, solver)
 
 
 def regmean_plusplus(
@@ -96,7 +104,8 @@ def regmean_plusplus(
     >>> round(regmean_plusplus(v, statistics=g)["w"].item(), 6)
     2.0
     """
-    return least_squares("regmean_plusplus", vectors, statistics, non_diagonal, ridge)
+    solver = regularised("regmean_plusplus", non_diagonal, ridge)
+    return least_squares("regmean_plusplus", vectors, statistics, solver)
 
 
 def regmean_request(*, examples: int, seed: int, **rest: object) -> StatisticsRequest:
@@ -142,14 +151,29 @@ class Normal:
         return torch.cholesky_solve(right, self.lower).T
 
 
+def regularised(
+    method: str, non_diagonal: float, ridge: float
+) -> Callable[[str, Tensor, torch.dtype], Solve]:
+    """(name, Gram matrices, dtype) -> RegMean's solution, for `least_squares`."""
+    return lambda name, grams, dtype: factor(method, name, grams, non_diagonal, ridge, dtype).solve
+
+
 def least_squares(
     method: str,
     vectors: TaskVectors,
     statistics: Mapping[str, Tensor],
-    non_diagonal: float,
-    ridge: float,
+    solver: Callable[[str, Tensor, torch.dtype], Solve],
+    rest: Rest = lambda name, deltas: None,
 ) -> dict[str, Tensor]:
-    """Merge matrices that have a statistic by least squares, and all other tensors by the mean.
+    """Merge matrices that have a statistic by least squares, and other tensors by their mean.
+
+    Args:
+        method: name of the method, for messages.
+        vectors: base and task vectors.
+        statistics: tensor name -> Gram matrices [T, in, in], or another statistic.
+        solver: (name, Gram matrices [T, in, in], dtype to compute in) -> the solution for layers
+            with these inputs.
+        rest: for the other tensors. Default: the mean of all.
 
     Raises:
         InputError: see `regmean`.
@@ -161,25 +185,28 @@ def least_squares(
                 f"{method}: statistics: tensor {name!r}: not in this model: they are of other"
                 " weights"
             )
-    known: dict[tuple[str, torch.dtype], Normal] = {}
+    known: dict[tuple[str, torch.dtype], Solve] = {}
 
-    def normal(name: str, deltas: Tensor, dtype: torch.dtype) -> Normal:
+    def solution(name: str, deltas: Tensor, dtype: torch.dtype) -> Solve:
         key = statistics.key(name) if isinstance(statistics, Statistics) else name
         if (key, dtype) not in known:
             known.clear()  # q, k and v come one after the other: one is kept
             width = deltas.shape[2]
             grams = sized(method, statistics, name, (tasks, width, width), deltas.device)
-            known[key, dtype] = factor(method, name, grams, non_diagonal, ridge, dtype)
+            known[key, dtype] = solver(name, grams, dtype)
         return known[key, dtype]
 
     def fill(name: str, out: Tensor) -> None:
         base, deltas = vectors.base[name], vectors.deltas[name]
-        if name not in statistics or deltas.ndim != 3:
-            mix_tensor(out, base, deltas, [1.0] * tasks, scale=1 / tasks)
-            return
         dtype = accumulator(out.dtype, base.dtype, deltas.dtype)
-        moved = normal(name, deltas, dtype).solve(deltas)
-        out.copy_(base.to(dtype) + moved.to(dtype))
+        if name in statistics and deltas.ndim == 3:
+            moved: Tensor | None = solution(name, deltas, dtype)(deltas)
+        else:
+            moved = rest(name, deltas)
+        if moved is None:
+            mix_tensor(out, base, deltas, [1.0] * tasks, scale=1 / tasks)
+        else:
+            out.copy_(base.to(dtype) + moved.to(dtype))
 
     return vectors.build(fill)
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.functional import layer_norm
 from transformers import CLIPModel, CLIPVisionModel
 
 from actors.artifacts.errors import Forgotten
@@ -89,6 +90,29 @@ def test_gram_matrices_are_those_of_the_library_s_layers(whole, tiny_pool):
             torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
     q, k = "encoder.layers.0.self_attn.q_proj.weight", "encoder.layers.0.self_attn.k_proj.weight"
     assert found.key(q) == found.key(k)  # one matrix for both
+
+
+def test_statistics_of_norms_are_those_of_the_library_s_layers(whole, tiny_pool):
+    found = found_by(whole, compute_statistics(whole.runner, "lot", FEW))
+    grams = found_by(whole, compute_statistics(whole.runner, "regmean", FEW))
+    for t, task in enumerate(NAMES):
+        tower, seen = model_of(tiny_pool, task).vision_model, {}
+        for path, layer in tower.named_modules():
+            if isinstance(layer, torch.nn.LayerNorm):
+                layer.register_forward_pre_hook(
+                    lambda norm, given, path=path, seen=seen: seen.update(
+                        {path: layer_norm(given[0], norm.normalized_shape, eps=norm.eps)}
+                    )
+                )
+        with torch.no_grad():
+            tower(images_of(whole, task, "lot", FEW))
+        assert {f"{path}.weight" for path in seen} == set(found) - set(grams)
+        for path, unit in seen.items():
+            wanted = unit.flatten(0, -2).square().mean(0)
+            got = found[f"{path}.weight"][t].double()
+            torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
+        for name in grams:
+            assert torch.equal(found[name], grams[name])
 
 
 @pytest.mark.parametrize("estimate", ["sampled", "exact", "batch"])

@@ -389,6 +389,7 @@ CASES = [
     ),
     Case("statistics", "regmean", by_statistics("regmean", **FEW), True),
     Case("statistics", "regmean_plusplus", by_statistics("regmean_plusplus", **FEW), True),
+    Case("statistics", "lot", by_statistics("lot", **FEW), True),
     Case("statistics", "inner products", gram),
     *(Case("gradients", kind, gradients(kind), kind == "layer sample") for kind in KINDS),
     *(

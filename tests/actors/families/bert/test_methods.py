@@ -83,6 +83,7 @@ def test_an_ensemble_is_the_mean_of_the_ingredients_logits(soup: Built) -> None:
     [
         ("task_arithmetic", {"scale": 0.3}),
         ("regmean", {"examples": 6}),
+        ("lot", {"examples": 6}),
         ("fisher", {"examples": 6, "batch_size": 3}),
         ("dawin", {"granularity": "sample"}),
         ("ensemble", {}),

@@ -127,6 +127,7 @@ def test_an_expert_scores_answers_as_transformers_does(root, data, experts):
         ("ties", {}),
         ("regmean", {"examples": 8}),
         ("regmean_plusplus", {"examples": 8}),
+        ("lot", {"examples": 8}),
         ("tall_mask", {}),
         ("dare", {}),
         ("wise_ft", {"expert": "heat", "alpha": 0.5}),
@@ -155,6 +156,7 @@ GIVEN = {
     "fisher": {"examples": 6},
     "regmean": {"examples": 6},
     "regmean_plusplus": {"examples": 6},
+    "lot": {"examples": 6},
 }
 """Static method -> hyper-parameters that it needs, or that are quick."""
 
