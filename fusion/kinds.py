@@ -99,6 +99,9 @@ class Row:
     """What a model family must offer for this method."""
     undefined: str = field(default="", kw_only=True)
     """Why the method is not defined without it, for messages; empty: the requirement says it."""
+    affine: bool = field(default=False, kw_only=True)
+    """Whether the result is an average of base and experts with given shares, so that it is defined
+    for any tensors that they have."""
 
     @property
     def output(self) -> Output:

@@ -87,11 +87,13 @@ TABLE: dict[str, Method] = {
         simple_average,
         paper="Wortsman et al. 2022, arXiv:2203.05482 (uniform soup)",
         defaults="no parameters",
+        affine=True,
     ),
     "weighted_average": Static(
         weighted_average,
         paper="Matena & Raffel 2022, arXiv:2111.09832 §2 (isotropic merging)",
         defaults="equal weights, normalised: FusionBench",
+        affine=True,
     ),
     "task_arithmetic": Static(
         task_arithmetic,
@@ -316,6 +318,7 @@ TABLE: dict[str, Method] = {
         wise_ft,
         paper="Wortsman et al. 2022, arXiv:2109.01903",
         defaults="alpha 0.5: the paper's when there is no validation signal",
+        affine=True,
     ),
     "adamerging": Adaptive(
         adamerging,

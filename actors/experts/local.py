@@ -21,7 +21,7 @@ from actors.experts.evaluation import Evaluation, Timing, score
 from actors.experts.in_model_training import Trained, train
 from actors.experts.metrics import ACCURACY
 from actors.experts.model_runner import EXACT, ModelRunner, Precisions
-from actors.experts.prediction.predict import Predictions, model_weights, predict
+from actors.experts.prediction.predict import Predictions, model_weights, predict, running_of
 from actors.experts.prediction.racing import Standing, Terms, race
 from actors.experts.prediction.timing import timed
 from actors.experts.recipe import results_dtype
@@ -30,6 +30,7 @@ from actors.experts.unseen_tasks import learners, measured, unseen_of
 from actors.families.protocol import segment_names
 from actors.pool.pool import Pool, load_flat, unflatten
 from actors.pool.reference_models import load_references
+from actors.pool.running import Policy, batch_norm
 from actors.shards.messages import weights_of
 from actors.shards.pipeline import LocalLink, Pipeline
 from actors.shards.shard import Shard
@@ -134,6 +135,10 @@ class LocalExperts:
             }
         return found
 
+    def running(self, recipe: Recipe) -> dict[str, Tensor]:
+        """See `actors.experts.prediction.predict.running_of`."""
+        return running_of(self.runner, recipe)
+
     def timed(self, recipe: Recipe, role: str) -> Timing:
         """See `actors.experts.prediction.timing.timed`."""
         return timed(self.runner, recipe, role)
@@ -188,6 +193,7 @@ def local_experts(
     vectors: TaskVectors | None = None,
     results: str = "base",
     precisions: Precisions = EXACT,
+    policy: Policy = "reestimate",
 ) -> LocalExperts:
     """Load a pool and build its shards in this process.
 
@@ -201,9 +207,10 @@ def local_experts(
         vectors: the pool's task vectors on `device`, where they are loaded already.
         results: `base` or `float32`: dtype that merged models are rounded to.
         precisions: precision of products of activations. Default fp32.
+        policy: of the running statistics of batch norm of merged models. Default: reestimate.
 
     Raises:
-        InputError: see `load_flat`.
+        InputError: see `load_flat` and `batch_norm`.
     """
     vectors = unflatten(load_flat(pool), device) if vectors is None else vectors
     vectors = replace(vectors, results=results_dtype(results))
@@ -235,5 +242,6 @@ def local_experts(
             pool.members_of,
             precisions,
             stacked,
+            batch_norm(pool, policy),
         )
     )

@@ -8,6 +8,7 @@ Prediction (`prediction/`), statistics of data (`statistics.py`) and in-model tr
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from actors.data.task_rows import BATCH, SAMPLES, Cuts, TaskData, batches, cut_r
 from actors.data.text.written_answers import NO_CLASS, judged, texts_of
 from actors.experts.embedding_cache import EmbeddingCache
 from actors.gate_features.feature_cache import open_features
+from actors.pool.running import NO_BATCH_NORM, BatchNorm
 from actors.shards.messages import Batch, Weights
 from actors.shards.pipeline import Pipeline
 from fusion.errors import InputError
@@ -34,6 +36,7 @@ from fusion.methods.classifiers.interface import TaskEmbeddings
 from fusion.methods.learned.steps import MicroBatch
 from fusion.task_vectors.coding import one_hot
 from fusion.task_vectors.sparsify import Trim
+from fusion.task_vectors.task_vectors import StateDict
 
 LONGEST = 19
 """Tokens that are written at most: the original's `generate` stops at 20 with the start token."""
@@ -105,6 +108,7 @@ class ModelRunner:
         references: Mapping[str, str | None] | None = None,
         precisions: Precisions = EXACT,
         stacked: int = 0,
+        norms: BatchNorm = NO_BATCH_NORM,
     ) -> None:
         """Read the heads; rows and embeddings are opened on first use.
 
@@ -117,7 +121,11 @@ class ModelRunner:
             references: finished model -> the member of the pool that it is; None: of none.
             precisions: precision of products of activations. Default fp32.
             stacked: most rows in one pass of several tasks' models, see `steps.stacked_rows`.
+            norms: running statistics of batch norm. Default: the models have no batch norm.
         """
+        self.norms = norms
+        self.measured: OrderedDict[str, StateDict] = OrderedDict()
+        """Running statistics of the last merged models, by all that they depend on."""
         self.pipeline = pipeline
         self.tasks = tuple(tasks)
         self.data = data
@@ -164,6 +172,15 @@ class ModelRunner:
         heads = {task: self.task_heads[task] for task in tasks}
         return frozenset(t for t, h in heads.items() if isinstance(h, AnswerHead) and h.averaged)
 
+    def of_member(self, weights: Weights, member: str) -> Weights:
+        """Weights with the running statistics of a member, or reference, if it has batch norm."""
+        known = self.norms.members
+        return self.with_running(weights, known[member]) if known else weights
+
+    def with_running(self, weights: Weights, running: StateDict) -> Weights:
+        """Weights with running statistics of batch norm."""
+        return replace(weights, running=self.pipeline.link.put(running))
+
     def trimmed(self, trim: Trim) -> Weights:
         """Weights without a coding whose trim has been surveyed; cached for all steps."""
         if trim not in self.trims:
@@ -205,6 +222,7 @@ class ModelRunner:
         weights = self.pipeline.weights(
             coding=coding if expert == BASE else one_hot(self.tasks, expert), own=True
         )
+        weights = self.of_member(weights, expert)
         cut = (self.batch(task, role, part) for part in cuts.parts)
         with self.filling:
             return cuts.joined(z.float().cpu() for z in self.pipeline.embed(weights, cut))

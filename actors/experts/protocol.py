@@ -73,6 +73,11 @@ class WeightsReader(Protocol):
         """Inner products of the task vectors."""
         ...
 
+    def running(self, recipe: Recipe) -> dict[str, Tensor]:
+        """Running statistics of the batch norm of a recipe's model, or `<task>/<name>` of one model
+        a task; none where it has no batch norm, or is no single model."""
+        ...
+
     def statistics(self, recipe: Recipe) -> tuple[str, ...]:
         """Keys of the statistics of data that a method merges by; missing ones are computed."""
         ...

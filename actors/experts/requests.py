@@ -186,6 +186,17 @@ class Statistics(RecipeRequest[tuple[str, ...]]):
 
 
 @dataclass(frozen=True)
+class Running(RecipeRequest["dict[str, Tensor]"]):
+    """The running statistics of the batch norm of a recipe's model."""
+
+    name = "batch norm"
+
+    def run(self, experts: LocalExperts) -> dict[str, Tensor]:
+        """See `LocalExperts.running`."""
+        return experts.running(self.recipe)
+
+
+@dataclass(frozen=True)
 class Train(RecipeRequest["tuple[bytes, list[dict[str, float]]]"]):
     """Run the steps [first, last) of a method whose parameters are stored in the shards."""
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actors.artifacts.recipe import BASE
+from actors.artifacts.recipe import BASE, Recipe
 from actors.data.task_rows import batches
 from actors.experts.model_runner import ModelRunner
-from actors.experts.unseen_tasks import adapted_role
+from actors.experts.unseen_tasks import adapted_role, learners
 from actors.files.hashes import hash_text
+from actors.pool.running import averaged
 from actors.shards.messages import Batch, Weights
 from actors.shards.pipeline import Pipeline
 from actors.shards.requests import (
@@ -30,7 +33,7 @@ from fusion.errors import InputError
 from fusion.logits.head import Head, LinearHead
 from fusion.methods.statistics.collect import StatisticsRequest
 from fusion.registry import METHODS, StatisticsBased
-from fusion.task_vectors.coding import one_hot
+from fusion.task_vectors.coding import one_hot, selected_expert
 
 VERSION = "statistics-2"
 """Increased when a change of this code changes statistics."""
@@ -124,6 +127,91 @@ def beside_weight(head: Head | None) -> list[Tensor]:
     return [each for each in found if each is not None]
 
 
+# ------------------------------------------------------- running statistics of batch norm
+
+NORM_ROWS, NORM_BATCH = 10_240, 256
+"""Fit rows that running statistics are measured on, of all tasks together, at most; rows of a
+batch, at most. Default: 10 000 images at least where there are as many (Izmailov et al. 2018)."""
+
+KEPT = 32
+"""Merged models whose running statistics are kept."""
+
+
+def normed(runner: ModelRunner, weights: Weights, recipe: Recipe) -> Weights:
+    """Weights of a recipe's model with the running statistics of its batch norm, if it has any.
+
+    A model that is a member of the pool, or a finished one, has its own. Those of a merged model
+    are measured on unlabelled fit rows: of all tasks, or of one task's model on those of that task.
+    By the policy `average` they are averaged, see `averaged`.
+
+    Raises:
+        InputError: no fit rows to measure them on.
+        Forgotten: a shard died; the call is repeated.
+    """
+    norms = runner.norms
+    if not norms.members:
+        return weights
+    if (member := member_of(runner, weights, recipe)) is not None:
+        return runner.of_member(weights, member)
+    learned = None if recipe.learned is None else hashlib.sha256(recipe.learned).hexdigest()
+    key = hash_text(recipe.method, dict(recipe.params), learned, recipe.task)
+    if key not in runner.measured:
+        if norms.policy == "average":
+            given = weights.coding, weights.method, dict(weights.params or {})
+            runner.measured[key] = averaged(norms, runner.tasks, *given)
+        else:
+            rows = norm_batches(runner, recipe.task)
+            runner.measured[key] = runner.pipeline.measure_running(weights, rows)
+    runner.measured.move_to_end(key)
+    while len(runner.measured) > KEPT:
+        runner.measured.popitem(last=False)
+    return runner.with_running(weights, runner.measured[key])
+
+
+def member_of(runner: ModelRunner, weights: Weights, recipe: Recipe) -> str | None:
+    """The member or reference that a recipe's model is; None: it is merged."""
+    if recipe.method == BASE or recipe.method in runner.references:
+        return recipe.method
+    if weights.coding is None or not weights.trim.nothing:
+        return None
+    expert = selected_expert(weights.coding)
+    return None if expert is None else runner.tasks[expert]
+
+
+def norm_batches(runner: ModelRunner, task: str | None) -> list[Batch]:
+    """Batches of fit rows for running statistics, each of rows of all tasks, or of one task alone.
+
+    Tasks have equal numbers of rows, as far as they have them. The draw depends on the tasks' names
+    alone.
+
+    Raises:
+        InputError: fewer than two rows.
+    """
+    role = adapted_role(runner.data, ROLE)
+    seen = learners(runner.data)
+    names = [name for name in seen if role in seen[name].rows and task in (None, name)]
+    drawn = {}
+    for name in names:
+        order = np.random.default_rng(int(hash_text(VERSION, name), 16))
+        rows = order.permutation(runner.size(name, role))
+        drawn[name] = rows[: max(2, NORM_ROWS // len(names))]
+    total = sum(len(rows) for rows in drawn.values())
+    if total < 2:
+        what = f"task {task!r}" if task else "the tasks"
+        raise InputError(
+            f"batch_norm: 'reestimate': {what}: {total} {ROLE} rows; 2 at least needed, or"
+            " batch_norm: average"
+        )
+    count = -(-total // NORM_BATCH)
+    parts = {name: np.array_split(rows, count) for name, rows in drawn.items()}
+    made = []
+    for at in range(count):
+        each = {name: cut[at] for name, cut in parts.items() if len(cut[at])}
+        batches = [runner.batch(name, role, torch.from_numpy(rows)) for name, rows in each.items()]
+        made.append(Batch(tuple(part for batch in batches for part in batch.parts)))
+    return made
+
+
 def everywhere(pipeline: Pipeline, request: ShardRequest) -> list[Any]:
     """Send a request to all shards, then wait for all results."""
     asked = [pipeline.link.call(shard, request) for shard in pipeline.shards]
@@ -137,8 +225,6 @@ def lacking(pipeline: Pipeline, keys: Sequence[str]) -> set[str]:
 
 def cut(runner: ModelRunner, task: str, rows: NDArray[np.int64], size: int) -> list[Batch]:
     """Split rows of a task into batches."""
-    import torch
-
     at = torch.from_numpy(rows)
     role = adapted_role(runner.data, ROLE)
     return [runner.batch(task, role, at[part]) for part in batches(len(rows), size)]

@@ -58,6 +58,9 @@ class Segment:
     masks: Mapping[str, str] = field(default_factory=dict)
     """The module's own name of a linear layer's weight -> the activation that masks the layer's
     input, where it is another one than `mask`."""
+    running: Mapping[str, str] = field(default_factory=dict)
+    """The module's own name of a running statistic of batch norm -> its canonical name. These are
+    buffers: no weights, and never fused."""
 
     def build(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """The module on the meta device, frozen, in evaluation mode; nothing drawn or loaded.
@@ -198,6 +201,8 @@ class Training:
     start: Callable[[Checkpoint, Task, int, Path], None] | None = None
     """start(base, task, seed, folder): writes the model that all fine-tunings of a task start from,
     which is the base of a pool of its ingredients. None: they start from the base."""
+    own_pools: bool = False
+    """Whether a task's models are in no pool with another task's: their classifiers are fused."""
     check: Callable[[Checkpoint], None] = lambda base: None
     """Raises InputError where a base cannot be fine-tuned."""
     adaptable: Callable[[Checkpoint], tuple[str, ...]] = lambda base: ()

@@ -20,12 +20,15 @@ from actors.families.bert.family import BERT_FAMILY
 from actors.families.clip.family import CLIP
 from actors.families.protocol import ModelFamily, Training
 from actors.families.t5.family import T5_FAMILY
+from actors.families.vision.family import VISION
 from fusion.errors import InputError, reading
 from fusion.methods.learned.gate import Gate
 
 GROUP = "fusion_sweeps.families"
 
-FAMILIES: dict[str, ModelFamily] = {each.name: each for each in (CLIP, BERT_FAMILY, T5_FAMILY)}
+FAMILIES: dict[str, ModelFamily] = {
+    each.name: each for each in (CLIP, BERT_FAMILY, T5_FAMILY, VISION)
+}
 
 
 def register(family: ModelFamily) -> None:

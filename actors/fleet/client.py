@@ -20,6 +20,7 @@ from actors.experts.requests import (
     Merge,
     Request,
     Result,
+    Running,
     Statistics,
     Train,
 )
@@ -86,6 +87,10 @@ class Client:
     def statistics(self, recipe: Recipe) -> tuple[str, ...]:
         """See `WeightsReader.statistics`."""
         return self.call(Statistics(recipe))
+
+    def running(self, recipe: Recipe) -> dict[str, Tensor]:
+        """See `WeightsReader.running`."""
+        return self.call(Running(recipe))
 
     def gram(self) -> Gram:
         """See `WeightsReader.gram`."""

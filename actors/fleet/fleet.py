@@ -47,6 +47,7 @@ from actors.fleet.restarts import Deaths, ProcessState, killed_by_ray
 from actors.fleet.transport import fetched
 from actors.pool.pool import FlatVectors, Pool, load_flat
 from actors.pool.reference_models import load_references
+from actors.pool.running import Policy, batch_norm
 from actors.pool.vectors_low_rank import FactoredVectors, factor_vectors
 from actors.pool.vectors_on_disk import OnDiskVectors, file_vectors
 from actors.shards.resident_model import blueprint
@@ -91,6 +92,8 @@ class FleetOptions:
     """`base` or `float32`: dtype that merged models are rounded to."""
     precisions: Precisions = EXACT
     """Precision of products of activations."""
+    batch_norm: Policy = "reestimate"
+    """How the running statistics of batch norm of merged models are made."""
     readers: Sequence[str] = ()
     """Ids of nodes that see the checkpoints: they read the blocks of weights in turn, and other
     nodes fetch them from there. Empty: Ray chooses."""
@@ -148,6 +151,7 @@ class Fleet:
             tuple(ray.cloudpickle.dumps(each) for each in self.models),
             options.precisions,
             pool.stacked_rows(plan.device, options.dtype) if plan.stacked else 0,
+            batch_norm(pool, options.batch_norm),
         )
         self.plan, self.sweep = plan, options.sweep
         self.setup = ray.put(self.known)

@@ -21,6 +21,7 @@ from actors.files.cache_dir import cache_dir
 from actors.fleet.file_transfer import Home, paths, with_local_files
 from actors.fleet.transport import choose, fetched
 from actors.pool.pool import FlatVectors, unflatten
+from actors.pool.running import NO_BATCH_NORM, BatchNorm
 from actors.pool.vectors_low_rank import FactoredVectors, opened_factors
 from actors.pool.vectors_on_disk import OnDiskVectors, opened_vectors
 from actors.shards.pipeline import LocalLink, Pipeline
@@ -58,6 +59,8 @@ class Setup:
     """Precision of products of activations."""
     stacked: int = 0
     """Most rows in one pass of several tasks' models, see `steps.stacked_rows`."""
+    norms: BatchNorm = NO_BATCH_NORM
+    """Running statistics of batch norm."""
 
     def here(self) -> Setup:
         """The same with paths of this node; fetches the files that it lacks.
@@ -179,5 +182,6 @@ def build_experts(given: bytes, weights: bytes | None, coordinated: bytes) -> Lo
         setup.references,
         setup.precisions,
         setup.stacked,
+        setup.norms,
     )
     return LocalExperts(runner, meter or PEAK_MEMORY)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from actors.checkpoints.checkpoint import Checkpoint, read
 from actors.pool.pool import open_pool
+from actors.pool.running import mean_of_experts
 from actors.pool.vectors_on_disk import filed_vectors
 from fusion.merge_models import OpenedFolders
 from fusion.task_vectors.task_vectors import StateDict
@@ -19,13 +20,18 @@ from fusion.task_vectors.task_vectors import StateDict
 def open_folders(base: str, experts: Mapping[str, str]) -> OpenedFolders:
     """Open a base and its experts: folders, hub ids, or LoRA adapters of the base.
 
-    The function is the entry point `fusion_sweeps.folders` of this package.
+    Running statistics of batch norm are the mean of the experts': there are no rows to measure them
+    on. The function is the entry point `fusion_sweeps.folders` of this package.
 
     Raises:
         InputError: see `actors.pool.pool.open_pool` and `filed_vectors`.
     """
     pool = open_pool(base, experts)
-    return OpenedFolders(filed_vectors(pool), lambda merged: whole_model(pool.base, merged))
+
+    def finished(merged: StateDict) -> dict[str, Tensor]:
+        return whole_model(pool.base, {**mean_of_experts(pool), **merged})
+
+    return OpenedFolders(filed_vectors(pool), finished)
 
 
 def whole_model(base: Checkpoint, merged: StateDict) -> dict[str, Tensor]:

@@ -77,6 +77,8 @@ class Block:
         self.merged = [self.without_weights(i) for i in range(len(self.resident.modules))]
         self.filled = ""
         """Key of the weights that the resident model holds; empty: unknown."""
+        self.normed = ""
+        """Key of the weights whose running statistics it holds; empty: unknown."""
         self.trims: tuple[str, TaskVectors] = ("", vectors)
         self.statistics_root: Path | None = None
         """Cache folder of statistics files; None: this process's own."""
@@ -126,14 +128,17 @@ class Block:
         return tuple(self.vectors.deltas)
 
     def fill(self, weights: Weights) -> None:
-        """Merge into the resident model, unless it already holds these weights."""
+        """Merge into the resident model, unless it already holds these weights, and set its running
+        statistics of batch norm."""
         there = self.filled == weights.key
         count("cache", cache="resident", found="hit" if there else "miss")
-        if there:
-            return
-        self.filled = ""
-        self.merge(weights, self.resident.arena)
-        self.filled = weights.key
+        if not there:
+            self.filled = ""
+            self.merge(weights, self.resident.arena)
+            self.filled = weights.key
+        if weights.running is not None and self.normed != weights.key:
+            self.resident.set_running(weights.running.open())
+            self.normed = weights.key
 
     def merge(self, weights: Weights, arena: StateDict | None = None) -> dict[str, Tensor]:
         """The merged tensors of this block, in new memory or written into `arena`; of a reference

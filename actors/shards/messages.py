@@ -74,6 +74,9 @@ class Weights:
     exported, so it is not rounded to the dtype of results."""
     reference: str | None = None
     """Name of a finished model, whose tensors are copied; the other fields are not used then."""
+    running: Parcel | None = None
+    """Running statistics of batch norm, which are copied beside the weights; None: the model has no
+    batch norm, or they are being measured."""
     precision: Precision = "fp32"
     """Precision of the pass; the weights themselves do not depend on it."""
 

@@ -26,6 +26,8 @@ from actors.shards.requests import (
     Forward,
     MergeBlock,
     RunCoded,
+    RunningForward,
+    RunningFound,
     RunResident,
     RunRouted,
     ShardRequest,
@@ -263,6 +265,17 @@ class Pipeline:
         """Inner products of the task vectors of the whole model."""
         parts = [self.link.call(shard, BlockGram()) for shard in self.shards]
         return merged_grams([self.link.get(part) for part in parts])
+
+    def measure_running(self, weights: Weights, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """Running statistics of a merged model's batch norm over these batches."""
+        for at, batch in enumerate(batches):
+            activations: Any = batch
+            for shard in self.shards:
+                activations = self.link.call(shard, RunningForward(at, weights), activations)
+            self.link.get(activations)
+        request = RunningFound(weights.key, len(batches))
+        parts = [self.link.call(shard, request) for shard in self.shards]
+        return {name: value for part in parts for name, value in self.link.get(part).items()}
 
     def embed(self, weights: Weights, batches: Iterable[Batch]) -> Iterator[Tensor]:
         """Embeddings [B, D] of each batch by the resident model with `weights` merged into it."""

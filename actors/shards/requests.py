@@ -174,6 +174,32 @@ class GramForward(ShardRequest):
 
 
 @dataclass(frozen=True)
+class RunningForward(ShardRequest):
+    """Run batch `at` through a merged model whose batch norm is measured."""
+
+    name = "gather"
+    at: int
+    weights: Weights
+
+    def run(self, shard: Shard, activations: Activations | Batch) -> Activations:
+        """See `RunningCollector.forward`."""
+        return shard.running.forward(self.at, activations, self.weights)
+
+
+@dataclass(frozen=True)
+class RunningFound(ShardRequest):
+    """The running statistics that were measured over `batches` batches under a key."""
+
+    name = "gather"
+    key: str
+    batches: int
+
+    def run(self, shard: Shard) -> dict[str, Tensor]:
+        """See `RunningCollector.found`."""
+        return shard.running.found(self.key, self.batches)
+
+
+@dataclass(frozen=True)
 class FisherForward(ShardRequest):
     """Forward pass of batch `at` for the Fisher information (squared gradients)."""
 

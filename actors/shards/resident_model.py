@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,16 +99,21 @@ class ResidentModel:
         """Canonical name -> the parameter's own memory, contiguous; on a GPU packed, so that a
         merge is few launches."""
         self.modules = []
+        self.running: dict[str, Tensor] = {}
+        """Canonical name -> the running statistic's own memory; NaN until it is known."""
         parameters: dict[str, nn.Parameter] = {}
         for segment in self.chain:
             module = segment.build(dtype).to_empty(device=device).to(dtype)
             tie(module, segment.names, parameters)
             self.modules.append(module)
+            for own, name in segment.running.items():
+                self.running[name] = module.get_buffer(own).fill_(math.nan)
         self.arena = {name: parameters[name].data for name in base.tensors if name in parameters}
         if self.device.type != "cpu":
             self.arena = self.packed_parameters()
         if isinstance(base, Checkpoint):
             self.load(read(base, self.arena))
+            self.set_running(dict(read(base, self.running)))
         else:
             self.load((name, base.tensors[name]) for name in self.arena)
         self.graphs = GraphedRun(self.chained) if asked(self.device) else None
@@ -132,6 +138,11 @@ class ResidentModel:
             self.arena[name].copy_(tensor)
             left.remove(name)
         assert not left, f"not filled: {sorted(left)}"  # headers were checked before
+
+    def set_running(self, tensors: StateDict) -> None:
+        """Copy the running statistics of batch norm."""
+        for name, place in self.running.items():
+            place.copy_(tensors[name])
 
     @torch.inference_mode()
     def run(self, activations: Activations) -> Activations:

@@ -19,6 +19,7 @@ from torch import Tensor
 from actors.checkpoints.checkpoint import Checkpoint
 from actors.cluster.metrics import gauge
 from actors.families.protocol import OUTPUT, Activations
+from actors.shards.batch_norm import RunningCollector
 from actors.shards.block import Block
 from actors.shards.in_model_learning import InModelLearning
 from actors.shards.messages import Batch as Batch
@@ -69,6 +70,7 @@ class Shard(Block):
         """
         super().__init__(base, vectors, heads, device, dtype, block, places, references)
         self.collector = StatisticsCollector(self)
+        self.running = RunningCollector(self)
         self.in_model = InModelLearning(self)
         self.capacity = contexts
         self.contexts: OrderedDict[str, Context] = OrderedDict()
@@ -110,7 +112,13 @@ class Shard(Block):
     # ------------------------------------------------------------------------------ forward passes
 
     def run(self, activations: Activations | Batch, weights: Weights) -> Activations:
-        """Run the resident model with `weights` merged into it."""
+        """Run the resident model with `weights` merged into it.
+
+        Raises:
+            ValueError: a model with batch norm, of unknown statistics: a bug of the caller.
+        """
+        if self.resident.running and weights.running is None:
+            raise ValueError("weights without running statistics of batch norm")
         self.fill(weights)
         with products(weights.precision, self.device):
             return self.resident.run(self.to_device(activations))

@@ -34,6 +34,7 @@ from fusion.merged_layers.forms import Form as Form
 from fusion.merged_layers.forms import crossover, form_for
 from fusion.merged_layers.low_rank_linear import frozen, independent_of_coding, low_rank
 from fusion.merged_layers.precision import exact, operand
+from fusion.merged_layers.tables import merged_batch_norm as merged_batch_norm
 from fusion.merged_layers.tables import merged_embedding as merged_embedding
 from fusion.merged_layers.tables import merged_norm as merged_norm
 from fusion.merged_layers.tables import merged_rms_norm as merged_rms_norm

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fusion.errors import InputError
 from fusion.merged_layers.functional import (
     Form,
+    merged_batch_norm,
     merged_conv2d,
     merged_embedding,
     merged_linear,
@@ -157,12 +158,12 @@ class Embedding(nn.Module):
 class BareParameter(nn.Module):
     """Module for a parameter that is in no layer of the library, such as a class token [D]."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, *shape: int) -> None:
         super().__init__()
-        self.value = nn.Parameter(torch.empty(size))
+        self.value = nn.Parameter(torch.empty(shape))
 
     def forward(self) -> Tensor:
-        """[1, D]."""
+        """[1, *shape]."""
         return self.value[None]
 
 
@@ -174,7 +175,7 @@ class Table(nn.Module):
         self.mixer, self.name = mixer, name
 
     def forward(self) -> Tensor:
-        """[B, D]; [1, D] if all rows have the same."""
+        """[B, *shape]; [1, *shape] if all rows have the same."""
         return repeated(merged_table(*self.mixer.parts(self.name)), self.mixer.rows_each(self.name))
 
 
@@ -197,6 +198,24 @@ class Conv2d(nn.Module):
             dilation=pair(self.dilation),
             form=self.mixer.form,
         )
+
+
+class BatchNorm2d(nn.Module):
+    """Batch norm with merged scale and shift, by the statistics of the batch, as in training.
+
+    Those of a merged model's running statistics are not known while its coding is learned.
+    """
+
+    def __init__(self, mixer: Mixer, weight: str, bias: str, eps: float) -> None:
+        super().__init__()
+        self.mixer, self.weight_name, self.bias_name, self.eps = mixer, weight, bias, eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, H, W]; each of M models normalises its own B/M rows."""
+        weight, bias = self.mixer.table(self.weight_name), self.mixer.table(self.bias_name)
+        assert weight is not None
+        assert bias is not None
+        return merged_batch_norm(x, weight, bias, self.eps)
 
 
 def pair(values: tuple[int, ...] | str) -> tuple[int, int]:
@@ -222,6 +241,8 @@ def replacement(layer: nn.Module, mixer: Mixer, named: Callable[[str], str]) -> 
         return RmsNorm(mixer, named("weight"), layer.eps)
     if isinstance(layer, BareParameter):
         return Table(mixer, named("value"))
+    if isinstance(layer, nn.BatchNorm2d) and bias is not None:
+        return BatchNorm2d(mixer, named("weight"), bias, layer.eps)
     if isinstance(layer, nn.Embedding):
         return Embedding(mixer, named("weight"))
     plain = isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros"
@@ -252,7 +273,8 @@ def merge_layers(module: nn.Module, mixer: Mixer, names: Mapping[str, str]) -> n
         if new is None or len(fused) < len(own) or not path:
             raise InputError(
                 f"{names[prefix + fused[0]]}: {type(layer).__name__}: a layer that cannot be"
-                " merged; linear, layer norm, RMS norm, embedding and plain convolution allowed"
+                " merged; linear, layer norm, RMS norm, batch norm, embedding and plain convolution"
+                " allowed"
             )
         parent, _, child = path.rpartition(".")
         setattr(module.get_submodule(parent), child, new)

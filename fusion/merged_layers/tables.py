@@ -49,6 +49,20 @@ def merged_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return torch.addcmul(bias.unsqueeze(1), plain, weight.unsqueeze(1)).view_as(x)
 
 
+def merged_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Batch norm of x [B, C, H, W] with merged weight and bias, [M, C] or [1, C] each.
+
+    Statistics are those of each model's B/M rows, which are consecutive.
+    """
+    models, channels = max(len(weight), len(bias)), x.shape[1]
+    weight, bias = (each.to(x.dtype).expand(models, -1).reshape(-1) for each in (weight, bias))
+    # Models become channels: [B, C, …] -> [B/M, M·C, …].
+    apart = x.reshape(models, -1, *x.shape[1:]).transpose(0, 1).flatten(1, 2)
+    found = F.batch_norm(apart, None, None, weight, bias, training=True, eps=eps)
+    by_row = found.reshape(len(found), models, channels, *x.shape[2:])
+    return by_row.transpose(0, 1).reshape(x.shape)
+
+
 def by_model(x: Tensor, models: int) -> Tensor:
     """Rows [B, …, d] by the model that takes them: [M, n, d] with n tokens each."""
     return x.reshape(models, -1, x.shape[-1])

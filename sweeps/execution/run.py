@@ -391,15 +391,17 @@ def with_recipe(row: Row, prepared: Prepared, folder: SweepFolder, experts: Weig
         "metric": spec.metric,
         "value": row.val.get(spec.metric),
     }
-    learned = None
+    learned = data = None
     method = METHODS.get(row.method)
     if method is not None and method.learns:
         learned = folder.learned / learned_name(row.trial_key)
+        data = learned.read_bytes()
     statistics: tuple[str, ...] = ()
     if method is not None and "statistics" in method.reads:
         statistics = experts.statistics(Recipe(row.method, row.params))
     path = recipe.write(
         folder.recipes, row.method, prepared.pool, row.params, spec.name, selected, learned,
         statistics, spec.placement.result_dtype, spec.placement.precisions,
+        experts.running(Recipe(row.method, row.params, data)) if prepared.batch_norm else {},
     )  # fmt: skip
     return replace(row, recipe=str(path.relative_to(folder.path)))

@@ -75,6 +75,7 @@ def start_fleet(
                     weights=placement.weights,
                     results=placement.result_dtype,
                     precisions=Precisions(placement.precision, placement.report_precision),
+                    batch_norm=prepared.spec.batch_norm,
                     readers=site.readers(prepared),
                     sweep=prepared.spec.name,
                 ),

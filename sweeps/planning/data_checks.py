@@ -12,6 +12,7 @@ from actors.data.split_labels import Labels, split_labels
 from actors.data.task import Place, Role, Splits, Task, partition
 from actors.experts.metrics import EXACT, PAIRED, metric_of
 from actors.pool.pool import Pool
+from actors.pool.running import running_names
 from fusion.errors import InputError
 from fusion.registry import METHODS
 from sweeps.planning.learning_needs import LearningNeeds
@@ -65,6 +66,31 @@ def check_deltas(spec: SweepSpec, pool: Pool) -> None:
             f"placement.delta_dtype: {spec.placement.delta_dtype!r}; task vectors of models in"
             " float64 are not rounded: float32 (the default) allowed"
         )
+
+
+def check_batch_norm(spec: SweepSpec, pool: Pool) -> bool:
+    """Whether merged models' statistics of batch norm are measured on rows of `fit`.
+
+    Raises:
+        InputError: `average` for models without batch norm; a method that runs models whose weights
+            are mixed for each row, or takes statistics of data, of models with it.
+    """
+    if not running_names(pool):
+        if spec.batch_norm == "average":
+            raise InputError(
+                "batch_norm: 'average'; the pool's models have no batch norm: leave it out"
+            )
+        return False
+    for name in spec.methods:
+        method = METHODS[name]
+        sampled = method.output == "model_per_sample" or method.learned == "in_model"
+        if sampled or "statistics" in method.reads:
+            raise InputError(
+                f"methods.{name}: the pool's models have batch norm, whose running statistics are"
+                " those of one merged model; a method that merges weights, or learns one coding,"
+                " needed"
+            )
+    return spec.batch_norm == "reestimate"
 
 
 def check_device(placement: PlacementSpec, device: str) -> None:

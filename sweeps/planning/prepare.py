@@ -22,6 +22,7 @@ from actors.pool.vectors_low_rank import check_adapters
 from fusion.errors import InputError
 from sweeps.cluster.ray_connection import narrowed
 from sweeps.planning.data_checks import (
+    check_batch_norm,
     check_data,
     check_deltas,
     check_device,
@@ -73,6 +74,8 @@ def prepare(spec: SweepSpec, outputs: Path, resources: Resources) -> Prepared:
     heads = pool.family.check_heads(pool.base, tasks)
     check_ancestry(pool, tasks)
     needs = needs_of(spec, pool.tasks, pool.groups)
+    if check_batch_norm(spec, pool):
+        needs = replace(needs, fits=True)
     check_extractors(needs, inputs)
     places = {
         name: read_places(task, spec, splits, roles_of(needs)) for name, task in tasks.items()

@@ -18,6 +18,7 @@ from actors.families.protocol import Segment
 from actors.files.cache_dir import cache_dir
 from actors.files.fingerprint import fingerprint, software
 from actors.pool.pool import Pool
+from actors.pool.running import VERSION, running_names
 from actors.pool.vectors_low_rank import factor_bytes
 from fusion.registry import METHODS
 from sweeps.planning.learning_needs import LearningNeeds
@@ -86,12 +87,18 @@ class Prepared:
             {**decisive(self.spec.placement), **self.spec.placement.reduced},
             self.spec.seed,
             list(self.spec.unseen),
+            *self.batch_norm,
         )
         extractors = {k: e.fingerprint for k, e in self.needs.extractors.items()}
         shift = self.spec.adapt_on_shift
         under = None if shift is None else shift_fingerprint(self.spec.shifts, shift, self.others)
         others = {name: each.fingerprint for name, each in self.pool.references.items()}
         return Context(common, extractors, self.needs.gates, under, others)
+
+    @property
+    def batch_norm(self) -> tuple[str, ...]:
+        """What running statistics of batch norm depend on; empty: the models have none."""
+        return (VERSION, self.spec.batch_norm) if running_names(self.pool) else ()
 
     def embeddings(self) -> EmbeddingCache:
         """The cache of this pool's expert embeddings."""

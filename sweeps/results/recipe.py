@@ -7,9 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
+from safetensors.torch import load as opened_tensors
+from safetensors.torch import save
+from torch import Tensor
 
 from actors.artifacts.recipe import REFERENCES
 from actors.artifacts.statistics_file import opened, place
@@ -20,7 +24,7 @@ from actors.files.atomic import replacing
 from actors.files.documents import checked, dump_yaml, read_bytes, read_yaml
 from actors.files.paths import Plain, inside
 from actors.pool.pool import Pool
-from fusion.errors import InputError, unknown
+from fusion.errors import InputError, reading, unknown
 from fusion.kinds import NO_SINGLE_MODEL
 from fusion.outside_methods import ORIGINS
 from fusion.registry import METHODS
@@ -30,6 +34,9 @@ from sweeps.results.ledger import write_text
 LEARNED_BYTES = 1 << 33
 """Of what was learned, at most: routers of a large tower have some GB."""
 
+
+BATCH_NORM = ".batch_norm.safetensors"
+"""End of the name of a file of running statistics."""
 
 EXACT: Mapping[str, str] = {"precision": "fp32", "report_precision": "fp32"}
 """Precisions of a recipe whose products were all float32."""
@@ -72,6 +79,8 @@ class RecipeFile:
     """Precision of products of activations where its method learned and was chosen."""
     report_precision: str = "fp32"
     """The same where it was measured for the report."""
+    batch_norm: Model | None = None
+    """Of models with batch norm: the file of the model's running statistics, beside the recipe."""
     module: str | None = None
     """Of a method of another package: the module that has it."""
     preprocessing: str | None = None
@@ -121,8 +130,12 @@ def write(
     statistics: Sequence[str] = (),
     result_dtype: str = "base",
     precisions: Mapping[str, str] = EXACT,
+    running: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Path:
-    """Write `<folder>/<row>.yaml` atomically; a learned file is copied beside it."""
+    """Write `<folder>/<row>.yaml` atomically; a learned file is copied beside it.
+
+    `running`: running statistics of the model's batch norm, written beside it too.
+    """
     content = {
         "method": row,
         "params": dict(params),
@@ -140,8 +153,12 @@ def write(
         data = learned.read_bytes()
         with replacing(folder / f"{row}.safetensors") as part:
             part.write_bytes(data)
-        digest = hashlib.sha256(data).hexdigest()
-        content["learned"] = vars(Model(f"{row}.safetensors", digest))
+        content["learned"] = vars(Model(f"{row}.safetensors", sha256(data)))
+    if running:
+        data = save(dict(running))
+        with replacing(folder / f"{row}{BATCH_NORM}") as part:
+            part.write_bytes(data)
+        content["batch_norm"] = vars(Model(f"{row}{BATCH_NORM}", sha256(data)))
     if statistics:
         content["statistics"] = list(statistics)
     if row in ORIGINS:
@@ -240,10 +257,34 @@ def learned_data(recipe: RecipeFile, path: Path) -> bytes | None:
     Raises:
         InputError: the file is gone or has changed.
     """
-    if recipe.learned is None:
+    return None if recipe.learned is None else content_of(recipe.learned, path, "learned")
+
+
+def known_running(recipe: RecipeFile, path: Path) -> dict[str, Tensor] | None:
+    """The running statistics beside a recipe; None: it names none.
+
+    Raises:
+        InputError: the file is gone, has changed, or is damaged.
+    """
+    if recipe.batch_norm is None:
         return None
-    file = learned_file(recipe.learned, path)
-    data = read_bytes(file, f"{path}: learned", limit=LEARNED_BYTES)
-    if hashlib.sha256(data).hexdigest() != recipe.learned.sha256:
-        raise InputError(f"{path}: learned: {file} has changed since the recipe was written")
+    with reading(f"{path}: batch_norm"):
+        return dict(opened_tensors(content_of(recipe.batch_norm, path, "batch_norm")))
+
+
+def content_of(model: Model, path: Path, field: str) -> bytes:
+    """Content of a file beside a recipe.
+
+    Raises:
+        InputError: it is gone or has changed.
+    """
+    file = inside(path.parent, model.source, f"{path}: {field}.source")
+    data = read_bytes(file, f"{path}: {field}", limit=LEARNED_BYTES)
+    if sha256(data) != model.sha256:
+        raise InputError(f"{path}: {field}: {file} has changed since the recipe was written")
     return data
+
+
+def sha256(data: bytes) -> str:
+    """Hash of a file's content."""
+    return hashlib.sha256(data).hexdigest()

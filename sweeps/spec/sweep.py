@@ -361,6 +361,12 @@ class SweepSpec(Part):
         examples=["noise"],
     )
     """Methods adapt to images under it, and take statistics of such, in the place of clean ones."""
+    batch_norm: Literal["reestimate", "average"] = Field(
+        default="reestimate",
+        description="reestimate (measured on unlabelled rows of `fit`) or average",
+    )
+    """Running statistics of merged models with batch norm. `average`: the mean of the experts', of
+    selected ingredients, or with the shares of a weighted average."""
     mlflow: MlflowSpec = Field(
         default=MlflowSpec(), description="a mapping of tracking_uri, experiment and max_model_mb"
     )
@@ -509,6 +515,8 @@ def dump(spec: SweepSpec) -> str:
         del data["evaluate"]
     if spec.pool.platform == "huggingface":
         del data["pool"]["platform"]
+    if spec.batch_norm == "reestimate":
+        del data["batch_norm"]
     if spec.imports:
         data["methods"] = {IMPORT: list(spec.imports), **data["methods"]}
     return dump_yaml(data, allow_unicode=True)
@@ -535,6 +543,8 @@ def deciding(spec: SweepSpec) -> dict[str, Any]:
             del data[name]
     if spec.racing is None:
         del data["evaluate"]
+    if spec.batch_norm == "reestimate":
+        del data["batch_norm"]
     if spec.adapt_on_shift is None:
         del data["adapt_on_shift"]
     else:  # shifts may change under a sweep; this one, which is learned from, may not

@@ -27,9 +27,10 @@ def pools(
 
     Ingredients that start from models of their own tasks are of one pool a task, over that start:
     `pool-<task>.yaml`, or `pool.yaml` of one task. Where the best of each task is kept, it is an
-    expert over the base.
+    expert over the base, except in families whose classifiers are fused.
     """
-    if context.training.start is None or context.spec.keep == "best":
+    training = context.training
+    if training.start is None or (context.spec.keep == "best" and not training.own_pools):
         groups = by_head(kept)
         files = dict(zip((POOL, OTHERS), groups, strict=False))
         return {name: (context.base.folder, group) for name, group in files.items()}

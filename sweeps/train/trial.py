@@ -204,9 +204,14 @@ def measured(
         task = replace(task, head=place / HEAD)
     pool = open_pool(str(base), {task.name: str(place)})
     # A pool with one expert: the average equals the expert, if it is not rounded to the base's
-    # dtype. No cache of embeddings is read.
+    # dtype; so do averages of batch norm's statistics. No cache of embeddings is read.
     experts = local_experts(
-        pool, {task.name: task}, EmbeddingCache(place, {}), device=device, results="float32"
+        pool,
+        {task.name: task},
+        EmbeddingCache(place, {}),
+        device=device,
+        results="float32",
+        policy="average",
     )
     recipe = Recipe("simple_average")
     return {role: own_score(experts.evaluate(recipe, role).scores[task.name]) for role in roles}

@@ -68,7 +68,7 @@ def test_layers(tmp_path):
 def test_some_laws(tmp_path):
     chosen = only(laws.part(PLACE), "task_arithmetic", "ensemble")
     [merges, fuses] = lines_of(chosen, tmp_path)
-    assert (merges["laws kept"], fuses["laws kept"]) == ("8 of 8", "4 of 4")
+    assert (merges["laws kept"], fuses["laws kept"]) == ("9 of 9", "4 of 4")
 
 
 def test_speed(tmp_path):

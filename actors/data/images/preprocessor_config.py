@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from actors.data.images.preprocess import MEAN, STD
+from actors.data.images.preprocess import BILINEAR, MEAN, STD
 from actors.data.images.preprocess import Preprocess as Preprocess
 from actors.files.documents import read_json
 from fusion.errors import InputError, reading
@@ -26,7 +26,20 @@ CONVNEXT = (
     "ConvNextFeatureExtractor",
 )
 
+VIT = (
+    "ViTImageProcessor",
+    "ViTImageProcessorPil",
+    "ViTImageProcessorFast",
+    "ViTFeatureExtractor",
+)
+
+BIT = ("BitImageProcessor", "BitImageProcessorPil", "BitImageProcessorFast")
+"""The same steps, fields and defaults as CLIP's."""
+
 FILES = ("preprocessor_config.json", "processor_config.json")
+
+Parse: TypeAlias = Callable[[Mapping[str, Any], Path], Preprocess]
+"""(a processor's configuration, its file) -> the preprocessing."""
 
 STEPS = ("rescale", "normalize")
 
@@ -46,8 +59,13 @@ def read_preprocess(folder: Path) -> Preprocess:
     """
     file, config = read_file(folder)
     with reading(str(file)):
-        check(config, KINDS, file)
-        return clip(config, file)
+        return of_clip(config, file)
+
+
+def of_clip(config: Mapping[str, Any], file: Path) -> Preprocess:
+    """Parse a CLIP's configuration. See `read_preprocess`."""
+    check(config, KINDS, file)
+    return clip(config, file)
 
 
 NAMES = {
@@ -61,12 +79,13 @@ NAMES = {
 """Fields of `Preprocess` as files call them, where that is another name."""
 
 
-def difference(base: Path, expert: Path) -> str | None:
+def difference(base: Path, expert: Path, parse: Parse | None = None) -> str | None:
     """Difference between an expert's preprocessing and the base's; None: none, or no expert file.
 
     Args:
         base: the base's folder.
         expert: the folder of a model or an adapter.
+        parse: of files of these models. Default: CLIP's.
 
     Returns:
         One line with both files, the first field that differs, and both values.
@@ -78,8 +97,8 @@ def difference(base: Path, expert: Path) -> str | None:
     if found is None:
         return None
     file, config = found
-    check(config, KINDS, file)
-    theirs, ours = clip(config, file), read_preprocess(base)
+    parse = parse or of_clip
+    theirs, ours = parse(config, file), parse(read_file(base)[1], read_file(base)[0])
     for field, own in asdict(theirs).items():
         if own != getattr(ours, field):
             other, _ = read_file(base)
@@ -120,6 +139,44 @@ def convnext(config: Mapping[str, Any], file: Path) -> Preprocess:
     square = (edge, edge)
     geometry = (None, square, None) if edge >= 384 else (int(edge / share), None, square)
     return finish(config, file, geometry, (0.5,) * 3, (0.5,) * 3)
+
+
+def read_classifier(folder: Path) -> Preprocess:
+    """Read the preprocessing of an image classifier: ViT's, ConvNeXt's, BiT's or CLIP's kind.
+
+    Raises:
+        InputError: as for `read_preprocess`; another kind of image processor.
+    """
+    file, config = read_file(folder)
+    with reading(str(file)):
+        return of_classifier(config, file)
+
+
+def of_classifier(config: Mapping[str, Any], file: Path) -> Preprocess:
+    """Parse the configuration of an image classifier's processor, which must name its kind."""
+    kind = config.get("image_processor_type") or config.get("feature_extractor_type")
+    kinds = {**dict.fromkeys(VIT, vit), **dict.fromkeys(CONVNEXT, convnext)}
+    kinds |= dict.fromkeys((*BIT, *KINDS), clip)
+    if kind not in kinds:
+        raise InputError(f"{file}: image_processor_type {kind!r}; allowed: {', '.join(kinds)}")
+    check(config, tuple(kinds), file)
+    return kinds[kind](config, file)
+
+
+def vit(config: Mapping[str, Any], file: Path) -> Preprocess:
+    """Parse the configuration of a ViT's processor: resized as a whole, not cropped.
+
+    Defaults as in `transformers.ViTImageProcessor`: 224 pixels, bilinear, mean and std 0.5. A size
+    of one number is that of both sides.
+    """
+    edge, both = sizes({"size": config.get("size", 224)}, file)
+    if config.get("do_resize") is False or config.get("do_center_crop"):
+        raise InputError(f"{file}: do_resize: true and do_center_crop: false needed")
+    if isinstance(config.get("size"), Mapping) and edge is not None:
+        raise InputError(f"{file}: size: {config['size']!r}; height and width needed")
+    resize = both if edge is None else (edge, edge)
+    given = {"resample": BILINEAR, **config}
+    return finish(given, file, (None, resize, None), (0.5,) * 3, (0.5,) * 3)
 
 
 def check(config: Mapping[str, Any], kinds: tuple[str, ...], file: Path) -> None:

@@ -19,8 +19,14 @@ from actors.artifacts.recipe import BASE, Recipe
 from actors.data.task_rows import SAMPLES, Cuts, batches
 from actors.experts.in_model_training import opened, routed_logits
 from actors.experts.model_runner import Embed, ModelRunner, Predicted, completed, cut_back
-from actors.experts.recipe import learned_beta, learned_coding, opened_gate, static_method
-from actors.experts.statistics import compute_statistics
+from actors.experts.recipe import (
+    learned_beta,
+    learned_coding,
+    of_task,
+    opened_gate,
+    static_method,
+)
+from actors.experts.statistics import compute_statistics, normed
 from actors.shards.messages import Batch, Weights, for_task, weights_of
 from fusion.kinds import Row
 from fusion.methods.routed.dawin import ExpertLogits, is_oracle
@@ -64,6 +70,33 @@ def model_weights(runner: ModelRunner, recipe: Recipe) -> Weights:
     return make(recipe.method, recipe.params, statistics=keys, task=recipe.task)
 
 
+def running_of(runner: ModelRunner, recipe: Recipe) -> dict[str, Tensor]:
+    """Running statistics of the batch norm of a recipe's model; see `WeightsReader.running`.
+
+    Raises:
+        InputError: see `predict`.
+    """
+    method = METHODS.get(recipe.method)
+    alone = recipe.method == "experts" or (method is not None and method.output == "logits")
+    if not runner.norms.members or alone:
+        return {}
+
+    def found(weights: Weights, of: Recipe) -> dict[str, Tensor]:
+        with runner.filling:
+            running = normed(runner, weights, of).running
+        assert running is not None
+        return dict(running.open())
+
+    if method is None or method.output != "model_per_task":
+        return found(model_weights(runner, recipe), recipe)
+    every = runner.pipeline.weights(recipe.method, recipe.params)
+    parts: dict[str, Tensor] = {}
+    for task in runner.tasks:
+        part = found(for_task(every, task), of_task(recipe, task))
+        parts |= {f"{task}/{name}": value for name, value in part.items()}
+    return parts
+
+
 def reference_weights(runner: ModelRunner, name: str) -> Weights:
     """The weights of a reference: its own, or those of the member of the pool that it is."""
     member, make = runner.references[name], runner.pipeline.weights
@@ -87,8 +120,9 @@ def by_one(
     runner: ModelRunner, method: object, recipe: Recipe, names: Sequence[str], role: str
 ) -> Predictions:
     """One model for all tasks."""
-    weights, beta = model_weights(runner, recipe), learned_beta(recipe)
+    beta = learned_beta(recipe)
     with runner.filling:
+        weights = normed(runner, model_weights(runner, recipe), recipe)
         found = {name: classified(runner, weights, name, role) for name in names}
     return {name: each.scaled(beta) for name, each in found.items()}
 
@@ -98,8 +132,12 @@ def by_task(
 ) -> Predictions:
     """One model a task."""
     every = runner.pipeline.weights(recipe.method, recipe.params)
+
+    def own(name: str) -> Weights:
+        return normed(runner, for_task(every, name), of_task(recipe, name))
+
     with runner.filling:
-        return {name: classified(runner, for_task(every, name), name, role) for name in names}
+        return {name: classified(runner, own(name), name, role) for name in names}
 
 
 def by_embeddings(
@@ -192,6 +230,7 @@ def by_expert(runner: ModelRunner, expert: str, task: str, role: str) -> Predict
 
     def embed(given: Iterable[tuple[Tensor | slice, Batch]]) -> Iterator[Tensor]:
         weights = runner.pipeline.weights(coding=one_hot(runner.tasks, expert), own=True)
+        weights = runner.of_member(weights, expert)
         return runner.pipeline.embed(weights, (batch for _, batch in given))
 
     return completed(runner, task, role, runner.predicted_of(expert, task, role), embed)

@@ -30,6 +30,7 @@ from actors.data.task_rows import BATCH
 from actors.experts.metrics import ACCURACY
 from actors.experts.model_runner import ModelRunner, Predicted, completed
 from actors.experts.prediction.predict import Predictions, model_weights
+from actors.experts.statistics import normed
 from actors.shards.messages import Batch, Weights
 from fusion.analysis.racing import beaten, ceiling
 
@@ -111,7 +112,6 @@ def race(
     Raises:
         InputError: an unknown method or parameter, or a method without a single model.
     """
-    weights = model_weights(runner, recipe)
     counted = tasks_of(terms.metric, names, runner)
     standing = Standing({name: runner.size(name, role) for name in counted})
     order = ordered(runner, names, role, terms, counted)
@@ -119,6 +119,7 @@ def race(
     risk = (1 - terms.confidence) / looks if terms.confidence else 0.0
     parts: dict[str, list[tuple[NDArray[np.int64], Predicted]]] = {name: [] for name in names}
     with runner.filling:
+        weights = normed(runner, model_weights(runner, recipe), recipe)
         for chunk, output in zip(order, outputs(runner, weights, order, role), strict=True):
             at = 0
             for task, rows in chunk:

@@ -98,7 +98,7 @@ def narrowed(runner: ModelRunner, task: str, role: str, cache: EmbeddingCache) -
         runner.references,
         runner.precisions,
     )
-    small.filling = runner.filling
+    small.filling, small.norms = runner.filling, runner.norms
     return small
 
 
@@ -107,7 +107,7 @@ def merged(runner: ModelRunner, make: Callable[[], Weights], task: str, role: st
     size = runner.size(task, role)
     with runner.filling:
         start = time.perf_counter()
-        weights = make()
+        weights = runner.of_member(make(), BASE)  # the values of statistics change no time
         first = runner.batch(task, role, slice(0, 1))
         list(runner.pipeline.embed(weights, [first]))
         took = time.perf_counter() - start
@@ -135,7 +135,7 @@ def fastest_of(runner: ModelRunner, expert: str, task: str, role: str) -> float:
     """Seconds in which one expert, or the base, embeds the batch."""
     coding = torch.zeros(1, len(runner.tasks), 1)
     coding = coding if expert == BASE else one_hot(runner.tasks, expert)
-    weights = runner.pipeline.weights(coding=coding, own=True)
+    weights = runner.of_member(runner.pipeline.weights(coding=coding, own=True), expert)
     with runner.filling:
         list(runner.pipeline.embed(weights, [runner.batch(task, role, slice(0, 1))]))
         return fastest(lambda: embedded(runner, weights, task, role))

@@ -5,8 +5,7 @@ Axes: V vocabulary, d hidden width, C classes.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from actors.files.documents import shown
@@ -52,18 +51,12 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
 }
 """Field -> allowed values, of fields that make another model of the same tensors."""
 
-SINGLE = "single_label_classification"
-"""`problem_type` of classes of which a text has one."""
-
 DENSE = {BERT: "pooler.dense", ROBERTA: "classifier.dense"}
 """`model_type` -> layer [d, d] that the first token passes through before the classifier; tanh
 follows."""
 
 OUT = {BERT: "classifier", ROBERTA: "classifier.out_proj"}
 """`model_type` -> the classifier [C, d]."""
-
-GENERIC = re.compile(r"LABEL_\d+")
-"""What `transformers` calls a class without a name."""
 
 LEGACY = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
 """Names of the first converted checkpoints -> today's."""
@@ -125,53 +118,6 @@ def check_fit(fields: Mapping[str, Any], kind: str, file: str) -> None:
         most = min(most, fields["max_position_embeddings"] - 1)
     if type(pad) is not int or not 0 <= pad < most:
         raise InputError(f"{file}: pad_token_id: {shown(pad)}; 0 to {most - 1:,}, whole, needed")
-
-
-def labels_of(config: Mapping[str, Any], classes: int, file: str) -> tuple[str, ...]:
-    """Names of the classes in the order of the classifier's rows, from `id2label`.
-
-    Args:
-        config: of a classifier.
-        classes: C, rows of the classifier.
-        file: for the message.
-
-    Raises:
-        InputError: other keys than 0 to C − 1, a name twice, or see `check_labels`.
-    """
-    given = config.get("id2label")
-    if given is None:
-        return tuple(f"LABEL_{at}" for at in range(classes))
-    if not isinstance(given, Mapping) or sorted(map(str, given)) != sorted(
-        map(str, range(classes))
-    ):
-        keys = list(given) if isinstance(given, Mapping) else given
-        raise InputError(
-            f"{file}: id2label: {shown(keys)}; the classifier has {classes} classes: keys 0 to"
-            f" {classes - 1} needed"
-        )
-    named = {str(key): str(name) for key, name in given.items()}
-    found = tuple(named[str(at)] for at in range(classes))
-    if twice := [name for at, name in enumerate(found) if name in found[:at]]:
-        raise InputError(f"{file}: id2label: {shown(twice[0])}: the name of two classes")
-    check_labels(config, found, file)
-    return found
-
-
-def check_labels(config: Mapping[str, Any], names: Sequence[str], file: str) -> None:
-    """Raise InputError where other fields contradict `id2label`, or a text may have several
-    classes, or a number."""
-    count, back = config.get("num_labels"), config.get("label2id")
-    if count is not None and count != len(names):
-        raise InputError(f"{file}: num_labels: {shown(count)}; id2label has {len(names)} classes")
-    if isinstance(back, Mapping):
-        for at, name in enumerate(names):
-            if name in back and back[name] != at:
-                raise InputError(
-                    f"{file}: label2id: {name!r} is {shown(back[name])}; {at} in id2label"
-                )
-    kind = config.get("problem_type")
-    if kind not in (None, SINGLE):
-        raise InputError(f"{file}: problem_type: {shown(kind)}; {SINGLE} (or none) allowed")
 
 
 def encoder_tensors(fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

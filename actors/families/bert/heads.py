@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from actors.artifacts.head_file import sound, write_linear_head
@@ -18,7 +17,13 @@ from actors.checkpoints.sources import resolve
 from actors.data.task import Task
 from actors.families.bert.architecture import DENSE, OUT
 from actors.families.bert.inspect import inspected
-from actors.families.bert.validation import check_order, generic
+from actors.families.fused_classifier import (
+    check_fused,
+    check_same_order,
+    identity_fingerprints,
+    identity_head,
+)
+from actors.families.labels import check_fit
 from actors.files.fingerprint import Fingerprint, fingerprint
 from fusion.errors import InputError, reading
 from fusion.logits.head import LinearHead
@@ -34,11 +39,7 @@ def own_heads(base: Checkpoint, experts: Mapping[str, Checkpoint]) -> dict[str, 
     """
     if not base.fields["labels"]:
         return {name: each.source for name, each in experts.items() if each.fields["labels"]}
-    named = [each for each in experts.values() if not generic(each.fields["labels"])]
-    for each in named[1:]:
-        where = f"{each.name}: {each.folder / 'config.json'}: id2label"
-        ours = named[0].fields["labels"]
-        check_order(each.fields["labels"], ours, where, f"of {named[0].name}", strict=True)
+    check_same_order(experts)
     return {}
 
 
@@ -51,25 +52,8 @@ def check_heads(base: Checkpoint, tasks: Mapping[str, Task]) -> dict[str, Path]:
     labels = base.fields["labels"]
     if not labels:
         return {name: classifier(base, task).files[0] for name, task in tasks.items()}
-    for task in tasks.values():
-        if task.source.head is not None:
-            raise InputError(
-                f"tasks.{task.name}: head: {task.source.head!r}; the classifier is part of the"
-                " fused model: no head allowed"
-            )
-        check_fit(labels, task, f"{base.name}: {base.folder / 'config.json'}")
+    check_fused(base, tasks)
     return {}
-
-
-def check_fit(labels: tuple[str, ...], task: Task, where: str) -> None:
-    """Raise InputError where a classifier has other classes than a task, or in another order."""
-    if len(labels) != len(task.classnames):
-        raise InputError(
-            f"{where}: id2label: {len(labels)} classes; task {task.name!r} has"
-            f" {len(task.classnames)}"
-        )
-    whose = f"of task {task.name!r}"
-    check_order(labels, task.classnames, f"{where}: id2label", whose, strict=False)
 
 
 def classifier(base: Checkpoint, task: Task) -> Checkpoint:
@@ -108,9 +92,7 @@ def head_fingerprints(base: Checkpoint, tasks: Mapping[str, Task]) -> dict[str, 
     """
     check_heads(base, tasks)
     if base.fields["labels"]:
-        return {
-            name: fingerprint("identity-head-1", len(t.classnames)) for name, t in tasks.items()
-        }
+        return identity_fingerprints(tasks)
     pooled = parts(base)
     return {
         name: fingerprint("classifier-head-1", content_hash(classifier(base, task)), pooled)
@@ -146,7 +128,7 @@ def head_of(base: Checkpoint, task: Task) -> LinearHead:
         InputError: NaN or infinity in the classifier.
     """
     if base.fields["labels"]:
-        return LinearHead(torch.eye(len(task.classnames)))
+        return identity_head(task)
     layers = parts(base)
     names = [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
     model = classifier(base, task)

@@ -18,8 +18,9 @@ from actors.families.bert.architecture import (
     bert_fields,
     canonical,
     encoder_tensors,
-    labels_of,
 )
+from actors.families.labels import labels_of
+from actors.families.tensors import by_name, check_there, shaped
 from actors.files.documents import shown
 from fusion.errors import InputError
 
@@ -52,16 +53,8 @@ def inspected(source: str, folder: Path, config: Mapping[str, Any], name: str) -
         check_classifies(config, file)
     fields["labels"] = labels_of(config, classes, file) if classes else ()
     shapes = {**encoder_tensors(fields), **head_tensors(fields, tensors)}
-    for key, shape in shapes.items():
-        if key not in tensors:
-            there = next(iter(found.values())).file
-            raise InputError(f"{name}: {there}: tensor {key!r}: missing")
-        check_tensor(key, tensors[key], shape, f"{name}: {tensors[key].file}", folder)
-    for key in tensors:
-        if key not in shapes:
-            info = tensors[key]
-            raise InputError(f"{name}: {info.file}: tensor {info.key!r}: not part of the model")
-    ordered = {key: tensors[key] for key in shapes}
+    check_there(shapes, found, tensors, name)
+    ordered = shaped(tensors, shapes, name, folder)
     return Checkpoint(name, source, folder, config, ordered, {}, {}, fields=fields)
 
 
@@ -73,19 +66,13 @@ def sort_out(found: Mapping[str, TensorInfo], kind: str, name: str) -> dict[str,
     Raises:
         InputError: a tensor under two names.
     """
-    tensors: dict[str, TensorInfo] = {}
-    for key, info in found.items():
-        short = canonical(key)
-        unused = short.startswith("pooler.") and kind == ROBERTA
-        if unused or short in BUFFERS or short.startswith(LEFT):
-            continue
-        if short in tensors:
-            raise InputError(
-                f"{name}: {info.file}: tensor {short!r}: there twice,"
-                f" as {tensors[short].key!r} and {key!r}"
-            )
-        tensors[short] = info
-    return tensors
+
+    def unused(short: str) -> bool:
+        pooler = short.startswith("pooler.") and kind == ROBERTA
+        return pooler or short in BUFFERS or short.startswith(LEFT)
+
+    shorts = ((canonical(key), info) for key, info in found.items())
+    return by_name(((short, info) for short, info in shorts if not unused(short)), name)
 
 
 def class_count(tensors: Mapping[str, TensorInfo], kind: str) -> int:
@@ -107,19 +94,6 @@ def head_tensors(
     if classes or not out.keys().isdisjoint(tensors):
         return {**dense, **out}
     return {} if dense.keys().isdisjoint(tensors) else dense
-
-
-def check_tensor(
-    key: str, info: TensorInfo, shape: tuple[int, ...], where: str, folder: Path
-) -> None:
-    """Raise InputError where a tensor has another shape, or is none of floating point."""
-    if info.shape != shape:
-        raise InputError(
-            f"{where}: tensor {key!r}: shape {list(info.shape)};"
-            f" {folder / 'config.json'} says {list(shape)}"
-        )
-    if not info.dtype.is_floating_point:
-        raise InputError(f"{where}: tensor {key!r}: dtype {info.dtype}; floating point needed")
 
 
 def check_classifies(config: Mapping[str, Any], file: str) -> None:

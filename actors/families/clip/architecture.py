@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from actors.families.fields import check_fit, check_sizes, filled, linear, norm
 from actors.files.documents import shown
 from fusion.errors import InputError
 
@@ -62,13 +63,6 @@ LARGEST_TEXT: Mapping[str, int] = {
 """The same of the text tower, all of whose layers are built before its weights are read."""
 
 
-def check_sizes(fields: Mapping[str, Any], largest: Mapping[str, int], file: str) -> None:
-    """Raise InputError where a field is no whole number from 1 to its largest accepted value."""
-    for name, most in largest.items():
-        if type(fields[name]) is not int or not 1 <= fields[name] <= most:
-            raise InputError(f"{file}: {name}: {shown(fields[name])}; 1 to {most:,}, whole, needed")
-
-
 def vision_fields(config: Mapping[str, Any], file: str) -> dict[str, Any]:
     """Fields of the vision tower in a `config.json`, with defaults filled in.
 
@@ -124,11 +118,6 @@ def section(
     return filled(given, defaults)
 
 
-def filled(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that have a default, as given or by default."""
-    return {name: given.get(name, default) for name, default in defaults.items()}
-
-
 def mapping(config: Mapping[str, Any], name: str, file: str) -> Mapping[str, Any]:
     """One section of a configuration; an empty mapping if it is missing.
 
@@ -139,18 +128,6 @@ def mapping(config: Mapping[str, Any], name: str, file: str) -> Mapping[str, Any
     if not isinstance(found, Mapping):
         raise InputError(f"{file}: {name}: {shown(found)}; an object needed")
     return found
-
-
-def check_fit(fields: Mapping[str, Any], file: str) -> None:
-    """Raise InputError where fields contradict each other, or have a wrong type."""
-    width, heads = fields["hidden_size"], fields["num_attention_heads"]
-    if width % heads:
-        raise InputError(f"{file}: hidden_size: {width}; a multiple of the {heads} heads needed")
-    epsilon, act = fields["layer_norm_eps"], fields["hidden_act"]
-    if type(epsilon) not in (int, float) or not 0 <= epsilon <= 1:
-        raise InputError(f"{file}: layer_norm_eps: {shown(epsilon)}; a number from 0 to 1 needed")
-    if not isinstance(act, str):
-        raise InputError(f"{file}: hidden_act: {shown(act)}; the name of an activation needed")
 
 
 def vision_tensors(fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -194,16 +171,6 @@ def layers(fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         tensors |= linear(f"{layer}.mlp.fc2", inner, width)
         tensors |= norm(f"{layer}.layer_norm2", width)
     return tensors
-
-
-def linear(name: str, into: int, out: int) -> dict[str, tuple[int, ...]]:
-    """Tensors of a linear layer."""
-    return {f"{name}.weight": (out, into), f"{name}.bias": (out,)}
-
-
-def norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
-    """Tensors of a layer norm."""
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 
 def activations(fields: Mapping[str, int]) -> tuple[int, int, int]:

@@ -6,21 +6,21 @@ Axes: N images, B batch, C classes, D embedding width, H × W pixels.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import torch
 from annotated_types import Interval
 from torch import Tensor, nn
 
 from actors.artifacts.head_file import HeadKind
-from actors.data.images.augment import Augmentation
-from actors.families.clip.loss import Embed, Objective, Teacher
 from actors.families.clip.save import pixel_statistics as pixel_statistics
 from actors.families.clip.save import save_expert as save_expert
 from actors.families.clip.save import standardised as standardised
+from actors.families.images.loss import Classify, Objective
+from actors.families.images.options import ImageOptions
 from actors.training.checkpoint import STOPS, Look, blind
 from actors.training.fine_tuning import run
 from actors.training.optimizer_loop import Advance as Advance
@@ -36,9 +36,12 @@ from fusion.errors import InputError
 from fusion.logits import cosine_head
 from fusion.methods.soups.weight_averaging import freeze_batchnorm
 
+Embed: TypeAlias = Callable[[Tensor], Tensor]
+"""Standardised pixels float32 [B, 3, H, W] -> embeddings [B, D], not normalised."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuning:
+class FineTuning(ImageOptions):
     """Hyper-parameters of `fine_tune`; `finetune` of a training file has these names and ranges."""
 
     head: HeadKind = "zero_shot"
@@ -46,58 +49,18 @@ class FineTuning:
     2022, arXiv:2202.10054). The paper then trains the head with the tower, by SGD. Here the head
     stays
     frozen: all ingredients of a task share one head, so that they can be averaged and compared."""
-    epochs: Annotated[float, Interval(gt=0)] = 10.0
-    """Passes over the images; a fraction is rounded to whole steps."""
-    batch_size: Annotated[int, Interval(ge=1)] = 64
-    """Images in a step."""
-    learning_rate: Annotated[float, Interval(gt=0)] = 1e-5
-    """Highest learning rate of AdamW."""
-    weight_decay: Annotated[float, Interval(ge=0)] = 0.1
-    """Weight decay of AdamW, on matrices only (not on biases, norms and embeddings)."""
-    warmup: Annotated[float, Interval(ge=0, le=1)] = 0.1
-    """Fraction of the steps in which the learning rate rises."""
-    label_smoothing: Annotated[float, Interval(ge=0, le=1)] = 0.0
-    """Label smoothing: fraction of the target spread over all classes."""
-    clip_norm: Annotated[float, Interval(gt=0)] = 1.0
-    """Largest global gradient norm."""
-    mixup: Annotated[float, Interval(ge=0)] = 0.0
-    """`a` of Beta(a, a); 0: no mixup."""
-    augmentation: Augmentation = "none"
-    """Augmentation of the images of a step; see `augment.py`."""
-    crop_scale: Annotated[float, Interval(gt=0, le=1)] = 0.9
-    """Smallest fraction of the area that a crop keeps. Default: WiSE-FT's."""
-    operations: Annotated[int, Interval(ge=0)] = 2
-    """Number of RandAugment operations for each image."""
-    magnitude: Annotated[float, Interval(ge=0, le=30)] = 9.0
-    """Magnitude of RandAugment."""
     soft_targets: Annotated[float, Interval(ge=0, le=1)] = 0.0
     """Weight of the cross-entropy with a teacher's probabilities in the loss; the teacher is the
     base with its zero-shot head, for any `head`."""
     soft_temperature: Annotated[float, Interval(gt=0)] = 2.0
     """Divisor of the teacher's logits. Default: that of the authors' commands (their code: 4)."""
-    ema: Annotated[float, Interval(ge=0, lt=1)] = 0.0
-    """Decay of a moving average of the weights, written to `<out>-ema`, warmed up as in
-    `ema_decay`; 0: none."""
-    swa: Annotated[float, Interval(ge=0, le=1)] = 0.0
-    """Fraction of the steps, at the end, whose mean weights are written to `<out>-swa`; 0: none.
-    The schedule stays the cosine: SWA's constant rate is not used."""
-    frozen_batchnorm: bool = False
-    """Freeze the statistics of batch norm; refused for a tower without it, such as CLIP's ViT."""
-    seed: Annotated[int, Interval(ge=0)] = 0
-    """Seed of the order of images, of augmentation and mixup."""
 
     def objective(self) -> Objective:
         """The loss that a step minimises."""
-        return Objective(
-            label_smoothing=self.label_smoothing,
-            mixup=self.mixup,
-            augmentation=self.augmentation,
-            crop_scale=self.crop_scale,
-            operations=self.operations,
-            magnitude=self.magnitude,
+        return replace(
+            super().objective(),
             soft_targets=self.soft_targets,
             soft_temperature=self.soft_temperature,
-            seed=self.seed,
         )
 
 
@@ -181,7 +144,7 @@ def fine_tune(
 
         def loss(step: int, rows: Tensor) -> Tensor:
             return objective.loss(
-                step, data[rows], answers[rows], student, under, standardise, teacher
+                step, data[rows], answers[rows], classifier(student, under), standardise, teacher
             )
 
         def passes() -> Iterator[dict[str, Tensor]]:
@@ -212,7 +175,7 @@ def embedder(tower: nn.Module, projection: nn.Module) -> Embed:
     return lambda pixels: projection(tower(pixel_values=pixels).pooler_output)
 
 
-def classifier(embed: Embed, head: Tensor) -> Teacher:
+def classifier(embed: Embed, head: Tensor) -> Classify:
     """Standardised pixels -> logits with a head."""
     return lambda pixels: cosine_head.logits(embed(pixels), head)
 

@@ -6,32 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from actors.artifacts.head_file import read_head
 from actors.data.images.inputs import ImageInputs
-from actors.data.images.pixel_cache import open_pixels
 from actors.data.images.preprocessor_config import clip_preprocess
-from actors.data.task_rows import BATCH, Rows, TaskData
+from actors.data.task_rows import Rows, TaskData
 from actors.families.clip.fine_tune import FineTuning, fine_tune
 from actors.families.clip.pretrain import Sizes, pretrain
+from actors.families.images.options import STEPWISE as OF_IMAGES
+from actors.families.images.rows import images_of, outputs_of
 from actors.families.protocol import Judge, Pretraining, Training, unjudged
 from fusion.logits.head import as_head
 
-STEPWISE = (
-    "learning_rate",
-    "weight_decay",
-    "label_smoothing",
-    "clip_norm",
-    "mixup",
-    "augmentation",
-    "crop_scale",
-    "operations",
-    "magnitude",
-    "soft_targets",
-    "soft_temperature",
-)
+STEPWISE = (*OF_IMAGES, "soft_targets", "soft_temperature")
 
 NO_BATCHNORM = "a CLIP ViT has no batch norm; false allowed"
 
@@ -77,18 +65,15 @@ def fine_tune_task(
     )
 
 
-def images_of(rows: Rows) -> tuple[Tensor, Tensor]:
-    """Images uint8 [N, 3, H, W] and labels [N] of a role."""
-    pixels = open_pixels(rows.file)
-    at = slice(None) if rows.indices is None else rows.indices
-    return pixels.images[at], pixels.labels[at]
-
-
 def logits_of(rows: Rows, embed: Callable[[Tensor], Tensor], head: Tensor) -> Tensor:
     """Logits [N, C] of a role's rows under a head, on the CPU."""
-    images, _ = images_of(rows)
-    parts = [embed(part) for part in torch.split(images, BATCH)]
-    return torch.cat([as_head(head).to(z.device).logits(z).cpu() for z in parts])
+    found = as_head(head)
+
+    def logits(images: Tensor) -> Tensor:
+        z = embed(images)
+        return found.to(z.device).logits(z)
+
+    return outputs_of(rows, logits)
 
 
 def clip_training() -> Training:

@@ -43,10 +43,16 @@ def fields_of(model: type[BaseModel]) -> Iterator[FieldOfFile]:
 
 def parameters_of(owner: Callable[..., Any], known: dict[str, Parameter]) -> Iterator[FieldOfFile]:
     """Hyper-parameters of a training function or its options, in order; without examples."""
-    found = meanings(owner) if inspect.isclass(owner) else arguments(owner)
+    found = inherited(owner) if inspect.isclass(owner) else arguments(owner)
     for name, each in known.items():
         value = "required" if each.required else written(each.default)
         yield FieldOfFile(name, each.allowed, value, found.get(name, ""), "")
+
+
+def inherited(owner: type) -> dict[str, str]:
+    """`meanings` of a class, those of its bases included."""
+    parts = [each for each in reversed(owner.__mro__) if each is not object]
+    return {name: text for part in parts for name, text in meanings(part).items()}
 
 
 def meanings(owner: type) -> dict[str, str]:

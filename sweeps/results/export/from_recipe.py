@@ -7,12 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from actors.artifacts.recipe import Recipe
+from torch import Tensor
+
+from actors.artifacts.recipe import BASE, Recipe
 from actors.checkpoints.checkpoint import content_hash
-from actors.experts.recipe import learned_beta, merged, of_task, rebuilt, results_dtype
+from actors.experts.recipe import (
+    learned_beta,
+    learned_coding,
+    merged,
+    of_task,
+    rebuilt,
+    results_dtype,
+)
 from actors.files.documents import read_bytes
 from actors.files.paths import inside
 from actors.pool.pool import Pool, open_pool
+from actors.pool.running import averaged, batch_norm
 from actors.pool.vectors_on_disk import filed_vectors
 from fusion.errors import InputError
 from fusion.registry import METHODS
@@ -26,6 +36,7 @@ from sweeps.results.recipe import (
     RecipeFile,
     check_beside,
     check_single,
+    known_running,
     known_statistics,
     learned_data,
     load,
@@ -93,12 +104,37 @@ def rebuild(
                 place = inside(part, task, f"{path}: experts")
                 place.mkdir()
                 fused = merged(vectors, of_task(what, task))
+                fused |= running(recipe, path, pool, what, task)
                 fill(place, pool, fused, recipe, path, facts.of([task]), command)
         return
     fused = rebuilt(pool, what, recipe.result_dtype, statistics)
+    fused |= running(recipe, path, pool, what)
     fused |= pool.family.tempered(pool.base, fused, learned_beta(what))
     with new_folder(out) as part:
         fill(part, pool, fused, recipe, path, facts, command)
+
+
+def running(
+    recipe: RecipeFile, path: Path, pool: Pool, what: Recipe, task: str | None = None
+) -> dict[str, Tensor]:
+    """Running statistics of batch norm of a recipe's model, in the base's dtypes: those that it was
+    evaluated with, which are beside the recipe; else averages. None without batch norm.
+
+    Raises:
+        InputError: see `known_running` and `batch_norm`.
+    """
+    found = known_running(recipe, path)
+    if found is not None and task is not None:
+        start = f"{task}/"
+        found = {k.removeprefix(start): v for k, v in found.items() if k.startswith(start)}
+    if found is None and recipe.method != BASE:
+        norms = batch_norm(pool, "average")
+        coding, row = None, METHODS.get(recipe.method)
+        if norms.members and row is not None and row.learned == "coding":
+            coding, _ = learned_coding(what, pool.tasks, pool.groups)
+        given = coding, what.method, what.params
+        found = averaged(norms, pool.tasks, *given) if norms.members else None
+    return {name: value.to(pool.base.rest[name].dtype) for name, value in (found or {}).items()}
 
 
 def known_pool(recipe: RecipeFile, path: Path) -> Pool:

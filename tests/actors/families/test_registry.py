@@ -20,11 +20,17 @@ WORDS = re.compile(
     r"(?i)(?<![a-z])clip(?!_norm|ped|[a-z])|image_size|\bvision_|zero_shot|pixels?\b|pixel_"
 )
 
-ELSEWHERE = ("actors/families/clip/", "actors/data/images/", "actors/embedded/")
+ELSEWHERE = (
+    "actors/families/clip/",
+    "actors/families/vision/",
+    "actors/data/images/",
+    "actors/embedded/",
+)
 """Where the family, its data kind and the demo pool are."""
 
 ALLOWED = {
     "actors/families/registry.py": "the registry's row; training and published gates are CLIP's",
+    "actors/families/images/": "what families that read images share",
     "actors/gate_features/": "a ResNet and corruptions read images",
     "actors/training/": "gradients are clipped by torch's function",
     "actors/experts/prepare_data.py": "captioned images, which a base is pretrained on",

@@ -8,11 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from actors.families.images.resnet_architecture import resnet_fields, resnet_tensors
 from actors.gate_features.extractor import (
     load_extractor,
     open_extractor,
-    resnet_fields,
-    resnet_tensors,
 )
 from actors.shards.resident_model import ResidentModel
 from fusion.errors import InputError
@@ -170,7 +169,10 @@ def edit(folder: Path, **config: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "vit"}, "model_type 'vit'; an extractor: resnet, clip, clip_vision_model"),
+        (
+            {"model_type": "swin"},
+            "model_type 'swin'; an extractor: resnet, clip, clip_vision_model",
+        ),
         ({"hidden_sizes": []}, "hidden_sizes: []; a list of whole numbers needed"),
         ({"hidden_sizes": [8, 12]}, "[[8, 12], [1, 2, 1]]; one of each a stage needed"),
         ({"depths": [1, 0, 1]}, "depths: [1, 0, 1]; positive whole numbers needed"),

@@ -125,7 +125,7 @@ def test_layers_without_task_vectors_are_left_alone() -> None:
 @pytest.mark.parametrize(
     ("layer", "kind"),
     [
-        (lambda: nn.BatchNorm2d(4), "BatchNorm2d"),
+        (lambda: nn.BatchNorm1d(4), "BatchNorm1d"),
         (lambda: nn.GroupNorm(2, 4), "GroupNorm"),
         (lambda: nn.Conv1d(4, 4, 1), "Conv1d"),
         (lambda: nn.Conv2d(4, 4, 1, groups=2), "Conv2d"),

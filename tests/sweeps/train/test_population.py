@@ -15,7 +15,8 @@ import yaml
 from actors.artifacts.head_file import read_head
 from actors.checkpoints.checkpoint import content_hash
 from actors.families.clip.fine_tune import FineTuning, fine_tune
-from actors.families.clip.training import STEPWISE, images_of
+from actors.families.clip.training import STEPWISE
+from actors.families.images.rows import images_of
 from actors.families.registry import inspect
 from fusion.errors import InputError
 from sweeps.results.ingredient_recipes import recipe_of

@@ -59,7 +59,7 @@ def written(content: dict[str, Any], folder: Path, name: str = "t") -> Path:
     ("changes", "expected"),
     [
         ({"finetune": {"augmentation": "crop"}},
-         "finetune.augmentation: 'crop': a hyper-parameter of clip models; the base is a bert mod"),
+         "augmentation: 'crop': a hyper-parameter of clip, vision models; the base is a bert mod"),
         ({"finetune": {"head": "linear_probe"}}, "head: 'linear_probe': a hyper-parameter of"),
         ({"finetune": {"epoch": 1}}, "unknown parameter 'epoch'; did you mean 'epochs'?"),
         ({"finetune": {"lora": {}}}, "lora: {}: a hyper-parameter of t5 models; the base is a ber"),

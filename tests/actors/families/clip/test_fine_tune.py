@@ -17,12 +17,13 @@ from actors.families.clip.fine_tune import (
     staged,
     standardised,
 )
-from actors.families.clip.loss import Objective
 from actors.families.clip.pretrain import Sizes, pretrain, train_tokenizer, zero_shot_head
+from actors.families.images.loss import Objective
 from actors.files.hashes import hash_files
 from actors.training.checkpoint import Averages
 from actors.training.random_numbers import draws
 from fusion.errors import InputError
+from fusion.logits import cosine_head
 from tests.actors.training.fine_tuning import fine_tune
 
 SIZES = Sizes(patch=16, width=32, layers=1, heads=1, mlp=32, text_width=16, text_layers=1,
@@ -383,7 +384,12 @@ def test_the_loss_by_hand() -> None:
 
     def loss(**changes: Any) -> float:
         value = objective(**changes).loss(
-            1, images, labels, lambda x: z, torch.eye(2), lambda x: x.float(), lambda x: told
+            1,
+            images,
+            labels,
+            lambda x: cosine_head.logits(z, torch.eye(2)),
+            lambda x: x.float(),
+            lambda x: told,
         )
         return float(value)
 

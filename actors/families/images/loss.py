@@ -1,6 +1,6 @@
-"""Loss of a fine-tuning step: hard labels, mixup, and a teacher's soft targets.
+"""Loss of a fine-tuning step on images: hard labels, mixup, and a teacher's soft targets.
 
-Axes: B batch, C classes, D embedding width, H × W pixels.
+Axes: B batch, C classes, H × W pixels.
 """
 
 from __future__ import annotations
@@ -15,18 +15,14 @@ from torch import Tensor
 
 from actors.data.images.augment import Augmentation, augmented, mixed
 from actors.training.random_numbers import draws
-from fusion.logits import cosine_head
 
-Embed: TypeAlias = Callable[[Tensor], Tensor]
-"""Standardised pixels float32 [B, 3, H, W] -> embeddings [B, D], not normalised."""
-
-Teacher: TypeAlias = Callable[[Tensor], Tensor]
-"""Standardised pixels float32 [B, 3, H, W] -> a teacher's logits [B, C]."""
+Classify: TypeAlias = Callable[[Tensor], Tensor]
+"""Standardised pixels float32 [B, 3, H, W] -> logits [B, C]."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Hyper-parameters of the loss; see `fine_tune`."""
+    """Hyper-parameters of the loss; see `ImageOptions`."""
 
     label_smoothing: float
     mixup: float
@@ -34,19 +30,19 @@ class Objective:
     crop_scale: float
     operations: int
     magnitude: float
-    soft_targets: float
-    soft_temperature: float
     seed: int
+    soft_targets: float = 0.0
+    """Weight of the teacher's term."""
+    soft_temperature: float = 1.0
 
     def loss(
         self,
         step: int,
         images: Tensor,
         labels: Tensor,
-        embed: Embed,
-        head: Tensor,
+        student: Classify,
         standardise: Callable[[Tensor], Tensor],
-        teacher: Teacher | None = None,
+        teacher: Classify | None = None,
     ) -> Tensor:
         """(1 − s)·CE(y, z) + s·CE(softmax(z_T/T), z), the mean over the batch.
 
@@ -58,8 +54,7 @@ class Objective:
             step: with the seed, determines the random numbers.
             images: uint8 [B, 3, H, W].
             labels: int64 [B].
-            embed: the student.
-            head: the student's head [C, D].
+            student: the model that is trained.
             standardise: uint8 images -> pixels.
             teacher: required if `soft_targets` > 0.
 
@@ -76,7 +71,7 @@ class Objective:
         pixels, order, share = standardise(images), None, 1.0
         if self.mixup:
             pixels, order, share = mixed(pixels, self.mixup, draws(self.seed, step, "mixup"))
-        z = cosine_head.logits(embed(pixels), head)
+        z = student(pixels)
         value = F.cross_entropy(z, labels, label_smoothing=self.label_smoothing)
         if order is not None:
             other = F.cross_entropy(z, labels[order], label_smoothing=self.label_smoothing)

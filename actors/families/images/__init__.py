@@ -1,0 +1,1 @@
+"""What families whose models read images share."""

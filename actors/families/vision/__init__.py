@@ -1,0 +1,1 @@
+"""ViT and ResNet image classifiers with heads of their own."""

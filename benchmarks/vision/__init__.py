@@ -1,0 +1,1 @@
+"""Benchmarks of image classifiers and their fine-tuning."""
