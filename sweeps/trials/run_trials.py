@@ -41,7 +41,7 @@ TRIAL_MEMORY = 200 * 2**20
 """Memory of a trial's process; one that learns imports torch and needs about twice that. Trials
 reserve no CPU, so that they queue at the fleet and not for cores that the replicas occupy."""
 
-IN_FLIGHT = 4
+IN_FLIGHT = 2
 """Least number of concurrent trials, if there is memory for them."""
 
 PER_CORE = 8
@@ -235,7 +235,7 @@ def in_flight(replicas: int, learning: bool, memory: int, cores: int) -> int:
         cores: number of its cores.
 
     >>> [in_flight(n, False, 2**36, 16) for n in (1, 16, 64)], in_flight(1, False, 2**30, 16)
-    ([4, 32, 128], 2)
+    ([2, 32, 128], 2)
     """
     each = TRIAL_MEMORY * (2 if learning else 1)
     wanted = max(IN_FLIGHT, min(2 * replicas, PER_CORE * cores))
