@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # types for mypy and editors; at run time names load on first
     from fusion.methods.classifiers.fit_heads import greedy_ensemble as greedy_ensemble
     from fusion.methods.classifiers.fit_heads import linear_probe as linear_probe
     from fusion.methods.classifiers.fit_heads import wise_ft_linear as wise_ft_linear
+    from fusion.methods.classifiers.surgery import surgery as surgery
     from fusion.methods.geodesic.karcher import karcher as karcher
     from fusion.methods.geodesic.multislerp import multislerp as multislerp
     from fusion.methods.geodesic.nuslerp import nuslerp as nuslerp
@@ -143,6 +144,7 @@ METHOD_MODULES = {
     "concrete_task_arithmetic": "fusion.methods.learned.concrete",
     "dawe": "fusion.methods.learned.dawe",
     "frank_wolfe": "fusion.methods.learned.frank_wolfe",
+    "surgery": "fusion.methods.classifiers.surgery",
     "learned_soup": "fusion.methods.learned.learned_soup",
     "ewemoe": "fusion.methods.learned.wemoe",
     "wemoe": "fusion.methods.learned.wemoe",

@@ -30,7 +30,7 @@ Output: TypeAlias = Literal["one_model", "model_per_task", "model_per_sample", "
 """What a method returns: `one_model` merged weights for all tasks; `model_per_task` merged weights
 for each task, so the task of a sample must be known; `model_per_sample` merged weights for each
 sample or group of samples, so there is no single model to export; `logits` a classifier that reads
-the experts' outputs."""
+outputs of the experts or of a merged model."""
 
 Read: TypeAlias = Literal["weights", "inputs", "labels", "expert_logits", "statistics"]
 """What a method reads: `weights` of base and experts; `inputs` of the tasks' rows before it is
@@ -405,6 +405,15 @@ class MethodParameter(Parameter):
         return {name: row.bound(params or {})}
 
 
+def naming(
+    found: Mapping[str, Parameter], methods: Callable[[], Mapping[str, Row]]
+) -> dict[str, Parameter]:
+    """Hyper-parameters of which `of` names another method, in the table `methods`."""
+    of = found["of"]
+    named = MethodParameter(of.name, of.annotation, of.default, None, (), methods)
+    return {**found, "of": replace(named, default=named.check(of.default, ""))}
+
+
 @dataclass(frozen=True)
 class Composed(Static):
     """Kind of method that changes the result of another merge of weights, or what it merges.
@@ -435,10 +444,7 @@ class Composed(Static):
     @property
     def parameters(self) -> dict[str, Parameter]:
         """The hyper-parameters, read from the rule's signature."""
-        found = parameters(self.rule, hidden=("merge",))
-        of = found["of"]
-        named = MethodParameter(of.name, of.annotation, of.default, None, (), self.methods)
-        return {**found, "of": replace(named, default=named.check(of.default, ""))}
+        return naming(parameters(self.rule, hidden=("merge",)), self.methods)
 
     def other(self, bound: Mapping[str, Any]) -> tuple[Row, dict[str, Any]]:
         """The other method and its parameters."""
@@ -605,6 +611,10 @@ class Fitted(Learned):
         read = experts + 1 if listed is None else len(listed)
         return Footprint(models=read, passes=read)
 
+    def merged_by(self, params: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """The method whose merged model it reads, with its parameters; None: it reads experts."""
+        return None
+
     def fit(self, data: TaskEmbeddings, **params: Any) -> Fit:
         """Fit the classifier of one task.
 
@@ -624,6 +634,42 @@ class Fitted(Learned):
         """Logits [N, C] of rows by the fitted classifier of their task, at least float32."""
         bound = self.bound(params)
         return self.apply(lambda s: float32_at_least(embedded(s)), head, kept, experts, **bound)
+
+
+@dataclass(frozen=True)
+class Adapted(Fitted):
+    """Kind of method that learns a module for each task on outputs of a merged model, unlabelled.
+
+    Its rule is `rule(data, *, of, …) -> Fit`. `of` is the method that merges, with its parameters
+    (`MethodParameter`). It reads outputs of the source `MERGED`, and those of the task's expert.
+    """
+
+    methods: Callable[[], Mapping[str, Row]] = field(kw_only=True)
+    """The table in which the other method is looked up."""
+
+    @property
+    def reads(self) -> frozenset[Read]:
+        """Weights, and the outputs of the merged model and of experts on unlabelled inputs."""
+        return frozenset({"weights", "inputs"})
+
+    @property
+    def needs(self) -> str:
+        """What it reads beside weights."""
+        return "unlabelled rows of the fit split of each task"
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """The hyper-parameters, read from the rule's signature."""
+        return naming(super().parameters, self.methods)
+
+    def merged_by(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A mapping of the method that merges to its parameters."""
+        found: Mapping[str, Any] = self.bound(params)["of"]
+        return found
+
+    def footprint(self, experts: int, params: Mapping[str, Any]) -> Footprint:
+        """One merged model; the modules are not of its size."""
+        return Footprint()
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from fusion import outside_methods
 from fusion.errors import InputError
+from fusion.kinds import Adapted as Adapted
 from fusion.kinds import Adaptive as Adaptive
 from fusion.kinds import Composed as Composed
 from fusion.kinds import Fitted as Fitted
@@ -27,6 +28,7 @@ from fusion.kinds import Static as Static
 from fusion.kinds import StatisticsBased as StatisticsBased
 from fusion.methods.classifiers import fit_adapters, fit_heads
 from fusion.methods.classifiers.ensemble import ensemble
+from fusion.methods.classifiers.surgery import surgery, surgery_logits
 from fusion.methods.geodesic.karcher import karcher
 from fusion.methods.geodesic.multislerp import multislerp
 from fusion.methods.geodesic.nuslerp import nuslerp
@@ -280,6 +282,14 @@ TABLE: dict[str, Method] = {
         tall_mask,
         paper="Wang et al. 2024, arXiv:2405.07813, §4.1",
         defaults="threshold 0.4: the middle of the paper's range; scale 1",
+    ),
+    "surgery": Adapted(
+        surgery,
+        paper="Yang et al. 2024, arXiv:2402.02705 (Representation Surgery)",
+        defaults="of task arithmetic; rank 16, Adam 1e-3, 1000 steps of 16 rows: the released code",
+        apply=surgery_logits,
+        requires=frozenset({"embeddings"}),
+        methods=lambda: TABLE,
     ),
     "uniform_soup": Static(
         uniform_soup,

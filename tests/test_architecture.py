@@ -232,7 +232,7 @@ def test_images_are_named_in_the_files_of_their_page_and_in_no_other():
 
 
 KINDS = {"Static", "Composed", "PerTask", "StatisticsBased", "LogitSpace", "Selected",
-         "Fitted", "Learned", "Adaptive", "Gated", "InModel", "Routed"}  # fmt: skip
+         "Fitted", "Adapted", "Learned", "Adaptive", "Gated", "InModel", "Routed"}  # fmt: skip
 """Classes of `fusion.kinds`."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -47,12 +48,15 @@ def load_fit(data: bytes, task: str, where: str) -> dict[str, Tensor]:
 
 
 def fit(
-    data: Callable[[str], TaskEmbeddings], tasks: Iterable[str], recipe: Recipe
+    data: Callable[[str, Mapping[str, Any] | None], TaskEmbeddings],
+    tasks: Iterable[str],
+    recipe: Recipe,
 ) -> tuple[bytes, dict[str, float]]:
     """Fit a classifier to each task.
 
     Args:
-        data: task -> embeddings, labels and head of its rows.
+        data: task, and the method that merges or None (`Fitted.merged_by`) -> embeddings, labels
+            and head of its rows.
         tasks: names of the tasks.
         recipe: a method of kind `Fitted` with its hyper-parameters.
 
@@ -67,9 +71,10 @@ def fit(
         raise InputError(f"{recipe.method}: fits no classifier of embeddings")
     kept: dict[str, Mapping[str, Tensor]] = {}
     chosen: dict[str, float] = {}
+    of = method.merged_by(recipe.params)
     for task in tasks:
         try:
-            found = method.fit(data(task), **recipe.params)
+            found = method.fit(data(task, of), **recipe.params)
         except InputError as error:
             raise InputError(f"task {task!r}: {error}") from None
         kept[task] = found.kept

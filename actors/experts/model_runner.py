@@ -25,6 +25,7 @@ from actors.data.row_file import open_labels, open_lengths
 from actors.data.task_rows import BATCH, SAMPLES, Cuts, TaskData, batches, cut_rows
 from actors.data.text.written_answers import NO_CLASS, judged, texts_of
 from actors.experts.embedding_cache import EmbeddingCache
+from actors.experts.unseen_tasks import adapted_role
 from actors.gate_features.feature_cache import open_features
 from actors.pool.running import NO_BATCH_NORM, BatchNorm
 from actors.shards.messages import Batch, Weights
@@ -32,7 +33,7 @@ from actors.shards.pipeline import Pipeline
 from fusion.errors import InputError
 from fusion.logits.head import AnswerHead, Head
 from fusion.merged_layers.precision import Precision
-from fusion.methods.classifiers.interface import TaskEmbeddings
+from fusion.methods.classifiers.interface import MERGED, TaskEmbeddings
 from fusion.methods.learned.steps import MicroBatch
 from fusion.task_vectors.coding import one_hot
 from fusion.task_vectors.sparsify import Trim
@@ -147,13 +148,32 @@ class ModelRunner:
         """Held while batches run through the resident model: two alternating callers would each
         merge again what the other has overwritten."""
 
-    def task_embeddings(self, task: str) -> TaskEmbeddings:
-        """Embeddings, labels and head of one task, for classifiers on fixed embeddings."""
+    def task_embeddings(self, task: str, of: Mapping[str, Any] | None = None) -> TaskEmbeddings:
+        """Embeddings, labels and head of one task, for classifiers on fixed embeddings.
+
+        Args:
+            task: its name.
+            of: the method that merges the source `MERGED`, with its parameters. What reads it
+                adapts without labels: its fit rows are those of `adapted_role`. Default: no such
+                source.
+        """
+
+        def embedded(source: str, role: str, at: Tensor | None) -> Tensor:
+            if of is None:
+                return self.embedded_at(source, task, role, at)
+            role = adapted_role(self.data, role) if role == "fit" else role
+            if source != MERGED:
+                return self.embedded_at(source, task, role, at)
+            ((method, params),) = of.items()
+            cuts = self.cuts(task, role, at=at)
+            return self.outputs(self.pipeline.weights(method, params), task, role, cuts)
+
         return TaskEmbeddings(
             self.tasks,
             self.task_heads[task],
             lambda role: self.labels(task, role),
-            lambda source, role, at: self.embedded_at(source, task, role, at),
+            embedded,
+            task,
         )
 
     def batch_of(self, micro_batch: MicroBatch, role: str) -> Batch:
@@ -222,7 +242,10 @@ class ModelRunner:
         weights = self.pipeline.weights(
             coding=coding if expert == BASE else one_hot(self.tasks, expert), own=True
         )
-        weights = self.of_member(weights, expert)
+        return self.outputs(self.of_member(weights, expert), task, role, cuts)
+
+    def outputs(self, weights: Weights, task: str, role: str, cuts: Cuts) -> Tensor:
+        """Outputs of one model for some of a role's rows: float32, in the order of the rows."""
         cut = (self.batch(task, role, part) for part in cuts.parts)
         with self.filling:
             return cuts.joined(z.float().cpu() for z in self.pipeline.embed(weights, cut))

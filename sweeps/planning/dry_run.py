@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -21,6 +21,7 @@ from fusion.methods.soups.selection import Selection
 from fusion.methods.soups.uniform_soup import positions
 from fusion.registry import (
     METHODS,
+    Adapted,
     Fitted,
     LogitSpace,
     Routed,
@@ -97,6 +98,14 @@ def fit(method: Fitted, params: dict[str, Any], pool: Pool, spec: SweepSpec) -> 
         method.fit(stand_in(pool), **params)
 
 
+def adapt(method: Adapted, params: dict[str, Any], pool: Pool, spec: SweepSpec) -> None:
+    """Dry run of a method that learns on outputs of a merged model: of the merge, and of itself."""
+    check_tasks(pool, spec)
+    ((name, its),) = method.merged_by(params).items()
+    merge(cast(Static, METHODS[name]), its, pool, spec)
+    fit(method, params, pool, spec)
+
+
 def route(method: Routed, params: dict[str, Any], pool: Pool, spec: SweepSpec) -> None:
     """Dry run of a method that routes by the experts' logits."""
     expert_logits = torch.arange(8.0).view(4, 2)
@@ -112,6 +121,7 @@ DRY_RUNS: Mapping[type[Row], Callable[[Any, dict[str, Any], Pool, SweepSpec], No
     LogitSpace: fuse,
     Selected: select,
     Fitted: fit,
+    Adapted: adapt,
     Routed: route,
 }
 """Kind of method -> its dry run, for the kinds that do not learn in steps."""
@@ -168,4 +178,5 @@ def stand_in(pool: Pool) -> TaskEmbeddings:
         return rows if at is None else rows[at]
 
     labels = torch.arange(12) % 2
-    return TaskEmbeddings(pool.tasks, CosineHead(torch.eye(2, 8)), lambda role: labels, embedded)
+    head = CosineHead(torch.eye(2, 8))
+    return TaskEmbeddings(pool.tasks, head, lambda role: labels, embedded, pool.tasks[0])

@@ -14,6 +14,7 @@ from fusion.registry import METHODS
 from sweeps.planning.prepared import Prepared
 from sweeps.planning.shift_data import split_of
 from sweeps.planning.statistics_cost import rows_at
+from sweeps.spec.trial_key import adapts
 
 
 def shifted_images(prepared: Prepared) -> int:
@@ -42,7 +43,8 @@ def shifted_images(prepared: Prepared) -> int:
 def adapted_roles(prepared: Prepared) -> set[str]:
     """Roles whose unlabelled images some method adapts to, or takes statistics of."""
     found: set[str] = set(prepared.needs.adapts_on)
-    if any("statistics" in METHODS[name].reads for name in prepared.spec.methods):
+    rows = [METHODS[name] for name in prepared.spec.methods]
+    if any(row.fits and adapts(row) for row in rows):
         found.add("fit")
     return found
 

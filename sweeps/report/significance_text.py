@@ -257,6 +257,8 @@ def several(method: str) -> str:
         return "is one model a task"
     if row.output == "model_per_sample":
         return "is one model a sample"
+    if "inputs" in row.reads:
+        return "has a module a task"
     if row.fits:
         return "is fitted to embeddings, task by task"
     return "runs every expert on each input"

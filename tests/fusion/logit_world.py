@@ -6,7 +6,7 @@ import torch
 
 from fusion.logits.cosine_head import logits
 from fusion.logits.head import CosineHead
-from fusion.methods.classifiers.interface import TaskEmbeddings
+from fusion.methods.classifiers.interface import MERGED, TaskEmbeddings
 from fusion.registry import METHODS
 
 D, C, EXPERTS = 12, 3, ("a", "b")
@@ -32,6 +32,10 @@ class World:
             for role, y in self.labels.items()
             for source, noise in self.noise.items()
         }
+        self.z |= {  # halfway between base and the better expert
+            (MERGED, role): (self.z["pretrained", role] + self.z["b", role]) / 2
+            for role in self.labels
+        }
         self.read = set()
 
     @property
@@ -45,7 +49,7 @@ class World:
             z = self.z[source, role]
             return z if at is None else z[at]
 
-        return TaskEmbeddings(EXPERTS, CosineHead(self.head), labels, embedded)
+        return TaskEmbeddings(EXPERTS, CosineHead(self.head), labels, embedded, "b")
 
     def logits(self, name, kept, role, **params):
         row = METHODS[name]

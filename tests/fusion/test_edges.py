@@ -307,7 +307,9 @@ def test_one_expert_and_half_precision_in_the_logit_plane(name: str) -> None:
     else:
         whole = world.data
         of = CosineHead(head)
-        plane = TaskEmbeddings(("a",), of, whole.labels, lambda *at: whole.embedded(*at).half())
+        plane = TaskEmbeddings(
+            ("a",), of, whole.labels, lambda *at: whole.embedded(*at).half(), "a"
+        )
         kept = row.fit(plane).kept
         z = row.logits(lambda s: world.z[s, "report"].half(), of, kept, ("a",))
     assert z.dtype in (torch.float32, torch.float64)

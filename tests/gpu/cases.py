@@ -76,9 +76,9 @@ PLAIN: list[tuple[str, dict[str, Any]]] = [
 
 TAUGHT: list[tuple[str, dict[str, Any]]] = [
     ("adamerging", {}), ("adamerging", {"grouping": "task", "density": 0.3}),
-    ("adamerging", {"tasks_at_once": 1}), ("learned_soup", {}), ("frank_wolfe", {}),
+    ("adamerging", {"tasks_at_once": 1}), ("learned_soup", {}),
     ("dawe", {}), ("dawe", {"grouping": "layer", "batch_mean": False}), ("dawe", {"density": 0.5}),
-    ("dawe", {"delta_dtype": "bfloat16"}),
+    ("dawe", {"delta_dtype": "bfloat16"}), ("frank_wolfe", {}),
 ]  # fmt: skip
 
 IN_MODEL: list[tuple[str, dict[str, Any]]] = [

@@ -32,6 +32,7 @@ from fusion.kinds import Row
 from fusion.methods.routed.dawin import ExpertLogits, is_oracle
 from fusion.registry import (
     METHODS,
+    Adapted,
     Fitted,
     Gated,
     InModel,
@@ -158,9 +159,10 @@ def by_embeddings(
 def by_fit(
     runner: ModelRunner, method: Fitted, recipe: Recipe, names: Sequence[str], role: str
 ) -> Predictions:
-    """The classifiers that were fitted to the experts' embeddings."""
+    """The classifiers that were fitted to embeddings of the experts, or of a merged model."""
+    of = method.merged_by(recipe.params)
     return {
-        name: Predicted(fitted_logits(method, runner.task_embeddings(name), name, recipe, role))
+        name: Predicted(fitted_logits(method, runner.task_embeddings(name, of), name, recipe, role))
         for name in names
     }
 
@@ -217,6 +219,7 @@ def by_in_model(
 PREDICTORS: Mapping[type[Row], Predictor] = {
     LogitSpace: by_embeddings,
     Fitted: by_fit,
+    Adapted: by_fit,
     Routed: by_route,
     Gated: by_gate,
     InModel: by_in_model,

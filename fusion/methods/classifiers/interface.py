@@ -25,8 +25,11 @@ from fusion.task_vectors.task_vectors import accumulator
 
 BASE = "pretrained"
 
+MERGED = "merged model"
+"""Source of the outputs of the model that a method of kind `Adapted` repairs."""
+
 Embedded: TypeAlias = Callable[[str], Tensor]
-"""Source (the base, or an expert's name) -> embeddings [N, D] of the rows to classify."""
+"""Source (the base, an expert's name, or `MERGED`) -> embeddings [N, D] of the rows to classify."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +42,10 @@ class TaskEmbeddings:
     labels: Callable[[str], Tensor]
     """Role (split) -> int64 [N]."""
     embedded: Callable[[str, str, Tensor | None], Tensor]
-    """(source, role, row numbers or None for all) -> embeddings [n, D], not normalised."""
+    """(source, role, row numbers or None for all) -> embeddings [n, D], not normalised. The source
+    `MERGED` is there for methods of kind `Adapted` only."""
+    task: str = ""
+    """Its name."""
 
     @property
     def weight(self) -> Tensor:

@@ -12,6 +12,7 @@ from fusion.kinds import Row
 from fusion.methods.routed.dawin import is_oracle, transductive
 from fusion.registry import (
     METHODS,
+    Adapted,
     Adaptive,
     Fitted,
     InModel,
@@ -39,6 +40,7 @@ LEFT_OUT = "unseen tasks left out"
 WHY: Mapping[type[Row], str] = {
     PerTask: "it makes one model a task with an expert",
     Fitted: "a classifier is fitted to each seen task",
+    Adapted: "it learns a module for each task with an expert",
     Routed: "it reads all {unit}s of a task, or their labels, before it classifies them",
 }
 """Why a method is not measured on tasks that no expert is of; `unit` is what a row is."""
@@ -195,6 +197,17 @@ def fitted(
     return (f"fitted to labelled {split} embeddings, task by task{same}",)
 
 
+def adapted(
+    row: Adapted, params: Mapping[str, Any], splits: SplitSpec, under: str, unit: Kind
+) -> tuple[str, ...]:
+    """A method that learns a module for each task on outputs of a merged model."""
+    rows = f"unlabelled {splits.fit} {unit}s{f' under {under}' if under else ''}"
+    return (
+        f"adapted to {rows}, task by task",
+        f"a module a task: of each {unit} it must be known which task it is of",
+    )
+
+
 def selected(
     row: Selected, params: Mapping[str, Any], splits: SplitSpec, under: str, unit: Kind
 ) -> tuple[str, ...]:
@@ -223,6 +236,7 @@ SEEN: Mapping[type[Row], Callable[..., tuple[str, ...]]] = {
     Adaptive: stepwise,
     InModel: stepwise,
     Fitted: fitted,
+    Adapted: adapted,
     Selected: selected,
     Routed: routed,
 }

@@ -335,7 +335,8 @@ def fitted(method: str) -> Observe:
     """A classifier of the experts' outputs: its file, what was chosen, and its evaluation."""
 
     def observe(parts: Parts, caller: Caller) -> Found:
-        quick = {"epochs": 3} if "epochs" in METHODS[method].parameters else {}
+        given = {"epochs": 3, "steps": 5}
+        quick = {k: value for k, value in given.items() if k in METHODS[method].parameters}
         learned, chosen = caller.call(lambda experts: experts.fit(Recipe(method, quick)))
         kept = Recipe(method, quick, learned)
         return {"file": learned, "chosen": chosen, **evaluated(kept, caller)}

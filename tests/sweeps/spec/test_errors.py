@@ -56,8 +56,8 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"name": None}, f"name: None: {NAME}"),
     (
         {"nmae": "x"},
-        "nmae: 'x': unknown field 'nmae'; did you mean 'name'? (valid: adapt_on_shift, evaluate,"
-        " methods, metric, mlflow,"
+        "nmae: 'x': unknown field 'nmae'; did you mean 'name'? (valid: adapt_on_shift,"
+        " batch_norm, evaluate, methods, metric, mlflow,"
         " name, placement, pool, references, seed, shifts, splits, tasks)",
     ),
     # pool

@@ -31,7 +31,7 @@ SHORT = {
 
 CANNOT = {
     ("ingredients", "fisher"), ("ingredients", "regmean"), ("ingredients", "regmean_plusplus"),
-    ("ingredients", "lot"),
+    ("ingredients", "lot"), ("ingredients", "surgery"),
     ("ingredients", "emr"), ("ingredients", "tall_mask"),
 }  # fmt: skip
 """Those that need an expert's own task are refused before anything starts."""

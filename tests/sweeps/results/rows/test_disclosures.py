@@ -112,5 +112,5 @@ def test_the_word_for_a_row_is_in_the_notes_that_name_rows():
         "Static": False, "StatisticsBased": True, "PerTask": True, "Selected": False,
         "Adaptive": True,
         "InModel": True, "Gated": True, "Routed": True, "LogitSpace": False, "Fitted": False,
-        "Composed": False,
+        "Composed": False, "Adapted": True,
     }  # fmt: skip
