@@ -53,6 +53,44 @@ def table(rows: Sequence[dict[str, Any]], tasks: Sequence[str], mean: str) -> li
     return lines
 
 
+COSTS = {
+    "models": ("models in memory", 1, "g"),
+    "passes": ("passes an input", 1, "g"),
+    "extra_parameters": ("further numbers", 1, ",.0f"),
+    "mask_bits": ("bits of masks", 1, ",.0f"),
+    "merge_s": ("merge, s", 1, ".2f"),
+    "input_s": ("an input, ms", 1000, ".2f"),
+    "learn_s": ("learning, s", 1, ".0f"),
+}
+"""Field of a row's cost -> head of its column, factor, format; docs/report.md explains them."""
+
+
+def costs(folder: Path) -> list[str]:
+    """What each row of a finished sweep costs, as Markdown; `–`: it has no such cost."""
+    rows = json.loads((folder / "comparison.json").read_text())["rows"]
+    lines = [
+        "| method | " + " | ".join(head for head, *_ in COSTS.values()) + " |",
+        "|---" * (len(COSTS) + 1) + "|",
+    ]
+    for row in rows:
+        cells = [row["method"]]
+        for field, (_, factor, form) in COSTS.items():
+            value = row["cost"].get(field)
+            cells.append("–" if value is None else format(factor * value, form))
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def matrix(folder: Path, tasks: Sequence[str]) -> list[str]:
+    """Accuracy of the base and every expert on every task of a finished sweep, as Markdown."""
+    scores = json.loads((folder / "experts.json").read_text())["scores"]
+    lines = ["| model | " + " | ".join(tasks) + " |", "|---" * (len(tasks) + 1) + "|"]
+    for model in ("pretrained", *tasks):
+        cells = [f"{100 * scores[model][task]['acc']:.1f}" for task in tasks]
+        lines.append(f"| {model} | " + " | ".join(cells) + " |")
+    return lines
+
+
 def learned(folder: Path) -> list[str]:
     """Every trial of a method that learns: what varied, steps, loss and accuracy on select."""
     entries = [json.loads(path.read_text()) for path in sorted((folder / "ledger").glob("*.json"))]

@@ -202,6 +202,7 @@ def test_report_of_a_storage_as_json(folder, tmp_path, monkeypatch, capsys):
     assert "ties" in html.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_from_the_head_of_a_cluster(folder, ray_cluster):
     outputs = str(folder.path.parent)

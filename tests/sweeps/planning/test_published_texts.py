@@ -185,6 +185,7 @@ def test_full_experts_of_base_on_one_gpu(data, models, tmp_path, monkeypatch):
     assert "adapts to report: the texts it is reported on, without labels" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("models", ["base"], indirect=True)
 def test_gates_at_our_rate_read_the_base_too(data, models, tmp_path, monkeypatch):
     file = "flan_t5_base_lora_per_norm.yaml"

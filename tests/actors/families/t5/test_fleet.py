@@ -122,6 +122,7 @@ def test_what_is_learned_is_learned_in_one_process(method, fleet, parts):
     assert_same(LEARNED[method](parts, Caller(lambda: fleet.client)), wanted)
 
 
+@pytest.mark.slow
 def test_a_process_killed_while_it_decodes_changes_no_row(fleet, parts, table):
     """Shards keep nothing between tokens: the call is made again, by one that has come back."""
     recipe, wanted = recipes(parts.pool)[1], table[1]
