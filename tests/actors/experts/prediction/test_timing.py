@@ -92,3 +92,11 @@ def test_slow_calls_are_not_repeated(monkeypatch: pytest.MonkeyPatch):
     times = iter([0.0, 4.0])
     monkeypatch.setattr("actors.experts.prediction.timing.time.perf_counter", lambda: next(times))
     assert fastest(lambda: None) == 4.0
+
+
+def test_a_module_on_a_merged_model_is_timed_as_that_model(experts: LocalExperts):
+    params = {"of": {"ties": {}}, "steps": 0}
+    learned, _ = experts.fit(Recipe("surgery", params))
+    found = Time(Recipe("surgery", params, learned), "report").run(experts)
+    assert found.merge_s is not None
+    assert 0 < found.input_s < 60
