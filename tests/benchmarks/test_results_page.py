@@ -55,7 +55,7 @@ def sections(page: Path) -> list[tuple[str, list[str]]]:
     return found
 
 
-@pytest.mark.parametrize(("page", "count"), [("README.md", 1), ("docs/results.md", 4)])
+@pytest.mark.parametrize(("page", "count"), [("README.md", 1), ("docs/results.md", 5)])
 def test_accuracies_are_those_of_their_files(page: str, count: int) -> None:
     found = sections(ROOT / page)
     assert len(found) == count
@@ -63,6 +63,15 @@ def test_accuracies_are_those_of_their_files(page: str, count: int) -> None:
         written = "\n".join((RESULTS / name).read_text() for name in files)
         for figure in re.findall(r"\d+\.\d", LINK.sub("", section)):
             assert re.search(rf"(?<![\d.]){re.escape(figure)}", written), (figure, files)
+
+
+def test_the_page_of_choices_has_figures_of_its_files() -> None:
+    page = (ROOT / "docs" / "which_method.md").read_text()
+    files = LINK.findall(page)
+    assert len(files) == 4
+    written = "\n".join((RESULTS / name).read_text() for name in files)
+    for figure in re.findall(r"\d+\.\d+", LINK.sub("", page)):
+        assert re.search(rf"(?<![\d.]){re.escape(figure)}", written), figure
 
 
 def test_a_figure_that_is_not_in_the_file_is_found() -> None:

@@ -322,6 +322,7 @@ def cells(
     ink = {"condition": {"test": {"field": colour, "gte": half}, "value": "white"}, "value": "#123"}
     written = {"mark": {"type": "text"}, "encoding": {"text": {"field": "text"}, "color": ink}}
     return by_rows(label) | {
+        "padding": {"left": 5, "top": 5, "bottom": 5, "right": 45},  # for the last slanted label
         "data": {"values": list(values)},
         "encoding": {
             "y": {"field": row, "type": "nominal", "sort": list(order[0]), "title": None},
@@ -406,7 +407,7 @@ def cost(comparison: Comparison) -> Spec | None:
     scored = {"field": "score", "type": "quantitative", "scale": {"zero": False},
               "title": f"{comparison.ranked_by.title}, %"}  # fmt: skip
     across = {"field": "cost", "type": "quantitative", "scale": {"zero": False, "padding": 20},
-              "title": None, "axis": {"format": "~g", "tickCount": 8}}  # fmt: skip
+              "title": None, "axis": {"format": ".6~g", "tickCount": 8}}  # fmt: skip
     front = [
         {"window": [{"op": "max" if up else "min", "field": "score", "as": "so_far"}],
          "sort": [{"field": "cost"}, {"field": "score", "order": "descending" if up else
