@@ -142,6 +142,10 @@ class Row:
         """Whether a row's result depends on other rows of its task, or on labels."""
         return False
 
+    def merged_by(self, params: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """The method whose merged model it reads, with its parameters; None: it reads none."""
+        return None
+
     def footprint(self, experts: int, params: Mapping[str, Any]) -> Footprint:
         """Models, forward passes and masks that its result takes, of a pool of so many experts.
 
@@ -610,10 +614,6 @@ class Fitted(Learned):
         listed = bound.get("sources", range(experts))
         read = experts + 1 if listed is None else len(listed)
         return Footprint(models=read, passes=read)
-
-    def merged_by(self, params: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """The method whose merged model it reads, with its parameters; None: it reads experts."""
-        return None
 
     def fit(self, data: TaskEmbeddings, **params: Any) -> Fit:
         """Fit the classifier of one task.

@@ -55,7 +55,7 @@ def fit(
     """Fit a classifier to each task.
 
     Args:
-        data: task, and the method that merges or None (`Fitted.merged_by`) -> embeddings, labels
+        data: task, and the method that merges or None (`merged_by`) -> embeddings, labels
             and head of its rows.
         tasks: names of the tasks.
         recipe: a method of kind `Fitted` with its hyper-parameters.

@@ -27,7 +27,7 @@ from actors.experts.prediction.predict import model_weights, predict
 from actors.experts.unseen_tasks import measured
 from actors.shards.messages import Batch, Weights, for_task
 from fusion.merged_layers.precision import Precision
-from fusion.registry import METHODS, Adapted
+from fusion.registry import METHODS
 from fusion.task_vectors.coding import one_hot
 
 ROWS = SAMPLES
@@ -81,8 +81,8 @@ def timed(runner: ModelRunner, recipe: Recipe, role: str) -> Timing:
                 return for_task(runner.pipeline.weights(recipe.method, recipe.params), names[0])
 
             return merged(small, of_task, names[0], role)
-        if isinstance(method, Adapted):  # its module's product with an output is not measured
-            ((other, its),) = method.merged_by(recipe.params).items()
+        if of := method.merged_by(recipe.params):  # a module's product is not measured
+            ((other, its),) = of.items()
             return merged(small, lambda: runner.pipeline.weights(other, its), names[0], role)
         return unmerged(small, recipe, names[0], role, cache)
 
