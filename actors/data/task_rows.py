@@ -21,6 +21,9 @@ BATCH = 256
 SAMPLES = 64
 """Rows of a forward pass in which each row has a model of its own."""
 
+SYNTHETIC = "synthetic"
+"""Role of a task's synthetic rows, which are trained on and in no other role."""
+
 
 @dataclass(frozen=True)
 class Rows:

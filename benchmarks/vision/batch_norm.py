@@ -36,7 +36,10 @@ from fusion.analysis.significance import wilson
 
 TASK = "land"
 
-FIRST: Mapping[str, Any] = {"epochs": 8, "learning_rate": 3e-3, "seed": 0}
+TRAIN = 400
+"""Training images: few, so that the models differ."""
+
+FIRST: Mapping[str, Any] = {"epochs": 20, "batch_size": 32, "learning_rate": 3e-3, "seed": 0}
 """Of the base, from random weights."""
 
 RUNS: Mapping[str, Mapping[str, Any]] = {
@@ -47,7 +50,7 @@ RUNS: Mapping[str, Mapping[str, Any]] = {
     "run_5": {"learning_rate": 4e-3, "seed": 5},
     "run_6": {"learning_rate": 4e-3, "seed": 6, "mixup": 0.2, "augmentation": "flip"},
 }
-"""Fine-tunings, 6 epochs each."""
+"""Fine-tunings, 12 epochs each."""
 
 MERGES: Mapping[str, Recipe] = {
     "uniform_soup": Recipe("uniform_soup", {}),
@@ -84,7 +87,7 @@ def opened(root: Path) -> tuple[Task, Path]:
     """The drawn task, and the random model of its classes."""
     (root / TASK).mkdir()
     drawing = DRAWINGS[TASK]
-    parquet.write(root / TASK, parts(TASK, 0), drawing.classnames, drawing.templates)
+    parquet.write(root / TASK, parts(TASK, 0, TRAIN), drawing.classnames, drawing.templates)
     task = open_task(TaskSource(TASK, str(root / TASK)), "image")
     return task, write_random(root / "random", task.classnames)
 
@@ -115,7 +118,9 @@ def measured(root: Path) -> tuple[dict[tuple[bool, Policy], dict[str, float]], i
     for frozen in (False, True):
         runs = {}
         for name, given in RUNS.items():
-            options = training.options(**{"epochs": 6, "frozen_batchnorm": frozen, **given})
+            options = training.options(
+                **{"epochs": 12, "batch_size": 32, "frozen_batchnorm": frozen, **given}
+            )
             runs[name] = root / f"{name}-{frozen}"
             training.fine_tune(root / BASE, data, runs[name], options, threads=2)
         for policy in get_args(Policy):

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -36,7 +37,6 @@ from sweeps.results.folder import owned
 from sweeps.results.ledger import write_text
 from sweeps.train.base_scores import BaseScore, base_scores, verdict
 from sweeps.train.fine_tuning_context import FineTuningContext
-from sweeps.train.heads import make_heads
 from sweeps.train.ingredients import (
     Ingredient,
     chosen,
@@ -47,12 +47,14 @@ from sweeps.train.ingredients import (
     read_scores,
     result_file,
 )
+from sweeps.train.inputs.heads import make_heads
+from sweeps.train.inputs.starts import make_starts
+from sweeps.train.inputs.synthetic import add_synthetic, depends_on, open_synthetic
 from sweeps.train.pools import OTHERS, pool_yaml, pools
 from sweeps.train.population.population_spec import INTERVALS
 from sweeps.train.run_trials import run_trials
 from sweeps.train.shift_scores import score_shifts
 from sweeps.train.spec import FAMILY, TrainSpec, check_targets, default_family
-from sweeps.train.starts import make_starts
 from sweeps.train.time_estimate import fit_rows, keep_rates, opening, pretraining_length
 
 if TYPE_CHECKING:  # start-up time: MLflow
@@ -74,6 +76,7 @@ def train(spec: TrainSpec, console: Console, *, address: str | None = None) -> l
     base, training, inputs = opened(spec)
     check_corruptions(spec.shifts, inputs)
     tasks = {name: open_task(task.source(name), inputs.kind) for name, task in spec.tasks.items()}
+    synthetic = open_synthetic(spec, tasks, training, inputs.kind)
     others = open_shifts(spec.shifts, spec.splits.report, tasks)
     target = ray_connection.target(address)
     rates = Rates(cache_dir(), "cpu")
@@ -89,8 +92,9 @@ def train(spec: TrainSpec, console: Console, *, address: str | None = None) -> l
         with progress.doing("preparing the data"):
             starts = make_starts(training, base, tasks, spec.seed, out)
             data = load(starts, tasks, splits, ROLES, progress)
-            about = contexts(spec, starts, tasks, splits)
+            about = contexts(spec, starts, tasks, splits, synthetic)
         context = FineTuningContext(spec, base, starts, data, about, out, training)
+        context = add_synthetic(context, synthetic, progress)
         make_heads(context, tasks, progress)
         floor: Mapping[str, BaseScore] = {}
         with aside("the base's scores", "the same command measures them", progress.say):
@@ -98,7 +102,7 @@ def train(spec: TrainSpec, console: Console, *, address: str | None = None) -> l
         before = {each.key for task in tasks for each in context.results(task)}
         run_trials(context, progress)
         new = [r for task in tasks for r in context.results(task) if r.key not in before]
-        keep_rates(context, rates, fit_rows(tasks, splits), new, inputs)
+        keep_rates(context, rates, fit_rows(spec, tasks, splits), new, inputs)
         kept = {task: kept_of(context, task) for task in tasks}
         if spec.shifts:
             places = [(each, home(out, each, spec.keep)) for g in kept.values() for each in g]
@@ -107,7 +111,8 @@ def train(spec: TrainSpec, console: Console, *, address: str | None = None) -> l
             score_shifts(places, context, rows, progress)
     kept = {task: group for task, group in kept.items() if group}
     settings = {
-        name: t.model_dump(mode="json", exclude_defaults=True) for name, t in spec.tasks.items()
+        name: t.model_dump(mode="json", exclude_defaults=True, exclude={"synthetic"})
+        for name, t in spec.tasks.items()
     }
     cut = spec.splits.model_dump(mode="json", exclude_defaults=True)
     (out / OTHERS).unlink(missing_ok=True)
@@ -261,10 +266,15 @@ def make_base(
 
 
 def contexts(
-    spec: TrainSpec, starts: Mapping[str, Checkpoint], tasks: Mapping[str, Task], splits: Splits
+    spec: TrainSpec,
+    starts: Mapping[str, Checkpoint],
+    tasks: Mapping[str, Task],
+    splits: Splits,
+    synthetic: Mapping[str, Task] = MappingProxyType({}),
 ) -> dict[str, Fingerprint]:
     """Task -> what its trials depend on besides hyper-parameters: the model that they start from,
-    preprocessing, splits, data, and words with the tokenizer that reads them."""
+    preprocessing, splits, data, synthetic data and their filters, and words with the tokenizer that
+    reads them."""
     families = {name: family_in(start) for name, start in starts.items()}
     heads = {
         name: families[name].head_fingerprints(starts[name], {name: task})[name]
@@ -284,6 +294,7 @@ def contexts(
             list(task.classnames),
             heads[name],
             *more,
+            *depends_on(spec, synthetic, name),
         )
         for name, task in tasks.items()
     }

@@ -24,6 +24,7 @@ from actors.training.lora import Lora
 from fusion.errors import InputError, unknown
 from fusion.parameters import Parameter, parameters
 from sweeps.spec.errors import Fault, custom_error, raise_all, spec_errors
+from sweeps.spec.fields import Source
 from sweeps.spec.method import RESERVED, MethodSpec, read_parameter, searcher_faults, trials_faults
 from sweeps.spec.search_space import Choice, Grid, parse, spaces
 from sweeps.spec.shift import ShiftSpec, check_shifts
@@ -262,6 +263,48 @@ def read_pretrain(raw: Any, info: ValidationInfo) -> dict[str, Any] | None:
     return params
 
 
+class SyntheticSpec(Part):
+    """A second, synthetic data set of a task, and its filters; all rows must pass all of them."""
+
+    dataset: Source = Field(examples=["data/drawn-flowers"])
+    """The data set, of the task's classes. Its split `train` is used, or its only one. Columns are
+    called as the task's."""
+    clip_filter: bool = Field(True, description="true or false")
+    """Drops images whose class has too small a probability by the base with its zero-shot head."""
+    threshold: float | None = Field(
+        None, ge=0, lt=1, description="a number in [0, 1), or null (1 / number of classes)"
+    )
+    """Probability that `clip_filter` needs more than."""
+    per_class: int | None = Field(
+        None, ge=1, strict=True, description="an integer of at least 1, or null (all)"
+    )
+    """Images of a class that `clip_filter` keeps at most: those of the largest probability."""
+    real_filter: bool = Field(True, description="true or false")
+    """Drops images whose embedding by the base is nearer to that of a real fit image of another
+    class than to any of their own."""
+
+    @model_validator(mode="after")
+    def _filtered(self) -> SyntheticSpec:
+        given = {"threshold": self.threshold, "per_class": self.per_class}
+        faults = [
+            Fault((name,), value, "belongs to clip_filter, which is false; null allowed")
+            for name, value in given.items()
+            if value is not None and not self.clip_filter
+        ]
+        if faults:
+            raise_all(faults)
+        return self
+
+
+class TrainTaskSpec(TaskSpec):
+    """A task of a training file."""
+
+    synthetic: SyntheticSpec | None = Field(
+        None, description="a mapping of dataset and filters, or null"
+    )
+    """Synthetic images that experts are also trained on; `finetune.synthetic_share` mixes them."""
+
+
 class TrainSpec(Part):
     """A training file."""
 
@@ -280,7 +323,7 @@ class TrainSpec(Part):
         None, description="a mapping of sizes and hyper-parameters", examples=[{"steps": 1000}]
     )
     """Makes a small base first, from the tasks' data."""
-    tasks: Mapping[str, TaskSpec] = Field(
+    tasks: Mapping[str, TrainTaskSpec] = Field(
         min_length=1,
         description="a mapping of names to {dataset: …}",
         examples=[{"flowers": {"dataset": "data/flowers"}}],

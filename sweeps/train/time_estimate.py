@@ -48,7 +48,7 @@ def opening(
         row = rates.span("fine-tune", model_key(base, inputs)) * work_of(base)
     slots = ray_connection.this_machine().nodes[0].cpus
     time += rates.span("start") + fine_tuning(
-        spec, training.options, fit_rows(tasks, splits), row, out, slots
+        spec, training.options, fit_rows(spec, tasks, splits), row, out, slots
     )
     trials = sum(count(spec.finetune, task, spec.seed) for task in tasks)
     runs, of = number_format.count(trials, "fine-tuning"), number_format.count(len(tasks), "task")
@@ -63,10 +63,14 @@ def pretraining_length(spec: TrainSpec, training: Training) -> tuple[int, int]:
     return int(steps), int(batch)
 
 
-def fit_rows(tasks: Mapping[str, Task], splits: Splits) -> dict[str, int]:
-    """Task -> rows that its experts are fine-tuned on."""
+def fit_rows(spec: TrainSpec, tasks: Mapping[str, Task], splits: Splits) -> dict[str, int]:
+    """Task -> rows that its experts are fine-tuned on in one pass: as many synthetic ones, if it
+    has such."""
     places = {name: assign(task, splits)["fit"] for name, task in tasks.items()}
-    return {name: rows_at(tasks[name], place, splits) for name, place in places.items()}
+    return {
+        name: rows_at(tasks[name], place, splits) * (1 if spec.tasks[name].synthetic is None else 2)
+        for name, place in places.items()
+    }
 
 
 def passes(spec: TrainSpec, options: type[Any]) -> float:

@@ -31,8 +31,8 @@ from actors.training.checkpoint import STOPS
 from actors.training.optimizer_loop import beside
 from fusion.errors import InputError
 from sweeps.results.ledger import write_text
-from sweeps.train.heads import copy_head, given_head
 from sweeps.train.ingredients import KINDS, Trained, write_result
+from sweeps.train.inputs.heads import copy_head, given_head
 
 RUNGS = {STOPS[0]: 1, STOPS[1]: 3}
 """Fraction of a run's steps -> the rung reported at it; 9 is the end."""

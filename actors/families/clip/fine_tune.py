@@ -19,6 +19,7 @@ from actors.artifacts.head_file import HeadKind
 from actors.families.clip.save import pixel_statistics as pixel_statistics
 from actors.families.clip.save import save_expert as save_expert
 from actors.families.clip.save import standardised as standardised
+from actors.families.clip.synthetic import Synthetic
 from actors.families.images.loss import Classify, Objective
 from actors.families.images.options import ImageOptions
 from actors.training.checkpoint import STOPS, Look, blind
@@ -54,6 +55,11 @@ class FineTuning(ImageOptions):
     base with its zero-shot head, for any `head`."""
     soft_temperature: Annotated[float, Interval(gt=0)] = 2.0
     """Divisor of the teacher's logits. Default: that of the authors' commands (their code: 4)."""
+    synthetic_share: Annotated[float, Interval(ge=0, le=1)] = 0.5
+    """Share of synthetic images in the loss, of a task that has them (`tasks.<name>.synthetic`); 1:
+    real images are not trained on. Default: He et al. 2023, arXiv:2210.07574."""
+    synthetic_soft_targets: Annotated[float, Interval(ge=0, le=1)] = 0.5
+    """`soft_targets` of synthetic images. Default: that of the authors' commands."""
 
     def objective(self) -> Objective:
         """The loss that a step minimises."""
@@ -75,6 +81,7 @@ def fine_tune(
     threads: int = 1,
     device: str = "cpu",
     probe: Tensor | None = None,
+    synthetic: Synthetic | None = None,
     advance: Advance = silent,
     state: Path | None = None,
     stops: Sequence[float] = STOPS,
@@ -98,6 +105,7 @@ def fine_tune(
         threads: CPU threads; fixes the order of sums, so part of what the bits depend on.
         device: device to train on.
         probe: the probe's head [C, D], in the form of `zero_shot`; required if `head` is a probe.
+        synthetic: synthetic images, beside the real ones; None: there are none.
         advance: called after each step.
         state: file in which the state of the unfinished run is saved after each of `stops`. If it
             exists, from a run with the same arguments, the run continues from it. Values that are
@@ -134,18 +142,25 @@ def fine_tune(
             return standardised(rows, mean, std)
 
         student = embedder(tower, model.visual_projection)
-        first = embedder(frozen(tower), model.visual_projection) if options.soft_targets else None
+        other = None if synthetic is None else synthetic.to(device)
+        taught = options.soft_targets or (other is not None and other.soft_targets)
+        first = embedder(frozen(tower), model.visual_projection) if taught else None
         teacher = None if first is None else classifier(first, words)
-        objective = options.objective()
+        objective, logits = options.objective(), classifier(student, under)
 
         def seen(rows: Tensor) -> Tensor:
             with torch.no_grad():
                 return student(standardise(rows.to(device)))
 
         def loss(step: int, rows: Tensor) -> Tensor:
-            return objective.loss(
-                step, data[rows], answers[rows], classifier(student, under), standardise, teacher
-            )
+            def real() -> Tensor:
+                given = data[rows], answers[rows], logits, standardise, teacher
+                return objective.loss(step, *given)
+
+            if other is None:
+                return real()
+            size = options.batch_size
+            return other.mixed(real, objective, step, size, logits, standardise, teacher)
 
         def passes() -> Iterator[dict[str, Tensor]]:
             return (

@@ -11,15 +11,22 @@ from torch import Tensor
 from actors.artifacts.head_file import read_head
 from actors.data.images.inputs import ImageInputs
 from actors.data.images.preprocessor_config import clip_preprocess
-from actors.data.task_rows import Rows, TaskData
+from actors.data.task_rows import SYNTHETIC, Rows, TaskData
 from actors.families.clip.fine_tune import FineTuning, fine_tune
 from actors.families.clip.pretrain import Sizes, pretrain
+from actors.families.clip.synthetic import Synthetic
 from actors.families.images.options import STEPWISE as OF_IMAGES
 from actors.families.images.rows import images_of, outputs_of
 from actors.families.protocol import Judge, Pretraining, Training, unjudged
 from fusion.logits.head import as_head
 
-STEPWISE = (*OF_IMAGES, "soft_targets", "soft_temperature")
+STEPWISE = (
+    *OF_IMAGES,
+    "soft_targets",
+    "soft_temperature",
+    "synthetic_share",
+    "synthetic_soft_targets",
+)
 
 NO_BATCHNORM = "a CLIP ViT has no batch norm; false allowed"
 
@@ -34,7 +41,7 @@ def fine_tune_task(
     judge: Judge = unjudged,
     **given: Any,
 ) -> Path:
-    """Fine-tune the vision tower on a task's fit rows. See `fine_tune`.
+    """Fine-tune the vision tower on a task's fit rows, and its synthetic ones. See `fine_tune`.
 
     Args:
         base: folder of the base.
@@ -46,6 +53,10 @@ def fine_tune_task(
         given: further arguments of `fine_tune`.
     """
     images, labels = images_of(task.rows["fit"])
+    synthetic = None
+    if SYNTHETIC in task.rows:
+        more = images_of(task.rows[SYNTHETIC])
+        synthetic = Synthetic(*more, options.synthetic_share, options.synthetic_soft_targets)
     words = read_head(task.head)
     under = words if head is None else read_head(head)
 
@@ -60,6 +71,7 @@ def fine_tune_task(
         out,
         options,
         probe=None if head is None or options.head == "zero_shot" else under,
+        synthetic=synthetic,
         look=look,
         **given,
     )

@@ -26,7 +26,7 @@ from sweeps.spec.sweep import (
     SweepSpec,
     TaskSpec,
 )
-from sweeps.train.spec import TrainSpec, schema
+from sweeps.train.spec import SyntheticSpec, TrainSpec, TrainTaskSpec, schema
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 SPACE = {"$ref": "#/$defs/Space"}
@@ -81,7 +81,7 @@ def sweep_schema() -> dict[str, Any]:
 
 def train_schema() -> dict[str, Any]:
     """JSON schema of a training file: hyper-parameters of all families of models are allowed."""
-    found = described(TrainSpec, (TaskSpec, SplitSpec, ShiftSpec))
+    found = described(TrainSpec, (TrainTaskSpec, SyntheticSpec, SplitSpec, ShiftSpec))
     known: dict[str, Parameter] = {}
     for each in trainings().values():
         known = {**schema(each.options), **known}

@@ -16,7 +16,7 @@ from fusion.registry import METHODS
 from sweeps.cli.file_formats.fields import FieldOfFile, fields_of, meanings, parameters_of
 from sweeps.spec.shift import ShiftSpec
 from sweeps.spec.sweep import MlflowSpec, PlacementSpec, PoolSpec, SplitSpec, SweepSpec, TaskSpec
-from sweeps.train.spec import TrainSpec, default_family, schema
+from sweeps.train.spec import SyntheticSpec, TrainSpec, default_family, schema
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -167,6 +167,7 @@ def training_page() -> str:
     shared = {name: PARTS[name] for name in ("tasks.<name>", "splits", "shifts.<name>")}
     names = ", ".join(f"`{name}`" for name in shared)
     lines += [f"{names}: as in the [sweep file](sweep_file.md).\n"]
+    lines += parts({"tasks.<name>.synthetic": SyntheticSpec})
     for family, training in trainings().items():
         lines += [
             f"## `finetune`, {family} models\n",

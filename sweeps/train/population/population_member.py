@@ -32,8 +32,8 @@ from actors.files.paths import Plain
 from fusion.errors import InputError
 from sweeps.results.ledger import write_text
 from sweeps.spec.trial_key import digest
-from sweeps.train.heads import given_head
 from sweeps.train.ingredients import Trained, read_results, write_result
+from sweeps.train.inputs.heads import given_head
 from sweeps.train.population.population_spec import INTERVALS
 from sweeps.train.trial import made_by, scored, seed_of, words
 

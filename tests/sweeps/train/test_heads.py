@@ -25,7 +25,6 @@ from sweeps.spec.sweep import validate
 from sweeps.train import spec as trainspec
 from sweeps.train import trial
 from sweeps.train.fine_tuning_context import FineTuningContext
-from sweeps.train.heads import kinds, probe, scaled
 from sweeps.train.ingredients import (
     chosen,
     head_file,
@@ -33,6 +32,7 @@ from sweeps.train.ingredients import (
     read_results,
     settle,
 )
+from sweeps.train.inputs.heads import kinds, probe, scaled
 from sweeps.train.pools import by_head, pool_yaml
 from sweeps.train.run import contexts
 

@@ -21,8 +21,8 @@ from sweeps.train import spec as trainspec
 from sweeps.train import trial as traintrial
 from sweeps.train.fine_tuning_context import FineTuningContext
 from sweeps.train.ingredients import read_results
+from sweeps.train.inputs.starts import make_starts, start_folder
 from sweeps.train.run import ROLES, contexts, load, opened
-from sweeps.train.starts import make_starts, start_folder
 from tests.sweeps.program import TWO, comparison, in_process
 from tests.sweeps.train.test_run import command, finished, hashes
 from tests.tiny_bert import Models, make_models, write_texts

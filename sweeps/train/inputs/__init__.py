@@ -1,0 +1,1 @@
+"""What fine-tunings are given beside their rows: starts, heads, synthetic rows."""
