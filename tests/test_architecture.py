@@ -410,6 +410,7 @@ MAKERS = {
         "sweeps.planning.learning_needs",
         "sweeps.planning.prepared",
         "sweeps.planning.shift_data",
+        "sweeps.train.inputs.synthetic",
         "sweeps.train.run",
     },
     "fusion": set(),

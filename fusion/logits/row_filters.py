@@ -36,15 +36,16 @@ def confident(
     of a class at random if there are more than it needs, and fills up with less probable ones if
     there are fewer; neither is done here.
     """
-    check_labels(labels, *probabilities.shape, "probabilities")
+    rows, classes = probabilities.shape
+    check_labels(labels, rows, classes, "probabilities")
     own = probabilities.gather(1, labels[:, None])[:, 0]
-    kept = own > (1 / probabilities.shape[1] if least is None else least)
+    kept = own > (1 / classes if least is None else least)
     if most is None:
         return kept
-    for label in labels.unique().tolist():
-        rows = torch.nonzero(kept & (labels == label)).flatten()
-        order = own[rows].argsort(descending=True, stable=True)
-        kept[rows[order[most:]]] = False
+    for label in range(classes):
+        of_class = torch.nonzero(kept & (labels == label)).flatten()
+        order = own[of_class].argsort(descending=True, stable=True)
+        kept[of_class[order[most:]]] = False
     return kept
 
 
@@ -75,8 +76,9 @@ def apart(features: Tensor, labels: Tensor, real: Tensor, real_labels: Tensor) -
     check_labels(labels, len(features), int(max(labels.max(), real_labels.max())) + 1, "features")
     unit, others = (torch.nn.functional.normalize(each, dim=1) for each in (features, real))
     found = []
-    for rows, given in zip(unit.split(CHUNK), labels.split(CHUNK), strict=True):
-        cosines, same = rows @ others.T, given[:, None] == real_labels[None, :]
+    for start in range(0, len(unit), CHUNK):
+        part = slice(start, start + CHUNK)
+        cosines, same = unit[part] @ others.T, labels[part, None] == real_labels[None, :]
         own = cosines.masked_fill(~same, -torch.inf).amax(1)
         other = cosines.masked_fill(same, -torch.inf).amax(1)
         found.append((own >= other) | ~same.any(1))

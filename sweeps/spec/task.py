@@ -13,8 +13,8 @@ from fusion.errors import unknown
 from sweeps.spec.errors import Fault, custom_error, raise_all
 from sweeps.spec.fields import Part, Source, Text
 
-WORDS = ("text", "template", "targets", "metric", "objective")
-"""Fields that sweep files of images did not have."""
+WORDS = ("text", "template", "targets", "metric", "objective", "synthetic")
+"""Fields that the first files did not have; `synthetic` is one of training files alone."""
 
 
 class TaskSpec(Part):
@@ -130,4 +130,4 @@ class TaskSpec(Part):
 
     def source(self, name: str) -> TaskSource:
         """The task as data sets are opened by."""
-        return TaskSource(name, **{each: getattr(self, each) for each in type(self).model_fields})
+        return TaskSource(name, **{each: getattr(self, each) for each in TaskSpec.model_fields})

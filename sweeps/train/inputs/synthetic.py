@@ -51,9 +51,9 @@ class Counts:
 
     rows: int
     confident: int
-    """Those that pass the CLIP filter, or all without it."""
+    """Those that pass `clip_filter`, or all without it."""
     apart: int
-    """Those that pass the real filter, or all without it."""
+    """Those that pass `real_filter`, or all without it."""
     kept: int
 
 
@@ -73,7 +73,7 @@ def open_synthetic(
             continue
         what = f"tasks.{name}.synthetic"
         if SHARE not in {option.name for option in fields(training.options)}:
-            raise InputError(f"{what}: the base has no zero-shot head to filter by; a CLIP needed")
+            raise InputError(f"{what}: the base has no zero-shot head, by which rows are filtered")
         source = TaskSource(
             name, given.dataset, spec.tasks[name].image, spec.tasks[name].label,
             classnames=task.classnames,
@@ -130,13 +130,13 @@ def add_synthetic(
         kept, counts = fetched(ref)
         if not counts.kept:
             raise InputError(
-                f"tasks.{name}.synthetic: none of {counts.rows:,} images passes the filters:"
-                f" {counts.confident:,} the CLIP filter, {counts.apart:,} the real filter"
+                f"tasks.{name}.synthetic: none of {counts.rows:,} rows passes the filters:"
+                f" {counts.confident:,} pass clip_filter, {counts.apart:,} real_filter"
             )
         rows = {**data[name].rows, SYNTHETIC: replace(data[name].rows[SYNTHETIC], indices=kept)}
         data[name] = replace(data[name], rows=rows)
         counted[name] = asdict(counts)
-        progress.say(f"{name}: {counts.kept:,} of {counts.rows:,} synthetic images are kept")
+        progress.say(f"{name}: {counts.kept:,} of {counts.rows:,} synthetic rows are kept")
     write_text(context.out / FILE, json.dumps(counted, indent=1) + "\n")
     return replace(context, data=data)
 
@@ -161,8 +161,8 @@ def filtered(
     passing["real"] = passing["clip"]
     if given.clip_filter:
         probabilities = runner.logits_of(BASE, task.name, SYNTHETIC).softmax(1)
-        limits = {"least": given.threshold, "most": given.per_class}
-        passing["clip"] = confident(probabilities, labels, **limits)
+        least, most = given.threshold, given.per_class
+        passing["clip"] = confident(probabilities, labels, least=least, most=most)
     if given.real_filter:
         passing["real"] = apart(
             runner.embedded(BASE, task.name, SYNTHETIC),
