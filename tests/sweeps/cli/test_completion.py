@@ -56,5 +56,5 @@ def test_shells_complete(shell: str, typed: str, expected: list[str]) -> None:
 
 
 def test_the_shell_gets_a_script_of_completion() -> None:
-    done = sweeps({}, "--show-completion", "bash")
+    done = sweeps({"_SWEEPS_COMPLETE": "source_bash"})  # `--show-completion` of a bash
     assert "complete -o default -F _sweeps_completion sweeps" in done.stdout
